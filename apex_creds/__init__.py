@@ -1,0 +1,1 @@
+"""Short-lived, scoped credential handles for the plugins of asyncio agent runtimes."""

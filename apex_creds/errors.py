@@ -1,0 +1,301 @@
+"""Every error that a public function of apex-creds raises for what it defines.
+
+Guarantee: a message says what happened, and ``hint`` what to do next; neither ever
+contains a secret. Each class carries the exit code that the CLI ends with.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AccessDeniedError",
+    "ApexCredsError",
+    "AuditTamperedError",
+    "AuditUnavailableError",
+    "ConflictError",
+    "CorruptDocumentError",
+    "CredentialExistsError",
+    "CredentialNotFoundError",
+    "DecryptionError",
+    "ForeignDocumentError",
+    "HandleExhaustedError",
+    "HandleExpiredError",
+    "HandleForeignError",
+    "HandleRevokedError",
+    "IntegrityError",
+    "InvalidInputError",
+    "InvalidManifestError",
+    "InvalidNameError",
+    "KeyStateError",
+    "LeaseEndedError",
+    "MasterKeyError",
+    "MasterKeyNotFoundError",
+    "MasterKeyReadOnlyError",
+    "MasterKeyUnavailableError",
+    "RequestNotAllowedError",
+    "RollbackDetectedError",
+    "SecretLeakError",
+    "SecretMisuseError",
+    "SecretWipedError",
+    "StorageError",
+    "StorageFullError",
+    "StorageLockedError",
+    "StorageReadOnlyError",
+    "UnknownKeyError",
+    "UnsafeKeyringError",
+    "UnsafePathError",
+    "UnsafePermissionsError",
+    "UnsupportedFormatError",
+    "ValueTooLargeError",
+    "VaultExistsError",
+    "VaultNotFoundError",
+    "VaultSealedError",
+    "WrongMasterKeyError",
+]
+
+
+class ApexCredsError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: What happened, in one line, without any secret.
+        hint: What to do next, in one line; may be empty.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.hint))
+
+
+def _rebuild(cls: type[ApexCredsError], message: str, hint: str) -> ApexCredsError:
+    return cls(message, hint=hint)
+
+
+# -- vault -----------------------------------------------------------------------
+
+
+class VaultNotFoundError(ApexCredsError):
+    """There is no vault at the given place."""
+
+    exit_code = 3
+
+
+class VaultExistsError(ApexCredsError):
+    """A vault is there already; it is never initialised twice."""
+
+    exit_code = 3
+
+
+class VaultSealedError(ApexCredsError):
+    """The vault is sealed (or the process was forked): no key is in memory."""
+
+    exit_code = 3
+
+
+# -- master key ------------------------------------------------------------------
+
+
+class MasterKeyError(ApexCredsError):
+    """The master key could not be had or used."""
+
+    exit_code = 4
+
+
+class MasterKeyNotFoundError(MasterKeyError):
+    """The provider has no such master key (or no such version of it)."""
+
+
+class MasterKeyUnavailableError(MasterKeyError):
+    """The provider does not answer: no keyring, a locked one, no prompt."""
+
+
+class MasterKeyReadOnlyError(MasterKeyError):
+    """The provider can't be written, so the master key can't be made or rotated."""
+
+
+class UnsafeKeyringError(MasterKeyError):
+    """The selected keyring backend stores in plain text, or not at all."""
+
+
+class WrongMasterKeyError(MasterKeyError):
+    """This master key does not open this vault."""
+
+
+# -- integrity -------------------------------------------------------------------
+
+
+class IntegrityError(ApexCredsError):
+    """Stored bytes are not what this vault wrote. Nothing was changed on disk."""
+
+    exit_code = 5
+
+
+class CorruptDocumentError(IntegrityError):
+    """A document is truncated, malformed, or its MAC does not match."""
+
+
+class ForeignDocumentError(IntegrityError):
+    """A document belongs to another vault or another section."""
+
+
+class UnsupportedFormatError(IntegrityError):
+    """A document or envelope has a format version this program does not know."""
+
+
+class UnknownKeyError(IntegrityError):
+    """A key id or key version is referred to that the key store does not hold."""
+
+
+class DecryptionError(IntegrityError):
+    """A ciphertext does not open: wrong key, wrong place, or altered bytes."""
+
+
+class RollbackDetectedError(IntegrityError):
+    """A document is older than one that was seen before."""
+
+
+class KeyStateError(IntegrityError):
+    """A transition between key states that the design forbids."""
+
+
+# -- storage ---------------------------------------------------------------------
+
+
+class StorageError(ApexCredsError):
+    """The storage backend failed."""
+
+    exit_code = 6
+
+
+class UnsafePathError(StorageError):
+    """A symbolic link, a foreign owner, or something that is not a regular file."""
+
+
+class UnsafePermissionsError(StorageError):
+    """A file or directory can be read or written by others."""
+
+
+class StorageFullError(StorageError):
+    """No space left; the previous version of the document is intact."""
+
+
+class StorageReadOnlyError(StorageError):
+    """The place can't be written."""
+
+
+class StorageLockedError(StorageError):
+    """Another process holds the write lock for too long."""
+
+
+class ConflictError(StorageError):
+    """The document moved under a compare-and-set: read again and retry."""
+
+
+# -- input -----------------------------------------------------------------------
+
+
+class InvalidInputError(ApexCredsError):
+    """An argument is not acceptable."""
+
+    exit_code = 7
+
+
+class InvalidNameError(InvalidInputError):
+    """A name is empty, too long, or has characters that are not allowed."""
+
+
+class InvalidManifestError(InvalidInputError):
+    """Plugin metadata does not follow the manifest schema."""
+
+
+class ValueTooLargeError(InvalidInputError):
+    """A secret is larger than 64 KiB."""
+
+
+class CredentialNotFoundError(ApexCredsError):
+    """No such credential (told to operators only, never to plugins)."""
+
+    exit_code = 8
+
+
+class CredentialExistsError(ApexCredsError):
+    """The name is taken by a credential of another kind."""
+
+    exit_code = 8
+
+
+# -- access ----------------------------------------------------------------------
+
+
+class AccessDeniedError(ApexCredsError):
+    """The plugin may not use this credential; the text never says why."""
+
+    exit_code = 9
+
+
+class RequestNotAllowedError(AccessDeniedError):
+    """An outgoing request is outside the allowed origins, methods or paths."""
+
+
+class LeaseEndedError(AccessDeniedError):
+    """The handle's lease is over."""
+
+
+class HandleExpiredError(LeaseEndedError):
+    """The lease passed its deadline."""
+
+
+class HandleRevokedError(LeaseEndedError):
+    """The lease was revoked, or its invocation ended."""
+
+
+class HandleExhaustedError(LeaseEndedError):
+    """The lease's number of uses is spent."""
+
+
+class HandleForeignError(AccessDeniedError):
+    """The handle belongs to another invocation."""
+
+
+class SecretLeakError(ApexCredsError):
+    """A plugin let a secret out and policy makes that an error."""
+
+    exit_code = 9
+
+
+# -- secrets in memory -----------------------------------------------------------
+
+
+class SecretMisuseError(ApexCredsError, TypeError):
+    """A secret or handle was to be pickled, copied, serialised or compared."""
+
+
+class SecretWipedError(ApexCredsError):
+    """The secret was used after it was wiped."""
+
+    exit_code = 9
+
+
+# -- audit -----------------------------------------------------------------------
+
+
+class AuditUnavailableError(ApexCredsError):
+    """The audit log can't be written, so nothing is released."""
+
+    exit_code = 10
+
+
+class AuditTamperedError(ApexCredsError):
+    """The audit log does not verify."""
+
+    exit_code = 10

@@ -1,0 +1,274 @@
+"""Plain values that every layer shares: credentials, their kinds, names, clocks.
+
+Guarantee: immutable, validated on construction, and no value here holds a secret
+except the ``Secret`` inputs, which mask themselves wherever they are shown.
+"""
+
+from __future__ import annotations
+
+import time as _time
+import unicodedata
+from enum import StrEnum
+from typing import Final, NoReturn, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from apex_creds.errors import (
+    InvalidInputError,
+    InvalidNameError,
+    SecretMisuseError,
+    ValueTooLargeError,
+)
+
+MAX_NAME_BYTES: Final = 256
+MAX_SECRET_BYTES: Final = 64 * 1024
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_HEADER_TOKEN: Final = frozenset(
+    "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+)
+
+
+class Clock(Protocol):
+    """Where time comes from; tests pass a fake one."""
+
+    def time(self) -> float:
+        """Seconds since the Unix epoch, UTC."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back; deadlines use this one."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    @staticmethod
+    def time() -> float:
+        """See ``Clock``."""
+        return _time.time()
+
+    @staticmethod
+    def monotonic() -> float:
+        """See ``Clock``."""
+        return _time.monotonic()
+
+
+class CredentialKind(StrEnum):
+    """What a credential is made of."""
+
+    API_KEY = "api_key"
+    OAUTH_TOKEN = "oauth_token"  # noqa: S105 - a kind, not a password
+    BASIC = "basic"
+    GENERIC = "generic"
+
+
+SECTIONS: Final[dict[CredentialKind, str]] = {
+    CredentialKind.API_KEY: "api_keys",
+    CredentialKind.OAUTH_TOKEN: "oauth_tokens",
+    CredentialKind.BASIC: "basic_auth",
+    CredentialKind.GENERIC: "generic",
+}
+"""The section (storage document) of each kind; also the order of look-ups."""
+
+
+def check_name(name: str, *, what: str = "name") -> str:
+    """Returns ``name`` if it can name something; NFC, 1 to 256 bytes of UTF-8.
+
+    Raises:
+        InvalidNameError: Empty, too long, not NFC, surrounded by white space, or with
+            control, format (bidi), surrogate or line-separator characters.
+    """
+    hint = f"Use 1 to {MAX_NAME_BYTES} bytes of printable text without line breaks."
+    if not name or len(name) > MAX_NAME_BYTES:
+        raise InvalidNameError(f"The {what} is empty or too long.", hint=hint)
+    if any(unicodedata.category(c) in _BAD_CATEGORIES for c in name):
+        raise InvalidNameError(f"The {what} has control characters.", hint=hint)
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise InvalidNameError(f"The {what} is too long.", hint=hint)
+    if name != name.strip() or not unicodedata.is_normalized("NFC", name):
+        raise InvalidNameError(f"The {what} is padded or not in NFC.", hint=hint)
+    return name
+
+
+_BAD_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
+
+
+class Origin(msgspec.Struct, frozen=True, order=True):
+    """Scheme, host and port of a URL (RFC 6454), in one canonical form."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Origin:
+        """Reads ``https://host[:port]``.
+
+        Raises:
+            InvalidInputError: Not an http(s) origin, or with a path, user or query.
+        """
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+            host = (parts.hostname or "").encode("idna").decode() if parts.hostname else ""
+        except (ValueError, UnicodeError):
+            raise _bad_origin(text) from None
+        bare = parts.path in ("", "/") and not parts.query and not parts.fragment
+        if parts.scheme not in _DEFAULT_PORTS or not host or not bare or "@" in parts.netloc:
+            raise _bad_origin(text)
+        return cls(parts.scheme, host.lower(), port or _DEFAULT_PORTS[parts.scheme])
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.port == _DEFAULT_PORTS[self.scheme]:
+            return f"{self.scheme}://{host}"
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def _bad_origin(text: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{text[:80]!r} is not an origin.", hint="Write it like https://api.example.com[:port]."
+    )
+
+
+class DeliveryStyle(StrEnum):
+    """How the secret travels in a request."""
+
+    BEARER = "bearer"
+    HEADER = "header"
+    QUERY = "query"
+    BASIC = "basic"
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """How a credential is sent: ``bearer``, ``header:X-Api-Key``, ``query:key``, ``basic``."""
+
+    style: DeliveryStyle
+    field: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Delivery:
+        """Reads the textual form.
+
+        Raises:
+            InvalidInputError: Unknown style, or a header or query name that is none.
+        """
+        style, _, field = text.partition(":")
+        named = style in ("header", "query")
+        usable = bool(field) and len(field) <= 128 and set(field) <= _HEADER_TOKEN
+        if style not in set(DeliveryStyle) or named is not bool(field) or (named and not usable):
+            raise InvalidInputError(
+                f"{text[:80]!r} is not a way to send a credential.",
+                hint="Use bearer, basic, header:NAME or query:NAME.",
+            )
+        return cls(DeliveryStyle(style), field)
+
+    def __str__(self) -> str:
+        return f"{self.style}:{self.field}" if self.field else self.style.value
+
+
+class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be known of a credential without opening it.
+
+    Attributes:
+        id: 32 hexadecimal digits, the same through all versions.
+        version: Grows by one with each put, from 1.
+        created: Unix seconds; so are ``updated`` and ``expires``.
+        token_type: Of an OAuth token, as is ``scope``.
+    """
+
+    id: str
+    name: str
+    service: str
+    kind: CredentialKind
+    version: int
+    delivery: Delivery
+    origins: tuple[Origin, ...]
+    created: float
+    updated: float
+    expires: float | None = None
+    token_type: str = ""
+    scope: str = ""
+
+
+class Secret:
+    """A secret on its way into the vault: named parts of bytes, shown as ``***``.
+
+    Use one of the subclasses. ``parts`` maps a field's name to its bytes; at most
+    64 KiB together.
+    """
+
+    __slots__ = ("kind", "parts")
+
+    def __init__(self, kind: CredentialKind, parts: dict[str, bytes]) -> None:
+        if not any(parts.values()):
+            raise InvalidInputError("The secret is empty.", hint="Give a value.")
+        if sum(map(len, parts.values())) > MAX_SECRET_BYTES:
+            raise ValueTooLargeError("The secret is larger than 64 KiB.")
+        self.kind = kind
+        self.parts = parts
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(***)"
+
+    def __reduce__(self) -> NoReturn:
+        raise SecretMisuseError("A secret can't be pickled or copied.")
+
+
+class ApiKey(Secret):
+    """A single string, sent as it is."""
+
+    __slots__ = ()
+
+    def __init__(self, value: str) -> None:
+        super().__init__(CredentialKind.API_KEY, {"value": _utf8(value)})
+
+
+class OAuthToken(Secret):
+    """An access token, perhaps with a refresh token (RFC 6749, section 5.1)."""
+
+    __slots__ = ("expires_at", "scope", "token_type")
+
+    def __init__(
+        self,
+        access_token: str,
+        *,
+        refresh_token: str = "",
+        expires_at: float | None = None,
+        token_type: str = "Bearer",  # noqa: S107 - a type, not a password
+        scope: str = "",
+    ) -> None:
+        parts = {"access": _utf8(access_token), "refresh": _utf8(refresh_token)}
+        super().__init__(CredentialKind.OAUTH_TOKEN, parts)
+        self.expires_at = expires_at
+        self.token_type = token_type
+        self.scope = scope
+
+
+class BasicAuth(Secret):
+    """A user and a password (RFC 7617)."""
+
+    __slots__ = ()
+
+    def __init__(self, user: str, password: str) -> None:
+        if ":" in user:
+            raise InvalidInputError("A user name can't contain a colon (RFC 7617).")
+        parts = {"user": _utf8(user), "password": _utf8(password)}
+        super().__init__(CredentialKind.BASIC, parts)
+
+
+class GenericSecret(Secret):
+    """Any bytes: a private key, a certificate, a token of a kind of its own."""
+
+    __slots__ = ()
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(CredentialKind.GENERIC, {"value": bytes(data)})
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError("The secret is not valid Unicode text.") from None
