@@ -1,0 +1,29 @@
+"""Fixtures that every test may use: one async backend, and a home of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_OWN = ("APEX_CREDS_", "XDG_", "PYTHON_KEYRING_")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Async tests (``pytestmark = pytest.mark.anyio``) run on asyncio alone."""
+    return "asyncio"
+
+
+@pytest.fixture
+def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty 0700 home; nothing of the user's settings, keyring or vault is reachable."""
+    for name in [name for name in os.environ if name.startswith(_OWN)]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    return home
