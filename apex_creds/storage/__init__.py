@@ -1,0 +1,10 @@
+"""Where documents live: named opaque bytes behind compare-and-set.
+
+Guarantee: a backend is not trusted with anything but availability. It holds bytes that
+the layer above has encrypted and authenticated, and it never looks into them.
+"""
+
+from apex_creds.storage.base import Shredded, Storage, Stored, Token, WriteResult
+from apex_creds.storage.memory import MemoryStorage
+
+__all__ = ["MemoryStorage", "Shredded", "Storage", "Stored", "Token", "WriteResult"]
