@@ -1,0 +1,47 @@
+# make demo | test | lint | bench | format | clean.  Each makes what it needs, once.
+#
+#   make test ARGS='tests/crypto -k aead'      ARGS go to pytest
+#   make demo ARGS='--master keyring:'         ARGS go to `apex-creds demo`
+#   make bench ARGS='--json'                   ARGS go to benchmarks/invoke.py
+#   PYTHON=/path/to/python make test           another interpreter (with VENV=.venv-other)
+
+VENV ?= .venv
+BENCH_VENV ?= .venv-bench
+ARGS ?=
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench format clean core dev
+
+help:
+	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+
+core:
+	@scripts/bootstrap.sh $(VENV) core
+
+dev:
+	@scripts/bootstrap.sh $(VENV) dev
+
+demo: core
+	@$(BIN)/apex-creds demo $(ARGS)
+
+test: dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# The peers pin versions of their own, so they never share an environment with the tests.
+bench:
+	@scripts/bootstrap.sh $(BENCH_VENV) bench
+	@$(BENCH_VENV)/bin/python -m benchmarks.invoke $(ARGS)
+
+format: dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

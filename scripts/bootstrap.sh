@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Makes a virtual environment with apex-creds in it, and what it needs from Debian.
+#
+#   scripts/bootstrap.sh VENV PROFILE     PROFILE: core | dev | bench
+#
+# Does nothing, quickly, when that was done for this pyproject.toml. Python: $PYTHON, else the
+# first of 3.11, 3.12, 3.13 that is here. As root it installs missing Debian packages; as
+# another user it says in one line what to install.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=${1:-.venv}
+profile=${2:-core}
+stamp="$venv/.apex-creds-$profile"
+
+say() { echo "bootstrap: $*" >&2; }
+
+debian_packages() {
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        return 1
+    fi
+    say "apt-get install $*"
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"; } >/dev/null
+}
+
+# The real keyring of the end-to-end tests and of `make demo MASTER=keyring:`.
+keyring_packages() {
+    [ "$(uname -s)" = Linux ] || return 0
+    command -v gnome-keyring-daemon >/dev/null && command -v dbus-daemon >/dev/null && return 0
+    debian_packages gnome-keyring dbus ||
+        say "the tests of a real keyring will be skipped; to run them: sudo apt-get install gnome-keyring dbus"
+}
+
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        echo "$PYTHON"
+    else
+        scripts/pythons.sh | head -n 1 | cut -d ' ' -f 2-
+    fi
+}
+
+make_venv() {
+    local python minor
+    python=$(find_python)
+    if [ -z "$python" ]; then
+        say "no Python 3.11, 3.12 or 3.13 here; install one: sudo apt-get install python3 python3-venv"
+        exit 1
+    fi
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        minor=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        debian_packages "python$minor-venv" || {
+            say "Python's venv module is missing; install it: sudo apt-get install python$minor-venv"
+            exit 1
+        }
+    fi
+    say "making $venv with $python"
+    "$python" -m venv --clear "$venv"
+}
+
+# What the stamp is about: an environment moved or made for another checkout is not this one.
+signature() { { pwd && cat pyproject.toml; } | cksum; }
+
+[ "$profile" = core ] || keyring_packages
+if [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; then
+    for done in "$stamp" "$venv/.apex-creds-dev"; do
+        [ "$profile" = bench ] && [ "$done" != "$stamp" ] && continue
+        [ "$(cat "$done" 2>/dev/null)" = "$(signature)" ] && exit 0
+    done
+else
+    make_venv
+fi
+
+case $profile in
+    core) what=. ;;
+    *) what=".[$profile]" ;;
+esac
+say "installing $what into $venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
+    --root-user-action=ignore --editable "$what"
+signature >"$stamp"
