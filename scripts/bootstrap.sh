@@ -33,10 +33,12 @@ keyring_packages() {
 }
 
 find_python() {
+    local first
     if [ -n "${PYTHON:-}" ]; then
         echo "$PYTHON"
     else
-        scripts/pythons.sh | head -n 1 | cut -d ' ' -f 2-
+        read -r _ first < <(scripts/pythons.sh) || true
+        echo "${first:-}"
     fi
 }
 

@@ -64,8 +64,7 @@ def blocks(page: str) -> list[Block]:
         end = _closing(lines, number)
         kind, argument = _mark_before(lines, number)
         inside = (line.removeprefix(fence["indent"]) for line in lines[number + 1 : end])
-        text = "".join(f"{line}
-" for line in inside)
+        text = "".join(f"{line}\n" for line in inside)
         found.append(Block(number + 1, fence["language"], text, kind, argument))
         number = end + 1
     return found

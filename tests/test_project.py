@@ -110,7 +110,7 @@ class TestSnippets:
         page = (
             "```bash\necho hello > note\n```\ntext\n"
             "```console\n$ cat note\nhello\n$ pwd\n...home\n```\n"
-            "```python\nassert __import__('pathlib').Path('note').read_text() == 'hello\\n'\n```\n"
+            "```python\nassert len(__import__('os').listdir()) == 1\n```\n"
             "```json\n{not run}\n```\n"
         )
         assert self.run(page, fresh_home) == 3
