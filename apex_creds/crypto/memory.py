@@ -1,0 +1,701 @@
+"""Locked memory for secrets, and the libsodium calls that work on it.
+
+Guarantees:
+
+- A secret lies in a slot of memory that is locked (where the system allows it; else one
+  log line says so), absent from core dumps, and read as zeros by a forked child, where
+  every use raises ``VaultSealedError``.
+- A slot is wiped when its ``SecretBytes`` is closed or collected, and given out again
+  only if nobody can still read it: one that a view keeps alive is never used again.
+- Closing a key in one thread while another computes with it ends in
+  ``SecretWipedError``, never in output under a half-wiped key.
+- ``nacl._sodium`` is touched in this file only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import mmap
+import os
+import sys
+import threading
+import weakref
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, Self, TypeAlias, final
+
+from nacl import _sodium  # type: ignore[attr-defined]  # compiled, without a stub
+
+from apex_creds.errors import (
+    InvalidInputError,
+    SecretMisuseError,
+    SecretWipedError,
+    VaultSealedError,
+)
+
+__all__ = [
+    "Buffer",
+    "Hardening",
+    "SecretArena",
+    "SecretBytes",
+    "arena",
+    "harden_process",
+]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""What the functions of this package read bytes from, besides ``SecretBytes``."""
+
+_Pointer: TypeAlias = Any
+_ffi: Any = _sodium.ffi
+_lib: Any = _sodium.lib
+_memzero: Any = _sodium.lib.sodium_memzero
+_memmove: Any = _sodium.ffi.memmove
+_from_buffer: Any = _sodium.ffi.from_buffer
+_buffer: Any = _sodium.ffi.buffer
+_lib.sodium_init()
+
+_log = logging.getLogger("apex_creds.memory")
+_CHUNK_BYTES: Final = 256 * 1024
+_BATCH_BYTES: Final = 4096
+_PAGE: Final = mmap.PAGESIZE
+# The last class holds the largest credential (64 KiB) together with its parts header.
+_SIZES: Final = (64, 256, 1024, 4096, 16384, 65536 + 4096)
+_MADV_WIPEONFORK: Final = 18
+_PR_SET_DUMPABLE: Final = 4
+
+_epoch = 0  # grows in a forked child: slots made before the fork are dead there
+_warned = False
+
+
+class _Chunk:
+    """One mapping: locked, not dumped, not inherited, as far as the system allows."""
+
+    __slots__ = ("base", "locked", "map", "size", "used", "wiped_on_fork")
+
+    def __init__(self, size: int) -> None:
+        self.map = _anonymous_map(size)
+        self.base = _from_buffer("unsigned char[]", self.map)
+        self.size = size
+        self.used = 0
+        self.locked = _lib.sodium_mlock(self.base, size) == 0
+        _advise(self.map, getattr(mmap, "MADV_DONTDUMP", None))
+        wipe = _MADV_WIPEONFORK if sys.platform == "linux" else None
+        self.wiped_on_fork = _advise(self.map, wipe)
+        if not self.locked:
+            _warn_unlocked()
+
+
+class _Slot:
+    """A piece of a chunk; ``free`` is the list it goes back to, None for a large one."""
+
+    __slots__ = ("arena", "chunk", "epoch", "free", "pointer", "size")
+
+    def __init__(
+        self, arena: SecretArena, chunk: _Chunk, size: int, free: list[_Slot] | None
+    ) -> None:
+        self.arena = arena
+        self.chunk = chunk  # keeps the mapping alive
+        self.pointer = chunk.base + chunk.used
+        self.size = size
+        self.free = free
+        self.epoch = _epoch
+        chunk.used += size
+
+    def __del__(self) -> None:
+        # Reached by a slot that was lost, as by a KeyboardInterrupt inside close().
+        with contextlib.suppress(AttributeError, TypeError):
+            _memzero(self.pointer, self.size)
+
+
+class SecretArena:
+    """Hands out slots of protected memory, by size classes, from any thread."""
+
+    def __init__(self) -> None:
+        self._reset()
+        self._graves: list[_Chunk] = []
+        _arenas.add(self)
+
+    def _reset(self) -> None:
+        # Re-entrant, since the garbage collector or a signal handler may come back here.
+        self._lock = threading.RLock()
+        self._chunks: list[_Chunk] = []
+        self._free: tuple[list[_Slot], ...] = tuple([] for _ in _SIZES)
+        self._carved = 0
+        self._large: set[_Slot] = set()
+        self._quarantine: list[_Slot] = []
+
+    @property
+    def locked(self) -> bool:
+        """Whether all of the arena's memory is locked against swapping."""
+        with self._lock:
+            if not self._chunks:
+                self._chunks.append(_Chunk(_CHUNK_BYTES))
+            large = [slot.chunk for slot in self._large]
+            return all(chunk.locked for chunk in self._chunks + large)
+
+    @property
+    def open_slots(self) -> int:
+        """How many secrets are open now (exact when no other thread is at work)."""
+        with self._lock:
+            idle = sum(len(free) for free in self._free) + len(self._quarantine)
+            return self._carved + len(self._large) - idle
+
+    @property
+    def quarantined(self) -> int:
+        """How many slots were given up because something could still read them."""
+        return len(self._quarantine)
+
+    def allocate(self, length: int) -> SecretBytes:
+        """Returns ``length`` zero bytes of this arena.
+
+        Raises:
+            InvalidInputError: The length is negative.
+        """
+        return SecretBytes(length, source=self)
+
+    def _take(self, length: int) -> _Slot:
+        index = bisect_left(_SIZES, length)
+        if index == len(_SIZES):
+            return self._map_large(length)
+        try:
+            return self._free[index].pop()
+        except IndexError:
+            return self._carve(index)
+
+    def _carve(self, index: int) -> _Slot:
+        size, free = _SIZES[index], self._free[index]
+        count = max(1, _BATCH_BYTES // size)
+        with self._lock:
+            chunk = self._chunk_with(size * count)
+            slots = [_Slot(self, chunk, size, free) for _ in range(count)]
+            self._carved += count
+        last = slots.pop()
+        free.extend(slots)
+        return last
+
+    def _chunk_with(self, room: int) -> _Chunk:
+        for chunk in self._chunks:
+            if chunk.size - chunk.used >= room:
+                return chunk
+        self._chunks.append(_Chunk(_CHUNK_BYTES))
+        return self._chunks[-1]
+
+    def _map_large(self, length: int) -> _Slot:
+        size = -(-length // _PAGE) * _PAGE
+        slot = _Slot(self, _Chunk(size), size, None)
+        self._large.add(slot)
+        return slot
+
+    def _give(self, slot: _Slot, length: int, *, unread: bool) -> None:
+        """Wipes a slot and takes it back, or sets it aside where it is still readable."""
+        _memzero(slot.pointer, length)
+        if slot.epoch != _epoch:
+            return
+        if unread and slot.free is not None:
+            slot.free.append(slot)
+        else:
+            self._retire(slot, unread=unread)
+
+    def _retire(self, slot: _Slot, *, unread: bool) -> None:
+        with self._lock:
+            self._large.discard(slot)
+            if not unread:
+                self._carved += slot.free is None
+                self._quarantine.append(slot)
+
+    def _forked(self) -> None:
+        """In the child: nothing from before the fork is readable or handed out."""
+        held = [slot.chunk for slot in (*self._large, *self._quarantine)]
+        self._graves += {id(c): c for c in self._chunks + held}.values()
+        for chunk in self._graves:
+            if not chunk.wiped_on_fork:
+                _memzero(chunk.base, chunk.size)
+        self._reset()
+
+
+@final
+class SecretBytes:
+    """Bytes in locked memory that mask themselves and are wiped on ``close``.
+
+    Compared by identity; see ``equals``. ``with`` closes it. Any use after ``close``
+    raises ``SecretWipedError``, any use in a forked child ``VaultSealedError``.
+    """
+
+    __slots__ = ("_exports", "_held", "_length")
+
+    def __init__(self, length: int, *, source: SecretArena | None = None) -> None:
+        self._held: list[_Slot] = []  # a list, for its pop is atomic: one close() wins
+        self._exports: list[tuple[memoryview, weakref.ref[object]]] | None = None
+        if length < 0:
+            raise InvalidInputError("A secret can't have a negative length.")
+        self._length = length
+        self._held.append((source or _ARENA)._take(length))
+
+    @classmethod
+    def allocate(cls, length: int) -> Self:
+        """Returns ``length`` zero bytes.
+
+        Raises:
+            InvalidInputError: The length is negative.
+        """
+        return cls(length)
+
+    @classmethod
+    def from_bytes(cls, data: Buffer) -> Self:
+        """Copies ``data``; what the caller holds stays with the caller.
+
+        Raises:
+            InvalidInputError: ``data`` is a memoryview that is not contiguous.
+        """
+        if isinstance(data, memoryview) and not data.c_contiguous:
+            raise InvalidInputError("A secret must come from contiguous memory.")
+        length = data.nbytes if isinstance(data, memoryview) else len(data)
+        secret = cls(length)
+        _memmove(secret._held[0].pointer, data, length)
+        return secret
+
+    @classmethod
+    def copy_of(cls, data: SecretBytes | Buffer) -> Self:
+        """Copies a secret or a buffer straight into a new slot.
+
+        Raises:
+            SecretWipedError: ``data`` is a secret that is closed.
+        """
+        if not isinstance(data, SecretBytes):
+            return cls.from_bytes(data)
+        pointer = data._pointer()
+        secret = cls(data._length)
+        _memmove(secret._held[0].pointer, pointer, data._length)
+        data._still_open()
+        return secret
+
+    @classmethod
+    def random(cls, length: int) -> Self:
+        """Returns ``length`` bytes from the system's random generator.
+
+        Raises:
+            InvalidInputError: The length is negative.
+        """
+        secret = cls(length)
+        _lib.randombytes(secret._held[0].pointer, length)
+        return secret
+
+    def view(self) -> memoryview:
+        """Returns a read-only view, released when this secret is closed or collected."""
+        self._pointer()
+        exports = self._exports
+        view = _live_view(exports) if exports else None
+        return self._export(readonly=True) if view is None else view
+
+    def expose_bytes(self) -> bytes:
+        """Returns a copy that nobody will wipe: for callers that must have ``bytes``."""
+        return disclose(self, 0, self._length)
+
+    def equals(self, other: SecretBytes | Buffer) -> bool:
+        """Whether the contents are equal; constant time, except for the lengths."""
+        pointer = self._pointer()
+        secret = other if isinstance(other, SecretBytes) else self
+        theirs = other._pointer() if isinstance(other, SecretBytes) else _input(other)
+        if _size(other) != self._length:
+            return False
+        same: bool = _lib.sodium_memcmp(pointer, theirs, self._length) == 0
+        self._still_open()
+        secret._still_open()
+        return same
+
+    def close(self) -> None:
+        """Wipes and gives back the memory. Again, it does nothing."""
+        try:
+            slot = self._held.pop()
+        except IndexError:
+            return
+        exports = self._exports
+        unread = exports is None or _release(exports)
+        slot.arena._give(slot, self._length, unread=unread)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the secret was wiped."""
+        return not self._held
+
+    def _pointer(self) -> _Pointer:
+        """The slot's address; check with ``_still_open`` after having used it."""
+        try:
+            slot = self._held[0]
+        except IndexError:
+            raise _wiped() from None
+        if slot.epoch != _epoch:
+            raise _forked_error()
+        return slot.pointer
+
+    def _still_open(self) -> None:
+        # close() empties _held before it wipes, so what was read till here was whole.
+        if not self._held:
+            raise _wiped()
+
+    def _mutable(self) -> memoryview:
+        """A writable view, for this package and the key providers only."""
+        return self._export(readonly=False)
+
+    def _export(self, *, readonly: bool) -> memoryview:
+        # Each view has an exporter of its own: while any slice of the view lives, it
+        # keeps the exporter alive, and close() sees that through the weak reference.
+        exporter = _buffer(self._pointer(), self._length)
+        view = memoryview(exporter)
+        view = view.toreadonly() if readonly else view
+        if self._exports is None:
+            self._exports = []
+        self._exports[:] = [e for e in self._exports if e[1]() is not None]
+        self._exports.append((view, weakref.ref(exporter)))
+        if not self._held:
+            view.release()
+            raise _wiped()
+        return view
+
+    def __len__(self) -> int:
+        self._pointer()
+        return self._length
+
+    def __repr__(self) -> str:
+        return "SecretBytes(***)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return "SecretBytes(***)"
+
+    def __enter__(self) -> Self:
+        self._pointer()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except (AttributeError, TypeError):  # the interpreter exits, the globals are gone
+            return
+
+    def __bytes__(self) -> NoReturn:
+        raise _misuse("turned into bytes by accident")
+
+    def __iter__(self) -> NoReturn:
+        raise _misuse("iterated over")
+
+    def __reduce__(self) -> NoReturn:
+        raise _misuse("pickled")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise _misuse("pickled")
+
+    def __copy__(self) -> NoReturn:
+        raise _misuse("copied")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise _misuse("copied")
+
+
+@dataclass(frozen=True, slots=True)
+class Hardening:
+    """What ``harden_process`` reached."""
+
+    undumpable: bool
+    no_core_files: bool
+
+
+def arena() -> SecretArena:
+    """Returns the process-wide arena, which ``SecretBytes`` uses."""
+    return _ARENA
+
+
+def harden_process() -> Hardening:
+    """Turns off core files and reading by other processes of the user, where it can.
+
+    Logs one warning for what this system does not offer; never raises.
+    """
+    result = Hardening(undumpable=_undumpable(), no_core_files=_no_core_files())
+    if not (result.undumpable and result.no_core_files):
+        _log.warning("Core dumps could not be turned off completely: %s.", result)
+    return result
+
+
+# -- primitives: libsodium on slots ------------------------------------------------
+
+
+def disclose(secret: SecretBytes, start: int, stop: int) -> bytes:
+    """Returns a part of a secret as ``bytes``; of use where the part is public."""
+    pointer = secret._pointer()
+    if not 0 <= start <= stop <= secret._length:
+        raise InvalidInputError("The part lies outside the secret.")
+    data: bytes = _buffer(pointer + start, stop - start)[:]
+    secret._still_open()
+    return data
+
+
+def keyed_blake2b(key: SecretBytes, message: bytes, *, personal: bytes) -> SecretBytes:
+    """BLAKE2b-512 (RFC 7693) with a 32-byte key and 16 bytes of personalisation.
+
+    Raises:
+        InvalidInputError: A length is wrong.
+    """
+    _require(key, 32)
+    _require(personal, 16)
+    pointer = key._pointer()
+    out = SecretBytes(64)
+    _lib.crypto_generichash_blake2b_salt_personal(
+        out._held[0].pointer, 64, message, len(message), pointer, 32, _ZERO_SALT, personal
+    )
+    key._still_open()
+    return out
+
+
+def matches(secret: SecretBytes, start: int, other: bytes) -> bool:
+    """Whether ``secret[start:start+len(other)]`` equals ``other``, in constant time."""
+    pointer = secret._pointer()
+    if start < 0 or start + len(other) > secret._length:
+        return False
+    same: bool = _lib.sodium_memcmp(pointer + start, other, len(other)) == 0
+    secret._still_open()
+    return same
+
+
+def xchacha_encrypt(
+    key: SecretBytes, nonce: bytes, plaintext: SecretBytes | Buffer, aad: bytes, prefix: bytes
+) -> bytes:
+    """XChaCha20-Poly1305 under the first 32 bytes of ``key``: prefix‖ciphertext‖tag(16).
+
+    Raises:
+        InvalidInputError: The nonce is not 24 bytes, or the key is too short.
+        SecretWipedError: Key or plaintext were closed meanwhile.
+    """
+    _require(nonce, 24)
+    _require(key, 32, more=True)
+    length, skip = _size(plaintext), len(prefix)
+    out = bytearray(skip + length + 16)
+    out[:skip] = prefix
+    secret = plaintext if isinstance(plaintext, SecretBytes) else key
+    source = plaintext._pointer() if isinstance(plaintext, SecretBytes) else _input(plaintext)
+    _lib.crypto_aead_xchacha20poly1305_ietf_encrypt(
+        _from_buffer("unsigned char[]", out) + skip, _NULL, source, length,
+        aad, len(aad), _NULL, nonce, key._pointer(),
+    )  # fmt: skip
+    key._still_open()
+    secret._still_open()
+    return bytes(out)
+
+
+def xchacha_decrypt(
+    key: SecretBytes, nonce: bytes, sealed: Buffer, aad: bytes
+) -> SecretBytes | None:
+    """Opens ciphertext‖tag(16) straight into a new slot; None if the tag is wrong.
+
+    Raises:
+        InvalidInputError: The nonce is not 24 bytes, or key or ciphertext are too short.
+        SecretWipedError: The key was closed meanwhile.
+    """
+    out = SecretBytes(_opened_size(sealed))
+    if _decrypt(key, nonce, sealed, aad, out._held[0].pointer):
+        return out
+    out.close()
+    return None
+
+
+def xchacha_decrypt_bytes(
+    key: SecretBytes, nonce: bytes, sealed: Buffer, aad: bytes
+) -> bytes | None:
+    """As ``xchacha_decrypt``, for plaintexts that are not secret."""
+    out = bytearray(_opened_size(sealed))
+    if _decrypt(key, nonce, sealed, aad, _from_buffer("unsigned char[]", out)):
+        return bytes(out)
+    return None
+
+
+def argon2id(passphrase: SecretBytes, salt: bytes, opslimit: int, memlimit: int) -> SecretBytes:
+    """Argon2id version 1.3 (RFC 9106), one lane, 32 bytes of output.
+
+    Raises:
+        InvalidInputError: The salt is not 16 bytes, or the memory can't be had.
+        SecretWipedError: The passphrase was closed meanwhile.
+    """
+    _require(salt, 16)
+    source, out = passphrase._pointer(), SecretBytes(32)
+    failed = _lib.crypto_pwhash(
+        out._held[0].pointer, 32, _ffi.cast("char *", source), passphrase._length,
+        salt, opslimit, memlimit, _lib.crypto_pwhash_alg_argon2id13(),
+    )  # fmt: skip
+    passphrase._still_open()
+    if failed:
+        raise InvalidInputError(
+            "Argon2id could not run with these limits.",
+            hint=f"It needs {memlimit >> 20} MiB of free memory.",
+        )
+    return out
+
+
+def ed25519_keypair(seed: SecretBytes) -> tuple[SecretBytes, bytes]:
+    """Returns the expanded secret key (64 bytes) and the public key (32), RFC 8032.
+
+    Raises:
+        InvalidInputError: The seed is not 32 bytes.
+        SecretWipedError: The seed was closed meanwhile.
+    """
+    _require(seed, 32)
+    secret, public = SecretBytes(64), bytearray(32)
+    out = _from_buffer("unsigned char[]", public)
+    _lib.crypto_sign_seed_keypair(out, secret._held[0].pointer, seed._pointer())
+    seed._still_open()
+    return secret, bytes(public)
+
+
+def ed25519_sign(secret: SecretBytes, message: bytes) -> bytes:
+    """Returns the 64-byte signature of ``message`` under an expanded secret key.
+
+    Raises:
+        InvalidInputError: The key is not 64 bytes.
+        SecretWipedError: The key was closed meanwhile.
+    """
+    _require(secret, 64)
+    out = bytearray(64 + len(message))
+    signed = _from_buffer("unsigned char[]", out)
+    _lib.crypto_sign(signed, _NULL, message, len(message), secret._pointer())
+    secret._still_open()
+    return bytes(out[:64])
+
+
+# -- private -----------------------------------------------------------------------
+
+
+def _decrypt(key: SecretBytes, nonce: bytes, sealed: Buffer, aad: bytes, out: _Pointer) -> bool:
+    _require(nonce, 24)
+    _require(key, 32, more=True)
+    opened: bool = (
+        _lib.crypto_aead_xchacha20poly1305_ietf_decrypt(
+            out, _NULL, _NULL, _input(sealed), _size(sealed),
+            aad, len(aad), nonce, key._pointer(),
+        )
+        == 0
+    )  # fmt: skip
+    key._still_open()
+    return opened
+
+
+def _opened_size(sealed: Buffer) -> int:
+    length = _size(sealed) - 16
+    if length < 0:
+        raise InvalidInputError("The ciphertext is shorter than its tag.")
+    return length
+
+
+def _require(value: SecretBytes | bytes, length: int, *, more: bool = False) -> None:
+    actual = len(value)
+    if actual < length or (actual > length and not more):
+        raise InvalidInputError(f"{length} bytes are needed here, not {actual}.")
+
+
+def _size(data: SecretBytes | Buffer) -> int:
+    return data.nbytes if isinstance(data, memoryview) else len(data)
+
+
+def _input(data: Buffer) -> _Pointer:
+    # libsodium takes bytes as they are; from_buffer refuses what is not contiguous.
+    return data if isinstance(data, bytes) else _from_buffer("unsigned char[]", data)
+
+
+def _live_view(exports: list[tuple[memoryview, weakref.ref[object]]]) -> memoryview | None:
+    view = exports[-1][0]
+    try:
+        return view if view.readonly else None
+    except ValueError:  # the holder has released it
+        return None
+
+
+def _release(exports: list[tuple[memoryview, weakref.ref[object]]]) -> bool:
+    """Releases all views; True if nothing can read the slot any more."""
+    unread = True
+    for view, exporter in exports:
+        with contextlib.suppress(BufferError):
+            view.release()
+        unread = unread and exporter() is None
+    exports.clear()
+    return unread
+
+
+def _anonymous_map(size: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _advise(region: mmap.mmap, advice: int | None) -> bool:
+    if advice is None or sys.platform == "win32":
+        return False
+    try:
+        region.madvise(advice)
+    except OSError:
+        return False
+    return True
+
+
+def _warn_unlocked() -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        _log.warning(
+            "Memory for secrets could not be locked, so it may be swapped to disk: raise "
+            "RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=) or turn swap off."
+        )
+
+
+def _undumpable() -> bool:
+    if sys.platform != "linux":
+        return False
+    try:
+        return bool(ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0)
+    except (OSError, AttributeError):
+        return False
+
+
+def _no_core_files() -> bool:
+    try:
+        import resource
+    except ImportError:  # Windows writes no core files
+        return sys.platform == "win32"
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _wiped() -> SecretWipedError:
+    return SecretWipedError("This secret was wiped.", hint="Open it again where it is used.")
+
+
+def _forked_error() -> VaultSealedError:
+    return VaultSealedError(
+        "Secrets are not inherited by a forked process.", hint="Unseal the vault in the child."
+    )
+
+
+def _misuse(done: str) -> SecretMisuseError:
+    return SecretMisuseError(
+        f"A secret can't be {done}.", hint="Use view(), or expose_bytes() if there is no way."
+    )
+
+
+def _after_fork_in_child() -> None:
+    global _epoch
+    _epoch += 1
+    for each in list(_arenas):
+        each._forked()
+
+
+_NULL: Final[Any] = _ffi.NULL
+_ZERO_SALT: Final = bytes(16)
+_arenas: weakref.WeakSet[SecretArena] = weakref.WeakSet()
+_ARENA: Final = SecretArena()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
