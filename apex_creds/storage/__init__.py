@@ -4,7 +4,18 @@ Guarantee: a backend is not trusted with anything but availability. It holds byt
 the layer above has encrypted and authenticated, and it never looks into them.
 """
 
+from __future__ import annotations
+
 from apex_creds.storage.base import Shredded, Storage, Stored, Token, WriteResult
+from apex_creds.storage.file import FileStorage
 from apex_creds.storage.memory import MemoryStorage
 
-__all__ = ["MemoryStorage", "Shredded", "Storage", "Stored", "Token", "WriteResult"]
+__all__ = [
+    "FileStorage",
+    "MemoryStorage",
+    "Shredded",
+    "Storage",
+    "Stored",
+    "Token",
+    "WriteResult",
+]

@@ -1,0 +1,344 @@
+"""Documents as files, in the layout that ApexAgent expects.
+
+Guarantee: after a crash at any instant a document is its old or its new version, whole;
+two processes never lose each other's writes; nothing is read from or written through a
+link, a foreign owner's file, or one that others can open. Refusals change nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import aiofiles
+from anyio import to_thread
+
+from apex_creds.errors import ConflictError, StorageError
+from apex_creds.model import SECTIONS
+from apex_creds.storage.base import (
+    CONFIG,
+    KEYSTORE,
+    MAX_DOCUMENT_BYTES,
+    Shredded,
+    Stored,
+    Token,
+    WriteResult,
+    check_document_name,
+)
+from apex_creds.storage.layout import CREDENTIALS, SECURITY, make_folders
+from apex_creds.storage.lock import WriteLock
+from apex_creds.storage.oserrors import storage_error, translated
+from apex_creds.storage.pins import Pins
+from apex_creds.storage.safe_open import Folder, sync_file, write_all
+from apex_creds.storage.shred import overwrite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+_FIXED: Final = {KEYSTORE: (SECURITY, "keystore.enc"), CONFIG: (SECURITY, "config.json")}
+_SUFFIX: Final = ".enc"
+_TEMPORARY: Final = re.compile(r"\.[a-z0-9_]{1,64}\.(?:enc|json)\.[0-9a-f]{16}\.tmp", re.ASCII)
+_READ_ATTEMPTS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a document is: its name, its folder under the root, its file, its full path."""
+
+    name: str
+    folder: str
+    file: str
+    path: str
+
+
+class _MovedError(Exception):
+    """The file was replaced while it was read."""
+
+
+class FileStorage:
+    """The file backend of ``Storage``.
+
+    Args:
+        root: The vault's home, such as ``~/.apex_agent``; ``prepare()`` makes it.
+        lock_timeout: Seconds that a write waits for other writers.
+    """
+
+    def __init__(self, root: Path, *, lock_timeout: float = 10.0) -> None:
+        self.root = Path(root).absolute()
+        self._lock = WriteLock(timeout=lock_timeout)
+        self._pins = Pins()
+        self._places: dict[str, _Place] = {}
+        self._stem: Callable[[str], str] | None = None
+        self._candidates: tuple[str, ...] = tuple(SECTIONS.values())
+
+    def map_names(
+        self, stem_of: Callable[[str], str], *, candidates: Iterable[str] | None = None
+    ) -> None:
+        """From now on, section ``name`` is in ``credentials/<stem_of(name)>.enc``.
+
+        The key store and the configuration stay where they are: they are needed before
+        a key for hashing names can be had.
+
+        Args:
+            stem_of: Gives a stem of 1 to 64 of a-z, 0-9 and underscore; never the same
+                for two names (a keyed hash).
+            candidates: What ``names()`` looks for, since a hash can't be turned back;
+                the sections of ``model.SECTIONS`` when not given.
+        """
+        self._stem = stem_of
+        if candidates is not None:
+            names = dict.fromkeys(check_document_name(name) for name in candidates)
+            self._candidates = tuple(name for name in names if name not in _FIXED)
+        self._places = {}
+
+    def change_token(self, name: str) -> Token | None:
+        """See ``Storage``; one ``lstat``."""
+        place = self._places.get(name) or self._place(name)
+        try:
+            return _token(os.lstat(place.path))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_error(error, place.path) from error
+
+    async def prepare(self) -> None:
+        """Makes the directories, 0700 and durable; those that exist are only checked.
+
+        Raises:
+            UnsafePathError: One is a link, or somebody else's.
+            UnsafePermissionsError: One is open to others.
+            StorageReadOnlyError: They can't be made there.
+        """
+        await to_thread.run_sync(make_folders, self.root)
+
+    async def read(self, name: str) -> Stored | None:
+        """See ``Storage``.
+
+        Raises:
+            UnsafePathError: A link or somebody else's file is in the document's place.
+            UnsafePermissionsError: The file, or a directory above it, is open to others.
+        """
+        place = self._place(name)
+        for _ in range(_READ_ATTEMPTS):
+            try:
+                with translated(place.path):
+                    return await self._read_once(place)
+            except _MovedError:
+                continue
+        raise StorageError(f"{place.path} is replaced all the time.", hint="Retry.")
+
+    async def _read_once(self, place: _Place) -> Stored | None:
+        opener = partial(self._open_for_reading, place)
+        try:
+            async with aiofiles.open(place.path, "rb", opener=opener) as file:
+                before = os.fstat(file.fileno())
+                _check_size(place.path, before.st_size)
+                data = await file.read(before.st_size + 1)
+                return Stored(data, self._settle(place, file.fileno(), before, len(data)))
+        except FileNotFoundError:
+            return None
+
+    def _open_for_reading(self, place: _Place, _path: str, _flags: int) -> int:
+        with self._folder(place.folder) as folder:
+            return folder.open(place.file)
+
+    def _settle(self, place: _Place, fd: int, before: os.stat_result, length: int) -> Token:
+        """The token of what was read; a file that lost its name may have been shredded."""
+        after = os.fstat(fd)
+        token = _token(before)
+        if after.st_nlink == 0 or length != before.st_size or _token(after) != token:
+            raise _MovedError
+        self._pins.hold(place.name, os.dup(fd))
+        return token
+
+    async def write(
+        self, name: str, data: bytes, *, expected: Token | None, shred: bool = False
+    ) -> WriteResult:
+        """See ``Storage``. Runs to its end in a thread even if the caller is cancelled.
+
+        Raises:
+            ConflictError: The document is not at ``expected`` any more.
+            StorageLockedError: Another writer held the lock for too long.
+            StorageFullError: No space; the previous version is intact.
+            StorageReadOnlyError: The place can't be written.
+            UnsafePathError: As for ``read``.
+            UnsafePermissionsError: As for ``read``.
+        """
+        place = self._place(name)
+        _check_size(place.path, len(data))
+        return await to_thread.run_sync(
+            partial(self._write, place, data, expected=expected, shred=shred)
+        )
+
+    async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
+        """See ``Storage``; raises what ``write`` raises."""
+        place = self._place(name)
+        return await to_thread.run_sync(
+            partial(self._delete, place, expected=expected, shred=shred)
+        )
+
+    async def names(self) -> list[str]:
+        """See ``Storage``; with mapped names, only candidates are found."""
+        return await to_thread.run_sync(self._names)
+
+    async def close(self) -> None:
+        """See ``Storage``."""
+        self._pins.close()
+
+    # -- in worker threads -------------------------------------------------------
+
+    def _write(
+        self, place: _Place, data: bytes, *, expected: Token | None, shred: bool
+    ) -> WriteResult:
+        with self._writing(place) as folder, _opened(folder, place, for_shred=shred) as old:
+            _compare(place, None if old is None else _token(os.fstat(old)), expected)
+            _sweep(folder)
+            token = self._replace(folder, place, data, newer_than=_modified(old))
+            return WriteResult(token, overwrite(old) if shred and old is not None else "no")
+
+    def _replace(self, folder: Folder, place: _Place, data: bytes, *, newer_than: int) -> Token:
+        temporary = f".{place.file}.{secrets.token_hex(8)}.tmp"
+        fd = folder.create(temporary)
+        try:
+            write_all(fd, data)
+            _stamp(fd, newer_than)
+            sync_file(fd)
+            folder.replace(temporary, place.file)
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                folder.unlink(temporary)
+            raise
+        token = _token(os.fstat(fd))
+        self._pins.hold(place.name, fd)
+        folder.sync()
+        return token
+
+    def _delete(self, place: _Place, *, expected: Token, shred: bool) -> Shredded:
+        with self._writing(place) as folder, _opened(folder, place, for_shred=shred) as old:
+            _compare(place, None if old is None else _token(os.fstat(old)), expected)
+            _sweep(folder)
+            folder.unlink(place.file)
+            folder.sync()
+            self._pins.release(place.name)
+            return overwrite(old) if shred and old is not None else "no"
+
+    def _names(self) -> list[str]:
+        found = [name for name in _FIXED if self.change_token(name) is not None]
+        if self._stem is not None:
+            found += [name for name in self._candidates if self.change_token(name) is not None]
+            return sorted(found)
+        with (
+            translated(self.root / CREDENTIALS),
+            contextlib.suppress(FileNotFoundError),
+            self._folder(CREDENTIALS) as folder,
+        ):
+            found += [name for entry in folder.entries() if (name := _section(entry))]
+        return sorted(found)
+
+    @contextlib.contextmanager
+    def _writing(self, place: _Place) -> Iterator[Folder]:
+        """The document's folder, with the write lock held."""
+        with (
+            translated(place.path, writing=True),
+            self._folder(SECURITY) as security,
+            self._lock.held(security),
+            self._folder(place.folder) as folder,
+        ):
+            yield folder
+
+    @contextlib.contextmanager
+    def _folder(self, name: str) -> Iterator[Folder]:
+        with Folder(self.root) as root, Folder(self.root / name, within=root) as folder:
+            yield folder
+
+    def _place(self, name: str) -> _Place:
+        place = self._places.get(name)
+        if place is None:
+            place = self._places[name] = self._locate(check_document_name(name))
+        return place
+
+    def _locate(self, name: str) -> _Place:
+        if name in _FIXED:
+            folder, file = _FIXED[name]
+        else:
+            stem = name if self._stem is None else check_document_name(self._stem(name))
+            folder, file = CREDENTIALS, stem + _SUFFIX
+        return _Place(name, folder, file, str(self.root / folder / file))
+
+
+def _token(status: os.stat_result) -> Token:
+    return Token(
+        (
+            status.st_dev,
+            status.st_ino,
+            status.st_mtime_ns,
+            status.st_size,
+            status.st_ctime_ns,  # moves when modes do, so a chmod is noticed by the next read
+        )
+    )
+
+
+def _section(entry: str) -> str | None:
+    stem = entry.removesuffix(_SUFFIX)
+    usable = stem != entry and stem not in _FIXED and re.fullmatch(r"[a-z0-9_]{1,64}", stem)
+    return stem if usable else None
+
+
+def _check_size(path: str, size: int) -> None:
+    if size > MAX_DOCUMENT_BYTES:
+        raise StorageError(
+            f"{path} is larger than 1 GiB.", hint="No vault document is: look what it is."
+        )
+
+
+def _compare(place: _Place, current: Token | None, expected: Token | None) -> None:
+    if current != expected:
+        raise ConflictError(
+            f"{place.path} was changed meanwhile.", hint="Read it again and retry."
+        )
+
+
+@contextlib.contextmanager
+def _opened(folder: Folder, place: _Place, *, for_shred: bool) -> Iterator[int | None]:
+    """The version that is there, checked; writable if it is to be overwritten later."""
+    fd = _open_current(folder, place.file, for_shred=for_shred)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _open_current(folder: Folder, file: str, *, for_shred: bool) -> int | None:
+    with contextlib.suppress(FileNotFoundError):
+        if for_shred:
+            with contextlib.suppress(PermissionError):  # 0400: replaced, but not overwritten
+                return folder.open(file, os.O_RDWR)
+        return folder.open(file)
+    return None
+
+
+def _modified(fd: int | None) -> int:
+    return 0 if fd is None else os.fstat(fd).st_mtime_ns
+
+
+def _stamp(fd: int, newer_than: int) -> None:
+    """Two versions never share a modification time, however coarse the kernel's clock."""
+    if os.utime in os.supports_fd:
+        moment = max(time.time_ns(), newer_than + 1)
+        os.utime(fd, ns=(moment, moment))
+
+
+def _sweep(folder: Folder) -> None:
+    """Removes what dead writers left; the lock is held, so no living one is at work."""
+    for entry in folder.entries():
+        if _TEMPORARY.fullmatch(entry):
+            folder.unlink(entry)

@@ -1,0 +1,70 @@
+"""The directories of a vault's home, and how they come to be.
+
+Guarantee: made 0700 from their first instant, durably, and never loosened or tightened
+afterwards: one that exists with other permissions is refused, not mended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from apex_creds.storage.oserrors import translated
+from apex_creds.storage.safe_open import Folder
+
+SECURITY: Final = "security"
+AUDIT: Final = "audit"
+"""Inside ``SECURITY``."""
+CREDENTIALS: Final = "credentials"
+
+
+def make_folders(root: Path) -> None:
+    """Makes the missing ones of ``root``, its parents, and the three in it.
+
+    Raises:
+        UnsafePathError: One is a link, not a directory, or somebody else's.
+        UnsafePermissionsError: One is open to others.
+        StorageReadOnlyError: They can't be made there.
+    """
+    with translated(root, writing=True):
+        _make_with_parents(root)
+        with Folder(root) as home:
+            _make(root / CREDENTIALS)
+            _make(root / SECURITY)
+            with Folder(root / CREDENTIALS, within=home):
+                pass
+            with Folder(root / SECURITY, within=home) as security:
+                _make(root / SECURITY / AUDIT)
+                with Folder(root / SECURITY / AUDIT, within=security):
+                    pass
+                security.sync()
+            home.sync()
+
+
+def _make_with_parents(path: Path) -> None:
+    missing = [path]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    for directory in reversed(missing):
+        _make(directory)
+        _sync(directory.parent)
+
+
+def _make(path: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+
+
+def _sync(path: Path) -> None:
+    """The parent is not ours to check, and perhaps not to read; then it can't be synced."""
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(PermissionError):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,78 @@
+"""One writer at a time, over threads and processes.
+
+Guarantee: while ``held()`` is entered no other cooperating writer of the same vault is
+inside it; a writer that dies lets go, because the kernel releases its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from filelock import FileLock, Timeout
+
+from apex_creds.errors import StorageLockedError
+from apex_creds.storage.safe_open import Folder, check
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LOCK_NAME: Final = ".lock"
+_POLL: Final = 0.005
+
+
+class WriteLock:
+    """The lock file of a storage, plus a lock for the threads of this process.
+
+    Args:
+        timeout: Seconds that a writer waits for the others.
+    """
+
+    def __init__(self, *, timeout: float) -> None:
+        self._timeout = timeout
+        self._threads = threading.Lock()
+
+    @contextlib.contextmanager
+    def held(self, folder: Folder) -> Iterator[None]:
+        """Holds the lock file in ``folder`` for the block.
+
+        Raises:
+            StorageLockedError: Another writer held it for longer than the timeout.
+            UnsafePathError: The lock file is a link or somebody else's.
+            UnsafePermissionsError: The lock file is open to others.
+        """
+        deadline = time.monotonic() + self._timeout
+        path = folder.path / LOCK_NAME
+        if not self._threads.acquire(timeout=self._timeout):
+            raise _locked(path)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                check(path, folder.status(LOCK_NAME))
+            with self._file_lock(path, max(0.0, deadline - time.monotonic())):
+                check(path, folder.status(LOCK_NAME))
+                yield
+        finally:
+            self._threads.release()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _file_lock(path: Path, timeout: float) -> Iterator[None]:
+        lock = FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=timeout, poll_interval=_POLL)
+        except Timeout:
+            raise _locked(path) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _locked(path: Path) -> StorageLockedError:
+    return StorageLockedError(
+        f"Another process holds {path}.",
+        hint="Wait for it to finish, or end it, and retry.",
+    )
