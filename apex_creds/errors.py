@@ -13,6 +13,7 @@ __all__ = [
     "ApexCredsError",
     "AuditTamperedError",
     "AuditUnavailableError",
+    "CommitmentError",
     "ConflictError",
     "CorruptDocumentError",
     "CredentialExistsError",
@@ -158,6 +159,10 @@ class UnknownKeyError(IntegrityError):
 
 class DecryptionError(IntegrityError):
     """A ciphertext does not open: wrong key, wrong place, or altered bytes."""
+
+
+class CommitmentError(DecryptionError):
+    """A ciphertext was made under another key; its content was not looked at."""
 
 
 class RollbackDetectedError(IntegrityError):

@@ -1,0 +1,116 @@
+"""Authenticated encryption with key commitment: XChaCha20-Poly1305 under a subkey.
+
+Guarantees: every message has a fresh random nonce that no caller can pass; associated
+data is required; a ciphertext opens under exactly one key, which is checked first and in
+constant time. The bytes are specified in docs/FORMAT.md, "AEAD with key commitment".
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from apex_creds.crypto import memory
+from apex_creds.errors import CommitmentError, DecryptionError, InvalidInputError
+
+if TYPE_CHECKING:
+    from apex_creds.crypto.memory import Buffer, SecretBytes
+
+__all__ = ["KEY_BYTES", "OVERHEAD", "open_bytes", "open_into", "seal"]
+
+KEY_BYTES: Final = 32
+NONCE_BYTES: Final = 24
+COMMITMENT_BYTES: Final = 32
+TAG_BYTES: Final = 16
+OVERHEAD: Final = NONCE_BYTES + COMMITMENT_BYTES + TAG_BYTES
+"""How many bytes a sealed message is longer than its plaintext."""
+
+_PERSONAL: Final = b"apex-creds aead1"
+_BODY: Final = NONCE_BYTES + COMMITMENT_BYTES
+
+
+def seal(key: SecretBytes, plaintext: SecretBytes | Buffer, *, aad: bytes) -> bytes:
+    """Encrypts: nonce(24) ‖ commitment(32) ‖ ciphertext ‖ tag(16).
+
+    Args:
+        key: 32 bytes.
+        plaintext: Read where it lies; a secret is never turned into ``bytes``.
+        aad: What the ciphertext is bound to; at least one byte.
+
+    Raises:
+        InvalidInputError: The key is not 32 bytes, or ``aad`` is empty.
+        SecretWipedError: Key or plaintext are closed, or were closed meanwhile.
+    """
+    _require_aad(aad)
+    nonce = os.urandom(NONCE_BYTES)
+    with memory.keyed_blake2b(key, nonce, personal=_PERSONAL) as derived:
+        commitment = memory.disclose(derived, 32, 64)
+        return memory.xchacha_encrypt(derived, nonce, plaintext, aad, nonce + commitment)
+
+
+def open_into(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> SecretBytes:
+    """Decrypts straight into locked memory.
+
+    Raises:
+        CommitmentError: The message was sealed under another key, or its nonce or
+            commitment were altered.
+        DecryptionError: The message is too short, or was altered, or ``aad`` differs.
+        InvalidInputError: The key is not 32 bytes, or ``aad`` is empty.
+        SecretWipedError: The key is closed, or was closed meanwhile.
+    """
+    nonce = _nonce(sealed, aad)
+    with memory.keyed_blake2b(key, nonce, personal=_PERSONAL) as derived:
+        _check_commitment(derived, sealed)
+        opened = memory.xchacha_decrypt(derived, nonce, _body(sealed), aad)
+    if opened is None:
+        raise _bad_tag()
+    return opened
+
+
+def open_bytes(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> bytes:
+    """As ``open_into``, for plaintexts that are not secret (document bodies).
+
+    Raises:
+        CommitmentError: See ``open_into``, as for the others.
+        DecryptionError: The message does not open.
+        InvalidInputError: The key is not 32 bytes, or ``aad`` is empty.
+        SecretWipedError: The key is closed.
+    """
+    nonce = _nonce(sealed, aad)
+    with memory.keyed_blake2b(key, nonce, personal=_PERSONAL) as derived:
+        _check_commitment(derived, sealed)
+        opened = memory.xchacha_decrypt_bytes(derived, nonce, _body(sealed), aad)
+    if opened is None:
+        raise _bad_tag()
+    return opened
+
+
+def _nonce(sealed: Buffer, aad: bytes) -> bytes:
+    _require_aad(aad)
+    if len(sealed) < OVERHEAD:
+        raise DecryptionError("The ciphertext is truncated.", hint="Restore it from a backup.")
+    return bytes(sealed[:NONCE_BYTES])
+
+
+def _body(sealed: Buffer) -> memoryview:
+    return memoryview(sealed)[_BODY:]
+
+
+def _check_commitment(derived: SecretBytes, sealed: Buffer) -> None:
+    if not memory.matches(derived, 32, bytes(sealed[NONCE_BYTES:_BODY])):
+        raise CommitmentError(
+            "The ciphertext was made under another key.",
+            hint="It was altered, or it belongs to another vault: restore it from a backup.",
+        )
+
+
+def _bad_tag() -> DecryptionError:
+    return DecryptionError(
+        "The ciphertext does not open here.",
+        hint="It was altered, or moved from another place: restore it from a backup.",
+    )
+
+
+def _require_aad(aad: bytes) -> None:
+    if not aad:
+        raise InvalidInputError("Encryption needs associated data.")
