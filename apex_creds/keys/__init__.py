@@ -6,6 +6,16 @@ only as ``SecretBytes``.
 
 from __future__ import annotations
 
+from apex_creds.keys.base import MASTER_KEY_BYTES, MasterKeyProvider, Prompt
 from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
+from apex_creds.keys.select import provider_from_uri
 
-__all__ = ["KeyState", "KeyVersion", "Keyset"]
+__all__ = [
+    "MASTER_KEY_BYTES",
+    "KeyState",
+    "KeyVersion",
+    "Keyset",
+    "MasterKeyProvider",
+    "Prompt",
+    "provider_from_uri",
+]

@@ -109,7 +109,15 @@ class Keyset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise _invalid("has more than one pending version")
 
     @classmethod
-    def new(cls, *, id: str, label: str, material: bytes, parent: int, now: float) -> Keyset:
+    def new(
+        cls,
+        *,
+        id: str,  # noqa: A002
+        label: str,
+        material: bytes,
+        parent: int,
+        now: float,
+    ) -> Keyset:
         """A keyset whose version 1 is primary.
 
         Raises:

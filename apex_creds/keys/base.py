@@ -1,0 +1,135 @@
+"""What a master key provider is, and the text form that providers store keys in.
+
+Guarantee: a master key is 32 bytes and leaves a provider only as ``SecretBytes``. The text
+form is standard base64 in its one canonical form (RFC 4648, section 4); reading it makes
+no Python ``bytes`` of the key.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final, Protocol
+
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import InvalidInputError
+
+__all__ = [
+    "MASTER_KEY_BYTES",
+    "MasterKeyProvider",
+    "Prompt",
+    "check_reference",
+    "decode_key",
+    "encode_key",
+    "wipe",
+]
+
+MASTER_KEY_BYTES: Final = 32
+
+Prompt = Callable[[str], str]
+"""Asks with the given text and returns what was typed, without echo; like ``getpass``."""
+
+_TEXT_LENGTH: Final = 44
+_VAULT_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}")
+_ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_DIGITS: Final = {byte: value for value, byte in enumerate(_ALPHABET)}
+
+
+class MasterKeyProvider(Protocol):
+    """Where the versions of a vault's master key are kept.
+
+    ``apex_creds.testing.providers.MasterKeyProviderContract`` tests an implementation.
+
+    Attributes:
+        scheme: The part of ``uri`` before the colon.
+    """
+
+    scheme: ClassVar[str]
+
+    @property
+    def uri(self) -> str:
+        """What ``provider_from_uri`` makes this provider from; holds no secret."""
+
+    async def create(
+        self, *, vault_id: str, version: int
+    ) -> tuple[SecretBytes, dict[str, str]]:
+        """Makes a version, stores it durably and reads it back.
+
+        A version that is there already is returned as it is, never overwritten: a key
+        store may depend on it. So two processes that race get the same key.
+
+        Returns:
+            The key (32 bytes), and parameters that go in clear into the key store.
+
+        Raises:
+            MasterKeyReadOnlyError: The provider can't be written.
+            MasterKeyUnavailableError: The provider does not answer.
+            WrongMasterKeyError: Something else is stored in the key's place.
+        """
+
+    async def load(
+        self, *, vault_id: str, version: int, params: Mapping[str, str]
+    ) -> SecretBytes:
+        """The 32 bytes of a version; ``params`` is what ``create`` returned.
+
+        Raises:
+            MasterKeyNotFoundError: The provider has no such version.
+            MasterKeyUnavailableError: The provider does not answer.
+            WrongMasterKeyError: Something else is stored in the key's place.
+        """
+
+    async def discard(self, *, vault_id: str, version: int) -> None:
+        """Deletes a version that no key store refers to; nothing happens if it is gone.
+
+        Never call it for a version that another process may have committed to: after a
+        lost race, look at the key store first.
+
+        Raises:
+            MasterKeyReadOnlyError: The provider can't be written.
+            MasterKeyUnavailableError: The provider does not answer.
+        """
+
+
+def check_reference(vault_id: str, version: int) -> None:
+    """Checks what names a master key; both may come from a document in clear.
+
+    Raises:
+        InvalidInputError: Not 1 to 64 letters, digits and hyphens, or not a version.
+    """
+    if _VAULT_ID.fullmatch(vault_id) is None:
+        raise InvalidInputError("The vault id is malformed.", hint="Check the key store.")
+    if not 1 <= version < 2**32:
+        raise InvalidInputError("The master key version is out of range.")
+
+
+def encode_key(key: SecretBytes) -> bytearray:
+    """The 44 characters of base64; the caller wipes them."""
+    return bytearray(binascii.b2a_base64(key.view(), newline=False))
+
+
+def decode_key(text: str | bytes | bytearray | memoryview) -> SecretBytes | None:
+    """Reads what ``encode_key`` wrote; None for anything else, white space included."""
+    if len(text) != _TEXT_LENGTH:
+        return None
+    symbols = [ord(c) for c in text] if isinstance(text, str) else list(text)
+    values = [_DIGITS.get(symbol, -1) for symbol in symbols[:-1]]
+    # 43 digits are 258 bits: the last two must be zero, or the form is not canonical.
+    if symbols[-1] != ord("=") or min(values) < 0 or values[-1] & 0b11:
+        return None
+    data = bytearray(MASTER_KEY_BYTES + 1)
+    for i in range(0, _TEXT_LENGTH, 4):
+        a, b, c, d = (*values, 0)[i : i + 4]
+        data[i // 4 * 3 : i // 4 * 3 + 3] = (
+            a << 2 | b >> 4,
+            (b & 15) << 4 | c >> 2,
+            (c & 3) << 6 | d,
+        )
+    key = SecretBytes.from_bytes(memoryview(data)[:MASTER_KEY_BYTES])
+    wipe(data)
+    return key
+
+
+def wipe(buffer: bytearray) -> None:
+    """Overwrites a buffer with zeros in place."""
+    buffer[:] = bytes(len(buffer))

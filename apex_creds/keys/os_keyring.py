@@ -1,0 +1,289 @@
+"""``keyring:`` - the master key in the keyring of the operating system.
+
+Guarantee: a key is stored only in a backend that encrypts it, is read back before it is
+used, and is never overwritten. Backends that store in plain text or not at all are refused
+by name, also inside a chainer or a wrapper. No text of a backend's exception is passed on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Final, TypeVar
+
+import anyio.to_thread
+import filelock
+import keyring
+import platformdirs
+from keyring.backend import KeyringBackend
+from keyring.errors import KeyringLocked, NoKeyringError, PasswordDeleteError
+
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import (
+    MasterKeyError,
+    MasterKeyNotFoundError,
+    MasterKeyUnavailableError,
+    UnsafeKeyringError,
+    WrongMasterKeyError,
+)
+from apex_creds.keys.base import (
+    MASTER_KEY_BYTES,
+    check_reference,
+    decode_key,
+    encode_key,
+    wipe,
+)
+
+__all__ = ["SERVICE", "KeyringProvider"]
+
+SERVICE: Final = "apex-creds"
+"""The service name of every entry; the user name is ``<vault id>:v<version>``."""
+
+_ALTERNATIVES: Final = (
+    "Use file:PATH or passphrase:, or install and start a real keyring "
+    "(gnome-keyring, KWallet, KeePassXC; macOS and Windows have one)."
+)
+_UNLOCK: Final = (
+    "Unlock it (log in to the desktop, or gnome-keyring-daemon --unlock), try again."
+)
+_REFUSED_MODULES: Final = ("keyring.backends.null", "keyring.backends.fail")
+_REFUSED_WORDS: Final = ("plaintext", "uncrypt", "unencrypt", "insecure", "nullkeyring")
+_LOCKED_ERRORS: Final = ("LockedException", "PromptDismissedException", "KeychainDenied")
+_LOCK_SECONDS: Final = 10.0
+_MAX_DEPTH: Final = 4
+
+_T = TypeVar("_T")
+_create_lock = threading.Lock()
+
+
+class KeyringProvider:
+    """The OS keyring, through the ``keyring`` package.
+
+    Args:
+        backend: A backend to use instead of the one that ``keyring`` selects.
+    """
+
+    scheme: ClassVar[str] = "keyring"
+
+    def __init__(self, backend: KeyringBackend | None = None) -> None:
+        self._given = backend
+
+    @property
+    def uri(self) -> str:
+        """See ``MasterKeyProvider``."""
+        return "keyring:"
+
+    async def backend_name(self) -> str:
+        """The backends that would be used, for ``doctor``.
+
+        Raises:
+            UnsafeKeyringError: There is none that encrypts.
+            MasterKeyUnavailableError: The selected one can't be loaded.
+        """
+        found = await anyio.to_thread.run_sync(self._backends)
+        return ", ".join(_name(type(backend)) for backend in found)
+
+    async def create(
+        self, *, vault_id: str, version: int
+    ) -> tuple[SecretBytes, dict[str, str]]:
+        """See ``MasterKeyProvider``."""
+        check_reference(vault_id, version)
+        entry = _entry(vault_id, version)
+        return await anyio.to_thread.run_sync(self._create, entry), {}
+
+    async def load(
+        self,
+        *,
+        vault_id: str,
+        version: int,
+        params: Mapping[str, str],  # noqa: ARG002
+    ) -> SecretBytes:
+        """See ``MasterKeyProvider``."""
+        check_reference(vault_id, version)
+        # Abandoned on cancellation: a keyring may be waiting for its user to unlock it.
+        load = partial(self._load, _entry(vault_id, version))
+        return await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
+
+    async def discard(self, *, vault_id: str, version: int) -> None:
+        """See ``MasterKeyProvider``."""
+        check_reference(vault_id, version)
+        await anyio.to_thread.run_sync(self._discard, _entry(vault_id, version))
+
+    def _create(self, entry: str) -> SecretBytes:
+        backends = self._backends()
+        with self._exclusive():
+            found = _find(backends, entry)
+            return found if found is not None else _store(backends[0], entry)
+
+    def _load(self, entry: str) -> SecretBytes:
+        found = _find(self._backends(), entry)
+        if found is not None:
+            return found
+        raise MasterKeyNotFoundError(
+            f"The keyring has no entry {SERVICE!r} for {entry!r}.",
+            hint="Use the user account and keyring that the vault was initialised with.",
+        )
+
+    def _discard(self, entry: str) -> None:
+        for backend in self._backends():
+            if _call(partial(_get, backend, entry)) is not None:
+                _call(partial(_delete, backend, entry))
+                _expect_gone(backend, entry)
+
+    def _backends(self) -> list[KeyringBackend]:
+        selected = self._given if self._given is not None else _call(keyring.get_keyring)
+        members = _call(partial(_flatten, selected))
+        usable = [b for b in members if not _refused(b)]
+        if usable:
+            return usable
+        names = ", ".join(_name(type(b)) for b in members) or _name(type(selected))
+        raise UnsafeKeyringError(
+            f"The keyring backend {names} does not encrypt or does not store at all.",
+            hint=_ALTERNATIVES,
+        )
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """One creator at a time: keyrings have no compare-and-set."""
+        with _create_lock, contextlib.ExitStack() as stack:
+            if self._given is None:
+                stack.enter_context(_process_lock())
+            yield
+
+
+@contextlib.contextmanager
+def _process_lock() -> Iterator[None]:
+    lock: filelock.BaseFileLock | None = None
+    with contextlib.suppress(OSError, filelock.Timeout):
+        directory = Path(platformdirs.user_state_path("apex-creds"))
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = filelock.FileLock(directory / "keyring.lock", timeout=_LOCK_SECONDS, mode=0o600)
+        lock.acquire()
+    if lock is None or not lock.is_locked:
+        raise MasterKeyUnavailableError(
+            "The lock that guards writing to the keyring can't be had.",
+            hint="Check that the state folder of the user can be written, and try again.",
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _entry(vault_id: str, version: int) -> str:
+    return f"{vault_id}:v{version}"
+
+
+def _find(backends: list[KeyringBackend], entry: str) -> SecretBytes | None:
+    for backend in backends:
+        text = _call(partial(_get, backend, entry))
+        if text is not None:
+            return _decoded(text, entry)
+    return None
+
+
+def _store(backend: KeyringBackend, entry: str) -> SecretBytes:
+    key = SecretBytes.random(MASTER_KEY_BYTES)
+    text = encode_key(key)
+    _call(partial(_set, backend, entry, text))
+    wipe(text)
+    back = _find([backend], entry)
+    if back is not None and back.equals(key):
+        back.close()
+        return key
+    key.close()
+    raise MasterKeyUnavailableError(
+        f"The keyring backend {_name(type(backend))} did not keep the master key.",
+        hint=_ALTERNATIVES,
+    )
+
+
+def _expect_gone(backend: KeyringBackend, entry: str) -> None:
+    if _call(partial(_get, backend, entry)) is None:
+        return
+    raise MasterKeyUnavailableError(
+        f"The keyring did not delete its entry {SERVICE!r} for {entry!r}.",
+        hint="Delete it with the keyring's own program.",
+    )
+
+
+def _decoded(text: str, entry: str) -> SecretBytes:
+    key = decode_key(text)
+    if key is not None:
+        return key
+    raise WrongMasterKeyError(
+        f"The keyring entry {SERVICE!r} for {entry!r} is not a master key.",
+        hint="It was left as it is. Restore it from a backup of the keyring.",
+    )
+
+
+def _call(function: Callable[[], _T]) -> _T:
+    """Calls a backend; raises outside ``except``, as its exceptions may carry a secret."""
+    try:
+        return function()
+    except NoKeyringError:
+        failure: MasterKeyError = UnsafeKeyringError(
+            "There is no keyring on this machine.", hint=_ALTERNATIVES
+        )
+    except KeyringLocked:
+        failure = MasterKeyUnavailableError("The keyring is locked.", hint=_UNLOCK)
+    except Exception as error:  # noqa: BLE001 - backends raise what they like
+        failure = _failed(type(error).__name__)
+    raise failure
+
+
+def _failed(kind: str) -> MasterKeyError:
+    if kind in _LOCKED_ERRORS:
+        return MasterKeyUnavailableError("The keyring is locked.", hint=_UNLOCK)
+    return MasterKeyUnavailableError(
+        f"The keyring does not answer ({kind}).",
+        hint="See that its daemon and D-Bus session run (keyring diagnose), or use file:PATH.",
+    )
+
+
+def _get(backend: KeyringBackend, entry: str) -> str | None:
+    try:
+        return backend.get_password(SERVICE, entry)
+    except UnicodeDecodeError:
+        return ""  # an entry of binary data; its bytes are in the exception
+
+
+def _set(backend: KeyringBackend, entry: str, text: bytearray) -> None:
+    backend.set_password(SERVICE, entry, text.decode("ascii"))
+
+
+def _delete(backend: KeyringBackend, entry: str) -> None:
+    with contextlib.suppress(PasswordDeleteError):
+        backend.delete_password(SERVICE, entry)
+
+
+def _flatten(backend: KeyringBackend, depth: int = 0) -> list[KeyringBackend]:
+    """The backends behind a chainer, in its order; a chainer itself is never used.
+
+    Its reads fall through to members that may be plain text, and so do its writes.
+    """
+    members = getattr(backend, "backends", None)
+    if not isinstance(members, (list, tuple)):
+        return [backend]
+    if depth > _MAX_DEPTH:
+        return []
+    return [found for member in members for found in _flatten(member, depth + 1)]
+
+
+def _refused(backend: KeyringBackend) -> bool:
+    wrapped = getattr(backend, "_keyring", None)  # keyrings.alt's MultipartKeyringWrapper
+    if isinstance(wrapped, KeyringBackend) and wrapped is not backend and _refused(wrapped):
+        return True
+    return any(_unsafe(cls) for cls in type(backend).__mro__)
+
+
+def _unsafe(cls: type) -> bool:
+    name = cls.__qualname__.lower()
+    return cls.__module__ in _REFUSED_MODULES or any(word in name for word in _REFUSED_WORDS)
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
