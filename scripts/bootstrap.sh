@@ -21,7 +21,11 @@ debian_packages() {
     fi
     say "apt-get install $*"
     export DEBIAN_FRONTEND=noninteractive
-    { apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"; } >/dev/null
+    local log
+    if ! log=$({ apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"; } 2>&1); then
+        echo "$log" >&2
+        return 1
+    fi
 }
 
 # The real keyring of the end-to-end tests and of `make demo MASTER=keyring:`.

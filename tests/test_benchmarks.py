@@ -1,0 +1,118 @@
+"""The measuring itself: pairs by round, turns the order, and says what it left out."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from rich.console import Console
+
+from benchmarks import harness, invoke
+
+pytestmark = pytest.mark.anyio
+
+
+class FakeClock:
+    """Time that only the measured operations spend."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spender(self, name: str, seconds: float) -> harness.Operation:
+        def spend() -> None:
+            self.now += seconds
+            self.log.append(name)
+
+        return spend
+
+
+def subject(name: str, operation: harness.Operation, closed: list[str]) -> harness.Subject:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[harness.Operation]:
+        yield operation
+        closed.append(name)
+
+    return harness.Subject(name, f"what {name} is", opened)
+
+
+@asynccontextmanager
+async def absent() -> AsyncIterator[harness.Operation]:
+    raise harness.UnavailableError("apt-get install it")
+    yield
+
+
+async def test_ratios_and_differences_are_of_what_was_spent() -> None:
+    clock, closed = FakeClock(), []
+    subjects = [
+        subject("one", clock.spender("one", 0.001), closed),
+        subject("two", clock.spender("two", 0.004), closed),
+        harness.Subject("gone", "", absent),
+    ]
+    run = await harness.measure(subjects, rounds=4, clock=clock)
+    one, two = run.results["one"], run.results["two"]
+    assert two.ratio_to(one) == pytest.approx(4)
+    assert two.over(one) == pytest.approx(0.003)
+    assert len(one.seconds) == len(two.seconds) == 4
+    assert run.skipped == {"gone": "apt-get install it"}
+    assert sorted(closed) == ["one", "two"]
+
+
+async def test_the_order_turns_from_round_to_round() -> None:
+    clock = FakeClock()
+    names = ("a", "b", "c")
+    subjects = [subject(name, clock.spender(name, harness.BATCH_SECONDS), []) for name in names]
+    await harness.measure(subjects, rounds=3, clock=clock)
+    assert "".join(clock.log[-9:]) == "abc" + "bca" + "cab"
+
+
+async def test_coroutine_functions_are_awaited_and_between_is_not_timed() -> None:
+    clock = FakeClock()
+    spend = clock.spender("async", 0.001)
+
+    async def operation() -> None:
+        spend()  # type: ignore[unused-coroutine]
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[harness.Operation]:
+        yield operation
+
+    between: Callable[[], object] = clock.spender("between", 5.0)
+    one = harness.Subject("async", "", opened, between)  # type: ignore[arg-type]
+    run = await harness.measure([one], rounds=2, clock=clock)
+    assert run.results["async"].median == pytest.approx(0.001)
+    assert "between" in clock.log
+
+
+async def test_table_and_json_say_the_same() -> None:
+    clock = FakeClock()
+    subjects = [
+        subject("invocation", clock.spender("i", 30e-6), []),
+        subject("bare", clock.spender("b", 1e-6), []),
+        subject("openbao", clock.spender("o", 900e-6), []),
+        harness.Subject("keyring", "", absent),
+    ]
+    run = await harness.measure(subjects, rounds=2, clock=clock)
+    judged = invoke.budgets(run)
+    text = io.StringIO()
+    console = Console(file=text, width=120)
+    harness.show(run, reference="invocation", budgets=judged, console=console)
+    told = json.loads(harness.as_json(run, reference="invocation", budgets=judged))
+    assert "30 µs" in text.getvalue()
+    assert "skipped keyring: apt-get install it" in text.getvalue()
+    assert {one["name"]: round(one["ratio"]) for one in told["results"]}["openbao"] == 30
+    assert [(one["kept"], round(one["measured"])) for one in told["budgets"]] == [(True, 29)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2.5, "2.5 s"), (9.87e-3, "9.87 ms"), (12.34e-6, "12.3 µs"), (640e-9, "640 ns")],
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert harness.duration(seconds) == text
