@@ -1,0 +1,285 @@
+"""What every storage backend must do, as tests that its author runs.
+
+Guarantee: a backend that passes keeps the promises of ``apex_creds.storage.base`` that
+can be seen from outside: whole documents, compare-and-set, no lost update, specific
+errors, nothing changed by a refusal. (Durability needs a killed process: see
+tests/faults in the source tree.)
+
+Subclass ``StorageContract`` in a test module and say how a storage is opened::
+
+    class TestMyStorage(StorageContract):
+        async def open_storage(self, where: Path) -> Storage:
+            return MyStorage(where / "data")
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from apex_creds.errors import ConflictError, InvalidNameError
+from apex_creds.storage.base import Storage, Token
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+DOCUMENTS = ("keystore", "config", "api_keys", "oauth_tokens", "a", "z" * 64, "0_9")
+BAD_NAMES = ("", "A", "a-b", "a b", "../a", "a/b", "a\0", "a\n", ".", "é", "x" * 65)
+FOREIGN_TOKEN = Token(("never", "given"))
+
+
+class StorageContract:
+    """Test methods; override ``open_storage``, and ``shared`` where it is not so."""
+
+    pytestmark = pytest.mark.anyio
+    shared: ClassVar[bool] = True
+    """Two storages opened at the same place hold the same documents."""
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+    async def open_storage(self, where: Path) -> Storage:
+        """A storage of its own for each ``where`` (an empty directory)."""
+        raise NotImplementedError
+
+    @contextlib.asynccontextmanager
+    async def opened(self, where: Path) -> AsyncIterator[Storage]:
+        storage = await self.open_storage(where)
+        try:
+            await storage.prepare()
+            yield storage
+        finally:
+            await storage.close()
+
+    # -- whole documents -------------------------------------------------------------
+
+    async def test_it_follows_the_protocol(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            assert isinstance(storage, Storage)
+
+    async def test_nothing_is_there_at_first(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            assert await storage.read("keystore") is None
+            assert storage.change_token("keystore") is None
+            assert await storage.names() == []
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"x", bytes(range(256)), b"\r\n\x1a\0" * 1000, b"big" * 2_000_000]
+    )
+    async def test_what_is_written_is_read(self, tmp_path: Path, data: bytes) -> None:
+        async with self.opened(tmp_path) as storage:
+            result = await storage.write("api_keys", data, expected=None)
+            stored = await storage.read("api_keys")
+            assert stored is not None
+            assert stored.data == data
+            assert stored.token == result.token == storage.change_token("api_keys")
+
+    async def test_a_replacement_is_whole(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            token: Token | None = None
+            for data in (b"long" * 10_000, b"short", b"", b"longer again"):
+                token = (await storage.write("config", data, expected=token)).token
+                stored = await storage.read("config")
+                assert stored is not None
+                assert stored.data == data
+
+    async def test_documents_do_not_touch_each_other(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            for name in DOCUMENTS:
+                await storage.write(name, name.encode(), expected=None)
+            assert await storage.names() == sorted(DOCUMENTS)
+            for name in DOCUMENTS:
+                stored = await storage.read(name)
+                assert stored is not None
+                assert stored.data == name.encode()
+
+    async def test_the_bytes_are_the_writers_no_more(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            data = bytearray(b"before")
+            await storage.write("a", cast("bytes", data), expected=None)
+            data[:] = b"after!"
+            stored = await storage.read("a")
+            assert stored is not None
+            assert stored.data == b"before"
+
+    async def test_bytes_are_not_shown(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            await storage.write("a", b"canary-in-a-document", expected=None)
+            assert "canary" not in repr(await storage.read("a"))
+
+    # -- compare-and-set -------------------------------------------------------------
+
+    async def test_every_version_has_its_own_token(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            token: Token | None = None
+            tokens: set[Token] = set()
+            for _ in range(40):
+                token = (await storage.write("a", b"same", expected=token)).token
+                tokens.add(token)
+            assert len(tokens) == 40
+
+    async def test_a_token_stands_still_while_nothing_changes(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            token = (await storage.write("a", b"1", expected=None)).token
+            await storage.write("config", b"2", expected=None)
+            for _ in range(3):
+                stored = await storage.read("a")
+                assert stored is not None
+                assert stored.token == token == storage.change_token("a")
+
+    async def test_nothing_is_overwritten_unseen(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            first = (await storage.write("a", b"1", expected=None)).token
+            second = (await storage.write("a", b"2", expected=first)).token
+            for stale in (None, first, FOREIGN_TOKEN):
+                with pytest.raises(ConflictError):
+                    await storage.write("a", b"lost", expected=stale)
+            stored = await storage.read("a")
+            assert stored is not None
+            assert (stored.data, stored.token) == (b"2", second)
+
+    async def test_what_is_gone_is_not_replaced(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            token = (await storage.write("a", b"1", expected=None)).token
+            await storage.delete("a", expected=token)
+            for stale in (token, FOREIGN_TOKEN):
+                with pytest.raises(ConflictError):
+                    await storage.write("a", b"2", expected=stale)
+            assert await storage.read("a") is None
+
+    async def test_delete_removes_only_what_was_seen(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            first = (await storage.write("a", b"1", expected=None)).token
+            second = (await storage.write("a", b"2", expected=first)).token
+            with pytest.raises(ConflictError):
+                await storage.delete("a", expected=first)
+            await storage.delete("a", expected=second)
+            with pytest.raises(ConflictError):
+                await storage.delete("a", expected=second)
+            assert storage.change_token("a") is None
+            assert await storage.names() == []
+
+    async def test_a_recreated_document_is_another_version(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            seen: set[Token] = set()
+            for _ in range(20):
+                token = (await storage.write("a", b"same", expected=None)).token
+                assert token not in seen
+                seen.add(token)
+                await storage.delete("a", expected=token)
+
+    async def test_racing_writers_lose_nothing(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            await storage.write("a", b"0", expected=None)
+            async with anyio.create_task_group() as group:
+                for _ in range(4):
+                    group.start_soon(_count_up, storage, 5)
+            stored = await storage.read("a")
+            assert stored is not None
+            assert stored.data == b"20"
+
+    async def test_one_creator_wins(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            won: list[int] = []
+            async with anyio.create_task_group() as group:
+                for number in range(6):
+                    group.start_soon(_create, storage, number, won)
+            stored = await storage.read("a")
+            assert stored is not None
+            assert [stored.data] == [b"%d" % number for number in won]
+
+    async def test_a_cancelled_write_is_whole(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            token = (await storage.write("a", b"old" * 100_000, expected=None)).token
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_write, storage, b"new" * 100_000, token)
+                    await anyio.lowlevel.checkpoint()
+                    scope.cancel()
+            stored = await storage.read("a")
+            assert stored is not None
+            assert stored.data in (b"old" * 100_000, b"new" * 100_000)
+            await storage.write("a", b"goes on", expected=stored.token)
+
+    # -- the rest --------------------------------------------------------------------
+
+    async def test_shredding_says_what_it_did(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            first = await storage.write("a", b"1" * 5000, expected=None, shred=True)
+            assert first.shredded == "no"  # there was nothing to overwrite
+            plain = await storage.write("a", b"2" * 5000, expected=first.token)
+            assert plain.shredded == "no"
+            shred = await storage.write("a", b"3", expected=plain.token, shred=True)
+            assert shred.shredded in ("overwritten", "unverifiable")
+            stored = await storage.read("a")
+            assert stored is not None
+            assert stored.data == b"3"
+            gone = await storage.delete("a", expected=shred.token, shred=True)
+            assert gone in ("overwritten", "unverifiable")
+
+    @pytest.mark.parametrize("name", BAD_NAMES)
+    async def test_a_bad_name_is_refused(self, tmp_path: Path, name: str) -> None:
+        async with self.opened(tmp_path) as storage:
+            with pytest.raises(InvalidNameError):
+                storage.change_token(name)
+            with pytest.raises(InvalidNameError):
+                await storage.read(name)
+            with pytest.raises(InvalidNameError):
+                await storage.write(name, b"", expected=None)
+            with pytest.raises(InvalidNameError):
+                await storage.delete(name, expected=FOREIGN_TOKEN)
+
+    async def test_prepare_and_close_may_be_repeated(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            token = (await storage.write("a", b"kept", expected=None)).token
+            await storage.prepare()
+            assert storage.change_token("a") == token
+            await storage.close()
+
+    async def test_another_storage_sees_every_write(self, tmp_path: Path) -> None:
+        if not self.shared:
+            pytest.skip("this storage is not shared")
+        async with self.opened(tmp_path) as one, self.opened(tmp_path) as other:
+            first = (await one.write("a", b"1", expected=None)).token
+            assert other.change_token("a") == first
+            second = (await other.write("a", b"2", expected=first)).token
+            assert one.change_token("a") == second
+            with pytest.raises(ConflictError):
+                await one.write("a", b"lost", expected=first)
+            await one.delete("a", expected=second)
+            assert await other.read("a") is None
+
+    async def test_documents_outlive_the_storage(self, tmp_path: Path) -> None:
+        if not self.shared:
+            pytest.skip("this storage is not shared")
+        async with self.opened(tmp_path) as storage:
+            token = (await storage.write("a", b"kept", expected=None)).token
+        async with self.opened(tmp_path) as storage:
+            stored = await storage.read("a")
+            assert stored is not None
+            assert (stored.data, stored.token) == (b"kept", token)
+
+
+async def _count_up(storage: Storage, times: int) -> None:
+    while times:
+        stored = await storage.read("a")
+        assert stored is not None
+        with contextlib.suppress(ConflictError):
+            await storage.write("a", b"%d" % (int(stored.data) + 1), expected=stored.token)
+            times -= 1
+
+
+async def _create(storage: Storage, number: int, won: list[int]) -> None:
+    with contextlib.suppress(ConflictError):
+        await storage.write("a", b"%d" % number, expected=None)
+        won.append(number)
+
+
+async def _write(storage: Storage, data: bytes, expected: Token) -> None:
+    await storage.write("a", data, expected=expected)
