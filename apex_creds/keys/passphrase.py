@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import getpass
 import os
 import secrets
@@ -119,10 +120,12 @@ class PassphraseProvider:
         first = _typed(self._prompt, "Passphrase: ")
         if not confirm:
             return first
-        with _typed(self._prompt, "Passphrase again: ") as second:
-            if first.equals(second):
-                return first
-        first.close()
+        with contextlib.ExitStack() as closing:
+            closing.enter_context(first)
+            with _typed(self._prompt, "Passphrase again: ") as second:
+                if first.equals(second):
+                    closing.pop_all()
+                    return first
         raise InvalidInputError("The two passphrases differ.", hint="Type the same one twice.")
 
 
