@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from apex_creds.crypto import memory
+from apex_creds.crypto import sodium
 from apex_creds.errors import CommitmentError, DecryptionError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ OVERHEAD: Final = NONCE_BYTES + COMMITMENT_BYTES + TAG_BYTES
 """How many bytes a sealed message is longer than its plaintext."""
 
 _PERSONAL: Final = b"apex-creds aead1"
-_BODY: Final = NONCE_BYTES + COMMITMENT_BYTES
 
 
 def seal(key: SecretBytes, plaintext: SecretBytes | Buffer, *, aad: bytes) -> bytes:
@@ -43,9 +42,7 @@ def seal(key: SecretBytes, plaintext: SecretBytes | Buffer, *, aad: bytes) -> by
     """
     _require_aad(aad)
     nonce = os.urandom(NONCE_BYTES)
-    with memory.keyed_blake2b(key, nonce, personal=_PERSONAL) as derived:
-        commitment = memory.disclose(derived, 32, 64)
-        return memory.xchacha_encrypt(derived, nonce, plaintext, aad, nonce + commitment)
+    return sodium.seal_committed(key, nonce, plaintext, aad=aad, personal=_PERSONAL)
 
 
 def open_into(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> SecretBytes:
@@ -58,12 +55,10 @@ def open_into(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> SecretBytes:
         InvalidInputError: The key is not 32 bytes, or ``aad`` is empty.
         SecretWipedError: The key is closed, or was closed meanwhile.
     """
-    nonce = _nonce(sealed, aad)
-    with memory.keyed_blake2b(key, nonce, personal=_PERSONAL) as derived:
-        _check_commitment(derived, sealed)
-        opened = memory.xchacha_decrypt(derived, nonce, _body(sealed), aad)
-    if opened is None:
-        raise _bad_tag()
+    _require_frame(sealed, aad)
+    opened = sodium.open_committed(key, sealed, aad=aad, personal=_PERSONAL)
+    if isinstance(opened, bool):
+        raise _failure(committed=opened)
     return opened
 
 
@@ -76,39 +71,29 @@ def open_bytes(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> bytes:
         InvalidInputError: The key is not 32 bytes, or ``aad`` is empty.
         SecretWipedError: The key is closed.
     """
-    nonce = _nonce(sealed, aad)
-    with memory.keyed_blake2b(key, nonce, personal=_PERSONAL) as derived:
-        _check_commitment(derived, sealed)
-        opened = memory.xchacha_decrypt_bytes(derived, nonce, _body(sealed), aad)
-    if opened is None:
-        raise _bad_tag()
+    _require_frame(sealed, aad)
+    opened = sodium.open_committed_bytes(key, sealed, aad=aad, personal=_PERSONAL)
+    if isinstance(opened, bool):
+        raise _failure(committed=opened)
     return opened
 
 
-def _nonce(sealed: Buffer, aad: bytes) -> bytes:
+def _failure(*, committed: bool) -> DecryptionError:
+    if committed:
+        return DecryptionError(
+            "The ciphertext does not open here.",
+            hint="It was altered, or moved from another place: restore it from a backup.",
+        )
+    return CommitmentError(
+        "The ciphertext was made under another key.",
+        hint="It was altered, or it belongs to another vault: restore it from a backup.",
+    )
+
+
+def _require_frame(sealed: Buffer, aad: bytes) -> None:
     _require_aad(aad)
     if len(sealed) < OVERHEAD:
         raise DecryptionError("The ciphertext is truncated.", hint="Restore it from a backup.")
-    return bytes(sealed[:NONCE_BYTES])
-
-
-def _body(sealed: Buffer) -> memoryview:
-    return memoryview(sealed)[_BODY:]
-
-
-def _check_commitment(derived: SecretBytes, sealed: Buffer) -> None:
-    if not memory.matches(derived, 32, bytes(sealed[NONCE_BYTES:_BODY])):
-        raise CommitmentError(
-            "The ciphertext was made under another key.",
-            hint="It was altered, or it belongs to another vault: restore it from a backup.",
-        )
-
-
-def _bad_tag() -> DecryptionError:
-    return DecryptionError(
-        "The ciphertext does not open here.",
-        hint="It was altered, or moved from another place: restore it from a backup.",
-    )
 
 
 def _require_aad(aad: bytes) -> None:

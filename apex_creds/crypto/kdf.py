@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from apex_creds.crypto import memory
+from apex_creds.crypto import sodium
 from apex_creds.crypto.memory import Buffer, SecretBytes
 from apex_creds.errors import InvalidInputError
 
@@ -92,9 +92,9 @@ def hkdf(
         raise InvalidInputError(f"HKDF-SHA256 gives 1 to {_MAX_OUTPUT_BYTES} bytes.")
     out = SecretBytes.allocate(length)
     function = HKDF(hashes.SHA256(), length, salt or None, info)
-    with out._mutable() as target, key.view()[:] as source:
+    # A copy, since another thread may close the key and release its views meanwhile.
+    with SecretBytes.copy_of(key) as own, own.view() as source, out._mutable() as target:
         function.derive_into(source, target)
-    _require_open(key)
     return out
 
 
@@ -121,7 +121,7 @@ def argon2id(
             f"The Argon2id parameters are too {'weak' if weak else 'large'}.",
             hint="Use 3 to 64 passes over 256 MiB to 1 GiB.",
         )
-    return memory.argon2id(passphrase, salt, opslimit, memlimit)
+    return sodium.argon2id(passphrase, salt, opslimit, memlimit)
 
 
 def hmac_sha256(key: SecretBytes, data: Buffer) -> bytes:
@@ -133,19 +133,12 @@ def hmac_sha256(key: SecretBytes, data: Buffer) -> bytes:
     """
     if len(key) < _MIN_KEY_BYTES:
         raise InvalidInputError(f"HMAC needs {_MIN_KEY_BYTES} bytes of key.")
-    with key.view()[:] as source:
+    with SecretBytes.copy_of(key) as own, own.view() as source:
         mac = HMAC(source, hashes.SHA256())
     mac.update(data)
-    digest: bytes = mac.finalize()
-    _require_open(key)
-    return digest
+    return mac.finalize()
 
 
 def constant_time_equal(left: Buffer, right: Buffer) -> bool:
     """Whether two byte strings are equal, in a time that tells only their lengths."""
     return _hmac.compare_digest(left, right)
-
-
-def _require_open(key: SecretBytes) -> None:
-    # Raises if another thread closed the key, so what was computed is not handed out.
-    len(key)

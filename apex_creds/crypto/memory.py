@@ -1,4 +1,4 @@
-"""Locked memory for secrets, and the libsodium calls that work on it.
+"""Locked memory for secrets.
 
 Guarantees:
 
@@ -9,13 +9,12 @@ Guarantees:
   only if nobody can still read it: one that a view keeps alive is never used again.
 - Closing a key in one thread while another computes with it ends in
   ``SecretWipedError``, never in output under a half-wiped key.
-- ``nacl._sodium`` is touched in this file only.
+- ``nacl._sodium`` is imported in this file only; ``sodium.py`` has it from here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import mmap
 import os
@@ -23,11 +22,11 @@ import sys
 import threading
 import weakref
 from bisect import bisect_left
-from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Self, TypeAlias, final
 
 from nacl import _sodium  # type: ignore[attr-defined]  # compiled, without a stub
 
+from apex_creds.crypto.hardening import Hardening, harden_process
 from apex_creds.errors import (
     InvalidInputError,
     SecretMisuseError,
@@ -48,13 +47,13 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 """What the functions of this package read bytes from, besides ``SecretBytes``."""
 
 _Pointer: TypeAlias = Any
-_ffi: Any = _sodium.ffi
-_lib: Any = _sodium.lib
+lib: Any = _sodium.lib
+ffi: Any = _sodium.ffi
 _memzero: Any = _sodium.lib.sodium_memzero
 _memmove: Any = _sodium.ffi.memmove
 _from_buffer: Any = _sodium.ffi.from_buffer
 _buffer: Any = _sodium.ffi.buffer
-_lib.sodium_init()
+lib.sodium_init()
 
 _log = logging.getLogger("apex_creds.memory")
 _CHUNK_BYTES: Final = 256 * 1024
@@ -63,7 +62,6 @@ _PAGE: Final = mmap.PAGESIZE
 # The last class holds the largest credential (64 KiB) together with its parts header.
 _SIZES: Final = (64, 256, 1024, 4096, 16384, 65536 + 4096)
 _MADV_WIPEONFORK: Final = 18
-_PR_SET_DUMPABLE: Final = 4
 
 _epoch = 0  # grows in a forked child: slots made before the fork are dead there
 _warned = False
@@ -79,7 +77,7 @@ class _Chunk:
         self.base = _from_buffer("unsigned char[]", self.map)
         self.size = size
         self.used = 0
-        self.locked = _lib.sodium_mlock(self.base, size) == 0
+        self.locked = lib.sodium_mlock(self.base, size) == 0
         _advise(self.map, getattr(mmap, "MADV_DONTDUMP", None))
         wipe = _MADV_WIPEONFORK if sys.platform == "linux" else None
         self.wiped_on_fork = _advise(self.map, wipe)
@@ -88,9 +86,12 @@ class _Chunk:
 
 
 class _Slot:
-    """A piece of a chunk; ``free`` is the list it goes back to, None for a large one."""
+    """A piece of a chunk; ``free`` is the list it goes back to, None for a large one.
 
-    __slots__ = ("arena", "chunk", "epoch", "free", "pointer", "size")
+    ``tail`` is the address of its second 32 bytes.
+    """
+
+    __slots__ = ("arena", "chunk", "epoch", "free", "pointer", "size", "tail")
 
     def __init__(
         self, arena: SecretArena, chunk: _Chunk, size: int, free: list[_Slot] | None
@@ -98,6 +99,7 @@ class _Slot:
         self.arena = arena
         self.chunk = chunk  # keeps the mapping alive
         self.pointer = chunk.base + chunk.used
+        self.tail = self.pointer + 32
         self.size = size
         self.free = free
         self.epoch = _epoch
@@ -188,9 +190,8 @@ class SecretArena:
         self._large.add(slot)
         return slot
 
-    def _give(self, slot: _Slot, length: int, *, unread: bool) -> None:
-        """Wipes a slot and takes it back, or sets it aside where it is still readable."""
-        _memzero(slot.pointer, length)
+    def _give(self, slot: _Slot, *, unread: bool = True) -> None:
+        """Takes a wiped slot back, or sets it aside where something can still read it."""
         if slot.epoch != _epoch:
             return
         if unread and slot.free is not None:
@@ -226,12 +227,12 @@ class SecretBytes:
     __slots__ = ("_exports", "_held", "_length")
 
     def __init__(self, length: int, *, source: SecretArena | None = None) -> None:
-        self._held: list[_Slot] = []  # a list, for its pop is atomic: one close() wins
-        self._exports: list[tuple[memoryview, weakref.ref[object]]] | None = None
         if length < 0:
             raise InvalidInputError("A secret can't have a negative length.")
         self._length = length
-        self._held.append((source or _ARENA)._take(length))
+        self._exports: list[tuple[memoryview, weakref.ref[object]]] | None = None
+        # In a list, whose pop() is atomic: of two threads that close it, one wins.
+        self._held = [(_ARENA if source is None else source)._take(length)]
 
     @classmethod
     def allocate(cls, length: int) -> Self:
@@ -279,7 +280,7 @@ class SecretBytes:
             InvalidInputError: The length is negative.
         """
         secret = cls(length)
-        _lib.randombytes(secret._held[0].pointer, length)
+        lib.randombytes(secret._held[0].pointer, length)
         return secret
 
     def view(self) -> memoryview:
@@ -291,7 +292,9 @@ class SecretBytes:
 
     def expose_bytes(self) -> bytes:
         """Returns a copy that nobody will wipe: for callers that must have ``bytes``."""
-        return disclose(self, 0, self._length)
+        data: bytes = _buffer(self._pointer(), self._length)[:]
+        self._still_open()
+        return data
 
     def equals(self, other: SecretBytes | Buffer) -> bool:
         """Whether the contents are equal; constant time, except for the lengths."""
@@ -300,7 +303,7 @@ class SecretBytes:
         theirs = other._pointer() if isinstance(other, SecretBytes) else _input(other)
         if _size(other) != self._length:
             return False
-        same: bool = _lib.sodium_memcmp(pointer, theirs, self._length) == 0
+        same: bool = lib.sodium_memcmp(pointer, theirs, self._length) == 0
         self._still_open()
         secret._still_open()
         return same
@@ -311,9 +314,12 @@ class SecretBytes:
             slot = self._held.pop()
         except IndexError:
             return
-        exports = self._exports
-        unread = exports is None or _release(exports)
-        slot.arena._give(slot, self._length, unread=unread)
+        unread = True
+        if self._exports is not None:
+            with _ARENA._lock:
+                unread = _release(self._exports)
+        _memzero(slot.pointer, self._length)
+        slot.arena._give(slot, unread=unread)
 
     @property
     def closed(self) -> bool:
@@ -345,11 +351,10 @@ class SecretBytes:
         exporter = _buffer(self._pointer(), self._length)
         view = memoryview(exporter)
         view = view.toreadonly() if readonly else view
-        if self._exports is None:
-            self._exports = []
-        self._exports[:] = [e for e in self._exports if e[1]() is not None]
-        self._exports.append((view, weakref.ref(exporter)))
-        if not self._held:
+        with _ARENA._lock:
+            known = [each for each in self._exports or () if each[1]() is not None]
+            self._exports = [*known, (view, weakref.ref(exporter))]
+        if not self._held:  # closed meanwhile, perhaps without having seen this view
             view.release()
             raise _wiped()
         return view
@@ -375,8 +380,9 @@ class SecretBytes:
 
     def __del__(self) -> None:
         try:
-            self.close()
-        except (AttributeError, TypeError):  # the interpreter exits, the globals are gone
+            if self._held:
+                self.close()
+        except (AttributeError, TypeError):  # never made, or the interpreter exits
             return
 
     def __bytes__(self) -> NoReturn:
@@ -398,201 +404,12 @@ class SecretBytes:
         raise _misuse("copied")
 
 
-@dataclass(frozen=True, slots=True)
-class Hardening:
-    """What ``harden_process`` reached."""
-
-    undumpable: bool
-    no_core_files: bool
-
-
 def arena() -> SecretArena:
     """Returns the process-wide arena, which ``SecretBytes`` uses."""
     return _ARENA
 
 
-def harden_process() -> Hardening:
-    """Turns off core files and reading by other processes of the user, where it can.
-
-    Logs one warning for what this system does not offer; never raises.
-    """
-    result = Hardening(undumpable=_undumpable(), no_core_files=_no_core_files())
-    if not (result.undumpable and result.no_core_files):
-        _log.warning("Core dumps could not be turned off completely: %s.", result)
-    return result
-
-
-# -- primitives: libsodium on slots ------------------------------------------------
-
-
-def disclose(secret: SecretBytes, start: int, stop: int) -> bytes:
-    """Returns a part of a secret as ``bytes``; of use where the part is public."""
-    pointer = secret._pointer()
-    if not 0 <= start <= stop <= secret._length:
-        raise InvalidInputError("The part lies outside the secret.")
-    data: bytes = _buffer(pointer + start, stop - start)[:]
-    secret._still_open()
-    return data
-
-
-def keyed_blake2b(key: SecretBytes, message: bytes, *, personal: bytes) -> SecretBytes:
-    """BLAKE2b-512 (RFC 7693) with a 32-byte key and 16 bytes of personalisation.
-
-    Raises:
-        InvalidInputError: A length is wrong.
-    """
-    _require(key, 32)
-    _require(personal, 16)
-    pointer = key._pointer()
-    out = SecretBytes(64)
-    _lib.crypto_generichash_blake2b_salt_personal(
-        out._held[0].pointer, 64, message, len(message), pointer, 32, _ZERO_SALT, personal
-    )
-    key._still_open()
-    return out
-
-
-def matches(secret: SecretBytes, start: int, other: bytes) -> bool:
-    """Whether ``secret[start:start+len(other)]`` equals ``other``, in constant time."""
-    pointer = secret._pointer()
-    if start < 0 or start + len(other) > secret._length:
-        return False
-    same: bool = _lib.sodium_memcmp(pointer + start, other, len(other)) == 0
-    secret._still_open()
-    return same
-
-
-def xchacha_encrypt(
-    key: SecretBytes, nonce: bytes, plaintext: SecretBytes | Buffer, aad: bytes, prefix: bytes
-) -> bytes:
-    """XChaCha20-Poly1305 under the first 32 bytes of ``key``: prefix‖ciphertext‖tag(16).
-
-    Raises:
-        InvalidInputError: The nonce is not 24 bytes, or the key is too short.
-        SecretWipedError: Key or plaintext were closed meanwhile.
-    """
-    _require(nonce, 24)
-    _require(key, 32, more=True)
-    length, skip = _size(plaintext), len(prefix)
-    out = bytearray(skip + length + 16)
-    out[:skip] = prefix
-    secret = plaintext if isinstance(plaintext, SecretBytes) else key
-    source = plaintext._pointer() if isinstance(plaintext, SecretBytes) else _input(plaintext)
-    _lib.crypto_aead_xchacha20poly1305_ietf_encrypt(
-        _from_buffer("unsigned char[]", out) + skip, _NULL, source, length,
-        aad, len(aad), _NULL, nonce, key._pointer(),
-    )  # fmt: skip
-    key._still_open()
-    secret._still_open()
-    return bytes(out)
-
-
-def xchacha_decrypt(
-    key: SecretBytes, nonce: bytes, sealed: Buffer, aad: bytes
-) -> SecretBytes | None:
-    """Opens ciphertext‖tag(16) straight into a new slot; None if the tag is wrong.
-
-    Raises:
-        InvalidInputError: The nonce is not 24 bytes, or key or ciphertext are too short.
-        SecretWipedError: The key was closed meanwhile.
-    """
-    out = SecretBytes(_opened_size(sealed))
-    if _decrypt(key, nonce, sealed, aad, out._held[0].pointer):
-        return out
-    out.close()
-    return None
-
-
-def xchacha_decrypt_bytes(
-    key: SecretBytes, nonce: bytes, sealed: Buffer, aad: bytes
-) -> bytes | None:
-    """As ``xchacha_decrypt``, for plaintexts that are not secret."""
-    out = bytearray(_opened_size(sealed))
-    if _decrypt(key, nonce, sealed, aad, _from_buffer("unsigned char[]", out)):
-        return bytes(out)
-    return None
-
-
-def argon2id(passphrase: SecretBytes, salt: bytes, opslimit: int, memlimit: int) -> SecretBytes:
-    """Argon2id version 1.3 (RFC 9106), one lane, 32 bytes of output.
-
-    Raises:
-        InvalidInputError: The salt is not 16 bytes, or the memory can't be had.
-        SecretWipedError: The passphrase was closed meanwhile.
-    """
-    _require(salt, 16)
-    source, out = passphrase._pointer(), SecretBytes(32)
-    failed = _lib.crypto_pwhash(
-        out._held[0].pointer, 32, _ffi.cast("char *", source), passphrase._length,
-        salt, opslimit, memlimit, _lib.crypto_pwhash_alg_argon2id13(),
-    )  # fmt: skip
-    passphrase._still_open()
-    if failed:
-        raise InvalidInputError(
-            "Argon2id could not run with these limits.",
-            hint=f"It needs {memlimit >> 20} MiB of free memory.",
-        )
-    return out
-
-
-def ed25519_keypair(seed: SecretBytes) -> tuple[SecretBytes, bytes]:
-    """Returns the expanded secret key (64 bytes) and the public key (32), RFC 8032.
-
-    Raises:
-        InvalidInputError: The seed is not 32 bytes.
-        SecretWipedError: The seed was closed meanwhile.
-    """
-    _require(seed, 32)
-    secret, public = SecretBytes(64), bytearray(32)
-    out = _from_buffer("unsigned char[]", public)
-    _lib.crypto_sign_seed_keypair(out, secret._held[0].pointer, seed._pointer())
-    seed._still_open()
-    return secret, bytes(public)
-
-
-def ed25519_sign(secret: SecretBytes, message: bytes) -> bytes:
-    """Returns the 64-byte signature of ``message`` under an expanded secret key.
-
-    Raises:
-        InvalidInputError: The key is not 64 bytes.
-        SecretWipedError: The key was closed meanwhile.
-    """
-    _require(secret, 64)
-    out = bytearray(64 + len(message))
-    signed = _from_buffer("unsigned char[]", out)
-    _lib.crypto_sign(signed, _NULL, message, len(message), secret._pointer())
-    secret._still_open()
-    return bytes(out[:64])
-
-
 # -- private -----------------------------------------------------------------------
-
-
-def _decrypt(key: SecretBytes, nonce: bytes, sealed: Buffer, aad: bytes, out: _Pointer) -> bool:
-    _require(nonce, 24)
-    _require(key, 32, more=True)
-    opened: bool = (
-        _lib.crypto_aead_xchacha20poly1305_ietf_decrypt(
-            out, _NULL, _NULL, _input(sealed), _size(sealed),
-            aad, len(aad), nonce, key._pointer(),
-        )
-        == 0
-    )  # fmt: skip
-    key._still_open()
-    return opened
-
-
-def _opened_size(sealed: Buffer) -> int:
-    length = _size(sealed) - 16
-    if length < 0:
-        raise InvalidInputError("The ciphertext is shorter than its tag.")
-    return length
-
-
-def _require(value: SecretBytes | bytes, length: int, *, more: bool = False) -> None:
-    actual = len(value)
-    if actual < length or (actual > length and not more):
-        raise InvalidInputError(f"{length} bytes are needed here, not {actual}.")
 
 
 def _size(data: SecretBytes | Buffer) -> int:
@@ -649,27 +466,6 @@ def _warn_unlocked() -> None:
         )
 
 
-def _undumpable() -> bool:
-    if sys.platform != "linux":
-        return False
-    try:
-        return bool(ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0)
-    except (OSError, AttributeError):
-        return False
-
-
-def _no_core_files() -> bool:
-    try:
-        import resource
-    except ImportError:  # Windows writes no core files
-        return sys.platform == "win32"
-    try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def _wiped() -> SecretWipedError:
     return SecretWipedError("This secret was wiped.", hint="Open it again where it is used.")
 
@@ -693,8 +489,6 @@ def _after_fork_in_child() -> None:
         each._forked()
 
 
-_NULL: Final[Any] = _ffi.NULL
-_ZERO_SALT: Final = bytes(16)
 _arenas: weakref.WeakSet[SecretArena] = weakref.WeakSet()
 _ARENA: Final = SecretArena()
 if hasattr(os, "register_at_fork"):

@@ -1,0 +1,197 @@
+"""The libsodium calls that work on ``SecretBytes``, each with its lengths checked.
+
+Guarantees: keys and secret plaintexts are read and written where they lie, in locked
+memory; derived keys are wiped before a function returns; what was computed with a key
+that another thread closed meanwhile is thrown away. The protocols on top of these are
+in ``aead``, ``kdf`` and ``signing``; nothing else calls this module.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from apex_creds.crypto import memory
+from apex_creds.crypto.memory import Buffer, SecretBytes
+from apex_creds.errors import InvalidInputError
+
+_lib: Final = memory.lib
+_memzero: Final = memory.lib.sodium_memzero
+_memcmp: Final = memory.lib.sodium_memcmp
+_blake2b: Final = memory.lib.crypto_generichash_blake2b_salt_personal
+_encrypt: Final = memory.lib.crypto_aead_xchacha20poly1305_ietf_encrypt
+_decrypt: Final = memory.lib.crypto_aead_xchacha20poly1305_ietf_decrypt
+_from_buffer: Final = memory.ffi.from_buffer
+_NULL: Final[Any] = memory.ffi.NULL
+_ZERO_SALT: Final = bytes(16)
+_ARENA: Final = memory.arena()
+_TAG: Final = 16
+_COPY_BELOW: Final = 4096  # where slicing bytes is cheaper than a buffer and its pointer
+
+
+def seal_committed(
+    key: SecretBytes,
+    nonce: bytes,
+    plaintext: SecretBytes | Buffer,
+    *,
+    aad: bytes,
+    personal: bytes,
+) -> bytes:
+    """Returns nonce ‖ commitment(32) ‖ ciphertext ‖ tag(16) under a subkey of ``key``.
+
+    Raises:
+        InvalidInputError: The key is not 32 bytes, or the nonce not 24.
+        SecretWipedError: Key or plaintext were closed, perhaps meanwhile.
+    """
+    _require(nonce, 24)
+    length = len(plaintext) if isinstance(plaintext, SecretBytes) else _size(plaintext)
+    out = bytearray(56 + length + _TAG)
+    start = _from_buffer("unsigned char[]", out)
+    secret = plaintext if isinstance(plaintext, SecretBytes) else key
+    source = plaintext._pointer() if isinstance(plaintext, SecretBytes) else _cut(plaintext)
+    pair = _subkey(key, nonce, personal)
+    try:
+        out[:24] = nonce
+        out[24:56] = memory.ffi.buffer(pair.tail, 32)
+        _encrypt(start + 56, _NULL, source, length, aad, len(aad), _NULL, nonce, pair.pointer)
+    finally:
+        _give_back(pair)
+    secret._still_open()
+    return bytes(out)
+
+
+def open_committed(
+    key: SecretBytes, sealed: Buffer, *, aad: bytes, personal: bytes
+) -> SecretBytes | bool:
+    """Opens what ``seal_committed`` made into a new slot.
+
+    Returns:
+        The plaintext; or False if the commitment is wrong, True if only the tag is.
+
+    Raises:
+        InvalidInputError: The key is not 32 bytes, or ``sealed`` is below 72.
+        SecretWipedError: The key was closed, perhaps meanwhile.
+    """
+    size = _size(sealed) - 56
+    if size < _TAG:
+        raise InvalidInputError("The ciphertext is shorter than its frame.")
+    nonce = bytes(sealed[:24])
+    pair = _subkey(key, nonce, personal)
+    try:
+        if _memcmp(pair.tail, bytes(sealed[24:56]), 32):
+            return False
+        out = SecretBytes(size - _TAG)
+        failed = _decrypt(
+            out._held[0].pointer, _NULL, _NULL, _cut(sealed, 56), size,
+            aad, len(aad), nonce, pair.pointer,
+        )  # fmt: skip
+    finally:
+        _give_back(pair)
+    return True if failed else out
+
+
+def open_committed_bytes(
+    key: SecretBytes, sealed: Buffer, *, aad: bytes, personal: bytes
+) -> bytes | bool:
+    """As ``open_committed``, for plaintexts that are not secret."""
+    size = _size(sealed) - 56
+    if size < _TAG:
+        raise InvalidInputError("The ciphertext is shorter than its frame.")
+    nonce = bytes(sealed[:24])
+    pair = _subkey(key, nonce, personal)
+    try:
+        if _memcmp(pair.tail, bytes(sealed[24:56]), 32):
+            return False
+        out = bytearray(size - _TAG)
+        failed = _decrypt(
+            _from_buffer("unsigned char[]", out), _NULL, _NULL, _cut(sealed, 56), size,
+            aad, len(aad), nonce, pair.pointer,
+        )  # fmt: skip
+    finally:
+        _give_back(pair)
+    return True if failed else bytes(out)
+
+
+def argon2id(passphrase: SecretBytes, salt: bytes, opslimit: int, memlimit: int) -> SecretBytes:
+    """Argon2id version 1.3 (RFC 9106), one lane, 32 bytes of output.
+
+    Raises:
+        InvalidInputError: The salt is not 16 bytes, or the memory can't be had.
+        SecretWipedError: The passphrase was closed, perhaps meanwhile.
+    """
+    _require(salt, 16)
+    source, out = passphrase._pointer(), SecretBytes(32)
+    failed = _lib.crypto_pwhash(
+        out._held[0].pointer, 32, memory.ffi.cast("char *", source), len(passphrase),
+        salt, opslimit, memlimit, _lib.crypto_pwhash_alg_argon2id13(),
+    )  # fmt: skip
+    passphrase._still_open()
+    if failed:
+        raise InvalidInputError(
+            "Argon2id could not run with these limits.",
+            hint=f"It needs {memlimit >> 20} MiB of free memory.",
+        )
+    return out
+
+
+def ed25519_keypair(seed: SecretBytes) -> tuple[SecretBytes, bytes]:
+    """Returns the expanded secret key (64 bytes) and the public key (32), RFC 8032.
+
+    Raises:
+        InvalidInputError: The seed is not 32 bytes.
+        SecretWipedError: The seed was closed, perhaps meanwhile.
+    """
+    _require(seed, 32)
+    secret, public = SecretBytes(64), bytearray(32)
+    out = _from_buffer("unsigned char[]", public)
+    _lib.crypto_sign_seed_keypair(out, secret._held[0].pointer, seed._pointer())
+    seed._still_open()
+    return secret, bytes(public)
+
+
+def ed25519_sign(secret: SecretBytes, message: bytes) -> bytes:
+    """Returns the 64-byte signature of ``message`` under an expanded secret key.
+
+    Raises:
+        InvalidInputError: The key is not 64 bytes.
+        SecretWipedError: The key was closed, perhaps meanwhile.
+    """
+    _require(secret, 64)
+    out = bytearray(64 + len(message))
+    signed = _from_buffer("unsigned char[]", out)
+    _lib.crypto_sign(signed, _NULL, message, len(message), secret._pointer())
+    secret._still_open()
+    return bytes(out[:64])
+
+
+def _subkey(key: SecretBytes, nonce: bytes, personal: bytes) -> memory._Slot:
+    """A slot of subkey(32) ‖ commitment(32); hand it to ``_give_back``."""
+    pointer = key._pointer()
+    if key._length != 32 or len(personal) != 16:
+        raise InvalidInputError("A key has 32 bytes, and a personalisation 16.")
+    pair = _ARENA._take(64)
+    _blake2b(pair.pointer, 64, nonce, len(nonce), pointer, 32, _ZERO_SALT, personal)
+    if not key._held:
+        _give_back(pair)
+        key._still_open()
+    return pair
+
+
+def _give_back(pair: memory._Slot) -> None:
+    _memzero(pair.pointer, 64)
+    _ARENA._give(pair)
+
+
+def _require(value: SecretBytes | bytes, length: int) -> None:
+    if len(value) != length:
+        raise InvalidInputError(f"{length} bytes are needed here, not {len(value)}.")
+
+
+def _size(data: Buffer) -> int:
+    return data.nbytes if isinstance(data, memoryview) else len(data)
+
+
+def _cut(data: Buffer, start: int = 0) -> Any:  # noqa: ANN401 - a C pointer, or bytes
+    # libsodium takes bytes as they are; from_buffer refuses what is not contiguous.
+    if isinstance(data, bytes) and (not start or len(data) < _COPY_BELOW):
+        return data[start:]
+    return _from_buffer("unsigned char[]", memoryview(data)[start:])
