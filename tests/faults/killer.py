@@ -1,0 +1,475 @@
+"""Kills a real process with SIGKILL at each of its write boundaries, one after another.
+
+Guarantee: a boundary is a call that changes what is on disk (or makes it durable), made
+through ``os`` or ``open``; a dry run counts them, and each later run dies just before the
+Nth, just after it, or (a write) with half of its bytes written. What the scenario had
+acknowledged by then is reported, so that a test can say what must still be readable.
+
+A scenario is a function in a file of its own::
+
+    def put(home: str) -> None:  # tests/faults/scenarios/vault.py
+        vault = open_vault(home)  # not counted
+        killer.begin()
+        vault.put("name", ...)  # every boundary in here is
+        killer.acknowledge("put")  # told to the test, even if killed later
+
+and a test runs it, each time on a directory of its own::
+
+    with Scenario(FILE, "put") as scenario:
+        for point in scenario.points(fresh_directory()):
+            home = fresh_directory()
+            run = scenario.run(home, at=point)
+            assert run.killed
+            check(home, run.acknowledged)
+
+The scenario's file is imported once, in a process that forks for each run; give
+``isolated=True`` where a module can't live through a fork, for a new interpreter each
+time. ``SIGKILL`` loses nothing that the kernel has: this shows atomicity and order. That
+data is flushed before it is named is shown by ``order()`` over the dry run's boundaries.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+When = Literal["before", "after", "torn"]
+
+_WRITES: Final = ("write", "pwrite")
+_ON_DESCRIPTORS: Final = (*_WRITES, "writev", "pwritev", "fsync", "fdatasync", "ftruncate")
+_ON_PATHS: Final = (
+    "replace", "rename", "unlink", "remove", "truncate", "mkdir", "rmdir", "chmod", "fchmod",
+    "utime", "link", "symlink", "sendfile", "copy_file_range", "posix_fallocate",
+)  # fmt: skip
+_SECONDS: Final = 60
+
+
+# -- in the test ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """One write boundary: its number from 1, the call, and what it was about."""
+
+    number: int
+    call: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where a run dies."""
+
+    number: int
+    when: When
+    call: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.when} {self.number} ({self.call})"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What happened: whether the process was killed, what it had told, what it did."""
+
+    killed: bool
+    acknowledged: tuple[str, ...]
+    boundaries: tuple[Boundary, ...]
+
+
+class ScenarioError(AssertionError):
+    """The scenario raised, hung, or never called ``begin()``."""
+
+
+class Scenario:
+    """Runs one function of one file, again and again, in processes that can be killed.
+
+    Args:
+        file: The Python file; it does ``from tests.faults import killer``.
+        function: Its function; called with the strings given to ``run``.
+        isolated: A new interpreter for each run, instead of a fork.
+        env: The environment; this process's own by default.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        function: str,
+        *,
+        isolated: bool = False,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._command = [sys.executable, "-B", str(Path(__file__)), str(file), function]
+        self._isolated = isolated
+        self._env = dict(os.environ if env is None else env)
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
+
+    def run(self, *args: object, at: Point | None = None) -> Run:
+        """Runs once, to the end or until it is killed ``at`` a point.
+
+        Raises:
+            ScenarioError: It raised, or hung for a minute.
+        """
+        process = self._started()
+        assert process.stdin is not None
+        number, when = (at.number, at.when) if at else (0, "before")
+        job = {"args": [str(arg) for arg in args], "at": number, "when": when}
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        try:
+            return self._report(process)
+        finally:
+            if self._isolated:
+                self._stop()
+
+    def points(self, *args: object, after: bool = True, torn: bool = True) -> list[Point]:
+        """A dry run with ``args``; every point at which a later run is to be killed.
+
+        Raises:
+            ScenarioError: It failed, or had no boundary at all.
+        """
+        dry = self.run(*args)
+        if not dry.boundaries:
+            raise ScenarioError("No write boundary: did the scenario call killer.begin()?")
+        return [point for boundary in dry.boundaries for point in _at(boundary, after, torn)]
+
+    def close(self) -> None:
+        """Ends the processes; idempotent."""
+        self._stop()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            root = str(Path(__file__).parents[2])
+            path = os.pathsep.join(filter(None, [root, self._env.get("PYTHONPATH", "")]))
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                stderr=self._errors, env=self._env | {"PYTHONPATH": path},
+            )  # fmt: skip
+        return self._process
+
+    def _stop(self) -> None:
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        try:
+            process.wait(_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+    def _report(self, process: subprocess.Popen[str]) -> Run:
+        assert process.stdout is not None
+        boundaries, told = [], []
+        for line in process.stdout:
+            kind, *rest = json.loads(line)
+            if kind == "boundary":
+                boundaries.append(Boundary(*rest))
+            elif kind == "told":
+                told.append(rest[0])
+            elif kind == "end":
+                return self._judged(rest[0], tuple(told), tuple(boundaries))
+        raise ScenarioError(f"The scenario's process ended:\n{self._stderr()}")
+
+    def _judged(
+        self, status: int, told: tuple[str, ...], boundaries: tuple[Boundary, ...]
+    ) -> Run:
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if status != 0 and not killed:
+            raise ScenarioError(f"The scenario failed ({status}):\n{self._stderr()}")
+        return Run(killed, told, boundaries)
+
+    def _stderr(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read()[-8000:]
+
+
+def count_boundaries(file: Path, function: str, *args: object) -> int:
+    """The number of write boundaries of one run to the end."""
+    with Scenario(file, function) as scenario:
+        return len(scenario.run(*args).boundaries)
+
+
+def run_killed(file: Path, function: str, *args: object, at: int, when: When = "before") -> Run:
+    """One run, killed at boundary ``at`` (if it gets that far)."""
+    with Scenario(file, function) as scenario:
+        return scenario.run(*args, at=Point(at, when))
+
+
+def order(run: Run) -> list[str]:
+    """``call name`` of each boundary, for assertions on what comes before what."""
+    return [f"{b.call} {Path(b.path).name}" for b in run.boundaries]
+
+
+def _at(boundary: Boundary, after: bool, torn: bool) -> Iterator[Point]:
+    yield Point(boundary.number, "before", boundary.call)
+    if torn and boundary.call.rpartition(".")[2] in _WRITES:
+        yield Point(boundary.number, "torn", boundary.call)
+    if after:
+        yield Point(boundary.number, "after", boundary.call)
+
+
+# -- in the process that is killed ---------------------------------------------------
+
+_raw_write = os.write
+_raw_open = os.open
+
+
+class _Counter:
+    """Counts boundaries, and dies at the one that it was told."""
+
+    def __init__(self, report: int, at: int, when: When) -> None:
+        self.report = report
+        self.at = at
+        self.when = when
+        self.counting = False
+        self.number = 0
+        self.lock = threading.Lock()
+        self.inside = threading.local()
+
+    def pass_through(self, call: str, path: str, do: Callable[[], Any], half: Any) -> Any:
+        """Does the call, unless it dies before; ``half`` does half of it."""
+        if not self.counting or getattr(self.inside, "yes", False):
+            return do()
+        with self.lock:
+            self.number += 1
+            number = self.number
+            self.tell("boundary", number, call, path)
+            if number == self.at and self.when != "after":
+                if self.when == "torn" and half is not None:
+                    half()
+                _die()
+        self.inside.yes = True  # os.open calls nothing of ours, but open() does
+        try:
+            return do()
+        finally:
+            self.inside.yes = False
+            if number == self.at:
+                _die()
+
+    def tell(self, *line: object) -> None:
+        _raw_write(self.report, json.dumps(line).encode() + b"\n")
+
+
+_counter: _Counter | None = None
+
+
+def begin() -> None:
+    """From here on write boundaries count. Call it in the scenario."""
+    if _counter is not None:
+        _counter.counting = True
+
+
+def end() -> None:
+    """From here on they don't."""
+    if _counter is not None:
+        _counter.counting = False
+
+
+def acknowledge(text: str) -> None:
+    """Tells the test that something is done, as the caller of the real program would see."""
+    if _counter is not None:
+        _counter.tell("told", text)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+def _pass(call: str, path: str, do: Callable[[], Any], half: Any = None) -> Any:
+    return do() if _counter is None else _counter.pass_through(call, path, do, half)
+
+
+def _on_disk(fd: int) -> bool:
+    """Regular files and directories; not pipes, sockets and terminals."""
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return True  # let the call itself fail
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+def _path_of(target: object) -> str:
+    if isinstance(target, int):
+        try:
+            return os.readlink(f"/proc/self/fd/{target}")
+        except OSError:
+            return f"fd {target}"
+    return os.fsdecode(target) if isinstance(target, str | bytes | os.PathLike) else ""
+
+
+def _wrap_descriptor_call(name: str) -> None:
+    real = getattr(os, name)
+
+    def wrapped(fd: int, *args: Any, **kwargs: Any) -> Any:
+        if not _on_disk(fd):
+            return real(fd, *args, **kwargs)
+
+        def half() -> None:
+            data = memoryview(args[0]).cast("B")
+            real(fd, data[: len(data) // 2], *args[1:], **kwargs)
+
+        torn = half if name in _WRITES else None
+        return _pass(name, _path_of(fd), lambda: real(fd, *args, **kwargs), torn)
+
+    _install(name, real, wrapped)
+
+
+def _wrap_path_call(name: str) -> None:
+    real = getattr(os, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        about = args[1] if name in ("replace", "rename", "link", "symlink") else args[0]
+        return _pass(name, _path_of(about), lambda: real(*args, **kwargs))
+
+    _install(name, real, wrapped)
+
+
+def _wrap_open() -> None:
+    def wrapped(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if not flags & (os.O_CREAT | os.O_TRUNC):
+            return _raw_open(path, flags, *args, **kwargs)
+        opened: int = _pass(
+            "open", _path_of(path), lambda: _raw_open(path, flags, *args, **kwargs)
+        )
+        return opened
+
+    _install("open", _raw_open, wrapped)
+
+
+def _install(name: str, real: Any, wrapped: Any) -> None:
+    for supports in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
+        if real in supports:
+            supports.add(wrapped)
+    setattr(os, name, wrapped)
+
+
+class _File(io.FileIO):
+    """What ``open`` makes for writing: each raw write and truncate is a boundary."""
+
+    def write(self, data: Any) -> Any:
+        view = memoryview(data).cast("B")
+
+        def half() -> None:
+            io.FileIO.write(self, view[: len(view) // 2])
+
+        if not _on_disk(self.fileno()):
+            return super().write(data)
+        done = super().write
+        return _pass("file.write", str(self.name), lambda: done(data), half)
+
+    def truncate(self, size: int | None = None) -> int:
+        done = super().truncate
+        result: int = _pass("file.truncate", str(self.name), lambda: done(size))
+        return result
+
+
+_real_open = io.open
+
+
+def _open(  # the signature of open()
+    file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None,
+    errors: str | None = None, newline: str | None = None, closefd: bool = True,
+    opener: Any = None,
+) -> Any:  # fmt: skip
+    if not set(mode) & set("wax+"):
+        return _real_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
+    raw_mode = mode.replace("b", "").replace("t", "")
+
+    def raw() -> _File:
+        return _File(file, raw_mode, closefd, opener)
+
+    handle = raw() if isinstance(file, int) else _pass("file.open", _path_of(file), raw)
+    if buffering == 0:
+        return handle
+    buffered = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(handle)
+    if "b" in mode:
+        return buffered
+    return io.TextIOWrapper(buffered, encoding, errors, newline, buffering == 1)
+
+
+def _wrap_everything() -> None:
+    for name in _ON_DESCRIPTORS:
+        if hasattr(os, name):
+            _wrap_descriptor_call(name)
+    for name in _ON_PATHS:
+        if hasattr(os, name):
+            _wrap_path_call(name)
+    _wrap_open()
+    builtins.open = _open
+    io.open = _open
+
+
+def _load(file: str, function: str) -> Callable[..., None]:
+    spec = importlib.util.spec_from_file_location("scenario", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scenario"] = module
+    spec.loader.exec_module(module)
+    loaded: Callable[..., None] = getattr(module, function)
+    return loaded
+
+
+def _child(scenario: Callable[..., None], job: dict[str, Any], report: int) -> None:
+    global _counter
+    status = 1
+    try:
+        signal.alarm(_SECONDS)  # a scenario that hangs is ended, and fails
+        _counter = _Counter(report, job["at"], job["when"])
+        scenario(*job["args"])
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _serve(file: str, function: str) -> None:
+    """One job a line from standard input; what happened to standard output."""
+    report = os.dup(1)
+    os.dup2(2, 1)  # whatever the scenario prints is not ours to parse
+    _wrap_everything()
+    scenario = _load(file, function)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            _child(scenario, json.loads(line), report)
+        _, status = os.waitpid(child, 0)
+        _raw_write(report, json.dumps(["end", status]).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    # As the module that scenarios import, so that begin() reaches this state.
+    from tests.faults import killer
+
+    killer._serve(sys.argv[1], sys.argv[2])
