@@ -84,3 +84,18 @@ async def _increment(root: str, times: int) -> None:
         except ConflictError:
             continue
         times -= 1
+
+
+def churn(root: str, times: str) -> None:
+    """Not killed: replaces and shreds, each version all of one letter."""
+    asyncio.run(_churn(root, int(times)))
+
+
+async def _churn(root: str, times: int) -> None:
+    storage = FileStorage(Path(root))
+    stored = await storage.read(NAME)
+    assert stored is not None
+    token = stored.token
+    for number in range(times):
+        data = bytes([65 + number % 26]) * 300_000
+        token = (await storage.write(NAME, data, expected=token, shred=True)).token
