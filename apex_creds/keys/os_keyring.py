@@ -190,15 +190,21 @@ def _store(backend: KeyringBackend, entry: str) -> SecretBytes:
     text = encode_key(key)
     _call(partial(_set, backend, entry, text))
     wipe(text)
-    back = _find([backend], entry)
-    if back is not None and back.equals(key):
-        back.close()
+    if _kept(backend, entry, key):
         return key
     key.close()
     raise MasterKeyUnavailableError(
         f"The keyring backend {_name(type(backend))} did not keep the master key.",
         hint=_ALTERNATIVES,
     )
+
+
+def _kept(backend: KeyringBackend, entry: str, key: SecretBytes) -> bool:
+    back = _find([backend], entry)
+    if back is None:
+        return False
+    with back:
+        return back.equals(key)
 
 
 def _expect_gone(backend: KeyringBackend, entry: str) -> None:
@@ -236,6 +242,10 @@ def _call(function: Callable[[], _T]) -> _T:
 
 
 def _failed(kind: str) -> MasterKeyError:
+    if kind == "InitError":  # also a Secret Service whose default collection is not made yet
+        return MasterKeyUnavailableError(
+            "The keyring can't be opened: it is locked, or not set up yet.", hint=_UNLOCK
+        )
     if kind in _LOCKED_ERRORS:
         return MasterKeyUnavailableError("The keyring is locked.", hint=_UNLOCK)
     return MasterKeyUnavailableError(
@@ -273,11 +283,11 @@ def _flatten(backend: KeyringBackend, depth: int = 0) -> list[KeyringBackend]:
     return [found for member in members for found in _flatten(member, depth + 1)]
 
 
-def _refused(backend: KeyringBackend) -> bool:
-    wrapped = getattr(backend, "_keyring", None)  # keyrings.alt's MultipartKeyringWrapper
-    if isinstance(wrapped, KeyringBackend) and wrapped is not backend and _refused(wrapped):
+def _refused(backend: KeyringBackend, depth: int = 0) -> bool:
+    if depth > _MAX_DEPTH or any(_unsafe(cls) for cls in type(backend).__mro__):
         return True
-    return any(_unsafe(cls) for cls in type(backend).__mro__)
+    wrapped = getattr(backend, "_keyring", None)  # keyrings.alt's MultipartKeyringWrapper
+    return isinstance(wrapped, KeyringBackend) and _refused(wrapped, depth + 1)
 
 
 def _unsafe(cls: type) -> bool:

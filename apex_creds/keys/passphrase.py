@@ -1,9 +1,11 @@
 """``passphrase:`` - the master key derived from a passphrase by Argon2id.
 
 Guarantee: the passphrase comes from a prompt without echo or from a file descriptor, never
-from arguments or the environment, and is wiped once the key is derived. The parameters of
-the derivation, which are stored in clear, are held to bounds: not weaker than libsodium's
-``MODERATE`` and not so large that a forged document could exhaust the memory (RFC 9106).
+from arguments or the environment; it is held in locked memory and wiped once the key is
+derived (of what a prompt returns, Python keeps a ``str`` that nobody can wipe). The
+parameters of the derivation, which are stored in clear, are held to bounds: not weaker than
+libsodium's ``MODERATE`` and not so large that a forged document could exhaust the memory
+(RFC 9106).
 """
 
 from __future__ import annotations
@@ -211,8 +213,9 @@ def _read_line(fd: int) -> SecretBytes:
         failure = _unreadable(fd, error)
         wipe(data)
     else:
-        del data[length:]
-        return _accepted(data)
+        line = data[:length]  # a copy: shrinking could leave the old bytes behind
+        wipe(data)
+        return _accepted(line)
     raise failure
 
 

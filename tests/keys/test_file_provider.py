@@ -25,7 +25,7 @@ from apex_creds.errors import (
     UnsafePermissionsError,
     WrongMasterKeyError,
 )
-from apex_creds.keys import file as module
+from apex_creds.keys import file_read, file_write
 from apex_creds.keys.file import FileProvider
 from apex_creds.testing.providers import OTHER_VAULT, VAULT, MasterKeyProviderContract
 
@@ -144,7 +144,7 @@ def test_one_changed_byte_gives_an_error_or_one_key(tmp_path, position, byte):
     data[min(position, len(data) - 1)] = byte
     put(path, bytes(data))
     try:
-        keys = module._read(path)
+        keys = file_read.read_keys(path)
     except WrongMasterKeyError:
         return
     assert len(keys) == 1
@@ -256,15 +256,15 @@ async def test_a_discarded_key_is_overwritten_on_disk(path, tmp_path):
 async def test_a_reader_of_the_shredded_file_reads_the_new_one(path, monkeypatch):
     await create(path)
     second = await create(path, 2)
-    real = module._read_all
+    real = file_read._read_all
 
     def slow(where, fd):
-        monkeypatch.setattr(module, "_read_all", real)
-        module._read(where)
+        monkeypatch.setattr(file_read, "_read_all", real)
+        file_read.read_keys(where)
         FileProvider(where)._discard(1)  # between this reader's open and its read
         return real(where, fd)
 
-    monkeypatch.setattr(module, "_read_all", slow)
+    monkeypatch.setattr(file_read, "_read_all", slow)
     assert await load(path, 2) == second
 
 
@@ -280,7 +280,7 @@ async def test_a_failed_write_changes_nothing(path, monkeypatch, call, number):
             return real(*args, **kwargs)
         raise OSError(number, "injected")
 
-    monkeypatch.setattr(module.os, call, failing)
+    monkeypatch.setattr(file_write.os, call, failing)
     with pytest.raises(ApexCredsError) as caught:
         await create(path, 2)
     monkeypatch.undo()
@@ -300,7 +300,7 @@ async def test_the_leftover_of_a_killed_writer_is_replaced(path, tmp_path):
 async def test_a_lock_that_is_held_is_said(path, monkeypatch, tmp_path):
     import filelock
 
-    monkeypatch.setattr(module, "_LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(file_write, "_LOCK_SECONDS", 0.05)
     with filelock.FileLock(tmp_path / ".master.key.lock"), pytest.raises(StorageLockedError):
         await create(path)
     assert not path.exists()
@@ -310,7 +310,7 @@ async def test_a_file_system_without_hard_links(path, monkeypatch):
     def link(*_args, **_kwargs):
         raise OSError(errno.EPERM, "no links here")
 
-    monkeypatch.setattr(module.os, "link", link)
+    monkeypatch.setattr(file_write.os, "link", link)
     assert await create(path) == await load(path)
     assert listing(path.parent) == ["master.key"]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from apex_creds.errors import KeyStateError, UnknownKeyError
-from apex_creds.keys import KeyState, Keyset, KeyVersion
+from apex_creds.keys import Keyset, KeyState, KeyVersion
 
 ID = "0123456789abcdef" * 2
 ORDER = list(KeyState)
