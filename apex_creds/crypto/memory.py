@@ -22,6 +22,7 @@ import sys
 import threading
 import weakref
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import Any, Final, NoReturn, Self, TypeAlias, final
 
 from nacl import _sodium  # type: ignore[attr-defined]  # compiled, without a stub
@@ -224,9 +225,10 @@ class SecretBytes:
     raises ``SecretWipedError``, any use in a forked child ``VaultSealedError``.
     """
 
-    __slots__ = ("_exports", "_held", "_length")
+    __slots__ = ("_exports", "_held", "_length", "_on_expose")
 
     def __init__(self, length: int, *, source: SecretArena | None = None) -> None:
+        self._on_expose: Callable[[], None] | None = None
         if length < 0:
             raise InvalidInputError("A secret can't have a negative length.")
         self._length = length
@@ -291,10 +293,38 @@ class SecretBytes:
         return self._export(readonly=True) if view is None else view
 
     def expose_bytes(self) -> bytes:
-        """Returns a copy that nobody will wipe: for callers that must have ``bytes``."""
+        """Returns a copy that nobody will wipe: for callers that must have ``bytes``.
+
+        Of a secret that a handle revealed, this is audited first, as an exposure.
+        """
+        if self._on_expose is not None:
+            self._on_expose()
         data: bytes = _buffer(self._pointer(), self._length)[:]
         self._still_open()
         return data
+
+    def expose_str(self) -> str:
+        """As ``expose_bytes``, decoded from UTF-8: for libraries that must have ``str``.
+
+        Raises:
+            InvalidInputError: It is not UTF-8.
+        """
+        data = self.expose_bytes()
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            pass
+        raise InvalidInputError("This secret is not text.", hint="Use expose_bytes().")
+
+    def on_expose(self, hook: Callable[[], None]) -> None:
+        """Has ``hook`` called before each exposure; once only.
+
+        Raises:
+            SecretMisuseError: There is a hook already.
+        """
+        if self._on_expose is not None:
+            raise _misuse("given another hook")
+        self._on_expose = hook
 
     def equals(self, other: SecretBytes | Buffer) -> bool:
         """Whether the contents are equal; constant time, except for the lengths."""
