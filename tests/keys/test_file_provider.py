@@ -333,3 +333,52 @@ def test_processes_that_race_agree_and_lose_no_version(path):
     assert len(outputs) == 1
     stored = [line.split()[1] for line in path.read_text().splitlines()]
     assert [base64.b64decode(s).hex() for s in stored] == outputs.pop().split()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own; ``disk("ro")`` remounts it."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(*options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(("size=64k,mode=700", *options))]
+        return subprocess.run([*command, "tmpfs", place], capture_output=True).returncode == 0
+
+    if not mount():
+        pytest.skip("tmpfs can't be mounted here")
+    yield place, mount
+    subprocess.run(["umount", place], check=True)
+
+
+@as_root
+@pytest.mark.faults
+async def test_a_read_only_disk_is_read_and_not_written(disk):
+    place, mount = disk
+    path = place / "master.key"
+    with pytest.raises(MasterKeyNotFoundError):
+        await load(path)
+    put(path, f"v1 {TEXT}\nv2 {OTHER}\n")
+    assert mount("remount", "ro")
+    assert await load(path) == await create(path) == KEY
+    for attempt in (create(path, 3), discard(path, 1), create(place / "new.key")):
+        with pytest.raises(MasterKeyReadOnlyError):
+            await attempt
+    assert [p.name for p in place.iterdir()] == ["master.key"]
+
+
+@as_root
+@pytest.mark.faults
+async def test_a_full_disk_keeps_the_old_file(disk):
+    place, _ = disk
+    path = place / "master.key"
+    first = await create(path)
+    filler = place / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(bytes(1 << 20))
+    with pytest.raises(StorageFullError):
+        await create(path, 2)
+    assert listing(place) == ["filler", "master.key"]
+    filler.unlink()
+    assert await load(path) == first
+    await create(path, 2)
