@@ -157,7 +157,11 @@ class Delivery(msgspec.Struct, frozen=True):
         style, _, field = text.partition(":")
         named = style in ("header", "query")
         usable = bool(field) and len(field) <= 128 and set(field) <= _HEADER_TOKEN
-        if style not in set(DeliveryStyle) or named is not bool(field) or (named and not usable):
+        if (
+            style not in set(DeliveryStyle)
+            or named is not bool(field)
+            or (named and not usable)
+        ):
             raise InvalidInputError(
                 f"{text[:80]!r} is not a way to send a credential.",
                 hint="Use bearer, basic, header:NAME or query:NAME.",

@@ -1,0 +1,168 @@
+"""The unsealed keys: master key → KEKs → DEKs, and the keys of documents.
+
+Guarantee: the master key is used to derive the KEKs and never kept; every key held here
+lies in locked memory and is wiped by ``close``; after that each use is a
+``VaultSealedError``. A DEK is unwrapped when it is first asked for, then cached.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from apex_creds.crypto import envelope, kdf
+from apex_creds.crypto.envelope import Context
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import UnknownKeyError, VaultSealedError
+from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
+
+KEY_BYTES: Final = 32
+SALT_BYTES: Final = 32
+CHECK_BYTES: Final = 16
+KEYSTORE: Final = "keystore"
+
+
+class DocumentKeys(NamedTuple):
+    """The keys of one document under one KEK version: of its body and of its MAC."""
+
+    body: SecretBytes
+    mac: SecretBytes
+
+
+def master_check(master: SecretBytes, *, vault_id: str) -> bytes:
+    """16 bytes that tell whether a master key belongs to a vault, and nothing else of it."""
+    with kdf.derive(master, kdf.Purpose.MASTER_CHECK, context=bytes.fromhex(vault_id)) as tag:
+        return tag.expose_bytes()[:CHECK_BYTES]
+
+
+def derive_kek(master: SecretBytes, version: KeyVersion, *, vault_id: str) -> SecretBytes:
+    """The KEK of 32 bytes that ``version``'s salt and the master key determine."""
+    context = bytes.fromhex(vault_id) + version.version.to_bytes(4, "big")
+    return kdf.derive(master, kdf.Purpose.KEK, context=context, salt=version.material)
+
+
+class Hierarchy:
+    """KEKs in memory, and whatever has been derived or unwrapped with them.
+
+    Args:
+        vault_id: 32 hexadecimal digits.
+        kek_id: The KEK keyset's id, 32 hexadecimal digits.
+        keks: The KEK versions in memory, by number; owned by the hierarchy from now on.
+    """
+
+    def __init__(self, *, vault_id: str, kek_id: str, keks: dict[int, SecretBytes]) -> None:
+        self._vault_id = bytes.fromhex(vault_id)
+        self._kek_id = bytes.fromhex(kek_id)
+        self._keks = keks
+        self._wrapping: dict[int, SecretBytes] = {}
+        self._documents: dict[tuple[str, int], DocumentKeys] = {}
+        self._deks: dict[tuple[str, int], SecretBytes] = {}
+        self._closed = False
+
+    @classmethod
+    def from_master(cls, master: SecretBytes, *, vault_id: str, keks: Keyset) -> Hierarchy:
+        """Derives every KEK version that is not destroyed."""
+        derived = {
+            version.version: derive_kek(master, version, vault_id=vault_id)
+            for version in keks.versions
+            if version.state is not KeyState.DESTROYED
+        }
+        return cls(vault_id=vault_id, kek_id=keks.id, keks=derived)
+
+    @property
+    def kek_versions(self) -> frozenset[int]:
+        """The KEK versions in memory."""
+        return frozenset(self._keks)
+
+    def document_keys(self, section: str, kek_version: int) -> DocumentKeys:
+        """The keys of a section's document.
+
+        Raises:
+            UnknownKeyError: That KEK version is not in memory.
+        """
+        found = self._documents.get((section, kek_version))
+        if found is None:
+            kek, context = self._kek(kek_version), section.encode()
+            found = DocumentKeys(
+                kdf.derive(kek, kdf.Purpose.FILE_BODY, context=context),
+                kdf.derive(kek, kdf.Purpose.FILE_MAC, context=context),
+            )
+            self._documents[section, kek_version] = found
+        return found
+
+    def wrap(self, dek: SecretBytes, *, key_id: str, version: int, kek_version: int) -> bytes:
+        """Encrypts a DEK of 32 bytes under a KEK version; returns its envelope."""
+        return envelope.encrypt(
+            self._wrapping_key(kek_version),
+            dek,
+            context=self._dek_context(key_id, version),
+            key_id=self._kek_id,
+            key_version=kek_version,
+        )
+
+    def unwrap(self, keyset: Keyset, version: int) -> SecretBytes:
+        """The DEK of that version; the hierarchy owns it.
+
+        Raises:
+            UnknownKeyError: No such version, or it is destroyed.
+            DecryptionError: The wrapped DEK does not open.
+        """
+        found = self._deks.get((keyset.id, version))
+        if found is not None:
+            return found
+        wrapped = keyset.get(version)
+        if wrapped.state is KeyState.DESTROYED:
+            raise UnknownKeyError(
+                f"Version {version} of key {keyset.id} is destroyed.",
+                hint="What it protected was deleted on purpose and can't be read.",
+            )
+        dek = envelope.decrypt(
+            lambda _, kek_version: self._wrapping_key(kek_version),
+            wrapped.material,
+            context=self._dek_context(keyset.id, version),
+        )
+        return self._deks.setdefault((keyset.id, version), dek)
+
+    def forget(self, key_id: str, version: int) -> None:
+        """Wipes a cached DEK, after its version was destroyed."""
+        dek = self._deks.pop((key_id, version), None)
+        if dek is not None:
+            dek.close()
+
+    def close(self) -> None:
+        """Wipes every key; idempotent."""
+        self._closed = True
+        single = [*self._keks.values(), *self._wrapping.values(), *self._deks.values()]
+        for key in single:
+            key.close()
+        self._keks.clear()
+        self._wrapping.clear()
+        self._deks.clear()
+        while self._documents:
+            for key in self._documents.popitem()[1]:
+                key.close()
+
+    def _dek_context(self, key_id: str, version: int) -> Context:
+        return Context(
+            vault_id=self._vault_id,
+            section=KEYSTORE,
+            record_id=bytes.fromhex(key_id),
+            record_version=version,
+        )
+
+    def _kek(self, version: int) -> SecretBytes:
+        if self._closed:
+            raise VaultSealedError("The vault is sealed.", hint="Unseal it again.")
+        found = self._keks.get(version)
+        if found is None:
+            raise UnknownKeyError(
+                f"KEK version {version} is not in the key store.",
+                hint="Restore the key store that belongs to this data.",
+            )
+        return found
+
+    def _wrapping_key(self, kek_version: int) -> SecretBytes:
+        found = self._wrapping.get(kek_version)
+        if found is None:
+            found = kdf.derive(self._kek(kek_version), kdf.Purpose.KEK_WRAP)
+            found = self._wrapping.setdefault(kek_version, found)
+        return found

@@ -1,0 +1,519 @@
+"""Makes leases and redeems them: the one place where a handle turns into a secret.
+
+Guarantee: a redeem checks, in this order, that the lease is alive, belongs to the calling
+invocation, has the scope, and is still permitted by the grants as stored now; then the
+audit event is written; then, and only then, the secret is decrypted (rule 5). A refusal
+is audited with its reason, and tells the plugin nothing that maps the vault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+import httpx
+from anyio.from_thread import start_blocking_portal
+
+from apex_creds.audit import spans
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import (
+    AccessDeniedError,
+    AuditUnavailableError,
+    HandleExpiredError,
+    HandleForeignError,
+    HandleRevokedError,
+    InvalidInputError,
+    LeaseEndedError,
+    RequestNotAllowedError,
+)
+from apex_creds.leases.handle import CredentialHandle, make_handle
+from apex_creds.leases.invocation import Invocation, current_invocation
+from apex_creds.leases.lease import REGISTRY, Lease, ended_error
+from apex_creds.model import Clock, Origin
+from apex_creds.policy.decide import Reason, decide
+from apex_creds.policy.grants import Grants
+from apex_creds.policy.manifest import Need
+from apex_creds.vault import Opened, Vault
+from apex_creds.vault.section import Record
+
+REVEAL: Final = "reveal"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a redeem is for.
+
+    Attributes:
+        method: An HTTP method, or ``reveal``.
+        origin: Where the secret goes; None for ``reveal``.
+        path: The request's raw path, without its query.
+        scope: A scope that the lease must have; None: any lease will do.
+    """
+
+    method: str
+    origin: Origin | None = None
+    path: str = ""
+    scope: str | None = None
+
+
+class LeaseBroker:
+    """Leases of one vault.
+
+    Args:
+        vault: Unsealed.
+        transport: Sends the requests of ``handle.client()``; one pool for all leases,
+            made when first needed.
+        sync_transport: The same for ``handle.sync_client()``.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sync_transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._vault = vault
+        self.clock: Clock = vault.clock
+        self._lock = threading.RLock()
+        self._transport = transport
+        self._sync_transport = sync_transport
+        self._own_transport = transport is None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    # -- leases ------------------------------------------------------------------
+
+    def is_current(self, needs: tuple[Need, ...]) -> bool:
+        """Whether leases on ``needs`` can be decided from memory as it is."""
+        vault = self._vault
+        if vault.grants_now() is None:
+            return False
+        return all(vault.find_now(need.name) is not None for need in needs)
+
+    async def refresh(self) -> None:
+        """Brings memory up to date with what other processes have stored."""
+        await self._vault.refresh()
+
+    def refresh_blocking(self) -> None:
+        """As ``refresh``, from code that can't wait for it."""
+        with start_blocking_portal() as portal:
+            portal.call(self._vault.refresh)
+
+    def lease(self, invocation: Invocation, need: Need, *, ttl: float) -> CredentialHandle:
+        """A lease on one declared credential, for at most ``ttl`` seconds.
+
+        Raises:
+            AccessDeniedError: Refused; the log says why.
+            AuditUnavailableError: It could not be logged.
+        """
+        grants = self._vault.grants_now() or Grants()
+        record = self._vault.find_now(need.name)
+        now = self.clock.time()
+        decision = decide(
+            need=need,
+            grant=grants.find(invocation.manifest.plugin, need.name),
+            info=record.info if record else None,
+            now=now,
+        )
+        if decision.permission is None or record is None:
+            self._deny(invocation, need.name, decision.reason)
+        permission = decision.permission
+        until = permission.until
+        lifetime = ttl if until is None else min(ttl, until - now)
+        lease = Lease(
+            broker=self,
+            invocation=invocation,
+            need=need,
+            record_id=record.info.id,
+            permission=permission,
+            grants=grants,
+            scopes=permission.scopes,
+            expires=self.clock.monotonic() + lifetime,
+        )
+        try:
+            self._vault.audit.append(self._lease_event(lease, now), flush=False)
+        except BaseException:
+            lease.end()
+            raise
+        invocation.leases.append(lease)
+        return make_handle(lease)
+
+    def attenuate(
+        self,
+        lease: Lease,
+        *,
+        scopes: tuple[str, ...] | None,
+        ttl: float | None,
+        max_uses: int | None,
+    ) -> Lease:
+        """See ``CredentialHandle.attenuate``."""
+        invocation = self._check_caller(lease)
+        now = self.clock.monotonic()
+        with self._lock:
+            lease.check_alive(now)
+            chosen = lease.scopes if scopes is None else tuple(scopes)
+            if not set(chosen) <= set(lease.scopes):
+                self._deny(invocation, lease.need.name, Reason.SCOPE_NOT_GRANTED)
+            if (ttl is not None and ttl <= 0) or (max_uses is not None and max_uses < 1):
+                raise InvalidInputError("ttl and max_uses must be greater than zero.")
+            child = Lease(
+                broker=self,
+                invocation=invocation,
+                need=lease.need,
+                record_id=lease.record_id,
+                permission=lease.permission,
+                grants=lease.grants,
+                scopes=chosen,
+                expires=lease.expires if ttl is None else min(lease.expires, now + ttl),
+                uses_left=max_uses,
+                parent=lease,
+            )
+            lease.children.append(child)
+        try:
+            self._vault.audit.append(self._lease_event(child, self.clock.time()), flush=False)
+        except BaseException:
+            child.end()
+            raise
+        return child
+
+    def is_alive(self, lease: Lease) -> bool:
+        """Whether the lease, and those it came from, could be used now."""
+        try:
+            lease.check_alive(self.clock.monotonic())
+        except LeaseEndedError:
+            return False
+        return True
+
+    def end_all(self, invocation: Invocation) -> None:
+        """Ends every lease of an invocation."""
+        while invocation.leases:
+            invocation.leases.pop().end()
+
+    def revoke(self, *, plugin: str | None = None, credential: str | None = None) -> int:
+        """Ends the open leases of a plugin, a credential, or both; returns how many."""
+        concerned = [
+            lease
+            for lease in list(REGISTRY.values())
+            if lease.broker is self
+            and plugin in (None, lease.invocation.manifest.plugin)
+            and credential in (None, lease.need.name)
+        ]
+        for lease in concerned:
+            lease.end()
+        return len(concerned)
+
+    @property
+    def open_leases(self) -> int:
+        """How many leases are open."""
+        return sum(lease.broker is self for lease in REGISTRY.values())
+
+    # -- redeem ------------------------------------------------------------------
+
+    async def redeem(self, lease_id: str, use: Use) -> tuple[Lease, Record, Opened]:
+        """Checks, audits, decrypts; the caller closes what it gets.
+
+        Raises:
+            AccessDeniedError: Not allowed, or the lease has ended.
+            AuditUnavailableError: It could not be logged; nothing was decrypted.
+        """
+        lease = find_lease(lease_id)
+        if not self.is_current((lease.need,)):
+            await self.refresh()
+        return self._redeem_traced(lease, use)
+
+    def redeem_blocking(self, lease_id: str, use: Use) -> tuple[Lease, Record, Opened]:
+        """As ``redeem``, from code that can't wait."""
+        lease = find_lease(lease_id)
+        if not self.is_current((lease.need,)):
+            self.refresh_blocking()
+        return self._redeem_traced(lease, use)
+
+    def _redeem_traced(self, lease: Lease, use: Use) -> tuple[Lease, Record, Opened]:
+        if not spans.tracing_on():
+            return self._redeem(lease, use)
+        with spans.span("apex_creds.redeem", {"apex_creds.method": use.method}):
+            return self._redeem(lease, use)
+
+    def _redeem(self, lease: Lease, use: Use) -> tuple[Lease, Record, Opened]:
+        invocation = self._check_caller(lease)
+        with self._lock:
+            lease.check_alive(self.clock.monotonic())
+            record = self._permitted(lease, invocation, use)
+            event = self._redeem_event(lease, invocation, record, use)
+            opened = self._vault.release(record, event)
+            lease.count_use()
+        used = (record.info.name, record.info.version)
+        invocation.used[used] = record
+        lease.invocation.used[used] = record
+        return lease, record, opened
+
+    def _permitted(self, lease: Lease, invocation: Invocation, use: Use) -> Record:
+        """The record, if policy as stored now still permits this use of it."""
+        name = lease.need.name
+        record = self._vault.find_now(name)
+        grants = self._vault.grants_now()
+        if record is None or grants is None or record.info.id != lease.record_id:
+            lease.end()
+            raise ended_error(HandleRevokedError)
+        if grants is not lease.grants:
+            self._decide_again(lease, grants, record)
+        until = lease.permission.until
+        if until is not None and self.clock.time() >= until:
+            lease.end()
+            raise ended_error(HandleRevokedError)
+        if use.scope is not None and use.scope not in lease.scopes:
+            self._deny(invocation, name, Reason.SCOPE_NOT_GRANTED)
+        if use.origin is not None:
+            self._check_request(lease, invocation, use, use.origin)
+        elif not lease.permission.reveal:
+            self._deny(invocation, name, Reason.REVEAL_NOT_GRANTED)
+        return record
+
+    def _check_request(
+        self, lease: Lease, invocation: Invocation, use: Use, origin: Origin
+    ) -> None:
+        if lease.permission.allows_request(origin=origin, method=use.method, path=use.path):
+            return
+        self._log_denial(invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED)
+        raise RequestNotAllowedError(
+            "This request is outside what the credential may be sent with.",
+            hint="Check origin, method and path against the plugin's manifest.",
+        )
+
+    def _decide_again(self, lease: Lease, grants: Grants, record: Record) -> None:
+        plugin = lease.invocation.manifest.plugin
+        decision = decide(
+            need=lease.need,
+            grant=grants.find(plugin, lease.need.name),
+            info=record.info,
+            now=self.clock.time(),
+        )
+        if decision.permission is None:
+            self._log_denial(lease.invocation, lease.need.name, decision.reason)
+            lease.end()
+            raise ended_error(HandleRevokedError)
+        lease.permission = decision.permission
+        lease.grants = grants
+
+    def keep_until_end(self, lease: Lease, secret: SecretBytes) -> None:
+        """Has ``secret`` wiped when the lease ends, at its deadline at the latest."""
+        with self._lock:
+            if lease.ended is not None:
+                secret.close()
+                raise ended_error(lease.ended)
+            lease.revealed.add(secret)
+        if lease.timer is None:
+            self._arm(lease)
+
+    # -- for the middleware --------------------------------------------------------
+
+    def refuse(self, invocation: Invocation, name: str) -> NoReturn:
+        """Refuses a name that the invocation has no handle for.
+
+        Raises:
+            AccessDeniedError: Always.
+        """
+        need = invocation.manifest.need(name)
+        record, grants = self._vault.find_now(name), self._vault.grants_now() or Grants()
+        grant = grants.find(invocation.manifest.plugin, name)
+        info = record.info if record else None
+        decision = decide(need=need, grant=grant, info=info, now=self.clock.time())
+        self._deny(invocation, name, decision.reason)
+
+    def log_exposure(self, lease_id: str) -> None:
+        """Audits that a plugin takes a revealed secret out of locked memory."""
+        lease = find_lease(lease_id)
+        invocation = current_invocation() or lease.invocation
+        self._vault.audit.append(
+            AuditEvent(
+                time=self.clock.time(),
+                kind=EventKind.EXPOSE,
+                plugin=invocation.manifest.plugin,
+                plugin_version=invocation.manifest.version,
+                action=invocation.action,
+                invocation=invocation.id,
+                lease=lease.id,
+                credential=lease.need.name,
+                decision="allow",
+                method="expose",
+            )
+        )
+
+    def reopen(self, record: Record) -> Opened:
+        """What an invocation redeemed before, for the redaction of its output only."""
+        return self._vault.reopen(record)
+
+    def log(self, event: AuditEvent, *, flush: bool) -> None:
+        """Writes an event."""
+        self._vault.audit.append(event, flush=flush)
+
+    def log_end(self, invocation: Invocation, outcome: str, started: float) -> None:
+        """Queues the event that an invocation is over; never raises.
+
+        Nothing depends on it: the next redeem is refused if the log can't be written.
+        """
+        manifest = invocation.manifest
+        event = AuditEvent(
+            time=self.clock.time(),
+            kind=EventKind.INVOCATION,
+            plugin=manifest.plugin,
+            plugin_version=manifest.version,
+            action=invocation.action,
+            invocation=invocation.id,
+            parent=invocation.parent.id if invocation.parent else "",
+            outcome=outcome,
+            duration_us=round((self.clock.monotonic() - started) * 1e6),
+        )
+        with contextlib.suppress(AuditUnavailableError):
+            self._vault.audit.append(event, flush=False)
+
+    def transport(self) -> httpx.AsyncBaseTransport:
+        """The pool that all clients share."""
+        if self._transport is None:
+            self._transport = httpx.AsyncHTTPTransport(limits=_LIMITS)
+        return self._transport
+
+    def sync_transport(self) -> httpx.BaseTransport:
+        """The pool that all synchronous clients share."""
+        if self._sync_transport is None:
+            self._sync_transport = httpx.HTTPTransport(limits=_LIMITS)
+        return self._sync_transport
+
+    async def close(self) -> None:
+        """Ends every lease and closes the pools."""
+        self.revoke()
+        transport, self._transport = self._transport, None
+        if transport is not None and self._own_transport:
+            await transport.aclose()
+        sync_transport, self._sync_transport = self._sync_transport, None
+        if sync_transport is not None:
+            sync_transport.close()
+
+    # -- inside ------------------------------------------------------------------
+
+    def _check_caller(self, lease: Lease) -> Invocation:
+        invocation = current_invocation()
+        owner = lease.invocation
+        if invocation is owner:
+            return owner
+        passed_on = lease.parent is not None
+        if invocation is not None and passed_on and invocation.is_within(owner):
+            return invocation
+        self._log_denial(invocation or owner, lease.need.name, Reason.FOREIGN_HANDLE)
+        raise HandleForeignError(
+            "This credential handle belongs to another invocation.",
+            hint="Have it passed on with handle.attenuate(…).",
+        )
+
+    def _deny(self, invocation: Invocation, name: str, reason: Reason) -> NoReturn:
+        self._log_denial(invocation, name, reason)
+        raise denied(name)
+
+    def _log_denial(self, invocation: Invocation, name: str, reason: Reason) -> None:
+        manifest = invocation.manifest
+        self._vault.audit.append(
+            AuditEvent(
+                time=self.clock.time(),
+                kind=EventKind.DENIAL,
+                plugin=manifest.plugin,
+                plugin_version=manifest.version,
+                action=invocation.action,
+                invocation=invocation.id,
+                credential=name,
+                decision="deny",
+                reason=reason.value,
+            )
+        )
+
+    def _lease_event(self, lease: Lease, now: float) -> AuditEvent:
+        invocation = lease.invocation
+        return AuditEvent(
+            time=now,
+            kind=EventKind.LEASE,
+            plugin=invocation.manifest.plugin,
+            plugin_version=invocation.manifest.version,
+            action=invocation.action,
+            invocation=invocation.id,
+            lease=lease.id,
+            parent=lease.parent.id if lease.parent else "",
+            credential=lease.need.name,
+            decision="allow",
+            reason=Reason.GRANTED.value,
+        )
+
+    def _redeem_event(
+        self, lease: Lease, invocation: Invocation, record: Record, use: Use
+    ) -> AuditEvent:
+        key_id, key_version = record.key
+        trace_id, span_id = spans.current_ids()
+        return AuditEvent(
+            time=self.clock.time(),
+            kind=EventKind.REDEEM,
+            plugin=invocation.manifest.plugin,
+            plugin_version=invocation.manifest.version,
+            action=invocation.action,
+            invocation=invocation.id,
+            lease=lease.id,
+            parent=lease.parent.id if lease.parent else "",
+            credential=record.info.name,
+            decision="allow",
+            reason=Reason.GRANTED.value,
+            key_id=key_id.hex(),
+            key_version=key_version,
+            origin=str(use.origin or ""),
+            method=use.method,
+            trace_id=trace_id,
+            span_id=span_id,
+        )
+
+    def _arm(self, lease: Lease) -> None:
+        """Has the lease ended at its deadline, where there is a loop to do it."""
+        try:
+            loop = self.loop = asyncio.get_running_loop()
+        except RuntimeError:
+            if self.loop is not None and self.loop.is_running():
+                self.loop.call_soon_threadsafe(self._arm, lease)
+            return
+        if lease.ended is not None:
+            return
+        remaining = max(lease.expires - self.clock.monotonic(), 0.0)
+        lease.timer = loop.call_later(remaining, lease.end, HandleExpiredError)
+
+
+_LIMITS: Final = httpx.Limits(max_connections=256, max_keepalive_connections=64)
+
+
+def find_lease(lease_id: str) -> Lease:
+    """The open lease of that id.
+
+    Raises:
+        HandleRevokedError: There is none: it has ended.
+    """
+    lease = REGISTRY.get(lease_id)
+    if lease is None:
+        raise ended_error(HandleRevokedError)
+    return lease
+
+
+def denied(name: str) -> AccessDeniedError:
+    """The one refusal: the same whether a credential is unknown, undeclared or ungranted."""
+    return AccessDeniedError(
+        f"The use of credential {name[:256]!r} was refused.",
+        hint="The operator can see why in the audit log.",
+    )
+
+
+def refuse_unknown(name: str) -> NoReturn:
+    """Refuses a name that the current invocation has no handle for; audited.
+
+    Raises:
+        AccessDeniedError: Always.
+    """
+    invocation = current_invocation()
+    if invocation is not None:
+        invocation.broker.refuse(invocation, name)
+    raise denied(name)

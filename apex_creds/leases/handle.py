@@ -1,0 +1,200 @@
+"""What a plugin holds: a handle that names a lease, and the mapping of its handles.
+
+Guarantee: a handle has identifiers and times, no secret, and no reference through which
+one could be reached without a redeem; it shows itself masked and refuses to be pickled,
+copied or compared with anything but itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NoReturn, final
+
+import httpx
+
+from apex_creds.errors import HandleRevokedError, SecretMisuseError
+from apex_creds.leases.lease import REGISTRY, Lease, ended_error
+
+if TYPE_CHECKING:
+    from apex_creds.leases.reveal import Reveal
+
+
+@final
+class CredentialHandle:
+    """Opaque, short-lived, scoped and revocable; worthless outside its invocation."""
+
+    __slots__ = ("_expires", "_id", "_name", "_scopes")
+
+    def __init__(self, *, id: str, name: str, scopes: tuple[str, ...], expires: float) -> None:  # noqa: A002 - the field's name
+        self._id = id
+        self._name = name
+        self._scopes = scopes
+        self._expires = expires
+
+    @property
+    def id(self) -> str:
+        """The lease's id, 32 hexadecimal digits."""
+        return self._id
+
+    @property
+    def name(self) -> str:
+        """The credential's name."""
+        return self._name
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """What the lease is limited to; empty: the grant named no scopes."""
+        return self._scopes
+
+    @property
+    def expires(self) -> float:
+        """When the lease ends at the latest, in Unix seconds by the clock at its start."""
+        return self._expires
+
+    @property
+    def active(self) -> bool:
+        """Whether a redeem could succeed now."""
+        lease = REGISTRY.get(self._id)
+        return lease is not None and lease.broker.is_alive(lease)
+
+    def reveal(self, *, part: str = "", scope: str | None = None) -> Reveal:
+        """The secret itself, in locked memory, wiped on exit.
+
+        Use it as ``async with``, or as ``with`` in a worker thread. Manifest and grant
+        must both say ``reveal``.
+
+        Args:
+            part: ``value``, ``access``, ``refresh``, ``user`` or ``password``; the main
+                one by default.
+            scope: A scope that the lease must have for this use.
+
+        Raises:
+            AccessDeniedError: On entering: not allowed, or the lease has ended.
+            AuditUnavailableError: On entering: it could not be logged first.
+        """
+        from apex_creds.leases.reveal import Reveal
+
+        return Reveal(self._id, part=part, scope=scope)
+
+    def client(self, *, scope: str | None = None, **options: object) -> httpx.AsyncClient:
+        """An HTTP client whose transport adds the secret to what it sends.
+
+        Only requests to the allowed origins, methods and paths are sent; any other is a
+        ``RequestNotAllowedError`` before a byte leaves. Each request is a redeem.
+
+        Args:
+            scope: A scope that the lease must have for these requests.
+            options: As for ``httpx.AsyncClient``; those that would put something between
+                the secret and its origin (transport, proxy, verify, …) are refused.
+        """
+        from apex_creds.leases.http import open_async_client
+
+        return open_async_client(self._id, scope, options)
+
+    def sync_client(self, *, scope: str | None = None, **options: object) -> httpx.Client:
+        """As ``client``, for plugins that run in a worker thread."""
+        from apex_creds.leases.http import open_client
+
+        return open_client(self._id, scope, options)
+
+    def attenuate(
+        self,
+        *,
+        scopes: tuple[str, ...] | None = None,
+        ttl: float | None = None,
+        max_uses: int | None = None,
+    ) -> CredentialHandle:
+        """A narrower handle, which a plugin called from this one may use too.
+
+        Args:
+            scopes: Some of this handle's scopes; all by default.
+            ttl: Seconds; never longer than this handle lives.
+            max_uses: How many redeems; they count for this handle as well.
+
+        Raises:
+            AccessDeniedError: It would be wider, or this lease has ended.
+        """
+        lease = self._lease()
+        child = lease.broker.attenuate(lease, scopes=scopes, ttl=ttl, max_uses=max_uses)
+        return make_handle(child)
+
+    def _lease(self) -> Lease:
+        lease = REGISTRY.get(self._id)
+        if lease is None:
+            raise ended_error(HandleRevokedError)
+        return lease
+
+    def __repr__(self) -> str:
+        return f"<CredentialHandle {self._name!r}>"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise _misuse("pickled or copied")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise _misuse("pickled or copied")
+
+    def __copy__(self) -> NoReturn:
+        raise _misuse("copied")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise _misuse("copied")
+
+
+@final
+class CredentialMap(Mapping[str, CredentialHandle]):
+    """An invocation's handles by credential name.
+
+    Asking for any other name is the same ``AccessDeniedError``, whether the credential
+    does not exist, is not declared, or is not granted.
+    """
+
+    __slots__ = ("_handles",)
+
+    def __init__(self, handles: dict[str, CredentialHandle]) -> None:
+        self._handles = handles
+
+    def __getitem__(self, name: str) -> CredentialHandle:
+        handle = self._handles.get(name)
+        if handle is None:
+            from apex_creds.leases.broker import refuse_unknown
+
+            refuse_unknown(name)
+        return handle
+
+    def get(self, name: str, default: object = None) -> CredentialHandle | None:  # type: ignore[override]
+        """The handle, or ``default`` (for optional credentials); asking is no offence."""
+        return self._handles.get(name, default)  # type: ignore[arg-type]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._handles
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handles)
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def __repr__(self) -> str:
+        return f"<CredentialMap {sorted(self._handles)}>"
+
+
+def make_handle(lease: Lease) -> CredentialHandle:
+    """The handle for a lease."""
+    remaining = lease.expires - lease.broker.clock.monotonic()
+    return CredentialHandle(
+        id=lease.id,
+        name=lease.need.name,
+        scopes=lease.scopes,
+        expires=lease.broker.clock.time() + remaining,
+    )
+
+
+def _misuse(done: str) -> SecretMisuseError:
+    return SecretMisuseError(
+        f"A credential handle can't be {done}.", hint="Pass handle.attenuate(…) instead."
+    )

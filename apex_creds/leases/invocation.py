@@ -1,0 +1,91 @@
+"""One call of one plugin: what its leases, and the redaction of its output, belong to.
+
+Guarantee: the current invocation is found through a context variable only, so it follows
+tasks, worker threads started with their context, and stream steps; a handle never refers
+to it. An invocation keeps the sealed records of what was redeemed in it, never plaintext.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from apex_creds.policy.manifest import Manifest
+from apex_creds.vault.section import Record
+
+if TYPE_CHECKING:
+    from apex_creds.leases.broker import LeaseBroker
+    from apex_creds.leases.handle import CredentialMap
+    from apex_creds.leases.lease import Lease
+
+_current: ContextVar[Invocation | None] = ContextVar("apex_creds_invocation", default=None)
+
+
+class Invocation:
+    """A call in progress.
+
+    Attributes:
+        id: 32 hexadecimal digits.
+        used: Sealed records redeemed in it, by credential name and version.
+    """
+
+    __slots__ = (
+        "action",
+        "broker",
+        "credentials",
+        "id",
+        "leases",
+        "manifest",
+        "parent",
+        "used",
+    )
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        action: str,
+        parent: Invocation | None,
+        broker: LeaseBroker,
+    ) -> None:
+        self.id = os.urandom(16).hex()
+        self.manifest = manifest
+        self.action = action
+        self.parent = parent
+        self.broker = broker
+        self.leases: list[Lease] = []
+        self.used: dict[tuple[str, int], Record] = {}
+        self.credentials: CredentialMap | None = None
+
+    def is_within(self, other: Invocation) -> bool:
+        """Whether this is ``other``, or was called from within it."""
+        step: Invocation | None = self
+        while step is not None:
+            if step is other:
+                return True
+            step = step.parent
+        return False
+
+
+def current_invocation() -> Invocation | None:
+    """The invocation that the calling code runs in, or None."""
+    return _current.get()
+
+
+def current_credentials() -> CredentialMap:
+    """The handles of the current invocation, by credential name.
+
+    Returns:
+        A mapping; empty outside of any invocation.
+    """
+    from apex_creds.leases.handle import CredentialMap
+
+    invocation = _current.get()
+    if invocation is None or invocation.credentials is None:
+        return CredentialMap({})
+    return invocation.credentials
+
+
+enter = _current.set
+leave = _current.reset

@@ -1,0 +1,137 @@
+"""A lease: one time-bounded use of a grant. Internal; plugins hold handles.
+
+Guarantee: a lease that has ended never comes back; ending it wipes what was revealed
+under it and ends every lease attenuated from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Final
+
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import (
+    HandleExhaustedError,
+    HandleExpiredError,
+    HandleRevokedError,
+    LeaseEndedError,
+)
+from apex_creds.leases.invocation import Invocation
+from apex_creds.policy.decide import Permission
+from apex_creds.policy.grants import Grants
+from apex_creds.policy.manifest import Need
+
+if TYPE_CHECKING:
+    from apex_creds.leases.broker import LeaseBroker
+
+REGISTRY: Final[dict[str, Lease]] = {}
+"""Every open lease of the process by its id: handles find theirs here, and only here."""
+
+
+class Lease:
+    """The state behind a handle.
+
+    Attributes:
+        expires: On the monotonic clock, seconds.
+        uses_left: None: without limit.
+        parent: The lease that this one was attenuated from.
+        grants: The grants under which ``permission`` was decided.
+    """
+
+    __slots__ = (
+        "broker",
+        "children",
+        "ended",
+        "expires",
+        "grants",
+        "id",
+        "invocation",
+        "need",
+        "parent",
+        "permission",
+        "record_id",
+        "revealed",
+        "scopes",
+        "timer",
+        "uses_left",
+    )
+
+    def __init__(
+        self,
+        *,
+        broker: LeaseBroker,
+        invocation: Invocation,
+        need: Need,
+        record_id: str,
+        permission: Permission,
+        grants: Grants,
+        scopes: tuple[str, ...],
+        expires: float,
+        uses_left: int | None = None,
+        parent: Lease | None = None,
+    ) -> None:
+        self.id = os.urandom(16).hex()
+        self.broker = broker
+        self.invocation = invocation
+        self.need = need
+        self.record_id = record_id
+        self.permission = permission
+        self.grants = grants
+        self.scopes = scopes
+        self.expires = expires
+        self.uses_left = uses_left
+        self.parent = parent
+        self.ended: type[LeaseEndedError] | None = None
+        self.children: list[Lease] = []
+        self.revealed: set[SecretBytes] = set()
+        self.timer: asyncio.TimerHandle | None = None
+        REGISTRY[self.id] = self
+
+    def end(self, why: type[LeaseEndedError] = HandleRevokedError) -> None:
+        """Ends the lease and what hangs on it; idempotent, from any thread."""
+        REGISTRY.pop(self.id, None)
+        if self.ended is not None:
+            return
+        self.ended = why
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        while self.revealed:
+            self.revealed.pop().close()
+        while self.children:
+            self.children.pop().end(why)
+
+    def check_alive(self, now: float) -> None:
+        """Checks this lease and those it came from.
+
+        Raises:
+            LeaseEndedError: One of them is over; if its time is up, it is ended now.
+        """
+        if self.ended is None and now >= self.expires:
+            self.end(HandleExpiredError)
+        if self.ended is not None:
+            raise ended_error(self.ended)
+        if self.uses_left == 0:
+            raise ended_error(HandleExhaustedError)
+        if self.parent is not None:
+            self.parent.check_alive(now)
+
+    def count_use(self) -> None:
+        """Takes one use from this lease and from those it came from."""
+        if self.uses_left is not None:
+            self.uses_left -= 1
+        if self.parent is not None:
+            self.parent.count_use()
+
+
+def ended_error(why: type[LeaseEndedError]) -> LeaseEndedError:
+    """The error that says how a lease ended."""
+    return why(_ENDED[why], hint="Ask for a new handle by invoking the plugin again.")
+
+
+_ENDED: Final[dict[type[LeaseEndedError], str]] = {
+    HandleExpiredError: "The credential handle has expired.",
+    HandleRevokedError: "The credential handle is no longer valid: its lease has ended.",
+    HandleExhaustedError: "The credential handle has been used as often as it may be.",
+}

@@ -1,0 +1,127 @@
+"""One guarded call: its invocation, its leases, its redactor, and their common end.
+
+Guarantee: ``finish`` runs its effects once, whoever calls it first; a call that is dropped
+without having been finished is finished by the garbage collector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import final
+
+from apex_creds.errors import AccessDeniedError, SecretLeakError
+from apex_creds.leases.broker import LeaseBroker
+from apex_creds.leases.handle import CredentialHandle, CredentialMap
+from apex_creds.leases.invocation import Invocation, current_invocation, enter, leave
+from apex_creds.middleware.redact import OnLeak, Redactor
+from apex_creds.policy.manifest import Manifest
+
+
+@final
+class GuardedInvocation(Invocation):
+    """An invocation that knows its redactor, so that log records find it."""
+
+    __slots__ = ("redactor",)
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        action: str,
+        parent: Invocation | None,
+        broker: LeaseBroker,
+    ) -> None:
+        super().__init__(manifest, action=action, parent=parent, broker=broker)
+        self.redactor = Redactor(broker, self)
+
+
+@final
+class GuardedCall:
+    """A call of a plugin from its leases to their end."""
+
+    __slots__ = ("_broker", "_finished", "_on_leak", "_started", "invocation", "redactor")
+
+    def __init__(
+        self, broker: LeaseBroker, manifest: Manifest, *, action: str, on_leak: OnLeak
+    ) -> None:
+        self._broker = broker
+        self._on_leak = on_leak
+        self._finished = False
+        self._started = broker.clock.monotonic()
+        self.invocation = GuardedInvocation(
+            manifest, action=action, parent=current_invocation(), broker=broker
+        )
+        self.redactor = self.invocation.redactor
+
+    def make_leases(self, *, ttl: float) -> CredentialMap:
+        """A lease for each declared credential that is granted.
+
+        Raises:
+            AccessDeniedError: A required one is refused; no lease is left.
+        """
+        handles: dict[str, CredentialHandle] = {}
+        try:
+            for need in self.invocation.manifest.needs:
+                try:
+                    handles[need.name] = self._broker.lease(self.invocation, need, ttl=ttl)
+                except AccessDeniedError:
+                    if need.required:
+                        raise
+        except BaseException as error:
+            self.finish(type(error).__name__)
+            raise
+        self.invocation.credentials = CredentialMap(handles)
+        return self.invocation.credentials
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Makes this the current invocation for a step of the plugin's code."""
+        token = enter(self.invocation)
+        try:
+            yield
+        finally:
+            # A step may be torn down from another context, which never saw the change.
+            with suppress(ValueError):
+                leave(token)
+
+    def clean(self, value: object, *, where: str) -> object:
+        """``value`` without secrets.
+
+        Raises:
+            SecretLeakError: Policy makes a leak an error, and there was one.
+        """
+        cleaned = self.redactor.value(value, where=where)
+        self.check_leaks()
+        return cleaned
+
+    def check_leaks(self) -> None:
+        """Fails the call for a leak, where policy says so.
+
+        Raises:
+            SecretLeakError: There was one.
+        """
+        if self._on_leak is OnLeak.ERROR and self.redactor.leaks:
+            raise SecretLeakError(
+                "The plugin let a secret out; its output is withheld.",
+                hint="See the leak in the audit log.",
+            )
+
+    def clean_error(self, error: BaseException) -> BaseException:
+        """What to raise instead of ``error``."""
+        cleaned = self.redactor.exception(error)
+        if self._on_leak is OnLeak.ERROR and self.redactor.leaks:
+            return SecretLeakError(
+                f"The plugin let a secret out and raised {type(error).__name__}.",
+                hint="See the leak in the audit log.",
+            )
+        return cleaned
+
+    def finish(self, outcome: str = "ok") -> None:
+        """Ends the leases, wipes the needles, records the outcome; idempotent."""
+        if self._finished:
+            return
+        self._finished = True
+        self._broker.end_all(self.invocation)
+        self.redactor.close()
+        self._broker.log_end(self.invocation, outcome, self._started)

@@ -1,0 +1,282 @@
+"""The middleware that a runtime installs once.
+
+Guarantee: a plugin called through it has handles for what it declared and was granted, and
+nothing else; when the call is over, so are its leases, however it ends (rule 9).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import io
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from types import TracebackType
+from typing import Final, ParamSpec, Self
+
+import anyio
+import anyio.to_thread
+import httpx
+
+from apex_creds.audit import spans
+from apex_creds.errors import InvalidInputError
+from apex_creds.leases.broker import LeaseBroker
+from apex_creds.leases.invocation import current_invocation
+from apex_creds.middleware import logs
+from apex_creds.middleware.call import GuardedCall
+from apex_creds.middleware.redact import OnLeak
+from apex_creds.middleware.shape import CREDENTIALS, shape_of
+from apex_creds.middleware.streams import guard_async, guard_sync
+from apex_creds.policy.manifest import Manifest
+from apex_creds.vault import Vault
+
+P = ParamSpec("P")
+
+DEFAULT_TTL: Final = 300.0
+
+
+class CredentialMiddleware:
+    """Wraps plugin invocations. Use it as an async context manager, or close it.
+
+    Args:
+        vault: Unsealed; the middleware does not close it.
+        ttl: Seconds that a lease lives at most, streams included.
+        on_leak: Whether a leaked secret is replaced, or fails the invocation.
+        transport: Sends the requests of ``handle.client()``; a pool of httpx by default.
+        sync_transport: The same for ``handle.sync_client()``.
+        max_threads: How many synchronous plugins run at once.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        *,
+        ttl: float = DEFAULT_TTL,
+        on_leak: OnLeak = OnLeak.REDACT,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sync_transport: httpx.BaseTransport | None = None,
+        max_threads: int = 40,
+    ) -> None:
+        if not ttl > 0:
+            raise InvalidInputError("The ttl of leases must be greater than zero.")
+        self._broker = LeaseBroker(vault, transport=transport, sync_transport=sync_transport)
+        self._ttl = ttl
+        self._on_leak = on_leak
+        self._max_threads = max_threads
+        self._limiter: anyio.CapacityLimiter | None = None
+        self._closed = False
+        logs.install()
+
+    @property
+    def broker(self) -> LeaseBroker:
+        """Makes and revokes the leases."""
+        return self._broker
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends every lease, closes the connections; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        logs.uninstall()
+        with anyio.CancelScope(shield=True):
+            await self._broker.close()
+
+    # -- calling -----------------------------------------------------------------
+
+    async def invoke(
+        self,
+        manifest: Manifest,
+        function: Callable[P, object],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> object:
+        """Calls a plugin's function, of any kind, with its handles.
+
+        The function gets them as the keyword ``credentials`` if its signature names it, and
+        from ``current_credentials()`` in any case. A synchronous function runs in a worker
+        thread. The name of the action in the log is the function's; see ``invoke_action``.
+
+        Returns:
+            What the function returns, awaited and redacted. A generator or iterator, of
+            either kind, comes back as a generator that holds the leases until it ends.
+
+        Raises:
+            AccessDeniedError: A required credential is refused.
+            AuditUnavailableError: The log can't be written.
+        """
+        action = getattr(function, "__name__", "")
+        return await self.invoke_action(manifest, action, function, args, kwargs)
+
+    def wrap(
+        self, manifest: Manifest, function: Callable[P, object]
+    ) -> Callable[P, Coroutine[object, object, object]]:
+        """``function`` as a coroutine function that goes through ``invoke``."""
+
+        @functools.wraps(function)
+        async def guarded(*args: P.args, **kwargs: P.kwargs) -> object:
+            return await self.invoke(manifest, function, *args, **kwargs)
+
+        return guarded
+
+    async def invoke_action(
+        self,
+        manifest: Manifest,
+        action: str,
+        function: Callable[..., object],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+        *,
+        shape_from: Callable[..., object] | None = None,
+    ) -> object:
+        """As ``invoke``, for runtimes: names the action.
+
+        Args:
+            manifest: The plugin's.
+            action: As the runtime calls it.
+            function: What to call.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            shape_from: The function whose signature decides on ``credentials``, where
+                ``function`` only passes keywords on to it.
+        """
+        if not manifest.needs and current_invocation() is None:
+            return await self._call_plain(function, args, kwargs or {})
+        if not self._broker.is_current(manifest.needs):
+            await self._broker.refresh()
+        call = self._begin(manifest, action)
+        if not spans.tracing_on():
+            return await self._run(call, function, args, kwargs or {}, shape_from or function)
+        with spans.span("apex_creds.invoke", _attributes(manifest, action)):
+            return await self._run(call, function, args, kwargs or {}, shape_from or function)
+
+    def invoke_sync(
+        self,
+        manifest: Manifest,
+        action: str,
+        function: Callable[..., object],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+        *,
+        shape_from: Callable[..., object] | None = None,
+    ) -> object:
+        """As ``invoke_action``, for runtimes whose own call is synchronous.
+
+        The function runs in the calling thread. What it returns is returned: a value, or
+        a coroutine, generator or async generator that holds the leases until it ends.
+        """
+        if not manifest.needs and current_invocation() is None:
+            return function(*args, **(kwargs or {}))
+        if not self._broker.is_current(manifest.needs):
+            self._broker.refresh_blocking()
+        call = self._begin(manifest, action)
+        keywords = self._keywords(call, shape_from or function, kwargs or {})
+        try:
+            with call.inside():
+                result = function(*args, **keywords)
+            if inspect.isawaitable(result):
+                return _guarded_awaitable(result, call)
+            return self._settle(call, result)
+        except BaseException as error:
+            failure = call.clean_error(error)
+            call.finish(type(error).__name__)
+        raise failure
+
+    # -- inside ------------------------------------------------------------------
+
+    def _begin(self, manifest: Manifest, action: str) -> GuardedCall:
+        call = GuardedCall(self._broker, manifest, action=action, on_leak=self._on_leak)
+        call.make_leases(ttl=self._ttl)
+        return call
+
+    async def _run(
+        self,
+        call: GuardedCall,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        shape_from: Callable[..., object],
+    ) -> object:
+        keywords = self._keywords(call, shape_from, kwargs)
+        try:
+            with call.inside():
+                result = await self._call_plain(function, args, keywords)
+            return self._settle(call, result)
+        except BaseException as error:
+            failure = call.clean_error(error)
+            call.finish(type(error).__name__)
+        raise failure
+
+    def _keywords(
+        self, call: GuardedCall, shape_from: Callable[..., object], kwargs: dict[str, object]
+    ) -> dict[str, object]:
+        if shape_of(shape_from).takes_credentials:
+            return {**kwargs, CREDENTIALS: call.invocation.credentials}
+        return kwargs
+
+    async def _call_plain(
+        self,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> object:
+        if shape_of(function).in_thread:
+            work = functools.partial(function, *args, **kwargs)
+            result = await anyio.to_thread.run_sync(work, limiter=self._threads())
+        else:
+            result = function(*args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    def _threads(self) -> anyio.CapacityLimiter:
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(self._max_threads)
+        return self._limiter
+
+    @staticmethod
+    def _settle(call: GuardedCall, result: object) -> object:
+        """Ends the call, or hands it over to the stream that the plugin returned."""
+        if isinstance(result, AsyncIterator):
+            return guard_async(result, call)
+        if isinstance(result, Iterator) and not isinstance(result, io.IOBase):
+            return guard_sync(result, call)
+        outcome = "SecretLeakError"
+        try:
+            cleaned = call.clean(result, where="result")
+            outcome = "ok"
+        finally:
+            call.finish(outcome)
+        return cleaned
+
+
+def _guarded_awaitable(
+    awaitable: Awaitable[object], call: GuardedCall
+) -> Coroutine[object, object, object]:
+    coroutine = _await(awaitable, call)
+    weakref.finalize(coroutine, call.finish, "abandoned").atexit = False
+    return coroutine
+
+
+async def _await(awaitable: Awaitable[object], call: GuardedCall) -> object:
+    try:
+        with call.inside():
+            result = await awaitable
+        return CredentialMiddleware._settle(call, result)
+    except BaseException as error:
+        failure = call.clean_error(error)
+        call.finish(type(error).__name__)
+    raise failure
+
+
+def _attributes(manifest: Manifest, action: str) -> dict[str, str]:
+    return {"apex_creds.plugin": manifest.plugin, "apex_creds.action": action}

@@ -1,0 +1,79 @@
+"""Finds and replaces secrets in bytes, whole or cut in two.
+
+Guarantee: every occurrence of a needle is replaced by ``[redacted:NAME]``, also one whose
+parts come in two pieces; the needles lie in locked memory until ``close``. No I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from apex_creds.crypto.encodings import spellings
+from apex_creds.crypto.memory import SecretBytes
+
+SHORTEST: Final = 4
+"""Secrets of fewer bytes are not looked for: they would be found everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Needle:
+    secret: SecretBytes
+    mark: bytes
+
+
+class Needles:
+    """What to look for."""
+
+    def __init__(self) -> None:
+        self._needles: list[_Needle] = []
+
+    def add(self, name: str, part: memoryview) -> None:
+        """Looks for all spellings of ``part`` from now on; too short ones are passed over."""
+        if len(part) < SHORTEST:
+            return
+        mark = f"[redacted:{name}]".encode()
+        self._needles += [_Needle(secret, mark) for secret in spellings(part)]
+        self._needles.sort(key=lambda needle: len(needle.secret), reverse=True)
+
+    def replace(self, data: bytes) -> bytes:
+        """``data`` without any needle; the same object if there is none."""
+        for needle in self._needles:
+            view = needle.secret.view()
+            if data.find(view) >= 0:
+                data = _without(data, view, needle.mark)
+        return data
+
+    def held_back(self, data: bytes) -> int:
+        """Where the longest end of ``data`` that could begin a needle starts."""
+        start = len(data)
+        for needle in self._needles:
+            view = needle.secret.view()
+            start = min(start, _beginning(data, view))
+        return start
+
+    def close(self) -> None:
+        """Wipes the needles; idempotent."""
+        while self._needles:
+            self._needles.pop().secret.close()
+
+
+def _without(data: bytes, view: memoryview, mark: bytes) -> bytes:
+    pieces, at = [], 0
+    found = data.find(view)
+    while found >= 0:
+        pieces += [data[at:found], mark]
+        at = found + len(view)
+        found = data.find(view, at)
+    return b"".join([*pieces, data[at:]])
+
+
+def _beginning(data: bytes, view: memoryview) -> int:
+    with view[:1] as first:
+        at = data.find(first, max(len(data) - len(view) + 1, 0))
+        while at >= 0:
+            with view[: len(data) - at] as prefix:
+                if data.endswith(prefix):
+                    return at
+            at = data.find(first, at + 1)
+    return len(data)

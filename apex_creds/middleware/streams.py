@@ -1,0 +1,207 @@
+"""Streams that plugins return, guarded step by step.
+
+Guarantee: each step runs in the stream's own invocation, whoever consumes it; chunks are
+redacted, also where a secret is cut between two; the call is finished when the stream
+ends, raises, is closed, or is dropped.
+
+The guards are real generators (``inspect.isasyncgen`` is true of them) that were advanced
+to a first ``yield``: closing one that was never iterated runs its ``finally`` too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from typing import cast
+
+import anyio
+
+from apex_creds.middleware.call import GuardedCall
+
+
+class ChunkRedactor:
+    """Redacts text or bytes that come in pieces; other chunks one by one."""
+
+    __slots__ = ("_call", "_held", "_text")
+
+    def __init__(self, call: GuardedCall) -> None:
+        self._call = call
+        self._held = b""
+        self._text = True
+
+    def feed(self, chunk: object) -> list[object]:
+        """What can be passed on now; what might begin a secret is kept for later."""
+        if not isinstance(chunk, str | bytes) or self._call.redactor.idle:
+            return [*self.flush(), self._call.clean(chunk, where="chunk")]
+        before = self.flush() if self._held and self._text is not isinstance(chunk, str) else []
+        self._text = isinstance(chunk, str)
+        data = chunk.encode("utf-8", "surrogatepass") if isinstance(chunk, str) else chunk
+        data = self._call.redactor.data(self._held + data, where="chunk")
+        self._call.check_leaks()
+        start = self._boundary(data)
+        self._held = data[start:]
+        passed = [self._restore(data[:start])] if start or not data else []
+        return [*before, *passed]
+
+    def flush(self) -> list[object]:
+        """What was kept, at the end or before a chunk of another type."""
+        held, self._held = self._held, b""
+        return [self._restore(held)] if held else []
+
+    def _boundary(self, data: bytes) -> int:
+        start = self._call.redactor.needles().held_back(data)
+        while self._text and 0 < start < len(data) and data[start] & 0xC0 == 0x80:
+            start -= 1
+        return start
+
+    def _restore(self, data: bytes) -> object:
+        return data.decode("utf-8", "surrogatepass") if self._text else data
+
+
+def guard_async(stream: AsyncIterator[object], call: GuardedCall) -> AsyncIterator[object]:
+    """``stream``, guarded; an async generator."""
+    guarded = _async_steps(stream, call)
+    _finish_when_dropped(guarded, call)
+    start = guarded.asend(None)
+    with contextlib.suppress(StopIteration):
+        start.send(None)
+    return guarded
+
+
+def guard_sync(stream: Iterator[object], call: GuardedCall) -> Iterator[object]:
+    """``stream``, guarded; a generator."""
+    guarded = _sync_steps(stream, call)
+    _finish_when_dropped(guarded, call)
+    next(guarded)
+    return guarded
+
+
+async def _async_steps(  # noqa: C901 - a generator can't hand its yields to a helper
+    stream: AsyncIterator[object], call: GuardedCall
+) -> AsyncGenerator[object, object]:
+    outcome, chunks = "abandoned", ChunkRedactor(call)
+    sent: object = yield None
+    thrown: BaseException | None = None
+    failure: BaseException | None = None
+    try:
+        while True:
+            with call.inside():
+                chunk = await _next_async(stream, sent, thrown)
+            sent = thrown = None
+            for clean in chunks.feed(chunk):
+                try:
+                    sent = yield clean
+                except Exception as error:
+                    thrown = error
+    except StopAsyncIteration:
+        outcome = "ok"
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        outcome = type(error).__name__
+        failure = call.clean_error(error)
+    finally:
+        with anyio.CancelScope(shield=True):
+            failure = await _close_async(stream, call) or failure
+        if outcome != "ok":
+            call.finish(outcome)
+    if failure is not None:
+        call.finish(type(failure).__name__)
+        raise failure
+    for clean in chunks.flush():
+        yield clean
+    call.finish(outcome)
+
+
+def _sync_steps(stream: Iterator[object], call: GuardedCall) -> Generator[object, object, None]:
+    outcome, chunks = "abandoned", ChunkRedactor(call)
+    sent: object = yield None
+    thrown: BaseException | None = None
+    failure: BaseException | None = None
+    try:
+        while True:
+            with call.inside():
+                chunk = _next_sync(stream, sent, thrown)
+            sent = thrown = None
+            for clean in chunks.feed(chunk):
+                try:
+                    sent = yield clean
+                except Exception as error:
+                    thrown = error
+    except _EndedError:
+        outcome = "ok"
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        outcome = type(error).__name__
+        failure = call.clean_error(error)
+    finally:
+        failure = _close_sync(stream, call) or failure
+        if outcome != "ok":
+            call.finish(outcome)
+    if failure is not None:
+        call.finish(type(failure).__name__)
+        raise failure
+    yield from chunks.flush()
+    call.finish(outcome)
+
+
+class _EndedError(Exception):
+    """The plugin's iterator is exhausted (a generator can't raise StopIteration)."""
+
+
+async def _next_async(
+    stream: AsyncIterator[object], sent: object, thrown: BaseException | None
+) -> object:
+    if isinstance(stream, AsyncGenerator):
+        generator = cast("AsyncGenerator[object, object]", stream)
+        if thrown is not None:
+            return await generator.athrow(thrown)
+        return await generator.asend(sent)
+    if thrown is not None:
+        raise thrown
+    return await anext(stream)
+
+
+def _next_sync(stream: Iterator[object], sent: object, thrown: BaseException | None) -> object:
+    try:
+        if not isinstance(stream, Generator):
+            if thrown is not None:
+                raise thrown
+            return next(stream)
+        generator = cast("Generator[object, object, object]", stream)
+        return generator.throw(thrown) if thrown is not None else generator.send(sent)
+    except StopIteration:
+        raise _EndedError from None
+
+
+async def _close_async(
+    stream: AsyncIterator[object], call: GuardedCall
+) -> BaseException | None:
+    """Closes the plugin's stream; returns what that raised, without secrets."""
+    close = getattr(stream, "aclose", None)
+    if close is None:
+        return None
+    try:
+        with call.inside():
+            await close()
+    except BaseException as error:
+        return call.clean_error(error)
+    return None
+
+
+def _close_sync(stream: Iterator[object], call: GuardedCall) -> BaseException | None:
+    close = getattr(stream, "close", None)
+    if close is None:
+        return None
+    try:
+        with call.inside():
+            close()
+    except BaseException as error:
+        return call.clean_error(error)
+    return None
+
+
+def _finish_when_dropped(guarded: object, call: GuardedCall) -> None:
+    weakref.finalize(guarded, call.finish, "abandoned").atexit = False

@@ -1,0 +1,136 @@
+"""What a plugin declares that it needs, read from its metadata.
+
+Guarantee: strict. An unknown field, a duplicate, a wrong type or an oversized list is an
+``InvalidManifestError`` that names the field; nothing is silently ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from apex_creds.errors import InvalidInputError, InvalidManifestError
+from apex_creds.model import Origin, check_name
+
+MAX_NEEDS: Final = 100
+MAX_ITEMS: Final = 64
+MAX_REASON: Final = 1000
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Access(StrEnum):
+    """``inject``: the secret is only ever added to requests. ``reveal``: it may be read."""
+
+    INJECT = "inject"
+    REVEAL = "reveal"
+
+
+class Need(msgspec.Struct, frozen=True, kw_only=True):
+    """One declared credential.
+
+    Empty ``origins``, ``methods`` or ``paths`` ask for no narrowing beyond what the
+    credential itself allows.
+    """
+
+    name: str
+    scopes: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    access: Access = Access.INJECT
+    reason: str = ""
+    required: bool = True
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A plugin's identity and all that it declares."""
+
+    plugin: str
+    version: str = ""
+    needs: tuple[Need, ...] = ()
+
+    def need(self, name: str) -> Need | None:
+        """The declaration for ``name``, or None: undeclared."""
+        return next((need for need in self.needs if need.name == name), None)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (64 hexadecimal digits) of what is declared, in canonical form."""
+        return hashlib.sha256(msgspec.json.encode(self.needs, order="sorted")).hexdigest()
+
+
+class _RawNeed(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    scopes: list[str] = []
+    origins: list[str] = []
+    methods: list[str] = []
+    paths: list[str] = []
+    access: Access = Access.INJECT
+    reason: str = ""
+    required: bool = True
+
+
+def parse_manifest(metadata: Mapping[str, object]) -> Manifest:
+    """Reads ``id``, ``version`` and ``credentials`` of a plugin's metadata.
+
+    Args:
+        metadata: The decoded plugin.json or metadata.json; other fields are the runtime's.
+
+    Raises:
+        InvalidManifestError: Anything about those three fields is not as specified.
+    """
+    plugin = metadata.get("id")
+    version = metadata.get("version", "")
+    if not isinstance(plugin, str) or not isinstance(version, str):
+        raise _invalid("id and version must be strings")
+    try:
+        check_name(plugin, what="plugin id")
+        if version:
+            check_name(version, what="plugin version")
+        raw = msgspec.convert(metadata.get("credentials", []), list[_RawNeed])
+        needs = tuple(_need(entry) for entry in raw[: MAX_NEEDS + 1])
+    except msgspec.ValidationError as error:
+        raise _invalid(f"credentials: {str(error)[:200]}") from None
+    except InvalidManifestError:
+        raise
+    except InvalidInputError as error:
+        raise _invalid(error.message) from None
+    if len(needs) > MAX_NEEDS:
+        raise _invalid(f"more than {MAX_NEEDS} credentials")
+    if len({need.name for need in needs}) != len(needs):
+        raise _invalid("a credential is declared twice")
+    return Manifest(plugin=plugin, version=version, needs=needs)
+
+
+def _need(raw: _RawNeed) -> Need:
+    if max(map(len, (raw.scopes, raw.origins, raw.methods, raw.paths))) > MAX_ITEMS:
+        raise _invalid(f"a list has more than {MAX_ITEMS} items")
+    if len(raw.reason) > MAX_REASON:
+        raise _invalid(f"a reason is longer than {MAX_REASON} characters")
+    methods = tuple(method.upper() for method in raw.methods)
+    if not set(methods) <= _METHODS:
+        raise _invalid(f"methods must be among {', '.join(sorted(_METHODS))}")
+    if not all(path.startswith("/") and "*" not in path[:-1] for path in raw.paths):
+        raise _invalid("paths start with / and have at most one *, at the end")
+    return Need(
+        name=check_name(raw.name, what="credential name"),
+        scopes=tuple(check_name(scope, what="scope") for scope in raw.scopes),
+        origins=tuple(Origin.parse(origin) for origin in raw.origins),
+        methods=methods,
+        paths=tuple(check_name(path, what="path") for path in raw.paths),
+        access=raw.access,
+        reason=raw.reason,
+        required=raw.required,
+    )
+
+
+def _invalid(what: str) -> InvalidManifestError:
+    return InvalidManifestError(
+        f"The plugin's metadata is not valid: {what}.",
+        hint='See docs/PLUGINS.md for the fields of "credentials".',
+    )

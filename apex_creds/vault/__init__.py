@@ -1,0 +1,12 @@
+"""The vault: documents sealed under the key hierarchy, over any storage backend.
+
+Guarantee: the only exit of plaintext is ``Vault.release`` (and ``Vault.open`` on top of
+it), which writes the audit event first.
+"""
+
+from __future__ import annotations
+
+from apex_creds.vault.values import Deletion, Opened, PutItem
+from apex_creds.vault.vault import Vault
+
+__all__ = ["Deletion", "Opened", "PutItem", "Vault"]

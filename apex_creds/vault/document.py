@@ -1,0 +1,195 @@
+"""Documents: what a storage backend holds, sealed and checked.
+
+Guarantee: ``unpack`` returns a body only if every byte of the document is one that this
+vault wrote for this section; anything else is a specific ``IntegrityError``. No I/O.
+The format is specified in docs/FORMAT.md, "Document v1".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from apex_creds.crypto import envelope, kdf
+from apex_creds.crypto.envelope import Context
+from apex_creds.errors import (
+    CorruptDocumentError,
+    ForeignDocumentError,
+    IntegrityError,
+    UnsupportedFormatError,
+)
+from apex_creds.keys.hierarchy import DocumentKeys
+from apex_creds.keys.keyset import Keyset
+
+FORMAT: Final = "apex-creds/document"
+VERSION: Final = 1
+
+_MAC_FIELD: Final = b',"mac":"'
+_MAC_TAIL: Final = len(_MAC_FIELD) + 64 + len(b'"}')
+Hex16 = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+"""16 bytes in hexadecimal."""
+Count = Annotated[int, Meta(ge=1, le=2**53)]
+
+_WHOLE: Final = bytes(16)
+"""The record id of a document's body: no record has it."""
+
+
+class MasterRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which master key opens the vault.
+
+    Attributes:
+        version: The provider's version of it, from 1.
+        uri: Names the provider, ``keyring:`` or like it.
+        params: What the provider needs to find or derive it again; nothing secret.
+        check: 16 bytes that tell whether a master key is the right one.
+    """
+
+    version: int
+    uri: str
+    params: dict[str, str]
+    check: bytes
+
+
+class RootHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """In the key store's document only: how to get from the master key to the KEKs."""
+
+    master: MasterRecord
+    keks: Keyset
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a document says in clear. Nothing here names a service or a credential.
+
+    Attributes:
+        generation: Grows by one with each write.
+        kek_id: 32 hexadecimal digits; with ``kek_version`` the key of body and MAC.
+        written: Unix seconds.
+        keys_used: Ids and versions of the DEKs that the body refers to, sorted.
+    """
+
+    format: str = FORMAT
+    version: int = VERSION
+    vault_id: Hex16
+    section: str
+    generation: Count
+    kek_id: Hex16
+    kek_version: Count
+    written: float
+    keys_used: tuple[tuple[str, int], ...] = ()
+    root: RootHeader | None = None
+
+
+class _Document(Header, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    body: bytes
+    mac: str
+
+
+class _Probe(msgspec.Struct):
+    format: str
+    version: int
+
+
+class Packed(msgspec.Struct, frozen=True):
+    """A document that was parsed but not yet checked."""
+
+    header: Header
+    body: bytes
+    mac: str
+    signed: memoryview
+
+
+def pack(header: Header, body: bytes, keys: DocumentKeys) -> bytes:
+    """Encrypts ``body`` and returns the whole document."""
+    sealed = envelope.encrypt(
+        keys.body,
+        body,
+        context=_context(header),
+        key_id=bytes.fromhex(header.kek_id),
+        key_version=header.kek_version,
+    )
+    fields = {name: getattr(header, name) for name in Header.__struct_fields__}
+    encoded = msgspec.json.encode(_Document(**fields, body=sealed, mac=""))
+    signed = encoded[: -len(_MAC_FIELD) - 2]
+    mac = kdf.hmac_sha256(keys.mac, signed).hex()
+    return b"".join((signed, _MAC_FIELD, mac.encode(), b'"}'))
+
+
+def parse(data: bytes, *, section: str, vault_id: str | None) -> Packed:
+    """Reads a document without checking its MAC.
+
+    Args:
+        data: The stored bytes.
+        section: The section it must be for.
+        vault_id: The vault it must be of; None when that is not known yet.
+
+    Raises:
+        CorruptDocumentError: It is not a document.
+        UnsupportedFormatError: It has a version that this program does not know.
+        ForeignDocumentError: It is of another vault or section.
+    """
+    _check_version(data, section)
+    try:
+        document = msgspec.json.decode(data, type=_Document)
+    except (msgspec.DecodeError, IntegrityError):
+        raise _corrupt(section, "is malformed") from None
+    if document.section != section or vault_id not in (None, document.vault_id):
+        raise ForeignDocumentError(
+            f"The document for {section!r} belongs to another vault or section.",
+            hint="Put the right file back from a backup; nothing was changed.",
+        )
+    fields = {name: getattr(document, name) for name in Header.__struct_fields__}
+    tail = b"".join((_MAC_FIELD, document.mac.encode(), b'"}'))
+    if len(tail) != _MAC_TAIL or not data.endswith(tail):
+        raise _corrupt(section, "is not in its canonical form")
+    signed = memoryview(data)[:-_MAC_TAIL]
+    return Packed(Header(**fields), document.body, document.mac, signed)
+
+
+def mac_of(data: bytes) -> str:
+    """The MAC at the end of a document that ``pack`` made."""
+    return data[-66:-2].decode()
+
+
+def unpack(packed: Packed, keys: DocumentKeys) -> bytes:
+    """Checks the MAC, then decrypts the body.
+
+    Raises:
+        CorruptDocumentError: A byte was changed, or the keys are not the document's.
+    """
+    header = packed.header
+    expected = kdf.hmac_sha256(keys.mac, packed.signed).hex()
+    if not kdf.constant_time_equal(expected.encode(), packed.mac.encode()):
+        raise _corrupt(header.section, "does not match its MAC")
+    return envelope.decrypt_bytes(lambda *_: keys.body, packed.body, context=_context(header))
+
+
+def _check_version(data: bytes, section: str) -> None:
+    try:
+        probe = msgspec.json.decode(data, type=_Probe)
+    except msgspec.DecodeError:
+        raise _corrupt(section, "is truncated or malformed") from None
+    if probe.format != FORMAT:
+        raise _corrupt(section, "is not a document of apex-creds")
+    if probe.version != VERSION:
+        raise UnsupportedFormatError(
+            f"The document for {section!r} has format version {probe.version}.",
+            hint=f"This program reads version {VERSION}: upgrade apex-creds.",
+        )
+
+
+def _context(header: Header) -> Context:
+    return Context(
+        vault_id=bytes.fromhex(header.vault_id),
+        section=header.section,
+        record_id=_WHOLE,
+        record_version=header.generation,
+    )
+
+
+def _corrupt(section: str, what: str) -> CorruptDocumentError:
+    return CorruptDocumentError(
+        f"The document for {section!r} {what}.",
+        hint="Restore it from a backup; nothing was changed or overwritten.",
+    )

@@ -1,0 +1,110 @@
+"""How a vault comes to be.
+
+Guarantee: of any number of processes that create a vault at one place, exactly one
+succeeds; the others leave no key behind. A crash at any point leaves either a whole vault
+or none (and at most a master key that nothing refers to).
+"""
+
+from __future__ import annotations
+
+import os
+
+import anyio
+
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import ConflictError, VaultExistsError
+from apex_creds.keys import MasterKeyProvider
+from apex_creds.keys.hierarchy import (
+    KEY_BYTES,
+    KEYSTORE,
+    SALT_BYTES,
+    Hierarchy,
+    master_check,
+)
+from apex_creds.keys.keyset import Keyset
+from apex_creds.storage.base import Storage
+from apex_creds.vault.document import Header, MasterRecord, RootHeader
+from apex_creds.vault.keystore import ROOT_LABEL, KeystoreBody, seal_keystore
+
+FIRST = 1
+
+
+async def create(
+    storage: Storage, *, provider: MasterKeyProvider, hashed_names: bool, now: float
+) -> None:
+    """Makes a master key and a key store under it.
+
+    Raises:
+        VaultExistsError: There is a vault already, or another process was first.
+        MasterKeyError: The provider can't make a key.
+    """
+    await storage.prepare()
+    if await storage.read(KEYSTORE) is not None:
+        raise _exists()
+    vault_id = os.urandom(16).hex()
+    master, params = await provider.create(vault_id=vault_id, version=FIRST)
+    record = MasterRecord(
+        version=FIRST,
+        uri=provider.uri,
+        params=params,
+        check=master_check(master, vault_id=vault_id),
+    )
+    with master:
+        data = _first_document(
+            master, record, vault_id=vault_id, hashed_names=hashed_names, now=now
+        )
+    try:
+        await storage.write(KEYSTORE, data, expected=None)
+    except ConflictError:
+        await _discard(provider, vault_id)
+        raise _exists() from None
+    except BaseException:
+        if storage.change_token(KEYSTORE) is None:
+            await _discard(provider, vault_id)
+        raise
+
+
+def _first_document(
+    master: SecretBytes, record: MasterRecord, *, vault_id: str, hashed_names: bool, now: float
+) -> bytes:
+    keks = _keyset("kek", os.urandom(SALT_BYTES), now)
+    header = Header(
+        vault_id=vault_id,
+        section=KEYSTORE,
+        generation=1,
+        kek_id=keks.id,
+        kek_version=FIRST,
+        written=now,
+        root=RootHeader(master=record, keks=keks),
+    )
+    hierarchy = Hierarchy.from_master(master, vault_id=vault_id, keks=keks)
+    try:
+        body = KeystoreBody(root=_root(hierarchy, now), hashed_names=hashed_names)
+        return seal_keystore(header, body, hierarchy=hierarchy)
+    finally:
+        hierarchy.close()
+
+
+def _root(hierarchy: Hierarchy, now: float) -> Keyset:
+    key_id = os.urandom(16).hex()
+    with SecretBytes.random(KEY_BYTES) as key:
+        wrapped = hierarchy.wrap(key, key_id=key_id, version=FIRST, kek_version=FIRST)
+    return Keyset.new(id=key_id, label=ROOT_LABEL, material=wrapped, parent=FIRST, now=now)
+
+
+def _keyset(label: str, material: bytes, now: float) -> Keyset:
+    return Keyset.new(
+        id=os.urandom(16).hex(), label=label, material=material, parent=FIRST, now=now
+    )
+
+
+async def _discard(provider: MasterKeyProvider, vault_id: str) -> None:
+    with anyio.CancelScope(shield=True):
+        await provider.discard(vault_id=vault_id, version=FIRST)
+
+
+def _exists() -> VaultExistsError:
+    return VaultExistsError(
+        "There is a vault here already.",
+        hint="Use it, or choose another directory with --home.",
+    )

@@ -1,0 +1,125 @@
+"""The key store: KEK records, wrapped DEK keysets, grants, and which sections exist.
+
+Guarantee: values are immutable; what ``seal_keystore`` wrote, ``open_keystore`` returns,
+or an ``IntegrityError`` says why not. Key material leaves only into a ``Hierarchy``. No I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import CorruptDocumentError, IntegrityError, UnknownKeyError
+from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy
+from apex_creds.keys.keyset import Keyset
+from apex_creds.policy.grants import Grant, Grants
+from apex_creds.storage.base import Token
+from apex_creds.vault.document import Header, Packed, RootHeader, pack, unpack
+
+ROOT_LABEL: Final = "root"
+"""Label of the keyset from which index, pseudonym and signing keys are derived; its key
+never encrypts a credential and does not change when KEK or master rotate."""
+
+
+class KeystoreBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the key store holds encrypted.
+
+    Attributes:
+        root: The vault's own keyset.
+        deks: One keyset per section and service, labelled ``section/service``.
+        grants: All grants.
+        sections: Sections that exist, each with a generation it has at least reached: a
+            missing or older document is an error, not an empty start.
+        hashed_names: Whether file names on disk are keyed hashes.
+    """
+
+    root: Keyset
+    deks: tuple[Keyset, ...] = ()
+    grants: tuple[Grant, ...] = ()
+    sections: dict[str, int] = {}
+    hashed_names: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keystore:
+    """An unsealed key store as of one change token."""
+
+    token: Token | None
+    header: Header
+    mac: str
+    body: KeystoreBody
+    hierarchy: Hierarchy
+    grants: Grants
+    by_label: dict[str, Keyset]
+    by_id: dict[bytes, Keyset]
+
+    @property
+    def root_header(self) -> RootHeader:
+        """The clear part that only the key store has."""
+        return root_header(self.header)
+
+    def dek(self, key_id: bytes, version: int) -> SecretBytes:
+        """The DEK that an envelope names; owned by the hierarchy.
+
+        Raises:
+            UnknownKeyError: The key store has no such key or version.
+        """
+        keyset = self.by_id.get(key_id)
+        if keyset is None:
+            raise UnknownKeyError(
+                f"The key store has no key {key_id.hex()}.",
+                hint="Restore the key store that belongs to this data.",
+            )
+        return self.hierarchy.unwrap(keyset, version)
+
+
+def root_header(header: Header) -> RootHeader:
+    """The key store's clear part.
+
+    Raises:
+        CorruptDocumentError: The document has none.
+    """
+    if header.root is None:
+        raise CorruptDocumentError("The key store has no record of its master key.")
+    return header.root
+
+
+def open_keystore(packed: Packed, *, token: Token | None, hierarchy: Hierarchy) -> Keystore:
+    """Checks and decrypts a key store.
+
+    Raises:
+        IntegrityError: It is not what this vault wrote.
+    """
+    keys = hierarchy.document_keys(KEYSTORE, packed.header.kek_version)
+    plaintext = unpack(packed, keys)
+    try:
+        body = msgspec.msgpack.decode(plaintext, type=KeystoreBody)
+    except (msgspec.DecodeError, IntegrityError):
+        raise CorruptDocumentError("The key store's body is malformed.") from None
+    return index(packed.header, body, mac=packed.mac, token=token, hierarchy=hierarchy)
+
+
+def index(
+    header: Header, body: KeystoreBody, *, mac: str, token: Token | None, hierarchy: Hierarchy
+) -> Keystore:
+    """A ``Keystore`` over a body, with its look-up tables."""
+    keysets = (body.root, *body.deks)
+    return Keystore(
+        token=token,
+        header=header,
+        mac=mac,
+        body=body,
+        hierarchy=hierarchy,
+        grants=Grants(body.grants),
+        by_label={keyset.label: keyset for keyset in body.deks},
+        by_id={bytes.fromhex(keyset.id): keyset for keyset in keysets},
+    )
+
+
+def seal_keystore(header: Header, body: KeystoreBody, *, hierarchy: Hierarchy) -> bytes:
+    """The document for ``header`` and ``body``."""
+    keys = hierarchy.document_keys(KEYSTORE, header.kek_version)
+    return pack(header, msgspec.msgpack.encode(body), keys)

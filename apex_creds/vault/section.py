@@ -1,0 +1,139 @@
+"""A section's records: metadata, and the sealed secret of each credential.
+
+Guarantee: a record's secret opens only as the record and version it was sealed for, with
+the DEK version it names. Values are immutable. No I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from apex_creds.crypto import envelope, parts
+from apex_creds.crypto.envelope import Context
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import CorruptDocumentError, IntegrityError
+from apex_creds.keys.hierarchy import DocumentKeys
+from apex_creds.keys.keyset import Keyset
+from apex_creds.model import SECTIONS, CredentialInfo, Secret
+from apex_creds.storage.base import Token
+from apex_creds.vault.document import Header, Packed, pack, unpack
+
+FindKey = Callable[[bytes, int], SecretBytes]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A credential at rest: what may be known of it, and its envelope."""
+
+    info: CredentialInfo
+    sealed: bytes
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        """Id (16 bytes) and version of the DEK that sealed it."""
+        return envelope.header(self.sealed)
+
+
+class SectionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a section's document holds encrypted."""
+
+    records: list[Record]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A section as of one change token; ``header`` is None while it does not exist."""
+
+    name: str
+    token: Token | None
+    header: Header | None
+    mac: str
+    records: Mapping[str, Record]
+
+    @property
+    def generation(self) -> int:
+        """Of the last write; 0 before the first."""
+        return self.header.generation if self.header else 0
+
+
+def seal_record(
+    info: CredentialInfo, secret: Secret, *, vault_id: bytes, keyset: Keyset, key: SecretBytes
+) -> Record:
+    """Encrypts a secret under ``key``, the primary of ``keyset``."""
+    with parts.encode(secret.parts) as plaintext:
+        return _seal(info, plaintext, vault_id=vault_id, keyset=keyset, key=key)
+
+
+def open_record(record: Record, *, vault_id: bytes, find_key: FindKey) -> SecretBytes:
+    """Decrypts a record's parts into locked memory; the caller closes it.
+
+    Raises:
+        DecryptionError: It does not open as this record.
+        UnknownKeyError: Its key is not to be had.
+    """
+    return envelope.decrypt(find_key, record.sealed, context=_context(record.info, vault_id))
+
+
+def reseal_record(
+    record: Record, *, vault_id: bytes, find_key: FindKey, keyset: Keyset, key: SecretBytes
+) -> Record:
+    """The same secret and version under another DEK version."""
+    with open_record(record, vault_id=vault_id, find_key=find_key) as plaintext:
+        return _seal(record.info, plaintext, vault_id=vault_id, keyset=keyset, key=key)
+
+
+def keys_used(records: Iterable[Record]) -> tuple[tuple[str, int], ...]:
+    """Every DEK id and version that the records name, sorted."""
+    return tuple(sorted({(key.hex(), version) for key, version in (r.key for r in records)}))
+
+
+def seal_section(header: Header, records: Iterable[Record], keys: DocumentKeys) -> bytes:
+    """The document for ``header`` and ``records``."""
+    return pack(header, msgspec.msgpack.encode(SectionBody(list(records))), keys)
+
+
+def open_section(packed: Packed, *, token: Token, keys: DocumentKeys) -> Section:
+    """Checks and decrypts a section; the secrets in it stay sealed.
+
+    Raises:
+        IntegrityError: It is not what this vault wrote.
+    """
+    header = packed.header
+    plaintext = unpack(packed, keys)
+    try:
+        body = msgspec.msgpack.decode(plaintext, type=SectionBody)
+    except (msgspec.DecodeError, IntegrityError):
+        raise CorruptDocumentError(f"The body of {header.section!r} is malformed.") from None
+    records = {record.info.name: record for record in body.records}
+    return Section(
+        name=header.section, token=token, header=header, mac=packed.mac, records=records
+    )
+
+
+def _seal(
+    info: CredentialInfo,
+    plaintext: SecretBytes,
+    *,
+    vault_id: bytes,
+    keyset: Keyset,
+    key: SecretBytes,
+) -> Record:
+    sealed = envelope.encrypt(
+        key,
+        plaintext,
+        context=_context(info, vault_id),
+        key_id=bytes.fromhex(keyset.id),
+        key_version=keyset.primary.version,
+    )
+    return Record(info, sealed)
+
+
+def _context(info: CredentialInfo, vault_id: bytes) -> Context:
+    return Context(
+        vault_id=vault_id,
+        section=SECTIONS[info.kind],
+        record_id=bytes.fromhex(info.id),
+        record_version=info.version,
+    )

@@ -1,0 +1,350 @@
+"""Loads, caches and commits the vault's documents over a storage backend.
+
+Guarantee: a read returns the document that the backend holds now (its change token is
+compared on every read), never an older generation than was seen before; a commit is a
+compare-and-set that is computed again from fresh state when another writer was first,
+so no update is lost (rule 3); the key store is read back after every commit (rule 4).
+
+Order: a section is read before the key store that its change uses. A writer that finds a
+section of generation g therefore sees every key version that was made before g.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from apex_creds.crypto import kdf
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import (
+    ConflictError,
+    CorruptDocumentError,
+    RollbackDetectedError,
+    VaultNotFoundError,
+    VaultSealedError,
+    WrongMasterKeyError,
+)
+from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy, master_check
+from apex_creds.keys.keyset import KeyState
+from apex_creds.model import Clock
+from apex_creds.storage.base import Shredded, Storage, Stored
+from apex_creds.vault.document import Header, MasterRecord, Packed, mac_of, parse
+from apex_creds.vault.keystore import (
+    Keystore,
+    KeystoreBody,
+    open_keystore,
+    root_header,
+    seal_keystore,
+)
+from apex_creds.vault.section import Record, Section, keys_used, open_section, seal_section
+
+ATTEMPTS: Final = 100
+"""Compare-and-set rounds before a commit gives up; each loses only to a commit that won."""
+INLINE_RECORDS: Final = 256
+"""Larger sections are sealed and opened in a worker thread, off the event loop."""
+
+LoadMaster = Callable[[MasterRecord, str], Awaitable[SecretBytes]]
+ChangeKeystore = Callable[[KeystoreBody], KeystoreBody]
+ChangeSection = Callable[[Section, Keystore], Mapping[str, Record]]
+
+
+class DocumentStore:
+    """The documents of one vault.
+
+    Args:
+        storage: Where they lie; closed by ``close``.
+        clock: Stamps what is written.
+        load_master: Gets the master key when KEKs must be derived; the result is closed
+            as soon as they are.
+    """
+
+    def __init__(self, storage: Storage, *, clock: Clock, load_master: LoadMaster) -> None:
+        self.storage = storage
+        self._clock = clock
+        self._load_master = load_master
+        self._keystore: Keystore | None = None
+        self._sections: dict[str, Section] = {}
+        self._writing = anyio.Lock()
+
+    # -- reading -----------------------------------------------------------------
+
+    def keystore_now(self) -> Keystore | None:
+        """The key store if what is in memory is current, without waiting; else None.
+
+        Raises:
+            VaultSealedError: The vault is sealed.
+        """
+        keystore = self.unsealed()
+        return keystore if self._is_current(KEYSTORE, keystore.token) else None
+
+    def section_now(self, name: str) -> Section | None:
+        """A section if what is in memory is current, without waiting; else None."""
+        section = self._sections.get(name)
+        if section is not None and self._is_current(name, section.token):
+            return section
+        return None
+
+    async def keystore(self) -> Keystore:
+        """The key store as stored now.
+
+        Raises:
+            IntegrityError: What is stored is not what this vault wrote.
+        """
+        return self.keystore_now() or await self._reload_keystore()
+
+    async def section(self, name: str) -> Section:
+        """A section as stored now; empty where it was never written.
+
+        Raises:
+            IntegrityError: What is stored is not what this vault wrote.
+        """
+        return self.section_now(name) or await self._load_section(name)
+
+    async def unseal(self) -> Keystore:
+        """Reads the key store for the first time.
+
+        Raises:
+            VaultNotFoundError: There is none.
+            MasterKeyError: The master key can't be had, or is the wrong one.
+        """
+        stored = await self.storage.read(KEYSTORE)
+        if stored is None:
+            raise VaultNotFoundError(
+                "There is no vault here.", hint="Create one with: apex-creds init"
+            )
+        packed = parse(stored.data, section=KEYSTORE, vault_id=None)
+        hierarchy = await self._derive(packed.header)
+        self._keystore = _open(packed, stored, hierarchy)
+        return self._keystore
+
+    def adopt(self, keystore: Keystore) -> None:
+        """Takes a key store that was just created as the current one."""
+        self._keystore = keystore
+
+    async def close(self) -> None:
+        """Wipes the keys, forgets the records, closes the storage; idempotent."""
+        keystore, self._keystore = self._keystore, None
+        self._sections = {}
+        if keystore is not None:
+            keystore.hierarchy.close()
+        await self.storage.close()
+
+    # -- writing -----------------------------------------------------------------
+
+    async def commit_keystore(self, change: ChangeKeystore) -> Keystore:
+        """Applies ``change`` to the key store and reads the result back.
+
+        The replaced version is overwritten as far as the file system lets that be done,
+        so that a destroyed key does not live on in free blocks. ``change`` may be called
+        several times; if it returns its argument, nothing is written.
+
+        Raises:
+            ConflictError: Other writers were first, a hundred times.
+        """
+        async with self._writing:
+            for _ in range(ATTEMPTS):
+                before = await self.keystore()
+                body = change(before.body)
+                if body is before.body:
+                    return before
+                try:
+                    return await self._write_keystore(before, self._with_floors(body))
+                except ConflictError:
+                    continue
+        raise _too_busy(KEYSTORE)
+
+    async def commit_section(
+        self, name: str, change: ChangeSection, *, shred: bool = False
+    ) -> tuple[Section, Shredded]:
+        """Applies ``change`` to a section's records.
+
+        Returns:
+            The section as written, and what became of the bytes it replaced.
+
+        Raises:
+            ConflictError: Other writers were first, a hundred times.
+        """
+        async with self._writing:
+            for _ in range(ATTEMPTS):
+                before = await self.section(name)
+                keystore = await self.keystore()
+                records = change(before, keystore)
+                try:
+                    written = await self._write_section(before, keystore, records, shred=shred)
+                except ConflictError:
+                    continue
+                break
+            else:
+                raise _too_busy(name)
+        await self._note_section(written[0])
+        return written
+
+    # -- inside ------------------------------------------------------------------
+
+    def unsealed(self) -> Keystore:
+        """The key store in memory, current or not.
+
+        Raises:
+            VaultSealedError: The vault is sealed.
+        """
+        if self._keystore is None:
+            raise VaultSealedError("The vault is sealed.", hint="Unseal it again.")
+        return self._keystore
+
+    def _is_current(self, name: str, token: object) -> bool:
+        return self.storage.change_token(name) == token
+
+    async def _derive(self, header: Header) -> Hierarchy:
+        root = root_header(header)
+        with await self._load_master(root.master, header.vault_id) as master:
+            check = master_check(master, vault_id=header.vault_id)
+            if not kdf.constant_time_equal(check, root.master.check):
+                raise WrongMasterKeyError(
+                    "This master key does not open this vault.",
+                    hint="Name the right one with --master, or restore the key store.",
+                )
+            return Hierarchy.from_master(master, vault_id=header.vault_id, keks=root.keks)
+
+    async def _reload_keystore(self) -> Keystore:
+        before = self.unsealed()
+        stored = await self.storage.read(KEYSTORE)
+        if stored is None:
+            raise _missing(KEYSTORE)
+        packed = parse(stored.data, section=KEYSTORE, vault_id=before.header.vault_id)
+        hierarchy = before.hierarchy
+        if not _needed_keks(packed.header) <= hierarchy.kek_versions:
+            hierarchy = await self._derive(packed.header)
+        after = _open(packed, stored, hierarchy)
+        seen = before.header.generation
+        _refuse_rollback(KEYSTORE, seen, before.mac, after.header, after.mac)
+        self.unsealed()
+        self._keystore = after
+        return after
+
+    async def _load_section(self, name: str) -> Section:
+        keystore = await self.keystore()
+        stored = await self.storage.read(name)
+        before = self._sections.get(name)
+        floor = max(keystore.body.sections.get(name, 0), before.generation if before else 0)
+        if stored is None:
+            if floor:
+                raise _missing(name)
+            loaded = Section(name=name, token=None, header=None, mac="", records={})
+        else:
+            loaded = await self._open_section(name, stored, keystore)
+            seen = before.mac if before else ""
+            _refuse_rollback(name, floor, seen, loaded.header, loaded.mac)
+        self.unsealed()
+        self._sections[name] = loaded
+        return loaded
+
+    async def _open_section(self, name: str, stored: Stored, keystore: Keystore) -> Section:
+        packed = parse(stored.data, section=name, vault_id=keystore.header.vault_id)
+        if packed.header.kek_version not in keystore.hierarchy.kek_versions:
+            keystore = await self.keystore()
+        keys = keystore.hierarchy.document_keys(name, packed.header.kek_version)
+        if len(stored.data) < INLINE_RECORDS * 512:
+            return open_section(packed, token=stored.token, keys=keys)
+        return await anyio.to_thread.run_sync(
+            lambda: open_section(packed, token=stored.token, keys=keys)
+        )
+
+    async def _write_keystore(self, before: Keystore, body: KeystoreBody) -> Keystore:
+        header = msgspec.structs.replace(
+            before.header,
+            generation=before.header.generation + 1,
+            written=self._clock.time(),
+        )
+        data = seal_keystore(header, body, hierarchy=before.hierarchy)
+        await self.storage.write(KEYSTORE, data, expected=before.token, shred=True)
+        return await self._reload_keystore()
+
+    async def _write_section(
+        self,
+        before: Section,
+        keystore: Keystore,
+        records: Mapping[str, Record],
+        *,
+        shred: bool,
+    ) -> tuple[Section, Shredded]:
+        keks = keystore.root_header.keks
+        header = Header(
+            vault_id=keystore.header.vault_id,
+            section=before.name,
+            generation=before.generation + 1,
+            kek_id=keks.id,
+            kek_version=keks.primary.version,
+            written=self._clock.time(),
+            keys_used=keys_used(records.values()),
+        )
+        keys = keystore.hierarchy.document_keys(before.name, header.kek_version)
+        data = await _maybe_in_thread(
+            records, lambda: seal_section(header, records.values(), keys)
+        )
+        result = await self.storage.write(before.name, data, expected=before.token, shred=shred)
+        written = Section(
+            name=before.name,
+            token=result.token,
+            header=header,
+            mac=mac_of(data),
+            records=records,
+        )
+        self._sections[before.name] = written
+        return written, result.shredded
+
+    async def _note_section(self, section: Section) -> None:
+        """Records that the section exists, so that its absence is an error from now on."""
+        if section.name not in (await self.keystore()).body.sections:
+            await self.commit_keystore(
+                lambda body: msgspec.structs.replace(
+                    body, sections={section.name: 1, **body.sections}
+                )
+            )
+
+    def _with_floors(self, body: KeystoreBody) -> KeystoreBody:
+        seen = {name: section.generation for name, section in self._sections.items()}
+        floors = {name: max(at, seen.get(name, 0)) for name, at in body.sections.items()}
+        return msgspec.structs.replace(body, sections=floors)
+
+
+async def _maybe_in_thread(records: Mapping[str, Record], work: Callable[[], bytes]) -> bytes:
+    if len(records) < INLINE_RECORDS:
+        return work()
+    return await anyio.to_thread.run_sync(work)
+
+
+def _open(packed: Packed, stored: Stored, hierarchy: Hierarchy) -> Keystore:
+    return open_keystore(packed, token=stored.token, hierarchy=hierarchy)
+
+
+def _needed_keks(header: Header) -> frozenset[int]:
+    versions = root_header(header).keks.versions
+    return frozenset(v.version for v in versions if v.state is not KeyState.DESTROYED)
+
+
+def _refuse_rollback(
+    name: str, floor: int, seen_mac: str, header: Header | None, mac: str
+) -> None:
+    generation = header.generation if header else 0
+    if generation < floor or (generation == floor and seen_mac and seen_mac != mac):
+        raise RollbackDetectedError(
+            f"The document for {name!r} is at generation {generation}; {floor} was seen.",
+            hint="An older copy was put back. Restore the newest one.",
+        )
+
+
+def _missing(name: str) -> CorruptDocumentError:
+    return CorruptDocumentError(
+        f"The document for {name!r} is missing.",
+        hint="Restore it from a backup; nothing was changed or overwritten.",
+    )
+
+
+def _too_busy(name: str) -> ConflictError:
+    return ConflictError(
+        f"Other writers kept changing the document for {name!r}.", hint="Try again."
+    )

@@ -1,0 +1,144 @@
+"""What goes into the vault and comes out of it: items, metadata, opened credentials.
+
+Guarantee: pure values, but for ``Opened``, whose parts lie in locked memory.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final, Self
+
+from apex_creds.crypto import parts
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import InvalidInputError
+from apex_creds.model import (
+    SECTIONS,
+    CredentialInfo,
+    CredentialKind,
+    Delivery,
+    OAuthToken,
+    Origin,
+    Secret,
+)
+from apex_creds.storage.base import Shredded
+from apex_creds.vault.section import Record
+
+MAIN_PART: Final[dict[CredentialKind, str]] = {
+    CredentialKind.API_KEY: "value",
+    CredentialKind.OAUTH_TOKEN: "access",
+    CredentialKind.BASIC: "password",
+    CredentialKind.GENERIC: "value",
+}
+"""The part that a redeem gives where none is named."""
+
+_DEFAULT_DELIVERY: Final = {
+    kind: Delivery.parse("basic" if kind is CredentialKind.BASIC else "bearer")
+    for kind in CredentialKind
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutItem:
+    """One credential to put; what is None keeps its value, or gets the kind's default.
+
+    Attributes:
+        service: Chooses the DEK keyset; the name, by default.
+        expires: Unix seconds.
+    """
+
+    name: str
+    secret: Secret
+    service: str | None = None
+    delivery: Delivery | None = None
+    origins: tuple[Origin, ...] | None = None
+    expires: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deletion:
+    """What a deletion could verify.
+
+    Attributes:
+        shredded: The key that protected the secret is destroyed; read back.
+        overwritten: Whether the replaced document was overwritten in place.
+    """
+
+    name: str
+    shredded: bool
+    overwritten: Shredded
+
+
+class Opened:
+    """A credential's parts in locked memory, wiped by ``close``."""
+
+    __slots__ = ("_layout", "_whole", "kind")
+
+    def __init__(self, whole: SecretBytes, kind: CredentialKind) -> None:
+        self._whole = whole
+        self._layout = parts.layout(whole.view())
+        self.kind = kind
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parts."""
+        return tuple(self._layout)
+
+    def view(self, part: str = "") -> memoryview:
+        """A part where it lies; valid until ``close``. The main part by default.
+
+        Raises:
+            InvalidInputError: The credential has no such part.
+        """
+        found = self._layout.get(part or MAIN_PART[self.kind])
+        if found is None:
+            raise InvalidInputError(
+                "The credential has no such part.", hint=f"It has: {', '.join(self.names)}."
+            )
+        start, length = found
+        return self._whole.view()[start : start + length]
+
+    def part(self, part: str = "") -> SecretBytes:
+        """A part in a slot of its own, which the caller closes."""
+        with self.view(part) as view:
+            return SecretBytes.copy_of(view)
+
+    def close(self) -> None:
+        """Wipes the parts; idempotent."""
+        self._whole.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
+    """The metadata of the version that ``item`` makes, after ``old``."""
+    kind, before = item.secret.kind, old.info if old else None
+    oauth = item.secret if isinstance(item.secret, OAuthToken) else None
+    expires = oauth.expires_at if oauth and item.expires is None else item.expires
+    return CredentialInfo(
+        id=before.id if before else os.urandom(16).hex(),
+        name=item.name,
+        service=item.service or (before.service if before else item.name),
+        kind=kind,
+        version=before.version + 1 if before else 1,
+        delivery=item.delivery or (before.delivery if before else _DEFAULT_DELIVERY[kind]),
+        origins=_first(item.origins, before.origins if before else None, ()),
+        created=before.created if before else now,
+        updated=now,
+        expires=expires,
+        token_type=oauth.token_type if oauth else "",
+        scope=oauth.scope if oauth else "",
+    )
+
+
+def _first(*choices: tuple[Origin, ...] | None) -> tuple[Origin, ...]:
+    return next((choice for choice in choices if choice is not None), ())
+
+
+def dek_label(info: CredentialInfo) -> str:
+    """Which keyset protects a credential: one for each section and service."""
+    return f"{SECTIONS[info.kind]}/{info.service}"

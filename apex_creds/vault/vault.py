@@ -1,0 +1,506 @@
+"""The vault: create, unseal, put, get, list, delete, grants; and the exit of plaintext.
+
+Guarantee: what ``put`` acknowledged is durable and stays readable (rule 1); plaintext
+leaves only through ``release``, after its audit event is in the log (rule 5); everything
+that changes the vault is audited before it happens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+import msgspec
+
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.log import AuditLog
+from apex_creds.crypto import kdf
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import (
+    CredentialExistsError,
+    CredentialNotFoundError,
+    InvalidInputError,
+)
+from apex_creds.keys import MasterKeyProvider, provider_from_uri
+from apex_creds.model import (
+    SECTIONS,
+    Clock,
+    CredentialInfo,
+    Delivery,
+    Origin,
+    Secret,
+    SystemClock,
+    check_name,
+)
+from apex_creds.policy.grants import Grant, Grants
+from apex_creds.storage.base import Storage
+from apex_creds.storage.file import FileStorage
+from apex_creds.vault import dek, genesis
+from apex_creds.vault.document import MasterRecord
+from apex_creds.vault.home import audit_directory, resolve_home
+from apex_creds.vault.keystore import Keystore, KeystoreBody
+from apex_creds.vault.section import Record, Section, open_record, seal_record
+from apex_creds.vault.store import DocumentStore
+from apex_creds.vault.values import Deletion, Opened, PutItem, dek_label, next_info
+
+_SECTION_NAMES: Final = tuple(SECTIONS.values())
+
+
+class Vault:
+    """An unsealed vault. Make one with ``create`` or ``unseal``; close it when done.
+
+    It is an async context manager: ``async with await Vault.unseal(home) as vault: …``
+    """
+
+    def __init__(self, *, store: DocumentStore, audit: AuditLog, clock: Clock) -> None:
+        self._store = store
+        self._audit = audit
+        self._clock = clock
+        self._where: dict[str, str] = {}
+        self._id = store.unsealed().header.vault_id
+        self._id_bytes = bytes.fromhex(self._id)
+
+    # -- life --------------------------------------------------------------------
+
+    @classmethod
+    async def create(
+        cls,
+        home: str | os.PathLike[str] | None = None,
+        *,
+        master: str | MasterKeyProvider = "keyring:",
+        hashed_names: bool = False,
+        clock: Clock | None = None,
+    ) -> Self:
+        """Makes a vault and a master key for it; returns it unsealed.
+
+        Args:
+            home: The directory; ``$APEX_CREDS_HOME`` or ``~/.apex_agent`` by default.
+            master: Where the master key is kept: a provider or its URI.
+            hashed_names: File names on disk are keyed hashes of the section names.
+            clock: Stamps what is written.
+
+        Raises:
+            VaultExistsError: There is one already, or another process was first.
+            MasterKeyError: The provider can't make a key.
+            StorageError: The directory can't be used.
+        """
+        clock = clock or SystemClock()
+        provider = _provider(master)
+        path = resolve_home(home)
+        storage = FileStorage(path)
+        try:
+            await genesis.create(
+                storage, provider=provider, hashed_names=hashed_names, now=clock.time()
+            )
+        finally:
+            await storage.close()
+        return await cls._unseal(path, provider, clock, EventKind.INIT)
+
+    @classmethod
+    async def unseal(
+        cls,
+        home: str | os.PathLike[str] | None = None,
+        *,
+        master: str | MasterKeyProvider | None = None,
+        clock: Clock | None = None,
+    ) -> Self:
+        """Opens an existing vault.
+
+        Args:
+            home: See ``create``.
+            master: Where the master key is; as the vault itself says, by default.
+            clock: See ``create``.
+
+        Raises:
+            VaultNotFoundError: There is none.
+            MasterKeyError: The master key can't be had, or is the wrong one.
+            IntegrityError: The key store is not what was written.
+            AuditUnavailableError: The log can't be written.
+        """
+        provider = None if master is None else _provider(master)
+        return await cls._unseal(
+            resolve_home(home), provider, clock or SystemClock(), EventKind.UNSEAL
+        )
+
+    @classmethod
+    async def _unseal(
+        cls,
+        home: os.PathLike[str],
+        provider: MasterKeyProvider | None,
+        clock: Clock,
+        kind: EventKind,
+    ) -> Self:
+        async def load_master(record: MasterRecord, vault_id: str) -> SecretBytes:
+            chosen = provider or provider_from_uri(record.uri)
+            return await chosen.load(
+                vault_id=vault_id, version=record.version, params=record.params
+            )
+
+        storage = FileStorage(resolve_home(home))
+        store = DocumentStore(storage, clock=clock, load_master=load_master)
+        try:
+            keystore = await store.unseal()
+            _map_names(storage, keystore)
+            vault_id = keystore.header.vault_id
+            directory = audit_directory(resolve_home(home))
+            audit = AuditLog(directory, vault_id=vault_id, clock=clock)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await store.close()
+            raise
+        vault = cls(store=store, audit=audit, clock=clock)
+        try:
+            vault.record(kind)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await vault.close()
+            raise
+        return vault
+
+    async def close(self) -> None:
+        """Seals the vault: wipes every key, makes the log durable; idempotent."""
+        with anyio.CancelScope(shield=True):
+            await self._store.close()
+            await anyio.to_thread.run_sync(self._audit.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def vault_id(self) -> str:
+        """32 hexadecimal digits."""
+        return self._id
+
+    @property
+    def clock(self) -> Clock:
+        """The vault's clock."""
+        return self._clock
+
+    @property
+    def audit(self) -> AuditLog:
+        """The vault's audit log."""
+        return self._audit
+
+    # -- credentials -------------------------------------------------------------
+
+    async def put(
+        self,
+        name: str,
+        secret: Secret,
+        *,
+        service: str | None = None,
+        delivery: str | Delivery | None = None,
+        origins: Iterable[str | Origin] | None = None,
+        expires: float | None = None,
+    ) -> CredentialInfo:
+        """Stores a credential, or a new version of it; durable on return.
+
+        Args:
+            name: 1 to 256 bytes, unique in the vault.
+            secret: What to keep.
+            service: Chooses the DEK keyset; ``name`` by default.
+            delivery: ``bearer``, ``header:NAME``, ``query:NAME`` or ``basic``.
+            origins: Where it may be sent, ``https://host[:port]``; nowhere by default.
+            expires: Unix seconds.
+
+        Raises:
+            InvalidInputError: A name, origin or delivery is not acceptable.
+            CredentialExistsError: The name is taken by a credential of another kind.
+        """
+        item = PutItem(
+            name=name,
+            secret=secret,
+            service=service,
+            delivery=Delivery.parse(delivery) if isinstance(delivery, str) else delivery,
+            origins=None if origins is None else tuple(_origin(o) for o in origins),
+            expires=expires,
+        )
+        return (await self.put_many([item]))[0]
+
+    async def put_many(self, items: Iterable[PutItem]) -> Sequence[CredentialInfo]:
+        """Stores several credentials, with one commit for each section concerned.
+
+        Raises:
+            InvalidInputError, CredentialExistsError: As ``put``; then none is stored.
+        """
+        batch = list(items)
+        for item in batch:
+            await self._check_item(item)
+        written: dict[str, CredentialInfo] = {}
+        for section in dict.fromkeys(SECTIONS[item.secret.kind] for item in batch):
+            chosen = [i for i in batch if SECTIONS[i.secret.kind] == section]
+            for item in chosen:
+                self.record(EventKind.PUT, credential=item.name)
+            written |= await self._put_section(section, chosen)
+        return [written[item.name] for item in batch]
+
+    async def get(self, name: str) -> CredentialInfo:
+        """A credential's metadata.
+
+        Raises:
+            CredentialNotFoundError: There is none of that name.
+        """
+        return (await self.find(name)).info
+
+    async def list(self) -> list[CredentialInfo]:
+        """The metadata of all credentials, sorted by name."""
+        sections = [await self._store.section(name) for name in _SECTION_NAMES]
+        found = (record.info for section in sections for record in section.records.values())
+        return sorted(found, key=lambda info: info.name)
+
+    async def delete(self, name: str) -> Deletion:
+        """Deletes a credential by crypto-shredding, and overwrites what it can.
+
+        Every other credential of the same service is re-encrypted under a new DEK
+        version and the old one destroyed: the cost grows with their number.
+
+        Raises:
+            CredentialNotFoundError: There is none of that name.
+        """
+        record = await self.find(name)
+        self.record(EventKind.DELETE, credential=name)
+        section, label = SECTIONS[record.info.kind], dek_label(record.info)
+        await dek.renew(self._store, label, now=self._clock.time())
+        shredded = await dek.move_records(
+            self._store, section, label, vault_id=self._id_bytes, without=name
+        )
+        destroyed = await dek.destroy_unused(
+            self._store, section, label, now=self._clock.time()
+        )
+        return Deletion(name=name, shredded=destroyed, overwritten=shredded)
+
+    @asynccontextmanager
+    async def open(self, name: str, *, action: str = "open") -> AsyncIterator[Opened]:
+        """The secret itself, for the operator; audited, wiped on exit.
+
+        Raises:
+            CredentialNotFoundError: There is none of that name.
+            AuditUnavailableError: The event could not be written first.
+        """
+        record = await self.find(name)
+        key_id, version = record.key
+        event = AuditEvent(
+            time=self._clock.time(),
+            kind=EventKind.EXPOSE,
+            action=action,
+            credential=name,
+            decision="allow",
+            reason="operator",
+            key_id=key_id.hex(),
+            key_version=version,
+        )
+        with self.release(record, event) as opened:
+            yield opened
+
+    # -- grants ------------------------------------------------------------------
+
+    async def grants(self) -> Grants:
+        """All grants."""
+        return (await self._store.keystore()).grants
+
+    async def grant(
+        self,
+        plugin: str,
+        credential: str,
+        *,
+        scopes: Iterable[str] = (),
+        reveal: bool = False,
+        until: float | None = None,
+    ) -> Grant:
+        """Permits a plugin the use of a credential; replaces the pair's earlier grant.
+
+        Args:
+            plugin: The plugin's id.
+            credential: The credential's name; it need not exist yet.
+            scopes: The scopes it may ask for.
+            reveal: Whether it may read the secret, if its manifest asks for that.
+            until: Unix seconds; without end by default.
+        """
+        made = Grant(
+            id=os.urandom(16).hex(),
+            plugin=check_name(plugin, what="plugin id"),
+            credential=check_name(credential, what="credential name"),
+            scopes=tuple(check_name(scope, what="scope") for scope in scopes),
+            reveal=reveal,
+            created=self._clock.time(),
+            until=until,
+        )
+        self.record(EventKind.GRANT, plugin=plugin, credential=credential)
+        await self._store.commit_keystore(
+            lambda body: msgspec.structs.replace(
+                body, grants=tuple(Grants(body.grants).with_grant(made))
+            )
+        )
+        return made
+
+    async def revoke(
+        self, *, plugin: str | None = None, credential: str | None = None
+    ) -> tuple[Grant, ...]:
+        """Removes the grants of a plugin, of a credential, or of the pair.
+
+        Returns:
+            The grants that were removed.
+
+        Raises:
+            InvalidInputError: Neither is given.
+        """
+        if plugin is None and credential is None:
+            raise InvalidInputError("Name a plugin, a credential, or both.")
+        removed: tuple[Grant, ...] = ()
+
+        def change(body: KeystoreBody) -> KeystoreBody:
+            nonlocal removed
+            kept = Grants(body.grants).without(plugin=plugin, credential=credential)
+            removed = tuple(grant for grant in body.grants if grant not in set(kept))
+            return msgspec.structs.replace(body, grants=tuple(kept)) if removed else body
+
+        self.record(EventKind.REVOKE, plugin=plugin or "", credential=credential or "")
+        await self._store.commit_keystore(change)
+        return removed
+
+    # -- for the layers above ----------------------------------------------------
+
+    async def find(self, name: str) -> Record:
+        """The record of that name, as stored now.
+
+        Raises:
+            CredentialNotFoundError: There is none.
+        """
+        for section in _SECTION_NAMES:
+            found = (await self._store.section(section)).records.get(name)
+            if found is not None:
+                return found
+        raise CredentialNotFoundError(
+            "There is no credential of that name.", hint="See: apex-creds list"
+        )
+
+    async def refresh(self) -> None:
+        """Brings the key store and every section in memory up to date."""
+        await self._store.keystore()
+        for section in _SECTION_NAMES:
+            await self._store.section(section)
+
+    def grants_now(self) -> Grants | None:
+        """The grants, or None where ``refresh`` is needed first."""
+        keystore = self._store.keystore_now()
+        return None if keystore is None else keystore.grants
+
+    def find_now(self, name: str) -> Record | None:
+        """The record of that name if memory is current; None: absent, or not current."""
+        known = self._where.get(name)
+        if known is not None:
+            section = self._store.section_now(known)
+            if section is not None and name in section.records:
+                return section.records[name]
+        for candidate in _SECTION_NAMES:
+            section = self._store.section_now(candidate)
+            if section is None:
+                return None
+            if name in section.records:
+                self._where[name] = candidate
+                return section.records[name]
+        return None
+
+    def release(self, record: Record, event: AuditEvent) -> Opened:
+        """The only exit of plaintext: writes ``event``, then decrypts into locked memory.
+
+        Raises:
+            AuditUnavailableError: The event could not be written; nothing was decrypted.
+            IntegrityError: The record does not open.
+        """
+        keystore = self._store.unsealed()
+        self._audit.append(event)
+        whole = open_record(record, vault_id=self._id_bytes, find_key=keystore.dek)
+        return Opened(whole, record.info.kind)
+
+    def reopen(self, record: Record) -> Opened:
+        """Opens again what an earlier ``release`` in the same invocation opened.
+
+        For the redaction of that invocation's output and nothing else: the log has the
+        release already. If the record's key was destroyed since, the same version of the
+        credential under its present key is opened.
+
+        Raises:
+            IntegrityError: It does not open any more.
+        """
+        keystore = self._store.unsealed()
+        present = self.find_now(record.info.name)
+        if present is not None and present.info == record.info:
+            record = present
+        whole = open_record(record, vault_id=self._id_bytes, find_key=keystore.dek)
+        return Opened(whole, record.info.kind)
+
+    def record(self, kind: EventKind, *, plugin: str = "", credential: str = "") -> None:
+        """Writes an event of the operator's to the log."""
+        self._audit.append(
+            AuditEvent(time=self._clock.time(), kind=kind, plugin=plugin, credential=credential)
+        )
+
+    # -- inside ------------------------------------------------------------------
+
+    async def _check_item(self, item: PutItem) -> None:
+        check_name(item.name)
+        check_name(item.service or item.name, what="service")
+        section = SECTIONS[item.secret.kind]
+        for other in _SECTION_NAMES:
+            if other != section and item.name in (await self._store.section(other)).records:
+                raise CredentialExistsError(
+                    "That name belongs to a credential of another kind.",
+                    hint="Delete it first, or choose another name.",
+                )
+
+    async def _put_section(
+        self, section: str, items: Sequence[PutItem]
+    ) -> dict[str, CredentialInfo]:
+        written: dict[str, CredentialInfo] = {}
+
+        def change(before: Section, keystore: Keystore) -> Mapping[str, Record]:
+            records = dict(before.records)
+            for item in items:
+                record = self._seal(item, records.get(item.name), keystore)
+                records[item.name] = record
+                written[item.name] = record.info
+            return records
+
+        known = (await self._store.section(section)).records
+        labels = {dek_label(next_info(item, known.get(item.name), 0.0)) for item in items}
+        await dek.ensure(self._store, labels, now=self._clock.time())
+        await self._store.commit_section(section, change)
+        return written
+
+    def _seal(self, item: PutItem, old: Record | None, keystore: Keystore) -> Record:
+        info = next_info(item, old, self._clock.time())
+        keyset = keystore.by_label[dek_label(info)]
+        key = keystore.hierarchy.unwrap(keyset, keyset.primary.version)
+        return seal_record(info, item.secret, vault_id=self._id_bytes, keyset=keyset, key=key)
+
+
+def _origin(value: str | Origin) -> Origin:
+    return Origin.parse(value) if isinstance(value, str) else value
+
+
+def _provider(master: str | MasterKeyProvider) -> MasterKeyProvider:
+    return provider_from_uri(master) if isinstance(master, str) else master
+
+
+def _map_names(storage: Storage, keystore: Keystore) -> None:
+    """Gives the storage the keyed hashes of names, where the vault was made with them."""
+    if not keystore.body.hashed_names or not isinstance(storage, FileStorage):
+        return
+    root = keystore.hierarchy.unwrap(keystore.body.root, keystore.body.root.primary.version)
+    index = kdf.derive(root, kdf.Purpose.NAME_INDEX)
+    stems = {name: kdf.hmac_sha256(index, name.encode()).hex()[:32] for name in _SECTION_NAMES}
+    index.close()
+    storage.map_names(stems.__getitem__)
