@@ -29,6 +29,9 @@ from apex_creds.model import Clock
 __all__ = ["AuditLog"]
 
 _QUEUE_LIMIT: Final = 4096
+# Bound once: they are on the path of every append.
+_encode: Final = chain.encode
+_link: Final = chain.link
 _logger = logging.getLogger("apex_creds.audit")
 
 
@@ -55,6 +58,7 @@ class AuditLog:
         self._clock = clock
         # Half of the window, so that the disk has the other half.
         self._period = durable_within / 2
+        self._each = self._urgent = durable_within <= 0
         self._queue: deque[bytes] = deque()
         self._lock = threading.RLock()
         self._sync_lock = threading.RLock()
@@ -99,10 +103,10 @@ class AuditLog:
             AuditTamperedError: Someone altered, cut or took away the file.
             InvalidInputError: A field of the event has the wrong type.
         """
-        body = chain.encode(event)
+        body = _encode(event)
         if self._stopped:
             raise self._refusal()
-        if not flush and len(self._queue) < _QUEUE_LIMIT and not self._closing:
+        if not flush and not self._urgent and len(self._queue) < _QUEUE_LIMIT:
             self._queue.append(body)
             self._mark()
             return None
@@ -152,7 +156,7 @@ class AuditLog:
         """
         if self._stopped or self._closing:
             return
-        self._closing = True
+        self._closing = self._urgent = True
         self._wake.put(None)
         self._thread.join()
         atexit.unregister(self.close)
@@ -167,53 +171,61 @@ class AuditLog:
 
     def _flush(self, body: bytes | None) -> int:
         """Writes the queue and ``body`` in one write; returns the last number."""
-        if self._stopped:
-            raise self._refusal()
-        if self._fault:
-            self._repair()
+        if self._stopped or self._fault:
+            self._make_usable()
         segment = self._segment
+        queued = 0
         try:
-            segment.lock()
-            size = segment.size()
+            size = segment.begin()
             if size != self._end:
                 self._catch_up(size)
-            queued = len(self._queue)
-            self._write(segment, self._bodies(queued, body))
+            if body is None or self._queue or self._notes:
+                queued = len(self._queue)
+                data, seq, head = self._batch(queued, body)
+            else:
+                seq = self._seq + 1
+                data, head = _link(self._head, seq, body)
+            segment.append(data, end=self._end)
+            self._seq, self._head = seq, head
+            self._end += len(data)
         except OSError as error:
             raise unavailable("read", error) from None
         finally:
             segment.unlock()
-        for _ in range(queued):
-            self._queue.popleft()
-        self._notes.clear()
-        if self._period > 0:
+        if queued or self._notes:
+            self._drop(queued)
+        self._dirty = True
+        if self._idle or self._each:
             self._mark()
-        else:
-            self._fsync()
-        return self._seq
+        return seq
 
-    def _bodies(self, queued: int, body: bytes | None) -> list[bytes]:
+    def _make_usable(self) -> None:
+        if self._stopped:
+            raise self._refusal()
+        self._repair()
+
+    def _batch(self, queued: int, body: bytes | None) -> tuple[bytes, int, bytes]:
+        """Returns the lines of notes, queue and ``body``, and the last number and hash."""
         # By index: destructors may add to the queue meanwhile.
         bodies = [self._queue[i] for i in range(queued)]
         if self._notes:
             bodies[:0] = [self._recovered(note) for note in self._notes]
         if body is not None:
             bodies.append(body)
-        return bodies
+        made, seq, head = [], self._seq, self._head
+        for each in bodies:
+            seq += 1
+            line, head = chain.link(head, seq, each)
+            made.append(line)
+        return b"".join(made), seq, head
+
+    def _drop(self, queued: int) -> None:
+        for _ in range(queued):
+            self._queue.popleft()
+        self._notes.clear()
 
     def _recovered(self, note: str) -> bytes:
         return chain.encode(AuditEvent(self._clock.time(), EventKind.RECOVERED, detail=note))
-
-    def _write(self, segment: Segment, bodies: list[bytes]) -> None:
-        seq, head, link = self._seq, self._head, chain.link
-        data = b""
-        for body in bodies:
-            seq += 1
-            line, head = link(head, seq, body)
-            data += line
-        segment.append(data, end=self._end)
-        self._seq, self._head = seq, head
-        self._end += len(data)
 
     def _catch_up(self, size: int) -> None:
         """Takes in what other processes wrote; sets a torn last line aside."""
@@ -320,9 +332,11 @@ class AuditLog:
     # -- durability, in the background ------------------------------------------------
 
     def _mark(self) -> None:
-        """Has the thread make things durable soon; takes no lock."""
+        """Has things made durable: soon by the thread, without a lock, or at once."""
         self._dirty = True
-        if self._idle:
+        if self._each:
+            self._fsync()
+        elif self._idle:
             self._idle = False
             self._wake.put(None)
 
@@ -352,7 +366,7 @@ class AuditLog:
             self.sync()
         except Exception as error:  # noqa: BLE001 - the thread holds the promise of durability
             if healthy:
-                _logger.warning("The audit log is not durable now: %s", error)
+                _logger.warning("The audit log is not durable now: %s", type(error).__name__)
             self._fault = self._fault or f"not durable for a while: {type(error).__name__}"
             self._dirty = True
 

@@ -29,6 +29,10 @@ from apex_creds.errors import (
 if sys.platform != "win32":
     import fcntl
 
+    _flock: Final = fcntl.flock
+    _TRY_LOCK: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
+    _UNLOCK: Final = fcntl.LOCK_UN
+
 __all__ = [
     "SEGMENT",
     "Segment",
@@ -43,10 +47,16 @@ __all__ = [
 SEGMENT: Final = "000001.jsonl"
 
 _LOCK_PATIENCE: Final = 0.25
+_LOOK_EVERY: Final = 0.001
+# Bound once: they are on the path of every append.
+_monotonic: Final = time.monotonic
+_lseek: Final = os.lseek
+_SEEK_END: Final = os.SEEK_END
 _CHUNK: Final = 1 << 20
 _FLAGS: Final = (
     getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 )
+_WINDOWS: Final = sys.platform == "win32"
 _POSIX: Final = hasattr(os, "geteuid")
 _log = logging.getLogger("apex_creds.audit")
 
@@ -54,7 +64,7 @@ _log = logging.getLogger("apex_creds.audit")
 class Segment:
     """One open log file."""
 
-    __slots__ = ("_inode", "directory", "fd", "path")
+    __slots__ = ("_inode", "_look_again", "directory", "fd", "path")
 
     def __init__(self, directory: Path, *, create: bool = True) -> None:
         """Opens ``SEGMENT`` in ``directory``; makes both, 0700 and 0600, when absent.
@@ -66,6 +76,7 @@ class Segment:
             AuditUnavailableError: It can't be opened for another reason.
         """
         self.fd = -1
+        self._look_again = 0.0
         self.directory = directory
         self.path = directory / SEGMENT
         if create:
@@ -80,6 +91,30 @@ class Segment:
             raise
         self._inode = (status.st_dev, status.st_ino)
 
+    def begin(self) -> int:
+        """Takes the lock like ``lock``; returns the length, -1 if the file was taken away.
+
+        Whether the path still leads here is asked at most once a millisecond, because it
+        costs as much as the write; so a file taken away is noticed within that time.
+
+        Raises:
+            AuditUnavailableError: Another process keeps the lock.
+            OSError: The file can't be examined.
+        """
+        if _WINDOWS:  # pragma: no cover
+            _warn_unlocked()
+        else:
+            try:
+                _flock(self.fd, _TRY_LOCK)
+            except OSError:
+                self.lock()
+        now = _monotonic()
+        if now > self._look_again:
+            if not self.in_place():
+                return -1
+            self._look_again = now + _LOOK_EVERY
+        return _lseek(self.fd, 0, _SEEK_END)
+
     def lock(self) -> None:
         """Takes the lock that all writers take; waits at most 250 ms.
 
@@ -90,7 +125,7 @@ class Segment:
             _warn_unlocked()
             return
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(self.fd, _TRY_LOCK)
         except BlockingIOError:
             if not _wait_for_lock(self.fd, fcntl.LOCK_EX):
                 raise AuditUnavailableError(
@@ -103,12 +138,11 @@ class Segment:
     def unlock(self) -> None:
         """Gives the lock back; harmless when it is not held."""
         if sys.platform != "win32":
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
+            _flock(self.fd, _UNLOCK)
 
     def size(self) -> int:
-        """Returns the length in bytes, or -1 when the file has no name any more."""
-        status = os.fstat(self.fd)
-        return status.st_size if status.st_nlink else -1
+        """Returns the length in bytes."""
+        return os.fstat(self.fd).st_size
 
     def in_place(self) -> bool:
         """Tells whether the path still leads to this file."""

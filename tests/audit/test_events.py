@@ -32,6 +32,7 @@ def test_events_are_frozen() -> None:
     "event",
     [
         AuditEvent(float("nan"), EventKind.PUT),
+        AuditEvent(float("inf"), EventKind.PUT),
         AuditEvent(1.0, "nothing"),  # type: ignore[arg-type]
         AuditEvent(1.0, EventKind.PUT, credential=None),  # type: ignore[arg-type]
         AuditEvent(1.0, EventKind.PUT, duration_us=1.5),  # type: ignore[arg-type]

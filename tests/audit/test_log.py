@@ -67,7 +67,12 @@ def test_queued_events_go_out_before_the_next_in_one_write(
     assert details(audit_dir) == []
     writes: list[int] = []
     real = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: writes.append(1) or real(fd, data))
+
+    def write(fd: int, data: bytes) -> int:
+        writes.append(1)
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
     assert log.append(make_event("c")) == 3
     assert details(audit_dir) == ["a", "b", "c"]
     assert len(writes) == 1
@@ -150,9 +155,15 @@ def test_durable_within_zero_makes_every_append_durable(
     log = open_log(durable_within=0)
     synced: list[int] = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(fd) or real(fd))
+
+    def fsync(fd: int) -> None:
+        synced.append(fd)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    log.append(make_event(), flush=False)
     log.append(make_event())
-    assert synced == [log._segment.fd]
+    assert synced == [log._segment.fd] * 2
 
 
 def test_the_thread_makes_appends_durable(
@@ -280,6 +291,9 @@ def test_the_thread_survives_anything(
         patch.setattr(os, "fsync", fsync)
         log.append(make_event("before"))
         assert failed.wait(20)
+        settled = threading.Event()
+        while not log._fault:
+            settled.wait(0.005)
     log.append(make_event("after"))
     wait_until_idle(log)
     assert details(audit_dir)[0::2] == ["before", "after"]
@@ -384,6 +398,7 @@ def test_a_removed_file_is_not_started_anew(
     path = audit_dir / "000001.jsonl"
     content = path.read_bytes()
     path.unlink()
+    log._segment._look_again = 0.0  # as if the last look was over a millisecond ago
     for _ in range(2):
         with pytest.raises(AuditTamperedError):
             log.append(make_event())
@@ -404,6 +419,7 @@ def test_a_file_moved_away_is_noticed_by_the_thread(
     log.append(make_event("one"))
     wait_until_idle(log)
     path = audit_dir / "000001.jsonl"
+    log._segment._look_again = float("inf")  # as if it was looked at this millisecond
     path.rename(audit_dir / "elsewhere")
     log.append(make_event("two"))
     settled = threading.Event()
