@@ -190,7 +190,7 @@ def _size(data: Buffer) -> int:
     return data.nbytes if isinstance(data, memoryview) else len(data)
 
 
-def _cut(data: Buffer, start: int = 0) -> Any:  # noqa: ANN401 - a C pointer, or bytes
+def _cut(data: Buffer, start: int = 0) -> Any:
     # libsodium takes bytes as they are; from_buffer refuses what is not contiguous.
     if isinstance(data, bytes) and (not start or len(data) < _COPY_BELOW):
         return data[start:]

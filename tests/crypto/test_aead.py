@@ -1,0 +1,177 @@
+"""seal and open: round trips, one key and one place only, nonces that nobody picks."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nacl import bindings
+
+from apex_creds.crypto import aead, sodium
+from apex_creds.crypto.memory import SecretBytes, arena
+from apex_creds.errors import (
+    CommitmentError,
+    DecryptionError,
+    InvalidInputError,
+    SecretWipedError,
+)
+
+KEY = bytes(range(32))
+AAD = b"where it lies"
+# Made with hashlib.blake2b and PyNaCl's bindings: nonce of zeros, "attack at dawn".
+KNOWN = (
+    "000000000000000000000000000000000000000000000000802e9e41d873b2bf43dacdd80ae72862"
+    "a0f02bb9c5a7a67b8381956f44b8e104f9ddab25cec8179c2d89eea7fc4991904c367ac61c16556c"
+    "4d5f081a85b5"
+)
+
+
+@pytest.fixture
+def key() -> SecretBytes:
+    return SecretBytes.from_bytes(KEY)
+
+
+def _reference_open(key: bytes, sealed: bytes, aad: bytes) -> bytes:
+    """The format again, from hashlib and PyNaCl's public bindings."""
+    nonce, commitment, body = sealed[:24], sealed[24:56], sealed[56:]
+    pair = hashlib.blake2b(nonce, key=key, digest_size=64, person=b"apex-creds aead1").digest()
+    assert pair[32:] == commitment
+    return bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(body, aad, nonce, pair[:32])
+
+
+@given(
+    st.binary(max_size=6000),
+    st.binary(min_size=1, max_size=300),
+    st.binary(min_size=32, max_size=32),
+)
+def test_round_trip_and_agreement_with_the_reference(
+    data: bytes, aad: bytes, raw: bytes
+) -> None:
+    with SecretBytes.from_bytes(raw) as key, SecretBytes.from_bytes(data) as secret:
+        for plaintext in (data, bytearray(data), memoryview(data), secret):
+            sealed = aead.seal(key, plaintext, aad=aad)
+            assert len(sealed) == len(data) + aead.OVERHEAD
+            assert _reference_open(raw, sealed, aad) == data
+            assert aead.open_bytes(key, sealed, aad=aad) == data
+            for shape in (sealed, bytearray(sealed), memoryview(sealed)):
+                with aead.open_into(key, shape, aad=aad) as opened:
+                    assert opened.expose_bytes() == data
+
+
+def test_a_known_answer(key: SecretBytes) -> None:
+    sealed = sodium.seal_committed(
+        key, bytes(24), b"attack at dawn", aad=AAD, personal=b"apex-creds aead1"
+    )
+    assert sealed.hex() == KNOWN
+
+
+def test_every_single_byte_counts(key: SecretBytes) -> None:
+    sealed = aead.seal(key, b"plaintext", aad=AAD)
+    for at in range(len(sealed)):
+        altered = bytearray(sealed)
+        altered[at] ^= 0x01
+        expected = CommitmentError if at < 56 else DecryptionError
+        for opener in (aead.open_into, aead.open_bytes):
+            with pytest.raises(DecryptionError) as caught:
+                opener(key, altered, aad=AAD)
+            assert type(caught.value) is expected
+
+
+def test_every_truncation_and_extension_is_refused(key: SecretBytes) -> None:
+    sealed = aead.seal(key, b"plaintext", aad=AAD)
+    for cut in (*(sealed[:n] for n in range(len(sealed))), sealed + b"\0"):
+        for opener in (aead.open_into, aead.open_bytes):
+            with pytest.raises(DecryptionError):
+                opener(key, cut, aad=AAD)
+
+
+def test_another_key_fails_at_the_commitment(key: SecretBytes) -> None:
+    sealed = aead.seal(key, b"plaintext", aad=AAD)
+    with SecretBytes.from_bytes(KEY[::-1]) as other, pytest.raises(CommitmentError):
+        aead.open_into(other, sealed, aad=AAD)
+
+
+@pytest.mark.parametrize("aad", [AAD + b"!", AAD[:-1], b"x"])
+def test_another_place_fails_at_the_tag(key: SecretBytes, aad: bytes) -> None:
+    sealed = aead.seal(key, b"plaintext", aad=AAD)
+    with pytest.raises(DecryptionError) as caught:
+        aead.open_into(key, sealed, aad=aad)
+    assert not isinstance(caught.value, CommitmentError)
+
+
+def test_nonces_are_fresh_and_no_parameter_takes_one(key: SecretBytes) -> None:
+    nonces = {aead.seal(key, b"same", aad=AAD)[:24] for _ in range(1000)}
+    assert len(nonces) == 1000
+    assert set(inspect.signature(aead.seal).parameters) == {"key", "plaintext", "aad"}
+
+
+@pytest.mark.parametrize("size", [0, 16, 31, 33, 64])
+def test_a_key_of_another_length_is_refused(size: int) -> None:
+    with SecretBytes.allocate(size) as key:
+        with pytest.raises(InvalidInputError):
+            aead.seal(key, b"x", aad=AAD)
+        with pytest.raises(InvalidInputError):
+            aead.open_into(key, bytes(80), aad=AAD)
+
+
+def test_associated_data_is_required(key: SecretBytes) -> None:
+    with pytest.raises(InvalidInputError):
+        aead.seal(key, b"x", aad=b"")
+    with pytest.raises(InvalidInputError):
+        aead.open_into(key, aead.seal(key, b"x", aad=AAD), aad=b"")
+
+
+def test_wiped_keys_and_plaintexts_are_refused(key: SecretBytes) -> None:
+    sealed = aead.seal(key, b"x", aad=AAD)
+    gone = SecretBytes.from_bytes(b"gone")
+    gone.close()
+    with pytest.raises(SecretWipedError):
+        aead.seal(key, gone, aad=AAD)
+    key.close()
+    with pytest.raises(SecretWipedError):
+        aead.seal(key, b"x", aad=AAD)
+    with pytest.raises(SecretWipedError):
+        aead.open_into(key, sealed, aad=AAD)
+
+
+def test_nothing_stays_open_whatever_happens(key: SecretBytes) -> None:
+    before = arena().open_slots
+    sealed = aead.seal(key, b"x", aad=AAD)
+    aead.open_into(key, sealed, aad=AAD).close()
+    for altered in (sealed[:-1], bytes(80), sealed[:56] + bytes(17)):
+        with pytest.raises(DecryptionError):
+            aead.open_into(key, altered, aad=AAD)
+    assert arena().open_slots == before
+
+
+def _seal_until_wiped(key: SecretBytes, made: list[bytes], started: threading.Event) -> None:
+    try:
+        while True:
+            made.append(aead.seal(key, b"x" * 40, aad=AAD))
+            started.set()
+    except SecretWipedError:
+        started.set()
+
+
+def test_a_key_closed_by_another_thread_never_seals_under_a_wiped_key() -> None:
+    """Whatever seal() returns opens under the true key; else it raises."""
+    before, keep = sys.getswitchinterval(), SecretBytes.from_bytes(KEY)
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(60):
+            key, made, started = SecretBytes.from_bytes(KEY), [], threading.Event()
+            thread = threading.Thread(target=_seal_until_wiped, args=(key, made, started))
+            thread.start()
+            started.wait()
+            key.close()
+            with SecretBytes.from_bytes(bytes(32)):  # takes the slot of the key
+                thread.join()
+            for sealed in made[-3:]:
+                aead.open_into(keep, sealed, aad=AAD).close()
+    finally:
+        sys.setswitchinterval(before)

@@ -1,0 +1,107 @@
+"""Credential parts: one canonical form, nothing else is read."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apex_creds.crypto import parts
+from apex_creds.crypto.memory import SecretBytes, arena
+from apex_creds.errors import CorruptDocumentError, InvalidInputError
+
+NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=64)
+PARTS = st.dictionaries(NAMES, st.binary(max_size=300), min_size=1, max_size=12)
+
+
+def _read(encoded: SecretBytes) -> dict[str, bytes]:
+    view = encoded.view()
+    return {name: bytes(view[at : at + n]) for name, (at, n) in parts.layout(view).items()}
+
+
+@given(PARTS)
+def test_what_goes_in_comes_out_in_any_order(values: dict[str, bytes]) -> None:
+    backwards = dict(reversed(values.items()))
+    with parts.encode(values) as one, parts.encode(backwards) as two:
+        assert _read(one) == values
+        assert one.equals(two)
+
+
+def test_the_documented_example() -> None:
+    with parts.encode({"user": b"ada", "password": b"lovelace"}) as encoded:
+        assert encoded.expose_bytes() == (
+            b"\x02\x08password\x00\x00\x00\x08\x04user\x00\x00\x00\x03lovelaceada"
+        )
+        assert parts.layout(encoded.view()) == {"password": (23, 8), "user": (31, 3)}
+
+
+def test_the_largest_credential_fits_a_pooled_slot() -> None:
+    before = arena().open_slots
+    with parts.encode({"value": bytes(64 * 1024), "b" * 64: b""}) as encoded:
+        assert len(_read(encoded)["value"]) == 64 * 1024
+        assert arena().open_slots == before + 1
+
+
+@pytest.mark.parametrize(
+    "name", ["", "A", "a-b", "a b", "é", "a" * 65, "\0", "\ud800", "a\n", "٣"]
+)
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(InvalidInputError):
+        parts.encode({name: b"x"})
+
+
+def test_none_and_too_many_parts_are_refused() -> None:
+    with pytest.raises(InvalidInputError):
+        parts.encode({})
+    with parts.encode({f"p{i}": b"" for i in range(255)}) as most:
+        assert len(parts.layout(most.view())) == 255
+    with pytest.raises(InvalidInputError):
+        parts.encode({f"p{i}": b"" for i in range(256)})
+
+
+BAD = {
+    "empty": b"",
+    "no part": b"\x00",
+    "no part, trailing": b"\x00x",
+    "no table": b"\x01",
+    "empty name": b"\x01\x00\x00\x00\x00\x00",
+    "name cut": b"\x01\x05valu",
+    "length cut": b"\x01\x01a\x00\x00\x00",
+    "value cut": b"\x01\x01a\x00\x00\x00\x02x",
+    "trailing": b"\x01\x01a\x00\x00\x00\x01xy",
+    "huge length": b"\x01\x01a\xff\xff\xff\xffx",
+    "upper case": b"\x01\x01A\x00\x00\x00\x01x",
+    "not ascii": b"\x01\x02\xc3\xa9\x00\x00\x00\x01x",
+    "newline": b"\x01\x02a\n\x00\x00\x00\x01x",
+    "long name": b"\x01\x41" + b"a" * 65 + b"\x00\x00\x00\x01x",
+    "twice": b"\x02\x01a\x00\x00\x00\x01\x01a\x00\x00\x00\x01xy",
+    "descending": b"\x02\x01b\x00\x00\x00\x01\x01a\x00\x00\x00\x01xy",
+    "fewer than counted": b"\x02\x01a\x00\x00\x00\x01x",
+}
+
+
+@pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
+def test_anything_else_is_corrupt(data: bytes) -> None:
+    with pytest.raises(CorruptDocumentError):
+        parts.layout(memoryview(data))
+
+
+@given(PARTS)
+def test_every_truncation_is_corrupt(values: dict[str, bytes]) -> None:
+    with parts.encode(values) as encoded:
+        data = encoded.expose_bytes()
+    for end in itertools.chain(range(min(len(data), 200)), (len(data) - 1,)):
+        with pytest.raises(CorruptDocumentError):
+            parts.layout(memoryview(data)[:end])
+
+
+@given(st.binary(max_size=60))
+def test_noise_is_refused_or_is_in_the_canonical_form(data: bytes) -> None:
+    try:
+        places = parts.layout(memoryview(data))
+    except CorruptDocumentError:
+        return
+    with parts.encode({name: data[at : at + n] for name, (at, n) in places.items()}) as again:
+        assert again.expose_bytes() == data
