@@ -186,17 +186,24 @@ def _find(backends: list[KeyringBackend], entry: str) -> SecretBytes | None:
 
 
 def _store(backend: KeyringBackend, entry: str) -> SecretBytes:
-    key = SecretBytes.random(MASTER_KEY_BYTES)
-    text = encode_key(key)
-    _call(partial(_set, backend, entry, text))
-    wipe(text)
-    if _kept(backend, entry, key):
-        return key
-    key.close()
+    with contextlib.ExitStack() as closing:
+        key = closing.enter_context(SecretBytes.random(MASTER_KEY_BYTES))
+        _write(backend, entry, key)
+        if _kept(backend, entry, key):
+            closing.pop_all()
+            return key
     raise MasterKeyUnavailableError(
         f"The keyring backend {_name(type(backend))} did not keep the master key.",
         hint=_ALTERNATIVES,
     )
+
+
+def _write(backend: KeyringBackend, entry: str, key: SecretBytes) -> None:
+    text = encode_key(key)
+    try:
+        _call(partial(_set, backend, entry, text))
+    finally:
+        wipe(text)
 
 
 def _kept(backend: KeyringBackend, entry: str, key: SecretBytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -90,6 +91,7 @@ async def test_created_file_is_ours_alone_and_in_the_format(path):
 
 
 async def test_no_slot_stays_open(path):
+    gc.collect()
     before = arena().open_slots
     await create(path)
     await create(path, 2)

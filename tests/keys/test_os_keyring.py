@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import logging
 import os
 import subprocess
@@ -134,6 +135,12 @@ class TestKeyringContract(MasterKeyProviderContract):
     def reopen(self):
         backend = Memory()
         return lambda: KeyringProvider(backend)
+
+
+def settled() -> int:
+    """Open slots, without those that earlier tests lost."""
+    gc.collect()
+    return arena().open_slots
 
 
 async def create(backend):
@@ -271,12 +278,13 @@ async def test_a_failed_write_says_nothing_of_the_key(caplog):
     assert caught.value.__context__ is None
 
 
-@pytest.mark.parametrize("backend", [Forgetful(), Altering()], ids=["forgets", "alters"])
+@pytest.mark.parametrize("backend", [Forgetful, Altering, FailingSet])
 async def test_what_is_not_kept_is_not_used(backend):
-    before = arena().open_slots
-    with pytest.raises(MasterKeyUnavailableError, match="did not keep"):
-        await create(backend)
+    before = settled()
+    with pytest.raises(MasterKeyUnavailableError) as caught:
+        await create(backend())
     assert arena().open_slots == before
+    assert caught.value.hint
 
 
 async def test_a_delete_that_does_not_delete_is_said():
@@ -287,7 +295,7 @@ async def test_a_delete_that_does_not_delete_is_said():
 
 
 async def test_no_slot_stays_open():
-    before, backend = arena().open_slots, Memory()
+    before, backend = settled(), Memory()
     (await create(backend)).close()
     (await create(backend)).close()
     (await load(backend)).close()
@@ -321,10 +329,8 @@ except ApexCredsError as error:
 
 
 def test_a_machine_without_a_keyring(fresh_home):
-    done = child(LOAD, str(fresh_home))
-    assert done.stdout.startswith(
-        "UnsafeKeyringError The keyring backend keyring.backends.fail"
-    )
+    done = child(LOAD, str(fresh_home))  # or with keyrings.alt's, where it is installed
+    assert done.stdout.startswith("UnsafeKeyringError The keyring backend keyring")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import os
 import pty
 
@@ -84,6 +85,7 @@ async def test_create_asks_twice_and_load_once(quick):
 
 
 async def test_nothing_stays_open(quick):
+    gc.collect()
     before = arena().open_slots
     provider = PassphraseProvider(prompt=typing(PASS, PASS, "a", "b", PASS, ""))
     key, _ = await provider.create(vault_id=VAULT, version=1)
