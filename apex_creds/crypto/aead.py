@@ -55,7 +55,7 @@ def open_into(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> SecretBytes:
         InvalidInputError: The key is not 32 bytes, or ``aad`` is empty.
         SecretWipedError: The key is closed, or was closed meanwhile.
     """
-    _require_frame(sealed, aad)
+    _require_aad(aad)
     opened = sodium.open_committed(key, sealed, aad=aad, personal=_PERSONAL)
     if isinstance(opened, bool):
         raise _failure(committed=opened)
@@ -71,7 +71,7 @@ def open_bytes(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> bytes:
         InvalidInputError: The key is not 32 bytes, or ``aad`` is empty.
         SecretWipedError: The key is closed.
     """
-    _require_frame(sealed, aad)
+    _require_aad(aad)
     opened = sodium.open_committed_bytes(key, sealed, aad=aad, personal=_PERSONAL)
     if isinstance(opened, bool):
         raise _failure(committed=opened)
@@ -88,12 +88,6 @@ def _failure(*, committed: bool) -> DecryptionError:
         "The ciphertext was made under another key.",
         hint="It was altered, or it belongs to another vault: restore it from a backup.",
     )
-
-
-def _require_frame(sealed: Buffer, aad: bytes) -> None:
-    _require_aad(aad)
-    if len(sealed) < OVERHEAD:
-        raise DecryptionError("The ciphertext is truncated.", hint="Restore it from a backup.")
 
 
 def _require_aad(aad: bytes) -> None:

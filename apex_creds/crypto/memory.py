@@ -15,18 +15,17 @@ Guarantees:
 from __future__ import annotations
 
 import contextlib
-import logging
 import mmap
 import os
-import sys
 import threading
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any, Final, NoReturn, Self, TypeAlias, final
 
-from nacl import _sodium  # type: ignore[attr-defined]  # compiled, without a stub
+from nacl import _sodium
 
+from apex_creds.crypto import mapping
 from apex_creds.crypto.hardening import Hardening, harden_process
 from apex_creds.errors import (
     InvalidInputError,
@@ -48,6 +47,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 """What the functions of this package read bytes from, besides ``SecretBytes``."""
 
 _Pointer: TypeAlias = Any
+_Export: TypeAlias = "tuple[memoryview, weakref.ref[object]]"
 lib: Any = _sodium.lib
 ffi: Any = _sodium.ffi
 _memzero: Any = _sodium.lib.sodium_memzero
@@ -56,16 +56,14 @@ _from_buffer: Any = _sodium.ffi.from_buffer
 _buffer: Any = _sodium.ffi.buffer
 lib.sodium_init()
 
-_log = logging.getLogger("apex_creds.memory")
 _CHUNK_BYTES: Final = 256 * 1024
 _BATCH_BYTES: Final = 4096
 _PAGE: Final = mmap.PAGESIZE
 # The last class holds the largest credential (64 KiB) together with its parts header.
 _SIZES: Final = (64, 256, 1024, 4096, 16384, 65536 + 4096)
-_MADV_WIPEONFORK: Final = 18
+_MANY_EXPORTS: Final = 16
 
 _epoch = 0  # grows in a forked child: slots made before the fork are dead there
-_warned = False
 
 
 class _Chunk:
@@ -74,16 +72,15 @@ class _Chunk:
     __slots__ = ("base", "locked", "map", "size", "used", "wiped_on_fork")
 
     def __init__(self, size: int) -> None:
-        self.map = _anonymous_map(size)
+        self.map = mapping.anonymous_map(size)
         self.base = _from_buffer("unsigned char[]", self.map)
         self.size = size
         self.used = 0
         self.locked = lib.sodium_mlock(self.base, size) == 0
-        _advise(self.map, getattr(mmap, "MADV_DONTDUMP", None))
-        wipe = _MADV_WIPEONFORK if sys.platform == "linux" else None
-        self.wiped_on_fork = _advise(self.map, wipe)
+        mapping.keep_out_of_dumps(self.map)
+        self.wiped_on_fork = mapping.wipe_on_fork(self.map)
         if not self.locked:
-            _warn_unlocked()
+            mapping.warn_unlocked()
 
 
 class _Slot:
@@ -232,7 +229,7 @@ class SecretBytes:
         if length < 0:
             raise InvalidInputError("A secret can't have a negative length.")
         self._length = length
-        self._exports: list[tuple[memoryview, weakref.ref[object]]] | None = None
+        self._exports: list[_Export] = []
         # In a list, whose pop() is atomic: of two threads that close it, one wins.
         self._held = [(_ARENA if source is None else source)._take(length)]
 
@@ -297,6 +294,7 @@ class SecretBytes:
 
         Of a secret that a handle revealed, this is audited first, as an exposure.
         """
+        self._pointer()  # a wiped secret is no exposure
         if self._on_expose is not None:
             self._on_expose()
         data: bytes = _buffer(self._pointer(), self._length)[:]
@@ -344,10 +342,7 @@ class SecretBytes:
             slot = self._held.pop()
         except IndexError:
             return
-        unread = True
-        if self._exports is not None:
-            with _ARENA._lock:
-                unread = _release(self._exports)
+        unread = not self._exports or _release(self._exports)
         _memzero(slot.pointer, self._length)
         slot.arena._give(slot, unread=unread)
 
@@ -381,13 +376,20 @@ class SecretBytes:
         exporter = _buffer(self._pointer(), self._length)
         view = memoryview(exporter)
         view = view.toreadonly() if readonly else view
-        with _ARENA._lock:
-            known = [each for each in self._exports or () if each[1]() is not None]
-            self._exports = [*known, (view, weakref.ref(exporter))]
+        if len(self._exports) > _MANY_EXPORTS:
+            self._forget_dead()
+        self._exports.append((view, weakref.ref(exporter)))
         if not self._held:  # closed meanwhile, perhaps without having seen this view
             view.release()
             raise _wiped()
         return view
+
+    def _forget_dead(self) -> None:
+        # One element at a time, so that an export added meanwhile is never lost.
+        for each in list(self._exports):
+            if each[1]() is None:
+                with contextlib.suppress(ValueError):
+                    self._exports.remove(each)
 
     def __len__(self) -> int:
         self._pointer()
@@ -451,7 +453,7 @@ def _input(data: Buffer) -> _Pointer:
     return data if isinstance(data, bytes) else _from_buffer("unsigned char[]", data)
 
 
-def _live_view(exports: list[tuple[memoryview, weakref.ref[object]]]) -> memoryview | None:
+def _live_view(exports: list[_Export]) -> memoryview | None:
     view = exports[-1][0]
     try:
         return view if view.readonly else None
@@ -459,41 +461,17 @@ def _live_view(exports: list[tuple[memoryview, weakref.ref[object]]]) -> memoryv
         return None
 
 
-def _release(exports: list[tuple[memoryview, weakref.ref[object]]]) -> bool:
+def _release(exports: list[_Export]) -> bool:
     """Releases all views; True if nothing can read the slot any more."""
     unread = True
     for view, exporter in exports:
-        with contextlib.suppress(BufferError):
+        try:
             view.release()
+        except BufferError:  # C code reads through it right now
+            unread = False
         unread = unread and exporter() is None
     exports.clear()
     return unread
-
-
-def _anonymous_map(size: int) -> mmap.mmap:
-    if sys.platform == "win32":
-        return mmap.mmap(-1, size)
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-
-
-def _advise(region: mmap.mmap, advice: int | None) -> bool:
-    if advice is None or sys.platform == "win32":
-        return False
-    try:
-        region.madvise(advice)
-    except OSError:
-        return False
-    return True
-
-
-def _warn_unlocked() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        _log.warning(
-            "Memory for secrets could not be locked, so it may be swapped to disk: raise "
-            "RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=) or turn swap off."
-        )
 
 
 def _wiped() -> SecretWipedError:

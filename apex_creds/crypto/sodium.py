@@ -65,15 +65,16 @@ def open_committed(
     """Opens what ``seal_committed`` made into a new slot.
 
     Returns:
-        The plaintext; or False if the commitment is wrong, True if only the tag is.
+        The plaintext; or False if the commitment is wrong, True if only the tag is, or
+        if there is none.
 
     Raises:
-        InvalidInputError: The key is not 32 bytes, or ``sealed`` is below 72.
+        InvalidInputError: The key is not 32 bytes.
         SecretWipedError: The key was closed, perhaps meanwhile.
     """
     size = _size(sealed) - 56
     if size < _TAG:
-        raise InvalidInputError("The ciphertext is shorter than its frame.")
+        return True
     nonce = bytes(sealed[:24])
     pair = _subkey(key, nonce, personal)
     try:
@@ -95,7 +96,7 @@ def open_committed_bytes(
     """As ``open_committed``, for plaintexts that are not secret."""
     size = _size(sealed) - 56
     if size < _TAG:
-        raise InvalidInputError("The ciphertext is shorter than its frame.")
+        return True
     nonce = bytes(sealed[:24])
     pair = _subkey(key, nonce, personal)
     try:
