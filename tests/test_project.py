@@ -17,7 +17,28 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = sorted((ROOT / "apex_creds").rglob("*.py"))
 
 # What `import apex_creds` promises. To add a name here is to keep it for good.
-PUBLIC: list[str] = []
+PUBLIC: list[str] = [
+    "AccessDeniedError",
+    "ApexCredsError",
+    "ApiKey",
+    "BasicAuth",
+    "CredentialHandle",
+    "CredentialInfo",
+    "CredentialKind",
+    "CredentialMap",
+    "CredentialMiddleware",
+    "Deletion",
+    "GenericSecret",
+    "Grant",
+    "Manifest",
+    "OAuthToken",
+    "OnLeak",
+    "SecretBytes",
+    "Vault",
+    "current_credentials",
+    "harden_process",
+    "parse_manifest",
+]
 
 
 def test_the_public_names_are_these() -> None:
