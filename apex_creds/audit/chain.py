@@ -28,7 +28,7 @@ _MAX_BODY: Final = 32 * 1024
 _MAX_TEXT: Final = 200
 _DOMAIN: Final = b"apex-creds audit v1"
 _MARK: Final = b',"hash":"'
-_END: Final = b'"}'
+_END: Final = b'"}\n'
 _HASH: Final = 64
 _TAIL: Final = len(_MARK) + _HASH + len(_END)
 
@@ -90,25 +90,31 @@ def link(prev: bytes, seq: int, body: bytes) -> tuple[bytes, bytes]:
     """Returns the line of ``body`` (with newline), and its hash (64 bytes)."""
     core = b'{"seq":%d,' % seq + body[1:-1]
     head = sha256(prev + core).hexdigest().encode()
-    return b"".join((core, _MARK, head, _END, b"\n")), head
+    return b"".join((core, _MARK, head, _END)), head
 
 
 def head_of(line: bytes) -> bytes:
-    """Returns the hash (64 bytes) that a line without its newline says it has."""
+    """Returns the hash (64 bytes) that a line says it has."""
     return line[-_HASH - len(_END) : -len(_END)]
 
 
 def fault(prev: bytes, seq: int, line: bytes) -> str:
-    """Returns what is wrong with ``line`` (no newline) as number ``seq``; "" if nothing."""
-    if not line.startswith(b'{"seq":%d,' % seq):
-        return "is not the event of that number: lines were changed, added, removed or moved"
+    """Returns what is wrong with ``line`` as number ``seq``, or ""; newline included."""
     head = sha256(prev + line[:-_TAIL]).hexdigest().encode()
-    if not line.endswith(_MARK + head + _END):
-        return "does not have the hash that its content and the line before it give"
+    if not line.endswith(_MARK + head + _END) or not line.startswith(b'{"seq":%d,' % seq):
+        return _explain(seq, line)
     try:
         return "" if _decode(line).seq == seq else "has two numbers"
     except (msgspec.MsgspecError, ValueError):
         return "is not an event of this log's format"
+
+
+def _explain(seq: int, line: bytes) -> str:
+    if not line.endswith(b"\n"):
+        return "has no end: torn by a crash (the next unseal sets it aside), or altered"
+    if not line.startswith(b'{"seq":%d,' % seq):
+        return "is not the event of that number: lines were changed, added, removed or moved"
+    return "does not have the hash that its content and the line before it give"
 
 
 def decode(line: bytes) -> Recorded:

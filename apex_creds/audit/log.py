@@ -110,6 +110,7 @@ class AuditLog:
             self._queue.append(body)
             self._mark()
             return None
+        # `with`, not acquire(): a KeyboardInterrupt can't leave it locked.
         with self._lock:
             if self._busy:
                 raise AuditUnavailableError("The audit log is being written by this thread.")
@@ -244,10 +245,10 @@ class AuditLog:
             self._take(line)
 
     def _take(self, line: bytes) -> None:
-        wrong = chain.fault(self._head, self._seq + 1, line[:-1])
+        wrong = chain.fault(self._head, self._seq + 1, line)
         if wrong:
             raise tampered(self._seq + 1, wrong)
-        self._seq, self._head = self._seq + 1, chain.head_of(line[:-1])
+        self._seq, self._head = self._seq + 1, chain.head_of(line)
         self._end += len(line)
 
     def _set_aside(self) -> None:
@@ -282,7 +283,7 @@ class AuditLog:
         first = next(lines(fd, 0, min(size, chain.MAX_LINE)), b"")
         if not first.endswith(b"\n") and size < chain.MAX_LINE:
             return
-        wrong = chain.fault(self._genesis, 1, first[:-1])
+        wrong = chain.fault(self._genesis, 1, first)
         if wrong:
             raise tampered(1, f"{wrong} (or the log is another vault's)")
         end = end_of_lines(fd, size)
@@ -292,15 +293,15 @@ class AuditLog:
     def _last_line(self, fd: int, end: int) -> tuple[int, bytes]:
         """Returns number and hash of the line that ends at ``end``, checked."""
         *before, last = lines(fd, max(0, end - 2 * chain.MAX_LINE), end)
-        prev = chain.head_of(before[-1][:-1]) if before else self._genesis
+        prev = chain.head_of(before[-1]) if before else self._genesis
         try:
-            seq = chain.decode(last[:-1]).seq
+            seq = chain.decode(last).seq
         except (msgspec.MsgspecError, ValueError):
             seq = 0
-        wrong = chain.fault(prev, seq, last[:-1])
+        wrong = chain.fault(prev, seq, last)
         if wrong:
             raise AuditTamperedError(f"The last line of the audit log {wrong}.", hint=_HINT)
-        return seq, chain.head_of(last[:-1])
+        return seq, chain.head_of(last)
 
     def _repair(self) -> None:
         """Undoes what made the log unusable, or raises why it can't."""

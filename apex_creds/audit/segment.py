@@ -31,7 +31,14 @@ if sys.platform != "win32":
 
     _flock: Final = fcntl.flock
     _TRY_LOCK: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
+    _TRY_SHARED: Final = fcntl.LOCK_SH | fcntl.LOCK_NB
     _UNLOCK: Final = fcntl.LOCK_UN
+else:  # pragma: no cover
+    _TRY_LOCK, _TRY_SHARED, _UNLOCK = 1, 2, 3
+
+    def _flock(fd: int, operation: int) -> None:  # noqa: ARG001 - the shape of fcntl's
+        _warn_unlocked()
+
 
 __all__ = [
     "SEGMENT",
@@ -56,7 +63,6 @@ _CHUNK: Final = 1 << 20
 _FLAGS: Final = (
     getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 )
-_WINDOWS: Final = sys.platform == "win32"
 _POSIX: Final = hasattr(os, "geteuid")
 _log = logging.getLogger("apex_creds.audit")
 
@@ -101,13 +107,10 @@ class Segment:
             AuditUnavailableError: Another process keeps the lock.
             OSError: The file can't be examined.
         """
-        if _WINDOWS:  # pragma: no cover
-            _warn_unlocked()
-        else:
-            try:
-                _flock(self.fd, _TRY_LOCK)
-            except OSError:
-                self.lock()
+        try:
+            _flock(self.fd, _TRY_LOCK)
+        except OSError:
+            self.lock()
         now = _monotonic()
         if now > self._look_again:
             if not self.in_place():
@@ -121,13 +124,10 @@ class Segment:
         Raises:
             AuditUnavailableError: Another process keeps it.
         """
-        if sys.platform == "win32":  # pragma: no cover
-            _warn_unlocked()
-            return
         try:
             _flock(self.fd, _TRY_LOCK)
         except BlockingIOError:
-            if not _wait_for_lock(self.fd, fcntl.LOCK_EX):
+            if not _wait_for_lock(self.fd, _TRY_LOCK):
                 raise AuditUnavailableError(
                     "Another process keeps the audit log locked.",
                     hint=f"See who has {self.path} open.",
@@ -137,8 +137,7 @@ class Segment:
 
     def unlock(self) -> None:
         """Gives the lock back; harmless when it is not held."""
-        if sys.platform != "win32":
-            _flock(self.fd, _UNLOCK)
+        _flock(self.fd, _UNLOCK)
 
     def size(self) -> int:
         """Returns the length in bytes."""
@@ -217,15 +216,13 @@ class Segment:
 
 
 def _wait_for_lock(fd: int, mode: int) -> bool:
-    if sys.platform == "win32":  # pragma: no cover
-        return True
     deadline = time.monotonic() + _LOCK_PATIENCE
     pause = 0.00002
     while time.monotonic() < deadline:
         time.sleep(pause)
         pause = min(pause * 2, 0.002)
         with suppress(BlockingIOError):
-            fcntl.flock(fd, mode | fcntl.LOCK_NB)
+            _flock(fd, mode)
             return True
     return False
 
@@ -235,12 +232,12 @@ def settled_size(fd: int) -> int:
 
     If one stays there for 250 ms it is taken as it is.
     """
-    if sys.platform == "win32" or not _wait_for_lock(fd, fcntl.LOCK_SH):
+    if not _wait_for_lock(fd, _TRY_SHARED):
         return os.fstat(fd).st_size
     try:
         return os.fstat(fd).st_size
     finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        _flock(fd, _UNLOCK)
 
 
 def open_to_read(path: Path) -> int:

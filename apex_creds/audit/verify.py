@@ -53,11 +53,11 @@ def check(directory: Path, *, vault_id: str) -> Report:
     """
     head, seq = chain.genesis(vault_id), 0
     for line in _lines(directory):
-        how = _fault(head, seq + 1, line)
+        how = chain.fault(head, seq + 1, line)
         if how:
             return Report(seq, head.decode(), seq + 1, how)
         seq += 1
-        head = chain.head_of(line[:-1])
+        head = chain.head_of(line)
     return Report(seq, head.decode())
 
 
@@ -85,18 +85,12 @@ def read(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[Recorded
     """
     head = chain.genesis(vault_id)
     for seq, line in enumerate(_lines(directory), start=1):
-        how = _fault(head, seq, line)
+        how = chain.fault(head, seq, line)
         if how:
             raise _tampered(seq, how)
-        head = chain.head_of(line[:-1])
+        head = chain.head_of(line)
         if seq > after:
-            yield chain.decode(line[:-1])
-
-
-def _fault(head: bytes, seq: int, line: bytes) -> str:
-    if not line.endswith(b"\n"):
-        return "has no end: torn by a crash (the next unseal sets it aside), or altered"
-    return chain.fault(head, seq, line[:-1])
+            yield chain.decode(line)
 
 
 def _lines(directory: Path) -> Iterator[bytes]:

@@ -27,21 +27,21 @@ def test_any_text_makes_one_line_that_verifies(name: str, detail: str, seq: int)
     prev = chain.genesis("v")
     line, head = chain.link(prev, seq, chain.encode(event))
     assert line.count(b"\n") == 1
-    assert chain.fault(prev, seq, line[:-1]) == ""
-    assert chain.head_of(line[:-1]) == head
-    read = chain.decode(line[:-1])
+    assert chain.fault(prev, seq, line) == ""
+    assert chain.head_of(line) == head
+    read = chain.decode(line)
     assert (read.credential, read.detail, read.seq) == (name, detail, seq)
 
 
 def test_a_forged_number_inside_a_line_is_a_fault() -> None:
     prev = chain.genesis("v")
     core = b'{"seq":1,"seq":2,"time":1.5,"kind":"put"'
-    line = core + b',"hash":"' + sha256(prev + core).hexdigest().encode() + b'"}'
+    line = core + b',"hash":"' + sha256(prev + core).hexdigest().encode() + b'"}\n'
     assert chain.fault(prev, 1, line) == "has two numbers"
 
 
 def test_a_chained_line_that_is_no_event_is_a_fault() -> None:
     prev = chain.genesis("v")
     core = b'{"seq":1,"secret":"x"'
-    line = core + b',"hash":"' + sha256(prev + core).hexdigest().encode() + b'"}'
+    line = core + b',"hash":"' + sha256(prev + core).hexdigest().encode() + b'"}\n'
     assert "format" in chain.fault(prev, 1, line)
