@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 import stat
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import pytest
+from anyio import to_thread
 
 from apex_creds.errors import (
     ConflictError,
@@ -25,7 +29,7 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(os.name != "posix", reason="owners, modes and links of POSIX"),
 ]
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+as_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root")
 
 FILES = {
     "keystore": "security/keystore.enc",
@@ -326,10 +330,10 @@ async def test_a_document_that_never_stands_still_is_an_error(
     real = os.fstat
     calls = iter(range(10**6))
 
-    def moving(fd: int) -> os.stat_result:
-        status = list(real(fd))
-        times = {"st_mtime_ns": next(calls), "st_ctime_ns": 0}
-        return os.stat_result(status, times | {"st_dev": 0})
+    def moving(fd: int) -> SimpleNamespace:
+        status = real(fd)
+        fields = {name: getattr(status, name) for name in dir(status) if name[:3] == "st_"}
+        return SimpleNamespace(**fields | {"st_mtime_ns": next(calls)})
 
     monkeypatch.setattr("apex_creds.storage.file.os.fstat", moving)
     with pytest.raises(StorageError, match="all the time"):
@@ -413,12 +417,39 @@ async def test_a_lock_held_elsewhere_ends_in_an_error(home: Path) -> None:
     await storage.close()
 
 
-async def test_a_write_ends_even_if_its_caller_is_cancelled(home: Path) -> None:
+async def test_a_cancelled_write_that_has_not_begun_does_not(home: Path) -> None:
     storage = FileStorage(home)
     token = storage.change_token("api_keys")
-    with anyio.move_on_after(0):
+    with anyio.CancelScope() as scope:
+        scope.cancel()
         await storage.write("api_keys", b"never begun", expected=token)
     assert storage.change_token("api_keys") == token
+    assert not list(home.rglob("*.tmp"))
+    await storage.close()
+
+
+async def test_a_write_that_has_begun_ends_even_if_its_caller_is_cancelled(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = FileStorage(home)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(fd: int) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        os.fsync(fd)
+
+    monkeypatch.setattr("apex_creds.storage.file.sync_file", hold)
+    token = storage.change_token("api_keys")
+    task = asyncio.create_task(storage.write("api_keys", b"whole", expected=token))
+    await to_thread.run_sync(begun.wait)
+    task.cancel()
+    go_on.set()
+    await asyncio.wait([task])
+    await storage.write("oauth_tokens", b"", expected=None)  # waits for the lock
+    stored = await storage.read("api_keys")
+    assert stored is not None
+    assert stored.data == b"whole"
     assert not list(home.rglob("*.tmp"))
     await storage.close()
 
