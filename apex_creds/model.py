@@ -6,6 +6,8 @@ except the ``Secret`` inputs, which mask themselves wherever they are shown.
 
 from __future__ import annotations
 
+import os
+import threading
 import time as _time
 import unicodedata
 from enum import StrEnum
@@ -52,6 +54,48 @@ class SystemClock:
     def monotonic() -> float:
         """See ``Clock``."""
         return _time.monotonic()
+
+
+class _Ids:
+    """Random identifiers, from the system's generator, a page at a time."""
+
+    __slots__ = ("_at", "_pool")
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self._pool, self._at = "", 0
+
+    def take(self) -> str:
+        at = self._at
+        found = self._pool[at : at + 32]
+        if len(found) < 32:
+            self._pool, at = os.urandom(4096).hex(), 0
+            found = self._pool[:32]
+        self._at = at + 32
+        return found
+
+
+_ids = threading.local()
+
+
+def new_id() -> str:
+    """A fresh random identifier: 16 bytes as 32 hexadecimal digits. It is no key."""
+    try:
+        ids: _Ids = _ids.pool
+    except AttributeError:
+        ids = _ids.pool = _Ids()
+    return ids.take()
+
+
+def _forget_ids() -> None:
+    # A forked child must not hand out its parent's identifiers again.
+    _ids.__dict__.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_ids)
 
 
 class CredentialKind(StrEnum):

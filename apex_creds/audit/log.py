@@ -103,7 +103,10 @@ class AuditLog:
             AuditTamperedError: Someone altered, cut or took away the file.
             InvalidInputError: A field of the event has the wrong type.
         """
-        body = _encode(event)
+        return self.append_encoded(_encode(event), flush=flush)
+
+    def append_encoded(self, body: bytes, *, flush: bool = True) -> int | None:
+        """As ``append``, for an event that ``text`` has encoded; it is not checked again."""
         if self._stopped:
             raise self._refusal()
         if not flush and not self._urgent and len(self._queue) < _QUEUE_LIMIT:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
-from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn, cast
 
 import httpx
 from anyio.from_thread import start_blocking_portal
 
 from apex_creds.audit import spans
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.text import Actor
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     AccessDeniedError,
@@ -30,21 +31,20 @@ from apex_creds.errors import (
     LeaseEndedError,
     RequestNotAllowedError,
 )
-from apex_creds.leases.handle import CredentialHandle, make_handle
+from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import Invocation, current_invocation
 from apex_creds.leases.lease import REGISTRY, Lease, ended_error
-from apex_creds.model import Clock, Origin
-from apex_creds.policy.decide import Reason, decide
-from apex_creds.policy.grants import Grants
-from apex_creds.policy.manifest import Need
-from apex_creds.vault import Opened, Vault
+from apex_creds.model import Clock, CredentialInfo, Origin
+from apex_creds.policy.decide import Permission, Reason, decide
+from apex_creds.policy.grants import Grant, Grants
+from apex_creds.policy.manifest import Manifest, Need
+from apex_creds.vault import Facts, Opened, Vault
 from apex_creds.vault.section import Record
 
 REVEAL: Final = "reveal"
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """What a redeem is for.
 
     Attributes:
@@ -83,64 +83,59 @@ class LeaseBroker:
         self._transport = transport
         self._sync_transport = sync_transport
         self._own_transport = transport is None
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.deadlines: dict[Lease, None] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._actors: dict[tuple[str, str, str], Actor] = {}
+        self._decided: dict[tuple[int, int, int], _Decided] = {}
 
     # -- leases ------------------------------------------------------------------
 
-    def is_current(self, needs: tuple[Need, ...]) -> bool:
-        """Whether leases on ``needs`` can be decided from memory as it is."""
-        vault = self._vault
-        if vault.grants_now() is None:
-            return False
-        return all(vault.find_now(need.name) is not None for need in needs)
+    def facts_now(self, needs: tuple[Need, ...]) -> list[Facts] | None:
+        """What decides on leases for ``needs``; None where memory is not current."""
+        found = [self._vault.facts_now(need.name) for need in needs]
+        return None if None in found else cast("list[Facts]", found)
 
-    async def refresh(self) -> None:
-        """Brings memory up to date with what other processes have stored."""
-        await self._vault.refresh()
+    async def facts(self, needs: tuple[Need, ...]) -> list[Facts]:
+        """As ``facts_now``, waiting for what has to be read."""
+        while (found := self.facts_now(needs)) is None:
+            await self._vault.refresh()
+        return found
 
-    def refresh_blocking(self) -> None:
-        """As ``refresh``, from code that can't wait for it."""
-        with start_blocking_portal() as portal:
-            portal.call(self._vault.refresh)
+    def facts_blocking(self, needs: tuple[Need, ...]) -> list[Facts]:
+        """As ``facts``, from code that can't wait."""
+        while (found := self.facts_now(needs)) is None:
+            with start_blocking_portal() as portal:
+                portal.call(self._vault.refresh)
+        return found
 
-    def lease(self, invocation: Invocation, need: Need, *, ttl: float) -> CredentialHandle:
+    def lease(
+        self, invocation: Invocation, need: Need, facts: Facts, *, ttl: float
+    ) -> CredentialHandle:
         """A lease on one declared credential, for at most ``ttl`` seconds.
 
         Raises:
             AccessDeniedError: Refused; the log says why.
             AuditUnavailableError: It could not be logged.
         """
-        grants = self._vault.grants_now() or Grants()
-        record = self._vault.find_now(need.name)
         now = self.clock.time()
-        decision = decide(
-            need=need,
-            grant=grants.find(invocation.manifest.plugin, need.name),
-            info=record.info if record else None,
-            now=now,
-        )
-        if decision.permission is None or record is None:
-            self._deny(invocation, need.name, decision.reason)
-        permission = decision.permission
+        permission = self._permission(invocation, need, facts, now)
+        record = facts.record
+        if permission is None or record is None:
+            self.refuse(invocation, need.name, facts)
         until = permission.until
-        lifetime = ttl if until is None else min(ttl, until - now)
         lease = Lease(
             broker=self,
             invocation=invocation,
             need=need,
             record_id=record.info.id,
             permission=permission,
-            grants=grants,
+            grants=facts.grants,
             scopes=permission.scopes,
-            expires=self.clock.monotonic() + lifetime,
+            expires=self.clock.monotonic() + (ttl if until is None else min(ttl, until - now)),
         )
-        try:
-            self._vault.audit.append(self._lease_event(lease, now), flush=False)
-        except BaseException:
-            lease.end()
-            raise
-        invocation.leases.append(lease)
-        return make_handle(lease)
+        return self._issue(lease, now)
 
     def attenuate(
         self,
@@ -149,7 +144,7 @@ class LeaseBroker:
         scopes: tuple[str, ...] | None,
         ttl: float | None,
         max_uses: int | None,
-    ) -> Lease:
+    ) -> CredentialHandle:
         """See ``CredentialHandle.attenuate``."""
         invocation = self._check_caller(lease)
         now = self.clock.monotonic()
@@ -173,12 +168,7 @@ class LeaseBroker:
                 parent=lease,
             )
             lease.children.append(child)
-        try:
-            self._vault.audit.append(self._lease_event(child, self.clock.time()), flush=False)
-        except BaseException:
-            child.end()
-            raise
-        return child
+        return self._issue(child, self.clock.time())
 
     def is_alive(self, lease: Lease) -> bool:
         """Whether the lease, and those it came from, could be used now."""
@@ -221,28 +211,29 @@ class LeaseBroker:
             AuditUnavailableError: It could not be logged; nothing was decrypted.
         """
         lease = find_lease(lease_id)
-        if not self.is_current((lease.need,)):
-            await self.refresh()
-        return self._redeem_traced(lease, use)
+        facts = self._vault.facts_now(lease.need.name)
+        if facts is None:
+            facts = await self._vault.facts(lease.need.name)
+        return self._redeem_traced(lease, use, facts)
 
     def redeem_blocking(self, lease_id: str, use: Use) -> tuple[Lease, Record, Opened]:
         """As ``redeem``, from code that can't wait."""
         lease = find_lease(lease_id)
-        if not self.is_current((lease.need,)):
-            self.refresh_blocking()
-        return self._redeem_traced(lease, use)
+        return self._redeem_traced(lease, use, self.facts_blocking((lease.need,))[0])
 
-    def _redeem_traced(self, lease: Lease, use: Use) -> tuple[Lease, Record, Opened]:
+    def _redeem_traced(
+        self, lease: Lease, use: Use, facts: Facts
+    ) -> tuple[Lease, Record, Opened]:
         if not spans.tracing_on():
-            return self._redeem(lease, use)
+            return self._redeem(lease, use, facts)
         with spans.span("apex_creds.redeem", {"apex_creds.method": use.method}):
-            return self._redeem(lease, use)
+            return self._redeem(lease, use, facts)
 
-    def _redeem(self, lease: Lease, use: Use) -> tuple[Lease, Record, Opened]:
+    def _redeem(self, lease: Lease, use: Use, facts: Facts) -> tuple[Lease, Record, Opened]:
         invocation = self._check_caller(lease)
         with self._lock:
             lease.check_alive(self.clock.monotonic())
-            record = self._permitted(lease, invocation, use)
+            record = self._permitted(lease, invocation, use, facts)
             event = self._redeem_event(lease, invocation, record, use)
             opened = self._vault.release(record, event)
             lease.count_use()
@@ -251,12 +242,13 @@ class LeaseBroker:
         lease.invocation.used[used] = record
         return lease, record, opened
 
-    def _permitted(self, lease: Lease, invocation: Invocation, use: Use) -> Record:
+    def _permitted(
+        self, lease: Lease, invocation: Invocation, use: Use, facts: Facts
+    ) -> Record:
         """The record, if policy as stored now still permits this use of it."""
         name = lease.need.name
-        record = self._vault.find_now(name)
-        grants = self._vault.grants_now()
-        if record is None or grants is None or record.info.id != lease.record_id:
+        grants, record = facts
+        if record is None or record.info.id != lease.record_id:
             lease.end()
             raise ended_error(HandleRevokedError)
         if grants is not lease.grants:
@@ -306,22 +298,23 @@ class LeaseBroker:
                 secret.close()
                 raise ended_error(lease.ended)
             lease.revealed.add(secret)
-        if lease.timer is None:
-            self._arm(lease)
+        self._watch(lease)
 
     # -- for the middleware --------------------------------------------------------
 
-    def refuse(self, invocation: Invocation, name: str) -> NoReturn:
-        """Refuses a name that the invocation has no handle for.
+    def refuse(self, invocation: Invocation, name: str, facts: Facts | None = None) -> NoReturn:
+        """Refuses a credential, and logs why.
 
         Raises:
             AccessDeniedError: Always.
         """
-        need = invocation.manifest.need(name)
-        record, grants = self._vault.find_now(name), self._vault.grants_now() or Grants()
-        grant = grants.find(invocation.manifest.plugin, name)
-        info = record.info if record else None
-        decision = decide(need=need, grant=grant, info=info, now=self.clock.time())
+        grants, record = facts or self._vault.facts_now(name) or Facts(Grants(), None)
+        decision = decide(
+            need=invocation.manifest.need(name),
+            grant=grants.find(invocation.manifest.plugin, name),
+            info=record.info if record else None,
+            now=self.clock.time(),
+        )
         self._deny(invocation, name, decision.reason)
 
     def log_exposure(self, lease_id: str) -> None:
@@ -356,20 +349,15 @@ class LeaseBroker:
 
         Nothing depends on it: the next redeem is refused if the log can't be written.
         """
-        manifest = invocation.manifest
-        event = AuditEvent(
-            time=self.clock.time(),
-            kind=EventKind.INVOCATION,
-            plugin=manifest.plugin,
-            plugin_version=manifest.version,
-            action=invocation.action,
+        body = invocation.actor.end(
+            self.clock.time(),
             invocation=invocation.id,
             parent=invocation.parent.id if invocation.parent else "",
             outcome=outcome,
             duration_us=round((self.clock.monotonic() - started) * 1e6),
         )
         with contextlib.suppress(AuditUnavailableError):
-            self._vault.audit.append(event, flush=False)
+            self._vault.audit.append_encoded(body, flush=False)
 
     def transport(self) -> httpx.AsyncBaseTransport:
         """The pool that all clients share."""
@@ -386,6 +374,8 @@ class LeaseBroker:
     async def close(self) -> None:
         """Ends every lease and closes the pools."""
         self.revoke()
+        if self._timer is not None:
+            self._timer.cancel()
         transport, self._transport = self._transport, None
         if transport is not None and self._own_transport:
             await transport.aclose()
@@ -429,61 +419,121 @@ class LeaseBroker:
             )
         )
 
-    def _lease_event(self, lease: Lease, now: float) -> AuditEvent:
+    def _issue(self, lease: Lease, now: float) -> CredentialHandle:
+        """Logs a new lease and makes its handle; the lease ends if it can't be logged."""
         invocation = lease.invocation
-        return AuditEvent(
-            time=now,
-            kind=EventKind.LEASE,
-            plugin=invocation.manifest.plugin,
-            plugin_version=invocation.manifest.version,
-            action=invocation.action,
+        body = invocation.actor.lease(
+            now,
             invocation=invocation.id,
             lease=lease.id,
             parent=lease.parent.id if lease.parent else "",
             credential=lease.need.name,
-            decision="allow",
-            reason=Reason.GRANTED.value,
+        )
+        try:
+            self._vault.audit.append_encoded(body, flush=False)
+        except BaseException:
+            lease.end()
+            raise
+        if lease.parent is None:
+            invocation.leases.append(lease)
+        return CredentialHandle(
+            id=lease.id,
+            name=lease.need.name,
+            scopes=lease.scopes,
+            expires=now + lease.expires - self.clock.monotonic(),
         )
 
     def _redeem_event(
         self, lease: Lease, invocation: Invocation, record: Record, use: Use
-    ) -> AuditEvent:
-        key_id, key_version = record.key
-        trace_id, span_id = spans.current_ids()
-        return AuditEvent(
-            time=self.clock.time(),
-            kind=EventKind.REDEEM,
-            plugin=invocation.manifest.plugin,
-            plugin_version=invocation.manifest.version,
-            action=invocation.action,
+    ) -> bytes:
+        return invocation.actor.redeem(
+            self.clock.time(),
             invocation=invocation.id,
             lease=lease.id,
             parent=lease.parent.id if lease.parent else "",
-            credential=record.info.name,
-            decision="allow",
-            reason=Reason.GRANTED.value,
-            key_id=key_id.hex(),
-            key_version=key_version,
-            origin=str(use.origin or ""),
+            credential=lease.need.name,
+            key=record.key,
             method=use.method,
-            trace_id=trace_id,
-            span_id=span_id,
+            origin="" if use.origin is None else str(use.origin),
+            ids=spans.current_ids(),
         )
 
-    def _arm(self, lease: Lease) -> None:
-        """Has the lease ended at its deadline, where there is a loop to do it."""
+    def _permission(
+        self, invocation: Invocation, need: Need, facts: Facts, now: float
+    ) -> Permission | None:
+        """What ``decide`` permits; remembered while need, grant and credential stand."""
+        record = facts.record
+        if record is None:
+            return None
+        grant = facts.grants.find(invocation.manifest.plugin, need.name)
+        known = self._decided.get((id(need), id(grant), id(record.info)))
+        if known is not None:
+            until = known.permission.until
+            return known.permission if until is None or now < until else None
+        decision = decide(need=need, grant=grant, info=record.info, now=now)
+        if decision.permission is None:
+            return None
+        if len(self._decided) >= _MANY:
+            self._decided.clear()
+        decided = _Decided(decision.permission, need, grant, record.info)
+        self._decided[id(need), id(grant), id(record.info)] = decided
+        return decision.permission
+
+    # -- deadlines ---------------------------------------------------------------
+
+    def _watch(self, lease: Lease) -> None:
+        """Has the lease ended at its deadline, where there is a loop to do it.
+
+        One timer serves all leases: it is set for the first deadline, and set anew when it
+        has fired, so that a lease that ends in time costs no timer.
+        """
+        self.deadlines[lease] = None
+        if lease.expires >= self._timer_at:
+            return
         try:
-            loop = self.loop = asyncio.get_running_loop()
+            loop = self._loop = asyncio.get_running_loop()
         except RuntimeError:
-            if self.loop is not None and self.loop.is_running():
-                self.loop.call_soon_threadsafe(self._arm, lease)
+            if self._loop is not None and self._loop.is_running():
+                self._loop.call_soon_threadsafe(self._watch, lease)
             return
-        if lease.ended is not None:
-            return
-        remaining = max(lease.expires - self.clock.monotonic(), 0.0)
-        lease.timer = loop.call_later(remaining, lease.end, HandleExpiredError)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = lease.expires
+        delay = max(lease.expires - self.clock.monotonic(), 0.0)
+        self._timer = loop.call_later(delay, self._sweep)
+
+    def _sweep(self) -> None:
+        """Ends the leases whose time is up, and sets the timer for the next."""
+        self._timer, self._timer_at = None, math.inf
+        now = self.clock.monotonic()
+        watched = list(self.deadlines)
+        for lease in watched:
+            if now >= lease.expires:
+                lease.end(HandleExpiredError)
+        if self.deadlines:
+            self._watch(min(self.deadlines, key=lambda lease: lease.expires))
+
+    def actor(self, manifest: Manifest, action: str) -> Actor:
+        """The beginning of the events of a plugin's action; remembered."""
+        key = (manifest.plugin, manifest.version, action)
+        found = self._actors.get(key)
+        if found is None:
+            if len(self._actors) >= _MANY:
+                self._actors.clear()
+            found = self._actors[key] = Actor(*key)
+        return found
 
 
+class _Decided(NamedTuple):
+    """A decision, with what it was made from (which keeps their ids from being reused)."""
+
+    permission: Permission
+    need: Need
+    grant: Grant | None
+    info: CredentialInfo
+
+
+_MANY: Final = 10_000
 _LIMITS: Final = httpx.Limits(max_connections=256, max_keepalive_connections=64)
 
 

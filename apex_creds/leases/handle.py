@@ -115,8 +115,7 @@ class CredentialHandle:
             AccessDeniedError: It would be wider, or this lease has ended.
         """
         lease = self._lease()
-        child = lease.broker.attenuate(lease, scopes=scopes, ttl=ttl, max_uses=max_uses)
-        return make_handle(child)
+        return lease.broker.attenuate(lease, scopes=scopes, ttl=ttl, max_uses=max_uses)
 
     def _lease(self) -> Lease:
         lease = REGISTRY.get(self._id)
@@ -181,17 +180,6 @@ class CredentialMap(Mapping[str, CredentialHandle]):
 
     def __repr__(self) -> str:
         return f"<CredentialMap {sorted(self._handles)}>"
-
-
-def make_handle(lease: Lease) -> CredentialHandle:
-    """The handle for a lease."""
-    remaining = lease.expires - lease.broker.clock.monotonic()
-    return CredentialHandle(
-        id=lease.id,
-        name=lease.need.name,
-        scopes=lease.scopes,
-        expires=lease.broker.clock.time() + remaining,
-    )
 
 
 def _misuse(done: str) -> SecretMisuseError:

@@ -7,10 +7,11 @@ to it. An invocation keeps the sealed records of what was redeemed in it, never 
 
 from __future__ import annotations
 
-import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from apex_creds.audit.text import Actor
+from apex_creds.model import new_id
 from apex_creds.policy.manifest import Manifest
 from apex_creds.vault.section import Record
 
@@ -27,11 +28,13 @@ class Invocation:
 
     Attributes:
         id: 32 hexadecimal digits.
+        actor: Begins the audit events of this plugin and action.
         used: Sealed records redeemed in it, by credential name and version.
     """
 
     __slots__ = (
         "action",
+        "actor",
         "broker",
         "credentials",
         "id",
@@ -46,12 +49,14 @@ class Invocation:
         manifest: Manifest,
         *,
         action: str,
+        actor: Actor,
         parent: Invocation | None,
         broker: LeaseBroker,
     ) -> None:
-        self.id = os.urandom(16).hex()
+        self.id = new_id()
         self.manifest = manifest
         self.action = action
+        self.actor = actor
         self.parent = parent
         self.broker = broker
         self.leases: list[Lease] = []

@@ -6,8 +6,6 @@ under it and ends every lease attenuated from it.
 
 from __future__ import annotations
 
-import asyncio
-import os
 from typing import TYPE_CHECKING, Final
 
 from apex_creds.crypto.memory import SecretBytes
@@ -18,6 +16,7 @@ from apex_creds.errors import (
     LeaseEndedError,
 )
 from apex_creds.leases.invocation import Invocation
+from apex_creds.model import new_id
 from apex_creds.policy.decide import Permission
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Need
@@ -53,7 +52,6 @@ class Lease:
         "record_id",
         "revealed",
         "scopes",
-        "timer",
         "uses_left",
     )
 
@@ -71,7 +69,7 @@ class Lease:
         uses_left: int | None = None,
         parent: Lease | None = None,
     ) -> None:
-        self.id = os.urandom(16).hex()
+        self.id = new_id()
         self.broker = broker
         self.invocation = invocation
         self.need = need
@@ -85,7 +83,6 @@ class Lease:
         self.ended: type[LeaseEndedError] | None = None
         self.children: list[Lease] = []
         self.revealed: set[SecretBytes] = set()
-        self.timer: asyncio.TimerHandle | None = None
         REGISTRY[self.id] = self
 
     def end(self, why: type[LeaseEndedError] = HandleRevokedError) -> None:
@@ -94,9 +91,7 @@ class Lease:
         if self.ended is not None:
             return
         self.ended = why
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self.broker.deadlines.pop(self, None)
         while self.revealed:
             self.revealed.pop().close()
         while self.children:

@@ -6,8 +6,6 @@ without having been finished is finished by the garbage collector.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from typing import final
 
 from apex_creds.errors import AccessDeniedError, SecretLeakError
@@ -16,6 +14,7 @@ from apex_creds.leases.handle import CredentialHandle, CredentialMap
 from apex_creds.leases.invocation import Invocation, current_invocation, enter, leave
 from apex_creds.middleware.redact import OnLeak, Redactor
 from apex_creds.policy.manifest import Manifest
+from apex_creds.vault import Facts
 
 
 @final
@@ -32,7 +31,8 @@ class GuardedInvocation(Invocation):
         parent: Invocation | None,
         broker: LeaseBroker,
     ) -> None:
-        super().__init__(manifest, action=action, parent=parent, broker=broker)
+        actor = broker.actor(manifest, action)
+        super().__init__(manifest, action=action, actor=actor, parent=parent, broker=broker)
         self.redactor = Redactor(broker, self)
 
 
@@ -54,7 +54,7 @@ class GuardedCall:
         )
         self.redactor = self.invocation.redactor
 
-    def make_leases(self, *, ttl: float) -> CredentialMap:
+    def make_leases(self, facts: list[Facts], *, ttl: float) -> CredentialMap:
         """A lease for each declared credential that is granted.
 
         Raises:
@@ -62,9 +62,10 @@ class GuardedCall:
         """
         handles: dict[str, CredentialHandle] = {}
         try:
-            for need in self.invocation.manifest.needs:
+            for need, known in zip(self.invocation.manifest.needs, facts, strict=True):
                 try:
-                    handles[need.name] = self._broker.lease(self.invocation, need, ttl=ttl)
+                    handle = self._broker.lease(self.invocation, need, known, ttl=ttl)
+                    handles[need.name] = handle
                 except AccessDeniedError:
                     if need.required:
                         raise
@@ -74,16 +75,9 @@ class GuardedCall:
         self.invocation.credentials = CredentialMap(handles)
         return self.invocation.credentials
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> _Inside:
         """Makes this the current invocation for a step of the plugin's code."""
-        token = enter(self.invocation)
-        try:
-            yield
-        finally:
-            # A step may be torn down from another context, which never saw the change.
-            with suppress(ValueError):
-                leave(token)
+        return _Inside(self.invocation)
 
     def clean(self, value: object, *, where: str) -> object:
         """``value`` without secrets.
@@ -125,3 +119,22 @@ class GuardedCall:
         self._broker.end_all(self.invocation)
         self.redactor.close()
         self._broker.log_end(self.invocation, outcome, self._started)
+
+
+class _Inside:
+    """Enters an invocation; a class, since it is on the path of every step."""
+
+    __slots__ = ("_invocation", "_token")
+
+    def __init__(self, invocation: Invocation) -> None:
+        self._invocation = invocation
+
+    def __enter__(self) -> None:
+        self._token = enter(self._invocation)
+
+    def __exit__(self, *_: object) -> None:
+        # A step may be torn down from another context, which never saw the change.
+        try:
+            leave(self._token)
+        except ValueError:
+            return

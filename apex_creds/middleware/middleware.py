@@ -28,7 +28,7 @@ from apex_creds.middleware.redact import OnLeak
 from apex_creds.middleware.shape import CREDENTIALS, shape_of
 from apex_creds.middleware.streams import guard_async, guard_sync
 from apex_creds.policy.manifest import Manifest
-from apex_creds.vault import Vault
+from apex_creds.vault import Facts, Vault
 
 P = ParamSpec("P")
 
@@ -153,9 +153,10 @@ class CredentialMiddleware:
         """
         if not manifest.needs and current_invocation() is None:
             return await self._call_plain(function, args, kwargs or {})
-        if not self._broker.is_current(manifest.needs):
-            await self._broker.refresh()
-        call = self._begin(manifest, action)
+        facts = self._broker.facts_now(manifest.needs)
+        if facts is None:
+            facts = await self._broker.facts(manifest.needs)
+        call = self._begin(manifest, action, facts)
         if not spans.tracing_on():
             return await self._run(call, function, args, kwargs or {}, shape_from or function)
         with spans.span("apex_creds.invoke", _attributes(manifest, action)):
@@ -178,9 +179,8 @@ class CredentialMiddleware:
         """
         if not manifest.needs and current_invocation() is None:
             return function(*args, **(kwargs or {}))
-        if not self._broker.is_current(manifest.needs):
-            self._broker.refresh_blocking()
-        call = self._begin(manifest, action)
+        facts = self._broker.facts_blocking(manifest.needs)
+        call = self._begin(manifest, action, facts)
         keywords = self._keywords(call, shape_from or function, kwargs or {})
         try:
             with call.inside():
@@ -195,9 +195,9 @@ class CredentialMiddleware:
 
     # -- inside ------------------------------------------------------------------
 
-    def _begin(self, manifest: Manifest, action: str) -> GuardedCall:
+    def _begin(self, manifest: Manifest, action: str, facts: list[Facts]) -> GuardedCall:
         call = GuardedCall(self._broker, manifest, action=action, on_leak=self._on_leak)
-        call.make_leases(ttl=self._ttl)
+        call.make_leases(facts, ttl=self._ttl)
         return call
 
     async def _run(

@@ -5,9 +5,8 @@ Guarantee: pure values, but for ``Opened``, whose parts lie in locked memory.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from apex_creds.crypto import parts
 from apex_creds.crypto.memory import SecretBytes
@@ -20,7 +19,9 @@ from apex_creds.model import (
     OAuthToken,
     Origin,
     Secret,
+    new_id,
 )
+from apex_creds.policy.grants import Grants
 from apex_creds.storage.base import Shredded
 from apex_creds.vault.section import Record
 
@@ -67,6 +68,13 @@ class Deletion:
     name: str
     shredded: bool
     overwritten: Shredded
+
+
+class Facts(NamedTuple):
+    """What decides on a credential, as of one moment."""
+
+    grants: Grants
+    record: Record | None
 
 
 class Opened:
@@ -120,7 +128,7 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
     oauth = item.secret if isinstance(item.secret, OAuthToken) else None
     expires = oauth.expires_at if oauth and item.expires is None else item.expires
     return CredentialInfo(
-        id=before.id if before else os.urandom(16).hex(),
+        id=before.id if before else new_id(),
         name=item.name,
         service=item.service or (before.service if before else item.name),
         kind=kind,

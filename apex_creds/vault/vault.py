@@ -16,6 +16,7 @@ from typing import Final, Self
 import anyio
 import msgspec
 
+from apex_creds.audit import chain
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.crypto import kdf
@@ -35,6 +36,7 @@ from apex_creds.model import (
     Secret,
     SystemClock,
     check_name,
+    new_id,
 )
 from apex_creds.policy.grants import Grant, Grants
 from apex_creds.storage.base import Storage
@@ -45,7 +47,7 @@ from apex_creds.vault.home import audit_directory, resolve_home
 from apex_creds.vault.keystore import Keystore, KeystoreBody
 from apex_creds.vault.section import Record, Section, open_record, seal_record
 from apex_creds.vault.store import DocumentStore
-from apex_creds.vault.values import Deletion, Opened, PutItem, dek_label, next_info
+from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, dek_label, next_info
 
 _SECTION_NAMES: Final = tuple(SECTIONS.values())
 
@@ -301,7 +303,7 @@ class Vault:
             key_id=key_id.hex(),
             key_version=version,
         )
-        with self.release(record, event) as opened:
+        with self.release(record, chain.encode(event)) as opened:
             yield opened
 
     # -- grants ------------------------------------------------------------------
@@ -329,7 +331,7 @@ class Vault:
             until: Unix seconds; without end by default.
         """
         made = Grant(
-            id=os.urandom(16).hex(),
+            id=new_id(),
             plugin=check_name(plugin, what="plugin id"),
             credential=check_name(credential, what="credential name"),
             scopes=tuple(check_name(scope, what="scope") for scope in scopes),
@@ -392,36 +394,51 @@ class Vault:
         for section in _SECTION_NAMES:
             await self._store.section(section)
 
-    def grants_now(self) -> Grants | None:
-        """The grants, or None where ``refresh`` is needed first."""
-        keystore = self._store.keystore_now()
-        return None if keystore is None else keystore.grants
+    def facts_now(self, name: str) -> Facts | None:
+        """The grants and the record of that name, as stored now; without waiting.
 
-    def find_now(self, name: str) -> Record | None:
-        """The record of that name if memory is current; None: absent, or not current."""
+        Returns:
+            None where memory is not current, so that ``refresh`` is needed first.
+        """
+        keystore = self._store.keystore_now()
+        if keystore is None:
+            return None
         known = self._where.get(name)
         if known is not None:
             section = self._store.section_now(known)
             if section is not None and name in section.records:
-                return section.records[name]
+                return Facts(keystore.grants, section.records[name])
+        return self._search_now(name, keystore.grants)
+
+    def _search_now(self, name: str, grants: Grants) -> Facts | None:
         for candidate in _SECTION_NAMES:
             section = self._store.section_now(candidate)
             if section is None:
                 return None
             if name in section.records:
                 self._where[name] = candidate
-                return section.records[name]
-        return None
+                return Facts(grants, section.records[name])
+        return Facts(grants, None)
 
-    def release(self, record: Record, event: AuditEvent) -> Opened:
+    async def facts(self, name: str) -> Facts:
+        """As ``facts_now``, waiting for what has to be read."""
+        while (found := self.facts_now(name)) is None:
+            await self.refresh()
+        return found
+
+    def release(self, record: Record, event: bytes) -> Opened:
         """The only exit of plaintext: writes ``event``, then decrypts into locked memory.
+
+        Args:
+            record: What to open.
+            event: An audit event, encoded.
 
         Raises:
             AuditUnavailableError: The event could not be written; nothing was decrypted.
             IntegrityError: The record does not open.
         """
         keystore = self._store.unsealed()
-        self._audit.append(event)
+        self._audit.append_encoded(event)
         whole = open_record(record, vault_id=self._id_bytes, find_key=keystore.dek)
         return Opened(whole, record.info.kind)
 
@@ -436,9 +453,9 @@ class Vault:
             IntegrityError: It does not open any more.
         """
         keystore = self._store.unsealed()
-        present = self.find_now(record.info.name)
-        if present is not None and present.info == record.info:
-            record = present
+        facts = self.facts_now(record.info.name)
+        if facts is not None and facts.record is not None and facts.record.info == record.info:
+            record = facts.record
         whole = open_record(record, vault_id=self._id_bytes, find_key=keystore.dek)
         return Opened(whole, record.info.kind)
 
