@@ -307,11 +307,8 @@ class SecretBytes:
         Raises:
             InvalidInputError: It is not UTF-8.
         """
-        data = self.expose_bytes()
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            pass
+        with contextlib.suppress(UnicodeDecodeError):
+            return self.expose_bytes().decode()
         raise InvalidInputError("This secret is not text.", hint="Use expose_bytes().")
 
     def on_expose(self, hook: Callable[[], None]) -> None:

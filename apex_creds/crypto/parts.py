@@ -20,6 +20,8 @@ __all__ = ["encode", "layout"]
 MAX_PARTS: Final = 255
 _NAME: Final = re.compile(rb"[a-z0-9_]{1,64}")
 _SIZE: Final = struct.Struct(">I")
+# Names that need no check, for speed: layout() is on the way of every redeem.
+_USUAL: Final = {n.encode(): n for n in ("value", "access", "refresh", "user", "password")}
 
 
 def encode(parts: Mapping[str, bytes]) -> SecretBytes:
@@ -49,35 +51,38 @@ def layout(view: memoryview) -> dict[str, tuple[int, int]]:
     Raises:
         CorruptDocumentError: ``view`` is not in the canonical form.
     """
-    sizes: dict[str, int] = {}
-    at, last = 1, b""
-    for _ in range(view[0] if len(view) else 0):
-        name, size, at = _read_entry(view, at)
-        if name <= last:
-            raise _corrupt()
-        sizes[name.decode("ascii")] = size
-        last = name
-    if not sizes or at + sum(sizes.values()) != len(view):
-        raise _corrupt()
-    return _placed(sizes, at)
-
-
-def _placed(sizes: dict[str, int], at: int) -> dict[str, tuple[int, int]]:
     places: dict[str, tuple[int, int]] = {}
-    for name, size in sizes.items():
+    table, total = _read_table(view)
+    at = total - sum(size for _, size in table)
+    for name, size in table:
         places[name] = (at, size)
         at += size
     return places
 
 
-def _read_entry(view: memoryview, at: int) -> tuple[bytes, int, int]:
-    stop = at + 1 + view[at] if at < len(view) else at
-    if stop == at or stop + _SIZE.size > len(view):
+def _read_table(view: memoryview) -> tuple[list[tuple[str, int]], int]:
+    """The names and sizes, and the length of all; the sizes add up to what is there."""
+    total = len(view)
+    table: list[tuple[str, int]] = []
+    at, last, promised = 1, b"", 0
+    for _ in range(view[0] if total else 0):
+        stop = at + 1 + view[at] if at < total else total
+        if stop + _SIZE.size > total:
+            raise _corrupt()
+        name, (size,) = bytes(view[at + 1 : stop]), _SIZE.unpack_from(view, stop)
+        if name <= last:
+            raise _corrupt()
+        table.append((_USUAL.get(name) or _checked(name), size))
+        at, last, promised = stop + _SIZE.size, name, promised + size
+    if not table or at + promised != total:
         raise _corrupt()
-    name = bytes(view[at + 1 : stop])
+    return table, total
+
+
+def _checked(name: bytes) -> str:
     if not _NAME.fullmatch(name):
         raise _corrupt()
-    return name, _SIZE.unpack_from(view, stop)[0], stop + _SIZE.size
+    return name.decode("ascii")
 
 
 def _encoded_name(name: str) -> bytes:

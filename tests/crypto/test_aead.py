@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from nacl import bindings
 
 from apex_creds.crypto import aead, sodium
-from apex_creds.crypto.memory import SecretBytes, arena
+from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     CommitmentError,
     DecryptionError,
     InvalidInputError,
     SecretWipedError,
 )
+from tests.crypto.slots import open_slots
 
 KEY = bytes(range(32))
 AAD = b"where it lies"
@@ -140,13 +141,13 @@ def test_wiped_keys_and_plaintexts_are_refused(key: SecretBytes) -> None:
 
 
 def test_nothing_stays_open_whatever_happens(key: SecretBytes) -> None:
-    before = arena().open_slots
+    before = open_slots()
     sealed = aead.seal(key, b"x", aad=AAD)
     aead.open_into(key, sealed, aad=AAD).close()
     for altered in (sealed[:-1], bytes(80), sealed[:56] + bytes(17)):
         with pytest.raises(DecryptionError):
             aead.open_into(key, altered, aad=AAD)
-    assert arena().open_slots == before
+    assert open_slots() == before
 
 
 def _seal_until_wiped(key: SecretBytes, made: list[bytes], started: threading.Event) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from apex_creds import errors
 from apex_creds.crypto import aead, envelope
 from apex_creds.crypto.envelope import Context
-from apex_creds.crypto.memory import SecretBytes, arena
+from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     CommitmentError,
     CorruptDocumentError,
@@ -25,6 +25,7 @@ from apex_creds.errors import (
     UnknownKeyError,
     UnsupportedFormatError,
 )
+from tests.crypto.slots import open_slots
 
 FOLDER = Path(__file__).parents[1] / "vectors"
 VECTORS: dict[str, Any] = json.loads((FOLDER / "envelope_v1.json").read_text())
@@ -198,9 +199,9 @@ def test_a_wiped_key_is_said_to_be_wiped(key: SecretBytes) -> None:
 
 
 def test_failures_leave_no_slot_behind(key: SecretBytes) -> None:
-    before = arena().open_slots
+    before = open_slots()
     elsewhere = Context(b"v" * 16, "api_keys", b"r" * 16, 2)
     for _ in range(50):
         with pytest.raises(DecryptionError):
             envelope.decrypt(lambda *_: key, _sealed(key), context=elsewhere)
-    assert arena().open_slots == before
+    assert open_slots() == before

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from apex_creds.crypto import kdf
 from apex_creds.crypto.kdf import Purpose
-from apex_creds.crypto.memory import SecretBytes, arena
+from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import InvalidInputError, SecretWipedError
+from tests.crypto.slots import open_slots
 
 RFC_5869 = [  # key, salt, info, length, output: test cases 1 and 2 of appendix A
     (
@@ -105,11 +106,11 @@ def test_hmac_is_rfc_4231() -> None:
 
 @given(st.binary(min_size=16, max_size=200), st.binary(max_size=200))
 def test_hmac_agrees_with_the_standard_library(raw: bytes, data: bytes) -> None:
-    before = arena().open_slots
+    before = open_slots()
     with SecretBytes.from_bytes(raw) as key:
         for shape in (data, bytearray(data), memoryview(data)):
             assert kdf.hmac_sha256(key, shape) == hmac.digest(raw, data, "sha256")
-    assert arena().open_slots == before
+    assert open_slots() == before
 
 
 def test_constant_time_equal() -> None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from apex_creds.crypto import memory
 from apex_creds.crypto.memory import SecretArena, SecretBytes, arena, harden_process
 from apex_creds.errors import (
+    AuditUnavailableError,
     InvalidInputError,
     SecretMisuseError,
     SecretWipedError,
@@ -492,3 +493,36 @@ def test_the_interpreter_exits_quietly_with_secrets_open() -> None:
     )
     done = subprocess.run([sys.executable, "-X", "dev", "-c", script], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_every_exposure_is_told_first_and_a_wiped_secret_is_none() -> None:
+    told: list[str] = []
+    secret = SecretBytes.from_bytes("pässword".encode())
+    secret.on_expose(lambda: told.append("exposed"))
+    assert secret.expose_str() == "pässword"
+    assert secret.expose_bytes().decode() == "pässword"
+    with pytest.raises(SecretMisuseError):
+        secret.on_expose(told.clear)
+    secret.close()
+    with pytest.raises(SecretWipedError):
+        secret.expose_str()
+    assert told == ["exposed", "exposed"]
+
+
+def test_a_refused_exposure_gives_nothing() -> None:
+    def refuse() -> None:
+        raise AuditUnavailableError("full")
+
+    secret = SecretBytes.from_bytes(CANARY)
+    secret.on_expose(refuse)
+    for expose in (secret.expose_bytes, secret.expose_str):
+        with pytest.raises(AuditUnavailableError):
+            expose()
+
+
+def test_what_is_not_text_is_said_without_showing_it() -> None:
+    with SecretBytes.from_bytes(b"\xff" + CANARY) as secret:
+        with pytest.raises(InvalidInputError) as caught:
+            secret.expose_str()
+        assert "canary" not in repr(caught.value)
+        assert caught.value.__context__ is None

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds.crypto import parts
-from apex_creds.crypto.memory import SecretBytes, arena
+from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CorruptDocumentError, InvalidInputError
+from tests.crypto.slots import open_slots
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=64)
 PARTS = st.dictionaries(NAMES, st.binary(max_size=300), min_size=1, max_size=12)
@@ -38,10 +39,10 @@ def test_the_documented_example() -> None:
 
 
 def test_the_largest_credential_fits_a_pooled_slot() -> None:
-    before = arena().open_slots
+    before = open_slots()
     with parts.encode({"value": bytes(64 * 1024), "b" * 64: b""}) as encoded:
         assert len(_read(encoded)["value"]) == 64 * 1024
-        assert arena().open_slots == before + 1
+        assert open_slots() == before + 1
 
 
 @pytest.mark.parametrize(

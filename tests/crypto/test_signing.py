@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_creds.crypto.memory import SecretBytes, arena
+from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey, verify
 from apex_creds.errors import (
     IntegrityError,
@@ -17,6 +17,7 @@ from apex_creds.errors import (
     SecretMisuseError,
     SecretWipedError,
 )
+from tests.crypto.slots import open_slots
 
 RFC_8032 = [  # section 7.1, tests 1 to 3: seed, public key, message, signature
     (
@@ -87,7 +88,7 @@ def test_small_order_keys_verify_nothing(low: str) -> None:
 
 
 def test_wrong_lengths_and_misuse() -> None:
-    before = arena().open_slots
+    before = open_slots()
     with SecretBytes.random(31) as seed, pytest.raises(InvalidInputError):
         SigningKey.from_seed(seed)
     with pytest.raises(InvalidInputError):
@@ -101,4 +102,4 @@ def test_wrong_lengths_and_misuse() -> None:
     key.close()
     with pytest.raises(SecretWipedError):
         key.sign(b"x")
-    assert arena().open_slots == before
+    assert open_slots() == before
