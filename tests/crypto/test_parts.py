@@ -14,7 +14,8 @@ from apex_creds.errors import CorruptDocumentError, InvalidInputError
 from tests.crypto.slots import open_slots
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=64)
-PARTS = st.dictionaries(NAMES, st.binary(max_size=300), min_size=1, max_size=12)
+ONE = st.fixed_dictionaries({"value": st.binary(max_size=300)})
+PARTS = ONE | st.dictionaries(NAMES, st.binary(max_size=300), min_size=1, max_size=12)
 
 
 def _read(encoded: SecretBytes) -> dict[str, bytes]:
@@ -79,6 +80,10 @@ BAD = {
     "long name": b"\x01\x41" + b"a" * 65 + b"\x00\x00\x00\x01x",
     "twice": b"\x02\x01a\x00\x00\x00\x01\x01a\x00\x00\x00\x01xy",
     "descending": b"\x02\x01b\x00\x00\x00\x01\x01a\x00\x00\x00\x01xy",
+    "value, no length": b"\x01\x05value",
+    "value, length cut": b"\x01\x05value\x00\x00\x00",
+    "value, too short": b"\x01\x05value\x00\x00\x00\x02x",
+    "value, trailing": b"\x01\x05value\x00\x00\x00\x01xy",
     "fewer than counted": b"\x02\x01a\x00\x00\x00\x01x",
 }
 
