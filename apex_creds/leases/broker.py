@@ -8,9 +8,7 @@ is audited with its reason, and tells the plugin nothing that maps the vault.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import math
 import threading
 from typing import Final, NamedTuple, NoReturn, cast
 
@@ -24,19 +22,21 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     AccessDeniedError,
     AuditUnavailableError,
-    HandleExpiredError,
     HandleForeignError,
     HandleRevokedError,
     InvalidInputError,
     LeaseEndedError,
     RequestNotAllowedError,
 )
+from apex_creds.leases.deadlines import Deadlines
 from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import Invocation, current_invocation
 from apex_creds.leases.lease import REGISTRY, Lease, ended_error
-from apex_creds.model import Clock, CredentialInfo, Origin
-from apex_creds.policy.decide import Permission, Reason, decide
-from apex_creds.policy.grants import Grant, Grants
+from apex_creds.leases.pools import Pools
+from apex_creds.model import Clock, Origin
+from apex_creds.policy.cache import DecisionCache
+from apex_creds.policy.decide import Reason, decide
+from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
 from apex_creds.vault import Facts, Opened, Vault
 from apex_creds.vault.section import Record
@@ -80,15 +80,10 @@ class LeaseBroker:
         self._vault = vault
         self.clock: Clock = vault.clock
         self._lock = threading.RLock()
-        self._transport = transport
-        self._sync_transport = sync_transport
-        self._own_transport = transport is None
-        self.deadlines: dict[Lease, None] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
+        self.pools = Pools(transport, sync_transport)
+        self.deadlines = Deadlines(self.clock)
         self._actors: dict[tuple[str, str, str], Actor] = {}
-        self._decided: dict[tuple[int, int, int], _Decided] = {}
+        self._decisions = DecisionCache()
 
     # -- leases ------------------------------------------------------------------
 
@@ -120,8 +115,11 @@ class LeaseBroker:
             AuditUnavailableError: It could not be logged.
         """
         now = self.clock.time()
-        permission = self._permission(invocation, need, facts, now)
         record = facts.record
+        permission = None
+        if record is not None:
+            grant = facts.grants.find(invocation.manifest.plugin, need.name)
+            permission = self._decisions.permission(need, grant, record.info, now)
         if permission is None or record is None:
             self.refuse(invocation, need.name, facts)
         until = permission.until
@@ -298,7 +296,7 @@ class LeaseBroker:
                 secret.close()
                 raise ended_error(lease.ended)
             lease.revealed.add(secret)
-        self._watch(lease)
+        self.deadlines.watch(lease)
 
     # -- for the middleware --------------------------------------------------------
 
@@ -359,29 +357,11 @@ class LeaseBroker:
         with contextlib.suppress(AuditUnavailableError):
             self._vault.audit.append_encoded(body, flush=False)
 
-    def transport(self) -> httpx.AsyncBaseTransport:
-        """The pool that all clients share."""
-        if self._transport is None:
-            self._transport = httpx.AsyncHTTPTransport(limits=_LIMITS)
-        return self._transport
-
-    def sync_transport(self) -> httpx.BaseTransport:
-        """The pool that all synchronous clients share."""
-        if self._sync_transport is None:
-            self._sync_transport = httpx.HTTPTransport(limits=_LIMITS)
-        return self._sync_transport
-
     async def close(self) -> None:
         """Ends every lease and closes the pools."""
         self.revoke()
-        if self._timer is not None:
-            self._timer.cancel()
-        transport, self._transport = self._transport, None
-        if transport is not None and self._own_transport:
-            await transport.aclose()
-        sync_transport, self._sync_transport = self._sync_transport, None
-        if sync_transport is not None:
-            sync_transport.close()
+        self.deadlines.close()
+        await self.pools.close()
 
     # -- inside ------------------------------------------------------------------
 
@@ -458,61 +438,6 @@ class LeaseBroker:
             ids=spans.current_ids(),
         )
 
-    def _permission(
-        self, invocation: Invocation, need: Need, facts: Facts, now: float
-    ) -> Permission | None:
-        """What ``decide`` permits; remembered while need, grant and credential stand."""
-        record = facts.record
-        if record is None:
-            return None
-        grant = facts.grants.find(invocation.manifest.plugin, need.name)
-        known = self._decided.get((id(need), id(grant), id(record.info)))
-        if known is not None:
-            until = known.permission.until
-            return known.permission if until is None or now < until else None
-        decision = decide(need=need, grant=grant, info=record.info, now=now)
-        if decision.permission is None:
-            return None
-        if len(self._decided) >= _MANY:
-            self._decided.clear()
-        decided = _Decided(decision.permission, need, grant, record.info)
-        self._decided[id(need), id(grant), id(record.info)] = decided
-        return decision.permission
-
-    # -- deadlines ---------------------------------------------------------------
-
-    def _watch(self, lease: Lease) -> None:
-        """Has the lease ended at its deadline, where there is a loop to do it.
-
-        One timer serves all leases: it is set for the first deadline, and set anew when it
-        has fired, so that a lease that ends in time costs no timer.
-        """
-        self.deadlines[lease] = None
-        if lease.expires >= self._timer_at:
-            return
-        try:
-            loop = self._loop = asyncio.get_running_loop()
-        except RuntimeError:
-            if self._loop is not None and self._loop.is_running():
-                self._loop.call_soon_threadsafe(self._watch, lease)
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = lease.expires
-        delay = max(lease.expires - self.clock.monotonic(), 0.0)
-        self._timer = loop.call_later(delay, self._sweep)
-
-    def _sweep(self) -> None:
-        """Ends the leases whose time is up, and sets the timer for the next."""
-        self._timer, self._timer_at = None, math.inf
-        now = self.clock.monotonic()
-        watched = list(self.deadlines)
-        for lease in watched:
-            if now >= lease.expires:
-                lease.end(HandleExpiredError)
-        if self.deadlines:
-            self._watch(min(self.deadlines, key=lambda lease: lease.expires))
-
     def actor(self, manifest: Manifest, action: str) -> Actor:
         """The beginning of the events of a plugin's action; remembered."""
         key = (manifest.plugin, manifest.version, action)
@@ -524,17 +449,7 @@ class LeaseBroker:
         return found
 
 
-class _Decided(NamedTuple):
-    """A decision, with what it was made from (which keeps their ids from being reused)."""
-
-    permission: Permission
-    need: Need
-    grant: Grant | None
-    info: CredentialInfo
-
-
 _MANY: Final = 10_000
-_LIMITS: Final = httpx.Limits(max_connections=256, max_keepalive_connections=64)
 
 
 def find_lease(lease_id: str) -> Lease:

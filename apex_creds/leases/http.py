@@ -121,7 +121,7 @@ async def _send(
     broker: LeaseBroker, outgoing: httpx.Request, request: httpx.Request
 ) -> httpx.Response | _Failure:
     try:
-        response = await broker.transport().handle_async_request(outgoing)
+        response = await broker.pools.transport().handle_async_request(outgoing)
     except BaseException as error:
         return _failure(error)
     stream = response.stream
@@ -133,7 +133,7 @@ def _send_blocking(
     broker: LeaseBroker, outgoing: httpx.Request, request: httpx.Request
 ) -> httpx.Response | _Failure:
     try:
-        response = broker.sync_transport().handle_request(outgoing)
+        response = broker.pools.sync_transport().handle_request(outgoing)
     except BaseException as error:
         return _failure(error)
     stream = response.stream

@@ -91,7 +91,7 @@ class Lease:
         if self.ended is not None:
             return
         self.ended = why
-        self.broker.deadlines.pop(self, None)
+        self.broker.deadlines.forget(self)
         while self.revealed:
             self.revealed.pop().close()
         while self.children:
@@ -118,6 +118,15 @@ class Lease:
             self.uses_left -= 1
         if self.parent is not None:
             self.parent.count_use()
+
+
+def forget_revealed(lease_id: str, secret: SecretBytes) -> None:
+    """Lets go of a revealed secret that was closed before its lease ended."""
+    lease = REGISTRY.get(lease_id)
+    if lease is not None:
+        lease.revealed.discard(secret)
+        if not lease.revealed:
+            lease.broker.deadlines.forget(lease)
 
 
 def ended_error(why: type[LeaseEndedError]) -> LeaseEndedError:

@@ -10,7 +10,7 @@ from typing import final
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.leases.broker import REVEAL, LeaseBroker, Use, find_lease
-from apex_creds.leases.lease import Lease
+from apex_creds.leases.lease import Lease, forget_revealed
 from apex_creds.vault import Opened
 
 
@@ -54,6 +54,7 @@ class Reveal:
         secret, self._secret = self._secret, None
         if secret is not None:
             secret.close()
+            forget_revealed(self._lease_id, secret)
 
 
 class _Exposure:

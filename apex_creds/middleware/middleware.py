@@ -12,7 +12,7 @@ import io
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Final, ParamSpec, Self
+from typing import Final, Self
 
 import anyio
 import anyio.to_thread
@@ -29,8 +29,6 @@ from apex_creds.middleware.shape import CREDENTIALS, shape_of
 from apex_creds.middleware.streams import guard_async, guard_sync
 from apex_creds.policy.manifest import Manifest
 from apex_creds.vault import Facts, Vault
-
-P = ParamSpec("P")
 
 DEFAULT_TTL: Final = 300.0
 
@@ -97,10 +95,10 @@ class CredentialMiddleware:
     async def invoke(
         self,
         manifest: Manifest,
-        function: Callable[P, object],
+        function: Callable[..., object],
         /,
-        *args: P.args,
-        **kwargs: P.kwargs,
+        *args: object,
+        **kwargs: object,
     ) -> object:
         """Calls a plugin's function, of any kind, with its handles.
 
@@ -120,12 +118,12 @@ class CredentialMiddleware:
         return await self.invoke_action(manifest, action, function, args, kwargs)
 
     def wrap(
-        self, manifest: Manifest, function: Callable[P, object]
-    ) -> Callable[P, Coroutine[object, object, object]]:
+        self, manifest: Manifest, function: Callable[..., object]
+    ) -> Callable[..., Coroutine[object, object, object]]:
         """``function`` as a coroutine function that goes through ``invoke``."""
 
         @functools.wraps(function)
-        async def guarded(*args: P.args, **kwargs: P.kwargs) -> object:
+        async def guarded(*args: object, **kwargs: object) -> object:
             return await self.invoke(manifest, function, *args, **kwargs)
 
         return guarded
@@ -262,12 +260,20 @@ class CredentialMiddleware:
 def _guarded_awaitable(
     awaitable: Awaitable[object], call: GuardedCall
 ) -> Coroutine[object, object, object]:
-    coroutine = _await(awaitable, call)
-    weakref.finalize(coroutine, call.finish, "abandoned").atexit = False
+    never_started: list[weakref.finalize[..., object]] = []
+    coroutine = _await(awaitable, call, never_started)
+    never_started.append(weakref.finalize(coroutine, call.finish, "abandoned"))
+    never_started[0].atexit = False
     return coroutine
 
 
-async def _await(awaitable: Awaitable[object], call: GuardedCall) -> object:
+async def _await(
+    awaitable: Awaitable[object],
+    call: GuardedCall,
+    never_started: list[weakref.finalize[..., object]],
+) -> object:
+    # From here on the call is finished below, or by the stream that it comes to.
+    never_started.pop().detach()
     try:
         with call.inside():
             result = await awaitable

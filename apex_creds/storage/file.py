@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiofiles
 from anyio import to_thread
@@ -32,6 +32,7 @@ from apex_creds.storage.base import (
     WriteResult,
     check_document_name,
 )
+from apex_creds.storage.epoch import Epoch
 from apex_creds.storage.layout import CREDENTIALS, SECURITY, make_folders
 from apex_creds.storage.lock import WriteLock
 from apex_creds.storage.oserrors import storage_error, translated
@@ -46,6 +47,8 @@ _FIXED: Final = {KEYSTORE: (SECURITY, "keystore.enc"), CONFIG: (SECURITY, "confi
 _SUFFIX: Final = ".enc"
 _TEMPORARY: Final = re.compile(r"\.[a-z0-9_]{1,64}\.(?:enc|json)\.[0-9a-f]{16}\.tmp", re.ASCII)
 _READ_ATTEMPTS: Final = 64
+_LOOK_EVERY: Final = 0.1
+_monotonic: Final = time.monotonic
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,14 @@ class _Place:
     folder: str
     file: str
     path: str
+
+
+class _Seen(NamedTuple):
+    """A token, and the value of the counter and the time up to which it holds."""
+
+    epoch: int
+    token: Token | None
+    until: float
 
 
 class _MovedError(Exception):
@@ -77,6 +88,9 @@ class FileStorage:
         self._places: dict[str, _Place] = {}
         self._stem: Callable[[str], str] | None = None
         self._candidates: tuple[str, ...] = tuple(SECTIONS.values())
+        self._epoch = Epoch()
+        self._seen: dict[str, _Seen] = {}
+        self._attach_again = 0.0
 
     def map_names(
         self, stem_of: Callable[[str], str], *, candidates: Iterable[str] | None = None
@@ -97,16 +111,37 @@ class FileStorage:
             names = dict.fromkeys(check_document_name(name) for name in candidates)
             self._candidates = tuple(name for name in names if name not in _FIXED)
         self._places = {}
+        self._seen = {}
 
     def change_token(self, name: str) -> Token | None:
-        """See ``Storage``; one ``lstat``."""
+        """See ``Storage``.
+
+        While the shared counter stands, what was seen before is true without a system
+        call. A file that was replaced without telling the counter (restored by hand, say)
+        is noticed within 0.1 seconds.
+        """
+        standing = self._epoch.standing()
+        seen = self._seen.get(name)
+        if seen is not None and seen.epoch == standing and _monotonic() < seen.until:
+            return seen.token
+        return self._look(name, standing)
+
+    def _look(self, name: str, standing: int | None) -> Token | None:
         place = self._places.get(name) or self._place(name)
         try:
-            return _token(os.lstat(place.path))
+            token = _token(os.lstat(place.path))
         except FileNotFoundError:
-            return None
+            token = None
         except OSError as error:
             raise storage_error(error, place.path) from error
+        now = _monotonic()
+        if standing is not None:
+            self._seen[name] = _Seen(standing, token, now + _LOOK_EVERY)
+        if now >= self._attach_again:
+            self._attach_again = now + _LOOK_EVERY
+            with contextlib.suppress(OSError, StorageError), self._folder(SECURITY) as security:
+                self._epoch.attach(security)
+        return token
 
     async def prepare(self) -> None:
         """Makes the directories, 0700 and durable; those that exist are only checked.
@@ -191,6 +226,7 @@ class FileStorage:
     async def close(self) -> None:
         """See ``Storage``."""
         self._pins.close()
+        self._epoch.detach()
 
     # -- in worker threads -------------------------------------------------------
 
@@ -210,7 +246,8 @@ class FileStorage:
             write_all(fd, data)
             _stamp(fd, newer_than)
             sync_file(fd)
-            folder.replace(temporary, place.file)
+            with self._epoch.moving():
+                folder.replace(temporary, place.file)
         except BaseException:
             os.close(fd)
             with contextlib.suppress(OSError):
@@ -225,7 +262,8 @@ class FileStorage:
         with self._writing(place) as folder, _opened(folder, place, for_shred=shred) as old:
             _compare(place, None if old is None else _token(os.fstat(old)), expected)
             _sweep(folder)
-            folder.unlink(place.file)
+            with self._epoch.moving():
+                folder.unlink(place.file)
             folder.sync()
             self._pins.release(place.name)
             return overwrite(old) if shred and old is not None else "no"
@@ -252,6 +290,7 @@ class FileStorage:
             self._lock.held(security),
             self._folder(place.folder) as folder,
         ):
+            self._epoch.attach(security, write=True)
             yield folder
 
     @contextlib.contextmanager

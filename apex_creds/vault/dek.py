@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import ConflictError
 from apex_creds.keys.hierarchy import KEY_BYTES
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.storage.base import Shredded
@@ -60,9 +61,14 @@ async def move_records(
 
     Returns:
         What became of the bytes that the new document replaced.
+
+    Raises:
+        ConflictError: Other writers moved that record to a key that stays: destroying the
+            old versions would not shred it. Renew its present label, and try again.
     """
 
     def change(before: Section, keystore: Keystore) -> Mapping[str, Record]:
+        _refuse_unshreddable(before.records.get(without), keystore, label)
         kept = {name: r for name, r in before.records.items() if name != without}
         keyset = keystore.by_label.get(label)
         if keyset is None:
@@ -103,6 +109,15 @@ async def destroy_unused(store: DocumentStore, section: str, label: str, *, now:
         if version.state is KeyState.DESTROYED:
             after.hierarchy.forget(keyset.id, version.version)
     return not any(version.state in _LIVE for version in keyset.versions)
+
+
+def _refuse_unshreddable(record: Record | None, keystore: Keystore, label: str) -> None:
+    keyset = keystore.by_label.get(label)
+    if record is None or keyset is None:
+        return
+    key_id, version = record.key
+    if key_id.hex() != keyset.id or version == keyset.primary.version:
+        raise ConflictError("Other writers keep moving that credential.", hint="Try again.")
 
 
 async def _add_pending(

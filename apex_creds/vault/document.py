@@ -132,7 +132,7 @@ def parse(data: bytes, *, section: str, vault_id: str | None) -> Packed:
     _check_version(data, section)
     try:
         document = msgspec.json.decode(data, type=_Document)
-    except (msgspec.DecodeError, IntegrityError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IntegrityError):
         raise _corrupt(section, "is malformed") from None
     if document.section != section or vault_id not in (None, document.vault_id):
         raise ForeignDocumentError(
@@ -168,7 +168,7 @@ def unpack(packed: Packed, keys: DocumentKeys) -> bytes:
 def _check_version(data: bytes, section: str) -> None:
     try:
         probe = msgspec.json.decode(data, type=_Probe)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _corrupt(section, "is truncated or malformed") from None
     if probe.format != FORMAT:
         raise _corrupt(section, "is not a document of apex-creds")

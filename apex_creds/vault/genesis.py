@@ -31,8 +31,11 @@ FIRST = 1
 
 async def create(
     storage: Storage, *, provider: MasterKeyProvider, hashed_names: bool, now: float
-) -> None:
+) -> SecretBytes:
     """Makes a master key and a key store under it.
+
+    Returns:
+        The master key, for the first unsealing; the caller closes it.
 
     Raises:
         VaultExistsError: There is a vault already, or another process was first.
@@ -49,19 +52,18 @@ async def create(
         params=params,
         check=master_check(master, vault_id=vault_id),
     )
-    with master:
-        data = _first_document(
-            master, record, vault_id=vault_id, hashed_names=hashed_names, now=now
-        )
+    data = _first_document(
+        master, record, vault_id=vault_id, hashed_names=hashed_names, now=now
+    )
     try:
         await storage.write(KEYSTORE, data, expected=None)
-    except ConflictError:
-        await _discard(provider, vault_id)
-        raise _exists() from None
-    except BaseException:
-        if storage.change_token(KEYSTORE) is None:
-            await _discard(provider, vault_id)
+    except BaseException as error:
+        master.close()
+        await _discard_unless_used(storage, provider, vault_id)
+        if isinstance(error, ConflictError):
+            raise _exists() from None
         raise
+    return master
 
 
 def _first_document(
@@ -98,9 +100,17 @@ def _keyset(label: str, material: bytes, now: float) -> Keyset:
     )
 
 
-async def _discard(provider: MasterKeyProvider, vault_id: str) -> None:
+async def _discard_unless_used(
+    storage: Storage, provider: MasterKeyProvider, vault_id: str
+) -> None:
+    """Takes back the master key of a vault that did not come to be.
+
+    A write that failed late may have happened, so what is stored decides.
+    """
     with anyio.CancelScope(shield=True):
-        await provider.discard(vault_id=vault_id, version=FIRST)
+        stored = await storage.read(KEYSTORE)
+        if stored is None or vault_id.encode() not in stored.data:
+            await provider.discard(vault_id=vault_id, version=FIRST)
 
 
 def _exists() -> VaultExistsError:

@@ -19,6 +19,8 @@ from apex_creds.policy.grants import Grant, Grants
 from apex_creds.storage.base import Token
 from apex_creds.vault.document import Header, Packed, RootHeader, pack, unpack
 
+_RESTORE: Final = "Restore it from a backup; nothing was changed or overwritten."
+
 ROOT_LABEL: Final = "root"
 """Label of the keyset from which index, pseudonym and signing keys are derived; its key
 never encrypts a credential and does not change when KEK or master rotate."""
@@ -83,7 +85,9 @@ def root_header(header: Header) -> RootHeader:
         CorruptDocumentError: The document has none.
     """
     if header.root is None:
-        raise CorruptDocumentError("The key store has no record of its master key.")
+        raise CorruptDocumentError(
+            "The key store has no record of its master key.", hint=_RESTORE
+        )
     return header.root
 
 
@@ -97,8 +101,10 @@ def open_keystore(packed: Packed, *, token: Token | None, hierarchy: Hierarchy) 
     plaintext = unpack(packed, keys)
     try:
         body = msgspec.msgpack.decode(plaintext, type=KeystoreBody)
-    except (msgspec.DecodeError, IntegrityError):
-        raise CorruptDocumentError("The key store's body is malformed.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError):
+        raise CorruptDocumentError(
+            "The key store's body is malformed.", hint=_RESTORE
+        ) from None
     return index(packed.header, body, mac=packed.mac, token=token, hierarchy=hierarchy)
 
 

@@ -104,8 +104,11 @@ def open_section(packed: Packed, *, token: Token, keys: DocumentKeys) -> Section
     plaintext = unpack(packed, keys)
     try:
         body = msgspec.msgpack.decode(plaintext, type=SectionBody)
-    except (msgspec.DecodeError, IntegrityError):
-        raise CorruptDocumentError(f"The body of {header.section!r} is malformed.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError):
+        raise CorruptDocumentError(
+            f"The body of {header.section!r} is malformed.",
+            hint="Restore it from a backup; nothing was changed or overwritten.",
+        ) from None
     records = {record.info.name: record for record in body.records}
     return Section(
         name=header.section, token=token, header=header, mac=packed.mac, records=records

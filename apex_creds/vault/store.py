@@ -24,6 +24,7 @@ from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
     RollbackDetectedError,
+    UnknownKeyError,
     VaultNotFoundError,
     VaultSealedError,
     WrongMasterKeyError,
@@ -172,7 +173,9 @@ class DocumentStore:
             for _ in range(ATTEMPTS):
                 before = await self.section(name)
                 keystore = await self.keystore()
-                records = change(before, keystore)
+                records = self._changed(change, before, keystore)
+                if records is None:
+                    continue
                 try:
                     written = await self._write_section(before, keystore, records, shred=shred)
                 except ConflictError:
@@ -221,14 +224,15 @@ class DocumentStore:
         after = _open(packed, stored, hierarchy)
         seen = before.header.generation
         _refuse_rollback(KEYSTORE, seen, before.mac, after.header, after.mac)
-        self.unsealed()
-        self._keystore = after
+        if self.unsealed().header.generation <= after.header.generation:
+            self._keystore = after
         return after
 
     async def _load_section(self, name: str) -> Section:
         keystore = await self.keystore()
-        stored = await self.storage.read(name)
+        # Taken before the read: what another task writes meanwhile is no rollback.
         before = self._sections.get(name)
+        stored = await self.storage.read(name)
         floor = max(keystore.body.sections.get(name, 0), before.generation if before else 0)
         if stored is None:
             if floor:
@@ -239,7 +243,9 @@ class DocumentStore:
             seen = before.mac if before else ""
             _refuse_rollback(name, floor, seen, loaded.header, loaded.mac)
         self.unsealed()
-        self._sections[name] = loaded
+        newest = self._sections.get(name)
+        if newest is None or newest.generation <= loaded.generation:
+            self._sections[name] = loaded
         return loaded
 
     async def _open_section(self, name: str, stored: Stored, keystore: Keystore) -> Section:
@@ -252,6 +258,21 @@ class DocumentStore:
         return await anyio.to_thread.run_sync(
             lambda: open_section(packed, token=stored.token, keys=keys)
         )
+
+    def _changed(
+        self, change: ChangeSection, before: Section, keystore: Keystore
+    ) -> Mapping[str, Record] | None:
+        """The changed records; None where the section has moved away from its keys.
+
+        Another process may destroy a key version between the two reads, after it took the
+        last record away from it.
+        """
+        try:
+            return change(before, keystore)
+        except UnknownKeyError:
+            if self._is_current(before.name, before.token):
+                raise
+            return None
 
     async def _write_keystore(self, before: Keystore, body: KeystoreBody) -> Keystore:
         header = msgspec.structs.replace(

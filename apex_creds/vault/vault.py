@@ -8,7 +8,7 @@ that changes the vault is audited before it happens.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Final, Self
@@ -22,7 +22,6 @@ from apex_creds.audit.log import AuditLog
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
-    CredentialExistsError,
     CredentialNotFoundError,
     InvalidInputError,
 )
@@ -41,13 +40,13 @@ from apex_creds.model import (
 from apex_creds.policy.grants import Grant, Grants
 from apex_creds.storage.base import Storage
 from apex_creds.storage.file import FileStorage
-from apex_creds.vault import dek, genesis
+from apex_creds.vault import dek, genesis, writing
 from apex_creds.vault.document import MasterRecord
 from apex_creds.vault.home import audit_directory, resolve_home
 from apex_creds.vault.keystore import Keystore, KeystoreBody
-from apex_creds.vault.section import Record, Section, open_record, seal_record
+from apex_creds.vault.section import Record, open_record
 from apex_creds.vault.store import DocumentStore
-from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, dek_label, next_info
+from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, dek_label
 
 _SECTION_NAMES: Final = tuple(SECTIONS.values())
 
@@ -95,12 +94,13 @@ class Vault:
         path = resolve_home(home)
         storage = FileStorage(path)
         try:
-            await genesis.create(
+            key = await genesis.create(
                 storage, provider=provider, hashed_names=hashed_names, now=clock.time()
             )
         finally:
             await storage.close()
-        return await cls._unseal(path, provider, clock, EventKind.INIT)
+        with key:
+            return await cls._unseal(path, provider, clock, EventKind.INIT, key)
 
     @classmethod
     async def unseal(
@@ -135,8 +135,11 @@ class Vault:
         provider: MasterKeyProvider | None,
         clock: Clock,
         kind: EventKind,
+        first_key: SecretBytes | None = None,
     ) -> Self:
         async def load_master(record: MasterRecord, vault_id: str) -> SecretBytes:
+            if first_key is not None and not first_key.closed:
+                return SecretBytes.copy_of(first_key)
             chosen = provider or provider_from_uri(record.uri)
             return await chosen.load(
                 vault_id=vault_id, version=record.version, params=record.params
@@ -239,13 +242,13 @@ class Vault:
         """
         batch = list(items)
         for item in batch:
-            await self._check_item(item)
+            await writing.check(self._store, item)
         written: dict[str, CredentialInfo] = {}
         for section in dict.fromkeys(SECTIONS[item.secret.kind] for item in batch):
             chosen = [i for i in batch if SECTIONS[i.secret.kind] == section]
             for item in chosen:
                 self.record(EventKind.PUT, credential=item.name)
-            written |= await self._put_section(section, chosen)
+            written |= await writing.put(self._store, section, chosen, clock=self._clock)
         return [written[item.name] for item in batch]
 
     async def get(self, name: str) -> CredentialInfo:
@@ -464,44 +467,6 @@ class Vault:
         self._audit.append(
             AuditEvent(time=self._clock.time(), kind=kind, plugin=plugin, credential=credential)
         )
-
-    # -- inside ------------------------------------------------------------------
-
-    async def _check_item(self, item: PutItem) -> None:
-        check_name(item.name)
-        check_name(item.service or item.name, what="service")
-        section = SECTIONS[item.secret.kind]
-        for other in _SECTION_NAMES:
-            if other != section and item.name in (await self._store.section(other)).records:
-                raise CredentialExistsError(
-                    "That name belongs to a credential of another kind.",
-                    hint="Delete it first, or choose another name.",
-                )
-
-    async def _put_section(
-        self, section: str, items: Sequence[PutItem]
-    ) -> dict[str, CredentialInfo]:
-        written: dict[str, CredentialInfo] = {}
-
-        def change(before: Section, keystore: Keystore) -> Mapping[str, Record]:
-            records = dict(before.records)
-            for item in items:
-                record = self._seal(item, records.get(item.name), keystore)
-                records[item.name] = record
-                written[item.name] = record.info
-            return records
-
-        known = (await self._store.section(section)).records
-        labels = {dek_label(next_info(item, known.get(item.name), 0.0)) for item in items}
-        await dek.ensure(self._store, labels, now=self._clock.time())
-        await self._store.commit_section(section, change)
-        return written
-
-    def _seal(self, item: PutItem, old: Record | None, keystore: Keystore) -> Record:
-        info = next_info(item, old, self._clock.time())
-        keyset = keystore.by_label[dek_label(info)]
-        key = keystore.hierarchy.unwrap(keyset, keyset.primary.version)
-        return seal_record(info, item.secret, vault_id=self._id_bytes, keyset=keyset, key=key)
 
 
 def _origin(value: str | Origin) -> Origin:

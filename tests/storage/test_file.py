@@ -464,7 +464,7 @@ async def test_no_descriptor_is_left_behind(home: Path) -> None:
             await storage.write(name, b"x", expected=stored.token, shred=True)
             with pytest.raises(ConflictError):
                 await storage.write(name, b"y", expected=stored.token)
-    assert len(os.listdir("/proc/self/fd")) == before + len(FILES)  # the pins
+    assert len(os.listdir("/proc/self/fd")) == before + len(FILES) + 1  # the pins, the counter
     await storage.close()
     await storage.read("keystore")
     assert len(os.listdir("/proc/self/fd")) == before
