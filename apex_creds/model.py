@@ -6,6 +6,7 @@ except the ``Secret`` inputs, which mask themselves wherever they are shown.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time as _time
@@ -135,6 +136,19 @@ def check_name(name: str, *, what: str = "name") -> str:
     return name
 
 
+def check_time(moment: float | None, *, what: str) -> float | None:
+    """Returns ``moment`` if it can be compared with a clock.
+
+    Raises:
+        InvalidInputError: It is infinite, or not a number.
+    """
+    if moment is not None and not math.isfinite(moment):
+        raise InvalidInputError(
+            f"The {what} is not a time.", hint="Give Unix seconds, or nothing for no end."
+        )
+    return moment
+
+
 _BAD_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
 
 
@@ -253,7 +267,10 @@ class Secret:
         if not any(parts.values()):
             raise InvalidInputError("The secret is empty.", hint="Give a value.")
         if sum(map(len, parts.values())) > MAX_SECRET_BYTES:
-            raise ValueTooLargeError("The secret is larger than 64 KiB.")
+            raise ValueTooLargeError(
+                "The secret is larger than 64 KiB.",
+                hint="Store it elsewhere, and here the key that protects it.",
+            )
         self.kind = kind
         self.parts = parts
 
@@ -261,7 +278,10 @@ class Secret:
         return f"{type(self).__name__}(***)"
 
     def __reduce__(self) -> NoReturn:
-        raise SecretMisuseError("A secret can't be pickled or copied.")
+        raise SecretMisuseError(
+            "A secret can't be pickled or copied.",
+            hint="Put it into the vault and pass its name.",
+        )
 
 
 class ApiKey(Secret):
@@ -301,7 +321,10 @@ class BasicAuth(Secret):
 
     def __init__(self, user: str, password: str) -> None:
         if ":" in user:
-            raise InvalidInputError("A user name can't contain a colon (RFC 7617).")
+            raise InvalidInputError(
+                "A user name can't contain a colon (RFC 7617).",
+                hint="Check for a typing error.",
+            )
         parts = {"user": _utf8(user), "password": _utf8(password)}
         super().__init__(CredentialKind.BASIC, parts)
 
@@ -319,4 +342,6 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise InvalidInputError("The secret is not valid Unicode text.") from None
+        raise InvalidInputError(
+            "The secret is not valid Unicode text.", hint="Store it as generic bytes."
+        ) from None

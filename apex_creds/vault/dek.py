@@ -55,7 +55,7 @@ async def renew(store: DocumentStore, label: str, *, now: float) -> None:
 
 
 async def move_records(
-    store: DocumentStore, section: str, label: str, *, vault_id: bytes, without: str = ""
+    store: DocumentStore, section: str, label: str, *, without: str = ""
 ) -> Shredded:
     """Re-encrypts a label's records under its primary, and drops the record ``without``.
 
@@ -74,6 +74,7 @@ async def move_records(
         if keyset is None:
             return kept
         key = keystore.hierarchy.unwrap(keyset, keyset.primary.version)
+        vault_id = bytes.fromhex(keystore.header.vault_id)
         current = (bytes.fromhex(keyset.id), keyset.primary.version)
         for name, record in kept.items():
             if record.key[0] == current[0] and record.key != current:

@@ -29,7 +29,7 @@ from apex_creds.errors import (
     VaultSealedError,
     WrongMasterKeyError,
 )
-from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy, master_check
+from apex_creds.keys.hierarchy import KEYSTORE, DocumentKeys, Hierarchy, master_check
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.storage.base import Shredded, Storage, Stored
@@ -65,7 +65,7 @@ class DocumentStore:
 
     def __init__(self, storage: Storage, *, clock: Clock, load_master: LoadMaster) -> None:
         self.storage = storage
-        self._clock = clock
+        self.clock = clock
         self._load_master = load_master
         self._keystore: Keystore | None = None
         self._sections: dict[str, Section] = {}
@@ -156,7 +156,7 @@ class DocumentStore:
                     return await self._write_keystore(before, self._with_floors(body))
                 except ConflictError:
                     continue
-        raise _too_busy(KEYSTORE)
+        raise too_busy(KEYSTORE)
 
     async def commit_section(
         self, name: str, change: ChangeSection, *, shred: bool = False
@@ -182,9 +182,23 @@ class DocumentStore:
                     continue
                 break
             else:
-                raise _too_busy(name)
-        await self._note_section(written[0])
+                raise too_busy(name)
+        await self.note(name)
         return written
+
+    async def note(self, name: str) -> None:
+        """Records that a document exists, so that its absence is an error from now on."""
+        if name not in (await self.keystore()).body.sections:
+            await self.commit_keystore(
+                lambda body: msgspec.structs.replace(body, sections={name: 1, **body.sections})
+            )
+
+    async def keys_for(self, name: str, kek_version: int) -> DocumentKeys:
+        """The keys of a document, also if another process has just made a new KEK."""
+        keystore = self.unsealed()
+        if kek_version not in keystore.hierarchy.kek_versions:
+            keystore = await self.keystore()
+        return keystore.hierarchy.document_keys(name, kek_version)
 
     # -- inside ------------------------------------------------------------------
 
@@ -216,14 +230,14 @@ class DocumentStore:
         before = self.unsealed()
         stored = await self.storage.read(KEYSTORE)
         if stored is None:
-            raise _missing(KEYSTORE)
+            raise missing(KEYSTORE)
         packed = parse(stored.data, section=KEYSTORE, vault_id=before.header.vault_id)
         hierarchy = before.hierarchy
         if not _needed_keks(packed.header) <= hierarchy.kek_versions:
             hierarchy = await self._derive(packed.header)
         after = _open(packed, stored, hierarchy)
         seen = before.header.generation
-        _refuse_rollback(KEYSTORE, seen, before.mac, after.header, after.mac)
+        refuse_rollback(KEYSTORE, seen, before.mac, after.header, after.mac)
         if self.unsealed().header.generation <= after.header.generation:
             self._keystore = after
         return after
@@ -236,12 +250,12 @@ class DocumentStore:
         floor = max(keystore.body.sections.get(name, 0), before.generation if before else 0)
         if stored is None:
             if floor:
-                raise _missing(name)
+                raise missing(name)
             loaded = Section(name=name, token=None, header=None, mac="", records={})
         else:
             loaded = await self._open_section(name, stored, keystore)
             seen = before.mac if before else ""
-            _refuse_rollback(name, floor, seen, loaded.header, loaded.mac)
+            refuse_rollback(name, floor, seen, loaded.header, loaded.mac)
         self.unsealed()
         newest = self._sections.get(name)
         if newest is None or newest.generation <= loaded.generation:
@@ -250,9 +264,7 @@ class DocumentStore:
 
     async def _open_section(self, name: str, stored: Stored, keystore: Keystore) -> Section:
         packed = parse(stored.data, section=name, vault_id=keystore.header.vault_id)
-        if packed.header.kek_version not in keystore.hierarchy.kek_versions:
-            keystore = await self.keystore()
-        keys = keystore.hierarchy.document_keys(name, packed.header.kek_version)
+        keys = await self.keys_for(name, packed.header.kek_version)
         if len(stored.data) < INLINE_RECORDS * 512:
             return open_section(packed, token=stored.token, keys=keys)
         return await anyio.to_thread.run_sync(
@@ -278,7 +290,7 @@ class DocumentStore:
         header = msgspec.structs.replace(
             before.header,
             generation=before.header.generation + 1,
-            written=self._clock.time(),
+            written=self.clock.time(),
         )
         data = seal_keystore(header, body, hierarchy=before.hierarchy)
         await self.storage.write(KEYSTORE, data, expected=before.token, shred=True)
@@ -299,7 +311,7 @@ class DocumentStore:
             generation=before.generation + 1,
             kek_id=keks.id,
             kek_version=keks.primary.version,
-            written=self._clock.time(),
+            written=self.clock.time(),
             keys_used=keys_used(records.values()),
         )
         keys = keystore.hierarchy.document_keys(before.name, header.kek_version)
@@ -316,15 +328,6 @@ class DocumentStore:
         )
         self._sections[before.name] = written
         return written, result.shredded
-
-    async def _note_section(self, section: Section) -> None:
-        """Records that the section exists, so that its absence is an error from now on."""
-        if section.name not in (await self.keystore()).body.sections:
-            await self.commit_keystore(
-                lambda body: msgspec.structs.replace(
-                    body, sections={section.name: 1, **body.sections}
-                )
-            )
 
     def _with_floors(self, body: KeystoreBody) -> KeystoreBody:
         seen = {name: section.generation for name, section in self._sections.items()}
@@ -347,9 +350,10 @@ def _needed_keks(header: Header) -> frozenset[int]:
     return frozenset(v.version for v in versions if v.state is not KeyState.DESTROYED)
 
 
-def _refuse_rollback(
+def refuse_rollback(
     name: str, floor: int, seen_mac: str, header: Header | None, mac: str
 ) -> None:
+    """Refuses a document older than, or other than, one that was seen before."""
     generation = header.generation if header else 0
     if generation < floor or (generation == floor and seen_mac and seen_mac != mac):
         raise RollbackDetectedError(
@@ -358,14 +362,16 @@ def _refuse_rollback(
         )
 
 
-def _missing(name: str) -> CorruptDocumentError:
+def missing(name: str) -> CorruptDocumentError:
+    """The error for a document that ought to be there."""
     return CorruptDocumentError(
         f"The document for {name!r} is missing.",
         hint="Restore it from a backup; nothing was changed or overwritten.",
     )
 
 
-def _too_busy(name: str) -> ConflictError:
+def too_busy(name: str) -> ConflictError:
+    """The error of a commit that always came second."""
     return ConflictError(
         f"Other writers kept changing the document for {name!r}.", hint="Try again."
     )

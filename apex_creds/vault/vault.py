@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -22,8 +23,10 @@ from apex_creds.audit.log import AuditLog
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
+    ConflictError,
     CredentialNotFoundError,
     InvalidInputError,
+    VaultExistsError,
 )
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.model import (
@@ -35,18 +38,19 @@ from apex_creds.model import (
     Secret,
     SystemClock,
     check_name,
+    check_time,
     new_id,
 )
 from apex_creds.policy.grants import Grant, Grants
 from apex_creds.storage.base import Storage
 from apex_creds.storage.file import FileStorage
-from apex_creds.vault import dek, genesis, writing
+from apex_creds.vault import genesis, writing
 from apex_creds.vault.document import MasterRecord
 from apex_creds.vault.home import audit_directory, resolve_home
 from apex_creds.vault.keystore import Keystore, KeystoreBody
 from apex_creds.vault.section import Record, open_record
-from apex_creds.vault.store import DocumentStore
-from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, dek_label
+from apex_creds.vault.store import ATTEMPTS, DocumentStore
+from apex_creds.vault.values import Deletion, Facts, Opened, PutItem
 
 _SECTION_NAMES: Final = tuple(SECTIONS.values())
 
@@ -93,6 +97,7 @@ class Vault:
         provider = _provider(master)
         path = resolve_home(home)
         storage = FileStorage(path)
+        _refuse_remains(path)
         try:
             key = await genesis.create(
                 storage, provider=provider, hashed_names=hashed_names, now=clock.time()
@@ -241,8 +246,7 @@ class Vault:
             InvalidInputError, CredentialExistsError: As ``put``; then none is stored.
         """
         batch = list(items)
-        for item in batch:
-            await writing.check(self._store, item)
+        await writing.check(self._store, batch)
         written: dict[str, CredentialInfo] = {}
         for section in dict.fromkeys(SECTIONS[item.secret.kind] for item in batch):
             chosen = [i for i in batch if SECTIONS[i.secret.kind] == section]
@@ -274,17 +278,12 @@ class Vault:
         Raises:
             CredentialNotFoundError: There is none of that name.
         """
-        record = await self.find(name)
+        section = SECTIONS[(await self.find(name)).info.kind]
         self.record(EventKind.DELETE, credential=name)
-        section, label = SECTIONS[record.info.kind], dek_label(record.info)
-        await dek.renew(self._store, label, now=self._clock.time())
-        shredded = await dek.move_records(
-            self._store, section, label, vault_id=self._id_bytes, without=name
-        )
-        destroyed = await dek.destroy_unused(
-            self._store, section, label, now=self._clock.time()
-        )
-        return Deletion(name=name, shredded=destroyed, overwritten=shredded)
+        deletion = await writing.remove(self._store, section, name, clock=self._clock)
+        if deletion is None:
+            raise _not_found()
+        return deletion
 
     @asynccontextmanager
     async def open(self, name: str, *, action: str = "open") -> AsyncIterator[Opened]:
@@ -294,7 +293,7 @@ class Vault:
             CredentialNotFoundError: There is none of that name.
             AuditUnavailableError: The event could not be written first.
         """
-        record = await self.find(name)
+        record = await self._find_with_key(name)
         key_id, version = record.key
         event = AuditEvent(
             time=self._clock.time(),
@@ -340,7 +339,7 @@ class Vault:
             scopes=tuple(check_name(scope, what="scope") for scope in scopes),
             reveal=reveal,
             created=self._clock.time(),
-            until=until,
+            until=check_time(until, what="end of the grant"),
         )
         self.record(EventKind.GRANT, plugin=plugin, credential=credential)
         await self._store.commit_keystore(
@@ -362,7 +361,9 @@ class Vault:
             InvalidInputError: Neither is given.
         """
         if plugin is None and credential is None:
-            raise InvalidInputError("Name a plugin, a credential, or both.")
+            raise InvalidInputError(
+                "A revocation of nothing.", hint="Name a plugin, a credential, or both."
+            )
         removed: tuple[Grant, ...] = ()
 
         def change(body: KeystoreBody) -> KeystoreBody:
@@ -387,9 +388,20 @@ class Vault:
             found = (await self._store.section(section)).records.get(name)
             if found is not None:
                 return found
-        raise CredentialNotFoundError(
-            "There is no credential of that name.", hint="See: apex-creds list"
-        )
+        raise _not_found()
+
+    async def _find_with_key(self, name: str) -> Record:
+        """The record, with a key store in memory that is sure to have its key.
+
+        That is so if it is current after the section was read, and the section still is.
+        """
+        for _ in range(ATTEMPTS):
+            record = await self.find(name)
+            await self._store.keystore()
+            section = self._store.section_now(SECTIONS[record.info.kind])
+            if section is not None and section.records.get(name) is record:
+                return record
+        raise ConflictError("Other writers keep changing that credential.", hint="Try again.")
 
     async def refresh(self) -> None:
         """Brings the key store and every section in memory up to date."""
@@ -469,12 +481,28 @@ class Vault:
         )
 
 
+def _not_found() -> CredentialNotFoundError:
+    return CredentialNotFoundError(
+        "There is no credential of that name.", hint="See: apex-creds list"
+    )
+
+
 def _origin(value: str | Origin) -> Origin:
     return Origin.parse(value) if isinstance(value, str) else value
 
 
 def _provider(master: str | MasterKeyProvider) -> MasterKeyProvider:
     return provider_from_uri(master) if isinstance(master, str) else master
+
+
+def _refuse_remains(home: Path) -> None:
+    """A key store that went missing is not replaced by a new one (rule 6)."""
+    remains = [*home.glob("credentials/*.enc"), *audit_directory(home).glob("*.jsonl")]
+    if remains and not (home / "security/keystore.enc").exists():
+        raise VaultExistsError(
+            f"There is no key store, but {remains[0]} is what a vault left.",
+            hint="Restore security/keystore.enc from a backup, or choose another directory.",
+        )
 
 
 def _map_names(storage: Storage, keystore: Keystore) -> None:

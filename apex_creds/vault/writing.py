@@ -1,37 +1,56 @@
-"""Putting credentials into a section.
+"""Putting credentials into a section, and taking them out.
 
 Guarantee: a batch is one commit; a record is sealed under the primary of its service's
-keyset as that is when the commit is made, never under an older one.
+keyset as that is when the commit is made, never under an older one. A name that two
+writers give to credentials of two kinds at once is acknowledged to one of them at most.
+What was removed was last sealed under a key that is destroyed afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final, TypeVar
 
-from apex_creds.errors import CredentialExistsError
-from apex_creds.model import SECTIONS, Clock, CredentialInfo, check_name
+import anyio
+
+from apex_creds.errors import ConflictError, CredentialExistsError, InvalidInputError
+from apex_creds.model import (
+    SECTIONS,
+    Clock,
+    CredentialInfo,
+    OAuthToken,
+    check_name,
+    check_time,
+)
 from apex_creds.vault import dek
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.section import Record, Section, seal_record
 from apex_creds.vault.store import DocumentStore
-from apex_creds.vault.values import PutItem, dek_label, next_info
+from apex_creds.vault.values import Deletion, PutItem, dek_label, next_info
+
+_ROUNDS: Final = 10
+_T = TypeVar("_T")
 
 
-async def check(store: DocumentStore, item: PutItem) -> None:
-    """Refuses an item that could not be put.
+async def check(store: DocumentStore, batch: Sequence[PutItem]) -> None:
+    """Refuses items that could not be put.
 
     Raises:
-        InvalidNameError: Its name or service is not acceptable.
-        CredentialExistsError: The name is taken by a credential of another kind.
+        InvalidNameError: A name or service is not acceptable.
+        InvalidInputError: A time is none, or a name is there twice.
+        CredentialExistsError: A name is taken by a credential of another kind.
     """
-    check_name(item.name)
-    check_name(item.service or item.name, what="service")
-    for other in set(SECTIONS.values()) - {SECTIONS[item.secret.kind]}:
-        if item.name in (await store.section(other)).records:
-            raise CredentialExistsError(
-                "That name belongs to a credential of another kind.",
-                hint="Delete it first, or choose another name.",
-            )
+    if len({item.name for item in batch}) != len(batch):
+        raise InvalidInputError("A name is there twice.", hint="Put one after the other.")
+    for item in batch:
+        check_name(item.name)
+        check_name(item.name if item.service is None else item.service, what="service")
+        check_time(item.expires, what="end of the credential")
+        if isinstance(item.secret, OAuthToken):
+            check_time(item.secret.expires_at, what="end of the token")
+        await _refuse_taken(store, SECTIONS[item.secret.kind], item.name)
 
 
 async def put(
@@ -41,27 +60,100 @@ async def put(
 
     Returns:
         The metadata of what was written, by name.
+
+    Raises:
+        CredentialExistsError: Another writer gave a name to another kind meanwhile.
+        ConflictError: Other writers were first, again and again.
     """
-    written: dict[str, CredentialInfo] = {}
+    return await _again(partial(_put, store, section, items, clock=clock))
+
+
+async def remove(
+    store: DocumentStore, section: str, name: str, *, clock: Clock
+) -> Deletion | None:
+    """Removes a credential and shreds it; None where there is none of that name.
+
+    Raises:
+        ConflictError: Other writers were first, again and again.
+    """
+    return await _again(partial(_remove, store, section, name, clock=clock))
+
+
+async def _put(
+    store: DocumentStore, section: str, items: Sequence[PutItem], *, clock: Clock
+) -> dict[str, CredentialInfo]:
+    written: dict[str, Record] = {}
+    replaced: Mapping[str, Record] = {}
 
     def change(before: Section, keystore: Keystore) -> Mapping[str, Record]:
-        written.clear()
-        records = dict(before.records)
+        nonlocal replaced
+        replaced = before.records
         for item in items:
-            info = next_info(item, records.get(item.name), clock.time())
-            records[item.name] = _seal(info, item, keystore)
-            written[item.name] = info
-        return records
+            info = next_info(item, replaced.get(item.name), clock.time())
+            written[item.name] = _seal(info, item, keystore)
+        return {**replaced, **written}
 
     known = (await store.section(section)).records
     labels = {dek_label(next_info(item, known.get(item.name), 0.0)) for item in items}
     await dek.ensure(store, labels, now=clock.time())
     await store.commit_section(section, change)
-    return written
+    try:
+        for name in written:
+            await _refuse_taken(store, section, name)
+    except CredentialExistsError:
+        await _withdraw(store, section, written, replaced)
+        raise
+    return {name: record.info for name, record in written.items()}
+
+
+async def _remove(
+    store: DocumentStore, section: str, name: str, *, clock: Clock
+) -> Deletion | None:
+    record = (await store.section(section)).records.get(name)
+    if record is None:
+        return None
+    label, now = dek_label(record.info), clock.time()
+    await dek.renew(store, label, now=now)
+    overwritten = await dek.move_records(store, section, label, without=name)
+    destroyed = await dek.destroy_unused(store, section, label, now=now)
+    return Deletion(name=name, shredded=destroyed, overwritten=overwritten)
+
+
+async def _refuse_taken(store: DocumentStore, section: str, name: str) -> None:
+    for other in set(SECTIONS.values()) - {section}:
+        if name in (await store.section(other)).records:
+            raise CredentialExistsError(
+                "That name belongs to a credential of another kind.",
+                hint="Delete it first, or choose another name.",
+            )
+
+
+async def _withdraw(
+    store: DocumentStore,
+    section: str,
+    written: Mapping[str, Record],
+    replaced: Mapping[str, Record],
+) -> None:
+    """Takes a put back.
+
+    Each writer looks for the other after its own commit, so that one at least of two that
+    give a name to two kinds sees it.
+    """
+
+    def change(before: Section, _: Keystore) -> Mapping[str, Record]:
+        found = {name: before.records.get(name) for name in written}
+        ours = {name for name, r in found.items() if r and r.info == written[name].info}
+        kept = {name: r for name, r in before.records.items() if name not in ours}
+        return kept | {name: replaced[name] for name in ours & set(replaced)}
+
+    with anyio.CancelScope(shield=True):
+        await store.commit_section(section, change)
 
 
 def _seal(info: CredentialInfo, item: PutItem, keystore: Keystore) -> Record:
-    keyset = keystore.by_label[dek_label(info)]
+    keyset = keystore.by_label.get(dek_label(info))
+    if keyset is None:  # another process deleted it meanwhile, and with it its service
+        raise ConflictError("Other writers keep changing that credential.", hint="Try again.")
     return seal_record(
         info,
         item.secret,
@@ -69,3 +161,11 @@ def _seal(info: CredentialInfo, item: PutItem, keystore: Keystore) -> Record:
         keyset=keyset,
         key=keystore.hierarchy.unwrap(keyset, keyset.primary.version),
     )
+
+
+async def _again(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Does it again from fresh state where another writer was first."""
+    for _ in range(_ROUNDS - 1):
+        with suppress(ConflictError):
+            return await work()
+    return await work()
