@@ -235,11 +235,7 @@ class SecretBytes:
 
     @classmethod
     def allocate(cls, length: int) -> Self:
-        """Returns ``length`` zero bytes.
-
-        Raises:
-            InvalidInputError: The length is negative.
-        """
+        """Returns ``length`` zero bytes; a negative length is an ``InvalidInputError``."""
         return cls(length)
 
     @classmethod
@@ -263,21 +259,23 @@ class SecretBytes:
         Raises:
             SecretWipedError: ``data`` is a secret that is closed.
         """
-        if not isinstance(data, SecretBytes):
-            return cls.from_bytes(data)
-        pointer = data._pointer()
-        secret = cls(data._length)
-        _memmove(secret._held[0].pointer, pointer, data._length)
+        if isinstance(data, SecretBytes):
+            return cls.part_of(data, 0, len(data))
+        return cls.from_bytes(data)
+
+    @classmethod
+    def part_of(cls, data: SecretBytes, start: int, length: int) -> Self:
+        """Copies ``length`` bytes of a secret, from ``start``; raises as ``copy_of``."""
+        pointer, secret = data._pointer(), cls(length)
+        if start < 0 or start + length > data._length:
+            raise InvalidInputError("The part lies outside the secret.")
+        _memmove(secret._held[0].pointer, pointer + start, length)
         data._still_open()
         return secret
 
     @classmethod
     def random(cls, length: int) -> Self:
-        """Returns ``length`` bytes from the system's random generator.
-
-        Raises:
-            InvalidInputError: The length is negative.
-        """
+        """Returns ``length`` bytes from the system's random generator."""
         secret = cls(length)
         lib.randombytes(secret._held[0].pointer, length)
         return secret

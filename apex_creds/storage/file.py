@@ -26,6 +26,7 @@ from apex_creds.storage.base import (
     CONFIG,
     KEYSTORE,
     MAX_DOCUMENT_BYTES,
+    STATE_DOCUMENTS,
     Shredded,
     Stored,
     Token,
@@ -43,7 +44,11 @@ from apex_creds.storage.shred import overwrite
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-_FIXED: Final = {KEYSTORE: (SECURITY, "keystore.enc"), CONFIG: (SECURITY, "config.json")}
+_FIXED: Final = {
+    KEYSTORE: (SECURITY, "keystore.enc"),
+    CONFIG: (SECURITY, "config.json"),
+    **{name: (SECURITY, f"{name}.enc") for name in STATE_DOCUMENTS},
+}
 _SUFFIX: Final = ".enc"
 _TEMPORARY: Final = re.compile(r"\.[a-z0-9_]{1,64}\.(?:enc|json)\.[0-9a-f]{16}\.tmp", re.ASCII)
 _READ_ATTEMPTS: Final = 64

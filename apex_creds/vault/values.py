@@ -98,18 +98,24 @@ class Opened:
         Raises:
             InvalidInputError: The credential has no such part.
         """
+        start, length = self._place(part)
+        return self._whole.view()[start : start + length]
+
+    def part(self, part: str = "") -> SecretBytes:
+        """A part in a slot of its own, which the caller closes.
+
+        Raises:
+            InvalidInputError: The credential has no such part.
+        """
+        return SecretBytes.part_of(self._whole, *self._place(part))
+
+    def _place(self, part: str) -> tuple[int, int]:
         found = self._layout.get(part or MAIN_PART[self.kind])
         if found is None:
             raise InvalidInputError(
                 "The credential has no such part.", hint=f"It has: {', '.join(self.names)}."
             )
-        start, length = found
-        return self._whole.view()[start : start + length]
-
-    def part(self, part: str = "") -> SecretBytes:
-        """A part in a slot of its own, which the caller closes."""
-        with self.view(part) as view:
-            return SecretBytes.copy_of(view)
+        return found
 
     def close(self) -> None:
         """Wipes the parts; idempotent."""

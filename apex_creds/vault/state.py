@@ -1,0 +1,136 @@
+"""Typed documents beside the credentials: what the layers above keep in the vault.
+
+Guarantee: as for sections. Encrypted and authenticated under KEK-derived keys, read as
+stored now, never rolled back within a process, committed by compare-and-set. One that the
+key store has noted can't go missing unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import anyio
+import msgspec
+
+from apex_creds.errors import ConflictError, CorruptDocumentError, IntegrityError
+from apex_creds.storage.base import Token
+from apex_creds.vault.document import Header, mac_of, pack, parse, unpack
+from apex_creds.vault.store import ATTEMPTS, DocumentStore, missing, refuse_rollback, too_busy
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Version(Generic[T]):
+    token: Token | None
+    generation: int
+    mac: str
+    value: T
+
+
+class StateDocument(Generic[T]):
+    """One document of a type of its own.
+
+    Args:
+        store: The vault's documents.
+        name: The document's name; ``storage.file`` puts it under security/.
+        empty: Its value before the first write; its type is the document's.
+    """
+
+    def __init__(self, store: DocumentStore, *, name: str, empty: T) -> None:
+        self._store = store
+        self._name = name
+        self._empty = empty
+        self._type: type[T] = type(empty)
+        self._seen: _Version[T] | None = None
+        self._writing = anyio.Lock()
+
+    def now(self) -> T | None:
+        """The value if what is in memory is current, without waiting; else None."""
+        seen = self._seen
+        if seen is None or self._store.storage.change_token(self._name) != seen.token:
+            return None
+        return seen.value
+
+    async def read(self) -> T:
+        """The value as stored now.
+
+        Raises:
+            IntegrityError: What is stored is not what this vault wrote.
+        """
+        found = self.now()
+        return found if found is not None else (await self._load()).value
+
+    async def change(self, change: Callable[[T], T]) -> T:
+        """Applies ``change`` and commits; durable on return.
+
+        ``change`` may be called several times; if it returns its argument, nothing is
+        written.
+
+        Raises:
+            ConflictError: Other writers were first, a hundred times.
+        """
+        async with self._writing:
+            for _ in range(ATTEMPTS):
+                await self.read()
+                before = self._seen
+                assert before is not None
+                value = change(before.value)
+                if value is before.value:
+                    return value
+                try:
+                    await self._write(before, value)
+                except ConflictError:
+                    continue
+                break
+            else:
+                raise too_busy(self._name)
+        await self._store.note(self._name)
+        return value
+
+    async def _load(self) -> _Version[T]:
+        keystore = await self._store.keystore()
+        stored = await self._store.storage.read(self._name)
+        seen = self._seen
+        floor = max(keystore.body.sections.get(self._name, 0), seen.generation if seen else 0)
+        if stored is None:
+            if floor:
+                raise missing(self._name)
+            loaded = _Version(None, 0, "", self._empty)
+        else:
+            packed = parse(stored.data, section=self._name, vault_id=keystore.header.vault_id)
+            keys = await self._store.keys_for(self._name, packed.header.kek_version)
+            value = self._decode(unpack(packed, keys))
+            loaded = _Version(stored.token, packed.header.generation, packed.mac, value)
+            refuse_rollback(
+                self._name, floor, seen.mac if seen else "", packed.header, packed.mac
+            )
+        self._seen = loaded
+        return loaded
+
+    async def _write(self, before: _Version[T], value: T) -> None:
+        keystore = await self._store.keystore()
+        keks = keystore.root_header.keks
+        header = Header(
+            vault_id=keystore.header.vault_id,
+            section=self._name,
+            generation=before.generation + 1,
+            kek_id=keks.id,
+            kek_version=keks.primary.version,
+            written=self._store.clock.time(),
+        )
+        keys = keystore.hierarchy.document_keys(self._name, header.kek_version)
+        data = pack(header, msgspec.msgpack.encode(value), keys)
+        written = await self._store.storage.write(self._name, data, expected=before.token)
+        self._seen = _Version(written.token, header.generation, mac_of(data), value)
+
+    def _decode(self, plaintext: bytes) -> T:
+        try:
+            return msgspec.msgpack.decode(plaintext, type=self._type)
+        except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError):
+            pass
+        raise CorruptDocumentError(
+            f"The body of {self._name!r} is malformed.", hint="Restore it from a backup."
+        )
