@@ -1,0 +1,181 @@
+"""What a plugin says about itself: read from its folder, or from its runtime's records.
+
+Guarantee: a metadata file is read only if it is a regular file in its folder (no symbolic
+link), of at most 256 KiB, and one strict JSON object. A manifest is never older than the
+metadata that it was read from: every look compares the content, not the object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NoReturn
+
+import msgspec
+
+from apex_creds.errors import InvalidManifestError, UnsafePathError
+from apex_creds.policy.manifest import Manifest, parse_manifest
+
+FILE_NAMES: Final = ("plugin.json", "metadata.json")
+"""Where metadata is looked for, in this order."""
+
+MAX_BYTES: Final = 256 * 1024
+
+_FIELDS: Final = ("id", "version", "credentials")
+_FLAGS: Final = (
+    os.O_RDONLY
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block the open
+    | getattr(os, "O_NOCTTY", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+
+def load_metadata(folder: str | os.PathLike[str]) -> dict[str, object]:
+    """Reads ``plugin.json``, or else ``metadata.json``, in a plugin's folder.
+
+    Returns:
+        The decoded object; ``parse_manifest`` reads the manifest from it.
+
+    Raises:
+        InvalidManifestError: There is no such file, or it is not as guaranteed above.
+        UnsafePathError: It is a symbolic link, or not a regular file.
+    """
+    for name in FILE_NAMES:
+        path = Path(folder) / name
+        try:
+            return _decode(_read(path), path)
+        except FileNotFoundError:
+            continue
+        except NotADirectoryError:
+            break
+        except OSError as error:
+            raise InvalidManifestError(
+                f"{path} can't be read: {error.strerror}.", hint="Check its permissions."
+            ) from None
+    raise InvalidManifestError(
+        f"There is no plugin metadata in {folder}.",
+        hint=f"A plugin's folder has a {' or '.join(FILE_NAMES)}.",
+    )
+
+
+def _read(path: Path) -> bytes:
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise _not_regular(path)
+    try:
+        fd = os.open(path, _FLAGS)
+    except OSError as error:
+        if path.is_symlink():  # put there since the look above
+            raise _not_regular(path) from error
+        raise
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise _not_regular(path)
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise _invalid(path, f"is larger than {MAX_BYTES // 1024} KiB")
+    return data
+
+
+def _decode(data: bytes, path: Path) -> dict[str, object]:
+    try:
+        decoded = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_no_constant,
+        )
+    except (ValueError, RecursionError):
+        raise _invalid(path, "is not strict JSON (UTF-8, no field twice)") from None
+    if not isinstance(decoded, dict):
+        raise _invalid(path, "is not a JSON object")
+    return decoded
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a field is there twice")
+    return found
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _not_regular(path: Path) -> UnsafePathError:
+    return UnsafePathError(
+        f"{path} is not a regular file.",
+        hint="Put the metadata itself there, not a link to it.",
+    )
+
+
+def _invalid(path: Path, what: str) -> InvalidManifestError:
+    return InvalidManifestError(f"{path} {what}.", hint="See docs/PLUGINS.md.")
+
+
+class Manifests:
+    """The manifests of a runtime's plugins, read again when their metadata changed."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[bytes, Manifest]] = {}
+
+    def find(self, plugin_id: str, record: object) -> Manifest:
+        """The manifest of a plugin.
+
+        Args:
+            plugin_id: As the runtime calls it.
+            record: What the runtime has on it: its metadata, or a mapping that has it as
+                ``metadata``; None or anything else: nothing is known, so nothing declared.
+
+        Raises:
+            InvalidManifestError: It declares credentials, but not as specified, or under
+                another plugin's id.
+        """
+        metadata = _metadata_in(record, plugin_id)
+        declared = metadata.get("credentials", _NOTHING)
+        if declared is _NOTHING or declared == []:
+            return Manifest(plugin=plugin_id)
+        content = _content(metadata)
+        known = self._known.get(plugin_id)
+        if known is not None and known[0] == content:
+            return known[1]
+        manifest = parse_manifest(msgspec.msgpack.decode(content))
+        if manifest.plugin != plugin_id:
+            raise InvalidManifestError(
+                f"The metadata of plugin {plugin_id[:256]!r} names another id.",
+                hint="Its id is the one that the runtime knows the plugin by.",
+            )
+        self._known[plugin_id] = (content, manifest)
+        return manifest
+
+
+_NOTHING: Final = object()
+
+
+def _metadata_in(record: object, plugin_id: str) -> Mapping[str, object]:
+    if not isinstance(record, Mapping):
+        return {}
+    inner = record.get("metadata")
+    if not isinstance(inner, Mapping):
+        return record
+    # An older record is the metadata itself, and may have a field of that name.
+    is_record = record.get("id") == plugin_id and inner.get("id") != plugin_id
+    return record if is_record else inner
+
+
+def _content(metadata: Mapping[str, object]) -> bytes:
+    """What the manifest is read from, as bytes: equal if and only if it is the same."""
+    fields = {name: metadata[name] for name in _FIELDS if name in metadata}
+    try:
+        return msgspec.msgpack.encode(fields)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise InvalidManifestError(
+            "The plugin's metadata is not valid: it is not JSON.",
+            hint='See docs/PLUGINS.md for the fields of "credentials".',
+        ) from None
