@@ -1,0 +1,383 @@
+"""The hook for ApexAgent's plugin managers: ``install(plugin_manager, middleware)``.
+
+Guarantee: a plugin that the manager invokes has handles for what its metadata declares and
+its grants allow, from ``current_credentials()`` and as ``credentials`` where its method
+names that; they never pass through the manager's keyword arguments, which it logs, unless
+the plugin can't be given them otherwise, and show themselves masked there. A plugin that
+declares nothing is called as if there were no hook. ``uninstall`` restores the manager and
+its plugins exactly; if somebody wrapped the hook since, it stays as a call-through.
+
+Builds that differ in what they call things are all covered: an asynchronous manager
+(``invoke_plugin_action``), a synchronous one (``execute_action``), and plugins that have an
+``execute_action(action_name, params, …)`` of their own, with or without ``**kwargs``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Final, NamedTuple, Self, cast, final
+
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.errors import InvalidInputError, InvalidManifestError
+from apex_creds.integrations.binding import Bindings
+from apex_creds.integrations.metadata import Manifests, load_metadata
+from apex_creds.leases.invocation import current_invocation
+from apex_creds.middleware import CredentialMiddleware
+from apex_creds.middleware.shape import shape_of
+from apex_creds.policy.manifest import Manifest
+
+__all__ = ["Installation", "install", "load_metadata", "uninstall"]
+
+METHODS: Final = ("invoke_plugin_action", "execute_action")
+"""The methods of a manager that invoke plugins; those that it has are hooked."""
+
+INVALID_MANIFEST: Final = "invalid_manifest"
+"""The reason of the denial that a malformed manifest is audited as."""
+
+_PLUGINS: Final = ("plugins", "loaded_plugins", "_plugins", "_loaded_plugins")
+_EXECUTE: Final = "execute_action"
+_MISSING: Final = object()
+
+_lock = threading.RLock()
+_installed: weakref.WeakValueDictionary[int, Installation] = weakref.WeakValueDictionary()
+
+
+def install(plugin_manager: object, middleware: CredentialMiddleware) -> Installation:
+    """Hooks an ApexAgent plugin manager.
+
+    Args:
+        plugin_manager: An instance, of any build.
+        middleware: Open for as long as the hook is installed.
+
+    Returns:
+        What to ``uninstall``. Installing the same middleware again returns the same.
+
+    Raises:
+        InvalidInputError: It has no method to hook, or has another middleware's hook.
+    """
+    with _lock:
+        found = _installed.get(id(plugin_manager))
+        if found is None:
+            installation = Installation(plugin_manager, middleware)
+            _installed[id(plugin_manager)] = installation
+            return installation
+    if found.middleware is not middleware:
+        raise InvalidInputError(
+            "This plugin manager is hooked by another middleware.",
+            hint="Uninstall that one first.",
+        )
+    return found
+
+
+def uninstall(plugin_manager: object) -> bool:
+    """Takes ``install`` back; returns whether there was something to take back."""
+    found = _installed.get(id(plugin_manager))
+    if found is None:
+        return False
+    found.uninstall()
+    return True
+
+
+class _Target(NamedTuple):
+    """What an invocation is of.
+
+    Attributes:
+        name: The action, for the log.
+        methods: The plugin's methods that may be called with the handles.
+    """
+
+    plugin_id: str
+    name: str
+    methods: tuple[str, ...]
+
+
+@final
+class Installation:
+    """A hooked manager; a context manager that uninstalls."""
+
+    def __init__(self, plugin_manager: object, middleware: CredentialMiddleware) -> None:
+        """Use ``install``."""
+        self.manager = plugin_manager
+        self.middleware = middleware
+        self.active = True
+        self._manifests = Manifests()
+        self._bindings = Bindings()
+        self._hooks: dict[str, _Hook] = {}
+        for name in METHODS:
+            if callable(getattr(plugin_manager, name, None)):
+                self._hooks[name] = _Hook(self, name)
+        if not self._hooks:
+            raise InvalidInputError(
+                f"{type(plugin_manager).__name__} is not a plugin manager that is known.",
+                hint=f"It has none of the methods {', '.join(METHODS)}.",
+            )
+        try:
+            for hook in self._hooks.values():
+                hook.set()
+        except (AttributeError, TypeError, ValueError):
+            self.uninstall()
+            raise InvalidInputError(
+                f"The methods of {type(plugin_manager).__name__} can't be replaced.",
+                hint="Hook it where it is subclassed, with middleware.invoke_action.",
+            ) from None
+
+    def uninstall(self) -> None:
+        """Restores the manager and its plugins; idempotent.
+
+        Invocations that are under way end as they would have.
+        """
+        with _lock:
+            if not self.active:
+                return
+            self.active = False
+            if _installed.get(id(self.manager)) is self:
+                del _installed[id(self.manager)]
+        for hook in self._hooks.values():
+            hook.unset()
+        self._bindings.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.uninstall()
+
+    # -- invoking ----------------------------------------------------------------
+
+    async def invoke(
+        self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """What the hook of an asynchronous method does."""
+        target = hook.target(args, kwargs) if self.active else None
+        if target is None:
+            return await _awaited(hook.original(*args, **kwargs))
+        record = await _awaited(_record(self.manager, target.plugin_id))
+        manifest = self._manifest(target, record)
+        if not manifest.needs and current_invocation() is None:
+            return await _awaited(hook.original(*args, **kwargs))
+        if manifest.needs:
+            await _awaited(_load(self.manager, target.plugin_id))
+        shape = self._bind(hook, target, manifest)
+        return await self.middleware.invoke_action(
+            manifest, target.name, hook.original, args, kwargs, shape_from=shape
+        )
+
+    def invoke_sync(
+        self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """What the hook of a synchronous method does."""
+        target = hook.target(args, kwargs) if self.active else None
+        if target is None:
+            return hook.original(*args, **kwargs)
+        manifest = self._manifest(target, _at_once(_record(self.manager, target.plugin_id)))
+        if not manifest.needs and current_invocation() is None:
+            return hook.original(*args, **kwargs)
+        if manifest.needs:
+            _at_once(_load(self.manager, target.plugin_id))
+        shape = self._bind(hook, target, manifest)
+        return self.middleware.invoke_sync(
+            manifest, target.name, hook.original, args, kwargs, shape_from=shape
+        )
+
+    def _manifest(self, target: _Target, record: object) -> Manifest:
+        try:
+            return self._manifests.find(target.plugin_id, record)
+        except InvalidManifestError:
+            broker = self.middleware.broker
+            denial = AuditEvent(
+                time=broker.clock.time(),
+                kind=EventKind.DENIAL,
+                plugin=target.plugin_id,
+                action=target.name,
+                decision="deny",
+                reason=INVALID_MANIFEST,
+            )
+            broker.log(denial, flush=True)
+            raise
+
+    def _bind(
+        self, hook: _Hook, target: _Target, manifest: Manifest
+    ) -> Callable[..., object] | None:
+        """Has the plugin's methods be given handles; else a method to pass them on to."""
+        plugin = _loaded(self.manager, target.plugin_id) if manifest.needs else None
+        if plugin is None:
+            return None
+        for name in target.methods:
+            method = self._bindings.bind(target.plugin_id, plugin, name)
+            if method is not None and hook.carries_to(plugin, name, target):
+                return method
+        return None
+
+
+class _Hook:
+    """One method of a manager: what was there, and what takes its place."""
+
+    __slots__ = ("_before", "_manager", "_name", "_names", "original", "replacement")
+
+    def __init__(self, installation: Installation, name: str) -> None:
+        self._manager = installation.manager
+        self._name = name
+        self._before = _own(self._manager).get(name, _MISSING)
+        self.original: Callable[..., object] = getattr(self._manager, name)
+        self._names = _first_two(self.original)
+        self.replacement = self._make(installation)
+
+    def carries_to(self, plugin: object, method: str, target: _Target) -> bool:
+        """Whether a keyword given to the manager's method gets to that of the plugin."""
+        if not _takes_keywords(self.original):
+            return False
+        called = target.methods[0]
+        if self._name != _EXECUTE and callable(getattr(plugin, _EXECUTE, None)):
+            called = _EXECUTE
+        return called == method or _takes_keywords(getattr(plugin, called))
+
+    def _make(self, installation: Installation) -> Callable[..., object]:
+        if inspect.iscoroutinefunction(self.original):
+
+            @functools.wraps(self.original)
+            async def hooked(*args: object, **kwargs: object) -> object:
+                return await installation.invoke(self, args, kwargs)
+
+            return hooked
+
+        @functools.wraps(self.original)
+        def hooked_sync(*args: object, **kwargs: object) -> object:
+            return installation.invoke_sync(self, args, kwargs)
+
+        return hooked_sync
+
+    def set(self) -> None:
+        """Hooks the method."""
+        setattr(self._manager, self._name, self.replacement)
+        if _own(self._manager).get(self._name) is not self.replacement:
+            raise AttributeError(self._name)
+
+    def unset(self) -> None:
+        """Puts back what was there, unless somebody put something over the hook."""
+        own = _own(self._manager)
+        if own.get(self._name) is not self.replacement:
+            return
+        if self._before is _MISSING:
+            delattr(self._manager, self._name)
+        else:
+            setattr(self._manager, self._name, self._before)
+
+    def target(self, args: tuple[object, ...], kwargs: dict[str, object]) -> _Target | None:
+        """What is invoked; None if that can't be said, so that it is the manager's to fail."""
+        plugin_id, action = (
+            args[at] if at < len(args) else kwargs.get(name)
+            for at, name in enumerate(self._names)
+        )
+        if not isinstance(plugin_id, str) or not isinstance(action, str):
+            return None
+        if action != _EXECUTE:
+            return _Target(plugin_id, action, (action,))
+        # The plugin's own dispatcher, called by name: the action is its first argument.
+        inner = args[2] if len(args) > 2 else kwargs.get("action_name")
+        if not isinstance(inner, str):
+            return _Target(plugin_id, action, (action,))
+        return _Target(plugin_id, inner, (action, inner))
+
+
+def _own(thing: object) -> Mapping[str, object]:
+    attributes: Mapping[str, object] = getattr(thing, "__dict__", {})
+    return attributes
+
+
+def _parameters(method: Callable[..., object]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(method).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _takes_keywords(method: Callable[..., object]) -> bool:
+    kinds = {parameter.kind for parameter in _parameters(method)}
+    return inspect.Parameter.VAR_KEYWORD in kinds or shape_of(method).takes_credentials
+
+
+def _first_two(method: Callable[..., object]) -> tuple[str, str]:
+    """The names of a manager's parameters for the plugin's id and the action."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    names = [each.name for each in _parameters(method) if each.kind in kinds]
+    return (names[0], names[1]) if len(names) > 1 else ("plugin_id", "action_name")
+
+
+# -- what a manager knows ------------------------------------------------------------
+
+
+def _record(manager: object, plugin_id: str) -> object:
+    """What the manager has on a plugin (perhaps to be awaited); its own error if it raises."""
+    records = getattr(manager, "plugin_metadata", None)
+    if isinstance(records, Mapping):
+        return records.get(plugin_id)
+    ask = getattr(manager, "get_plugin_metadata", None)
+    return cast("object", ask(plugin_id)) if callable(ask) else None
+
+
+def _loaded(manager: object, plugin_id: str) -> object | None:
+    """The plugin's instance, if the manager has it at hand."""
+    for name in _PLUGINS:
+        plugins = getattr(manager, name, None)
+        if isinstance(plugins, Mapping) and plugin_id in plugins:
+            return _instance(plugins[plugin_id])
+    ask = getattr(manager, "get_plugin", None)
+    if not callable(ask) or inspect.iscoroutinefunction(ask):
+        return None
+    try:
+        return _instance(ask(plugin_id))
+    except Exception:  # noqa: BLE001 - the invocation itself will say so
+        return None
+
+
+def _instance(entry: object) -> object | None:
+    """The instance in an entry of a manager's plugins, which may be a mapping around it."""
+    if isinstance(entry, Mapping):
+        return next((entry[key] for key in ("instance", "plugin") if key in entry), None)
+    return entry
+
+
+def _load(manager: object, plugin_id: str) -> object:
+    """Has the manager load a plugin (perhaps to be awaited), as it will when it invokes it."""
+    load = getattr(manager, "load_plugin", None)
+    if not callable(load) or _loaded(manager, plugin_id) is not None:
+        return None
+    try:
+        return _quiet(load(plugin_id))
+    except Exception:  # noqa: BLE001 - the invocation itself will say so
+        return None
+
+
+def _quiet(loading: object) -> object:
+    return _caught(loading) if inspect.isawaitable(loading) else loading
+
+
+async def _caught(loading: Awaitable[object]) -> object:
+    try:
+        return await loading
+    except Exception:  # noqa: BLE001 - the invocation itself will say so
+        return None
+
+
+async def _awaited(value: object) -> object:
+    return await value if inspect.isawaitable(value) else value
+
+
+def _at_once(value: object) -> object:
+    """``value``, which a synchronous manager must have ready."""
+    if not inspect.isawaitable(value):
+        return value
+    close = getattr(value, "close", None)
+    if callable(close):
+        close()
+    return None
