@@ -100,7 +100,9 @@ def check_reference(vault_id: str, version: int) -> None:
     if _VAULT_ID.fullmatch(vault_id) is None:
         raise InvalidInputError("The vault id is malformed.", hint="Check the key store.")
     if not 1 <= version < 2**32:
-        raise InvalidInputError("The master key version is out of range.")
+        raise InvalidInputError(
+            "The master key version is out of range.", hint="Check the key store."
+        )
 
 
 def encode_key(key: SecretBytes) -> bytearray:

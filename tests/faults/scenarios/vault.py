@@ -1,0 +1,60 @@
+"""What the vault does, to be killed in the middle of (run by tests.faults.killer)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from apex_creds.model import ApiKey, BasicAuth
+from apex_creds.vault import Vault
+from tests.faults import killer
+
+STORED = {"first": b"first value", "second": b"second value"}
+"""What every prepared home has, in one service."""
+
+Step = Callable[[Vault], Awaitable[object]]
+
+
+def put_new(home: str) -> None:
+    """The first of its section and of its service."""
+    _run(home, "put", lambda vault: vault.put("new", BasicAuth("user", "new value")))
+
+
+def put_again(home: str) -> None:
+    _run(home, "put", lambda vault: vault.put("first", ApiKey("changed value")))
+
+
+def put_in_service(home: str) -> None:
+    _run(home, "put", lambda vault: vault.put("new", ApiKey("new value"), service="shared"))
+
+
+def delete(home: str) -> None:
+    _run(home, "deleted", lambda vault: vault.delete("first"))
+
+
+def grant(home: str) -> None:
+    _run(home, "granted", lambda vault: vault.grant("plugin", "first", reveal=True))
+
+
+def create(home: str) -> None:
+    async def run() -> None:
+        await Vault.create(home, master=f"file:{Path(home).parent}/master.key")
+        killer.acknowledge("created")
+
+    killer.begin()
+    asyncio.run(run())
+    killer.end()
+
+
+def _run(home: str, word: str, step: Step) -> None:
+    async def run() -> None:
+        vault = await Vault.unseal(home)
+        await vault.list()
+        killer.begin()
+        await step(vault)
+        killer.acknowledge(word)
+        killer.end()
+        await vault.close()
+
+    asyncio.run(run())

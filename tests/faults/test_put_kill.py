@@ -1,0 +1,147 @@
+"""DESIGN rule 1 for the vault: killed at any write boundary, all that was told is there.
+
+After each kill another process (this one) unseals the vault: every acknowledged value
+decrypts, one that was not acknowledged is old or new, and the vault goes on working.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from apex_creds.audit.verify import verify
+from apex_creds.errors import VaultNotFoundError
+from apex_creds.keys.keyset import KeyState
+from apex_creds.model import ApiKey
+from apex_creds.vault import Vault
+from tests.faults.killer import Run, Scenario
+from tests.faults.scenarios.vault import STORED
+from tests.vault.helpers import home_in, master_in, value_of, values
+
+FILE = Path(__file__).parent / "scenarios" / "vault.py"
+
+pytestmark = [pytest.mark.anyio, pytest.mark.faults, pytest.mark.slow]
+
+
+@pytest.fixture
+async def homes(tmp_path: Path) -> Iterator[Path]:
+    """Copies of one vault, without end; they share its master key."""
+    original = tmp_path / "original"
+    original.mkdir()
+    async with await Vault.create(home_in(original), master=master_in(tmp_path)) as vault:
+        for name, value in STORED.items():
+            await vault.put(name, ApiKey(value.decode()), service="shared")
+    return copies(home_in(original), tmp_path)
+
+
+def copies(original: Path, where: Path) -> Iterator[Path]:
+    for number in itertools.count():
+        home = where / f"home{number}"
+        shutil.copytree(original, home)
+        yield home
+
+
+@pytest.mark.parametrize("function", ["put_new", "put_again", "put_in_service"])
+async def test_put(homes: Iterator[Path], function: str) -> None:
+    name, new = (
+        ("first", b"changed value") if function == "put_again" else ("new", b"new value")
+    )
+    seen = set()
+    for home, run, point in killed_everywhere(function, homes):
+        found = await after(home, point)
+        value = found.pop(name, None)
+        assert value == new or (not run.acknowledged and value == STORED.get(name)), point
+        assert {**found, "first": b""} == {**STORED, "first": b""}, point
+        seen.add(value)
+    assert seen == {STORED.get(name), new}
+
+
+async def test_delete(homes: Iterator[Path]) -> None:
+    seen = set()
+    for home, run, point in killed_everywhere("delete", homes):
+        found = await after(home, point)
+        assert found.pop("second") == STORED["second"], point
+        assert found in ({}, {"first": STORED["first"]}), point
+        assert not (found and run.acknowledged), point
+        seen.add(bool(found))
+        await old_keys_are_destroyed_in_the_end(home, point)
+    assert seen == {True, False}
+
+
+async def old_keys_are_destroyed_in_the_end(home: Path, point: str) -> None:
+    """The next deletion in the service finishes what the killed one began."""
+    async with await Vault.unseal(home) as vault:
+        assert (await vault.delete("second")).shredded, point
+        keystore = await vault._store.keystore()
+        states = [v.state for v in keystore.by_label["api_keys/shared"].versions]
+        assert set(states) == {KeyState.PRIMARY, KeyState.DESTROYED}, point
+
+
+async def test_grant(homes: Iterator[Path]) -> None:
+    seen = set()
+    for home, run, point in killed_everywhere("grant", homes):
+        async with await Vault.unseal(home) as vault:
+            found = (await vault.grants()).find("plugin", "first")
+        assert found is None or found.reveal, point
+        assert found is not None or not run.acknowledged, point
+        assert await after(home, point) == STORED, point
+        seen.add(found is None)
+    assert seen == {True, False}
+
+
+async def test_create(tmp_path: Path) -> None:
+    seen = set()
+    fresh = (tmp_path / str(number) / "home" for number in itertools.count())
+    made = (made_parent(home) for home in fresh)
+    for home, run, point in killed_everywhere("create", made):
+        try:
+            vault = await Vault.unseal(home)
+        except VaultNotFoundError:
+            assert not run.acknowledged, point
+            vault = await Vault.create(home, master=f"file:{home.parent}/master.key")
+            seen.add("none")
+        else:
+            seen.add("whole")
+        async with vault:
+            await vault.put("a", ApiKey("works"))
+        assert await after(home, point) == {"a": b"works"}, point
+    assert seen == {"none", "whole"}
+
+
+def made_parent(home: Path) -> Path:
+    home.parent.mkdir()
+    return home
+
+
+def killed_everywhere(function: str, homes: Iterator[Path]) -> Iterator[tuple[Path, Run, str]]:
+    """Each home with what was left in it, by a run that died at the next point."""
+    with Scenario(FILE, function) as scenario:
+        points = scenario.points(next(homes))
+        kills = 0
+        for point in points:
+            home = next(homes)
+            run = scenario.run(home, at=point)
+            # The log is made durable by a thread, which may not have come to its turn.
+            assert run.killed or run.acknowledged, point
+            kills += run.killed
+            yield home, run, str(point)
+            shutil.rmtree(home)
+        assert kills > len(points) * 0.9
+
+
+async def after(home: Path, point: str) -> dict[str, bytes]:
+    """What another process reads; the vault goes on, its log verifies, nothing is left."""
+    async with await Vault.unseal(home) as vault:
+        found = await values(vault)
+        await vault.put("further", ApiKey("further value"), service="shared")
+        assert await value_of(vault, "further") == b"further value", point
+        await vault.delete("further")
+        assert await values(vault) == found, point
+        vault_id = vault.vault_id
+    assert verify(home / "security/audit", vault_id=vault_id).count, point
+    assert not list(home.rglob("*.tmp")), point
+    return found
