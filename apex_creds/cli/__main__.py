@@ -1,0 +1,9 @@
+"""``python -m apex_creds.cli``."""
+
+from __future__ import annotations
+
+import sys
+
+from apex_creds.cli.entry import main
+
+sys.exit(main())

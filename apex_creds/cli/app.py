@@ -1,0 +1,73 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from apex_creds.cli import audit, credentials, dotenv, grants, init, options
+from apex_creds.cli.demo.command import demo
+from apex_creds.cli.doctor.command import doctor
+from apex_creds.cli.options import HomeOption, MasterOption
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(
+    name="apex-creds",
+    context_settings=_HELP,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+)
+log = typer.Typer(context_settings=_HELP, invoke_without_command=True)
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    home: HomeOption = None,
+    master: MasterOption = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Keep secrets encrypted, and give plugins short-lived handles instead of them."""
+    ctx.obj = options.settings(ctx, home, master)
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"apex-creds {version_of('apex-creds')}")
+        raise typer.Exit
+    _help_without_command(ctx)
+
+
+@log.callback()
+def audit_root(
+    ctx: typer.Context, home: HomeOption = None, master: MasterOption = None
+) -> None:
+    """Read and check the audit log; needs no key."""
+    ctx.obj = options.settings(ctx, home, master)
+    _help_without_command(ctx)
+
+
+def _help_without_command(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+app.command("init")(init.init)
+app.command("set")(credentials.set_credential)
+app.command("list")(credentials.list_credentials)
+app.command("show")(credentials.show)
+app.command("get")(credentials.get)
+app.command("rm")(credentials.remove)
+app.command("grant")(grants.grant)
+app.command("grants")(grants.list_grants)
+app.command("revoke")(grants.revoke)
+app.command("status")(init.status)
+app.command("doctor")(doctor)
+app.command("import")(dotenv.import_file)
+log.command("verify")(audit.verify)
+log.command("tail")(audit.tail)
+app.add_typer(log, name="audit")
+app.command("demo")(demo)

@@ -1,0 +1,112 @@
+"""The web service of the demo: HTTP/1.1 on the loopback interface.
+
+Guarantee: a request is served only if its Authorization header is exactly the one for its
+path, compared in constant time; every other one is a 401, and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
+
+STORY: Final = ("Once upon a time, ", "a plugin asked for ", "{topic}", " and got a handle.")
+"""What ``/v1/story`` streams."""
+
+_MAX_HEAD: Final = 16 * 1024
+_GRACE: Final = 5.0
+
+
+class DemoService:
+    """Serves ``/v1/forecast``, ``/v1/story`` (streamed) and ``/v1/echo``.
+
+    Args:
+        expected: The Authorization header that each path wants.
+
+    Attributes:
+        right: Requests that had it.
+        wrong: Requests that did not.
+    """
+
+    def __init__(self, expected: Mapping[str, str]) -> None:
+        self._expected = {path: value.encode() for path, value in expected.items()}
+        self.right = 0
+        self.wrong = 0
+        self._serving: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        """Listens on a free port of 127.0.0.1; yields the origin."""
+        server = await asyncio.start_server(
+            self._accept, "127.0.0.1", 0, backlog=1024, limit=_MAX_HEAD
+        )
+        host, port = server.sockets[0].getsockname()[:2]
+        try:
+            yield f"http://{host}:{port}"
+        finally:
+            server.close()
+            if self._serving:
+                await asyncio.wait(self._serving, timeout=_GRACE)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await self._answer(head, writer)
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(self, head: bytes, writer: asyncio.StreamWriter) -> None:
+        first, *lines = head.decode("latin-1").split("\r\n")
+        url = urlsplit(first.split(" ")[1])
+        headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines if line)}
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        if not self._allowed(url.path, headers.get("authorization", "")):
+            self.wrong += 1
+            await _send(writer, 401, b'{"error":"unauthorized"}')
+            return
+        self.right += 1
+        if url.path == "/v1/story":
+            await _stream(writer, query.get("topic", ""))
+        elif url.path == "/v1/echo":
+            await _send(writer, 200, json.dumps({"you_sent": headers}).encode())
+        else:
+            answer = {"city": query.get("city", ""), "sky": "clear"}
+            await _send(writer, 200, json.dumps(answer).encode())
+
+    def _allowed(self, path: str, sent: str) -> bool:
+        wanted = self._expected.get(path)
+        return wanted is not None and hmac.compare_digest(wanted, sent.encode("latin-1"))
+
+
+async def _send(writer: asyncio.StreamWriter, status: int, body: bytes) -> None:
+    reason = "OK" if status == 200 else "Unauthorized"
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    await writer.drain()
+
+
+async def _stream(writer: asyncio.StreamWriter, topic: str) -> None:
+    writer.write(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    for piece in STORY:
+        data = piece.format(topic=topic).encode()
+        writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+        await writer.drain()
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()

@@ -1,0 +1,56 @@
+"""Whether the files and directories of the vault are ours alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from apex_creds.cli.doctor.checks import Check, failed, failure, ok
+from apex_creds.errors import StorageError
+from apex_creds.storage.layout import AUDIT, CREDENTIALS, SECURITY
+from apex_creds.storage.safe_open import check
+
+_NAME = "permissions"
+
+
+def permissions(home: Path) -> Iterator[Check]:
+    """One line for each thing that is wrong, or one that nothing is."""
+    seen, wrong = 0, []
+    for path in _entries(home):
+        seen += 1
+        found = _look(path)
+        if found is not None:
+            wrong.append(found)
+    if wrong:
+        yield from wrong
+    else:
+        yield ok(_NAME, f"{seen} files and directories, all closed to others")
+
+
+def _entries(home: Path) -> Iterator[Path]:
+    """The home, its directories, and what lies in them."""
+    yield home
+    for folder in (home / SECURITY, home / SECURITY / AUDIT, home / CREDENTIALS):
+        if not os.path.lexists(folder):
+            continue
+        if folder.name != AUDIT:
+            yield folder
+        if not folder.is_symlink() and folder.is_dir():
+            yield from sorted(folder.iterdir())
+
+
+def _look(path: Path) -> Check | None:
+    try:
+        status = os.lstat(path)
+        check(path, status, directory=_is_folder(path, status))
+    except StorageError as error:
+        return failed(_NAME, error)
+    except OSError as error:
+        return failure(_NAME, f"{path}: {error.strerror}", "Look who changed it.")
+    return None
+
+
+def _is_folder(path: Path, status: os.stat_result) -> bool:
+    return stat.S_ISDIR(status.st_mode) or path.name in (SECURITY, CREDENTIALS, AUDIT)

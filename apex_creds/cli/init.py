@@ -1,0 +1,105 @@
+"""``init`` and ``status``: the vault as a whole."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Annotated
+
+import anyio
+import typer
+
+from apex_creds.audit import check
+from apex_creds.cli import options, output, session, when
+from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
+from apex_creds.errors import VaultExistsError
+from apex_creds.keys.hierarchy import KEYSTORE
+from apex_creds.model import CredentialKind
+from apex_creds.storage.file import FileStorage
+from apex_creds.vault import Vault
+from apex_creds.vault.home import audit_directory
+from apex_creds.vault.keystore import root_header
+
+
+def init(
+    ctx: typer.Context,
+    hashed_names: Annotated[
+        bool, typer.Option("--hashed-names", help="File names on disk tell nothing.")
+    ] = False,
+    home: HomeOption = None,
+    master: MasterOption = None,
+) -> None:
+    """Make a vault, and a master key for it (in the OS keyring by default)."""
+    chosen = options.settings(ctx, home, master)
+    place = session.home_of(chosen)
+    # Before a passphrase is asked for twice in vain.
+    if FileStorage(place).change_token(KEYSTORE) is not None:
+        raise VaultExistsError(
+            f"There is a vault in {place} already.",
+            hint="Use it, or choose another directory with --home.",
+        )
+    provider = session.provider(chosen.master or "keyring:", new=True)
+
+    async def create() -> str:
+        made = await Vault.create(place, master=provider, hashed_names=hashed_names)
+        async with made as vault:
+            return vault.vault_id
+
+    vault_id = anyio.run(create)
+    output.say(f"Made vault {vault_id} in {place}.", style="green")
+    output.say(f"Master key: {provider.uri} (without it the vault can't be opened)")
+    output.say("Next: apex-creds set NAME, apex-creds grant PLUGIN NAME, apex-creds doctor")
+
+
+def status(
+    ctx: typer.Context,
+    json: JsonOption = False,
+    home: HomeOption = None,
+    master: MasterOption = None,
+) -> None:
+    """Unseal the vault and say what is in it."""
+    chosen = options.settings(ctx, home, master)
+    header = session.read_header(chosen)
+    record = root_header(header).master
+    found = session.with_vault(chosen, _counts)
+    facts: dict[str, output.Json] = {
+        "home": str(session.home_of(chosen)),
+        "vault_id": header.vault_id,
+        "master": record.uri,
+        "master_version": record.version,
+        "kek_version": header.kek_version,
+        **found,
+        **_log_state(chosen, header.vault_id),
+    }
+    if json:
+        output.json_out(facts)
+        return
+    output.fields((name.replace("_", " "), _shown(value)) for name, value in facts.items())
+
+
+async def _counts(vault: Vault) -> dict[str, output.Json]:
+    listed, now = await vault.list(), time.time()
+    kinds = Counter(info.kind for info in listed)
+    ends = [info.expires for info in listed if info.expires is not None]
+    granted = list(await vault.grants())
+    return {
+        "credentials": len(listed),
+        "kinds": {kind.value: kinds[kind] for kind in CredentialKind if kinds[kind]},
+        "expired": sum(end <= now for end in ends),
+        "next_expiry": when.show(min((end for end in ends if end > now), default=None)),
+        "grants": len(granted),
+    }
+
+
+def _log_state(chosen: options.Settings, vault_id: str) -> dict[str, output.Json]:
+    report = check(audit_directory(session.home_of(chosen)), vault_id=vault_id)
+    return {
+        "audit_events": report.count,
+        "audit_chain": "ok" if report.ok else f"broken at line {report.bad_line}",
+    }
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {kind}" for kind, count in value.items()) or "none"
+    return str(value) or "none"

@@ -1,0 +1,104 @@
+"""From the settings of a command to an unsealed vault, and back to sealed.
+
+Guarantee: a passphrase is asked for before the event loop runs, so that Ctrl-C at the
+prompt ends the program with the terminal as it was; it is asked for only where there is a
+vault to open (or to make).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+
+from apex_creds.cli.options import Settings
+from apex_creds.errors import VaultNotFoundError
+from apex_creds.keys import MasterKeyProvider, Prompt, provider_from_uri
+from apex_creds.keys.hierarchy import KEYSTORE
+from apex_creds.keys.passphrase import terminal_prompt
+from apex_creds.storage.file import FileStorage
+from apex_creds.vault import Vault
+from apex_creds.vault.document import Header, parse
+from apex_creds.vault.home import resolve_home
+from apex_creds.vault.keystore import root_header
+
+T = TypeVar("T")
+
+PASSPHRASE = "passphrase:"  # noqa: S105 - a scheme
+
+
+def with_vault(settings: Settings, work: Callable[[Vault], Awaitable[T]]) -> T:
+    """Unseals the vault, runs ``work`` on it, seals it again.
+
+    Raises:
+        ApexCredsError: Anything that unsealing or ``work`` raises.
+    """
+    provider = find_provider(settings)
+
+    async def body() -> T:
+        async with await Vault.unseal(settings.home, master=provider) as vault:
+            return await work(vault)
+
+    return anyio.run(body)
+
+
+def find_provider(settings: Settings) -> MasterKeyProvider:
+    """The provider for an existing vault: what ``--master`` says, else what the vault says.
+
+    Raises:
+        VaultNotFoundError: There is no vault.
+        IntegrityError: Its key store is malformed.
+    """
+    recorded = root_header(read_header(settings)).master.uri
+    return provider(settings.master or recorded, new=False)
+
+
+def provider(uri: str, *, new: bool) -> MasterKeyProvider:
+    """The provider for a URI; asks for its passphrase now, twice for a new one.
+
+    Raises:
+        InvalidInputError: The URI is not understood.
+        MasterKeyUnavailableError: There is no terminal to ask on.
+    """
+    if uri != PASSPHRASE:
+        return provider_from_uri(uri)
+    return provider_from_uri(uri, prompt=_asked(times=2 if new else 1))
+
+
+def _asked(*, times: int) -> Prompt:
+    questions = ("Passphrase: ", "Passphrase again: ")[:times]
+    answers = [terminal_prompt(question) for question in questions]
+    return lambda _: answers.pop(0)
+
+
+def read_header(settings: Settings) -> Header:
+    """What the key store says in clear; needs no key. It is not yet authenticated.
+
+    Raises:
+        VaultNotFoundError: There is no vault.
+        StorageError: It can't be read safely.
+        IntegrityError: It is malformed.
+    """
+    return anyio.run(functools.partial(_header, home_of(settings)))
+
+
+async def _header(home: Path) -> Header:
+    storage = FileStorage(home)
+    try:
+        stored = await storage.read(KEYSTORE)
+    finally:
+        await storage.close()
+    if stored is None:
+        raise VaultNotFoundError(
+            f"There is no vault in {home}.",
+            hint="Create one with apex-creds init, or name another directory with --home.",
+        )
+    return parse(stored.data, section=KEYSTORE, vault_id=None).header
+
+
+def home_of(settings: Settings) -> Path:
+    """The vault's directory."""
+    return resolve_home(settings.home)
