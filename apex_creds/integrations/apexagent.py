@@ -161,7 +161,7 @@ class Installation:
         target = hook.target(args, kwargs) if self.active else None
         if target is None:
             return await _awaited(hook.original(*args, **kwargs))
-        record = await _awaited(_record(self.manager, target.plugin_id))
+        record = await _awaited(_record(self.manager, target.plugin_id, can_wait=True))
         manifest = self._manifest(target, record)
         if not manifest.needs and current_invocation() is None:
             return await _awaited(hook.original(*args, **kwargs))
@@ -179,7 +179,8 @@ class Installation:
         target = hook.target(args, kwargs) if self.active else None
         if target is None:
             return hook.original(*args, **kwargs)
-        manifest = self._manifest(target, _at_once(_record(self.manager, target.plugin_id)))
+        record = _at_once(_record(self.manager, target.plugin_id, can_wait=False))
+        manifest = self._manifest(target, record)
         if not manifest.needs and current_invocation() is None:
             return hook.original(*args, **kwargs)
         if manifest.needs:
@@ -316,13 +317,13 @@ def _first_two(method: Callable[..., object]) -> tuple[str, str]:
 # -- what a manager knows ------------------------------------------------------------
 
 
-def _record(manager: object, plugin_id: str) -> object:
+def _record(manager: object, plugin_id: str, *, can_wait: bool) -> object:
     """What the manager has on a plugin (perhaps to be awaited); its own error if it raises."""
-    records = getattr(manager, "plugin_metadata", None)
-    if isinstance(records, Mapping):
-        return records.get(plugin_id)
     ask = getattr(manager, "get_plugin_metadata", None)
-    return cast("object", ask(plugin_id)) if callable(ask) else None
+    if callable(ask) and (can_wait or not inspect.iscoroutinefunction(ask)):
+        return cast("object", ask(plugin_id))
+    records = getattr(manager, "plugin_metadata", None)
+    return records.get(plugin_id) if isinstance(records, Mapping) else None
 
 
 def _loaded(manager: object, plugin_id: str) -> object | None:

@@ -428,7 +428,20 @@ class Both(builds.SyncManager):
         return await result if inspect.isawaitable(result) else result
 
 
+class NoQuestions(builds.SyncManager):
+    """Records by id, and no (or only an asynchronous) method to ask for them."""
+
+    async def get_plugin_metadata(self, plugin_id):
+        raise AssertionError("a synchronous call can't wait for this")
+
+
 class TestOddOnes:
+    async def test_records_by_id_are_enough(self, world: World) -> None:
+        manager = NoQuestions()
+        manager.register(builds.metadata("demo", "openai", keyed=True), Plain)
+        with install(manager, world.middleware):
+            assert manager.execute_action("demo", "plain", q="x")["ok"]
+
     async def test_a_plugin_without_attributes_gets_them_as_a_keyword(
         self, world: World
     ) -> None:
