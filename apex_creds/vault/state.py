@@ -92,11 +92,13 @@ class StateDocument(Generic[T]):
 
     async def _load(self) -> _Version[T]:
         keystore = await self._store.keystore()
+        # Taken before the read: what another task writes meanwhile is no rollback.
+        before = self._seen
+        seen = (before.generation, before.mac) if before else (0, "")
         stored = await self._store.storage.read(self._name)
-        seen = self._seen
-        floor = max(keystore.body.sections.get(self._name, 0), seen.generation if seen else 0)
+        floor = keystore.body.sections.get(self._name, 0)
         if stored is None:
-            if floor:
+            if floor or seen[0]:
                 raise missing(self._name)
             loaded = _Version(None, 0, "", self._empty)
         else:
@@ -104,10 +106,10 @@ class StateDocument(Generic[T]):
             keys = await self._store.keys_for(self._name, packed.header.kek_version)
             value = self._decode(unpack(packed, keys))
             loaded = _Version(stored.token, packed.header.generation, packed.mac, value)
-            refuse_rollback(
-                self._name, floor, seen.mac if seen else "", packed.header, packed.mac
-            )
-        self._seen = loaded
+            found = (loaded.generation, loaded.mac)
+            refuse_rollback(self._name, floor=floor, seen=seen, found=found)
+        if self._seen is None or self._seen.generation <= loaded.generation:
+            self._seen = loaded
         return loaded
 
     async def _write(self, before: _Version[T], value: T) -> None:

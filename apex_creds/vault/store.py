@@ -236,8 +236,11 @@ class DocumentStore:
         if not _needed_keks(packed.header) <= hierarchy.kek_versions:
             hierarchy = await self._derive(packed.header)
         after = _open(packed, stored, hierarchy)
-        seen = before.header.generation
-        refuse_rollback(KEYSTORE, seen, before.mac, after.header, after.mac)
+        refuse_rollback(
+            KEYSTORE,
+            seen=(before.header.generation, before.mac),
+            found=(after.header.generation, after.mac),
+        )
         if self.unsealed().header.generation <= after.header.generation:
             self._keystore = after
         return after
@@ -247,15 +250,14 @@ class DocumentStore:
         # Taken before the read: what another task writes meanwhile is no rollback.
         before = self._sections.get(name)
         stored = await self.storage.read(name)
-        floor = max(keystore.body.sections.get(name, 0), before.generation if before else 0)
+        floor, seen = keystore.body.sections.get(name, 0), _seen(before)
         if stored is None:
-            if floor:
+            if floor or seen[0]:
                 raise missing(name)
             loaded = Section(name=name, token=None, header=None, mac="", records={})
         else:
             loaded = await self._open_section(name, stored, keystore)
-            seen = before.mac if before else ""
-            refuse_rollback(name, floor, seen, loaded.header, loaded.mac)
+            refuse_rollback(name, floor=floor, seen=seen, found=_seen(loaded))
         self.unsealed()
         newest = self._sections.get(name)
         if newest is None or newest.generation <= loaded.generation:
@@ -350,14 +352,25 @@ def _needed_keks(header: Header) -> frozenset[int]:
     return frozenset(v.version for v in versions if v.state is not KeyState.DESTROYED)
 
 
+def _seen(section: Section | None) -> tuple[int, str]:
+    return (section.generation, section.mac) if section else (0, "")
+
+
 def refuse_rollback(
-    name: str, floor: int, seen_mac: str, header: Header | None, mac: str
+    name: str, *, floor: int = 0, seen: tuple[int, str], found: tuple[int, str]
 ) -> None:
-    """Refuses a document older than, or other than, one that was seen before."""
-    generation = header.generation if header else 0
-    if generation < floor or (generation == floor and seen_mac and seen_mac != mac):
+    """Refuses a document older than, or other than, one that was seen before.
+
+    Args:
+        name: The document's name.
+        floor: A generation that it has reached, as the key store says.
+        seen: The generation and MAC seen last; ``(0, "")`` for none.
+        found: The generation and MAC of what was read.
+    """
+    least = max(floor, seen[0])
+    if found[0] < least or (found[0] == seen[0] and found[1] != seen[1]):
         raise RollbackDetectedError(
-            f"The document for {name!r} is at generation {generation}; {floor} was seen.",
+            f"The document for {name!r} is at generation {found[0]}; {least} was seen.",
             hint="An older copy was put back. Restore the newest one.",
         )
 
