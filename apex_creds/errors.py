@@ -13,6 +13,7 @@ __all__ = [
     "ApexCredsError",
     "AuditTamperedError",
     "AuditUnavailableError",
+    "ChallengeError",
     "CommitmentError",
     "ConflictError",
     "CorruptDocumentError",
@@ -30,12 +31,15 @@ __all__ = [
     "InvalidNameError",
     "KeyStateError",
     "LeaseEndedError",
+    "LockedOutError",
     "MasterKeyError",
     "MasterKeyNotFoundError",
     "MasterKeyReadOnlyError",
     "MasterKeyUnavailableError",
+    "NotInstalledError",
     "RequestNotAllowedError",
     "RollbackDetectedError",
+    "SecondFactorError",
     "SecretLeakError",
     "SecretMisuseError",
     "SecretWipedError",
@@ -239,6 +243,10 @@ class CredentialExistsError(ApexCredsError):
     exit_code = 8
 
 
+class NotInstalledError(ApexCredsError):
+    """An optional part of the package is needed and not installed."""
+
+
 # -- access ----------------------------------------------------------------------
 
 
@@ -270,6 +278,25 @@ class HandleExhaustedError(LeaseEndedError):
 
 class HandleForeignError(AccessDeniedError):
     """The handle belongs to another invocation."""
+
+
+class SecondFactorError(AccessDeniedError):
+    """A second factor is needed, and there is none, no answer, or not the right one."""
+
+
+class LockedOutError(SecondFactorError):
+    """Too many wrong answers; ``retry_after`` is in how many seconds to try again."""
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float = 0.0) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (*super().__reduce__(), {"retry_after": self.retry_after})
+
+
+class ChallengeError(AccessDeniedError):
+    """A challenge was not answered, not in time, or not by a client that may."""
 
 
 class SecretLeakError(ApexCredsError):

@@ -29,6 +29,9 @@ class EventKind(StrEnum):
     DENIAL = "denial"
     LEAK = "leak"
     RECOVERED = "recovered"
+    FACTOR = "factor"
+    CLIENT = "client"
+    CHALLENGE = "challenge"
 
 
 class AuditEvent(

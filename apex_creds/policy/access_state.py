@@ -1,0 +1,116 @@
+"""What access control must remember, as the document ``access`` stores it.
+
+Guarantee: immutable values without a secret in clear: seeds and keys are envelopes,
+recovery codes are digests. Every field of ``AccessState`` has a default, so that a feature
+can add its own; an unknown field is an error, since to drop it could widen access.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+OPERATOR: Final = "operator"
+"""The principal of everything that a person decides, where no other is named."""
+
+
+class _Stored(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the values here."""
+
+
+class Factor(_Stored):
+    """A second factor that was enrolled.
+
+    Attributes:
+        id: 32 hexadecimal digits.
+        kind: ``totp``, or what another ``SecondFactor`` calls itself.
+        principal: Whose it is.
+        label: What its owner calls it.
+        created: Unix seconds.
+        sealed: Its secret, in an envelope.
+        settings: Its kind's parameters.
+        counter: The highest counter that was accepted (of TOTP: the time step). Only a
+            higher one passes, so that a code works once.
+    """
+
+    id: str
+    kind: str
+    principal: str = OPERATOR
+    label: str = ""
+    created: float
+    sealed: bytes
+    settings: dict[str, str] = {}
+    counter: int = -1
+
+
+class RecoverySet(_Stored):
+    """The recovery codes of a principal that are not used yet.
+
+    Attributes:
+        id: 32 hexadecimal digits.
+        sealed: The key of the digests, in an envelope.
+        digests: HMAC-SHA256 of each code, 32 bytes.
+    """
+
+    id: str
+    principal: str = OPERATOR
+    created: float
+    sealed: bytes
+    digests: tuple[bytes, ...]
+
+
+class Lockout(_Stored):
+    """Failures of a principal since it last passed; Unix seconds until it may try again."""
+
+    principal: str
+    failures: int
+    last: float
+    until: float
+
+
+class Passed(_Stored):
+    """A principal showed a second factor, for this plugin and that credential, then."""
+
+    principal: str
+    plugin: str
+    credential: str
+    at: float
+
+
+class Client(_Stored):
+    """A program that may answer challenges.
+
+    Attributes:
+        id: 32 hexadecimal digits, made from the public key.
+        public: Ed25519, 32 bytes.
+        credentials: Names it may answer for; ``*``: all that take a challenge.
+        created: Unix seconds; so is ``expires`` (None: without end).
+    """
+
+    id: str
+    name: str
+    public: bytes
+    credentials: tuple[str, ...]
+    created: float
+    expires: float | None = None
+
+
+class OpenChallenge(_Stored):
+    """A challenge that was given out and not answered yet; the bytes that are signed."""
+
+    nonce: bytes
+    client: str
+    expires: float
+    message: bytes
+
+
+class AccessState(_Stored, omit_defaults=True):
+    """The document. Add fields of your own at the end, with defaults."""
+
+    factors: tuple[Factor, ...] = ()
+    recovery: tuple[RecoverySet, ...] = ()
+    lockouts: tuple[Lockout, ...] = ()
+    passed: tuple[Passed, ...] = ()
+    clients: tuple[Client, ...] = ()
+    challenges: tuple[OpenChallenge, ...] = ()
