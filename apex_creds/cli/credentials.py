@@ -20,6 +20,7 @@ from apex_creds.model import (
     check_name,
 )
 from apex_creds.vault import Deletion, Vault
+from apex_creds.vault.values import MAIN_PART
 
 KindOption = Annotated[
     CredentialKind | None,
@@ -207,7 +208,7 @@ def get(
         async with vault.open(name, action="get") as opened:
             with opened.part(part) as secret:
                 if json:
-                    write_json(name, part, secret)
+                    write_json(name, part or MAIN_PART[opened.kind], secret)
                 else:
                     write_secret(sys.stdout, secret)
 

@@ -152,14 +152,15 @@ def import_file(
     master: MasterOption = None,
 ) -> None:
     """Store the secrets of a .env file, each as an API key of its name."""
-    text, exposed = read_file(file)
-    plan = read_plan(text)
-    chosen = options.settings(ctx, home, master)
-    for text in origin or ():
-        Origin.parse(text)
-    imported = session.with_vault(
-        chosen, lambda v: store(v, plan, replace=replace, origins=origin)
-    )
+    for url in origin or ():
+        Origin.parse(url)
+
+    async def work(vault: Vault) -> tuple[Plan, list[str], bool]:
+        text, exposed = read_file(file)
+        plan = read_plan(text)
+        return plan, await store(vault, plan, replace=replace, origins=origin), exposed
+
+    plan, imported, exposed = session.with_vault(options.settings(ctx, home, master), work)
     if json:
         skipped = [{"name": name, "reason": why} for name, why in plan.skipped]
         output.json_out({"imported": imported, "skipped": skipped})

@@ -42,6 +42,7 @@ EXIT_CODES: Final[dict[int, str]] = {
 _USAGE: Final = 2
 _BUG: Final = 70
 _INTERRUPTED: Final = 130
+_STOPPED: Final = "Interrupted; nothing more was done."
 _USAGE_ERROR: Final = typer.BadParameter.__bases__[0]
 
 
@@ -70,13 +71,15 @@ def run(arguments: Sequence[str]) -> int:
         output.fail(error.message, error.hint)
         return error.exit_code
     except (KeyboardInterrupt, EOFError, typer.Abort):
-        output.fail("Interrupted; nothing more was done.")
+        output.fail(_STOPPED)
         return _INTERRUPTED
     except BrokenPipeError:
         _silence_stdout()
         return 1
     except Exception as error:  # noqa: BLE001 - the last line of defence
         return _failed(error)
+    if code == _INTERRUPTED:  # typer makes this of Ctrl-C, and says nothing
+        output.fail(_STOPPED)
     return code if isinstance(code, int) else 0
 
 

@@ -67,18 +67,19 @@ def _run(
 ) -> Findings:
     from apex_creds.cli.demo.run import Hooks, run
 
-    with _progress(count, quiet=quiet) as done:
-        hooks = Hooks(say=(lambda _: None) if quiet else output.say, done=done)
-        return anyio.run(
-            functools.partial(
-                run,
-                chosen.home or scratch / "home",
-                scratch / "demo.env",
-                provider,
-                count=count,
-                hooks=hooks,
-            )
-        )
+    hooks = Hooks(
+        say=(lambda _: None) if quiet else output.say,
+        progress=functools.partial(_progress, quiet=quiet),
+    )
+    start = functools.partial(
+        run,
+        chosen.home or scratch / "home",
+        scratch / "demo.env",
+        provider,
+        count=count,
+        hooks=hooks,
+    )
+    return anyio.run(start)
 
 
 @contextmanager
@@ -91,10 +92,15 @@ def _progress(count: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
         TimeElapsedColumn,
     )
 
-    console = output.console(sys.stderr)
     columns = (TextColumn("calls"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=quiet) as progress:
-        task = progress.add_task("calls", total=count)
+    with Progress(
+        *columns,
+        console=output.console(sys.stderr),
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=quiet,
+    ) as progress:
+        task = progress.add_task("", total=count)
         yield lambda: progress.advance(task)
 
 

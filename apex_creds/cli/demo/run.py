@@ -7,7 +7,7 @@ import dataclasses
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -45,10 +45,14 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hooks:
-    """How the demo tells what it does: in words, and by calls done."""
+    """How the demo tells what it does: in words, and by calls done.
+
+    Attributes:
+        progress: Given the number of calls, a context in which it counts those done.
+    """
 
     say: Say
-    done: Callable[[], None]
+    progress: Callable[[int], AbstractContextManager[Callable[[], None]]]
 
 
 def write_env(path: Path) -> dict[str, str]:
@@ -84,7 +88,8 @@ async def run(
         async with CredentialMiddleware(vault) as middleware:
             with demo_calls.captured_logs() as logs, install(manager, middleware):
                 hooks.say(f"{len(manager.plugins)} plugins loaded and hooked; {base} listens.")
-                tally = await demo_calls.make(manager, plan, base, done=hooks.done)
+                with hooks.progress(count) as done:
+                    tally = await demo_calls.make(manager, plan, base, done=done)
                 overhead = await demo_calls.overhead(manager)
                 await manager.shutdown()
             leases = middleware.broker.open_leases

@@ -18,11 +18,16 @@ _NAME = "permissions"
 def permissions(home: Path) -> Iterator[Check]:
     """One line for each thing that is wrong, or one that nothing is."""
     seen, wrong = 0, []
-    for path in _entries(home):
-        seen += 1
-        found = _look(path)
-        if found is not None:
-            wrong.append(found)
+    try:
+        for path in _entries(home):
+            seen += 1
+            found = _look(path)
+            if found is not None:
+                wrong.append(found)
+    except OSError as error:
+        wrong.append(
+            failure(_NAME, f"{error.filename}: {error.strerror}", "Look who changed it.")
+        )
     if wrong:
         yield from wrong
     else:

@@ -1,0 +1,148 @@
+"""set, list, show, get, rm."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+
+import pytest
+
+VALUE = "sk-" + secrets.token_hex(16)
+
+
+def put(cli, name="openai", *options, value=VALUE):
+    done = cli("set", name, *options, stdin=value.encode() + b"\n")
+    assert done.code == 0, done
+    return done
+
+
+def reveal(cli, name="openai", *options):
+    done = cli("get", name, "--reveal", "--force", *options)
+    assert done.code == 0, done
+    return done.out
+
+
+def test_what_is_set_comes_back_and_only_by_get(cli):
+    put(cli, "openai", "--origin", "https://api.openai.com", "--service", "ai")
+    assert reveal(cli) == VALUE
+    cli("list"), cli("show", "openai"), cli("list", "--json"), cli("status"), cli("doctor")
+    cli("audit", "tail", "--json")
+    shown = [text for text in cli.seen if VALUE in text]
+    assert len(shown) == 1
+
+
+def test_options_are_kept(cli):
+    put(
+        cli,
+        "openai",
+        *("--service", "ai", "--delivery", "header:X-Api-Key", "--expires", "2999-01-02"),
+        *("--origin", "https://a.example", "--origin", "http://localhost:8080"),
+    )
+    info = cli("show", "openai", "--json").json()
+    assert info["service"] == "ai"
+    assert info["delivery"] == "header:X-Api-Key"
+    assert info["origins"] == ["https://a.example", "http://localhost:8080"]
+    assert info["expires"] == "2999-01-02T00:00:00Z"
+    assert cli("list", "--json").json() == [info]
+
+
+def test_a_new_value_is_a_new_version_of_the_same_kind(cli):
+    cli("set", "box", "--kind", "basic", stdin=b"user\nold\n")
+    done = cli("set", "box", stdin=b"user\nnew\n")
+    assert "(basic), version 2" in done.out
+    assert reveal(cli, "box") == "new"
+    assert reveal(cli, "box", "--part", "user") == "user"
+
+
+def test_parts_of_a_token(cli):
+    cli("set", "gh", "--kind", "oauth_token", stdin=b"acc\nref\nrepo user\n")
+    assert reveal(cli, "gh") == "acc"
+    assert reveal(cli, "gh", "--part", "refresh") == "ref"
+    assert cli("show", "gh", "--json").json()["scope"] == "repo user"
+
+
+def test_generic_keeps_every_byte(cli):
+    data = bytes(range(256)) + b"\n"
+    assert cli("set", "blob", "--kind", "generic", stdin=data).code == 0
+    got = cli("get", "blob", "--reveal", "--force", "--json").json()
+    assert got["encoding"] == "base64"
+    assert base64.b64decode(got["value"]) == data
+    # The raw way, through a real pipe.
+    import os
+    import subprocess
+
+    from tests.cli.support import PROGRAM
+
+    command = [*PROGRAM, "--home", str(cli.home), "get", "blob", "--reveal", "--force"]
+    assert subprocess.run(command, stdout=subprocess.PIPE, env=os.environ).stdout == data
+
+
+def test_get_wants_to_be_told_and_a_terminal(cli, error):
+    put(cli)
+    assert "--reveal" in error(7, "get", "openai")
+    assert "not a terminal" in error(7, "get", "openai", "--reveal")
+    events = cli("audit", "tail", "--json").json()
+    assert "expose" not in {event["kind"] for event in events}
+    reveal(cli)
+    assert cli("audit", "tail", "--json").json()[-1]["kind"] == "expose"
+
+
+def test_rm_says_what_it_verified(cli, error):
+    put(cli)
+    assert "--yes" in error(7, "rm", "openai")
+    done = cli("rm", "openai", "--yes")
+    assert done.code == 0
+    assert "shredding    verified" in done.out
+    assert "overwriting" in done.out
+    error(8, "show", "openai")
+    error(8, "rm", "openai", "-y")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin"),
+    [
+        (["set", "a"], b""),
+        (["set", "a"], b"\n"),
+        (["set", "a"], b"\xff\xfe"),
+        (["set", "a"], b"x" * 70_000),
+        (["set", "a", "--kind", "basic"], b"only-user\n"),
+        (["set", "a", "--kind", "basic"], b"a:b\npw\n"),
+        (["set", "a", "--kind", "oauth_token"], b"1\n2\n3\n4\n"),
+        (["set", "a\x1b[31m"], b"v"),
+        (["set", "x" * 10_000], b"v"),
+        (["set", ""], b"v"),
+        (["set", "a", "--origin", "not an origin"], b"v"),
+        (["set", "a", "--delivery", "carrier pigeon"], b"v"),
+        (["set", "a", "--expires", "yesterday"], b"v"),
+        (["set", "a", "--expires", "2001-01-01"], b"v"),
+        (["set", "a", "--service", "b\n"], b"v"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_stored(cli, error, arguments, stdin):
+    error(7, *arguments, stdin=stdin)
+    assert cli("list", "--json").json() == []
+
+
+def test_a_value_typed_as_an_argument_is_not_repeated(cli, error):
+    text = error(2, "set", "openai", VALUE)
+    assert VALUE not in text
+    assert "never an argument" in text
+    assert VALUE not in error(2, VALUE)
+    assert VALUE not in error(2, "set", "openai", f"--value={VALUE}")
+    assert VALUE not in error(7, "--master", VALUE, "list")
+
+
+def test_expired_is_marked(cli, monkeypatch):
+    put(cli, "openai", "--expires", "1h")
+    later = time.time() + 7200
+    monkeypatch.setattr("apex_creds.cli.credentials.time.time", lambda: later)
+    assert "(expired)" in cli("list").out
+    assert cli("show", "openai", "--json").json()["expired"] is True
+
+
+def test_names_are_shown_as_they_are_without_markup(cli):
+    for name in ("[red]x[/red]", "[link=http://e]y", "emoji :bomb:", "ключ"):
+        put(cli, name)
+        assert name in cli("list").out
+        assert name in cli("show", name).out

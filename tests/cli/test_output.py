@@ -1,0 +1,84 @@
+"""Nothing from outside drives the terminal; times are read and shown alike."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apex_creds.cli import output, when
+from apex_creds.errors import InvalidInputError
+
+NASTY = "a\x1b]0;title\x07\x9b31m\r\n\u202e\u2028\ud800[bold]"
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=40))
+def test_safe_text_is_printable_and_can_be_encoded(text):
+    assert output.safe(text).isprintable()
+    output.safe(text).encode()
+
+
+@pytest.mark.parametrize("show", ["say", "note", "fail", "table", "fields", "json_out"])
+def test_no_way_of_printing_lets_control_characters_through(show, capsys):
+    if show == "table":
+        output.table(["a"], [[NASTY]])
+    elif show == "fields":
+        output.fields([(NASTY, NASTY)])
+    elif show == "fail":
+        output.fail(NASTY, NASTY)
+    else:
+        getattr(output, show)(NASTY)
+    captured = capsys.readouterr()
+    text = captured.out + captured.err
+    assert text.replace("\n", "").isprintable()
+    assert "[bold]" in text
+
+
+def test_long_lines_are_not_cut_where_no_terminal_is(capsys):
+    output.table(["a", "b"], [["x" * 500, "y" * 500]])
+    output.say("z" * 500)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("x" * 500 in line and "y" * 500 in line for line in lines)
+    assert "z" * 500 in lines
+
+
+def test_json_is_ascii(capsys):
+    output.json_out({"a": NASTY})
+    text = capsys.readouterr().out
+    assert text.isascii()
+    assert json.loads(text) == {"a": NASTY}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("90s", 1090.0),
+        ("2h", 8200.0),
+        ("1w", 605_800.0),
+        ("1970-01-02", 86_400.0),
+        ("1970-01-01T01:00", 3600.0),
+        ("1970-01-01T01:00Z", 3600.0),
+        ("1970-01-01T02:00+01:00", 3600.0),
+    ],
+)
+def test_times(text, wanted):
+    assert when.parse(text, now=1000.0) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0s", "-1h", "1970-01-01", "٣h", "99999-01-01"])
+def test_what_is_no_time_in_the_future(text):
+    with pytest.raises(InvalidInputError):
+        when.parse(text, now=1000.0)
+
+
+@given(st.integers(1, 200_000_000_000))
+def test_what_is_shown_can_be_read(seconds):
+    assert when.parse(when.show(float(seconds)), now=0.0) == seconds
+
+
+def test_any_number_can_be_shown():
+    assert when.show(None) == ""
+    assert when.show(1e300)
+    assert when.show(float("inf"))

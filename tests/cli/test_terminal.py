@@ -1,0 +1,145 @@
+"""Prompts on a real pseudo-terminal: no echo, and Ctrl-C leaves the terminal as it was."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import sys
+import time
+
+import pytest
+
+from tests.cli.support import PROGRAM
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+
+VALUE = "sk-" + secrets.token_hex(16)
+
+
+class Terminal:
+    """The program under a terminal of its own; reads what the screen would show."""
+
+    def __init__(self, *arguments: str) -> None:
+        import pty
+
+        self.screen = ""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execv(PROGRAM[0], [*PROGRAM, *arguments])
+
+    def expect(self, text: str, *, seconds: float = 30.0) -> Terminal:
+        end = time.monotonic() + seconds
+        while text not in self.screen:
+            assert time.monotonic() < end, f"{text!r} is not in {self.screen!r}"
+            if not self._read(0.2):
+                assert text in self.screen, f"ended: {self.screen!r}"
+        return self
+
+    def type(self, text: str) -> Terminal:
+        os.write(self.fd, text.encode())
+        return self
+
+    def end(self) -> int:
+        while self._read(30.0):
+            pass
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        os.close(self.fd)
+        return code
+
+    def echoes(self) -> bool:
+        import termios
+
+        return bool(termios.tcgetattr(self.fd)[3] & termios.ECHO)
+
+    def _read(self, seconds: float) -> bool:
+        if not select.select([self.fd], [], [], seconds)[0]:
+            return True
+        try:
+            data = os.read(self.fd, 65536)
+        except OSError:
+            return False
+        self.screen += data.decode(errors="replace")
+        return bool(data)
+
+
+@pytest.fixture
+def terminal(cli):
+    return lambda *arguments: Terminal("--home", str(cli.home), *arguments)
+
+
+def test_a_value_is_typed_without_echo_and_read_back(terminal):
+    asked = terminal("set", "openai").expect("Value (not shown): ")
+    assert not asked.echoes()
+    asked.type(VALUE + "\n").expect("Stored openai")
+    assert asked.end() == 0
+    assert VALUE not in asked.screen
+    shown = terminal("get", "openai", "--reveal").expect(VALUE)
+    assert shown.end() == 0
+
+
+def test_a_user_is_shown_and_a_password_is_not(terminal, cli):
+    asked = terminal("set", "box", "--kind", "basic").expect("User").type("bob\n")
+    asked.expect("Password (not shown): ").type(VALUE + "\n")
+    assert asked.end() == 0
+    assert "bob" in asked.screen
+    assert VALUE not in asked.screen
+    assert cli("get", "box", "--reveal", "--force").out == VALUE
+
+
+def test_a_token_is_asked_for_in_parts(terminal, cli):
+    asked = terminal("set", "gh", "--kind", "oauth_token")
+    asked.expect("Access token").type("acc\n").expect("Refresh token").type("\n")
+    asked.expect("Scope").type("repo\n")
+    assert asked.end() == 0
+    assert cli("get", "gh", "--reveal", "--force").out == "acc"
+
+
+def test_rm_asks(terminal, cli):
+    cli("set", "a", stdin=b"v1")
+    asked = terminal("rm", "a").expect("Delete a for good?").type("n\n")
+    assert asked.end() == 1
+    assert cli("show", "a").code == 0
+    asked = terminal("rm", "a").expect("Delete a for good?").type("y\n")
+    assert asked.end() == 0
+    assert cli("show", "a").code == 8
+
+
+def test_a_stored_value_can_not_drive_the_terminal(terminal, cli):
+    cli("set", "evil", stdin=b"\x1b]0;owned\x07")
+    shown = terminal("get", "evil", "--reveal")
+    assert shown.end() == 7
+    assert "\x1b]0;" not in shown.screen
+    assert "not printable" in shown.screen
+
+
+@pytest.mark.parametrize("end", ["\x03", "\x04"])
+def test_interrupted_prompts_end_at_once(terminal, cli, end):
+    asked = terminal("set", "a").expect("Value (not shown): ").type(end)
+    code = asked.end()
+    assert code == 130
+    assert "Traceback" not in asked.screen
+    assert cli("list", "--json").json() == []
+
+
+def test_a_passphrase_is_asked_for_twice_then_once(bare):
+    home = ["--home", str(bare.home)]
+    made = Terminal(*home, "init", "--master", "passphrase:")
+    made.expect("Passphrase: ").type(VALUE + "\n")
+    made.expect("Passphrase again: ").type(VALUE + "\n")
+    assert made.end() == 0
+    stopped = Terminal(*home, "list").expect("Passphrase: ").type("\x03")
+    assert stopped.end() == 130
+    wrong = Terminal(*home, "list").expect("Passphrase: ").type("wrong\n")
+    assert wrong.end() == 4
+    opened = Terminal(*home, "list").expect("Passphrase: ").type(VALUE + "\n")
+    assert opened.end() == 0
+    assert "No credentials yet" in opened.screen
+    assert VALUE not in made.screen + opened.screen
+    # Without a terminal there is a way too; the value follows on the same input.
+    line = f"{VALUE}\nvalue-from-the-second-line\n".encode()
+    fd = ["--master", "passphrase:fd=0"]
+    assert bare.process(*fd, "set", "a", stdin=line).code == 0
+    got = bare.process(*fd, "get", "a", "--reveal", "--force", stdin=line)
+    assert got.out == "value-from-the-second-line"
+    assert bare.process("list", start_new_session=True).code == 4

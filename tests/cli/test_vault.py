@@ -1,0 +1,225 @@
+"""init, status, doctor, audit; exit codes; options before and after."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from apex_creds.cli import entry, session
+from apex_creds.cli.options import Settings
+from apex_creds.vault import dek
+from tests.cli.support import PROGRAM
+
+
+def states(done):
+    return {(one["name"], one["state"]) for one in json.loads(done.out)}
+
+
+def test_init_once(cli, error):
+    assert cli.key.exists()
+    assert "already" in error(3, "init", "--master", f"file:{cli.key}")
+
+
+def test_hashed_names(bare):
+    assert bare("init", "--hashed-names", "--master", f"file:{bare.key}").code == 0
+    bare("set", "openai", stdin=b"value")
+    names = os.listdir(bare.home / "credentials")
+    assert names
+    assert not any("api" in name for name in names)
+    assert bare("get", "openai", "--reveal", "--force").out == "value"
+
+
+def test_options_go_before_and_after_and_the_nearer_wins(cli, tmp_path):
+    there = str(cli.home)
+    for arguments in (
+        ["--home", there, "list"],
+        ["list", "--home", there],
+        ["--home", str(tmp_path / "no"), "list", "--home", there],
+        ["audit", "--home", there, "verify"],
+        ["--home", there, "audit", "verify"],
+        ["list", "--home", there, "--master", f"file:{cli.key}"],
+        ["--master", f"file:{cli.key}", "--home", there, "status"],
+    ):
+        assert cli(*arguments, home=False).code == 0, arguments
+    assert cli("--home", there, "list", "--home", str(tmp_path / "no"), home=False).code == 3
+
+
+def test_help_and_version_everywhere(cli):
+    groups = ["init", "set", "list", "show", "get", "rm", "grant", "grants", "revoke"]
+    for command in [*groups, "status", "doctor", "import", "demo", "audit"]:
+        assert "Usage" in cli(command, "-h").out, command
+    assert "Usage" in cli("audit", "tail", "-h").out
+    assert "Usage" in cli(home=False).out
+    assert "apex-creds 0." in cli("--version").out
+
+
+def test_status(cli):
+    cli("set", "a", stdin=b"v1")
+    cli("set", "b", "--kind", "generic", "--expires", "3d", stdin=b"v2")
+    cli("grant", "p", "a")
+    facts = cli("status", "--json").json()
+    assert facts["credentials"] == 2
+    assert facts["kinds"] == {"api_key": 1, "generic": 1}
+    assert facts["grants"] == 1
+    assert facts["master"] == f"file:{cli.key}"
+    assert facts["audit_chain"] == "ok"
+    assert facts["next_expiry"]
+    assert "1 api_key, 1 generic" in cli("status").out
+
+
+def test_doctor_on_a_healthy_vault(cli):
+    cli("set", "a", stdin=b"v1")
+    done = cli("doctor", "--json")
+    assert done.code == 0
+    assert ("vault", "ok") in states(done)
+    assert ("permissions", "ok") in states(done)
+    assert ("audit chain", "ok") in states(done)
+    assert ("deletions", "ok") in states(done)
+    assert "failure" not in {state for _, state in states(done)}
+
+
+def test_doctor_names_the_file_and_the_fix(cli):
+    cli("set", "a", stdin=b"v1")
+    (cli.home / "credentials/api_keys.enc").chmod(0o644)
+    done = cli("doctor")
+    assert done.code == 1
+    assert "chmod 600" in done.out
+    assert "api_keys.enc" in done.out
+
+
+def test_doctor_without_a_vault(bare):
+    done = bare("doctor", "--json")
+    assert done.code == 1
+    assert ("vault", "failure") in states(done)
+    assert {name for name, _ in states(done)} >= {"keyring", "memory locking", "clock"}
+
+
+def test_doctor_finds_a_wrong_key(cli, tmp_path):
+    cli("init", "--home", str(tmp_path / "v2"), "--master", f"file:{tmp_path / 'k2'}")
+    done = cli("doctor", "--master", f"file:{tmp_path / 'k2'}", "--json")
+    assert done.code == 1
+    assert ("vault", "failure") in states(done)
+
+
+def test_doctor_finds_a_clock_that_went_back(cli, monkeypatch):
+    monkeypatch.setattr("apex_creds.cli.doctor.system.time.time", lambda: 1_735_700_000.0)
+    assert ("clock", "failure") in states(cli("doctor", "--json"))
+
+
+def test_doctor_finds_an_interrupted_deletion(cli, monkeypatch):
+    cli("set", "a", "--service", "svc", stdin=b"v1")
+    cli("set", "b", "--service", "svc", stdin=b"v2")
+
+    async def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dek, "destroy_unused", interrupted)
+        assert cli("rm", "a", "--yes").code == 130
+    done = cli("doctor", "--json")
+    assert done.code == 0
+    assert ("deletions", "warning") in states(done)
+    assert "svc" in done.out
+    # The fix that it names mends it.
+    cli("set", "c", "--service", "svc", stdin=b"v3")
+    cli("rm", "c", "--yes")
+    assert ("deletions", "ok") in states(cli("doctor", "--json"))
+
+
+def test_the_log_is_checked_without_a_key(cli, error):
+    cli("set", "a", stdin=b"v1")
+    cli.key.unlink()
+    report = cli("audit", "verify", "--json").json()
+    assert report["ok"] is True
+    assert report["count"] == 3
+    assert len(cli("audit", "tail", "-n", "2", "--json").json()) == 2
+    assert "put" in cli("audit", "tail").out
+    log = cli.home / "security/audit/000001.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"put"', b'"get"'))
+    assert "Line 3" in error(10, "audit", "verify")
+    assert cli("audit", "verify", "--json").code == 10
+    error(10, "audit", "tail")
+
+
+def test_exit_codes_of_what_can_go_wrong(cli, error, tmp_path):
+    error(3, "list", "--home", str(tmp_path / "none"))
+    error(4, "list", "--master", f"file:{tmp_path / 'none'}")
+    error(7, "list", "--master", "post-it:")
+    error(2, "list", "--frobnicate")
+    error(2, "frobnicate")
+    (cli.home / "security/keystore.enc").write_bytes(b"{}")
+    error(5, "list")
+    (cli.home / "security/keystore.enc").chmod(0o640)
+    error(6, "list")
+
+
+def test_every_error_class_has_a_documented_exit_code():
+    from apex_creds import errors
+
+    for name in errors.__all__:
+        assert getattr(errors, name).exit_code in entry.EXIT_CODES
+
+
+def test_an_unexpected_error_says_where_and_nothing_else(cli, monkeypatch):
+    def broken(*args):
+        raise ValueError("sk-secret-in-an-exception")
+
+    monkeypatch.setattr(session, "with_vault", broken)
+    done = cli("list")
+    assert done.code == 70
+    assert "sk-secret" not in done.err
+    assert "Unexpected ValueError at " in done.err
+
+
+def test_keyrings_that_do_not_encrypt_are_refused(bare, monkeypatch):
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+    done = bare.process("init")
+    assert done.code == 4
+    assert "file:PATH" in done.err
+    assert not (bare.home / "security/keystore.enc").exists()
+
+
+def test_the_page_is_current():
+    import sys
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, str(root / "scripts/cli_docs.py"), "--check"]
+    assert subprocess.run(command, cwd=root).returncode == 0, "run scripts/cli_docs.py"
+
+
+def test_reading_a_header_needs_no_key(cli):
+    cli.key.unlink()
+    assert session.read_header(Settings(home=cli.home)).section == "keystore"
+
+
+@pytest.mark.parametrize("command", ["list", "status", "grants", "doctor"])
+def test_json_parses(cli, command):
+    assert cli(command, "--json").json() is not None
+
+
+def test_the_process_is_hardened(cli):
+    assert ("core dumps", "ok") in states(cli.process("doctor", "--json"))
+
+
+def test_a_reader_that_goes_away_is_no_traceback(cli):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        command = [*PROGRAM, "--home", str(cli.home), "list", "--json"]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert b"BrokenPipe" not in done.stderr
+
+
+def test_the_passphrase_comes_before_what_is_imported(bare):
+    words = b"correct horse\n"
+    fd = ["--master", "passphrase:fd=0"]
+    assert bare.process("init", *fd, stdin=words).code == 0
+    done = bare.process("import", "-", *fd, "--json", stdin=words + b"A=value\n")
+    assert done.json()["imported"] == ["A"]
+    assert bare.process("list", *fd, stdin=b"wrong\n").code == 4
