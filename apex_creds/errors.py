@@ -29,6 +29,7 @@ __all__ = [
     "InvalidInputError",
     "InvalidManifestError",
     "InvalidNameError",
+    "InvalidPolicyError",
     "KeyStateError",
     "LeaseEndedError",
     "LockedOutError",
@@ -37,6 +38,7 @@ __all__ = [
     "MasterKeyReadOnlyError",
     "MasterKeyUnavailableError",
     "NotInstalledError",
+    "RateLimitedError",
     "RequestNotAllowedError",
     "RollbackDetectedError",
     "SecondFactorError",
@@ -227,6 +229,16 @@ class InvalidManifestError(InvalidInputError):
     """Plugin metadata does not follow the manifest schema."""
 
 
+class InvalidPolicyError(InvalidInputError):
+    """The policy file does not follow its schema; the message names the line.
+
+    Attributes:
+        line: Of the file, from 1; 0 where none can be named.
+    """
+
+    line: int = 0
+
+
 class ValueTooLargeError(InvalidInputError):
     """A secret is larger than 64 KiB."""
 
@@ -258,6 +270,16 @@ class AccessDeniedError(ApexCredsError):
 
 class RequestNotAllowedError(AccessDeniedError):
     """An outgoing request is outside the allowed origins, methods or paths."""
+
+
+class RateLimitedError(AccessDeniedError):
+    """Too many uses, or too many refusals, in a stretch of time.
+
+    Attributes:
+        retry_after: Seconds after which it makes sense to try again.
+    """
+
+    retry_after: float = 0.0
 
 
 class LeaseEndedError(AccessDeniedError):

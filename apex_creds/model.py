@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import time as _time
 import unicodedata
 from enum import StrEnum
+from ipaddress import IPv6Address
 from typing import Final, NoReturn, Protocol
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -25,6 +26,7 @@ from apex_creds.errors import (
 )
 
 MAX_NAME_BYTES: Final = 256
+MAX_HOST: Final = 253
 MAX_SECRET_BYTES: Final = 64 * 1024
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -117,6 +119,14 @@ SECTIONS: Final[dict[CredentialKind, str]] = {
 """The section (storage document) of each kind; also the order of look-ups."""
 
 
+class Sensitivity(StrEnum):
+    """How much is lost with a credential; what each level takes is said by policy."""
+
+    NORMAL = "normal"
+    SENSITIVE = "sensitive"
+    CRITICAL = "critical"
+
+
 def check_name(name: str, *, what: str = "name") -> str:
     """Returns ``name`` if it can name something; NFC, 1 to 256 bytes of UTF-8.
 
@@ -166,22 +176,45 @@ class Origin(msgspec.Struct, frozen=True, order=True):
         Raises:
             InvalidInputError: Not an http(s) origin, or with a path, user or query.
         """
-        try:
-            parts = urlsplit(text)
-            port = parts.port
-            host = (parts.hostname or "").encode("idna").decode() if parts.hostname else ""
-        except (ValueError, UnicodeError):
-            raise _bad_origin(text) from None
-        bare = parts.path in ("", "/") and not parts.query and not parts.fragment
-        if parts.scheme not in _DEFAULT_PORTS or not host or not bare or "@" in parts.netloc:
+        parts = _ORIGIN.fullmatch(text)
+        if parts is None:
             raise _bad_origin(text)
-        return cls(parts.scheme, host.lower(), port or _DEFAULT_PORTS[parts.scheme])
+        scheme, (address, name, digits) = parts[1].lower(), parts.groups()[1:]
+        port = int(digits) if digits else _DEFAULT_PORTS[scheme]
+        host = _host_name(name) if name else _ipv6(address)
+        if not host or not 1 <= port <= 65535:
+            raise _bad_origin(text)
+        return cls(scheme, host, port)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         if self.port == _DEFAULT_PORTS[self.scheme]:
             return f"{self.scheme}://{host}"
         return f"{self.scheme}://{host}:{self.port}"
+
+
+_ORIGIN: Final = re.compile(
+    r"(https?)://(?:\[([0-9A-F:.]+)\]|([^\s/?#@\\:\[\]%]+))(?::([0-9]{1,5}))?/?",
+    re.IGNORECASE,
+)
+_HOST: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", re.ASCII)
+
+
+def _host_name(name: str) -> str:
+    """In ASCII and lower case; empty if it is none (RFC 1123, with underscores)."""
+    try:
+        host = name.encode("idna").decode().lower()
+    except UnicodeError:
+        return ""
+    return host if _HOST.fullmatch(host) and len(host) <= MAX_HOST else ""
+
+
+def _ipv6(address: str) -> str:
+    try:
+        IPv6Address(address)
+    except ValueError:
+        return ""
+    return address.lower()
 
 
 def _bad_origin(text: str) -> InvalidInputError:
@@ -212,12 +245,12 @@ class Delivery(msgspec.Struct, frozen=True):
         Raises:
             InvalidInputError: Unknown style, or a header or query name that is none.
         """
-        style, _, field = text.partition(":")
+        style, colon, field = text.partition(":")
         named = style in ("header", "query")
         usable = bool(field) and len(field) <= 128 and set(field) <= _HEADER_TOKEN
         if (
             style not in set(DeliveryStyle)
-            or named is not bool(field)
+            or named is not bool(colon)
             or (named and not usable)
         ):
             raise InvalidInputError(
@@ -238,6 +271,7 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True):
         version: Grows by one with each put, from 1.
         created: Unix seconds; so are ``updated`` and ``expires``.
         token_type: Of an OAuth token, as is ``scope``.
+        sensitivity: Decides, with policy, whether a person is asked.
     """
 
     id: str
@@ -252,6 +286,7 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True):
     expires: float | None = None
     token_type: str = ""
     scope: str = ""
+    sensitivity: Sensitivity = Sensitivity.SENSITIVE
 
 
 class Secret:

@@ -7,18 +7,30 @@ their mutators return copies.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
 from typing import Self
 
 import msgspec
 
 
+class GrantDecision(StrEnum):
+    """What the person said: yes, or no and don't ask again."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
 class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """This plugin may use that credential, in these scopes, until then.
+    """This plugin may (or may not) use that credential, in these scopes, until then.
 
     Attributes:
         id: 32 hexadecimal digits.
         reveal: Whether the secret may be read, if the manifest asks for it too.
         created: Unix seconds; so is ``until`` (None: without end).
+        decision: ``deny`` refuses whatever policy says, and is not asked about again.
+        manifest: Digest of the manifest that the person saw; empty: not bound to one.
+        checksum: Of the plugin's code, likewise.
+        created_by: Who decided, in words.
     """
 
     id: str
@@ -28,6 +40,10 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     reveal: bool = False
     created: float
     until: float | None = None
+    decision: GrantDecision = GrantDecision.ALLOW
+    manifest: str = ""
+    checksum: str = ""
+    created_by: str = ""
 
 
 class Grants:

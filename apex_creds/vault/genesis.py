@@ -8,9 +8,11 @@ or none (and at most a master key that nothing refers to).
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import anyio
 
+from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import ConflictError, VaultExistsError
 from apex_creds.keys import MasterKeyProvider
@@ -22,9 +24,12 @@ from apex_creds.keys.hierarchy import (
     master_check,
 )
 from apex_creds.keys.keyset import Keyset
+from apex_creds.model import SECTIONS
 from apex_creds.storage.base import Storage
+from apex_creds.storage.file import FileStorage
 from apex_creds.vault.document import Header, MasterRecord, RootHeader
-from apex_creds.vault.keystore import ROOT_LABEL, KeystoreBody, seal_keystore
+from apex_creds.vault.home import audit_directory
+from apex_creds.vault.keystore import ROOT_LABEL, Keystore, KeystoreBody, seal_keystore
 
 FIRST = 1
 
@@ -118,3 +123,25 @@ def _exists() -> VaultExistsError:
         "There is a vault here already.",
         hint="Use it, or choose another directory with --home.",
     )
+
+
+def refuse_remains(home: Path) -> None:
+    """A key store that went missing is not replaced by a new one (rule 6)."""
+    remains = [*home.glob("credentials/*.enc"), *audit_directory(home).glob("*.jsonl")]
+    if remains and not (home / "security/keystore.enc").exists():
+        raise VaultExistsError(
+            f"There is no key store, but {remains[0]} is what a vault left.",
+            hint="Restore security/keystore.enc from a backup, or choose another directory.",
+        )
+
+
+def map_names(storage: Storage, keystore: Keystore) -> None:
+    """Gives the storage the keyed hashes of names, where the vault was made with them."""
+    if not keystore.body.hashed_names or not isinstance(storage, FileStorage):
+        return
+    root = keystore.hierarchy.unwrap(keystore.body.root, keystore.body.root.primary.version)
+    index = kdf.derive(root, kdf.Purpose.NAME_INDEX)
+    names = SECTIONS.values()
+    stems = {name: kdf.hmac_sha256(index, name.encode()).hex()[:32] for name in names}
+    index.close()
+    storage.map_names(stems.__getitem__)

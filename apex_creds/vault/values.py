@@ -19,6 +19,7 @@ from apex_creds.model import (
     OAuthToken,
     Origin,
     Secret,
+    Sensitivity,
     new_id,
 )
 from apex_creds.policy.grants import Grants
@@ -39,6 +40,9 @@ _DEFAULT_DELIVERY: Final = {
 }
 
 
+_DEFAULT_LEVEL: Final = Sensitivity.SENSITIVE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutItem:
     """One credential to put; what is None keeps its value, or gets the kind's default.
@@ -54,6 +58,7 @@ class PutItem:
     delivery: Delivery | None = None
     origins: tuple[Origin, ...] | None = None
     expires: float | None = None
+    sensitivity: Sensitivity | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +151,22 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
         expires=expires,
         token_type=oauth.token_type if oauth else "",
         scope=oauth.scope if oauth else "",
+        sensitivity=item.sensitivity or (before.sensitivity if before else _DEFAULT_LEVEL),
     )
+
+
+def parse_level(text: str | Sensitivity) -> Sensitivity:
+    """A level by its name.
+
+    Raises:
+        InvalidInputError: There is no such level.
+    """
+    try:
+        return Sensitivity(text)
+    except ValueError:
+        raise InvalidInputError(
+            f"{text[:40]!r} is not a level.", hint=f"Use {', '.join(Sensitivity)}."
+        ) from None
 
 
 def _first(*choices: tuple[Origin, ...] | None) -> tuple[Origin, ...]:

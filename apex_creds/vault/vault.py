@@ -20,13 +20,11 @@ import msgspec
 from apex_creds.audit import chain
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
-from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     ConflictError,
     CredentialNotFoundError,
     InvalidInputError,
-    VaultExistsError,
 )
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.model import (
@@ -36,21 +34,21 @@ from apex_creds.model import (
     Delivery,
     Origin,
     Secret,
+    Sensitivity,
     SystemClock,
     check_name,
     check_time,
     new_id,
 )
 from apex_creds.policy.grants import Grant, Grants
-from apex_creds.storage.base import Storage
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import genesis, writing
 from apex_creds.vault.document import MasterRecord
 from apex_creds.vault.home import audit_directory, resolve_home
-from apex_creds.vault.keystore import Keystore, KeystoreBody
+from apex_creds.vault.keystore import KeystoreBody
 from apex_creds.vault.section import Record, open_record
 from apex_creds.vault.store import ATTEMPTS, DocumentStore
-from apex_creds.vault.values import Deletion, Facts, Opened, PutItem
+from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, parse_level
 
 _SECTION_NAMES: Final = tuple(SECTIONS.values())
 
@@ -61,10 +59,13 @@ class Vault:
     It is an async context manager: ``async with await Vault.unseal(home) as vault: …``
     """
 
-    def __init__(self, *, store: DocumentStore, audit: AuditLog, clock: Clock) -> None:
+    def __init__(
+        self, *, store: DocumentStore, audit: AuditLog, clock: Clock, home: Path
+    ) -> None:
         self._store = store
         self._audit = audit
         self._clock = clock
+        self._home = home
         self._where: dict[str, str] = {}
         self._id = store.unsealed().header.vault_id
         self._id_bytes = bytes.fromhex(self._id)
@@ -97,7 +98,7 @@ class Vault:
         provider = _provider(master)
         path = resolve_home(home)
         storage = FileStorage(path)
-        _refuse_remains(path)
+        genesis.refuse_remains(path)
         try:
             key = await genesis.create(
                 storage, provider=provider, hashed_names=hashed_names, now=clock.time()
@@ -154,7 +155,7 @@ class Vault:
         store = DocumentStore(storage, clock=clock, load_master=load_master)
         try:
             keystore = await store.unseal()
-            _map_names(storage, keystore)
+            genesis.map_names(storage, keystore)
             vault_id = keystore.header.vault_id
             directory = audit_directory(resolve_home(home))
             audit = AuditLog(directory, vault_id=vault_id, clock=clock)
@@ -162,7 +163,7 @@ class Vault:
             with anyio.CancelScope(shield=True):
                 await store.close()
             raise
-        vault = cls(store=store, audit=audit, clock=clock)
+        vault = cls(store=store, audit=audit, clock=clock, home=resolve_home(home))
         try:
             vault.record(kind)
         except BaseException:
@@ -194,6 +195,11 @@ class Vault:
         return self._id
 
     @property
+    def home(self) -> Path:
+        """The vault's directory."""
+        return self._home
+
+    @property
     def clock(self) -> Clock:
         """The vault's clock."""
         return self._clock
@@ -214,6 +220,7 @@ class Vault:
         delivery: str | Delivery | None = None,
         origins: Iterable[str | Origin] | None = None,
         expires: float | None = None,
+        sensitivity: str | Sensitivity | None = None,
     ) -> CredentialInfo:
         """Stores a credential, or a new version of it; durable on return.
 
@@ -224,9 +231,10 @@ class Vault:
             delivery: ``bearer``, ``header:NAME``, ``query:NAME`` or ``basic``.
             origins: Where it may be sent, ``https://host[:port]``; nowhere by default.
             expires: Unix seconds.
+            sensitivity: ``normal``, ``sensitive`` (the default) or ``critical``.
 
         Raises:
-            InvalidInputError: A name, origin or delivery is not acceptable.
+            InvalidInputError: A name, origin, delivery or level is not acceptable.
             CredentialExistsError: The name is taken by a credential of another kind.
         """
         item = PutItem(
@@ -234,8 +242,9 @@ class Vault:
             secret=secret,
             service=service,
             delivery=Delivery.parse(delivery) if isinstance(delivery, str) else delivery,
-            origins=None if origins is None else tuple(_origin(o) for o in origins),
+            origins=None if origins is None else tuple(map(Origin.parse, map(str, origins))),
             expires=expires,
+            sensitivity=None if sensitivity is None else parse_level(sensitivity),
         )
         return (await self.put_many([item]))[0]
 
@@ -487,30 +496,5 @@ def _not_found() -> CredentialNotFoundError:
     )
 
 
-def _origin(value: str | Origin) -> Origin:
-    return Origin.parse(value) if isinstance(value, str) else value
-
-
 def _provider(master: str | MasterKeyProvider) -> MasterKeyProvider:
     return provider_from_uri(master) if isinstance(master, str) else master
-
-
-def _refuse_remains(home: Path) -> None:
-    """A key store that went missing is not replaced by a new one (rule 6)."""
-    remains = [*home.glob("credentials/*.enc"), *audit_directory(home).glob("*.jsonl")]
-    if remains and not (home / "security/keystore.enc").exists():
-        raise VaultExistsError(
-            f"There is no key store, but {remains[0]} is what a vault left.",
-            hint="Restore security/keystore.enc from a backup, or choose another directory.",
-        )
-
-
-def _map_names(storage: Storage, keystore: Keystore) -> None:
-    """Gives the storage the keyed hashes of names, where the vault was made with them."""
-    if not keystore.body.hashed_names or not isinstance(storage, FileStorage):
-        return
-    root = keystore.hierarchy.unwrap(keystore.body.root, keystore.body.root.primary.version)
-    index = kdf.derive(root, kdf.Purpose.NAME_INDEX)
-    stems = {name: kdf.hmac_sha256(index, name.encode()).hex()[:32] for name in _SECTION_NAMES}
-    index.close()
-    storage.map_names(stems.__getitem__)
