@@ -125,7 +125,7 @@ def _over(end: float | None, now: float) -> bool:
 def _unambiguous(path: str) -> bool:
     """False for spellings that a server may read as another path than the pattern did."""
     lowered = path.lower()
-    tricky = ("%2e", "%2f", "%5c", "%00", "\\", "//", ";")
+    tricky = ("%25", "%2e", "%2f", "%5c", "%00", "\\", "//", ";")
     if any(part in lowered for part in tricky):
         return False
     return not {".", ".."} & set(path.split("/"))

@@ -84,6 +84,8 @@ def parse_manifest(metadata: Mapping[str, object]) -> Manifest:
     Raises:
         InvalidManifestError: Anything about those three fields is not as specified.
     """
+    if not isinstance(metadata, Mapping):
+        raise _invalid("it must be an object")
     plugin = metadata.get("id")
     version = metadata.get("version", "")
     if not isinstance(plugin, str) or not isinstance(version, str):

@@ -1,0 +1,254 @@
+"""Names, origins, deliveries, secrets: what is accepted, in one form, and what is masked."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import unicodedata
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apex_creds.errors import (
+    InvalidInputError,
+    InvalidNameError,
+    SecretMisuseError,
+    ValueTooLargeError,
+)
+from apex_creds.model import (
+    MAX_NAME_BYTES,
+    MAX_SECRET_BYTES,
+    SECTIONS,
+    ApiKey,
+    BasicAuth,
+    CredentialKind,
+    Delivery,
+    GenericSecret,
+    OAuthToken,
+    Origin,
+    Secret,
+    SystemClock,
+    check_name,
+    check_time,
+    new_id,
+)
+
+# -- names ---------------------------------------------------------------------------
+
+
+@given(name=st.text(max_size=300))
+def test_a_name_is_one_printable_line_of_256_bytes_or_refused(name: str) -> None:
+    try:
+        assert check_name(name) == name
+    except InvalidNameError:
+        return
+    assert 1 <= len(name.encode()) <= MAX_NAME_BYTES
+    assert name.splitlines() == [name]
+    assert unicodedata.normalize("NFC", name) == name
+    assert not any(unicodedata.category(c)[0] == "C" and c not in private(name) for c in name)
+
+
+def private(name: str) -> set[str]:
+    return {c for c in name if unicodedata.category(c) == "Co"}
+
+
+@given(name=st.text("abcXYZ019-_./:@ é日", min_size=1, max_size=60).map(str.strip).filter(bool))
+def test_ordinary_names_are_accepted(name: str) -> None:
+    assert check_name(name) == name
+
+
+def test_an_error_names_what_was_wrong_and_not_the_value() -> None:
+    with pytest.raises(InvalidNameError, match="plugin id") as caught:
+        check_name("sk-secret-pasted-here\n", what="plugin id")
+    assert "sk-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("moment", [math.nan, math.inf, -math.inf])
+def test_what_is_no_time(moment: float) -> None:
+    with pytest.raises(InvalidInputError, match="end"):
+        check_time(moment, what="end")
+    assert check_time(None, what="end") is None
+    assert check_time(1.5, what="end") == 1.5
+
+
+# -- origins -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("https://api.example.com", "https://api.example.com"),
+        ("HTTPS://API.example.COM:443/", "https://api.example.com"),
+        ("http://localhost:8080", "http://localhost:8080"),
+        ("http://127.0.0.1", "http://127.0.0.1"),
+        ("https://[::1]:8443", "https://[::1]:8443"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("https://a_b.example", "https://a_b.example"),
+    ],
+)
+def test_an_origin_has_one_form(text: str, canonical: str) -> None:
+    origin = Origin.parse(text)
+    assert str(origin) == canonical
+    assert Origin.parse(str(origin)) == origin
+
+
+BAD_ORIGINS = [
+    "",
+    "example.com",
+    "//example.com",
+    "https://",
+    "https:///",
+    "ftp://a",
+    "file:///a",
+    "https:a",
+    "https://a/b",
+    "https://a?b",
+    "https://a#b",
+    "https://u@a",
+    "https://u:p@a",
+    "https://@a",
+    "https://a:0",
+    "https://a:65536",
+    "https://a:-1",
+    "https://a:x",
+    "https://[::1",
+    "https://*",
+    "https://*.example.com",
+    "https://a b",
+    "https://a\n.example",
+    "https://a\t",
+    " https://a",
+    "https://a\\b",
+    "https://a\\@b",
+    "https://a%2eb",
+    "https://a,b",
+    "https://" + "a" * 300,
+    "https://a\u202e",
+    "https://a..b",
+    "https://.a",
+    "https://[::1%25eth0]",
+    "https://a\0",
+    "https://a?",
+    "https://a#",
+    "https://\u212a.example/x",
+]
+
+
+@pytest.mark.parametrize("text", BAD_ORIGINS)
+def test_what_is_no_origin(text: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Origin.parse(text)
+    assert caught.value.hint
+
+
+@given(
+    text=st.text(max_size=40)
+    | st.text("htps:/.@[]a1%\\?#*:-é ", max_size=20).map("https://".__add__)
+)
+def test_any_text_is_an_origin_in_one_form_or_refused(text: str) -> None:
+    try:
+        origin = Origin.parse(text)
+    except InvalidInputError:
+        return
+    assert Origin.parse(str(origin)) == origin
+    assert origin.host == origin.host.lower()
+    assert origin.host.isascii()
+    assert 1 <= origin.port <= 65535
+
+
+# -- deliveries ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["bearer", "basic", "header:X-Api-Key", "query:api_key"])
+def test_a_delivery_is_shown_as_it_is_written(text: str) -> None:
+    assert str(Delivery.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Bearer",
+        "bearer:",
+        "bearer:x",
+        "basic:x",
+        "header",
+        "header:",
+        "query:",
+        "header:a b",
+        "header:a\r\nb",
+        "header:a:b",
+        "cookie:x",
+        "header:" + "x" * 129,
+        "header:é",
+    ],
+)
+def test_what_is_no_delivery(text: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Delivery.parse(text)
+    assert caught.value.hint
+
+
+# -- secrets -------------------------------------------------------------------------
+
+MAKERS = {
+    "api_key": lambda: ApiKey("hush-hush"),
+    "oauth_token": lambda: OAuthToken("hush-hush", refresh_token="hush-too", expires_at=1.0),
+    "basic": lambda: BasicAuth("user", "hush-hush"),
+    "generic": lambda: GenericSecret(b"hush-hush"),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_secret_is_masked_and_can_not_be_taken_along(kind: str) -> None:
+    secret: Secret = MAKERS[kind]()
+    assert secret.kind == kind
+    assert SECTIONS[CredentialKind(kind)]
+    for shown in (repr(secret), str(secret), f"{secret}", f"{secret!r}"):
+        assert "hush" not in shown
+    for take in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(SecretMisuseError) as caught:
+            take(secret)
+        assert caught.value.hint
+    for encode in (msgspec.json.encode, msgspec.msgpack.encode):
+        with pytest.raises(TypeError):
+            encode(secret)
+
+
+def test_what_is_no_secret() -> None:
+    for make in (
+        lambda: ApiKey(""),
+        lambda: GenericSecret(b""),
+        lambda: OAuthToken(""),
+        lambda: BasicAuth("a:b", "p"),
+        lambda: BasicAuth("", ""),
+        lambda: ApiKey("\ud800"),
+    ):
+        with pytest.raises(InvalidInputError) as caught:
+            make()
+        assert caught.value.hint
+
+
+def test_a_secret_is_at_most_64_kib() -> None:
+    assert GenericSecret(bytes([1]) * MAX_SECRET_BYTES)
+    with pytest.raises(ValueTooLargeError) as caught:
+        OAuthToken("x" * MAX_SECRET_BYTES, refresh_token="y")
+    assert caught.value.hint
+
+
+# -- clocks and identifiers ----------------------------------------------------------
+
+
+def test_identifiers_do_not_repeat() -> None:
+    found = {new_id() for _ in range(10_000)}
+    assert len(found) == 10_000
+    assert all(len(one) == 32 and int(one, 16) >= 0 for one in found)
+
+
+def test_the_system_clock() -> None:
+    clock = SystemClock()
+    assert clock.time() > 1.7e9
+    assert clock.monotonic() <= clock.monotonic()
