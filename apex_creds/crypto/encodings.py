@@ -18,26 +18,38 @@ _BASE64URL: Final = _BASE64[:-2] + b"-_"
 _UNRESERVED: Final = frozenset(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
 )
+_KEPT: Final = tuple(
+    _UNRESERVED | frozenset(more) for more in (b"", b"/", b"!*'()", b";,/?:@&=+$!*'()#")
+)
+"""What is left as it is: by RFC 3986, quote, encodeURIComponent, encodeURI."""
 _PRINTABLE: Final = frozenset(range(0x20, 0x7F))
 _SHORT_ESCAPES: Final = {8: b"b", 9: b"t", 10: b"n", 12: b"f", 13: b"r", 34: b'"', 92: b"\\"}
 _SHORTEST_BASE64: Final = 6
+_LAST_POINT: Final = 0x10FFFF
+_QUOTE: Final = frozenset({39})
+_NO_QUOTE: Final[frozenset[int]] = frozenset()
 
 
 def spellings(secret: memoryview) -> list[SecretBytes]:
     """The secret itself, then its other spellings, each once.
 
     They are: hexadecimal; base64 and base64url at each of the three alignments, without
-    the characters that depend on neighbours; URL-encoded (RFC 3986, and with ``+``);
-    escaped as in JSON (RFC 8259) and as in Python's ``repr``.
+    the characters that depend on neighbours; URL-encoded (RFC 3986, with ``/`` or ``+``
+    too); escaped as in JSON (RFC 8259) and as in Python's ``repr``, in either quotes.
     """
     made = [SecretBytes.copy_of(secret)]
     makers: list[Callable[[memoryview], Iterator[int]]] = [_hex(_LOWER), _hex(_UPPER)]
     if len(secret) >= _SHORTEST_BASE64:
         makers += [_base64(table, at) for table in (_BASE64, _BASE64URL) for at in range(3)]
     if not _all_in(secret, _UNRESERVED):
-        makers += [_url(_UPPER, plus=False), _url(_UPPER, plus=True), _url(_LOWER, plus=False)]
+        makers += [_url(_UPPER), _url(_UPPER, keep=b"/"), _url(_UPPER, plus=True), _url(_LOWER)]
     if not _all_in(secret, _PRINTABLE - {34, 39, 92}):
-        makers += [_json, _json_ascii, _repr, _repr_text]
+        makers += [_json, _json_ascii]
+        makers += [
+            _repr(text=text, quote=quote)
+            for text in (False, True)
+            for quote in (_NO_QUOTE, _QUOTE)
+        ]
     for make in makers:
         _add_unless_known(made, make(secret))
     return made
@@ -104,10 +116,12 @@ def _base64(table: bytes, offset: int) -> Callable[[memoryview], Iterator[int]]:
     return make
 
 
-def _url(digits: bytes, *, plus: bool) -> Callable[[memoryview], Iterator[int]]:
+def _url(
+    digits: bytes, *, plus: bool = False, keep: bytes = b""
+) -> Callable[[memoryview], Iterator[int]]:
     def make(secret: memoryview) -> Iterator[int]:
         for byte in secret:
-            if byte in _UNRESERVED:
+            if byte in _UNRESERVED or byte in keep:
                 yield byte
             elif plus and byte == 0x20:
                 yield 0x2B
@@ -128,9 +142,9 @@ def _json(secret: memoryview) -> Iterator[int]:
 
 
 def _json_ascii(secret: memoryview) -> Iterator[int]:
-    for point in _code_points(secret):
-        if point < 0x80:
-            yield from _json(memoryview(bytes((point,))))
+    for point, raw in _characters(secret):
+        if point < 0x7F:
+            yield from _json(raw)
         elif point < 0x10000:
             yield from _u_escape(point)
         else:
@@ -144,38 +158,50 @@ def _u_escape(unit: int) -> Iterator[int]:
         yield _LOWER[unit >> shift & 15]
 
 
-def _repr(secret: memoryview) -> Iterator[int]:
-    """As ``repr`` of bytes."""
-    for byte in secret:
-        yield from _repr_byte(byte, keep=byte in _PRINTABLE)
+def _repr(*, text: bool, quote: frozenset[int]) -> Callable[[memoryview], Iterator[int]]:
+    """As ``repr`` of bytes, or of text; with the quote that it puts around escaped."""
+
+    def make(secret: memoryview) -> Iterator[int]:
+        for point, raw in _characters(secret) if text else _bytes(secret):
+            if point == 92 or point in quote:
+                yield from (92, point)
+            elif point in (9, 10, 13):
+                yield from (92, _SHORT_ESCAPES[point][0])
+            elif point in _PRINTABLE or (text and _is_shown(point)):
+                yield from raw
+            else:
+                yield from _number(point)
+
+    return make
 
 
-def _repr_text(secret: memoryview) -> Iterator[int]:
-    """As ``repr`` of a string of printable characters."""
-    for byte in secret:
-        yield from _repr_byte(byte, keep=byte >= 0x80 or byte in _PRINTABLE)
+def _is_shown(point: int) -> bool:
+    # A string of one character says nothing of the secret that it came from.
+    return point >= 0x80 and chr(point).isprintable()
 
 
-def _repr_byte(byte: int, *, keep: bool) -> Iterator[int]:
-    if byte == 92:
-        yield from (92, 92)
-    elif keep:
-        yield byte
-    elif byte in (9, 10, 13):
-        yield from (92, _SHORT_ESCAPES[byte][0])
-    else:
-        yield from (92, 120, _LOWER[byte >> 4], _LOWER[byte & 15])
+def _number(point: int) -> Iterator[int]:
+    r"""``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``."""
+    letter, digits = (120, 2) if point < 0x100 else (117, 4) if point < 0x10000 else (85, 8)
+    yield from (92, letter)
+    for shift in range(4 * (digits - 1), -1, -4):
+        yield _LOWER[point >> shift & 15]
 
 
-def _code_points(secret: memoryview) -> Iterator[int]:
-    """Decodes UTF-8 by hand; of what is not UTF-8, the bytes."""
+def _bytes(secret: memoryview) -> Iterator[tuple[int, memoryview]]:
+    for at in range(len(secret)):
+        yield secret[at], secret[at : at + 1]
+
+
+def _characters(secret: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Decodes UTF-8 by hand: code points and where they lie; of other bytes, themselves."""
     at = 0
     while at < len(secret):
         first = secret[at]
         more = 3 if first >= 0xF0 else 2 if first >= 0xE0 else 1 if first >= 0xC0 else 0
-        tail = secret[at + 1 : at + 1 + more]
+        raw = secret[at : at + 1 + more]
         point = first if not more else first & (0x3F >> more)
-        for byte in tail:
+        for byte in raw[1:]:
             point = point << 6 | byte & 0x3F
-        yield point
+        yield min(point, _LAST_POINT), raw
         at += 1 + more

@@ -1,0 +1,114 @@
+"""Every spelling is found in what Python's own encoders make of a secret amid other text."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.parse
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apex_creds.crypto.encodings import spellings
+from apex_creds.crypto.memory import arena
+
+secrets = st.binary(min_size=6, max_size=40)
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=6, max_size=40)
+around = st.binary(max_size=7)
+around_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=7)
+TEXT_ENCODERS: dict[str, Callable[[str], str]] = {
+    "itself": str,
+    "quote": urllib.parse.quote,
+    "quote without safe": lambda text: urllib.parse.quote(text, safe=""),
+    "quote_plus": urllib.parse.quote_plus,
+    "urlencode": lambda text: urllib.parse.urlencode({"key": text}),
+    "json": json.dumps,
+    "json in utf-8": lambda text: json.dumps(text, ensure_ascii=False),
+    "json in json": lambda text: json.dumps({"key": [text]}),
+    "repr": repr,
+    "repr in a list": lambda text: repr([text]),
+    "hex": lambda text: text.encode().hex(),
+}
+BYTES_ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "itself": bytes,
+    "hex": lambda data: data.hex().encode(),
+    "upper hex": lambda data: data.hex().upper().encode(),
+    "base64": base64.b64encode,
+    "urlsafe base64": base64.urlsafe_b64encode,
+    "quote": lambda data: urllib.parse.quote(data).encode(),
+    "quote_plus": lambda data: urllib.parse.quote_plus(data).encode(),
+    "lower quote": lambda data: lower_escapes(urllib.parse.quote(data, safe="")).encode(),
+    "repr": lambda data: repr(data).encode(),
+}
+
+
+def lower_escapes(text: str) -> str:
+    pieces = text.split("%")
+    return "%".join([pieces[0], *(p[:2].lower() + p[2:] for p in pieces[1:])])
+
+
+def spelled(secret: bytes) -> list[bytes]:
+    made = spellings(memoryview(secret))
+    found = [one.expose_bytes() for one in made]
+    for one in made:
+        one.close()
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_slot_is_left() -> Iterator[None]:
+    before = arena().open_slots
+    yield
+    assert arena().open_slots == before
+
+
+@pytest.mark.parametrize("encoder", BYTES_ENCODERS)
+@given(before=around, secret=secrets, after=around)
+def test_bytes_are_found_at_any_alignment(
+    encoder: str, before: bytes, secret: bytes, after: bytes
+) -> None:
+    text = BYTES_ENCODERS[encoder](before + secret + after)
+    assert any(spelling in text for spelling in spelled(secret))
+
+
+@pytest.mark.parametrize("encoder", TEXT_ENCODERS)
+@given(before=around_text, secret=texts, after=around_text)
+def test_text_is_found_at_any_place(encoder: str, before: str, secret: str, after: str) -> None:
+    text = TEXT_ENCODERS[encoder](before + secret + after).encode()
+    assert any(spelling in text for spelling in spelled(secret.encode()))
+
+
+@given(secret=secrets)
+def test_the_secret_itself_is_first_and_nothing_is_there_twice(secret: bytes) -> None:
+    found = spelled(secret)
+    assert found[0] == secret
+    assert len(found) == len(set(found))
+
+
+@given(secret=secrets)
+def test_nothing_else_is_searched_for(secret: bytes) -> None:
+    """A spelling is as long as the secret, but for base64's dropped edges: no false alarms."""
+    assert all(len(spelling) >= len(secret) for spelling in spelled(secret))
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_short_secrets_are_not_searched_for_in_base64(length: int) -> None:
+    found = spelled(b"abcde"[:length])
+    assert base64.b64encode(b"abcde"[:length]).rstrip(b"=") not in found
+    assert b"abcde"[:length].hex().encode() in found
+
+
+def test_a_plain_secret_has_few_spellings() -> None:
+    assert len(spelled(b"sk-abcdefghijklmnop")) <= 9
+
+
+@given(secret=st.binary(max_size=300))
+def test_anything_at_all_is_spelled(secret: bytes) -> None:
+    assert spelled(secret)[0] == secret
+
+
+def test_a_long_secret_is_spelled_whole() -> None:
+    secret = bytes(range(256)) * 256
+    assert secret.hex().encode() in spelled(secret)
