@@ -29,6 +29,7 @@ class EventKind(StrEnum):
     DENIAL = "denial"
     LEAK = "leak"
     RECOVERED = "recovered"
+    DROPPED = "dropped"
     FACTOR = "factor"
     CLIENT = "client"
     CHALLENGE = "challenge"

@@ -14,6 +14,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -22,6 +23,7 @@ import msgspec
 
 from apex_creds.audit import chain
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.listening import Listener
 from apex_creds.audit.segment import SEGMENT, Segment, end_of_lines, lines, unavailable
 from apex_creds.errors import AuditTamperedError, AuditUnavailableError
 from apex_creds.model import Clock
@@ -64,6 +66,7 @@ class AuditLog:
         self._sync_lock = threading.RLock()
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._notes: list[str] = []
+        self._listeners: tuple[Listener, ...] = ()
         self._busy = self._dirty = self._closing = False
         self._idle = True
         self._stopped = ""
@@ -90,6 +93,11 @@ class AuditLog:
         """The hash of that event: 64 hexadecimal digits."""
         return self._head.decode()
 
+    def attach(self, listener: Listener) -> None:
+        """Has ``listener`` hear of what is written from now on, until the log closes."""
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+
     def append(self, event: AuditEvent, *, flush: bool = True) -> int | None:
         """Writes ``event``, after everything queued, and returns its number.
 
@@ -113,6 +121,9 @@ class AuditLog:
             self._queue.append(body)
             self._mark()
             return None
+        if flush and self._listeners:
+            for listener in self._listeners:
+                listener.ready()
         # `with`, not acquire(): a KeyboardInterrupt can't leave it locked.
         with self._lock:
             if self._busy:
@@ -160,6 +171,8 @@ class AuditLog:
         """
         if self._stopped or self._closing:
             return
+        if self._listeners:
+            self._close_listeners()
         self._closing = self._urgent = True
         self._wake.put(None)
         self._thread.join()
@@ -170,6 +183,12 @@ class AuditLog:
             with self._lock, self._sync_lock:
                 self._stopped = "is closed"
                 self._segment.close()
+
+    def _close_listeners(self) -> None:
+        with suppress(AuditUnavailableError, AuditTamperedError):
+            self.flush()
+        for listener in self._listeners:
+            listener.close()
 
     # -- writing, under the lock -----------------------------------------------------
 
@@ -201,6 +220,8 @@ class AuditLog:
         self._dirty = True
         if self._idle or self._each:
             self._mark()
+        for listener in self._listeners:
+            listener.written(data)
         return seq
 
     def _make_usable(self) -> None:

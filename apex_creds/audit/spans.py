@@ -6,14 +6,25 @@ that exception: never its message or traceback, which could hold a secret.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
 from opentelemetry import context, trace
-from opentelemetry.trace import NoOpTracerProvider, Span, Status, StatusCode, Tracer
+from opentelemetry.trace import Link, NoOpTracerProvider, Span, Status, StatusCode, Tracer
 
-__all__ = ["NO_IDS", "ActiveSpan", "AttributeValue", "current_ids", "span", "tracing_on"]
+from apex_creds.audit import names
+
+__all__ = [
+    "NO_IDS",
+    "ActiveSpan",
+    "AttributeValue",
+    "current_ids",
+    "mark_failed",
+    "span",
+    "start",
+    "tracing_on",
+]
 
 AttributeValue = str | int | float | bool
 NO_IDS: Final = ("", "")
@@ -67,8 +78,7 @@ class ActiveSpan:
     def fail(self, error_type: str) -> None:
         """Marks the span as failed with the name of an error's class."""
         if self._span is not None:
-            self._span.set_status(Status(StatusCode.ERROR, error_type))
-            self._span.set_attribute("error.type", error_type)
+            mark_failed(self._span, error_type)
 
     def ids(self) -> tuple[str, str]:
         """Returns trace id and span id in hexadecimal, or two empty strings."""
@@ -111,13 +121,33 @@ def span(
         current: Whether spans started meanwhile are its children. False where it may end
             in another context than it started in (a stream).
     """
+    started = start(name, attributes)
+    return _OFF if started is None else ActiveSpan(started, current=current)
+
+
+def start(
+    name: str,
+    attributes: Mapping[str, AttributeValue] | None = None,
+    *,
+    links: Sequence[Link] | None = None,
+) -> Span | None:
+    """Starts a span that the caller ends; None while tracing is off."""
     tracer = _tracer()
     if tracer is None:
-        return _OFF
-    started = tracer.start_span(
-        name, attributes=attributes, record_exception=False, set_status_on_exception=False
+        return None
+    return tracer.start_span(
+        name,
+        attributes=attributes,
+        links=links,
+        record_exception=False,
+        set_status_on_exception=False,
     )
-    return ActiveSpan(started, current=current)
+
+
+def mark_failed(started: Span, error_type: str) -> None:
+    """Gives a span the status of an error, with the name of the error's class only."""
+    started.set_status(Status(StatusCode.ERROR, error_type))
+    started.set_attribute(names.ERROR_TYPE, error_type)
 
 
 def current_ids() -> tuple[str, str]:

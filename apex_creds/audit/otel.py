@@ -1,0 +1,254 @@
+"""Sets up the OpenTelemetry SDK for the command line and the worker, as OTEL_* says.
+
+Guarantee: nothing happens where the environment asks for nothing, or where the program has
+a provider already; nothing is exported that ``OTEL_TRACES_EXPORTER``,
+``OTEL_METRICS_EXPORTER`` or an OTLP endpoint did not ask for. A library never calls this.
+
+The exporters are in the extra ``apex-creds[otel]``. What the SDK and the exporters read
+themselves works as their documentation says: ``OTEL_SERVICE_NAME``,
+``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_TRACES_SAMPLER``, ``OTEL_BSP_*``,
+``OTEL_METRIC_EXPORT_INTERVAL``, ``OTEL_METRICS_EXEMPLAR_FILTER``, ``OTEL_EXPORTER_OTLP_*``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from apex_creds.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+__all__ = ["Exporters", "configure", "exporting", "wanted"]
+
+_SERVICE: Final = "apex-creds"
+_FLUSH_MILLISECONDS: Final = 5000
+_DISABLED: Final = "OTEL_SDK_DISABLED"
+_TRACES: Final = "OTEL_TRACES_EXPORTER"
+_METRICS: Final = "OTEL_METRICS_EXPORTER"
+_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_PROTOCOL: Final = "OTEL_EXPORTER_OTLP_PROTOCOL"
+_HTTP: Final = "http/protobuf"
+_EXTRA: Final = "Install the exporters: pip install 'apex-creds[otel]'"
+
+
+class Exporters:
+    """The providers that ``configure`` set.
+
+    Args:
+        traces: None where spans are not exported.
+        metrics: None where metrics are not.
+        stop: What else is to be stopped at the end.
+    """
+
+    def __init__(
+        self,
+        traces: TracerProvider | None,
+        metrics: MeterProvider | None,
+        stop: tuple[Callable[[], None], ...] = (),
+    ) -> None:
+        self._traces = traces
+        self._metrics = metrics
+        self._stop = stop
+
+    def shutdown(self) -> None:
+        """Exports what is left, for a few seconds at most, and stops; never raises."""
+        traces, self._traces = self._traces, None
+        metrics, self._metrics = self._metrics, None
+        stop, self._stop = self._stop, ()
+        if traces is not None:
+            traces.force_flush(_FLUSH_MILLISECONDS)
+            traces.shutdown()
+        if metrics is not None:
+            metrics.shutdown(timeout_millis=_FLUSH_MILLISECONDS)
+        for each in stop:
+            each()
+
+
+def wanted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment asks for any export; costs no import of the SDK."""
+    if environment.get(_DISABLED, "").strip().lower() == "true":
+        return False
+    return any(_chosen(environment, kind) for kind in (_TRACES, _METRICS))
+
+
+def configure(environment: Mapping[str, str] = os.environ) -> Exporters:
+    """Sets the providers that the environment asks for.
+
+    Args:
+        environment: What chooses the exporters. Their own settings are always read from
+            the process's environment, by the SDK.
+
+    Raises:
+        InvalidInputError: An exporter that is unknown or not installed, or an address on
+            which metrics can't be served.
+    """
+    if not wanted(environment):
+        return Exporters(None, None)
+    resource = _resource()
+    stop: list[Callable[[], None]] = []
+    spans_to = [_span_exporter(name, environment) for name in _chosen(environment, _TRACES)]
+    readers = [
+        _metric_reader(name, environment, stop) for name in _chosen(environment, _METRICS)
+    ]
+    traces = _trace_provider(resource, spans_to) if spans_to else None
+    metrics = _meter_provider(resource, readers) if readers else None
+    return Exporters(traces, metrics, tuple(stop))
+
+
+@contextmanager
+def exporting(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Exports within a block, and what is left at its end.
+
+    Raises:
+        InvalidInputError: See ``configure``.
+    """
+    exporters = configure(environment)
+    try:
+        yield
+    finally:
+        exporters.shutdown()
+
+
+def _chosen(environment: Mapping[str, str], variable: str) -> tuple[str, ...]:
+    """The exporters of a kind, by name; OTLP where only its endpoint is given."""
+    text = environment.get(variable, "").strip()
+    specific = f"OTEL_EXPORTER_OTLP_{variable.split('_')[1]}_ENDPOINT"
+    if not text and (environment.get(_ENDPOINT) or environment.get(specific)):
+        text = "otlp"
+    found = (name.strip().lower() for name in text.split(","))
+    return tuple(dict.fromkeys(name for name in found if name not in ("", "none")))
+
+
+def _resource() -> Resource:
+    from importlib.metadata import version
+
+    from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+
+    given = Resource.create({SERVICE_VERSION: version("apex-creds")})
+    if str(given.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        return given.merge(Resource({SERVICE_NAME: _SERVICE}))
+    return given
+
+
+def _trace_provider(resource: Resource, exporters: list[SpanExporter]) -> TracerProvider | None:
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    if trace._TRACER_PROVIDER is not None:
+        return None
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    for exporter in exporters:
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def _meter_provider(resource: Resource, readers: list[MetricReader]) -> MeterProvider | None:
+    from opentelemetry.metrics import _internal, set_meter_provider
+    from opentelemetry.sdk.metrics import MeterProvider
+
+    if _internal._METER_PROVIDER is not None:
+        return None
+    provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+    set_meter_provider(provider)
+    return provider
+
+
+def _span_exporter(name: str, environment: Mapping[str, str]) -> SpanExporter:
+    if name == "console":
+        from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
+        return ConsoleSpanExporter(out=_stderr())
+    if name != "otlp":
+        raise _unknown(_TRACES, name, "otlp, console, none")
+    _check_protocol(environment)
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError:
+        _missing("OTLP")
+    return OTLPSpanExporter()
+
+
+def _metric_reader(
+    name: str, environment: Mapping[str, str], stop: list[Callable[[], None]]
+) -> MetricReader:
+    from opentelemetry.sdk.metrics.export import (
+        ConsoleMetricExporter,
+        PeriodicExportingMetricReader,
+    )
+
+    if name == "prometheus":
+        return _prometheus(environment, stop)
+    if name == "console":
+        return PeriodicExportingMetricReader(ConsoleMetricExporter(out=_stderr()))
+    if name != "otlp":
+        raise _unknown(_METRICS, name, "otlp, prometheus, console, none")
+    _check_protocol(environment)
+    try:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    except ImportError:
+        _missing("OTLP")
+    return PeriodicExportingMetricReader(OTLPMetricExporter())
+
+
+def _prometheus(environment: Mapping[str, str], stop: list[Callable[[], None]]) -> MetricReader:
+    """Serves metrics at ``OTEL_EXPORTER_PROMETHEUS_HOST`` and ``_PORT``: localhost:9464."""
+    try:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+        from prometheus_client import CollectorRegistry, start_http_server
+    except ImportError:
+        _missing("Prometheus")
+    host = environment.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "localhost"
+    port = environment.get("OTEL_EXPORTER_PROMETHEUS_PORT") or "9464"
+    registry = CollectorRegistry()
+    reader = PrometheusMetricReader(registry=registry)
+    try:
+        server, thread = start_http_server(int(port), addr=host, registry=registry)
+    except (OSError, ValueError, OverflowError):
+        raise InvalidInputError(
+            f"Metrics can't be served at {host}:{port}.",
+            hint="Set OTEL_EXPORTER_PROMETHEUS_HOST and _PORT to an address that is free.",
+        ) from None
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    stop.append(close)
+    return reader
+
+
+def _check_protocol(environment: Mapping[str, str]) -> None:
+    protocol = environment.get(_PROTOCOL, _HTTP)
+    if protocol != _HTTP:
+        raise InvalidInputError(
+            f"{_PROTOCOL} is {protocol[:50]!r}.", hint=f"Set it to {_HTTP}, or unset it."
+        )
+
+
+def _stderr() -> TextIO:
+    import sys
+
+    return sys.stderr
+
+
+def _unknown(variable: str, name: str, known: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{variable} has no exporter {name[:50]!r}.", hint=f"These are known: {known}."
+    )
+
+
+def _missing(what: str) -> NoReturn:
+    raise InvalidInputError(f"The exporter for {what} is not installed.", hint=_EXTRA) from None
