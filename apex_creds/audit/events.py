@@ -7,10 +7,14 @@ field that is not here can't be written, and a line that has one does not verify
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
-__all__ = ["AuditEvent", "EventKind", "Recorded"]
+__all__ = ["SCHEMA_VERSION", "AuditEvent", "EventKind", "Recorded"]
+
+SCHEMA_VERSION: Final = 1
+"""Of the events below: grows when a field is taken away or changes its meaning."""
 
 
 class EventKind(StrEnum):
@@ -29,6 +33,7 @@ class EventKind(StrEnum):
     DENIAL = "denial"
     LEAK = "leak"
     RECOVERED = "recovered"
+    ROLLBACK = "rollback"
     DROPPED = "dropped"
     FACTOR = "factor"
     CLIENT = "client"
@@ -49,12 +54,15 @@ class AuditEvent(
         plugin: Identifier of the plugin that acts; empty for the operator.
         plugin_version: Of that plugin's manifest.
         action: The plugin's action, or the operator's command.
+        principal: For whom the plugin acts; a pseudonym where the vault says so.
+        session: Identifier of that principal's session.
         invocation: Identifier of the invocation.
         lease: Identifier of the lease.
         parent: Identifier of the lease (or invocation) that this one came from.
-        credential: Name of the credential.
+        credential: Name of the credential; a pseudonym where the vault says so.
         decision: ``allow`` or ``deny``.
-        reason: The rule that made the decision, or the purpose that was declared.
+        rule: The id of the rule or grant that made the decision.
+        reason: Why it is so, or the purpose that was declared.
         key_id: 32 hexadecimal digits of the keyset used.
         key_version: Version in that keyset; 0 when none was used.
         origin: Where a secret was sent, ``scheme://host[:port]``.
@@ -71,11 +79,14 @@ class AuditEvent(
     plugin: str = ""
     plugin_version: str = ""
     action: str = ""
+    principal: str = ""
+    session: str = ""
     invocation: str = ""
     lease: str = ""
     parent: str = ""
     credential: str = ""
     decision: str = ""
+    rule: str = ""
     reason: str = ""
     key_id: str = ""
     key_version: int = 0
@@ -92,9 +103,11 @@ class Recorded(AuditEvent, frozen=True, kw_only=True, gc=False):
     """An event as it stands in the log.
 
     Attributes:
-        seq: Its number: 1 for the first event; also its line in the file.
-        hash: 64 hexadecimal digits: SHA-256 over the hash before it and this line.
+        v: The schema's version.
+        seq: Its number: 1 for the first event; its leaf in the tree is one less.
+        hash: 64 hexadecimal digits: its leaf in the Merkle tree (RFC 9162, 2.1.1).
     """
 
+    v: int = SCHEMA_VERSION
     seq: int
     hash: str
