@@ -15,11 +15,7 @@ OPERATOR: Final = "operator"
 """The principal of everything that a person decides, where no other is named."""
 
 
-class _Stored(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the values here."""
-
-
-class Factor(_Stored):
+class Factor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A second factor that was enrolled.
 
     Attributes:
@@ -44,7 +40,7 @@ class Factor(_Stored):
     counter: int = -1
 
 
-class RecoverySet(_Stored):
+class RecoverySet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The recovery codes of a principal that are not used yet.
 
     Attributes:
@@ -60,7 +56,7 @@ class RecoverySet(_Stored):
     digests: tuple[bytes, ...]
 
 
-class Lockout(_Stored):
+class Lockout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Failures of a principal since it last passed; Unix seconds until it may try again."""
 
     principal: str
@@ -69,7 +65,7 @@ class Lockout(_Stored):
     until: float
 
 
-class Passed(_Stored):
+class Passed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A principal showed a second factor, for this plugin and that credential, then."""
 
     principal: str
@@ -78,7 +74,7 @@ class Passed(_Stored):
     at: float
 
 
-class Client(_Stored):
+class Client(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A program that may answer challenges.
 
     Attributes:
@@ -96,7 +92,7 @@ class Client(_Stored):
     expires: float | None = None
 
 
-class OpenChallenge(_Stored):
+class OpenChallenge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A challenge that was given out and not answered yet; the bytes that are signed."""
 
     nonce: bytes
@@ -105,7 +101,9 @@ class OpenChallenge(_Stored):
     message: bytes
 
 
-class AccessState(_Stored, omit_defaults=True):
+class AccessState(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """The document. Add fields of your own at the end, with defaults."""
 
     factors: tuple[Factor, ...] = ()

@@ -1,0 +1,281 @@
+"""What a credential may demand beyond a grant: a second factor, a signed challenge.
+
+Guarantee: a gate returns only if what it demands was shown for this plugin and this
+credential; no answer by the deadline, an answer by nobody, and any error are a refusal.
+Nothing here is touched by credentials that demand nothing.
+
+The broker calls ``require_second_factor`` before it issues a lease on a credential whose
+level is ``critical``, and ``require_challenge`` before it redeems one that is marked for it.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Final, Protocol
+from weakref import WeakValueDictionary
+
+import anyio
+import anyio.to_thread
+
+from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
+from apex_creds.policy import challenge
+from apex_creds.policy.access_state import Client
+from apex_creds.policy.factors import MAX_WINDOW, Subject
+from apex_creds.vault.challenger import Challenger
+from apex_creds.vault.client_key import ClientKey
+from apex_creds.vault.factors import Factors
+
+Ask = Callable[[Subject, str], Awaitable[str | None]]
+"""Asks the principal for a code; the text says why an earlier one was not accepted.
+
+None: no answer. Cancelled at the deadline.
+"""
+
+DEADLINE: Final = 120.0
+TRIES: Final = 3
+_LOOK_AGAIN: Final = 0.2
+
+
+class Gates(Protocol):
+    """What the broker is given; fakes are easy."""
+
+    def second_factor_shown(self, subject: Subject) -> bool:
+        """Whether nothing need be asked: at once, from memory, never True by mistake."""
+
+    async def require_second_factor(self, subject: Subject) -> None:
+        """Returns when a second factor was shown for the subject.
+
+        Raises:
+            SecondFactorError: It was not.
+        """
+
+    async def require_challenge(self, subject: Subject) -> Client:
+        """Returns the client that signed for the subject.
+
+        Raises:
+            ChallengeError: None did that may.
+        """
+
+
+class SecondFactorGate:
+    """Demands a second factor for each lease, or once in a while.
+
+    Args:
+        factors: The vault's.
+        ask: Asks for a code. None: the gate waits until somebody runs ``apex-creds factor
+            verify --plugin PLUGIN --credential NAME`` in another terminal.
+        window: Seconds for which a factor counts, for the same principal, plugin and
+            credential; 0: each lease takes one of its own. At most a day.
+        deadline: Seconds to wait for an answer.
+    """
+
+    def __init__(
+        self,
+        factors: Factors,
+        *,
+        ask: Ask | None = None,
+        window: float = 0.0,
+        deadline: float = DEADLINE,
+    ) -> None:
+        self._factors = factors
+        self._ask = ask
+        self._window = min(max(window, 0.0), MAX_WINDOW)
+        self._deadline = deadline
+        self._locks: WeakValueDictionary[tuple[str, str, str], anyio.Lock] = (
+            WeakValueDictionary()
+        )
+
+    def second_factor_shown(self, subject: Subject) -> bool:
+        """Whether one still counts, as far as memory can tell; without waiting."""
+        if not self._window:
+            return False
+        return self._factors.passed_now(subject, since=self._since())
+
+    async def require_second_factor(self, subject: Subject) -> None:
+        """See ``Gates``. Of calls for one subject at once, the window allowing, one asks.
+
+        Raises:
+            SecondFactorError: No factor is enrolled, no answer in time, or a wrong one.
+            LockedOutError: Too many wrong ones.
+        """
+        began = self._factors.access.clock.time()
+        lock = self._locks.setdefault(_key(subject), anyio.Lock())
+        with anyio.move_on_after(self._deadline):
+            async with lock:
+                if self._window and await self._factors.passed(subject, since=self._since()):
+                    return
+                await self._show(subject, began)
+                return
+        raise SecondFactorError(
+            "No second factor was shown in time.", hint="Ask again when somebody is there."
+        )
+
+    async def _show(self, subject: Subject, began: float) -> None:
+        if not await self._factors.enrolled(subject.principal):
+            raise SecondFactorError(
+                "A second factor is needed, and there is none.",
+                hint="Enrol one: apex-creds factor enrol",
+            )
+        if self._ask is None:
+            await self._wait_for(subject, began)
+        else:
+            await self._ask_for(subject, self._ask)
+
+    async def _wait_for(self, subject: Subject, began: float) -> None:
+        """Until another process shows one; one that was shown before does not count."""
+        take = self._factors.passed if self._window else self._factors.claim
+        while True:
+            if await take(subject, since=began):
+                return
+            await anyio.sleep(_LOOK_AGAIN)
+
+    async def _ask_for(self, subject: Subject, ask: Ask) -> None:
+        why = ""
+        for left in range(TRIES - 1, -1, -1):
+            answer = await ask(subject, why)
+            if answer is None:
+                break
+            try:
+                # One that is for this lease alone must not be found by another.
+                await self._factors.verify(answer, subject=subject, remember=self._window > 0)
+            except LockedOutError:
+                raise
+            except SecondFactorError as error:
+                why = error.message
+                if not left:
+                    raise
+            else:
+                return
+        raise SecondFactorError("No second factor was given.", hint="Ask again.")
+
+    def _since(self) -> float:
+        return self._factors.access.clock.time() - self._window
+
+
+class Responder(Protocol):
+    """The client for which an invocation runs, as far as a gate sees it."""
+
+    @property
+    def client(self) -> str:
+        """Its id or name."""
+
+    async def answer(self, message: bytes) -> bytes:
+        """Its answer to a challenge, over whatever way leads to it."""
+
+
+class LocalResponder:
+    """A client in this process.
+
+    Args:
+        key: Its key.
+        vault_id: The vault that it trusts.
+        allow: What it wants to sign.
+    """
+
+    def __init__(self, key: ClientKey, *, vault_id: str, allow: challenge.Allow) -> None:
+        self._key = key
+        self._vault_id = vault_id
+        self._allow = allow
+
+    @property
+    def client(self) -> str:
+        """The client's id."""
+        return self._key.id
+
+    async def answer(self, message: bytes) -> bytes:
+        """See ``Responder``.
+
+        Raises:
+            ChallengeError: The client does not expect it.
+        """
+        return self._key.answer(message, vault_id=self._vault_id, allow=self._allow)
+
+
+_responder: ContextVar[Responder | None] = ContextVar("apex_creds_responder", default=None)
+
+
+@contextmanager
+def answering(responder: Responder) -> Iterator[None]:
+    """Within it, in this task and those it starts, ``responder`` answers challenges."""
+    token = _responder.set(responder)
+    try:
+        yield
+    finally:
+        _responder.reset(token)
+
+
+class ChallengeGate:
+    """Demands a signed challenge for each redeem.
+
+    Args:
+        challenger: The vault's.
+        deadline: Seconds to wait for an answer.
+    """
+
+    def __init__(self, challenger: Challenger, *, deadline: float = challenge.TTL) -> None:
+        self._challenger = challenger
+        self._deadline = deadline
+
+    async def require_challenge(
+        self, subject: Subject, responder: Responder | None = None
+    ) -> Client:
+        """See ``Gates``; ``responder`` is that of ``answering`` by default.
+
+        Raises:
+            ChallengeError: There is no client to ask, no answer in time, or not the right
+                one.
+        """
+        client = responder or _responder.get()
+        if client is None:
+            raise ChallengeError(
+                "This credential takes a signed challenge, and no client is there to sign.",
+                hint="Run the invocation within answering(…); see docs/CHALLENGE.md.",
+            )
+        message = await self._challenger.issue(client.client, subject)
+        with anyio.move_on_after(self._deadline):
+            return await self._challenger.redeem(await client.answer(message), subject)
+        raise ChallengeError("The client did not answer in time.", hint="Try again.")
+
+
+class VaultGates:
+    """Both gates of a vault, as the broker wants them."""
+
+    def __init__(self, factors: SecondFactorGate, challenges: ChallengeGate) -> None:
+        self._factors = factors
+        self._challenges = challenges
+
+    def second_factor_shown(self, subject: Subject) -> bool:
+        """See ``Gates``."""
+        return self._factors.second_factor_shown(subject)
+
+    async def require_second_factor(self, subject: Subject) -> None:
+        """See ``Gates``."""
+        await self._factors.require_second_factor(subject)
+
+    async def require_challenge(self, subject: Subject) -> Client:
+        """See ``Gates``."""
+        return await self._challenges.require_challenge(subject)
+
+
+async def ask_on_terminal(subject: Subject, why: str) -> str | None:
+    """An ``Ask`` that prompts on the process's terminal without echo."""
+    question = f"{why} " if why else ""
+    question += (
+        f"{subject.plugin!a} wants to use {subject.credential!a}."
+        " Code, or Enter to refuse (not shown): "
+    )
+    # The thread ends with the prompt; a cancelled wait does not hold the event loop up.
+    prompt = partial(getpass.getpass, question)
+    try:
+        answer = await anyio.to_thread.run_sync(prompt, abandon_on_cancel=True)
+    except EOFError:
+        return None
+    return answer or None
+
+
+def _key(subject: Subject) -> tuple[str, str, str]:
+    return (subject.principal, subject.plugin, subject.credential)

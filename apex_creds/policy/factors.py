@@ -1,0 +1,268 @@
+"""Second factors: what one is, and what an answer changes. Pure; no I/O.
+
+Guarantee: ``settle`` is the only way past. It is a function of the state that it is
+committed against, so that answers which race, in one process or several, are judged one
+after the other: a counter or a recovery code passes once, and an answer that comes in
+while its principal is locked out is refused even if it is right.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar, Final, Protocol
+
+import msgspec
+
+from apex_creds.crypto import kdf
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.policy.access_state import (
+    OPERATOR,
+    AccessState,
+    Factor,
+    Lockout,
+    Passed,
+    RecoverySet,
+)
+
+LOCKING_FAILURE: Final = 3
+"""From so many wrong answers in a row on, each takes a wait, twice as long as the last."""
+FIRST_DELAY: Final = 30.0
+MAX_DELAY: Final = 86_400.0
+MAX_WINDOW: Final = 86_400.0
+"""A factor that was shown counts for a day at most, whatever a gate is told."""
+_MANY: Final = 256
+
+
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for: who wants to use which credential, and whose consent it takes."""
+
+    plugin: str
+    credential: str
+    principal: str = OPERATOR
+    plugin_version: str = ""
+    action: str = ""
+    invocation: str = ""
+    scopes: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class SecondFactor(Protocol):
+    """A kind of second factor. TOTP is one; WebAuthn would be another.
+
+    Attributes:
+        kind: What ``Factor.kind`` says of factors of this kind.
+    """
+
+    kind: ClassVar[str]
+
+    async def check(
+        self, factor: Factor, secret: SecretBytes, answer: str, *, now: float
+    ) -> int | None:
+        """Whether ``answer`` is right, as far as this factor alone can tell.
+
+        Args:
+            factor: As stored.
+            secret: Its secret (or public key, of a kind that has no secret).
+            answer: What was typed; of an authenticator, its response as text.
+            now: Unix seconds.
+
+        Returns:
+            The counter that it proves: a TOTP time step, a WebAuthn signature counter, or
+            the time of a nonce that the kind itself gave out. It passes only if it is
+            higher than every one before. None: the answer is wrong, or of another kind.
+        """
+
+
+class Outcome(StrEnum):
+    """What became of an answer."""
+
+    PASSED = "passed"
+    WRONG = "wrong"
+    REPLAYED = "replayed"
+    LOCKED = "locked_out"
+    NOT_ENROLLED = "not_enrolled"
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer proves, before it is settled.
+
+    Attributes:
+        counters: By factor id, what ``SecondFactor.check`` returned.
+        recovery: The digest of the answer as a recovery code; empty where it is none.
+    """
+
+    counters: dict[str, int] = {}
+    recovery: bytes = b""
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
+    """The state after an answer, and what became of it.
+
+    Attributes:
+        factor: Id of the factor or recovery set that passed.
+        retry_after: Seconds until another answer is taken; 0: at once.
+    """
+
+    state: AccessState
+    outcome: Outcome
+    factor: str = ""
+    retry_after: float = 0.0
+
+
+def settle(
+    state: AccessState,
+    evidence: Evidence,
+    *,
+    principal: str,
+    now: float,
+    subject: Subject | None = None,
+) -> Settled:
+    """Judges an answer against the state it is committed to.
+
+    A recovery code passes during a lock-out, too: it can't be guessed, and it is what its
+    owner has left when somebody else keeps guessing. Nothing else does.
+
+    Args:
+        state: As stored now.
+        evidence: What the answer proves.
+        principal: Who answers.
+        now: Unix seconds.
+        subject: What it was asked for; remembered if it passes.
+    """
+    enrolled = [factor for factor in state.factors if factor.principal == principal]
+    if not enrolled:
+        return Settled(state=state, outcome=Outcome.NOT_ENROLLED)
+    used = _recovery_set(state, principal, evidence.recovery)
+    if used is not None:
+        after = _without_code(state, used, evidence.recovery)
+        return _passed(after, used.id, principal, now, subject)
+    wait = locked_for(state, principal, now)
+    if wait > 0:
+        return Settled(state=state, outcome=Outcome.LOCKED, retry_after=wait)
+    proven = [factor for factor in enrolled if factor.id in evidence.counters]
+    fresh = next((f for f in proven if evidence.counters[f.id] > f.counter), None)
+    if fresh is None:
+        return _failed(state, principal, now, Outcome.REPLAYED if proven else Outcome.WRONG)
+    moved = msgspec.structs.replace(fresh, counter=evidence.counters[fresh.id])
+    factors = tuple(moved if factor is fresh else factor for factor in state.factors)
+    after = msgspec.structs.replace(state, factors=factors)
+    return _passed(after, fresh.id, principal, now, subject)
+
+
+def locked_for(state: AccessState, principal: str, now: float) -> float:
+    """Seconds until an answer of the principal is looked at; 0: it is now."""
+    lock = _lockout(state, principal)
+    return max(0.0, lock.until - now) if lock else 0.0
+
+
+def delay_after(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    beyond = failures - LOCKING_FAILURE
+    if beyond < 0:
+        return 0.0
+    return min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(beyond, 32))
+
+
+def passed_since(state: AccessState, subject: Subject, *, since: float, now: float) -> bool:
+    """Whether a factor was shown for the subject, at ``since`` or later, and not after now."""
+    return _find_pass(state, subject, since=since, now=now) is not None
+
+
+def claim(
+    state: AccessState, subject: Subject, *, since: float, now: float
+) -> AccessState | None:
+    """The state without the subject's pass, which is used up; None where there is none."""
+    found = _find_pass(state, subject, since=since, now=now)
+    if found is None:
+        return None
+    kept = tuple(item for item in state.passed if item is not found)
+    return msgspec.structs.replace(state, passed=kept)
+
+
+def enrolled(state: AccessState, principal: str) -> bool:
+    """Whether the principal has a second factor."""
+    return any(factor.principal == principal for factor in state.factors)
+
+
+def with_factor(state: AccessState, factor: Factor) -> AccessState:
+    """The state with another factor."""
+    return msgspec.structs.replace(state, factors=(*state.factors, factor))
+
+
+def without_factor(state: AccessState, factor_id: str) -> AccessState:
+    """The state without a factor; with a principal's last one go its recovery codes.
+
+    The lock-out stays: taking a factor away and enrolling it again is no way around it.
+    """
+    kept = tuple(factor for factor in state.factors if factor.id != factor_id)
+    if len(kept) == len(state.factors):
+        return state
+    owners = {factor.principal for factor in kept}
+    return msgspec.structs.replace(
+        state,
+        factors=kept,
+        recovery=tuple(codes for codes in state.recovery if codes.principal in owners),
+        passed=tuple(item for item in state.passed if item.principal in owners),
+    )
+
+
+def _find_pass(
+    state: AccessState, subject: Subject, *, since: float, now: float
+) -> Passed | None:
+    wanted = (subject.principal, subject.plugin, subject.credential)
+    earliest = max(since, now - MAX_WINDOW)
+    for item in state.passed:
+        same = (item.principal, item.plugin, item.credential) == wanted
+        if same and earliest <= item.at <= now:
+            return item
+    return None
+
+
+def _recovery_set(state: AccessState, principal: str, digest: bytes) -> RecoverySet | None:
+    """The set that has the digest; every one is compared, so the time tells nothing."""
+    found: RecoverySet | None = None
+    for codes in state.recovery:
+        hits = [kdf.constant_time_equal(known, digest) for known in codes.digests]
+        if digest and any(hits) and codes.principal == principal:
+            found = codes
+    return found
+
+
+def _without_code(state: AccessState, used: RecoverySet, digest: bytes) -> AccessState:
+    left = tuple(d for d in used.digests if not kdf.constant_time_equal(d, digest))
+    rest = msgspec.structs.replace(used, digests=left)
+    recovery = tuple(rest if codes is used else codes for codes in state.recovery)
+    return msgspec.structs.replace(state, recovery=recovery)
+
+
+def _passed(
+    state: AccessState, factor: str, principal: str, now: float, subject: Subject | None
+) -> Settled:
+    passed = state.passed
+    if subject is not None:
+        made = Passed(
+            principal=principal, plugin=subject.plugin, credential=subject.credential, at=now
+        )
+        passed = (*(p for p in passed if _still_counts(p, made)), made)[-_MANY:]
+    lockouts = tuple(lock for lock in state.lockouts if lock.principal != principal)
+    after = msgspec.structs.replace(state, passed=passed, lockouts=lockouts)
+    return Settled(state=after, outcome=Outcome.PASSED, factor=factor)
+
+
+def _still_counts(old: Passed, made: Passed) -> bool:
+    replaced = msgspec.structs.replace(old, at=made.at) == made
+    return not replaced and old.at > made.at - MAX_WINDOW
+
+
+def _failed(state: AccessState, principal: str, now: float, outcome: Outcome) -> Settled:
+    before = _lockout(state, principal)
+    failures = (before.failures if before else 0) + 1
+    wait = delay_after(failures)
+    lock = Lockout(principal=principal, failures=failures, last=now, until=now + wait)
+    others = tuple(item for item in state.lockouts if item is not before)
+    after = msgspec.structs.replace(state, lockouts=(*others, lock))
+    return Settled(state=after, outcome=outcome, retry_after=wait)
+
+
+def _lockout(state: AccessState, principal: str) -> Lockout | None:
+    return next((lock for lock in state.lockouts if lock.principal == principal), None)

@@ -1,0 +1,398 @@
+"""Second factors of a vault: enrolled, shown, counted, taken away.
+
+Guarantee: what an answer did (a step used, a code struck out, a failure counted) is durable
+before its outcome is told, and is decided by compare-and-set, so that restarts and other
+processes change nothing. Every outcome is in the audit log, and no answer is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from apex_creds.audit.events import EventKind
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import (
+    InvalidInputError,
+    LockedOutError,
+    SecondFactorError,
+    UnknownKeyError,
+)
+from apex_creds.model import check_name, new_id
+from apex_creds.policy import factors, recovery, totp
+from apex_creds.policy.access_state import OPERATOR, AccessState, Factor, RecoverySet
+from apex_creds.policy.factors import Evidence, Outcome, SecondFactor, Settled, Subject
+from apex_creds.policy.totp import Totp, TotpSettings
+from apex_creds.vault.access import Access
+from apex_creds.vault.keystore import Keystore
+from apex_creds.vault.vault import Vault
+
+MAX_FACTORS: Final = 16
+_MAX_ANSWER: Final = 64 * 1024
+_ENROL: Final = "Enrol one: apex-creds factor enrol"
+
+
+class Enrolment:
+    """A TOTP factor that is not stored yet: its owner has still to show a code.
+
+    ``uri`` and ``base32`` hold the seed, and are for the owner's eyes only. A context
+    manager that wipes the seed.
+    """
+
+    def __init__(
+        self, seed: SecretBytes, *, label: str, principal: str, settings: TotpSettings
+    ) -> None:
+        self._seed = seed
+        self.label = label
+        self.principal = principal
+        self.settings = settings
+        self._account = label if principal == OPERATOR else f"{principal} {label}"
+
+    @property
+    def seed(self) -> SecretBytes:
+        """The seed, in locked memory."""
+        return self._seed
+
+    def uri(self) -> str:
+        """The ``otpauth://`` URI, with the seed in it."""
+        return totp.provisioning_uri(self._seed, settings=self.settings, account=self._account)
+
+    def base32(self) -> str:
+        """The seed, to type into an app that has no camera."""
+        return totp.base32_of(self._seed)
+
+    def close(self) -> None:
+        """Wipes the seed; idempotent."""
+        self._seed.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Factors:
+    """The second factors in a vault.
+
+    Args:
+        vault: Unsealed.
+        kinds: What can check an answer; TOTP alone by default.
+    """
+
+    def __init__(self, vault: Vault, *, kinds: Iterable[SecondFactor] | None = None) -> None:
+        self.access = Access(vault)
+        chosen: Iterable[SecondFactor] = (Totp(),) if kinds is None else kinds
+        self._kinds = {kind.kind: kind for kind in chosen}
+
+    # -- enrolment ---------------------------------------------------------------
+
+    def begin(
+        self,
+        label: str,
+        *,
+        principal: str = OPERATOR,
+        settings: TotpSettings | None = None,
+    ) -> Enrolment:
+        """A new TOTP factor with a random seed; nothing is stored before ``confirm``.
+
+        Raises:
+            InvalidNameError: The label or principal is not acceptable.
+        """
+        return Enrolment(
+            SecretBytes.random(totp.SEED_BYTES),
+            label=check_name(label, what="label"),
+            principal=check_name(principal, what="principal"),
+            settings=settings or TotpSettings(),
+        )
+
+    async def confirm(self, enrolment: Enrolment, answer: str) -> Factor:
+        """Stores a factor, if ``answer`` is a code of it; that code is used up.
+
+        Raises:
+            SecondFactorError: It is not. Nothing was stored.
+            InvalidInputError: The label is taken, or there are too many.
+        """
+        step = totp.matching_step(
+            enrolment.seed, answer, settings=enrolment.settings, now=self.access.clock.time()
+        )
+        if step is None:
+            raise SecondFactorError(
+                "That is not the code of the new factor; it was not enrolled.",
+                hint="Check the clocks of this machine and of the phone, and try again.",
+            )
+        return await self.add(
+            kind=Totp.kind,
+            label=enrolment.label,
+            principal=enrolment.principal,
+            secret=enrolment.seed,
+            settings=enrolment.settings.stored(),
+            counter=step,
+        )
+
+    async def add(
+        self,
+        *,
+        kind: str,
+        label: str,
+        secret: SecretBytes,
+        principal: str = OPERATOR,
+        settings: dict[str, str] | None = None,
+        counter: int = -1,
+    ) -> Factor:
+        """Stores a factor of any kind, that its owner has shown to work.
+
+        Args:
+            kind: Of a ``SecondFactor``.
+            label: Unique for the principal.
+            secret: What ``SecondFactor.check`` gets; sealed. The caller closes it.
+            principal: Whose it is.
+            settings: As the kind wants them.
+            counter: The highest that must not pass any more.
+
+        Raises:
+            InvalidInputError: The label is taken, or there are too many.
+        """
+        bare = Factor(
+            id=new_id(),
+            kind=kind,
+            principal=check_name(principal, what="principal"),
+            label=check_name(label, what="label"),
+            created=self.access.clock.time(),
+            sealed=b"",
+            settings=settings or {},
+            counter=counter,
+        )
+        _check_room(await self.access.read(), bare)
+        await self.access.ensure_key()
+
+        def change(state: AccessState, keystore: Keystore) -> AccessState:
+            _check_room(state, bare)
+            sealed = self.access.seal(keystore, bare.id, secret)
+            return factors.with_factor(state, msgspec.structs.replace(bare, sealed=sealed))
+
+        self._log("enrol", bare.principal, bare.id)
+        state = await self.access.change(change)
+        return next(factor for factor in state.factors if factor.id == bare.id)
+
+    async def listed(self, principal: str | None = None) -> list[Factor]:
+        """The factors, of one principal or all, oldest first."""
+        state = await self.access.read()
+        return [f for f in state.factors if principal in (None, f.principal)]
+
+    async def remove(self, factor_id: str) -> None:
+        """Takes a factor away. Ask for a factor first: ``verify``.
+
+        Raises:
+            InvalidInputError: There is none of that id.
+        """
+        if all(factor.id != factor_id for factor in await self.listed()):
+            raise InvalidInputError(
+                "There is no such second factor.", hint="See: apex-creds factor list"
+            )
+        self._log("remove", "", factor_id)
+        await self.access.change(lambda state, _: factors.without_factor(state, factor_id))
+
+    # -- recovery codes ----------------------------------------------------------
+
+    async def new_recovery_codes(self, principal: str = OPERATOR) -> list[str]:
+        """Ten new codes, shown this once; the earlier ones are void.
+
+        Raises:
+            SecondFactorError: The principal has no second factor.
+        """
+        if not factors.enrolled(await self.access.read(), principal):
+            raise SecondFactorError("There is no second factor to recover.", hint=_ENROL)
+        await self.access.ensure_key()
+        codes = recovery.make_codes(os.urandom(recovery.RANDOM_BYTES))
+        with SecretBytes.random(recovery.KEY_BYTES) as key:
+            digests = tuple(recovery.digest(key, recovery.normalised(c)) for c in codes)
+            bare = RecoverySet(
+                id=new_id(),
+                principal=principal,
+                created=self.access.clock.time(),
+                sealed=b"",
+                digests=digests,
+            )
+
+            def change(state: AccessState, keystore: Keystore) -> AccessState:
+                sealed = self.access.seal(keystore, bare.id, key)
+                others = tuple(r for r in state.recovery if r.principal != principal)
+                made = msgspec.structs.replace(bare, sealed=sealed)
+                return msgspec.structs.replace(state, recovery=(*others, made))
+
+            self._log("recovery_codes", principal, bare.id)
+            await self.access.change(change)
+        return codes
+
+    async def recovery_codes_left(self, principal: str = OPERATOR) -> int:
+        """How many codes are not used yet."""
+        sets = (await self.access.read()).recovery
+        return sum(len(codes.digests) for codes in sets if codes.principal == principal)
+
+    # -- showing one -------------------------------------------------------------
+
+    async def enrolled(self, principal: str = OPERATOR) -> bool:
+        """Whether the principal has a second factor."""
+        return factors.enrolled(await self.access.read(), principal)
+
+    async def locked_for(self, principal: str = OPERATOR) -> float:
+        """Seconds until a code of the principal is looked at; 0: it is now."""
+        state = await self.access.read()
+        return factors.locked_for(state, principal, self.access.clock.time())
+
+    async def verify(
+        self,
+        answer: str,
+        *,
+        principal: str = OPERATOR,
+        subject: Subject | None = None,
+        remember: bool = True,
+    ) -> str:
+        """Takes a code, or a recovery code; returns the id of what passed.
+
+        Args:
+            answer: As typed.
+            principal: Who answers; with a ``subject``, its principal.
+            subject: What it is shown for.
+            remember: Whether a gate, in any process, may find that it was.
+
+        Raises:
+            LockedOutError: Too many failures; ``retry_after`` says how long.
+            SecondFactorError: It is wrong or was used before, or there is no factor.
+        """
+        who = subject.principal if subject is not None else principal
+        evidence = await self._evidence(answer, who)
+        settled: Settled | None = None
+
+        def change(state: AccessState, _: Keystore) -> AccessState:
+            nonlocal settled
+            settled = factors.settle(
+                state,
+                evidence,
+                principal=who,
+                now=self.access.clock.time(),
+                subject=subject if remember else None,
+            )
+            return settled.state
+
+        await self.access.change(change)
+        assert settled is not None
+        self._log_outcome(settled, who, subject)
+        if settled.outcome is not Outcome.PASSED:
+            raise _refusal(settled)
+        return settled.factor
+
+    def passed_now(self, subject: Subject, *, since: float) -> bool:
+        """Whether a factor was shown for it since then, if memory can tell; else False."""
+        state = self.access.now()
+        now = self.access.clock.time()
+        return state is not None and factors.passed_since(state, subject, since=since, now=now)
+
+    async def passed(self, subject: Subject, *, since: float) -> bool:
+        """Whether a factor was shown for the subject since then, in any process."""
+        state = await self.access.read()
+        now = self.access.clock.time()
+        return factors.passed_since(state, subject, since=since, now=now)
+
+    async def claim(self, subject: Subject, *, since: float) -> bool:
+        """As ``passed``, and uses it up: of two that ask at once, one is told True."""
+        claimed = False
+
+        def change(state: AccessState, _: Keystore) -> AccessState:
+            nonlocal claimed
+            now = self.access.clock.time()
+            after = factors.claim(state, subject, since=since, now=now)
+            claimed = after is not None
+            return state if after is None else after
+
+        await self.access.change(change)
+        return claimed
+
+    # -- inside ------------------------------------------------------------------
+
+    async def _evidence(self, answer: str, principal: str) -> Evidence:
+        if len(answer) > _MAX_ANSWER:
+            answer = ""
+        state = await self.access.read()
+        counters = {}
+        for factor in state.factors:
+            kind = self._kinds.get(factor.kind)
+            if factor.principal == principal and kind is not None:
+                counter = await self._check(kind, factor, answer)
+                if counter is not None:
+                    counters[factor.id] = counter
+        digest = await self._recovery_digest(state, answer, principal)
+        return Evidence(counters=counters, recovery=digest)
+
+    async def _check(self, kind: SecondFactor, factor: Factor, answer: str) -> int | None:
+        now = self.access.clock.time()
+        try:
+            secret = await self.access.open(factor.id, factor.sealed)
+        except UnknownKeyError:
+            # Moved to another key meanwhile; if it was not, the error is said again.
+            state = await self.access.read()
+            factor = next((f for f in state.factors if f.id == factor.id), factor)
+            secret = await self.access.open(factor.id, factor.sealed)
+        with secret:
+            return await kind.check(factor, secret, answer, now=now)
+
+    async def _recovery_digest(self, state: AccessState, answer: str, principal: str) -> bytes:
+        code = recovery.normalised(answer)
+        codes = next((r for r in state.recovery if r.principal == principal), None)
+        if not code or codes is None:
+            return b""
+        with await self.access.open(codes.id, codes.sealed) as key:
+            return recovery.digest(key, code)
+
+    def _log(self, action: str, principal: str, factor: str) -> None:
+        who = f"{principal} " if principal else ""
+        self.access.record(EventKind.FACTOR, action=action, detail=f"{who}{factor}")
+
+    def _log_outcome(self, settled: Settled, principal: str, subject: Subject | None) -> None:
+        passed = settled.outcome is Outcome.PASSED
+        self.access.record(
+            EventKind.FACTOR,
+            action="verify",
+            decision="allow" if passed else "deny",
+            reason=settled.outcome.value,
+            plugin=subject.plugin if subject else "",
+            credential=subject.credential if subject else "",
+            detail=f"{principal} {settled.factor}".strip(),
+        )
+
+
+def _check_room(state: AccessState, made: Factor) -> None:
+    of_one = [f for f in state.factors if f.principal == made.principal]
+    if any(f.label == made.label for f in of_one):
+        raise InvalidInputError(
+            "There is a second factor of that label.", hint="Choose another, or remove it."
+        )
+    if len(of_one) >= MAX_FACTORS:
+        raise InvalidInputError("There are too many second factors.", hint="Remove some.")
+
+
+def _refusal(settled: Settled) -> SecondFactorError:
+    wait = settled.retry_after
+    if settled.outcome is Outcome.NOT_ENROLLED:
+        return SecondFactorError("There is no second factor.", hint=_ENROL)
+    if settled.outcome is Outcome.LOCKED:
+        return LockedOutError(
+            f"Too many wrong codes; no code is looked at for {wait:.0f} seconds.",
+            hint="Wait, or use a recovery code.",
+            retry_after=wait,
+        )
+    locked = f" No other is looked at for {wait:.0f} seconds." if wait else ""
+    # The same for a wrong code and for one that was used: only the log tells.
+    return SecondFactorError(
+        f"The code was not accepted.{locked}", hint="A code works once; wait for the next."
+    )
