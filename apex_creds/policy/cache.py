@@ -6,12 +6,14 @@ values and compared by identity; time is checked on every look-up.
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 from apex_creds.model import CredentialInfo
 from apex_creds.policy.decide import Permission, decide
 from apex_creds.policy.grants import Grant
 from apex_creds.policy.manifest import Need
+from apex_creds.policy.rules import NO_POLICY, Policy
 
 _MANY: Final = 10_000
 
@@ -20,31 +22,65 @@ class _Decided(NamedTuple):
     """A permission, with what it was made from (whose ids are not reused meanwhile)."""
 
     permission: Permission
+    since: float
+    ends: float
     need: Need
     grant: Grant | None
     info: CredentialInfo
 
 
+_Memory = dict[tuple[object, ...], _Decided]
+
+
 class DecisionCache:
     """Permissions by need, grant and credential; at most ten thousand."""
 
-    __slots__ = ("_decided",)
+    __slots__ = ("_memory",)
 
     def __init__(self) -> None:
-        self._decided: dict[tuple[int, int, int], _Decided] = {}
+        # In one piece, so that a thread never puts an old policy's answer among the new.
+        self._memory: tuple[Policy, _Memory] = (NO_POLICY, {})
 
     def permission(
-        self, need: Need, grant: Grant | None, info: CredentialInfo, now: float
+        self,
+        need: Need,
+        grant: Grant | None,
+        info: CredentialInfo,
+        now: float,
+        *,
+        policy: Policy = NO_POLICY,
+        plugin: str = "",
+        action: str = "",
     ) -> Permission | None:
-        """What is permitted at ``now`` (Unix seconds); None: nothing."""
-        key = (id(need), id(grant), id(info))
-        known = self._decided.get(key)
-        if known is not None:
-            until = known.permission.until
-            return known.permission if until is None or now < until else None
-        permission = decide(need=need, grant=grant, info=info, now=now).permission
-        if permission is not None:
-            if len(self._decided) >= _MANY:
-                self._decided.clear()
-            self._decided[key] = _Decided(permission, need, grant, info)
-        return permission
+        """What is permitted at ``now`` (Unix seconds); None: nothing (or to be asked)."""
+        memory = self._memory
+        if policy is not memory[0]:
+            memory = self._memory = (policy, {})
+        key: tuple[object, ...] = (id(need), id(grant), id(info))
+        if policy.rules:
+            key += (plugin, action)
+        known = memory[1].get(key)
+        if known is not None and known.since <= now < known.ends:
+            return known.permission
+        decision = decide(
+            need=need,
+            grant=grant,
+            info=info,
+            now=now,
+            policy=policy,
+            plugin=plugin,
+            action=action,
+        )
+        if decision.permission is not None:
+            if len(memory[1]) >= _MANY:
+                memory[1].clear()
+            since, ends = _holds(decision.permission, now)
+            memory[1][key] = _Decided(decision.permission, since, ends, need, grant, info)
+        return decision.permission
+
+
+def _holds(permission: Permission, now: float) -> tuple[float, float]:
+    """From when until when the same permission would be decided."""
+    ends = (permission.recheck, permission.until)
+    until = min(math.inf if end is None else end for end in ends)
+    return -math.inf if permission.recheck is None else now, until

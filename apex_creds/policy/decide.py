@@ -1,25 +1,36 @@
 """May this plugin have a lease on that credential? Pure, total, default deny.
 
 Guarantee: ``decide`` never raises, reads nothing but its arguments, and the permission
-that it returns is never wider than the manifest, the grant or the credential alone.
+that it returns is never wider than the manifest or the credential alone, nor than what a
+grant or a rule of the operator's allows. Undeclared is always denied; a rule or a grant
+that says no is stronger than any that says yes.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from apex_creds.model import CredentialInfo, Origin
-from apex_creds.policy.grants import Grant
+from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.manifest import Access, Need
+from apex_creds.policy.rules import EACH_LEASE, NEVER, NO_POLICY, Policy, Ruling, Verdict
+
+_MINUTE: Final = 60.0
 
 
 class Reason(StrEnum):
     """Why a decision is as it is; for the audit log and operators, never for plugins."""
 
     GRANTED = "granted"
+    POLICY_ALLOWED = "policy_allowed"
+    POLICY_DENIED = "policy_denied"
+    GRANT_DENIED = "grant_denied"
+    SECOND_FACTOR_NEEDED = "second_factor_needed"
+    MANIFEST_CHANGED = "manifest_changed"
+    RATE_LIMITED = "rate_limited"
     UNDECLARED = "undeclared"
     NOT_GRANTED = "not_granted"
     UNKNOWN_CREDENTIAL = "unknown_credential"
@@ -32,11 +43,28 @@ class Reason(StrEnum):
     FOREIGN_HANDLE = "foreign_handle"
 
 
+class Outcome(StrEnum):
+    """``ask``: a person (or a second factor) may still make it an ``allow``."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    ASK = "ask"
+
+
+class Identity(NamedTuple):
+    """What a plugin is, as far as grants are bound to it; empty: not known."""
+
+    manifest: str = ""
+    checksum: str = ""
+
+
 class Permission(msgspec.Struct, frozen=True, kw_only=True):
     """What a lease may do. Empty ``methods`` or ``paths``: all; empty ``origins``: none.
 
     Attributes:
         until: Unix seconds when grant or credential ends; None: neither does.
+        recheck: Unix seconds from when on it must be decided again, since a rule's hours or
+            a second factor may be over; None: never.
     """
 
     scopes: tuple[str, ...] = ()
@@ -45,6 +73,7 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
     paths: tuple[str, ...] = ()
     reveal: bool = False
     until: float | None = None
+    recheck: float | None = None
 
     def allows_request(self, *, origin: Origin, method: str, path: str) -> bool:
         """Whether a request may carry the secret."""
@@ -62,10 +91,22 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """Allowed with a permission, or denied; and why."""
+    """Allowed with a permission, denied, or to be asked about; and why.
+
+    Attributes:
+        rule: Id of the rule (or ``levels.NAME``) that policy decided by; empty where it
+            did not come to policy.
+        line: Where that stands in the policy file; 0: nowhere.
+        second_factor: Seconds for which a second factor is good here, ``EACH_LEASE`` or
+            ``NEVER``: none is needed.
+    """
 
     reason: Reason
     permission: Permission | None = None
+    outcome: Outcome = Outcome.DENY
+    rule: str = ""
+    line: int = 0
+    second_factor: float = NEVER
 
     @property
     def allowed(self) -> bool:
@@ -74,12 +115,21 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _DENIED: Final = {
-    reason: Decision(reason=reason) for reason in Reason if reason is not Reason.GRANTED
+    reason: Decision(reason=reason) for reason in (Reason.UNDECLARED, Reason.UNKNOWN_CREDENTIAL)
 }
 
 
 def decide(
-    *, need: Need | None, grant: Grant | None, info: CredentialInfo | None, now: float
+    *,
+    need: Need | None,
+    grant: Grant | None,
+    info: CredentialInfo | None,
+    now: float,
+    policy: Policy = NO_POLICY,
+    plugin: str = "",
+    action: str = "",
+    factor: float | None = None,
+    identity: Identity | None = None,
 ) -> Decision:
     """Decides on a lease.
 
@@ -88,38 +138,134 @@ def decide(
         grant: The grant for plugin and credential; None when there is none.
         info: The credential; None when it does not exist.
         now: Unix seconds.
+        policy: The operator's; without, a person decides on everything.
+        plugin: Its id.
+        action: What it is about to do.
+        factor: When a second factor was last shown for this plugin and credential, Unix
+            seconds. Where one is needed for each lease: only if it was for this one.
+        identity: What the plugin is now; a grant that is bound to another is none.
     """
     if need is None:
         return _DENIED[Reason.UNDECLARED]
     if info is None:
         return _DENIED[Reason.UNKNOWN_CREDENTIAL]
-    if grant is None:
-        return _DENIED[Reason.NOT_GRANTED]
-    if _over(grant.until, now):
-        return _DENIED[Reason.GRANT_EXPIRED]
+    ruling = policy.rule_on(
+        plugin=plugin,
+        action=action,
+        credential=need.name,
+        level=info.sensitivity,
+        scopes=need.scopes,
+        origins=need.origins or info.origins,
+        now=now,
+    )
+    refused = _refused(need, grant, info, ruling, now)
+    if refused is not None:
+        return _decision(refused, Outcome.DENY, ruling)
+    lack = _lack(need, grant, identity, now)
+    if lack is not None and ruling.decision is Verdict.ASK:
+        return _decision(lack, Outcome.ASK, ruling)
+    if not _fresh(factor, ruling.second_factor, now):
+        return _decision(Reason.SECOND_FACTOR_NEEDED, Outcome.ASK, ruling)
+    covering = None if lack is not None else grant
+    permission = _permission(need, covering, info, ruling, _recheck(ruling, factor, now))
+    asked = ruling.decision is Verdict.ASK
+    reason = Reason.GRANTED if asked else Reason.POLICY_ALLOWED
+    return _decision(reason, Outcome.ALLOW, ruling, permission)
+
+
+def _refused(
+    need: Need, grant: Grant | None, info: CredentialInfo, ruling: Ruling, now: float
+) -> Reason | None:
+    """Why nobody can be asked about it."""
+    denied = grant is not None and grant.decision is GrantDecision.DENY
+    if grant is not None and denied and not _over(grant.until, now):
+        return Reason.GRANT_DENIED
+    if ruling.decision is Verdict.DENY:
+        return Reason.POLICY_DENIED
     if _over(info.expires, now):
-        return _DENIED[Reason.CREDENTIAL_EXPIRED]
-    if not set(need.scopes) <= set(grant.scopes):
-        return _DENIED[Reason.SCOPE_NOT_GRANTED]
+        return Reason.CREDENTIAL_EXPIRED
     if need.origins and not set(need.origins) <= set(info.origins):
-        return _DENIED[Reason.ORIGIN_NOT_ALLOWED]
-    return Decision(reason=Reason.GRANTED, permission=_permission(need, grant, info))
+        return Reason.ORIGIN_NOT_ALLOWED
+    return None
 
 
-def _permission(need: Need, grant: Grant, info: CredentialInfo) -> Permission:
-    ends = [end for end in (grant.until, info.expires) if end is not None]
+def _lack(
+    need: Need, grant: Grant | None, identity: Identity | None, now: float
+) -> Reason | None:
+    """Why the grant does not do."""
+    if grant is None:
+        return Reason.NOT_GRANTED
+    if _over(grant.until, now):
+        return Reason.GRANT_EXPIRED
+    if not set(need.scopes) <= set(grant.scopes):
+        return Reason.SCOPE_NOT_GRANTED
+    if identity is not None and not _bound(grant, identity):
+        return Reason.MANIFEST_CHANGED
+    return None
+
+
+def _bound(grant: Grant, identity: Identity) -> bool:
+    """Whether the grant is for this plugin as it is now."""
+    return grant.manifest in ("", identity.manifest) and (
+        grant.checksum in ("", identity.checksum)
+    )
+
+
+def _fresh(factor: float | None, good_for: float, now: float) -> bool:
+    """Whether no second factor is needed, or the one that was shown is still good."""
+    if good_for == NEVER:
+        return True
+    if factor is None or not factor <= now:
+        return False
+    return good_for == EACH_LEASE or now - factor < good_for
+
+
+def _recheck(ruling: Ruling, factor: float | None, now: float) -> float | None:
+    ends = [(now // _MINUTE + 1) * _MINUTE] if ruling.timed else []
+    if factor is not None and EACH_LEASE < ruling.second_factor < NEVER:
+        ends.append(factor + ruling.second_factor)
+    return min(ends, default=None)
+
+
+def _decision(
+    reason: Reason, outcome: Outcome, ruling: Ruling, permission: Permission | None = None
+) -> Decision:
+    return Decision(
+        reason=reason,
+        permission=permission,
+        outcome=outcome,
+        rule=ruling.rule,
+        line=ruling.line,
+        second_factor=ruling.second_factor,
+    )
+
+
+def _permission(
+    need: Need,
+    grant: Grant | None,
+    info: CredentialInfo,
+    ruling: Ruling,
+    recheck: float | None,
+) -> Permission:
+    allowed = ruling.decision is Verdict.ALLOW
+    by_rule = allowed and ruling.reveal
+    by_grant = grant is not None and grant.reveal
+    # A grant that the permission does not rest on does not end it either.
+    rests = grant if not allowed or (by_grant and not by_rule) else None
+    ends = [rests.until if rests else None, info.expires]
     return Permission(
         scopes=need.scopes,
         origins=frozenset(need.origins or info.origins),
         methods=frozenset(need.methods),
         paths=need.paths,
-        reveal=grant.reveal and need.access is Access.REVEAL,
-        until=min(ends, default=None),
+        reveal=need.access is Access.REVEAL and (by_rule or by_grant),
+        until=min((end for end in ends if end is not None), default=None),
+        recheck=recheck,
     )
 
 
 def _over(end: float | None, now: float) -> bool:
-    return end is not None and now >= end
+    return end is not None and not now < end
 
 
 def _unambiguous(path: str) -> bool:

@@ -1,0 +1,304 @@
+"""The operator's rules, compiled: which of them decides on a use, found without a scan.
+
+Guarantee: pure and total. Of the rules that match, the most specific one decides; where
+several are equally specific, ``deny`` wins over ``ask`` and ``ask`` over ``allow``, then
+the first in the file. Where none matches, the credential's level decides. A use of several
+scopes or origins is decided for each of them; the strictest answer stands.
+
+The rules are numbered from the one that wins over all others; each dimension (plugin,
+action, credential, scope, origin, time) yields the set of rules that it lets through, as
+the bits of an integer, and the lowest bit that is in all of them is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import reduce
+from typing import Final, NamedTuple
+
+from apex_creds.model import Origin, Sensitivity
+from apex_creds.policy.hours import Window
+from apex_creds.policy.patterns import ANYTHING, Matcher, Pattern, Specificity
+
+EACH_LEASE: Final = 0.0
+NEVER: Final = math.inf
+"""What ``second_factor`` may say besides seconds: for each lease anew, or not at all."""
+
+
+class Verdict(StrEnum):
+    """What a rule or a level says."""
+
+    ALLOW = "allow"
+    ASK = "ask"
+    DENY = "deny"
+
+
+_SEVERITY: Final = {Verdict.ALLOW: 0, Verdict.ASK: 1, Verdict.DENY: 2}
+_MINUTE: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One rule of the file. An empty dimension matches everything.
+
+    Attributes:
+        id: Its name in the log and in ``policy explain``.
+        line: Of the file, from 1.
+        reveal: Whether, if it allows, the secret may be read where the manifest asks for it.
+        second_factor: Seconds for which one is good, ``EACH_LEASE`` or ``NEVER``; None: as
+            the level says.
+    """
+
+    id: str
+    decision: Verdict
+    line: int = 0
+    plugin: tuple[Pattern, ...] = ()
+    action: tuple[Pattern, ...] = ()
+    credential: tuple[Pattern, ...] = ()
+    scope: tuple[Pattern, ...] = ()
+    origin: tuple[Pattern, ...] = ()
+    time: Window | None = None
+    reveal: bool = False
+    second_factor: float | None = None
+
+    @property
+    def weight(self) -> tuple[Specificity, bool, int]:
+        """What the rules are ordered by; the greatest wins."""
+        dimensions = (self.plugin, self.action, self.credential, self.scope, self.origin)
+        total = reduce(Specificity.plus, map(_narrowness, dimensions))
+        return total, self.time is not None, _SEVERITY[self.decision]
+
+
+def _narrowness(alternatives: tuple[Pattern, ...]) -> Specificity:
+    """Of a list, that of its least specific pattern."""
+    return min((pattern.specificity for pattern in alternatives), default=ANYTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What is decided on a credential of a level where no rule matches."""
+
+    decision: Verdict = Verdict.ASK
+    second_factor: float = NEVER
+    line: int = 0
+
+
+DEFAULT_LEVELS: Final = {
+    Sensitivity.NORMAL: Level(),
+    Sensitivity.SENSITIVE: Level(),
+    Sensitivity.CRITICAL: Level(second_factor=EACH_LEASE),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitRule:
+    """One limit of the file; see ``policy.limits``.
+
+    Attributes:
+        per: ``plugin``, ``credential`` or ``pair``.
+        of: ``redeems`` or ``denials``.
+        amount: How many in ``seconds``.
+        persist: Whether the count is kept in the vault, for all processes and restarts.
+    """
+
+    id: str
+    per: str
+    of: str
+    amount: int
+    seconds: int
+    line: int = 0
+    plugin: tuple[Pattern, ...] = ()
+    credential: tuple[Pattern, ...] = ()
+    persist: bool = False
+
+
+class Ruling(NamedTuple):
+    """What policy says on a use, before grants are looked at.
+
+    Attributes:
+        rule: Id of the rule, or ``levels.NAME``.
+        line: Of the file; 0: nothing in the file says it.
+        second_factor: Seconds for which one is good, ``EACH_LEASE`` or ``NEVER``.
+        timed: Whether it may be another at another time of day.
+    """
+
+    decision: Verdict
+    rule: str
+    line: int
+    second_factor: float
+    reveal: bool
+    timed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Clockwork:
+    """The rules that hold at some times only: by window, and the set of all of them."""
+
+    windows: tuple[tuple[Window, int], ...]
+    rules: int
+    unknown: int
+    known: list[tuple[float, int]] = field(default_factory=lambda: [(math.nan, 0)])
+
+    def asleep(self, now: float) -> int:
+        """The timed rules that do not hold at ``now``; remembered for its minute."""
+        if not self.windows:
+            return 0
+        minute = now // _MINUTE
+        known_minute, asleep = self.known[0]
+        if minute != known_minute:
+            asleep = self._find_asleep(now)
+            self.known[0] = (minute, asleep)
+        return asleep
+
+    def _find_asleep(self, now: float) -> int:
+        try:
+            awake = sum(bits for window, bits in self.windows if window.holds(now))
+        except (ValueError, OverflowError, OSError):
+            # No time that a calendar knows: what refuses holds, what allows does not.
+            return self.unknown
+        return self.rules & ~awake
+
+
+class Policy:
+    """A compiled policy; immutable but for what it remembers of its own answers.
+
+    Args:
+        rules: In the order of the file; ids are unique.
+        levels: What decides where no rule matches.
+        limits: The limits of rates.
+        keep_grants: Whether a new version of a plugin that asks for nothing new keeps its
+            grants.
+    """
+
+    __slots__ = (
+        "_action",
+        "_clockwork",
+        "_credential",
+        "_origin",
+        "_plugin",
+        "_scope",
+        "keep_grants",
+        "levels",
+        "limits",
+        "rules",
+    )
+
+    def __init__(
+        self,
+        rules: Iterable[Rule] = (),
+        *,
+        levels: dict[Sensitivity, Level] | None = None,
+        limits: Iterable[LimitRule] = (),
+        keep_grants: bool = True,
+    ) -> None:
+        ordered = sorted(rules, key=lambda rule: rule.weight, reverse=True)
+        self.rules = tuple(ordered)
+        self.levels = {**DEFAULT_LEVELS, **(levels or {})}
+        self.limits = tuple(limits)
+        self.keep_grants = keep_grants
+        self._plugin = Matcher([rule.plugin for rule in ordered])
+        self._action = Matcher([rule.action for rule in ordered])
+        self._credential = Matcher([rule.credential for rule in ordered])
+        self._scope = Matcher([rule.scope for rule in ordered])
+        self._origin = Matcher([rule.origin for rule in ordered])
+        self._clockwork = _clockwork(ordered)
+
+    def rule_on(
+        self,
+        *,
+        plugin: str,
+        action: str,
+        credential: str,
+        level: Sensitivity,
+        scopes: Iterable[str] = (),
+        origins: Iterable[Origin] = (),
+        now: float,
+    ) -> Ruling:
+        """What policy says on a use.
+
+        Args:
+            plugin: Its id.
+            action: What it does; may be empty.
+            credential: The credential's name.
+            level: The credential's.
+            scopes: All that are asked for; none: a use without scope.
+            origins: All that the secret may be sent to.
+            now: Unix seconds.
+        """
+        if not self.rules:
+            return self._by_level(level, timed=False)
+        among = (
+            self._plugin.name(plugin)
+            & self._action.name(action)
+            & self._credential.name(credential)
+        )
+        asleep = self._clockwork.asleep(now)
+        verdict: Ruling | None = None
+        for found in self._cells(among, scopes, origins):
+            one = self._first(found & ~asleep, level, bool(found & self._clockwork.rules))
+            verdict = one if verdict is None else _stricter(verdict, one)
+        assert verdict is not None
+        return verdict
+
+    def _cells(
+        self, among: int, scopes: Iterable[str], origins: Iterable[Origin]
+    ) -> Iterator[int]:
+        """The rules for each combination of a scope and an origin; at least one."""
+        by_scope = [among]
+        if not self._scope.trivial:
+            by_scope = [self._scope.name(s) & among for s in list(scopes) or [""]]
+        if self._origin.trivial:
+            yield from by_scope
+            return
+        by_origin = [self._origin.origin(o) for o in origins] or [self._origin.origin(None)]
+        for one in by_scope:
+            for other in by_origin:
+                yield one & other
+
+    def _first(self, found: int, level: Sensitivity, timed: bool) -> Ruling:
+        if not found:
+            return self._by_level(level, timed=timed)
+        rule = self.rules[(found & -found).bit_length() - 1]
+        second = rule.second_factor
+        return Ruling(
+            rule.decision,
+            rule.id,
+            rule.line,
+            self.levels[level].second_factor if second is None else second,
+            rule.reveal,
+            timed,
+        )
+
+    def _by_level(self, level: Sensitivity, *, timed: bool) -> Ruling:
+        chosen = self.levels[level]
+        name = f"levels.{level.value}"
+        return Ruling(chosen.decision, name, chosen.line, chosen.second_factor, False, timed)
+
+
+def _stricter(one: Ruling, other: Ruling) -> Ruling:
+    """The first of the strictest, and of everything else the narrower."""
+    worst = one if _SEVERITY[one.decision] >= _SEVERITY[other.decision] else other
+    return worst._replace(
+        second_factor=min(one.second_factor, other.second_factor),
+        reveal=one.reveal and other.reveal,
+        timed=one.timed or other.timed,
+    )
+
+
+def _clockwork(ordered: list[Rule]) -> _Clockwork:
+    by_window: dict[Window, int] = {}
+    allowing = 0
+    for number, rule in enumerate(ordered):
+        if rule.time is None:
+            continue
+        by_window[rule.time] = by_window.get(rule.time, 0) | 1 << number
+        allowing |= (rule.decision is Verdict.ALLOW) << number
+    everything = reduce(int.__or__, by_window.values(), 0)
+    return _Clockwork(tuple(by_window.items()), everything, allowing)
+
+
+NO_POLICY: Final = Policy()
+"""Where there is no file: a person decides on everything."""
