@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from apex_creds.cli import audit, credentials, dotenv, grants, init, options
+from apex_creds.cli import audit, clients, credentials, dotenv, factors, grants, init, options
 from apex_creds.cli.demo.command import demo
 from apex_creds.cli.doctor.command import doctor
 from apex_creds.cli.options import HomeOption, MasterOption
@@ -70,4 +70,7 @@ app.command("import")(dotenv.import_file)
 log.command("verify")(audit.verify)
 log.command("tail")(audit.tail)
 app.add_typer(log, name="audit")
+app.add_typer(factors.factor, name="factor")
+app.command("recovery-codes")(factors.recovery_codes)
+app.add_typer(clients.client, name="client")
 app.command("demo")(demo)
