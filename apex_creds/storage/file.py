@@ -40,6 +40,7 @@ from apex_creds.storage.oserrors import storage_error, translated
 from apex_creds.storage.pins import Pins
 from apex_creds.storage.safe_open import Folder, sync_file, write_all
 from apex_creds.storage.shred import overwrite
+from apex_creds.storage.whole import to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -169,7 +170,7 @@ class FileStorage:
         for _ in range(_READ_ATTEMPTS):
             try:
                 with translated(place.path):
-                    return await self._read_once(place)
+                    return await to_the_end(self._read_once(place))
             except _MovedError:
                 continue
         raise StorageError(f"{place.path} is replaced all the time.", hint="Retry.")

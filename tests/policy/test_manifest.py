@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apex_creds.errors import InvalidManifestError
@@ -149,10 +149,11 @@ json_values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
     ),
-    max_leaves=8,
+    max_leaves=4,
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 @given(
     entry=st.dictionaries(st.sampled_from([*GOOD, "other"]), json_values, max_size=5),
     fields=st.dictionaries(st.sampled_from(["id", "version", "credentials"]), json_values),

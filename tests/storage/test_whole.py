@@ -1,0 +1,65 @@
+"""A cancelled caller leaves nothing half done, however it was cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+
+import anyio
+import pytest
+
+from apex_creds.storage import FileStorage
+from apex_creds.storage.whole import to_the_end
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_cancellation_is_delivered_when_the_work_is_done() -> None:
+    done = []
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        done.append("half")
+        await asyncio.sleep(0)
+        done.append("whole")
+
+    task = asyncio.create_task(to_the_end(work()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == ["half", "whole"]
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await to_the_end(work())
+    assert scope.cancelled_caught
+
+
+async def test_an_error_is_the_callers_and_nobodys_after_a_cancellation() -> None:
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await to_the_end(work())
+    task = asyncio.create_task(to_the_end(work()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gc.collect()  # a warning would be an error
+
+
+async def test_a_cancelled_read_closes_its_file(tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path / "home")
+    await storage.prepare()
+    await storage.write("api_keys", b"data", expected=None)
+    for steps in range(12):
+        task = asyncio.create_task(storage.read("api_keys"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    gc.collect()
+    await storage.close()
