@@ -20,6 +20,8 @@ from apex_creds.cli.demo.manager import PluginManager
 from apex_creds.cli.demo.service import STORY
 from apex_creds.errors import AccessDeniedError
 
+AT_ONCE: Final = 300
+"""More would wait for a connection longer than an HTTP client's time-out."""
 REDACTED: Final = "[redacted:CHATTER_TOKEN]"
 
 
@@ -76,14 +78,16 @@ class Tally:
 async def make(
     manager: PluginManager, calls: list[Call], base: str, *, done: Callable[[], None]
 ) -> Tally:
-    """Makes all the calls at once."""
-    tally = Tally()
+    """Makes the calls, up to ``AT_ONCE`` of them at a time."""
+    tally, gate = Tally(), asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int, call: Call) -> None:
-        good = await _one(manager, call, number, base, tally)
+        async with gate:
+            good = await _one(manager, call, number, base, tally)
         tally.as_expected += good
         if not good:
-            tally.wrong.append(f"{call.plugin} {call.action}: {tally.searched[-1][:200]}")
+            last = tally.searched[-1].rstrip().rpartition("\n")[2]
+            tally.wrong.append(f"{call.plugin} {call.action}: {last[:200]}")
         done()
 
     async with asyncio.TaskGroup() as group:
