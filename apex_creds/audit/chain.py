@@ -66,7 +66,7 @@ def encode(event: AuditEvent) -> bytes:
 def _encode_trimmed(event: AuditEvent) -> bytes:
     try:
         values = {name: _plain(getattr(event, name)) for name in event.__struct_fields__}
-        body = _encode(values)
+        body = _encode(msgspec.structs.replace(event, **values))
         _check(body)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError):
         raise _bad_event() from None

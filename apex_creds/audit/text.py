@@ -1,19 +1,25 @@
 """The events of the hot path as text: what repeats is encoded once.
 
-Guarantee: each function returns the JSON of an ``AuditEvent`` that the log would accept;
-names go through the log's own encoder (escaped, trimmed), and everything else is a number
-or an identifier of hexadecimal digits, which needs neither.
+Guarantee: each function returns the JSON of an ``AuditEvent`` that the log would accept, of
+one line and less than 32 KiB; whatever a plugin has a say in (names, methods, the class of
+its error) goes through the log's own encoder, escaped and trimmed. Everything else is a
+number or an identifier of hexadecimal digits, which needs neither.
 """
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import Final, TypeVar, final
+
+import msgspec
 
 from apex_creds.audit import chain
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.model import MAX_NAME_BYTES
 
+_BARE: Final = AuditEvent(0.0, EventKind.LEASE)
 _EMPTY: Final = len(b'{"time":0.0,"kind":"lease"')
 _MANY: Final = 4096
+_Key = TypeVar("_Key", str, tuple[str, str])
 
 
 @final
@@ -26,17 +32,15 @@ class Actor:
         action: The action's name.
     """
 
-    __slots__ = ("_credentials", "_end", "_lease", "_redeem")
+    __slots__ = ("_credentials", "_end", "_lease", "_redeem", "_uses")
 
     def __init__(self, plugin: str, version: str, action: str) -> None:
-        event = AuditEvent(
-            0.0, EventKind.LEASE, plugin=plugin, plugin_version=version, action=action
-        )
-        who = _fields(event)
+        who = _fields(plugin=plugin, plugin_version=version, action=action)
         self._lease = f',"kind":"lease"{who},"decision":"allow","reason":"granted"'
         self._redeem = f',"kind":"redeem"{who},"decision":"allow","reason":"granted"'
         self._end = f',"kind":"invocation"{who}'
         self._credentials: dict[str, str] = {}
+        self._uses: dict[tuple[str, str], str] = {}
 
     def lease(
         self, time: float, *, invocation: str, lease: str, parent: str, credential: str
@@ -62,37 +66,54 @@ class Actor:
         origin: str,
         ids: tuple[str, str],
     ) -> bytes:
-        """A lease is redeemed; ``method`` and ``origin`` have been checked."""
+        """A lease is redeemed."""
         name = self._credentials.get(credential) or self._name(credential)
+        use = self._uses.get((method, origin)) or self._use(method, origin)
         more = f',"parent":"{parent}"' if parent else ""
-        if origin:
-            more += f',"origin":"{origin}"'
         if ids[0]:
             more += f',"trace_id":"{ids[0]}","span_id":"{ids[1]}"'
         return (
             f'{{"time":{time!r}{self._redeem}{name},"invocation":"{invocation}"'
             f',"lease":"{lease}","key_id":"{key[0].hex()}","key_version":{key[1]}'
-            f',"method":"{method}"{more}}}'
+            f"{use}{more}}}"
         ).encode()
 
     def end(
         self, time: float, *, invocation: str, parent: str, outcome: str, duration_us: int
     ) -> bytes:
-        """An invocation is over; ``outcome`` is a word."""
+        """An invocation is over."""
         link = f',"parent":"{parent}"' if parent else ""
+        how = _OK if outcome == "ok" else _fields(outcome=outcome)
         return (
             f'{{"time":{time!r}{self._end},"invocation":"{invocation}"{link}'
-            f',"outcome":"{outcome}","duration_us":{duration_us}}}'
+            f'{how},"duration_us":{duration_us}}}'
         ).encode()
 
     def _name(self, credential: str) -> str:
-        if len(self._credentials) >= _MANY:
-            self._credentials.clear()
-        text = _fields(AuditEvent(0.0, EventKind.LEASE, credential=credential))
-        self._credentials[credential] = text
-        return text
+        return _remember(self._credentials, credential, _fields(credential=credential))
+
+    def _use(self, method: str, origin: str) -> str:
+        text = _fields(method=method, origin=origin)
+        return _remember(self._uses, (method, origin), text)
 
 
-def _fields(event: AuditEvent) -> str:
+def _remember(known: dict[_Key, str], key: _Key, text: str) -> str:
+    if len(known) >= _MANY:
+        known.clear()
+    known[key] = text
+    return text
+
+
+def _fields(**values: str) -> str:
     """The fields after time and kind, as they stand in JSON."""
+    cut = {name: _cut(value) for name, value in values.items()}
+    event = msgspec.structs.replace(_BARE, **cut)
     return chain.encode(event)[_EMPTY:-1].decode()
+
+
+def _cut(text: str) -> str:
+    """Whatever can name a credential or a plugin is kept whole."""
+    return text if len(text) <= MAX_NAME_BYTES else text[:MAX_NAME_BYTES] + "…"
+
+
+_OK: Final = _fields(outcome="ok")
