@@ -31,7 +31,7 @@ from apex_creds.errors import (
 from apex_creds.leases.deadlines import Deadlines
 from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import Invocation, current_invocation
-from apex_creds.leases.lease import REGISTRY, Lease, ended_error
+from apex_creds.leases.lease import REGISTRY, Lease, ended_error, find_lease
 from apex_creds.leases.pools import Pools
 from apex_creds.model import Clock, Origin
 from apex_creds.policy.cache import DecisionCache
@@ -151,7 +151,7 @@ class LeaseBroker:
             chosen = lease.scopes if scopes is None else tuple(scopes)
             if not set(chosen) <= set(lease.scopes):
                 self._deny(invocation, lease.need.name, Reason.SCOPE_NOT_GRANTED)
-            if (ttl is not None and ttl <= 0) or (max_uses is not None and max_uses < 1):
+            if not (ttl is None or ttl > 0) or not (max_uses is None or max_uses >= 1):
                 raise InvalidInputError("ttl and max_uses must be greater than zero.")
             child = Lease(
                 broker=self,
@@ -165,7 +165,9 @@ class LeaseBroker:
                 uses_left=max_uses,
                 parent=lease,
             )
-            lease.children.append(child)
+            lease.children.add(child)
+            if lease.ended is not None:  # meanwhile, in another thread
+                child.end(lease.ended)
         return self._issue(child, self.clock.time())
 
     def is_alive(self, lease: Lease) -> bool:
@@ -197,7 +199,8 @@ class LeaseBroker:
     @property
     def open_leases(self) -> int:
         """How many leases are open."""
-        return sum(lease.broker is self for lease in REGISTRY.values())
+        mine = [lease for lease in list(REGISTRY.values()) if lease.broker is self]
+        return sum(self.is_alive(lease) or lease.ended is None for lease in mine)
 
     # -- redeem ------------------------------------------------------------------
 
@@ -291,11 +294,11 @@ class LeaseBroker:
 
     def keep_until_end(self, lease: Lease, secret: SecretBytes) -> None:
         """Has ``secret`` wiped when the lease ends, at its deadline at the latest."""
-        with self._lock:
-            if lease.ended is not None:
-                secret.close()
-                raise ended_error(lease.ended)
-            lease.revealed.add(secret)
+        lease.revealed.add(secret)
+        # Looked at after it was added: an end in another thread wipes it, or is seen here.
+        if lease.ended is not None:
+            secret.close()
+            raise ended_error(lease.ended)
         self.deadlines.watch(lease)
 
     # -- for the middleware --------------------------------------------------------
@@ -414,8 +417,9 @@ class LeaseBroker:
         except BaseException:
             lease.end()
             raise
-        if lease.parent is None:
-            invocation.leases.append(lease)
+        invocation.leases.add(lease)
+        if lease.ended is not None:
+            invocation.leases.discard(lease)
         return CredentialHandle(
             id=lease.id,
             name=lease.need.name,
@@ -450,18 +454,6 @@ class LeaseBroker:
 
 
 _MANY: Final = 10_000
-
-
-def find_lease(lease_id: str) -> Lease:
-    """The open lease of that id.
-
-    Raises:
-        HandleRevokedError: There is none: it has ended.
-    """
-    lease = REGISTRY.get(lease_id)
-    if lease is None:
-        raise ended_error(HandleRevokedError)
-    return lease
 
 
 def denied(name: str) -> AccessDeniedError:

@@ -32,8 +32,14 @@ class Deadlines:
     def watch(self, lease: Lease) -> None:
         """Has the lease ended at its deadline; from any thread."""
         self._watched[lease] = None
-        if lease.expires < self._at:
+        loop = self._loop
+        if lease.expires < self._at or loop is None or not loop.is_running():
             self._schedule(lease)
+
+    def use_running_loop(self) -> None:
+        """Has the timer in this loop, for worker threads, which have none."""
+        if self._loop is None or not self._loop.is_running():
+            self._loop, self._timer, self._at = asyncio.get_running_loop(), None, math.inf
 
     def forget(self, lease: Lease) -> None:
         """Nothing is revealed under it any more."""
@@ -42,22 +48,29 @@ class Deadlines:
     def close(self) -> None:
         """Stops the timer."""
         self._watched.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._at = math.inf
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
 
     def _schedule(self, lease: Lease) -> None:
-        try:
-            loop = self._loop = asyncio.get_running_loop()
-        except RuntimeError:
-            # From a worker thread; where there is no loop at all, each use checks the time.
-            if self._loop is not None and self._loop.is_running():
-                self._loop.call_soon_threadsafe(self._schedule, lease)
-            return
+        running = _running_loop()
+        if running is not None:
+            self.use_running_loop()
+        # Where no loop runs at all, each use checks the time.
+        if self._loop is running is not None:
+            self._start(lease)
+        elif self._loop is not None and self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._start, lease)
+
+    def _start(self, lease: Lease) -> None:
         if self._timer is not None:
+            if self._at <= lease.expires:
+                return
             self._timer.cancel()
         self._at = lease.expires
         delay = max(lease.expires - self._clock.monotonic(), 0.0)
-        self._timer = loop.call_later(delay, self._sweep)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._sweep)
 
     def _sweep(self) -> None:
         """Ends the leases whose time is up, and sets the timer for the next."""
@@ -67,4 +80,11 @@ class Deadlines:
             if now >= lease.expires:
                 lease.end(HandleExpiredError)
         if self._watched:
-            self._schedule(min(list(self._watched), key=lambda lease: lease.expires))
+            self._start(min(list(self._watched), key=lambda lease: lease.expires))
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

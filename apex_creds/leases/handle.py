@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NoReturn, final
 
 import httpx
 
-from apex_creds.errors import HandleRevokedError, SecretMisuseError
-from apex_creds.leases.lease import REGISTRY, Lease, ended_error
+from apex_creds.errors import SecretMisuseError
+from apex_creds.leases.lease import REGISTRY, find_lease
 
 if TYPE_CHECKING:
     from apex_creds.leases.reveal import Reveal
@@ -114,14 +114,8 @@ class CredentialHandle:
         Raises:
             AccessDeniedError: It would be wider, or this lease has ended.
         """
-        lease = self._lease()
+        lease = find_lease(self._id)
         return lease.broker.attenuate(lease, scopes=scopes, ttl=ttl, max_uses=max_uses)
-
-    def _lease(self) -> Lease:
-        lease = REGISTRY.get(self._id)
-        if lease is None:
-            raise ended_error(HandleRevokedError)
-        return lease
 
     def __repr__(self) -> str:
         return f"<CredentialHandle {self._name!r}>"

@@ -9,6 +9,7 @@ that a plugin could use to listen in are refused or dropped.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
@@ -16,7 +17,8 @@ from urllib.parse import quote, urlencode
 import httpx
 
 from apex_creds.errors import InvalidInputError, RequestNotAllowedError
-from apex_creds.leases.broker import LeaseBroker, Use, find_lease
+from apex_creds.leases.broker import LeaseBroker, Use
+from apex_creds.leases.lease import find_lease
 from apex_creds.model import Delivery, DeliveryStyle, Origin
 from apex_creds.vault import Opened
 
@@ -33,6 +35,9 @@ _OPTIONS: Final = frozenset(
         "timeout",
     }
 )
+_METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}", re.ASCII)
+_SHOWING_METHODS: Final = frozenset({"TRACE", "CONNECT"})
+"""TRACE has the server send the request back; CONNECT makes a tunnel of the connection."""
 _KEPT_RESPONSE_EXTENSIONS: Final = ("http_version", "reason_phrase")
 
 
@@ -103,14 +108,15 @@ class _Failure(NamedTuple):
     def error(self, request: httpx.Request) -> BaseException:
         """The error to raise: of the same class, without traceback, cause or context."""
         if not isinstance(self.cause, httpx.HTTPError):
-            self.cause.__cause__ = self.cause.__context__ = None
-            return self.cause.with_traceback(None)
+            return self.cause
         if isinstance(self.cause, httpx.RequestError):
             return type(self.cause)(self.text, request=request)
         return httpx.RequestError(self.text, request=request)
 
 
 def _failure(error: BaseException) -> _Failure:
+    # The frames of the pool hold the headers as they were sent.
+    error.__traceback__ = error.__cause__ = error.__context__ = None
     # A connection's failure comes before anything was sent, so its words are safe.
     before = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
     words = str(error) if before else "while a request with a credential was sent"
@@ -149,10 +155,13 @@ def _use(request: httpx.Request, scope: str | None) -> Use:
         )
     if url.scheme not in ("http", "https"):
         raise RequestNotAllowedError("A credential is only sent over http or https.")
+    method = request.method.upper()
+    if not _METHOD.fullmatch(method) or method in _SHOWING_METHODS:
+        raise RequestNotAllowedError("A credential is not sent with this method.")
     port = url.port or (443 if url.scheme == "https" else 80)
     origin = Origin(url.scheme, url.raw_host.decode("ascii").strip("[]").lower(), port)
     path = url.raw_path.split(b"?", 1)[0].decode("ascii")
-    return Use(request.method.upper(), origin, path, scope)
+    return Use(method, origin, path, scope)
 
 
 def _inject(request: httpx.Request, opened: Opened, delivery: Delivery) -> httpx.Request:
@@ -230,7 +239,9 @@ class _AsyncBody(httpx.AsyncByteStream):
             if self._inner is not None:
                 async for chunk in self._inner:
                     yield chunk
-        except httpx.HTTPError as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:
             failure = _failure(error)
         if failure is not None:
             raise failure.error(self._request)
@@ -253,7 +264,9 @@ class _SyncBody(httpx.SyncByteStream):
         try:
             if self._inner is not None:
                 yield from self._inner
-        except httpx.HTTPError as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:
             failure = _failure(error)
         if failure is not None:
             raise failure.error(self._request)

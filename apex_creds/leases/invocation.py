@@ -59,7 +59,7 @@ class Invocation:
         self.actor = actor
         self.parent = parent
         self.broker = broker
-        self.leases: list[Lease] = []
+        self.leases: set[Lease] = set()
         self.used: dict[tuple[str, int], Record] = {}
         self.credentials: CredentialMap | None = None
 

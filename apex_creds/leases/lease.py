@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 REGISTRY: Final[dict[str, Lease]] = {}
 """Every open lease of the process by its id: handles find theirs here, and only here."""
+_EXPIRED: Final[dict[str, None]] = {}
+"""Ids of the last leases that ended by the clock, so that their handles can say so."""
+_MANY_EXPIRED: Final = 1024
 
 
 class Lease:
@@ -81,7 +84,7 @@ class Lease:
         self.uses_left = uses_left
         self.parent = parent
         self.ended: type[LeaseEndedError] | None = None
-        self.children: list[Lease] = []
+        self.children: set[Lease] = set()
         self.revealed: set[SecretBytes] = set()
         REGISTRY[self.id] = self
 
@@ -91,11 +94,16 @@ class Lease:
         if self.ended is not None:
             return
         self.ended = why
+        if why is HandleExpiredError:
+            _remember_expired(self.id)
         self.broker.deadlines.forget(self)
         while self.revealed:
             self.revealed.pop().close()
         while self.children:
             self.children.pop().end(why)
+        self.invocation.leases.discard(self)
+        if self.parent is not None:
+            self.parent.children.discard(self)
 
     def check_alive(self, now: float) -> None:
         """Checks this lease and those it came from.
@@ -107,7 +115,7 @@ class Lease:
             self.end(HandleExpiredError)
         if self.ended is not None:
             raise ended_error(self.ended)
-        if self.uses_left == 0:
+        if self.uses_left is not None and self.uses_left <= 0:
             raise ended_error(HandleExhaustedError)
         if self.parent is not None:
             self.parent.check_alive(now)
@@ -118,6 +126,24 @@ class Lease:
             self.uses_left -= 1
         if self.parent is not None:
             self.parent.count_use()
+
+
+def find_lease(lease_id: str) -> Lease:
+    """The open lease of that id.
+
+    Raises:
+        LeaseEndedError: There is none: it has ended.
+    """
+    lease = REGISTRY.get(lease_id)
+    if lease is None:
+        raise ended_error(HandleExpiredError if lease_id in _EXPIRED else HandleRevokedError)
+    return lease
+
+
+def _remember_expired(lease_id: str) -> None:
+    _EXPIRED[lease_id] = None
+    while len(_EXPIRED) > _MANY_EXPIRED:
+        _EXPIRED.pop(next(iter(_EXPIRED)), None)
 
 
 def forget_revealed(lease_id: str, secret: SecretBytes) -> None:

@@ -6,6 +6,7 @@ Guarantee: a pool that was given is never closed here; one that was made here is
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
 import httpx
@@ -28,6 +29,7 @@ class Pools:
     ) -> None:
         self._given = transport
         self._sync_given = sync_transport
+        self._lock = threading.Lock()  # worker threads come here at once
         self._made: httpx.AsyncHTTPTransport | None = None
         self._sync_made: httpx.HTTPTransport | None = None
 
@@ -43,9 +45,10 @@ class Pools:
         """For ``handle.sync_client()``."""
         if self._sync_given is not None:
             return self._sync_given
-        if self._sync_made is None:
-            self._sync_made = httpx.HTTPTransport(limits=_LIMITS)
-        return self._sync_made
+        with self._lock:
+            if self._sync_made is None:
+                self._sync_made = httpx.HTTPTransport(limits=_LIMITS)
+            return self._sync_made
 
     async def close(self) -> None:
         """Closes what was made here; idempotent."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import final
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.leases.broker import REVEAL, LeaseBroker, Use, find_lease
-from apex_creds.leases.lease import Lease, forget_revealed
+from apex_creds.leases.broker import REVEAL, LeaseBroker, Use
+from apex_creds.leases.lease import Lease, find_lease, forget_revealed
 from apex_creds.vault import Opened
 
 
