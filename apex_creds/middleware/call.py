@@ -12,7 +12,7 @@ from apex_creds.errors import AccessDeniedError, SecretLeakError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
 from apex_creds.leases.invocation import Invocation, current_invocation, enter, leave
-from apex_creds.middleware.redact import OnLeak, Redactor
+from apex_creds.middleware.redact import OnLeak, Redactor, withheld
 from apex_creds.policy.manifest import Manifest
 from apex_creds.vault import Facts
 
@@ -95,21 +95,35 @@ class GuardedCall:
         Raises:
             SecretLeakError: There was one.
         """
-        if self._on_leak is OnLeak.ERROR and self.redactor.leaks:
+        if self._is_failed():
             raise SecretLeakError(
                 "The plugin let a secret out; its output is withheld.",
                 hint="See the leak in the audit log.",
             )
 
     def clean_error(self, error: BaseException) -> BaseException:
-        """What to raise instead of ``error``."""
-        cleaned = self.redactor.exception(error)
-        if self._on_leak is OnLeak.ERROR and self.redactor.leaks:
-            return SecretLeakError(
-                f"The plugin let a secret out and raised {type(error).__name__}.",
-                hint="See the leak in the audit log.",
-            )
-        return cleaned
+        """What to raise instead of ``error``; never raises itself."""
+        try:
+            cleaned = self.redactor.exception(error)
+        except Exception as failed:
+            # What can't be searched, or whose leak can't be logged, is withheld.
+            cleaned = withheld(error, type(failed).__name__)
+        stops = not isinstance(error, Exception)
+        if stops or isinstance(error, SecretLeakError) or not self._is_failed():
+            return cleaned
+        return SecretLeakError(
+            f"The plugin let a secret out and raised {type(error).__name__}.",
+            hint="See the leak in the audit log.",
+        )
+
+    def fail(self, error: BaseException) -> BaseException:
+        """Finishes the call after ``error``; returns what to raise instead of it."""
+        failure = self.clean_error(error)
+        self.finish(type(error).__name__)
+        return failure
+
+    def _is_failed(self) -> bool:
+        return self._on_leak is OnLeak.ERROR and bool(self.redactor.leaks)
 
     def finish(self, outcome: str = "ok") -> None:
         """Ends the leases, wipes the needles, records the outcome; idempotent."""

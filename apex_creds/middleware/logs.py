@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import Final
 
-from apex_creds.errors import SecretLeakError
+from apex_creds.errors import ApexCredsError
 from apex_creds.leases.invocation import current_invocation
 from apex_creds.middleware.call import GuardedInvocation
 from apex_creds.middleware.redact import Redactor
@@ -64,23 +64,44 @@ def _redact(record: logging.LogRecord, redactor: Redactor) -> None:
         _redact_message(record, redactor)
         _redact_exception(record, redactor)
         for name in set(vars(record)) - _STANDARD:
-            setattr(record, name, redactor.value(getattr(record, name), where=_WHERE))
-    except SecretLeakError as withheld:
+            setattr(record, name, _redact_extra(getattr(record, name), redactor))
+    except ApexCredsError as withheld:
         record.msg, record.args = str(withheld), ()
         record.exc_info = record.exc_text = record.stack_info = None
 
 
 def _redact_message(record: logging.LogRecord, redactor: Redactor) -> None:
-    try:
-        text = record.getMessage()
-    except Exception:  # a wrong format string: the handler will say so, with the arguments
-        text = ""
+    text, usable = _message(record)
     clean = redactor.text(text, where=_WHERE)
-    if clean != text:
+    if clean != text or not usable:
         record.msg, record.args = clean, ()
         return
     record.msg = redactor.value(record.msg, where=_WHERE)
     record.args = redactor.value(record.args, where=_WHERE)  # type: ignore[assignment]
+
+
+def _message(record: logging.LogRecord) -> tuple[str, bool]:
+    """The text of a record, and whether its format string fits its arguments."""
+    try:
+        return record.getMessage(), True
+    except Exception as error:
+        wrong = type(error).__name__  # a handler would print the arguments themselves
+    return f"(wrong log format: {wrong}) {_shown(record.msg)} {_shown(record.args)}", False
+
+
+def _redact_extra(value: object, redactor: Redactor) -> object:
+    """A field as it may be shown: also of objects that are only seen by their text."""
+    clean = redactor.value(value, where=_WHERE)
+    shown = str(clean) if isinstance(clean, str) else _shown(clean)
+    found = redactor.text(shown, where=_WHERE)
+    return clean if found == shown else found
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!s} {value!r}" if not isinstance(value, tuple) else repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__}: {type(error).__name__}>"
 
 
 def _redact_exception(record: logging.LogRecord, redactor: Redactor) -> None:
@@ -90,7 +111,6 @@ def _redact_exception(record: logging.LogRecord, redactor: Redactor) -> None:
         record.exc_text = redactor.text(record.exc_text, where=_WHERE)
     if not record.exc_info or record.exc_info[1] is None:
         return
+    # Always as text: its frames are running, and have the plugin's variables.
     text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
-    clean = redactor.text(text, where=_WHERE)
-    if clean != text:
-        record.exc_info, record.exc_text = None, clean
+    record.exc_info, record.exc_text = None, redactor.text(text, where=_WHERE)

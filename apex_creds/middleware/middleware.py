@@ -115,7 +115,8 @@ class CredentialMiddleware:
             AuditUnavailableError: The log can't be written.
         """
         action = getattr(function, "__name__", "")
-        return await self.invoke_action(manifest, action, function, args, kwargs)
+        named = action if isinstance(action, str) else ""
+        return await self.invoke_action(manifest, named, function, args, kwargs)
 
     def wrap(
         self, manifest: Manifest, function: Callable[..., object]
@@ -149,7 +150,7 @@ class CredentialMiddleware:
             shape_from: The function whose signature decides on ``credentials``, where
                 ``function`` only passes keywords on to it.
         """
-        if not manifest.needs and current_invocation() is None:
+        if _untouched(manifest, shape_from or function):
             return await self._call_plain(function, args, kwargs or {})
         facts = self._broker.facts_now(manifest.needs)
         if facts is None:
@@ -175,7 +176,7 @@ class CredentialMiddleware:
         The function runs in the calling thread. What it returns is returned: a value, or
         a coroutine, generator or async generator that holds the leases until it ends.
         """
-        if not manifest.needs and current_invocation() is None:
+        if _untouched(manifest, shape_from or function):
             return function(*args, **(kwargs or {}))
         facts = self._broker.facts_blocking(manifest.needs)
         call = self._begin(manifest, action, facts)
@@ -187,8 +188,7 @@ class CredentialMiddleware:
                 return _guarded_awaitable(result, call)
             return self._settle(call, result)
         except BaseException as error:
-            failure = call.clean_error(error)
-            call.finish(type(error).__name__)
+            failure = call.fail(error)
         raise failure
 
     # -- inside ------------------------------------------------------------------
@@ -212,8 +212,7 @@ class CredentialMiddleware:
                 result = await self._call_plain(function, args, keywords)
             return self._settle(call, result)
         except BaseException as error:
-            failure = call.clean_error(error)
-            call.finish(type(error).__name__)
+            failure = call.fail(error)
         raise failure
 
     def _keywords(
@@ -230,6 +229,7 @@ class CredentialMiddleware:
         kwargs: dict[str, object],
     ) -> object:
         if shape_of(function).in_thread:
+            self._broker.deadlines.use_running_loop()
             work = functools.partial(function, *args, **kwargs)
             result = await anyio.to_thread.run_sync(work, limiter=self._threads())
         else:
@@ -248,13 +248,16 @@ class CredentialMiddleware:
             return guard_async(result, call)
         if isinstance(result, Iterator) and not isinstance(result, io.IOBase):
             return guard_sync(result, call)
-        outcome = "SecretLeakError"
-        try:
-            cleaned = call.clean(result, where="result")
-            outcome = "ok"
-        finally:
-            call.finish(outcome)
+        cleaned = call.clean(result, where="result")
+        call.finish()
         return cleaned
+
+
+def _untouched(manifest: Manifest, function: Callable[..., object]) -> bool:
+    """Whether a plugin has nothing to do with credentials."""
+    if manifest.needs or current_invocation() is not None:
+        return False
+    return not shape_of(function).takes_credentials
 
 
 def _guarded_awaitable(
@@ -279,8 +282,7 @@ async def _await(
             result = await awaitable
         return CredentialMiddleware._settle(call, result)
     except BaseException as error:
-        failure = call.clean_error(error)
-        call.finish(type(error).__name__)
+        failure = call.fail(error)
     raise failure
 
 

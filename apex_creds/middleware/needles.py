@@ -19,7 +19,7 @@ SHORTEST: Final = 4
 @dataclass(frozen=True, slots=True)
 class _Needle:
     secret: SecretBytes
-    mark: bytes
+    name: str
 
 
 class Needles:
@@ -32,16 +32,21 @@ class Needles:
         """Looks for all spellings of ``part`` from now on; too short ones are passed over."""
         if len(part) < SHORTEST:
             return
-        mark = f"[redacted:{name}]".encode()
-        self._needles += [_Needle(secret, mark) for secret in spellings(part)]
+        self._needles += [_Needle(secret, name) for secret in spellings(part)]
         self._needles.sort(key=lambda needle: len(needle.secret), reverse=True)
 
-    def replace(self, data: bytes) -> bytes:
-        """``data`` without any needle; the same object if there is none."""
+    def replace(self, data: bytes, found: set[str]) -> bytes:
+        """``data`` without any needle; the same object if there is none.
+
+        Args:
+            data: What to search.
+            found: Gets the names of the secrets that were in it.
+        """
         for needle in self._needles:
             view = needle.secret.view()
             if data.find(view) >= 0:
-                data = _without(data, view, needle.mark)
+                data = data.replace(view, f"[redacted:{needle.name}]".encode())
+                found.add(needle.name)
         return data
 
     def held_back(self, data: bytes) -> int:
@@ -56,16 +61,6 @@ class Needles:
         """Wipes the needles; idempotent."""
         while self._needles:
             self._needles.pop().secret.close()
-
-
-def _without(data: bytes, view: memoryview, mark: bytes) -> bytes:
-    pieces, at = [], 0
-    found = data.find(view)
-    while found >= 0:
-        pieces += [data[at:found], mark]
-        at = found + len(view)
-        found = data.find(view, at)
-    return b"".join([*pieces, data[at:]])
 
 
 def _beginning(data: bytes, view: memoryview) -> int:

@@ -23,19 +23,20 @@ from apex_creds.middleware.call import GuardedCall
 class ChunkRedactor:
     """Redacts text or bytes that come in pieces; other chunks one by one."""
 
-    __slots__ = ("_call", "_held", "_text")
+    __slots__ = ("_call", "_held", "_kind")
 
     def __init__(self, call: GuardedCall) -> None:
         self._call = call
         self._held = b""
-        self._text = True
+        self._kind: type[str | bytes | bytearray] = str
 
     def feed(self, chunk: object) -> list[object]:
         """What can be passed on now; what might begin a secret is kept for later."""
-        if not isinstance(chunk, str | bytes) or self._call.redactor.idle:
+        if isinstance(chunk, memoryview):
+            chunk = bytes(chunk)
+        if not isinstance(chunk, str | bytes | bytearray) or self._call.redactor.idle:
             return [*self.flush(), self._call.clean(chunk, where="chunk")]
-        before = self.flush() if self._held and self._text is not isinstance(chunk, str) else []
-        self._text = isinstance(chunk, str)
+        before = self._turn_to(chunk)
         data = chunk.encode("utf-8", "surrogatepass") if isinstance(chunk, str) else chunk
         data = self._call.redactor.data(self._held + data, where="chunk")
         self._call.check_leaks()
@@ -49,14 +50,23 @@ class ChunkRedactor:
         held, self._held = self._held, b""
         return [self._restore(held)] if held else []
 
+    def _turn_to(self, chunk: str | bytes | bytearray) -> list[object]:
+        """Text and bytes are not searched across each other; bytes of both types are."""
+        kind = str if isinstance(chunk, str) else type(chunk)
+        before = self.flush() if (self._kind is str) is not (kind is str) else []
+        self._kind = kind
+        return before
+
     def _boundary(self, data: bytes) -> int:
         start = self._call.redactor.needles().held_back(data)
-        while self._text and 0 < start < len(data) and data[start] & 0xC0 == 0x80:
+        while self._kind is str and 0 < start < len(data) and data[start] & 0xC0 == 0x80:
             start -= 1
         return start
 
     def _restore(self, data: bytes) -> object:
-        return data.decode("utf-8", "surrogatepass") if self._text else data
+        if self._kind is str:
+            return data.decode("utf-8", "surrogatepass")
+        return bytearray(data) if issubclass(self._kind, bytearray) else data
 
 
 def guard_async(stream: AsyncIterator[object], call: GuardedCall) -> AsyncIterator[object]:
@@ -80,11 +90,15 @@ def guard_sync(stream: Iterator[object], call: GuardedCall) -> Iterator[object]:
 async def _async_steps(  # noqa: C901 - a generator can't hand its yields to a helper
     stream: AsyncIterator[object], call: GuardedCall
 ) -> AsyncGenerator[object, object]:
-    outcome, chunks = "abandoned", ChunkRedactor(call)
-    sent: object = yield None
+    outcome, chunks = "closed", ChunkRedactor(call)
+    sent: object = None
     thrown: BaseException | None = None
     failure: BaseException | None = None
     try:
+        try:
+            sent = yield None
+        except Exception as error:
+            thrown = error
         while True:
             with call.inside():
                 chunk = await _next_async(stream, sent, thrown)
@@ -97,29 +111,36 @@ async def _async_steps(  # noqa: C901 - a generator can't hand its yields to a h
     except StopAsyncIteration:
         outcome = "ok"
     except GeneratorExit:
-        raise
+        pass
     except BaseException as error:
         outcome = type(error).__name__
         failure = call.clean_error(error)
     finally:
         with anyio.CancelScope(shield=True):
-            failure = await _close_async(stream, call) or failure
-        if outcome != "ok":
-            call.finish(outcome)
+            closing = await _close_async(stream, call)
+    failure = failure or closing
     if failure is not None:
-        call.finish(type(failure).__name__)
+        call.finish(type(failure).__name__ if outcome == "ok" else outcome)
         raise failure
-    for clean in chunks.flush():
-        yield clean
+    held = chunks.flush() if outcome == "ok" else []
     call.finish(outcome)
+    for clean in held:
+        yield clean
 
 
-def _sync_steps(stream: Iterator[object], call: GuardedCall) -> Generator[object, object, None]:
-    outcome, chunks = "abandoned", ChunkRedactor(call)
-    sent: object = yield None
+def _sync_steps(  # noqa: C901 - as _async_steps
+    stream: Iterator[object], call: GuardedCall
+) -> Generator[object, object, object]:
+    outcome, chunks = "closed", ChunkRedactor(call)
+    sent: object = None
     thrown: BaseException | None = None
     failure: BaseException | None = None
+    result: object = None
     try:
+        try:
+            sent = yield None
+        except Exception as error:
+            thrown = error
         while True:
             with call.inside():
                 chunk = _next_sync(stream, sent, thrown)
@@ -129,26 +150,39 @@ def _sync_steps(stream: Iterator[object], call: GuardedCall) -> Generator[object
                     sent = yield clean
                 except Exception as error:
                     thrown = error
-    except _EndedError:
-        outcome = "ok"
+    except _EndedError as ended:
+        outcome, result = "ok", ended.args[0]
     except GeneratorExit:
-        raise
+        pass
     except BaseException as error:
         outcome = type(error).__name__
         failure = call.clean_error(error)
     finally:
-        failure = _close_sync(stream, call) or failure
-        if outcome != "ok":
-            call.finish(outcome)
+        closing = _close_sync(stream, call)
+    failure = failure or closing
+    if failure is None:
+        result, failure = _cleaned(result, call)
     if failure is not None:
-        call.finish(type(failure).__name__)
+        call.finish(type(failure).__name__ if outcome == "ok" else outcome)
         raise failure
-    yield from chunks.flush()
+    held = chunks.flush() if outcome == "ok" else []
     call.finish(outcome)
+    yield from held
+    return result
+
+
+def _cleaned(result: object, call: GuardedCall) -> tuple[object, BaseException | None]:
+    try:
+        return call.clean(result, where="result"), None
+    except Exception as error:
+        return None, call.clean_error(error)
 
 
 class _EndedError(Exception):
-    """The plugin's iterator is exhausted (a generator can't raise StopIteration)."""
+    """The plugin's iterator is exhausted (a generator can't raise StopIteration).
+
+    Its argument is what the generator returned.
+    """
 
 
 async def _next_async(
@@ -172,8 +206,9 @@ def _next_sync(stream: Iterator[object], sent: object, thrown: BaseException | N
             return next(stream)
         generator = cast("Generator[object, object, object]", stream)
         return generator.throw(thrown) if thrown is not None else generator.send(sent)
-    except StopIteration:
-        raise _EndedError from None
+    except StopIteration as end:
+        returned = end.value
+    raise _EndedError(returned)
 
 
 async def _close_async(

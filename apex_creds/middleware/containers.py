@@ -1,0 +1,151 @@
+"""Walks through nested containers and replaces what is in them. Pure.
+
+Guarantee: a value in which nothing changes comes back as the same object; the original is
+never altered; cycles and shared parts are walked once. What is nested too deeply to be
+searched is withheld.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Final
+
+import msgspec
+
+_DEPTH: Final = 60
+_TOO_DEEP: Final = "[redacted: nested too deeply to be searched]"
+_CYCLE: Final = "[redacted: refers to what it is in]"
+
+Clean = Callable[[object], object]
+
+
+class Walk:
+    """One walk over one value.
+
+    Args:
+        leaf: Cleans what is no container; returns the same object if it has nothing to.
+    """
+
+    __slots__ = ("_cyclic", "_inside", "_known", "_leaf", "_rebuilding")
+
+    def __init__(self, leaf: Clean) -> None:
+        self._leaf = leaf
+        self._reset(rebuilding=False)
+
+    def clean(self, value: object) -> object:
+        """``value`` with every leaf cleaned."""
+        cleaned = self._walk(value, _DEPTH)
+        if cleaned is value or not self._cyclic:
+            return cleaned
+        # The copies made so far refer back into the original: they are made again without.
+        self._reset(rebuilding=True)
+        return self._walk(value, _DEPTH)
+
+    def _reset(self, *, rebuilding: bool) -> None:
+        self._rebuilding = rebuilding
+        self._cyclic = False
+        self._inside: set[int] = set()
+        # With the values themselves, so that an id is not used again meanwhile.
+        self._known: dict[int, tuple[object, object]] = {}
+
+    def _walk(self, value: object, depth: int) -> object:
+        rebuild = _rebuilder(value)
+        if rebuild is None:
+            return self._leaf(value)
+        key = id(value)
+        if key in self._known:
+            return self._known[key][1]
+        if key in self._inside:
+            self._cyclic = True
+            return _CYCLE if self._rebuilding else value
+        if depth == 0:
+            return _TOO_DEEP
+        self._inside.add(key)
+        cleaned = rebuild(value, lambda item: self._walk(item, depth - 1))
+        self._inside.discard(key)
+        self._known[key] = (value, cleaned)
+        return cleaned
+
+
+def _rebuilder(value: object) -> Callable[[object, Clean], object] | None:
+    """How to copy a container with each item cleaned; None for what is no container."""
+    if isinstance(value, str | bytes):
+        return None
+    if isinstance(value, Mapping):
+        return _mapping
+    if isinstance(value, list | set | frozenset | deque):
+        return _collection
+    if isinstance(value, tuple):
+        return _tuple
+    if isinstance(value, type | BaseException):
+        return None
+    if isinstance(value, msgspec.Struct):
+        return _struct
+    if isinstance(value, SimpleNamespace) or dataclasses.is_dataclass(value):
+        return _attributes
+    return None
+
+
+def _mapping(value: object, clean: Clean) -> object:
+    assert isinstance(value, Mapping)
+    before = list(value.items())
+    pairs = [(clean(key), clean(item)) for key, item in before]
+    if all(a is c and b is d for (a, b), (c, d) in zip(pairs, before, strict=True)):
+        return value
+    if not isinstance(value, dict):
+        return dict(pairs)
+    twin = copy.copy(value)
+    twin.clear()
+    twin.update(pairs)
+    return twin
+
+
+def _collection(value: object, clean: Clean) -> object:
+    assert isinstance(value, list | set | frozenset | deque)
+    before = list(value)
+    items = [clean(item) for item in before]
+    if all(a is b for a, b in zip(items, before, strict=True)):
+        return value
+    return type(value)(items)
+
+
+def _tuple(value: object, clean: Clean) -> object:
+    assert isinstance(value, tuple)
+    items = [clean(item) for item in value]
+    if all(a is b for a, b in zip(items, value, strict=True)):
+        return value
+    make = getattr(type(value), "_make", None)
+    return tuple(items) if make is None else make(items)
+
+
+def _attributes(value: object, clean: Clean) -> object:
+    """Of a data class or namespace: what its ``__dict__`` and its fields hold."""
+    names = dict.fromkeys([*getattr(value, "__dict__", ()), *_field_names(value)])
+    before = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    after = {name: clean(item) for name, item in before.items()}
+    if all(after[name] is before[name] for name in before):
+        return value
+    twin = copy.copy(value)
+    for name, item in after.items():
+        object.__setattr__(twin, name, item)
+    return twin
+
+
+def _field_names(value: object) -> tuple[str, ...]:
+    return tuple(getattr(type(value), "__dataclass_fields__", {}))
+
+
+def _struct(value: object, clean: Clean) -> object:
+    assert isinstance(value, msgspec.Struct)
+    before = {name: getattr(value, name) for name in value.__struct_fields__}
+    after = {name: clean(item) for name, item in before.items()}
+    if all(after[name] is before[name] for name in before):
+        return value
+    twin = copy.copy(value)
+    for name, item in after.items():
+        msgspec.structs.force_setattr(twin, name, item)
+    return twin
