@@ -1,0 +1,223 @@
+"""A handle shows nothing, goes nowhere, and leads to no secret."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import pickle
+import types
+
+import msgspec
+import pytest
+
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import AccessDeniedError, SecretMisuseError
+from apex_creds.keys.hierarchy import Hierarchy
+from apex_creds.leases import CredentialMap, LeaseBroker, current_credentials
+from apex_creds.leases.lease import Lease
+from apex_creds.vault import Vault
+from apex_creds.vault.section import Record
+from tests.leases.world import KEY, World
+
+pytestmark = pytest.mark.anyio
+
+FORBIDDEN = (SecretBytes, Vault, Hierarchy, Record, LeaseBroker, Lease)
+
+
+def reachable(*starts: object) -> list[object]:
+    """Everything that references lead to, but for what every program has: code and types."""
+    shared = (types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType)
+    seen: dict[int, object] = {}
+    ahead = list(starts)
+    while ahead:
+        at = ahead.pop()
+        if id(at) in seen or isinstance(at, shared):
+            continue
+        seen[id(at)] = at
+        ahead += gc.get_referents(at)
+    return list(seen.values())
+
+
+def found_from(*starts: object) -> set[str]:
+    return {type(o).__name__ for o in reachable(*starts) if isinstance(o, FORBIDDEN)}
+
+
+async def test_it_shows_its_name_only(world: World) -> None:
+    async def plugin(credentials):
+        handle = credentials["key"]
+        for shown in (repr(handle), str(handle), f"{handle}", f"{handle:>50}"):
+            assert shown == "<CredentialHandle 'key'>"
+        assert repr(credentials) == "<CredentialMap ['key']>"
+        assert not hasattr(handle, "__dict__")
+
+    await world.call(plugin)
+
+
+async def test_it_can_not_be_taken_away(world: World) -> None:
+    async def plugin(credentials):
+        handle = credentials["key"]
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            with pytest.raises(SecretMisuseError):
+                pickle.dumps(handle, protocol)
+            with pytest.raises((SecretMisuseError, TypeError, pickle.PicklingError)):
+                pickle.dumps(credentials, protocol)
+        for take in (copy.copy, copy.deepcopy):
+            with pytest.raises(SecretMisuseError):
+                take(handle)
+        with pytest.raises(SecretMisuseError):
+            copy.deepcopy(credentials)
+        for encode in (json.dumps, msgspec.json.encode, msgspec.msgpack.encode):
+            for value in (handle, credentials, {"handle": handle}):
+                with pytest.raises(TypeError):
+                    encode(value)
+
+    await world.call(plugin)
+
+
+async def test_it_equals_itself_only(world: World) -> None:
+    async def plugin(credentials):
+        handle = credentials["key"]
+        narrower = handle.attenuate()
+        assert handle == handle
+        assert handle not in (narrower, handle.id, "key", None)
+        assert len({handle, narrower}) == 2
+        with pytest.raises(TypeError):
+            assert handle < narrower
+
+    await world.call(plugin)
+
+
+async def test_it_can_not_be_made_wider_by_hand(world: World) -> None:
+    async def plugin(credentials):
+        handle = credentials["key"]
+        with pytest.raises(AttributeError):
+            handle.scopes = ("admin",)
+        object.__setattr__(handle, "_scopes", ("admin",))
+        with pytest.raises(AccessDeniedError):
+            async with handle.reveal(scope="admin"):
+                pass
+
+    await world.call(plugin, needs=({"name": "key", "access": "reveal", "scopes": ["read"]},))
+
+
+async def test_nothing_leads_from_it_to_a_secret(world: World) -> None:
+    async def plugin(credentials):
+        handle = credentials["key"]
+        reveal = handle.reveal()
+        async with handle.client() as client:
+            starts = [
+                handle,
+                handle.attenuate(),
+                credentials,
+                reveal,
+                client,
+                client._transport,
+            ]
+            assert found_from(*starts) == set()
+        async with reveal as secret:
+            assert found_from(handle, credentials) == set()
+            assert found_from(reveal) == {"SecretBytes"}, "the walk finds what is there"
+            held = [o for o in reachable(secret) if isinstance(o, FORBIDDEN)]
+            assert held == [secret]
+        assert found_from(reveal) == set()
+
+    await world.call(plugin)
+
+
+async def test_nothing_leads_from_a_sync_client_to_a_secret(world: World) -> None:
+    def plugin(credentials):
+        with credentials["key"].sync_client() as client:
+            assert found_from(client, client._transport) == set()
+
+    await world.call(plugin)
+
+
+async def test_what_it_says_of_itself(world: World) -> None:
+    needs = ({"name": "key", "access": "reveal", "scopes": ["read"]},)
+
+    async def plugin(credentials):
+        handle = credentials["key"]
+        assert len(handle.id) == 32
+        assert (handle.name, handle.scopes) == ("key", ("read",))
+        assert handle.expires == world.clock.now + 300
+        assert handle.active
+        return handle
+
+    handle = await world.call(plugin, needs=needs)
+    assert not handle.active
+
+
+async def test_the_mapping(world: World) -> None:
+    async def plugin(credentials):
+        assert isinstance(credentials, CredentialMap)
+        assert current_credentials() is credentials
+        assert dict(credentials) == {"key": credentials["key"], "token": credentials["token"]}
+        assert "key" in credentials
+        assert "blob" not in credentials
+        assert credentials.get("blob") is None
+
+    await world.call(plugin, needs=("key", "token"))
+    assert world.reasons() == [], "looking whether there is one is no offence"
+    assert dict(current_credentials()) == {}
+
+
+async def test_one_refusal_for_all(world: World) -> None:
+    """A refusal does not map the vault; the log says what the matter was."""
+    optional = {"name": "ungranted", "access": "reveal", "required": False}
+
+    async def plugin(credentials):
+        said = {}
+        for name in ("blob", "no-such", "ungranted"):
+            with pytest.raises(AccessDeniedError) as caught:
+                credentials[name]
+            error = caught.value
+            assert (error.__cause__, error.__context__) == (None, None)
+            said[name] = (type(error), str(error).replace(name, "NAME"), error.hint, error.args)
+        assert (
+            len({str(each).replace("'", '"') for each in said.values()}) == 1
+            or len({(each[0], each[1], each[2]) for each in said.values()}) == 1
+        )
+
+    await world.call(plugin, needs=("key", optional))
+    assert sorted(set(world.reasons())) == [
+        ("blob", "undeclared"),
+        ("no-such", "undeclared"),
+        ("ungranted", "not_granted"),
+    ]
+
+
+async def test_one_refusal_for_what_is_required(world: World) -> None:
+    said = set()
+    for name in ("no-such", "ungranted"):
+        with pytest.raises(AccessDeniedError) as caught:
+            await world.call(lambda credentials: None, needs=(name,))
+        said.add((type(caught.value), str(caught.value).replace(name, "NAME")))
+    assert len(said) == 1
+    assert world.reasons() == [("no-such", "unknown_credential"), ("ungranted", "not_granted")]
+    assert world.middleware.broker.open_leases == 0
+
+
+async def test_an_undeclared_name_is_refused_where_nothing_is_declared(world: World) -> None:
+    async def plugin(credentials):
+        credentials["key"]
+
+    with pytest.raises(AccessDeniedError):
+        await world.call(plugin, needs=())
+    assert world.reasons() == [("key", "undeclared")]
+
+
+async def test_outside_of_any_invocation_there_is_nothing(world: World) -> None:
+    with pytest.raises(AccessDeniedError):
+        current_credentials()["key"]
+
+
+async def test_the_secret_is_not_in_a_refusals_text(world: World) -> None:
+    async def plugin(credentials):
+        with pytest.raises(AccessDeniedError) as caught:
+            credentials["x" * 100_000]
+        assert len(str(caught.value)) < 1000
+        async with credentials["key"].reveal() as secret:
+            assert secret.expose_str() == KEY
+
+    await world.call(plugin)
