@@ -40,6 +40,11 @@ def derive_kek(master: SecretBytes, version: KeyVersion, *, vault_id: str) -> Se
     return kdf.derive(master, kdf.Purpose.KEK, context=context, salt=version.material)
 
 
+def is_wrapped(version: KeyVersion) -> bool:
+    """Whether a KEK version's material is the KEK itself, wrapped, and not its salt."""
+    return len(version.material) > SALT_BYTES
+
+
 class Hierarchy:
     """KEKs in memory, and whatever has been derived or unwrapped with them.
 
@@ -60,13 +65,24 @@ class Hierarchy:
 
     @classmethod
     def from_master(cls, master: SecretBytes, *, vault_id: str, keks: Keyset) -> Hierarchy:
-        """Derives every KEK version that is not destroyed."""
+        """Every KEK version that is not destroyed.
+
+        One whose material is a salt is derived. One that was made under an earlier master
+        key is itself wrapped, under a KEK version that is not.
+
+        Raises:
+            DecryptionError: A wrapped one does not open.
+        """
+        living = [v for v in keks.versions if v.state is not KeyState.DESTROYED]
         derived = {
             version.version: derive_kek(master, version, vault_id=vault_id)
-            for version in keks.versions
-            if version.state is not KeyState.DESTROYED
+            for version in living
+            if not is_wrapped(version)
         }
-        return cls(vault_id=vault_id, kek_id=keks.id, keks=derived)
+        made = cls(vault_id=vault_id, kek_id=keks.id, keks=derived)
+        for version in filter(is_wrapped, living):
+            made._keks[version.version] = made._open(version, keks.id)
+        return made
 
     @property
     def kek_versions(self) -> frozenset[int]:
@@ -99,6 +115,44 @@ class Hierarchy:
             key_version=kek_version,
         )
 
+    def with_kek(self, version: int, kek: SecretBytes) -> Hierarchy:
+        """Copies of these KEKs, and one more, which the new hierarchy owns."""
+        keks = {number: SecretBytes.copy_of(key) for number, key in self._keks.items()}
+        return Hierarchy(
+            vault_id=self._vault_id.hex(),
+            kek_id=self._kek_id.hex(),
+            keks={**keks, version: kek},
+        )
+
+    def rewrap(self, wrapped: KeyVersion, *, key_id: str, under: int) -> bytes:
+        """The envelope of the same key under another KEK version.
+
+        Raises:
+            IntegrityError: It does not open, or that KEK is not in memory.
+        """
+        with self._open(wrapped, key_id) as key:
+            return self.wrap(key, key_id=key_id, version=wrapped.version, kek_version=under)
+
+    def same(
+        self, ours: KeyVersion, theirs: KeyVersion, *, other: Hierarchy, key_id: str
+    ) -> bool:
+        """Whether what ``other`` opens anew is the same key as ours.
+
+        Raises:
+            IntegrityError: One does not open.
+        """
+        with self._open(ours, key_id) as left, other._open(theirs, key_id) as right:
+            return left.equals(right)
+
+    def wrap_kek(self, version: int, *, under: int) -> bytes:
+        """Encrypts a KEK version under another; returns its envelope.
+
+        Raises:
+            UnknownKeyError: One of them is not in memory.
+        """
+        kek = self._kek(version)
+        return self.wrap(kek, key_id=self._kek_id.hex(), version=version, kek_version=under)
+
     def unwrap(self, keyset: Keyset, version: int) -> SecretBytes:
         """The DEK of that version; the hierarchy owns it.
 
@@ -115,11 +169,7 @@ class Hierarchy:
                 f"Version {version} of key {keyset.id} is destroyed.",
                 hint="What it protected was deleted on purpose and can't be read.",
             )
-        dek = envelope.decrypt(
-            lambda _, kek_version: self._wrapping_key(kek_version),
-            wrapped.material,
-            context=self._dek_context(keyset.id, version),
-        )
+        dek = self._open(wrapped, keyset.id)
         return self._deks.setdefault((keyset.id, version), dek)
 
     def forget(self, key_id: str, version: int) -> None:
@@ -127,6 +177,15 @@ class Hierarchy:
         dek = self._deks.pop((key_id, version), None)
         if dek is not None:
             dek.close()
+
+    def forget_keks(self, keep: frozenset[int]) -> None:
+        """Wipes the KEK versions that are not to be kept, after they were destroyed."""
+        for version in self.kek_versions - keep:
+            gone = [self._keks.pop(version), self._wrapping.pop(version, None)]
+            for place in [place for place in self._documents if place[1] == version]:
+                gone += self._documents.pop(place)
+            for key in filter(None, gone):
+                key.close()
 
     def close(self) -> None:
         """Wipes every key; idempotent."""
@@ -140,6 +199,13 @@ class Hierarchy:
         while self._documents:
             for key in self._documents.popitem()[1]:
                 key.close()
+
+    def _open(self, wrapped: KeyVersion, key_id: str) -> SecretBytes:
+        return envelope.decrypt(
+            lambda _, kek_version: self._wrapping_key(kek_version),
+            wrapped.material,
+            context=self._dek_context(key_id, wrapped.version),
+        )
 
     def _dek_context(self, key_id: str, version: int) -> Context:
         return Context(

@@ -9,11 +9,13 @@ on a key store in which the version no longer encrypts.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import ConflictError
@@ -21,7 +23,7 @@ from apex_creds.keys.hierarchy import KEY_BYTES
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.storage.base import Shredded
 from apex_creds.vault.keystore import Keystore, KeystoreBody
-from apex_creds.vault.section import Record, Section, reseal_record
+from apex_creds.vault.section import Record, Section, keys_used, reseal_record
 from apex_creds.vault.store import DocumentStore
 
 _LIVE: Final = frozenset({KeyState.ACTIVE, KeyState.RETIRED})
@@ -29,29 +31,94 @@ _LIVE: Final = frozenset({KeyState.ACTIVE, KeyState.RETIRED})
 
 async def ensure(store: DocumentStore, labels: Iterable[str], *, now: float) -> None:
     """Makes a keyset for each label that has none, in one commit."""
-    keystore = await store.keystore()
-    wanted = sorted(set(labels) - set(keystore.by_label))
-    if not wanted:
+    wanted = sorted(set(labels))
+    if set(wanted) <= set((await store.keystore()).by_label):
         return
-    made = {label: _new_keyset(keystore, label, now) for label in wanted}
 
-    def change(body: KeystoreBody) -> KeystoreBody:
-        have = {keyset.label for keyset in body.deks}
-        missing = tuple(keyset for label, keyset in made.items() if label not in have)
-        return msgspec.structs.replace(body, deks=(*body.deks, *missing)) if missing else body
+    def change(before: Keystore) -> KeystoreBody:
+        made = (_new_keyset(before, label, now) for label in wanted)
+        missing = tuple(keyset for keyset in made if keyset.label not in before.by_label)
+        return (
+            replace(before.body, deks=(*before.body.deks, *missing)) if missing else before.body
+        )
 
-    await store.commit_keystore(change)
+    await store.commit_root(change)
 
 
 async def renew(store: DocumentStore, label: str, *, now: float) -> None:
     """Gives a keyset a new primary: pending, committed and read back, then promoted."""
-    keystore = await store.keystore()
-    keyset = keystore.by_label.get(label)
-    if keyset is None:
+    await renew_all(store, [label], now=now)
+
+
+async def renew_all(store: DocumentStore, labels: Iterable[str], *, now: float) -> None:
+    """As ``renew``, for several keysets at once: two commits for all of them.
+
+    One that has a pending version already, from a rotation that was interrupted, gets
+    that one promoted.
+    """
+    chosen = frozenset(labels)
+    if not chosen:
         return
-    if keyset.pending is None:
-        await _add_pending(store, keystore, keyset, now)
-    await store.commit_keystore(lambda body: _update(body, label, lambda k: _promote(k, now)))
+    await store.commit_root(lambda ks: map_deks(ks.body, chosen, lambda k: _add(ks, k, now)))
+    await promote_all(store, chosen, now=now)
+
+
+async def promote_all(store: DocumentStore, labels: Iterable[str], *, now: float) -> None:
+    """Makes the pending versions primary; one that is compromised is given up."""
+    chosen = frozenset(labels)
+    await store.commit_root(lambda ks: map_deks(ks.body, chosen, lambda k: _promote(k, now)))
+
+
+async def retire_unused(
+    store: DocumentStore, section: str, labels: Iterable[str], *, now: float
+) -> frozenset[tuple[str, int]]:
+    """Retires the active versions that no record of the section refers to.
+
+    Returns:
+        Key id and version of each that was retired.
+    """
+    return await _step_unused(store, section, labels, partial(_retire, now=now))
+
+
+async def destroy_retired(
+    store: DocumentStore,
+    section: str,
+    labels: Iterable[str],
+    *,
+    before: float,
+    now: float,
+) -> frozenset[tuple[str, int]]:
+    """Destroys the retired versions whose grace is over, after another scan.
+
+    Args:
+        store: The vault's documents.
+        section: The section whose records the keysets protect.
+        labels: The keysets.
+        before: Those retired at that time or earlier go; compromised ones at once.
+        now: The time of the change.
+
+    Returns:
+        Key id and version of each that was destroyed.
+    """
+    return await _step_unused(store, section, labels, partial(_destroy, before=before, now=now))
+
+
+async def mark_compromised(
+    store: DocumentStore, which: Mapping[str, Collection[int]], *, now: float
+) -> None:
+    """Flags versions by label; those that do not exist, or are destroyed, are passed over."""
+
+    def mark(keyset: Keyset) -> Keyset:
+        for version in keyset.versions:
+            if (
+                version.version in which[keyset.label]
+                and version.state is not KeyState.DESTROYED
+            ):
+                keyset = keyset.mark_compromised(version.version, now=now)
+        return keyset
+
+    chosen = frozenset(which)
+    await store.commit_keystore(lambda body: map_deks(body, chosen, mark))
 
 
 async def move_records(
@@ -87,29 +154,127 @@ async def move_records(
 
 
 async def destroy_unused(store: DocumentStore, section: str, label: str, *, now: float) -> bool:
-    """Destroys the versions of a label that no record refers to any more.
+    """Destroys the versions of a label that no record refers to any more, without grace.
 
     Returns:
         Whether, as read back, no version but the primary is left that could decrypt.
     """
-    used = _versions_used(await store.section(section), await store.keystore(), label)
 
-    def destroy(keyset: Keyset) -> Keyset:
-        for version in keyset.versions:
-            if version.state in _LIVE and version.version not in used:
-                if version.state is KeyState.ACTIVE:
-                    keyset = keyset.retire(version.version, now=now)
-                keyset = keyset.destroy(version.version, now=now)
-        return keyset
+    def destroy(keyset: Keyset, spent: Collection[int]) -> Keyset:
+        retired = _retire(keyset, spent, now=now)
+        return _destroy(retired, spent, before=math.inf, now=now)
 
-    after = await store.commit_keystore(lambda body: _update(body, label, destroy))
-    keyset = after.by_label.get(label)
-    if keyset is None:
+    await _step_unused(store, section, [label], destroy)
+    keyset = (await store.keystore()).by_label.get(label)
+    return keyset is None or not any(version.state in _LIVE for version in keyset.versions)
+
+
+async def fence(store: DocumentStore, section: str, labels: Iterable[str]) -> Keystore:
+    """Makes sure that no writer is left who could use a version that is not primary now.
+
+    Returns:
+        The key store of that moment: what is not primary in it, nobody uses again.
+
+    A commit of the section does that: whoever read it before will fail to write it, and
+    whoever reads it after finds a key store at least as new. One that this process made
+    since the versions stopped being primary will do.
+    """
+    keystore = await store.keystore()
+    basis = store.basis(section)
+    if basis is None or not all(_as_new(basis, keystore, label) for label in labels):
+        await store.commit_section(section, lambda before, _: before.records)
+        basis = store.basis(section)
+    assert basis is not None
+    return basis
+
+
+async def _step_unused(
+    store: DocumentStore,
+    section: str,
+    labels: Iterable[str],
+    step: Callable[[Keyset, Collection[int]], Keyset],
+) -> frozenset[tuple[str, int]]:
+    """Takes ``step`` with the versions that nothing refers to; what changed its state."""
+    chosen = frozenset(labels)
+    known = (await fence(store, section, chosen)).by_label
+    used = keys_in_use(await store.section(section))
+    spent = {
+        label: [v for v in _live(known[label]) if (known[label].id, v) not in used]
+        for label in chosen & set(known)
+    }
+    changed: frozenset[tuple[str, int]] = frozenset()
+
+    def change(body: KeystoreBody) -> KeystoreBody:
+        nonlocal changed
+        after = map_deks(body, frozenset(spent), lambda k: step(k, spent[k.label]))
+        changed = _moved(body, after)
+        return after
+
+    after = await store.commit_keystore(change)
+    for key_id, version in changed:
+        if after.by_id[bytes.fromhex(key_id)].get(version).state is KeyState.DESTROYED:
+            after.hierarchy.forget(key_id, version)
+    return changed
+
+
+def keys_in_use(section: Section) -> frozenset[tuple[str, int]]:
+    """Key id and version of every DEK that the section's records name."""
+    if section.header is not None:
+        return frozenset(section.header.keys_used)
+    return frozenset(keys_used(section.records.values()))
+
+
+def map_deks(
+    body: KeystoreBody, labels: Collection[str], change: Callable[[Keyset], Keyset]
+) -> KeystoreBody:
+    """The body with some keysets changed; the same object if none was."""
+    deks = tuple(change(k) if k.label in labels else k for k in body.deks)
+    if all(new is old for new, old in zip(deks, body.deks, strict=True)):
+        return body
+    return replace(body, deks=deks)
+
+
+def _as_new(basis: Keystore, keystore: Keystore, label: str) -> bool:
+    """Whether the basis had the keyset's present primary already."""
+    before, after = basis.by_label.get(label), keystore.by_label.get(label)
+    if after is None:
         return True
-    for version in keyset.versions:
-        if version.state is KeyState.DESTROYED:
-            after.hierarchy.forget(keyset.id, version.version)
-    return not any(version.state in _LIVE for version in keyset.versions)
+    return (
+        before is not None
+        and before.id == after.id
+        and before.primary.version == after.primary.version
+    )
+
+
+def _live(keyset: Keyset) -> list[int]:
+    return [v.version for v in keyset.versions if v.state in _LIVE]
+
+
+def _retire(keyset: Keyset, spent: Collection[int], *, now: float) -> Keyset:
+    for number in spent:
+        if keyset.get(number).state is KeyState.ACTIVE:
+            keyset = keyset.retire(number, now=now)
+    return keyset
+
+
+def _destroy(keyset: Keyset, spent: Collection[int], *, before: float, now: float) -> Keyset:
+    for number in spent:
+        version = keyset.get(number)
+        due = version.compromised or version.changed <= before
+        if version.state is KeyState.RETIRED and due:
+            keyset = keyset.destroy(number, now=now)
+    return keyset
+
+
+def _moved(before: KeystoreBody, after: KeystoreBody) -> frozenset[tuple[str, int]]:
+    pairs = zip(before.deks, after.deks, strict=True)
+    return frozenset(
+        (new.id, version.version)
+        for old, new in pairs
+        if new is not old
+        for version in new.versions
+        if old.get(version.version).state is not version.state
+    )
 
 
 def _refuse_unshreddable(record: Record | None, keystore: Keystore, label: str) -> None:
@@ -121,38 +286,26 @@ def _refuse_unshreddable(record: Record | None, keystore: Keystore, label: str) 
         raise ConflictError("Other writers keep moving that credential.", hint="Try again.")
 
 
-async def _add_pending(
-    store: DocumentStore, keystore: Keystore, keyset: Keyset, now: float
-) -> None:
+def _add(keystore: Keystore, keyset: Keyset, now: float) -> Keyset:
+    """Adds a pending version, wrapped under the KEK that is primary in the same commit."""
+    if keyset.pending is not None:
+        return keyset
     number = keyset.versions[-1].version + 1
     kek = keystore.header.kek_version
     with SecretBytes.random(KEY_BYTES) as key:
         wrapped = keystore.hierarchy.wrap(
             key, key_id=keyset.id, version=number, kek_version=kek
         )
-
-    def add(found: Keyset) -> Keyset:
-        if found.pending is not None or found.versions[-1].version + 1 != number:
-            return found
-        return found.add_pending(material=wrapped, parent=kek, now=now)
-
-    await store.commit_keystore(lambda body: _update(body, keyset.label, add))
+    return keyset.add_pending(material=wrapped, parent=kek, now=now)
 
 
 def _promote(keyset: Keyset, now: float) -> Keyset:
-    return keyset.promote(keyset.pending.version, now=now) if keyset.pending else keyset
-
-
-def _update(body: KeystoreBody, label: str, change: object) -> KeystoreBody:
-    deks = tuple(change(k) if k.label == label else k for k in body.deks)  # type: ignore[operator]
-    return body if deks == body.deks else msgspec.structs.replace(body, deks=deks)
-
-
-def _versions_used(section: Section, keystore: Keystore, label: str) -> frozenset[int]:
-    keyset = keystore.by_label.get(label)
-    keys = (record.key for record in section.records.values())
-    wanted = bytes.fromhex(keyset.id) if keyset else b""
-    return frozenset(version for key_id, version in keys if key_id == wanted)
+    pending = keyset.pending
+    if pending is None:
+        return keyset
+    if pending.compromised:
+        return keyset.abandon(pending.version, now=now)
+    return keyset.promote(pending.version, now=now)
 
 
 def _new_keyset(keystore: Keystore, label: str, now: float) -> Keyset:

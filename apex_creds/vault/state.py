@@ -14,7 +14,13 @@ from typing import Generic, TypeVar
 import anyio
 import msgspec
 
-from apex_creds.errors import ConflictError, CorruptDocumentError, IntegrityError
+from apex_creds.errors import (
+    ConflictError,
+    CorruptDocumentError,
+    IntegrityError,
+    SecretWipedError,
+    UnknownKeyError,
+)
 from apex_creds.storage.base import Token
 from apex_creds.vault.document import Header, mac_of, pack, parse, unpack
 from apex_creds.vault.store import ATTEMPTS, DocumentStore, missing, refuse_rollback, too_busy
@@ -82,7 +88,7 @@ class StateDocument(Generic[T]):
                     return value
                 try:
                     await self._write(before, value)
-                except ConflictError:
+                except (ConflictError, SecretWipedError):  # wiped: its KEK was destroyed
                     continue
                 break
             else:
@@ -91,6 +97,15 @@ class StateDocument(Generic[T]):
         return value
 
     async def _load(self) -> _Version[T]:
+        while True:
+            token = self._store.storage.change_token(self._name)
+            try:
+                return await self._load_once()
+            except UnknownKeyError:  # its KEK was destroyed after it had moved away from it
+                if self._store.storage.change_token(self._name) == token:
+                    raise
+
+    async def _load_once(self) -> _Version[T]:
         keystore = await self._store.keystore()
         # Taken before the read: what another task writes meanwhile is no rollback.
         before = self._seen
@@ -129,6 +144,8 @@ class StateDocument(Generic[T]):
         self._seen = _Version(written.token, header.generation, mac_of(data), value)
 
     def _decode(self, plaintext: bytes) -> T:
+        if not plaintext:  # made by ``reseal``, which does not know the type
+            return self._empty
         try:
             return msgspec.msgpack.decode(plaintext, type=self._type)
         except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError):

@@ -11,19 +11,21 @@ section of generation g therefore sees every key version that was made before g.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
 
 import anyio
 import anyio.to_thread
 import msgspec
 
 from apex_creds.crypto import kdf
-from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
     RollbackDetectedError,
+    SecretWipedError,
     UnknownKeyError,
     VaultNotFoundError,
     VaultSealedError,
@@ -33,14 +35,16 @@ from apex_creds.keys.hierarchy import KEYSTORE, DocumentKeys, Hierarchy, master_
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.storage.base import Shredded, Storage, Stored
-from apex_creds.vault.document import Header, MasterRecord, Packed, mac_of, parse
+from apex_creds.vault.document import Header, Packed, RootHeader, mac_of, parse
 from apex_creds.vault.keystore import (
     Keystore,
     KeystoreBody,
+    index,
     open_keystore,
     root_header,
     seal_keystore,
 )
+from apex_creds.vault.masters import Masters
 from apex_creds.vault.section import Record, Section, keys_used, open_section, seal_section
 
 ATTEMPTS: Final = 100
@@ -48,9 +52,24 @@ ATTEMPTS: Final = 100
 INLINE_RECORDS: Final = 256
 """Larger sections are sealed and opened in a worker thread, off the event loop."""
 
-LoadMaster = Callable[[MasterRecord, str], Awaitable[SecretBytes]]
+T = TypeVar("T")
 ChangeKeystore = Callable[[KeystoreBody], KeystoreBody]
 ChangeSection = Callable[[Section, Keystore], Mapping[str, Record]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rekeyed:
+    """A key store under other keys: its clear part, its body, and what opens both.
+
+    A hierarchy that is not the one of before belongs to the store from then on.
+    """
+
+    root: RootHeader
+    body: KeystoreBody
+    hierarchy: Hierarchy
+
+
+ChangeRoot = Callable[[Keystore], Rekeyed | KeystoreBody | None]
 
 
 class DocumentStore:
@@ -59,16 +78,17 @@ class DocumentStore:
     Args:
         storage: Where they lie; closed by ``close``.
         clock: Stamps what is written.
-        load_master: Gets the master key when KEKs must be derived; the result is closed
-            as soon as they are.
+        masters: Get the master key when KEKs must be derived; it is closed as soon as
+            they are.
     """
 
-    def __init__(self, storage: Storage, *, clock: Clock, load_master: LoadMaster) -> None:
+    def __init__(self, storage: Storage, *, clock: Clock, masters: Masters) -> None:
         self.storage = storage
         self.clock = clock
-        self._load_master = load_master
+        self.masters = masters
         self._keystore: Keystore | None = None
         self._sections: dict[str, Section] = {}
+        self._bases: dict[str, Keystore] = {}
         self._writing = anyio.Lock()
 
     # -- reading -----------------------------------------------------------------
@@ -130,9 +150,14 @@ class DocumentStore:
         """Wipes the keys, forgets the records, closes the storage; idempotent."""
         keystore, self._keystore = self._keystore, None
         self._sections = {}
+        self._bases = {}
         if keystore is not None:
             keystore.hierarchy.close()
         await self.storage.close()
+
+    def in_memory(self) -> list[Section]:
+        """The sections in memory, current or not."""
+        return list(self._sections.values())
 
     # -- writing -----------------------------------------------------------------
 
@@ -146,14 +171,27 @@ class DocumentStore:
         Raises:
             ConflictError: Other writers were first, a hundred times.
         """
+        return await self.commit_root(lambda before: change(before.body))
+
+    async def commit_root(self, change: ChangeRoot) -> Keystore:
+        """As ``commit_keystore``, for changes that need the keys, or replace them.
+
+        ``change`` returns a new body, the whole key store under other keys, or None (or
+        the old body) for nothing to do. It runs in a worker thread where the key store
+        is large.
+
+        Raises:
+            ConflictError: Other writers were first, a hundred times.
+        """
         async with self._writing:
             for _ in range(ATTEMPTS):
                 before = await self.keystore()
-                body = change(before.body)
-                if body is before.body:
+                many = len(before.body.deks)
+                made = await off_loop(many, partial(change, before))
+                if made is None or made is before.body:
                     return before
                 try:
-                    return await self._write_keystore(before, self._with_floors(body))
+                    return await self._write_keystore(before, made)
                 except ConflictError:
                     continue
         raise too_busy(KEYSTORE)
@@ -161,7 +199,7 @@ class DocumentStore:
     async def commit_section(
         self, name: str, change: ChangeSection, *, shred: bool = False
     ) -> tuple[Section, Shredded]:
-        """Applies ``change`` to a section's records.
+        """Applies ``change`` to a section's records, in a worker thread where it is large.
 
         Returns:
             The section as written, and what became of the bytes it replaced.
@@ -173,18 +211,27 @@ class DocumentStore:
             for _ in range(ATTEMPTS):
                 before = await self.section(name)
                 keystore = await self.keystore()
-                records = self._changed(change, before, keystore)
+                records = await self._changed(change, before, keystore)
                 if records is None:
                     continue
                 try:
                     written = await self._write_section(before, keystore, records, shred=shred)
-                except ConflictError:
+                except (ConflictError, SecretWipedError):  # wiped: its KEK was destroyed
                     continue
+                self._bases[name] = keystore
                 break
             else:
                 raise too_busy(name)
         await self.note(name)
         return written
+
+    def basis(self, name: str) -> Keystore | None:
+        """The key store on which this process's last commit of a section was based.
+
+        Every later writer of that section, in any process, bases itself on this key store
+        or a newer one.
+        """
+        return self._bases.get(name)
 
     async def note(self, name: str) -> None:
         """Records that a document exists, so that its absence is an error from now on."""
@@ -217,7 +264,7 @@ class DocumentStore:
 
     async def _derive(self, header: Header) -> Hierarchy:
         root = root_header(header)
-        with await self._load_master(root.master, header.vault_id) as master:
+        with await self.masters.load(root.master, header.vault_id) as master:
             check = master_check(master, vault_id=header.vault_id)
             if not kdf.constant_time_equal(check, root.master.check):
                 raise WrongMasterKeyError(
@@ -226,16 +273,19 @@ class DocumentStore:
                 )
             return Hierarchy.from_master(master, vault_id=header.vault_id, keks=root.keks)
 
-    async def _reload_keystore(self) -> Keystore:
+    async def _reload_keystore(self, written: Keystore | None = None) -> Keystore:
+        """Reads the key store; ``written`` is what this process has just put there."""
         before = self.unsealed()
         stored = await self.storage.read(KEYSTORE)
         if stored is None:
             raise missing(KEYSTORE)
         packed = parse(stored.data, section=KEYSTORE, vault_id=before.header.vault_id)
-        hierarchy = before.hierarchy
-        if not _needed_keks(packed.header) <= hierarchy.kek_versions:
+        ours = written is not None and packed.mac == written.mac
+        hierarchy = written.hierarchy if ours and written else before.hierarchy
+        needed = _needed_keks(packed.header)
+        if not needed <= hierarchy.kek_versions:
             hierarchy = await self._derive(packed.header)
-        after = _open(packed, stored, hierarchy)
+        after = await off_loop(len(stored.data) >> 9, lambda: _open(packed, stored, hierarchy))
         refuse_rollback(
             KEYSTORE,
             seen=(before.header.generation, before.mac),
@@ -243,9 +293,19 @@ class DocumentStore:
         )
         if self.unsealed().header.generation <= after.header.generation:
             self._keystore = after
+            hierarchy.forget_keks(needed)
         return after
 
     async def _load_section(self, name: str) -> Section:
+        while True:
+            token = self.storage.change_token(name)
+            try:
+                return await self._load_section_once(name)
+            except UnknownKeyError:  # its KEK was destroyed after it had moved away from it
+                if self._is_current(name, token):
+                    raise
+
+    async def _load_section_once(self, name: str) -> Section:
         keystore = await self.keystore()
         # Taken before the read: what another task writes meanwhile is no rollback.
         before = self._sections.get(name)
@@ -267,13 +327,11 @@ class DocumentStore:
     async def _open_section(self, name: str, stored: Stored, keystore: Keystore) -> Section:
         packed = parse(stored.data, section=name, vault_id=keystore.header.vault_id)
         keys = await self.keys_for(name, packed.header.kek_version)
-        if len(stored.data) < INLINE_RECORDS * 512:
-            return open_section(packed, token=stored.token, keys=keys)
-        return await anyio.to_thread.run_sync(
-            lambda: open_section(packed, token=stored.token, keys=keys)
+        return await off_loop(
+            len(stored.data) >> 9, lambda: open_section(packed, token=stored.token, keys=keys)
         )
 
-    def _changed(
+    async def _changed(
         self, change: ChangeSection, before: Section, keystore: Keystore
     ) -> Mapping[str, Record] | None:
         """The changed records; None where the section has moved away from its keys.
@@ -282,21 +340,41 @@ class DocumentStore:
         last record away from it.
         """
         try:
-            return change(before, keystore)
-        except UnknownKeyError:
+            return await off_loop(len(before.records), lambda: change(before, keystore))
+        except (UnknownKeyError, SecretWipedError):
             if self._is_current(before.name, before.token):
                 raise
             return None
 
-    async def _write_keystore(self, before: Keystore, body: KeystoreBody) -> Keystore:
+    async def _write_keystore(self, before: Keystore, made: Rekeyed | KeystoreBody) -> Keystore:
+        rekeyed = made if isinstance(made, Rekeyed) else None
+        root = rekeyed.root if rekeyed else before.root_header
+        hierarchy = rekeyed.hierarchy if rekeyed else before.hierarchy
+        body = self._with_floors(made.body if isinstance(made, Rekeyed) else made)
         header = msgspec.structs.replace(
             before.header,
             generation=before.header.generation + 1,
             written=self.clock.time(),
+            root=root,
+            kek_version=root.keks.primary.version,
         )
-        data = seal_keystore(header, body, hierarchy=before.hierarchy)
-        await self.storage.write(KEYSTORE, data, expected=before.token, shred=True)
-        return await self._reload_keystore()
+        try:
+            data = await off_loop(
+                len(body.deks), lambda: seal_keystore(header, body, hierarchy=hierarchy)
+            )
+            token = (
+                await self.storage.write(KEYSTORE, data, expected=before.token, shred=True)
+            ).token
+        except BaseException:
+            # If it was written all the same, the next read derives the keys again.
+            if hierarchy is not before.hierarchy:
+                hierarchy.close()
+            raise
+        written = index(header, body, mac=mac_of(data), token=token, hierarchy=hierarchy)
+        after = await self._reload_keystore(written)
+        if hierarchy not in (before.hierarchy, after.hierarchy):
+            hierarchy.close()
+        return after
 
     async def _write_section(
         self,
@@ -314,12 +392,9 @@ class DocumentStore:
             kek_id=keks.id,
             kek_version=keks.primary.version,
             written=self.clock.time(),
-            keys_used=keys_used(records.values()),
         )
         keys = keystore.hierarchy.document_keys(before.name, header.kek_version)
-        data = await _maybe_in_thread(
-            records, lambda: seal_section(header, records.values(), keys)
-        )
+        data, header = await off_loop(len(records), lambda: _sealed(header, records, keys))
         result = await self.storage.write(before.name, data, expected=before.token, shred=shred)
         written = Section(
             name=before.name,
@@ -337,10 +412,18 @@ class DocumentStore:
         return msgspec.structs.replace(body, sections=floors)
 
 
-async def _maybe_in_thread(records: Mapping[str, Record], work: Callable[[], bytes]) -> bytes:
-    if len(records) < INLINE_RECORDS:
+async def off_loop(size: int, work: Callable[[], T]) -> T:
+    """Does ``work`` here if it is small, else in a worker thread."""
+    if size < INLINE_RECORDS:
         return work()
     return await anyio.to_thread.run_sync(work)
+
+
+def _sealed(
+    header: Header, records: Mapping[str, Record], keys: DocumentKeys
+) -> tuple[bytes, Header]:
+    header = msgspec.structs.replace(header, keys_used=keys_used(records.values()))
+    return seal_section(header, records.values(), keys), header
 
 
 def _open(packed: Packed, stored: Stored, hierarchy: Hierarchy) -> Keystore:

@@ -43,9 +43,9 @@ from apex_creds.model import (
 from apex_creds.policy.grants import Grant, Grants
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import genesis, writing
-from apex_creds.vault.document import MasterRecord
 from apex_creds.vault.home import audit_directory, resolve_home
 from apex_creds.vault.keystore import KeystoreBody
+from apex_creds.vault.masters import Masters
 from apex_creds.vault.section import Record, open_record
 from apex_creds.vault.store import ATTEMPTS, DocumentStore
 from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, parse_level
@@ -143,16 +143,9 @@ class Vault:
         kind: EventKind,
         first_key: SecretBytes | None = None,
     ) -> Self:
-        async def load_master(record: MasterRecord, vault_id: str) -> SecretBytes:
-            if first_key is not None and not first_key.closed:
-                return SecretBytes.copy_of(first_key)
-            chosen = provider or provider_from_uri(record.uri)
-            return await chosen.load(
-                vault_id=vault_id, version=record.version, params=record.params
-            )
-
         storage = FileStorage(resolve_home(home))
-        store = DocumentStore(storage, clock=clock, load_master=load_master)
+        masters = Masters(provider, first=first_key)
+        store = DocumentStore(storage, clock=clock, masters=masters)
         try:
             keystore = await store.unseal()
             genesis.map_names(storage, keystore)
@@ -203,6 +196,11 @@ class Vault:
     def clock(self) -> Clock:
         """The vault's clock."""
         return self._clock
+
+    @property
+    def store(self) -> DocumentStore:
+        """The vault's documents; for the layers above, never for plugins."""
+        return self._store
 
     @property
     def audit(self) -> AuditLog:

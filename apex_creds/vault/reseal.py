@@ -1,0 +1,159 @@
+"""Documents under the KEK: sealed again under the primary one, and scanned for old ones.
+
+Guarantee: a document keeps its content and loses no concurrent write. ``KekScan.only``
+says that no document, key or KEK refers to another KEK version than the primary, and that
+no writer is left who could: each document was committed under the primary, so that a
+writer either read it after that, and knows the key store it was based on, or comes second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from apex_creds.crypto import envelope
+from apex_creds.errors import ConflictError, SecretWipedError, UnknownKeyError
+from apex_creds.keys.hierarchy import is_wrapped
+from apex_creds.keys.keyset import KeyState
+from apex_creds.model import SECTIONS
+from apex_creds.storage.base import STATE_DOCUMENTS, Token
+from apex_creds.vault.document import Header, pack, parse, unpack
+from apex_creds.vault.keystore import Keystore
+from apex_creds.vault.store import (
+    ATTEMPTS,
+    DocumentStore,
+    missing,
+    refuse_rollback,
+    too_busy,
+)
+
+SECTION_NAMES: Final = tuple(SECTIONS.values())
+DOCUMENTS: Final = (*SECTION_NAMES, *STATE_DOCUMENTS)
+"""All that is sealed under KEK-derived keys, but for the key store itself."""
+
+_ABSENT: Final = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KekScan:
+    """What the KEK versions protect, as read just now.
+
+    Attributes:
+        primary: The primary version, as of after the documents were read.
+        documents: KEK version by document; 0 for one that does not exist.
+        keys: How many wrapped keys each version opens.
+    """
+
+    primary: int
+    documents: Mapping[str, int]
+    keys: Mapping[int, int]
+
+    @property
+    def stale(self) -> tuple[str, ...]:
+        """The documents that are not sealed under the primary; those that don't exist too."""
+        return tuple(name for name, v in self.documents.items() if v != self.primary)
+
+    @property
+    def only(self) -> bool:
+        """Whether everything is under the primary."""
+        return not self.stale and set(self.keys) <= {self.primary}
+
+    def protects(self, version: int) -> int:
+        """How many documents and keys a version protects."""
+        documents = sum(v == version for v in self.documents.values())
+        return documents + self.keys.get(version, 0)
+
+
+async def scan(store: DocumentStore) -> KekScan:
+    """Reads which KEK version protects what.
+
+    Raises:
+        IntegrityError: A document is not what this vault wrote.
+    """
+    documents = {}
+    for name in SECTION_NAMES:
+        header = (await store.section(name)).header
+        documents[name] = header.kek_version if header else _ABSENT
+    for name in STATE_DOCUMENTS:
+        documents[name] = await _state_version(store, name)
+    keystore = await store.keystore()
+    primary = keystore.root_header.keks.primary.version
+    return KekScan(primary=primary, documents=documents, keys=wrapped_under(keystore))
+
+
+def wrapped_under(keystore: Keystore) -> dict[int, int]:
+    """How many wrapped keys each KEK version opens."""
+    counts: dict[int, int] = {}
+    for keyset in (keystore.body.root, *keystore.body.deks):
+        for version in keyset.versions:
+            if version.state is not KeyState.DESTROYED:
+                counts[version.parent] = counts.get(version.parent, 0) + 1
+    for version in filter(is_wrapped, keystore.root_header.keks.versions):
+        under = envelope.header(version.material)[1]
+        counts[under] = counts.get(under, 0) + 1
+    return counts
+
+
+async def reseal(store: DocumentStore, name: str) -> None:
+    """Commits a document again, under the primary KEK; one that does not exist, empty.
+
+    Raises:
+        ConflictError: Other writers were first, a hundred times.
+    """
+    if name in SECTION_NAMES:
+        await store.commit_section(name, lambda before, _: before.records)
+        return
+    for _ in range(ATTEMPTS):
+        try:
+            await _reseal_state(store, name)
+        except (ConflictError, SecretWipedError):
+            continue
+        await store.note(name)
+        return
+    raise too_busy(name)
+
+
+async def _state_version(store: DocumentStore, name: str) -> int:
+    while True:
+        token = store.storage.change_token(name)
+        try:
+            found = await _read(store, name)
+        except UnknownKeyError:
+            if store.storage.change_token(name) == token:
+                raise
+        else:
+            return found[0].kek_version if found else _ABSENT
+
+
+async def _reseal_state(store: DocumentStore, name: str) -> None:
+    before = await _read(store, name)
+    keystore = await store.keystore()  # after the document, as for every writer
+    keks = keystore.root_header.keks
+    header = Header(
+        vault_id=keystore.header.vault_id,
+        section=name,
+        generation=before[0].generation + 1 if before else 1,
+        kek_id=keks.id,
+        kek_version=keks.primary.version,
+        written=store.clock.time(),
+    )
+    keys = keystore.hierarchy.document_keys(name, header.kek_version)
+    data = pack(header, before[1] if before else b"", keys)
+    await store.storage.write(name, data, expected=before[2] if before else None)
+
+
+async def _read(store: DocumentStore, name: str) -> tuple[Header, bytes, Token] | None:
+    """Header, body and token of a state document, checked; None where there is none."""
+    keystore = await store.keystore()
+    stored = await store.storage.read(name)
+    floor = keystore.body.sections.get(name, 0)
+    if stored is None:
+        if floor:
+            raise missing(name)
+        return None
+    packed = parse(stored.data, section=name, vault_id=keystore.header.vault_id)
+    keys = await store.keys_for(name, packed.header.kek_version)
+    body = unpack(packed, keys)
+    refuse_rollback(name, floor=floor, seen=(0, ""), found=(packed.header.generation, ""))
+    return packed.header, body, stored.token
