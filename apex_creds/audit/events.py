@@ -38,6 +38,7 @@ class EventKind(StrEnum):
     FACTOR = "factor"
     CLIENT = "client"
     CHALLENGE = "challenge"
+    POLICY = "policy"
 
 
 class AuditEvent(

@@ -16,7 +16,7 @@ import httpx
 from anyio.from_thread import start_blocking_portal
 
 from apex_creds.audit import spans
-from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.events import AuditEvent
 from apex_creds.audit.text import Actor
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
@@ -28,14 +28,14 @@ from apex_creds.errors import (
     LeaseEndedError,
     RequestNotAllowedError,
 )
+from apex_creds.leases.admission import Admission
 from apex_creds.leases.deadlines import Deadlines
 from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import Invocation, current_invocation
 from apex_creds.leases.lease import REGISTRY, Lease, ended_error, find_lease
 from apex_creds.leases.pools import Pools
 from apex_creds.model import Clock, Origin
-from apex_creds.policy.cache import DecisionCache
-from apex_creds.policy.decide import Reason, decide
+from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
 from apex_creds.vault import Facts, Opened, Vault
@@ -83,7 +83,7 @@ class LeaseBroker:
         self.pools = Pools(transport, sync_transport)
         self.deadlines = Deadlines(self.clock)
         self._actors: dict[tuple[str, str, str], Actor] = {}
-        self._decisions = DecisionCache()
+        self.admission = Admission(vault)
 
     # -- leases ------------------------------------------------------------------
 
@@ -114,14 +114,15 @@ class LeaseBroker:
             AccessDeniedError: Refused; the log says why.
             AuditUnavailableError: It could not be logged.
         """
-        now = self.clock.time()
+        now, began = self.clock.time(), self.clock.monotonic()
+        policy = self.admission.policy_at(began)
         record = facts.record
         permission = None
         if record is not None:
             grant = facts.grants.find(invocation.manifest.plugin, need.name)
-            permission = self._decisions.permission(need, grant, record.info, now)
+            permission = self.admission.permission(invocation, need, grant, record.info, now)
         if permission is None or record is None:
-            self.refuse(invocation, need.name, facts)
+            self.refuse(invocation, need.name, facts, counted=need.required)
         until = permission.until
         lease = Lease(
             broker=self,
@@ -131,7 +132,8 @@ class LeaseBroker:
             permission=permission,
             grants=facts.grants,
             scopes=permission.scopes,
-            expires=self.clock.monotonic() + (ttl if until is None else min(ttl, until - now)),
+            expires=began + (ttl if until is None else min(ttl, until - now)),
+            policy=policy,
         )
         return self._issue(lease, now)
 
@@ -164,6 +166,7 @@ class LeaseBroker:
                 expires=lease.expires if ttl is None else min(lease.expires, now + ttl),
                 uses_left=max_uses,
                 parent=lease,
+                policy=lease.policy,
             )
             lease.children.add(child)
             if lease.ended is not None:  # meanwhile, in another thread
@@ -215,12 +218,20 @@ class LeaseBroker:
         facts = self._vault.facts_now(lease.need.name)
         if facts is None:
             facts = await self._vault.facts(lease.need.name)
+        if self.admission.shared is not None:
+            await self.admission.admit_shared(lease, self._permitted_now(lease, use, facts))
+            facts = await self._vault.facts(lease.need.name)
         return self._redeem_traced(lease, use, facts)
 
     def redeem_blocking(self, lease_id: str, use: Use) -> tuple[Lease, Record, Opened]:
         """As ``redeem``, from code that can't wait."""
         lease = find_lease(lease_id)
-        return self._redeem_traced(lease, use, self.facts_blocking((lease.need,))[0])
+        facts = self.facts_blocking((lease.need,))[0]
+        if self.admission.shared is not None:
+            caller = self._permitted_now(lease, use, facts)
+            self.admission.admit_shared_blocking(lease, caller)
+            facts = self.facts_blocking((lease.need,))[0]
+        return self._redeem_traced(lease, use, facts)
 
     def _redeem_traced(
         self, lease: Lease, use: Use, facts: Facts
@@ -233,8 +244,11 @@ class LeaseBroker:
     def _redeem(self, lease: Lease, use: Use, facts: Facts) -> tuple[Lease, Record, Opened]:
         invocation = self._check_caller(lease)
         with self._lock:
-            lease.check_alive(self.clock.monotonic())
-            record = self._permitted(lease, invocation, use, facts)
+            now = self.clock.monotonic()
+            lease.check_alive(now)
+            record = self._permitted(lease, invocation, use, facts, now)
+            if self.admission.limited:
+                self.admission.admit(lease, invocation)
             event = self._redeem_event(lease, invocation, record, use)
             opened = self._vault.release(record, event)
             lease.count_use()
@@ -243,8 +257,17 @@ class LeaseBroker:
         lease.invocation.used[used] = record
         return lease, record, opened
 
+    def _permitted_now(self, lease: Lease, use: Use, facts: Facts) -> Invocation:
+        """The caller, if the redeem would go well; before it is counted in the vault."""
+        invocation = self._check_caller(lease)
+        with self._lock:
+            now = self.clock.monotonic()
+            lease.check_alive(now)
+            self._permitted(lease, invocation, use, facts, now)
+        return invocation
+
     def _permitted(
-        self, lease: Lease, invocation: Invocation, use: Use, facts: Facts
+        self, lease: Lease, invocation: Invocation, use: Use, facts: Facts, at: float
     ) -> Record:
         """The record, if policy as stored now still permits this use of it."""
         name = lease.need.name
@@ -252,7 +275,7 @@ class LeaseBroker:
         if record is None or record.info.id != lease.record_id:
             lease.end()
             raise ended_error(HandleRevokedError)
-        if grants is not lease.grants:
+        if self.admission.moved(lease, at) or grants is not lease.grants:
             self._decide_again(lease, grants, record)
         until = lease.permission.until
         if until is not None and self.clock.time() >= until:
@@ -278,19 +301,19 @@ class LeaseBroker:
         )
 
     def _decide_again(self, lease: Lease, grants: Grants, record: Record) -> None:
-        plugin = lease.invocation.manifest.plugin
-        decision = decide(
-            need=lease.need,
-            grant=grants.find(plugin, lease.need.name),
-            info=record.info,
-            now=self.clock.time(),
+        policy = self.admission.policy
+        decision = self.admission.decide(
+            lease.invocation,
+            lease.need,
+            grants.find(lease.invocation.manifest.plugin, lease.need.name),
+            record.info,
         )
         if decision.permission is None:
-            self._log_denial(lease.invocation, lease.need.name, decision.reason)
             lease.end()
+            self._log_denial(lease.invocation, lease.need.name, decision.reason)
             raise ended_error(HandleRevokedError)
         lease.permission = decision.permission
-        lease.grants = grants
+        lease.grants, lease.policy = grants, policy
 
     def keep_until_end(self, lease: Lease, secret: SecretBytes) -> None:
         """Has ``secret`` wiped when the lease ends, at its deadline at the latest."""
@@ -303,39 +326,33 @@ class LeaseBroker:
 
     # -- for the middleware --------------------------------------------------------
 
-    def refuse(self, invocation: Invocation, name: str, facts: Facts | None = None) -> NoReturn:
+    def refuse(
+        self,
+        invocation: Invocation,
+        name: str,
+        facts: Facts | None = None,
+        *,
+        counted: bool = True,
+    ) -> NoReturn:
         """Refuses a credential, and logs why.
 
         Raises:
             AccessDeniedError: Always.
         """
         grants, record = facts or self._vault.facts_now(name) or Facts(Grants(), None)
-        decision = decide(
-            need=invocation.manifest.need(name),
-            grant=grants.find(invocation.manifest.plugin, name),
-            info=record.info if record else None,
-            now=self.clock.time(),
+        decision = self.admission.decide(
+            invocation,
+            invocation.manifest.need(name),
+            grants.find(invocation.manifest.plugin, name),
+            record.info if record else None,
         )
-        self._deny(invocation, name, decision.reason)
+        self._log_denial(invocation, name, decision.reason, counted=counted)
+        raise denied(name)
 
     def log_exposure(self, lease_id: str) -> None:
         """Audits that a plugin takes a revealed secret out of locked memory."""
         lease = find_lease(lease_id)
-        invocation = current_invocation() or lease.invocation
-        self._vault.audit.append(
-            AuditEvent(
-                time=self.clock.time(),
-                kind=EventKind.EXPOSE,
-                plugin=invocation.manifest.plugin,
-                plugin_version=invocation.manifest.version,
-                action=invocation.action,
-                invocation=invocation.id,
-                lease=lease.id,
-                credential=lease.need.name,
-                decision="allow",
-                method="expose",
-            )
-        )
+        self.admission.log_exposure(lease, current_invocation() or lease.invocation)
 
     def reopen(self, record: Record) -> Opened:
         """What an invocation redeemed before, for the redaction of its output only."""
@@ -364,6 +381,7 @@ class LeaseBroker:
         """Ends every lease and closes the pools."""
         self.revoke()
         self.deadlines.close()
+        self.admission.close()
         await self.pools.close()
 
     # -- inside ------------------------------------------------------------------
@@ -386,21 +404,12 @@ class LeaseBroker:
         self._log_denial(invocation, name, reason)
         raise denied(name)
 
-    def _log_denial(self, invocation: Invocation, name: str, reason: Reason) -> None:
-        manifest = invocation.manifest
-        self._vault.audit.append(
-            AuditEvent(
-                time=self.clock.time(),
-                kind=EventKind.DENIAL,
-                plugin=manifest.plugin,
-                plugin_version=manifest.version,
-                action=invocation.action,
-                invocation=invocation.id,
-                credential=name,
-                decision="deny",
-                reason=reason.value,
-            )
-        )
+    def _log_denial(
+        self, invocation: Invocation, name: str, reason: Reason, *, counted: bool = True
+    ) -> None:
+        self.admission.log_denial(invocation, name, reason)
+        if counted and self.admission.limited:
+            self.admission.count_denial(invocation, name)
 
     def _issue(self, lease: Lease, now: float) -> CredentialHandle:
         """Logs a new lease and makes its handle; the lease ends if it can't be logged."""

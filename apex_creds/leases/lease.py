@@ -20,6 +20,7 @@ from apex_creds.model import new_id
 from apex_creds.policy.decide import Permission
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Need
+from apex_creds.policy.rules import NO_POLICY, Policy
 
 if TYPE_CHECKING:
     from apex_creds.leases.broker import LeaseBroker
@@ -38,7 +39,7 @@ class Lease:
         expires: On the monotonic clock, seconds.
         uses_left: None: without limit.
         parent: The lease that this one was attenuated from.
-        grants: The grants under which ``permission`` was decided.
+        grants: The grants under which ``permission`` was decided; ``policy`` likewise.
     """
 
     __slots__ = (
@@ -52,6 +53,7 @@ class Lease:
         "need",
         "parent",
         "permission",
+        "policy",
         "record_id",
         "revealed",
         "scopes",
@@ -71,6 +73,7 @@ class Lease:
         expires: float,
         uses_left: int | None = None,
         parent: Lease | None = None,
+        policy: Policy = NO_POLICY,
     ) -> None:
         self.id = new_id()
         self.broker = broker
@@ -79,6 +82,7 @@ class Lease:
         self.record_id = record_id
         self.permission = permission
         self.grants = grants
+        self.policy = policy
         self.scopes = scopes
         self.expires = expires
         self.uses_left = uses_left

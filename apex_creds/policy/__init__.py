@@ -1,4 +1,4 @@
 """Who may use what: manifests, grants, and the pure decision over them.
 
-Guarantee: nothing here does I/O; ``decide`` is total and default is deny.
+Guarantee: ``decide`` is pure and total, and default is deny; only ``source`` reads a file.
 """

@@ -1,0 +1,323 @@
+"""What policy says to the broker: the rules in force, what they permit, and the limits.
+
+Guarantee: a decision is made under the policy that is in force now; a use that is over a
+limit is refused before anything is decrypted, and audited. Without a policy file this is a
+comparison of two numbers and a look-up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from apex_creds.audit import metrics
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.errors import ApexCredsError, RateLimitedError
+from apex_creds.leases.invocation import Invocation
+from apex_creds.model import CredentialInfo
+from apex_creds.policy.cache import DecisionCache
+from apex_creds.policy.decide import Decision, Permission, Reason, decide
+from apex_creds.policy.grants import Grant
+from apex_creds.policy.manifest import Need
+from apex_creds.policy.rules import NO_POLICY, LimitRule, Policy
+from apex_creds.policy.source import Change, PolicySource
+from apex_creds.vault import Vault
+
+if TYPE_CHECKING:
+    from apex_creds.leases.lease import Lease
+    from apex_creds.leases.shared_limits import SharedLimits
+    from apex_creds.policy.limits import Breach, DenialsExceeded, RateLimits
+    from apex_creds.policy.windows import Windows
+
+_MANY: Final = 10_000
+
+OnDenials = Callable[["DenialsExceeded"], None]
+
+
+class Admission:
+    """The policy of one vault, applied.
+
+    Args:
+        vault: Unsealed.
+
+    Attributes:
+        policy: The one in force when it was looked at last.
+        limited: Whether it has limits.
+        shared: Those that are kept in the vault; None: there are none.
+        on_denials: Told when a plugin was refused too often, from any thread.
+
+    Raises:
+        InvalidPolicyError: There is a policy file, and it is not valid.
+        StorageError: It can't be read safely.
+    """
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._source = PolicySource(vault.home, changed=self._log_change)
+        self._cache = DecisionCache()
+        self._lock = threading.RLock()
+        self._limits: RateLimits | None = None
+        self._windows: Windows | None = None
+        self._told: dict[tuple[str, str, str], float] = {}
+        self.on_denials: OnDenials | None = None
+        self.shared: SharedLimits | None = None
+        self.limited = False
+        self.policy: Policy = NO_POLICY
+        if self._source.policy is not NO_POLICY:
+            self._adopt(self._source.policy)
+
+    def policy_at(self, now: float) -> Policy:
+        """The policy in force; ``now`` is on the monotonic clock, in seconds."""
+        source = self._source
+        if now >= source.due:
+            source.look(now)
+        if source.policy is not self.policy:
+            self._adopt(source.policy)
+        return self.policy
+
+    def moved(self, lease: Lease, now: float) -> bool:
+        """Whether policy, or the hour that it goes by, is another than the lease's."""
+        if self.policy_at(now) is not lease.policy:
+            return True
+        recheck = lease.permission.recheck
+        return recheck is not None and self._vault.clock.time() >= recheck
+
+    def reload(self) -> Policy:
+        """Looks at the policy file now."""
+        self._source.reload()
+        return self.policy_at(0.0)
+
+    # -- decisions ---------------------------------------------------------------
+
+    def permission(
+        self,
+        invocation: Invocation,
+        need: Need,
+        grant: Grant | None,
+        info: CredentialInfo,
+        now: float,
+    ) -> Permission | None:
+        """What the policy that was looked at last permits; None: nothing, or to be asked."""
+        return self._cache.permission(
+            need,
+            grant,
+            info,
+            now,
+            policy=self.policy,
+            plugin=invocation.manifest.plugin,
+            action=invocation.action,
+        )
+
+    def decide(
+        self,
+        invocation: Invocation,
+        need: Need | None,
+        grant: Grant | None,
+        info: CredentialInfo | None,
+    ) -> Decision:
+        """The decision behind ``permission``, with its reason and rule."""
+        return decide(
+            need=need,
+            grant=grant,
+            info=info,
+            now=self._vault.clock.time(),
+            policy=self.policy,
+            plugin=invocation.manifest.plugin,
+            action=invocation.action,
+        )
+
+    # -- audit -------------------------------------------------------------------
+
+    def log_denial(
+        self, invocation: Invocation, credential: str, reason: Reason, *, detail: str = ""
+    ) -> None:
+        """Audits a refusal."""
+        metrics.denied(reason.value)
+        manifest = invocation.manifest
+        self._vault.audit.append(
+            AuditEvent(
+                time=self._vault.clock.time(),
+                kind=EventKind.DENIAL,
+                plugin=manifest.plugin,
+                plugin_version=manifest.version,
+                action=invocation.action,
+                invocation=invocation.id,
+                credential=credential,
+                decision="deny",
+                reason=reason.value,
+                detail=detail,
+            )
+        )
+
+    def log_exposure(self, lease: Lease, invocation: Invocation) -> None:
+        """Audits that a plugin takes a revealed secret out of locked memory."""
+        self._vault.audit.append(
+            AuditEvent(
+                time=self._vault.clock.time(),
+                kind=EventKind.EXPOSE,
+                plugin=invocation.manifest.plugin,
+                plugin_version=invocation.manifest.version,
+                action=invocation.action,
+                invocation=invocation.id,
+                lease=lease.id,
+                credential=lease.need.name,
+                decision="allow",
+                method="expose",
+            )
+        )
+
+    # -- limits ------------------------------------------------------------------
+
+    def admit(self, lease: Lease, invocation: Invocation) -> None:
+        """Counts a redeem in memory; called where ``limited`` only.
+
+        Raises:
+            RateLimitedError: A limit is reached.
+        """
+        with self._lock:
+            limits, windows = self._limits, self._windows
+            if limits is None or windows is None:
+                return
+            breach = limits.admit(windows, plugins_of(lease, invocation), lease.need.name)
+        if breach is not None:
+            self._refuse(invocation, lease.need.name, breach)
+
+    async def admit_shared(self, lease: Lease, invocation: Invocation) -> None:
+        """Counts a redeem in the vault, where there is a limit that is kept there.
+
+        Raises:
+            RateLimitedError: A limit is reached.
+            StorageError: It could not be counted.
+        """
+        shared = self.shared
+        if shared is None:
+            return
+        breach = await shared.admit(plugins_of(lease, invocation), lease.need.name)
+        if breach is not None:
+            self._refuse(invocation, lease.need.name, breach)
+
+    def admit_shared_blocking(self, lease: Lease, invocation: Invocation) -> None:
+        """As ``admit_shared``, from code that can't wait."""
+        shared = self.shared
+        if shared is None:
+            return
+        breach = shared.admit_blocking(plugins_of(lease, invocation), lease.need.name)
+        if breach is not None:
+            self._refuse(invocation, lease.need.name, breach)
+
+    def count_denial(self, invocation: Invocation, credential: str) -> None:
+        """Counts a denial that was audited; called where ``limited`` only.
+
+        Raises:
+            RateLimitedError: There were too many.
+        """
+        plugin = invocation.manifest.plugin
+        full: list[tuple[LimitRule, Breach]] = []
+        with self._lock:
+            if self._limits is not None and self._windows is not None:
+                full += self._limits.deny(self._windows, [plugin], credential)
+        if self.shared is not None:
+            full += self.shared.deny((plugin,), credential)
+        if not full:
+            return
+        for rule, breach in full:
+            self._tell(rule, breach, plugin, credential)
+        worst = max((breach for _, breach in full), key=lambda breach: breach.retry_after)
+        self._refuse(invocation, credential, worst)
+
+    def close(self) -> None:
+        """Lets go of the thread that counts in the vault."""
+        with self._lock:
+            shared, self.shared = self.shared, None
+        if shared is not None:
+            shared.close()
+
+    # -- inside ------------------------------------------------------------------
+
+    def _adopt(self, policy: Policy) -> None:
+        with self._lock:
+            if policy is self.policy:
+                return
+            old, self.shared, self._limits = self.shared, None, None
+            if policy.limits:
+                self._limit(policy)
+            self.limited = bool(policy.limits)
+            self.policy = policy
+        if old is not None:
+            old.close()
+
+    def _limit(self, policy: Policy) -> None:
+        from apex_creds.leases.shared_limits import SharedLimits
+        from apex_creds.policy.limits import RateLimits
+        from apex_creds.policy.windows import Windows
+        from apex_creds.vault.limit_state import limit_document
+
+        clock = self._vault.clock
+        # Kept when the policy changes: what was counted stays counted.
+        self._windows = self._windows or Windows(clock.monotonic)
+        self._limits = RateLimits(rule for rule in policy.limits if not rule.persist)
+        kept = RateLimits(rule for rule in policy.limits if rule.persist)
+        if kept.rules:
+            self.shared = SharedLimits(
+                kept, open_state=lambda: limit_document(self._vault), now=clock.time
+            )
+
+    def _refuse(self, invocation: Invocation, credential: str, breach: Breach) -> None:
+        """Audits a breach, and refuses.
+
+        Raises:
+            RateLimitedError: Always.
+        """
+        self.log_denial(invocation, credential, Reason.RATE_LIMITED, detail=breach.rule)
+        error = RateLimitedError(
+            f"The use of credential {credential[:256]!r} was refused: too often.",
+            hint=f"Try again in {breach.retry_after:.1f} seconds.",
+        )
+        error.retry_after = breach.retry_after
+        raise error
+
+    def _tell(self, rule: LimitRule, breach: Breach, plugin: str, credential: str) -> None:
+        """Emits ``DenialsExceeded``, once in a window for each that exceeds it."""
+        from apex_creds.policy.limits import DenialsExceeded
+
+        now = self._vault.clock.time()
+        key = (rule.id, breach.plugin, breach.credential)
+        with self._lock:
+            if now - self._told.get(key, float("-inf")) < rule.seconds:
+                return
+            if len(self._told) >= _MANY:
+                self._told.clear()
+            self._told[key] = now
+        if self.on_denials is not None:
+            self.on_denials(
+                DenialsExceeded(
+                    rule.id, rule.per, plugin, credential, rule.amount, rule.seconds, now
+                )
+            )
+
+    def _log_change(self, change: Change) -> None:
+        # A log that can't be written refuses the next redeem by itself.
+        with contextlib.suppress(ApexCredsError):
+            self._vault.audit.append(
+                AuditEvent(
+                    time=self._vault.clock.time(),
+                    kind=EventKind.POLICY,
+                    outcome="ok" if change.ok else "InvalidPolicyError",
+                    detail=change.detail,
+                )
+            )
+
+
+def plugins_of(lease: Lease, invocation: Invocation) -> tuple[str, ...]:
+    """The plugin that uses a lease, and every one that the lease came through."""
+    return tuple(dict.fromkeys(_chain(lease, invocation)))
+
+
+def _chain(lease: Lease, invocation: Invocation) -> Iterator[str]:
+    yield invocation.manifest.plugin
+    step: Lease | None = lease
+    while step is not None:
+        yield step.invocation.manifest.plugin
+        step = step.parent

@@ -1,0 +1,151 @@
+"""Limits on how often credentials are used, and on how often a plugin is refused.
+
+Guarantee: a use counts for the plugin that asks, for every plugin that its handle came
+from, for the credential and for each pair of them, whatever lease or attenuated handle it
+is made with; it counts everywhere or, if one limit is reached, nowhere. Pure but for the
+windows that are passed in.
+
+It is imported where there are limits only: the ``limits`` library takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+from limits import RateLimitItem, RateLimitItemPerSecond
+from limits.strategies import MovingWindowRateLimiter
+
+from apex_creds.policy.patterns import Matcher
+from apex_creds.policy.rules import LimitRule
+from apex_creds.policy.windows import Windows
+
+REDEEMS: Final = "redeems"
+DENIALS: Final = "denials"
+
+
+class Breach(NamedTuple):
+    """A limit that is reached.
+
+    Attributes:
+        rule: The limit's id.
+        retry_after: Seconds until there is room again.
+        plugin: Whose; empty where the limit is the credential's.
+        credential: Which; empty where it is the plugin's.
+    """
+
+    rule: str
+    retry_after: float
+    plugin: str
+    credential: str
+
+
+class DenialsExceeded(NamedTuple):
+    """A plugin was refused more often than a limit on denials takes; rotation hears of it.
+
+    Attributes:
+        rule: The limit's id.
+        per: ``plugin``, ``credential`` or ``pair``.
+        plugin: Which one was refused last.
+        credential: What it had asked for last.
+        amount: The limit, in ``seconds``.
+        at: Unix seconds.
+    """
+
+    rule: str
+    per: str
+    plugin: str
+    credential: str
+    amount: int
+    seconds: int
+    at: float
+
+
+class LimitState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The counts that outlive the process: by key, when it is out and its times (Unix)."""
+
+    windows: dict[str, tuple[float, tuple[float, ...]]] = {}
+
+
+class Persistence(Protocol):
+    """Where ``LimitState`` is kept; a ``StateDocument`` is one."""
+
+    async def change(self, change: Callable[[LimitState], LimitState]) -> LimitState:
+        """Applies ``change`` by compare-and-set; it may be called again."""
+
+
+class _Window(NamedTuple):
+    rule: LimitRule
+    item: RateLimitItem
+    plugin: str
+    credential: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        # Escaped: the library joins with "/", and names may have one.
+        rule = self.rule
+        names = (rule.id, rule.of, self.plugin, self.credential)
+        a, b, c, d = (name.replace("%", "%25").replace("/", "%2F") for name in names)
+        return a, b, c, d
+
+
+class RateLimits:
+    """Some limits of a policy, those that are persisted or those that are not."""
+
+    __slots__ = ("_credential", "_items", "_plugin", "rules")
+
+    def __init__(self, rules: Iterable[LimitRule]) -> None:
+        self.rules = tuple(rules)
+        self._items = [_item(rule) for rule in self.rules]
+        self._plugin = Matcher([rule.plugin for rule in self.rules])
+        self._credential = Matcher([rule.credential for rule in self.rules])
+
+    def admit(self, windows: Windows, plugins: Iterable[str], credential: str) -> Breach | None:
+        """Counts a use if no limit is reached; else nothing, and says which one is.
+
+        A limit on the denials of a plugin or pair that is reached refuses its uses too.
+        """
+        limiter = MovingWindowRateLimiter(windows)
+        asked = list(self._windows(plugins, credential))
+        counted = [window for window in asked if window.rule.of == REDEEMS]
+        blocking = [w for w in asked if w.rule.of == DENIALS and w.rule.per != "credential"]
+        reached = [w for w in (*blocking, *counted) if not limiter.test(w.item, *w.key)]
+        if reached:
+            return max((_breach(windows, w) for w in reached), key=lambda b: b.retry_after)
+        for window in counted:
+            limiter.hit(window.item, *window.key)
+        return None
+
+    def deny(
+        self, windows: Windows, plugins: Iterable[str], credential: str
+    ) -> list[tuple[LimitRule, Breach]]:
+        """Counts a denial; the limits that have no room for it."""
+        limiter = MovingWindowRateLimiter(windows)
+        asked = [w for w in self._windows(plugins, credential) if w.rule.of == DENIALS]
+        full = [window for window in asked if not limiter.hit(window.item, *window.key)]
+        return [(window.rule, _breach(windows, window)) for window in full]
+
+    def _windows(self, plugins: Iterable[str], credential: str) -> Iterator[_Window]:
+        """The windows that an event of these plugins on that credential falls into."""
+        by_credential = self._credential.name(credential)
+        seen: set[tuple[str, str, str]] = set()
+        for plugin in plugins:
+            found = self._plugin.name(plugin) & by_credential
+            for number, rule in enumerate(self.rules):
+                whose = "" if rule.per == "credential" else plugin
+                which = "" if rule.per == "plugin" else credential
+                if found >> number & 1 and (rule.id, whose, which) not in seen:
+                    seen.add((rule.id, whose, which))
+                    yield _Window(rule, self._items[number], whose, which)
+
+
+def _item(rule: LimitRule) -> RateLimitItem:
+    return RateLimitItemPerSecond(rule.amount, rule.seconds)
+
+
+def _breach(windows: Windows, window: _Window) -> Breach:
+    limiter = MovingWindowRateLimiter(windows)
+    reset = limiter.get_window_stats(window.item, *window.key).reset_time
+    left = max(reset - windows.now(), 0.0)
+    return Breach(window.rule.id, left, window.plugin, window.credential)
