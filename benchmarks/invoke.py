@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from opentelemetry import trace
+from opentelemetry.metrics import _internal as metering
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -58,6 +61,7 @@ MANIFEST: Final = parse_manifest(
 _SPANS: Final = InMemorySpanExporter()
 _PROVIDER: Final = TracerProvider()
 _PROVIDER.add_span_processor(SimpleSpanProcessor(_SPANS))
+_METERS: Final = MeterProvider([InMemoryMetricReader()])
 
 
 @asynccontextmanager
@@ -91,21 +95,25 @@ async def invocation() -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def traced_invocation() -> AsyncIterator[Operation]:
-    """The same within a span of the runtime's: three spans, recorded and kept."""
-    tracer = _PROVIDER.get_tracer("runtime")
+    """The same with its three spans (invoke, lease, redeem), recorded and kept."""
     async with invocation() as call:
-
-        async def traced() -> None:
-            with tracer.start_as_current_span("runtime.call"):
-                await call()  # type: ignore[misc]
-
         _tracing_on()
-        await traced()
+        await call()  # type: ignore[misc]
         names = sorted(span.name for span in _SPANS.get_finished_spans())
-        if names != ["apex_creds.invoke", "apex_creds.redeem", "runtime.call"]:
+        if names != ["apex_creds.invoke", "apex_creds.lease", "apex_creds.redeem"]:
             raise RuntimeError(f"expected three spans, not {names}")
         try:
-            yield traced
+            yield call
+        finally:
+            _tracing_off()
+
+
+@asynccontextmanager
+async def metered_invocation() -> AsyncIterator[Operation]:
+    """The same with the three spans and the metrics, with exemplars."""
+    async with traced_invocation() as call:
+        try:
+            yield call
         finally:
             _tracing_off()
 
@@ -114,10 +122,16 @@ async def traced_invocation() -> AsyncIterator[Operation]:
 def _tracing_on() -> None:
     _SPANS.clear()
     trace._TRACER_PROVIDER = _PROVIDER
+    metering._METER_PROVIDER = None
+
+
+def _metering_on() -> None:
+    _tracing_on()
+    metering._METER_PROVIDER = _METERS
 
 
 def _tracing_off() -> None:
-    trace._TRACER_PROVIDER = None
+    trace._TRACER_PROVIDER = metering._METER_PROVIDER = None
 
 
 @asynccontextmanager
@@ -163,6 +177,7 @@ OWN: Final = (
     Subject("bare", "the action, called directly", bare_call),
     Subject("invocation", "whole invocation, tracing off", invocation, _tracing_off),
     Subject("traced", "the same, three recorded spans", traced_invocation, _tracing_on),
+    Subject("metered", "and with metrics and exemplars", metered_invocation, _metering_on),
     Subject("redeem", "one redeem of an open lease", redeem, _tracing_off),
 )
 

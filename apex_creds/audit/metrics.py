@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple, Protocol
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry.context import Context
 from opentelemetry.metrics import (
@@ -21,6 +21,7 @@ from opentelemetry.metrics import (
     Observation,
     _internal,
 )
+from opentelemetry.trace import Span, set_span_in_context
 
 from apex_creds.audit import names
 from apex_creds.audit.tallies import Tally
@@ -93,7 +94,7 @@ _redeems: Final = Tally(names.PLUGIN, names.METHOD, names.ERROR_TYPE)
 _denials: Final = Tally(names.REASON)
 _leaks: Final = Tally(names.WHERE)
 _leases: Final[dict[str, float]] = {}
-_keys: Final[WeakSet[KeySource]] = WeakSet()
+_keys: Final[WeakKeyDictionary[object, KeySource]] = WeakKeyDictionary()
 _hubs: Final[WeakSet[OutletSource]] = WeakSet()
 
 
@@ -180,11 +181,12 @@ def lease_made(lease: str) -> None:
     _leases[lease] = time.perf_counter()
 
 
-def lease_ended(lease: str, context: Context | None = None) -> None:
+def lease_ended(lease: str, span: Span | None = None) -> None:
     """A lease ended; nothing if it was made before metrics were on."""
     started = _leases.pop(lease, None)
     found = _found()
     if started is not None and found is not None:
+        context = None if span is None else set_span_in_context(span)
         found.lease.record(time.perf_counter() - started, None, context)
 
 
@@ -210,9 +212,9 @@ def _attributes(error: str, *pairs: tuple[str, str]) -> dict[str, str]:
 # -- what is looked at when metrics are collected ----------------------------------------
 
 
-def watch_keys(source: KeySource) -> None:
-    """Observes a vault's keys, for as long as it is referred to elsewhere."""
-    _keys.add(source)
+def watch_keys(owner: object, source: KeySource) -> None:
+    """Observes the keys of ``owner``, for as long as that is referred to elsewhere."""
+    _keys[owner] = source
 
 
 def watch_outlets(source: OutletSource) -> None:
@@ -268,7 +270,7 @@ def _sum(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 def _key_ages(_: CallbackOptions) -> Iterator[Observation]:
     oldest: dict[tuple[str, str], float] = {}
-    for source in list(_keys):
+    for source in list(_keys.values()):
         for level, state, seconds in source.key_ages():
             oldest[level, state] = max(seconds, oldest.get((level, state), 0.0))
     for (level, state), seconds in oldest.items():
@@ -276,4 +278,4 @@ def _key_ages(_: CallbackOptions) -> Iterator[Observation]:
 
 
 def _left(_: CallbackOptions) -> Iterator[Observation]:
-    yield Observation(sum(source.records_left() for source in list(_keys)))
+    yield Observation(sum(source.records_left() for source in list(_keys.values())))

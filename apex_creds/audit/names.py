@@ -25,10 +25,7 @@ SPANS: Final = (INVOKE, LEASE, CONSENT, REDEEM, ROTATE, REENCRYPT, UNSEAL, MIGRA
 
 PLUGIN: Final = "apex_creds.plugin"
 PLUGIN_VERSION: Final = "apex_creds.plugin.version"
-ACTION: Final = "apex_creds.action"
-INVOCATION: Final = "apex_creds.invocation.id"
 CREDENTIAL: Final = "apex_creds.credential"
-CREDENTIALS: Final = "apex_creds.credentials"
 LEASE_ID: Final = "apex_creds.lease.id"
 PARENT_LEASE: Final = "apex_creds.lease.parent"
 LEASE_EXPIRED: Final = "apex_creds.lease.expired"
@@ -52,9 +49,7 @@ AUDIT_ROOT: Final = "apex_creds.audit.root"
 ERROR_TYPE: Final = "error.type"
 GEN_AI_OPERATION: Final = "gen_ai.operation.name"
 GEN_AI_TOOL: Final = "gen_ai.tool.name"
-GEN_AI_TOOL_TYPE: Final = "gen_ai.tool.type"
 EXECUTE_TOOL: Final = "execute_tool"
-EXTENSION: Final = "extension"
 
 # -- metrics -----------------------------------------------------------------------
 

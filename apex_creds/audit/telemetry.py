@@ -133,12 +133,25 @@ class Step:
 class InvokeStep(Step):
     """A plugin's invocation: outlives its block if the plugin returned a stream."""
 
-    __slots__ = ()
+    __slots__ = ("_within",)
+
+    def enter(self) -> object:
+        """As ``Step.enter``; nothing to do within the step's own block."""
+        return None if self._within else super().enter()
 
     def finish(self, outcome: str) -> None:
         """Ends it with the invocation's outcome: ``ok``, or an error's class."""
+        if outcome == "ok":
+            self.end()
+            return
         self.set(names.OUTCOME, outcome)
-        self.end("" if outcome in _NO_ERRORS else outcome)
+        self.end("" if outcome == _ABANDONED else outcome)
+
+    def __enter__(self) -> Self:
+        self._within = False
+        self._token = self.enter()
+        self._within = True
+        return self
 
     def __exit__(
         self,
@@ -146,12 +159,13 @@ class InvokeStep(Step):
         error: BaseException | None,
         trace_back: TracebackType | None,
     ) -> None:
+        self._within = False
         self.leave(self._token)
         if kind is not None:
             self.end(kind.__qualname__)
 
 
-_NO_ERRORS: Final = frozenset({"ok", "abandoned"})
+_ABANDONED: Final = "abandoned"
 
 
 def step(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> Step:
@@ -159,7 +173,7 @@ def step(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> S
     return Step(name, attributes or {})
 
 
-def invoke(*, plugin: str, version: str, action: str, credentials: int) -> InvokeStep:
+def invoke(*, plugin: str, version: str, action: str) -> InvokeStep:
     """An invocation; names as the log shows them."""
 
     def record(seconds: float, error: str, context: Context | None) -> None:
@@ -168,26 +182,26 @@ def invoke(*, plugin: str, version: str, action: str, credentials: int) -> Invok
     attributes: dict[str, AttributeValue] = {
         names.GEN_AI_OPERATION: names.EXECUTE_TOOL,
         names.GEN_AI_TOOL: action,
-        names.GEN_AI_TOOL_TYPE: names.EXTENSION,
         names.PLUGIN: plugin,
         names.PLUGIN_VERSION: version,
-        names.ACTION: action,
-        names.CREDENTIALS: credentials,
     }
     return InvokeStep(names.INVOKE, attributes, record=record)
 
 
-def redeem(*, plugin: str, credential: str, lease: str, method: str) -> Step:
+def redeem(
+    *, plugin: str, credential: str, lease: str, method: str, key: tuple[bytes, int]
+) -> Step:
     """A redeem; names as the log shows them."""
 
     def record(seconds: float, error: str, context: Context | None) -> None:
         metrics.redeemed(seconds, error, plugin=plugin, method=method, context=context)
 
-    attributes = {
-        names.PLUGIN: plugin,
+    attributes: dict[str, AttributeValue] = {
         names.CREDENTIAL: credential,
         names.LEASE_ID: lease,
         names.METHOD: method,
+        names.KEY_ID: key[0].hex(),
+        names.KEY_VERSION: key[1],
     }
     return Step(names.REDEEM, attributes, record=record)
 
@@ -248,7 +262,8 @@ def lease_ended(lease: str, *, expired: bool) -> None:
     if found is None:
         return
     started = found.span
-    metrics.lease_ended(lease, None if started is None else trace.set_span_in_context(started))
+    metrics.lease_ended(lease, started)
     if started is not None:
-        started.set_attribute(names.LEASE_EXPIRED, expired)
+        if expired:
+            started.set_attribute(names.LEASE_EXPIRED, expired)
         started.end()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import final
 
+from apex_creds.audit.telemetry import InvokeStep
 from apex_creds.errors import AccessDeniedError, SecretLeakError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
 from apex_creds.leases.invocation import Invocation, current_invocation, enter, leave
+from apex_creds.middleware.observe import ObservedInside, outcome_of
 from apex_creds.middleware.redact import OnLeak, Redactor, withheld
 from apex_creds.policy.manifest import Manifest
 from apex_creds.vault import Facts
@@ -38,9 +40,21 @@ class GuardedInvocation(Invocation):
 
 @final
 class GuardedCall:
-    """A call of a plugin from its leases to their end."""
+    """A call of a plugin from its leases to their end.
 
-    __slots__ = ("_broker", "_finished", "_on_leak", "_started", "invocation", "redactor")
+    Attributes:
+        step: Its span and metrics; None while telemetry is off.
+    """
+
+    __slots__ = (
+        "_broker",
+        "_finished",
+        "_on_leak",
+        "_started",
+        "invocation",
+        "redactor",
+        "step",
+    )
 
     def __init__(
         self, broker: LeaseBroker, manifest: Manifest, *, action: str, on_leak: OnLeak
@@ -49,6 +63,7 @@ class GuardedCall:
         self._on_leak = on_leak
         self._finished = False
         self._started = broker.clock.monotonic()
+        self.step: InvokeStep | None = None
         self.invocation = GuardedInvocation(
             manifest, action=action, parent=current_invocation(), broker=broker
         )
@@ -75,8 +90,10 @@ class GuardedCall:
         self.invocation.credentials = CredentialMap(handles)
         return self.invocation.credentials
 
-    def inside(self) -> _Inside:
+    def inside(self) -> _Inside | ObservedInside:
         """Makes this the current invocation for a step of the plugin's code."""
+        if self.step is not None:
+            return ObservedInside(self.invocation, self.step)
         return _Inside(self.invocation)
 
     def clean(self, value: object, *, where: str) -> object:
@@ -131,6 +148,8 @@ class GuardedCall:
             return
         self._finished = True
         self._broker.end_all(self.invocation)
+        if self.step is not None:
+            self.step.finish(outcome_of(outcome, self.redactor))
         self.redactor.close()
         self._broker.log_end(self.invocation, outcome, self._started)
 

@@ -18,11 +18,12 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from apex_creds.audit import spans
+from apex_creds.audit import telemetry
+from apex_creds.audit.telemetry import InvokeStep
 from apex_creds.errors import InvalidInputError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.invocation import current_invocation
-from apex_creds.middleware import logs
+from apex_creds.middleware import logs, observe
 from apex_creds.middleware.call import GuardedCall
 from apex_creds.middleware.redact import OnLeak
 from apex_creds.middleware.shape import CREDENTIALS, shape_of
@@ -152,14 +153,18 @@ class CredentialMiddleware:
         """
         if _untouched(manifest, shape_from or function):
             return await self._call_plain(function, args, kwargs or {})
-        facts = self._broker.facts_now(manifest.needs)
-        if facts is None:
-            facts = await self._broker.facts(manifest.needs)
-        call = self._begin(manifest, action, facts)
-        if not spans.tracing_on():
-            return await self._run(call, function, args, kwargs or {}, shape_from or function)
-        with spans.span("apex_creds.invoke", _attributes(manifest, action)):
-            return await self._run(call, function, args, kwargs or {}, shape_from or function)
+        if telemetry.on():
+            with observe.invocation(manifest, action) as step:
+                facts = await self._broker.facts(manifest.needs)
+                call = self._begin(manifest, action, facts, step)
+                return await self._run(
+                    call, function, args, kwargs or {}, shape_from or function
+                )
+        known = self._broker.facts_now(manifest.needs)
+        if known is None:
+            known = await self._broker.facts(manifest.needs)
+        call = self._begin(manifest, action, known)
+        return await self._run(call, function, args, kwargs or {}, shape_from or function)
 
     def invoke_sync(
         self,
@@ -178,9 +183,27 @@ class CredentialMiddleware:
         """
         if _untouched(manifest, shape_from or function):
             return function(*args, **(kwargs or {}))
+        given, shape = kwargs or {}, shape_from or function
+        if not telemetry.on():
+            return self._run_sync(manifest, action, function, args, given, shape)
+        with observe.invocation(manifest, action) as step:
+            return self._run_sync(manifest, action, function, args, given, shape, step)
+
+    # -- inside ------------------------------------------------------------------
+
+    def _run_sync(
+        self,
+        manifest: Manifest,
+        action: str,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        shape_from: Callable[..., object],
+        step: InvokeStep | None = None,
+    ) -> object:
         facts = self._broker.facts_blocking(manifest.needs)
-        call = self._begin(manifest, action, facts)
-        keywords = self._keywords(call, shape_from or function, kwargs or {})
+        call = self._begin(manifest, action, facts, step)
+        keywords = self._keywords(call, shape_from, kwargs)
         try:
             with call.inside():
                 result = function(*args, **keywords)
@@ -191,10 +214,15 @@ class CredentialMiddleware:
             failure = call.fail(error)
         raise failure
 
-    # -- inside ------------------------------------------------------------------
-
-    def _begin(self, manifest: Manifest, action: str, facts: list[Facts]) -> GuardedCall:
+    def _begin(
+        self,
+        manifest: Manifest,
+        action: str,
+        facts: list[Facts],
+        step: InvokeStep | None = None,
+    ) -> GuardedCall:
         call = GuardedCall(self._broker, manifest, action=action, on_leak=self._on_leak)
+        call.step = step
         call.make_leases(facts, ttl=self._ttl)
         return call
 
@@ -284,7 +312,3 @@ async def _await(
     except BaseException as error:
         failure = call.fail(error)
     raise failure
-
-
-def _attributes(manifest: Manifest, action: str) -> dict[str, str]:
-    return {"apex_creds.plugin": manifest.plugin, "apex_creds.action": action}

@@ -13,6 +13,7 @@ from enum import StrEnum
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Final
 
+from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import ApexCredsError, SecretLeakError
 from apex_creds.leases.broker import LeaseBroker
@@ -229,6 +230,7 @@ class Redactor:
             flush=True,
         )
         self.leaks.add((name, where))
+        metrics.leaked(where)
 
 
 def withheld(error: BaseException, why: str) -> BaseException:

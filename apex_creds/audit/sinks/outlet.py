@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from apex_creds.audit import chain
+from apex_creds.audit import line as lines
 from apex_creds.audit.sinks.base import Destination, Line
 
 __all__ = ["Outlet"]
@@ -144,7 +144,7 @@ class Outlet:
             if not self._is_open:
                 sink.open()
                 self._is_open = True
-            sink.deliver(Line(line, chain.decode(line)))
+            sink.deliver(Line(line, lines.decode(line)))
         except Exception as error:  # noqa: BLE001 - whatever a sink raises stays here
             self._failed(type(error).__name__)
             return False
@@ -184,5 +184,5 @@ class Outlet:
         if lost is not None:
             count, first, last = lost
             self._on_drops(
-                self.destination.name, count, chain.decode(first).seq, chain.decode(last).seq
+                self.destination.name, count, lines.decode(first).seq, lines.decode(last).seq
             )

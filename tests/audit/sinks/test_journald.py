@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.audit import EventKind, chain
+from apex_creds.audit import EventKind
+from apex_creds.audit.line import decode, encode, link
 from apex_creds.audit.sinks import JournalSink, Line
 from apex_creds.audit.sinks.journald import format_entry
 from tests.audit.sinks.held import event
@@ -19,9 +20,9 @@ pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no such 
 
 
 def _line(**fields: object) -> Line:
-    body = chain.encode(event(EventKind.DENIAL, **fields))
-    data = chain.link(chain.genesis("ab" * 16), 7, body)[0].rstrip(b"\n")
-    return Line(data, chain.decode(data))
+    body = encode(event(EventKind.DENIAL, **fields))
+    data = link(7, body)[0].rstrip(b"\n")
+    return Line(data, decode(data))
 
 
 def fields_of(entry: bytes) -> dict[str, bytes]:

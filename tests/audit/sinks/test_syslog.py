@@ -13,16 +13,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from apex_creds.audit import AuditEvent, AuditLog, EventKind, chain
+from apex_creds.audit import AuditEvent, AuditLog, EventKind
+from apex_creds.audit.line import decode, encode, link
 from apex_creds.audit.sinks import Destination, Destinations, Line, SyslogSink
 from apex_creds.audit.sinks.syslog import format_message
 from tests.audit.sinks.held import event
 
 
 def _line(kind: EventKind = EventKind.REDEEM, **fields: object) -> Line:
-    body = chain.encode(event(kind, **fields))
-    data = chain.link(chain.genesis("ab" * 16), 7, body)[0].rstrip(b"\n")
-    return Line(data, chain.decode(data))
+    body = encode(event(kind, **fields))
+    data = link(7, body)[0].rstrip(b"\n")
+    return Line(data, decode(data))
 
 
 def test_a_message_byte_for_byte() -> None:
@@ -115,16 +116,20 @@ def _send(log: AuditLog, attach: Callable[..., Destinations], sink: SyslogSink) 
     """What the server ought to get for two events, without framing."""
     lines: list[Line] = []
 
-    class Keep:
-        def ready(self) -> None: ...
-        def close(self) -> None: ...
-        def written(self, data: bytes) -> None:
-            lines.extend(Line(each, chain.decode(each)) for each in data.splitlines())
+    kept = threading.Event()
 
-    log.attach(Keep())
-    attach(Destination(name="syslog", sink=sink))
+    class Keep:
+        def open(self) -> None: ...
+        def close(self) -> None: ...
+        def deliver(self, line: Line) -> None:
+            lines.append(line)
+            if len(lines) == 2:
+                kept.set()
+
+    attach(Destination(name="kept", sink=Keep()), Destination(name="syslog", sink=sink))
     log.append(event(plugin="schlüssel"))
     log.append(event(EventKind.DENIAL, reason="undeclared"))
+    assert kept.wait(20)
     host = "".join(c for c in socket.gethostname() if "!" <= c <= "~")
     return [format_message(line, host=host, process=os.getpid()) for line in lines]
 
