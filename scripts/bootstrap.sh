@@ -36,6 +36,27 @@ keyring_packages() {
         say "the tests of a real keyring will be skipped; to run them: sudo apt-get install gnome-keyring dbus"
 }
 
+# The real Prometheus of the end-to-end tests: its program only, so that no service starts.
+prometheus_program() {
+    [ "$(uname -s)" = Linux ] && ! command -v prometheus >/dev/null || return 0
+    [ -x "$venv/bin/prometheus" ] && return 0
+    local folder
+    folder=$(mktemp -d)
+    if fetch_prometheus "$folder" >/dev/null 2>&1; then
+        cp "$folder/usr/bin/prometheus" "$venv/bin/prometheus"
+    else
+        say "the test of a real Prometheus will be skipped; to run it: sudo apt-get install prometheus"
+    fi
+    rm -rf "$folder"
+}
+
+fetch_prometheus() (
+    cd "$1" && chmod 755 .
+    apt-get -qq download prometheus || {
+        [ "$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq download prometheus
+    } && dpkg-deb -x prometheus_*.deb .
+)
+
 find_python() {
     local first
     if [ -n "${PYTHON:-}" ]; then
@@ -84,4 +105,5 @@ esac
 say "installing $what into $venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
     --root-user-action=ignore --editable "$what"
+[ "$profile" != dev ] || prometheus_program
 signature >"$stamp"

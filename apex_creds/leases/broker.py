@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, NoReturn, cast
 import httpx
 from anyio.from_thread import start_blocking_portal
 
-from apex_creds.audit import spans
+from apex_creds.audit import spans, telemetry
 from apex_creds.audit.events import AuditEvent
 from apex_creds.audit.text import Actor
 from apex_creds.crypto.memory import SecretBytes
@@ -28,6 +28,7 @@ from apex_creds.errors import (
     LeaseEndedError,
     RequestNotAllowedError,
 )
+from apex_creds.leases import observe
 from apex_creds.leases.admission import Admission
 from apex_creds.leases.deadlines import Deadlines
 from apex_creds.leases.handle import CredentialHandle
@@ -236,9 +237,9 @@ class LeaseBroker:
     def _redeem_traced(
         self, lease: Lease, use: Use, facts: Facts
     ) -> tuple[Lease, Record, Opened]:
-        if not spans.tracing_on():
+        if not telemetry.on():
             return self._redeem(lease, use, facts)
-        with spans.span("apex_creds.redeem", {"apex_creds.method": use.method}):
+        with observe.redeem(lease, use.method, facts.record, self._vault.audit):
             return self._redeem(lease, use, facts)
 
     def _redeem(self, lease: Lease, use: Use, facts: Facts) -> tuple[Lease, Record, Opened]:
@@ -429,6 +430,9 @@ class LeaseBroker:
         invocation.leases.add(lease)
         if lease.ended is not None:
             invocation.leases.discard(lease)
+        if telemetry.on():
+            facts = self._vault.facts_now(lease.need.name)
+            observe.lease_made(lease, facts.record if facts else None, self._vault.audit)
         return CredentialHandle(
             id=lease.id,
             name=lease.need.name,

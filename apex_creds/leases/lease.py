@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from apex_creds.audit import telemetry
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     HandleExhaustedError,
@@ -106,6 +107,8 @@ class Lease:
         while self.children:
             self.children.pop().end(why)
         self.invocation.leases.discard(self)
+        if telemetry.OPEN:
+            telemetry.lease_ended(self.id, expired=why is HandleExpiredError)
         if self.parent is not None:
             self.parent.children.discard(self)
 

@@ -42,7 +42,7 @@ from apex_creds.model import (
 )
 from apex_creds.policy.grants import Grant, Grants
 from apex_creds.storage.file import FileStorage
-from apex_creds.vault import genesis, writing
+from apex_creds.vault import gauges, genesis, writing
 from apex_creds.vault.home import audit_directory, resolve_home
 from apex_creds.vault.keystore import KeystoreBody
 from apex_creds.vault.masters import Masters
@@ -135,6 +135,7 @@ class Vault:
         )
 
     @classmethod
+    @gauges.observed
     async def _unseal(
         cls,
         home: os.PathLike[str],

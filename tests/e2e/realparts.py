@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -157,6 +158,52 @@ def openbao() -> Iterator[OpenBao]:
         with _running(command, {**_clean_environment(), "HOME": home}):
             _wait(lambda: _healthy(bao.address), "bao")
             yield bao
+
+
+def prometheus_binary() -> Path | None:
+    """Prometheus, where it is installed, or where scripts/bootstrap.sh puts it."""
+    beside = Path(sys.executable).parent / "prometheus"
+    found = shutil.which("prometheus") or (beside if beside.is_file() else None)
+    return Path(found) if found else None
+
+
+@contextlib.contextmanager
+def prometheus(target: str) -> Iterator[str]:
+    """A Prometheus on a free port of 127.0.0.1 that scrapes ``host:port`` ten times a second.
+
+    Yields:
+        The address of its API.
+
+    Raises:
+        PartMissingError: It is not installed.
+    """
+    binary = prometheus_binary()
+    if binary is None:
+        raise PartMissingError("apt-get install prometheus")
+    listen = f"127.0.0.1:{_free_port()}"
+    with tempfile.TemporaryDirectory(prefix="prometheus-", ignore_cleanup_errors=True) as name:
+        config = Path(name) / "prometheus.yml"
+        config.write_text(_SCRAPE.format(target=target))
+        command = [str(binary), f"--config.file={config}", f"--storage.tsdb.path={name}/data"]
+        command += [f"--web.listen-address={listen}", "--log.level=error"]
+        with _running(command, {**_clean_environment(), "HOME": name}):
+            _wait(lambda: _answers(f"http://{listen}/-/ready"), "prometheus")
+            yield f"http://{listen}"
+
+
+_SCRAPE = """
+global: {{scrape_interval: 100ms, scrape_timeout: 100ms, evaluation_interval: 100ms}}
+scrape_configs:
+  - job_name: apex-creds
+    static_configs: [{{targets: ["{target}"]}}]
+"""
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def _healthy(address: str) -> bool:
