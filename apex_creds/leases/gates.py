@@ -10,16 +10,13 @@ level is ``critical``, and ``require_challenge`` before it redeems one that is m
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 import anyio
-import anyio.to_thread
 
 from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
 from apex_creds.policy import challenge
@@ -259,22 +256,6 @@ class VaultGates:
     async def require_challenge(self, subject: Subject) -> Client:
         """See ``Gates``."""
         return await self._challenges.require_challenge(subject)
-
-
-async def ask_on_terminal(subject: Subject, why: str) -> str | None:
-    """An ``Ask`` that prompts on the process's terminal without echo."""
-    question = f"{why} " if why else ""
-    question += (
-        f"{subject.plugin!a} wants to use {subject.credential!a}."
-        " Code, or Enter to refuse (not shown): "
-    )
-    # The thread ends with the prompt; a cancelled wait does not hold the event loop up.
-    prompt = partial(getpass.getpass, question)
-    try:
-        answer = await anyio.to_thread.run_sync(prompt, abandon_on_cancel=True)
-    except EOFError:
-        return None
-    return answer or None
 
 
 def _key(subject: Subject) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""The gates, on a real vault and with fakes: who passes, who asks, who waits, who is refused."""
+"""The gates, on a real vault and with fakes: who passes, asks, waits, is refused."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from apex_creds.crypto import envelope
 from apex_creds.crypto.memory import SecretBytes, arena
 from apex_creds.errors import (
     CorruptDocumentError,
+    DecryptionError,
     InvalidInputError,
     InvalidNameError,
     LockedOutError,
@@ -329,7 +330,7 @@ async def test_a_secret_opens_only_as_its_own_records(vault, factors, clock, app
         return replace(state, factors=pair)
 
     await factors.access.change(swapped)
-    with pytest.raises(Exception, match="does not open|decrypt|tag|altered|match"):
+    with pytest.raises(DecryptionError):
         await factors.verify(second.code())
 
 
@@ -381,7 +382,10 @@ async def test_without_pyotp_nobody_passes_and_nothing_is_counted(factors, app, 
     assert await factors.verify(app.code())
 
 
-@pytest.mark.parametrize("answer", ["", "x" * 10**6, "\0", "\ud800", "１２３４５６", "0" * 24])
+@pytest.mark.parametrize(
+    "answer",
+    ["", "x" * 10**6, "\0", "\ud800", "\uff11\uff12\uff13\uff14\uff15\uff16", "0" * 24],
+)
 async def test_any_answer_is_wrong_and_nothing_worse(factors, app, answer):
     await factors.new_recovery_codes()
     with pytest.raises(SecondFactorError):

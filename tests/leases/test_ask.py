@@ -1,0 +1,96 @@
+"""A gate that asks on a real pseudo-terminal while the event loop goes on."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from apex_creds.errors import SecondFactorError
+from apex_creds.leases.ask import TerminalAsk
+from apex_creds.policy.factors import Subject
+from apex_creds.vault.factors import Factors
+from tests.cli.test_terminal import Terminal
+from tests.leases.test_gates import clock, codes, factors, vault  # noqa: F401 - fixtures
+from tests.vault.helpers import REPOSITORY, home_in
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals"),
+]
+
+PROGRAM = """
+import anyio, sys, termios
+from apex_creds.errors import SecondFactorError
+from apex_creds.leases.ask import TerminalAsk
+from apex_creds.leases.gates import SecondFactorGate
+from apex_creds.policy.factors import Subject
+from apex_creds.vault import Vault
+from apex_creds.vault.factors import Factors
+
+async def main(home, deadline):
+    async with await Vault.unseal(home) as vault:
+        gate = SecondFactorGate(Factors(vault), ask=TerminalAsk(), deadline=float(deadline))
+        try:
+            await gate.require_second_factor(Subject(plugin="p\\x1b]0;evil", credential="c"))
+            print("let through")
+        except SecondFactorError as error:
+            print("refused:", error.message)
+    echo = bool(termios.tcgetattr(0)[3] & termios.ECHO)
+    print("echo is", echo)
+
+anyio.run(main, *sys.argv[1:])
+"""
+
+
+class Gate(Terminal):
+    """The program above, under a terminal of its own."""
+
+    def __init__(self, home, deadline: float = 60.0) -> None:
+        import pty
+
+        self.screen = ""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(REPOSITORY)
+            command = [sys.executable, "-W", "error", "-c", PROGRAM, str(home), str(deadline)]
+            os.execv(sys.executable, command)
+
+
+async def test_a_code_is_typed_without_echo(codes, tmp_path):  # noqa: F811
+    asked = Gate(home_in(tmp_path)).expect("Code, or Enter to refuse (not shown): ")
+    assert "wants to use 'c'" in asked.screen
+    assert "\x1b" not in asked.screen
+    assert not asked.echoes()
+    asked.type("x\n").expect("The code was not accepted.").type(codes[0] + "\n")
+    asked.expect("let through").expect("echo is True")
+    assert asked.end() == 0
+    assert codes[0] not in asked.screen
+
+
+@pytest.mark.parametrize("typed", ["\n", "\x04"])
+async def test_enter_is_a_refusal(factors, tmp_path, typed):  # noqa: F811
+    asked = Gate(home_in(tmp_path)).expect("Code, or Enter").type(typed)
+    asked.expect("refused: No second factor was given.").expect("echo is True")
+    assert asked.end() == 0
+
+
+async def test_at_the_deadline_the_terminal_is_as_it_was(factors, tmp_path):  # noqa: F811
+    asked = Gate(home_in(tmp_path), deadline=0.3).expect("Code, or Enter").type("half a co")
+    asked.expect("refused: No second factor was shown in time.").expect("echo is True")
+    assert asked.end() == 0
+    assert "half a co" not in asked.screen
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/nonexistent/tty"])
+async def test_without_a_terminal_it_is_a_refusal(path):
+    with pytest.raises(SecondFactorError, match="no terminal"):
+        await TerminalAsk(path)(Subject(plugin="p", credential="c"), "")
+
+
+async def test_the_factor_that_was_typed_is_used_up(codes, tmp_path, vault):  # noqa: F811
+    asked = Gate(home_in(tmp_path)).expect("Code, or Enter").type(codes[0] + "\n")
+    assert asked.expect("let through").end() == 0
+    with pytest.raises(SecondFactorError):
+        await Factors(vault).verify(codes[0])
