@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from apex_creds.audit import metrics as instruments
 from apex_creds.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ class Exporters:
 
 def wanted(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the environment asks for any export; costs no import of the SDK."""
-    if environment.get(_DISABLED, "").strip().lower() == "true":
-        return False
-    return any(_chosen(environment, kind) for kind in (_TRACES, _METRICS))
+    return any(_wanted(environment, kind) for kind in (_TRACES, _METRICS))
 
 
 def configure(environment: Mapping[str, str] = os.environ) -> Exporters:
@@ -92,17 +91,32 @@ def configure(environment: Mapping[str, str] = os.environ) -> Exporters:
         InvalidInputError: An exporter that is unknown or not installed, or an address on
             which metrics can't be served.
     """
-    if not wanted(environment):
-        return Exporters(None, None)
-    resource = _resource()
     stop: list[Callable[[], None]] = []
-    spans_to = [_span_exporter(name, environment) for name in _chosen(environment, _TRACES)]
-    readers = [
-        _metric_reader(name, environment, stop) for name in _chosen(environment, _METRICS)
-    ]
-    traces = _trace_provider(resource, spans_to) if spans_to else None
-    metrics = _meter_provider(resource, readers) if readers else None
+    try:
+        return _configure(environment, stop)
+    except BaseException:
+        for each in stop:
+            each()
+        raise
+
+
+def _configure(environment: Mapping[str, str], stop: list[Callable[[], None]]) -> Exporters:
+    traced, metered = _provided()
+    to = () if traced else _wanted(environment, _TRACES)
+    readers_to = () if metered else _wanted(environment, _METRICS)
+    spans_to = [_span_exporter(name, environment) for name in to]
+    readers = [_metric_reader(name, environment, stop) for name in readers_to]
+    traces = _trace_provider(spans_to) if spans_to else None
+    metrics = _meter_provider(readers) if readers else None
     return Exporters(traces, metrics, tuple(stop))
+
+
+def _provided() -> tuple[bool, bool]:
+    """Whether the program has a tracer and a meter provider of its own."""
+    from opentelemetry import trace
+    from opentelemetry.metrics import _internal
+
+    return trace._TRACER_PROVIDER is not None, _internal._METER_PROVIDER is not None
 
 
 @contextmanager
@@ -119,8 +133,10 @@ def exporting(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
         exporters.shutdown()
 
 
-def _chosen(environment: Mapping[str, str], variable: str) -> tuple[str, ...]:
+def _wanted(environment: Mapping[str, str], variable: str) -> tuple[str, ...]:
     """The exporters of a kind, by name; OTLP where only its endpoint is given."""
+    if environment.get(_DISABLED, "").strip().lower() == "true":
+        return ()
     text = environment.get(variable, "").strip()
     specific = f"OTEL_EXPORTER_OTLP_{variable.split('_')[1]}_ENDPOINT"
     if not text and (environment.get(_ENDPOINT) or environment.get(specific)):
@@ -140,28 +156,25 @@ def _resource() -> Resource:
     return given
 
 
-def _trace_provider(resource: Resource, exporters: list[SpanExporter]) -> TracerProvider | None:
+def _trace_provider(exporters: list[SpanExporter]) -> TracerProvider:
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    if trace._TRACER_PROVIDER is not None:
-        return None
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
     for exporter in exporters:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     return provider
 
 
-def _meter_provider(resource: Resource, readers: list[MetricReader]) -> MeterProvider | None:
-    from opentelemetry.metrics import _internal, set_meter_provider
+def _meter_provider(readers: list[MetricReader]) -> MeterProvider:
+    from opentelemetry.metrics import set_meter_provider
     from opentelemetry.sdk.metrics import MeterProvider
 
-    if _internal._METER_PROVIDER is not None:
-        return None
-    provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+    provider = MeterProvider(readers, resource=_resource(), shutdown_on_exit=False)
     set_meter_provider(provider)
+    instruments.metering_on()
     return provider
 
 

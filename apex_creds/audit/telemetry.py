@@ -48,7 +48,8 @@ Record = Callable[[float, str, Context | None], None]
 
 def on() -> bool:
     """Tells whether a tracer or meter provider is configured."""
-    return spans.tracing_on() or metrics.metering_on()
+    # Not `or`: the second look is what sets up the gauges.
+    return metrics.metering_on() | spans.tracing_on()
 
 
 class _OpenLease(NamedTuple):

@@ -51,6 +51,7 @@ _SEVERITIES: Final[dict[EventKind, int]] = {
     EventKind.DENIAL: _WARNING,
     EventKind.LEAK: _ERROR,
     EventKind.DROPPED: _ERROR,
+    EventKind.ROLLBACK: _ERROR,
     EventKind.RECOVERED: _WARNING,
 }
 

@@ -1,0 +1,258 @@
+"""What an operator sees of invocations in spans and metrics, and what nobody may see."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator
+
+import pytest
+from opentelemetry.trace import StatusCode
+
+from apex_creds.audit import names, spans, telemetry
+from apex_creds.errors import AccessDeniedError, ApexCredsError
+from apex_creds.leases import CredentialMap
+from apex_creds.vault import Vault
+from tests.audit.recording import recording
+from tests.leases.world import KEY, World
+
+pytestmark = pytest.mark.anyio
+
+
+async def use(credentials: CredentialMap) -> str:
+    async with credentials["key"].reveal() as secret:
+        return str(len(secret))
+
+
+def _parents(seen: object) -> dict[str, str]:
+    """Name of each span's parent, by its own."""
+    by_id = {span.context.span_id: span.name for span in seen.spans()}  # type: ignore[attr-defined]
+    return {
+        span.name: by_id.get(span.parent.span_id, "?") if span.parent else ""
+        for span in seen.spans()  # type: ignore[attr-defined]
+    }
+
+
+async def test_three_spans_with_their_attributes(world: World) -> None:
+    with recording() as seen:
+        await world.call(use)
+        assert _parents(seen) == {
+            names.INVOKE: "",
+            names.LEASE: names.INVOKE,
+            names.REDEEM: names.INVOKE,
+        }
+        invoke, lease, redeem = (
+            dict(seen.span(name).attributes or {})
+            for name in (names.INVOKE, names.LEASE, names.REDEEM)
+        )
+        assert invoke == {
+            names.GEN_AI_OPERATION: "execute_tool",
+            names.GEN_AI_TOOL: "use",
+            names.PLUGIN: "demo",
+            names.PLUGIN_VERSION: "1.0.0",
+        }
+        (event,) = world.events("redeem")
+        shared = {
+            names.CREDENTIAL: "key",
+            names.LEASE_ID: event.lease,
+            names.KEY_ID: event.key_id,
+            names.KEY_VERSION: event.key_version,
+        }
+        assert lease == shared
+        assert redeem == {**shared, names.METHOD: "reveal"}
+        redeemed = seen.span(names.REDEEM).context
+        assert event.span_id == format(redeemed.span_id, "016x")
+        assert event.trace_id == format(redeemed.trace_id, "032x")
+    assert not telemetry.OPEN
+
+
+async def test_metrics_of_invocations(world: World) -> None:
+    with recording() as seen:
+
+        async def look(credentials: CredentialMap) -> None:
+            await use(credentials)
+            assert seen.values(names.LEASES) == {(): 1}
+            assert seen.values(names.LEASE_AGE)[()] >= 0
+
+        await world.call(look)
+        await world.call(use)
+        with pytest.raises(AccessDeniedError):
+            await world.call(use, needs=("ungranted",))
+        plugin, method = (names.PLUGIN, "demo"), (names.METHOD, "reveal")
+        assert seen.values(names.REDEEMS) == {(method, plugin): 2}
+        assert seen.values(names.DENIALS)[((names.REASON, "not_granted"),)] == 1
+        assert seen.values(names.LEASES) == {(): 0}
+        assert seen.values(names.LEASE_DURATION) == {(): 2}
+        points = seen.metrics()[names.INVOKE_DURATION]
+        assert sum(point.count for point in points) == 3
+        assert {point.attributes.get(names.ERROR_TYPE) for point in points} == {
+            None,
+            "AccessDeniedError",
+        }
+
+
+async def test_exemplars_lead_from_metrics_to_spans(world: World) -> None:
+    with recording() as seen:
+        await world.call(use)
+        found = seen.metrics()
+        for name in (names.REDEEM, names.INVOKE, names.LEASE):
+            (point,) = found[f"{name}.duration"]
+            (exemplar,) = point.exemplars
+            assert exemplar.span_id == seen.span(name).context.span_id
+            assert exemplar.trace_id == seen.span(name).context.trace_id
+
+
+async def test_keys_and_leaks(world: World) -> None:
+    with recording() as seen:
+
+        async def leak(credentials: CredentialMap) -> str:
+            async with credentials["key"].reveal() as secret:
+                return secret.expose_bytes().decode()
+
+        await world.call(leak)
+        assert seen.values(names.LEAKS) == {((names.WHERE, "result"),): 1}
+        world.clock.now += 3600
+        ages = seen.values(names.KEY_AGE)
+        for level in ("dek", "kek", "master"):
+            age = ages[((names.KEY_LEVEL, level), (names.KEY_STATE, "primary"))]
+            assert age >= 3600
+        assert sum(seen.values(names.RECORDS_LEFT).values()) == 0
+        assert KEY not in seen.everything()
+
+
+async def test_records_left_while_a_key_moves(world: World) -> None:
+    from apex_creds.vault import dek
+
+    with recording() as seen:
+        label = "api_keys/key"
+        await dek.renew(world.vault._store, label, now=world.clock.time())
+        await world.vault.refresh()
+        assert sum(seen.values(names.RECORDS_LEFT).values()) >= 1
+
+
+async def test_an_error_has_a_class_and_no_text(world: World) -> None:
+    async def fail(credentials: CredentialMap) -> None:
+        async with credentials["key"].reveal() as secret:
+            raise ValueError(secret.expose_bytes().decode())
+
+    with recording() as seen:
+        with pytest.raises(ValueError, match="redacted"):
+            await world.call(fail)
+        invoke = seen.span(names.INVOKE)
+        assert invoke.status.status_code is StatusCode.ERROR
+        assert (invoke.attributes or {})[names.ERROR_TYPE] == "ValueError"
+        assert not any(span.events for span in seen.spans())
+        assert KEY not in seen.everything()
+
+
+async def test_a_plugin_can_not_name_a_class_after_a_secret(world: World) -> None:
+    async def fail(credentials: CredentialMap) -> None:
+        async with credentials["key"].reveal() as secret:
+            raise type(secret.expose_bytes().decode(), (Exception,), {})
+
+    with recording() as seen:
+        with pytest.raises(Exception):  # noqa: B017, PT011
+            await world.call(fail)
+        assert (seen.span(names.INVOKE).attributes or {})[names.ERROR_TYPE] == "_OTHER"
+        assert KEY not in seen.everything()
+
+
+async def test_refused_redeems_are_seen(world: World) -> None:
+    with recording() as seen:
+
+        async def twice(credentials: CredentialMap) -> None:
+            once = credentials["key"].attenuate(max_uses=1)
+            async with once.reveal():
+                pass
+            with pytest.raises(ApexCredsError):
+                async with once.reveal():
+                    pass
+
+        await world.call(twice)
+        (failed,) = [
+            span
+            for span in seen.spans(names.REDEEM)
+            if span.status.status_code is StatusCode.ERROR
+        ]
+        assert (failed.attributes or {})[names.ERROR_TYPE] == "HandleExhaustedError"
+        parents = [
+            (span.attributes or {}).get(names.PARENT_LEASE) for span in seen.spans(names.LEASE)
+        ]
+        assert sum(parent is not None for parent in parents) == 1
+
+
+async def test_a_stream_keeps_its_span_until_it_ends(world: World) -> None:
+    async def stream(credentials: CredentialMap) -> AsyncIterator[str]:
+        for _ in range(2):
+            yield await use(credentials)
+
+    with recording() as seen:
+        chunks = await world.call(stream)
+        assert not seen.spans(names.INVOKE)
+        assert spans.current_ids() == spans.NO_IDS
+        assert [chunk async for chunk in chunks] == [str(len(KEY))] * 2  # type: ignore[attr-defined]
+        assert spans.current_ids() == spans.NO_IDS
+        assert len(seen.spans(names.REDEEM)) == 2
+        assert _parents(seen)[names.REDEEM] == names.INVOKE
+        assert seen.span(names.INVOKE).status.status_code is StatusCode.UNSET
+
+
+async def test_a_stream_that_is_dropped_ends_its_span(world: World) -> None:
+    async def stream(credentials: CredentialMap) -> AsyncIterator[str]:
+        yield await use(credentials)
+
+    with recording() as seen:
+        chunks = await world.call(stream)
+        del chunks
+        gc.collect()
+        assert (seen.span(names.INVOKE).attributes or {})[names.OUTCOME] == "abandoned"
+        assert len(seen.spans(names.LEASE)) == 1
+
+
+async def test_synchronous_runtimes_and_threads(world: World) -> None:
+    def plain(credentials: CredentialMap) -> int:
+        with credentials["key"].reveal() as secret:
+            return len(secret)
+
+    from tests.leases.world import manifest_for
+
+    with recording() as seen:
+        assert await world.call(plain) == len(KEY)
+        manifest = manifest_for("key")
+        assert world.middleware.invoke_sync(manifest, "plain", plain) == len(KEY)
+        later = world.middleware.invoke_sync(manifest, "use", use)
+        assert await later == str(len(KEY))  # type: ignore[misc]
+        assert len(seen.spans(names.INVOKE)) == 3
+        by_id = {span.context.span_id: span.name for span in seen.spans()}
+        parents = [
+            by_id[span.parent.span_id] for span in seen.spans(names.REDEEM) if span.parent
+        ]
+        assert parents == [names.INVOKE] * 3
+
+
+async def test_unsealing_is_a_span(world: World) -> None:
+    with recording() as seen:
+        async with await Vault.unseal(world.where / "home") as vault:
+            attributes = dict(seen.span(names.UNSEAL).attributes or {})
+            assert attributes[names.VAULT] == vault.vault_id
+        with pytest.raises(ApexCredsError):
+            await Vault.unseal(world.where / "nowhere")
+        failed = seen.spans(names.UNSEAL)[1]
+        assert (failed.attributes or {})[names.ERROR_TYPE] == "VaultNotFoundError"
+
+
+async def test_names_are_shown_as_the_log_shows_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.vault.audit, "_pseudonym", lambda name: f"~{len(name)}")
+    with recording() as seen:
+        await world.call(use)
+        for name in (names.LEASE, names.REDEEM):
+            assert (seen.span(name).attributes or {})[names.CREDENTIAL] == "~3"
+
+
+async def test_nothing_is_recorded_while_it_is_off(world: World) -> None:
+    await world.call(use)
+    assert not telemetry.on()
+    assert not telemetry.OPEN
+    with recording() as seen:
+        assert not seen.spans()
