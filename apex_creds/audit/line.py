@@ -26,7 +26,9 @@ from apex_creds.errors import InvalidInputError
 __all__ = [
     "MAX_LINE",
     "SEAL",
+    "START",
     "TAIL",
+    "TAIL_OF",
     "decode",
     "decode_all",
     "encode",
@@ -34,6 +36,7 @@ __all__ = [
     "fault",
     "header",
     "leaf_of",
+    "leaves_of",
     "link",
     "parse_header",
     "seal",
@@ -45,13 +48,16 @@ MAX_LINE: Final = 64 * 1024
 _MAX_BODY: Final = 32 * 1024
 _MAX_TEXT: Final = 200
 _VERSION: Final = b'{"v":%d,' % SCHEMA_VERSION
-_START: Final = _VERSION + b'"seq":%d,'
-_LEAF: Final = b"\x00" + _START
+START: Final = _VERSION + b'"seq":%d,'
+"""What an event's line begins with, for ``%`` and its number."""
+_LEAF: Final = b"\x00" + START
 _MARK: Final = b',"hash":"'
 _END: Final = b'"}\n'
 _HASH: Final = 64
 TAIL: Final = len(_MARK) + _HASH + len(_END)
 """Length of a line's end: its hash and what is around it, with the newline."""
+TAIL_OF: Final = _MARK + b'%s"}'
+"""That end without the newline, for ``%`` and the hash."""
 SEAL: Final = _VERSION + b'"sealed":'
 """What the last line of a sealed segment begins with."""
 _ANY_VERSION: Final = re.compile(rb'\{"v":(\d+),')
@@ -135,7 +141,7 @@ def leaf_of(line: bytes) -> bytes:
 def fault(seq: int, line: bytes) -> str:
     """Returns what is wrong with ``line`` as event ``seq``, or ""; newline included."""
     digest = sha256(b"\x00" + line[:-TAIL] + b"}").hexdigest().encode()
-    if not line.endswith(_MARK + digest + _END) or not line.startswith(_START % seq):
+    if not line.endswith(_MARK + digest + _END) or not line.startswith(START % seq):
         return _explain(seq, line)
     try:
         return "" if _decode(line).seq == seq else "has two numbers"
@@ -149,7 +155,7 @@ def _explain(seq: int, line: bytes) -> str:
     version = _ANY_VERSION.match(line)
     if version and int(version[1]) > SCHEMA_VERSION:
         return f"is of version {int(version[1])}, newer than this program (or was altered)"
-    if not line.startswith(_START % seq):
+    if not line.startswith(START % seq):
         return "is not the event of that number: lines were changed, added, removed or moved"
     return "does not have the hash that its content gives: it was altered"
 

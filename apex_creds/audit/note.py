@@ -18,7 +18,18 @@ from typing import Final, Protocol
 from apex_creds.crypto import signing
 from apex_creds.errors import IntegrityError, InvalidInputError
 
-__all__ = ["Algorithm", "Note", "Signature", "Signer", "VerifierKey", "cosign", "parse", "sign"]
+__all__ = [
+    "Algorithm",
+    "Note",
+    "Signature",
+    "Signer",
+    "VerifierKey",
+    "base64_of",
+    "bytes_of",
+    "cosign",
+    "parse",
+    "sign",
+]
 
 MAX_NOTE: Final = 64 * 1024
 _DASH: Final = "— "
@@ -75,7 +86,7 @@ class VerifierKey:
         """
         name, _, rest = text.partition("+")
         key_id, _, encoded = rest.partition("+")
-        data = _decode(encoded)
+        data = bytes_of(encoded)
         if data and data[0] in tuple(Algorithm) and len(data) == 1 + signing.PUBLIC_BYTES:
             key = cls(name, data[1:], Algorithm(data[0]))
             if key.id.hex() == key_id:
@@ -92,7 +103,7 @@ class VerifierKey:
 
     def __str__(self) -> str:
         data = bytes([self.algorithm]) + self.public
-        return f"{self.name}+{self.id.hex()}+{_encode(data)}"
+        return f"{self.name}+{self.id.hex()}+{base64_of(data)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +127,7 @@ class Note:
     signatures: tuple[Signature, ...]
 
     def __str__(self) -> str:
-        lines = (f"{_DASH}{s.name} {_encode(s.id + s.data)}\n" for s in self.signatures)
+        lines = (f"{_DASH}{s.name} {base64_of(s.id + s.data)}\n" for s in self.signatures)
         return f"{self.text}\n{''.join(lines)}"
 
     def check(self, key: VerifierKey) -> None:
@@ -184,7 +195,7 @@ def _signatures(tail: str) -> Iterable[Signature]:
         raise _malformed()
     for line in lines:
         name, _, encoded = line.removeprefix(_DASH).partition(" ")
-        data = _decode(encoded)
+        data = bytes_of(encoded)
         if not line.startswith(_DASH) or not _is_name(name) or len(data) <= _ID_BYTES:
             raise _malformed()
         yield Signature(name, data[:_ID_BYTES], data[_ID_BYTES:])
@@ -217,17 +228,18 @@ def _text(data: bytes) -> str:
         raise _malformed() from None
 
 
-def _encode(data: bytes) -> str:
+def base64_of(data: bytes) -> str:
+    """Returns standard base64 (RFC 4648, section 4)."""
     return base64.b64encode(data).decode()
 
 
-def _decode(text: str) -> bytes:
-    """The bytes; none for what is not canonical base64."""
+def bytes_of(text: str) -> bytes:
+    """Returns what base64 stands for; nothing where it is not in its canonical form."""
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return b""
-    return data if _encode(data) == text else b""
+    return data if base64_of(data) == text else b""
 
 
 def _malformed() -> IntegrityError:

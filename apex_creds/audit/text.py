@@ -12,7 +12,7 @@ from typing import Final, TypeVar, final
 
 import msgspec
 
-from apex_creds.audit import chain
+from apex_creds.audit import line
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.model import MAX_NAME_BYTES
 
@@ -108,7 +108,7 @@ def _fields(**values: str) -> str:
     """The fields after time and kind, as they stand in JSON."""
     cut = {name: _cut(value) for name, value in values.items()}
     event = msgspec.structs.replace(_BARE, **cut)
-    return chain.encode(event)[_EMPTY:-1].decode()
+    return line.encode(event)[_EMPTY:-1].decode()
 
 
 def _cut(text: str) -> str:

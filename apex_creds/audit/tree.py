@@ -72,16 +72,23 @@ class Frontier:
 
     def extend(self, leaves: Iterable[bytes]) -> None:
         """Adds leaves, given by their hashes."""
-        hashes, size = self._hashes, self.size
-        push, pop = hashes.append, hashes.pop
-        for leaf in leaves:
-            rest, head = size, leaf
-            while rest & 1:
-                head = sha256(b"\x01" + pop() + head).digest()
-                rest >>= 1
-            push(head)
-            size += 1
-        self.size = size
+        todo = list(leaves)
+        taken = 0
+        while taken < len(todo):
+            left = len(todo) - taken
+            # The largest perfect subtree that begins here and is there whole.
+            count = min(1 << left.bit_length() - 1, (self.size & -self.size) or left)
+            count = 1 << count.bit_length() - 1
+            self._push(_reduce(todo[taken : taken + count]), count)
+            taken += count
+
+    def _push(self, head: bytes, count: int) -> None:
+        rest = self.size // count
+        while rest & 1:
+            head = sha256(b"\x01" + self._hashes.pop() + head).digest()
+            rest >>= 1
+        self._hashes.append(head)
+        self.size += count
 
     def root(self) -> bytes:
         """Returns the root (32 bytes) of the tree as it is now."""
@@ -95,6 +102,14 @@ class Frontier:
     def copy(self) -> Frontier:
         """Returns one that grows by itself."""
         return Frontier(self.size, self._hashes)
+
+
+def _reduce(level: list[bytes]) -> bytes:
+    """The root of a perfect subtree."""
+    while len(level) > 1:
+        pairs = zip(level[::2], level[1::2], strict=True)
+        level = [sha256(b"\x01" + left + right).digest() for left, right in pairs]
+    return level[0]
 
 
 # -- making proofs -----------------------------------------------------------------------

@@ -1,24 +1,48 @@
-"""Reading the log and proving that nobody changed it; needs no key and no vault.
+"""Reading the log and proving that nobody changed it; needs no vault, and no secret key.
 
-Guarantee: any change of any byte, and any line removed, added, repeated or moved, is found
-and located, except these two, which a plain hash chain can't show: lines cut off at the end
-of the log, and a log written anew from some line on by someone who can write the file.
+Guarantee: any change of any byte of a segment or checkpoint, and any line removed, added,
+repeated or moved, is found; it is located to the line where the line's own hash was not
+altered with it, else to the events between two checkpoints. What is after the newest
+checkpoint is not signed yet, and counted as such; that the newest itself is missing shows
+against the vault's anchor or a copy kept elsewhere (``since``).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from apex_creds.audit import chain
+from apex_creds.audit import line as lines
+from apex_creds.audit.archive import file_name, read_segment, segments
+from apex_creds.audit.checkpoint import (
+    COSIGNED,
+    Checkpoint,
+    CheckpointFile,
+    check_signatures,
+    read_keys,
+)
 from apex_creds.audit.events import Recorded
-from apex_creds.audit.segment import SEGMENT, lines, open_to_read, settled_size, unavailable
-from apex_creds.errors import AuditTamperedError
+from apex_creds.audit.files import TRY_LOCK, flock, missing, open_directory
+from apex_creds.audit.note import VerifierKey
+from apex_creds.audit.tree import Frontier
+from apex_creds.errors import ApexCredsError, AuditTamperedError, IntegrityError
 
-__all__ = ["Report", "check", "read", "verify"]
+__all__ = ["Progress", "Report", "check", "entries", "in_use", "read", "verify"]
+
+Progress = Callable[[int, int], None]
+"""Is told how many bytes of how many are done."""
+
+_TAIL: Final = lines.TAIL - 1
+_MARK: Final = lines.TAIL_OF.partition(b"%")[0]
+_BEFORE: Final = len(_MARK) - _TAIL
+_PIECE: Final = 2 * lines.MAX_LINE
+_NEXT: Final = b"\n" + lines.START.partition(b"%")[0]
+_HINT: Final = "Keep a copy, find out who did it, and restore the file."
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -26,85 +50,377 @@ class Report(msgspec.Struct, frozen=True):
 
     Attributes:
         count: Events that verify, from the first on.
-        head: Hash of the last of them (64 hexadecimal digits); keep it with ``count``
-            elsewhere to find later that the log was cut or written anew.
-        bad_line: The first line that does not verify; 0 when all do.
-        how: What is wrong with that line.
+        head: Root of the tree of these (64 hexadecimal digits).
+        bad_line: The first event that does not verify; 0 when all do.
+        how: What is wrong with it, as the end of a sentence.
+        segment: The file that it is in, or ought to be.
+        signed: Events that the newest checkpoint covers.
+        checkpoints: Checkpoints that verify.
     """
 
     count: int
     head: str
     bad_line: int = 0
     how: str = ""
+    segment: str = ""
+    signed: int = 0
+    checkpoints: int = 0
 
     @property
     def ok(self) -> bool:
-        """Whether every line verifies."""
+        """Whether everything verifies."""
         return not self.bad_line
 
+    @property
+    def unsigned(self) -> int:
+        """Events after the newest checkpoint: of a log in use, or of a killed process."""
+        return self.count - self.signed
 
-def check(directory: Path, *, vault_id: str) -> Report:
-    """Checks the whole log, in bounded memory, and says what it found.
+
+class _BadError(Exception):
+    """Ends a check: where, and how it is bad."""
+
+    def __init__(self, seq: int, how: str, segment: str) -> None:
+        super().__init__(how)
+        self.seq, self.how, self.segment = seq, how, segment
+
+
+def check(
+    directory: Path,
+    *,
+    vault_id: str,
+    keys: Sequence[VerifierKey] = (),
+    since: Checkpoint | None = None,
+    complete: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Checks the log and its checkpoints, and says what it found.
+
+    Args:
+        directory: The log's.
+        vault_id: Whose log it must be.
+        keys: The log's verifier key, then its witnesses'; by default those that the
+            directory itself names, which are as trustworthy as the directory.
+        since: A checkpoint that was verified before: segments before it are not read again.
+        complete: Events that no checkpoint covers are bad: nobody has the log open, so
+            they are of a process that was killed, or of someone else.
+        progress: See there.
 
     Raises:
         AuditTamperedError: There is no log at all.
         AuditUnavailableError: It can't be read.
-        UnsafePathError: It is a symbolic link or not a regular file.
+        UnsafePathError: A file is a symbolic link or not a regular file.
     """
-    head, seq = chain.genesis(vault_id), 0
-    for line in _lines(directory):
-        how = chain.fault(head, seq + 1, line)
-        if how:
-            return Report(seq, head.decode(), seq + 1, how)
-        seq += 1
-        head = chain.head_of(line)
-    return Report(seq, head.decode())
+    found = _Check(Path(directory), vault_id, tuple(keys), since).run(progress)
+    if not complete or not found.ok or not found.unsigned:
+        return found
+    how = f"and {found.unsigned - 1} more are not signed: their writer was killed, or not ours"
+    return msgspec.structs.replace(found, bad_line=found.signed + 1, how=how)
 
 
-def verify(directory: Path, *, vault_id: str) -> Report:
-    """Checks the whole log like ``check``, and raises if any line does not verify.
+def in_use(directory: Path) -> bool:
+    """Tells whether a process has the log open."""
+    try:
+        presence = open_directory(Path(directory))
+    except ApexCredsError:
+        return True  # not ours: nobody can tell
+    if presence < 0:  # pragma: no cover - Windows
+        return True
+    try:
+        flock(presence, TRY_LOCK)
+    except OSError:
+        return True
+    finally:
+        os.close(presence)
+    return False
+
+
+def verify(
+    directory: Path,
+    *,
+    vault_id: str,
+    keys: Sequence[VerifierKey] = (),
+    since: Checkpoint | None = None,
+) -> Report:
+    """Checks the log like ``check``, and raises if anything does not verify.
 
     Raises:
-        AuditTamperedError: Names the first bad line and how it is bad.
+        AuditTamperedError: Names the first bad event and how it is bad.
         AuditUnavailableError: It can't be read.
-        UnsafePathError: It is a symbolic link or not a regular file.
+        UnsafePathError: A file is a symbolic link or not a regular file.
     """
-    report = check(directory, vault_id=vault_id)
+    report = check(directory, vault_id=vault_id, keys=keys, since=since)
     if not report.ok:
-        raise _tampered(report.bad_line, report.how)
+        raise _tampered(report.bad_line, report.how, report.segment)
     return report
 
 
-def read(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[Recorded]:
-    """Yields the events with numbers above ``after``, each checked before it is yielded.
+class _Check:
+    """One pass over the log."""
+
+    def __init__(
+        self,
+        directory: Path,
+        vault_id: str,
+        keys: tuple[VerifierKey, ...],
+        since: Checkpoint | None,
+    ) -> None:
+        self._directory = directory
+        self._vault_id = vault_id
+        self._keys = keys
+        self._since = since
+        self._edge = Frontier()
+        self._good = 0
+        self._verified = 0
+        self._marks: list[Checkpoint] = []
+        self._segment = ""
+
+    def run(self, progress: Progress | None) -> Report:
+        bad: _BadError | None = None
+        try:
+            self._walk(progress)
+        except _BadError as error:
+            bad = error
+        except AuditTamperedError as error:
+            if not self._segment:
+                raise
+            bad = _BadError(self._edge.size + 1, error.message.rstrip("."), self._segment)
+        report = Report(
+            self._edge.size,
+            self._edge.root().hex(),
+            signed=self._good,
+            checkpoints=self._verified,
+        )
+        if bad is None:
+            return report
+        place = {"bad_line": bad.seq, "how": bad.how, "segment": bad.segment}
+        return msgspec.structs.replace(report, **place)
+
+    def _walk(self, progress: Progress | None) -> None:
+        paths = _found(self._directory)
+        self._segment = paths[1].name
+        self._marks = self._checkpoints()
+        total = sum(path.stat().st_size for path in paths.values())
+        done = 0
+        for number, path in self._chosen(paths):
+            self._segment = path.name
+            self._read_one(number, path, last=number == len(paths))
+            done += path.stat().st_size if path.exists() else 0
+            if progress is not None:
+                progress(done, total)
+        self._finish()
+
+    # -- checkpoints -----------------------------------------------------------------
+
+    def _checkpoints(self) -> list[Checkpoint]:
+        """All checkpoints, in the order of their sizes, their signatures checked."""
+        keys = self._keys or read_keys(self._directory)
+        found: list[Checkpoint] = []
+        for name in ("checkpoints", COSIGNED):
+            self._segment = name
+            file = CheckpointFile(self._directory, vault_id=self._vault_id, name=name)
+            for number, each in enumerate(file.all(), start=1):
+                self._check_signed(each, keys, number)
+                if name == "checkpoints" and found and each.size <= found[-1].size:
+                    raise self._bad(each.size, f"is where checkpoint {number} is out of order")
+                found.append(each)
+        self._verified = len(found)
+        known = [] if self._since is None else [self._since]
+        start = self._since.size if self._since is not None else 0
+        return sorted([*known, *(c for c in found if c.size >= start)], key=lambda c: c.size)
+
+    def _check_signed(
+        self, each: Checkpoint, keys: tuple[VerifierKey, ...], number: int
+    ) -> None:
+        why = "there is no verifier key"
+        try:
+            if keys:
+                check_signatures(each, keys)
+                return
+        except IntegrityError as error:
+            why = error.message.rstrip(".")
+        how = f"is where checkpoint {number} does not verify: {why}"
+        raise self._bad(max(each.size, 1), how)
+
+    def _pass_marks(self, leaves: Sequence[bytes]) -> None:
+        """Takes leaves into the tree, comparing its root with each checkpoint on the way."""
+        taken = 0
+        while self._marks and self._marks[0].size <= self._edge.size + len(leaves) - taken:
+            mark = self._marks.pop(0)
+            upto = taken + mark.size - self._edge.size
+            self._edge.extend(leaves[taken:upto])
+            taken = upto
+            if self._edge.root() != mark.root:
+                how = f"(or a later one, up to {mark.size}) is not what was signed"
+                raise self._bad(self._good + 1, how)
+            self._good = mark.size
+        self._edge.extend(leaves[taken:])
+
+    def _finish(self) -> None:
+        if self._marks:
+            stated = self._marks[-1].size
+            gone = stated - self._edge.size
+            raise self._bad(
+                self._edge.size + 1,
+                f"is missing: a checkpoint states {stated} events, {gone} more than there are",
+            )
+
+    # -- segments --------------------------------------------------------------------
+
+    def _chosen(self, paths: dict[int, Path]) -> Iterable[tuple[int, Path]]:
+        """The segments to read: all, or from the one with the checkpoint known before."""
+        if self._since is None:
+            return paths.items()
+        for number in sorted(paths, reverse=True):
+            head = read_segment(paths[number]).partition(b"\n")[0] + b"\n"
+            edge = lines.parse_header(head, segment=number, vault_id=self._vault_id)
+            if edge is not None and edge.size <= self._since.size:
+                self._edge = edge
+                return [(n, p) for n, p in paths.items() if n >= number]
+        return paths.items()
+
+    def _read_one(self, number: int, path: Path, *, last: bool) -> None:
+        try:
+            data = read_segment(path)
+        except AuditTamperedError:
+            # Compressed meanwhile, by a process that uses the log.
+            packed = path.with_name(f"{file_name(number)}.gz")
+            if path.exists() or not packed.exists():
+                raise
+            data = read_segment(packed)
+        head, _, body = data.partition(b"\n")
+        edge = lines.parse_header(head + b"\n", segment=number, vault_id=self._vault_id)
+        if edge is None or (edge.size, edge.hashes) != (self._edge.size, self._edge.hashes):
+            raise self._bad(
+                self._edge.size + 1,
+                "begins a segment whose first line is not right: it was altered, lines before "
+                "it were, or it is another vault's",
+            )
+        start, end = self._edge.size + 1, body.rfind(b"\n", 0, -1) + 1
+        seal = lines.seal(segment=number, last=self._edge.size + body.count(b"\n") - 1)
+        if body[end:] == seal:
+            body = body[:end]
+        elif not last:
+            self._take(body, start)
+            raise self._bad(self._edge.size + 1, "is not there, nor the end of its segment")
+        self._take(body, start)
+
+    def _take(self, body: bytes, first: int) -> None:
+        leaves, wrong = _leaves_of(body, first)
+        self._pass_marks(leaves)
+        if wrong:
+            raise self._bad(first + len(leaves), wrong)
+
+    def _bad(self, seq: int, how: str) -> _BadError:
+        return _BadError(seq, how, self._segment)
+
+
+def _leaves_of(body: bytes, first: int) -> tuple[list[bytes], str]:
+    """The leaves of all good lines, and what is wrong with the next one, if any."""
+    leaves: list[bytes] = []
+    start = 0
+    while start < len(body):
+        # In pieces that a processor's cache holds.
+        end = body.rfind(b"\n", start, start + _PIECE) + 1 or start + _PIECE
+        piece = body[start:end]
+        more, wrong = _leaves_of_piece(piece, first + len(leaves))
+        leaves += more
+        if wrong:
+            return leaves, wrong
+        start = end
+    return leaves, ""
+
+
+def _leaves_of_piece(piece: bytes, first: int) -> tuple[list[bytes], str]:
+    found = piece.split(b"\n")
+    torn = found.pop()
+    leaves = _quick(piece[: len(piece) - len(torn)], found, first)
+    if leaves is None:
+        return _slow(found, first)
+    return leaves, lines.fault(first + len(found), torn) if torn else ""
+
+
+def _quick(body: bytes, found: Sequence[bytes], first: int) -> list[bytes] | None:
+    """The leaves of lines that are all good, else None."""
+    count = len(found)
+    try:
+        events = lines.decode_all(body)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    hashes = [sha256(b"\x00" + text[:-_TAIL] + b"}") for text in found]
+    right = (
+        body.count(_NEXT) == max(count - 1, 0)
+        and body.startswith(_NEXT[1:] if count else b"")
+        and [each.seq for each in events] == list(range(first, first + count))
+        and [each.hash for each in events] == [each.hexdigest() for each in hashes]
+        and [text[-_TAIL:_BEFORE] for text in found].count(_MARK) == count
+    )
+    return [each.digest() for each in hashes] if right else None
+
+
+def _slow(found: Sequence[bytes], first: int) -> tuple[list[bytes], str]:
+    leaves: list[bytes] = []
+    for seq, text in enumerate(found, start=first):
+        if wrong := lines.fault(seq, text + b"\n"):
+            return leaves, wrong
+        leaves.append(lines.leaf_of(text + b"\n"))
+    return leaves, "is not an event of this log's format"
+
+
+# -- reading -----------------------------------------------------------------------------
+
+
+def entries(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yields number and line of the events above ``after``, each checked by itself.
 
     Raises:
-        AuditTamperedError: At the first bad line, wherever it is.
+        AuditTamperedError: At the first bad line of the segments that are read.
         AuditUnavailableError: The log can't be read.
-        UnsafePathError: It is a symbolic link or not a regular file.
+        UnsafePathError: A file is a symbolic link or not a regular file.
     """
-    head = chain.genesis(vault_id)
-    for seq, line in enumerate(_lines(directory), start=1):
-        how = chain.fault(head, seq, line)
-        if how:
-            raise _tampered(seq, how)
-        head = chain.head_of(line)
-        if seq > after:
-            yield chain.decode(line)
+    paths = _found(Path(directory))
+    number = _segment_of(paths, vault_id, after)
+    while number in paths:
+        data = read_segment(paths[number])
+        head, _, body = data.partition(b"\n")
+        edge = lines.parse_header(head + b"\n", segment=number, vault_id=vault_id)
+        if edge is None:
+            raise _tampered(1, "is not in a segment of this vault", paths[number].name)
+        for seq, text in enumerate(body.splitlines(keepends=True), start=edge.size + 1):
+            if text == lines.seal(segment=number, last=seq - 1):
+                break
+            if wrong := lines.fault(seq, text):
+                raise _tampered(seq, wrong, paths[number].name)
+            if seq > after:
+                yield seq, text
+        number += 1
 
 
-def _lines(directory: Path) -> Iterator[bytes]:
-    fd = open_to_read(Path(directory) / SEGMENT)
-    try:
-        yield from lines(fd, 0, settled_size(fd))
-    except OSError as error:
-        raise unavailable("read", error) from None
-    finally:
-        os.close(fd)
+def read(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[Recorded]:
+    """Yields the events with numbers above ``after``; raises as ``entries``."""
+    for _, text in entries(directory, vault_id=vault_id, after=after):
+        yield lines.decode(text)
 
 
-def _tampered(line: int, how: str) -> AuditTamperedError:
-    return AuditTamperedError(
-        f"Line {line} of the audit log {how}.",
-        hint="Keep a copy, find out who did it, and restore the file.",
-    )
+def _segment_of(paths: dict[int, Path], vault_id: str, after: int) -> int:
+    """The newest segment that begins at or before the event after ``after``."""
+    if not after:
+        return 1
+    for number in sorted(paths, reverse=True):
+        head = read_segment(paths[number]).partition(b"\n")[0] + b"\n"
+        edge = lines.parse_header(head, segment=number, vault_id=vault_id)
+        if edge is not None and edge.size <= after:
+            return number
+    return 1
+
+
+def _found(directory: Path) -> dict[int, Path]:
+    paths = segments(directory)
+    if not paths:
+        raise missing(directory / file_name(1))
+    return paths
+
+
+def _tampered(seq: int, how: str, segment: str) -> AuditTamperedError:
+    where = f" ({segment})" if segment else ""
+    return AuditTamperedError(f"Event {seq} of the audit log{where} {how}.", hint=_HINT)

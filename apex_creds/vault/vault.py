@@ -15,17 +15,12 @@ from types import TracebackType
 from typing import Final, Self
 
 import anyio
-import msgspec
 
-from apex_creds.audit import chain
+from apex_creds.audit import line
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import (
-    ConflictError,
-    CredentialNotFoundError,
-    InvalidInputError,
-)
+from apex_creds.errors import ConflictError, CredentialNotFoundError
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.model import (
     SECTIONS,
@@ -36,15 +31,12 @@ from apex_creds.model import (
     Secret,
     Sensitivity,
     SystemClock,
-    check_name,
-    check_time,
-    new_id,
 )
-from apex_creds.policy.grants import Grant, Grants
+from apex_creds.policy.grants import Grants
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import gauges, genesis, writing
+from apex_creds.vault.granting import Granting, Watchers
 from apex_creds.vault.home import audit_directory, resolve_home
-from apex_creds.vault.keystore import KeystoreBody
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.section import Record, open_record
 from apex_creds.vault.store import ATTEMPTS, DocumentStore
@@ -53,7 +45,7 @@ from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, parse_leve
 _SECTION_NAMES: Final = tuple(SECTIONS.values())
 
 
-class Vault:
+class Vault(Granting):
     """An unsealed vault. Make one with ``create`` or ``unseal``; close it when done.
 
     It is an async context manager: ``async with await Vault.unseal(home) as vault: …``
@@ -67,6 +59,7 @@ class Vault:
         self._clock = clock
         self._home = home
         self._where: dict[str, str] = {}
+        self._watching: Watchers = []
         self._id = store.unsealed().header.vault_id
         self._id_bytes = bytes.fromhex(self._id)
 
@@ -299,8 +292,10 @@ class Vault:
 
         Raises:
             CredentialNotFoundError: There is none of that name.
+            LockedDownError: The vault is locked down.
             AuditUnavailableError: The event could not be written first.
         """
+        await self.refuse_lockdown()
         record = await self._find_with_key(name)
         key_id, version = record.key
         event = AuditEvent(
@@ -313,76 +308,8 @@ class Vault:
             key_id=key_id.hex(),
             key_version=version,
         )
-        with self.release(record, chain.encode(event)) as opened:
+        with self.release(record, line.encode(event)) as opened:
             yield opened
-
-    # -- grants ------------------------------------------------------------------
-
-    async def grants(self) -> Grants:
-        """All grants."""
-        return (await self._store.keystore()).grants
-
-    async def grant(
-        self,
-        plugin: str,
-        credential: str,
-        *,
-        scopes: Iterable[str] = (),
-        reveal: bool = False,
-        until: float | None = None,
-    ) -> Grant:
-        """Permits a plugin the use of a credential; replaces the pair's earlier grant.
-
-        Args:
-            plugin: The plugin's id.
-            credential: The credential's name; it need not exist yet.
-            scopes: The scopes it may ask for.
-            reveal: Whether it may read the secret, if its manifest asks for that.
-            until: Unix seconds; without end by default.
-        """
-        made = Grant(
-            id=new_id(),
-            plugin=check_name(plugin, what="plugin id"),
-            credential=check_name(credential, what="credential name"),
-            scopes=tuple(check_name(scope, what="scope") for scope in scopes),
-            reveal=reveal,
-            created=self._clock.time(),
-            until=check_time(until, what="end of the grant"),
-        )
-        self.record(EventKind.GRANT, plugin=plugin, credential=credential)
-        await self._store.commit_keystore(
-            lambda body: msgspec.structs.replace(
-                body, grants=tuple(Grants(body.grants).with_grant(made))
-            )
-        )
-        return made
-
-    async def revoke(
-        self, *, plugin: str | None = None, credential: str | None = None
-    ) -> tuple[Grant, ...]:
-        """Removes the grants of a plugin, of a credential, or of the pair.
-
-        Returns:
-            The grants that were removed.
-
-        Raises:
-            InvalidInputError: Neither is given.
-        """
-        if plugin is None and credential is None:
-            raise InvalidInputError(
-                "A revocation of nothing.", hint="Name a plugin, a credential, or both."
-            )
-        removed: tuple[Grant, ...] = ()
-
-        def change(body: KeystoreBody) -> KeystoreBody:
-            nonlocal removed
-            kept = Grants(body.grants).without(plugin=plugin, credential=credential)
-            removed = tuple(grant for grant in body.grants if grant not in set(kept))
-            return msgspec.structs.replace(body, grants=tuple(kept)) if removed else body
-
-        self.record(EventKind.REVOKE, plugin=plugin or "", credential=credential or "")
-        await self._store.commit_keystore(change)
-        return removed
 
     # -- for the layers above ----------------------------------------------------
 
@@ -482,11 +409,30 @@ class Vault:
         whole = open_record(record, vault_id=self._id_bytes, find_key=keystore.dek)
         return Opened(whole, record.info.kind)
 
-    def record(self, kind: EventKind, *, plugin: str = "", credential: str = "") -> None:
+    def record(
+        self,
+        kind: EventKind,
+        *,
+        plugin: str = "",
+        credential: str = "",
+        decision: str = "",
+        detail: str = "",
+    ) -> None:
         """Writes an event of the operator's to the log."""
         self._audit.append(
-            AuditEvent(time=self._clock.time(), kind=kind, plugin=plugin, credential=credential)
+            AuditEvent(
+                time=self._clock.time(),
+                kind=kind,
+                plugin=plugin,
+                credential=credential,
+                decision=decision,
+                detail=detail,
+            )
         )
+
+    @property
+    def _watchers(self) -> Watchers:
+        return self._watching
 
 
 def _not_found() -> CredentialNotFoundError:

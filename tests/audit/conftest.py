@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from apex_creds.audit import AuditEvent, AuditLog, EventKind
+from apex_creds.audit.checkpoint import LogKey
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.crypto.signing import SigningKey
 from apex_creds.model import SystemClock
 
 VAULT = "ab" * 16
@@ -24,10 +28,18 @@ def open_log(audit_dir: Path) -> Iterator[Callable[..., AuditLog]]:
     opened: list[AuditLog] = []
 
     def opener(
-        directory: Path = audit_dir, *, vault_id: str = VAULT, durable_within: float = 0.1
+        directory: Path = audit_dir,
+        *,
+        vault_id: str = VAULT,
+        durable_within: float = 0.1,
+        **more: Any,
     ) -> AuditLog:
         log = AuditLog(
-            directory, vault_id=vault_id, clock=SystemClock(), durable_within=durable_within
+            directory,
+            vault_id=vault_id,
+            clock=SystemClock(),
+            durable_within=durable_within,
+            **more,
         )
         opened.append(log)
         return log
@@ -35,6 +47,12 @@ def open_log(audit_dir: Path) -> Iterator[Callable[..., AuditLog]]:
     yield opener
     for log in opened:
         log.close()
+
+
+@pytest.fixture(scope="session")
+def log_key() -> LogKey:
+    with SecretBytes.from_bytes(bytes(range(32))) as seed:
+        return LogKey(VAULT, SigningKey.from_seed(seed))
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from apex_creds.audit import AuditEvent, EventKind, Recorded, chain
+from apex_creds.audit import AuditEvent, EventKind, Recorded, line
 from apex_creds.errors import InvalidInputError
 
 
 def test_only_set_fields_are_encoded() -> None:
-    body = chain.encode(AuditEvent(1.5, EventKind.PUT, credential="a"))
+    body = line.encode(AuditEvent(1.5, EventKind.PUT, credential="a"))
     assert body == b'{"time":1.5,"kind":"put","credential":"a"}'
 
 
@@ -43,15 +43,15 @@ def test_events_are_frozen() -> None:
 )
 def test_what_would_not_decode_is_refused(event: AuditEvent) -> None:
     with pytest.raises(InvalidInputError):
-        chain.encode(event)
+        line.encode(event)
 
 
 @pytest.mark.parametrize(
     "text", ["\ud800evil", "x" * 1_000_000, "\x00" * 100_000, "😀" * 50_000]
 )
 def test_hostile_text_is_recorded_in_bounds(text: str) -> None:
-    body = chain.encode(AuditEvent(1.0, EventKind.DENIAL, plugin="p", credential=text))
-    assert len(body) < chain.MAX_LINE // 2
+    body = line.encode(AuditEvent(1.0, EventKind.DENIAL, plugin="p", credential=text))
+    assert len(body) < line.MAX_LINE // 2
     assert b"\n" not in body
     event = msgspec.json.decode(body, type=AuditEvent)
     assert event.plugin == "p"

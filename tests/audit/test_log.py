@@ -163,7 +163,7 @@ def test_durable_within_zero_makes_every_append_durable(
     monkeypatch.setattr(os, "fsync", fsync)
     log.append(make_event(), flush=False)
     log.append(make_event())
-    assert synced == [log._segment.fd] * 2
+    assert synced == [log._writer.segment.fd] * 2
 
 
 def test_the_thread_makes_appends_durable(
@@ -292,7 +292,7 @@ def test_the_thread_survives_anything(
         log.append(make_event("before"))
         assert failed.wait(20)
         settled = threading.Event()
-        while not log._fault:
+        while not log._writer.fault:
             settled.wait(0.005)
     log.append(make_event("after"))
     wait_until_idle(log)
@@ -303,7 +303,7 @@ def test_a_lock_that_is_held_refuses_in_time(
     open_log: Opener, audit_dir: Path, make_event: Maker
 ) -> None:
     log = open_log()
-    holder = Segment(audit_dir)
+    holder = Segment(audit_dir, 1)
     holder.lock()
     try:
         with pytest.raises(AuditUnavailableError, match="locked"):
@@ -382,10 +382,10 @@ def test_a_line_added_by_hand(open_log: Opener, audit_dir: Path, make_event: Mak
     log.append(make_event())
     with (audit_dir / "000001.jsonl").open("ab") as file:
         size = file.tell()
-        file.write(b'{"seq":2,"time":1.0,"kind":"grant","hash":"' + b"0" * 64 + b'"}\n')
-    with pytest.raises(AuditTamperedError, match="Line 2 "):
+        file.write(b'{"v":1,"seq":2,"time":1.0,"kind":"grant","hash":"' + b"0" * 64 + b'"}\n')
+    with pytest.raises(AuditTamperedError, match="Event 2 "):
         log.append(make_event())
-    with pytest.raises(AuditTamperedError, match="last line"):
+    with pytest.raises(AuditTamperedError, match="Event 2 "):
         open_log()
     os.truncate(audit_dir / "000001.jsonl", size)
 
@@ -398,7 +398,7 @@ def test_a_removed_file_is_not_started_anew(
     path = audit_dir / "000001.jsonl"
     content = path.read_bytes()
     path.unlink()
-    log._segment._look_again = 0.0  # as if the last look was over a millisecond ago
+    log._writer.segment._look_again = 0.0  # as if the last look was over a millisecond ago
     for _ in range(2):
         with pytest.raises(AuditTamperedError):
             log.append(make_event())
@@ -419,11 +419,11 @@ def test_a_file_moved_away_is_noticed_by_the_thread(
     log.append(make_event("one"))
     wait_until_idle(log)
     path = audit_dir / "000001.jsonl"
-    log._segment._look_again = float("inf")  # as if it was looked at this millisecond
+    log._writer.segment._look_again = float("inf")  # as if it was looked at this millisecond
     path.rename(audit_dir / "elsewhere")
     log.append(make_event("two"))
     settled = threading.Event()
-    while not log._fault:
+    while not log._writer.fault:
         settled.wait(0.005)
     with pytest.raises(AuditTamperedError):
         log.append(make_event())
@@ -470,19 +470,32 @@ def test_a_torn_end_is_set_aside_at_the_next_start(
     assert torn.name in recovered.detail
 
 
-def test_a_torn_first_line_and_a_long_torn_tail(
+def test_a_torn_first_event_and_a_long_torn_tail(
     open_log: Opener, audit_dir: Path, make_event: Maker
 ) -> None:
-    audit_dir.mkdir(mode=0o700)
+    open_log().close()
     path = audit_dir / "000001.jsonl"
-    path.touch(0o600)
-    path.write_bytes(b'{"seq":1,"time"')
+    with path.open("ab") as file:
+        file.write(b'{"v":1,"seq":1,"time"')
     open_log().close()
     with path.open("ab") as file:
         file.write(b"\0" * 300_000)
     open_log().close()
     assert verify(audit_dir, vault_id=VAULT).count == 2
     assert len(list(audit_dir.glob("torn-*.bin"))) == 2
+
+
+def test_a_file_that_is_no_segment_is_not_written_to(
+    open_log: Opener, audit_dir: Path, make_event: Maker
+) -> None:
+    audit_dir.mkdir(mode=0o700)
+    path = audit_dir / "000001.jsonl"
+    for content in (b"", b'{"seq":1,"time"', b"{}\n"):
+        path.touch(0o600)
+        path.write_bytes(content)
+        with pytest.raises(AuditTamperedError, match="does not begin"):
+            open_log()
+        assert path.read_bytes() == content
 
 
 def test_the_end_is_checked_on_opening(

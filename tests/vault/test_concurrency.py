@@ -261,10 +261,10 @@ async def no_old_key_is_left(vault: Vault, label: str) -> None:
 
 
 def event() -> bytes:
-    from apex_creds.audit import chain
+    from apex_creds.audit import line
     from apex_creds.audit.events import AuditEvent, EventKind
 
-    return chain.encode(AuditEvent(time=1.0, kind=EventKind.EXPOSE))
+    return line.encode(AuditEvent(time=1.0, kind=EventKind.EXPOSE))
 
 
 def test_documents_name_the_keys_that_they_use(tmp_path: Path) -> None:

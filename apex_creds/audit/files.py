@@ -1,0 +1,428 @@
+"""The log's files: opened safely, locked between processes, written whole.
+
+Guarantee: a file that is opened for writing is a regular one of ours, 0600 or stricter, with
+one name, reached through no symbolic link below the audit directory; one that
+``create_whole`` makes is there with all of its bytes, durably, or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from apex_creds.audit.line import MAX_LINE
+from apex_creds.errors import (
+    AuditTamperedError,
+    AuditUnavailableError,
+    UnsafePathError,
+    UnsafePermissionsError,
+)
+
+if sys.platform != "win32":
+    import fcntl
+
+    flock: Final = fcntl.flock
+    TRY_LOCK: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
+    TRY_SHARED: Final = fcntl.LOCK_SH | fcntl.LOCK_NB
+    UNLOCK: Final = fcntl.LOCK_UN
+else:  # pragma: no cover
+    TRY_LOCK, TRY_SHARED, UNLOCK = 1, 2, 3
+
+    def flock(fd: int, operation: int) -> None:  # noqa: ARG001 - the shape of fcntl's
+        """Warns once."""
+        _warn_unlocked()
+
+
+__all__ = [
+    "TRY_LOCK",
+    "TRY_SHARED",
+    "UNLOCK",
+    "check",
+    "create_whole",
+    "end_of_lines",
+    "flock",
+    "lines",
+    "lock",
+    "lstat",
+    "make_directory",
+    "missing",
+    "open_directory",
+    "open_private",
+    "open_to_read",
+    "read_between",
+    "remove_unfinished",
+    "save_new",
+    "settled_size",
+    "sync_directory",
+    "unavailable",
+    "unlock",
+    "wait_for_lock",
+    "write_all",
+]
+
+_UNFINISHED: Final = ".new"
+_PATIENCE: Final = 0.25
+_CHUNK: Final = 1 << 20
+_FLAGS: Final = (
+    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+)
+_POSIX: Final = hasattr(os, "geteuid")
+_log = logging.getLogger("apex_creds.audit")
+
+
+# -- errors ------------------------------------------------------------------------------
+
+
+def unavailable(what: str, error: OSError) -> AuditUnavailableError:
+    """Returns the error for a log that can't be ``what`` because of ``error``."""
+    return AuditUnavailableError(
+        f"The audit log can't be {what} ({os.strerror(error.errno or 0)}).",
+        hint="Nothing was released. Free space or make it writable, then try again.",
+    )
+
+
+def missing(path: Path) -> AuditTamperedError:
+    """Returns the error for a log that ought to be there."""
+    return AuditTamperedError(f"{path} is missing.", hint="Restore it from a backup.")
+
+
+def _wrong_kind(path: Path) -> UnsafePathError:
+    return UnsafePathError(
+        f"{path} is a symbolic link or of the wrong type.", hint="Put the real one there."
+    )
+
+
+def _open_error(path: Path, error: OSError) -> UnsafePathError | AuditUnavailableError:
+    if not path.is_symlink() and not path.is_dir():
+        return unavailable("opened", error)
+    return _wrong_kind(path)
+
+
+# -- locks -------------------------------------------------------------------------------
+
+
+def lock(fd: int, path: Path) -> None:
+    """Takes the exclusive lock of an open file; waits at most 250 ms.
+
+    Raises:
+        AuditUnavailableError: Another process keeps it.
+    """
+    try:
+        flock(fd, TRY_LOCK)
+    except BlockingIOError:
+        if not wait_for_lock(fd, TRY_LOCK):
+            raise AuditUnavailableError(
+                "Another process keeps the audit log locked.",
+                hint=f"See who has {path} open.",
+            ) from None
+    except OSError as error:
+        raise unavailable("locked", error) from None
+
+
+def unlock(fd: int) -> None:
+    """Gives a lock back; harmless when it is not held."""
+    flock(fd, UNLOCK)
+
+
+def wait_for_lock(fd: int, mode: int) -> bool:
+    """Tries for 250 ms to take a lock of that mode; tells whether it could."""
+    deadline = time.monotonic() + _PATIENCE
+    pause = 0.00002
+    while time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(pause * 2, 0.002)
+        with suppress(BlockingIOError):
+            flock(fd, mode)
+            return True
+    return False
+
+
+def settled_size(fd: int) -> int:
+    """Returns the length at a moment when no writer is in the middle of a line.
+
+    If one stays there for 250 ms it is taken as it is.
+    """
+    if not wait_for_lock(fd, TRY_SHARED):
+        return os.fstat(fd).st_size
+    try:
+        return os.fstat(fd).st_size
+    finally:
+        flock(fd, UNLOCK)
+
+
+_warned: list[bool] = []
+
+
+def _warn_unlocked() -> None:  # pragma: no cover - Windows
+    if not _warned:
+        _warned.append(True)
+        _log.warning("No file locks on this system: let one process use the vault at a time.")
+
+
+# -- opening -----------------------------------------------------------------------------
+
+
+def make_directory(directory: Path) -> None:
+    """Makes the log's directory, 0700, where it is not there yet.
+
+    Raises:
+        AuditUnavailableError: It can't be made.
+    """
+    try:
+        directory.mkdir(mode=0o700)
+        sync_directory(directory.parent)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise unavailable("made", error) from None
+
+
+def open_directory(directory: Path) -> int:
+    """Opens the log's directory, to lock it or to make it durable.
+
+    Raises:
+        UnsafePathError: See ``check``, as for UnsafePermissionsError.
+        AuditTamperedError: It is not there.
+        AuditUnavailableError: It can't be opened.
+    """
+    check(directory, lstat(directory), directory=True)
+    if not _POSIX:  # pragma: no cover - Windows
+        return -1
+    try:
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+    except OSError as error:
+        raise unavailable("opened", error) from None
+
+
+def lstat(path: Path) -> os.stat_result:
+    """Returns the status of what is at a path, not following a link.
+
+    Raises:
+        AuditTamperedError: There is nothing.
+        AuditUnavailableError: It can't be seen.
+    """
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except OSError as error:
+        raise unavailable("opened", error) from None
+
+
+def check(path: Path, status: os.stat_result, *, directory: bool) -> None:
+    """Returns if what was opened may hold the log.
+
+    Raises:
+        UnsafePathError: Of the wrong type, a foreign owner, or a second name.
+        UnsafePermissionsError: Others may read or write it.
+    """
+    if not (stat.S_ISDIR if directory else stat.S_ISREG)(status.st_mode):
+        raise _wrong_kind(path)
+    if not directory and status.st_nlink > 1:
+        raise UnsafePathError(
+            f"{path} has a second name (a hard link).", hint="Remove that name."
+        )
+    if not _POSIX:  # pragma: no cover - Windows
+        return
+    if status.st_uid != os.geteuid():
+        raise UnsafePathError(f"{path} belongs to another user.", hint="Run as its owner.")
+    if status.st_mode & 0o077:
+        mode = "700" if directory else "600"
+        raise UnsafePermissionsError(
+            f"{path} can be read or written by others.", hint=f"Run: chmod {mode} {path}"
+        )
+
+
+def open_private(path: Path, *, create: bool = True) -> int:
+    """Opens a file to append to and to read; makes it, 0600, when absent.
+
+    Raises:
+        UnsafePathError: See ``check``, as for UnsafePermissionsError.
+        AuditTamperedError: It is not there and ``create`` is false.
+        AuditUnavailableError: It can't be opened.
+    """
+    flags = os.O_RDWR | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | _FLAGS
+    try:
+        if not create or path.exists():
+            fd = os.open(path, flags)
+        else:
+            fd = os.open(path, flags | os.O_CREAT, 0o600)
+            sync_directory(path.parent)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except OSError as error:
+        raise _open_error(path, error) from None
+    try:
+        check(path, os.fstat(fd), directory=False)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_to_read(path: Path) -> int:
+    """Opens a file of the log for reading only, whoever owns it.
+
+    Raises:
+        AuditTamperedError: It is not there.
+        AuditUnavailableError: It can't be opened.
+        UnsafePathError: It is a symbolic link or not a regular file.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except OSError as error:
+        raise _open_error(path, error) from None
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise _wrong_kind(path)
+
+
+# -- reading -----------------------------------------------------------------------------
+
+
+def lines(fd: int, start: int, end: int) -> Iterator[bytes]:
+    """Yields the lines between two offsets, each with its newline, in bounded memory.
+
+    The last one has none if it is torn; nor has one that is longer than ``MAX_LINE``,
+    after which nothing more is yielded.
+    """
+    rest = b""
+    for chunk in _chunks(fd, start, end):
+        rest += chunk
+        *whole, rest = rest.split(b"\n")
+        for line in whole:
+            yield line + b"\n"
+        if len(rest) >= MAX_LINE:
+            break
+    if rest:
+        yield rest
+
+
+def end_of_lines(fd: int, size: int) -> int:
+    """Returns the offset after the last newline before ``size``; 0 if there is none."""
+    while size > 0:
+        start = max(0, size - MAX_LINE)
+        found = _pread(fd, size - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        size = start
+    return 0
+
+
+def read_between(fd: int, start: int, end: int) -> bytes:
+    """Returns the bytes between two offsets, as far as they are there."""
+    return b"".join(_chunks(fd, start, end))
+
+
+def _chunks(fd: int, start: int, end: int) -> Iterator[bytes]:
+    while start < end:
+        data = _pread(fd, min(_CHUNK, end - start), start)
+        if not data:
+            return
+        start += len(data)
+        yield data
+
+
+def _pread(fd: int, count: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(fd, count, offset)
+    os.lseek(fd, offset, os.SEEK_SET)  # pragma: no cover - Windows
+    return os.read(fd, count)  # pragma: no cover - Windows
+
+
+# -- writing -----------------------------------------------------------------------------
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Writes all of it.
+
+    Raises:
+        OSError: The disk did not take it; some of it may be written.
+    """
+    done = os.write(fd, data)
+    while done < len(data):
+        done += os.write(fd, data[done:])
+
+
+def create_whole(path: Path, data: bytes, *, replace: bool = False, mode: int = 0o600) -> None:
+    """Makes a file with its content, durably and in one step.
+
+    Without ``replace`` callers hold a lock, so that no two make the same file. What a
+    crash leaves behind, ``remove_unfinished`` removes.
+
+    Raises:
+        AuditUnavailableError: It could not be made; then nothing is there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}{_UNFINISHED}")
+    try:
+        if not replace and os.path.lexists(path):
+            raise FileExistsError(17, "exists")
+        _write_new(temporary, data, mode)
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise unavailable("written", error) from None
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes what killed writers left of ``create_whole``; callers are alone.
+
+    Raises:
+        OSError: It can't be removed.
+    """
+    for path in directory.glob(f".*{_UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def save_new(directory: Path, stem: str, data: bytes) -> str:
+    """Keeps bytes in a file of a new name, durably; returns the name.
+
+    Raises:
+        OSError: They could not be kept; then nothing is there.
+    """
+    for attempt in range(1000):
+        name = f"{stem}-{attempt}.bin" if attempt else f"{stem}.bin"
+        with suppress(FileExistsError):
+            _write_new(directory / name, data, 0o600)
+            sync_directory(directory)
+            return name
+    raise FileExistsError(17, "too many files of that name")
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, mode)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+    except BaseException:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes the names in a directory durable.
+
+    Raises:
+        OSError: The disk did not take it.
+    """
+    if not _POSIX:  # pragma: no cover - Windows
+        return
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

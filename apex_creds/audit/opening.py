@@ -1,0 +1,360 @@
+"""Finding the end of a log, and that it is the log it was.
+
+Guarantee: what is opened is a log of this vault whose open segment was read whole: its tree
+has the roots that the newest checkpoint and every anchor state, and each event after the
+last signed one has its own hash. Older segments are read only where an anchor needs them;
+``verify`` reads everything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from apex_creds.audit import files, line
+from apex_creds.audit.archive import file_name, read_segment, segments
+from apex_creds.audit.checkpoint import (
+    Checkpoint,
+    CheckpointFile,
+    LogKey,
+    altered,
+    ensure_keys,
+)
+from apex_creds.audit.files import unavailable
+from apex_creds.audit.segment import Segment
+from apex_creds.audit.tree import Frontier
+from apex_creds.errors import (
+    ApexCredsError,
+    AuditTamperedError,
+    AuditUnavailableError,
+    IntegrityError,
+    RollbackDetectedError,
+)
+
+__all__ = ["HINT", "Content", "End", "add_segment", "find_end", "parse", "tampered"]
+
+HINT: Final = "Keep a copy, run `apex-creds audit verify`, and restore the file."
+_RESTORE: Final = (
+    "Put the newest copy back. After a restore on purpose: "
+    "apex-creds audit accept-rollback --reason …"
+)
+
+
+def tampered(seq: int, wrong: str) -> AuditTamperedError:
+    """Returns the error for an event of the log."""
+    return AuditTamperedError(f"Event {seq} of the audit log {wrong}.", hint=HINT)
+
+
+@dataclass(slots=True)
+class Content:
+    """What a segment holds: the tree before it, its leaves, and where its lines end."""
+
+    edge: Frontier
+    leaves: list[bytes]
+    end: int
+    sealed: bool
+
+    @property
+    def last(self) -> int:
+        """The number of its last event."""
+        return self.edge.size + len(self.leaves)
+
+    def root_at(self, size: int) -> bytes:
+        """The tree's root at a size within the segment."""
+        edge = self.edge.copy()
+        edge.extend(self.leaves[: size - edge.size])
+        return edge.root()
+
+
+def parse(data: bytes, *, number: int, vault_id: str, trusted: int = 0) -> Content:
+    """Reads a segment's bytes; a torn last line is left out.
+
+    Args:
+        data: All of them.
+        number: Which segment it is.
+        vault_id: Whose.
+        trusted: Up to this event, lines are only asked for their leaves.
+
+    Raises:
+        AuditTamperedError: The first line is not that of the segment, or an event is bad.
+    """
+    end = data.rfind(b"\n") + 1
+    head, *events = data[:end].splitlines(keepends=True) or [b""]
+    edge = line.parse_header(head, segment=number, vault_id=vault_id)
+    if edge is None:
+        raise AuditTamperedError(
+            f"{file_name(number)} does not begin as a segment of this vault's audit log.",
+            hint="It was altered, or is another vault's: restore it.",
+        )
+    last = edge.size + len(events)
+    sealed = bool(events) and events[-1] == line.seal(segment=number, last=last - 1)
+    if sealed:
+        events.pop()
+    return Content(edge, _leaves(events, edge.size, trusted), end, sealed)
+
+
+def _leaves(events: Sequence[bytes], before: int, trusted: int) -> list[bytes]:
+    for seq, each in enumerate(events, start=before + 1):
+        wrong = line.fault(seq, each) if seq > trusted else ""
+        if wrong:
+            raise tampered(seq, wrong)
+    try:
+        return line.leaves_of(events)
+    except ValueError:
+        raise AuditTamperedError(
+            f"An event before number {trusted} of the audit log has no hash.", hint=HINT
+        ) from None
+
+
+def add_segment(segment: Segment, edge: Frontier, *, vault_id: str) -> None:
+    """Makes the segment after a sealed one, whose lock the caller holds.
+
+    Raises:
+        AuditUnavailableError: It can't be made; then it is not there.
+    """
+    number = segment.number + 1
+    path = segment.directory / file_name(number)
+    if path.exists():
+        return
+    segment.sync()
+    files.create_whole(path, line.header(segment=number, vault_id=vault_id, edge=edge))
+
+
+# -- opening -----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class End:
+    """An opened log: its segment, its tree, and what was found amiss and accepted.
+
+    Attributes:
+        segment: The one to write to; unlocked.
+        edge: The whole tree.
+        end: Length of the segment up to its last whole line.
+        signed: Size of the newest checkpoint.
+        presence: A descriptor whose lock says that the log is in use.
+        alone: Nobody else had the log open.
+        behind: What was rolled back, where that was accepted.
+    """
+
+    segment: Segment
+    edge: Frontier
+    end: int
+    signed: int
+    presence: int
+    alone: bool
+    behind: list[str] = field(default_factory=list)
+
+    @property
+    def unsigned(self) -> int:
+        """How many events a writer that was killed left unsigned, if it signed at all."""
+        return self.edge.size - self.signed if self.alone and self.signed else 0
+
+
+def find_end(
+    directory: Path,
+    *,
+    vault_id: str,
+    key: LogKey | None,
+    anchors: Sequence[Checkpoint] = (),
+    accept: bool = False,
+    now: float = 0.0,
+) -> End:
+    """Opens a log, or makes one where there was none.
+
+    Args:
+        directory: The log's; made 0700 when absent.
+        vault_id: Whose log it is.
+        key: Checks (and will make) its checkpoints.
+        anchors: Checkpoints that the log must contain.
+        accept: A log that is behind them is taken all the same.
+        now: Unix seconds, to name what is set aside.
+
+    Raises:
+        RollbackDetectedError: It is behind a checkpoint or an anchor, or differs.
+        AuditTamperedError: It is not what was written.
+        AuditUnavailableError: It can't be opened or read.
+        UnsafePathError: See ``files.check``, as for UnsafePermissionsError.
+    """
+    files.make_directory(directory)
+    presence = files.open_directory(directory)
+    try:
+        alone = _enter(presence, directory, vault_id, anchors, accept=accept)
+        found = _Finder(directory, vault_id, key).find(anchors, accept=accept, now=now)
+        _share(presence)
+    except BaseException:
+        if presence >= 0:
+            os.close(presence)
+        raise
+    found.presence, found.alone = presence, alone
+    return found
+
+
+def _enter(
+    presence: int,
+    directory: Path,
+    vault_id: str,
+    anchors: Sequence[Checkpoint],
+    *,
+    accept: bool,
+) -> bool:
+    """Sees whether anyone else has the log open; makes the first segment if there is none."""
+    alone = _try_alone(presence)
+    if alone:
+        with suppress(OSError):
+            files.remove_unfinished(directory)
+    if segments(directory):
+        return alone
+    _refuse_emptied(anchors, accept=accept)
+    if not alone and not files.wait_for_lock(presence, files.TRY_LOCK):
+        raise AuditUnavailableError(
+            "Another process is making the audit log.", hint="Try again in a moment."
+        )
+    if not segments(directory):
+        head = line.header(segment=1, vault_id=vault_id, edge=Frontier())
+        files.create_whole(directory / file_name(1), head)
+    return True
+
+
+def _try_alone(presence: int) -> bool:
+    if presence < 0:  # pragma: no cover - Windows
+        return True
+    try:
+        files.flock(presence, files.TRY_LOCK)
+    except OSError:
+        return False
+    return True
+
+
+def _share(presence: int) -> None:
+    if presence >= 0:
+        files.wait_for_lock(presence, files.TRY_SHARED)
+
+
+def _refuse_emptied(anchors: Sequence[Checkpoint], *, accept: bool) -> None:
+    if not accept and any(each.size for each in anchors):
+        raise _rolled_back(_behind(0, max(each.size for each in anchors), "anchored"))
+
+
+class _Finder:
+    """Reads the open segment, and what is needed of others."""
+
+    def __init__(self, directory: Path, vault_id: str, key: LogKey | None) -> None:
+        self._directory = directory
+        self._vault_id = vault_id
+        self._key = key
+        self._checkpoints = CheckpointFile(directory, vault_id=vault_id)
+
+    def find(self, anchors: Sequence[Checkpoint], *, accept: bool, now: float) -> End:
+        signed = self._newest()
+        segment, content = self._open_last(signed.size if signed else 0)
+        try:
+            return self._compared(segment, content, signed, anchors, accept=accept, now=now)
+        except BaseException:
+            segment.close()
+            raise
+
+    def _newest(self) -> Checkpoint | None:
+        if self._key is None:
+            return None
+        ensure_keys(self._directory, self._key.verifier)
+        newest = self._checkpoints.last()
+        try:
+            if newest is not None:
+                newest.note.check(self._key.verifier)
+        except IntegrityError:
+            raise altered("the newest is not signed by this vault") from None
+        return newest
+
+    def _open_last(self, trusted: int) -> tuple[Segment, Content]:
+        """Opens the newest segment; makes the next where a crash left only a sealed one."""
+        while True:
+            number, path = list(segments(self._directory).items())[-1]
+            try:
+                segment = Segment(self._directory, number)
+            except AuditTamperedError:
+                if len(segments(self._directory)) > number:
+                    continue  # sealed and compressed by another process meanwhile
+                raise files.missing(path.with_name(file_name(number + 1))) from None
+            try:
+                content = self._read(segment, trusted)
+            except BaseException:
+                segment.close()
+                raise
+            if not content.sealed:
+                return segment, content
+            segment.close()
+
+    def _read(self, segment: Segment, trusted: int) -> Content:
+        try:
+            segment.lock()
+            data = files.read_between(segment.fd, 0, segment.size())
+            number = segment.number
+            content = parse(data, number=number, vault_id=self._vault_id, trusted=trusted)
+            if content.sealed:
+                edge = content.edge.copy()
+                edge.extend(content.leaves)
+                add_segment(segment, edge, vault_id=self._vault_id)
+        except OSError as error:
+            raise unavailable("read", error) from None
+        finally:
+            segment.unlock()
+        return content
+
+    def _compared(
+        self,
+        segment: Segment,
+        content: Content,
+        signed: Checkpoint | None,
+        anchors: Sequence[Checkpoint],
+        *,
+        accept: bool,
+        now: float,
+    ) -> End:
+        behind: list[str] = []
+        for each, how in ((signed, "signed"), *((each, "anchored") for each in anchors)):
+            wrong = self._compare(content, each, how) if each is not None else None
+            if wrong is None:
+                continue
+            if not accept:
+                raise wrong
+            behind.append(wrong.message.rstrip("."))
+            if how == "signed":
+                name = self._checkpoints.set_aside(int(now * 1000))
+                behind.append(f"its checkpoints are now in {name}")
+                signed = None
+        edge = content.edge.copy()
+        edge.extend(content.leaves)
+        size = signed.size if signed else 0
+        return End(segment, edge, content.end, size, -1, True, list(dict.fromkeys(behind)))
+
+    def _compare(self, content: Content, known: Checkpoint, how: str) -> ApexCredsError | None:
+        """What is wrong between the log and a checkpoint that it must contain."""
+        if known.size > content.last:
+            return _rolled_back(_behind(content.last, known.size, how))
+        if self._root_at(content, known.size) == known.root:
+            return None
+        if how == "signed":
+            return altered(f"the log's first {known.size} events are not those signed")
+        return _rolled_back(f"The audit log's first {known.size} events are not those anchored")
+
+    def _root_at(self, content: Content, size: int) -> bytes:
+        number = len(segments(self._directory))
+        while size < content.edge.size:
+            number -= 1
+            path = segments(self._directory)[number]
+            data = read_segment(path)
+            content = parse(data, number=number, vault_id=self._vault_id, trusted=size)
+        return content.root_at(size)
+
+
+def _behind(count: int, known: int, how: str) -> str:
+    return f"The audit log has {count} events; {known} were {how}: {known - count} are missing"
+
+
+def _rolled_back(what: str) -> RollbackDetectedError:
+    return RollbackDetectedError(f"{what}.", hint=_RESTORE)

@@ -1,0 +1,188 @@
+"""What a log does beside writing: its tree, checkpoints, new segments, compression.
+
+Guarantee: nothing here is on the path of an append, and no failure of it makes one fail; a
+checkpoint states what is durable, and whoever keeps a copy elsewhere is told after that, so
+that a copy may be behind the log but never ahead of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from apex_creds.audit import names, spans
+from apex_creds.audit.archive import MAX_SEGMENT, compress, segments
+from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile, LogKey
+from apex_creds.audit.opening import End
+from apex_creds.audit.tree import Frontier
+from apex_creds.audit.writer import Writer
+from apex_creds.errors import ApexCredsError, InvalidInputError
+
+__all__ = ["DEFAULT_CADENCE", "Cadence", "Upkeep"]
+
+_logger = logging.getLogger("apex_creds.audit")
+_MIN_SEGMENT: Final = 8192  # more than the longest first line
+_monotonic: Final = time.monotonic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cadence:
+    """How often a log signs and begins a new segment.
+
+    Attributes:
+        events: A checkpoint after that many events at the latest.
+        seconds: A checkpoint that many seconds after an event at the latest.
+        segment_bytes: A segment of that length is sealed; the next one begins.
+    """
+
+    events: int = 1000
+    seconds: float = 10.0
+    segment_bytes: int = 4 << 20
+
+    def __post_init__(self) -> None:
+        fits = _MIN_SEGMENT <= self.segment_bytes <= MAX_SEGMENT
+        if self.events < 1 or self.seconds <= 0 or not fits:
+            raise InvalidInputError("The audit log can't be kept at that cadence.")
+
+
+DEFAULT_CADENCE: Final = Cadence()
+
+
+class Upkeep:
+    """The upkeep of one log.
+
+    Args:
+        writer: Where its lines are written.
+        end: Where the log ended on opening.
+        key: Signs checkpoints; without it none are made.
+        cadence: See there.
+        tell: Called after each new checkpoint.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        end: End,
+        *,
+        key: LogKey | None,
+        cadence: Cadence,
+        tell: Callable[[Checkpoint], None] | None,
+    ) -> None:
+        self._writer = writer
+        self._key = key
+        self._cadence = cadence
+        self._tell = tell
+        self._directory = end.segment.directory
+        self._file = None
+        if key is not None:
+            self._file = CheckpointFile(self._directory, vault_id=key.vault_id)
+        # Taken before the writer's lock, never after it.
+        self._lock = threading.RLock()
+        self._edge = end.edge
+        self._signed = end.signed
+        self._since = 0.0
+        self._packing: list[threading.Thread] = []
+        self._healthy = True
+        self.newest: Checkpoint | None = None
+        if end.alone:
+            self._pack(list(segments(self._directory).values())[:-1])
+
+    def absorb(self) -> Frontier:
+        """Takes every event that was written or seen into the tree, and returns it."""
+        with self._lock:
+            self._edge.extend(self._writer.take_leaves())
+            return self._edge
+
+    def due_in(self) -> float | None:
+        """Seconds until a checkpoint is due; None if there is nothing to sign."""
+        if self._key is None or self._writer.seq <= self._signed:
+            return None
+        if not self._since:
+            self._since = _monotonic()
+        if self._writer.seq - self._signed >= self._cadence.events:
+            return 0.0
+        return max(0.0, self._since + self._cadence.seconds - _monotonic())
+
+    def work(self) -> None:
+        """Does what is due; what fails is tried again later, and said once."""
+        try:
+            self.absorb()
+            if self._writer.end >= self._cadence.segment_bytes:
+                self._rotate()
+            if self.due_in() == 0.0:
+                self.sign()
+        except Exception as error:  # noqa: BLE001 - the log goes on without it
+            self._failed(error)
+        else:
+            self._healthy = True
+
+    def sign(self) -> Checkpoint | None:
+        """Signs a checkpoint of all that is in the log, after making it durable.
+
+        Raises:
+            AuditUnavailableError: It could not be written.
+            AuditTamperedError: Someone altered the log.
+        """
+        if self._key is None or self._file is None:
+            return None
+        self._since = 0.0
+        with self._lock:
+            self._edge.extend(self._writer.current_leaves())
+            if not self._edge.size or self._edge.size == self._signed:
+                return self.newest
+            made = Checkpoint.make(self._edge.size, self._edge.root(), key=self._key)
+        self._writer.sync()
+        self._file.add(made)
+        self._signed, self.newest = made.size, made
+        self._announce(made)
+        return made
+
+    def finish(self) -> None:
+        """Signs and compresses what is left, before the log closes."""
+        try:
+            self.sign()
+        except ApexCredsError as error:
+            self._failed(error)
+        for thread in self._packing:
+            thread.join()
+
+    def _announce(self, made: Checkpoint) -> None:
+        size, root = made.size, made.root.hex()
+        what = {names.AUDIT_SIZE: size, names.AUDIT_ROOT: root}
+        with spans.span("apex_creds.checkpoint", what):
+            if self._tell is not None:
+                self._tell(made)
+
+    def _rotate(self) -> None:
+        # Most of the segment is made durable before anyone has to wait for it.
+        self._writer.sync()
+        with self._lock:
+            sealed = self._writer.seal(self.absorb)
+        if sealed is not None:
+            self._pack([sealed])
+
+    def _pack(self, sealed: Sequence[Path]) -> None:
+        """Compresses segments, in a thread of its own: it takes long."""
+        plain = [path for path in sealed if path.suffix != ".gz"]
+        if plain:
+            work = threading.Thread(target=self._compress, args=(plain,), daemon=True)
+            self._packing = [each for each in self._packing if each.is_alive()]
+            self._packing.append(work)
+            work.start()
+
+    def _compress(self, paths: Sequence[Path]) -> None:
+        try:
+            for path in paths:
+                compress(path)
+        except Exception as error:  # noqa: BLE001 - the next opening tries again
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        if self._healthy:
+            self._healthy = False
+            _logger.warning("The upkeep of the audit log failed: %s", type(error).__name__)

@@ -1,0 +1,335 @@
+"""Writing lines to the open segment, beside other processes that do the same.
+
+Guarantee: lines are added after all that anyone wrote before, each checked; a torn end is
+set aside and noted, never dropped; a sealed segment is left for the next one; a file that
+was cut, replaced or removed is noticed, and nothing is written to it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from apex_creds.audit import files, line
+from apex_creds.audit.archive import file_name
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.files import lines, unavailable
+from apex_creds.audit.opening import HINT, End, add_segment, parse, tampered
+from apex_creds.audit.segment import Segment
+from apex_creds.audit.tree import Frontier
+from apex_creds.errors import AuditTamperedError
+from apex_creds.model import Clock
+
+__all__ = ["Writer"]
+
+# Bound once: it is on the path of every append.
+_link: Final = line.link
+
+
+class Writer:
+    """The segment that is written to. Callers hold ``lock``, but for ``sync``.
+
+    Args:
+        end: Where the log ended.
+        vault_id: Whose it is.
+        clock: Dates notes.
+        lock: What guards it.
+
+    Attributes:
+        seq: The number of the last event written or seen.
+        end: Length of the segment up to its last line.
+        notes: Events that go out before everything else.
+        fault: Why nothing can be written before ``reopen`` and ``recover``; else empty.
+    """
+
+    def __init__(self, end: End, *, vault_id: str, clock: Clock, lock: threading.RLock) -> None:
+        self._lock = lock
+        self._vault_id = vault_id
+        self._clock = clock
+        self._sync_lock = threading.RLock()
+        self._segment = end.segment
+        self._leaves: list[bytes] = []
+        self.seq, self.end = end.edge.size, end.end
+        self.notes: list[AuditEvent] = []
+        self.fault = ""
+
+    # -- writing ---------------------------------------------------------------------
+
+    def write_one(self, body: bytes) -> bytes:
+        """Writes one event; returns what was written.
+
+        Raises:
+            AuditUnavailableError: It could not be; the file is as it was.
+            AuditTamperedError: Someone altered, cut or took away the file.
+        """
+        segment = self._segment
+        try:
+            size = segment.begin()
+            if size != self.end:
+                self._catch_up(size)
+                if self.notes:
+                    return self._put([body])
+                segment = self._segment
+            data, leaf = _link(self.seq + 1, body)
+            segment.append(data, end=self.end)
+        except OSError as error:
+            raise unavailable("read", error) from None
+        finally:
+            self._segment.unlock()
+        self._leaves.append(leaf)
+        self.seq += 1
+        self.end += len(data)
+        return data
+
+    def write(self, bodies: Sequence[bytes]) -> bytes:
+        """Writes the notes and then events, in one write; returns what was written.
+
+        Raises:
+            AuditUnavailableError: As ``write_one``, and so for AuditTamperedError.
+        """
+        try:
+            self._current()
+            return self._put(bodies)
+        except OSError as error:
+            raise unavailable("read", error) from None
+        finally:
+            self._segment.unlock()
+
+    def _put(self, bodies: Sequence[bytes]) -> bytes:
+        notes = [line.encode(note) for note in self.notes]
+        made = [_link(seq, each) for seq, each in enumerate([*notes, *bodies], self.seq + 1)]
+        data = b"".join(text for text, _ in made)
+        self._segment.append(data, end=self.end)
+        self._leaves += [leaf for _, leaf in made]
+        self.seq += len(made)
+        self.end += len(data)
+        self.notes.clear()
+        return data
+
+    def note(self, text: str, kind: EventKind = EventKind.RECOVERED, reason: str = "") -> None:
+        """Has ``text`` recorded by the next write."""
+        if all(text != each.detail for each in self.notes):
+            now = self._clock.time()
+            self.notes.append(AuditEvent(now, kind, reason=reason, detail=text))
+
+    def take_leaves(self) -> list[bytes]:
+        """Gives away the leaves that are not in the tree yet."""
+        with self._lock:
+            leaves, self._leaves = self._leaves, []
+            return leaves
+
+    def current_leaves(self) -> list[bytes]:
+        """As ``take_leaves``, after taking in what other processes wrote.
+
+        Raises:
+            AuditUnavailableError: As ``write_one``, and so for AuditTamperedError.
+        """
+        with self._lock:
+            try:
+                self._current()
+            except OSError as error:
+                raise unavailable("read", error) from None
+            finally:
+                self._segment.unlock()
+            return self.take_leaves()
+
+    def seal(self, absorb: Callable[[], Frontier]) -> Path | None:
+        """Seals the segment and goes on in a new one; returns the sealed one's path.
+
+        Args:
+            absorb: Makes the tree current and returns it; nothing is written meanwhile.
+
+        Returns:
+            None where another process was first.
+
+        Raises:
+            AuditUnavailableError: As ``write_one``, and so for AuditTamperedError.
+        """
+        with self._lock:
+            sealed = self._segment
+            try:
+                self._current()
+                if self._segment is not sealed:
+                    return None
+                edge = absorb()
+                data = line.seal(segment=sealed.number, last=self.seq)
+                sealed.append(data, end=self.end)
+                self.end += len(data)
+                add_segment(sealed, edge, vault_id=self._vault_id)
+                self._take_over(Segment(sealed.directory, sealed.number + 1))
+            except OSError as error:
+                raise unavailable("sealed", error) from None
+            finally:
+                self._segment.unlock()
+            return sealed.path
+
+    # -- other writers ---------------------------------------------------------------
+
+    def _current(self) -> None:
+        size = self._segment.begin()
+        if size != self.end:
+            self._catch_up(size)
+
+    def _catch_up(self, size: int) -> None:
+        """Takes in what other processes wrote; sets a torn last line aside."""
+        segment, taken_away = self._segment, size < 0
+        if taken_away:
+            size = segment.size()
+        if size < self.end:
+            raise AuditTamperedError(
+                f"The audit log was cut short while in use, before event {self.seq + 1}.",
+                hint="Keep a copy, find out who did it, and restore the file.",
+            )
+        for each in lines(segment.fd, self.end, size):
+            if each == line.seal(segment=segment.number, last=self.seq):
+                self._follow()
+                return
+            if not each.endswith(b"\n") and not taken_away:
+                self._set_aside()
+                return
+            self._take(each)
+        if taken_away:
+            self.fail(_moved_note(segment))
+            raise _moved(segment)
+
+    def _take(self, each: bytes) -> None:
+        wrong = line.fault(self.seq + 1, each)
+        if wrong:
+            raise tampered(self.seq + 1, wrong)
+        self._leaves.append(line.leaf_of(each))
+        self.seq += 1
+        self.end += len(each)
+
+    def _follow(self) -> None:
+        """Goes on in the segment after the one that is sealed, whose lock is held."""
+        sealed = self._segment
+        if not sealed.path.with_name(file_name(sealed.number + 1)).exists():
+            self._add_successor(sealed)
+        self._take_over(Segment(sealed.directory, sealed.number + 1))
+        self._current()
+
+    def _add_successor(self, sealed: Segment) -> None:
+        """Does what a writer that was killed had begun."""
+        data = files.read_between(sealed.fd, 0, sealed.size())
+        content = parse(data, number=sealed.number, vault_id=self._vault_id, trusted=self.seq)
+        edge = content.edge.copy()
+        edge.extend(content.leaves)
+        add_segment(sealed, edge, vault_id=self._vault_id)
+
+    def _take_over(self, fresh: Segment) -> None:
+        """Puts ``fresh`` in the place of the segment, and locks it."""
+        fresh.lock()
+        head = next(lines(fresh.fd, 0, fresh.size()), b"")
+        edge = line.parse_header(head, segment=fresh.number, vault_id=self._vault_id)
+        if edge is None or edge.size != self.seq:
+            fresh.close()
+            raise AuditTamperedError(
+                f"{fresh.path.name} of the audit log does not go on where {self.seq} ended.",
+                hint=HINT,
+            )
+        self._replace(fresh)
+        self.end = len(head)
+
+    def _replace(self, fresh: Segment) -> None:
+        with self._sync_lock:
+            self._segment.close()
+            self._segment = fresh
+
+    def _set_aside(self) -> None:
+        now = self._clock.time()
+        what = self._segment.set_aside(self.end, seq=self.seq + 1, now=now)
+        self.note(f"torn last line: {what}")
+
+    # -- trouble ---------------------------------------------------------------------
+
+    def fail(self, why: str) -> None:
+        """Has nothing written until it is mended."""
+        self.fault = self.fault or why
+
+    def recover(self) -> None:
+        """Ends what ``fail`` began, and has it recorded."""
+        self.note(self.fault)
+        self.fault = ""
+
+    def is_torn(self) -> bool:
+        """Tells whether the segment has more than was read; another's or a torn line."""
+        return self._segment.size() != self.end
+
+    def look(self) -> None:
+        """Sees whether the file is still there; a sealed one may be gone.
+
+        Raises:
+            AuditTamperedError: It was removed or replaced.
+            AuditUnavailableError: Another process keeps the lock.
+        """
+        if self._segment.in_place():
+            return
+        try:
+            self._segment.lock()
+            self._catch_up(-1)
+        finally:
+            self._segment.unlock()
+
+    def reopen(self) -> None:
+        """Goes on in the file that is now at the path, if what was written is in it.
+
+        Raises:
+            AuditTamperedError: It is not.
+            AuditUnavailableError: It can't be read.
+        """
+        ours = self._segment
+        if ours.in_place():
+            return
+        try:
+            fresh = Segment(ours.directory, ours.number)
+        except AuditTamperedError:
+            raise _moved(ours) from None
+        try:
+            same = fresh.size() >= self.end and _begin_alike(ours, fresh, self.end)
+        except OSError as error:
+            raise unavailable("read", error) from None
+        if not same:
+            fresh.close()
+            raise _moved(ours)
+        self._replace(fresh)
+
+    def sync(self) -> None:
+        """Makes what was written durable; needs no lock.
+
+        Raises:
+            AuditUnavailableError: The disk did not take it.
+        """
+        with self._sync_lock:
+            try:
+                self._segment.sync()
+            except OSError as error:
+                self.fail("fsync failed: a crash then could have lost events before this one")
+                raise unavailable("made durable", error) from None
+
+    def close(self) -> None:
+        """Closes the file; again does nothing."""
+        with self._sync_lock:
+            self._segment.close()
+
+    @property
+    def segment(self) -> Segment:
+        """The segment that is written to now."""
+        return self._segment
+
+
+def _moved_note(segment: Segment) -> str:
+    name = segment.path.name
+    return f"{name} was removed or replaced while in use; a file that continues it is back"
+
+
+def _moved(segment: Segment) -> AuditTamperedError:
+    return AuditTamperedError(
+        f"The audit log {segment.path.name} was removed or replaced while in use.", hint=HINT
+    )
+
+
+def _begin_alike(one: Segment, other: Segment, length: int) -> bool:
+    pairs = zip(lines(one.fd, 0, length), lines(other.fd, 0, length), strict=True)
+    return all(left == right for left, right in pairs)
