@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -33,15 +33,16 @@ DEK_LABEL: Final = "access/factors"
 
 Change = Callable[[AccessState, Keystore], AccessState]
 
-_documents: WeakKeyDictionary[DocumentStore, StateDocument[AccessState]] = WeakKeyDictionary()
+# By the id of their store, which a document keeps alive.
+_documents: WeakValueDictionary[int, StateDocument[AccessState]] = WeakValueDictionary()
 
 
 def access_document(store: DocumentStore) -> StateDocument[AccessState]:
     """The document; one object for all that use it in this process."""
-    found = _documents.get(store)
+    found = _documents.get(id(store))
     if found is None:
         found = StateDocument(store, name=DOCUMENT, empty=AccessState())
-        _documents[store] = found
+        _documents[id(store)] = found
     return found
 
 

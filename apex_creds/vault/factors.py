@@ -321,8 +321,14 @@ class Factors:
     # -- inside ------------------------------------------------------------------
 
     async def _evidence(self, answer: str, principal: str) -> Evidence:
-        if len(answer) > _MAX_ANSWER:
-            answer = ""
+        answer = answer if len(answer) <= _MAX_ANSWER else ""
+        try:
+            return await self._evidence_now(answer, principal)
+        except UnknownKeyError:
+            # Moved to another key meanwhile; if it was not, the error is raised again.
+            return await self._evidence_now(answer, principal)
+
+    async def _evidence_now(self, answer: str, principal: str) -> Evidence:
         state = await self.access.read()
         counters = {}
         for factor in state.factors:
@@ -336,14 +342,7 @@ class Factors:
 
     async def _check(self, kind: SecondFactor, factor: Factor, answer: str) -> int | None:
         now = self.access.clock.time()
-        try:
-            secret = await self.access.open(factor.id, factor.sealed)
-        except UnknownKeyError:
-            # Moved to another key meanwhile; if it was not, the error is said again.
-            state = await self.access.read()
-            factor = next((f for f in state.factors if f.id == factor.id), factor)
-            secret = await self.access.open(factor.id, factor.sealed)
-        with secret:
+        with await self.access.open(factor.id, factor.sealed) as secret:
             return await kind.check(factor, secret, answer, now=now)
 
     async def _recovery_digest(self, state: AccessState, answer: str, principal: str) -> bytes:

@@ -273,3 +273,17 @@ def test_it_signs_what_it_expects():
     message = opened().challenges[0].message
     answer = respond(KEY, message, vault_id=VAULT, allow=allow, now=NOW)
     assert redeem(opened(), answer, SUBJECT, now=NOW).client == client()
+
+
+def test_the_worked_example_of_the_page():
+    page = (Path(__file__).parents[2] / "docs/CHALLENGE.md").read_text(encoding="utf-8")
+    block = page.split("<!-- example: challenge -->\n```text\n")[1].split("```")[0]
+    joined = block.replace("\n             ", "")
+    example = dict(line.split() for line in joined.splitlines())
+    vector = VECTORS["valid"][0]
+    for field in ("seed", "public", "client", "vault_id", "nonce", "message", "answer"):
+        assert example[field] == vector[field]
+    for field in ("credential", "plugin"):
+        assert bytes.fromhex(example[field]).decode() == vector[field]
+    assert int(example["expires"], 16) == vector["expires"]
+    assert example["scopes"] in example["message"]

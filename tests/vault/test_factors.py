@@ -320,6 +320,40 @@ async def test_a_factor_enrolled_while_the_key_is_renewed_opens(tmp_path, clock,
         assert envelope.header(stored.sealed)[1] == 2
 
 
+async def test_a_code_shown_while_the_key_is_renewed_passes(
+    tmp_path, clock, vault, factors, app
+):
+    """Another process renews between the look at the factors and the look at the keys."""
+    codes = await factors.new_recovery_codes()
+    async with await reopened(tmp_path, clock) as other:
+        access, renewer = factors.access, Access(other)
+        read_state = access.read
+
+        async def overtaken():
+            access.read = read_state
+            state = await read_state()
+            await renewer.rekey()
+            return state
+
+        for answer in (app.code(), codes[0]):
+            access.read = overtaken
+            assert await factors.verify(answer)
+
+
+async def test_documents_are_shared_and_do_not_outlive_their_vault(tmp_path, clock):
+    import gc
+    import weakref
+
+    (tmp_path / "own").mkdir()
+    async with await create(tmp_path / "own", clock=clock) as vault:
+        one, two = Access(vault), Access(vault)
+        assert one.document is two.document
+        document = weakref.ref(one.document)
+    del one, two, vault
+    gc.collect()
+    assert document() is None
+
+
 async def test_a_secret_opens_only_as_its_own_records(vault, factors, clock, app):
     second = await enrol(factors, clock, "tablet")
 
