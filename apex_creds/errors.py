@@ -32,6 +32,7 @@ __all__ = [
     "InvalidPolicyError",
     "KeyStateError",
     "LeaseEndedError",
+    "LockedDownError",
     "LockedOutError",
     "MasterKeyError",
     "MasterKeyNotFoundError",
@@ -280,6 +281,10 @@ class RateLimitedError(AccessDeniedError):
     """
 
     retry_after: float = 0.0
+
+
+class LockedDownError(AccessDeniedError):
+    """The vault is locked down: nothing is released until it is unlocked."""
 
 
 class LeaseEndedError(AccessDeniedError):

@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import ApexCredsError, RateLimitedError
+from apex_creds.leases.basis import Basis, resting
 from apex_creds.leases.invocation import Invocation
 from apex_creds.model import CredentialInfo
 from apex_creds.policy.cache import DecisionCache
 from apex_creds.policy.decide import Decision, Permission, Reason, decide
-from apex_creds.policy.grants import Grant
-from apex_creds.policy.manifest import Need
+from apex_creds.policy.grants import Grants
+from apex_creds.policy.manifest import Manifest, Need
+from apex_creds.policy.pinning import identity_for
 from apex_creds.policy.rules import NO_POLICY, LimitRule, Policy
 from apex_creds.policy.source import Change, PolicySource
 from apex_creds.vault import Vault
@@ -34,6 +36,21 @@ if TYPE_CHECKING:
 _MANY: Final = 10_000
 
 OnDenials = Callable[["DenialsExceeded"], None]
+
+
+_LOCKED_DOWN: Final = Decision(reason=Reason.LOCKED_DOWN)
+
+
+class Asking(Protocol):
+    """What is decided about: an invocation, or one that is still to be made."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The plugin's."""
+
+    @property
+    def action(self) -> str:
+        """What it is about to do."""
 
 
 class Admission:
@@ -95,37 +112,54 @@ class Admission:
         self,
         invocation: Invocation,
         need: Need,
-        grant: Grant | None,
+        grants: Grants,
         info: CredentialInfo,
         now: float,
+        *,
+        basis: Basis | None = None,
     ) -> Permission | None:
         """What the policy that was looked at last permits; None: nothing, or to be asked."""
+        if grants.lockdown is not None:
+            return None
+        if basis is not None:
+            return self.decide(invocation, need, grants, info, basis=basis).permission
+        manifest = invocation.manifest
         return self._cache.permission(
             need,
-            grant,
+            grants.find(manifest.plugin, need.name),
             info,
             now,
+            manifest=manifest,
+            grants=grants,
             policy=self.policy,
-            plugin=invocation.manifest.plugin,
             action=invocation.action,
         )
 
     def decide(
         self,
-        invocation: Invocation,
+        invocation: Asking,
         need: Need | None,
-        grant: Grant | None,
+        grants: Grants,
         info: CredentialInfo | None,
+        *,
+        basis: Basis | None = None,
     ) -> Decision:
         """The decision behind ``permission``, with its reason and rule."""
+        if grants.lockdown is not None:
+            return _LOCKED_DOWN
+        manifest, grant, factor = invocation.manifest, None, None
+        if need is not None:
+            grant, factor = resting(grants, manifest.plugin, need.name, basis)
         return decide(
             need=need,
             grant=grant,
             info=info,
             now=self._vault.clock.time(),
             policy=self.policy,
-            plugin=invocation.manifest.plugin,
+            plugin=manifest.plugin,
             action=invocation.action,
+            factor=factor,
+            identity=identity_for(manifest, grant, grants, keep=self.policy.keep_grants),
         )
 
     # -- audit -------------------------------------------------------------------

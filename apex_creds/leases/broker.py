@@ -20,7 +20,6 @@ from apex_creds.audit.events import AuditEvent
 from apex_creds.audit.text import Actor
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
-    AccessDeniedError,
     AuditUnavailableError,
     HandleForeignError,
     HandleRevokedError,
@@ -30,11 +29,13 @@ from apex_creds.errors import (
 )
 from apex_creds.leases import observe
 from apex_creds.leases.admission import Admission
+from apex_creds.leases.basis import Basis
 from apex_creds.leases.deadlines import Deadlines
 from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import Invocation, current_invocation
 from apex_creds.leases.lease import REGISTRY, Lease, ended_error, find_lease
 from apex_creds.leases.pools import Pools
+from apex_creds.leases.refusal import denied
 from apex_creds.model import Clock, Origin
 from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
@@ -107,7 +108,13 @@ class LeaseBroker:
         return found
 
     def lease(
-        self, invocation: Invocation, need: Need, facts: Facts, *, ttl: float
+        self,
+        invocation: Invocation,
+        need: Need,
+        facts: Facts,
+        *,
+        ttl: float,
+        basis: Basis | None = None,
     ) -> CredentialHandle:
         """A lease on one declared credential, for at most ``ttl`` seconds.
 
@@ -120,10 +127,11 @@ class LeaseBroker:
         record = facts.record
         permission = None
         if record is not None:
-            grant = facts.grants.find(invocation.manifest.plugin, need.name)
-            permission = self.admission.permission(invocation, need, grant, record.info, now)
+            permission = self.admission.permission(
+                invocation, need, facts.grants, record.info, now, basis=basis
+            )
         if permission is None or record is None:
-            self.refuse(invocation, need.name, facts, counted=need.required)
+            self.refuse(invocation, need.name, facts, counted=need.required, basis=basis)
         until = permission.until
         lease = Lease(
             broker=self,
@@ -135,6 +143,7 @@ class LeaseBroker:
             scopes=permission.scopes,
             expires=began + (ttl if until is None else min(ttl, until - now)),
             policy=policy,
+            basis=basis,
         )
         return self._issue(lease, now)
 
@@ -168,6 +177,7 @@ class LeaseBroker:
                 uses_left=max_uses,
                 parent=lease,
                 policy=lease.policy,
+                basis=lease.basis,
             )
             lease.children.add(child)
             if lease.ended is not None:  # meanwhile, in another thread
@@ -306,8 +316,9 @@ class LeaseBroker:
         decision = self.admission.decide(
             lease.invocation,
             lease.need,
-            grants.find(lease.invocation.manifest.plugin, lease.need.name),
+            grants,
             record.info,
+            basis=lease.basis,
         )
         if decision.permission is None:
             lease.end()
@@ -334,6 +345,7 @@ class LeaseBroker:
         facts: Facts | None = None,
         *,
         counted: bool = True,
+        basis: Basis | None = None,
     ) -> NoReturn:
         """Refuses a credential, and logs why.
 
@@ -344,8 +356,9 @@ class LeaseBroker:
         decision = self.admission.decide(
             invocation,
             invocation.manifest.need(name),
-            grants.find(invocation.manifest.plugin, name),
+            grants,
             record.info if record else None,
+            basis=basis,
         )
         self._log_denial(invocation, name, decision.reason, counted=counted)
         raise denied(name)
@@ -380,12 +393,16 @@ class LeaseBroker:
 
     async def close(self) -> None:
         """Ends every lease and closes the pools."""
+        self._vault.unwatch_revocations(self._on_revoked)
         self.revoke()
         self.deadlines.close()
         self.admission.close()
         await self.pools.close()
 
     # -- inside ------------------------------------------------------------------
+
+    def _on_revoked(self, plugin: str | None, credential: str | None) -> None:
+        self.revoke(plugin=plugin, credential=credential)
 
     def _check_caller(self, lease: Lease) -> Invocation:
         invocation = current_invocation()
@@ -467,23 +484,3 @@ class LeaseBroker:
 
 
 _MANY: Final = 10_000
-
-
-def denied(name: str) -> AccessDeniedError:
-    """The one refusal: the same whether a credential is unknown, undeclared or ungranted."""
-    return AccessDeniedError(
-        f"The use of credential {name[:256]!r} was refused.",
-        hint="The operator can see why in the audit log.",
-    )
-
-
-def refuse_unknown(name: str) -> NoReturn:
-    """Refuses a name that the current invocation has no handle for; audited.
-
-    Raises:
-        AccessDeniedError: Always.
-    """
-    invocation = current_invocation()
-    if invocation is not None:
-        invocation.broker.refuse(invocation, name)
-    raise denied(name)

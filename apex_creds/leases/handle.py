@@ -154,7 +154,7 @@ class CredentialMap(Mapping[str, CredentialHandle]):
     def __getitem__(self, name: str) -> CredentialHandle:
         handle = self._handles.get(name)
         if handle is None:
-            from apex_creds.leases.broker import refuse_unknown
+            from apex_creds.leases.refusal import refuse_unknown
 
             refuse_unknown(name)
         return handle

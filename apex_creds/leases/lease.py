@@ -16,6 +16,7 @@ from apex_creds.errors import (
     HandleRevokedError,
     LeaseEndedError,
 )
+from apex_creds.leases.basis import Basis
 from apex_creds.leases.invocation import Invocation
 from apex_creds.model import new_id
 from apex_creds.policy.decide import Permission
@@ -41,9 +42,11 @@ class Lease:
         uses_left: None: without limit.
         parent: The lease that this one was attenuated from.
         grants: The grants under which ``permission`` was decided; ``policy`` likewise.
+        basis: What that rests on besides; None: nothing.
     """
 
     __slots__ = (
+        "basis",
         "broker",
         "children",
         "ended",
@@ -75,6 +78,7 @@ class Lease:
         uses_left: int | None = None,
         parent: Lease | None = None,
         policy: Policy = NO_POLICY,
+        basis: Basis | None = None,
     ) -> None:
         self.id = new_id()
         self.broker = broker
@@ -84,6 +88,7 @@ class Lease:
         self.permission = permission
         self.grants = grants
         self.policy = policy
+        self.basis = basis
         self.scopes = scopes
         self.expires = expires
         self.uses_left = uses_left

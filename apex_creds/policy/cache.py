@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 
 from apex_creds.model import CredentialInfo
 from apex_creds.policy.decide import Permission, decide
-from apex_creds.policy.grants import Grant
-from apex_creds.policy.manifest import Need
+from apex_creds.policy.grants import Grant, Grants
+from apex_creds.policy.manifest import Manifest, Need
+from apex_creds.policy.pinning import identity_for
 from apex_creds.policy.rules import NO_POLICY, Policy
 
 _MANY: Final = 10_000
@@ -27,6 +28,7 @@ class _Decided(NamedTuple):
     need: Need
     grant: Grant | None
     info: CredentialInfo
+    manifest: Manifest
 
 
 _Memory = dict[tuple[object, ...], _Decided]
@@ -48,17 +50,18 @@ class DecisionCache:
         info: CredentialInfo,
         now: float,
         *,
+        manifest: Manifest,
+        grants: Grants,
         policy: Policy = NO_POLICY,
-        plugin: str = "",
         action: str = "",
     ) -> Permission | None:
         """What is permitted at ``now`` (Unix seconds); None: nothing (or to be asked)."""
         memory = self._memory
         if policy is not memory[0]:
             memory = self._memory = (policy, {})
-        key: tuple[object, ...] = (id(need), id(grant), id(info))
+        key: tuple[object, ...] = (id(need), id(grant), id(info), id(manifest))
         if policy.rules:
-            key += (plugin, action)
+            key += (action,)
         known = memory[1].get(key)
         if known is not None and known.since <= now < known.ends:
             return known.permission
@@ -68,14 +71,17 @@ class DecisionCache:
             info=info,
             now=now,
             policy=policy,
-            plugin=plugin,
+            plugin=manifest.plugin,
             action=action,
+            identity=identity_for(manifest, grant, grants, keep=policy.keep_grants),
         )
         if decision.permission is not None:
             if len(memory[1]) >= _MANY:
                 memory[1].clear()
             since, ends = _holds(decision.permission, now)
-            memory[1][key] = _Decided(decision.permission, since, ends, need, grant, info)
+            memory[1][key] = _Decided(
+                decision.permission, since, ends, need, grant, info, manifest
+            )
         return decision.permission
 
 

@@ -18,6 +18,9 @@ from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.manifest import Access, Need
 from apex_creds.policy.rules import EACH_LEASE, NEVER, NO_POLICY, Policy, Ruling, Verdict
 
+UNVERIFIED: Final = "unverified:"
+"""Begins the checksum of code that is not what its metadata says."""
+
 _MINUTE: Final = 60.0
 
 
@@ -30,6 +33,8 @@ class Reason(StrEnum):
     GRANT_DENIED = "grant_denied"
     SECOND_FACTOR_NEEDED = "second_factor_needed"
     MANIFEST_CHANGED = "manifest_changed"
+    CHECKSUM_MISMATCH = "checksum_mismatch"
+    LOCKED_DOWN = "locked_down"
     RATE_LIMITED = "rate_limited"
     UNDECLARED = "undeclared"
     NOT_GRANTED = "not_granted"
@@ -162,7 +167,9 @@ def decide(
     if refused is not None:
         return _decision(refused, Outcome.DENY, ruling)
     lack = _lack(need, grant, identity, now)
-    if lack is not None and ruling.decision is Verdict.ASK:
+    # A rule that allows means the plugin that the operator knows.
+    unsure = identity is not None and identity.checksum.startswith(UNVERIFIED)
+    if lack is not None and (unsure or ruling.decision is Verdict.ASK):
         return _decision(lack, Outcome.ASK, ruling)
     if not _fresh(factor, ruling.second_factor, now):
         return _decision(Reason.SECOND_FACTOR_NEEDED, Outcome.ASK, ruling)
@@ -193,6 +200,9 @@ def _lack(
     need: Need, grant: Grant | None, identity: Identity | None, now: float
 ) -> Reason | None:
     """Why the grant does not do."""
+    code = identity.checksum if identity is not None else ""
+    if code.startswith(UNVERIFIED) and (grant is None or grant.checksum != code):
+        return Reason.CHECKSUM_MISMATCH
     if grant is None:
         return Reason.NOT_GRANTED
     if _over(grant.until, now):

@@ -1,16 +1,22 @@
 """Standing permissions, as stored in the key store.
 
 Guarantee: at most one grant for a plugin and a credential; collections are immutable and
-their mutators return copies.
+their mutators return copies. What a lease rests on besides (a decision for a session) is
+void from the next revocation that concerns it on, whatever the clocks say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import Self
+from typing import Final, Self
 
 import msgspec
+
+from apex_creds.policy.manifest import Need
+
+MAX_REVOCATIONS: Final = 64
+"""Further back they are merged into one that concerns everything."""
 
 
 class GrantDecision(StrEnum):
@@ -46,13 +52,58 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     created_by: str = ""
 
 
+class SeenManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a plugin declared when grants were bound to it; found by its digest."""
+
+    digest: str
+    needs: tuple[Need, ...]
+
+
+class Revocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that was allowed to a plugin, on a credential, up to then is taken back.
+
+    Attributes:
+        seq: Grows with every revocation.
+        plugin: Empty: of all plugins. So is ``credential``.
+    """
+
+    seq: int
+    plugin: str = ""
+    credential: str = ""
+
+    def concerns(self, plugin: str, credential: str) -> bool:
+        """Whether the pair is meant."""
+        return self.plugin in ("", plugin) and self.credential in ("", credential)
+
+
+class Lockdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Nothing is released, since then (Unix seconds), for that reason."""
+
+    since: float
+    reason: str = ""
+
+
 class Grants:
-    """All grants, found by plugin and credential in O(1)."""
+    """All grants, found by plugin and credential in O(1), and what goes with them.
 
-    __slots__ = ("_by_pair",)
+    Attributes:
+        lockdown: None: grants are in force.
+    """
 
-    def __init__(self, grants: Iterable[Grant] = ()) -> None:
+    __slots__ = ("_by_pair", "_manifests", "_revocations", "lockdown")
+
+    def __init__(
+        self,
+        grants: Iterable[Grant] = (),
+        *,
+        lockdown: Lockdown | None = None,
+        revocations: tuple[Revocation, ...] = (),
+        manifests: Iterable[SeenManifest] = (),
+    ) -> None:
         self._by_pair = {(grant.plugin, grant.credential): grant for grant in grants}
+        self._revocations = revocations
+        self._manifests = {seen.digest: seen.needs for seen in manifests}
+        self.lockdown = lockdown
 
     def __iter__(self) -> Iterator[Grant]:
         return iter(self._by_pair.values())
@@ -60,22 +111,50 @@ class Grants:
     def __len__(self) -> int:
         return len(self._by_pair)
 
+    @property
+    def mark(self) -> int:
+        """The number of the last revocation; what is decided now rests on it."""
+        return self._revocations[-1].seq if self._revocations else 0
+
+    def revoked_since(self, mark: int, plugin: str, credential: str) -> bool:
+        """Whether a revocation after ``mark`` concerns the pair."""
+        if self.mark <= mark:
+            return False
+        later = (item for item in self._revocations if item.seq > mark)
+        return any(item.concerns(plugin, credential) for item in later)
+
+    def seen(self, digest: str) -> tuple[Need, ...] | None:
+        """What the manifest of that digest declares, if a grant is bound to it."""
+        return self._manifests.get(digest)
+
     def find(self, plugin: str, credential: str) -> Grant | None:
         """The grant for the pair, or None."""
         return self._by_pair.get((plugin, credential))
 
     def with_grant(self, grant: Grant) -> Self:
-        """A copy in which ``grant`` replaces any other of its pair."""
+        """A copy (of the grants alone) in which ``grant`` replaces any other of its pair."""
         rest = (old for pair, old in self._by_pair.items() if pair != _pair(grant))
         return type(self)([*rest, grant])
 
     def without(self, *, plugin: str | None = None, credential: str | None = None) -> Self:
-        """A copy without the grants that match every criterion given."""
+        """A copy (of the grants alone) without those that match every criterion given."""
         return type(self)(
             grant
             for grant in self
             if not (plugin in (None, grant.plugin) and credential in (None, grant.credential))
         )
+
+
+def with_revocation(
+    before: tuple[Revocation, ...], *, plugin: str = "", credential: str = ""
+) -> tuple[Revocation, ...]:
+    """The revocations after one more; the oldest are merged, never forgotten."""
+    seq = before[-1].seq + 1 if before else 1
+    after = (*before, Revocation(seq=seq, plugin=plugin, credential=credential))
+    if len(after) <= MAX_REVOCATIONS:
+        return after
+    merged = after[: MAX_REVOCATIONS // 2]
+    return (Revocation(seq=merged[-1].seq), *after[len(merged) :])
 
 
 def _pair(grant: Grant) -> tuple[str, str]:

@@ -48,11 +48,17 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """A plugin's identity and all that it declares."""
+    """A plugin's identity and all that it declares.
+
+    Attributes:
+        checksum: Of its code, ``ALGORITHM:DIGEST``, where the metadata states one and it
+            is right; ``unverified:…`` where it is wrong; empty where there is none.
+    """
 
     plugin: str
     version: str = ""
     needs: tuple[Need, ...] = ()
+    checksum: str = ""
 
     def need(self, name: str) -> Need | None:
         """The declaration for ``name``, or None: undeclared."""

@@ -15,7 +15,7 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CorruptDocumentError, IntegrityError, UnknownKeyError
 from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy
 from apex_creds.keys.keyset import Keyset
-from apex_creds.policy.grants import Grant, Grants
+from apex_creds.policy.grants import Grant, Grants, Lockdown, Revocation, SeenManifest
 from apex_creds.storage.base import Token
 from apex_creds.vault.document import Header, Packed, RootHeader, pack, unpack
 
@@ -36,6 +36,10 @@ class KeystoreBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         sections: Sections that exist, each with a generation it has at least reached: a
             missing or older document is an error, not an empty start.
         hashed_names: Whether file names on disk are keyed hashes.
+        lockdown: Nothing is released while there is one.
+        revocations: The last ones, for the processes that have something allowed to them
+            that is not stored.
+        manifests: Those that grants are bound to, so that a difference can be told.
     """
 
     root: Keyset
@@ -43,6 +47,9 @@ class KeystoreBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     grants: tuple[Grant, ...] = ()
     sections: dict[str, int] = {}
     hashed_names: bool = False
+    lockdown: Lockdown | None = None
+    revocations: tuple[Revocation, ...] = ()
+    manifests: tuple[SeenManifest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +126,12 @@ def index(
         mac=mac,
         body=body,
         hierarchy=hierarchy,
-        grants=Grants(body.grants),
+        grants=Grants(
+            body.grants,
+            lockdown=body.lockdown,
+            revocations=body.revocations,
+            manifests=body.manifests,
+        ),
         by_label={keyset.label: keyset for keyset in body.deks},
         by_id={bytes.fromhex(keyset.id): keyset for keyset in keysets},
     )

@@ -1,0 +1,258 @@
+"""Grants, revocations and the lockdown of a vault: what a person decided, as stored.
+
+Guarantee: every change is audited before it happens and durable on return; a revocation
+reaches the leases of this process before the caller goes on, and those of others at their
+next redeem. While a vault is locked down, no grant has any force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+
+from apex_creds.audit.events import EventKind
+from apex_creds.errors import InvalidInputError, LockedDownError
+from apex_creds.model import Clock, check_name, check_time, new_id
+from apex_creds.policy.grants import (
+    Grant,
+    GrantDecision,
+    Grants,
+    Lockdown,
+    SeenManifest,
+    with_revocation,
+)
+from apex_creds.policy.manifest import Manifest
+from apex_creds.vault.keystore import KeystoreBody
+from apex_creds.vault.store import DocumentStore
+
+if TYPE_CHECKING:
+    from apex_creds.audit.log import AuditLog
+
+Revoked = Callable[[str | None, str | None], object]
+"""Told of a revocation: the plugin and the credential; None: all of them."""
+Watchers = list[Revoked]
+
+
+class Granting:
+    """The part of a vault that keeps what was decided."""
+
+    _store: DocumentStore
+    _clock: Clock
+    _audit: AuditLog
+
+    def record(
+        self,
+        kind: EventKind,
+        *,
+        plugin: str = "",
+        credential: str = "",
+        decision: str = "",
+        detail: str = "",
+    ) -> None:
+        """Writes an event of the operator's to the log."""
+        raise NotImplementedError
+
+    @property
+    def _watchers(self) -> Watchers:
+        raise NotImplementedError
+
+    async def grants(self) -> Grants:
+        """All grants."""
+        return (await self._store.keystore()).grants
+
+    async def grant(
+        self,
+        plugin: str,
+        credential: str,
+        *,
+        scopes: Iterable[str] = (),
+        reveal: bool = False,
+        until: float | None = None,
+        decision: GrantDecision = GrantDecision.ALLOW,
+        manifest: Manifest | None = None,
+        created_by: str = "",
+    ) -> Grant:
+        """Permits a plugin the use of a credential; replaces the pair's earlier grant.
+
+        Args:
+            plugin: The plugin's id.
+            credential: The credential's name; it need not exist yet.
+            scopes: The scopes it may ask for.
+            reveal: Whether it may read the secret, if its manifest asks for that.
+            until: Unix seconds; without end by default.
+            decision: ``deny`` refuses it, and nobody is asked again.
+            manifest: What the plugin is; by default, the grant is bound to what it turns
+                out to be when it is used first.
+            created_by: Who decided.
+        """
+        made = Grant(
+            id=new_id(),
+            plugin=check_name(plugin, what="plugin id"),
+            credential=check_name(credential, what="credential name"),
+            scopes=tuple(check_name(scope, what="scope") for scope in scopes),
+            reveal=reveal,
+            created=self._clock.time(),
+            until=check_time(until, what="end of the grant"),
+            decision=decision,
+            manifest=manifest.digest if manifest else "",
+            checksum=manifest.checksum if manifest else "",
+            created_by=created_by,
+        )
+        self.record(
+            EventKind.GRANT,
+            plugin=plugin,
+            credential=credential,
+            decision=decision.value,
+            detail=created_by,
+        )
+
+        def change(body: KeystoreBody) -> KeystoreBody:
+            after = tuple(Grants(body.grants).with_grant(made))
+            return _with_grants(body, after, manifest)
+
+        await self._store.commit_keystore(change)
+        if decision is GrantDecision.DENY:
+            self.tell_revoked(plugin, credential)
+        return made
+
+    async def pin(self, manifest: Manifest) -> None:
+        """Binds the plugin's grants that are not bound yet to what the plugin is now."""
+        digest, checksum = manifest.digest, manifest.checksum
+
+        def pinned(grant: Grant) -> Grant:
+            if grant.plugin != manifest.plugin or grant.manifest:
+                return grant
+            return msgspec.structs.replace(grant, manifest=digest, checksum=checksum)
+
+        def change(body: KeystoreBody) -> KeystoreBody:
+            after = tuple(map(pinned, body.grants))
+            return body if after == body.grants else _with_grants(body, after, manifest)
+
+        self.record(EventKind.GRANT, plugin=manifest.plugin, detail=f"bound to {digest}")
+        await self._store.commit_keystore(change)
+
+    async def revoke(
+        self, *, plugin: str | None = None, credential: str | None = None
+    ) -> tuple[Grant, ...]:
+        """Takes back what was allowed to a plugin, on a credential, or to the pair.
+
+        Grants are removed; what was allowed for a session only is void, in all processes.
+
+        Returns:
+            The grants that were removed.
+
+        Raises:
+            InvalidInputError: Neither is given.
+        """
+        if plugin is None and credential is None:
+            raise InvalidInputError(
+                "A revocation of nothing.", hint="Name a plugin, a credential, or both."
+            )
+        removed: tuple[Grant, ...] = ()
+
+        def change(body: KeystoreBody) -> KeystoreBody:
+            nonlocal removed
+            kept = tuple(Grants(body.grants).without(plugin=plugin, credential=credential))
+            removed = tuple(grant for grant in body.grants if grant not in set(kept))
+            marks = with_revocation(
+                body.revocations, plugin=plugin or "", credential=credential or ""
+            )
+            return _with_grants(msgspec.structs.replace(body, revocations=marks), kept)
+
+        self.record(EventKind.REVOKE, plugin=plugin or "", credential=credential or "")
+        await self._store.commit_keystore(change)
+        self.tell_revoked(plugin, credential)
+        return removed
+
+    # -- lockdown ----------------------------------------------------------------
+
+    async def lockdown(self, *, reason: str = "", revoke_grants: bool = False) -> Lockdown:
+        """Ends everything that is in use, and releases nothing until ``unlock``.
+
+        What was allowed for a session is void for good. Grants have no force meanwhile,
+        and are in force again afterwards, unless they are to be removed.
+
+        Args:
+            reason: For the log.
+            revoke_grants: Whether every grant is removed, too.
+        """
+        made = Lockdown(since=self._clock.time(), reason=reason[:1000])
+
+        def change(body: KeystoreBody) -> KeystoreBody:
+            after = msgspec.structs.replace(
+                body,
+                lockdown=body.lockdown or made,
+                revocations=with_revocation(body.revocations),
+            )
+            return _with_grants(after, ()) if revoke_grants else after
+
+        # Ended first: what goes wrong below must not leave them open.
+        self.tell_revoked(None, None)
+        self.record(EventKind.REVOKE, decision="lockdown", detail=made.reason)
+        with anyio.CancelScope(shield=True):
+            keystore = await self._store.commit_keystore(change)
+            self.tell_revoked(None, None)
+        for keyset in keystore.body.deks:
+            for version in keyset.versions:
+                keystore.hierarchy.forget(keyset.id, version.version)
+        assert keystore.body.lockdown is not None
+        return keystore.body.lockdown
+
+    async def unlock(self) -> bool:
+        """Ends a lockdown; returns whether there was one.
+
+        Whoever calls this has seen to the second factor: ``vault.lockdown.unlock`` does.
+        """
+        if (await self.grants()).lockdown is None:
+            return False
+        self.record(EventKind.GRANT, decision="unlock")
+        await self._store.commit_keystore(
+            lambda body: msgspec.structs.replace(body, lockdown=None)
+        )
+        return True
+
+    async def refuse_lockdown(self) -> None:
+        """Returns if the vault is not locked down.
+
+        Raises:
+            LockedDownError: It is.
+        """
+        if (await self.grants()).lockdown is not None:
+            raise locked_down()
+
+    # -- in this process ---------------------------------------------------------
+
+    def watch_revocations(self, told: Revoked) -> None:
+        """Has ``told`` called, at once, when this process revokes something."""
+        self._watchers.append(told)
+
+    def unwatch_revocations(self, told: Revoked) -> None:
+        """Takes ``watch_revocations`` back."""
+        if told in self._watchers:
+            self._watchers.remove(told)
+
+    def tell_revoked(self, plugin: str | None, credential: str | None) -> None:
+        """Ends what is open in this process: of a plugin, a credential, both, or all."""
+        for told in list(self._watchers):
+            told(plugin, credential)
+
+
+def locked_down() -> LockedDownError:
+    """The refusal while a vault is locked down."""
+    return LockedDownError("The vault is locked down.", hint="End that: apex-creds unlock")
+
+
+def _with_grants(
+    body: KeystoreBody, grants: tuple[Grant, ...], manifest: Manifest | None = None
+) -> KeystoreBody:
+    """The body with those grants, and the manifests that they are bound to."""
+    wanted = {grant.manifest for grant in grants}
+    seen = {item.digest: item for item in body.manifests}
+    if manifest is not None:
+        digest = manifest.digest
+        seen[digest] = SeenManifest(digest=digest, needs=manifest.needs)
+    kept = tuple(item for digest, item in seen.items() if digest in wanted)
+    return msgspec.structs.replace(body, grants=grants, manifests=kept)
