@@ -65,8 +65,8 @@ def test_a_whole_file() -> None:
     by_id = {rule.id: rule for rule in policy.rules}
     assert {name: rule.line for name, rule in by_id.items()} == {
         "office": 12,
-        "rules[1]": 26,
-        "rules[2]": 39,
+        "rules[1]": 27,
+        "rules[2]": 40,
     }
     office = by_id["office"]
     assert (office.decision, office.reveal, office.second_factor) == ("allow", True, NEVER)
@@ -77,7 +77,7 @@ def test_a_whole_file() -> None:
     assert policy.levels[Sensitivity.CRITICAL].second_factor == 900.0
     assert not policy.keep_grants
     (limit,) = policy.limits
-    assert (limit.amount, limit.seconds, limit.persist, limit.line) == (10, 300, True, 33)
+    assert (limit.amount, limit.seconds, limit.persist, limit.line) == (10, 300, True, 34)
 
 
 def test_the_least_file_is_as_none() -> None:
@@ -113,7 +113,7 @@ WRONG = {
     'second_factor = "sometimes"': 5,
     'reveal = "yes"': 5,
     'id = "a\\u0007"': 5,
-    'id = "‮"': 5,
+    'id = "\u202e"': 5,
     "[levels]\n[levels.normal]\ndecision = 1": 7,
     '[levels]\ntop = { decision = "ask" }': 6,
     "[more]": 5,
@@ -180,7 +180,8 @@ def test_too_many_of_anything_are_refused() -> None:
     with pytest.raises(InvalidPolicyError):
         parse_policy(b"version = 1\n" + limit * 101)
     windows = "".join(
-        f'[[rules]]\ndecision = "ask"\ntime = {{ zone = "UTC", from = "{n // 60:02}:{n % 60:02}" }}\n'
+        f'[[rules]]\ndecision = "ask"\n'
+        f'time = {{ zone = "UTC", from = "{n // 60:02}:{n % 60:02}" }}\n'
         for n in range(501)
     )
     with pytest.raises(InvalidPolicyError, match="different times"):
@@ -188,8 +189,8 @@ def test_too_many_of_anything_are_refused() -> None:
 
 
 PIECES = st.sampled_from(
-    ["version = 1", "[[rules]]", 'decision = "allow"', 'plugin = "a.*"', "[levels.normal]", "\n",
-     "[[limits]]", 'per = "pair"', '"""', "'''", "[", "]", "{", "}", "=", "#", "\\", "\x00", "'", '"']
+    ["version = 1", "[[rules]]", 'decision = "allow"', 'plugin = "a.*"', "[levels.normal]",
+     "[[limits]]", 'per = "pair"', '"'*3, "'"*3, *"[]{}=#\\\x00\n", "'", '"']
 )  # fmt: skip
 
 
@@ -201,10 +202,12 @@ PIECES = st.sampled_from(
     | st.binary(max_size=60)
 )
 def test_anything_at_all_is_read_or_refused(data: bytes) -> None:
+    line = 0
     try:
         parse_policy(data)
     except InvalidPolicyError as error:
-        assert 0 <= error.line <= data.count(b"\n") + 1
+        line = error.line
+    assert 0 <= line <= data.count(b"\n") + 1
 
 
 def test_lines_are_found_behind_what_looks_like_tables() -> None:
