@@ -222,7 +222,9 @@ def rotation(
     def record(seconds: float, error: str, context: Context | None) -> None:
         metrics.rotated(seconds, error, level=level, context=context)
 
-    given = {names.KEY_LEVEL: level, names.TRIGGER: trigger, **attributes}
+    given = {names.KEY_LEVEL: level, **attributes}
+    if trigger:
+        given[names.TRIGGER] = trigger
     made = Step(names.ROTATE, given, record=record)
     if made.span_context is not None and made.span_context.is_valid:
         _link(frozenset(keys), made.span_context)

@@ -18,6 +18,8 @@ from weakref import WeakValueDictionary
 
 import anyio
 
+from apex_creds.audit import names, telemetry
+from apex_creds.audit.telemetry import Step
 from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
 from apex_creds.policy import challenge
 from apex_creds.policy.access_state import Client
@@ -251,11 +253,17 @@ class VaultGates:
 
     async def require_second_factor(self, subject: Subject) -> None:
         """See ``Gates``."""
-        await self._factors.require_second_factor(subject)
+        with _consent(subject, "second_factor"):
+            await self._factors.require_second_factor(subject)
 
     async def require_challenge(self, subject: Subject) -> Client:
         """See ``Gates``."""
-        return await self._challenges.require_challenge(subject)
+        with _consent(subject, "challenge"):
+            return await self._challenges.require_challenge(subject)
+
+
+def _consent(subject: Subject, method: str) -> Step:
+    return telemetry.step(names.CONSENT, {names.PLUGIN: subject.plugin, names.METHOD: method})
 
 
 def _key(subject: Subject) -> tuple[str, str, str]:

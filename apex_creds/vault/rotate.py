@@ -27,12 +27,14 @@ from apex_creds.keys.hierarchy import (
     master_check,
 )
 from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.vault import observe
 from apex_creds.vault.document import MasterRecord, RootHeader
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.reseal import scan, wrapped_under
 from apex_creds.vault.store import DocumentStore, Rekeyed
 
 
+@observe.rotating("kek")
 async def rotate_kek(store: DocumentStore, *, replaces: int, now: float) -> Keystore:
     """Makes a new primary KEK and wraps every key under it.
 
@@ -59,6 +61,7 @@ async def rotate_kek(store: DocumentStore, *, replaces: int, now: float) -> Keys
         return await store.commit_root(change)
 
 
+@observe.rotating("master")
 async def rotate_master(store: DocumentStore, *, replaces: int, now: float) -> Keystore:
     """Makes a new master key, a KEK under it, and wraps every key under that.
 
