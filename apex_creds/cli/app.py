@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from apex_creds.cli import audit, clients, credentials, dotenv, factors, grants, init, options
+from apex_creds.cli import (
+    audit,
+    clients,
+    credentials,
+    dotenv,
+    factors,
+    grants,
+    init,
+    options,
+    policy,
+)
 from apex_creds.cli.demo.command import demo
 from apex_creds.cli.doctor.command import doctor
 from apex_creds.cli.options import HomeOption, MasterOption
@@ -73,4 +83,5 @@ app.add_typer(log, name="audit")
 app.add_typer(factors.factor, name="factor")
 app.command("recovery-codes")(factors.recovery_codes)
 app.add_typer(clients.client, name="client")
+app.add_typer(policy.policy, name="policy")
 app.command("demo")(demo)

@@ -17,6 +17,7 @@ from apex_creds.model import (
     CredentialKind,
     Delivery,
     Origin,
+    Sensitivity,
     check_name,
 )
 from apex_creds.vault import Deletion, Vault
@@ -61,6 +62,14 @@ def set_credential(
         str | None,
         typer.Option(metavar="WHEN", help="2030-12-31, 2030-12-31T18:00Z, 12h, 30d, 1y."),
     ] = None,
+    sensitivity: Annotated[
+        Sensitivity | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="normal, sensitive or critical; as it was, or sensitive by default.",
+            show_default=False,
+        ),
+    ] = None,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
@@ -76,7 +85,13 @@ def set_credential(
     async def work(vault: Vault) -> CredentialInfo:
         secret = prompts.read_secret(kind or await _known_kind(vault, name))
         return await vault.put(
-            name, secret, service=service, delivery=sent, origins=origins, expires=end
+            name,
+            secret,
+            service=service,
+            delivery=sent,
+            origins=origins,
+            expires=end,
+            sensitivity=sensitivity,
         )
 
     info = session.with_vault(options.settings(ctx, home, master), work)
@@ -137,6 +152,7 @@ def as_json(info: CredentialInfo, now: float) -> dict[str, output.Json]:
         "service": info.service,
         "delivery": str(info.delivery),
         "origins": [str(origin) for origin in info.origins],
+        "sensitivity": info.sensitivity.value,
         "version": info.version,
         "created": when.show(info.created),
         "updated": when.show(info.updated),

@@ -243,6 +243,26 @@ class Policy:
         assert verdict is not None
         return verdict
 
+    def matching(
+        self,
+        *,
+        plugin: str,
+        action: str,
+        credential: str,
+        scopes: Iterable[str] = (),
+        origins: Iterable[Origin] = (),
+        now: float,
+    ) -> list[Rule]:
+        """Every rule that has a say in ``rule_on``, the one that wins first."""
+        among = (
+            self._plugin.name(plugin)
+            & self._action.name(action)
+            & self._credential.name(credential)
+        )
+        found = reduce(int.__or__, self._cells(among, scopes, origins), 0)
+        found &= ~self._clockwork.asleep(now)
+        return [rule for number, rule in enumerate(self.rules) if found >> number & 1]
+
     def _cells(
         self, among: int, scopes: Iterable[str], origins: Iterable[Origin]
     ) -> Iterator[int]:
