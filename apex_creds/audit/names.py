@@ -18,8 +18,19 @@ ROTATE: Final = "apex_creds.rotate"
 REENCRYPT: Final = "apex_creds.reencrypt"
 UNSEAL: Final = "apex_creds.unseal"
 MIGRATE: Final = "apex_creds.migrate"
+CHECKPOINT: Final = "apex_creds.checkpoint"
 
-SPANS: Final = (INVOKE, LEASE, CONSENT, REDEEM, ROTATE, REENCRYPT, UNSEAL, MIGRATE)
+SPANS: Final = (
+    INVOKE,
+    LEASE,
+    CONSENT,
+    REDEEM,
+    ROTATE,
+    REENCRYPT,
+    UNSEAL,
+    MIGRATE,
+    CHECKPOINT,
+)
 
 # -- attributes --------------------------------------------------------------------
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
@@ -16,18 +18,38 @@ from tests.e2e.observed_plugin import CANARY
 from tests.e2e.realparts import _free_port
 
 oteltap = pytest.importorskip("oteltap")
+T = TypeVar("T")
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 
-async def _run(home: Path, port: int) -> None:
+async def _run(home: Path, port: int, metrics: Awaitable[object]) -> None:
+    """Runs the program; it ends when the metrics of its open vault have come."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     env |= {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+        "OTEL_METRIC_EXPORT_INTERVAL": "100",
         "NO_PROXY": "127.0.0.1",
     }
-    command = [sys.executable, "-W", "error", "-m", "tests.e2e.observed_plugin", str(home)]
-    process = await asyncio.create_subprocess_exec(*command, env=env)
-    assert await process.wait() == 0
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "tests.e2e.observed_plugin",
+        str(home),
+        "wait",
+    ]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, env=env, stdin=pipe, stdout=pipe)
+    try:
+        async with asyncio.timeout(60):
+            await metrics
+            await process.communicate(b"")
+        assert process.returncode == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def _received(tmp_path: Path) -> tuple[list[Span], list[Metric]]:
@@ -36,22 +58,34 @@ async def _received(tmp_path: Path) -> tuple[list[Span], list[Metric]]:
     spans: list[Span] = []
     metrics: list[Metric] = []
     async with oteltap.OtelTapHttpProtobufReceiver(settings) as receiver:
-        last_span = asyncio.ensure_future(
-            receiver.await_trace(lambda span: spans.append(span) or span.name == names.ROTATE)
+        every_span = receiver.await_trace(
+            lambda span: spans.append(span) or _all_spans(spans), 90
         )
-        last_metric = asyncio.ensure_future(
-            receiver.await_metric(
-                lambda metric: metrics.append(metric) or _have_all(metrics, names.METRICS)
-            )
-        )
-        await _run(tmp_path, port)
-        async with asyncio.timeout(30):
-            await asyncio.gather(last_span, last_metric)
+        every_metric = receiver.await_metric(lambda metric: _took(metrics, metric, *_ALL), 90)
+        last_span = asyncio.ensure_future(every_span)
+        await _run(tmp_path, port, every_metric)
+        await last_span
     return spans, metrics
 
 
-def _have_all(metrics: list[Metric], wanted: tuple[str, ...]) -> bool:
-    return set(wanted) <= {metric.name for metric in metrics}
+def _all_spans(spans: list[Span]) -> bool:
+    return {names.ROTATE, names.UNSEAL} <= {span.name for span in spans} and _ours(spans) == 12
+
+
+def _ours(spans: list[Span]) -> int:
+    return sum(span.name in names.SPANS and span.name != names.CHECKPOINT for span in spans)
+
+
+_ALL = names.METRICS
+_LAST = names.ROTATION_DURATION
+"""Recorded after all the others: what comes from then on is final."""
+
+
+def _took(kept: list[T], each: T, *wanted: str) -> bool:
+    """Keeps it; whether all that are wanted have come."""
+    kept.append(each)
+    came = [one.name for one in kept]  # type: ignore[attr-defined]
+    return _LAST in came and set(wanted) <= set(came[came.index(_LAST) :])
 
 
 async def test_spans_and_metrics_come_back_as_they_were_meant(tmp_path: Path) -> None:
@@ -64,7 +98,8 @@ async def test_spans_and_metrics_come_back_as_they_were_meant(tmp_path: Path) ->
     assert counts[names.LEASE] == counts[names.REDEEM] == 3
     assert counts[names.UNSEAL] == counts[names.ROTATE] == 1
     _check_tree(by_name)
-    _check_metrics({metric.name: metric for metric in metrics}, by_name)
+    _check_metrics({metric.name: metric for metric in metrics})
+    _check_exemplars(metrics, by_name)
     whole = b"".join(each.SerializeToString() for each in (*spans, *metrics))
     assert CANARY.encode() not in whole
 
@@ -87,12 +122,21 @@ def _check_tree(by_name: dict[str, list[Span]]) -> None:
     }
 
 
-def _check_metrics(found: dict[str, Metric], by_name: dict[str, list[Span]]) -> None:
+def _check_metrics(found: dict[str, Metric]) -> None:
     assert sum(p.as_int for p in found[names.REDEEMS].sum.data_points) == 3
     assert sum(p.as_int for p in found[names.DENIALS].sum.data_points) == 1
     assert sum(p.as_int for p in found[names.LEAKS].sum.data_points) == 3
     (redeems,) = found[names.REDEEM_DURATION].histogram.data_points
     assert redeems.count == 3
-    ids = {span.span_id for span in by_name[names.REDEEM]}
-    assert redeems.exemplars
-    assert {exemplar.span_id for exemplar in redeems.exemplars} <= ids
+
+
+def _check_exemplars(metrics: list[Metric], by_name: dict[str, list[Span]]) -> None:
+    points = [
+        point
+        for metric in metrics
+        if metric.name == names.REDEEM_DURATION
+        for point in metric.histogram.data_points
+    ]
+    came = {exemplar.span_id for point in points for exemplar in point.exemplars}
+    assert came
+    assert came <= {span.span_id for span in by_name[names.REDEEM]}
