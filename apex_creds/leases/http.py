@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import re
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
@@ -19,6 +20,7 @@ import httpx
 from apex_creds.errors import InvalidInputError, RequestNotAllowedError
 from apex_creds.leases.broker import LeaseBroker, Use
 from apex_creds.leases.lease import find_lease
+from apex_creds.leases.pools import Turn
 from apex_creds.model import Delivery, DeliveryStyle, Origin
 from apex_creds.vault import Opened
 
@@ -35,6 +37,8 @@ _OPTIONS: Final = frozenset(
         "timeout",
     }
 )
+_TIMEOUT: Final = httpx.Timeout(5.0, pool=None)
+"""As httpx's own; but for a connection, which plugins share, a request waits its turn."""
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}", re.ASCII)
 _SHOWING_METHODS: Final = frozenset({"TRACE", "CONNECT"})
 """TRACE has the server send the request back; CONNECT makes a tunnel of the connection."""
@@ -63,19 +67,33 @@ class InjectingTransport(httpx.AsyncBaseTransport):
     def __init__(self, lease_id: str, scope: str | None) -> None:
         self._lease_id = lease_id
         self._scope = scope
+        self._bodies: weakref.WeakSet[_AsyncBody] = weakref.WeakSet()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a copy of ``request`` that carries the secret."""
         broker = find_lease(self._lease_id).broker
         use = _use(request, self._scope)
-        _, record, opened = await broker.redeem(self._lease_id, use)
-        with opened:
-            outgoing = _inject(request, opened, record.info.delivery)
-        result = await _send(broker, outgoing, request)
-        del outgoing
+        turn = await broker.pools.turn(request)
+        result: httpx.Response | _Failure | None = None
+        try:
+            _, record, opened = await broker.redeem(self._lease_id, use)
+            with opened:
+                outgoing = _inject(request, opened, record.info.delivery)
+            result = await _send(broker, outgoing, request, turn)
+            del outgoing
+        finally:
+            if not isinstance(result, httpx.Response):
+                turn.done()
         if isinstance(result, _Failure):
             raise result.error(request)
+        if isinstance(result.stream, _AsyncBody):
+            self._bodies.add(result.stream)
         return result
+
+    async def aclose(self) -> None:
+        """Closes the responses that are still open; the pool is shared and stays."""
+        for body in list(self._bodies):
+            await body.aclose()
 
 
 class SyncInjectingTransport(httpx.BaseTransport):
@@ -84,19 +102,33 @@ class SyncInjectingTransport(httpx.BaseTransport):
     def __init__(self, lease_id: str, scope: str | None) -> None:
         self._lease_id = lease_id
         self._scope = scope
+        self._bodies: weakref.WeakSet[_SyncBody] = weakref.WeakSet()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a copy of ``request`` that carries the secret."""
         broker = find_lease(self._lease_id).broker
         use = _use(request, self._scope)
-        _, record, opened = broker.redeem_blocking(self._lease_id, use)
-        with opened:
-            outgoing = _inject(request, opened, record.info.delivery)
-        result = _send_blocking(broker, outgoing, request)
-        del outgoing
+        turn = broker.pools.turn_blocking(request)
+        result: httpx.Response | _Failure | None = None
+        try:
+            _, record, opened = broker.redeem_blocking(self._lease_id, use)
+            with opened:
+                outgoing = _inject(request, opened, record.info.delivery)
+            result = _send_blocking(broker, outgoing, request, turn)
+            del outgoing
+        finally:
+            if not isinstance(result, httpx.Response):
+                turn.done()
         if isinstance(result, _Failure):
             raise result.error(request)
+        if isinstance(result.stream, _SyncBody):
+            self._bodies.add(result.stream)
         return result
+
+    def close(self) -> None:
+        """Closes the responses that are still open; the pool is shared and stays."""
+        for body in list(self._bodies):
+            body.close()
 
 
 class _Failure(NamedTuple):
@@ -124,7 +156,7 @@ def _failure(error: BaseException) -> _Failure:
 
 
 async def _send(
-    broker: LeaseBroker, outgoing: httpx.Request, request: httpx.Request
+    broker: LeaseBroker, outgoing: httpx.Request, request: httpx.Request, turn: Turn
 ) -> httpx.Response | _Failure:
     try:
         response = await broker.pools.transport().handle_async_request(outgoing)
@@ -132,11 +164,11 @@ async def _send(
         return _failure(error)
     stream = response.stream
     assert isinstance(stream, httpx.AsyncByteStream)
-    return _detached(response, _AsyncBody(stream, request))
+    return _detached(response, _AsyncBody(stream, request, turn))
 
 
 def _send_blocking(
-    broker: LeaseBroker, outgoing: httpx.Request, request: httpx.Request
+    broker: LeaseBroker, outgoing: httpx.Request, request: httpx.Request, turn: Turn
 ) -> httpx.Response | _Failure:
     try:
         response = broker.pools.sync_transport().handle_request(outgoing)
@@ -144,7 +176,7 @@ def _send_blocking(
         return _failure(error)
     stream = response.stream
     assert isinstance(stream, httpx.SyncByteStream)
-    return _detached(response, _SyncBody(stream, request))
+    return _detached(response, _SyncBody(stream, request, turn))
 
 
 def _use(request: httpx.Request, scope: str | None) -> Use:
@@ -229,9 +261,12 @@ def _detached(
 class _AsyncBody(httpx.AsyncByteStream):
     """Passes a body on, and lets go of its connection when it is closed."""
 
-    def __init__(self, inner: httpx.AsyncByteStream, request: httpx.Request) -> None:
+    def __init__(
+        self, inner: httpx.AsyncByteStream, request: httpx.Request, turn: Turn
+    ) -> None:
         self._inner: httpx.AsyncByteStream | None = inner
         self._request = request
+        self._turn = turn
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         failure: _Failure | None = None
@@ -248,16 +283,20 @@ class _AsyncBody(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         inner, self._inner = self._inner, None
-        if inner is not None:
-            await inner.aclose()
+        try:
+            if inner is not None:
+                await inner.aclose()
+        finally:
+            self._turn.done()
 
 
 class _SyncBody(httpx.SyncByteStream):
     """As ``_AsyncBody``."""
 
-    def __init__(self, inner: httpx.SyncByteStream, request: httpx.Request) -> None:
+    def __init__(self, inner: httpx.SyncByteStream, request: httpx.Request, turn: Turn) -> None:
         self._inner: httpx.SyncByteStream | None = inner
         self._request = request
+        self._turn = turn
 
     def __iter__(self) -> Iterator[bytes]:
         failure: _Failure | None = None
@@ -273,8 +312,11 @@ class _SyncBody(httpx.SyncByteStream):
 
     def close(self) -> None:
         inner, self._inner = self._inner, None
-        if inner is not None:
-            inner.close()
+        try:
+            if inner is not None:
+                inner.close()
+        finally:
+            self._turn.done()
 
 
 def _checked(options: dict[str, object]) -> dict[str, object]:
@@ -284,4 +326,4 @@ def _checked(options: dict[str, object]) -> dict[str, object]:
             f"handle.client() does not take {', '.join(refused)}.",
             hint=f"It takes {', '.join(sorted(_OPTIONS))}.",
         )
-    return options
+    return {"timeout": _TIMEOUT, **options}

@@ -2,16 +2,38 @@
 
 Guarantee: a pool that was given is never closed here; one that was made here is, by
 ``close``. Making one costs milliseconds (certificates are loaded), so it is made once.
+
+Requests wait for a connection here, in a fair queue, and not in the pool of httpx, which
+looks through everything that waits whenever a connection becomes free: with thousands of
+waiting requests that costs more than the requests.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Final
 
+import anyio
 import httpx
 
-_LIMITS: Final = httpx.Limits(max_connections=256, max_keepalive_connections=64)
+_CONNECTIONS: Final = 64
+_LIMITS: Final = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=20)
+
+
+class Turn:
+    """A request's turn; ``done`` gives it to the next, once."""
+
+    __slots__ = ("_release",)
+
+    def __init__(self, release: Callable[[], object] | None = None) -> None:
+        self._release = release
+
+    def done(self) -> None:
+        """Lets the next request go; idempotent."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
 
 class Pools:
@@ -30,8 +52,35 @@ class Pools:
         self._given = transport
         self._sync_given = sync_transport
         self._lock = threading.Lock()  # worker threads come here at once
+        self._turns = anyio.Semaphore(_CONNECTIONS)
+        self._sync_turns = threading.BoundedSemaphore(_CONNECTIONS)
         self._made: httpx.AsyncHTTPTransport | None = None
         self._sync_made: httpx.HTTPTransport | None = None
+
+    async def turn(self, request: httpx.Request) -> Turn:
+        """Waits for a free connection.
+
+        Raises:
+            httpx.PoolTimeout: The request's own time-out for that has passed.
+        """
+        if self._given is not None:
+            return Turn()
+        try:
+            self._turns.acquire_nowait()
+        except anyio.WouldBlock:
+            with anyio.move_on_after(_patience(request)) as waiting:
+                await self._turns.acquire()
+            if waiting.cancelled_caught:
+                raise httpx.PoolTimeout(_TIMED_OUT, request=request) from None
+        return Turn(self._turns.release)
+
+    def turn_blocking(self, request: httpx.Request) -> Turn:
+        """As ``turn``, in a worker thread."""
+        if self._sync_given is not None:
+            return Turn()
+        if not self._sync_turns.acquire(timeout=_patience(request)):
+            raise httpx.PoolTimeout(_TIMED_OUT, request=request)
+        return Turn(self._sync_turns.release)
 
     def transport(self) -> httpx.AsyncBaseTransport:
         """For ``handle.client()``."""
@@ -58,3 +107,11 @@ class Pools:
             await made.aclose()
         if sync_made is not None:
             sync_made.close()
+
+
+_TIMED_OUT: Final = "No connection became free in time: too many requests at once."
+
+
+def _patience(request: httpx.Request) -> float | None:
+    seconds: float | None = request.extensions.get("timeout", {}).get("pool")
+    return seconds
