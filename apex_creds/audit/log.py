@@ -42,7 +42,7 @@ _logger = logging.getLogger("apex_creds.audit")
 
 
 class Observer(Protocol):
-    """Sees what is written; one may be attached."""
+    """Sees what is written."""
 
     def ready(self) -> None:
         """Called before an event that someone waits for.
@@ -72,6 +72,7 @@ class AuditLog:
         accept_rollback: Why a log that is behind them is accepted; it is recorded.
         on_checkpoint: Called by the log's thread after each new checkpoint.
         pseudonym: What the names of credentials and principals are replaced by.
+        observer: Sees all that this log writes; it is closed with the log.
 
     Raises:
         RollbackDetectedError: The log is behind a checkpoint or anchor, or another one.
@@ -93,6 +94,7 @@ class AuditLog:
         accept_rollback: str = "",
         on_checkpoint: Callable[[Checkpoint], None] | None = None,
         pseudonym: Callable[[str], str] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._pseudonym = pseudonym
         # Half of the window, so that the disk has the other half.
@@ -104,7 +106,7 @@ class AuditLog:
         self._busy = self._dirty = self._closing = False
         self._idle = True
         self._stopped = ""
-        self._observer: Observer | None = None
+        self._observer = observer
         end = find_end(
             Path(directory),
             vault_id=vault_id,
@@ -140,10 +142,6 @@ class AuditLog:
     def checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint that this log signed."""
         return self._upkeep.newest
-
-    def attach(self, observer: Observer) -> None:
-        """Has ``observer`` see what is written from now on; it is closed with the log."""
-        self._observer = observer
 
     def append(self, event: AuditEvent, *, flush: bool = True) -> int | None:
         """Writes ``event``, after everything queued, and returns its number.

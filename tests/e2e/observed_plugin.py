@@ -21,7 +21,7 @@ from apex_creds import (
     parse_manifest,
 )
 from apex_creds.audit import names, otel, telemetry
-from apex_creds.audit.sinks import CallbackSink, Destination, Destinations
+from apex_creds.audit.sinks import CallbackSink, Destination
 
 CANARY = "sk-canary-4f1d9a"
 MANIFEST = parse_manifest(
@@ -46,9 +46,9 @@ async def forecast(credentials: CredentialMap) -> str:
 
 
 async def work(home: Path) -> None:
-    async with await Vault.create(home / "vault", master=f"file:{home / 'key'}") as vault:
-        sink = Destination(name="function", sink=CallbackSink(lambda _: None))
-        Destinations(vault.audit, [sink], clock=vault.clock)
+    sink = Destination(name="function", sink=CallbackSink(lambda _: None))
+    master = f"file:{home / 'key'}"
+    async with await Vault.create(home / "vault", master=master, audit_to=[sink]) as vault:
         await vault.put("openai", ApiKey(CANARY))
         await vault.grant("weather", "openai", reveal=True)
         async with CredentialMiddleware(vault) as middleware:

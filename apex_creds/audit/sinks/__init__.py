@@ -10,6 +10,7 @@ from apex_creds.audit.sinks.base import Destination, Line, Sink
 from apex_creds.audit.sinks.hub import Destinations
 from apex_creds.audit.sinks.journald import JournalSink
 from apex_creds.audit.sinks.levels import Level
+from apex_creds.audit.sinks.opening import open_destinations
 from apex_creds.audit.sinks.parse import from_environment, parse
 from apex_creds.audit.sinks.streams import CallbackSink, StreamSink
 from apex_creds.audit.sinks.syslog import SyslogSink
@@ -25,5 +26,6 @@ __all__ = [
     "StreamSink",
     "SyslogSink",
     "from_environment",
+    "open_destinations",
     "parse",
 ]

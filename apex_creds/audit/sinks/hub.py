@@ -27,10 +27,11 @@ _KINDS: Final = {kind.value.encode(): kind for kind in EventKind}
 
 
 class Destinations:
-    """Passes on what a log writes. Attached on construction, closed with the log.
+    """Passes on what a log writes: the log's observer, closed with it.
+
+    Make it, give it to the log, then ``bind`` the log to it.
 
     Args:
-        log: Whose events they get, from now on.
         destinations: With names that differ.
         clock: Dates the records of drops.
         patience: Seconds that ``close`` waits for each to take what is queued.
@@ -42,13 +43,12 @@ class Destinations:
 
     def __init__(
         self,
-        log: AuditLog,
         destinations: Iterable[Destination],
         *,
         clock: Clock,
         patience: float = 2.0,
     ) -> None:
-        self._log = log
+        self._log: AuditLog | None = None
         self._clock = clock
         self._patience = patience
         self._closed = False
@@ -56,8 +56,11 @@ class Destinations:
         self._required = [each for each in self.outlets if each.destination.required]
         self._takers = _takers(self.outlets)
         self._start()
-        log.attach(self)
         metrics.watch_outlets(self)
+
+    def bind(self, log: AuditLog) -> None:
+        """Names the log in which losses are recorded."""
+        self._log = log
 
     def _start(self) -> None:
         if len({each.destination.name for each in self.outlets}) < len(self.outlets):
@@ -105,6 +108,8 @@ class Destinations:
         self._record(f"{name}: {lost}, of numbers {first} to {last}")
 
     def _record(self, detail: str) -> None:
+        if self._log is None:
+            return
         # Queued: this may run within the log's own write.
         event = AuditEvent(self._clock.time(), EventKind.DROPPED, detail=detail)
         with contextlib.suppress(AuditUnavailableError):

@@ -12,6 +12,7 @@ from apex_creds.audit.sinks import Destination, Destinations
 from apex_creds.model import SystemClock
 
 VAULT = "ab" * 16
+Attach = Callable[..., tuple[AuditLog, Destinations]]
 
 
 @pytest.fixture
@@ -20,16 +21,30 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def log(directory: Path) -> Iterator[AuditLog]:
-    log = AuditLog(directory, vault_id=VAULT, clock=SystemClock())
-    yield log
-    log.close()
+def open_log(directory: Path) -> Iterator[Callable[..., AuditLog]]:
+    opened: list[AuditLog] = []
+
+    def open_log(**options: object) -> AuditLog:
+        log = AuditLog(directory, vault_id=VAULT, clock=SystemClock(), **options)  # type: ignore[arg-type]
+        opened.append(log)
+        return log
+
+    yield open_log
+    for log in opened:
+        log.close()
 
 
 @pytest.fixture
-def attach(log: AuditLog) -> Callable[..., Destinations]:
-    def attach(*destinations: Destination, patience: float = 10.0) -> Destinations:
-        return Destinations(log, destinations, clock=SystemClock(), patience=patience)
+def attach(open_log: Callable[..., AuditLog]) -> Attach:
+    """Makes a log with destinations."""
+
+    def attach(
+        *destinations: Destination, patience: float = 10.0, **options: object
+    ) -> tuple[AuditLog, Destinations]:
+        hub = Destinations(destinations, clock=SystemClock(), patience=patience)
+        log = open_log(observer=hub, **options)
+        hub.bind(log)
+        return log, hub
 
     return attach
 

@@ -12,17 +12,18 @@ from apex_creds.audit.sinks import CallbackSink, Destination, Destinations, Leve
 from apex_creds.errors import AuditUnavailableError, InvalidInputError
 from tests.audit.sinks.held import FailingSink, HeldSink, event
 
-Attach = Callable[..., Destinations]
+Attach = Callable[..., tuple[AuditLog, Destinations]]
 Recorded = Callable[[], list[AuditEvent]]
 
 
 def test_each_gets_its_level_in_order_exactly_as_written(
-    log: AuditLog, attach: Attach, directory: Path
+    attach: Attach, directory: Path
 ) -> None:
     sinks = {level: HeldSink() for level in Level}
     for sink in sinks.values():
         sink.go.set()
-    attach(*(Destination(name=level, sink=sink, level=level) for level, sink in sinks.items()))
+    each = (Destination(name=name, sink=sink, level=name) for name, sink in sinks.items())
+    log, _ = attach(*each)
     for kind in (EventKind.PUT, EventKind.REDEEM, EventKind.DENIAL, EventKind.GRANT):
         log.append(event(kind, credential=f'"kind":"lease" for {kind}'))
     log.append(event(EventKind.LEASE), flush=False)
@@ -40,11 +41,11 @@ def test_each_gets_its_level_in_order_exactly_as_written(
 
 
 def test_a_sink_that_blocks_blocks_nothing_and_its_drops_are_audited(
-    log: AuditLog, attach: Attach, recorded: Recorded
+    attach: Attach, recorded: Recorded
 ) -> None:
     slow, quick = HeldSink(), HeldSink()
     quick.go.set()
-    hub = attach(
+    log, hub = attach(
         Destination(name="slow", sink=slow, capacity=16), Destination(name="quick", sink=quick)
     )
     log.append(event())
@@ -66,10 +67,10 @@ def test_a_sink_that_blocks_blocks_nothing_and_its_drops_are_audited(
 
 
 def test_a_sink_that_never_returns_does_not_keep_the_log_open(
-    log: AuditLog, attach: Attach, recorded: Recorded
+    attach: Attach, recorded: Recorded
 ) -> None:
     stuck = HeldSink()
-    attach(Destination(name="stuck", sink=stuck), patience=0.01)
+    log, _ = attach(Destination(name="stuck", sink=stuck), patience=0.01)
     log.append(event())
     assert stuck.entered.wait(10)
     log.append(event())
@@ -79,10 +80,10 @@ def test_a_sink_that_never_returns_does_not_keep_the_log_open(
 
 
 def test_what_failed_is_delivered_when_the_sink_is_back(
-    log: AuditLog, attach: Attach, caplog: pytest.LogCaptureFixture
+    attach: Attach, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = FailingSink(broken=True)
-    hub = attach(Destination(name="away", sink=sink))
+    log, hub = attach(Destination(name="away", sink=sink))
     for _ in range(5):
         log.append(event())
     assert sink.failed.wait(10)
@@ -96,10 +97,10 @@ def test_what_failed_is_delivered_when_the_sink_is_back(
 
 
 def test_a_required_destination_that_fails_refuses_until_it_is_back(
-    log: AuditLog, attach: Attach, recorded: Recorded
+    attach: Attach, recorded: Recorded
 ) -> None:
     sink = FailingSink(broken=False)
-    attach(Destination(name="siem", sink=sink, required=True))
+    log, _ = attach(Destination(name="siem", sink=sink, required=True))
     log.append(event())
     assert sink.delivered.wait(10)
     sink.broken = True
@@ -133,10 +134,10 @@ def _refuses(log: AuditLog) -> bool:
 
 
 def test_a_required_destination_that_is_nearly_full_refuses(
-    log: AuditLog, attach: Attach, recorded: Recorded
+    attach: Attach, recorded: Recorded
 ) -> None:
     sink = HeldSink()
-    hub = attach(Destination(name="siem", sink=sink, required=True, capacity=16))
+    log, hub = attach(Destination(name="siem", sink=sink, required=True, capacity=16))
     taken = 0
     while not _refuses(log):
         taken += 1
@@ -147,23 +148,18 @@ def test_a_required_destination_that_is_nearly_full_refuses(
     assert EventKind.DROPPED not in {each.kind for each in recorded()}
 
 
-def test_a_required_destination_must_be_there_from_the_start(
-    log: AuditLog, attach: Attach
-) -> None:
+def test_a_required_destination_must_be_there_from_the_start(attach: Attach) -> None:
     with pytest.raises(AuditUnavailableError, match="can't be reached: Connection"):
         attach(Destination(name="siem", sink=FailingSink(broken=True), required=True))
-    log.append(event())
 
 
-def test_every_append_durable_and_a_callback_that_raises(
-    directory: Path, attach: Attach, log: AuditLog
-) -> None:
+def test_every_append_durable_and_a_callback_that_raises(attach: Attach) -> None:
     seen: list[int] = []
 
     def function(each: object) -> None:
         seen.append(each.seq)  # type: ignore[attr-defined]
 
-    attach(Destination(name="function", sink=CallbackSink(function)))
+    log, _ = attach(Destination(name="function", sink=CallbackSink(function)))
     log.append(event())
     log.close()
     assert seen == [1]

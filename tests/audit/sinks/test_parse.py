@@ -73,10 +73,10 @@ def test_what_is_not_understood(text: str) -> None:
 
 
 def test_a_stream_gets_the_lines_of_its_level(
-    log: AuditLog, attach: Callable[..., Destinations]
+    attach: Callable[..., tuple[AuditLog, Destinations]],
 ) -> None:
     reading, writing = os.pipe()
-    attach(Destination(name="pipe", sink=StreamSink(writing), level=Level.DENIALS))
+    log, _ = attach(Destination(name="pipe", sink=StreamSink(writing), level=Level.DENIALS))
     log.append(event())
     log.append(event(EventKind.DENIAL, reason="undeclared"))
     log.close()

@@ -57,6 +57,9 @@ def test_values_are_escaped_and_unicode_is_marked() -> None:
     assert message.endswith(b"] \xef\xbb\xbf" + line.data)
 
 
+Attach = Callable[..., tuple[AuditLog, Destinations]]
+
+
 class _Server:
     def __init__(self) -> None:
         self.got: list[bytes] = []
@@ -112,7 +115,7 @@ def _stream() -> Iterator[tuple[_Server, tuple[str, int]]]:
             thread.join()
 
 
-def _send(log: AuditLog, attach: Callable[..., Destinations], sink: SyslogSink) -> list[bytes]:
+def _send(attach: Attach, sink: SyslogSink) -> tuple[AuditLog, list[bytes]]:
     """What the server ought to get for two events, without framing."""
     lines: list[Line] = []
 
@@ -126,47 +129,42 @@ def _send(log: AuditLog, attach: Callable[..., Destinations], sink: SyslogSink) 
             if len(lines) == 2:
                 kept.set()
 
-    attach(Destination(name="kept", sink=Keep()), Destination(name="syslog", sink=sink))
+    also = Destination(name="kept", sink=Keep())
+    log, _ = attach(also, Destination(name="syslog", sink=sink))
     log.append(event(plugin="schlüssel"))
     log.append(event(EventKind.DENIAL, reason="undeclared"))
     assert kept.wait(20)
     host = "".join(c for c in socket.gethostname() if "!" <= c <= "~")
-    return [format_message(line, host=host, process=os.getpid()) for line in lines]
+    return log, [format_message(line, host=host, process=os.getpid()) for line in lines]
 
 
-def test_a_local_socket(
-    log: AuditLog, attach: Callable[..., Destinations], tmp_path: Path
-) -> None:
+def test_a_local_socket(attach: Attach, tmp_path: Path) -> None:
     path = str(tmp_path / "log")
     with _datagrams(socket.AF_UNIX, path) as (server, _):
-        expected = _send(log, attach, SyslogSink(path))
+        log, expected = _send(attach, SyslogSink(path))
         assert server.wait(lambda got: len(got) == 2) == expected
         log.close()
 
 
-def test_udp_has_one_datagram_per_message(
-    log: AuditLog, attach: Callable[..., Destinations]
-) -> None:
+def test_udp_has_one_datagram_per_message(attach: Attach) -> None:
     with _datagrams(socket.AF_INET, ("127.0.0.1", 0)) as (server, address):
-        expected = _send(log, attach, SyslogSink(address, transport="udp"))  # type: ignore[arg-type]
+        log, expected = _send(attach, SyslogSink(address, transport="udp"))  # type: ignore[arg-type]
         assert server.wait(lambda got: len(got) == 2) == expected
         log.close()
 
 
-def test_tcp_counts_octets(log: AuditLog, attach: Callable[..., Destinations]) -> None:
+def test_tcp_counts_octets(attach: Attach) -> None:
     with _stream() as (server, address):
-        expected = _send(log, attach, SyslogSink(address, transport="tcp"))
+        log, expected = _send(attach, SyslogSink(address, transport="tcp"))
         framed = b"".join(b"%d %b" % (len(each), each) for each in expected)
         got = server.wait(lambda got: len(b"".join(got)) >= len(framed))
         assert b"".join(got) == framed
         log.close()
 
 
-def test_a_local_server_that_comes_back(
-    log: AuditLog, attach: Callable[..., Destinations], tmp_path: Path
-) -> None:
+def test_a_local_server_that_comes_back(attach: Attach, tmp_path: Path) -> None:
     path = str(tmp_path / "log")
-    expected = _send(log, attach, SyslogSink(path))
+    log, expected = _send(attach, SyslogSink(path))
     with _datagrams(socket.AF_UNIX, path) as (server, _):
         assert server.wait(lambda got: len(got) == 2) == expected
         log.close()
