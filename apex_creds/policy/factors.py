@@ -168,6 +168,12 @@ def passed_since(state: AccessState, subject: Subject, *, since: float, now: flo
     return _find_pass(state, subject, since=since, now=now) is not None
 
 
+def last_shown(state: AccessState, subject: Subject, *, now: float) -> float | None:
+    """When a factor was last shown for the subject, Unix seconds; as ``decide`` wants it."""
+    found = _find_pass(state, subject, since=0.0, now=now)
+    return found.at if found else None
+
+
 def claim(
     state: AccessState, subject: Subject, *, since: float, now: float
 ) -> AccessState | None:

@@ -298,6 +298,12 @@ class Factors:
         now = self.access.clock.time()
         return state is not None and factors.passed_since(state, subject, since=since, now=now)
 
+    def shown_now(self, subject: Subject) -> float | None:
+        """When a factor was last shown for it, if memory can tell; else None."""
+        state = self.access.now()
+        now = self.access.clock.time()
+        return None if state is None else factors.last_shown(state, subject, now=now)
+
     async def passed(self, subject: Subject, *, since: float) -> bool:
         """Whether a factor was shown for the subject since then, in any process."""
         state = await self.access.read()

@@ -152,6 +152,16 @@ def test_a_pass_is_for_one_plugin_one_credential_one_principal_and_a_while():
         assert not shown(msgspec.structs.replace(SUBJECT, **other))
 
 
+def test_when_a_factor_was_last_shown():
+    state = answer(STATE, proof(11), subject=SUBJECT).state
+    assert factors.last_shown(state, SUBJECT, now=100.0) == 100.0
+    assert factors.last_shown(state, SUBJECT, now=99.0) is None
+    assert factors.last_shown(state, SUBJECT, now=101.0 + MAX_WINDOW) is None
+    assert factors.last_shown(STATE, SUBJECT, now=100.0) is None
+    later = answer(state, proof(12), now=200.0, subject=SUBJECT).state
+    assert factors.last_shown(later, SUBJECT, now=200.0) == 200.0
+
+
 def test_a_pass_that_is_claimed_is_gone():
     state = answer(STATE, proof(11), subject=SUBJECT).state
     after = factors.claim(state, SUBJECT, since=0.0, now=100.0)
