@@ -105,8 +105,10 @@ class _Slot:
 
     def __del__(self) -> None:
         # Reached by a slot that was lost, as by a KeyboardInterrupt inside close().
-        with contextlib.suppress(AttributeError, TypeError):
+        try:
             _memzero(self.pointer, self.size)
+        except (AttributeError, TypeError):  # the interpreter exits
+            return
 
 
 class SecretArena:
