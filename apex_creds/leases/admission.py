@@ -8,6 +8,7 @@ comparison of two numbers and a look-up.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from apex_creds.policy.windows import Windows
 
 _MANY: Final = 10_000
+_log = logging.getLogger(__name__)
 
 OnDenials = Callable[["DenialsExceeded"], None]
 
@@ -253,13 +255,23 @@ class Admission:
             if self._limits is not None and self._windows is not None:
                 full += self._limits.deny(self._windows, [plugin], credential)
         if self.shared is not None:
-            full += self.shared.deny((plugin,), credential)
+            full += self._deny_shared(self.shared, plugin, credential)
         if not full:
             return
         for rule, breach in full:
             self._tell(rule, breach, plugin, credential)
         worst = max((breach for _, breach in full), key=lambda breach: breach.retry_after)
         self._refuse(invocation, credential, worst)
+
+    @staticmethod
+    def _deny_shared(
+        shared: SharedLimits, plugin: str, credential: str
+    ) -> list[tuple[LimitRule, Breach]]:
+        try:
+            return shared.deny((plugin,), credential)
+        except ApexCredsError as error:  # it is refused, and in the log, all the same
+            _log.error("A denial could not be counted: %s", error.message)
+            return []
 
     def close(self) -> None:
         """Lets go of the thread that counts in the vault."""
@@ -324,12 +336,14 @@ class Admission:
             if len(self._told) >= _MANY:
                 self._told.clear()
             self._told[key] = now
-        if self.on_denials is not None:
-            self.on_denials(
-                DenialsExceeded(
-                    rule.id, rule.per, plugin, credential, rule.amount, rule.seconds, now
-                )
-            )
+        event = DenialsExceeded(
+            rule.id, rule.per, plugin, credential, rule.amount, rule.seconds, now
+        )
+        try:
+            if self.on_denials is not None:
+                self.on_denials(event)
+        except Exception as error:  # noqa: BLE001 - a listener must not undo the refusal
+            _log.error("A listener for denials failed: %s", type(error).__name__)
 
     def _log_change(self, change: Change) -> None:
         # A log that can't be written refuses the next redeem by itself.

@@ -25,6 +25,8 @@ from apex_creds.policy.rules import LimitRule
 from apex_creds.policy.windows import Windows
 
 DEADLINE: Final = 10.0
+MAX_WINDOWS: Final = 5_000
+"""The document is written whole for each use that is counted."""
 
 T = TypeVar("T")
 
@@ -81,7 +83,7 @@ class SharedLimits:
         found: list[T] = []
 
         def change(state: LimitState) -> LimitState:
-            windows = Windows(self._now, state.windows)
+            windows = Windows(self._now, state.windows, most=MAX_WINDOWS)
             found[:] = [count(windows)]
             after = windows.export()
             return state if after == state.windows else LimitState(windows=after)

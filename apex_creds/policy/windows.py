@@ -13,7 +13,8 @@ from typing import Final
 from limits.storage import MovingWindowSupport, Storage
 
 MAX_WINDOWS: Final = 50_000
-"""More kinds of events than that at once: those that were quiet longest are forgotten."""
+"""More kinds of events than that at once: those that were quiet longest are forgotten, and
+of them the counts of denials first: names that don't exist make as many as one likes."""
 
 
 class Windows(Storage, MovingWindowSupport):
@@ -22,6 +23,7 @@ class Windows(Storage, MovingWindowSupport):
     Args:
         clock: Seconds; of one kind for all of the object's life.
         times: What to begin with.
+        most: How many keys are kept.
     """
 
     STORAGE_SCHEME: Final = None  # type: ignore[misc]
@@ -30,8 +32,11 @@ class Windows(Storage, MovingWindowSupport):
         self,
         clock: Callable[[], float],
         times: Mapping[str, tuple[float, tuple[float, ...]]] | None = None,
+        *,
+        most: int = MAX_WINDOWS,
     ) -> None:
         super().__init__()
+        self._most = most
         self._clock = clock
         self._times: dict[str, tuple[float, list[float]]] = {
             key: (ends, list(found)) for key, (ends, found) in (times or {}).items()
@@ -53,7 +58,7 @@ class Windows(Storage, MovingWindowSupport):
         if len(inside) + amount > limit:
             return False
         self._times.pop(key, None)  # to the end: what was touched last
-        if len(self._times) >= MAX_WINDOWS:
+        if len(self._times) >= self._most:
             self._make_room()
         self._times[key] = (now + expiry, [*inside, *[now] * amount])
         return True
@@ -73,9 +78,11 @@ class Windows(Storage, MovingWindowSupport):
 
     def _make_room(self) -> None:
         self._forget_old()
-        if len(self._times) >= MAX_WINDOWS:  # a tenth at once, so that it stays rare
-            for key in list(self._times)[: MAX_WINDOWS // 10]:
-                del self._times[key]
+        if len(self._times) < self._most:
+            return
+        by_worth = sorted(self._times, key=_is_use)  # stable: the quietest of each first
+        for key in by_worth[: max(self._most // 10, 1)]:  # many at once, so that it is rare
+            del self._times[key]
 
     def _forget_old(self) -> None:
         now = self._clock()
@@ -114,3 +121,7 @@ class Windows(Storage, MovingWindowSupport):
     def clear(self, key: str) -> None:
         """Forgets one key."""
         self._times.pop(key, None)
+
+
+def _is_use(key: str) -> bool:
+    return key.split("/", 3)[2:3] != ["denials"]

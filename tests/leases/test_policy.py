@@ -248,6 +248,19 @@ async def test_too_many_denials_are_told_once_and_refuse_more(world: World) -> N
     assert await world.call(read_key)
 
 
+async def test_a_listener_that_fails_undoes_no_refusal(world: World, caplog) -> None:
+    write(world, limit(1, "plugin", "denials"))
+    world.middleware.broker.admission.on_denials = lambda event: 1 / 0  # type: ignore[assignment]
+
+    async def snoop(credentials) -> None:
+        for error in (AccessDeniedError, RateLimitedError):
+            with pytest.raises(error):
+                credentials["guess"]
+
+    await world.call(snoop)
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_what_is_declared_as_optional_is_no_offence(world: World) -> None:
     write(world, limit(1, "plugin", "denials"))
     optional = {"name": "ungranted", "required": False}

@@ -188,3 +188,13 @@ def test_threads_never_pass_more_than_the_limit_together() -> None:
     for thread in threads:
         thread.join()
     assert len(passed) == 50
+
+
+def test_guessing_names_pushes_no_use_out() -> None:
+    limits = RateLimits([limit("pair", amount=1), limit("pair", "denials", 5)])
+    windows = Windows(Now(), most=20)
+    assert limits.admit(windows, ["p"], "c") is None
+    for number in range(200):
+        limits.deny(windows, ["p"], f"guess{number}")
+    assert limits.admit(windows, ["p"], "c") is not None
+    assert len(windows.export()) <= 20
