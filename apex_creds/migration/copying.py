@@ -1,0 +1,285 @@
+"""One source into the vault: decide, put, read back, compare, record.
+
+Guarantee: nothing in the vault is replaced unless the flag says so; what counts as migrated
+was read from storage again and compared; a second run of the same source changes nothing
+that the first one did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, TypeVar
+
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.errors import (
+    CorruptDocumentError,
+    CredentialExistsError,
+    InvalidInputError,
+)
+from apex_creds.migration.entries import FIELDS, Entry, credential_name
+from apex_creds.migration.naming import Target, assign
+from apex_creds.migration.report import EntryReport, Fate
+from apex_creds.migration.state import SourceState, Written
+from apex_creds.model import SECTIONS, CredentialInfo, Secret
+from apex_creds.vault import Opened, PutItem, Vault
+from apex_creds.vault.document import parse
+from apex_creds.vault.section import Record, open_section
+from apex_creds.vault.store import off_loop
+
+ACTION: Final = "migrate"
+BATCH: Final = 200
+_ROUNDS: Final = 3
+_T = TypeVar("_T")
+
+Progress = Callable[[str, int, int], None]
+"""Told the source's path, how many entries are done, and how many there are."""
+
+
+class OnConflict(StrEnum):
+    """What to do where the vault has another value for an entry."""
+
+    REPORT = "report"
+    KEEP = "keep"
+    REPLACE = "replace"
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    target: Target
+    fate: Fate
+    detail: str = ""
+
+    @property
+    def puts(self) -> bool:
+        return self.fate in (Fate.MIGRATED, Fate.REPLACED)
+
+
+class Copying:
+    """The copying of one source's entries.
+
+    Args:
+        vault: Where to.
+        before: What earlier runs did with this source; None for none.
+        unchanged: Whether the source has the content that it had then.
+        on_conflict: See ``OnConflict``.
+        dry_run: Decide and compare; write nothing.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        *,
+        before: SourceState | None,
+        unchanged: bool,
+        on_conflict: OnConflict,
+        dry_run: bool,
+    ) -> None:
+        self._vault = vault
+        self._before = before
+        self._unchanged = unchanged
+        self._on_conflict = on_conflict
+        self._dry_run = dry_run
+
+    async def targets(self, entries: Sequence[Entry]) -> list[Target]:
+        """A target for each entry that has a secret."""
+        infos = {info.name: info for info in await self._vault.list()}
+        return assign(entries, infos, self._before.written if self._before else ())
+
+    async def copy(
+        self, batch: Sequence[Target]
+    ) -> tuple[dict[str, EntryReport], list[Written]]:
+        """Copies a batch.
+
+        Returns:
+            What became of each entry, by its key, and what is to be recorded.
+
+        Raises:
+            CorruptDocumentError: What was stored did not read back as it was written.
+            CredentialExistsError: Another writer keeps taking the names.
+        """
+        for _ in range(_ROUNDS - 1):
+            try:
+                return await self._copy(batch)
+            except CredentialExistsError:  # another writer took a name; decide again
+                continue
+        return await self._copy(batch)
+
+    async def _copy(
+        self, batch: Sequence[Target]
+    ) -> tuple[dict[str, EntryReport], list[Written]]:
+        infos = {info.name: info for info in await self._vault.list()}
+        decisions = [await self._decide(target, infos) for target in batch]
+        chosen = [decision.target for decision in decisions if decision.puts]
+        made = await self._put(chosen)
+        reports = {d.target.entry.key: _report(d) for d in decisions}
+        versions = {**{name: info.version for name, info in infos.items()}, **made}
+        return reports, [written for d in decisions for written in _written(d, versions)]
+
+    async def _put(self, chosen: Sequence[Target]) -> dict[str, int]:
+        if self._dry_run or not chosen:
+            return {}
+        infos = await self._vault.put_many(_item(target) for target in chosen)
+        await self._read_back(chosen, {info.name: info for info in infos})
+        return {info.name: info.version for info in infos}
+
+    # -- deciding ----------------------------------------------------------------
+
+    async def _decide(self, target: Target, infos: Mapping[str, CredentialInfo]) -> _Decision:
+        if not target.name:
+            return _Decision(target, Fate.CONFLICT, "its names belong to other kinds")
+        if target.twin is not None:
+            return _decide_twin(target, target.twin)
+        info = infos.get(target.name)
+        if info is None:
+            removed = target.written is not None
+            return _Decision(target, Fate.REMOVED if removed else Fate.MIGRATED)
+        if info.kind is not target.entry.kind:
+            return _Decision(target, Fate.CONFLICT, f"its name belongs to a {info.kind} now")
+        return await self._decide_against(target, info)
+
+    async def _decide_against(self, target: Target, info: CredentialInfo) -> _Decision:
+        secret = target.entry.secret
+        assert secret is not None
+        async with self._vault.open(target.name, action=ACTION) as opened:
+            if same(opened, secret):
+                return _Decision(target, Fate.PRESENT)
+            if same(opened, secret, but=FIELDS):
+                return _Decision(target, Fate.PRESENT, "other fields than the secret differ")
+        if target.written and self._unchanged and info.version > target.written.version:
+            return _Decision(target, Fate.CHANGED)
+        if self._on_conflict is OnConflict.KEEP:
+            return _Decision(target, Fate.KEPT, "the vault has another value")
+        if self._on_conflict is OnConflict.REPLACE:
+            return _Decision(target, Fate.REPLACED, f"version {info.version} had another value")
+        return _Decision(target, Fate.CONFLICT, "the vault has another value")
+
+    # -- reading back ------------------------------------------------------------
+
+    async def _read_back(
+        self, chosen: Sequence[Target], infos: Mapping[str, CredentialInfo]
+    ) -> None:
+        for section in dict.fromkeys(SECTIONS[target.entry.kind] for target in chosen):
+            records = await self._stored(section)
+            for target in chosen:
+                if SECTIONS[target.entry.kind] == section:
+                    self._compare(target, records.get(target.name), infos[target.name])
+
+    async def _stored(self, section: str) -> Mapping[str, Record]:
+        """A section's records out of the storage, not out of memory."""
+        store = self._vault.store
+        keystore = await store.keystore()
+        stored = await store.storage.read(section)
+        if stored is None:
+            raise _lost()
+        packed = parse(stored.data, section=section, vault_id=keystore.header.vault_id)
+        keys = await store.keys_for(section, packed.header.kek_version)
+        await store.keystore()  # whoever moved a record to a new key made that key before
+        found = await off_loop(
+            len(stored.data) >> 9, lambda: open_section(packed, token=stored.token, keys=keys)
+        )
+        return found.records
+
+    def _compare(self, target: Target, record: Record | None, info: CredentialInfo) -> None:
+        if record is None or record.info.version > info.version:
+            return  # deleted or changed by another writer meanwhile
+        secret = target.entry.secret
+        assert secret is not None
+        event = AuditEvent(
+            time=self._vault.clock.time(),
+            kind=EventKind.EXPOSE,
+            action=ACTION,
+            credential=target.name,
+            decision="allow",
+            reason="read back",
+        )
+        with self._vault.release(record, self._vault.audit.encode(event)) as opened:
+            if record.info.version != info.version or not same(opened, secret):
+                raise _lost()
+
+
+def same(opened: Opened, secret: Secret, *, but: str = "") -> bool:
+    """Whether an opened credential has the parts of a secret.
+
+    Args:
+        opened: From the vault.
+        secret: From the source.
+        but: A part that does not count.
+    """
+    wanted = {name: part for name, part in secret.parts.items() if part and name != but}
+    names = {name for name in opened.names if len(opened.view(name)) and name != but}
+    return names == set(wanted) and all(opened.view(name) == wanted[name] for name in names)
+
+
+def batches(targets: Sequence[_T], size: int = BATCH) -> Iterator[Sequence[_T]]:
+    """``targets`` in pieces."""
+    return (targets[at : at + size] for at in range(0, len(targets), size))
+
+
+def problems(entries: Iterable[Entry]) -> dict[str, EntryReport]:
+    """What becomes of the entries that have no secret, by key."""
+    return {
+        entry.key: EntryReport(
+            service=entry.service,
+            kind=entry.kind.value,
+            name="",
+            fate=Fate(entry.problem.value),
+            detail=entry.detail,
+        )
+        for entry in entries
+        if entry.problem is not None
+    }
+
+
+def _decide_twin(target: Target, twin: Entry) -> _Decision:
+    secret, other = target.entry.secret, twin.secret
+    if secret is not None and other is not None and secret.parts == other.parts:
+        return _Decision(target, Fate.PRESENT, "it is in the source twice")
+    return _Decision(target, Fate.CONFLICT, "it is in the source twice, with two values")
+
+
+def _written(decision: _Decision, versions: Mapping[str, int]) -> Iterator[Written]:
+    target = decision.target
+    if decision.fate in (Fate.MIGRATED, Fate.REPLACED, Fate.PRESENT, Fate.KEPT):
+        yield Written(target.entry.key, target.name, versions.get(target.name, 1))
+    elif target.written is not None:
+        yield target.written
+
+
+def _report(decision: _Decision) -> EntryReport:
+    target = decision.target
+    return EntryReport(
+        service=target.entry.service,
+        kind=target.entry.kind.value,
+        name=target.name,
+        fate=decision.fate,
+        detail=decision.detail,
+    )
+
+
+def _item(target: Target) -> PutItem:
+    entry = target.entry
+    if entry.secret is None:
+        raise InvalidInputError("An entry without a secret.")
+    like = entry.like
+    if like is None:
+        return PutItem(
+            name=target.name, secret=entry.secret, service=credential_name(entry.service)
+        )
+    return PutItem(
+        name=target.name,
+        secret=entry.secret,
+        service=like.service,
+        delivery=like.delivery,
+        origins=like.origins,
+        expires=like.expires,
+        sensitivity=like.sensitivity,
+    )
+
+
+def _lost() -> CorruptDocumentError:
+    return CorruptDocumentError(
+        "What was stored did not read back as it was written.",
+        hint="The source is untouched. Check the disk and the memory of this machine.",
+    )

@@ -1,0 +1,57 @@
+"""Reads .env files, in python-dotenv's grammar.
+
+Guarantee: pure. Every name is told once, the last value counts. Nothing is taken from the
+environment: a value that refers to another variable is told, and left where it is.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Final
+
+from apex_creds.errors import CorruptDocumentError
+from apex_creds.migration.entries import Entry, Problem, Reading, api_key_entry
+from apex_creds.model import CredentialKind
+
+_REFERENCE: Final = re.compile(r"\$\{[^}]*\}")
+
+
+def read_dotenv(data: bytes) -> Reading:
+    """Everything in the file, each as an API key of its name.
+
+    Raises:
+        CorruptDocumentError: It is not UTF-8 text.
+    """
+    from dotenv.parser import parse_stream
+
+    entries: dict[str, Entry] = {}
+    for binding in parse_stream(io.StringIO(_text(data))):
+        if binding.error:
+            line = f"(line {binding.original.line})"
+            entries[line] = _skipped(line, "is not understood")
+        elif binding.key is not None:
+            entries[binding.key] = _entry(binding.key, binding.value)
+    return Reading(entries=tuple(entries.values()))
+
+
+def _entry(name: str, value: str | None) -> Entry:
+    if value and _REFERENCE.search(value):
+        return _skipped(name, "refers to another variable: set it yourself")
+    return api_key_entry(name, value)
+
+
+def _skipped(name: str, detail: str) -> Entry:
+    return Entry(
+        service=name, kind=CredentialKind.API_KEY, problem=Problem.SKIPPED, detail=detail
+    )
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        failure = CorruptDocumentError(
+            "The file is not UTF-8 text.", hint="Convert it, and try again."
+        )
+    raise failure

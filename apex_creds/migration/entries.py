@@ -1,0 +1,295 @@
+"""What a reader finds in a source: entries, permissions, intervals.
+
+Guarantee: pure values. An entry has a secret, or says why it has none; what an old format
+holds beside the secret itself is kept with it, to the last field. Nothing shows a secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from apex_creds.errors import ApexCredsError, InvalidInputError, InvalidNameError
+from apex_creds.model import (
+    ApiKey,
+    CredentialInfo,
+    CredentialKind,
+    OAuthToken,
+    Secret,
+    check_name,
+)
+
+FIELDS: Final = "fields"
+"""The part that keeps what an old format had beside the secret, as JSON."""
+
+ENTRY: Final = "apex_creds.entry"
+"""In those fields of a token: what the old file had around it."""
+
+_KEPT_CHARACTERS: Final = 40
+_TOKEN_PARTS: Final = {"access_token": "access", "refresh_token": "refresh"}
+_MAX_WORD: Final = 1024
+
+
+class Format(StrEnum):
+    """What a source is."""
+
+    FERNET = "fernet"
+    SECRETBOX = "secretbox"
+    DOTENV = "dotenv"
+    VAULT = "vault"
+    KEYRING = "keyring"
+    EMPTY = "empty"
+
+
+class Problem(StrEnum):
+    """Why an entry has no secret."""
+
+    PLACEHOLDER = "placeholder"
+    EMPTY = "empty"
+    UNREADABLE = "unreadable"
+    INVALID = "invalid"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One credential of a source.
+
+    Attributes:
+        service: As the source names it.
+        secret: None where there is a ``problem``.
+        detail: More on the problem, in words.
+        label: Tells entries of one service and kind apart; may be empty.
+        like: Metadata to take over, of a credential of another vault.
+    """
+
+    service: str
+    kind: CredentialKind
+    secret: Secret | None = field(default=None, repr=False)
+    problem: Problem | None = None
+    detail: str = ""
+    label: str = ""
+    like: CredentialInfo | None = None
+
+    @property
+    def key(self) -> str:
+        """Names the entry within its source."""
+        digest = hashlib.sha256()
+        for text in (self.kind.value, self.service, self.label):
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "big") + data)
+        return digest.hexdigest()[:32]
+
+    @property
+    def name(self) -> str:
+        """The name that its credential should have."""
+        wanted = f"{self.service}/{self.label}" if self.label else self.service
+        return self.like.name if self.like else credential_name(wanted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """All that a source holds.
+
+    Attributes:
+        permissions: Services by plugin; ``*`` is all.
+        intervals: Days by level of key.
+        notes: What the operator should know.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    permissions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    intervals: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def credential_name(service: str) -> str:
+    """The credential name for a service's name in an old file.
+
+    That is the name itself where it can name something. Else its readable characters and
+    a digest of it, so that two services never get one name.
+    """
+    try:
+        return check_name(service)
+    except InvalidNameError:
+        pass
+    digest = hashlib.sha256(service.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    text = unicodedata.normalize("NFC", "".join(c for c in service if c.isprintable()))
+    short = text.strip().encode()[:_KEPT_CHARACTERS].decode(errors="ignore").strip()
+    return unicodedata.normalize("NFC", f"{short}~{digest}")
+
+
+def alternative_name(name: str, kind: CredentialKind) -> str:
+    """Where ``name`` is taken by a credential of another kind."""
+    return credential_name(f"{name}/{kind.value}")
+
+
+def api_key_entry(
+    service: str,
+    value: object,
+    *,
+    label: str = "",
+    extra: Mapping[str, object] | None = None,
+) -> Entry:
+    """An entry for what an old file has as the API key of a service."""
+    kind = CredentialKind.API_KEY
+    if value is None or value == "":
+        problem = Problem.PLACEHOLDER if value is None else Problem.EMPTY
+        return Entry(service=service, kind=kind, problem=problem, label=label)
+    if not isinstance(value, str):
+        return _invalid(service, kind, f"is a {_json_type(value)}, not a text", label)
+    try:
+        secret: Secret = ApiKey(value)
+        _attach(secret, extra)
+    except ApexCredsError as error:
+        return _invalid(service, kind, error.message, label)
+    return Entry(service=service, kind=kind, secret=secret, label=label)
+
+
+def token_entry(
+    service: str,
+    value: object,
+    *,
+    label: str = "",
+    extra: Mapping[str, object] | None = None,
+) -> Entry:
+    """An entry for what an old file has as the OAuth token of a service."""
+    kind = CredentialKind.OAUTH_TOKEN
+    if isinstance(value, str):
+        value = {"access_token": value}
+    if value is None or value == {}:
+        return Entry(service=service, kind=kind, problem=Problem.PLACEHOLDER, label=label)
+    if not isinstance(value, dict):
+        return _invalid(service, kind, f"is a {_json_type(value)}, not a token", label)
+    try:
+        secret = token_secret({**value, **(extra or {})})
+    except ApexCredsError as error:
+        if not any(value.values()):
+            return Entry(service=service, kind=kind, problem=Problem.EMPTY, label=label)
+        return _invalid(service, kind, error.message, label)
+    return Entry(service=service, kind=kind, secret=secret, label=label)
+
+
+def token_secret(token: Mapping[str, object]) -> OAuthToken:
+    """The secret for a token as the old programs had it.
+
+    Whatever an ``OAuthToken`` has no place for is kept in a part of its own, so that
+    ``token_fields`` gives back the very mapping.
+
+    Raises:
+        InvalidInputError: It has no access or refresh token, or not as text.
+    """
+    made = OAuthToken(
+        _text_or_empty(token.get("access_token")),
+        refresh_token=_text_or_empty(token.get("refresh_token")),
+        expires_at=moment(token.get("expires_at")),
+        token_type=_word(token.get("token_type")) or "Bearer",
+        scope=_scope(token.get("scope")),
+    )
+    plain = plain_fields(
+        access=_text_or_empty(token.get("access_token")),
+        refresh=_text_or_empty(token.get("refresh_token")),
+        expires=made.expires_at,
+        token_type=made.token_type,
+        scope=made.scope,
+    )
+    if plain != dict(token) or _types(plain) != _types(token):
+        _attach(made, {k: _without_secret(k, v) for k, v in token.items()})
+    return made
+
+
+def plain_fields(
+    *, access: str, refresh: str, expires: float | None, token_type: str, scope: str
+) -> dict[str, object]:
+    """A token in the old form, made from what the vault knows of it."""
+    found: dict[str, object] = {"access_token": access}
+    if refresh:
+        found["refresh_token"] = refresh
+    if expires is not None:
+        found["expires_at"] = expires
+    found["token_type"] = token_type
+    if scope:
+        found["scope"] = scope
+    return found
+
+
+def token_fields(fields: bytes, *, access: str, refresh: str) -> dict[str, object]:
+    """The mapping from which ``token_secret`` was made, from its parts."""
+    found: dict[str, object] = json.loads(fields)
+    found.pop(ENTRY, None)
+    values = {"access_token": access, "refresh_token": refresh}
+    for name, value in values.items():
+        if found.get(name) == "":
+            found[name] = value
+    return found
+
+
+def moment(value: object) -> float | None:
+    """Unix seconds, if the value is a point in time in that form."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        seconds = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return seconds if math.isfinite(seconds) else None
+
+
+def _attach(secret: Secret, extra: Mapping[str, object] | None) -> None:
+    """Adds the part ``fields``.
+
+    Raises:
+        InvalidInputError: It is more than a credential can hold, or not JSON.
+    """
+    if not extra:
+        return
+    try:
+        data = json.dumps(extra, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError):
+        data = b""
+    if not data:
+        raise InvalidInputError("has fields that are nested too deep")
+    parts = {**secret.parts, FIELDS: data}
+    Secret(secret.kind, parts)  # for its check of the size
+    secret.parts = parts
+
+
+def _without_secret(name: str, value: object) -> object:
+    return "" if name in _TOKEN_PARTS and isinstance(value, str) else value
+
+
+def _types(token: Mapping[str, object]) -> list[tuple[str, type]]:
+    return [(name, type(value)) for name, value in token.items()]
+
+
+def _text_or_empty(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _word(value: object) -> str:
+    """``value`` if it can stand in the metadata."""
+    usable = isinstance(value, str) and len(value) <= _MAX_WORD and value.isprintable()
+    return value if usable and isinstance(value, str) else ""
+
+
+def _scope(value: object) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = " ".join(value)
+    return _word(value)
+
+
+def _json_type(value: object) -> str:
+    names = {bool: "boolean", int: "number", float: "number", list: "list", dict: "mapping"}
+    return names.get(type(value), "value")
+
+
+def _invalid(service: str, kind: CredentialKind, detail: str, label: str) -> Entry:
+    return Entry(
+        service=service, kind=kind, problem=Problem.INVALID, detail=detail, label=label
+    )

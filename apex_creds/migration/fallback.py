@@ -1,0 +1,162 @@
+"""Look-ups in old files, for as long as not everything in them is in the vault.
+
+Guarantee: the vault comes first; an old file is read only for a name that the vault does
+not have, and what comes out of it is in the log first, as coming from there. What was
+deleted from the vault on purpose does not come back. No secret is kept between look-ups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio.to_thread
+from msgspec.structs import replace
+
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.crypto import parts
+from apex_creds.errors import ApexCredsError, CredentialNotFoundError
+from apex_creds.migration import finishing, sources
+from apex_creds.migration.entries import Entry, Format
+from apex_creds.migration.masters import find_masters
+from apex_creds.migration.naming import assign
+from apex_creds.migration.sources import Source
+from apex_creds.migration.state import (
+    OPEN,
+    MigrationState,
+    Phase,
+    SourceState,
+    Written,
+    migration_document,
+)
+from apex_creds.model import CredentialKind
+from apex_creds.vault import Opened, Vault
+
+REASON: Final = "legacy fallback"
+
+Found = tuple[Source, Entry, str]
+"""Where, what, and the name of the credential that it will be."""
+
+
+class Fallback:
+    """The old files beside a vault, and those of interrupted migrations.
+
+    Args:
+        vault: Unsealed.
+        environ: Instead of the process's environment, for the old master key.
+    """
+
+    def __init__(self, vault: Vault, *, environ: Mapping[str, str] | None = None) -> None:
+        self._vault = vault
+        self._environ = environ
+
+    @asynccontextmanager
+    async def open(
+        self, name: str, *, action: str = "open", plugin: str = ""
+    ) -> AsyncIterator[Opened]:
+        """As ``Vault.open``, and out of an old file where the vault has no such name.
+
+        Raises:
+            CredentialNotFoundError: Neither has it.
+            AuditUnavailableError: The event could not be written first.
+        """
+        try:
+            await self._vault.get(name)
+        except CredentialNotFoundError:
+            found = await self.find(name)
+            if found is None:
+                raise
+        else:
+            async with self._vault.open(name, action=action) as opened:
+                yield opened
+            return
+        with self.release(found, action=action, plugin=plugin) as opened:
+            yield opened
+
+    def release(self, found: Found, *, action: str, plugin: str = "") -> Opened:
+        """Opens what was found in an old file; the caller closes it.
+
+        Raises:
+            AuditUnavailableError: The event could not be written first.
+        """
+        source, entry, name = found
+        assert entry.secret is not None
+        self._vault.audit.append(
+            AuditEvent(
+                time=self._vault.clock.time(),
+                kind=EventKind.EXPOSE,
+                plugin=plugin,
+                action=action,
+                credential=name,
+                decision="allow",
+                reason=REASON,
+                detail=source.path,
+            )
+        )
+        return Opened(parts.encode(entry.secret.parts), entry.kind)
+
+    async def find(self, name: str, *, kind: CredentialKind | None = None) -> Found | None:
+        """The entry that is going to be the credential ``name``."""
+        return next(
+            (
+                found
+                for found in await self.entries()
+                if found[2] == name and kind in (None, found[1].kind)
+            ),
+            None,
+        )
+
+    async def entries(self) -> Sequence[Found]:
+        """Every entry that is in an old file, and neither is nor was in the vault."""
+        state = await migration_document(self._vault.store).read()
+        paths = self._paths(state)
+        if not paths:
+            return ()
+        infos = {info.name: info for info in await self._vault.list()}
+        found: list[Found] = []
+        for path in paths:
+            known = state.source(path)
+            settled = {item.key for item in known.written} if known else set()
+            source, entries = await self._read(path)
+            for target in assign(entries, infos, known.written if known else ()):
+                fresh = target.entry.key not in settled and target.name not in infos
+                if source is not None and target.name and fresh and target.twin is None:
+                    found.append((source, target.entry, target.name))
+        return found
+
+    async def forget(self, found: Found) -> None:
+        """Marks an entry of an old file as deleted, so that it is neither read nor migrated."""
+        source, entry, name = found
+        now = self._vault.clock.time()
+
+        def change(state: MigrationState) -> MigrationState:
+            known = state.source(source.path) or SourceState(
+                format=source.format,
+                path=source.path,
+                digest="",
+                phase=Phase.PARTIAL,
+                began=now,
+                changed=now,
+            )
+            written = (*known.written, Written(entry.key, name, 0))
+            return state.with_source(replace(known, written=written))
+
+        await migration_document(self._vault.store).change(change)
+
+    def _paths(self, state: MigrationState) -> list[str]:
+        done = {s.path for s in finishing.settled(state)}
+        beside = [str(path) for path in sources.automatic_paths(self._vault.home)]
+        begun = [source.path for source in state.sources if source.phase in OPEN]
+        return [path for path in dict.fromkeys((*beside, *begun)) if path not in done]
+
+    async def _read(self, path: str) -> tuple[Source | None, Sequence[Entry]]:
+        """What does not open is the migration's to tell; a look-up just does not find it."""
+        try:
+            source = await anyio.to_thread.run_sync(sources.find, path)
+            if source.format is Format.VAULT:
+                return None, ()
+            masters = await find_masters(self._environ)
+            return source, (await sources.read(source, masters.keys)).entries
+        except ApexCredsError:
+            return None, ()

@@ -1,0 +1,157 @@
+"""The end of a source: its ``.bak`` name, and later its erasure.
+
+Guarantee: a file is renamed only after every entry is safe and only while it still is what
+was read; it is erased only when somebody said so, or the time has come that somebody set.
+Each step is recorded before it is taken, and taken again after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio.to_thread
+from msgspec.structs import replace
+
+from apex_creds.errors import ConflictError
+from apex_creds.migration.files import erase, free_name, move, present, read_file
+from apex_creds.migration.sources import Source
+from apex_creds.migration.state import (
+    Backup,
+    MigrationState,
+    Phase,
+    SourceState,
+    migration_document,
+)
+from apex_creds.storage.base import Shredded
+from apex_creds.vault import Vault
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """A file that is gone, and what could be verified of its bytes."""
+
+    path: str
+    shredded: Shredded
+
+
+async def record(vault: Vault, source: SourceState) -> SourceState:
+    """Commits the state of a source."""
+    stamped = replace(source, changed=vault.clock.time())
+    document = migration_document(vault.store)
+    await document.change(lambda state: state.with_source(stamped))
+    return stamped
+
+
+async def retire(vault: Vault, source: Source, state: SourceState) -> SourceState:
+    """Gives a source's files their ``.bak`` names.
+
+    Raises:
+        ConflictError: A file was changed since it was read; nothing is renamed then.
+        StorageError: A file can't be renamed.
+    """
+    backups = await anyio.to_thread.run_sync(_backups, source)
+    state = await record(vault, replace(state, phase=Phase.COPIED, backups=backups))
+    return await rename(vault, state)
+
+
+async def rename(vault: Vault, state: SourceState) -> SourceState:
+    """The renaming of a source that is ``COPIED``; also after a crash.
+
+    Raises:
+        ConflictError: A file was changed since it was read.
+        StorageError: A file can't be renamed.
+    """
+    try:
+        await anyio.to_thread.run_sync(_rename, state.backups)
+    except ConflictError:
+        await record(vault, replace(state, phase=Phase.COPYING, backups=()))
+        raise
+    return await record(vault, replace(state, phase=Phase.BACKED_UP))
+
+
+async def finish(vault: Vault, *, due_only: bool = False) -> list[Erased]:
+    """Erases the ``.bak`` files.
+
+    Args:
+        vault: The vault that has what was in them.
+        due_only: Only those whose time has come.
+
+    Raises:
+        ConflictError: One is not what was backed up; it is left.
+        IntegrityError: The vault itself is damaged; nothing is erased.
+    """
+    await vault.refresh()  # every section is there and whole, or nothing is erased
+    state = await migration_document(vault.store).read()
+    erased: list[Erased] = []
+    for source in state.sources:
+        if source.phase is Phase.ERASING or (
+            source.phase is Phase.BACKED_UP and (not due_only or is_due(source, vault))
+        ):
+            erased += await _erase(vault, source)
+    return erased
+
+
+def is_due(source: SourceState, vault: Vault) -> bool:
+    """Whether the time has come at which a source is erased."""
+    return source.erase_at is not None and source.erase_at <= vault.clock.time()
+
+
+def settled(state: MigrationState) -> Sequence[SourceState]:
+    """The sources of which everything is in the vault, though they still lie there."""
+    return [s for s in state.sources if s.phase in (Phase.COPIED, Phase.LEFT)]
+
+
+async def _erase(vault: Vault, source: SourceState) -> list[Erased]:
+    await anyio.to_thread.run_sync(_check_backups, source)
+    source = await record(vault, replace(source, phase=Phase.ERASING))
+    erased = await anyio.to_thread.run_sync(_erase_all, source.backups)
+    await record(vault, replace(source, phase=Phase.DONE, written=(), backups=()))
+    return erased
+
+
+def _backups(source: Source) -> tuple[Backup, ...]:
+    for file in source.files:
+        if read_file(file.path).digest != file.digest:
+            raise _changed(file.path)
+    return tuple(
+        Backup(str(file.path), str(free_name(file.path)), file.digest) for file in source.files
+    )
+
+
+def _rename(backups: Sequence[Backup]) -> None:
+    for item in backups:
+        path, backup = Path(item.path), Path(item.backup)
+        if present(backup) and read_file(backup).digest == item.digest:
+            continue
+        move(path, backup)
+        if present(backup) and read_file(backup).digest != item.digest:
+            move(backup, path)  # written to in the instant before
+            raise _changed(path)
+
+
+def _check_backups(source: SourceState) -> None:
+    for item in source.backups:
+        path = Path(item.backup)
+        if not present(path):
+            continue
+        file = read_file(path)
+        begun = source.phase is Phase.ERASING and file.data[:1] in (b"", b"\0")
+        if file.digest != item.digest and not begun:
+            raise ConflictError(
+                f"{path} is not the file that was backed up.",
+                hint="It was left as it is. Look at it, and remove it yourself.",
+            )
+
+
+def _erase_all(backups: Sequence[Backup]) -> list[Erased]:
+    paths = [Path(item.backup) for item in backups]
+    return [Erased(str(path), erase(path)) for path in paths if present(path)]
+
+
+def _changed(path: Path) -> ConflictError:
+    return ConflictError(
+        f"{path} was changed while it was migrated.",
+        hint="Stop the program that writes it, and run: apex-creds migrate",
+    )

@@ -1,0 +1,114 @@
+"""What an unsealed vault does about old files, by itself.
+
+Guarantee: costs two looks at the disk where there is nothing to do. Never raises for what
+an old file is or for another process that migrates; never replaces anything in the vault.
+What was tried once and left something over is not tried again until the source changes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from apex_creds.errors import ApexCredsError, AuditUnavailableError, StorageLockedError
+from apex_creds.migration import finishing, sources
+from apex_creds.migration.copying import Progress
+from apex_creds.migration.lock import exclusive
+from apex_creds.migration.report import Report, SourceReport
+from apex_creds.migration.run import Options, migrate
+from apex_creds.migration.state import (
+    DOCUMENT,
+    MigrationState,
+    Phase,
+    SourceState,
+    migration_document,
+)
+from apex_creds.vault import Vault
+
+SWITCH: Final = "APEX_CREDS_AUTO_MIGRATE"
+"""``0``, ``off``, ``no`` or ``false`` in the environment switches it off."""
+
+_OFF: Final = frozenset({"0", "off", "no", "false"})
+_SETTLED: Final = (Phase.PARTIAL, Phase.LEFT)
+
+
+async def on_unseal(
+    vault: Vault,
+    *,
+    progress: Progress | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Report:
+    """Migrates what old programs left beside the vault, and goes on with what was begun.
+
+    Returns:
+        What was done; no sources where there was nothing to do.
+
+    Raises:
+        AuditUnavailableError: The log can't be written.
+    """
+    if (os.environ if environ is None else environ).get(SWITCH, "").lower() in _OFF:
+        return Report()
+    found = [str(path) for path in sources.automatic_paths(vault.home)]
+    if not found and vault.store.storage.change_token(DOCUMENT) is None:
+        return Report()
+    try:
+        return await _migrate(vault, found, progress, environ)
+    except StorageLockedError:
+        return Report()  # another process is at it
+    except AuditUnavailableError:
+        raise
+    except ApexCredsError as error:
+        path = found[0] if found else str(vault.home)
+        problem = SourceReport(path=path, format=None, problem=error.message, hint=error.hint)
+        return Report([problem])
+
+
+async def switch(vault: Vault, *, automatic: bool) -> None:
+    """Switches the automatic migration of a vault on or off, for good."""
+    document = migration_document(vault.store)
+    await document.change(lambda state: _switched(state, automatic))
+
+
+async def _migrate(
+    vault: Vault,
+    found: Sequence[str],
+    progress: Progress | None,
+    environ: Mapping[str, str] | None,
+) -> Report:
+    state = await migration_document(vault.store).read()
+    if not state.automatic:
+        return Report()
+    interrupted = [s.path for s in state.sources if s.phase is Phase.COPYING]
+    paths = [path for path in found if not _settled(path, state)]
+    resuming = any(s.phase in (Phase.COPIED, Phase.ERASING) for s in state.sources)
+    report = Report()
+    if paths or interrupted or resuming:
+        report = await migrate(
+            vault,
+            [*paths, *interrupted],
+            options=Options(progress=progress),
+            environ=environ,
+            wait=0.0,
+        )
+    if any(s.phase is Phase.BACKED_UP and finishing.is_due(s, vault) for s in state.sources):
+        async with exclusive(vault.home):
+            await finishing.finish(vault, due_only=True)
+    return report
+
+
+def _settled(path: str, state: MigrationState) -> bool:
+    """Whether this very content was dealt with: what is left is for the operator."""
+    known: SourceState | None = state.source(path)
+    if known is None or known.phase not in _SETTLED:
+        return False
+    try:
+        return sources.find(path).digest == known.digest
+    except ApexCredsError:
+        return False
+
+
+def _switched(state: MigrationState, automatic: bool) -> MigrationState:
+    from msgspec.structs import replace
+
+    return state if state.automatic is automatic else replace(state, automatic=automatic)

@@ -1,0 +1,311 @@
+"""A migration from beginning to end.
+
+Guarantee: whatever happens at whatever moment, every credential is in the source or in the
+vault, and the next run goes on where this one ended. An error with one source is told in
+its report and stops none of the others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio.to_thread
+from msgspec.structs import replace
+
+from apex_creds.errors import ApexCredsError, AuditUnavailableError
+from apex_creds.keys import MasterKeyProvider
+from apex_creds.migration import finishing, sources
+from apex_creds.migration.copying import Copying, OnConflict, Progress, batches, problems
+from apex_creds.migration.entries import Format, Reading, credential_name
+from apex_creds.migration.lock import exclusive
+from apex_creds.migration.masters import VARIABLE, LegacyMasters, find_masters
+from apex_creds.migration.other_vault import read_vault
+from apex_creds.migration.report import MISSING, EntryReport, Fate, Report, SourceReport
+from apex_creds.migration.sources import Source
+from apex_creds.migration.state import (
+    OPEN,
+    MigrationState,
+    Phase,
+    SourceState,
+    Written,
+    migration_document,
+)
+from apex_creds.model import check_name
+from apex_creds.vault import Vault
+
+_SEALED: Final = (Format.FERNET, Format.SECRETBOX)
+_IN_VAULT: Final = frozenset(Fate) - MISSING - {Fate.PLACEHOLDER, Fate.EMPTY, Fate.REMOVED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to migrate.
+
+    Attributes:
+        on_conflict: What to do where the vault has another value.
+        keep_source: Leave the source as it is when all is in the vault.
+        accept_partial: Rename it although some entries are only there.
+        erase_after: Seconds after which the ``.bak`` files may be erased; None: never.
+        dry_run: Report what would be done; change nothing.
+        progress: Told after each batch.
+        master: Of another vault that is the source.
+        credentials: Where a SecretBox format's files of credentials are, if elsewhere.
+    """
+
+    on_conflict: OnConflict = OnConflict.REPORT
+    keep_source: bool = False
+    accept_partial: bool = False
+    erase_after: float | None = None
+    dry_run: bool = False
+    progress: Progress | None = None
+    master: str | MasterKeyProvider | None = None
+    credentials: Path | None = None
+
+
+async def migrate(
+    vault: Vault,
+    paths: Sequence[str | os.PathLike[str]] | None = None,
+    *,
+    options: Options | None = None,
+    environ: Mapping[str, str] | None = None,
+    wait: float = 10.0,
+) -> Report:
+    """Migrates sources into a vault.
+
+    Args:
+        vault: Where to.
+        paths: Files, directories or ``keyring:SERVICE[/USER]``; what lies beside the
+            vault and what was interrupted, by default.
+        options: How.
+        environ: Instead of the process's environment, for the old master key.
+        wait: Seconds to wait for another process that migrates.
+
+    Raises:
+        StorageLockedError: Another process is still migrating.
+        AuditUnavailableError: The log can't be written.
+    """
+    chosen = options or Options()
+    async with exclusive(vault.home, wait=wait):
+        state = await migration_document(vault.store).read()
+        names = _default_paths(vault, state) if paths is None else [str(p) for p in paths]
+        if not chosen.dry_run:
+            await resume(vault, state)
+        masters = LegacyMasters()
+        reports = []
+        for name in dict.fromkeys(names):
+            source, failed = await _found(name, chosen)
+            if source is None:
+                reports.append(failed)
+                continue
+            if source.format in _SEALED and not masters.keys:
+                masters = await find_masters(environ)
+            reports.append(await _one(vault, source, masters, chosen))
+    return Report([report for report in reports if report], chosen.dry_run)
+
+
+async def resume(vault: Vault, state: MigrationState) -> None:
+    """Goes on with renaming and erasing that a crash interrupted."""
+    for source in state.sources:
+        if source.phase is Phase.COPIED:
+            await finishing.rename(vault, source)
+    if any(source.phase is Phase.ERASING for source in state.sources):
+        await finishing.finish(vault, due_only=True)
+
+
+def _default_paths(vault: Vault, state: MigrationState) -> list[str]:
+    found = [str(path) for path in sources.automatic_paths(vault.home)]
+    return found + [source.path for source in state.sources if source.phase in OPEN]
+
+
+async def _found(name: str, options: Options) -> tuple[Source | None, SourceReport | None]:
+    try:
+        return await anyio.to_thread.run_sync(
+            lambda: sources.find(name, credentials=options.credentials)
+        ), None
+    except ApexCredsError as error:
+        return None, SourceReport(
+            path=name, format=None, problem=error.message, hint=error.hint
+        )
+
+
+async def _one(
+    vault: Vault, source: Source, masters: LegacyMasters, options: Options
+) -> SourceReport:
+    reading = Reading()
+    entries: tuple[EntryReport, ...] = ()
+    try:
+        reading = await _read(vault, source, masters, options)
+        run = _SourceRun(vault, source, reading, options)
+        entries = await run.copy()
+        state = None if options.dry_run else await run.end(entries)
+    except AuditUnavailableError:
+        raise
+    except ApexCredsError as error:
+        return SourceReport(
+            path=source.path,
+            format=source.format,
+            entries=entries,
+            problem=error.message,
+            hint=error.hint,
+            notes=_notes(source, reading, masters if not entries else None),
+        )
+    return SourceReport(
+        path=source.path,
+        format=source.format,
+        entries=entries,
+        phase=state.phase if state else None,
+        backups=tuple(backup.backup for backup in state.backups) if state else (),
+        notes=_notes(source, reading, None),
+    )
+
+
+async def _read(
+    vault: Vault, source: Source, masters: LegacyMasters, options: Options
+) -> Reading:
+    if source.format is Format.VAULT:
+        return await read_vault(source.path, into=vault, master=options.master)
+    return await sources.read(source, masters.keys)
+
+
+def _notes(source: Source, reading: Reading, masters: LegacyMasters | None) -> tuple[str, ...]:
+    exposed = (
+        f"Other users can read {path}: consider its secrets known to them."
+        for path in source.exposed
+    )
+    sealed = source.format in _SEALED and bool(os.environ.get(VARIABLE))
+    unset = (f"{VARIABLE} is still set: unset it when all is migrated.",) if sealed else ()
+    return (*exposed, *reading.notes, *(masters.notes if masters else ()), *unset)
+
+
+class _SourceRun:
+    """One source, from its reading to its end."""
+
+    def __init__(
+        self, vault: Vault, source: Source, reading: Reading, options: Options
+    ) -> None:
+        self._vault = vault
+        self._source = source
+        self._reading = reading
+        self._options = options
+        self._state: SourceState | None = None
+
+    async def copy(self) -> tuple[EntryReport, ...]:
+        """Copies all entries; what became of each, in the source's order."""
+        known = (await migration_document(self._vault.store).read()).source(self._source.path)
+        if known is not None and known.phase in (Phase.DONE, Phase.BACKED_UP):
+            await self._put_by(known)  # there is a new file of that name
+            known = None
+        copying = Copying(
+            self._vault,
+            before=known,
+            unchanged=known is not None and known.digest == self._source.digest,
+            on_conflict=self._options.on_conflict,
+            dry_run=self._options.dry_run,
+        )
+        entries = self._reading.entries
+        if not self._options.dry_run:
+            await self._begin(known)
+        fates = problems(entries)
+        targets = await copying.targets(entries)
+        for batch in batches(targets):
+            reports, written = await copying.copy(batch)
+            fates |= reports
+            await self._note(written)
+            if self._options.progress is not None:
+                self._options.progress(self._source.path, len(fates), len(entries))
+        return tuple(fates[entry.key] for entry in entries if entry.key in fates)
+
+    async def end(self, entries: Sequence[EntryReport]) -> SourceState:
+        """Grants, then the source's next phase.
+
+        Raises:
+            ConflictError: The source was changed meanwhile.
+        """
+        assert self._state is not None
+        await self._take_config(entries)
+        missing = sum(entry.fate in MISSING for entry in entries)
+        state = replace(self._state, missing=missing, digest=self._source.digest)
+        if missing and not self._options.accept_partial:
+            return await finishing.record(self._vault, replace(state, phase=Phase.PARTIAL))
+        if self._options.keep_source or not self._source.files:
+            return await finishing.record(self._vault, replace(state, phase=Phase.LEFT))
+        after = self._options.erase_after
+        erase_at = None if after is None else self._vault.clock.time() + after
+        return await finishing.retire(
+            self._vault, self._source, replace(state, erase_at=erase_at)
+        )
+
+    async def _put_by(self, known: SourceState) -> None:
+        """Keeps the state of an earlier file of that name, which has backups to erase."""
+        if known.backups and not self._options.dry_run:
+            earlier = replace(known, path=known.backups[0].backup)
+            await finishing.record(self._vault, earlier)
+
+    async def _begin(self, known: SourceState | None) -> None:
+        now = self._vault.clock.time()
+        fresh = SourceState(
+            format=self._source.format,
+            path=self._source.path,
+            digest=self._source.digest,
+            phase=Phase.COPYING,
+            began=now,
+            changed=now,
+        )
+        state = fresh if known is None else replace(known, phase=Phase.COPYING)
+        total = len(self._reading.entries)
+        self._state = await finishing.record(self._vault, replace(state, total=total))
+
+    async def _note(self, written: Sequence[Written]) -> None:
+        if self._state is None or not written:
+            return
+        keys = {item.key for item in written}
+        kept = tuple(item for item in self._state.written if item.key not in keys)
+        self._state = replace(self._state, written=(*kept, *written))
+        self._state = await finishing.record(self._vault, self._state)
+
+    # -- permissions and intervals -----------------------------------------------
+
+    async def _take_config(self, entries: Sequence[EntryReport]) -> None:
+        assert self._state is not None
+        if self._reading.intervals:
+            intervals = dict(self._reading.intervals)
+            document = migration_document(self._vault.store)
+            await document.change(lambda state: _with_intervals(state, intervals))
+        if not self._reading.permissions:
+            return
+        names: dict[str, list[str]] = {}
+        # What was granted once and revoked since is not granted again.
+        fates = {Fate.MIGRATED} if self._state.granted else _IN_VAULT
+        for entry in entries:
+            if entry.fate in fates:
+                names.setdefault(entry.service, []).append(entry.name)
+        await self._grant(names)
+        self._state = await finishing.record(self._vault, replace(self._state, granted=True))
+
+    async def _grant(self, names: Mapping[str, Sequence[str]]) -> None:
+        everything = [name for found in names.values() for name in found]
+        for plugin, services in self._reading.permissions.items():
+            if not _is_name(plugin):
+                continue
+            chosen = {name for service in services for name in names.get(service, ())}
+            for name in everything if "*" in services else sorted(chosen):
+                if (await self._vault.grants()).find(plugin, name) is None:
+                    await self._vault.grant(plugin, name, reveal=True)
+
+
+def _with_intervals(state: MigrationState, intervals: dict[str, int]) -> MigrationState:
+    if state.applied or state.intervals == intervals:
+        return state
+    return replace(state, intervals=intervals)
+
+
+def _is_name(plugin: str) -> bool:
+    try:
+        check_name(plugin)
+    except ApexCredsError:
+        return False
+    return credential_name(plugin) == plugin

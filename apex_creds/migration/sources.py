@@ -1,0 +1,193 @@
+"""Finding what there is to migrate, and reading it.
+
+Guarantee: what is found by itself is found beside this vault and nowhere else; a format is
+told by content. Finding and reading change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio.to_thread
+
+from apex_creds.errors import (
+    InvalidInputError,
+    StorageError,
+    UnsupportedFormatError,
+    VaultNotFoundError,
+)
+from apex_creds.migration import masters
+from apex_creds.migration.detect import detect
+from apex_creds.migration.dotenv import read_dotenv
+from apex_creds.migration.entries import Format, Reading, api_key_entry
+from apex_creds.migration.fernet import read_fernet
+from apex_creds.migration.files import SourceFile, present, read_file
+from apex_creds.migration.secretbox import SECTION_FILES, BoxFiles, read_secretbox
+from apex_creds.storage.layout import CREDENTIALS, SECURITY
+
+FERNET_NAME: Final = ".apex_agent_api_keys.enc"
+"""Beside the vault's directory, as ``~/.apex_agent`` and the old file are."""
+LEGACY: Final = "legacy"
+"""In the vault's directory: where ``set_aside`` puts files of the SecretBox format."""
+KEYSTORE_FILE: Final = "keystore.enc"
+CONFIG_FILE: Final = "config.json"
+KEYRING_SCHEME: Final = "keyring:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Something to migrate from.
+
+    Attributes:
+        path: Names it: a path, or ``keyring:SERVICE[/USER]``.
+        files: Its files, as they were read; none for a vault or a keyring entry.
+    """
+
+    format: Format
+    path: str
+    files: tuple[SourceFile, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Changes with its content; empty where that can't be told."""
+        if not self.files:
+            return ""
+        digests = "".join(file.digest for file in self.files)
+        return hashlib.sha256(digests.encode()).hexdigest()
+
+    @property
+    def exposed(self) -> tuple[Path, ...]:
+        """Those of its files that other users can read."""
+        return tuple(file.path for file in self.files if file.exposed)
+
+
+def automatic_paths(home: Path) -> list[Path]:
+    """Where old files would be that belong to this vault; those that are there."""
+    candidates = (home / LEGACY / KEYSTORE_FILE, home.parent / FERNET_NAME)
+    return [path for path in candidates if present(path)]
+
+
+def find(path: Path | str, *, credentials: Path | None = None) -> Source:
+    """The source at a path, or in the keyring.
+
+    Args:
+        path: A file, a directory, or ``keyring:SERVICE[/USER]``.
+        credentials: Where a SecretBox format's files of credentials are, if not beside it.
+
+    Raises:
+        StorageError: It can't be read safely.
+        VaultNotFoundError: There is nothing there.
+        UnsupportedFormatError: It is nothing that can be migrated.
+    """
+    text = str(path)
+    if text.startswith(KEYRING_SCHEME):
+        return Source(format=Format.KEYRING, path=text)
+    place = Path(text).absolute()
+    if not present(place):
+        raise VaultNotFoundError(f"There is no {place}.", hint="Check the path.")
+    found = _directory(place) if place.is_dir() else _file(place)
+    return found if credentials is None else _with_credentials(found, credentials)
+
+
+async def read(source: Source, keys: Iterable[bytes]) -> Reading:
+    """All that a source holds; a vault is another module's business.
+
+    Raises:
+        IntegrityError: It does not open, or is malformed.
+    """
+    if source.format is Format.KEYRING:
+        return await _read_keyring(source.path.removeprefix(KEYRING_SCHEME))
+    return await anyio.to_thread.run_sync(_read_files, source, tuple(keys))
+
+
+def _read_files(source: Source, keys: tuple[bytes, ...]) -> Reading:
+    if source.format is Format.FERNET:
+        return read_fernet(source.files[0].data, keys)
+    if source.format is Format.DOTENV:
+        return read_dotenv(source.files[0].data)
+    if source.format is Format.SECRETBOX:
+        named = {file.path.name: file.data for file in source.files}
+        keystore, config = named.pop(KEYSTORE_FILE), named.pop(CONFIG_FILE, b"")
+        files = BoxFiles(keystore=keystore, sections=named, config=config)
+        return read_secretbox(files, keys)
+    return Reading()
+
+
+async def _read_keyring(text: str) -> Reading:
+    service, _, user = text.partition("/")
+    if not service:
+        raise InvalidInputError(
+            "Which entry of the keyring?", hint="Write keyring:SERVICE or keyring:SERVICE/USER."
+        )
+    value = await masters.keyring_text(service, user or None)
+    if value is None:
+        raise VaultNotFoundError(
+            f"The keyring has no entry {text!r}, or does not answer.",
+            hint="Write keyring:SERVICE or keyring:SERVICE/USER; unlock the keyring.",
+        )
+    # ApexAgent keeps one entry per service under its own name.
+    own = service == masters.KEYRING_SERVICE and user
+    return Reading(entries=(api_key_entry(user if own else service, value),))
+
+
+def _file(place: Path) -> Source:
+    file = read_file(place)
+    found = detect(file.data)
+    if found in (Format.SECRETBOX, Format.VAULT) and place.name == KEYSTORE_FILE:
+        return _around(file, found)
+    if found in (Format.SECRETBOX, Format.VAULT, None):
+        raise UnsupportedFormatError(
+            f"{place} is nothing that can be migrated by itself.",
+            hint="Name the directory that it belongs to, or check that it is whole.",
+        )
+    return Source(format=found, path=str(place), files=(file,))
+
+
+def _directory(place: Path) -> Source:
+    for keystore in (place / SECURITY / KEYSTORE_FILE, place / KEYSTORE_FILE):
+        if present(keystore):
+            return _file(keystore)
+    if present(place / FERNET_NAME):
+        return _file(place / FERNET_NAME)
+    raise VaultNotFoundError(
+        f"There is no key store in {place}.", hint="Name a file, or a vault's directory."
+    )
+
+
+def _around(keystore: SourceFile, found: Format) -> Source:
+    """The source of which this is the key store."""
+    folder = keystore.path.parent
+    if found is Format.VAULT:
+        if folder.name != SECURITY:
+            raise StorageError(
+                f"{keystore.path} is a vault's key store in a strange place.",
+                hint="Put it into the folder security of its vault's directory.",
+            )
+        return Source(format=Format.VAULT, path=str(folder.parent))
+    places = [folder]
+    if folder.name == SECURITY:
+        places.append(folder.parent / CREDENTIALS)
+    files = [keystore, *_companions(places)]
+    return Source(format=Format.SECRETBOX, path=str(keystore.path), files=tuple(files))
+
+
+def _with_credentials(source: Source, credentials: Path) -> Source:
+    if source.format is not Format.SECRETBOX:
+        return source
+    kept = [file for file in source.files if file.path.name not in SECTION_FILES]
+    files = (*kept, *_companions([credentials], names=SECTION_FILES))
+    return Source(format=source.format, path=source.path, files=files)
+
+
+def _companions(
+    places: Iterable[Path], *, names: Iterable[str] = (*SECTION_FILES, CONFIG_FILE)
+) -> Iterable[SourceFile]:
+    for name in names:
+        for place in places:
+            if present(place / name):
+                yield read_file(place / name)
+                break
