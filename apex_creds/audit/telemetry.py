@@ -190,7 +190,7 @@ def invoke(*, plugin: str, version: str, action: str) -> InvokeStep:
 
 
 def redeem(
-    *, plugin: str, credential: str, lease: str, method: str, key: tuple[bytes, int]
+    *, plugin: str, credential: str, lease: str, method: str, key: tuple[str, int]
 ) -> Step:
     """A redeem; names as the log shows them."""
 
@@ -201,7 +201,7 @@ def redeem(
         names.CREDENTIAL: credential,
         names.LEASE_ID: lease,
         names.METHOD: method,
-        names.KEY_ID: key[0].hex(),
+        names.KEY_ID: key[0],
         names.KEY_VERSION: key[1],
     }
     return Step(names.REDEEM, attributes, record=record)
@@ -243,9 +243,9 @@ def _link(keys: frozenset[str], rotation: SpanContext) -> None:
             lease.span.add_link(rotation)
 
 
-def lease_made(*, lease: str, parent: str, credential: str, key: tuple[bytes, int]) -> None:
+def lease_made(*, lease: str, parent: str, credential: str, key: tuple[str, int]) -> None:
     """A lease begins, when ``on``; its span ends with it."""
-    key_id = key[0].hex()
+    key_id = key[0]
     attributes: dict[str, AttributeValue] = {
         names.LEASE_ID: lease,
         names.CREDENTIAL: credential,
@@ -254,7 +254,8 @@ def lease_made(*, lease: str, parent: str, credential: str, key: tuple[bytes, in
     }
     if parent:
         attributes[names.PARENT_LEASE] = parent
-    links = [Link(context) for context in list(_rotations.get(key_id, ()))]
+    known = _rotations.get(key_id)
+    links = None if known is None else [Link(context) for context in list(known)]
     OPEN[lease] = _OpenLease(spans.start(names.LEASE, attributes, links=links), key_id)
     metrics.lease_made(lease)
 

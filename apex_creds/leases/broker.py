@@ -145,7 +145,7 @@ class LeaseBroker:
             policy=policy,
             basis=basis,
         )
-        return self._issue(lease, now)
+        return self._issue(lease, now, record)
 
     def attenuate(
         self,
@@ -429,7 +429,9 @@ class LeaseBroker:
         if counted and self.admission.limited:
             self.admission.count_denial(invocation, name)
 
-    def _issue(self, lease: Lease, now: float) -> CredentialHandle:
+    def _issue(
+        self, lease: Lease, now: float, record: Record | None = None
+    ) -> CredentialHandle:
         """Logs a new lease and makes its handle; the lease ends if it can't be logged."""
         invocation = lease.invocation
         body = invocation.actor.lease(
@@ -448,8 +450,7 @@ class LeaseBroker:
         if lease.ended is not None:
             invocation.leases.discard(lease)
         if telemetry.on():
-            facts = self._vault.facts_now(lease.need.name)
-            observe.lease_made(lease, facts.record if facts else None, self._vault.audit)
+            observe.lease_made(lease, record, self._vault)
         return CredentialHandle(
             id=lease.id,
             name=lease.need.name,
@@ -479,7 +480,7 @@ class LeaseBroker:
         if found is None:
             if len(self._actors) >= _MANY:
                 self._actors.clear()
-            found = self._actors[key] = Actor(*key)
+            found = self._actors[key] = Actor(*key, shown=self._vault.audit.shown)
         return found
 
 

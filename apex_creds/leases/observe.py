@@ -10,9 +10,25 @@ from typing import Final
 from apex_creds.audit import AuditLog, telemetry
 from apex_creds.audit.telemetry import Step
 from apex_creds.leases.lease import Lease
+from apex_creds.vault import Vault
 from apex_creds.vault.section import Record
 
-_NO_KEY: Final = (b"", 0)
+_NO_KEY: Final = ("", 0)
+_MANY: Final = 4096
+_known: Final[dict[bytes, tuple[str, int]]] = {}
+
+
+def _key(record: Record | None) -> tuple[str, int]:
+    """Id (hexadecimal) and version of a record's key, remembered by its ciphertext."""
+    if record is None:
+        return _NO_KEY
+    found = _known.get(record.sealed)
+    if found is None:
+        if len(_known) >= _MANY:
+            _known.clear()
+        key_id, version = record.key
+        found = _known[record.sealed] = (key_id.hex(), version)
+    return found
 
 
 def redeem(lease: Lease, method: str, record: Record | None, log: AuditLog) -> Step:
@@ -22,17 +38,20 @@ def redeem(lease: Lease, method: str, record: Record | None, log: AuditLog) -> S
         credential=log.shown(lease.need.name),
         lease=lease.id,
         method=method,
-        key=record.key if record is not None else _NO_KEY,
+        key=_key(record),
     )
 
 
-def lease_made(lease: Lease, record: Record | None, log: AuditLog) -> None:
+def lease_made(lease: Lease, record: Record | None, vault: Vault) -> None:
     """A lease begins; ``Lease.end`` tells when it is over."""
+    if record is None:
+        facts = vault.facts_now(lease.need.name)
+        record = facts.record if facts is not None else None
     telemetry.lease_made(
         lease=lease.id,
         parent=lease.parent.id if lease.parent else "",
-        credential=log.shown(lease.need.name),
-        key=record.key if record is not None else _NO_KEY,
+        credential=vault.audit.shown(lease.need.name),
+        key=_key(record),
     )
     if lease.ended is not None:  # meanwhile, in another thread
         telemetry.lease_ended(lease.id, expired=False)

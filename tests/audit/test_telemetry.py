@@ -9,10 +9,10 @@ from opentelemetry.metrics import _internal as metering
 from apex_creds.audit import metrics, names, spans, telemetry
 from tests.audit.recording import recording
 
-KEY, OTHER = b"\x01" * 16, b"\x02" * 16
+KEY, OTHER = "01" * 16, "02" * 16
 
 
-def _lease(lease: str, key: bytes = KEY) -> None:
+def _lease(lease: str, key: str = KEY) -> None:
     telemetry.lease_made(lease=lease, parent="", credential="openai", key=(key, 1))
 
 
@@ -41,7 +41,7 @@ def test_either_of_the_two_is_enough(tracing: bool, too: bool) -> None:
     with recording(tracing=tracing, metering_too=too) as seen:
         assert telemetry.on()
         _lease("a")
-        with telemetry.rotation(level="dek", keys=[KEY.hex()], trigger="manual"):
+        with telemetry.rotation(level="dek", keys=[KEY], trigger="manual"):
             pass
         telemetry.lease_ended("a", expired=False)
         assert len(seen.spans()) == (2 if tracing else 0)
@@ -53,7 +53,7 @@ def test_leases_and_the_rotations_of_their_key_are_linked() -> None:
     with recording() as seen:
         _lease("before")
         _lease("of another key", OTHER)
-        with telemetry.rotation(level="dek", keys=[KEY.hex()], trigger="interval"):
+        with telemetry.rotation(level="dek", keys=[KEY], trigger="interval"):
             pass
         _lease("after")
         for lease in ("before", "of another key", "after"):
