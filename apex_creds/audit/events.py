@@ -39,6 +39,7 @@ class EventKind(StrEnum):
     CLIENT = "client"
     CHALLENGE = "challenge"
     POLICY = "policy"
+    ROTATION = "rotation"
 
 
 class AuditEvent(

@@ -16,6 +16,8 @@ from apex_creds.cli import (
     init,
     options,
     policy,
+    rotation,
+    worker,
 )
 from apex_creds.cli.demo.command import demo
 from apex_creds.cli.doctor.command import doctor
@@ -84,4 +86,8 @@ app.add_typer(factors.factor, name="factor")
 app.command("recovery-codes")(factors.recovery_codes)
 app.add_typer(clients.client, name="client")
 app.add_typer(policy.policy, name="policy")
+app.command("rotate")(rotation.rotate)
+app.add_typer(rotation.rotation, name="rotation")
+app.add_typer(rotation.events, name="events")
+app.command("worker")(worker.worker)
 app.command("demo")(demo)

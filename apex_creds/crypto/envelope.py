@@ -31,6 +31,7 @@ __all__ = [
     "decrypt",
     "decrypt_bytes",
     "encrypt",
+    "head",
     "header",
 ]
 
@@ -124,8 +125,12 @@ def encrypt(
         SecretWipedError: Key or plaintext are closed.
     """
     aad = canonical_aad(context, key_id=key_id, key_version=key_version)
-    head = _HEADER.pack(MAGIC, FORMAT, SUITE, key_id, key_version)
-    return head + aead.seal(key, plaintext, aad=aad)
+    return head(key_id, key_version) + aead.seal(key, plaintext, aad=aad)
+
+
+def head(key_id: bytes, key_version: int) -> bytes:
+    """The ``HEADER_BYTES`` that every envelope under that key begins with."""
+    return _HEADER.pack(MAGIC, FORMAT, SUITE, key_id, key_version)
 
 
 def header(envelope: Buffer) -> tuple[bytes, int]:

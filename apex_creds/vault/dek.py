@@ -22,6 +22,7 @@ from apex_creds.errors import ConflictError
 from apex_creds.keys.hierarchy import KEY_BYTES
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.storage.base import Shredded
+from apex_creds.vault import observe
 from apex_creds.vault.keystore import Keystore, KeystoreBody
 from apex_creds.vault.section import Record, Section, keys_used, reseal_record
 from apex_creds.vault.store import DocumentStore
@@ -50,16 +51,42 @@ async def renew(store: DocumentStore, label: str, *, now: float) -> None:
     await renew_all(store, [label], now=now)
 
 
-async def renew_all(store: DocumentStore, labels: Iterable[str], *, now: float) -> None:
+@observe.renewing
+async def renew_all(
+    store: DocumentStore,
+    labels: Iterable[str],
+    *,
+    now: float,
+    replaces: Mapping[str, int] | None = None,
+) -> None:
     """As ``renew``, for several keysets at once: two commits for all of them.
 
     One that has a pending version already, from a rotation that was interrupted, gets
     that one promoted.
+
+    Args:
+        store: The vault's documents.
+        labels: The keysets.
+        now: The time of the change.
+        replaces: The primary version of each label that is to be replaced; where it was
+            replaced already, nothing happens.
     """
     chosen = frozenset(labels)
     if not chosen:
         return
-    await store.commit_root(lambda ks: map_deks(ks.body, chosen, lambda k: _add(ks, k, now)))
+
+    def change(before: Keystore) -> KeystoreBody:
+        return map_deks(
+            before.body,
+            chosen,
+            lambda k: (
+                _add(before, k, now)
+                if replaces is None or replaces[k.label] == k.primary.version
+                else k
+            ),
+        )
+
+    await store.commit_root(change)
     await promote_all(store, chosen, now=now)
 
 
@@ -121,6 +148,7 @@ async def mark_compromised(
     await store.commit_keystore(lambda body: map_deks(body, chosen, mark))
 
 
+@observe.reencrypting
 async def move_records(
     store: DocumentStore, section: str, label: str, *, without: str = ""
 ) -> Shredded:

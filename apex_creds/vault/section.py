@@ -6,15 +6,16 @@ the DEK version it names. Values are immutable. No I/O.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from apex_creds.crypto import envelope, parts
 from apex_creds.crypto.envelope import Context
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import CorruptDocumentError, IntegrityError
+from apex_creds.errors import CorruptDocumentError, DecryptionError, IntegrityError
 from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.keyset import Keyset
 from apex_creds.model import SECTIONS, CredentialInfo, Secret
@@ -40,17 +41,22 @@ class SectionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a section's document holds encrypted."""
 
     records: list[Record]
+    uses: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A section as of one change token; ``header`` is None while it does not exist."""
+    """A section as of one change token; ``header`` is None while it does not exist.
+
+    ``uses`` counts the messages that were sealed under each DEK version in use.
+    """
 
     name: str
     token: Token | None
     header: Header | None
     mac: str
     records: Mapping[str, Record]
+    uses: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
     @property
     def generation(self) -> int:
@@ -84,14 +90,70 @@ def reseal_record(
         return _seal(record.info, plaintext, vault_id=vault_id, keyset=keyset, key=key)
 
 
+def reseal_records(
+    records: Iterable[Record],
+    *,
+    vault_id: bytes,
+    find_key: FindKey,
+    keyset: Keyset,
+    key: SecretBytes,
+) -> tuple[list[tuple[Record, Record]], list[Record]]:
+    """As ``reseal_record``, for many.
+
+    Returns:
+        Pairs of each record and its new form, and the records that do not open.
+
+    Raises:
+        UnknownKeyError: Their key is not to be had.
+        SecretWipedError: A key was destroyed meanwhile.
+    """
+    pairs, failed = [], []
+    for record in records:
+        try:
+            made = reseal_record(
+                record, vault_id=vault_id, find_key=find_key, keyset=keyset, key=key
+            )
+        except (DecryptionError, CorruptDocumentError):
+            failed.append(record)
+        else:
+            pairs.append((record, made))
+    return pairs, failed
+
+
 def keys_used(records: Iterable[Record]) -> tuple[tuple[str, int], ...]:
     """Every DEK id and version that the records name, sorted."""
-    return tuple(sorted({(key.hex(), version) for key, version in (r.key for r in records)}))
+    heads = {record.sealed[: envelope.HEADER_BYTES]: record.sealed for record in records}
+    keys = map(envelope.header, heads.values())
+    return tuple(sorted({(key.hex(), version) for key, version in keys}))
 
 
-def seal_section(header: Header, records: Iterable[Record], keys: DocumentKeys) -> bytes:
+def count_uses(
+    before: Section, records: Mapping[str, Record], used: Iterable[tuple[str, int]]
+) -> dict[tuple[str, int], int]:
+    """``before.uses``, with the records that are new counted; keys out of use left out."""
+    known = before.records
+    heads = Counter(
+        record.sealed[: envelope.HEADER_BYTES]
+        for name, record in records.items()
+        if known.get(name) is not record
+    )
+    counts = dict.fromkeys(used, 0)
+    for key in counts:
+        head = envelope.head(bytes.fromhex(key[0]), key[1])
+        counts[key] = before.uses.get(key, 0) + heads[head]
+    return counts
+
+
+def seal_section(
+    header: Header,
+    records: Iterable[Record],
+    keys: DocumentKeys,
+    *,
+    uses: Mapping[tuple[str, int], int],
+) -> bytes:
     """The document for ``header`` and ``records``."""
-    return pack(header, msgspec.msgpack.encode(SectionBody(list(records))), keys)
+    counts = tuple((key, version, count) for (key, version), count in sorted(uses.items()))
+    return pack(header, msgspec.msgpack.encode(SectionBody(list(records), counts)), keys)
 
 
 def open_section(packed: Packed, *, token: Token, keys: DocumentKeys) -> Section:
@@ -111,7 +173,12 @@ def open_section(packed: Packed, *, token: Token, keys: DocumentKeys) -> Section
         ) from None
     records = {record.info.name: record for record in body.records}
     return Section(
-        name=header.section, token=token, header=header, mac=packed.mac, records=records
+        name=header.section,
+        token=token,
+        header=header,
+        mac=packed.mac,
+        records=records,
+        uses={(key, version): count for key, version, count in body.uses},
     )
 
 

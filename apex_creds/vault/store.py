@@ -11,6 +11,7 @@ section of generation g therefore sees every key version that was made before g.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +46,14 @@ from apex_creds.vault.keystore import (
     seal_keystore,
 )
 from apex_creds.vault.masters import Masters
-from apex_creds.vault.section import Record, Section, keys_used, open_section, seal_section
+from apex_creds.vault.section import (
+    Record,
+    Section,
+    count_uses,
+    keys_used,
+    open_section,
+    seal_section,
+)
 
 ATTEMPTS: Final = 100
 """Compare-and-set rounds before a commit gives up; each loses only to a commit that won."""
@@ -394,15 +402,11 @@ class DocumentStore:
             written=self.clock.time(),
         )
         keys = keystore.hierarchy.document_keys(before.name, header.kek_version)
-        data, header = await off_loop(len(records), lambda: _sealed(header, records, keys))
-        result = await self.storage.write(before.name, data, expected=before.token, shred=shred)
-        written = Section(
-            name=before.name,
-            token=result.token,
-            header=header,
-            mac=mac_of(data),
-            records=records,
+        data, made = await off_loop(
+            len(records), lambda: _sealed(header, before, records, keys)
         )
+        result = await self.storage.write(before.name, data, expected=before.token, shred=shred)
+        written = dataclasses.replace(made, token=result.token)
         self._sections[before.name] = written
         return written, result.shredded
 
@@ -420,10 +424,22 @@ async def off_loop(size: int, work: Callable[[], T]) -> T:
 
 
 def _sealed(
-    header: Header, records: Mapping[str, Record], keys: DocumentKeys
-) -> tuple[bytes, Header]:
-    header = msgspec.structs.replace(header, keys_used=keys_used(records.values()))
-    return seal_section(header, records.values(), keys), header
+    header: Header, before: Section, records: Mapping[str, Record], keys: DocumentKeys
+) -> tuple[bytes, Section]:
+    """A section's document, and the section as it is then (its token is not known yet)."""
+    used = keys_used(records.values())
+    header = msgspec.structs.replace(header, keys_used=used)
+    uses = count_uses(before, records, used)
+    data = seal_section(header, records.values(), keys, uses=uses)
+    section = Section(
+        name=before.name,
+        token=None,
+        header=header,
+        mac=mac_of(data),
+        records=records,
+        uses=uses,
+    )
+    return data, section
 
 
 def _open(packed: Packed, stored: Stored, hierarchy: Hierarchy) -> Keystore:

@@ -1,0 +1,217 @@
+"""The event bus: accepts security events durably, and sees that they are acted on.
+
+Guarantee: an event that ``accept`` returned for is in the vault's document ``rotation``,
+and whichever worker comes to it acts on it, also after a crash. Acting twice is acting
+once: requests and marks are about keys that are older than the event. The same event,
+again within the debounce time, is not accepted again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final, Protocol
+
+from msgspec.structs import replace
+
+from apex_creds.errors import CredentialNotFoundError, InvalidInputError, UnknownKeyError
+from apex_creds.model import new_id
+from apex_creds.scheduler.compromise import declare, labels_of
+from apex_creds.scheduler.engine import request_key
+from apex_creds.scheduler.events import (
+    CompromiseSuspected,
+    Event,
+    OperatorRequest,
+    Reaction,
+    fingerprint,
+    kind_of,
+)
+from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.state import Accepted, RotationState
+from apex_creds.vault.state import StateDocument
+from apex_creds.vault.store import DocumentStore
+
+MAX_QUEUE: Final = 1_000
+KEPT: Final = 64
+"""So many events that were acted on stay, for the history and for other processes."""
+
+Callback = Callable[[Event], Awaitable[object]]
+_log: Final = logging.getLogger(__name__)
+
+
+class Reactor(Protocol):
+    """What is done outside the keys."""
+
+    async def revoke_leases(self, event: Event) -> None:
+        """Ends the open leases that the event concerns."""
+
+    async def lock_down(self, event: Event) -> None:
+        """Releases nothing until the operator says so."""
+
+    async def notify(self, event: Event) -> None:
+        """Tells whoever is to know."""
+
+    async def services(self, event: Event) -> Collection[str]:
+        """The services whose keys an event without a level is about."""
+
+
+class EventBus:
+    """The events of one vault.
+
+    Args:
+        store: The vault's documents.
+        document: Its document ``rotation``.
+        reactor: Does what is not about keys.
+    """
+
+    def __init__(
+        self,
+        store: DocumentStore,
+        document: StateDocument[RotationState],
+        *,
+        reactor: Reactor,
+    ) -> None:
+        self._store = store
+        self._document = document
+        self._reactor = reactor
+        self._callbacks: list[tuple[Callback, frozenset[str] | None]] = []
+
+    def subscribe(self, callback: Callback, kinds: Collection[str] | None = None) -> None:
+        """Has ``callback`` told of each event that this process accepts.
+
+        What it raises is logged and goes no further.
+        """
+        self._callbacks.append((callback, None if kinds is None else frozenset(kinds)))
+
+    async def accept(self, event: Event) -> bool:
+        """Makes an event durable; it will be acted on.
+
+        Returns:
+            Whether it was new; within the debounce time, the same one is not.
+
+        Raises:
+            InvalidInputError: A thousand events wait already.
+        """
+        made = Accepted(id=new_id(), event=event, at=self._store.clock.time(), reactions=())
+        state = await self._document.change(lambda found: _with_event(found, made))
+        new = any(item.id == made.id for item in (*state.queue, *state.acted))
+        if new:
+            await self._tell(event)
+        return new
+
+    async def act(self) -> int:
+        """Acts on what waits, oldest first; returns how many events were finished.
+
+        Raises:
+            ApexCredsError: A reaction failed; it stays, and is tried again.
+        """
+        finished = 0
+        for item in (await self._document.read()).queue:
+            for reaction in item.reactions:
+                await self._react(item, reaction)
+            finished += 1
+        return finished
+
+    async def _react(self, item: Accepted, reaction: Reaction) -> None:
+        requests: dict[str, float] = {}
+        try:
+            if reaction is Reaction.ROTATE:
+                keys = await self._keys(item.event)
+                requests = dict.fromkeys(keys, item.at)
+            elif reaction is Reaction.ROTATE_AND_DESTROY:
+                await self._destroy(item)
+            else:
+                await _does(self._reactor, reaction)(item.event)
+        except (CredentialNotFoundError, InvalidInputError, UnknownKeyError) as error:
+            # It will never succeed: what it is about is not, or no longer, there.
+            _log.warning("%s: %s was dropped: %s", kind_of(item.event), reaction, error)
+        await self._document.change(lambda s: _reacted(s, item.id, reaction, requests))
+
+    async def _keys(self, event: Event) -> list[str]:
+        """The keys of a rotation, as the document names them."""
+        if isinstance(event, OperatorRequest | CompromiseSuspected):
+            if event.level is not Level.DEK or not event.service:
+                return [request_key(event.level)]
+            services: Collection[str] = (event.service,)
+        else:
+            services = await self._reactor.services(event)
+        labels = [label for name in services for label in await labels_of(self._store, name)]
+        return [request_key(Level.DEK, label) for label in labels]
+
+    async def _destroy(self, item: Accepted) -> None:
+        event = item.event
+        if isinstance(event, CompromiseSuspected):
+            await declare(
+                self._store,
+                self._document,
+                level=event.level,
+                service=event.service,
+                version=event.version,
+                at=item.at,
+            )
+            return
+        for service in await self._reactor.services(event):
+            await declare(
+                self._store, self._document, level=Level.DEK, service=service, at=item.at
+            )
+
+    async def _tell(self, event: Event) -> None:
+        for callback, kinds in self._callbacks:
+            if kinds is None or kind_of(event) in kinds:
+                try:
+                    await callback(event)
+                except Exception as error:  # noqa: BLE001 - a callback's own business
+                    _log.warning(
+                        "a callback for %s failed: %s", kind_of(event), type(error).__name__
+                    )
+
+
+def _does(reactor: Reactor, reaction: Reaction) -> Callback:
+    return {
+        Reaction.REVOKE_LEASES: reactor.revoke_leases,
+        Reaction.LOCK_DOWN: reactor.lock_down,
+        Reaction.NOTIFY: reactor.notify,
+    }[reaction]
+
+
+def _with_event(state: RotationState, made: Accepted) -> RotationState:
+    mark, now = fingerprint(made.event), made.at
+    last = state.recent.get(mark)
+    if last is not None and 0 <= now - last < state.debounce:
+        return state
+    if len(state.queue) >= MAX_QUEUE:
+        raise InvalidInputError(
+            "Too many events wait to be acted on.",
+            hint="Is a worker running? Start one with: apex-creds worker",
+        )
+    recent = {m: at for m, at in state.recent.items() if 0 <= now - at < state.debounce}
+    reactions = tuple(state.table.get(kind_of(made.event), ()))
+    item = replace(made, reactions=reactions)
+    recent[mark] = now
+    if not reactions:
+        return replace(state, acted=_kept(state, item), recent=recent)
+    return replace(state, queue=(*state.queue, item), recent=recent)
+
+
+def _reacted(
+    state: RotationState, number: str, reaction: Reaction, requests: dict[str, float]
+) -> RotationState:
+    """Without that reaction; an event without any is done."""
+    queue, acted = [], state.acted
+    for item in state.queue:
+        if item.id != number:
+            queue.append(item)
+            continue
+        left = tuple(r for r in item.reactions if r is not reaction)
+        if left:
+            queue.append(replace(item, reactions=left))
+        else:
+            acted = _kept(state, replace(item, reactions=()))
+    merged = dict(state.requested)
+    for key, at in requests.items():
+        merged[key] = max(at, merged.get(key, at))
+    return replace(state, queue=tuple(queue), acted=acted, requested=merged)
+
+
+def _kept(state: RotationState, item: Accepted) -> tuple[Accepted, ...]:
+    return (*state.acted, item)[-KEPT:]

@@ -1,0 +1,379 @@
+"""Carries out the plans of the state machine against a vault's documents.
+
+Guarantee: nothing that it remembers matters. Each round reads what is stored, asks
+``rotation.plan`` and does the first steps; killed anywhere, another one goes on. A step
+that fails is reported and passed over, so that a keyring that is locked does not keep DEKs
+from rotating. Two engines at work at once lose nothing: each step is compare-and-set, and
+names the version that it is about; the lease only saves them from doing work twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Final
+
+from msgspec.structs import replace
+
+from apex_creds.errors import ApexCredsError, ConflictError
+from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.scheduler.policy import Level, NextFire
+from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
+from apex_creds.scheduler.rotation import Action, KeyView, MasterView, Step, View, plan
+from apex_creds.scheduler.state import RotationState, WorkerLease
+from apex_creds.vault import dek, reseal, rotate
+from apex_creds.vault.keystore import Keystore
+from apex_creds.vault.reseal import SECTION_NAMES, KekScan
+from apex_creds.vault.state import StateDocument
+from apex_creds.vault.store import DocumentStore
+
+LEASE_SECONDS: Final = 30.0
+_REPEATS: Final = 3
+
+Mover = Callable[[], Awaitable[object]]
+"""Renews a keyset that no section uses, moves what it protects, destroys its old versions."""
+Report = Callable[[Step], None]
+Tell = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        done: The steps that were taken.
+        failed: Those that were not, and why.
+        waiting: Another worker has the lease.
+    """
+
+    done: tuple[Step, ...] = ()
+    failed: Mapping[Step, ApexCredsError] = field(default_factory=dict)
+    waiting: bool = False
+
+
+class Engine:
+    """Rotates the keys of one vault.
+
+    Args:
+        store: The vault's documents.
+        document: Its document ``rotation``.
+        holder: Names this worker; unique.
+        next_fire: Reads cron expressions.
+        movers: By label: who moves what a DEK outside the sections protects.
+        report: Called before each step is taken; what it raises stops the step.
+        tell: Called as re-encryption proceeds.
+        pace: How fast records are re-encrypted.
+    """
+
+    def __init__(
+        self,
+        store: DocumentStore,
+        document: StateDocument[RotationState],
+        *,
+        holder: str,
+        next_fire: NextFire,
+        movers: Mapping[str, Mover] | None = None,
+        report: Report | None = None,
+        tell: Tell | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        self.store = store
+        self.document = document
+        self.holder = holder
+        self.next_fire = next_fire
+        self._movers = dict(movers or {})
+        self._report = report or (lambda _: None)
+        self._tell = tell or (lambda _: None)
+        self._pace = pace or Pace()
+
+    # -- the lease ---------------------------------------------------------------
+
+    async def hold(self) -> bool:
+        """Takes or renews the lease; whether this worker has it now."""
+        now = self.store.clock.time()
+
+        def take(state: RotationState) -> RotationState:
+            lease = state.lease
+            if lease is not None and lease.holder != self.holder and _runs(lease, now):
+                return state
+            if lease is not None and lease.holder == self.holder and _fresh(lease, now):
+                return state
+            made = WorkerLease(holder=self.holder, until=now + LEASE_SECONDS)
+            return replace(state, lease=made)
+
+        lease = (await self.document.change(take)).lease
+        return lease is not None and lease.holder == self.holder
+
+    async def release(self) -> None:
+        """Gives the lease up, if this worker has it."""
+
+        def give(state: RotationState) -> RotationState:
+            mine = state.lease is not None and state.lease.holder == self.holder
+            return replace(state, lease=None) if mine else state
+
+        await self.document.change(give)
+
+    # -- looking -----------------------------------------------------------------
+
+    async def view(self) -> View:
+        """What is stored now, as the state machine sees it.
+
+        Raises:
+            IntegrityError: A document is not what this vault wrote.
+        """
+        state = await self.document.read()
+        kek_use = await reseal.scan(self.store)
+        sections = [await self.store.section(name) for name in SECTION_NAMES]
+        keystore = await self.store.keystore()
+        used: set[tuple[str, int]] = set()
+        uses: dict[tuple[str, int], int] = {}
+        for section in sections:
+            used |= dek.keys_in_use(section)
+            uses.update(section.uses)
+        keys = [_kek_view(keystore, kek_use)]
+        keys += [
+            self._dek_view(keyset, used, uses)
+            for keyset in keystore.body.deks
+            if self._moves(keyset.label)
+        ]
+        return View(
+            master=_master_view(keystore, state),
+            keys=tuple(keys),
+            requested=_requested(state, keys, self.store.clock.time()),
+        )
+
+    async def plan(self) -> tuple[Step, ...]:
+        """The steps that can be taken now."""
+        view, state = await self.view(), await self.document.read()
+        now = self.store.clock.time()
+        return plan(view, state.policies, now=now, next_fire=self.next_fire)
+
+    def _moves(self, label: str) -> bool:
+        return label.partition("/")[0] in SECTION_NAMES or label in self._movers
+
+    def _dek_view(
+        self,
+        keyset: Keyset,
+        used: set[tuple[str, int]],
+        uses: Mapping[tuple[str, int], int],
+    ) -> KeyView:
+        numbers = [v.version for v in keyset.versions if v.state is not KeyState.DESTROYED]
+        outside = keyset.label in self._movers  # only its mover knows, so it is asked
+        return KeyView(
+            level=Level.DEK,
+            keyset=keyset,
+            label=keyset.label,
+            in_use=frozenset(n for n in numbers if outside or (keyset.id, n) in used),
+            encryptions={n: uses.get((keyset.id, n), 0) for n in numbers},
+        )
+
+    # -- doing -------------------------------------------------------------------
+
+    async def run(self, *, lease: bool = True, only: frozenset[Level] | None = None) -> Outcome:
+        """Takes steps until nothing is due.
+
+        Args:
+            lease: Only while this worker has, or gets, the lease.
+            only: Steps of these levels alone.
+
+        Raises:
+            IntegrityError: A document is not what this vault wrote.
+            StorageError: The backend failed.
+        """
+        done: list[Step] = []
+        failed: dict[Step, ApexCredsError] = {}
+        while not lease or await self.hold():
+            steps = [s for s in await self.plan() if only is None or s.level in only]
+            group = _first_group([s for s in steps if s not in failed])
+            if not group:
+                await self._forget_requests()
+                return Outcome(done=tuple(done), failed=failed)
+            try:
+                if any(done.count(step) >= _REPEATS for step in group):
+                    raise _stuck(group)
+                await self._take(group)
+            except ApexCredsError as error:
+                failed.update(dict.fromkeys(group, error))
+            else:
+                done += group
+        return Outcome(done=tuple(done), failed=failed, waiting=True)
+
+    async def _take(self, group: Sequence[Step]) -> None:
+        for step in group:
+            self._report(step)
+        match group[0].level:
+            case Level.MASTER:
+                await self._take_master(group)
+            case Level.KEK:
+                await self._take_kek(group)
+            case Level.DEK:
+                await self._take_dek(group)
+
+    async def _take_master(self, group: Sequence[Step]) -> None:
+        now = self.store.clock.time()
+        for step in group:
+            if step.action is Action.ROTATE:
+                await rotate.rotate_master(self.store, replaces=step.version, now=now)
+            else:
+                await rotate.discard_master(self.store, step.version)
+                await self.document.change(lambda s, v=step.version: _discarded(s, v))  # type: ignore[misc]
+
+    async def _take_kek(self, group: Sequence[Step]) -> None:
+        now, action = self.store.clock.time(), group[0].action
+        if action is Action.ROTATE:
+            await rotate.rotate_kek(self.store, replaces=group[0].version, now=now)
+        elif action is Action.MOVE:
+            for name in (await reseal.scan(self.store)).stale:
+                await reseal.reseal(self.store, name)
+        elif action is Action.RETIRE:
+            await rotate.retire_keks(self.store, now=now)
+        else:
+            grace = (await self.document.read()).policies.kek.grace
+            await rotate.destroy_keks(self.store, before=now - grace, now=now)
+
+    async def _take_dek(self, group: Sequence[Step]) -> None:
+        now = self.store.clock.time()
+        outside = {s.label for s in group if s.label in self._movers}
+        for label in sorted(outside):
+            await self._movers[label]()
+        steps = [s for s in group if s.label not in outside]
+        if not steps:
+            return
+        if steps[0].action in (Action.ROTATE, Action.PROMOTE):
+            replaces = {s.label: s.version for s in steps if s.action is Action.ROTATE}
+            await dek.promote_all(self.store, {s.label for s in steps}, now=now)
+            await dek.renew_all(self.store, replaces, now=now, replaces=replaces)
+            return
+        for section, labels in _by_section(steps):
+            await self._take_section(steps[0].action, section, labels, now)
+
+    async def _take_section(
+        self, action: Action, section: str, labels: frozenset[str], now: float
+    ) -> None:
+        if action is Action.MOVE:
+            steps = reencrypt(self.store, section, labels=labels, pace=self._pace)
+            async with aclosing(steps):
+                async for progress in steps:
+                    self._tell(progress)
+                    await self.hold()
+        elif action is Action.RETIRE:
+            await dek.retire_unused(self.store, section, labels, now=now)
+        else:
+            grace = (await self.document.read()).policies.dek.grace
+            await dek.destroy_retired(self.store, section, labels, before=now - grace, now=now)
+
+    async def _forget_requests(self) -> None:
+        """Drops the requests that every key is younger than."""
+        state = await self.document.read()
+        if not state.requested:
+            return
+        view = await self.view()
+        made = {(k.level, k.label): k.keyset.primary.created for k in view.keys}
+        made[Level.MASTER, ""] = view.master.created
+        open_ = {k for k, at in view.requested.items() if made.get(k, at) < at}
+
+        def forget(found: RotationState) -> RotationState:
+            kept = {
+                key: at
+                for key, at in found.requested.items()
+                if state.requested.get(key) != at or any(_covers(key, k) for k in open_)
+            }
+            return found if kept == found.requested else replace(found, requested=kept)
+
+        await self.document.change(forget)
+
+
+# -- what the state machine sees -------------------------------------------------------
+
+
+def _kek_view(keystore: Keystore, use: KekScan) -> KeyView:
+    """While a document is not under the primary, every older version counts as in use."""
+    keks = keystore.root_header.keks
+    # What was scanned may be older than the key store; then the next round sees it.
+    current = use.only and use.primary == keks.primary.version
+    numbers = frozenset(v.version for v in keks.versions if v.state is not KeyState.DESTROYED)
+    used = frozenset({keks.primary.version}) if current else numbers
+    return KeyView(level=Level.KEK, keyset=keks, in_use=used)
+
+
+def _master_view(keystore: Keystore, state: RotationState) -> MasterView:
+    record, keks = keystore.root_header.master, keystore.root_header.keks
+    began: dict[int, float] = {}
+    for version in keks.versions:
+        began.setdefault(version.parent, version.created)
+    left = {
+        number: began.get(number + 1, began[record.version])
+        for number in range(state.discarded + 1, record.version)
+    }
+    return MasterView(
+        version=record.version,
+        created=began[record.version],
+        left=left,
+        compromised=state.compromised_master,
+    )
+
+
+def _requested(
+    state: RotationState, keys: Iterable[KeyView], now: float
+) -> dict[tuple[Level, str], float]:
+    """The requests by key. One from the future, by a wrong clock, counts as from now."""
+    found: dict[tuple[Level, str], float] = {}
+    every = [(Level.MASTER, ""), *((k.level, k.label) for k in keys)]
+    for name, at in state.requested.items():
+        for key in every:
+            if _covers(name, key):
+                found[key] = max(found.get(key, 0.0), min(at, now))
+    return found
+
+
+def request_key(level: Level, label: str = "") -> str:
+    """How a request is named in the document; without a label, all keys of the level."""
+    return f"{level.value} {label}" if label else level.value
+
+
+def _covers(name: str, key: tuple[Level, str]) -> bool:
+    return name in (request_key(key[0]), request_key(*key))
+
+
+# -- small things ----------------------------------------------------------------------
+
+
+def _runs(lease: WorkerLease, now: float) -> bool:
+    """Whether it still holds; one from too far ahead was made while the clock was wrong."""
+    return now < lease.until <= now + 2 * LEASE_SECONDS
+
+
+def _fresh(lease: WorkerLease, now: float) -> bool:
+    return now + LEASE_SECONDS / 2 < lease.until <= now + LEASE_SECONDS
+
+
+def _first_group(steps: Sequence[Step]) -> list[Step]:
+    """The first step, and those after it that are done together with it."""
+    return list(takewhile(lambda step: _kind(step) == _kind(steps[0]), steps))
+
+
+def _kind(step: Step) -> tuple[object, ...]:
+    return (step.level, step.action, step.urgent)
+
+
+def _stuck(group: Sequence[Step]) -> ConflictError:
+    return ConflictError(
+        f"The step {group[0].action.value!r} of a {group[0].level.value} key has no effect.",
+        hint="Other writers may be at work; it will be tried again.",
+    )
+
+
+def _discarded(state: RotationState, version: int) -> RotationState:
+    if version != state.discarded + 1:
+        return state
+    return replace(state, discarded=version)
+
+
+def _by_section(steps: Iterable[Step]) -> Iterator[tuple[str, frozenset[str]]]:
+    labels = {step.label for step in steps}
+    for section in SECTION_NAMES:
+        chosen = frozenset(label for label in labels if label.partition("/")[0] == section)
+        if chosen:
+            yield section, chosen

@@ -1,0 +1,186 @@
+"""Security events: what can happen, and what is done about it.
+
+Guarantee: closed and typed. An event holds names and numbers, never a secret. Which
+actions an event leads to is decided by a table that is data.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+import msgspec
+
+from apex_creds.errors import InvalidInputError
+from apex_creds.model import check_name
+from apex_creds.scheduler.policy import Level
+
+__all__ = [
+    "DEFAULT_TABLE",
+    "AuditTampered",
+    "CompromiseSuspected",
+    "DenialsExceeded",
+    "Event",
+    "LeakDetected",
+    "OperatorRequest",
+    "PluginRemoved",
+    "Reaction",
+    "Table",
+    "fingerprint",
+    "kind_of",
+    "parse_event",
+]
+
+
+class Reaction(StrEnum):
+    """What can be done about an event."""
+
+    ROTATE = "rotate"
+    ROTATE_AND_DESTROY = "rotate_and_destroy"
+    REVOKE_LEASES = "revoke_leases"
+    LOCK_DOWN = "lock_down"
+    NOTIFY = "notify"
+
+
+class _Base(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"
+):
+    """What all events have.
+
+    Attributes:
+        source: Who says so; 1 to 256 bytes.
+    """
+
+    source: str = "operator"
+
+    def __post_init__(self) -> None:
+        """Checks every text.
+
+        Raises:
+            InvalidNameError: One has control characters, or is too long.
+        """
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, str) and value:
+                check_name(value, what=name)
+            if isinstance(value, int) and value < 0:
+                raise InvalidInputError(f"The {name} of an event is negative.")
+
+
+class CompromiseSuspected(_Base, frozen=True, kw_only=True, tag="compromise_suspected"):
+    """A key may be in wrong hands.
+
+    Attributes:
+        level: Which level. What it protects is taken as compromised too.
+        service: For a DEK: the service; empty for every DEK.
+        version: The version; 0 for the primary and everything older.
+        credential: Leases on it are revoked; empty for all that are concerned.
+    """
+
+    level: Level = Level.DEK
+    service: str = ""
+    version: int = 0
+    credential: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            InvalidInputError: A version of no particular DEK.
+        """
+        super().__post_init__()
+        if self.version and self.level is Level.DEK and not self.service:
+            raise InvalidInputError("A version of which service?", hint="Name the service.")
+
+
+class PluginRemoved(_Base, frozen=True, kw_only=True, tag="plugin_removed"):
+    """A plugin was uninstalled."""
+
+    plugin: str
+
+
+class AuditTampered(_Base, frozen=True, kw_only=True, tag="audit_tampered"):
+    """The audit log does not verify."""
+
+    detail: str = ""
+
+
+class DenialsExceeded(_Base, frozen=True, kw_only=True, tag="denials_exceeded"):
+    """A plugin asks for more than it may have, again and again."""
+
+    plugin: str
+    count: int = 0
+
+
+class LeakDetected(_Base, frozen=True, kw_only=True, tag="leak_detected"):
+    """A secret was seen where it must not be."""
+
+    plugin: str = ""
+    credential: str = ""
+
+
+class OperatorRequest(_Base, frozen=True, kw_only=True, tag="operator_request"):
+    """The operator wants keys rotated.
+
+    Attributes:
+        level: Which level.
+        service: For DEKs: of one service; empty for all.
+    """
+
+    level: Level = Level.DEK
+    service: str = ""
+
+
+Event: TypeAlias = (
+    CompromiseSuspected
+    | PluginRemoved
+    | AuditTampered
+    | DenialsExceeded
+    | LeakDetected
+    | OperatorRequest
+)
+
+Table = dict[str, tuple[Reaction, ...]]
+"""Reactions by kind of event, in the order in which they are taken."""
+
+DEFAULT_TABLE: Final[Table] = {
+    "compromise_suspected": (
+        Reaction.REVOKE_LEASES,
+        Reaction.ROTATE_AND_DESTROY,
+        Reaction.NOTIFY,
+    ),
+    "plugin_removed": (Reaction.REVOKE_LEASES, Reaction.ROTATE),
+    "audit_tampered": (Reaction.LOCK_DOWN, Reaction.NOTIFY),
+    "denials_exceeded": (Reaction.REVOKE_LEASES, Reaction.NOTIFY),
+    "leak_detected": (Reaction.REVOKE_LEASES, Reaction.NOTIFY),
+    "operator_request": (Reaction.ROTATE,),
+}
+
+
+def kind_of(event: Event) -> str:
+    """The event's name in the table."""
+    return str(event.__struct_config__.tag)
+
+
+def fingerprint(event: Event) -> str:
+    """What makes two events the same for debouncing: all but who says so, and counts."""
+    fields = msgspec.to_builtins(event)
+    kept = {k: v for k, v in fields.items() if k not in ("source", "count", "detail")}
+    return msgspec.json.encode(kept, order="sorted").decode()
+
+
+def parse_event(kind: str, fields: dict[str, object]) -> Event:
+    """Makes an event from a name and fields of plain values.
+
+    Raises:
+        InvalidInputError: There is no such event, or a field is not acceptable.
+    """
+    try:
+        made: Event = msgspec.convert({**fields, "event": kind}, Event, strict=False)
+    except msgspec.ValidationError as error:
+        problem = str(error)
+    else:
+        return made
+    raise InvalidInputError(
+        f"That is no event: {problem[:200]}", hint=f"Events: {', '.join(DEFAULT_TABLE)}."
+    )

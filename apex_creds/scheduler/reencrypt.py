@@ -1,0 +1,260 @@
+"""Re-encryption of a section's records under the primary versions of their keysets.
+
+Guarantee: a record that another writer changed meanwhile keeps that writer's version; the
+rest is compare-and-set per record, several in one commit. The locks are free while records
+are encrypted, in a worker thread, in pieces of some milliseconds. Stopped anywhere,
+cancelled or killed, what was committed stays, and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from apex_creds.errors import DecryptionError, SecretWipedError, UnknownKeyError
+from apex_creds.keys.keyset import KeyState
+from apex_creds.model import Clock
+from apex_creds.vault import dek
+from apex_creds.vault.keystore import Keystore
+from apex_creds.vault.section import Record, Section, reseal_records
+from apex_creds.vault.store import ATTEMPTS, DocumentStore, off_loop, too_busy
+
+PIECE: Final = 512
+"""Records that one call of a worker thread encrypts."""
+SLICES: Final = 4
+"""A commit writes the whole section, so a slice is that part of it, and never tiny."""
+MIN_SLICE: Final = 2_000
+
+Pair = tuple[Record, Record]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast to go.
+
+    Attributes:
+        per_second: Records; None for as fast as it goes.
+        slice_records: Records of one commit; None for a quarter of the section.
+        backwards: Begin at the end: for one who helps another that begins at the front.
+    """
+
+    per_second: float | None = None
+    slice_records: int | None = None
+    backwards: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a section is.
+
+    Attributes:
+        section: Its name.
+        done: Records that were committed under their primary by this run.
+        total: Records that were not under their primary when it began.
+        failed: Records that do not open; they were left as they are.
+    """
+
+    section: str
+    done: int
+    total: int
+    failed: int = 0
+
+
+@dataclass(slots=True)
+class _Run:
+    """What one run knows."""
+
+    store: DocumentStore
+    section: str
+    pace: Pace
+    labels: frozenset[str] | None
+    done: int = 0
+    total: int = 0
+    failed: set[bytes] = field(default_factory=set)
+
+
+async def reencrypt(
+    store: DocumentStore,
+    section: str,
+    *,
+    labels: Collection[str] | None = None,
+    pace: Pace | None = None,
+) -> AsyncGenerator[Progress, None]:
+    """Re-encrypts what is not under its primary; yields after each commit.
+
+    Args:
+        store: The vault's documents.
+        section: Whose records.
+        labels: Of these keysets alone; of all by default.
+        pace: How fast.
+
+    Raises:
+        DecryptionError: Some records do not open; all others were done.
+        ConflictError: Other writers were first, again and again.
+    """
+    chosen = None if labels is None else frozenset(labels)
+    run = _Run(store, section, pace or Pace(), chosen)
+    todo = await _todo(run)
+    run.total, fruitless = len(todo), 0
+    while todo:
+        pairs = await _slice(run, todo)
+        committed = await _commit(run, pairs)
+        fruitless = 0 if committed else fruitless + 1
+        if fruitless == ATTEMPTS:
+            raise too_busy(section)
+        run.done += committed
+        yield Progress(section=section, done=run.done, total=run.total, failed=len(run.failed))
+        todo = await _todo(run)
+        run.total = max(run.total, run.done + len(todo))
+    if run.failed:
+        raise DecryptionError(
+            f"{len(run.failed)} credentials of {section!r} do not open; they were left alone.",
+            hint="Restore the section from a backup; its old keys are kept until then.",
+        )
+
+
+async def left(store: DocumentStore, section: str) -> int:
+    """How many records of a section are not under their primary."""
+    return len(await _todo(_Run(store, section, Pace(), None)))
+
+
+async def _todo(run: _Run) -> list[Record]:
+    section = await run.store.section(run.section)
+    keystore = await run.store.keystore()
+    if not _any_stale(section, keystore, run.labels):
+        return []
+    found = await off_loop(
+        len(section.records), lambda: _stale(section, keystore, run.labels, run.failed)
+    )
+    return found[::-1] if run.pace.backwards else found
+
+
+def _any_stale(section: Section, keystore: Keystore, labels: frozenset[str] | None) -> bool:
+    return any(
+        _is_stale(keystore, bytes.fromhex(key), version, labels)
+        for key, version in dek.keys_in_use(section)
+    )
+
+
+def _is_stale(
+    keystore: Keystore, key_id: bytes, version: int, labels: frozenset[str] | None
+) -> bool:
+    keyset = keystore.by_id.get(key_id)
+    if keyset is None or (labels is not None and keyset.label not in labels):
+        return False
+    return keyset.primary.version != version
+
+
+def _stale(
+    section: Section,
+    keystore: Keystore,
+    labels: frozenset[str] | None,
+    failed: Collection[bytes],
+) -> list[Record]:
+    """The records to do, those under compromised versions first."""
+    verdicts: dict[tuple[bytes, int], bool | None] = {}
+    urgent: list[Record] = []
+    others: list[Record] = []
+    for record in section.records.values():
+        key = record.key
+        if key not in verdicts:
+            stale = _is_stale(keystore, *key, labels)
+            verdicts[key] = keystore.by_id[key[0]].get(key[1]).compromised if stale else None
+        verdict = verdicts[key]
+        if verdict is None or record.sealed in failed:
+            continue
+        (urgent if verdict else others).append(record)
+    return urgent + others
+
+
+async def _slice(run: _Run, todo: Sequence[Record]) -> list[Pair]:
+    section = await run.store.section(run.section)
+    size = run.pace.slice_records or max(MIN_SLICE, -(-len(section.records) // SLICES))
+    clock, keystore = run.store.clock, await run.store.keystore()
+    begun, pairs = clock.monotonic(), list[Pair]()
+    for start in range(0, min(size, len(todo)), PIECE):
+        piece = todo[start : min(start + PIECE, size)]
+        pairs += await off_loop(len(piece), partial(_piece, run, keystore, piece))
+        await _throttle(run.pace, clock, begun, len(pairs))
+    return pairs
+
+
+async def _throttle(pace: Pace, clock: Clock, begun: float, count: int) -> None:
+    ahead = 0.0
+    if pace.per_second:
+        ahead = count / pace.per_second - (clock.monotonic() - begun)
+    await anyio.sleep(max(ahead, 0.0))
+
+
+def _piece(run: _Run, keystore: Keystore, records: Iterable[Record]) -> list[Pair]:
+    """Pairs of old and new; what does not open is noted, what was destroyed passed over."""
+    vault_id = bytes.fromhex(keystore.header.vault_id)
+    pairs: list[Pair] = []
+    groups: dict[tuple[bytes, int], list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.key, []).append(record)
+    for (key_id, _), group in groups.items():
+        keyset = keystore.by_id[key_id]
+        try:
+            key = keystore.hierarchy.unwrap(keyset, keyset.primary.version)
+            made, failed = reseal_records(
+                group, vault_id=vault_id, find_key=keystore.dek, keyset=keyset, key=key
+            )
+        except (UnknownKeyError, SecretWipedError):
+            continue  # destroyed meanwhile: then none of them is current any more
+        pairs += made
+        run.failed |= {record.sealed for record in failed}
+    return pairs
+
+
+async def _commit(run: _Run, pairs: Sequence[Pair]) -> int:
+    """Puts in the new records whose old one is still there; how many that were."""
+    replaced = 0
+
+    def change(before: Section, keystore: Keystore) -> Mapping[str, Record]:
+        nonlocal replaced
+        merged = dict(before.records)
+        primaries = _primaries(pairs, keystore)
+        replaced = 0
+        for old, new in pairs:
+            found = merged.get(old.info.name)
+            if found is None or (found is not old and found.sealed != old.sealed):
+                continue
+            if new.key in primaries:
+                merged[old.info.name] = Record(found.info, new.sealed)
+                replaced += 1
+        if not replaced:
+            raise _NothingLeft
+        return merged
+
+    try:
+        await run.store.commit_section(run.section, change)
+    except _NothingLeft:
+        return 0
+    return replaced
+
+
+class _NothingLeft(Exception):  # noqa: N818 - a signal, never seen outside
+    """Other writers were first with every record of a slice."""
+
+
+def _primaries(pairs: Sequence[Pair], keystore: Keystore) -> frozenset[tuple[bytes, int]]:
+    """The keys of the new records that are primary in the key store of the commit.
+
+    One that is not may be on its way to being destroyed: a scan may have been made already.
+    """
+    heads = {new.key for _, new in pairs}
+    return frozenset(
+        (key_id, version)
+        for key_id, version in heads
+        if (keyset := keystore.by_id.get(key_id)) is not None
+        and keyset.get(version).state is KeyState.PRIMARY
+    )
+
+
+__all__ = ["Pace", "Progress", "left", "reencrypt"]

@@ -1,0 +1,141 @@
+"""What the operator is told of a vault's keys: states, what each protects, what is next.
+
+Guarantee: read from what is stored, and nothing changed. No key material is in it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+from apex_creds.keys.keyset import KeyState, KeyVersion
+from apex_creds.scheduler.engine import Engine
+from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.rotation import Step, View, next_due, plan
+from apex_creds.scheduler.state import RotationState
+from apex_creds.vault import reseal
+from apex_creds.vault.reseal import SECTION_NAMES
+from apex_creds.vault.store import DocumentStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionLine:
+    """One version of one key.
+
+    Attributes:
+        label: ``section/service`` for a DEK, else empty.
+        protects: Credentials for a DEK, documents and keys for a KEK; -1 where only the
+            provider knows.
+        encryptions: Messages under a DEK version.
+        created: Unix seconds, as is ``changed``.
+    """
+
+    level: Level
+    label: str
+    version: int
+    state: str
+    compromised: bool
+    protects: int
+    encryptions: int
+    created: float
+    changed: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """How a vault's keys are.
+
+    Attributes:
+        lines: Every version that is not destroyed.
+        due: When the next key of each level is due.
+        steps: What could be done now.
+        state: The document ``rotation``.
+    """
+
+    lines: tuple[VersionLine, ...]
+    due: dict[Level, float]
+    steps: tuple[Step, ...]
+    state: RotationState
+
+
+async def status(engine: Engine, *, destroyed: bool = False) -> Status:
+    """Reads how the keys are.
+
+    Args:
+        engine: Of the vault.
+        destroyed: Show destroyed versions, too.
+
+    Raises:
+        IntegrityError: A document is not what this vault wrote.
+    """
+    view, state = await engine.view(), await engine.document.read()
+    now, fire = engine.store.clock.time(), engine.next_fire
+    lines = [line async for line in _lines(engine.store, view)]
+    shown = [line for line in lines if destroyed or line.state != KeyState.DESTROYED]
+    return Status(
+        lines=tuple(shown),
+        due=next_due(view, state.policies, next_fire=fire),
+        steps=plan(view, state.policies, now=now, next_fire=fire),
+        state=state,
+    )
+
+
+async def _lines(store: DocumentStore, view: View) -> AsyncIterator[VersionLine]:
+    protects: Counter[tuple[str, int]] = Counter()
+    for name in SECTION_NAMES:
+        records = (await store.section(name)).records.values()
+        protects.update((key.hex(), version) for key, version in (r.key for r in records))
+    for line in _masters(view):
+        yield line
+    scanned = await reseal.scan(store)
+    for key in view.keys:
+        for version in key.keyset.versions:
+            kek = key.level is Level.KEK
+            yield _line(
+                key.level,
+                version,
+                protects=scanned.protects(version.version)
+                if kek
+                else protects[key.keyset.id, version.version],
+                encryptions=key.encryptions.get(version.version, 0),
+                label=key.label,
+            )
+
+
+def _masters(view: View) -> Iterator[VersionLine]:
+    master = view.master
+    for version, left in (*master.left.items(), (master.version, master.created)):
+        current = version == master.version
+        yield VersionLine(
+            level=Level.MASTER,
+            label="",
+            version=version,
+            state=(KeyState.PRIMARY if current else KeyState.RETIRED).value,
+            compromised=version <= master.compromised,
+            protects=-1 if current else 0,
+            encryptions=0,
+            created=left,
+            changed=left,
+        )
+
+
+def _line(
+    level: Level,
+    version: KeyVersion,
+    *,
+    protects: int,
+    encryptions: int,
+    label: str,
+) -> VersionLine:
+    return VersionLine(
+        level=level,
+        label=label,
+        version=version.version,
+        state=version.state.value,
+        compromised=version.compromised,
+        protects=protects,
+        encryptions=encryptions,
+        created=version.created,
+        changed=version.changed,
+    )

@@ -1,0 +1,285 @@
+"""The state machine of rotation: what is to be done next, for each level, as values.
+
+Guarantee: pure. ``plan`` depends on its arguments alone, so that whoever starts after a
+crash goes on where the other one stopped. A step that the design forbids can't be made:
+``Step`` refuses it, and the steps that ``plan`` returns are legal in the state it was
+given; the vault checks them again, against what is stored when they are done. When all
+steps of a plan have been done, and the clock stands still, the next plan is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from apex_creds.errors import KeyStateError
+from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
+from apex_creds.scheduler.policy import Level, LevelPolicy, NextFire, Policies, due_at, is_due
+
+__all__ = ["Action", "KeyView", "MasterView", "Reason", "Step", "View", "next_due", "plan"]
+
+
+class Action(StrEnum):
+    """What a step does, in the order in which steps come."""
+
+    PROMOTE = "promote"
+    ROTATE = "rotate"
+    MOVE = "move"
+    RETIRE = "retire"
+    DESTROY = "destroy"
+
+
+class Reason(StrEnum):
+    """Why."""
+
+    INTERRUPTED = "interrupted"
+    COMPROMISED = "compromised"
+    TIME = "time"
+    ENCRYPTIONS = "encryptions"
+    REQUESTED = "requested"
+    REPLACED = "replaced"
+    UNUSED = "unused"
+    GRACE_OVER = "grace_over"
+
+
+_ACTIONS: Final = {
+    Level.MASTER: frozenset({Action.ROTATE, Action.DESTROY}),
+    Level.KEK: frozenset({Action.ROTATE, Action.MOVE, Action.RETIRE, Action.DESTROY}),
+    Level.DEK: frozenset(Action),
+}
+_ORDER: Final = {action: number for number, action in enumerate(Action)}
+_LEVELS: Final = {level: number for number, level in enumerate(Level)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing to do.
+
+    Attributes:
+        level: Of which key.
+        action: A new primary (``rotate``), an added one made primary (``promote``), what
+            a version protects put under the primary (``move``), or the end of a version.
+        label: The DEK keyset's; empty for the other levels.
+        version: The version that it is about: the one that is replaced, promoted, moved
+            away from, retired or destroyed.
+        reason: Why.
+    """
+
+    level: Level
+    action: Action
+    version: int
+    reason: Reason
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses steps that no state permits.
+
+        Raises:
+            KeyStateError: The level has no such step, or no such key.
+        """
+        if self.action not in _ACTIONS[self.level]:
+            raise KeyStateError(f"A {self.level.value} key has no step {self.action.value!r}.")
+        if self.version < 1 or bool(self.label) is not (self.level is Level.DEK):
+            raise KeyStateError("A rotation step names no key version.")
+
+    @property
+    def urgent(self) -> bool:
+        """Whether it is about a key that may be in wrong hands."""
+        return self.reason is Reason.COMPROMISED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyView:
+    """A KEK or DEK keyset, and what is known of its use.
+
+    Attributes:
+        level: KEK or DEK.
+        keyset: As stored.
+        in_use: The versions that something refers to, or may refer to.
+        encryptions: Messages under each version.
+        label: The DEK keyset's; empty for the KEK.
+    """
+
+    level: Level
+    keyset: Keyset
+    in_use: frozenset[int]
+    encryptions: Mapping[int, int] = field(default_factory=dict)
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterView:
+    """The master key.
+
+    Attributes:
+        version: The one that the key store names.
+        created: When it began to be used.
+        left: Earlier versions that the provider may still have, and when each was left.
+        compromised: Versions up to this one are.
+    """
+
+    version: int
+    created: float
+    left: Mapping[int, float] = field(default_factory=dict)
+    compromised: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """All that a plan depends on, but for the policies and the clock.
+
+    Attributes:
+        master: The master key.
+        keys: The KEK and the DEKs.
+        requested: Keys of a level and label that are older than this are to be rotated.
+    """
+
+    master: MasterView
+    keys: tuple[KeyView, ...]
+    requested: Mapping[tuple[Level, str], float] = field(default_factory=dict)
+
+
+def plan(
+    view: View, policies: Policies, *, now: float, next_fire: NextFire
+) -> tuple[Step, ...]:
+    """The steps that can be taken now, what is urgent first.
+
+    Args:
+        view: What is stored.
+        policies: When keys are due.
+        now: Unix seconds.
+        next_fire: Reads cron expressions.
+    """
+    steps = list(_master_steps(view, policies.master, now, next_fire))
+    for key in view.keys:
+        steps += _key_steps(key, view, policies.of(key.level), now, next_fire)
+    return tuple(sorted(steps, key=_rank))
+
+
+def next_due(view: View, policies: Policies, *, next_fire: NextFire) -> dict[Level, float]:
+    """When the next key of each level is due by the clock; a level without is not there."""
+    found: dict[Level, float] = {}
+    dates = [(Level.MASTER, view.master.created, _master_salt(view.master))]
+    dates += [(k.level, k.keyset.primary.created, _salt(k)) for k in view.keys]
+    for level, created, salt in dates:
+        policy = policies.of(level)
+        at = due_at(policy, created=created, salt=salt, next_fire=next_fire)
+        if at is not None:
+            found[level] = min(at, found.get(level, at))
+    return found
+
+
+def _rank(step: Step) -> tuple[object, ...]:
+    return (
+        not step.urgent,
+        _ORDER[step.action],
+        _LEVELS[step.level],
+        step.label,
+        step.version,
+    )
+
+
+# -- the master key ------------------------------------------------------------------
+
+
+def _master_steps(
+    view: View, policy: LevelPolicy, now: float, next_fire: NextFire
+) -> Iterator[Step]:
+    master = view.master
+    reason = _master_reason(view, policy, now, next_fire)
+    if reason is not None:
+        yield Step(
+            level=Level.MASTER, action=Action.ROTATE, version=master.version, reason=reason
+        )
+    for version, left in master.left.items():
+        compromised = version <= master.compromised
+        if version < master.version and (compromised or left + policy.grace <= now):
+            why = Reason.COMPROMISED if compromised else Reason.GRACE_OVER
+            yield Step(level=Level.MASTER, action=Action.DESTROY, version=version, reason=why)
+
+
+def _master_reason(
+    view: View, policy: LevelPolicy, now: float, next_fire: NextFire
+) -> Reason | None:
+    master = view.master
+    if master.version <= master.compromised:
+        return Reason.COMPROMISED
+    if master.created < view.requested.get((Level.MASTER, ""), -1.0):
+        return Reason.REQUESTED
+    salt = _master_salt(master)
+    if is_due(policy, created=master.created, now=now, salt=salt, next_fire=next_fire):
+        return Reason.TIME
+    return None
+
+
+def _master_salt(master: MasterView) -> str:
+    return f"master {master.version}"
+
+
+# -- KEK and DEKs --------------------------------------------------------------------
+
+
+def _key_steps(
+    key: KeyView, view: View, policy: LevelPolicy, now: float, next_fire: NextFire
+) -> Iterator[Step]:
+    if key.keyset.pending is not None:
+        yield _step(key, Action.PROMOTE, key.keyset.pending, Reason.INTERRUPTED)
+        return  # what comes after depends on whether it can be
+    reason = _due(key, view, policy, now, next_fire)
+    if reason is not None:
+        yield _step(key, Action.ROTATE, key.keyset.primary, reason)
+    for version in key.keyset.versions:
+        yield from _old_version(key, version, policy, now)
+
+
+def _old_version(
+    key: KeyView, version: KeyVersion, policy: LevelPolicy, now: float
+) -> Iterator[Step]:
+    if version.state not in (KeyState.ACTIVE, KeyState.RETIRED):
+        return
+    why = Reason.COMPROMISED if version.compromised else None
+    if version.version in key.in_use:
+        if not _waits(key):
+            yield _step(key, Action.MOVE, version, why or Reason.REPLACED)
+    elif version.state is KeyState.ACTIVE:
+        yield _step(key, Action.RETIRE, version, why or Reason.UNUSED)
+    elif version.compromised or version.changed + policy.grace <= now:
+        yield _step(key, Action.DESTROY, version, why or Reason.GRACE_OVER)
+
+
+def _waits(key: KeyView) -> bool:
+    """Whether to move later: under this primary, it would have to move again."""
+    return key.keyset.primary.compromised
+
+
+def _due(
+    key: KeyView, view: View, policy: LevelPolicy, now: float, next_fire: NextFire
+) -> Reason | None:
+    primary = key.keyset.primary
+    if primary.compromised:
+        return Reason.COMPROMISED
+    if primary.created < view.requested.get((key.level, key.label), -1.0):
+        return Reason.REQUESTED
+    if is_due(policy, created=primary.created, now=now, salt=_salt(key), next_fire=next_fire):
+        return Reason.TIME
+    most = policy.max_encryptions
+    if most is not None and key.encryptions.get(primary.version, 0) >= most:
+        return Reason.ENCRYPTIONS
+    return None
+
+
+def _step(key: KeyView, action: Action, version: KeyVersion, reason: Reason) -> Step:
+    # A KEK is never pending: it is made and promoted in one commit.
+    return Step(
+        level=key.level,
+        action=action,
+        version=version.version,
+        reason=reason,
+        label=key.label,
+    )
+
+
+def _salt(key: KeyView) -> str:
+    return f"{key.keyset.id} {key.keyset.primary.version}"

@@ -1,0 +1,75 @@
+"""What rotation keeps in the vault: policies, the workers' lease, events to act on.
+
+Guarantee: nothing here decides whether a credential can be read. Lost or rolled back, it
+costs a rotation done twice or a policy at its default, never a key.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from apex_creds.scheduler.events import DEFAULT_TABLE, Event, Reaction, Table
+from apex_creds.scheduler.policy import Policies
+from apex_creds.vault.state import StateDocument
+from apex_creds.vault.store import DocumentStore
+
+DOCUMENT: Final = "rotation"
+
+
+class WorkerLease(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which worker rotates, and until when if it says nothing more (Unix seconds)."""
+
+    holder: str
+    until: float
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An event that will be acted on.
+
+    Attributes:
+        id: 32 hexadecimal digits.
+        event: What happened.
+        at: When it was accepted, Unix seconds.
+        reactions: What is left to do, in order.
+    """
+
+    id: str
+    event: Event
+    at: float
+    reactions: tuple[Reaction, ...]
+
+
+class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The document ``rotation``.
+
+    Attributes:
+        policies: When keys rotate.
+        table: What is done about events.
+        debounce: Seconds in which the same event is accepted once.
+        lease: Which worker rotates.
+        queue: Events that are not yet acted on, oldest first.
+        acted: The last events that were acted on.
+        recent: When an event was last accepted, by fingerprint.
+        requested: Keys of ``level`` or ``level label`` that are older than this time are
+            to be rotated.
+        discarded: Master keys up to this version were deleted at their provider.
+        compromised_master: Master keys up to this version may be in wrong hands.
+    """
+
+    policies: Policies = Policies()
+    table: Table = msgspec.field(default_factory=lambda: dict(DEFAULT_TABLE))
+    debounce: float = 60.0
+    lease: WorkerLease | None = None
+    queue: tuple[Accepted, ...] = ()
+    acted: tuple[Accepted, ...] = ()
+    recent: dict[str, float] = {}
+    requested: dict[str, float] = {}
+    discarded: int = 0
+    compromised_master: int = 0
+
+
+def rotation_document(store: DocumentStore) -> StateDocument[RotationState]:
+    """The document of a vault."""
+    return StateDocument(store, name=DOCUMENT, empty=RotationState())

@@ -1,0 +1,75 @@
+"""Rotations of each level, to be killed in the middle of (run by tests.faults.killer)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from apex_creds.scheduler.engine import Engine, request_key
+from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
+from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.vault import Vault
+from tests.faults import killer
+
+LEVELS = tuple(level.value for level in Level)
+
+
+def kek(home: str) -> None:
+    asyncio.run(rotate(home, Level.KEK))
+
+
+def dek(home: str) -> None:
+    asyncio.run(rotate(home, Level.DEK))
+
+
+def master(home: str) -> None:
+    asyncio.run(rotate(home, Level.MASTER))
+
+
+async def rotate(home: str, level: Level) -> None:
+    vault = await Vault.unseal(home)
+    await vault.list()
+    killer.begin()
+    with counted_keyring():
+        await finish(vault, level)
+    killer.acknowledge("rotated")
+    killer.end()
+    await vault.close()
+
+
+async def finish(vault: Vault, level: Level) -> None:
+    """Requests the rotation, and does all of it, the destruction of the old keys too."""
+    document = rotation_document(vault.store)
+    never = LevelPolicy(interval=None, grace=0.0)
+    quiet = Policies(master=never, kek=never, dek=never)
+    now = vault.clock.time()
+    await document.change(
+        lambda _: RotationState(policies=quiet, requested={request_key(level): now})
+    )
+    await engine(vault).run(lease=False)
+
+
+def engine(vault: Vault) -> Engine:
+    document = rotation_document(vault.store)
+    return Engine(vault.store, document, holder="test", next_fire=lambda *_: None)
+
+
+@contextmanager
+def counted_keyring() -> Iterator[None]:
+    """Sets and deletions of the OS keyring are boundaries like writes."""
+    from apex_creds.keys import os_keyring
+
+    real_set, real_delete = os_keyring._set, os_keyring._delete
+
+    def set_(backend: object, entry: str, text: bytearray) -> None:
+        killer._pass("keyring.set", entry, lambda: real_set(backend, entry, text))
+
+    def delete(backend: object, entry: str) -> None:
+        killer._pass("keyring.delete", entry, lambda: real_delete(backend, entry))
+
+    os_keyring._set, os_keyring._delete = set_, delete
+    try:
+        yield
+    finally:
+        os_keyring._set, os_keyring._delete = real_set, real_delete

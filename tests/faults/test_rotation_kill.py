@@ -1,0 +1,140 @@
+"""Each rotation killed at every write boundary; a new process finishes it, all opens.
+
+With the file backend, and the master key in a file or in a real gnome-keyring, whose sets
+and deletions are boundaries too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from apex_creds.audit.verify import check
+from apex_creds.keys.keyset import KeyState
+from apex_creds.model import ApiKey, GenericSecret
+from apex_creds.scheduler.policy import Level
+from apex_creds.vault import Vault
+from tests.e2e.realparts import gnome_keyring, gnome_keyring_missing
+from tests.faults.killer import Scenario
+from tests.faults.scenarios.rotation import LEVELS, engine
+from tests.vault.helpers import values
+
+FILE = Path(__file__).parent / "scenarios" / "rotation.py"
+ROOT = Path(__file__).parents[2]
+STORED = {"first": b"first value", "second": b"second value", "third": b"third value"}
+
+pytestmark = [pytest.mark.anyio, pytest.mark.faults, pytest.mark.slow]
+
+
+async def fill(home: Path, master: str) -> None:
+    async with await Vault.create(home, master=master) as vault:
+        await vault.put("first", ApiKey("first value"), service="shared")
+        await vault.put("second", ApiKey("second value"), service="shared")
+        await vault.put("third", GenericSecret(b"third value"))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_killed_with_the_key_in_a_file(tmp_path: Path, level: str) -> None:
+    """What is kept beside the key (older keys, the anchor) is put back for each run."""
+    original = tmp_path / "original"
+    original.mkdir()
+    key = tmp_path / "key"
+    key.mkdir()
+    await fill(original / "home", f"file:{key}/master.key")
+    shutil.copytree(key, tmp_path / "kept")
+    kills = 0
+    with Scenario(FILE, level) as scenario:
+        points = scenario.points(copied(original, tmp_path / "dry"))
+        assert len(points) > 20
+        for number, point in enumerate(points):
+            shutil.rmtree(key)
+            shutil.copytree(tmp_path / "kept", key)
+            home = copied(original, tmp_path / str(number))
+            run = scenario.run(home, at=point)
+            kills += run.killed
+            assert run.killed or run.acknowledged, point
+            await finished(home, Level(level), str(point))
+            shutil.rmtree(home.parent)
+    assert kills > len(points) * 0.9
+
+
+def copied(original: Path, where: Path) -> Path:
+    shutil.copytree(original, where)
+    return where / "home"
+
+
+async def finished(home: Path, level: Level, point: str) -> None:
+    """Another process opens everything, finishes, and nothing old is left."""
+    async with await Vault.unseal(home) as vault:
+        assert await values(vault) == STORED, point
+        assert not (await engine(vault).run(lease=False)).failed, point
+        assert await values(vault) == STORED, point
+        keystore = await vault.store.keystore()
+        requested = (await engine(vault).document.read()).requested
+        for keyset in (keystore.root_header.keks, *keystore.body.deks):
+            states = {version.state for version in keyset.versions}
+            assert states <= {KeyState.PRIMARY, KeyState.DESTROYED}, (point, states)
+        assert not requested, point
+        vault_id = vault.vault_id
+        # The next write in a folder sweeps what the killed process left there.
+        await engine(vault).hold()
+        await vault.put("further", ApiKey("further value"))
+    async with await Vault.unseal(home) as vault:
+        assert await values(vault) == {**STORED, "further": b"further value"}, point
+    assert check(home / "security/audit", vault_id=vault_id).ok, point
+    assert not list(home.rglob("*.tmp")), point
+
+
+# -- with a real keyring ---------------------------------------------------------------
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(bool(gnome_keyring_missing()), reason=gnome_keyring_missing() or "-")
+def test_master_killed_with_the_key_in_a_real_keyring(tmp_path: Path) -> None:
+    with gnome_keyring() as env, Scenario(FILE, "master", isolated=True, env=env) as scenario:
+        homes = (tmp_path / str(number) for number in itertools.count())
+        dry = made(next(homes), env)
+        points = scenario.points(dry, after=False, torn=False)
+        chosen = {p.number for p in points if p.call.startswith("keyring")}
+        assert len(chosen) >= 2, "a set and a deletion"
+        around = sorted({n + d for n in chosen for d in (-1, 0, 1)} | set(_every(points, 6)))
+        for point in (p for p in points if p.number in around):
+            home = made(next(homes), env)
+            run = scenario.run(home, at=point)
+            assert run.killed, point
+            in_process(env, "finish", home, str(point))
+
+
+def _every(points: list, nth: int) -> Iterator[int]:
+    return (point.number for point in points[::nth])
+
+
+def made(where: Path, env: Mapping[str, str]) -> Path:
+    where.mkdir()
+    in_process(env, "make", where / "home")
+    return where / "home"
+
+
+def in_process(env: Mapping[str, str], function: str, *args: object) -> None:
+    code = "import sys; from tests.faults import test_rotation_kill as t; t.main(*sys.argv[1:])"
+    command = [sys.executable, "-B", "-c", code, function, *map(str, args)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, (args, done.stderr[-3000:])
+
+
+def main(function: str, home: str, point: str = "") -> None:
+    import asyncio
+
+    if function == "make":
+        asyncio.run(fill(Path(home), "keyring:"))
+    else:
+        asyncio.run(finished(Path(home), Level.MASTER, point))

@@ -1,0 +1,426 @@
+"""A deterministic simulation of a vault that is worked on while its keys rotate.
+
+One storage, one key provider and one clock; several workers, each with documents and caches
+of its own, as processes have. Every call of the storage and of the provider may be the one
+at which a worker crashes, just before it or just after; its memory is then lost, and a new
+worker starts. Everything random comes from one seed: ``simulate(seed)`` replays.
+
+``python -m tests.scheduler.simulation [COUNT] [FIRST SEED]`` runs many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec.structs import replace
+
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import ConflictError, MasterKeyNotFoundError
+from apex_creds.keys.keyset import KeyState
+from apex_creds.model import SECTIONS, ApiKey, GenericSecret, Secret
+from apex_creds.scheduler.compromise import declare
+from apex_creds.scheduler.engine import Engine, request_key
+from apex_creds.scheduler.policy import DAY, Level, LevelPolicy, Policies
+from apex_creds.scheduler.reencrypt import Pace
+from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.storage.memory import MemoryStorage
+from apex_creds.vault import genesis, writing
+from apex_creds.vault.masters import Masters
+from apex_creds.vault.section import open_record
+from apex_creds.vault.store import DocumentStore
+from apex_creds.vault.values import Opened, PutItem
+from tests.vault.helpers import FakeClock
+
+NAMES = [f"name{number}" for number in range(4)]
+SERVICES = ["one", "one", "two"]
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+class Chaos:
+    """Decides, from a seed, who waits for whom and who crashes."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.calls = 0
+        self.crashes = 0
+        self.armed = True
+
+    async def around(self, owner: Mortal, call: Callable[[], Awaitable[Any]]) -> Any:
+        """One call of a storage or a provider."""
+        self.calls += 1
+        dies = self.armed and owner.mortal and self.random.random() < 0.012
+        if dies and self.random.random() < 0.5:
+            self._crash(owner)
+        await self._pause()
+        result = await call()
+        await self._pause()
+        if dies:
+            self._crash(owner)
+        return result
+
+    async def _pause(self) -> None:
+        """Mostly short; now and then so long that others get a whole rotation done."""
+        longest = 400 if self.random.random() < 0.04 else 3
+        for _ in range(self.random.randrange(longest)):
+            await asyncio.sleep(0)
+
+    def _crash(self, owner: Mortal) -> None:
+        self.crashes += 1
+        owner.dead = True
+        raise Crash
+
+
+@dataclass
+class Mortal:
+    """A process: once dead, it calls nothing any more."""
+
+    mortal: bool = True
+    dead: bool = False
+
+
+class ChaoticStorage:
+    """One worker's way to the storage that all share."""
+
+    def __init__(self, inner: MemoryStorage, chaos: Chaos, owner: Mortal) -> None:
+        self._inner, self._chaos, self._owner = inner, chaos, owner
+
+    def change_token(self, name: str) -> Any:
+        return self._inner.change_token(name)
+
+    async def _call(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        if self._owner.dead:
+            raise Crash
+        return await self._chaos.around(self._owner, call)
+
+    async def prepare(self) -> None:
+        await self._inner.prepare()
+
+    async def read(self, name: str) -> Any:
+        return await self._call(lambda: self._inner.read(name))
+
+    async def write(self, name: str, data: bytes, **options: Any) -> Any:
+        return await self._call(lambda: self._inner.write(name, data, **options))
+
+    async def delete(self, name: str, **options: Any) -> Any:
+        return await self._call(lambda: self._inner.delete(name, **options))
+
+    async def names(self) -> list[str]:
+        return await self._inner.names()
+
+    async def close(self) -> None:
+        pass
+
+
+class Keyring:
+    """The master keys that all workers share."""
+
+    def __init__(self) -> None:
+        self.keys: dict[int, bytes] = {}
+
+
+class ChaoticProvider:
+    """One worker's way to the keyring."""
+
+    scheme = "memory"
+    uri = "memory:"
+
+    def __init__(self, ring: Keyring, chaos: Chaos, owner: Mortal) -> None:
+        self._ring, self._chaos, self._owner = ring, chaos, owner
+
+    async def _call(self, do: Callable[[], Any]) -> Any:
+        async def call() -> Any:
+            return do()
+
+        if self._owner.dead:
+            raise Crash
+        return await self._chaos.around(self._owner, call)
+
+    async def create(self, *, vault_id: str, version: int) -> Any:
+        key = await self._call(lambda: self._ring.keys.setdefault(version, os.urandom(32)))
+        return SecretBytes.from_bytes(key), {}
+
+    async def load(self, *, vault_id: str, version: int, params: Mapping[str, str]) -> Any:
+        key = await self._call(lambda: self._ring.keys.get(version))
+        if key is None:
+            raise MasterKeyNotFoundError("gone")
+        return SecretBytes.from_bytes(key)
+
+    async def discard(self, *, vault_id: str, version: int) -> None:
+        await self._call(lambda: self._ring.keys.pop(version, None))
+
+
+@dataclass
+class World:
+    """What outlives every crash, and what was told to whom."""
+
+    seed: int
+    chaos: Chaos
+    clock: FakeClock = field(default_factory=FakeClock)
+    storage: MemoryStorage = field(default_factory=MemoryStorage)
+    ring: Keyring = field(default_factory=Keyring)
+    acknowledged: dict[str, str | None] = field(default_factory=dict)
+    unsure: dict[str, set[str | None]] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+    latest: float = 0.0
+    stamps: int = 0
+    reads: int = 0
+
+    def value(self) -> str:
+        self.stamps += 1
+        return f"value {self.stamps}"
+
+
+class Worker:
+    """A process: documents and caches of its own."""
+
+    def __init__(self, world: World, name: str, *, mortal: bool = True) -> None:
+        self.world, self.name = world, name
+        self.life = Mortal(mortal)
+        self.store = DocumentStore(
+            ChaoticStorage(world.storage, world.chaos, self.life),
+            clock=world.clock,
+            masters=Masters(ChaoticProvider(world.ring, world.chaos, self.life)),
+        )
+        self.document = rotation_document(self.store)
+        self.engine = Engine(
+            self.store,
+            self.document,
+            holder=name,
+            next_fire=lambda *_: None,
+            pace=Pace(slice_records=2),
+        )
+
+    async def act(self) -> None:
+        """One random thing."""
+        roll = self.world.chaos.random
+        actions = [self.put] * 6 + [self.redeem] * 6 + [self.delete] * 2
+        actions += [self.rotate] * 6 + [self.compromise] * 3 + [self.request] * 2
+        await roll.choice(actions)()
+
+    async def put(self) -> None:
+        world, roll = self.world, self.world.chaos.random
+        name, text = roll.choice(NAMES), world.value()
+        section, secret = _secret(name, text)
+        item = PutItem(name=name, secret=secret, service=roll.choice(SERVICES))
+        with self.writes(name, text):
+            await writing.put(self.store, section, [item], clock=world.clock)
+
+    async def delete(self) -> None:
+        name = self.world.chaos.random.choice(NAMES)
+        with self.writes(name, None):
+            await writing.remove(
+                self.store, _secret(name, "x")[0], name, clock=self.world.clock
+            )
+
+    @contextmanager
+    def writes(self, name: str, value: str | None) -> Iterator[None]:
+        """While a write is under way, or was cut off, readers may see the old or the new."""
+        world = self.world
+        maybe = world.unsure.setdefault(name, set())
+        maybe.add(value)
+        if name in world.acknowledged:
+            maybe.add(world.acknowledged[name])
+        else:
+            maybe.add(None)
+        alone = writers.setdefault(id(world), {}).setdefault(name, [])
+        alone.append(self)
+        try:
+            yield
+        except (Crash, ConflictError):
+            pass
+        else:
+            # With one writer at a time, an acknowledged value is the only one.
+            if len(alone) == 1 and not cut_off.get((id(world), name)):
+                world.acknowledged[name] = value
+                world.unsure[name] = set()
+                alone.remove(self)
+                return
+        alone.remove(self)
+        cut_off[id(world), name] = bool(alone)
+        if self.life.dead:
+            raise Crash
+
+    async def redeem(self) -> None:
+        name = self.world.chaos.random.choice(NAMES)
+        section = _secret(name, "x")[0]
+        allowed_before = _allowed(self.world, name)
+        found = await read(self.store, section, name)
+        self.world.reads += 1
+        allowed = allowed_before | _allowed(self.world, name)
+        assert found in allowed, (name, found, allowed)
+
+    async def rotate(self) -> None:
+        await self.engine.run(lease=self.world.chaos.random.random() < 0.7)
+
+    async def compromise(self) -> None:
+        level = self.world.chaos.random.choice(list(Level))
+        await declare(self.store, self.document, level=level, at=self.world.clock.now)
+
+    async def request(self) -> None:
+        level = self.world.chaos.random.choice(list(Level))
+        now = self.world.clock.now
+
+        def change(state: RotationState) -> RotationState:
+            return replace(state, requested={**state.requested, request_key(level): now})
+
+        await self.document.change(change)
+
+
+writers: dict[int, dict[str, list[Worker]]] = {}
+cut_off: dict[tuple[int, str], bool] = {}
+
+
+def _secret(name: str, text: str) -> tuple[str, Secret]:
+    if NAMES.index(name) < 3:
+        return "api_keys", ApiKey(text)
+    return "generic", GenericSecret(text.encode())
+
+
+def _allowed(world: World, name: str) -> set[str | None]:
+    return {world.acknowledged.get(name), *world.unsure.get(name, ())}
+
+
+async def read(store: DocumentStore, section: str, name: str) -> str | None:
+    """As ``Vault._find_with_key`` and ``release`` do it."""
+    while True:
+        record = (await store.section(section)).records.get(name)
+        keystore = await store.keystore()
+        now = store.section_now(section)
+        if now is None or now.records.get(name) is not record:
+            continue
+        if record is None:
+            return None
+        vault_id = bytes.fromhex(keystore.header.vault_id)
+        whole = open_record(record, vault_id=vault_id, find_key=keystore.dek)
+        with Opened(whole, record.info.kind) as opened:
+            return bytes(opened.view()).decode()
+
+
+async def life_of(world: World, number: int, actions: int) -> None:
+    """A worker, and those that come after it when it crashes."""
+    worker: Worker | None = None
+    generation = 0
+    for _ in range(actions):
+        roll = world.chaos.random.random()
+        if roll < 0.25:
+            world.clock.now += world.chaos.random.choice([1.0, 40.0, DAY, 8 * DAY, 60 * DAY])
+            world.latest = max(world.latest, world.clock.now)
+        elif roll < 0.27:
+            world.clock.now -= world.chaos.random.choice([5.0, DAY, 200 * DAY])
+        await asyncio.sleep(0)
+        try:
+            if worker is None:
+                generation += 1
+                fresh = Worker(world, f"worker {number}.{generation}")
+                await fresh.store.unseal()
+                worker = fresh
+            await worker.act()
+        except Crash:
+            worker = None
+
+
+async def check(world: World) -> None:
+    """The rules of DESIGN section 6, and that rotation ends, as a new process sees them."""
+    world.chaos.armed = False
+    worker = Worker(world, "the last", mortal=False)
+    await worker.store.unseal()
+    await _readable(worker)
+    # What was stamped while the clock was ahead is kept until its grace is over.
+    world.clock.now = max(world.latest, world.clock.now)
+    await worker.engine.run(lease=False)
+    quiet = LevelPolicy(interval=None)
+    calm = Policies(master=quiet, kek=quiet, dek=quiet)
+    await worker.document.change(lambda s: replace(s, policies=calm))
+    for _ in range(3):  # everything due is done, step after step, grace after grace
+        outcome = await worker.engine.run(lease=False)
+        assert not outcome.failed, outcome.failed
+        assert await worker.engine.plan() == ()
+        await _readable(worker)
+        world.clock.now += 8 * DAY
+    await _ended(worker)
+
+
+async def _readable(worker: Worker) -> None:
+    world = worker.world
+    for name in NAMES:
+        found = await read(worker.store, _secret(name, "x")[0], name)
+        assert found in _allowed(world, name), (name, found, _allowed(world, name))
+    fresh = Worker(world, "fresh", mortal=False)
+    await fresh.store.unseal()
+    keystore = await fresh.store.keystore()
+    for keyset in (keystore.root_header.keks, keystore.body.root, *keystore.body.deks):
+        states = [version.state for version in keyset.versions]
+        assert states.count(KeyState.PRIMARY) == 1
+    for section in SECTIONS.values():
+        for record in (await fresh.store.section(section)).records.values():
+            state = keystore.by_id[record.key[0]].get(record.key[1]).state
+            assert state in (KeyState.PRIMARY, KeyState.ACTIVE, KeyState.RETIRED)
+
+
+async def _ended(worker: Worker) -> None:
+    keystore = await worker.store.keystore()
+    for keyset in (keystore.root_header.keks, *keystore.body.deks):
+        states = {v.state for v in keyset.versions}
+        assert states <= {KeyState.PRIMARY, KeyState.DESTROYED}, (keyset.label, states)
+        assert not keyset.primary.compromised
+    version = keystore.root_header.master.version
+    assert set(worker.world.ring.keys) <= {version, version + 1}
+
+
+async def run(seed: int) -> World:
+    """One schedule."""
+    world = World(seed, Chaos(seed))
+    policies = Policies(
+        master=LevelPolicy(interval=300 * DAY),
+        kek=LevelPolicy(interval=100 * DAY, jitter=DAY),
+        dek=LevelPolicy(interval=50 * DAY, max_encryptions=7),
+    )
+    first = Mortal(mortal=False)
+    provider = ChaoticProvider(world.ring, world.chaos, first)
+    (
+        await genesis.create(
+            world.storage, provider=provider, hashed_names=False, now=world.clock.now
+        )
+    ).close()
+    setup = Worker(world, "setup", mortal=False)
+    await setup.store.unseal()
+    await setup.document.change(lambda _: RotationState(policies=policies))
+    count = world.chaos.random.choice([1, 2, 3, 4])
+    await asyncio.gather(*(life_of(world, n, 14) for n in range(count)))
+    await check(world)
+    return world
+
+
+def simulate(seed: int) -> World:
+    """Runs one schedule; raises what goes wrong, with the seed noted."""
+    try:
+        return asyncio.run(run(seed))
+    except BaseException as error:
+        error.add_note(f"replay with: python -m tests.scheduler.simulation 1 {seed}")
+        raise
+
+
+def main(count: int = 1000, first: int = 0) -> None:
+    """Many schedules."""
+    calls = crashes = reads = 0
+    for seed in range(first, first + count):
+        world = simulate(seed)
+        calls, crashes = calls + world.chaos.calls, crashes + world.chaos.crashes
+        reads += world.reads
+    print(
+        f"{count} schedules from seed {first}: {calls} calls, {crashes} crashes, {reads} reads"
+    )
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,30 @@
+"""The rules of DESIGN section 6 over random schedules; more of them by hand, see below.
+
+``python -m tests.scheduler.simulation 5000`` runs five thousand; a failure names its seed.
+``APEX_CREDS_SCHEDULES`` and ``APEX_CREDS_SEED`` set how many run here, and from which.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.scheduler.simulation import simulate
+
+FIRST = int(os.environ.get("APEX_CREDS_SEED", "0"))
+COUNT = int(os.environ.get("APEX_CREDS_SCHEDULES", "150"))
+PER_TEST = 25
+
+
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT, PER_TEST))
+def test_schedules(seed: int) -> None:
+    worlds = [simulate(number) for number in range(seed, seed + PER_TEST)]
+    assert sum(world.chaos.crashes for world in worlds) > PER_TEST / 2
+    assert sum(world.reads for world in worlds) > PER_TEST
+
+
+def test_a_seed_replays_the_same_schedule() -> None:
+    one, two = simulate(7), simulate(7)
+    assert (one.chaos.calls, one.chaos.crashes) == (two.chaos.calls, two.chaos.crashes)
+    assert one.acknowledged == two.acknowledged
