@@ -86,6 +86,7 @@ class LeaseBroker:
         self.deadlines = Deadlines(self.clock)
         self._actors: dict[tuple[str, str, str], Actor] = {}
         self.admission = Admission(vault)
+        vault.watch_revocations(self._on_revoked)
 
     # -- leases ------------------------------------------------------------------
 
