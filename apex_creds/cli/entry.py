@@ -16,6 +16,7 @@ from typing import Final, NoReturn
 
 import typer
 
+from apex_creds.audit import otel
 from apex_creds.cli import output
 from apex_creds.cli.app import app
 from apex_creds.cli.doctor import system
@@ -65,7 +66,8 @@ def run(arguments: Sequence[str]) -> int:
         The exit code.
     """
     try:
-        code = app(list(arguments), prog_name="apex-creds", standalone_mode=False)
+        with otel.exporting():
+            code = app(list(arguments), prog_name="apex-creds", standalone_mode=False)
         sys.stdout.flush()
     except ApexCredsError as error:
         output.fail(error.message, error.hint)
