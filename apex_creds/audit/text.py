@@ -8,6 +8,7 @@ number or an identifier of hexadecimal digits, which needs neither.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, TypeVar, final
 
 import msgspec
@@ -30,11 +31,15 @@ class Actor:
         plugin: Its id.
         version: Its version; may be empty.
         action: The action's name.
+        shown: Gives a credential's name as the log shows it.
     """
 
-    __slots__ = ("_credentials", "_end", "_lease", "_redeem", "_uses")
+    __slots__ = ("_credentials", "_end", "_lease", "_redeem", "_shown", "_uses")
 
-    def __init__(self, plugin: str, version: str, action: str) -> None:
+    def __init__(
+        self, plugin: str, version: str, action: str, *, shown: Callable[[str], str] = str
+    ) -> None:
+        self._shown = shown
         who = _fields(plugin=plugin, plugin_version=version, action=action)
         self._lease = f',"kind":"lease"{who},"decision":"allow","reason":"granted"'
         self._redeem = f',"kind":"redeem"{who},"decision":"allow","reason":"granted"'
@@ -90,7 +95,8 @@ class Actor:
         ).encode()
 
     def _name(self, credential: str) -> str:
-        return _remember(self._credentials, credential, _fields(credential=credential))
+        text = _fields(credential=self._shown(credential))
+        return _remember(self._credentials, credential, text)
 
     def _use(self, method: str, origin: str) -> str:
         text = _fields(method=method, origin=origin)

@@ -26,6 +26,7 @@ from apex_creds.errors import (
     MasterKeyNotFoundError,
     MasterKeyUnavailableError,
 )
+from apex_creds.keys.anchor import AnchorFile, state_anchor
 from apex_creds.keys.base import MASTER_KEY_BYTES, check_reference
 from apex_creds.keys.file_read import Keys, close_keys, pick, read_keys, read_or_nothing
 from apex_creds.keys.file_write import exclusive, replace_file, shredding
@@ -91,6 +92,27 @@ class FileProvider:
         """
         check_reference(vault_id, version)
         await anyio.to_thread.run_sync(self._discard, version)
+
+    def read_anchor(self, *, vault_id: str) -> str | None:
+        """See ``AnchorStore``: a file beside the keys, else in the state directory."""
+        check_reference(vault_id, 1)
+        found = self._anchor(vault_id).read()
+        if found is None:
+            # Of a user without a state directory nothing can have been kept there.
+            with contextlib.suppress(MasterKeyUnavailableError):
+                found = state_anchor(vault_id).read()
+        return found
+
+    def write_anchor(self, *, vault_id: str, text: str) -> None:
+        """See ``AnchorStore``; where the keys lie read-only, in the state directory."""
+        check_reference(vault_id, 1)
+        try:
+            self._anchor(vault_id).write(text)
+        except OSError:
+            state_anchor(vault_id).write_or_refuse(text)
+
+    def _anchor(self, vault_id: str) -> AnchorFile:
+        return AnchorFile(self._path.with_name(f"{self._path.name}.{vault_id}.anchor"))
 
     def _load(self, version: int) -> SecretBytes:
         found = pick(read_keys(self._path), version)

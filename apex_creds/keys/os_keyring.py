@@ -112,6 +112,22 @@ class KeyringProvider:
         check_reference(vault_id, version)
         await anyio.to_thread.run_sync(self._discard, _entry(vault_id, version))
 
+    def read_anchor(self, *, vault_id: str) -> str | None:
+        """See ``AnchorStore``: an entry beside the master key's."""
+        check_reference(vault_id, 1)
+        for backend in self._backends():
+            found = _call(partial(_get, backend, f"{vault_id}:anchor"))
+            if found is not None:
+                return found
+        return None
+
+    def write_anchor(self, *, vault_id: str, text: str) -> None:
+        """See ``AnchorStore``."""
+        check_reference(vault_id, 1)
+        entry = f"{vault_id}:anchor"
+        holder = self._backends()[0]
+        _call(partial(_set, holder, entry, bytearray(text, "ascii")))
+
     def _create(self, entry: str) -> SecretBytes:
         backends = self._backends()
         with self._exclusive():

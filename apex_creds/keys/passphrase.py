@@ -31,6 +31,7 @@ from apex_creds.errors import (
     InvalidInputError,
     MasterKeyUnavailableError,
 )
+from apex_creds.keys.anchor import state_anchor
 from apex_creds.keys.base import Prompt, check_reference, wipe
 
 __all__ = ["MAX_PASSPHRASE_BYTES", "PassphraseProvider", "terminal_prompt"]
@@ -110,6 +111,16 @@ class PassphraseProvider:
     async def discard(self, *, vault_id: str, version: int) -> None:
         """Does nothing: the key is stored nowhere."""
         check_reference(vault_id, version)
+
+    def read_anchor(self, *, vault_id: str) -> str | None:
+        """See ``AnchorStore``: in the state directory, which only the user guards."""
+        check_reference(vault_id, 1)
+        return state_anchor(vault_id).read()
+
+    def write_anchor(self, *, vault_id: str, text: str) -> None:
+        """See ``AnchorStore``."""
+        check_reference(vault_id, 1)
+        state_anchor(vault_id).write_or_refuse(text)
 
     def _derive(self, params: Mapping[str, str], confirm: bool) -> SecretBytes:
         salt, opslimit, memlimit = _checked(params)

@@ -16,11 +16,11 @@ from typing import Final, Self
 
 import anyio
 
-from apex_creds.audit import line
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
+from apex_creds.audit.sinks import Destination
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import ConflictError, CredentialNotFoundError
+from apex_creds.errors import ConflictError, CredentialNotFoundError, SecondFactorError
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.model import (
     SECTIONS,
@@ -35,8 +35,9 @@ from apex_creds.model import (
 from apex_creds.policy.grants import Grants
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import gauges, genesis, writing
+from apex_creds.vault.auditing import VaultLog, open_log
 from apex_creds.vault.granting import Granting, Watchers
-from apex_creds.vault.home import audit_directory, resolve_home
+from apex_creds.vault.home import resolve_home
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.section import Record, open_record
 from apex_creds.vault.store import ATTEMPTS, DocumentStore
@@ -52,10 +53,11 @@ class Vault(Granting):
     """
 
     def __init__(
-        self, *, store: DocumentStore, audit: AuditLog, clock: Clock, home: Path
+        self, *, store: DocumentStore, logged: VaultLog, clock: Clock, home: Path
     ) -> None:
         self._store = store
-        self._audit = audit
+        self._logged = logged
+        self._audit = logged.log
         self._clock = clock
         self._home = home
         self._where: dict[str, str] = {}
@@ -73,6 +75,7 @@ class Vault(Granting):
         master: str | MasterKeyProvider = "keyring:",
         hashed_names: bool = False,
         clock: Clock | None = None,
+        audit_to: Iterable[Destination] = (),
     ) -> Self:
         """Makes a vault and a master key for it; returns it unsealed.
 
@@ -81,6 +84,7 @@ class Vault(Granting):
             master: Where the master key is kept: a provider or its URI.
             hashed_names: File names on disk are keyed hashes of the section names.
             clock: Stamps what is written.
+            audit_to: Where audit events go beside the log's own file.
 
         Raises:
             VaultExistsError: There is one already, or another process was first.
@@ -99,7 +103,9 @@ class Vault(Granting):
         finally:
             await storage.close()
         with key:
-            return await cls._unseal(path, provider, clock, EventKind.INIT, key)
+            return await cls._unseal(
+                path, provider, clock, EventKind.INIT, key, audit_to=audit_to
+            )
 
     @classmethod
     async def unseal(
@@ -108,6 +114,8 @@ class Vault(Granting):
         *,
         master: str | MasterKeyProvider | None = None,
         clock: Clock | None = None,
+        accept_rollback: str = "",
+        audit_to: Iterable[Destination] = (),
     ) -> Self:
         """Opens an existing vault.
 
@@ -115,16 +123,24 @@ class Vault(Granting):
             home: See ``create``.
             master: Where the master key is; as the vault itself says, by default.
             clock: See ``create``.
+            accept_rollback: Why an older state is opened on purpose; the log records it.
+            audit_to: See ``create``.
 
         Raises:
             VaultNotFoundError: There is none.
             MasterKeyError: The master key can't be had, or is the wrong one.
             IntegrityError: The key store is not what was written.
+            RollbackDetectedError: The log or a document is older than it was.
             AuditUnavailableError: The log can't be written.
         """
         provider = None if master is None else _provider(master)
         return await cls._unseal(
-            resolve_home(home), provider, clock or SystemClock(), EventKind.UNSEAL
+            resolve_home(home),
+            provider,
+            clock or SystemClock(),
+            EventKind.UNSEAL,
+            accept_rollback=accept_rollback,
+            audit_to=audit_to,
         )
 
     @classmethod
@@ -136,6 +152,9 @@ class Vault(Granting):
         clock: Clock,
         kind: EventKind,
         first_key: SecretBytes | None = None,
+        *,
+        accept_rollback: str = "",
+        audit_to: Iterable[Destination] = (),
     ) -> Self:
         storage = FileStorage(resolve_home(home))
         masters = Masters(provider, first=first_key)
@@ -143,14 +162,19 @@ class Vault(Granting):
         try:
             keystore = await store.unseal()
             genesis.map_names(storage, keystore)
-            vault_id = keystore.header.vault_id
-            directory = audit_directory(resolve_home(home))
-            audit = AuditLog(directory, vault_id=vault_id, clock=clock)
+            logged = await open_log(
+                resolve_home(home),
+                store=store,
+                provider=masters.provider,
+                clock=clock,
+                accept_rollback=accept_rollback,
+                destinations=audit_to,
+            )
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await store.close()
             raise
-        vault = cls(store=store, audit=audit, clock=clock, home=resolve_home(home))
+        vault = cls(store=store, logged=logged, clock=clock, home=resolve_home(home))
         try:
             vault.record(kind)
         except BaseException:
@@ -162,8 +186,9 @@ class Vault(Granting):
     async def close(self) -> None:
         """Seals the vault: wipes every key, makes the log durable; idempotent."""
         with anyio.CancelScope(shield=True):
+            await self._logged.look()
             await self._store.close()
-            await anyio.to_thread.run_sync(self._audit.close)
+            await self._logged.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -308,7 +333,7 @@ class Vault(Granting):
             key_id=key_id.hex(),
             key_version=version,
         )
-        with self.release(record, line.encode(event)) as opened:
+        with self.release(record, self._audit.encode(event)) as opened:
             yield opened
 
     # -- for the layers above ----------------------------------------------------
@@ -429,6 +454,17 @@ class Vault(Granting):
                 detail=detail,
             )
         )
+
+    async def _check_factor(self, code: str | None) -> None:
+        # Imported here: the second factors are built on the vault.
+        from apex_creds.vault.factors import Factors
+
+        factors = Factors(self)
+        if not await factors.enrolled():
+            return
+        if not code:
+            raise SecondFactorError("A code of the second factor is needed.")
+        await factors.verify(code, remember=False)
 
     @property
     def _watchers(self) -> Watchers:

@@ -212,8 +212,10 @@ async def test_the_key_store_of_another_vault_under_the_same_master_key(
     async with await Vault.create(home_in(other), master=master_in(tmp_path)) as vault:
         await vault.put("a", ApiKey("theirs"))
     shutil.copy(keystore_file(other), keystore_file(small))
-    for log in (home_in(small) / "security/audit").glob("*.jsonl"):
-        log.unlink()
+    for path in (home_in(small) / "security/audit").iterdir():
+        path.unlink()
+    for anchor in tmp_path.rglob("*.anchor"):
+        anchor.unlink()
     async with refused(small, ForeignDocumentError):
         await everything(small)
 
@@ -318,8 +320,8 @@ async def test_a_section_rolled_back_behind_a_deletion_does_not_open(small: Path
         deletion = await vault.delete("b")
         assert deletion.shredded
     section_file(small).write_bytes(old)
-    async with await unseal(small) as vault, refused(small, RollbackDetectedError):
-        await value_of(vault, "b")
+    async with refused(small, RollbackDetectedError):
+        await everything(small)
 
 
 async def test_an_empty_file(small: Path) -> None:

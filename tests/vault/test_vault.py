@@ -241,7 +241,8 @@ async def test_reads_are_from_memory_while_nothing_changed(
         async def fail(*_: object) -> None:
             raise AssertionError("read again")
 
-        monkeypatch.setattr(vault._store.storage, "read", fail)
-        for _ in range(10):
-            assert await value_of(vault, "name") == b"value"
-            assert await vault.grants() is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(vault._store.storage, "read", fail)
+            for _ in range(10):
+                assert await value_of(vault, "name") == b"value"
+                assert await vault.grants() is not None

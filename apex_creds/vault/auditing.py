@@ -1,0 +1,217 @@
+"""The vault's log: its key, its pseudonyms, its anchor, opened and closed with the vault.
+
+Guarantee: a log or document that is behind the anchor stops the unsealing, or, where the
+operator accepts it with a reason, is recorded in the log before anything else happens. The
+signing key lives from the first event to the last, and is wiped after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from apex_creds.audit.checkpoint import CheckpointFile, LogKey
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.log import AuditLog
+from apex_creds.audit.sinks import Destination, Destinations, open_destinations
+from apex_creds.crypto import kdf
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.crypto.signing import SigningKey
+from apex_creds.errors import ApexCredsError, IntegrityError, RollbackDetectedError
+from apex_creds.keys import MasterKeyProvider
+from apex_creds.model import Clock
+from apex_creds.vault.anchor import Anchor, Anchored, open_signing_key
+from apex_creds.vault.config import read_config
+from apex_creds.vault.home import audit_directory
+from apex_creds.vault.keystore import Keystore, KeystoreBody
+from apex_creds.vault.store import DocumentStore
+
+__all__ = ["Pseudonyms", "VaultLog", "open_log"]
+
+_MARK: Final = "~"
+_DIGITS: Final = 32
+_MANY: Final = 8192
+_HINT: Final = (
+    "Put the newest copy back. After a restore on purpose: "
+    "apex-creds audit accept-rollback --reason …"
+)
+
+
+class Pseudonyms:
+    """Keyed pseudonyms: ``~`` and 32 hexadecimal digits of HMAC-SHA256 over the name.
+
+    Args:
+        root: The vault's root key, which they are derived from.
+    """
+
+    def __init__(self, root: SecretBytes) -> None:
+        self._key = kdf.derive(root, kdf.Purpose.AUDIT_PSEUDONYM)
+        self._known: dict[str, str] = {}
+
+    def __call__(self, name: str) -> str:
+        """The pseudonym of ``name``."""
+        found = self._known.get(name)
+        if found is None:
+            if len(self._known) >= _MANY:
+                self._known.clear()
+            encoded = name.encode(errors="backslashreplace")
+            digest = kdf.hmac_sha256(self._key, encoded).hex()
+            found = self._known[name] = _MARK + digest[:_DIGITS]
+        return found
+
+    def close(self) -> None:
+        """Wipes the key."""
+        self._key.close()
+        self._known.clear()
+
+
+@dataclass(slots=True)
+class VaultLog:
+    """An open log with what belongs to it."""
+
+    log: AuditLog
+    anchor: Anchor
+    signer: SigningKey
+    pseudonyms: Pseudonyms
+    closed: bool = False
+
+    async def look(self) -> None:
+        """Takes note of the documents as they are now, for the last anchor."""
+        if not self.closed:
+            with suppress(ApexCredsError):
+                await self.anchor.look()
+
+    async def close(self) -> None:
+        """Signs, anchors and closes the log, then wipes its keys; idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            await anyio.to_thread.run_sync(self.log.close)
+        finally:
+            self.signer.close()
+            self.pseudonyms.close()
+
+
+async def open_log(
+    home: Path,
+    *,
+    store: DocumentStore,
+    provider: Callable[[str], MasterKeyProvider],
+    clock: Clock,
+    accept_rollback: str = "",
+    destinations: Iterable[Destination] = (),
+) -> VaultLog:
+    """Opens the log of a vault that was just unsealed, and compares with the anchor.
+
+    Args:
+        home: The vault's directory.
+        store: Its documents.
+        provider: Finds the master key provider of a URI.
+        clock: Dates what the log itself records.
+        accept_rollback: Why what is behind the anchor is accepted.
+        destinations: Where events go beside the log's own file.
+
+    Raises:
+        RollbackDetectedError: The log or a document is behind; says which, by how much.
+        IntegrityError: The anchor was not signed by this vault.
+        AuditTamperedError: The log is not what was written.
+        AuditUnavailableError: It can't be opened.
+    """
+    keystore = store.unsealed()
+    signer = open_signing_key(keystore)
+    pseudonyms = Pseudonyms(_root(keystore))
+    hub: Destinations | None = None
+    try:
+        key = LogKey(keystore.header.vault_id, signer)
+        keeper = provider(keystore.root_header.master.uri)
+        anchor = Anchor(keeper, key=key, storage=store.storage, root=home)
+        anchored, behind = await _compare(anchor, accept=bool(accept_rollback))
+        config = (await read_config(store.storage)).audit
+        directory = audit_directory(home)
+        hub = await open_destinations(destinations, config.to, clock=clock)
+        signed_before = CheckpointFile(directory, vault_id=key.vault_id).path.exists()
+        log = AuditLog(
+            directory,
+            vault_id=key.vault_id,
+            clock=clock,
+            durable_within=config.durable_ms / 1000,
+            key=key,
+            cadence=config.cadence,
+            anchors=() if anchored is None else (anchored.checkpoint,),
+            accept_rollback=accept_rollback,
+            on_checkpoint=anchor.tell if anchor.keeps else None,
+            pseudonym=pseudonyms if config.pseudonyms else None,
+            observer=hub,
+        )
+        if hub is not None:
+            hub.bind(log)
+    except BaseException:
+        if hub is not None:
+            hub.close()
+        signer.close()
+        pseudonyms.close()
+        raise
+    opened = VaultLog(log, anchor, signer, pseudonyms)
+    try:
+        if accept_rollback:
+            anchor.replace()
+            await _accept(opened, store, behind, reason=accept_rollback, now=clock.time())
+        elif anchored is None and anchor.keeps and signed_before:
+            log.append(AuditEvent(clock.time(), EventKind.RECOVERED, detail=_NO_ANCHOR))
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await opened.close()
+        raise
+    return opened
+
+
+_NO_ANCHOR: Final = (
+    "no anchor was kept for this log: it was removed, or not written before a crash; "
+    "a rollback before this event would not be noticed"
+)
+
+
+async def _compare(anchor: Anchor, *, accept: bool) -> tuple[Anchored | None, list[str]]:
+    """What is anchored, and which documents are behind it."""
+    try:
+        anchored = await anchor.read()
+    except IntegrityError:
+        if not accept:
+            raise
+        return None, ["the anchor was not signed by this vault"]
+    await anchor.look()
+    behind = [] if anchored is None else anchor.behind(anchored)
+    if behind and not accept:
+        raise RollbackDetectedError(
+            f"The vault was rolled back: {'; '.join(behind)}.", hint=_HINT
+        )
+    return anchored, behind
+
+
+async def _accept(
+    opened: VaultLog, store: DocumentStore, behind: list[str], *, reason: str, now: float
+) -> None:
+    """Records that older documents are accepted, and has the key store expect them."""
+    detail = "; ".join(behind) or "accepted; no document is behind"
+    opened.log.append(AuditEvent(now, EventKind.ROLLBACK, reason=reason, detail=detail))
+    seen = await opened.anchor.look()
+
+    def lowered(body: KeystoreBody) -> KeystoreBody:
+        floors = {name: min(at, seen.get(name, at)) for name, at in body.sections.items()}
+        if floors == body.sections:
+            return body
+        return msgspec.structs.replace(body, sections=floors)
+
+    await store.commit_keystore(lowered)
+
+
+def _root(keystore: Keystore) -> SecretBytes:
+    return keystore.hierarchy.unwrap(keystore.body.root, keystore.body.root.primary.version)

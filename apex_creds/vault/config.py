@@ -1,0 +1,84 @@
+"""The vault's configuration that is no secret: security/config.json.
+
+Guarantee: what is not there has its default; what is not understood is an error. It is not
+authenticated: whoever can write the directory can change it, and nothing here makes a
+secret readable.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from apex_creds.audit.archive import MAX_SEGMENT
+from apex_creds.audit.upkeep import Cadence
+from apex_creds.errors import CorruptDocumentError
+from apex_creds.storage.base import CONFIG, Storage
+
+__all__ = ["AuditConfig", "Config", "read_config", "write_config"]
+
+
+class AuditConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the audit log is kept.
+
+    Attributes:
+        pseudonyms: Credentials and principals are named by keyed pseudonyms.
+        durable_ms: Milliseconds from an event to its fsync; 0 makes each one wait.
+        checkpoint_events: A checkpoint after that many events at the latest.
+        checkpoint_seconds: A checkpoint that long after an event at the latest.
+        segment_bytes: A segment of that length is sealed.
+        to: Where events go beside the log's own file; see docs/OBSERVABILITY.md.
+    """
+
+    pseudonyms: bool = False
+    durable_ms: Annotated[int, Meta(ge=0, le=60_000)] = 100
+    checkpoint_events: Annotated[int, Meta(ge=1)] = 1000
+    checkpoint_seconds: Annotated[float, Meta(gt=0)] = 10.0
+    segment_bytes: Annotated[int, Meta(ge=8192, le=MAX_SEGMENT)] = 4 << 20
+    to: tuple[str, ...] = ()
+
+    @property
+    def cadence(self) -> Cadence:
+        """The last three."""
+        return Cadence(
+            events=self.checkpoint_events,
+            seconds=self.checkpoint_seconds,
+            segment_bytes=self.segment_bytes,
+        )
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """All of it."""
+
+    audit: AuditConfig = AuditConfig()
+
+
+async def read_config(storage: Storage) -> Config:
+    """The configuration as stored; the defaults where there is none.
+
+    Raises:
+        CorruptDocumentError: It is not understood.
+    """
+    stored = await storage.read(CONFIG)
+    if stored is None:
+        return Config()
+    try:
+        return msgspec.json.decode(stored.data, type=Config)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CorruptDocumentError(
+            f"security/config.json is not understood: {error}.",
+            hint="Mend it as docs/AUDIT.md describes, or remove it.",
+        ) from None
+
+
+async def write_config(storage: Storage, config: Config) -> None:
+    """Replaces the configuration, durably.
+
+    Raises:
+        ConflictError: Another process was first.
+    """
+    stored = await storage.read(CONFIG)
+    data = msgspec.json.format(msgspec.json.encode(config)) + b"\n"
+    await storage.write(CONFIG, data, expected=stored.token if stored else None)

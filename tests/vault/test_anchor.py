@@ -1,0 +1,175 @@
+"""Older copies of a vault are refused at unseal, named, and accepted only with a reason."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from apex_creds.audit import EventKind, check, read
+from apex_creds.errors import IntegrityError, RollbackDetectedError
+from apex_creds.keys.file import FileProvider
+from apex_creds.model import ApiKey
+from apex_creds.vault import Vault
+from apex_creds.vault.config import AuditConfig, Config, write_config
+from apex_creds.vault.home import audit_directory
+
+pytestmark = pytest.mark.anyio
+
+Saved = Callable[[], Path]
+
+
+class Place:
+    """A vault's directory and its master key's, which is elsewhere."""
+
+    def __init__(self, root: Path) -> None:
+        self.home, self.master, self._root = root / "home", f"file:{root}/keys/master", root
+        (root / "keys").mkdir(mode=0o700)
+        self._copies = 0
+
+    def save(self) -> Path:
+        self._copies += 1
+        return Path(shutil.copytree(self.home, self._root / f"copy-{self._copies}"))
+
+    def put_back(self, copy: Path) -> None:
+        shutil.rmtree(self.home)
+        shutil.copytree(copy, self.home)
+
+    async def use(self, *names: str, reason: str = "") -> None:
+        async with await Vault.unseal(
+            self.home, master=self.master, accept_rollback=reason
+        ) as vault:
+            for name in names:
+                await vault.put(name, ApiKey(f"secret of {name}"))
+            self.id = vault.vault_id
+
+    def events(self) -> list[tuple[EventKind, str, str]]:
+        found = read(audit_directory(self.home), vault_id=self.id)
+        return [(event.kind, event.reason, event.detail) for event in found]
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> Place:
+    made = Place(tmp_path)
+    async with await Vault.create(made.home, master=made.master):
+        pass
+    await made.use("one")
+    return made
+
+
+async def test_an_untouched_vault_opens_again_and_again(place: Place) -> None:
+    for name in "abc":
+        await place.use(name)
+    report = check(audit_directory(place.home), vault_id=place.id, complete=True)
+    assert report.ok
+    assert EventKind.RECOVERED not in [kind for kind, *_ in place.events()]
+
+
+async def test_an_older_copy_of_the_directory(place: Place) -> None:
+    copy = place.save()
+    await place.use("two", "three")
+    place.put_back(copy)
+    with pytest.raises(
+        RollbackDetectedError, match=r"'api_keys' is at generation 1; 3 .* 2 more"
+    ):
+        await place.use()
+    assert place.save()
+    await place.use(reason="the disk failed; restored from Monday")
+    await place.use("four")
+    (accepted, *_) = [e for e in place.events() if e[0] is EventKind.ROLLBACK]
+    assert accepted[1] == "the disk failed; restored from Monday"
+    assert "events; 10 were anchored" in accepted[2] or "were anchored" in accepted[2]
+    report = check(audit_directory(place.home), vault_id=place.id, complete=True)
+    assert report.ok
+
+
+async def test_a_log_that_was_cut_with_its_checkpoints(place: Place) -> None:
+    copy = place.save()
+    await place.use()
+    shutil.rmtree(audit_directory(place.home))
+    shutil.copytree(audit_directory(copy), audit_directory(place.home))
+    with pytest.raises(
+        RollbackDetectedError, match=r"has 3 events; 4 were anchored: 1 are miss"
+    ):
+        await place.use()
+
+
+async def test_a_log_that_was_cut_alone(place: Place) -> None:
+    path = audit_directory(place.home) / "000001.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(RollbackDetectedError, match="has 2 events; 3 were signed"):
+        await place.use()
+    await place.use(reason="checked by hand")
+    assert check(audit_directory(place.home), vault_id=place.id, complete=True).ok
+    assert list(audit_directory(place.home).glob("rolled-back-*-checkpoints"))
+
+
+async def test_a_log_that_was_removed(place: Place) -> None:
+    shutil.rmtree(audit_directory(place.home))
+    with pytest.raises(RollbackDetectedError, match="has 0 events; 3 were anchored"):
+        await place.use()
+    assert not list(audit_directory(place.home).glob("*.jsonl"))
+
+
+async def test_a_swapped_section(place: Place) -> None:
+    copy = place.save()
+    await place.use("two")
+    shutil.copy(copy / "credentials/api_keys.enc", place.home / "credentials/api_keys.enc")
+    with pytest.raises(RollbackDetectedError, match="'api_keys' is at generation 1; 2 was"):
+        await place.use()
+    await place.use(reason="two was a mistake")
+    async with await Vault.unseal(place.home, master=place.master) as vault:
+        assert [info.name for info in await vault.list()] == ["one"]
+        await vault.put("two", ApiKey("again"))
+
+
+async def test_a_crash_before_the_anchor_is_no_rollback(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(FileProvider, "write_anchor", lambda self, *, vault_id, text: None)
+        await place.use("two")
+    await place.use("three")
+
+
+async def test_an_anchor_that_was_removed_is_recorded(place: Place) -> None:
+    (anchor,) = Path(place.master[5:]).parent.glob("*.anchor")
+    anchor.unlink()
+    await place.use()
+    assert any("no anchor was kept" in detail for _, _, detail in place.events())
+    assert anchor.exists()
+
+
+async def test_an_anchor_that_was_forged(place: Place) -> None:
+    (anchor,) = Path(place.master[5:]).parent.glob("*.anchor")
+    anchor.write_text(anchor.read_text().replace("api_keys 1", "api_keys 0"))
+    with pytest.raises(IntegrityError):
+        await place.use()
+    await place.use(reason="the anchor was damaged")
+
+
+async def test_pseudonyms(place: Place) -> None:
+    from apex_creds.storage.file import FileStorage
+
+    storage = FileStorage(place.home)
+    await write_config(storage, Config(AuditConfig(pseudonyms=True)))
+    await storage.close()
+    async with await Vault.unseal(place.home, master=place.master) as vault:
+        await vault.put("very private name", ApiKey("x"))
+        shown = vault.audit.shown("very private name")
+    raw = b"".join(p.read_bytes() for p in audit_directory(place.home).glob("*.jsonl"))
+    assert b"very private" not in raw
+    assert shown.encode() in raw
+    assert shown.startswith("~")
+
+
+async def test_several_processes_at_once_are_no_rollback(place: Place) -> None:
+    async with await Vault.unseal(place.home, master=place.master) as one:
+        async with await Vault.unseal(place.home, master=place.master) as two:
+            await two.put("two", ApiKey("x"))
+            await one.put("one", ApiKey("y"))
+        await one.put("three", ApiKey("z"))
+    await place.use()
