@@ -19,6 +19,7 @@ from apex_creds.cli import (
     rotation,
     worker,
 )
+from apex_creds.cli import consent as asking
 from apex_creds.cli.demo.command import demo
 from apex_creds.cli.doctor.command import doctor
 from apex_creds.cli.options import HomeOption, MasterOption
@@ -90,4 +91,9 @@ app.command("rotate")(rotation.rotate)
 app.add_typer(rotation.rotation, name="rotation")
 app.add_typer(rotation.events, name="events")
 app.command("worker")(worker.worker)
+app.command("requests")(asking.list_requests)
+app.command("approve")(asking.approve)
+app.command("deny")(asking.deny)
+app.command("lockdown")(asking.lockdown)
+app.command("unlock")(asking.unlock)
 app.command("demo")(demo)

@@ -62,7 +62,7 @@ def enrol(
     async def work(vault: Vault) -> tuple[Factor, int]:
         factors = Factors(vault)
         if await factors.enrolled():
-            await _ask_for_one(factors)
+            await ask_for_one(factors)
         with factors.begin(label) as new:
             _show(new, plain=plain)
             made = await _confirm(factors, new)
@@ -87,7 +87,7 @@ def _show(new: Enrolment, *, plain: bool) -> None:
 async def _confirm(factors: Factors, new: Enrolment) -> Factor:
     for left in range(_TRIES - 1, -1, -1):
         try:
-            return await factors.confirm(new, _read_code("Code of the new factor"))
+            return await factors.confirm(new, read_code("Code of the new factor"))
         except SecondFactorError as error:
             if not left or not sys.stdin.isatty():
                 raise
@@ -161,7 +161,7 @@ def verify(
         subject = Subject(plugin=plugin, credential=credential)
 
     async def work(vault: Vault) -> None:
-        await _ask_for_one(Factors(vault), subject=subject)
+        await ask_for_one(Factors(vault), subject=subject)
 
     session.with_vault(options.settings(ctx, home, master), work)
     what = f" {plugin} may use {credential} now." if subject else ""
@@ -184,7 +184,7 @@ def remove(
             raise InvalidInputError(
                 "There is no such second factor.", hint="See: apex-creds factor list"
             )
-        await _ask_for_one(factors)
+        await ask_for_one(factors)
         await factors.remove(found[0].id)
 
     session.with_vault(options.settings(ctx, home, master), work)
@@ -202,7 +202,7 @@ def recovery_codes(
 
     async def work(vault: Vault) -> list[str]:
         factors = Factors(vault)
-        await _ask_for_one(factors)
+        await ask_for_one(factors)
         return await factors.new_recovery_codes()
 
     codes = session.with_vault(options.settings(ctx, home, master), work)
@@ -211,7 +211,7 @@ def recovery_codes(
         output.say(code)
 
 
-async def _ask_for_one(factors: Factors, *, subject: Subject | None = None) -> None:
+async def ask_for_one(factors: Factors, *, subject: Subject | None = None) -> None:
     """Asks until a code passes, three times on a terminal."""
     if not await factors.enrolled():
         raise SecondFactorError(
@@ -222,7 +222,7 @@ async def _ask_for_one(factors: Factors, *, subject: Subject | None = None) -> N
         output.note(f"After wrong codes, only recovery codes are accepted for {wait:.0f} s.")
     for left in range(_TRIES - 1, -1, -1):
         try:
-            await factors.verify(_read_code("Code"), subject=subject)
+            await factors.verify(read_code("Code"), subject=subject)
         except LockedOutError:
             raise
         except SecondFactorError as error:
@@ -233,7 +233,8 @@ async def _ask_for_one(factors: Factors, *, subject: Subject | None = None) -> N
             return
 
 
-def _read_code(question: str) -> str:
+def read_code(question: str) -> str:
+    """A code, typed without echo, or from standard input."""
     if sys.stdin.isatty():
         return getpass.getpass(f"{question} (not shown): ")
     data = prompts.read_input(_CODE_LIMIT)

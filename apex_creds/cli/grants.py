@@ -10,7 +10,7 @@ import typer
 from apex_creds.cli import options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption, NameArgument
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
-from apex_creds.policy.grants import Grant
+from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.vault import Vault
 
 PluginArgument = Annotated[
@@ -84,11 +84,17 @@ def _row(made: Grant) -> tuple[object, ...]:
     return (
         made.plugin,
         made.credential,
-        "reveal" if made.reveal else "inject",
+        _kind(made),
         ", ".join(made.scopes) or "-",
         when.show(made.created),
         _until(made),
     )
+
+
+def _kind(made: Grant) -> object:
+    if made.decision is GrantDecision.DENY:
+        return output.cell("denied", style="red")
+    return "reveal" if made.reveal else "inject"
 
 
 def _until(made: Grant) -> object:
@@ -106,6 +112,10 @@ def as_json(made: Grant) -> dict[str, output.Json]:
         "scopes": list(made.scopes),
         "created": when.show(made.created),
         "until": when.show(made.until) or None,
+        "decision": made.decision.value,
+        "manifest": made.manifest or None,
+        "checksum": made.checksum or None,
+        "created_by": made.created_by or None,
     }
 
 
@@ -139,6 +149,9 @@ def revoke(
         chosen, lambda v: v.revoke(plugin=plugin, credential=name or credential)
     )
     if not removed:
-        raise CredentialNotFoundError("There is no such grant.", hint="See: apex-creds grants")
+        raise CredentialNotFoundError(
+            "There is no such grant. What was allowed for a session is taken back.",
+            hint="See: apex-creds grants",
+        )
     for item in removed:
         output.say(f"{item.plugin} may no longer use {item.credential}.", style="green")

@@ -23,7 +23,7 @@ from apex_creds.policy.cache import DecisionCache
 from apex_creds.policy.decide import Decision, Permission, Reason, decide
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
-from apex_creds.policy.pinning import identity_for
+from apex_creds.policy.pinning import Pins
 from apex_creds.policy.rules import NO_POLICY, LimitRule, Policy
 from apex_creds.policy.source import Change, PolicySource
 from apex_creds.vault import Vault
@@ -75,7 +75,8 @@ class Admission:
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
         self._source = PolicySource(vault.home, changed=self._log_change)
-        self._cache = DecisionCache()
+        self._pins = Pins()
+        self._cache = DecisionCache(self._pins)
         self._lock = threading.RLock()
         self._limits: RateLimits | None = None
         self._windows: Windows | None = None
@@ -112,7 +113,7 @@ class Admission:
 
     def permission(
         self,
-        invocation: Invocation,
+        invocation: Asking,
         need: Need,
         grants: Grants,
         info: CredentialInfo,
@@ -152,6 +153,8 @@ class Admission:
         manifest, grant, factor = invocation.manifest, None, None
         if need is not None:
             grant, factor = resting(grants, manifest.plugin, need.name, basis)
+        keep = self.policy.keep_grants
+        grant, identity = self._pins.look(manifest, grant, grants, keep=keep)
         return decide(
             need=need,
             grant=grant,
@@ -161,7 +164,7 @@ class Admission:
             plugin=manifest.plugin,
             action=invocation.action,
             factor=factor,
-            identity=identity_for(manifest, grant, grants, keep=self.policy.keep_grants),
+            identity=identity,
         )
 
     # -- audit -------------------------------------------------------------------

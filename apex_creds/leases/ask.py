@@ -50,7 +50,7 @@ class TerminalAsk:
             try:
                 with _hidden(fd):
                     os.write(fd, _question(subject, why).encode())
-                    return await _line(fd)
+                    return await read_line(fd)
             finally:
                 os.close(fd)
 
@@ -87,7 +87,8 @@ def _hidden(fd: int) -> Iterator[None]:
         os.write(fd, b"\n")
 
 
-async def _line(fd: int) -> str | None:
+async def read_line(fd: int) -> str | None:
+    """A line of a terminal that was opened with ``O_NONBLOCK``; None: an empty one, or none."""
     typed = b""
     while not typed.endswith(b"\n") and len(typed) < _LONGEST:
         try:

@@ -94,14 +94,20 @@ class SecondFactorGate:
             return False
         return self._factors.passed_now(subject, since=self._since())
 
-    async def require_second_factor(self, subject: Subject) -> None:
+    async def require_second_factor(
+        self, subject: Subject, *, since: float | None = None
+    ) -> None:
         """See ``Gates``. Of calls for one subject at once, the window allowing, one asks.
+
+        Args:
+            subject: What it is needed for.
+            since: From when on one counts that was shown elsewhere, Unix seconds; now.
 
         Raises:
             SecondFactorError: No factor is enrolled, no answer in time, or a wrong one.
             LockedOutError: Too many wrong ones.
         """
-        began = self._factors.access.clock.time()
+        began = self._factors.access.clock.time() if since is None else since
         lock = self._locks.setdefault(_key(subject), anyio.Lock())
         with anyio.move_on_after(self._deadline):
             async with lock:
@@ -121,16 +127,19 @@ class SecondFactorGate:
             )
         if self._ask is None:
             await self._wait_for(subject, began)
-        else:
+        elif not await self._take(subject, began):
             await self._ask_for(subject, self._ask)
 
     async def _wait_for(self, subject: Subject, began: float) -> None:
         """Until another process shows one; one that was shown before does not count."""
-        take = self._factors.passed if self._window else self._factors.claim
         while True:
-            if await take(subject, since=began):
+            if await self._take(subject, began):
                 return
             await anyio.sleep(_LOOK_AGAIN)
+
+    async def _take(self, subject: Subject, began: float) -> bool:
+        take = self._factors.passed if self._window else self._factors.claim
+        return await take(subject, since=began)
 
     async def _ask_for(self, subject: Subject, ask: Ask) -> None:
         why = ""

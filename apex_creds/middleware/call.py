@@ -6,10 +6,13 @@ without having been finished is finished by the garbage collector.
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, final
 
 from apex_creds.audit.telemetry import InvokeStep
 from apex_creds.errors import AccessDeniedError, SecretLeakError
+from apex_creds.leases.basis import Basis
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
 from apex_creds.leases.invocation import Invocation, current_invocation, enter, leave
@@ -17,6 +20,8 @@ from apex_creds.middleware.observe import ObservedInside, outcome_of
 from apex_creds.middleware.redact import OnLeak, Redactor, withheld
 from apex_creds.policy.manifest import Manifest
 from apex_creds.vault import Facts
+
+NO_BASES: Final[Mapping[str, Basis]] = MappingProxyType({})
 
 
 @final
@@ -69,7 +74,9 @@ class GuardedCall:
         )
         self.redactor = self.invocation.redactor
 
-    def make_leases(self, facts: list[Facts], *, ttl: float) -> CredentialMap:
+    def make_leases(
+        self, facts: list[Facts], *, ttl: float, bases: Mapping[str, Basis] = NO_BASES
+    ) -> CredentialMap:
         """A lease for each declared credential that is granted.
 
         Raises:
@@ -79,7 +86,10 @@ class GuardedCall:
         try:
             for need, known in zip(self.invocation.manifest.needs, facts, strict=True):
                 try:
-                    handle = self._broker.lease(self.invocation, need, known, ttl=ttl)
+                    basis = bases.get(need.name)
+                    handle = self._broker.lease(
+                        self.invocation, need, known, ttl=ttl, basis=basis
+                    )
                     handles[need.name] = handle
                 except AccessDeniedError:
                     if need.required:

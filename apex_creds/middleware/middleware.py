@@ -22,12 +22,15 @@ from apex_creds.audit import telemetry
 from apex_creds.audit.telemetry import InvokeStep
 from apex_creds.errors import InvalidInputError
 from apex_creds.leases.broker import LeaseBroker
+from apex_creds.leases.gates import Ask
 from apex_creds.leases.invocation import current_invocation
 from apex_creds.middleware import logs, observe
-from apex_creds.middleware.call import GuardedCall
+from apex_creds.middleware.call import NO_BASES, GuardedCall
+from apex_creds.middleware.consent import Bases, Consent
 from apex_creds.middleware.redact import OnLeak
 from apex_creds.middleware.shape import CREDENTIALS, shape_of
 from apex_creds.middleware.streams import guard_async, guard_sync
+from apex_creds.policy.consent import DEADLINE, ConsentProvider
 from apex_creds.policy.manifest import Manifest
 from apex_creds.vault import Facts, Vault
 
@@ -44,6 +47,12 @@ class CredentialMiddleware:
         transport: Sends the requests of ``handle.client()``; a pool of httpx by default.
         sync_transport: The same for ``handle.sync_client()``.
         max_threads: How many synchronous plugins run at once.
+        consent: Who is asked where policy says that a person decides; nobody by default,
+            so that it is denied.
+        second_factor: Asks for a code where one is needed, such as a ``TerminalConsent``.
+            By default the gate waits for ``apex-creds factor verify`` if there is somebody
+            to give consent, and it is denied if there is not.
+        consent_deadline: Seconds that a question waits for its answer.
     """
 
     def __init__(
@@ -55,10 +64,21 @@ class CredentialMiddleware:
         transport: httpx.AsyncBaseTransport | None = None,
         sync_transport: httpx.BaseTransport | None = None,
         max_threads: int = 40,
+        consent: ConsentProvider | None = None,
+        second_factor: Ask | None = None,
+        consent_deadline: float = DEADLINE,
     ) -> None:
         if not ttl > 0:
             raise InvalidInputError("The ttl of leases must be greater than zero.")
+        self._vault = vault
         self._broker = LeaseBroker(vault, transport=transport, sync_transport=sync_transport)
+        self._consent = Consent(
+            vault,
+            self._broker,
+            provider=consent,
+            second_factor=second_factor,
+            deadline=consent_deadline,
+        )
         self._ttl = ttl
         self._on_leak = on_leak
         self._max_threads = max_threads
@@ -89,7 +109,16 @@ class CredentialMiddleware:
         self._closed = True
         logs.uninstall()
         with anyio.CancelScope(shield=True):
+            await self._consent.close()
             await self._broker.close()
+
+    async def remove_plugin(self, plugin: str) -> None:
+        """Takes back all that a plugin was allowed; its open leases end at once."""
+        await self._vault.revoke(plugin=plugin)
+
+    async def lockdown(self, *, reason: str = "") -> None:
+        """Ends every lease, in all processes, and releases nothing until ``unlock``."""
+        await self._vault.lockdown(reason=reason)
 
     # -- calling -----------------------------------------------------------------
 
@@ -155,15 +184,15 @@ class CredentialMiddleware:
             return await self._call_plain(function, args, kwargs or {})
         if telemetry.on():
             with observe.invocation(manifest, action) as step:
-                facts = await self._broker.facts(manifest.needs)
-                call = self._begin(manifest, action, facts, step)
+                facts, bases = await self._settled(manifest, action)
+                call = self._begin(manifest, action, facts, step, bases=bases)
                 return await self._run(
                     call, function, args, kwargs or {}, shape_from or function
                 )
-        known = self._broker.facts_now(manifest.needs)
-        if known is None:
-            known = await self._broker.facts(manifest.needs)
-        call = self._begin(manifest, action, known)
+        known, asked = self._broker.facts_now(manifest.needs), None
+        if known is None or not self._consent.is_settled(manifest, action, known):
+            known, asked = await self._settled(manifest, action)
+        call = self._begin(manifest, action, known, bases=asked)
         return await self._run(call, function, args, kwargs or {}, shape_from or function)
 
     def invoke_sync(
@@ -180,6 +209,7 @@ class CredentialMiddleware:
 
         The function runs in the calling thread. What it returns is returned: a value, or
         a coroutine, generator or async generator that holds the leases until it ends.
+        Nobody is asked: what a person has not decided yet is denied.
         """
         if _untouched(manifest, shape_from or function):
             return function(*args, **(kwargs or {}))
@@ -201,8 +231,10 @@ class CredentialMiddleware:
         shape_from: Callable[..., object],
         step: InvokeStep | None = None,
     ) -> object:
-        facts = self._broker.facts_blocking(manifest.needs)
-        call = self._begin(manifest, action, facts, step)
+        facts, bases = self._broker.facts_blocking(manifest.needs), None
+        if not self._consent.is_settled(manifest, action, facts):
+            bases = self._consent.settle_blocking(manifest, action, facts)
+        call = self._begin(manifest, action, facts, step, bases=bases)
         keywords = self._keywords(call, shape_from, kwargs)
         try:
             with call.inside():
@@ -211,8 +243,18 @@ class CredentialMiddleware:
                 return _guarded_awaitable(result, call)
             return self._settle(call, result)
         except BaseException as error:
+            result = None  # not redacted: it must not be in the frame that raises
             failure = call.fail(error)
         raise failure
+
+    async def _settled(
+        self, manifest: Manifest, action: str
+    ) -> tuple[list[Facts], Bases | None]:
+        """What decides on leases, after everybody was asked who is to be."""
+        facts = await self._broker.facts(manifest.needs)
+        if self._consent.is_settled(manifest, action, facts):
+            return facts, None
+        return await self._consent.settle(manifest, action, facts)
 
     def _begin(
         self,
@@ -220,10 +262,12 @@ class CredentialMiddleware:
         action: str,
         facts: list[Facts],
         step: InvokeStep | None = None,
+        *,
+        bases: Bases | None = None,
     ) -> GuardedCall:
         call = GuardedCall(self._broker, manifest, action=action, on_leak=self._on_leak)
         call.step = step
-        call.make_leases(facts, ttl=self._ttl)
+        call.make_leases(facts, ttl=self._ttl, bases=bases or NO_BASES)
         return call
 
     async def _run(
@@ -240,6 +284,7 @@ class CredentialMiddleware:
                 result = await self._call_plain(function, args, keywords)
             return self._settle(call, result)
         except BaseException as error:
+            result = None  # not redacted: it must not be in the frame that raises
             failure = call.fail(error)
         raise failure
 
@@ -310,5 +355,6 @@ async def _await(
             result = await awaitable
         return CredentialMiddleware._settle(call, result)
     except BaseException as error:
+        result = None
         failure = call.fail(error)
     raise failure

@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from apex_creds.policy.consent import ConsentAnswer, ConsentRequest
+
 OPERATOR: Final = "operator"
 """The principal of everything that a person decides, where no other is named."""
 
@@ -101,6 +103,21 @@ class OpenChallenge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     message: bytes
 
 
+class PendingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A question that waits for a person; from ``asked`` to ``expires``, Unix seconds.
+
+    Attributes:
+        id: 8 hexadecimal digits.
+        answer: None: not yet.
+    """
+
+    id: str
+    request: ConsentRequest
+    asked: float
+    expires: float
+    answer: ConsentAnswer | None = None
+
+
 class AccessState(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
@@ -112,3 +129,4 @@ class AccessState(
     passed: tuple[Passed, ...] = ()
     clients: tuple[Client, ...] = ()
     challenges: tuple[OpenChallenge, ...] = ()
+    requests: tuple[PendingRequest, ...] = ()

@@ -13,7 +13,7 @@ from apex_creds.model import CredentialInfo
 from apex_creds.policy.decide import Permission, decide
 from apex_creds.policy.grants import Grant, Grants
 from apex_creds.policy.manifest import Manifest, Need
-from apex_creds.policy.pinning import identity_for
+from apex_creds.policy.pinning import Pins
 from apex_creds.policy.rules import NO_POLICY, Policy
 
 _MANY: Final = 10_000
@@ -37,9 +37,10 @@ _Memory = dict[tuple[object, ...], _Decided]
 class DecisionCache:
     """Permissions by need, grant and credential; at most ten thousand."""
 
-    __slots__ = ("_memory",)
+    __slots__ = ("_memory", "_pins")
 
-    def __init__(self) -> None:
+    def __init__(self, pins: Pins | None = None) -> None:
+        self._pins = pins or Pins()
         # In one piece, so that a thread never puts an old policy's answer among the new.
         self._memory: tuple[Policy, _Memory] = (NO_POLICY, {})
 
@@ -65,15 +66,16 @@ class DecisionCache:
         known = memory[1].get(key)
         if known is not None and known.since <= now < known.ends:
             return known.permission
+        bound, identity = self._pins.look(manifest, grant, grants, keep=policy.keep_grants)
         decision = decide(
             need=need,
-            grant=grant,
+            grant=bound,
             info=info,
             now=now,
             policy=policy,
             plugin=manifest.plugin,
             action=action,
-            identity=identity_for(manifest, grant, grants, keep=policy.keep_grants),
+            identity=identity,
         )
         if decision.permission is not None:
             if len(memory[1]) >= _MANY:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
+
 from apex_creds.policy.decide import UNVERIFIED, Identity
 from apex_creds.policy.grants import Grant, Grants
 from apex_creds.policy.manifest import Access, Manifest, Need
 
+_MANY: Final = 10_000
 _ALL: Final = "all that the credential allows"
 
 
@@ -40,6 +43,36 @@ def identity_for(
     if seen is None or added(seen, manifest.needs) or not _sound(grant, now):
         return now
     return Identity(grant.manifest, grant.checksum)
+
+
+class Pins:
+    """What the grants that are not bound yet have been used by first, in this process.
+
+    ``Vault.pin`` binds them for good; until then, and where the vault can't be written,
+    they are bound to that here.
+    """
+
+    __slots__ = ("_first",)
+
+    def __init__(self) -> None:
+        self._first: dict[str, Manifest] = {}
+
+    def look(
+        self, manifest: Manifest, grant: Grant | None, grants: Grants, *, keep: bool
+    ) -> tuple[Grant | None, Identity]:
+        """The grant as it is bound, and what the plugin counts as before it."""
+        if grant is None or grant.manifest:
+            return grant, identity_for(manifest, grant, grants, keep=keep)
+        now = identity_of(manifest)
+        if now.checksum.startswith(UNVERIFIED):
+            return grant, now
+        if len(self._first) >= _MANY:
+            self._first.clear()
+        first = self._first.setdefault(grant.id, manifest)
+        bound = msgspec.structs.replace(grant, manifest=first.digest, checksum=first.checksum)
+        if keep and not added(first.needs, manifest.needs) and _sound(bound, now):
+            return bound, Identity(bound.manifest, bound.checksum)
+        return bound, now
 
 
 def _sound(grant: Grant, now: Identity) -> bool:

@@ -119,11 +119,13 @@ class Granting:
         return made
 
     async def pin(self, manifest: Manifest) -> None:
-        """Binds the plugin's grants that are not bound yet to what the plugin is now."""
+        """Binds what was granted of what a plugin declares, and is not bound yet, to it."""
+        declared = {need.name for need in manifest.needs}
         digest, checksum = manifest.digest, manifest.checksum
 
         def pinned(grant: Grant) -> Grant:
-            if grant.plugin != manifest.plugin or grant.manifest:
+            bound = grant.manifest or grant.credential not in declared
+            if bound or grant.plugin != manifest.plugin:
                 return grant
             return msgspec.structs.replace(grant, manifest=digest, checksum=checksum)
 
@@ -201,18 +203,26 @@ class Granting:
         assert keystore.body.lockdown is not None
         return keystore.body.lockdown
 
-    async def unlock(self) -> bool:
+    async def unlock(self, code: str | None = None) -> bool:
         """Ends a lockdown; returns whether there was one.
 
-        Whoever calls this has seen to the second factor: ``vault.lockdown.unlock`` does.
+        Args:
+            code: Of the operator's second factor (or a recovery code), if there is one.
+
+        Raises:
+            SecondFactorError: It is needed and missing, or not right.
         """
         if (await self.grants()).lockdown is None:
             return False
+        await self._check_factor(code)
         self.record(EventKind.GRANT, decision="unlock")
         await self._store.commit_keystore(
             lambda body: msgspec.structs.replace(body, lockdown=None)
         )
         return True
+
+    async def _check_factor(self, code: str | None) -> None:
+        raise NotImplementedError
 
     async def refuse_lockdown(self) -> None:
         """Returns if the vault is not locked down.

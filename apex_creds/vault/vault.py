@@ -466,6 +466,17 @@ class Vault(Granting):
             raise SecondFactorError("A code of the second factor is needed.")
         await factors.verify(code, remember=False)
 
+    async def _check_factor(self, code: str | None) -> None:
+        # Imported here: the second factors are built on the vault.
+        from apex_creds.vault.factors import Factors
+
+        factors = Factors(self)
+        if not await factors.enrolled():
+            return
+        if not code:
+            raise SecondFactorError("A code of the second factor is needed.")
+        await factors.verify(code, remember=False)
+
     @property
     def _watchers(self) -> Watchers:
         return self._watching

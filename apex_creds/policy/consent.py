@@ -1,0 +1,157 @@
+"""Asking a person: the question, the answers there are, and who can be asked. No I/O.
+
+Guarantee: a question says everything that its answer will allow, and nothing of it is the
+plugin's to phrase but its names and its reason, which ``lines`` shows with every character
+escaped that is not plainly printable. No answer is a denial.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import Final, Protocol
+
+import msgspec
+
+from apex_creds.errors import InvalidInputError
+from apex_creds.model import check_time
+from apex_creds.policy.manifest import Access
+
+DEADLINE: Final = 120.0
+"""Seconds that a question waits, where nothing else is said."""
+_MANY: Final = 50
+
+
+class Choice(StrEnum):
+    """What a person can say."""
+
+    ONCE = "once"
+    SESSION = "session"
+    UNTIL = "until"
+    ALWAYS = "always"
+    DENY = "deny"
+    NEVER = "never"
+
+    @property
+    def allows(self) -> bool:
+        """Whether it is a yes."""
+        return self not in (Choice.DENY, Choice.NEVER)
+
+
+class ConsentAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An answer.
+
+    Attributes:
+        until: Unix seconds; with ``UNTIL``, and only there.
+        by: Who answered, in words; for the log.
+    """
+
+    choice: Choice
+    until: float | None = None
+    by: str = ""
+
+    def __post_init__(self) -> None:
+        check_time(self.until, what="end of the answer")
+        if (self.choice is Choice.UNTIL) is not (self.until is not None):
+            raise InvalidInputError("An answer has an end exactly if it is until a date.")
+
+
+DENIED: Final = ConsentAnswer(choice=Choice.DENY)
+
+
+class ConsentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A question: may this plugin use that credential?
+
+    Attributes:
+        plugin: Its id; ``version`` and ``action`` likewise.
+        level: The credential's.
+        scopes: All that it asks for, and so are ``origins``, ``methods`` and ``paths``.
+        access: Whether it would read the secret itself.
+        reason: The plugin's own words.
+        why: Why it must be asked: a ``Reason``.
+        before: What it was granted before, in words; empty: nothing.
+        changes: What it asks for now beyond what was decided on, in words.
+        unverified: Whether its code is not what its metadata says.
+        second_factor: Whether a second factor is asked for besides.
+    """
+
+    plugin: str
+    version: str = ""
+    action: str = ""
+    credential: str
+    level: str = ""
+    scopes: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    access: Access = Access.INJECT
+    reason: str = ""
+    why: str = ""
+    before: str = ""
+    changes: tuple[str, ...] = ()
+    unverified: bool = False
+    second_factor: bool = False
+
+
+class ConsentProvider(Protocol):
+    """Somebody who can be asked."""
+
+    async def ask(self, request: ConsentRequest) -> ConsentAnswer:
+        """The answer. Cancelled at the deadline, or when nobody waits for it any more."""
+
+
+Callback = Callable[[ConsentRequest], "Awaitable[ConsentAnswer | None] | ConsentAnswer | None"]
+
+
+class CallbackConsent:
+    """Asks through a function of the runtime's, synchronous or not; None is a denial."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+
+    async def ask(self, request: ConsentRequest) -> ConsentAnswer:
+        """See ``ConsentProvider``."""
+        answer = self._callback(request)
+        if inspect.isawaitable(answer):
+            answer = await answer
+        return answer or DENIED
+
+
+def shown(text: str, *, longest: int = 1000) -> str:
+    """``text`` safe for a terminal: what is not printable as an escape, and no longer."""
+    cut = text if len(text) <= longest else text[:longest] + "…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+
+
+def lines(request: ConsentRequest) -> list[str]:
+    """The question, in lines that can be shown on a terminal as they are."""
+    version = f" (version {shown(request.version)})" if request.version else ""
+    verb = "read the secret of" if request.access is Access.REVEAL else "use"
+    found = [f"Plugin {shown(request.plugin)}{version} wants to {verb} {_named(request)}."]
+    for name, values in (
+        ("scopes", request.scopes),
+        ("sent to", request.origins or ("nowhere",)),
+        ("methods", request.methods),
+        ("paths", request.paths),
+    ):
+        if values:
+            found.append(f"  {name}: {_listed(values)}")
+    if request.action:
+        found.append(f"  action: {shown(request.action)}")
+    found.append(f'  it says: "{shown(request.reason)}"' if request.reason else "  no reason")
+    found.append(f"  before: {shown(request.before) or 'nothing was granted'}")
+    found += [f"  NEW: {shown(change)}" for change in request.changes[:_MANY]]
+    if request.unverified:
+        found.append("  WARNING: its code is not what its metadata says (checksum).")
+    return found
+
+
+def _named(request: ConsentRequest) -> str:
+    level = f" [{shown(request.level)}]" if request.level else ""
+    return f"{shown(request.credential)}{level}"
+
+
+def _listed(values: tuple[str, ...]) -> str:
+    more = f" and {len(values) - _MANY} more" if len(values) > _MANY else ""
+    return ", ".join(shown(value) for value in values[:_MANY]) + more

@@ -1,0 +1,139 @@
+"""Questions that wait in the vault until somebody answers them from another process.
+
+Guarantee: a question is answered once, before its end, and only as it was asked; what is
+over is forgotten. A plugin can't fill the queue: it has room for a few questions of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+import anyio
+import msgspec
+
+from apex_creds.errors import AccessDeniedError, ApexCredsError, InvalidInputError
+from apex_creds.model import new_id
+from apex_creds.policy.access_state import AccessState, PendingRequest
+from apex_creds.policy.consent import DEADLINE, DENIED, ConsentAnswer, ConsentRequest
+from apex_creds.vault.access import Access
+from apex_creds.vault.vault import Vault
+
+MAX_OPEN: Final = 128
+MAX_OPEN_OF_ONE: Final = 16
+PERIOD: Final = 0.2
+"""Seconds between two looks at the document's change token."""
+
+_replace = msgspec.structs.replace
+
+
+class QueueConsent:
+    """A ``ConsentProvider``: ``apex-creds requests``, ``approve`` and ``deny`` answer.
+
+    Args:
+        vault: Unsealed.
+        deadline: Seconds after which a question can't be answered any more.
+        period: Seconds between two looks for an answer.
+    """
+
+    def __init__(
+        self, vault: Vault, *, deadline: float = DEADLINE, period: float = PERIOD
+    ) -> None:
+        self._access = Access(vault)
+        self._deadline = deadline
+        self._period = period
+
+    async def ask(self, request: ConsentRequest) -> ConsentAnswer:
+        """Posts the question and waits; it is withdrawn if nobody waits any more."""
+        now = self._access.clock.time()
+        made = PendingRequest(
+            id=new_id()[:8], request=request, asked=now, expires=now + self._deadline
+        )
+        try:
+            await self._access.change(lambda state, _: _posted(state, made, now))
+            with anyio.move_on_after(self._deadline):
+                return await self._answer(made.id)
+        finally:
+            with anyio.CancelScope(shield=True), contextlib.suppress(ApexCredsError):
+                await self._access.change(lambda state, _: _without(state, made.id))
+        return DENIED
+
+    async def _answer(self, request_id: str) -> ConsentAnswer:
+        while True:
+            found = _find(await self._access.read(), request_id)
+            if found is None:
+                return DENIED
+            if found.answer is not None:
+                return found.answer
+            await anyio.sleep(self._period)
+
+
+class Requests:
+    """The questions that are open, for those who answer them."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._access = Access(vault)
+
+    async def open(self) -> list[PendingRequest]:
+        """Those that wait for an answer, oldest first."""
+        now = self._access.clock.time()
+        state = await self._access.read()
+        return [item for item in state.requests if item.answer is None and now < item.expires]
+
+    async def find(self, request_id: str) -> PendingRequest:
+        """The open question of that id.
+
+        Raises:
+            InvalidInputError: There is none: it was answered, withdrawn, or is over.
+        """
+        found = [item for item in await self.open() if item.id == request_id]
+        if not found:
+            raise _no_such_request()
+        return found[0]
+
+    async def answer(self, request_id: str, answer: ConsentAnswer) -> PendingRequest:
+        """Answers a question.
+
+        Raises:
+            InvalidInputError: There is none of that id any more.
+        """
+        answered: PendingRequest | None = None
+
+        def change(state: AccessState, _: object) -> AccessState:
+            nonlocal answered
+            found = _find(state, request_id)
+            over = found is None or found.expires <= self._access.clock.time()
+            if found is None or over or found.answer is not None:
+                raise _no_such_request()
+            answered = _replace(found, answer=answer)
+            after = tuple(answered if r is found else r for r in state.requests)
+            return _replace(state, requests=after)
+
+        await self._access.change(change)
+        assert answered is not None
+        return answered
+
+
+def _posted(state: AccessState, made: PendingRequest, now: float) -> AccessState:
+    kept = [item for item in state.requests if now < item.expires]
+    of_one = sum(item.request.plugin == made.request.plugin for item in kept)
+    if len(kept) >= MAX_OPEN or of_one >= MAX_OPEN_OF_ONE:
+        raise AccessDeniedError(
+            "Too many questions wait for an answer.", hint="See: apex-creds requests"
+        )
+    return _replace(state, requests=(*kept, made))
+
+
+def _without(state: AccessState, request_id: str) -> AccessState:
+    kept = tuple(item for item in state.requests if item.id != request_id)
+    return state if len(kept) == len(state.requests) else _replace(state, requests=kept)
+
+
+def _find(state: AccessState, request_id: str) -> PendingRequest | None:
+    return next((item for item in state.requests if item.id == request_id), None)
+
+
+def _no_such_request() -> InvalidInputError:
+    return InvalidInputError(
+        "There is no such request; it may be over.", hint="See: apex-creds requests"
+    )
