@@ -8,12 +8,14 @@ import typer
 
 from apex_creds.cli import (
     audit,
+    audit_sign,
     clients,
     credentials,
     dotenv,
     factors,
     grants,
     init,
+    migrate,
     options,
     policy,
     rotation,
@@ -57,7 +59,7 @@ def root(
 def audit_root(
     ctx: typer.Context, home: HomeOption = None, master: MasterOption = None
 ) -> None:
-    """Read and check the audit log; needs no key."""
+    """Read, check and prove the audit log."""
     ctx.obj = options.settings(ctx, home, master)
     _help_without_command(ctx)
 
@@ -80,8 +82,15 @@ app.command("revoke")(grants.revoke)
 app.command("status")(init.status)
 app.command("doctor")(doctor)
 app.command("import")(dotenv.import_file)
+app.command("migrate")(migrate.migrate_command)
 log.command("verify")(audit.verify)
 log.command("tail")(audit.tail)
+log.command("show")(audit.show)
+log.command("export")(audit.export)
+log.command("prove")(audit_sign.prove)
+log.command("checkpoint")(audit_sign.checkpoint)
+log.command("cosign")(audit_sign.cosign)
+log.command("accept-rollback")(audit_sign.accept_rollback)
 app.add_typer(log, name="audit")
 app.add_typer(factors.factor, name="factor")
 app.command("recovery-codes")(factors.recovery_codes)

@@ -1,39 +1,92 @@
-"""``audit verify`` and ``audit tail``: the log, without any key."""
+"""``audit verify``, ``tail``, ``show``, ``export``: the log, without any key."""
 
 from __future__ import annotations
 
+import csv
+import sys
+import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
+import platformdirs
 import typer
+from rich.progress import Progress, TaskID
 
 from apex_creds.audit import Recorded, check, read
+from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
+from apex_creds.audit.events import AuditEvent
+from apex_creds.audit.note import VerifierKey
+from apex_creds.audit.verify import in_use
 from apex_creds.cli import options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
-from apex_creds.errors import AuditTamperedError
+from apex_creds.errors import AuditTamperedError, InvalidInputError
+from apex_creds.keys.anchor import AnchorFile
+from apex_creds.vault import Vault
+from apex_creds.vault.auditing import Pseudonyms, root_key
 from apex_creds.vault.home import audit_directory
+
+_FIELDS: Final = ("seq", *AuditEvent.__struct_fields__, "hash")
+_POLL: Final = 0.3
+
+SinceOption = Annotated[
+    str, typer.Option("--since", metavar="WHEN", help="A date, or the number of an event.")
+]
+NamesOption = Annotated[
+    bool, typer.Option("--names", help="Pseudonyms as names; needs the master key.")
+]
 
 
 def verify(
     ctx: typer.Context,
+    incremental: Annotated[
+        bool, typer.Option("--incremental", help="Only what is new since the last time.")
+    ] = False,
+    since: Annotated[
+        Path | None,
+        typer.Option("--since", metavar="FILE", help="A checkpoint that you kept."),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", metavar="VKEY", help="The log's verifier key, as you know it."),
+    ] = None,
     json: JsonOption = False,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
-    """Check every line of the audit log against its hash chain."""
-    directory, vault_id = _place(options.settings(ctx, home, master))
-    report = check(directory, vault_id=vault_id)
+    """Check every event and checkpoint of the audit log; says which one fails and how."""
+    directory, vault_id = place(options.settings(ctx, home, master))
+    keys = [VerifierKey.parse(text) for text in key or ()]
+    known = None if since is None else Checkpoint.parse(since.read_bytes())
+    if known is not None and keys:
+        known.note.check(keys[0])
+    if incremental and known is None:
+        known = _last_verified(vault_id)
+    shown = output.console(sys.stderr)
+    with Progress(console=shown, transient=True, disable=not shown.is_terminal) as bar:
+        task = bar.add_task("audit log")
+        report = check(
+            directory,
+            vault_id=vault_id,
+            keys=keys,
+            since=known,
+            complete=not in_use(directory),
+            progress=_progress(bar, task),
+        )
     if json:
         output.json_out({"ok": report.ok, **msgspec.to_builtins(report)})
     if not report.ok:
         raise AuditTamperedError(
-            f"Line {report.bad_line} of the audit log {report.how}.",
+            f"Event {report.bad_line} of the audit log ({report.segment}) {report.how}.",
             hint=f"The {report.count} events before it verify. Keep a copy of the log.",
         )
+    if incremental:
+        _remember(directory, vault_id)
     if not json:
         output.say(f"{report.count} events, unbroken.", style="green")
+        output.say(f"{report.signed} signed, by {report.checkpoints} checkpoints")
         output.say(f"head {report.head}")
 
 
@@ -42,29 +95,210 @@ def tail(
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, max=100_000, help="How many events.")
     ] = 20,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")
+    ] = False,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="Only these.")] = None,
+    plugin: Annotated[str, typer.Option("--plugin", help="Only of this plugin.")] = "",
+    credential: Annotated[
+        str, typer.Option("--credential", help="Only of this credential.")
+    ] = "",
+    names: NamesOption = False,
     json: JsonOption = False,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
-    """Print the last events of the audit log, checked."""
-    directory, vault_id = _place(options.settings(ctx, home, master))
-    last = deque(read(directory, vault_id=vault_id), maxlen=count)
-    if json:
-        output.json_out([msgspec.to_builtins(event) for event in last])
+    """Print the last events of the audit log, each checked."""
+    settings = options.settings(ctx, home, master)
+    directory, vault_id = place(settings)
+    named = _namer(settings) if names else _same
+    events = (named(each) for each in read(directory, vault_id=vault_id))
+    wanted = _filter(kind, plugin, credential)
+    last: deque[Recorded] = deque(filter(wanted, events), maxlen=count)
+    _print(last, json=json)
+    if follow:
+        _follow(directory, vault_id, lambda each: wanted(named(each)), named, json=json)
+
+
+def show(
+    ctx: typer.Context,
+    lease: Annotated[str, typer.Argument(metavar="LEASE", help="A lease, or its beginning.")],
+    names: NamesOption = False,
+    json: JsonOption = False,
+    home: HomeOption = None,
+    master: MasterOption = None,
+) -> None:
+    """Print the whole story of the invocation that a lease belongs to."""
+    settings = options.settings(ctx, home, master)
+    directory, vault_id = place(settings)
+    named = _namer(settings) if names else _same
+    events = [named(each) for each in read(directory, vault_id=vault_id)]
+    story = _story(events, lease)
+    if not story:
+        raise InvalidInputError(
+            "The audit log has no such lease.", hint="See: apex-creds audit tail --json"
+        )
+    _print(story, json=json)
+
+
+def export(
+    ctx: typer.Context,
+    since: SinceOption = "",
+    form: Annotated[
+        str, typer.Option("--format", metavar="jsonl|csv", help="What to write.")
+    ] = "jsonl",
+    names: NamesOption = False,
+    home: HomeOption = None,
+    master: MasterOption = None,
+) -> None:
+    """Write events to standard output, each checked."""
+    if form not in ("jsonl", "csv"):
+        raise InvalidInputError("There is no such format.", hint="Use jsonl or csv.")
+    settings = options.settings(ctx, home, master)
+    directory, vault_id = place(settings)
+    named = _namer(settings) if names else _same
+    after = int(since) - 1 if since.isdigit() else 0
+    start = when.parse(since, now=time.time()) if since and not since.isdigit() else 0.0
+    events = (named(e) for e in read(directory, vault_id=vault_id, after=max(after, 0)))
+    chosen = (event for event in events if event.time >= start)
+    if form == "jsonl":
+        for event in chosen:
+            sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
         return
-    columns = ("#", "time", "event", "plugin", "credential", "what", "result")
-    output.table(columns, map(_row, last))
+    writer = csv.writer(sys.stdout)
+    writer.writerow(_FIELDS)
+    writer.writerows([_cell(getattr(event, name)) for name in _FIELDS] for event in chosen)
+
+
+def place(chosen: options.Settings) -> tuple[Path, str]:
+    """The log's directory, and whose it is."""
+    header = session.read_header(chosen)
+    return audit_directory(session.home_of(chosen)), header.vault_id
+
+
+def _cell(value: object) -> object:
+    # A spreadsheet takes text that begins like this for a formula.
+    risky = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{value}" if risky else value
+
+
+def _progress(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
+    return lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _verified_file(vault_id: str) -> AnchorFile:
+    return AnchorFile(Path(platformdirs.user_state_path("apex-creds")) / "verified" / vault_id)
+
+
+def _last_verified(vault_id: str) -> Checkpoint | None:
+    text = _verified_file(vault_id).read()
+    return None if text is None else Checkpoint.parse(text)
+
+
+def _remember(directory: Path, vault_id: str) -> None:
+    newest = CheckpointFile(directory, vault_id=vault_id).last()
+    if newest is not None:
+        _verified_file(vault_id).write_or_refuse(str(newest))
+
+
+def _filter(
+    kinds: Sequence[str] | None, plugin: str, credential: str
+) -> Callable[[Recorded], bool]:
+    def wanted(event: Recorded) -> bool:
+        return (
+            (not kinds or event.kind in kinds)
+            and (not plugin or event.plugin == plugin)
+            and (not credential or event.credential == credential)
+        )
+
+    return wanted
+
+
+def _follow(
+    directory: Path,
+    vault_id: str,
+    wanted: Callable[[Recorded], bool],
+    named: Callable[[Recorded], Recorded],
+    *,
+    json: bool,
+) -> None:
+    after = sum(1 for _ in read(directory, vault_id=vault_id))
+    while True:
+        for event in read(directory, vault_id=vault_id, after=after):
+            after = event.seq
+            if wanted(event):
+                _print([named(event)], json=json, lines=True)
+        time.sleep(_POLL)
+
+
+def _story(events: Sequence[Recorded], lease: str) -> list[Recorded]:
+    """Every event of the invocations that the lease and its kin belong to."""
+    ids = {e.lease for e in events if lease and e.lease.startswith(lease)}
+    if len(ids) > 1:
+        raise InvalidInputError("Several leases begin so.", hint="Give more of it.")
+    size = -1
+    while size != len(ids):
+        size = len(ids)
+        for event in events:
+            own = {event.lease, event.invocation} - {""}
+            if own & ids:
+                ids |= own
+    return [e for e in events if ({e.lease, e.invocation, e.parent} - {""}) & ids]
+
+
+def _print(events: Iterable[Recorded], *, json: bool, lines: bool = False) -> None:
+    if json and lines:
+        for event in events:
+            sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+        sys.stdout.flush()
+    elif json:
+        output.json_out([msgspec.to_builtins(event) for event in events])
+    else:
+        columns = ("#", "time", "event", "plugin", "credential", "what", "result")
+        output.table(columns, map(_row, events))
 
 
 def _row(event: Recorded) -> tuple[object, ...]:
     what = " ".join(filter(None, (event.action, event.method, event.origin)))
-    result = " ".join(filter(None, (event.decision, event.reason, event.outcome)))
+    said = (event.decision, event.rule, event.reason, event.outcome)
+    result = " ".join(filter(None, said)) or event.detail
     style = "red" if event.decision == "deny" or event.kind in ("leak", "denial") else ""
     kind = output.cell(event.kind, style=style)
     at = when.show(event.time)
     return event.seq, at, kind, event.plugin or "-", event.credential or "-", what, result
 
 
-def _place(chosen: options.Settings) -> tuple[Path, str]:
-    header = session.read_header(chosen)
-    return audit_directory(session.home_of(chosen)), header.vault_id
+# -- names -------------------------------------------------------------------------------
+
+
+def _same(event: Recorded) -> Recorded:
+    return event
+
+
+def _namer(settings: options.Settings) -> Callable[[Recorded], Recorded]:
+    """Gives events the names that their pseudonyms stand for, as far as they are known."""
+    known = dict(session.with_vault(settings, _pseudonyms))
+
+    def named(event: Recorded) -> Recorded:
+        changes = {
+            field: known[value]
+            for field in ("credential", "principal")
+            if (value := getattr(event, field)) in known
+        }
+        return msgspec.structs.replace(event, **changes) if changes else event
+
+    return named
+
+
+async def _pseudonyms(vault: Vault) -> Iterator[tuple[str, str]]:
+    """Pairs of pseudonym and name for every name that the vault still has."""
+    names = {info.name for info in await vault.list()}
+    names |= {grant.credential for grant in await vault.grants()}
+    pseudonym = Pseudonyms(root_key(vault.store.unsealed()))
+    try:
+        return iter([(pseudonym(name), name) for name in sorted(names)])
+    finally:
+        pseudonym.close()
+
+
+__all__ = ["export", "place", "show", "tail", "verify"]

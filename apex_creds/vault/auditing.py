@@ -33,7 +33,7 @@ from apex_creds.vault.home import audit_directory
 from apex_creds.vault.keystore import Keystore, KeystoreBody
 from apex_creds.vault.store import DocumentStore
 
-__all__ = ["Pseudonyms", "VaultLog", "open_log"]
+__all__ = ["Pseudonyms", "VaultLog", "open_log", "root_key"]
 
 _MARK: Final = "~"
 _DIGITS: Final = 32
@@ -127,7 +127,7 @@ async def open_log(
     """
     keystore = store.unsealed()
     signer = open_signing_key(keystore)
-    pseudonyms = Pseudonyms(_root(keystore))
+    pseudonyms = Pseudonyms(root_key(keystore))
     hub: Destinations | None = None
     try:
         key = LogKey(keystore.header.vault_id, signer)
@@ -213,5 +213,6 @@ async def _accept(
     await store.commit_keystore(lowered)
 
 
-def _root(keystore: Keystore) -> SecretBytes:
+def root_key(keystore: Keystore) -> SecretBytes:
+    """The key from which the vault derives its own; the hierarchy owns it."""
     return keystore.hierarchy.unwrap(keystore.body.root, keystore.body.root.primary.version)

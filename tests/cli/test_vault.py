@@ -141,7 +141,7 @@ def test_the_log_is_checked_without_a_key(cli, error):
     assert "put" in cli("audit", "tail").out
     log = cli.home / "security/audit/000001.jsonl"
     log.write_bytes(log.read_bytes().replace(b'"put"', b'"get"'))
-    assert "Line 3" in error(10, "audit", "verify")
+    assert "Event 3" in error(10, "audit", "verify")
     assert cli("audit", "verify", "--json").code == 10
     error(10, "audit", "tail")
 

@@ -1,0 +1,142 @@
+"""Proofs that an event is in the log, or that an earlier log begins it, as text.
+
+Guarantee: an inclusion proof is a c2sp.org/tlog-proof with the event as its extra data, so
+that it can be checked with the log's verifier key and nothing else; what ``check_inclusion``
+returns is an event that the signed log holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from apex_creds.audit import line, tree
+from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
+from apex_creds.audit.events import AuditEvent
+from apex_creds.audit.note import VerifierKey, base64_of, bytes_of
+from apex_creds.audit.verify import entries
+from apex_creds.errors import IntegrityError, InvalidInputError
+
+__all__ = ["Proved", "check_consistency", "check_inclusion", "consistency", "inclusion"]
+
+_FIRST: Final = "c2sp.org/tlog-proof@v1"
+
+
+class Proved(NamedTuple):
+    """What an inclusion proof shows: the event's number, its entry, and the checkpoint."""
+
+    seq: int
+    entry: bytes
+    checkpoint: Checkpoint
+
+    @property
+    def event(self) -> AuditEvent:
+        """The event.
+
+        Raises:
+            IntegrityError: The entry is of a version that this program does not know.
+        """
+        try:
+            fields = msgspec.json.decode(self.entry)
+            return msgspec.convert(
+                {k: v for k, v in fields.items() if k not in _OWN}, AuditEvent
+            )
+        except msgspec.MsgspecError:
+            raise IntegrityError(
+                "The proved entry is no event known here.", hint="Upgrade."
+            ) from None
+
+
+_OWN: Final = ("v", "seq")
+
+
+def inclusion(directory: Path, *, vault_id: str, seq: int) -> str:
+    """Returns the proof that event ``seq`` is in the log that was signed last.
+
+    Raises:
+        InvalidInputError: No checkpoint covers that event.
+        AuditTamperedError: The log does not verify so far.
+    """
+    newest = _newest(directory, vault_id)
+    if not 1 <= seq <= newest.size:
+        raise InvalidInputError(
+            f"The newest checkpoint covers the events 1 to {newest.size}.",
+            hint="Sign the later ones first: apex-creds audit checkpoint --sign.",
+        )
+    found: list[bytes] = []
+
+    def leaves() -> Iterator[bytes]:
+        for number, text in entries(directory, vault_id=vault_id):
+            if number == seq:
+                found.append(line.entry_of(text))
+            yield line.leaf_of(text)
+
+    ranges = tree.inclusion_ranges(seq - 1, newest.size)
+    hashes = tree.hashes_of([*ranges, (seq - 1, seq)], leaves())[:-1]
+    proof = "".join(f"{base64_of(each)}\n" for each in hashes)
+    extra = base64_of(found[0])
+    return f"{_FIRST}\nextra {extra}\nindex {seq - 1}\n{proof}\n{newest}"
+
+
+def check_inclusion(text: str, *, keys: Sequence[VerifierKey]) -> Proved:
+    """Returns what a proof shows, to whoever trusts ``keys``.
+
+    Raises:
+        IntegrityError: It is malformed, not signed by every one of them, or shows nothing.
+    """
+    head, _, rest = text.partition("\n\n")
+    first, extra, index, *hashes = [*head.split("\n"), *[""] * max(0, 2 - head.count("\n"))]
+    entry = bytes_of(extra.removeprefix("extra "))
+    number = index.removeprefix("index ")
+    if first != _FIRST or not entry or not number.isdigit():
+        raise IntegrityError("That is not a proof of an event.", hint="Give the whole file.")
+    checkpoint = Checkpoint.parse(rest)
+    for key in keys:
+        checkpoint.note.check(key)
+    tree.verify_inclusion(
+        tree.leaf_hash(entry),
+        index=int(number),
+        size=checkpoint.size,
+        proof=[bytes_of(each) for each in hashes],
+        root=checkpoint.root,
+    )
+    return Proved(int(number) + 1, entry, checkpoint)
+
+
+def consistency(directory: Path, *, vault_id: str, old: int) -> tuple[list[bytes], Checkpoint]:
+    """Returns the proof that the log's first ``old`` events begin the newest checkpoint's.
+
+    Raises:
+        InvalidInputError: It has fewer.
+        AuditTamperedError: The log does not verify so far.
+    """
+    newest = _newest(directory, vault_id)
+    ranges = tree.consistency_ranges(old, newest.size)
+    texts = (text for _, text in entries(directory, vault_id=vault_id))
+    return tree.hashes_of(ranges, map(line.leaf_of, texts)), newest
+
+
+def check_consistency(old: Checkpoint, new: Checkpoint, proof: Sequence[bytes]) -> None:
+    """Returns if ``proof`` shows that ``old`` begins ``new``.
+
+    Raises:
+        IntegrityError: It does not, or they are of two logs.
+    """
+    if old.origin != new.origin:
+        raise IntegrityError("The checkpoints are of two logs.", hint="Compare their origins.")
+    if old.size:
+        tree.verify_consistency(
+            old=old.size, new=new.size, proof=proof, old_root=old.root, new_root=new.root
+        )
+
+
+def _newest(directory: Path, vault_id: str) -> Checkpoint:
+    newest = CheckpointFile(directory, vault_id=vault_id).last()
+    if newest is None:
+        raise InvalidInputError(
+            "The log has no checkpoint yet.", hint="apex-creds audit checkpoint --sign"
+        )
+    return newest
