@@ -91,6 +91,7 @@ async def _async_steps(  # noqa: C901 - a generator can't hand its yields to a h
     stream: AsyncIterator[object], call: GuardedCall
 ) -> AsyncGenerator[object, object]:
     outcome, chunks = "closed", ChunkRedactor(call)
+    chunk: object = None
     sent: object = None
     thrown: BaseException | None = None
     failure: BaseException | None = None
@@ -120,6 +121,7 @@ async def _async_steps(  # noqa: C901 - a generator can't hand its yields to a h
             closing = await _close_async(stream, call)
     failure = failure or closing
     if failure is not None:
+        chunk = None  # what was not redacted must not be in the frame that raises
         call.finish(type(failure).__name__ if outcome == "ok" else outcome)
         raise failure
     held = chunks.flush() if outcome == "ok" else []
@@ -132,6 +134,7 @@ def _sync_steps(  # noqa: C901 - as _async_steps
     stream: Iterator[object], call: GuardedCall
 ) -> Generator[object, object, object]:
     outcome, chunks = "closed", ChunkRedactor(call)
+    chunk: object = None
     sent: object = None
     thrown: BaseException | None = None
     failure: BaseException | None = None
@@ -163,6 +166,7 @@ def _sync_steps(  # noqa: C901 - as _async_steps
     if failure is None:
         result, failure = _cleaned(result, call)
     if failure is not None:
+        chunk = None  # what was not redacted must not be in the frame that raises
         call.finish(type(failure).__name__ if outcome == "ok" else outcome)
         raise failure
     held = chunks.flush() if outcome == "ok" else []
