@@ -153,8 +153,8 @@ class Upkeep:
 
     def _announce(self, made: Checkpoint) -> None:
         size, root = made.size, made.root.hex()
-        what = {names.AUDIT_SIZE: size, names.AUDIT_ROOT: root}
-        with spans.span("apex_creds.checkpoint", what):
+        what: dict[str, spans.AttributeValue] = {names.AUDIT_SIZE: size, names.AUDIT_ROOT: root}
+        with spans.span(names.CHECKPOINT, what):
             if self._tell is not None:
                 self._tell(made)
 

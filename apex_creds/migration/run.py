@@ -16,6 +16,7 @@ from typing import Final
 import anyio.to_thread
 from msgspec.structs import replace
 
+from apex_creds.audit import names, telemetry
 from apex_creds.errors import ApexCredsError, AuditUnavailableError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration import finishing, sources
@@ -91,19 +92,22 @@ async def migrate(
     chosen = options or Options()
     async with exclusive(vault.home, wait=wait):
         state = await migration_document(vault.store).read()
-        names = _default_paths(vault, state) if paths is None else [str(p) for p in paths]
+        given = _default_paths(vault, state) if paths is None else [str(p) for p in paths]
         if not chosen.dry_run:
             await resume(vault, state)
         masters = LegacyMasters()
         reports = []
-        for name in dict.fromkeys(names):
+        for name in dict.fromkeys(given):
             source, failed = await _found(name, chosen)
             if source is None:
                 reports.append(failed)
                 continue
             if source.format in _SEALED and not masters.keys:
                 masters = await find_masters(environ)
-            reports.append(await _one(vault, source, masters, chosen))
+            with telemetry.step(names.MIGRATE, {names.FORMAT: source.format.value}) as step:
+                report = await _one(vault, source, masters, chosen)
+                step.set(names.RECORDS, len(report.entries))
+            reports.append(report)
     return Report([report for report in reports if report], chosen.dry_run)
 
 

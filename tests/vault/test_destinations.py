@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
+from apex_creds import CredentialMap, CredentialMiddleware
 from apex_creds.audit.events import Recorded
 from apex_creds.audit.sinks import CallbackSink, Destination, Level
 from apex_creds.errors import AuditUnavailableError, InvalidInputError
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
+from tests.audit.sinks.held import FailingSink
+from tests.leases.world import manifest_for
 
 pytestmark = pytest.mark.anyio
 SECRET = "sk-canary-77"
@@ -65,3 +72,40 @@ async def test_named_by_the_environment_and_the_configuration(
     monkeypatch.setenv("APEX_CREDS_AUDIT_TO", "carrier-pigeon:")
     with pytest.raises(InvalidInputError, match="carrier-pigeon"):
         await Vault.unseal(tmp_path / "v")
+
+
+async def test_nothing_is_redeemed_while_a_required_one_fails(tmp_path: Path) -> None:
+    sink = FailingSink(broken=False)
+    to = Destination(name="siem", sink=sink, required=True)
+    master = f"file:{tmp_path}/key"
+    async with await Vault.create(tmp_path / "v", master=master, audit_to=[to]) as vault:
+        await vault.put("key", ApiKey(SECRET))
+        await vault.grant("demo", "key", reveal=True)
+        async with CredentialMiddleware(vault) as middleware:
+
+            async def use(credentials: CredentialMap) -> int:
+                async with credentials["key"].reveal() as secret:
+                    return len(secret)
+
+            assert await middleware.invoke(manifest_for("key"), use) == len(SECRET)
+            sink.broken = True
+            with anyio.fail_after(30):
+                while await _works(middleware, use):
+                    pass
+            with pytest.raises(AuditUnavailableError, match="siem"):
+                await middleware.invoke(manifest_for("key"), use)
+            sink.delivered.clear()
+            sink.broken = False
+            await anyio.to_thread.run_sync(sink.delivered.wait, 30)
+            # The sink has taken one; the outlet says so a moment later.
+            with anyio.fail_after(30):
+                while not await _works(middleware, use):
+                    await anyio.lowlevel.checkpoint()
+
+
+async def _works(middleware: CredentialMiddleware, function: Callable[..., object]) -> bool:
+    try:
+        await middleware.invoke(manifest_for("key"), function)
+    except AuditUnavailableError:
+        return False
+    return True

@@ -1,0 +1,28 @@
+"""A migration in a span: its format and how many entries, and none of their secrets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from apex_creds.audit import names
+from apex_creds.migration import migrate
+from apex_creds.vault import Vault
+from tests.audit.recording import recording
+from tests.migration import old
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_source_is_a_span(vault: Vault, place: Path) -> None:
+    path = old.fernet_file(place)
+    with recording() as seen:
+        report = await migrate(vault, [path], environ=old.ENV)
+        (source,) = report.sources
+        assert source.format is not None
+        assert dict(seen.span(names.MIGRATE).attributes or {}) == {
+            names.FORMAT: source.format.value,
+            names.RECORDS: len(source.entries),
+        }
+        assert not {"gh-1", "at-1", "sk-1"} & set(seen.everything().split('"'))

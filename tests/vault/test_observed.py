@@ -1,0 +1,74 @@
+"""Rotations and re-encryption of a real vault in spans and metrics; nothing secret in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from apex_creds.audit import names
+from apex_creds.model import ApiKey
+from apex_creds.scheduler.reencrypt import reencrypt
+from apex_creds.vault import dek, rotate
+from tests.audit.recording import Recording, recording
+from tests.vault.helpers import create
+
+pytestmark = pytest.mark.anyio
+SECRET = "sk-canary-observed"
+
+
+def _levels(seen: Recording) -> list[object]:
+    return [(span.attributes or {})[names.KEY_LEVEL] for span in seen.spans(names.ROTATE)]
+
+
+async def test_rotations_of_each_level(tmp_path: Path) -> None:
+    async with await create(tmp_path) as vault:
+        await vault.put("openai", ApiKey(SECRET))
+        await vault.put("other", ApiKey(SECRET))
+        with recording() as seen:
+            now = vault.clock.time()
+            await dek.renew(vault.store, "api_keys/openai", now=now)
+            await rotate.rotate_kek(vault.store, replaces=1, now=now)
+            await rotate.rotate_master(vault.store, replaces=1, now=now)
+            assert _levels(seen) == ["dek", "kek", "master"]
+            counts = seen.values(names.ROTATION_DURATION)
+            assert counts == {
+                ((names.KEY_LEVEL, level),): 1 for level in ("dek", "kek", "master")
+            }
+            await vault.refresh()
+            assert sum(seen.values(names.RECORDS_LEFT).values()) == 1
+            async for _ in reencrypt(vault.store, "api_keys"):
+                pass
+            assert sum(seen.values(names.RECORDS_LEFT).values()) == 0
+            moved = dict(seen.span(names.REENCRYPT).attributes or {})
+            assert moved == {names.SECTION: "api_keys", names.RECORDS: 1}
+            states = {dict(key)[names.KEY_STATE] for key in seen.values(names.KEY_AGE)}
+            assert states == {"primary", "active"}
+            assert SECRET not in seen.everything()
+            assert "openai" not in seen.everything()
+
+
+async def test_a_sealed_vault_says_nothing(tmp_path: Path) -> None:
+    with recording() as seen:
+        vault = await create(tmp_path)
+        assert seen.values(names.KEY_AGE)
+        await vault.close()
+        assert not seen.values(names.KEY_AGE)
+        assert sum(seen.values(names.RECORDS_LEFT).values()) == 0
+
+
+async def test_the_lease_of_a_rotated_key_is_linked(tmp_path: Path) -> None:
+    from apex_creds.leases import CredentialMap
+    from tests.leases.world import world_in
+
+    async with world_in(tmp_path) as world:
+
+        async def during(credentials: CredentialMap) -> None:
+            await dek.renew(world.vault.store, "api_keys/key", now=world.clock.time())
+            async with credentials["key"].reveal():
+                pass
+
+        with recording() as seen:
+            await world.call(during)
+            (link,) = seen.span(names.LEASE).links
+            assert link.context.span_id == seen.span(names.ROTATE).context.span_id
