@@ -25,7 +25,8 @@ from apex_creds.errors import ApexCredsError
 
 EXIT_CODES: Final[dict[int, str]] = {
     0: "Done.",
-    1: "A check of `doctor` or of `demo` failed, or a question was answered with no.",
+    1: "A check of `doctor` or of `demo` failed, `migrate` left something over, or a question "
+    "was answered with no.",
     2: "The command line is not understood.",
     3: "Vault: there is none, there is one already, or it is sealed.",
     4: "Master key: missing, unavailable, read-only, in an unsafe keyring, or the wrong one.",

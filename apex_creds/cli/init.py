@@ -10,7 +10,7 @@ import anyio
 import typer
 
 from apex_creds.audit import check
-from apex_creds.cli import options, output, session, when
+from apex_creds.cli import automatic, migrate, options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import VaultExistsError
 from apex_creds.keys.hierarchy import KEYSTORE
@@ -32,6 +32,7 @@ def init(
     """Make a vault, and a master key for it (in the OS keyring by default)."""
     chosen = options.settings(ctx, home, master)
     place = session.home_of(chosen)
+    migrate.make_room(place)
     # Before a passphrase is asked for twice in vain.
     if FileStorage(place).change_token(KEYSTORE) is not None:
         raise VaultExistsError(
@@ -43,6 +44,7 @@ def init(
     async def create() -> str:
         made = await Vault.create(place, master=provider, hashed_names=hashed_names)
         async with made as vault:
+            await automatic.look(vault)
             return vault.vault_id
 
     vault_id = anyio.run(create)

@@ -14,11 +14,13 @@ from typing import TypeVar
 
 import anyio
 
+from apex_creds.cli import automatic
 from apex_creds.cli.options import Settings
 from apex_creds.errors import VaultNotFoundError
 from apex_creds.keys import MasterKeyProvider, Prompt, provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.keys.passphrase import terminal_prompt
+from apex_creds.migration import is_legacy
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault
 from apex_creds.vault.document import Header, parse
@@ -30,8 +32,15 @@ T = TypeVar("T")
 PASSPHRASE = "passphrase:"  # noqa: S105 - a scheme
 
 
-def with_vault(settings: Settings, work: Callable[[Vault], Awaitable[T]]) -> T:
+def with_vault(
+    settings: Settings, work: Callable[[Vault], Awaitable[T]], *, look: bool = True
+) -> T:
     """Unseals the vault, runs ``work`` on it, seals it again.
+
+    Args:
+        settings: Which vault.
+        work: What to do.
+        look: Migrate first what older programs left beside it.
 
     Raises:
         ApexCredsError: Anything that unsealing or ``work`` raises.
@@ -40,6 +49,8 @@ def with_vault(settings: Settings, work: Callable[[Vault], Awaitable[T]]) -> T:
 
     async def body() -> T:
         async with await Vault.unseal(settings.home, master=provider) as vault:
+            if look:
+                await automatic.look(vault)
             return await work(vault)
 
     return anyio.run(body)
@@ -86,6 +97,11 @@ def read_header(settings: Settings) -> Header:
 
 
 async def _header(home: Path) -> Header:
+    if is_legacy(home):
+        raise VaultNotFoundError(
+            f"The key store in {home} is an older program's.",
+            hint="Take its credentials over with: apex-creds migrate",
+        )
     storage = FileStorage(home)
     try:
         stored = await storage.read(KEYSTORE)

@@ -11,6 +11,7 @@ from apex_creds.migration.copying import OnConflict
 from apex_creds.migration.fallback import Fallback
 from apex_creds.migration.finishing import Erased, finish
 from apex_creds.migration.hook import SWITCH, on_unseal, switch
+from apex_creds.migration.preview import preview
 from apex_creds.migration.report import EntryReport, Fate, Report, SourceReport
 from apex_creds.migration.run import Options, migrate
 from apex_creds.migration.state import migration_document
@@ -30,6 +31,7 @@ __all__ = [
     "migrate",
     "migration_document",
     "on_unseal",
+    "preview",
     "set_aside",
     "switch",
 ]

@@ -147,13 +147,18 @@ class Copying:
                 return _Decision(target, Fate.PRESENT)
             if same(opened, secret, but=FIELDS):
                 return _Decision(target, Fate.PRESENT, "other fields than the secret differ")
-        if target.written and self._unchanged and info.version > target.written.version:
+        if target.written and self._is_newer(info, target.written):
             return _Decision(target, Fate.CHANGED)
         if self._on_conflict is OnConflict.KEEP:
             return _Decision(target, Fate.KEPT, "the vault has another value")
         if self._on_conflict is OnConflict.REPLACE:
             return _Decision(target, Fate.REPLACED, f"version {info.version} had another value")
         return _Decision(target, Fate.CONFLICT, "the vault has another value")
+
+    def _is_newer(self, info: CredentialInfo, written: Written) -> bool:
+        """Whether the vault's value came after the source's: set by hand since."""
+        by_hand = written.version == 0
+        return by_hand or (self._unchanged and info.version > written.version)
 
     # -- reading back ------------------------------------------------------------
 

@@ -1,0 +1,78 @@
+"""What every command does first about older programs' files: migrate them, and say so.
+
+Guarantee: said on standard error, in a few lines without a secret; never an error of the
+command itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from apex_creds.cli import output
+from apex_creds.migration import Report, SourceReport, on_unseal
+from apex_creds.migration.copying import Progress as Tell
+from apex_creds.migration.state import DOCUMENT
+from apex_creds.vault import Vault
+
+LARGE: Final = 500
+"""Entries from which on a bar is shown."""
+
+
+async def look(vault: Vault) -> None:
+    """Migrates what lies beside the vault."""
+    with bar() as tell:
+        report = await on_unseal(vault, progress=tell)
+    await take_config(vault)
+    announce(report)
+
+
+async def take_config(vault: Vault) -> None:
+    """Makes policy of what a migrated configuration says about rotation."""
+    if vault.store.storage.change_token(DOCUMENT) is not None:
+        from apex_creds.compat.rotation import take_intervals  # loads the scheduler
+
+        await take_intervals(vault)
+
+
+def announce(report: Report) -> None:
+    """Says what was done by itself."""
+    for source in report.sources:
+        if source.problem:
+            output.note(f"{source.path} was not migrated: {source.problem} {source.hint}")
+            continue
+        output.note(f"Migrated {source.path}: {summary(source)}.", style="green")
+        if source.missing:
+            output.note("See what is left: apex-creds migrate --dry-run")
+        elif source.backups:
+            output.note("When all works: apex-creds migrate finish erases the .bak files.")
+        for note in source.notes:
+            output.note(note)
+
+
+def summary(source: SourceReport) -> str:
+    """How many entries had which fate, in words."""
+    counts = sorted(source.counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {fate.value}" for fate, count in counts) or "nothing in it"
+
+
+@contextmanager
+def bar() -> Iterator[Tell]:
+    """A progress bar on a terminal, for large sources."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    shown = output.console(sys.stderr)
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=shown, disable=not sys.stderr.isatty()) as progress:
+
+        def tell(path: str, done: int, total: int) -> None:
+            if total < LARGE:
+                return
+            if path not in tasks:
+                tasks[path] = progress.add_task(output.safe(path))
+            progress.update(tasks[path], total=total, completed=done)
+
+        yield tell

@@ -1,0 +1,240 @@
+"""``EnhancedApiKeyManager``: the old manager with permissions and rotation.
+
+Guarantee: a permission is a grant in the vault. A plugin is refused where there is none,
+where policy refuses or would ask a person, and while the vault is locked down; a refusal is
+in the log and tells the plugin nothing but None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final, TypeVar
+
+from msgspec.structs import replace
+
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.compat import rotation
+from apex_creds.compat.lookup import find_info, names_for, text_of, token_of
+from apex_creds.compat.manager import ApiKeyManager, _warn
+from apex_creds.migration.state import migration_document
+from apex_creds.model import CredentialInfo, CredentialKind, check_name
+from apex_creds.policy.decide import decide
+from apex_creds.policy.grants import Grant, GrantDecision
+from apex_creds.policy.manifest import Access, Need
+from apex_creds.policy.source import load_policy
+from apex_creds.scheduler.policy import Level
+from apex_creds.vault import Opened
+
+T = TypeVar("T")
+
+_KINDS: Final = (CredentialKind.API_KEY, CredentialKind.OAUTH_TOKEN)
+_ROTATIONS: Final = {
+    "kek": (Level.KEK,),
+    "dek": (Level.DEK,),
+    "all": (Level.KEK, Level.DEK),
+}
+_MAX_DAYS: Final = 36_500
+
+
+class EnhancedApiKeyManager(ApiKeyManager):
+    """As ``ApiKeyManager``, with permissions for plugins and rotation of keys."""
+
+    # -- access control ------------------------------------------------------------
+
+    def enable_access_control(self, enabled: bool = True) -> None:
+        """Whether the ``…_secure`` methods ask for a permission; for good. They do at first."""
+        self._call(partial(self._enable, bool(enabled)))
+
+    def set_plugin_permissions(self, plugin_id: str, allowed_services: Iterable[str]) -> None:
+        """Permits a plugin these services and no others.
+
+        Raises:
+            ApiKeyManagerError: The plugin's id can't be one, or it could not be stored.
+        """
+        services = list(allowed_services)
+        self._call(partial(self._permit, plugin_id, services))
+
+    def check_plugin_permission(self, plugin_id: str, service: str) -> bool:
+        """Whether a plugin may have a service's API key or token."""
+        return self._call(partial(self._may_any, plugin_id, service))
+
+    def get_api_key_secure(self, plugin_id: str, service: str) -> str | None:
+        """A service's API key for a plugin; None when denied, or when there is none."""
+        _warn("get_api_key_secure", service)
+        kind = CredentialKind.API_KEY
+        action = "compat.get_api_key_secure"
+        return self._call(
+            partial(self._secure, plugin_id, service, kind, action, lambda o, _: text_of(o))
+        )
+
+    def get_oauth_token_secure(self, plugin_id: str, service: str) -> dict[str, object] | None:
+        """A service's token for a plugin; None when denied, or when there is none."""
+        _warn("get_oauth_token_secure", service)
+        kind = CredentialKind.OAUTH_TOKEN
+        action = "compat.get_oauth_token_secure"
+        return self._call(partial(self._secure, plugin_id, service, kind, action, token_of))
+
+    # -- rotation ------------------------------------------------------------------
+
+    def rotate_master_key(self) -> bool:
+        """Renews the master key (and the KEK with it).
+
+        Raises:
+            MasterKeyError: The provider can't make one.
+            StorageError: Another worker rotates at this moment.
+        """
+        self._call(partial(rotation.rotate, self._vault, (Level.MASTER,)))
+        return True
+
+    def rotate_encryption_keys(self, key_type: str = "all") -> bool:
+        """Renews ``kek``, ``dek`` or ``all``; credentials are re-encrypted on return.
+
+        Raises:
+            ValueError: Another type.
+            StorageError: Another worker rotates at this moment.
+        """
+        levels = _ROTATIONS.get(key_type)
+        if levels is None:
+            raise ValueError(f"key_type is one of {', '.join(_ROTATIONS)}.")
+        self._call(partial(rotation.rotate, self._vault, levels))
+        return True
+
+    def set_key_rotation_interval(self, key_type: str, days: float) -> None:
+        """How often the keys of a level are renewed.
+
+        Raises:
+            ValueError: No such level, or no such interval.
+        """
+        if key_type not in rotation.LEVELS:
+            raise ValueError(f"key_type is one of {', '.join(rotation.LEVELS)}.")
+        if isinstance(days, bool) or not 0 < days <= _MAX_DAYS:
+            raise ValueError("days is a number greater than zero.")
+        self._call(partial(rotation.set_intervals, self._vault, {key_type: days}))
+
+    def check_key_rotation_status(self) -> dict[str, dict[str, object]]:
+        """By level: ``rotation_interval_days``, ``last_rotation``, and what follows."""
+        return self._call(partial(rotation.status, self._vault))
+
+    # -- in the event loop's thread ------------------------------------------------
+
+    async def _enable(self, enabled: bool) -> None:
+        document = migration_document(self._vault.store)
+        await document.change(
+            lambda s: s if s.access_control is enabled else replace(s, access_control=enabled)
+        )
+
+    async def _permit(self, plugin: str, services: list[str]) -> None:
+        check_name(plugin, what="plugin id")
+        infos = await self._vault.list()
+        wanted = {name for service in services for name in _names(infos, service)}
+        grants = [grant for grant in await self._vault.grants() if grant.plugin == plugin]
+        for grant in grants:
+            if grant.credential not in wanted:
+                await self._vault.revoke(plugin=plugin, credential=grant.credential)
+        kept = {grant.credential for grant in grants if _permits(grant)}
+        for name in sorted(wanted - kept):
+            await self._vault.grant(plugin, name, reveal=True)
+
+    async def _may_any(self, plugin: str, service: str) -> bool:
+        infos = await self._vault.list()
+        found = [info for kind in _KINDS if (info := find_info(infos, service, kind))]
+        if found:
+            return any([not await self._refusal(plugin, info) for info in found])
+        # As the old manager: a permission may come before the credential.
+        grants = await self._vault.grants()
+        if not (await migration_document(self._vault.store).read()).access_control:
+            return grants.lockdown is None
+        names = {name for kind in _KINDS for name in names_for(service, kind)}
+        chosen = (grants.find(plugin, name) for name in names)
+        return grants.lockdown is None and any(g is not None and _permits(g) for g in chosen)
+
+    async def _refusal(self, plugin: str, info: CredentialInfo) -> str:
+        """Why a plugin may not have a credential; empty where it may."""
+        grants, now = await self._vault.grants(), self._vault.clock.time()
+        if grants.lockdown is not None:
+            return "locked_down"
+        grant = grants.find(plugin, info.name)
+        controlled = (await migration_document(self._vault.store).read()).access_control
+        if not controlled and (grant is None or grant.decision is GrantDecision.ALLOW):
+            grant = Grant(id="", plugin=plugin, credential=info.name, reveal=True, created=now)
+        decision = decide(
+            need=Need(name=info.name, access=Access.REVEAL),
+            grant=grant,
+            info=info,
+            now=now,
+            policy=load_policy(self._vault.home),
+            plugin=plugin,
+            action="compat",
+        )
+        if decision.permission is None or not decision.permission.reveal:
+            return decision.reason.value
+        return ""
+
+    async def _secure(
+        self,
+        plugin: str,
+        service: str,
+        kind: CredentialKind,
+        action: str,
+        use: Callable[[Opened, CredentialInfo | None], T],
+    ) -> T | None:
+        info = find_info(await self._vault.list(), service, kind)
+        if info is None:
+            return await self._secure_legacy(plugin, service, kind, action, use)
+        refusal = await self._refusal(plugin, info)
+        if refusal:
+            self._log(EventKind.DENIAL, plugin, info.name, action, reason=refusal)
+            return None
+        record = await self._vault.find(info.name)
+        await self._vault.store.keystore()
+        event = self._event(EventKind.EXPOSE, plugin, info.name, action, reason="compat")
+        with self._vault.release(record, self._vault.audit.encode(event)) as opened:
+            return use(opened, info)
+
+    async def _secure_legacy(
+        self,
+        plugin: str,
+        service: str,
+        kind: CredentialKind,
+        action: str,
+        use: Callable[[Opened, CredentialInfo | None], T],
+    ) -> T | None:
+        if not await self._may_any(plugin, service):
+            self._log(EventKind.DENIAL, plugin, service, action, reason="not_granted")
+            return None
+        opened = await self._legacy(service, kind, action, plugin)
+        if opened is None:
+            return None
+        with opened:
+            return use(opened, None)
+
+    def _log(
+        self, kind: EventKind, plugin: str, name: str, action: str, *, reason: str
+    ) -> None:
+        self._vault.audit.append(self._event(kind, plugin, name, action, reason=reason))
+
+    def _event(
+        self, kind: EventKind, plugin: str, name: str, action: str, *, reason: str
+    ) -> AuditEvent:
+        return AuditEvent(
+            time=self._vault.clock.time(),
+            kind=kind,
+            plugin=plugin,
+            action=action,
+            credential=name,
+            decision="deny" if kind is EventKind.DENIAL else "allow",
+            reason=reason,
+        )
+
+
+def _names(infos: list[CredentialInfo], service: str) -> set[str]:
+    """The credentials that a permission for a service is about."""
+    if service == "*":
+        return {info.name for info in infos if info.kind in _KINDS}
+    found = {info.name for kind in _KINDS if (info := find_info(infos, service, kind))}
+    return found or {names_for(service, CredentialKind.API_KEY)[0]}
+
+
+def _permits(grant: Grant) -> bool:
+    return grant.reveal and grant.decision is GrantDecision.ALLOW

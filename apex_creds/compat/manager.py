@@ -1,0 +1,296 @@
+"""``ApiKeyManager``: the old synchronous manager, on a vault.
+
+Guarantee: what the old methods promised, with every secret that is handed out in the audit
+log first, and a warning, once, that names the handle to use instead. Usable from any thread
+and from inside a running event loop (which then waits, as it did for the old manager).
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import Final, Self, TypeVar
+
+from apex_creds.compat.errors import translated
+from apex_creds.compat.lookup import (
+    find_info,
+    free_name,
+    named_info,
+    names_for,
+    text_of,
+    token_of,
+)
+from apex_creds.compat.opening import open_vault
+from apex_creds.compat.places import AnyPath, places
+from apex_creds.compat.portal import Portal
+from apex_creds.errors import CredentialExistsError, CredentialNotFoundError
+from apex_creds.keys import MasterKeyProvider
+from apex_creds.migration import Fallback
+from apex_creds.migration.entries import credential_name, token_secret
+from apex_creds.model import ApiKey, CredentialInfo, CredentialKind, Secret
+from apex_creds.vault import Opened, Vault
+
+T = TypeVar("T")
+Use = Callable[[Opened, CredentialInfo | None], T]
+
+_KINDS: Final = {
+    "api_key": (CredentialKind.API_KEY,),
+    "oauth_token": (CredentialKind.OAUTH_TOKEN,),
+    "all": (CredentialKind.API_KEY, CredentialKind.OAUTH_TOKEN),
+}
+_HANDLES: Final = (
+    "Use a handle instead: declare the credential in the plugin's manifest and call "
+    "credentials[{service!r}].client(); see docs/MIGRATING.md."
+)
+_ROUNDS: Final = 3
+
+_warned: set[str] = set()
+_warning = threading.Lock()
+
+
+class ApiKeyManager:
+    """API keys and OAuth tokens by service.
+
+    Args:
+        config_dir: ``…/security``: the vault is what that is in; any other directory is
+            the vault's own. ``~/.apex_agent`` by default.
+        credentials_dir: ``…/credentials``, likewise; where older files are, besides.
+        create_dirs: Make a vault where there is none.
+        migrate_legacy: Take over what older programs left there.
+        master: Where the master key is; by default as the vault says, and for a new one as
+            ``$APEX_CREDS_MASTER`` does (a URI, never a key), or in the OS keyring.
+
+    Raises:
+        ApiKeyManagerError: One of its subclasses says what is wrong.
+    """
+
+    def __init__(
+        self,
+        config_dir: AnyPath | None = None,
+        credentials_dir: AnyPath | None = None,
+        create_dirs: bool = True,
+        migrate_legacy: bool = True,
+        *,
+        master: str | MasterKeyProvider | None = None,
+    ) -> None:
+        found = places(config_dir, credentials_dir)
+        self._portal = Portal()
+        opening = partial(
+            open_vault, found, create=create_dirs, migrating=migrate_legacy, master=master
+        )
+        try:
+            with translated():
+                self._vault = self._portal.call(opening)
+        except BaseException:
+            self._portal.close()
+            raise
+        self._fallback = Fallback(self._vault) if migrate_legacy else None
+        self._close = weakref.finalize(self, _close, self._portal, self._vault)
+
+    # -- life --------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Seals the vault; idempotent. At the interpreter's end it happens by itself."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- API keys and tokens -------------------------------------------------------
+
+    def set_api_key(self, service: str, api_key: str) -> None:
+        """Stores a service's API key, in place of the one before.
+
+        Raises:
+            ApiKeyManagerError: It could not be stored.
+        """
+        _check_text(service, "service")
+        _check_text(api_key, "API key")
+        with translated():
+            secret = ApiKey(api_key)
+        self._call(partial(self._store, service, secret))
+
+    def get_api_key(self, service: str) -> str | None:
+        """A service's API key, or None. Audited as an exposure.
+
+        Raises:
+            ApiKeyManagerError: It could not be read.
+        """
+        _warn("get_api_key", service)
+        return self._read(service, CredentialKind.API_KEY, "compat.get_api_key", _text)
+
+    def set_oauth_token(self, service: str, token_data: dict[str, object]) -> None:
+        """Stores a service's OAuth token, in place of the one before.
+
+        Args:
+            service: Names it.
+            token_data: ``access_token``, ``refresh_token``, ``expires_at`` (Unix seconds),
+                ``token_type``, ``scope``; whatever else there is, is kept with it.
+
+        Raises:
+            ApiKeyManagerError: It could not be stored.
+        """
+        _check_text(service, "service")
+        if not isinstance(token_data, dict):
+            raise TypeError("The token is not a dict.")
+        with translated():
+            secret = token_secret(token_data)
+        self._call(partial(self._store, service, secret))
+
+    def get_oauth_token(self, service: str) -> dict[str, object] | None:
+        """A service's OAuth token as it was stored, or None. Audited as an exposure.
+
+        Raises:
+            ApiKeyManagerError: It could not be read.
+        """
+        _warn("get_oauth_token", service)
+        kind = CredentialKind.OAUTH_TOKEN
+        return self._read(service, kind, "compat.get_oauth_token", token_of)
+
+    def delete_credential(self, service: str, credential_type: str = "all") -> bool:
+        """Deletes ``api_key``, ``oauth_token`` or ``all`` of a service.
+
+        Returns:
+            Whether there was anything to delete.
+
+        Raises:
+            ValueError: Another type.
+            ApiKeyManagerError: It could not be deleted.
+        """
+        kinds = _KINDS.get(credential_type)
+        if kinds is None:
+            raise ValueError(f"credential_type is one of {', '.join(_KINDS)}.")
+        deleted = [self._call(partial(self._delete, service, kind)) for kind in kinds]
+        return any(deleted)
+
+    def list_configured_services(self) -> dict[str, list[str]]:
+        """The services that have an API key, and those that have a token."""
+        return self._call(self._listed)
+
+    # -- in the event loop's thread ----------------------------------------------
+
+    def _call(self, work: Callable[[], Awaitable[T]]) -> T:
+        if not self._close.alive:
+            raise _closed()
+        with translated():
+            return self._portal.call(work)
+
+    def _read(self, service: str, kind: CredentialKind, action: str, use: Use[T]) -> T | None:
+        return self._call(partial(self._use, service, kind, action, use))
+
+    async def _use(
+        self, service: str, kind: CredentialKind, action: str, use: Use[T]
+    ) -> T | None:
+        info = find_info(await self._vault.list(), service, kind)
+        async with AsyncExitStack() as stack:
+            if info is not None:
+                with suppress(CredentialNotFoundError):  # deleted in this very moment
+                    opened = await stack.enter_async_context(
+                        self._vault.open(info.name, action=action)
+                    )
+                    return use(opened, info)
+            legacy = await self._legacy(service, kind, action)
+            return None if legacy is None else use(stack.enter_context(legacy), None)
+
+    async def _legacy(
+        self, service: str, kind: CredentialKind, action: str, plugin: str = ""
+    ) -> Opened | None:
+        """Out of an old file that is not migrated yet."""
+        if self._fallback is None:
+            return None
+        for name in names_for(service, kind):
+            found = await self._fallback.find(name, kind=kind)
+            if found is not None:
+                return self._fallback.release(found, action=action, plugin=plugin)
+        return None
+
+    async def _store(self, service: str, secret: Secret) -> None:
+        await self._forget(service, secret.kind)
+        for attempt in range(_ROUNDS):
+            infos = await self._vault.list()
+            known = named_info(infos, service, secret.kind)
+            name = known.name if known else free_name(infos, service, secret.kind)
+            try:
+                await self._vault.put(
+                    name, secret, service=None if known else credential_name(service)
+                )
+            except CredentialExistsError:  # another writer took the name for another kind
+                if attempt + 1 == _ROUNDS:
+                    raise
+            else:
+                return
+
+    async def _delete(self, service: str, kind: CredentialKind) -> bool:
+        forgotten = await self._forget(service, kind)
+        info = find_info(await self._vault.list(), service, kind)
+        if info is None:
+            return forgotten
+        with suppress(CredentialNotFoundError):
+            await self._vault.delete(info.name)
+            return True
+        return forgotten
+
+    async def _forget(self, service: str, kind: CredentialKind) -> bool:
+        """So that an old file's value neither comes back nor is in conflict later."""
+        if self._fallback is None:
+            return False
+        for name in names_for(service, kind):
+            found = await self._fallback.find(name, kind=kind)
+            if found is not None:
+                await self._fallback.forget(found)
+                return True
+        return False
+
+    async def _listed(self) -> dict[str, list[str]]:
+        found: dict[CredentialKind, set[str]] = {kind: set() for kind in _KINDS["all"]}
+        for info in await self._vault.list():
+            if info.kind in found:
+                found[info.kind].add(info.service)
+        legacy = await self._fallback.entries() if self._fallback else ()
+        for _, entry, _ in legacy:
+            if entry.kind in found:
+                found[entry.kind].add(credential_name(entry.service))
+        return {
+            "api_keys": sorted(found[CredentialKind.API_KEY]),
+            "oauth_tokens": sorted(found[CredentialKind.OAUTH_TOKEN]),
+        }
+
+
+def _text(opened: Opened, _: CredentialInfo | None) -> str:
+    return text_of(opened)
+
+
+def _close(portal: Portal, vault: Vault) -> None:
+    with suppress(RuntimeError):  # at the interpreter's end no thread can be started
+        portal.call(vault.close)
+    portal.close()
+
+
+def _closed() -> Exception:
+    from apex_creds.compat.errors import ApiKeyManagerError
+
+    return ApiKeyManagerError("The manager is closed.", hint="Make another one.")
+
+
+def _check_text(value: object, what: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"The {what} is not a str.")
+    if not value:
+        raise ValueError(f"The {what} is empty.")
+
+
+def _warn(method: str, service: str) -> None:
+    """Once in a process for each method: the caller's code is what is to be changed."""
+    with _warning:
+        if method in _warned:
+            return
+        _warned.add(method)
+    text = f"{method} hands out a raw secret. " + _HANDLES.format(service=service)
+    warnings.warn(text, DeprecationWarning, stacklevel=3)
