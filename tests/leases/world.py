@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -105,18 +108,11 @@ class World:
 @contextlib.asynccontextmanager
 async def world_in(where: Path, **options: object) -> AsyncIterator[World]:
     """A world with the credentials and grants that most tests use."""
+    shutil.copytree(await _template(), where / "home")
     clock = FakeClock()
-    vault = await Vault.create(where / "home", master=f"file:{where}/master.key", clock=clock)
-    async with vault:
-        origins = ["https://api.example.com"]
-        await vault.put("key", ApiKey(KEY), origins=origins)
-        await vault.put("token", OAuthToken(TOKEN, refresh_token=REFRESH), origins=origins)
-        await vault.put("login", BasicAuth("alice", PASSWORD), origins=origins)
-        await vault.put("blob", GenericSecret(BLOB), origins=origins)
-        await vault.put("ungranted", ApiKey("never-granted"), origins=origins)
-        for name in ("key", "token", "login", "blob"):
-            for plugin in ("demo", "inner"):
-                await vault.grant(plugin, name, scopes=["read", "write"], reveal=True)
+    async with await Vault.unseal(where / "home", clock=clock) as vault:
+        for info in await vault.list():  # so that its keys are in memory already
+            vault.reopen(await vault.find(info.name)).close()
         world = World(where, vault, clock)
         if options:
             await world.middleware.close()
@@ -125,6 +121,38 @@ async def world_in(where: Path, **options: object) -> AsyncIterator[World]:
             yield world
         finally:
             await world.middleware.close()
+
+
+_templates: list[Path] = []
+
+
+async def _template() -> Path:
+    """A home that is made once, and copied for each test."""
+    if not _templates:
+        where = Path(tempfile.mkdtemp(prefix="apex-creds-test-"))
+        atexit.register(shutil.rmtree, where, ignore_errors=True)
+        master = f"file:{where}/master.key"
+        async with await Vault.create(
+            where / "home", master=master, clock=FakeClock()
+        ) as vault:
+            await _fill(vault)
+        _templates.append(where / "home")
+    return _templates[0]
+
+
+async def _fill(vault: Vault) -> None:
+    secrets = {
+        "key": ApiKey(KEY),
+        "token": OAuthToken(TOKEN, refresh_token=REFRESH),
+        "login": BasicAuth("alice", PASSWORD),
+        "blob": GenericSecret(BLOB),
+        "ungranted": ApiKey("never-granted"),
+    }
+    for name, secret in secrets.items():
+        await vault.put(name, secret, origins=["https://api.example.com"])
+    for name in ("key", "token", "login", "blob"):
+        for plugin in ("demo", "inner"):
+            await vault.grant(plugin, name, scopes=["read", "write"], reveal=True)
 
 
 def in_other_process(where: Path, code: str) -> object:

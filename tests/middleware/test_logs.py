@@ -1,0 +1,250 @@
+"""No log record of an invocation shows what was redeemed in it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import sys
+
+import pytest
+import rich.console
+import rich.logging
+
+from apex_creds.errors import AuditUnavailableError
+from apex_creds.middleware import CredentialMiddleware
+from tests.crypto.slots import open_slots
+from tests.leases.world import KEY, World
+
+pytestmark = pytest.mark.anyio
+MARK = "[redacted:key]"
+logger = logging.getLogger("tests.plugin")
+
+
+class Shows:
+    """An object that is only seen by its text."""
+
+    def __init__(self, text: str, *, only: str = "both") -> None:
+        self.text, self.only = text, only
+
+    def __repr__(self) -> str:
+        return "<harmless>" if self.only == "str" else f"<Shows {self.text}>"
+
+    def __str__(self) -> str:
+        return "harmless" if self.only == "repr" else f"shows {self.text}"
+
+
+class Collect(logging.Handler):
+    """Shows each record in every way that a handler may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(message)s %(args)s %(msg)s"))
+        self.records: list[logging.LogRecord] = []
+        self.shown: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        out = io.StringIO()
+        console = rich.console.Console(file=out, width=300)
+        handler = rich.logging.RichHandler(
+            console=console, rich_tracebacks=True, tracebacks_show_locals=True
+        )
+        handler.emit(record)
+        self.records.append(record)
+        fields = {name: (f"{v!s}", f"{v!r}") for name, v in vars(record).items()}
+        self.shown.append(self.format(record) + repr(fields) + out.getvalue())
+
+    @property
+    def all(self) -> str:
+        return "\n".join(self.shown)
+
+
+@pytest.fixture
+def collected():
+    handler = Collect()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield handler
+    logger.removeHandler(handler)
+
+
+async def log_in(world: World, write) -> None:
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            text = secret.expose_str()
+        write(text)
+
+    with world.nothing_left():
+        await world.call(plugin)
+
+
+def raising(text: str) -> None:
+    variable = text  # for handlers that show variables
+    raise ValueError(f"harmless {len(variable)}")
+
+
+def log_exception(text: str) -> None:
+    try:
+        raise KeyError(text)
+    except KeyError:
+        logger.exception("failed")
+
+
+def log_harmless_exception(text: str) -> None:
+    try:
+        raising(text)
+    except ValueError:
+        logger.exception("failed")
+
+
+def log_stack(text: str) -> None:
+    def inner(sk):
+        logger.warning("here", stack_info=True)
+
+    inner(text)
+
+
+WRITERS = {
+    "message": lambda s: logger.info(f"it is {s}"),  # noqa: G004
+    "argument": lambda s: logger.info("it is %s", s),
+    "repr of an argument": lambda s: logger.info("it is %r", [s]),
+    "several": lambda s: logger.info("%s of %d %s", "a", 7, s),
+    "mapping": lambda s: logger.info("%(a)s", {"a": s}),
+    "unused mapping": lambda s: logger.info("%(b)s", {"a": s, "b": 1}),
+    "split over arguments": lambda s: logger.info("%s%s", s[:5], s[5:]),
+    "bytes": lambda s: logger.info("%s", s.encode()),
+    "object": lambda s: logger.info("%s", Shows(s)),
+    "object as message": lambda s: logger.info(Shows(s)),
+    "exception as message": lambda s: logger.info(ValueError(s)),
+    "extra": lambda s: logger.info("x", extra={"token": s}),
+    "nested extra": lambda s: logger.info("x", extra={"request": {"headers": [s]}}),
+    "object in extra": lambda s: logger.info("x", extra={"one": Shows(s)}),
+    "str of extra": lambda s: logger.info("x", extra={"one": Shows(s, only="str")}),
+    "repr of extra": lambda s: logger.info("x", extra={"one": Shows(s, only="repr")}),
+    "exception": log_exception,
+    "exc_info": lambda s: logger.info("x", exc_info=ValueError(s)),
+    "variables of frames": log_harmless_exception,
+    "stack": log_stack,
+    "too few arguments": lambda s: logger.info("%s %s", s),  # noqa: PLE1206
+    "too many arguments": lambda s: logger.info("harmless", s, Shows(s)),  # noqa: PLE1205
+    "wrong format": lambda s: logger.info("%d", s),
+    "wrong format of an object": lambda s: logger.info("%d", Shows(s)),
+    "handled by hand": lambda s: logger.handle(
+        logging.makeLogRecord({"msg": s, "levelno": 20})
+    ),
+    "child": lambda s: logger.getChild("child").info(s),
+    "another thread": lambda s: in_thread(lambda: logger.info(s)),
+}
+
+
+def in_thread(write) -> None:
+    import contextvars
+    import threading
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(write,))
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+async def test_every_way_to_log(world: World, collected: Collect, kind: str) -> None:
+    await log_in(world, WRITERS[kind])
+    assert len(collected.records) == 1
+    assert KEY not in collected.all
+    if kind not in ("variables of frames", "stack"):
+        assert MARK in collected.all
+        assert [event.detail for event in world.events("leak")] == ["log"]
+
+
+async def test_harmless_records_are_as_they_were(world: World, collected: Collect) -> None:
+    holder = object()
+    await log_in(world, lambda s: logger.info("%s and %d", holder, 7, extra={"one": holder}))
+    (record,) = collected.records
+    assert record.args == (holder, 7)
+    assert record.msg == "%s and %d"
+    assert record.one is holder
+    assert world.events("leak") == []
+
+
+async def test_a_traceback_stays_readable(world: World, collected: Collect) -> None:
+    await log_in(world, log_exception)
+    text = collected.format(collected.records[0])
+    assert "Traceback (most recent call last)" in text
+    assert f"KeyError: '{MARK}'" in text
+
+
+async def test_outside_of_invocations_nothing_is_touched(
+    world: World, collected: Collect
+) -> None:
+    await log_in(world, lambda s: None)
+    logger.info("it is %s", KEY)
+    assert KEY in collected.shown[0], "so that the tests above can fail"
+
+
+async def test_an_outer_invocations_secret_in_an_inner_log(
+    world: World, collected: Collect
+) -> None:
+    async def inner(text):
+        logger.info(text)
+
+    async def outer(credentials):
+        async with credentials["key"].reveal() as secret:
+            await world.call(inner, secret.expose_str(), plugin="inner", needs=("token",))
+
+    await world.call(outer)
+    assert KEY not in collected.all
+    assert MARK in collected.all
+
+
+async def test_a_task_that_outlives_its_invocation(world: World, collected: Collect) -> None:
+    go = asyncio.Event()
+
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            text = secret.expose_str()
+
+        async def later():
+            await go.wait()
+            for _ in range(3):
+                logger.info(text)
+
+        return_later.append(asyncio.create_task(later()))
+
+    return_later: list[asyncio.Task] = []
+    before = open_slots()
+    await world.call(plugin)
+    go.set()
+    await return_later.pop()
+    assert KEY not in collected.all
+    assert collected.all.count(MARK) >= 3
+    assert open_slots() <= before, "its needles are wiped after each search"
+
+
+async def test_a_record_whose_leak_can_not_be_logged_is_withheld(
+    world: World, collected: Collect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apex_creds.audit.segment import Segment
+
+    def refuse(*args, **kwargs):
+        raise AuditUnavailableError("No space left.")
+
+    def write(text):
+        with monkeypatch.context() as patch:
+            patch.setattr(Segment, "append", refuse)
+            logger.info("it is %s", text, exc_info=ValueError(text), stack_info=True)
+
+    await log_in(world, write)
+    assert KEY not in collected.all
+    assert "No space left" in collected.all
+
+
+async def test_the_hook_is_counted_and_taken_back(world: World) -> None:
+    hooked = logging.Logger.handle
+    second = CredentialMiddleware(world.vault)
+    assert logging.Logger.handle is hooked
+    await second.close()
+    assert logging.Logger.handle is hooked
+    await world.middleware.close()
+    assert logging.Logger.handle is not hooked
+    assert "apex_creds" not in logging.Logger.handle.__module__
+    assert sys.modules["logging"].Logger.handle.__name__ == "handle"

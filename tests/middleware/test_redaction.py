@@ -1,0 +1,600 @@
+"""What was redeemed does not come out of an invocation, in whatever it is wrapped."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import dataclasses
+import json
+import types
+import urllib.parse
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from apex_creds.errors import AuditUnavailableError, SecretLeakError
+from apex_creds.middleware import OnLeak
+from tests.crypto.slots import open_slots
+from tests.leases.world import BLOB, KEY, PASSWORD, REFRESH, TOKEN, World, world_in
+
+pytestmark = pytest.mark.anyio
+MARK = "[redacted:key]"
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "raw": str,
+    "hex": lambda s: s.encode().hex(),
+    "HEX": lambda s: s.encode().hex().upper(),
+    "base64": lambda s: base64.b64encode(s.encode()).decode(),
+    "base64url": lambda s: base64.urlsafe_b64encode(s.encode()).decode(),
+    "base64 of more": lambda s: base64.b64encode(b"user:" + s.encode() + b"!").decode(),
+    "base64 of yet more": lambda s: base64.b64encode(b"u:" + s.encode() + b"!!").decode(),
+    "quote": urllib.parse.quote,
+    "quote, all": lambda s: urllib.parse.quote(s, safe=""),
+    "quote_plus": urllib.parse.quote_plus,
+    "quoted in lower case": lambda s: lower_quotes(urllib.parse.quote(s, safe="")),
+    "JSON": lambda s: json.dumps(s)[1:-1],
+    "JSON, Unicode": lambda s: json.dumps(s, ensure_ascii=False)[1:-1],
+    "repr": lambda s: repr(s)[1:-1],
+    "repr of bytes": lambda s: repr(s.encode())[2:-1],
+}
+
+
+def lower_quotes(text: str) -> str:
+    first, *rest = text.split("%")
+    return "%".join([first, *(each[:2].lower() + each[2:] for each in rest)])
+
+
+def forms(secret: str) -> set[str]:
+    """Every spelling, without the ends that depend on what is beside it."""
+    found = {make(secret) for make in SPELLINGS.values()}
+    return {form.rstrip("=")[6:-6] for form in found}
+
+
+def clean(value: object, secret: str = KEY) -> bool:
+    text = f"{value!r} {value!s}"
+    return not any(form in text for form in forms(secret))
+
+
+async def pass_through(world: World, make, *names: str) -> object:
+    """What is left of a value that a plugin makes of secrets."""
+
+    async def plugin(credentials):
+        secrets = []
+        for name in names or ("key",):
+            async with credentials[name].reveal() as secret:
+                secrets.append(secret.expose_str())
+        return make(*secrets)
+
+    with world.nothing_left():
+        return await world.call(plugin, needs=names or ("key",))
+
+
+# -- spellings ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(
+    ("name", "secret"), [("key", KEY), ("login", PASSWORD), ("token", TOKEN)]
+)
+async def test_every_spelling(world: World, name: str, secret: str, spelling: str) -> None:
+    spelled = SPELLINGS[spelling](secret)
+    mark = f"[redacted:{name}]"
+
+    def make(real):
+        assert real == secret
+        return [f"<{spelled}>", f"<{spelled}>".encode(), {spelled: 1}]
+
+    text, data, table = await pass_through(world, make, name)
+    for found in (text, data.decode(), *table):
+        assert mark in found
+        assert clean(found, secret)
+    assert [(e.credential, e.detail) for e in world.events("leak")] == [(name, "result")]
+
+
+async def test_every_part(world: World) -> None:
+    async def plugin(credentials):
+        async with credentials["token"].reveal() as secret:
+            assert secret.expose_str() == TOKEN
+        async with credentials["blob"].reveal() as secret:
+            data = secret.expose_bytes()
+        async with credentials["login"].reveal(part="user") as secret:
+            user = secret.expose_str()
+        return [REFRESH, data, data.hex(), user]
+
+    result = await world.call(plugin, needs=("token", "blob", "login"))
+    assert result[:3] == ["[redacted:token]", b"[redacted:blob]", "[redacted:blob]"]
+    assert result[3] == "alice", "a user's name is no secret"
+    assert BLOB not in result[1]
+
+
+async def test_only_what_was_redeemed_is_looked_for(world: World) -> None:
+    async def plugin(credentials):
+        async with credentials["key"].reveal():
+            return [KEY, TOKEN]
+
+    assert await world.call(plugin, needs=("key", "token")) == [MARK, TOKEN]
+    assert [e.credential for e in world.events("leak")] == ["key"]
+
+
+async def test_a_leak_names_what_leaked(world: World) -> None:
+    result = await pass_through(world, lambda key, token: token + token, "key", "token")
+    assert result == "[redacted:token]" * 2
+    assert [e.credential for e in world.events("leak")] == ["token"]
+
+
+async def test_an_inner_invocations_secret_is_no_business_of_the_outer(world: World) -> None:
+    """But a handle that was passed on belongs to both."""
+
+    async def inner(handle):
+        async with handle.reveal() as secret:
+            return {"inner": secret.expose_str()}
+
+    async def outer(credentials):
+        got = await world.call(inner, credentials["key"].attenuate(), plugin="inner", needs=())
+        return [got, KEY]
+
+    assert await world.call(outer) == [{"inner": MARK}, MARK]
+
+
+# -- containers ----------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    left: object
+    right: object
+
+
+@dataclasses.dataclass
+class Data:
+    value: object
+    other: int = 7
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    value: object
+
+
+class Struct(msgspec.Struct, frozen=True):
+    value: object
+
+
+class Registered(dict):
+    pass
+
+
+CONTAINERS: dict[str, Callable[[object], object]] = {
+    "list": lambda v: [1, v, None],
+    "tuple": lambda v: (v, 2),
+    "named tuple": lambda v: Pair(3, v),
+    "set": lambda v: {v, 1},
+    "frozen set": lambda v: frozenset([v]),
+    "deque": lambda v: collections.deque([v]),
+    "dict": lambda v: {"a": v},
+    "keys": lambda v: {v: "a"},
+    "ordered": lambda v: collections.OrderedDict(a=v),
+    "default": lambda v: collections.defaultdict(list, a=[v]),
+    "own dict": lambda v: Registered(a=v),
+    "read-only": lambda v: types.MappingProxyType({"a": v}),
+    "data class": Data,
+    "frozen data class": Frozen,
+    "struct": Struct,
+    "namespace": lambda v: types.SimpleNamespace(a=v),
+    "nested": lambda v: {"a": [Data(Pair({"b": (v,)}, 1))]},
+    "exception": ValueError,
+    "list of exceptions": lambda v: [KeyError(v), None],
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+async def test_every_container(world: World, kind: str) -> None:
+    original: list[object] = []
+
+    def make(secret):
+        original.append(CONTAINERS[kind](secret))
+        return original[0]
+
+    result = await pass_through(world, make)
+    assert clean(result)
+    assert "redacted:key" in str(result)
+    if kind != "read-only":
+        assert type(result) is type(original[0])
+    if "exception" not in kind:
+        assert not clean(original[0]), "what the plugin has is not altered"
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+async def test_what_has_no_secret_is_the_same_object(world: World, kind: str) -> None:
+    made = CONTAINERS[kind]("harmless")
+    assert await pass_through(world, lambda secret: made) is made
+
+
+@pytest.mark.parametrize("make", [bytearray, memoryview, bytes])
+async def test_buffers(world: World, make) -> None:
+    result = await pass_through(world, lambda secret: make(b"<" + secret.encode() + b">"))
+    assert type(result) is make
+    assert bytes(result) == f"<{MARK}>".encode()
+
+
+async def test_text_that_is_no_text(world: World) -> None:
+    result = await pass_through(world, lambda secret: f"\ud800{secret}\udfff")
+    assert result == f"\ud800{MARK}\udfff"
+
+
+async def test_cycles(world: World) -> None:
+    def make(secret):
+        table: dict[str, object] = {"secret": secret}
+        table["self"] = [table, table]
+        return table
+
+    result = await pass_through(world, make)
+    assert clean(result)
+    assert result["secret"] == MARK
+    assert len(result["self"]) == 2
+
+    harmless: list[object] = []
+    harmless += [harmless, harmless]
+    assert await pass_through(world, lambda secret: harmless) is harmless
+
+
+async def test_shared_parts_are_walked_once(world: World) -> None:
+    """Sixty levels of pairs would be 2^60 steps."""
+
+    def make(secret):
+        value: object = secret
+        for _ in range(50):
+            value = [value, value]
+        return value
+
+    result = await pass_through(world, make)
+    for _ in range(49):
+        assert result[0] is result[1]
+        result = result[0]
+    result, _ = result
+    assert result == MARK
+
+
+async def test_what_is_too_deep_to_search_is_withheld(world: World) -> None:
+    def make(secret):
+        value: object = secret
+        for _ in range(5000):
+            value = [value]
+        return value
+
+    result = await pass_through(world, make)
+    depth = 0
+    while isinstance(result, list):
+        result, depth = result[0], depth + 1
+    assert depth < 100
+    assert "too deeply" in result
+
+
+async def test_an_exception_that_holds_itself(world: World) -> None:
+    def make(secret):
+        error = ValueError(secret)
+        error.data = [error, {"a": error}]
+        return error
+
+    assert clean(await pass_through(world, make))
+
+
+# -- streams -------------------------------------------------------------------------------
+
+
+async def stream_of(world: World, *chunks: object) -> list[object]:
+    async def plugin(credentials):
+        async with credentials["key"].reveal():
+            pass
+        for chunk in chunks:
+            yield chunk
+
+    return [chunk async for chunk in await world.call(plugin)]
+
+
+@pytest.mark.parametrize("make", [str, str.encode, lambda s: bytearray(s.encode())])
+async def test_a_secret_cut_at_every_position(world: World, make) -> None:
+    text = f"before {KEY} after"
+    for at in range(len(text) + 1):
+        chunks = await stream_of(world, make(text[:at]), make(text[at:]))
+        joined = make("").join(chunks)
+        assert joined == make(f"before {MARK} after"), at
+        assert {type(chunk) for chunk in chunks} == {type(make(""))}
+
+
+@pytest.mark.parametrize("spelling", ["hex", "base64", "quote, all", "JSON"])
+async def test_a_spelling_cut_at_every_position(world: World, spelling: str) -> None:
+    text = SPELLINGS[spelling](KEY)
+    for at in range(1, len(text)):
+        joined = "".join(await stream_of(world, "a", text[:at], text[at:], "b"))
+        assert MARK in joined
+        assert clean(joined)
+
+
+async def test_a_secret_in_single_characters(world: World) -> None:
+    chunks = await stream_of(world, *f"to: {KEY}, {KEY[:9]}", KEY[9:], "", "end")
+    assert "".join(chunks) == f"to: {MARK}, {MARK}end"
+
+
+async def test_bytes_of_both_types_are_one_stream(world: World) -> None:
+    data = KEY.encode()
+    chunks = await stream_of(world, data[:5], bytearray(data[5:9]), memoryview(data)[9:], b"!")
+    assert b"".join(chunks) == f"{MARK}!".encode()
+
+
+async def test_characters_of_several_bytes_are_not_cut(world: World) -> None:
+    async def plugin(credentials):
+        async with credentials["login"].reveal():
+            pass
+        for chunk in ("pass word:\"'\\\n\u00e9", "\U0001f511", "\U0001f511\u00e9", "p\u00e9"):
+            yield chunk
+
+    chunks = [chunk async for chunk in await world.call(plugin, needs=("login",))]
+    assert "".join(chunks) == "[redacted:login]\U0001f511\u00e9p\u00e9"
+
+
+async def test_other_chunks_keep_their_place(world: World) -> None:
+    chunks = await stream_of(world, "x" + KEY[:5], {"a": KEY}, b"y", KEY[:3], 7, None)
+    assert chunks == ["x", KEY[:5], {"a": MARK}, b"y", KEY[:3], 7, None]
+
+
+async def test_what_harmless_chunks_are(world: World) -> None:
+    chunks = ["one ", "two ", "", b"three", 4]
+    assert await stream_of(world, *chunks) == chunks
+
+
+async def test_a_generators_chunks(world: World) -> None:
+    def plugin(credentials):
+        with credentials["key"].reveal() as secret:
+            text = secret.expose_str()
+        yield text[:7]
+        yield text[7:]
+
+    assert "".join(await world.call(plugin)) == MARK
+
+
+# -- exceptions ----------------------------------------------------------------------------
+
+
+class Shows(Exception):
+    """Shows what it has nowhere that it could be cleaned."""
+
+    def __init__(self, secret):
+        super().__init__("harmless")
+        self.show = lambda: secret
+
+    def __str__(self):
+        return f"it was {self.show()}"
+
+
+class Slots(Exception):
+    __slots__ = ("hidden",)
+
+    def __init__(self, secret):
+        super().__init__("harmless")
+        self.hidden = secret
+
+
+class FailsToShow(Exception):
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
+def chained(secret):
+    error = ValueError("outer")
+    error.__cause__ = KeyError(secret)
+    error.__cause__.__context__ = OSError(5, "io", f"/tmp/{secret}")
+    return error
+
+
+def noted(secret):
+    error = ValueError("outer")
+    error.add_note(f"note {secret}")
+    return error
+
+
+def attributed(secret):
+    error = ValueError("outer")
+    error.request = {"headers": [("authorization", f"Bearer {secret}")]}
+    return error
+
+
+def grouped(secret):
+    return ExceptionGroup("both", [ValueError(secret), ExceptionGroup("in", [chained(secret)])])
+
+
+def decoding(secret):
+    return UnicodeDecodeError("utf-8", secret.encode(), 0, 1, "reason")
+
+
+ERRORS = {
+    "argument": lambda s: ValueError("it", {"was": s}),
+    "bytes": lambda s: ValueError(s.encode()),
+    "attribute": attributed,
+    "note": noted,
+    "cause": chained,
+    "group": grouped,
+    "group's message": lambda s: ExceptionGroup(s, [ValueError("x")]),
+    "its own text": Shows,
+    "text of a cause": lambda s: raise_from(ValueError("outer"), Shows(s)),
+    "slots": Slots,
+    "decoding": decoding,
+    "file name": lambda s: FileNotFoundError(2, "no", f"/tmp/{s}"),
+    "stop": lambda s: StopAsyncIteration(s),
+    "key": KeyError,
+    "syntax": lambda s: SyntaxError("bad", ("file", 1, 2, f"x = {s!r}")),
+    "attribute error": lambda s: AttributeError("x", name=s, obj={"a": s}),
+    "can not be shown": lambda s: FailsToShow("harmless"),
+}
+
+
+def raise_from(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def linked(error: BaseException) -> list[BaseException]:
+    found, ahead = [], [error]
+    while ahead:
+        at = ahead.pop()
+        if at is None or at in found:
+            continue
+        found.append(at)
+        ahead += [at.__cause__, at.__context__, *getattr(at, "exceptions", ())]
+    return found
+
+
+def everything_in(error: BaseException) -> str:
+    shown = []
+    for each in linked(error):
+        names = {name for cls in type(each).__mro__ for name in vars(cls)} | set(vars(each))
+        values = [getattr(each, name, None) for name in names if not name.startswith("__")]
+        shown += [
+            repr(value) for value in (each.args, vars(each), *values) if not callable(value)
+        ]
+        try:
+            shown += [str(each), repr(each)]
+        except RuntimeError:
+            continue
+    return " ".join(shown)
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("sync", [False, True])
+async def test_every_exception(world: World, kind: str, sync: bool) -> None:
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            raise ERRORS[kind](secret.expose_str())
+
+    def sync_plugin(credentials):
+        with credentials["key"].reveal() as secret:
+            raise ERRORS[kind](secret.expose_str())
+
+    with world.nothing_left():
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - of any class
+            await world.call(sync_plugin if sync else plugin)
+        error = caught.value
+        shown = everything_in(error)
+        assert clean(shown)
+        assert KEY not in shown
+        frames = [frame.f_locals for at in linked(error) for frame in frames_in(at)]
+        assert KEY not in repr(frames)
+        del caught, error, frames
+    assert kind == "can not be shown" or world.events("leak")
+
+
+def frames_in(error: BaseException) -> list[types.FrameType]:
+    """The plugin's frames; those of this test know the secret."""
+    found, step = [], error.__traceback__
+    while step is not None:
+        found.append(step.tb_frame)
+        step = step.tb_next
+    return [frame for frame in found if "plugin" in frame.f_code.co_name]
+
+
+async def test_an_exception_keeps_its_class_and_what_is_harmless(world: World) -> None:
+    class Own(Exception):
+        pass
+
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            error = Own("code", 7, secret.expose_str())
+            error.status = 503
+            raise error
+
+    with pytest.raises(Own) as caught:
+        await world.call(plugin)
+    assert caught.value.args == ("code", 7, MARK)
+    assert caught.value.status == 503
+    assert [e.detail for e in world.events("leak")] == ["exception"]
+
+
+async def test_an_exit_keeps_its_meaning(world: World) -> None:
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            raise SystemExit(secret.expose_str())
+
+    try:
+        await world.call(plugin)
+    except SystemExit as error:
+        caught = error
+    assert caught.code == MARK
+
+
+# -- policy, and what can't be searched ------------------------------------------------
+
+
+async def test_a_leak_can_be_an_error(tmp_path) -> None:
+    async with world_in(tmp_path, on_leak=OnLeak.ERROR) as world:
+
+        async def returns(credentials):
+            async with credentials["key"].reveal() as secret:
+                return secret.expose_str()
+
+        async def raises(credentials):
+            raise ValueError(await returns(credentials))
+
+        async def streams(credentials):
+            text = await returns(credentials)
+            yield "harmless"
+            yield text[:6]
+            yield text[6:]
+            pytest.fail("it must not go on")
+
+        for function in (returns, raises):
+            with world.nothing_left(), pytest.raises(SecretLeakError) as caught:
+                await world.call(function)
+            assert clean(everything_in(caught.value))
+            del caught
+        with world.nothing_left():
+            passed: list[object] = []
+            with pytest.raises(SecretLeakError):
+                await collect(await world.call(streams), passed)
+            assert clean(passed)
+        assert len(world.events("leak")) == 3
+
+
+async def collect(stream, passed: list[object]) -> None:
+    async for chunk in stream:
+        passed.append(chunk)  # noqa: PERF401 - what came before the error counts
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("why", ["deleted", "log"])
+async def test_what_can_not_be_searched_is_withheld(
+    world: World, monkeypatch: pytest.MonkeyPatch, why: str, raises: bool
+) -> None:
+    """The credential is gone with its key, or the leak can't be logged."""
+
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            text = secret.expose_str()
+        if why == "deleted":
+            await world.vault.delete("key")
+        else:
+            from apex_creds.audit.segment import Segment
+
+            def refuse(*args, **kwargs):
+                raise AuditUnavailableError("No space left.")
+
+            monkeypatch.setattr(Segment, "append", refuse)
+        if raises:
+            raise ValueError(text)
+        return text
+
+    with world.nothing_left():
+        with pytest.raises((SecretLeakError, AuditUnavailableError)) as caught:
+            await world.call(plugin)
+        assert clean(everything_in(caught.value))
+        del caught
+        monkeypatch.undo()
+
+
+async def test_needles_are_wiped(world: World) -> None:
+    before = open_slots()
+    for _ in range(3):
+        await pass_through(world, lambda secret: secret)
+        chunks = await stream_of(world, KEY)
+        assert chunks == [MARK]
+    assert open_slots() <= before
