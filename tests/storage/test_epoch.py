@@ -1,0 +1,246 @@
+"""The shared counter: a write is seen by the very next read, whatever becomes of writers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apex_creds.errors import UnsafePathError, UnsafePermissionsError
+from apex_creds.storage import FileStorage
+from apex_creds.storage import file as file_module
+from apex_creds.storage.epoch import EPOCH_NAME
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(os.name != "posix", reason="the counter is POSIX's"),
+]
+REPOSITORY = Path(__file__).parents[2]
+
+WRITER = """
+import sys, anyio
+from pathlib import Path
+from apex_creds.storage import FileStorage
+async def main():
+    storage = FileStorage(Path(sys.argv[1]))
+    stored = await storage.read("keystore")
+    token = None if stored is None else stored.token
+    for line in sys.stdin:
+        token = (await storage.write("keystore", line.strip().encode(), expected=token)).token
+        print(line.strip(), flush=True)
+    await storage.close()
+anyio.run(main)
+"""
+
+
+def start_writer(root: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", WRITER, str(root)],
+        cwd=REPOSITORY, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ask(writer: subprocess.Popen[str], text: str) -> None:
+    """Has the other process write; returns when that was acknowledged."""
+    writer.stdin.write(text + "\n")
+    writer.stdin.flush()
+    assert writer.stdout.readline().strip() == text
+
+
+def stop(writer: subprocess.Popen[str]) -> None:
+    writer.stdin.close()
+    assert writer.wait(60) == 0
+    writer.stdout.close()
+
+
+@pytest.fixture
+async def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileStorage:
+    """A storage with one document, whose reader never looks again because of the time."""
+    monkeypatch.setattr(file_module, "_LOOK_EVERY", 1e9)
+    made = FileStorage(tmp_path / "home")
+    await made.prepare()
+    await made.write("keystore", b"first", expected=None)
+    yield made
+    await made.close()
+
+
+async def content(storage: FileStorage) -> bytes:
+    stored = await storage.read("keystore")
+    return stored.data
+
+
+async def test_the_next_read_sees_another_processs_write(storage: FileStorage) -> None:
+    """Thousands of times, with nothing but the counter to tell."""
+    writer = start_writer(storage.root)
+    tokens = {storage.change_token("keystore")}
+    assert storage._epoch.standing() is not None
+    for n in range(2000):
+        ask(writer, f"write {n}")
+        token = storage.change_token("keystore")
+        assert token not in tokens, f"write {n} was not seen"
+        assert storage.change_token("keystore") == token
+        tokens.add(token)
+    assert await content(storage) == b"write 1999"
+    stop(writer)
+
+
+async def test_two_processes_that_write_in_turns(storage: FileStorage) -> None:
+    writers = [start_writer(storage.root)]
+    ask(writers[0], "from one")
+    writers.append(start_writer(storage.root))
+    ask(writers[1], "from two")
+    assert await content(storage) == b"from two"
+    stored = await storage.read("keystore")
+    await storage.write("keystore", b"mine", expected=stored.token)
+    for writer in writers:
+        writer.kill()
+        writer.wait()
+        writer.stdin.close()
+        writer.stdout.close()
+    before = storage.change_token("keystore")
+    third = start_writer(storage.root)
+    ask(third, "from three")
+    assert storage.change_token("keystore") != before
+    stop(third)
+
+
+async def test_a_look_costs_nothing_while_nobody_writes(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = storage.change_token("keystore")
+
+    def fail(*args, **kwargs):
+        raise AssertionError("it looked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_module.os, "lstat", fail)
+        for _ in range(100):
+            assert storage.change_token("keystore") == token
+
+
+async def test_a_writer_that_dies_while_it_replaces(storage: FileStorage) -> None:
+    """The counter stays odd, so readers look at the files, until the next write."""
+    code = WRITER.replace(
+        "async def main():",
+        "import os, signal\n"
+        "from apex_creds.storage.safe_open import Folder\n"
+        "real = Folder.replace\n"
+        "def replace(self, *args):\n"
+        "    real(self, *args)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Folder.replace = replace\n"
+        "async def main():",
+    )
+    before = storage.change_token("keystore")
+    writer = subprocess.run(
+        [sys.executable, "-c", code, str(storage.root)],
+        cwd=REPOSITORY, input="killed\n", text=True, capture_output=True,
+    )  # fmt: skip
+    assert writer.returncode == -signal.SIGKILL
+    assert storage._epoch.standing() is None
+    token = storage.change_token("keystore")
+    assert token != before
+    assert await content(storage) == b"killed"
+    assert storage._seen["keystore"].epoch != token
+
+    after = start_writer(storage.root)
+    for n in range(50):
+        ask(after, f"again {n}")
+        assert storage._epoch.standing() is not None
+        assert storage.change_token("keystore") != token
+        token = storage.change_token("keystore")
+    stop(after)
+
+
+async def test_an_odd_counter_is_never_believed(storage: FileStorage) -> None:
+    epoch = storage._epoch
+    begun = epoch.standing()
+    with epoch.moving():
+        assert epoch.standing() is None
+        with epoch.moving():  # as after a writer that died
+            assert epoch.standing() is None
+        assert epoch.standing() > begun
+    assert epoch.standing() > begun
+    with pytest.raises(RuntimeError), epoch.moving():
+        raise RuntimeError
+    assert epoch.standing() > begun
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+async def test_a_counter_that_is_taken_away(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Then it is the time that makes readers look: within a tenth of a second."""
+    counter = storage.root / "security" / EPOCH_NAME
+    token = storage.change_token("keystore")
+    counter.unlink()
+    if how == "replaced":
+        counter.write_bytes(bytes(8))
+        counter.chmod(0o600)
+    writer = start_writer(storage.root)
+    ask(writer, "second")
+    later = file_module.time.monotonic() + 1e10
+    with monkeypatch.context() as patch:
+        patch.setattr(file_module, "_monotonic", lambda: later)
+        assert storage.change_token("keystore") != token, "it looks at the file"
+        # From here on the counter is the new one, and tells at once.
+        for n in range(200):
+            ask(writer, f"third {n}")
+            assert await content(storage) == f"third {n}".encode()
+            token = storage.change_token("keystore")
+            ask(writer, f"fourth {n}")
+            assert storage.change_token("keystore") != token
+    stop(writer)
+
+
+async def test_no_counter_at_all(storage: FileStorage) -> None:
+    """A reader of a home that no cooperating writer has touched looks each time."""
+    (storage.root / "security" / EPOCH_NAME).unlink()
+    reader = FileStorage(storage.root)
+    token = reader.change_token("keystore")
+    assert reader._epoch.standing() is None
+    stored = await storage.read("keystore")
+    await storage.write("keystore", b"second", expected=stored.token)
+    assert reader.change_token("keystore") != token
+    await reader.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda path: path.chmod(0o644), UnsafePermissionsError),
+        (lambda path: (path.unlink(), path.symlink_to("/etc/hostname")), UnsafePathError),
+        (lambda path: (path.unlink(), path.mkdir()), UnsafePathError),
+    ],
+    ids=["open to others", "link", "folder"],
+)
+async def test_a_counter_that_is_not_ours(storage: FileStorage, spoil, error) -> None:
+    """It is not used, and what is read is right without it; a writer says what is wrong."""
+    spoil(storage.root / "security" / EPOCH_NAME)
+    reader = FileStorage(storage.root)
+    reader.change_token("keystore")
+    assert reader._epoch.standing() is None
+    assert await content(reader) == b"first"
+    stored = await reader.read("keystore")
+    with pytest.raises(error):
+        await reader.write("keystore", b"second", expected=stored.token)
+    assert await content(reader) == b"first"
+    await reader.close()
+
+
+async def test_a_counter_whose_maker_died(storage: FileStorage) -> None:
+    counter = storage.root / "security" / EPOCH_NAME
+    counter.unlink()
+    counter.touch(0o600)
+    reader = FileStorage(storage.root)
+    reader.change_token("keystore")
+    assert reader._epoch.standing() is None
+    stored = await reader.read("keystore")
+    await reader.write("keystore", b"second", expected=stored.token)
+    assert counter.stat().st_size == 8
+    assert reader._epoch.standing() is not None
+    await reader.close()
