@@ -25,6 +25,7 @@ from typing import Final, NamedTuple, Self, cast, final
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import InvalidInputError, InvalidManifestError
 from apex_creds.integrations.binding import Bindings
+from apex_creds.integrations.checksum import folder_of, verified
 from apex_creds.integrations.metadata import Manifests, load_metadata
 from apex_creds.leases.invocation import current_invocation
 from apex_creds.middleware import CredentialMiddleware
@@ -167,6 +168,7 @@ class Installation:
             return await _awaited(hook.original(*args, **kwargs))
         if manifest.needs:
             await _awaited(_load(self.manager, target.plugin_id))
+            manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)
         return await self.middleware.invoke_action(
             manifest, target.name, hook.original, args, kwargs, shape_from=shape
@@ -185,6 +187,7 @@ class Installation:
             return hook.original(*args, **kwargs)
         if manifest.needs:
             _at_once(_load(self.manager, target.plugin_id))
+            manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)
         return self.middleware.invoke_sync(
             manifest, target.name, hook.original, args, kwargs, shape_from=shape
@@ -192,7 +195,11 @@ class Installation:
 
     def _manifest(self, target: _Target, record: object) -> Manifest:
         try:
-            return self._manifests.find(target.plugin_id, record)
+            return self._manifests.find(
+                target.plugin_id,
+                record,
+                checksum=lambda metadata: self._checksum(target.plugin_id, record, metadata),
+            )
         except InvalidManifestError:
             broker = self.middleware.broker
             denial = AuditEvent(
@@ -205,6 +212,18 @@ class Installation:
             )
             broker.log(denial, flush=True)
             raise
+
+    def _sure(self, manifest: Manifest, target: _Target, record: object) -> Manifest:
+        """The manifest with its checksum, which may take the plugin to be loaded."""
+        if target.plugin_id not in self._manifests.unsure:
+            return manifest
+        return self._manifest(target, record)
+
+    def _checksum(self, plugin_id: str, record: object, metadata: Mapping[str, object]) -> str:
+        if "checksum" not in metadata:
+            return ""
+        plugin = _loaded(self.manager, plugin_id)
+        return verified(folder_of(record, plugin), metadata)
 
     def _bind(
         self, hook: _Hook, target: _Target, manifest: Manifest

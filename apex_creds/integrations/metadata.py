@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -24,7 +24,7 @@ FILE_NAMES: Final = ("plugin.json", "metadata.json")
 
 MAX_BYTES: Final = 256 * 1024
 
-_FIELDS: Final = ("id", "version", "credentials")
+_FIELDS: Final = ("id", "version", "credentials", "checksum")
 _FLAGS: Final = (
     os.O_RDONLY
     | getattr(os, "O_CLOEXEC", 0)
@@ -120,18 +120,27 @@ def _invalid(path: Path, what: str) -> InvalidManifestError:
 class Manifests:
     """The manifests of a runtime's plugins, read again when their metadata changed."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_known", "unsure")
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[bytes, Manifest]] = {}
+        self.unsure: set[str] = set()
+        """Plugins that state a checksum with which nothing could be compared yet."""
 
-    def find(self, plugin_id: str, record: object) -> Manifest:
+    def find(
+        self,
+        plugin_id: str,
+        record: object,
+        *,
+        checksum: Callable[[Mapping[str, object]], str] | None = None,
+    ) -> Manifest:
         """The manifest of a plugin.
 
         Args:
             plugin_id: As the runtime calls it.
             record: What the runtime has on it: its metadata, or a mapping that has it as
                 ``metadata``; None or anything else: nothing is known, so nothing declared.
+            checksum: Says of metadata that is new what ``Manifest.checksum`` should be.
 
         Raises:
             InvalidManifestError: It declares credentials, but not as specified, or under
@@ -143,7 +152,8 @@ class Manifests:
             return Manifest(plugin=plugin_id)
         content = _content(metadata)
         known = self._known.get(plugin_id)
-        if known is not None and known[0] == content:
+        is_known = known is not None and known[0] == content
+        if known is not None and is_known and plugin_id not in self.unsure:
             return known[1]
         manifest = parse_manifest(msgspec.msgpack.decode(content))
         if manifest.plugin != plugin_id:
@@ -151,6 +161,12 @@ class Manifests:
                 f"The metadata of plugin {plugin_id[:256]!r} names another id.",
                 hint="Its id is the one that the runtime knows the plugin by.",
             )
+        if checksum is not None:
+            manifest = msgspec.structs.replace(manifest, checksum=checksum(metadata))
+            open_still = "checksum" in metadata and not manifest.checksum
+            (self.unsure.add if open_still else self.unsure.discard)(plugin_id)
+            if known is not None and is_known and known[1] == manifest:
+                return known[1]
         self._known[plugin_id] = (content, manifest)
         return manifest
 

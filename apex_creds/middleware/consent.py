@@ -41,6 +41,7 @@ from apex_creds.vault.factors import Factors
 _log = logging.getLogger(__name__)
 
 Bases = dict[str, Basis]
+_INSTANT: Final = 1e-3
 _ROUNDS: Final = 4
 """An answer, a factor, and each of them once more where the ground moved."""
 
@@ -382,7 +383,8 @@ class Consent:
             found = self._gates[window] = SecondFactorGate(
                 self._known_factors(),
                 ask=self._ask_factor,
-                window=window,
+                # One that was shown a whole window ago counts no more for ``decide``.
+                window=max(window - _INSTANT, 0.0),
                 deadline=self._deadline,
             )
         return found

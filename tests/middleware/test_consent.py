@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 class Person:
     """Answers as told, when told."""
 
-    def __init__(self, *answers: Choice | ConsentAnswer | None | Exception) -> None:
+    def __init__(self, *answers: Choice | ConsentAnswer | Exception | None) -> None:
         self.answers = list(answers)
         self.asked: list[ConsentRequest] = []
         self.may_answer = anyio.Event()
