@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, Self
 from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.metrics import _internal
 from opentelemetry.trace import Link, Span, SpanContext
 
 from apex_creds.audit import metrics, names, spans
@@ -46,10 +47,28 @@ _perf_counter: Final = time.perf_counter
 Record = Callable[[float, str, Context | None], None]
 
 
+class _Seen:
+    """The providers that were looked at last, and whether either records."""
+
+    __slots__ = ("meters", "on", "tracers")
+
+    def __init__(self) -> None:
+        self.meters: object = None
+        self.tracers: object = None
+        self.on = False
+
+
+_seen: Final = _Seen()
+
+
 def on() -> bool:
     """Tells whether a tracer or meter provider is configured."""
-    # Not `or`: the second look is what sets up the gauges.
-    return metrics.metering_on() | spans.tracing_on()
+    meters, tracers = _internal._METER_PROVIDER, trace._TRACER_PROVIDER
+    if meters is not _seen.meters or tracers is not _seen.tracers:
+        # Not `or`: the look at the meters is what sets up the gauges.
+        _seen.on = metrics.metering_on() | spans.tracing_on()
+        _seen.meters, _seen.tracers = meters, tracers
+    return _seen.on
 
 
 class _OpenLease(NamedTuple):
