@@ -306,7 +306,8 @@ class _Check:
         self._take(body, start)
 
     def _take(self, body: bytes, first: int) -> None:
-        leaves, wrong = _leaves_of(body, first)
+        signed = self._marks[-1].size if self._marks else 0
+        leaves, wrong = _leaves_of(body, first, signed)
         self._pass_marks(leaves)
         if wrong:
             raise self._bad(first + len(leaves), wrong)
@@ -315,15 +316,27 @@ class _Check:
         return _BadError(seq, how, self._segment)
 
 
-def _leaves_of(body: bytes, first: int) -> tuple[list[bytes], str]:
-    """The leaves of all good lines, and what is wrong with the next one, if any."""
+class _Slim(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+    hash: str
+
+
+_decode_slim: Final = msgspec.json.Decoder(_Slim).decode_lines
+
+
+def _leaves_of(body: bytes, first: int, signed: int) -> tuple[list[bytes], str]:
+    """The leaves of all good lines, and what is wrong with the next one, if any.
+
+    Up to event ``signed`` the vault's signature says that the lines are of the schema;
+    later ones are asked.
+    """
     leaves: list[bytes] = []
     start = 0
     while start < len(body):
         # In pieces that a processor's cache holds.
         end = body.rfind(b"\n", start, start + _PIECE) + 1 or start + _PIECE
         piece = body[start:end]
-        more, wrong = _leaves_of_piece(piece, first + len(leaves))
+        more, wrong = _leaves_of_piece(piece, first + len(leaves), signed)
         leaves += more
         if wrong:
             return leaves, wrong
@@ -331,20 +344,24 @@ def _leaves_of(body: bytes, first: int) -> tuple[list[bytes], str]:
     return leaves, ""
 
 
-def _leaves_of_piece(piece: bytes, first: int) -> tuple[list[bytes], str]:
+def _leaves_of_piece(piece: bytes, first: int, signed: int) -> tuple[list[bytes], str]:
     found = piece.split(b"\n")
     torn = found.pop()
-    leaves = _quick(piece[: len(piece) - len(torn)], found, first)
+    slim = first + len(found) - 1 <= signed
+    leaves = _quick(piece[: len(piece) - len(torn)], found, first, slim=slim)
     if leaves is None:
         return _slow(found, first)
     return leaves, lines.fault(first + len(found), torn) if torn else ""
 
 
-def _quick(body: bytes, found: Sequence[bytes], first: int) -> list[bytes] | None:
+def _quick(
+    body: bytes, found: Sequence[bytes], first: int, *, slim: bool
+) -> list[bytes] | None:
     """The leaves of lines that are all good, else None."""
     count = len(found)
     try:
-        events = lines.decode_all(body)
+        events: Sequence[_Slim | Recorded]
+        events = _decode_slim(body) if slim else lines.decode_all(body)
     except (msgspec.MsgspecError, ValueError):
         return None
     hashes = [sha256(b"\x00" + text[:-_TAIL] + b"}") for text in found]

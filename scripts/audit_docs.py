@@ -1,0 +1,165 @@
+"""Writes docs/AUDIT.md from the schema; ``--check`` only says whether it is current."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import msgspec
+
+from apex_creds.audit.events import SCHEMA_VERSION, AuditEvent, EventKind, Recorded
+from apex_creds.audit.upkeep import DEFAULT_CADENCE
+from apex_creds.vault.config import AuditConfig
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "AUDIT.md"
+
+INTRO = f"""\
+# The audit log
+
+<!-- Made by scripts/audit_docs.py from the schema; don't edit. -->
+
+Every event is in the log before what it is about happens: before a secret is released,
+before a credential changes. The log can be checked by someone who does not trust whoever
+runs the vault: it is a Merkle tree (RFC 9162, section 2.1), whose size and root the vault
+signs, as any transparency-log tool can verify.
+
+## Files
+
+All are in `security/audit/`, 0600, and lie there for ever.
+
+| file | what it is |
+|---|---|
+| `000001.jsonl`, … | the open segment: JSON Lines, appended to |
+| `000001.jsonl.gz`, … | sealed segments, read-only, gzip (`zcat` reads them) |
+| `checkpoints` | what the vault signed, oldest first: c2sp.org/tlog-checkpoint |
+| `cosigned` | some of them again, with witnesses' signatures |
+| `vkeys` | verifier keys: the log's, then its witnesses' |
+| `torn-….bin` | the end of a line that a crash cut, kept; the log has an event about it |
+| `rolled-back-…` | checkpoints that an accepted rollback set aside |
+
+A segment is sealed at {DEFAULT_CADENCE.segment_bytes >> 20} MiB. A checkpoint is signed
+every {DEFAULT_CADENCE.events} events, {DEFAULT_CADENCE.seconds:.0f} seconds after an event
+at the latest, and when the vault is closed.
+
+The first line of a segment is `{{"v":1,"segment":N,"vault":…,"first":SEQ,"edge":[…]}}`, where
+`edge` has the roots of the perfect subtrees before it, largest first; the last line of a
+sealed one is `{{"v":1,"sealed":N,"last":SEQ}}`. Each line between is an event that ends in
+`,"hash":"H"}}`. Its *entry* in the tree is the line without that, that is with `}}` alone at
+its end, and `H` is the hexadecimal SHA-256 of a zero byte and the entry.
+
+## What is found, and what is not
+
+`apex-creds audit verify` finds any change of any byte of a segment or checkpoint, and lines
+that were removed, added, repeated or moved, and says which event. Where someone altered a
+line and its hash with it, the place is known up to the two checkpoints around it. Give it
+`--key` with the log's verifier key as you got it from the vault's owner: the `vkeys` file is
+only as trustworthy as the directory.
+
+- A log cut at its end together with its checkpoints, or an older copy of the whole
+  directory, verifies by itself: a copy is not wrong, it is old. The vault knows: the newest
+  checkpoint and each document's generation are anchored beside the master key, and
+  unsealing refuses with what is behind, and by how much. An auditor knows if they kept a
+  checkpoint (`audit checkpoint`, then `audit verify --since FILE`), as does a witness.
+- Events after the newest checkpoint are not signed yet: at most the {DEFAULT_CADENCE.events}
+  events or {DEFAULT_CADENCE.seconds:.0f} seconds above. Whoever can write the file could
+  change or add such events. While nobody has the log open, `verify` fails on them; the next
+  unsealing records how many there were.
+- Whoever has the master key can sign another history. A witness that cosigned, or a
+  checkpoint kept elsewhere, shows it.
+- The anchor is as strong as its place. `keyring:` keeps it in the keyring. `file:PATH` keeps
+  it beside the key, and `passphrase:` in the user's state directory: whoever can put back an
+  older anchor file with an older copy of the vault is not noticed. A removed anchor is
+  recorded at the next unsealing.
+
+After a restore on purpose: `apex-creds audit accept-rollback --reason "…"`. The log records
+the reason and what was behind.
+
+## Crashes and full disks
+
+An event that was acknowledged survives a crash of the process. It is on the disk
+{AuditConfig().durable_ms} ms later (`durable_ms`; 0 makes each event wait for the disk). A
+torn last line is set aside and recorded. While the log can't be written, nothing is released:
+`AuditUnavailableError`. The first unsealing after a writer was killed records that it was.
+
+## Proofs and witnesses
+
+`audit prove SEQ` prints a c2sp.org/tlog-proof with the event in it;
+`audit prove --check FILE --key VKEY` checks one with nothing but the key. A witness runs
+`audit cosign FILE --name example.com/w1 --key-file KEY --log VKEY --seen FILE --proof FILE`
+on what `audit checkpoint` and `audit prove --from SIZE` print: it signs only what goes on
+from what it signed before. `audit cosign --add FILE --witness VKEY` adds that to the log.
+
+## Configuration
+
+`security/config.json`, for example `{{"audit":{{"pseudonyms":true}}}}`. It holds no secret and
+is not authenticated.
+"""
+
+PSEUDONYMS = """
+With `pseudonyms`, credentials and principals are `~` and 32 hexadecimal digits of
+HMAC-SHA256 under a key of the vault. `audit tail --names` (and `show`, `export`) map them
+back, with the master key, for every name that the vault or a grant still has.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join(
+        (
+            INTRO,
+            _table("setting", AuditConfig, _defaults(AuditConfig)),
+            PSEUDONYMS,
+            f"## Events, version {SCHEMA_VERSION}\n",
+            "A field that is empty or 0 is left out. There are no other fields.\n",
+            _table("field", Recorded, _types(Recorded), only=("v", "seq")),
+            _table("", AuditEvent, _types(AuditEvent), head=False),
+            _table("", Recorded, _types(Recorded), only=("hash",), head=False),
+            "\nKinds: " + ", ".join(f"`{kind.value}`" for kind in EventKind) + ".",
+            "",
+        )
+    )
+
+
+def _table(
+    name: str,
+    struct: type[msgspec.Struct],
+    middle: dict[str, str],
+    *,
+    only: tuple[str, ...] = (),
+    head: bool = True,
+) -> str:
+    said = _attributes(struct)
+    fields = only or tuple(field for field in struct.__struct_fields__ if field in said)
+    rows = [f"| `{field}` | {middle[field]} | {said[field]} |" for field in fields]
+    return "\n".join(([f"| {name} | | |", "|---|---|---|"] if head else []) + rows)
+
+
+def _attributes(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """What a class says of its attributes."""
+    text = (struct.__doc__ or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^ {8}(\w+): ((?:.+\n?)(?: {12}.+\n?)*)", text, re.MULTILINE)
+    return {name: " ".join(what.replace("``", "`").split()) for name, what in found}
+
+
+def _types(struct: type[msgspec.Struct]) -> dict[str, str]:
+    names = {float: "number", int: "integer", str: "text", EventKind: "kind"}
+    hints = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    return {name: names.get(hint, "text") for name, hint in hints.items()}
+
+
+def _defaults(struct: type[msgspec.Struct]) -> dict[str, str]:
+    fields = msgspec.structs.fields(struct)
+    return {each.name: f"`{msgspec.json.encode(each.default).decode()}`" for each in fields}
+
+
+def main() -> int:
+    """Writes or checks; returns the exit code."""
+    if "--check" not in sys.argv:
+        PAGE.write_text(page(), encoding="utf-8")
+        return 0
+    return 0 if PAGE.read_text(encoding="utf-8") == page() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
