@@ -22,6 +22,7 @@ from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration import finishing, sources
 from apex_creds.migration.copying import Copying, OnConflict, Progress, batches, problems
 from apex_creds.migration.entries import Format, Reading, credential_name
+from apex_creds.migration.files import present
 from apex_creds.migration.lock import exclusive
 from apex_creds.migration.masters import VARIABLE, LegacyMasters, find_masters
 from apex_creds.migration.other_vault import read_vault
@@ -94,7 +95,8 @@ async def migrate(
         state = await migration_document(vault.store).read()
         given = _default_paths(vault, state) if paths is None else [str(p) for p in paths]
         if not chosen.dry_run:
-            await resume(vault, state)
+            resumed = await resume(vault, state)
+            given = [name for name in given if name not in resumed or present(Path(name))]
         masters = LegacyMasters()
         reports = []
         for name in dict.fromkeys(given):
@@ -111,13 +113,18 @@ async def migrate(
     return Report([report for report in reports if report], chosen.dry_run)
 
 
-async def resume(vault: Vault, state: MigrationState) -> None:
-    """Goes on with renaming and erasing that a crash interrupted."""
-    for source in state.sources:
-        if source.phase is Phase.COPIED:
-            await finishing.rename(vault, source)
+async def resume(vault: Vault, state: MigrationState) -> frozenset[str]:
+    """Goes on with renaming and erasing that a crash interrupted.
+
+    Returns:
+        The sources that were renamed.
+    """
+    copied = [source for source in state.sources if source.phase is Phase.COPIED]
+    for source in copied:
+        await finishing.rename(vault, source)
     if any(source.phase is Phase.ERASING for source in state.sources):
         await finishing.finish(vault, due_only=True)
+    return frozenset(source.path for source in copied)
 
 
 def _default_paths(vault: Vault, state: MigrationState) -> list[str]:
