@@ -224,7 +224,7 @@ async def test_a_source_can_be_kept(vault: Vault, place: Path) -> None:
 
 async def test_backups_do_not_replace_each_other(vault: Vault, place: Path) -> None:
     for number in range(3):
-        path = old.fernet_file(place, {"api_keys": {f"k{number}": "v"}})
+        old.fernet_file(place, {"api_keys": {f"k{number}": "v"}})
         await run(vault)
     assert len(list(place.glob(".apex_agent_api_keys.enc.bak*"))) == 3
     assert len(await finish(vault)) == 3

@@ -97,7 +97,8 @@ async def test_the_list_form(home: Path, master: str) -> None:
     async with vault:
         assert report.complete, report
         assert await old.secrets(vault) == {
-            "openai/id-0": "sk-1", "openai/id-1": "sk-2", "single": "s-1", "g": "at-1", "p": "x",
+            "openai/id-0": "sk-1", "openai/id-1": "sk-2", "single": "s-1", "g": "at-1",
+            "p": "x",
         }  # fmt: skip
         assert (await vault.get("openai/id-1")).service == "openai"
         fields = await old.value(vault, "openai/id-1", "fields")

@@ -1,0 +1,72 @@
+"""Every document version that ever landed stays readable.
+
+``tests/vectors/vaults/vN`` is a whole vault of document version N, with its master key. An
+upgrade rewrites a document on the next write, never on a read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from apex_creds.audit import check
+from apex_creds.model import ApiKey
+from apex_creds.vault import Vault
+from apex_creds.vault.document import VERSION
+from tests.vault.helpers import tree
+from tests.vectors.make_vault import VAULTS, expected
+
+pytestmark = pytest.mark.anyio
+KEPT = sorted(VAULTS.iterdir())
+
+
+def test_there_is_one_for_each_version() -> None:
+    assert [place.name for place in KEPT] == [f"v{n}" for n in range(1, VERSION + 1)]
+
+
+@pytest.fixture(params=KEPT, ids=lambda place: place.name)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy, with the modes that a checkout does not keep."""
+    copied = tmp_path / "copy"
+    shutil.copytree(request.param, copied)
+    for path in (copied, *copied.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    return copied
+
+
+async def test_it_opens_and_reading_rewrites_nothing(place: Path) -> None:
+    before = documents(place)
+    async with await opened(place) as vault:
+        found = json.loads(json.dumps(await expected(vault)))
+        assert found == json.loads((place / "expected.json").read_text())
+        vault_id = vault.vault_id
+    assert documents(place) == before
+    assert check(place / "home/security/audit", vault_id=vault_id).ok
+
+
+async def test_a_write_makes_it_the_present_version(place: Path) -> None:
+    before = documents(place)
+    async with await opened(place) as vault:
+        await vault.put("new", ApiKey("new value"))
+    after = documents(place)
+    written = {name for name in after if after[name] != before.get(name)}
+    assert "credentials/api_keys.enc" in written
+    for name in written:
+        assert msgspec.json.decode(after[name])["version"] == VERSION
+    async with await opened(place) as vault:
+        found = await expected(vault)
+    wanted = json.loads((place / "expected.json").read_text())
+    assert set(found["credentials"]) == {*wanted["credentials"], "new"}
+
+
+async def opened(place: Path) -> Vault:
+    return await Vault.unseal(place / "home", master=f"file:{place}/master.key")
+
+
+def documents(place: Path) -> dict[str, bytes]:
+    found = tree(place / "home").items()
+    return {name: data for name, (_, data) in found if name.endswith(".enc")}

@@ -1,0 +1,71 @@
+"""Makes the vault directory of the present document version, to be kept for good.
+
+Run once for each version, before it is released, and never again:
+``python -m tests.vectors.make_vault`` writes tests/vectors/vaults/vN. Its secrets are made
+up; its master key lies beside it on purpose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from apex_creds.compat import rotation
+from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken
+from apex_creds.scheduler.policy import Level
+from apex_creds.vault import Vault, reseal
+from apex_creds.vault.document import VERSION
+
+VAULTS = Path(__file__).parent / "vaults"
+
+
+async def fill(vault: Vault) -> None:
+    await vault.put("before", ApiKey("value before"), service="shared")
+    await rotation.rotate(vault, (Level.DEK,))
+    await rotation.rotate(vault, (Level.KEK,))
+    await vault.put(
+        "key", ApiKey("välue"), service="shared", delivery="header:X-Key",
+        origins=["https://api.example.com"], sensitivity="critical",
+    )  # fmt: skip
+    token = OAuthToken("access", refresh_token="refresh", expires_at=4e9, scope="a b")
+    await vault.put("token", token)
+    await vault.put("login", BasicAuth("user", "password"))
+    await vault.put("bytes", GenericSecret(bytes(range(256))), expires=4e9)
+    await vault.put("ключ ☕", ApiKey("unicode name"))
+    await vault.grant("plugin", "key", scopes=["read"], reveal=True)
+    for name in reseal.DOCUMENTS:
+        await reseal.reseal(vault.store, name)
+
+
+async def expected(vault: Vault) -> dict[str, object]:
+    """What must be read from it: every part in hexadecimal, and the grants."""
+    found = {}
+    for info in await vault.list():
+        async with vault.open(info.name) as opened:
+            parts = {part: bytes(opened.view(part)).hex() for part in opened.names}
+        found[info.name] = {
+            "kind": info.kind.value, "service": info.service, "version": info.version,
+            "delivery": str(info.delivery), "origins": [str(o) for o in info.origins],
+            "expires": info.expires, "sensitivity": info.sensitivity.value, "parts": parts,
+        }  # fmt: skip
+    grants = [[g.plugin, g.credential, list(g.scopes), g.reveal] for g in await vault.grants()]
+    return {"credentials": found, "grants": grants}
+
+
+async def main() -> None:
+    place = VAULTS / f"v{VERSION}"
+    if place.exists():
+        sys.exit(f"{place} is there: a version that landed is never made again.")
+    place.mkdir(parents=True)
+    async with await Vault.create(place / "home", master=f"file:{place}/master.key") as vault:
+        await fill(vault)
+        data = json.dumps(await expected(vault), indent=1, ensure_ascii=True)
+    (place / "expected.json").write_text(data + "\n")
+    for left in (*place.rglob("*.lock"), *place.rglob(".epoch")):
+        left.unlink()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
