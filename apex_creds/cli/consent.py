@@ -8,6 +8,7 @@ for before the answer is given, as it is before a lockdown ends.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from apex_creds.cli import options, output, session, when
 from apex_creds.cli.factors import ask_for_one, read_code
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import InvalidInputError
+from apex_creds.integrations.checksum import DEFAULT, tree_digest
 from apex_creds.policy.access_state import PendingRequest
 from apex_creds.policy.consent import Choice, ConsentAnswer, lines
 from apex_creds.policy.factors import Subject
@@ -175,3 +177,18 @@ def unlock(ctx: typer.Context, home: HomeOption = None, master: MasterOption = N
         output.say("Unlocked; grants are in force again.", style="green")
     else:
         output.say("The vault is not locked down.")
+
+
+def checksum(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The plugin's.", show_default=False)
+    ],
+    algorithm: Annotated[str, typer.Option(metavar="NAME", help="The hash.")] = DEFAULT,
+    json: JsonOption = False,
+) -> None:
+    """Print the checksum of a plugin's code, as its metadata should state it."""
+    value = tree_digest(folder, algorithm=algorithm)
+    if json:
+        output.json_out({"algorithm": algorithm, "value": value})
+    else:
+        output.say(f"{algorithm} {value}")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from apex_creds.cli import options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption, NameArgument
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
+from apex_creds.integrations.checksum import verified
+from apex_creds.integrations.metadata import load_metadata
+from apex_creds.policy.decide import UNVERIFIED
 from apex_creds.policy.grants import Grant, GrantDecision
+from apex_creds.policy.manifest import Manifest, parse_manifest
 from apex_creds.vault import Vault
 
 PluginArgument = Annotated[
@@ -33,14 +39,32 @@ def grant(
         str | None,
         typer.Option(metavar="WHEN", help="2030-12-31, 12h, 30d; without end by default."),
     ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--plugin-dir",
+            metavar="DIR",
+            help="Bind the grant to the plugin there; by default, to its first use.",
+            show_default=False,
+        ),
+    ] = None,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
     """Permit a plugin the use of a credential; replaces an earlier grant of the two."""
+    manifest = None if folder is None else _manifest_in(folder, plugin)
     end = None if until is None else when.parse(until, now=time.time())
 
     async def work(vault: Vault) -> tuple[Grant, bool]:
-        made = await vault.grant(plugin, name, scopes=scope or (), reveal=reveal, until=end)
+        made = await vault.grant(
+            plugin,
+            name,
+            scopes=scope or (),
+            reveal=reveal,
+            until=end,
+            manifest=manifest,
+            created_by="apex-creds",
+        )
         return made, any(info.name == name for info in await vault.list())
 
     made, known = session.with_vault(options.settings(ctx, home, master), work)
@@ -51,6 +75,17 @@ def grant(
     )
     if not known:
         output.note("There is no credential of that name yet: apex-creds set NAME")
+
+
+def _manifest_in(folder: Path, plugin: str) -> Manifest:
+    metadata = load_metadata(folder)
+    manifest = parse_manifest(metadata)
+    if manifest.plugin != plugin:
+        raise InvalidInputError("The plugin in that folder has another id.")
+    checksum = verified(folder, metadata)
+    if checksum.startswith(UNVERIFIED):
+        output.note("Its code is not what its metadata says (checksum).", style="bold red")
+    return msgspec.structs.replace(manifest, checksum=checksum)
 
 
 def _access(made: Grant) -> str:

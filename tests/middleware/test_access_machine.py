@@ -19,7 +19,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
 )
 
@@ -46,6 +45,8 @@ needs = st.builds(
     access=st.sampled_from(list(Access)),
     required=st.just(False),
 )
+answers = st.sampled_from([*Choice, None, None, None])
+narrowed = st.lists(st.sampled_from(SCOPES), unique=True)
 manifests = st.lists(needs, unique_by=lambda need: need["name"], min_size=1, max_size=2)
 
 
@@ -131,58 +132,67 @@ class Machine(RuleBasedStateMachine):
 
     # -- what people and plugins do ----------------------------------------------------
 
-    @rule(declared=manifests, checksum=st.sampled_from(CHECKSUMS))
-    def upgrade(self, declared: list[dict[str, object]], checksum: str) -> None:
+    # After each of these the plugin is used: what it has then is what counts.
+
+    @rule(
+        declared=manifests,
+        checksum=st.sampled_from(CHECKSUMS),
+        answer=answers,
+        narrow=narrowed,
+    )
+    def upgrade(self, declared: list[dict[str, object]], checksum: str, answer, narrow) -> None:
         made = parse_manifest({"id": "p", "credentials": declared})
         self.manifest = msgspec.structs.replace(made, checksum=checksum)
+        self.use(answer, narrow)
 
     @rule(
         name=st.sampled_from(NAMES),
         scopes=st.lists(st.sampled_from(SCOPES), unique=True),
         reveal=st.booleans(),
+        answer=answers,
+        narrow=narrowed,
     )
-    def grant(self, name: str, scopes: list[str], reveal: bool) -> None:
+    def grant(self, name: str, scopes: list[str], reveal: bool, answer, narrow) -> None:
         self.run(self.vault.grant("p", name, scopes=scopes, reveal=reveal))
         self.stored[name] = rights(scopes, (), reveal=reveal)
         self.loose[name] = self.stored[name]
         self.forbidden.discard(name)
+        self.use(answer, narrow)
 
-    @rule(name=st.sampled_from([*NAMES, None]))
-    def revoke(self, name: str | None) -> None:
+    @rule(name=st.sampled_from([*NAMES, None]), answer=answers, narrow=narrowed)
+    def revoke(self, name: str | None, answer, narrow) -> None:
         self.run(self.vault.revoke(plugin="p", credential=name))
         for each in NAMES if name is None else (name,):
             self.stored.pop(each, None)
             self.session.pop(each, None)
             self.loose.pop(each, None)
             self.forbidden.discard(each)
+        self.use(answer, narrow)
 
-    @rule()
-    def lock(self) -> None:
+    @rule(answer=answers, narrow=narrowed)
+    def lock_and_unlock(self, answer, narrow) -> None:
         self.run(self.vault.lockdown())
         self.session.clear()
         self.locked = True
-
-    @precondition(lambda self: self.locked)
-    @rule()
-    def unlock(self) -> None:
+        self.use(answer, narrow)
         self.run(self.vault.unlock())
         self.locked = False
+        self.use(None, narrow)
 
-    @rule()
-    def restart(self) -> None:
+    @rule(answer=answers, narrow=narrowed)
+    def restart(self, answer, narrow) -> None:
         async def again() -> None:
             await self.middleware.close()
             self.open_middleware()
 
         self.run(again())
         self.session.clear()
+        self.use(answer, narrow)
 
-    @precondition(lambda self: self.manifest.needs)
-    @rule(
-        answer=st.sampled_from([*Choice, None]),
-        narrow=st.lists(st.sampled_from(SCOPES), unique=True),
-    )
-    def invoke(self, answer: Choice | None, narrow: list[str]) -> None:
+    @rule(answer=answers, narrow=narrowed)
+    def use(self, answer: Choice | None, narrow: list[str]) -> None:
+        if not self.manifest.needs:
+            return
         self.answer, self.once, self.questions = answer, {}, []
         before = {name: set(self.stored.get(name, ())) for name in NAMES}
         session = {name: set(self.session.get(name, ())) for name in NAMES}
@@ -247,8 +257,8 @@ class Machine(RuleBasedStateMachine):
 
 TestAccess = Machine.TestCase
 TestAccess.settings = settings(
-    max_examples=40,
-    stateful_step_count=25,
+    max_examples=60,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
