@@ -97,7 +97,7 @@ def read_segment(path: Path) -> bytes:
     plain = unpack(data) if data is not None and path.suffix == ".gz" else data
     if plain is None:
         raise AuditTamperedError(
-            f"{path.name} of the audit log was altered: it is not what was compressed, or too long.",
+            f"{path.name} of the audit log is not what was sealed, or is too long.",
             hint="Keep a copy, find out who did it, and restore the file.",
         )
     return plain

@@ -188,7 +188,7 @@ class AuditLog:
             self._observer.ready()
         # `with`, not acquire(): a KeyboardInterrupt can't leave it locked.
         with self._lock:
-            if self._busy:
+            if self._busy or self._writer.busy:
                 raise AuditUnavailableError("The audit log is being written by this thread.")
             self._busy = True
             try:
@@ -205,7 +205,7 @@ class AuditLog:
         with self._lock:
             if self._stopped:
                 raise self._refusal()
-            if self._busy or not (self._queue or self._writer.notes):
+            if self._busy or self._writer.busy or not (self._queue or self._writer.notes):
                 return
             self._busy = True
             try:

@@ -8,7 +8,8 @@ was cut, replaced or removed is noticed, and nothing is written to it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +42,7 @@ class Writer:
         seq: The number of the last event written or seen.
         end: Length of the segment up to its last line.
         notes: Events that go out before everything else.
+        busy: It is in the middle of something; a destructor that comes in must wait.
         fault: Why nothing can be written before ``reopen`` and ``recover``; else empty.
     """
 
@@ -53,6 +55,7 @@ class Writer:
         self._leaves: list[bytes] = []
         self.seq, self.end = end.edge.size, end.end
         self.notes: list[AuditEvent] = []
+        self.busy = False
         self.fault = ""
 
     # -- writing ---------------------------------------------------------------------
@@ -126,7 +129,7 @@ class Writer:
         Raises:
             AuditUnavailableError: As ``write_one``, and so for AuditTamperedError.
         """
-        with self._lock:
+        with self._exclusively():
             try:
                 self._current()
             except OSError as error:
@@ -134,6 +137,16 @@ class Writer:
             finally:
                 self._segment.unlock()
             return self.take_leaves()
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """The lock is this thread's, and nothing it calls comes in again."""
+        with self._lock:
+            self.busy = True
+            try:
+                yield
+            finally:
+                self.busy = False
 
     def seal(self, absorb: Callable[[], Frontier]) -> Path | None:
         """Seals the segment and goes on in a new one; returns the sealed one's path.
@@ -147,7 +160,7 @@ class Writer:
         Raises:
             AuditUnavailableError: As ``write_one``, and so for AuditTamperedError.
         """
-        with self._lock:
+        with self._exclusively():
             sealed = self._segment
             try:
                 self._current()
@@ -264,13 +277,14 @@ class Writer:
             AuditTamperedError: It was removed or replaced.
             AuditUnavailableError: Another process keeps the lock.
         """
-        if self._segment.in_place():
-            return
-        try:
-            self._segment.lock()
-            self._catch_up(-1)
-        finally:
-            self._segment.unlock()
+        with self._exclusively():
+            if self._segment.in_place():
+                return
+            try:
+                self._segment.lock()
+                self._catch_up(-1)
+            finally:
+                self._segment.unlock()
 
     def reopen(self) -> None:
         """Goes on in the file that is now at the path, if what was written is in it.

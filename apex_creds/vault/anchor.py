@@ -200,8 +200,8 @@ def _behind(
         _, at = seen.get(name, (None, 0))
         # One that is missing or malformed is an error of its own to whoever reads it.
         if 0 < at < known:
-            more = known - at
-            yield f"the document {name!r} is at generation {at}; {known} was anchored, {more} more"
+            stands = f"the document {name!r} is at generation {at}"
+            yield f"{stands}; {known} was anchored, {known - at} more"
 
 
 _DASH: Final = "— "

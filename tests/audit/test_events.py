@@ -15,12 +15,12 @@ def test_only_set_fields_are_encoded() -> None:
 
 
 def test_unknown_fields_and_kinds_do_not_decode() -> None:
-    for line in (
+    for text in (
         b'{"seq":1,"hash":"","time":1.0,"kind":"put","secret":"x"}',
         b'{"seq":1,"hash":"","time":1.0,"kind":"nothing"}',
     ):
         with pytest.raises(msgspec.ValidationError):
-            msgspec.json.decode(line, type=Recorded)
+            msgspec.json.decode(text, type=Recorded)
 
 
 def test_events_are_frozen() -> None:

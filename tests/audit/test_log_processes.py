@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.audit import AuditEvent, AuditLog, EventKind, read, verify
+from apex_creds.audit import AuditEvent, AuditLog, EventKind, check, read, verify
+from apex_creds.audit.archive import segments
 from apex_creds.errors import AuditUnavailableError
 
 VAULT = "ab" * 16
@@ -168,3 +169,39 @@ def test_a_torn_end_on_a_full_disk_stays_where_it_is(
     (small_disk / "ballast").unlink()
     open_log(directory).close()
     assert verify(directory, vault_id=VAULT).count == 2
+
+
+_ROTATE = """
+import os, sys
+from pathlib import Path
+from apex_creds.audit import AuditEvent, AuditLog, EventKind
+from apex_creds.audit.checkpoint import LogKey
+from apex_creds.audit.upkeep import Cadence
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.crypto.signing import SigningKey
+from apex_creds.model import SystemClock
+name, directory, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+key = LogKey("ab" * 16, SigningKey.from_seed(SecretBytes.from_bytes(bytes(range(32)))))
+log = AuditLog(directory, vault_id="ab" * 16, clock=SystemClock(), key=key,
+    durable_within=0.004, cadence=Cadence(events=40, seconds=0.05, segment_bytes=16384))
+for i in range(count):
+    seq = log.append(AuditEvent(1.0, EventKind.REDEEM, plugin=name, detail=str(i)))
+    os.write(1, b"%d\\n" % seq)
+log.close()
+"""
+
+
+def test_processes_rotate_and_sign_one_log(audit_dir: Path) -> None:
+    processes = [spawn(_ROTATE, name, audit_dir, 1200) for name in "abc"]
+    seen = [finish(process) for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    report = check(audit_dir, vault_id=VAULT, complete=True)
+    assert report.ok, report
+    numbers = sorted(number for part in seen for number in part)
+    assert numbers == list(range(1, 3601))
+    assert report.count == 3600
+    *sealed, _ = segments(audit_dir).values()
+    assert len(sealed) >= 2
+    for name in "abc":
+        events = [e.detail for e in read(audit_dir, vault_id=VAULT) if e.plugin == name]
+        assert events == [str(i) for i in range(1200)]
