@@ -40,6 +40,8 @@ class EventKind(StrEnum):
     CHALLENGE = "challenge"
     POLICY = "policy"
     ROTATION = "rotation"
+    RECOVERY = "recovery"
+    BACKUP = "backup"
 
 
 class AuditEvent(

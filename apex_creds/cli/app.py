@@ -9,6 +9,7 @@ import typer
 from apex_creds.cli import (
     audit,
     audit_sign,
+    backup,
     clients,
     credentials,
     dotenv,
@@ -18,6 +19,7 @@ from apex_creds.cli import (
     migrate,
     options,
     policy,
+    recovery,
     rotation,
     worker,
 )
@@ -99,6 +101,9 @@ app.add_typer(policy.policy, name="policy")
 app.command("rotate")(rotation.rotate)
 app.add_typer(rotation.rotation, name="rotation")
 app.add_typer(rotation.events, name="events")
+app.add_typer(recovery.recovery, name="recovery")
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.command("worker")(worker.worker)
 app.command("requests")(asking.list_requests)
 app.command("approve")(asking.approve)

@@ -10,7 +10,7 @@ import anyio
 import typer
 
 from apex_creds.audit import check
-from apex_creds.cli import automatic, migrate, options, output, session, when
+from apex_creds.cli import automatic, migrate, options, output, recovery, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import VaultExistsError
 from apex_creds.keys.hierarchy import KEYSTORE
@@ -77,6 +77,7 @@ def status(
         output.json_out(facts)
         return
     output.fields((name.replace("_", " "), _shown(value)) for name, value in facts.items())
+    recovery.remind(str(facts["recovery"]))
 
 
 async def _counts(vault: Vault) -> dict[str, output.Json]:
@@ -90,6 +91,7 @@ async def _counts(vault: Vault) -> dict[str, output.Json]:
         "expired": sum(end <= now for end in ends),
         "next_expiry": when.show(min((end for end in ends if end > now), default=None)),
         "grants": len(granted),
+        "recovery": await recovery.status_of(vault),
     }
 
 

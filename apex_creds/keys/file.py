@@ -25,6 +25,7 @@ from apex_creds.errors import (
     InvalidInputError,
     MasterKeyNotFoundError,
     MasterKeyUnavailableError,
+    WrongMasterKeyError,
 )
 from apex_creds.keys.anchor import AnchorFile, state_anchor
 from apex_creds.keys.base import MASTER_KEY_BYTES, check_reference
@@ -93,6 +94,14 @@ class FileProvider:
         check_reference(vault_id, version)
         await anyio.to_thread.run_sync(self._discard, version)
 
+    async def receive(self, *, vault_id: str, version: int, key: SecretBytes) -> None:
+        """See ``MasterKeyReceiver``; the file is made when absent.
+
+        Raises also StorageFullError and StorageLockedError.
+        """
+        check_reference(vault_id, version)
+        await anyio.to_thread.run_sync(self._receive, version, key)
+
     def read_anchor(self, *, vault_id: str) -> str | None:
         """See ``AnchorStore``: a file beside the keys, else in the state directory."""
         check_reference(vault_id, 1)
@@ -130,18 +139,26 @@ class FileProvider:
         with exclusive(self._path):
             return self._add(version)
 
-    def _add(self, version: int) -> SecretBytes:
+    def _receive(self, version: int, key: SecretBytes) -> None:
+        with exclusive(self._path), self._add(version, key) as there:
+            if not there.equals(key):
+                raise WrongMasterKeyError(
+                    f"{self._path} has another master key v{version}; it was left alone.",
+                    hint="Name another file, or use apex-creds recovery reset-master.",
+                )
+
+    def _add(self, version: int, key: SecretBytes | None = None) -> SecretBytes:
         keys = read_or_nothing(self._path)
         try:
             if version not in keys:
-                self._append(keys, version)
+                self._append(keys, version, _copy_or_new(key))
             return keys.pop(version)
         finally:
             close_keys(keys)
 
-    def _append(self, keys: Keys, version: int) -> None:
+    def _append(self, keys: Keys, version: int, key: SecretBytes) -> None:
         new = not keys
-        keys[version] = SecretBytes.random(MASTER_KEY_BYTES)
+        keys[version] = key
         replace_file(self._path, keys, new=new)
         with _reread(self._path, version) as back:
             if back is not None and back.equals(keys[version]):
@@ -166,6 +183,10 @@ class FileProvider:
                 replace_file(self._path, keys, new=False)
         finally:
             close_keys(keys)
+
+
+def _copy_or_new(key: SecretBytes | None) -> SecretBytes:
+    return SecretBytes.random(MASTER_KEY_BYTES) if key is None else SecretBytes.copy_of(key)
 
 
 def _superseded(path: Path, version: int) -> bool:

@@ -112,6 +112,12 @@ class KeyringProvider:
         check_reference(vault_id, version)
         await anyio.to_thread.run_sync(self._discard, _entry(vault_id, version))
 
+    async def receive(self, *, vault_id: str, version: int, key: SecretBytes) -> None:
+        """See ``MasterKeyReceiver``."""
+        check_reference(vault_id, version)
+        entry = _entry(vault_id, version)
+        await anyio.to_thread.run_sync(partial(self._receive, entry, key))
+
     def read_anchor(self, *, vault_id: str) -> str | None:
         """See ``AnchorStore``: an entry beside the master key's."""
         check_reference(vault_id, 1)
@@ -133,6 +139,20 @@ class KeyringProvider:
         with self._exclusive():
             found = _find(backends, entry)
             return found if found is not None else _store(backends[0], entry)
+
+    def _receive(self, entry: str, key: SecretBytes) -> None:
+        backends = self._backends()
+        with self._exclusive():
+            found = _find(backends, entry)
+            if found is None:
+                _keep(backends[0], entry, key)
+                return
+        with found:
+            if not found.equals(key):
+                raise WrongMasterKeyError(
+                    f"The keyring has another key as {entry!r}; it was left alone.",
+                    hint="Use apex-creds recovery reset-master, which makes a new version.",
+                )
 
     def _load(self, entry: str) -> SecretBytes:
         found = _find(self._backends(), entry)
@@ -204,14 +224,18 @@ def _find(backends: list[KeyringBackend], entry: str) -> SecretBytes | None:
 def _store(backend: KeyringBackend, entry: str) -> SecretBytes:
     with contextlib.ExitStack() as closing:
         key = closing.enter_context(SecretBytes.random(MASTER_KEY_BYTES))
-        _write(backend, entry, key)
-        if _kept(backend, entry, key):
-            closing.pop_all()
-            return key
-    raise MasterKeyUnavailableError(
-        f"The keyring backend {_name(type(backend))} did not keep the master key.",
-        hint=_ALTERNATIVES,
-    )
+        _keep(backend, entry, key)
+        closing.pop_all()
+        return key
+
+
+def _keep(backend: KeyringBackend, entry: str, key: SecretBytes) -> None:
+    _write(backend, entry, key)
+    if not _kept(backend, entry, key):
+        raise MasterKeyUnavailableError(
+            f"The keyring backend {_name(type(backend))} did not keep the master key.",
+            hint=_ALTERNATIVES,
+        )
 
 
 def _write(backend: KeyringBackend, entry: str, key: SecretBytes) -> None:

@@ -14,7 +14,14 @@ from apex_creds.errors import InvalidNameError
 
 KEYSTORE: Final = "keystore"
 CONFIG: Final = "config"
-STATE_DOCUMENTS: Final = ("access", "audit_state", "limits", "migration", "rotation")
+STATE_DOCUMENTS: Final = (
+    "access",
+    "audit_state",
+    "limits",
+    "migration",
+    "recovery",
+    "rotation",
+)
 """What the layers above keep beside the key store and the sections."""
 MAX_DOCUMENT_BYTES: Final = 1 << 30
 """A document is never larger; a larger one is refused before it is read."""

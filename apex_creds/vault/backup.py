@@ -1,0 +1,369 @@
+"""A copy of the whole vault, taken while work goes on.
+
+Guarantee: the copy is the vault of one instant: every document as it was at the same
+moment, the audit log of then or a little later. It has its place only after it was opened
+as a vault is (each MAC, each record, the log), and is signed by the vault. It is 0600, with
+nothing in clear that is not in clear in the vault, and never the master key.
+
+A copy is a directory (or a tar file of one) with the vault's own layout, and a manifest:
+``backup.json``, one line of JSON, and a line with its Ed25519 signature in base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from apex_creds.audit.checkpoint import LogKey
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.crypto import signing
+from apex_creds.errors import (
+    ConflictError,
+    CorruptDocumentError,
+    InvalidInputError,
+)
+from apex_creds.keys import MasterKeyProvider
+from apex_creds.keys.hierarchy import KEYSTORE
+from apex_creds.model import SECTIONS, Clock
+from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage
+from apex_creds.storage.file import FileStorage
+from apex_creds.storage.layout import CREDENTIALS, SECURITY
+from apex_creds.storage.lock import WriteLock
+from apex_creds.storage.oserrors import translated
+from apex_creds.storage.safe_open import Folder
+from apex_creds.vault import copied_log, genesis, reseal
+from apex_creds.vault.anchor import open_signing_key
+from apex_creds.vault.archive import pack, put_file
+from apex_creds.vault.document import parse
+from apex_creds.vault.home import audit_directory
+from apex_creds.vault.keystore import Keystore
+from apex_creds.vault.masters import Masters
+from apex_creds.vault.section import Section, open_record
+from apex_creds.vault.store import DocumentStore, off_loop
+from apex_creds.vault.vault import Vault
+
+__all__ = ["MANIFEST", "Manifest", "backup", "examine", "read_manifest"]
+
+MANIFEST: Final = "backup.json"
+FORMAT: Final = "apex-creds/backup"
+POLICY: Final = "policy.toml"
+
+_DOCUMENTS: Final = (KEYSTORE, CONFIG, *dict.fromkeys(SECTIONS.values()), *STATE_DOCUMENTS)
+_OPTIMISTIC: Final = 5
+_LOCK_SECONDS: Final = 10.0
+_SIGNED: Final = b"apex-creds backup v1\n"
+_LONGEST: Final = 16 << 20
+_CHUNK: Final = 1 << 20
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a copy."""
+
+    size: int
+    sha256: str
+
+
+class Contents(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a copy was found to hold when it was opened.
+
+    Attributes:
+        vault_id: Of which vault it is.
+        master_version: The master key that opens it.
+        documents: Generation by document.
+        credentials: How many there are; each was opened.
+        events: How many the log has.
+        head: Root of the log's tree.
+    """
+
+    vault_id: str
+    master_version: int
+    documents: dict[str, int]
+    credentials: int
+    events: int
+    head: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a backup says of itself, signed."""
+
+    format: str = FORMAT
+    version: int = 1
+    made: float
+    contents: Contents
+    files: dict[str, File]
+
+
+async def backup(vault: Vault, destination: Path, *, provider: MasterKeyProvider) -> Manifest:
+    """Copies the vault to a new directory, or to a new file whose name ends with ``.tar``.
+
+    Args:
+        vault: Unsealed; other processes may go on with it.
+        destination: Must not exist; its parent must.
+        provider: Has the master key, to open the copy.
+
+    Raises:
+        InvalidInputError: There is something already, or no place for it.
+        IntegrityError: The copy does not open, so nothing was left there.
+        StorageError: It can't be read or written.
+        AuditUnavailableError: The event could not be written.
+    """
+    destination = _place(destination, vault.home)
+    _log(vault, f"to {destination.name}")
+    await anyio.to_thread.run_sync(vault.audit.sign)
+    partial_copy = destination.with_name(f".{destination.name}.{os.urandom(6).hex()}.partial")
+    try:
+        await _copy(vault, partial_copy)
+        manifest = await _sealed(vault, partial_copy, provider)
+        # In a thread: a large vault takes a while to pack and to make durable.
+        place = partial(_put_in_place, partial_copy, destination, sorted(manifest.files))
+        await anyio.to_thread.run_sync(place)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(
+                lambda: shutil.rmtree(partial_copy, ignore_errors=True)
+            )
+    return manifest
+
+
+def _place(destination: Path, home: Path) -> Path:
+    destination = Path(os.path.abspath(destination))
+    if os.path.lexists(destination):
+        raise InvalidInputError(
+            f"{destination} exists already.", hint="A backup is never overwritten."
+        )
+    if not destination.parent.is_dir():
+        raise InvalidInputError(f"There is no directory {destination.parent}.")
+    inside = (home / SECURITY, home / CREDENTIALS)
+    if any(destination.is_relative_to(folder) for folder in inside):
+        raise InvalidInputError(
+            "That is inside the vault.", hint="Keep backups on another disk."
+        )
+    return destination
+
+
+def _log(vault: Vault, detail: str) -> None:
+    event = AuditEvent(
+        time=vault.clock.time(), kind=EventKind.BACKUP, action="backup", detail=detail
+    )
+    vault.audit.append(event)
+
+
+# -- copying -----------------------------------------------------------------------------
+
+
+async def _copy(vault: Vault, where: Path) -> None:
+    storage, keystore = vault.store.storage, await vault.store.keystore()
+    copy = FileStorage(where)
+    try:
+        await copy.prepare()
+        genesis.map_names(copy, keystore)
+        for name, data in (await _documents(storage, vault.home)).items():
+            await copy.write(name, data, expected=None)
+    finally:
+        await copy.close()
+    await anyio.to_thread.run_sync(_copy_others, vault.home, where)
+
+
+def _copy_others(home: Path, where: Path) -> None:
+    with translated(home / SECURITY / POLICY), contextlib.suppress(FileNotFoundError):
+        with Folder(home) as root, Folder(home / SECURITY, within=root) as folder:
+            fd = folder.open(POLICY)
+        with open(fd, "rb") as file:
+            put_file(where / SECURITY / POLICY, iter(lambda: file.read(_CHUNK), b""))
+    copied_log.copy(audit_directory(home), audit_directory(where))
+
+
+async def _documents(storage: Storage, home: Path) -> dict[str, bytes]:
+    """All documents as of one instant: none moved while they were read."""
+    for _ in range(_OPTIMISTIC):
+        before = _tokens(storage)
+        found = await _read_all(storage)
+        if before == _tokens(storage):
+            return found
+    # Writers are quicker than we are: they wait for this one read.
+    with contextlib.ExitStack() as held:
+        if isinstance(storage, FileStorage):
+            await anyio.to_thread.run_sync(_hold_writers, held, home)
+        before = _tokens(storage)
+        found = await _read_all(storage)
+        if before != _tokens(storage):
+            raise ConflictError("The vault keeps changing.", hint="Try again.")
+    return found
+
+
+def _hold_writers(held: contextlib.ExitStack, home: Path) -> None:
+    with translated(home / SECURITY, writing=True):
+        root = held.enter_context(Folder(home))
+        folder = held.enter_context(Folder(home / SECURITY, within=root))
+        held.enter_context(WriteLock(timeout=_LOCK_SECONDS).held(folder))
+
+
+def _tokens(storage: Storage) -> list[object]:
+    return [storage.change_token(name) for name in _DOCUMENTS]
+
+
+async def _read_all(storage: Storage) -> dict[str, bytes]:
+    found = {}
+    for name in _DOCUMENTS:
+        stored = await storage.read(name)
+        if stored is not None:
+            found[name] = stored.data
+    return found
+
+
+# -- opening the copy --------------------------------------------------------------------
+
+
+async def examine(where: Path, *, provider: MasterKeyProvider, clock: Clock) -> Contents:
+    """Opens a copy as a vault is opened, and everything in it; changes nothing in it.
+
+    Raises:
+        MasterKeyError: The master key of the copy can't be had.
+        IntegrityError: A document, key or record is not what the vault wrote.
+        AuditTamperedError: The log does not verify.
+    """
+    storage = FileStorage(where)
+    store = DocumentStore(storage, clock=clock, masters=Masters(provider))
+    try:
+        keystore = await store.unseal()
+        genesis.map_names(storage, keystore)
+        await reseal.scan(store)
+        count = 0
+        for section in [await store.section(name) for name in reseal.SECTION_NAMES]:
+            await off_loop(len(section.records), partial(_open_all, section, keystore))
+            count += len(section.records)
+        events, head = await _check_log(where, keystore)
+        return Contents(
+            vault_id=keystore.header.vault_id,
+            master_version=keystore.root_header.master.version,
+            documents=await _generations(storage),
+            credentials=count,
+            events=events,
+            head=head,
+        )
+    finally:
+        with anyio.CancelScope(shield=True):
+            await store.close()
+
+
+def _open_all(section: Section, keystore: Keystore) -> None:
+    vault_id = bytes.fromhex(keystore.header.vault_id)
+    for record in section.records.values():
+        open_record(record, vault_id=vault_id, find_key=keystore.dek).close()
+
+
+async def _check_log(where: Path, keystore: Keystore) -> tuple[int, str]:
+    with open_signing_key(keystore) as signer:
+        key = LogKey(keystore.header.vault_id, signer)
+        verify = partial(copied_log.verified, audit_directory(where), key=key)
+        return await anyio.to_thread.run_sync(verify)
+
+
+async def _generations(storage: Storage) -> dict[str, int]:
+    found = {}
+    for name in _DOCUMENTS:
+        stored = await storage.read(name) if name != CONFIG else None
+        if stored is not None:
+            header = parse(stored.data, section=name, vault_id=None).header
+            found[name] = header.generation
+    return found
+
+
+# -- the manifest ------------------------------------------------------------------------
+
+
+async def _sealed(vault: Vault, where: Path, provider: MasterKeyProvider) -> Manifest:
+    """Opens the copy, and writes what it holds, signed, into its manifest."""
+    contents = await examine(where, provider=provider, clock=vault.clock)
+    files = await anyio.to_thread.run_sync(lambda: dict(_files(where)))
+    made = Manifest(made=vault.clock.time(), contents=contents, files=files)
+    text = msgspec.json.encode(made)
+    with open_signing_key(await vault.store.keystore()) as signer:
+        signature = base64.b64encode(signer.sign(_SIGNED + text))
+    put_file(where / MANIFEST, [text, b"\n", signature, b"\n"])
+    return made
+
+
+def _files(where: Path) -> Iterator[tuple[str, File]]:
+    """The files of a copy; not the storage's own lock and counter."""
+    for path in sorted(where.rglob("*")):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        yield path.relative_to(where).as_posix(), digest(path)
+
+
+def digest(path: Path) -> File:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return File(path.stat().st_size, found)
+
+
+def read_manifest(where: Path) -> tuple[Manifest, bytes, bytes]:
+    """The manifest of a copy, the bytes that are signed, and the signature; not checked.
+
+    Raises:
+        CorruptDocumentError: There is none, or it is malformed.
+    """
+    with contextlib.suppress(OSError, ValueError, msgspec.MsgspecError):
+        with (where / MANIFEST).open("rb") as file:
+            text, signature = file.read(_LONGEST).splitlines()
+        made = msgspec.json.decode(text, type=Manifest)
+        if (made.format, made.version) == (FORMAT, 1):
+            return made, text, base64.b64decode(signature, validate=True)
+    raise CorruptDocumentError(
+        "That is no backup that this program made.", hint="Name another one."
+    )
+
+
+async def check_signature(where: Path, *, provider: MasterKeyProvider, clock: Clock) -> None:
+    """Returns if the manifest was signed by the vault that the copy is of.
+
+    Raises:
+        IntegrityError: It was not.
+    """
+    _, text, signature = read_manifest(where)
+    storage = FileStorage(where)
+    store = DocumentStore(storage, clock=clock, masters=Masters(provider))
+    try:
+        with open_signing_key(await store.unseal()) as signer:
+            signing.verify(signer.public, _SIGNED + text, signature)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await store.close()
+
+
+def _put_in_place(copy: Path, destination: Path, files: list[str]) -> None:
+    with translated(destination, writing=True):
+        for own in (".lock", ".epoch"):
+            (copy / SECURITY / own).unlink(missing_ok=True)
+        if destination.suffix == ".tar":
+            pack(copy, destination, [MANIFEST, *files])
+        else:
+            os.rename(copy, destination)
+        _sync(destination.parent)
+
+
+def _sync(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # a parent that can't be synced is not ours
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+__all__ += ["Contents", "File", "check_signature", "digest"]

@@ -1,0 +1,218 @@
+"""A backup put in the place of the vault.
+
+Guarantee: nothing is replaced before the copy was opened whole, with its signature, every
+MAC, generation and record, and its log. What was there is kept aside. A crash leaves the
+old vault, or the new one, or none at all (with both aside, and the backup untouched), never
+a mixture; the same command then finishes. That an older state was put back on purpose is
+recorded in the log before anything else is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import filelock
+
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.verify import in_use
+from apex_creds.errors import CorruptDocumentError, StorageError, StorageLockedError
+from apex_creds.keys import MasterKeyProvider
+from apex_creds.model import Clock
+from apex_creds.storage.layout import CREDENTIALS, SECURITY
+from apex_creds.storage.oserrors import translated
+from apex_creds.storage.safe_open import Folder
+from apex_creds.vault import archive
+from apex_creds.vault.backup import (
+    MANIFEST,
+    Manifest,
+    check_signature,
+    digest,
+    examine,
+    read_manifest,
+)
+from apex_creds.vault.home import audit_directory
+from apex_creds.vault.vault import Vault
+
+__all__ = ["Restored", "check_copy", "install", "record", "staged"]
+
+STAGE: Final = ".restoring"
+ASIDE: Final = ".before-restore"
+_LOCK: Final = ".restore.lock"
+_OURS: Final = re.compile(rf"{re.escape(STAGE)}-[0-9a-f]{{12}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was put in place, and where what was there is now, if anything was."""
+
+    manifest: Manifest
+    aside: Path | None
+
+
+@contextmanager
+def staged(source: Path, home: Path) -> Iterator[Path]:
+    """A private copy of a backup, on the vault's disk; removed afterwards.
+
+    Args:
+        source: A directory or a tar file that ``backup`` made.
+        home: The vault's directory; made 0700 when absent.
+
+    Raises:
+        StorageLockedError: Another restore is going on.
+        IntegrityError: It is no backup.
+        StorageError: It can't be read safely, or there is no room for it.
+    """
+    with translated(home, writing=True):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with Folder(home):
+            pass
+    lock = filelock.FileLock(home / _LOCK, mode=0o600, timeout=0)
+    if not _taken(lock):
+        raise StorageLockedError("Another restore is going on there.", hint="Let it finish.")
+    try:
+        _sweep(home)
+        stage = home / f"{STAGE}-{os.urandom(6).hex()}"
+        with translated(home, writing=True):
+            stage.mkdir(mode=0o700)
+        try:
+            archive.unpack(source, stage)
+            yield stage
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def _taken(lock: filelock.BaseFileLock) -> bool:
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        return False
+    return True
+
+
+def _sweep(home: Path) -> None:
+    """Removes the copies of restores that were killed; we hold the lock."""
+    for path in home.iterdir():
+        if _OURS.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+async def check_copy(stage: Path, *, provider: MasterKeyProvider, clock: Clock) -> Manifest:
+    """Opens a staged copy, and compares it with its signed manifest.
+
+    Raises:
+        MasterKeyError: Its master key can't be had.
+        IntegrityError: It is not what the vault put into it.
+        AuditTamperedError: Its log does not verify.
+    """
+    await check_signature(stage, provider=provider, clock=clock)
+    manifest, _, _ = read_manifest(stage)
+    await anyio.to_thread.run_sync(_compare_files, stage, manifest)
+    found = await examine(stage, provider=provider, clock=clock)
+    if found != manifest.contents:
+        raise CorruptDocumentError(
+            "The backup holds something else than its manifest says.", hint="Use another one."
+        )
+    return manifest
+
+
+def _compare_files(stage: Path, manifest: Manifest) -> None:
+    there = {
+        path.relative_to(stage).as_posix()
+        for path in stage.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+    wrong = sorted(there ^ {*manifest.files, MANIFEST})
+    for name, expected in manifest.files.items():
+        if not wrong and digest(stage / name) != expected:
+            wrong.append(name)
+    if wrong:
+        raise CorruptDocumentError(
+            f"The backup is not whole: {wrong[0]} is missing, altered, or does not belong.",
+            hint="Nothing was replaced. Use another backup.",
+        )
+
+
+def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:
+    """Puts a copy that was checked in the place of the vault.
+
+    The directory with the key store goes first and comes last: in between there is no
+    vault, rather than one of two halves.
+
+    Args:
+        stage: Inside ``home``.
+        home: The vault's directory; what else is in it stays.
+        force: Even if a process has the vault open.
+
+    Returns:
+        Where what was there is now; None if there was nothing.
+
+    Raises:
+        StorageError: A process has the vault open, or it can't be moved.
+    """
+    audit = audit_directory(home)
+    if not force and audit.is_dir() and in_use(audit):
+        raise StorageError(
+            "A process has the vault open.", hint="End it first, or use --force."
+        )
+    with translated(home, writing=True):
+        aside = _set_aside(home)
+        for name in (CREDENTIALS, SECURITY):
+            for own in (".lock", ".epoch"):
+                (stage / name / own).unlink(missing_ok=True)
+            os.rename(stage / name, home / name)
+            _sync(home)
+    return aside
+
+
+def _set_aside(home: Path) -> Path | None:
+    there = [name for name in (SECURITY, CREDENTIALS) if os.path.lexists(home / name)]
+    if not there:
+        return None
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    aside = home / f"{ASIDE}-{stamp}-{os.urandom(2).hex()}"
+    aside.mkdir(mode=0o700)
+    for name in there:
+        os.rename(home / name, aside / name)
+        _sync(aside)
+        _sync(home)
+    return aside
+
+
+def _sync(folder: Path) -> None:
+    with Folder(folder) as opened:
+        opened.sync()
+
+
+async def record(
+    home: Path, manifest: Manifest, *, provider: MasterKeyProvider, reason: str, clock: Clock
+) -> None:
+    """Unseals the restored vault, and records in its log that it is one.
+
+    Raises:
+        ApexCredsError: What unsealing raises.
+    """
+    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(manifest.made))
+    why = f"restored from a backup of {made}: {reason}"
+    async with await Vault.unseal(
+        home, master=provider, accept_rollback=why, clock=clock
+    ) as vault:
+        event = AuditEvent(
+            time=clock.time(),
+            kind=EventKind.BACKUP,
+            action="restore",
+            reason=reason,
+            detail=f"a backup of {made}, {manifest.contents.events} events",
+        )
+        vault.audit.append(event)
