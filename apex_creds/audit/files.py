@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,19 +24,19 @@ from apex_creds.errors import (
     UnsafePermissionsError,
 )
 
-if sys.platform != "win32":
+try:
     import fcntl
-
-    flock: Final = fcntl.flock
-    TRY_LOCK: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
-    TRY_SHARED: Final = fcntl.LOCK_SH | fcntl.LOCK_NB
-    UNLOCK: Final = fcntl.LOCK_UN
-else:  # pragma: no cover
+except ImportError:  # pragma: no cover - Windows
     TRY_LOCK, TRY_SHARED, UNLOCK = 1, 2, 3
 
     def flock(fd: int, operation: int) -> None:  # noqa: ARG001 - the shape of fcntl's
         """Warns once."""
         _warn_unlocked()
+else:
+    flock = fcntl.flock  # type: ignore[assignment]
+    TRY_LOCK = fcntl.LOCK_EX | fcntl.LOCK_NB
+    TRY_SHARED = fcntl.LOCK_SH | fcntl.LOCK_NB
+    UNLOCK = fcntl.LOCK_UN
 
 
 __all__ = [
