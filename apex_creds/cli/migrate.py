@@ -54,6 +54,7 @@ def migrate_command(
     action: Annotated[
         Action | None,
         typer.Argument(
+            metavar="finish|on|off",
             help="finish: erase the .bak files. on, off: migrate by itself, or not.",
             show_default=False,
         ),
@@ -72,7 +73,8 @@ def migrate_command(
         bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
     ] = False,
     on_conflict: Annotated[
-        OnConflict, typer.Option(help="Where the vault has another value.")
+        OnConflict,
+        typer.Option(metavar="report|keep|replace", help="Where the vault has another value."),
     ] = OnConflict.REPORT,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the source as it is when all is migrated.")

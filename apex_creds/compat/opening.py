@@ -6,7 +6,6 @@ are only moved out of its place if they open.
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Final
@@ -16,16 +15,15 @@ from apex_creds.compat.rotation import take_intervals
 from apex_creds.errors import VaultNotFoundError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
-from apex_creds.migration import Options, Report, migrate, on_unseal, set_aside
+from apex_creds.migration import Options, look, migrate, set_aside
 from apex_creds.migration.detect import is_ours
 from apex_creds.migration.files import read_file
+from apex_creds.migration.hook import tell
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault
 
 MASTER_VARIABLE: Final = "APEX_CREDS_MASTER"
 """A URI that says where the master key is; never the key."""
-
-_log = logging.getLogger(__name__)
 
 
 async def open_vault(
@@ -62,26 +60,14 @@ async def open_vault(
 
 
 async def _migrate(vault: Vault, found: Places) -> None:
-    _tell(await on_unseal(vault))
+    await look(vault)
     place = found.old_keystore
     if place is not None and _has_old_keystore(place):
         options = Options(credentials=found.old_credentials)
-        _tell(await migrate(vault, [place / "keystore.enc"], options=options))
+        tell(await migrate(vault, [place / "keystore.enc"], options=options))
     await take_intervals(vault)
 
 
 def _has_old_keystore(place: Path) -> bool:
     path = place / "keystore.enc"
     return path.is_file() and not is_ours(read_file(path).data)
-
-
-def _tell(report: Report) -> None:
-    for source in report.sources:
-        if source.problem:
-            _log.warning("Not migrated: %s: %s %s", source.path, source.problem, source.hint)
-        elif source.missing:
-            _log.warning(
-                "%s: %d entries were not migrated; see: apex-creds migrate --dry-run",
-                source.path,
-                source.missing,
-            )

@@ -17,7 +17,9 @@ from typing import Final, Self
 import anyio
 import anyio.to_thread
 import httpx
+from anyio.from_thread import start_blocking_portal
 
+from apex_creds import migration
 from apex_creds.audit import telemetry
 from apex_creds.audit.telemetry import InvokeStep
 from apex_creds.errors import InvalidInputError
@@ -30,6 +32,7 @@ from apex_creds.middleware.consent import Bases, Consent
 from apex_creds.middleware.redact import OnLeak
 from apex_creds.middleware.shape import CREDENTIALS, shape_of
 from apex_creds.middleware.streams import guard_async, guard_sync
+from apex_creds.migration import Fallback
 from apex_creds.policy.consent import DEADLINE, ConsentProvider
 from apex_creds.policy.manifest import Manifest
 from apex_creds.vault import Facts, Vault
@@ -83,6 +86,7 @@ class CredentialMiddleware:
         self._on_leak = on_leak
         self._max_threads = max_threads
         self._limiter: anyio.CapacityLimiter | None = None
+        self._legacy: Fallback | None = None
         self._closed = False
         logs.install()
 
@@ -92,6 +96,8 @@ class CredentialMiddleware:
         return self._broker
 
     async def __aenter__(self) -> Self:
+        """Migrates first what older programs left beside the vault."""
+        self._legacy = await migration.look(self._vault)
         return self
 
     async def __aexit__(
@@ -182,6 +188,8 @@ class CredentialMiddleware:
         """
         if _untouched(manifest, shape_from or function):
             return await self._call_plain(function, args, kwargs or {})
+        if self._legacy is not None:
+            await self._legacy.adopt(need.name for need in manifest.needs)
         if telemetry.on():
             with observe.invocation(manifest, action) as step:
                 facts, bases = await self._settled(manifest, action)
@@ -231,6 +239,10 @@ class CredentialMiddleware:
         shape_from: Callable[..., object],
         step: InvokeStep | None = None,
     ) -> object:
+        if self._legacy is not None:
+            adopt = functools.partial(self._legacy.adopt, [n.name for n in manifest.needs])
+            with start_blocking_portal() as portal:
+                portal.call(adopt)
         facts, bases = self._broker.facts_blocking(manifest.needs), None
         if not self._consent.is_settled(manifest, action, facts):
             bases = self._consent.settle_blocking(manifest, action, facts)

@@ -10,7 +10,7 @@ from apex_creds.migration.aside import is_legacy, set_aside
 from apex_creds.migration.copying import OnConflict
 from apex_creds.migration.fallback import Fallback
 from apex_creds.migration.finishing import Erased, finish
-from apex_creds.migration.hook import SWITCH, on_unseal, switch
+from apex_creds.migration.hook import SWITCH, look, on_unseal, switch
 from apex_creds.migration.preview import preview
 from apex_creds.migration.report import EntryReport, Fate, Report, SourceReport
 from apex_creds.migration.run import Options, migrate
@@ -28,6 +28,7 @@ __all__ = [
     "SourceReport",
     "finish",
     "is_legacy",
+    "look",
     "migrate",
     "migration_document",
     "on_unseal",

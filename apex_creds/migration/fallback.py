@@ -7,8 +7,11 @@ deleted from the vault on purpose does not come back. No secret is kept between 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import anyio.to_thread
@@ -16,13 +19,20 @@ from msgspec.structs import replace
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.crypto import parts
-from apex_creds.errors import ApexCredsError, CredentialNotFoundError
+from apex_creds.errors import (
+    ApexCredsError,
+    CredentialNotFoundError,
+    StorageLockedError,
+)
 from apex_creds.migration import finishing, sources
+from apex_creds.migration.copying import Copying, OnConflict
 from apex_creds.migration.entries import Entry, Format
+from apex_creds.migration.lock import exclusive
 from apex_creds.migration.masters import find_masters
-from apex_creds.migration.naming import assign
+from apex_creds.migration.naming import Target, assign
 from apex_creds.migration.sources import Source
 from apex_creds.migration.state import (
+    DOCUMENT,
     OPEN,
     MigrationState,
     Phase,
@@ -34,6 +44,8 @@ from apex_creds.model import CredentialKind
 from apex_creds.vault import Opened, Vault
 
 REASON: Final = "legacy fallback"
+
+_Stamp = tuple[tuple[str, int, int], ...]
 
 Found = tuple[Source, Entry, str]
 """Where, what, and the name of the credential that it will be."""
@@ -50,6 +62,7 @@ class Fallback:
     def __init__(self, vault: Vault, *, environ: Mapping[str, str] | None = None) -> None:
         self._vault = vault
         self._environ = environ
+        self._absent: dict[str, _Stamp] = {}
 
     @asynccontextmanager
     async def open(
@@ -96,6 +109,12 @@ class Fallback:
         )
         return Opened(parts.encode(entry.secret.parts), entry.kind)
 
+    async def is_needed(self) -> bool:
+        """Whether there is an old file that is not migrated, or not all of it."""
+        if self._vault.store.storage.change_token(DOCUMENT) is None:
+            return bool(sources.automatic_paths(self._vault.home))
+        return bool(self._paths(await migration_document(self._vault.store).read()))
+
     async def find(self, name: str, *, kind: CredentialKind | None = None) -> Found | None:
         """The entry that is going to be the credential ``name``."""
         return next(
@@ -125,9 +144,53 @@ class Fallback:
                     found.append((source, target.entry, target.name))
         return found
 
+    async def adopt(self, names: Iterable[str]) -> bool:
+        """Puts what the vault lacks of ``names`` into it, out of the old files.
+
+        For those who need a record in the vault: a lease can't be of anything else. What an
+        old file does not have is not looked for again until that file changes.
+
+        Returns:
+            Whether there was anything.
+
+        Raises:
+            AuditUnavailableError: The event could not be written first.
+        """
+        stamp = await anyio.to_thread.run_sync(_stamp, self._vault.home)
+        missing = [name for name in names if self._absent.get(name) != stamp]
+        missing = [n for n in missing if (await self._vault.facts(n)).record is None]
+        if not missing:
+            return False
+        try:
+            async with exclusive(self._vault.home):
+                found = [found for found in await self.entries() if found[2] in missing]
+                for one in found:
+                    await self._adopt(one)
+        except StorageLockedError:
+            return False  # another process is migrating
+        adopted = {name for _, _, name in found}
+        self._absent |= dict.fromkeys(set(missing) - adopted, stamp)
+        return bool(adopted)
+
+    async def _adopt(self, found: Found) -> None:
+        source, entry, name = found
+        self.release(found, action="adopt").close()
+        copying = Copying(
+            self._vault,
+            before=None,
+            unchanged=False,
+            on_conflict=OnConflict.REPORT,
+            dry_run=False,
+        )
+        _, written = await copying.copy([Target(entry, name)])
+        await self._note(source, written)
+
     async def forget(self, found: Found) -> None:
         """Marks an entry of an old file as deleted, so that it is neither read nor migrated."""
         source, entry, name = found
+        await self._note(source, [Written(entry.key, name, 0)])
+
+    async def _note(self, source: Source, written: Sequence[Written]) -> None:
         now = self._vault.clock.time()
 
         def change(state: MigrationState) -> MigrationState:
@@ -139,8 +202,7 @@ class Fallback:
                 began=now,
                 changed=now,
             )
-            written = (*known.written, Written(entry.key, name, 0))
-            return state.with_source(replace(known, written=written))
+            return state.with_source(replace(known, written=(*known.written, *written)))
 
         await migration_document(self._vault.store).change(change)
 
@@ -160,3 +222,13 @@ class Fallback:
             return source, (await sources.read(source, masters.keys)).entries
         except ApexCredsError:
             return None, ()
+
+
+def _stamp(home: Path) -> _Stamp:
+    """Changes with the old files beside a vault."""
+    found = []
+    for path in sources.automatic_paths(home):
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(path)
+            found.append((str(path), status.st_mtime_ns, status.st_size))
+    return tuple(found)

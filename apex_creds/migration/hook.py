@@ -7,6 +7,7 @@ What was tried once and left something over is not tried again until the source 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -14,6 +15,7 @@ from typing import Final
 from apex_creds.errors import ApexCredsError, AuditUnavailableError, StorageLockedError
 from apex_creds.migration import finishing, sources
 from apex_creds.migration.copying import Progress
+from apex_creds.migration.fallback import Fallback
 from apex_creds.migration.lock import exclusive
 from apex_creds.migration.report import Report, SourceReport
 from apex_creds.migration.run import Options, migrate
@@ -28,6 +30,8 @@ from apex_creds.vault import Vault
 
 SWITCH: Final = "APEX_CREDS_AUTO_MIGRATE"
 """``0``, ``off``, ``no`` or ``false`` in the environment switches it off."""
+
+_log = logging.getLogger(__name__)
 
 _OFF: Final = frozenset({"0", "off", "no", "false"})
 _SETTLED: Final = (Phase.PARTIAL, Phase.LEFT)
@@ -62,6 +66,30 @@ async def on_unseal(
         path = found[0] if found else str(vault.home)
         problem = SourceReport(path=path, format=None, problem=error.message, hint=error.hint)
         return Report([problem])
+
+
+def tell(report: Report) -> None:
+    """Logs what was not migrated; no more than paths, numbers and reasons."""
+    for source in report.sources:
+        if source.problem:
+            _log.warning("Not migrated: %s: %s %s", source.path, source.problem, source.hint)
+        elif source.missing:
+            _log.warning(
+                "%s: %d entries were not migrated; see: apex-creds migrate --dry-run",
+                source.path,
+                source.missing,
+            )
+
+
+async def look(vault: Vault) -> Fallback | None:
+    """``on_unseal``, with what went wrong in Python's log.
+
+    Returns:
+        The old files, if not everything in them is in the vault now.
+    """
+    tell(await on_unseal(vault))
+    fallback = Fallback(vault)
+    return fallback if await fallback.is_needed() else None
 
 
 async def switch(vault: Vault, *, automatic: bool) -> None:

@@ -99,8 +99,6 @@ async def test_a_fernet_file(tmp_path: Path) -> None:
             assert not (await migrate(vault, environ=old.ENV)).sources, point
             assert not path.exists(), point
             assert len(list(home.parent.glob(".apex_agent_api_keys.enc.bak*"))) == 1, point
-            await finish(vault)
-        assert not list(home.parent.glob(".apex_agent_api*")), point
     assert {(0, True), (2, True), (3, True), (3, False)} <= seen
 
 
