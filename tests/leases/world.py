@@ -108,7 +108,7 @@ class World:
 @contextlib.asynccontextmanager
 async def world_in(where: Path, **options: object) -> AsyncIterator[World]:
     """A world with the credentials and grants that most tests use."""
-    shutil.copytree(await _template(), where / "home")
+    await _copy_template(where / "home")
     clock = FakeClock()
     async with await Vault.unseal(where / "home", clock=clock) as vault:
         for info in await vault.list():  # so that its keys are in memory already
@@ -126,18 +126,29 @@ async def world_in(where: Path, **options: object) -> AsyncIterator[World]:
 _templates: list[Path] = []
 
 
-async def _template() -> Path:
-    """A home that is made once, and copied for each test."""
+async def _copy_template(home: Path) -> None:
+    """A home that is made once, copied for each test; its master key is put back as it was.
+
+    Beside the master key the vault keeps its anchor, which tells an older copy.
+    """
     if not _templates:
-        where = Path(tempfile.mkdtemp(prefix="apex-creds-test-"))
-        atexit.register(shutil.rmtree, where, ignore_errors=True)
-        master = f"file:{where}/master.key"
-        async with await Vault.create(
-            where / "home", master=master, clock=FakeClock()
-        ) as vault:
-            await _fill(vault)
-        _templates.append(where / "home")
-    return _templates[0]
+        _templates.append(await _make_template())
+    where = _templates[0]
+    shutil.rmtree(where / "master", ignore_errors=True)
+    shutil.copytree(where / "pristine" / "master", where / "master")
+    shutil.copytree(where / "pristine" / "home", home)
+
+
+async def _make_template() -> Path:
+    where = Path(tempfile.mkdtemp(prefix="apex-creds-test-"))
+    atexit.register(shutil.rmtree, where, ignore_errors=True)
+    (where / "master").mkdir(mode=0o700)
+    home, master = where / "home", f"file:{where}/master/key"
+    async with await Vault.create(home, master=master, clock=FakeClock()) as vault:
+        await _fill(vault)
+    for name in ("home", "master"):
+        shutil.copytree(where / name, where / "pristine" / name)
+    return where
 
 
 async def _fill(vault: Vault) -> None:
