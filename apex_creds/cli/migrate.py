@@ -54,7 +54,7 @@ def migrate_command(
     action: Annotated[
         Action | None,
         typer.Argument(
-            metavar="finish|on|off",
+            metavar="[ACTION]",
             help="finish: erase the .bak files. on, off: migrate by itself, or not.",
             show_default=False,
         ),
@@ -74,7 +74,9 @@ def migrate_command(
     ] = False,
     on_conflict: Annotated[
         OnConflict,
-        typer.Option(metavar="report|keep|replace", help="Where the vault has another value."),
+        typer.Option(
+            metavar="WHAT", help="report, keep or replace: where the vault has another value."
+        ),
     ] = OnConflict.REPORT,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the source as it is when all is migrated.")
@@ -199,6 +201,9 @@ def _show_finish(erased: Sequence[Erased], left: Sequence[str], *, json: bool) -
     if not erased:
         output.say("There is nothing to erase.")
     for item in erased:
+        if item.shredded == "no":
+            output.note(f"{item.path} is gone: if it was moved, erase it yourself.")
+            continue
         how = "overwritten" if item.shredded == "overwritten" else "copies may remain"
         output.say(f"Erased {item.path} ({how}).", style="green")
     for path in left:

@@ -7,15 +7,16 @@ are only moved out of its place if they open.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from apex_creds.compat.places import Places
 from apex_creds.compat.rotation import take_intervals
-from apex_creds.errors import VaultNotFoundError
+from apex_creds.errors import VaultExistsError, VaultNotFoundError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
-from apex_creds.migration import Options, look, migrate, set_aside
+from apex_creds.migration import Options, is_legacy, look, migrate, set_aside
 from apex_creds.migration.detect import is_ours
 from apex_creds.migration.files import read_file
 from apex_creds.migration.hook import tell
@@ -42,14 +43,7 @@ async def open_vault(
     chosen = master or os.environ.get(MASTER_VARIABLE) or None
     if migrating and create:
         await set_aside(found.home)
-    if FileStorage(found.home).change_token(KEYSTORE) is not None:
-        vault = await Vault.unseal(found.home, master=chosen)
-    elif create:
-        vault = await Vault.create(found.home, master=chosen or "keyring:")
-    else:
-        raise VaultNotFoundError(
-            f"There is no vault in {found.home}.", hint="Let it be made: create_dirs=True."
-        )
+    vault = await _open_or_make(found.home, chosen, create=create)
     try:
         if migrating:
             await _migrate(vault, found)
@@ -57,6 +51,22 @@ async def open_vault(
         await vault.close()
         raise
     return vault
+
+
+async def _open_or_make(
+    home: Path, master: str | MasterKeyProvider | None, *, create: bool
+) -> Vault:
+    there = FileStorage(home).change_token(KEYSTORE) is not None
+    if not create and (not there or is_legacy(home)):
+        raise VaultNotFoundError(
+            f"There is no vault in {home}.", hint="Let it be made: create_dirs=True."
+        )
+    if not there:
+        with suppress(VaultExistsError):  # another process was first
+            return await Vault.create(home, master=master or "keyring:")
+        if FileStorage(home).change_token(KEYSTORE) is None:
+            return await Vault.create(home, master=master or "keyring:")
+    return await Vault.unseal(home, master=master)
 
 
 async def _migrate(vault: Vault, found: Places) -> None:

@@ -11,12 +11,13 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import anyio.to_thread
 
 from apex_creds.errors import UnsafePathError, UnsupportedFormatError, VaultExistsError
 from apex_creds.migration.detect import is_ours
-from apex_creds.migration.files import move, read_file, sync_directory
+from apex_creds.migration.files import move, read_file, read_head, sync_directory
 from apex_creds.migration.masters import find_masters
 from apex_creds.migration.secretbox import SECTION_FILES, open_keystore
 from apex_creds.migration.sources import CONFIG_FILE, KEYSTORE_FILE, LEGACY
@@ -25,7 +26,8 @@ from apex_creds.storage.lock import WriteLock
 from apex_creds.storage.oserrors import translated
 from apex_creds.storage.safe_open import Folder
 
-_SECONDS = 10.0
+_SECONDS: Final = 10.0
+_HEAD: Final = 4096
 
 
 def is_legacy(home: Path) -> bool:
@@ -37,8 +39,8 @@ def is_legacy(home: Path) -> bool:
     path = home / SECURITY / KEYSTORE_FILE
     if not os.path.lexists(path):
         return False
-    data = read_file(path).data
-    return bool(data) and not is_ours(data)
+    head = read_head(path, _HEAD)
+    return bool(head) and not is_ours(head)
 
 
 async def set_aside(home: Path, *, environ: Mapping[str, str] | None = None) -> bool:

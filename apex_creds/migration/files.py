@@ -72,6 +72,22 @@ def read_file(path: Path) -> SourceFile:
     return SourceFile(path, data, hashlib.sha256(data).hexdigest(), exposed)
 
 
+def read_head(path: Path, size: int) -> bytes:
+    """The first bytes of a file, however large it is.
+
+    Raises:
+        UnsafePathError: As for ``read_file``.
+        StorageError: It can't be read.
+    """
+    with translated(path):
+        fd = _open(path, os.O_RDONLY)
+        try:
+            _check_kind(path, os.fstat(fd))
+            return os.read(fd, size)
+        finally:
+            os.close(fd)
+
+
 def free_name(path: Path) -> Path:
     """``PATH.bak``, or the first of ``PATH.bak.1`` … that is not there."""
     candidates = (f"{path}.bak", *(f"{path}.bak.{number}" for number in range(1, 1000)))
@@ -147,6 +163,12 @@ def _open(path: Path, flags: int) -> int:
 
 
 def _check(path: Path, status: os.stat_result) -> None:
+    _check_kind(path, status)
+    if status.st_size > MAX_BYTES:
+        raise _too_large(path)
+
+
+def _check_kind(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise UnsafePathError(
             f"{path} is not a regular file.", hint="Look who put it there, and move it away."
@@ -156,8 +178,6 @@ def _check(path: Path, status: os.stat_result) -> None:
             f"{path} belongs to user {status.st_uid}, not to user {os.geteuid()}.",
             hint="Run as its owner, or take a copy that you trust.",
         )
-    if status.st_size > MAX_BYTES:
-        raise _too_large(path)
 
 
 def _read(fd: int, path: Path) -> bytes:

@@ -30,7 +30,7 @@ from apex_creds.vault import Vault
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """A file that is gone, and what could be verified of its bytes."""
+    """A file that is gone, and what could be verified of its bytes; ``no``: it was gone."""
 
     path: str
     shredded: Shredded
@@ -146,8 +146,7 @@ def _check_backups(source: SourceState) -> None:
 
 
 def _erase_all(backups: Sequence[Backup]) -> list[Erased]:
-    paths = [Path(item.backup) for item in backups]
-    return [Erased(str(path), erase(path)) for path in paths if present(path)]
+    return [Erased(item.backup, erase(Path(item.backup))) for item in backups]
 
 
 def _changed(path: Path) -> ConflictError:
