@@ -54,7 +54,7 @@ def migrate_command(
     action: Annotated[
         Action | None,
         typer.Argument(
-            metavar="[ACTION]",
+            metavar="ACTION",
             help="finish: erase the .bak files. on, off: migrate by itself, or not.",
             show_default=False,
         ),
