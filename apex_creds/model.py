@@ -162,7 +162,7 @@ def check_time(moment: float | None, *, what: str) -> float | None:
 _BAD_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
 
 
-class Origin(msgspec.Struct, frozen=True, order=True):
+class Origin(msgspec.Struct, frozen=True, order=True, gc=False):
     """Scheme, host and port of a URL (RFC 6454), in one canonical form."""
 
     scheme: str
@@ -232,7 +232,7 @@ class DeliveryStyle(StrEnum):
     BASIC = "basic"
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """How a credential is sent: ``bearer``, ``header:X-Api-Key``, ``query:key``, ``basic``."""
 
     style: DeliveryStyle
@@ -263,7 +263,7 @@ class Delivery(msgspec.Struct, frozen=True):
         return f"{self.style}:{self.field}" if self.field else self.style.value
 
 
-class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True):
+class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What may be known of a credential without opening it.
 
     Attributes:

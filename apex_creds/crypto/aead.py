@@ -8,7 +8,7 @@ constant time. The bytes are specified in docs/FORMAT.md, "AEAD with key commitm
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from apex_creds.crypto import sodium
 from apex_creds.errors import CommitmentError, DecryptionError, InvalidInputError
@@ -16,7 +16,7 @@ from apex_creds.errors import CommitmentError, DecryptionError, InvalidInputErro
 if TYPE_CHECKING:
     from apex_creds.crypto.memory import Buffer, SecretBytes
 
-__all__ = ["KEY_BYTES", "OVERHEAD", "open_bytes", "open_into", "seal"]
+__all__ = ["KEY_BYTES", "OVERHEAD", "Resealer", "open_bytes", "open_into", "seal", "seal_into"]
 
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 24
@@ -43,6 +43,18 @@ def seal(key: SecretBytes, plaintext: SecretBytes | Buffer, *, aad: bytes) -> by
     _require_aad(aad)
     nonce = os.urandom(NONCE_BYTES)
     return sodium.seal_committed(key, nonce, plaintext, aad=aad, personal=_PERSONAL)
+
+
+def seal_into(out: memoryview, key: SecretBytes, plaintext: Buffer, *, aad: bytes) -> None:
+    """As ``seal``, into a buffer that is ``OVERHEAD`` longer than the plaintext.
+
+    Raises:
+        InvalidInputError: It has another length, or as for ``seal``.
+        SecretWipedError: The key is closed, or was closed meanwhile.
+    """
+    _require_aad(aad)
+    nonce = os.urandom(NONCE_BYTES)
+    sodium.seal_committed_into(out, key, nonce, plaintext, aad=aad, personal=_PERSONAL)
 
 
 def open_into(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> SecretBytes:
@@ -76,6 +88,56 @@ def open_bytes(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> bytes:
     if isinstance(opened, bool):
         raise _failure(committed=opened)
     return opened
+
+
+class Resealer:
+    """Opens messages under one key and seals them under another, many in a row.
+
+    A context manager that wipes what passed through; not for several threads at once.
+
+    Args:
+        old: 32 bytes.
+        new: 32 bytes.
+
+    Raises:
+        InvalidInputError: A key is not 32 bytes.
+    """
+
+    def __init__(self, old: SecretBytes, new: SecretBytes) -> None:
+        self._inner = sodium.Resealer(old, new, personal=_PERSONAL)
+        self._nonces, self._at = b"", 0
+
+    def reseal(self, sealed: bytes, *, old_aad: bytes, new_aad: bytes) -> bytes:
+        """The same plaintext under the new key and a fresh nonce.
+
+        Raises:
+            CommitmentError: See ``open_into``, as for the others.
+            DecryptionError: The message does not open.
+            SecretWipedError: A key is closed.
+        """
+        made = self._inner.reseal(sealed, old_aad=old_aad, new_aad=new_aad, nonce=self._nonce())
+        if isinstance(made, bool):
+            raise _failure(committed=made)
+        return made
+
+    def _nonce(self) -> bytes:
+        at = self._at
+        found = self._nonces[at : at + NONCE_BYTES]
+        if len(found) < NONCE_BYTES:
+            self._nonces, at = os.urandom(NONCE_BYTES * 128), 0
+            found = self._nonces[:NONCE_BYTES]
+        self._at = at + NONCE_BYTES
+        return found
+
+    def close(self) -> None:
+        """Wipes what passed through; idempotent."""
+        self._inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _failure(*, committed: bool) -> DecryptionError:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 import msgspec
 
 from apex_creds.crypto import aead
-from apex_creds.errors import CorruptDocumentError, InvalidInputError, UnsupportedFormatError
+from apex_creds.errors import (
+    CorruptDocumentError,
+    InvalidInputError,
+    UnknownKeyError,
+    UnsupportedFormatError,
+)
 
 if TYPE_CHECKING:
     from apex_creds.crypto.memory import Buffer, SecretBytes
@@ -27,10 +32,12 @@ __all__ = [
     "SUITE",
     "Context",
     "FindKey",
+    "Resealer",
     "canonical_aad",
     "decrypt",
     "decrypt_bytes",
     "encrypt",
+    "encrypt_into",
     "head",
     "header",
 ]
@@ -54,6 +61,7 @@ _SECTION: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 _SIZED: Final = struct.Struct(">I")
 # After the section: each number is the length of the field that follows it.
 _TAIL: Final = struct.Struct(">I16sIQI16sIIIB")
+_RECORD: Final = struct.Struct(">I16sIQ")
 
 FindKey: TypeAlias = Callable[[bytes, int], "SecretBytes"]
 """Returns the key of an id and a version, or raises ``UnknownKeyError``."""
@@ -128,9 +136,95 @@ def encrypt(
     return head(key_id, key_version) + aead.seal(key, plaintext, aad=aad)
 
 
+def encrypt_into(
+    out: memoryview,
+    key: SecretBytes,
+    plaintext: Buffer,
+    *,
+    context: Context,
+    key_id: bytes,
+    key_version: int,
+) -> None:
+    """As ``encrypt``, into a buffer that is ``MIN_BYTES`` longer than the plaintext.
+
+    Raises:
+        InvalidInputError: It has another length, or as for ``encrypt``.
+        SecretWipedError: The key is closed.
+    """
+    aad = canonical_aad(context, key_id=key_id, key_version=key_version)
+    out[:HEADER_BYTES] = head(key_id, key_version)
+    aead.seal_into(out[HEADER_BYTES:], key, plaintext, aad=aad)
+
+
 def head(key_id: bytes, key_version: int) -> bytes:
     """The ``HEADER_BYTES`` that every envelope under that key begins with."""
     return _HEADER.pack(MAGIC, FORMAT, SUITE, key_id, key_version)
+
+
+class Resealer:
+    """Envelopes of one section moved from one key version to another, many in a row.
+
+    A context manager that wipes what passed through; not for several threads at once.
+
+    Args:
+        old: The key that opens them; 32 bytes.
+        new: The key that they are sealed under; 32 bytes.
+        vault_id: 16 bytes.
+        section: Theirs.
+        key_id: Of both keys; 16 bytes.
+        versions: Of the old and of the new key.
+
+    Raises:
+        InvalidInputError: A length or a number is out of bounds.
+    """
+
+    def __init__(
+        self,
+        old: SecretBytes,
+        new: SecretBytes,
+        *,
+        vault_id: bytes,
+        section: str,
+        key_id: bytes,
+        versions: tuple[int, int],
+    ) -> None:
+        place = Context(vault_id, section, bytes(ID_BYTES), 1)
+        aads = [canonical_aad(place, key_id=key_id, key_version=v) for v in versions]
+        self._front = aads[0][: -_TAIL.size]
+        self._ends = [aad[-_TAIL.size + _RECORD.size :] for aad in aads]
+        self._heads = [head(key_id, version) for version in versions]
+        self._inner = aead.Resealer(old, new)
+
+    def reseal(self, envelope: bytes, *, record_id: bytes, record_version: int) -> bytes:
+        """The same plaintext in the same place, under the new key.
+
+        Raises:
+            UnknownKeyError: The envelope is not under the old key.
+            CorruptDocumentError: It is truncated.
+            DecryptionError: It does not open; a subclass says how.
+            SecretWipedError: A key is closed.
+        """
+        if not envelope.startswith(self._heads[0]):
+            raise UnknownKeyError("The envelope is under another key.")
+        if len(envelope) < MIN_BYTES:
+            raise _corrupt("is truncated")
+        place = self._front + _RECORD.pack(ID_BYTES, record_id, 8, record_version)
+        sealed = self._inner.reseal(
+            envelope[HEADER_BYTES:],
+            old_aad=place + self._ends[0],
+            new_aad=place + self._ends[1],
+        )
+        return self._heads[1] + sealed
+
+    def close(self) -> None:
+        """Wipes what passed through; idempotent."""
+        self._inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def header(envelope: Buffer) -> tuple[bytes, int]:

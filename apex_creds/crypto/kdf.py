@@ -131,12 +131,35 @@ def hmac_sha256(key: SecretBytes, data: Buffer) -> bytes:
         InvalidInputError: ``key`` has less than 16 bytes.
         SecretWipedError: ``key`` is closed, or was closed meanwhile.
     """
-    if len(key) < _MIN_KEY_BYTES:
-        raise InvalidInputError(f"HMAC needs {_MIN_KEY_BYTES} bytes of key.")
-    with SecretBytes.copy_of(key) as own, own.view() as source:
-        mac = HMAC(source, hashes.SHA256())
+    mac = HmacSha256(key)
     mac.update(data)
     return mac.finalize()
+
+
+class HmacSha256:
+    """As ``hmac_sha256``, over data that comes in pieces.
+
+    Args:
+        key: At least 16 bytes.
+
+    Raises:
+        InvalidInputError: ``key`` has less.
+        SecretWipedError: ``key`` is closed, or was closed meanwhile.
+    """
+
+    def __init__(self, key: SecretBytes) -> None:
+        if len(key) < _MIN_KEY_BYTES:
+            raise InvalidInputError(f"HMAC needs {_MIN_KEY_BYTES} bytes of key.")
+        with SecretBytes.copy_of(key) as own, own.view() as source:
+            self._mac = HMAC(source, hashes.SHA256())
+
+    def update(self, data: Buffer) -> None:
+        """Adds a piece."""
+        self._mac.update(data)
+
+    def finalize(self) -> bytes:
+        """The 32 bytes; nothing can be added after."""
+        return self._mac.finalize()
 
 
 def constant_time_equal(left: Buffer, right: Buffer) -> bool:

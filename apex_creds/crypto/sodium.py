@@ -21,6 +21,7 @@ _blake2b: Final = memory.lib.crypto_generichash_blake2b_salt_personal
 _encrypt: Final = memory.lib.crypto_aead_xchacha20poly1305_ietf_encrypt
 _decrypt: Final = memory.lib.crypto_aead_xchacha20poly1305_ietf_decrypt
 _from_buffer: Final = memory.ffi.from_buffer
+_buffer: Final = memory.ffi.buffer
 _NULL: Final[Any] = memory.ffi.NULL
 _ZERO_SALT: Final = bytes(16)
 _ARENA: Final = memory.arena()
@@ -42,10 +43,32 @@ def seal_committed(
         InvalidInputError: The key is not 32 bytes, or the nonce not 24.
         SecretWipedError: Key or plaintext were closed, perhaps meanwhile.
     """
-    _require(nonce, 24)
     length = len(plaintext) if isinstance(plaintext, SecretBytes) else _size(plaintext)
     out = bytearray(56 + length + _TAG)
-    start = _from_buffer("unsigned char[]", out)
+    seal_committed_into(out, key, nonce, plaintext, aad=aad, personal=personal)
+    return bytes(out)
+
+
+def seal_committed_into(
+    out: bytearray | memoryview,
+    key: SecretBytes,
+    nonce: bytes,
+    plaintext: SecretBytes | Buffer,
+    *,
+    aad: bytes,
+    personal: bytes,
+) -> None:
+    """As ``seal_committed``, into a buffer of exactly the right length.
+
+    Raises:
+        InvalidInputError: The key is not 32 bytes, the nonce not 24, or ``out`` too short.
+        SecretWipedError: Key or plaintext were closed, perhaps meanwhile.
+    """
+    _require(nonce, 24)
+    length = len(plaintext) if isinstance(plaintext, SecretBytes) else _size(plaintext)
+    if _size(out) != 56 + length + _TAG:
+        raise InvalidInputError("The buffer does not have the length of the message.")
+    start = _from_buffer("unsigned char[]", out, require_writable=True)
     secret = plaintext if isinstance(plaintext, SecretBytes) else key
     source = plaintext._pointer() if isinstance(plaintext, SecretBytes) else _cut(plaintext)
     pair = _subkey(key, nonce, personal)
@@ -56,7 +79,6 @@ def seal_committed(
     finally:
         _give_back(pair)
     secret._still_open()
-    return bytes(out)
 
 
 def open_committed(
@@ -110,6 +132,70 @@ def open_committed_bytes(
     finally:
         _give_back(pair)
     return True if failed else bytes(out)
+
+
+class Resealer:
+    """Opens what ``seal_committed`` made under one key, and seals it under another.
+
+    For many messages: their plaintexts pass through one slot, which ``close`` wipes. Not
+    for several threads at once.
+
+    Args:
+        old: 32 bytes.
+        new: 32 bytes.
+        personal: Of both; 16 bytes.
+    """
+
+    def __init__(self, old: SecretBytes, new: SecretBytes, *, personal: bytes) -> None:
+        if old._length != 32 or new._length != 32 or len(personal) != 16:
+            raise InvalidInputError("A key has 32 bytes, and a personalisation 16.")
+        self._old, self._new, self._personal = old, new, personal
+        self._pair = SecretBytes(64)
+        self._plain = SecretBytes(4096)
+        self._out: Any = memory.ffi.new("unsigned char[]", 4096)
+
+    def reseal(
+        self, sealed: bytes, *, old_aad: bytes, new_aad: bytes, nonce: bytes
+    ) -> bytes | bool:
+        """The message under the new key and ``nonce``, 24 fresh random bytes.
+
+        Returns:
+            False if the commitment is wrong, True if only the tag is, or if there is none.
+
+        Raises:
+            SecretWipedError: A key was closed, perhaps meanwhile.
+        """
+        size = len(sealed) - 56
+        if size < _TAG:
+            return True
+        if size > len(self._plain):
+            self._grow(size)
+        pair, plain, personal = self._pair._pointer(), self._plain._pointer(), self._personal
+        before = sealed[:24]
+        _blake2b(pair, 64, before, 24, self._old._pointer(), 32, _ZERO_SALT, personal)
+        if _memcmp(pair + 32, sealed[24:56], 32):
+            return False
+        if _decrypt(
+            plain, _NULL, _NULL, sealed[56:], size, old_aad, len(old_aad), before, pair
+        ):
+            return True
+        _blake2b(pair, 64, nonce, 24, self._new._pointer(), 32, _ZERO_SALT, personal)
+        out, length = self._out, len(new_aad)
+        _encrypt(out, _NULL, plain, size - _TAG, new_aad, length, _NULL, nonce, pair)
+        made = b"".join((nonce, bytes(_buffer(pair + 32, 32)), bytes(_buffer(out, size))))
+        self._old._still_open()
+        self._new._still_open()
+        return made
+
+    def _grow(self, size: int) -> None:
+        self._plain.close()
+        self._plain = SecretBytes(size)
+        self._out = memory.ffi.new("unsigned char[]", size)
+
+    def close(self) -> None:
+        """Wipes what passed through; idempotent."""
+        self._pair.close()
+        self._plain.close()
 
 
 def argon2id(passphrase: SecretBytes, salt: bytes, opslimit: int, memlimit: int) -> SecretBytes:

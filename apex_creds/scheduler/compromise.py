@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from msgspec.structs import replace
 
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError, UnknownKeyError
-from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import RotationState
 from apex_creds.vault import dek, rotate
@@ -59,7 +59,8 @@ async def declare(
         chosen = _of_keks(keks, version, at)
     else:
         upto = version or keystore.root_header.master.version
-        await document.change(lambda s: _master(s, keks, upto, at))
+        state = await document.change(lambda s: _master(s, keks, upto, at))
+        upto = min(upto, state.compromised_master)
         chosen = frozenset(v.version for v in keks.versions if v.parent <= upto)
     await rotate.mark_keks_compromised(store, chosen, now=now)
     every = [keyset.label for keyset in keystore.body.deks]
@@ -89,8 +90,7 @@ def _versions(
     chosen: dict[str, list[int]] = {}
     for label in labels:
         keyset = keystore.by_label[label]
-        found = [v.version for v in keyset.versions if v.created <= at]
-        chosen[label] = [v for v in found if version in (0, v)]
+        chosen[label] = [v.version for v in _existed(keyset, at) if version in (0, v.version)]
     if version and not any(chosen.values()):
         raise _no_version(version)
     return chosen
@@ -99,7 +99,7 @@ def _versions(
 def _of_keks(keks: Keyset, version: int, at: float) -> frozenset[int]:
     if version:
         return frozenset({keks.get(version).version})
-    return frozenset(v.version for v in keks.versions if v.created <= at)
+    return frozenset(v.version for v in _existed(keks, at))
 
 
 def _opened_by(
@@ -112,16 +112,28 @@ def _opened_by(
     return {
         label: [
             v.version
-            for v in keystore.by_label[label].versions
-            if v.created <= min(until, at) and v.state is not KeyState.DESTROYED
+            for v in _existed(keystore.by_label[label], at)
+            if v.created <= until and v.state is not KeyState.DESTROYED
         ]
         for label in labels
     }
 
 
+def _existed(keyset: Keyset, at: float) -> list[KeyVersion]:
+    """The versions that there were at a time.
+
+    One of that very instant was there, unless something was marked since: then it may be
+    what took the place of that.
+    """
+    marked = any(v.compromised and v.changed >= at for v in keyset.versions)
+    return [v for v in keyset.versions if v.created < at or (v.created == at and not marked)]
+
+
 def _master(state: RotationState, keks: Keyset, upto: int, at: float) -> RotationState:
     began = [v.created for v in keks.versions if v.parent == upto]
-    if state.compromised_master >= upto or (began and min(began) > at):
+    marked = bool(state.compromised_master)
+    later = bool(began) and (min(began) > at or (marked and min(began) == at))
+    if state.compromised_master >= upto or later:
         return state
     return replace(state, compromised_master=upto)
 

@@ -16,6 +16,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from apex_creds.audit import names, telemetry
 from apex_creds.errors import DecryptionError, SecretWipedError, UnknownKeyError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
@@ -26,7 +27,7 @@ from apex_creds.vault.store import ATTEMPTS, DocumentStore, off_loop, too_busy
 
 PIECE: Final = 512
 """Records that one call of a worker thread encrypts."""
-SLICES: Final = 4
+SLICES: Final = 3
 """A commit writes the whole section, so a slice is that part of it, and never tiny."""
 MIN_SLICE: Final = 2_000
 
@@ -39,7 +40,7 @@ class Pace:
 
     Attributes:
         per_second: Records; None for as fast as it goes.
-        slice_records: Records of one commit; None for a quarter of the section.
+        slice_records: Records of one commit; None for a third of the section.
         backwards: Begin at the end: for one who helps another that begins at the front.
     """
 
@@ -102,15 +103,20 @@ async def reencrypt(
     todo = await _todo(run)
     run.total, fruitless = len(todo), 0
     while todo:
-        pairs = await _slice(run, todo)
-        committed = await _commit(run, pairs)
+        size = await _slice_size(run)
+        pairs = await _slice(run, todo[:size])
+        with telemetry.step(names.REENCRYPT, {names.SECTION: section}) as step:
+            committed = await _commit(run, pairs)
+            step.set(names.RECORDS, committed)
         fruitless = 0 if committed else fruitless + 1
         if fruitless == ATTEMPTS:
             raise too_busy(section)
         run.done += committed
+        todo = todo[size:]
         yield Progress(section=section, done=run.done, total=run.total, failed=len(run.failed))
-        todo = await _todo(run)
-        run.total = max(run.total, run.done + len(todo))
+        if not todo:  # what was meanwhile written, or not committed
+            todo = await _todo(run)
+            run.total = max(run.total, run.done + len(todo))
     if run.failed:
         raise DecryptionError(
             f"{len(run.failed)} credentials of {section!r} do not open; they were left alone.",
@@ -157,28 +163,32 @@ def _stale(
     failed: Collection[bytes],
 ) -> list[Record]:
     """The records to do, those under compromised versions first."""
-    verdicts: dict[tuple[bytes, int], bool | None] = {}
+    verdicts: dict[bytes, bool | None] = {}
     urgent: list[Record] = []
     others: list[Record] = []
     for record in section.records.values():
-        key = record.key
-        if key not in verdicts:
-            stale = _is_stale(keystore, *key, labels)
-            verdicts[key] = keystore.by_id[key[0]].get(key[1]).compromised if stale else None
-        verdict = verdicts[key]
+        head = record.head
+        if head not in verdicts:
+            key_id, version = record.key
+            stale = _is_stale(keystore, key_id, version, labels)
+            verdicts[head] = keystore.by_id[key_id].get(version).compromised if stale else None
+        verdict = verdicts[head]
         if verdict is None or record.sealed in failed:
             continue
         (urgent if verdict else others).append(record)
     return urgent + others
 
 
-async def _slice(run: _Run, todo: Sequence[Record]) -> list[Pair]:
+async def _slice_size(run: _Run) -> int:
     section = await run.store.section(run.section)
-    size = run.pace.slice_records or max(MIN_SLICE, -(-len(section.records) // SLICES))
+    return run.pace.slice_records or max(MIN_SLICE, -(-len(section.records) // SLICES))
+
+
+async def _slice(run: _Run, chosen: Sequence[Record]) -> list[Pair]:
     clock, keystore = run.store.clock, await run.store.keystore()
     begun, pairs = clock.monotonic(), list[Pair]()
-    for start in range(0, min(size, len(todo)), PIECE):
-        piece = todo[start : min(start + PIECE, size)]
+    for start in range(0, len(chosen), PIECE):
+        piece = chosen[start : start + PIECE]
         pairs += await off_loop(len(piece), partial(_piece, run, keystore, piece))
         await _throttle(run.pace, clock, begun, len(pairs))
     return pairs
@@ -195,15 +205,20 @@ def _piece(run: _Run, keystore: Keystore, records: Iterable[Record]) -> list[Pai
     """Pairs of old and new; what does not open is noted, what was destroyed passed over."""
     vault_id = bytes.fromhex(keystore.header.vault_id)
     pairs: list[Pair] = []
-    groups: dict[tuple[bytes, int], list[Record]] = {}
+    groups: dict[bytes, list[Record]] = {}
     for record in records:
-        groups.setdefault(record.key, []).append(record)
-    for (key_id, _), group in groups.items():
-        keyset = keystore.by_id[key_id]
+        groups.setdefault(record.head, []).append(record)
+    for group in groups.values():
+        keyset = keystore.by_id[group[0].key[0]]
         try:
             key = keystore.hierarchy.unwrap(keyset, keyset.primary.version)
             made, failed = reseal_records(
-                group, vault_id=vault_id, find_key=keystore.dek, keyset=keyset, key=key
+                group,
+                section=run.section,
+                vault_id=vault_id,
+                find_key=keystore.dek,
+                keyset=keyset,
+                key=key,
             )
         except (UnknownKeyError, SecretWipedError):
             continue  # destroyed meanwhile: then none of them is current any more
@@ -225,7 +240,7 @@ async def _commit(run: _Run, pairs: Sequence[Pair]) -> int:
             found = merged.get(old.info.name)
             if found is None or (found is not old and found.sealed != old.sealed):
                 continue
-            if new.key in primaries:
+            if new.head in primaries:
                 merged[old.info.name] = Record(found.info, new.sealed)
                 replaced += 1
         if not replaced:
@@ -243,15 +258,15 @@ class _NothingLeft(Exception):  # noqa: N818 - a signal, never seen outside
     """Other writers were first with every record of a slice."""
 
 
-def _primaries(pairs: Sequence[Pair], keystore: Keystore) -> frozenset[tuple[bytes, int]]:
-    """The keys of the new records that are primary in the key store of the commit.
+def _primaries(pairs: Sequence[Pair], keystore: Keystore) -> frozenset[bytes]:
+    """The heads of new records whose key is primary in the key store of the commit.
 
     One that is not may be on its way to being destroyed: a scan may have been made already.
     """
-    heads = {new.key for _, new in pairs}
+    heads = {new.head: new.key for _, new in pairs}
     return frozenset(
-        (key_id, version)
-        for key_id, version in heads
+        head
+        for head, (key_id, version) in heads.items()
         if (keyset := keystore.by_id.get(key_id)) is not None
         and keyset.get(version).state is KeyState.PRIMARY
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Final, Literal, NewType, Protocol, runtime_checkable
+from typing import Final, Literal, NewType, Protocol, TypeAlias, runtime_checkable
 
 from apex_creds.errors import InvalidNameError
 
@@ -28,6 +28,9 @@ MAX_DOCUMENT_BYTES: Final = 1 << 30
 
 Token = NewType("Token", tuple[int | str, ...])
 """Names one version of one document. Opaque: compare for equality, hash, nothing else."""
+
+Data: TypeAlias = bytes | memoryview
+"""What is written. A backend that keeps it longer than the call makes a copy."""
 
 Shredded = Literal["no", "overwritten", "unverifiable"]
 """What became of the replaced bytes.
@@ -75,7 +78,7 @@ class Storage(Protocol):
         """The document as it is now, or None where there is none."""
 
     async def write(
-        self, name: str, data: bytes, *, expected: Token | None, shred: bool = False
+        self, name: str, data: Data, *, expected: Token | None, shred: bool = False
     ) -> WriteResult:
         """Replaces the version ``expected`` (None: there must be none); durable on return.
 

@@ -27,6 +27,7 @@ from apex_creds.storage.base import (
     KEYSTORE,
     MAX_DOCUMENT_BYTES,
     STATE_DOCUMENTS,
+    Data,
     Shredded,
     Stored,
     Token,
@@ -200,7 +201,7 @@ class FileStorage:
         return token
 
     async def write(
-        self, name: str, data: bytes, *, expected: Token | None, shred: bool = False
+        self, name: str, data: Data, *, expected: Token | None, shred: bool = False
     ) -> WriteResult:
         """See ``Storage``. Runs to its end in a thread even if the caller is cancelled.
 
@@ -237,7 +238,7 @@ class FileStorage:
     # -- in worker threads -------------------------------------------------------
 
     def _write(
-        self, place: _Place, data: bytes, *, expected: Token | None, shred: bool
+        self, place: _Place, data: Data, *, expected: Token | None, shred: bool
     ) -> WriteResult:
         with self._writing(place) as folder, _opened(folder, place, for_shred=shred) as old:
             _compare(place, None if old is None else _token(os.fstat(old)), expected)
@@ -245,7 +246,7 @@ class FileStorage:
             token = self._replace(folder, place, data, newer_than=_modified(old))
             return WriteResult(token, overwrite(old) if shred and old is not None else "no")
 
-    def _replace(self, folder: Folder, place: _Place, data: bytes, *, newer_than: int) -> Token:
+    def _replace(self, folder: Folder, place: _Place, data: Data, *, newer_than: int) -> Token:
         temporary = f".{place.file}.{secrets.token_hex(8)}.tmp"
         fd = folder.create(temporary)
         try:

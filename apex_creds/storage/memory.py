@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 from apex_creds.errors import ConflictError, StorageError
 from apex_creds.storage.base import (
     MAX_DOCUMENT_BYTES,
+    Data,
     Shredded,
     Stored,
     Token,
@@ -43,7 +44,7 @@ class MemoryStorage:
         return self._documents.get(name)
 
     async def write(
-        self, name: str, data: bytes, *, expected: Token | None, shred: bool = False
+        self, name: str, data: Data, *, expected: Token | None, shred: bool = False
     ) -> WriteResult:
         """See ``Storage``; freed memory is not wiped, so shredding is unverifiable."""
         check_document_name(name)

@@ -7,6 +7,9 @@ The format is specified in docs/FORMAT.md, "Document v1".
 
 from __future__ import annotations
 
+import binascii
+import mmap
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -22,11 +25,15 @@ from apex_creds.errors import (
 )
 from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.keyset import Keyset
+from apex_creds.storage.base import Data
 
 FORMAT: Final = "apex-creds/document"
 VERSION: Final = 1
 
 _MAC_FIELD: Final = b',"mac":"'
+_BODY_END: Final = b'"' + _MAC_FIELD + b'"}'
+_PIECE: Final = 3 << 17
+_LARGE: Final = 1 << 20
 _MAC_TAIL: Final = len(_MAC_FIELD) + 64 + len(b'"}')
 Hex16 = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 """16 bytes in hexadecimal."""
@@ -100,20 +107,53 @@ class Packed(msgspec.Struct, frozen=True):
     signed: memoryview
 
 
-def pack(header: Header, body: bytes, keys: DocumentKeys) -> bytes:
-    """Encrypts ``body`` and returns the whole document."""
-    sealed = envelope.encrypt(
+def pack(header: Header, body: bytes | Sequence[bytes], keys: DocumentKeys) -> Data:
+    """Encrypts ``body``, which may come in pieces, and returns the whole document.
+
+    A large one is made piece by piece, in memory that is not touched before: no call
+    holds the interpreter for long.
+    """
+    parts = [body] if isinstance(body, bytes) else body
+    sealed = _room(sum(map(len, parts)) + envelope.MIN_BYTES)
+    envelope.encrypt_into(
+        sealed,
         keys.body,
-        body,
+        _joined(parts),
         context=_context(header),
         key_id=bytes.fromhex(header.kek_id),
         key_version=header.kek_version,
     )
     fields = {name: getattr(header, name) for name in Header.__struct_fields__}
-    encoded = msgspec.json.encode(_Document(**fields, body=sealed, mac=""))
-    signed = encoded[: -len(_MAC_FIELD) - 2]
-    mac = kdf.hmac_sha256(keys.mac, signed).hex()
-    return b"".join((signed, _MAC_FIELD, mac.encode(), b'"}'))
+    empty = msgspec.json.encode(_Document(**fields, body=b"", mac=""))
+    mac = kdf.HmacSha256(keys.mac)
+    pieces = [empty[: -len(_BODY_END)], *_base64(sealed), b'"']
+    for piece in pieces:
+        mac.update(piece)
+    pieces += (_MAC_FIELD, mac.finalize().hex().encode(), b'"}')
+    return _joined(pieces)
+
+
+def _base64(data: memoryview) -> list[bytes]:
+    starts = range(0, len(data), _PIECE)
+    return [binascii.b2a_base64(data[at : at + _PIECE], newline=False) for at in starts]
+
+
+def _joined(pieces: Sequence[bytes]) -> Data:
+    size = sum(map(len, pieces))
+    if size < _LARGE:
+        return b"".join(pieces)
+    out, at = _room(size), 0
+    for piece in pieces:
+        for start in range(0, len(piece), _PIECE):
+            part = piece[start : start + _PIECE]
+            out[at : at + len(part)] = part
+            at += len(part)
+    return out
+
+
+def _room(size: int) -> memoryview:
+    """Zeros; a large piece of them costs nothing before it is written to."""
+    return memoryview(bytearray(size) if size < _LARGE else mmap.mmap(-1, size))
 
 
 def parse(data: bytes, *, section: str, vault_id: str | None) -> Packed:
@@ -147,9 +187,9 @@ def parse(data: bytes, *, section: str, vault_id: str | None) -> Packed:
     return Packed(Header(**fields), document.body, document.mac, signed)
 
 
-def mac_of(data: bytes) -> str:
+def mac_of(data: Data) -> str:
     """The MAC at the end of a document that ``pack`` made."""
-    return data[-66:-2].decode()
+    return bytes(data[-66:-2]).decode()
 
 
 def unpack(packed: Packed, keys: DocumentKeys) -> bytes:
@@ -159,7 +199,10 @@ def unpack(packed: Packed, keys: DocumentKeys) -> bytes:
         CorruptDocumentError: A byte was changed, or the keys are not the document's.
     """
     header = packed.header
-    expected = kdf.hmac_sha256(keys.mac, packed.signed).hex()
+    mac = kdf.HmacSha256(keys.mac)
+    for at in range(0, len(packed.signed), _PIECE):
+        mac.update(packed.signed[at : at + _PIECE])
+    expected = mac.finalize().hex()
     if not kdf.constant_time_equal(expected.encode(), packed.mac.encode()):
         raise _corrupt(header.section, "does not match its MAC")
     return envelope.decrypt_bytes(lambda *_: keys.body, packed.body, context=_context(header))

@@ -25,7 +25,7 @@ from apex_creds.keys.hierarchy import (
 )
 from apex_creds.keys.keyset import Keyset
 from apex_creds.model import SECTIONS
-from apex_creds.storage.base import Storage
+from apex_creds.storage.base import Data, Storage
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault.document import Header, MasterRecord, RootHeader
 from apex_creds.vault.home import audit_directory
@@ -73,7 +73,7 @@ async def create(
 
 def _first_document(
     master: SecretBytes, record: MasterRecord, *, vault_id: str, hashed_names: bool, now: float
-) -> bytes:
+) -> Data:
     keks = _keyset("kek", os.urandom(SALT_BYTES), now)
     header = Header(
         vault_id=vault_id,
@@ -128,7 +128,7 @@ def _exists() -> VaultExistsError:
 def refuse_remains(home: Path) -> None:
     """A key store that went missing is not replaced by a new one (rule 6)."""
     remains = [*home.glob("credentials/*.enc"), *audit_directory(home).glob("*.jsonl")]
-    if remains and not (home / "security/keystore.enc").exists():
+    if remains and not os.path.lexists(home / "security/keystore.enc"):
         raise VaultExistsError(
             f"There is no key store, but {remains[0]} is what a vault left.",
             hint="Restore security/keystore.enc from a backup, or choose another directory.",

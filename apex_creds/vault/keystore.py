@@ -16,7 +16,7 @@ from apex_creds.errors import CorruptDocumentError, IntegrityError, UnknownKeyEr
 from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy
 from apex_creds.keys.keyset import Keyset
 from apex_creds.policy.grants import Grant, Grants, Lockdown, Revocation, SeenManifest
-from apex_creds.storage.base import Token
+from apex_creds.storage.base import Data, Token
 from apex_creds.vault.document import Header, Packed, RootHeader, pack, unpack
 
 _RESTORE: Final = "Restore it from a backup; nothing was changed or overwritten."
@@ -137,7 +137,7 @@ def index(
     )
 
 
-def seal_keystore(header: Header, body: KeystoreBody, *, hierarchy: Hierarchy) -> bytes:
+def seal_keystore(header: Header, body: KeystoreBody, *, hierarchy: Hierarchy) -> Data:
     """The document for ``header`` and ``body``."""
     keys = hierarchy.document_keys(KEYSTORE, header.kek_version)
     return pack(header, msgspec.msgpack.encode(body), keys)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -19,13 +20,17 @@ from apex_creds.errors import CorruptDocumentError, DecryptionError, IntegrityEr
 from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.keyset import Keyset
 from apex_creds.model import SECTIONS, CredentialInfo, Secret
-from apex_creds.storage.base import Token
+from apex_creds.storage.base import Data, Token
 from apex_creds.vault.document import Header, Packed, pack, unpack
+
+_PIECE: Final = 1024
 
 FindKey = Callable[[bytes, int], SecretBytes]
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+class Record(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True, gc=False
+):
     """A credential at rest: what may be known of it, and its envelope."""
 
     info: CredentialInfo
@@ -35,6 +40,11 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
     def key(self) -> tuple[bytes, int]:
         """Id (16 bytes) and version of the DEK that sealed it."""
         return envelope.header(self.sealed)
+
+    @property
+    def head(self) -> bytes:
+        """The same, as the bytes that the envelope begins with; not checked."""
+        return self.sealed[: envelope.HEADER_BYTES]
 
 
 class SectionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,12 +103,13 @@ def reseal_record(
 def reseal_records(
     records: Iterable[Record],
     *,
+    section: str,
     vault_id: bytes,
     find_key: FindKey,
     keyset: Keyset,
     key: SecretBytes,
 ) -> tuple[list[tuple[Record, Record]], list[Record]]:
-    """As ``reseal_record``, for many.
+    """As ``reseal_record``, for many of a section that are all under one version.
 
     Returns:
         Pairs of each record and its new form, and the records that do not open.
@@ -107,16 +118,32 @@ def reseal_records(
         UnknownKeyError: Their key is not to be had.
         SecretWipedError: A key was destroyed meanwhile.
     """
-    pairs, failed = [], []
-    for record in records:
-        try:
-            made = reseal_record(
-                record, vault_id=vault_id, find_key=find_key, keyset=keyset, key=key
-            )
-        except (DecryptionError, CorruptDocumentError):
-            failed.append(record)
-        else:
-            pairs.append((record, made))
+    pairs: list[tuple[Record, Record]] = []
+    failed: list[Record] = []
+    chosen = list(records)
+    if not chosen:
+        return pairs, failed
+    key_id, version = chosen[0].key
+    with envelope.Resealer(
+        find_key(key_id, version),
+        key,
+        vault_id=vault_id,
+        section=section,
+        key_id=key_id,
+        versions=(version, keyset.primary.version),
+    ) as resealer:
+        for record in chosen:
+            info = record.info
+            try:
+                sealed = resealer.reseal(
+                    record.sealed,
+                    record_id=bytes.fromhex(info.id),
+                    record_version=info.version,
+                )
+            except (DecryptionError, CorruptDocumentError):
+                failed.append(record)
+            else:
+                pairs.append((record, Record(info, sealed)))
     return pairs, failed
 
 
@@ -150,10 +177,21 @@ def seal_section(
     keys: DocumentKeys,
     *,
     uses: Mapping[tuple[str, int], int],
-) -> bytes:
+) -> Data:
     """The document for ``header`` and ``records``."""
     counts = tuple((key, version, count) for (key, version), count in sorted(uses.items()))
-    return pack(header, msgspec.msgpack.encode(SectionBody(list(records), counts)), keys)
+    return pack(header, _encoded(list(records), counts), keys)
+
+
+def _encoded(records: list[Record], counts: tuple[tuple[str, int, int], ...]) -> list[bytes]:
+    """MessagePack of a ``SectionBody``, in pieces: one call would hold the interpreter."""
+    encode = msgspec.msgpack.encode
+    parts = [b"\x82", encode("records"), b"\xdd", len(records).to_bytes(4, "big")]
+    for start in range(0, len(records), _PIECE):
+        piece = records[start : start + _PIECE]
+        parts.append(encode(piece)[1 if len(piece) < 16 else 3 :])  # without its own length
+    parts += [encode("uses"), encode(counts)]
+    return parts
 
 
 def open_section(packed: Packed, *, token: Token, keys: DocumentKeys) -> Section:

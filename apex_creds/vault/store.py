@@ -35,7 +35,7 @@ from apex_creds.errors import (
 from apex_creds.keys.hierarchy import KEYSTORE, DocumentKeys, Hierarchy, master_check
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
-from apex_creds.storage.base import Shredded, Storage, Stored
+from apex_creds.storage.base import Data, Shredded, Storage, Stored
 from apex_creds.vault.document import Header, Packed, RootHeader, mac_of, parse
 from apex_creds.vault.keystore import (
     Keystore,
@@ -425,7 +425,7 @@ async def off_loop(size: int, work: Callable[[], T]) -> T:
 
 def _sealed(
     header: Header, before: Section, records: Mapping[str, Record], keys: DocumentKeys
-) -> tuple[bytes, Section]:
+) -> tuple[Data, Section]:
     """A section's document, and the section as it is then (its token is not known yet)."""
     used = keys_used(records.values())
     header = msgspec.structs.replace(header, keys_used=used)

@@ -13,7 +13,7 @@ import pytest
 from tests.scheduler.simulation import simulate
 
 FIRST = int(os.environ.get("APEX_CREDS_SEED", "0"))
-COUNT = int(os.environ.get("APEX_CREDS_SCHEDULES", "150"))
+COUNT = int(os.environ.get("APEX_CREDS_SCHEDULES", "100"))
 PER_TEST = 25
 
 

@@ -1,0 +1,343 @@
+"""What rotation costs with 1,000 to 100,000 credentials, beside the peers.
+
+``python -m benchmarks.rotation [--sizes 1000,10000,100000] [--json FILE] [--plot FILE]``
+
+One run rotates the same values with each: apex-creds in the file backend, durable (a new
+DEK version, every record re-encrypted, the old version destroyed; then a KEK and a master
+rotation), `MultiFernet.rotate` and Tink in memory, the key-wrap rotation of
+`envelope-rotator`, and OpenBao transit's `rewrap` in batches over loopback. It prints
+seconds, ratios, the longest stall of the event loop, and where the budgets stand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import gc
+import importlib
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from apex_creds import ApiKey, Vault
+from apex_creds.keys.keyset import KeyState
+from apex_creds.scheduler.engine import Engine, request_key
+from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
+from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.vault.values import PutItem
+from benchmarks.harness import Budget, UnavailableError, duration
+from tests.e2e import realparts
+
+SIZES: Final = (1_000, 10_000, 100_000)
+STALL_LIMIT: Final = 0.020
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """Seconds that one subject took for one size; the longest stall of the event loop."""
+
+    subject: str
+    size: int
+    seconds: float
+    stall: float | None = None
+
+
+class Stalls:
+    """Watches how late a task of the event loop gets its turn."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    async def _watch(self) -> None:
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0.001)
+            self.longest = max(self.longest, time.perf_counter() - began - 0.001)
+
+    async def __aenter__(self) -> Stalls:
+        self._task = asyncio.create_task(self._watch())
+        await asyncio.sleep(0.01)
+        self.longest = 0.0
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+
+
+def values(size: int) -> list[str]:
+    """Secrets of 40 characters."""
+    return [f"sk-{secrets.token_hex(20)[:37]}" for _ in range(size)]
+
+
+# -- apex-creds --------------------------------------------------------------------------
+
+
+async def apex_creds(chosen: list[str], *, services: int) -> list[Figure]:
+    """All three levels, on one vault in the file backend."""
+    with tempfile.TemporaryDirectory(prefix="rotation-") as name:
+        home, master = Path(name) / "home", f"file:{name}/master.key"
+        async with await Vault.create(home, master=master) as vault:
+            await fill(vault, chosen, services)
+            figures = [
+                await _level(vault, level, len(chosen), services) for level in (
+                    Level.DEK, Level.KEK, Level.MASTER)
+            ]  # fmt: skip
+            await _check(vault, chosen)
+    return figures
+
+
+async def fill(vault: Vault, chosen: list[str], services: int) -> None:
+    """Puts the values, evenly over so many services."""
+    items = [
+        PutItem(name=f"credential {n}", secret=ApiKey(v), service=f"service {n % services}")
+        for n, v in enumerate(chosen)
+    ]
+    await vault.put_many(items)
+
+
+def engine_of(vault: Vault) -> Engine:
+    """One that rotates nothing by itself, and keeps no old key."""
+    document = rotation_document(vault.store)
+    return Engine(vault.store, document, holder="bench", next_fire=lambda *_: None)
+
+
+async def request(engine: Engine, level: Level) -> None:
+    """Has the keys of a level rotated by the next run, old ones destroyed at once."""
+    never = LevelPolicy(interval=None, grace=0.0)
+    quiet = Policies(master=never, kek=never, dek=never)
+    now = engine.store.clock.time()
+    state = RotationState(policies=quiet, requested={request_key(level): now})
+    await engine.document.change(lambda _: state)
+
+
+async def _level(vault: Vault, level: Level, size: int, services: int) -> Figure:
+    engine = engine_of(vault)
+    await request(engine, level)
+    gc.collect()
+    async with Stalls() as stalls:
+        began = time.perf_counter()
+        if level is Level.DEK:
+            outcome = await engine.run(lease=False)
+        else:  # what makes the old key useless; documents are re-sealed in the background
+            step = (await engine.plan())[0]
+            await engine._take([step])
+            outcome = None
+        seconds = time.perf_counter() - began
+    assert outcome is None or not outcome.failed
+    await engine.run(lease=False)
+    what = f"apex-creds {level.value}" + (f", {services} services" if services > 1 else "")
+    return Figure(what, size, seconds, stalls.longest)
+
+
+async def _check(vault: Vault, chosen: list[str]) -> None:
+    async with vault.open(f"credential {len(chosen) - 1}") as opened:
+        assert bytes(opened.view()).decode() == chosen[-1]
+    for keyset in (await vault.store.keystore()).body.deks:
+        assert {v.state for v in keyset.versions} == {KeyState.PRIMARY, KeyState.DESTROYED}
+
+
+# -- peers -------------------------------------------------------------------------------
+
+
+@contextmanager
+def timed(figures: list[Figure], subject: str, size: int) -> Iterator[None]:
+    """Adds how long the block took."""
+    gc.collect()
+    began = time.perf_counter()
+    yield
+    figures.append(Figure(subject, size, time.perf_counter() - began))
+
+
+def _need(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UnavailableError(f"no module {module}: pip install it") from None
+
+
+def multifernet(chosen: list[str], figures: list[Figure]) -> None:
+    """`cryptography`, in memory."""
+    fernet = _need("cryptography.fernet")
+    old, new = (fernet.Fernet(fernet.Fernet.generate_key()) for _ in range(2))
+    tokens = [old.encrypt(value.encode()) for value in chosen]
+    many = fernet.MultiFernet([new, old])
+    with timed(figures, "MultiFernet.rotate", len(chosen)):
+        for token in tokens:
+            many.rotate(token)
+
+
+def tink(chosen: list[str], figures: list[Figure]) -> None:
+    """Google Tink, XChaCha20-Poly1305 with an AAD: decrypt and encrypt again, in memory."""
+    module, aead = _need("tink"), _need("tink.aead")
+    aead.register()
+    old, new = (
+        module.new_keyset_handle(aead.aead_key_templates.XCHACHA20_POLY1305).primitive(
+            aead.Aead
+        )
+        for _ in range(2)
+    )
+    sealed = [old.encrypt(value.encode(), b"record") for value in chosen]
+    with timed(figures, "Tink re-encrypt", len(chosen)):
+        for one in sealed:
+            new.encrypt(old.decrypt(one, b"record"), b"record")
+
+
+def openbao(chosen: list[str], figures: list[Figure]) -> None:
+    """OpenBao transit: `rewrap` in batches of 1,000 over loopback, one kept-alive client."""
+    try:
+        with realparts.openbao() as bao:
+            headers = {"X-Vault-Token": bao.token}
+            url = f"{bao.address}/v1"
+            with httpx.Client(headers=headers, timeout=120, trust_env=False) as client:
+                _transit(client, url, chosen, figures)
+    except realparts.PartMissingError as reason:
+        raise UnavailableError(str(reason)) from None
+
+
+def _transit(client: httpx.Client, url: str, chosen: list[str], figures: list[Figure]) -> None:
+    client.post(f"{url}/sys/mounts/transit", json={"type": "transit"}).raise_for_status()
+    client.post(f"{url}/transit/keys/bench").raise_for_status()
+    plain = [{"plaintext": base64.b64encode(v.encode()).decode()} for v in chosen]
+    sealed = _batches(client, f"{url}/transit/encrypt/bench", plain)
+    client.post(f"{url}/transit/keys/bench/rotate").raise_for_status()
+    with timed(figures, "OpenBao transit rewrap", len(chosen)):
+        _batches(client, f"{url}/transit/rewrap/bench", sealed)
+
+
+def _batches(client: httpx.Client, url: str, items: list[dict[str, str]]) -> list[Any]:
+    results: list[Any] = []
+    for start in range(0, len(items), 1000):
+        reply = client.post(url, json={"batch_input": items[start : start + 1000]})
+        reply.raise_for_status()
+        results += reply.json()["data"]["batch_results"]
+    return [{"ciphertext": item["ciphertext"]} for item in results]
+
+
+PEERS: Final[dict[str, Callable[[list[str], list[Figure]], None]]] = {
+    "multifernet": multifernet,
+    "tink": tink,
+    "openbao": openbao,
+}
+
+
+# -- the run -----------------------------------------------------------------------------
+
+
+async def run(
+    sizes: list[int], *, only: list[str] | None = None, many_services: bool = True
+) -> tuple[list[Figure], dict[str, str]]:
+    """Every subject on every size; what can't run here, and why."""
+    figures: list[Figure] = []
+    skipped: dict[str, str] = {}
+    for size in sizes:
+        chosen = values(size)
+        for name, peer in PEERS.items():
+            if only is not None and name not in only:
+                continue
+            try:
+                await asyncio.to_thread(peer, chosen, figures)
+            except UnavailableError as reason:
+                skipped[name] = str(reason)
+        figures += await apex_creds(chosen, services=1)
+        if many_services:
+            figures += await apex_creds(chosen, services=max(2, size // 100))
+    return figures, skipped
+
+
+def budgets(figures: list[Figure]) -> list[Budget]:
+    """Where DESIGN section 9 stands, for the largest size."""
+    by = {(f.subject, f.size): f for f in figures}
+    sizes = sorted({f.size for f in figures})
+    most, least = sizes[-1], sizes[0]
+    dek = by["apex-creds dek", most]
+    found = [Budget("event loop, longest stall", (dek.stall or 0) * 1e3, 20, "ms")]
+    peer = by.get(("MultiFernet.rotate", most))
+    if peer is not None:
+        rate = peer.seconds / dek.seconds
+        found.append(
+            Budget(f"DEK, {most:,} durable, × MultiFernet", rate, 1.5, "×", at_least=True)
+        )
+    for level in ("kek", "master"):
+        big, small = by[f"apex-creds {level}", most], by[f"apex-creds {level}", least]
+        what = f"{level}: {most:,} over {least:,} credentials"
+        found.append(Budget(what, big.seconds / small.seconds, 3, "×"))
+    return found
+
+
+def show(figures: list[Figure], skipped: dict[str, str]) -> None:
+    """Prints the tables."""
+    out, sizes = Console(), sorted({f.size for f in figures})
+    table = Table(title="rotation: seconds, and credentials a second", title_justify="left")
+    table.add_column("what")
+    for size in sizes:
+        table.add_column(f"{size:,}", justify="right")
+    table.add_column("longest stall", justify="right")
+    for subject in dict.fromkeys(f.subject for f in figures):
+        row = {f.size: f for f in figures if f.subject == subject}
+        cells = [
+            f"{duration(row[s].seconds)}\n{s / row[s].seconds:,.0f}/s" if s in row else "-"
+            for s in sizes
+        ]
+        stall = max((f.stall or 0 for f in row.values()), default=0)
+        table.add_row(subject, *cells, duration(stall) if stall else "-")
+    out.print(table)
+    for name, reason in skipped.items():
+        out.print(f"skipped {name}: {reason}")
+    for budget in budgets(figures):
+        sign, verdict = "≥" if budget.at_least else "≤", "kept" if budget.kept else "MISSED"
+        measured = f"{budget.measured:.3g} {budget.unit}"
+        out.print(f"{budget.what}: {measured} ({sign} {budget.limit:g}) {verdict}")
+
+
+def plot(figures: list[Figure], path: Path) -> None:
+    """Cost against size, both logarithmic; needs matplotlib."""
+    pyplot = _need("matplotlib.pyplot")
+    for subject in dict.fromkeys(f.subject for f in figures):
+        points = sorted((f.size, f.seconds) for f in figures if f.subject == subject)
+        pyplot.loglog(*zip(*points, strict=True), marker="o", label=subject)
+    pyplot.xlabel("credentials")
+    pyplot.ylabel("seconds")
+    pyplot.legend()
+    pyplot.savefig(path)
+
+
+Main = Callable[[], Awaitable[None]]
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
+    parser.add_argument("--only", nargs="*", help="these peers alone")
+    parser.add_argument("--one-service", action="store_true", help="leave out many services")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    chosen = parser.parse_args()
+    sizes = [int(text) for text in chosen.sizes.split(",")]
+    figures, skipped = asyncio.run(
+        run(sizes, only=chosen.only, many_services=not chosen.one_service)
+    )
+    show(figures, skipped)
+    if chosen.json:
+        rows = [asdict(figure) for figure in figures]
+        chosen.json.write_text(json.dumps({"cpus": os.cpu_count(), "figures": rows}, indent=2))
+    if chosen.plot:
+        plot(figures, chosen.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Writers that stall in the worst moment, while another process rotates and destroys.
+
+Each storage call of the slow one can be held; the rotation of the other one then runs to
+its end, without any grace. What the slow one is told is stored must open afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from apex_creds.model import ApiKey
+from apex_creds.scheduler.engine import Engine, request_key
+from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
+from apex_creds.scheduler.reencrypt import reencrypt
+from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.storage.memory import MemoryStorage
+from apex_creds.vault import dek, genesis, writing
+from apex_creds.vault.masters import Masters
+from apex_creds.vault.store import DocumentStore
+from apex_creds.vault.values import PutItem
+from tests.scheduler.simulation import Chaos, ChaoticProvider, Keyring, Mortal, read
+from tests.vault.helpers import FakeClock
+
+pytestmark = pytest.mark.anyio
+
+
+class Gate:
+    """A storage whose next write of one document waits until it is opened."""
+
+    def __init__(self, inner: MemoryStorage) -> None:
+        self.inner = inner
+        self.name = ""
+        self.reached, self.open = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    async def write(self, name: str, data: bytes, **options: object) -> object:
+        if name == self.name:
+            self.name = ""
+            self.reached.set()
+            await self.open.wait()
+        return await self.inner.write(name, data, **options)
+
+
+class Two:
+    """A slow process and a quick one, on one vault."""
+
+    def __init__(self) -> None:
+        self.storage, self.clock = MemoryStorage(), FakeClock()
+        chaos = Chaos(0)
+        chaos.armed = False
+        self.provider = ChaoticProvider(Keyring(), chaos, Mortal(mortal=False))
+        self.gate = Gate(self.storage)
+
+    def process(self, storage: object) -> DocumentStore:
+        return DocumentStore(storage, clock=self.clock, masters=Masters(self.provider))
+
+    async def start(self) -> None:
+        made = await genesis.create(
+            self.storage, provider=self.provider, hashed_names=False, now=self.clock.now
+        )
+        made.close()
+        self.slow, self.quick = self.process(self.gate), self.process(self.storage)
+        await self.slow.unseal()
+        await self.quick.unseal()
+
+    async def put(self, store: DocumentStore, name: str, value: str, service: str) -> None:
+        item = PutItem(name=name, secret=ApiKey(value), service=service)
+        await writing.put(store, "api_keys", [item], clock=self.clock)
+
+    async def rotate(self, level: Level, label: str = "") -> None:
+        """All of it, by the quick one; no grace."""
+        self.clock.now += 10.0
+        document = rotation_document(self.quick)
+        never = LevelPolicy(interval=None, grace=0.0)
+        quiet = Policies(master=never, kek=never, dek=never)
+        wanted = {request_key(level, label): self.clock.now}
+        await document.change(lambda _: RotationState(policies=quiet, requested=wanted))
+        engine = Engine(self.quick, document, holder="q", next_fire=lambda *_: None)
+        outcome = await engine.run(lease=False)
+        assert not outcome.failed
+        assert not await engine.plan()
+
+    async def meanwhile(
+        self,
+        name: str,
+        slowly: Callable[[], Awaitable[object]],
+        quickly: Callable[[], Awaitable[object]],
+    ) -> None:
+        """``quickly`` runs while ``slowly`` is about to write ``name``."""
+        self.gate.name = name
+        task = asyncio.ensure_future(slowly())
+        await asyncio.wait_for(self.gate.reached.wait(), 10)
+        await quickly()
+        self.gate.open.set()
+        await asyncio.wait_for(task, 10)
+
+    async def all_of(self, names: dict[str, str]) -> None:
+        """What a third process reads."""
+        fresh = self.process(self.storage)
+        await fresh.unseal()
+        for name, value in names.items():
+            assert await read(fresh, "api_keys", name) == value
+
+
+@pytest.fixture
+async def two() -> Two:
+    made = Two()
+    await made.start()
+    return made
+
+
+@pytest.mark.parametrize("level", list(Level))
+async def test_a_put_into_an_existing_section(two: Two, level: Level) -> None:
+    await two.put(two.quick, "old", "an old value", "other")
+    await two.put(two.quick, "first", "value", "service")
+    await two.meanwhile(
+        "api_keys",
+        lambda: two.put(two.slow, "new", "a new value", "service"),
+        lambda: two.rotate(level),
+    )
+    await two.all_of({"old": "an old value", "first": "value", "new": "a new value"})
+
+
+@pytest.mark.parametrize("level", list(Level))
+async def test_a_put_for_a_key_that_nothing_uses(two: Two, level: Level) -> None:
+    """No record moves, so only the fence stops the writer who has the old key."""
+    await dek.ensure(two.quick, ["api_keys/service"], now=two.clock.now)
+    await two.put(two.quick, "other", "value", "other")
+    await two.meanwhile(
+        "api_keys",
+        lambda: two.put(two.slow, "new", "a new value", "service"),
+        lambda: two.rotate(level, "api_keys/service" if level is Level.DEK else ""),
+    )
+    await two.all_of({"other": "value", "new": "a new value"})
+
+
+@pytest.mark.parametrize("level", list(Level))
+async def test_the_first_put_of_a_section(two: Two, level: Level) -> None:
+    """The document does not exist, so nothing in it tells which KEK it will be under."""
+    await dek.ensure(two.quick, ["api_keys/service"], now=two.clock.now)
+    await two.meanwhile(
+        "api_keys",
+        lambda: two.put(two.slow, "new", "a new value", "service"),
+        lambda: two.rotate(level),
+    )
+    await two.all_of({"new": "a new value"})
+
+
+@pytest.mark.parametrize("level", [Level.KEK, Level.MASTER])
+async def test_a_new_keyset(two: Two, level: Level) -> None:
+    """It was wrapped under a KEK that is gone when it is to be committed."""
+    await two.meanwhile(
+        "keystore",
+        lambda: two.put(two.slow, "new", "a new value", "service"),
+        lambda: two.rotate(level),
+    )
+    await two.all_of({"new": "a new value"})
+
+
+@pytest.mark.parametrize("level", [Level.KEK, Level.MASTER])
+async def test_a_state_document(two: Two, level: Level) -> None:
+    document = rotation_document(two.slow)
+    await two.meanwhile(
+        "rotation",
+        lambda: document.change(lambda s: RotationState(policies=s.policies, debounce=7.0)),
+        lambda: two.rotate(level),
+    )
+    fresh = two.process(two.storage)
+    await fresh.unseal()
+    assert (await rotation_document(fresh).read()).debounce == 7.0
+
+
+async def test_a_slice_whose_new_key_was_replaced_and_destroyed(two: Two) -> None:
+    """Sealed under version 2, while another one went on to version 3 and destroyed 2."""
+    label = "api_keys/service"
+    await two.put(two.quick, "a", "value a", "service")
+    await dek.renew(two.quick, label, now=two.clock.now)
+
+    async def slowly() -> None:
+        async for _ in reencrypt(two.slow, "api_keys"):
+            pass
+
+    async def quickly() -> None:
+        now = two.clock.now
+        await dek.renew(two.quick, label, now=now)
+        assert await dek.retire_unused(two.quick, "api_keys", [label], now=now)
+        assert await dek.destroy_retired(two.quick, "api_keys", [label], before=now, now=now)
+
+    await two.meanwhile("api_keys", slowly, quickly)
+    await two.all_of({"a": "value a"})
+
+
+async def test_a_slice_commits_only_what_nobody_changed(two: Two) -> None:
+    await two.put(two.quick, "a", "value a", "service")
+    await two.put(two.quick, "b", "value b", "service")
+    await dek.renew(two.quick, "api_keys/service", now=two.clock.now)
+
+    async def slowly() -> None:
+        async for _ in reencrypt(two.slow, "api_keys"):
+            pass
+
+    await two.meanwhile(
+        "api_keys", slowly, lambda: two.put(two.quick, "a", "a newer value", "service")
+    )
+    await two.all_of({"a": "a newer value", "b": "value b"})
+    keystore = await two.quick.keystore()
+    for record in (await two.quick.section("api_keys")).records.values():
+        assert record.key[1] == keystore.by_id[record.key[0]].primary.version
+
+
+async def test_two_that_rotate_at_once_rotate_once(two: Two) -> None:
+    await two.put(two.quick, "a", "value a", "service")
+    label = "api_keys/service"
+
+    async def renewed(store: DocumentStore) -> None:
+        await dek.renew_all(store, [label], now=two.clock.now, replaces={label: 1})
+
+    await two.meanwhile("keystore", lambda: renewed(two.slow), lambda: renewed(two.quick))
+    keyset = (await two.quick.keystore()).by_label[label]
+    assert [v.version for v in keyset.versions] == [1, 2]

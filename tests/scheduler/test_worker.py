@@ -1,0 +1,358 @@
+"""The worker and its events, on a real vault with a real scheduler and loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from apex_creds.errors import CredentialNotFoundError, InvalidInputError
+from apex_creds.keys.keyset import KeyState
+from apex_creds.model import ApiKey
+from apex_creds.scheduler import systemd
+from apex_creds.scheduler.bridge import SecurityEvent, connect
+from apex_creds.scheduler.engine import LEASE_SECONDS, request_key
+from apex_creds.scheduler.events import (
+    AuditTampered,
+    CompromiseSuspected,
+    LeakDetected,
+    OperatorRequest,
+    PluginRemoved,
+    parse_event,
+)
+from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
+from apex_creds.scheduler.worker import Rhythm, RotationWorker
+from apex_creds.vault import Vault
+from tests.vault.helpers import FakeClock, create, master_in, unseal, values
+
+pytestmark = pytest.mark.anyio
+
+QUICK = Rhythm(check=0.05, events=0.05, checkpoint=0.05, sweep=0.05, health=0.05)
+
+
+@pytest.fixture
+async def vault(tmp_path: Path):
+    async with await create(tmp_path, clock=FakeClock()) as made:
+        await made.put("a", ApiKey("value a"), service="one")
+        await made.put("b", ApiKey("value b"), service="two")
+        yield made
+
+
+async def states(vault: Vault, label: str) -> list[str]:
+    keyset = (await vault.store.keystore()).by_label[label]
+    return [version.state.value for version in keyset.versions]
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(60):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_compromised_service_is_rotated_and_its_key_destroyed(vault: Vault) -> None:
+    ended = []
+    vault.watch_revocations(lambda *pair: ended.append(pair))
+    worker = RotationWorker(vault)
+    assert await worker.emit(CompromiseSuspected(service="one"))
+    await worker.run_once()
+    assert await states(vault, "api_keys/one") == ["destroyed", "primary"]
+    assert await states(vault, "api_keys/two") == ["primary"]
+    assert ended == [(None, None)]
+    assert await values(vault) == {"a": b"value a", "b": b"value b"}
+
+
+async def test_a_compromised_master_key_takes_everything_with_it(
+    vault: Vault, tmp_path: Path
+) -> None:
+    worker = RotationWorker(vault)
+    await worker.emit(CompromiseSuspected(level=Level.MASTER))
+    outcome = await worker.run_once()
+    assert not outcome.failed
+    keystore = await vault.store.keystore()
+    assert keystore.root_header.master.version == 2
+    assert {v.state for v in keystore.root_header.keks.versions[:-1]} == {KeyState.DESTROYED}
+    assert await states(vault, "api_keys/one") == ["destroyed", "primary"]
+    assert "v1 " not in (tmp_path / "master.key").read_text()
+    async with await unseal(tmp_path) as other:
+        assert await values(other) == {"a": b"value a", "b": b"value b"}
+
+
+async def test_an_event_outlives_the_process_that_accepted_it(
+    vault: Vault, tmp_path: Path
+) -> None:
+    await RotationWorker(vault).bus.accept(CompromiseSuspected(service="one"))
+    async with await Vault.unseal(vault.home, clock=vault.clock) as other:
+        await RotationWorker(other).run_once()
+        assert await states(other, "api_keys/one") == ["destroyed", "primary"]
+        await RotationWorker(other).run_once()
+        assert await states(other, "api_keys/one") == ["destroyed", "primary"]
+
+
+async def test_acting_twice_is_acting_once(vault: Vault) -> None:
+    """As after a crash between an action and the note that it is done."""
+    worker = RotationWorker(vault)
+    await worker.bus.accept(CompromiseSuspected(service="one"))
+    before = await worker.engine.document.read()
+    await worker.run_once()
+    vault.clock.now += 1
+    await worker.engine.document.change(lambda s: replace(s, queue=before.queue))
+    await worker.run_once()
+    assert await states(vault, "api_keys/one") == ["destroyed", "primary"]
+
+
+async def test_the_same_event_is_accepted_once_within_the_debounce_time(vault: Vault) -> None:
+    bus = RotationWorker(vault).bus
+    assert await bus.accept(LeakDetected(credential="a", source="one"))
+    assert not await bus.accept(LeakDetected(credential="a", source="two"))
+    assert await bus.accept(LeakDetected(credential="b"))
+    vault.clock.now += 61
+    assert await bus.accept(LeakDetected(credential="a"))
+
+
+async def test_the_operator_asks_for_one_service(vault: Vault) -> None:
+    worker = RotationWorker(vault)
+    vault.clock.now += 5
+    await worker.emit(OperatorRequest(service="two"))
+    vault.clock.now += 5
+    await worker.run_once()
+    assert await states(vault, "api_keys/two") == ["retired", "primary"]
+    assert await states(vault, "api_keys/one") == ["primary"]
+    assert (await worker.engine.document.read()).requested == {}
+
+
+async def test_a_removed_plugin_rotates_what_it_had_grants_for(vault: Vault) -> None:
+    await vault.grant("weather", "a")
+    vault.clock.now += 5
+    worker = RotationWorker(vault)
+    await worker.emit(PluginRemoved(plugin="weather"))
+    vault.clock.now += 5
+    await worker.run_once()
+    assert await states(vault, "api_keys/one") == ["retired", "primary"]
+    assert await states(vault, "api_keys/two") == ["primary"]
+
+
+async def test_a_tampered_log_locks_the_vault_down(vault: Vault) -> None:
+    told = []
+
+    async def notify(event: object) -> None:
+        told.append(event)
+
+    worker = RotationWorker(vault, notify=notify)
+    await worker.emit(AuditTampered(detail="line 7"))
+    await worker.run_once()
+    assert (await vault.grants()).lockdown is not None
+    assert [type(event) for event in told] == [AuditTampered]
+
+
+async def test_an_event_about_nothing_does_not_stop_those_after_it(vault: Vault) -> None:
+    worker = RotationWorker(vault)
+    await worker.emit(PluginRemoved(plugin="nobody"))
+    await worker.emit(CompromiseSuspected(service="no such service"))
+    await worker.emit(CompromiseSuspected(service="one"))
+    await worker.run_once()
+    assert await states(vault, "api_keys/one") == ["destroyed", "primary"]
+    assert (await worker.engine.document.read()).queue == ()
+
+
+def test_events_are_closed_and_typed() -> None:
+    assert parse_event("plugin_removed", {"plugin": "x"}) == PluginRemoved(plugin="x")
+    assert parse_event("compromise_suspected", {"service": "x", "version": "3"}).version == 3
+    for kind, fields in (
+        ("nothing", {}),
+        ("plugin_removed", {}),
+        ("plugin_removed", {"plugin": "x", "secret": "y"}),
+        ("plugin_removed", {"plugin": "x\n"}),
+        ("compromise_suspected", {"version": 3}),
+    ):
+        with pytest.raises(InvalidInputError):
+            parse_event(kind, fields)
+
+
+# -- several workers, and the loop -----------------------------------------------------
+
+
+async def test_one_rotates_and_its_work_is_taken_over_when_it_dies(vault: Vault) -> None:
+    async with await Vault.unseal(vault.home, clock=vault.clock) as other:
+        first, second = RotationWorker(vault).engine, RotationWorker(other).engine
+        assert await first.hold()
+        assert not await second.hold()
+        assert (await second.run()).waiting
+        vault.clock.now += LEASE_SECONDS + 1
+        assert not (await second.run()).waiting
+        assert not await first.hold()
+        await second.release()
+        assert await first.hold()
+
+
+async def test_a_lease_from_a_wrong_clock_holds_nobody_up(vault: Vault) -> None:
+    first, second = RotationWorker(vault).engine, RotationWorker(vault).engine
+    vault.clock.now += 1e6
+    await first.hold()
+    vault.clock.now -= 1e6
+    assert await second.hold()
+
+
+async def test_a_locked_master_key_does_not_stop_deks(vault: Vault, tmp_path: Path) -> None:
+    worker = RotationWorker(vault)
+    (tmp_path / "master.key").rename(tmp_path / "away")
+    wanted = {request_key(Level.DEK): vault.clock.now + 1, request_key(Level.KEK): 9e9}
+    vault.clock.now += 2
+    await worker.engine.document.change(lambda s: replace(s, requested=wanted))
+    outcome = await worker.run_once()
+    assert {step.level for step in outcome.failed} == {Level.KEK}
+    assert await states(vault, "api_keys/one") == ["retired", "primary"]
+    (tmp_path / "away").rename(tmp_path / "master.key")
+    assert not (await worker.run_once()).failed
+
+
+async def test_in_the_loop_of_the_runtime(vault: Vault, tmp_path: Path) -> None:
+    called = []
+    health = tmp_path / "health.json"
+    vault.clock.now += 1
+    worker = RotationWorker(
+        vault,
+        rhythm=QUICK,
+        checkpoint=lambda: called.append("checkpoint"),
+        sweep=lambda: called.append("sweep"),
+        health_file=health,
+    )
+    async with worker:
+        await worker.emit(CompromiseSuspected(service="one"))
+
+        async def destroyed() -> bool:
+            return await states(vault, "api_keys/one") == ["destroyed", "primary"]
+
+        await until(destroyed)
+
+        async def reported() -> bool:
+            return health.exists() and {"checkpoint", "sweep"} <= set(called)
+
+        await until(reported)
+        jobs = worker._scheduler.get_jobs()
+        assert all(job.args == (worker.id, job.id) for job in jobs)
+    assert json.loads(health.read_text())["worker"] == worker.id
+    assert health.stat().st_mode & 0o777 == 0o600
+    assert (await worker.engine.document.read()).lease is None
+
+
+async def test_redeems_go_on_through_every_rotation(vault: Vault) -> None:
+    worker = RotationWorker(vault)
+    stop = False
+
+    async def redeem() -> int:
+        count = 0
+        while not stop:
+            assert await values(vault) == {"a": b"value a", "b": b"value b"}
+            count += 1
+            await asyncio.sleep(0)
+        return count
+
+    tasks = [asyncio.create_task(redeem()) for _ in range(4)]
+    quick = LevelPolicy(interval=10.0, grace=0.0)
+    policies = Policies(master=quick, kek=quick, dek=quick)
+    await worker.engine.document.change(lambda s: replace(s, policies=policies))
+    for _ in range(4):
+        vault.clock.now += 11
+        assert not (await worker.run_once()).failed
+    stop = True
+    assert all(await asyncio.gather(*tasks))
+    keystore = await vault.store.keystore()
+    assert keystore.root_header.master.version == 5
+
+
+async def test_requests_of_a_service_that_is_not_there(vault: Vault) -> None:
+    from apex_creds.scheduler.compromise import declare
+
+    engine = RotationWorker(vault).engine
+    with pytest.raises(CredentialNotFoundError):
+        await declare(
+            vault.store, engine.document, level=Level.DEK, service="x", at=vault.clock.now
+        )
+
+
+# -- the runtime's own events ----------------------------------------------------------
+
+
+@dataclass
+class Manager:
+    """As ApexAgent's ``EventManager``."""
+
+    callbacks: dict[str, list] = field(default_factory=dict)
+    emitted: list = field(default_factory=list)
+
+    async def register_callback(self, callback, event_types) -> None:
+        for kind in event_types:
+            self.callbacks.setdefault(kind, []).append(callback)
+
+    async def emit(self, event) -> None:
+        self.emitted.append(event)
+        for callback in self.callbacks.get(event.event_type, ()):
+            await callback(event)
+
+
+async def test_events_pass_both_ways_and_do_not_come_back(vault: Vault) -> None:
+    manager, worker = Manager(), RotationWorker(vault)
+    await connect(manager, worker.bus)
+    await worker.bus.accept(LeakDetected(credential="a", plugin="weather"))
+    assert [e.event_type for e in manager.emitted] == ["security.leak_detected"]
+    assert manager.emitted[0].data == {"plugin": "weather", "credential": "a"}
+    data = {"plugin": "chatter"}
+    await manager.emit(
+        SecurityEvent(event_type="security.plugin_removed", source="plugins", data=data)
+    )
+    await manager.emit(
+        SecurityEvent(event_type="security.plugin_removed", source="x", data={"what": 1})
+    )
+    queue = (await worker.engine.document.read()).queue
+    assert [item.event.source for item in queue] == ["operator", "runtime:plugins"]
+    assert len(manager.emitted) == 3
+
+
+# -- alone -----------------------------------------------------------------------------
+
+
+def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    assert not systemd.notify(READY="1")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        assert systemd.notify(READY="1", STATUS="well")
+        assert listening.recv(100) == b"READY=1\nSTATUS=well"
+
+
+@pytest.mark.e2e
+async def test_the_command_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    async with await create(tmp_path) as vault:
+        await vault.put("a", ApiKey("value a"), service="one")
+        await RotationWorker(vault).bus.accept(CompromiseSuspected(service="one"))
+    command = [sys.executable, "-m", "apex_creds.cli", "--home", str(tmp_path / "home")]
+    command += ["worker", "--every", "0.1", "--health", str(tmp_path / "health")]
+    process = subprocess.Popen(
+        [*command, "--master", master_in(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        line = await asyncio.to_thread(process.stdout.readline)
+        assert line.startswith("worker ")
+
+        async def healthy() -> bool:
+            path = tmp_path / "health"
+            return path.exists() and "events" in json.loads(path.read_text())["last"]
+
+        await until(healthy)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 30) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+    async with await unseal(tmp_path) as vault:
+        assert await states(vault, "api_keys/one") == ["destroyed", "primary"]
