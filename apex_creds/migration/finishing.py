@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from apex_creds.errors import ConflictError
 from apex_creds.migration.files import erase, free_name, move, present, read_file
+from apex_creds.migration.lock import exclusive
 from apex_creds.migration.sources import Source
 from apex_creds.migration.state import (
     Backup,
@@ -71,8 +72,24 @@ async def rename(vault: Vault, state: SourceState) -> SourceState:
     return await record(vault, replace(state, phase=Phase.BACKED_UP))
 
 
-async def finish(vault: Vault, *, due_only: bool = False) -> list[Erased]:
+async def finish(vault: Vault, *, wait: float = 10.0) -> list[Erased]:
     """Erases the ``.bak`` files.
+
+    Args:
+        vault: The vault that has what was in them.
+        wait: Seconds to wait for another process that migrates.
+
+    Raises:
+        StorageLockedError: Another process is migrating.
+        ConflictError: One is not what was backed up; it is left.
+        IntegrityError: The vault itself is damaged; nothing is erased.
+    """
+    async with exclusive(vault.home, wait=wait):
+        return await erase_backups(vault)
+
+
+async def erase_backups(vault: Vault, *, due_only: bool = False) -> list[Erased]:
+    """As ``finish``, for who holds the migration lock.
 
     Args:
         vault: The vault that has what was in them.

@@ -121,7 +121,7 @@ async def _migrate(
         )
     if any(s.phase is Phase.BACKED_UP and finishing.is_due(s, vault) for s in state.sources):
         async with exclusive(vault.home):
-            await finishing.finish(vault, due_only=True)
+            await finishing.erase_backups(vault, due_only=True)
     return report
 
 

@@ -123,7 +123,7 @@ async def resume(vault: Vault, state: MigrationState) -> frozenset[str]:
     for source in copied:
         await finishing.rename(vault, source)
     if any(source.phase is Phase.ERASING for source in state.sources):
-        await finishing.finish(vault, due_only=True)
+        await finishing.erase_backups(vault, due_only=True)
     return frozenset(source.path for source in copied)
 
 
