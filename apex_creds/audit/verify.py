@@ -272,7 +272,7 @@ class _Check:
         if self._since is None:
             return paths.items()
         for number in sorted(paths, reverse=True):
-            head = read_segment(paths[number]).partition(b"\n")[0] + b"\n"
+            head = _read_segment(paths[number], number).partition(b"\n")[0] + b"\n"
             edge = lines.parse_header(head, segment=number, vault_id=self._vault_id)
             if edge is not None and edge.size <= self._since.size:
                 self._edge = edge
@@ -280,14 +280,7 @@ class _Check:
         return paths.items()
 
     def _read_one(self, number: int, path: Path, *, last: bool) -> None:
-        try:
-            data = read_segment(path)
-        except AuditTamperedError:
-            # Compressed meanwhile, by a process that uses the log.
-            packed = path.with_name(f"{file_name(number)}.gz")
-            if path.exists() or not packed.exists():
-                raise
-            data = read_segment(packed)
+        data = _read_segment(path, number)
         head, _, body = data.partition(b"\n")
         edge = lines.parse_header(head + b"\n", segment=number, vault_id=self._vault_id)
         if edge is None or (edge.size, edge.hashes) != (self._edge.size, self._edge.hashes):
@@ -398,7 +391,7 @@ def entries(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[tuple
     paths = _found(Path(directory))
     number = _segment_of(paths, vault_id, after)
     while number in paths:
-        data = read_segment(paths[number])
+        data = _read_segment(paths[number], number)
         head, _, body = data.partition(b"\n")
         edge = lines.parse_header(head + b"\n", segment=number, vault_id=vault_id)
         if edge is None:
@@ -424,11 +417,23 @@ def _segment_of(paths: dict[int, Path], vault_id: str, after: int) -> int:
     if not after:
         return 1
     for number in sorted(paths, reverse=True):
-        head = read_segment(paths[number]).partition(b"\n")[0] + b"\n"
+        head = _read_segment(paths[number], number).partition(b"\n")[0] + b"\n"
         edge = lines.parse_header(head, segment=number, vault_id=vault_id)
         if edge is not None and edge.size <= after:
             return number
     return 1
+
+
+def _read_segment(path: Path, number: int) -> bytes:
+    """A segment's bytes, also where it was compressed since its folder was listed."""
+    try:
+        return read_segment(path)
+    except AuditTamperedError:
+        # Compressed meanwhile, by a process that uses the log.
+        packed = path.with_name(f"{file_name(number)}.gz")
+        if path.exists() or not packed.exists():
+            raise
+    return read_segment(packed)
 
 
 def _found(directory: Path) -> dict[int, Path]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds.audit import AuditEvent, AuditLog, EventKind, check, line, read, verify
-from apex_creds.audit.archive import pack, read_segment
+from apex_creds.audit.archive import compress, pack, read_segment
 from apex_creds.audit.checkpoint import CheckpointFile, LogKey
 from apex_creds.audit.tree import leaf_hash
 from apex_creds.audit.upkeep import Cadence
@@ -106,6 +106,21 @@ def test_an_untouched_log_verifies(place: Path) -> None:
     last = CheckpointFile(place / "large", vault_id=VAULT).last()
     assert last is not None
     assert (last.size, last.root.hex()) == (report.count, report.head)
+
+
+def test_a_segment_that_is_compressed_while_the_log_is_read(
+    copy: Callable[[str], Path],
+) -> None:
+    directory = copy("large")
+    packed = directory / "000002.jsonl.gz"
+    plain = directory / "000002.jsonl"
+    plain.write_bytes(read_segment(packed))
+    plain.chmod(0o600)
+    packed.unlink()
+    events = read(directory, vault_id=VAULT)
+    assert next(events).seq == 1
+    compress(plain)
+    assert [event.seq for event in events] == list(range(2, LARGE + 1))
 
 
 def test_sealed_segments_are_read_only_and_plain_gzip(place: Path) -> None:
