@@ -9,6 +9,7 @@ names the version that it is about; the lease only saves them from doing work tw
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -182,23 +183,23 @@ class Engine:
             IntegrityError: A document is not what this vault wrote.
             StorageError: The backend failed.
         """
-        done: list[Step] = []
+        done: Counter[Step] = Counter()
         failed: dict[Step, ApexCredsError] = {}
         while not lease or await self.hold():
             steps = [s for s in await self.plan() if only is None or s.level in only]
             group = _first_group([s for s in steps if s not in failed])
             if not group:
                 await self._forget_requests()
-                return Outcome(done=tuple(done), failed=failed)
+                return Outcome(done=tuple(done.elements()), failed=failed)
             try:
-                if any(done.count(step) >= _REPEATS for step in group):
+                if any(done[step] >= _REPEATS for step in group):
                     raise _stuck(group)
                 await self._take(group)
             except ApexCredsError as error:
                 failed.update(dict.fromkeys(group, error))
             else:
-                done += group
-        return Outcome(done=tuple(done), failed=failed, waiting=True)
+                done.update(group)
+        return Outcome(done=tuple(done.elements()), failed=failed, waiting=True)
 
     async def _take(self, group: Sequence[Step]) -> None:
         for step in group:

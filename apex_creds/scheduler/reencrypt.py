@@ -164,19 +164,17 @@ def _stale(
 ) -> list[Record]:
     """The records to do, those under compromised versions first."""
     verdicts: dict[bytes, bool | None] = {}
-    urgent: list[Record] = []
-    others: list[Record] = []
+    buckets: dict[bytes, list[Record]] = {}  # by key: each is set up once for all of its own
     for record in section.records.values():
         head = record.head
         if head not in verdicts:
             key_id, version = record.key
             stale = _is_stale(keystore, key_id, version, labels)
             verdicts[head] = keystore.by_id[key_id].get(version).compromised if stale else None
-        verdict = verdicts[head]
-        if verdict is None or record.sealed in failed:
-            continue
-        (urgent if verdict else others).append(record)
-    return urgent + others
+        if verdicts[head] is not None and record.sealed not in failed:
+            buckets.setdefault(head, []).append(record)
+    first = sorted(buckets, key=lambda head: not verdicts[head])
+    return [record for head in first for record in buckets[head]]
 
 
 async def _slice_size(run: _Run) -> int:
