@@ -26,7 +26,7 @@ demo: core
 	@$(BIN)/apex-creds demo $(ARGS)
 
 test: dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .
