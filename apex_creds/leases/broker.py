@@ -97,15 +97,14 @@ class LeaseBroker:
 
     async def facts(self, needs: tuple[Need, ...]) -> list[Facts]:
         """As ``facts_now``, waiting for what has to be read."""
-        while (found := self.facts_now(needs)) is None:
-            await self._vault.refresh()
-        return found
+        return [await self._vault.facts(need.name) for need in needs]
 
     def facts_blocking(self, needs: tuple[Need, ...]) -> list[Facts]:
         """As ``facts``, from code that can't wait."""
-        while (found := self.facts_now(needs)) is None:
+        found = self.facts_now(needs)
+        if found is None:
             with start_blocking_portal() as portal:
-                portal.call(self._vault.refresh)
+                found = portal.call(self.facts, needs)
         return found
 
     def lease(

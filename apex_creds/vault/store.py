@@ -37,6 +37,7 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.storage.base import Data, Shredded, Storage, Stored
 from apex_creds.vault.document import Header, Packed, RootHeader, mac_of, parse
+from apex_creds.vault.flight import SingleFlight
 from apex_creds.vault.keystore import (
     Keystore,
     KeystoreBody,
@@ -95,6 +96,8 @@ class DocumentStore:
         self.clock = clock
         self.masters = masters
         self._keystore: Keystore | None = None
+        self._keystores: SingleFlight[Keystore] = SingleFlight("key stores")
+        self._flights: SingleFlight[Section] = SingleFlight("sections")
         self._sections: dict[str, Section] = {}
         self._bases: dict[str, Keystore] = {}
         self._writing = anyio.Lock()
@@ -123,7 +126,9 @@ class DocumentStore:
         Raises:
             IntegrityError: What is stored is not what this vault wrote.
         """
-        return self.keystore_now() or await self._reload_keystore()
+        return await self._keystores.get(
+            KEYSTORE, now=self.keystore_now, load=self._reload_keystore
+        )
 
     async def section(self, name: str) -> Section:
         """A section as stored now; empty where it was never written.
@@ -131,7 +136,9 @@ class DocumentStore:
         Raises:
             IntegrityError: What is stored is not what this vault wrote.
         """
-        return self.section_now(name) or await self._load_section(name)
+        return await self._flights.get(
+            name, now=lambda: self.section_now(name), load=lambda: self._load_section(name)
+        )
 
     async def unseal(self) -> Keystore:
         """Reads the key store for the first time.
@@ -156,6 +163,8 @@ class DocumentStore:
 
     async def close(self) -> None:
         """Wipes the keys, forgets the records, closes the storage; idempotent."""
+        self._keystores.forget()
+        self._flights.forget()
         keystore, self._keystore = self._keystore, None
         self._sections = {}
         self._bases = {}

@@ -396,10 +396,17 @@ class Vault(Granting):
         return Facts(grants, None)
 
     async def facts(self, name: str) -> Facts:
-        """As ``facts_now``, waiting for what has to be read."""
-        while (found := self.facts_now(name)) is None:
-            await self.refresh()
-        return found
+        """As ``facts_now``, as of some moment after the call.
+
+        The key store is read after the section, so it has every key that is named there.
+        """
+        known = self._where.get(name)
+        for candidate in dict.fromkeys((known, *_SECTION_NAMES) if known else _SECTION_NAMES):
+            record = (await self._store.section(candidate)).records.get(name)
+            if record is not None:
+                self._where[name] = candidate
+                return Facts((await self._store.keystore()).grants, record)
+        return Facts((await self._store.keystore()).grants, None)
 
     def release(self, record: Record, event: bytes) -> Opened:
         """The only exit of plaintext: writes ``event``, then decrypts into locked memory.
@@ -454,17 +461,6 @@ class Vault(Granting):
                 detail=detail,
             )
         )
-
-    async def _check_factor(self, code: str | None) -> None:
-        # Imported here: the second factors are built on the vault.
-        from apex_creds.vault.factors import Factors
-
-        factors = Factors(self)
-        if not await factors.enrolled():
-            return
-        if not code:
-            raise SecondFactorError("A code of the second factor is needed.")
-        await factors.verify(code, remember=False)
 
     async def _check_factor(self, code: str | None) -> None:
         # Imported here: the second factors are built on the vault.
