@@ -27,6 +27,7 @@ from apex_creds.errors import (
 
 MAX_NAME_BYTES: Final = 256
 MAX_HOST: Final = 253
+MAX_LABEL: Final = 63
 MAX_SECRET_BYTES: Final = 64 * 1024
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -174,7 +175,8 @@ class Origin(msgspec.Struct, frozen=True, order=True, gc=False):
         """Reads ``https://host[:port]``.
 
         Raises:
-            InvalidInputError: Not an http(s) origin, or with a path, user or query.
+            InvalidInputError: Not an http(s) origin, or with a path, user or query; or a
+                name that IDNA 2003 and 2008 read as two hosts (``straße.de``).
         """
         parts = _ORIGIN.fullmatch(text)
         if parts is None:
@@ -202,11 +204,24 @@ _HOST: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", re.ASCII)
 
 def _host_name(name: str) -> str:
     """In ASCII and lower case; empty if it is none (RFC 1123, with underscores)."""
+    host = name.lower() if name.isascii() else _idna(name.lower())
+    fits = len(host) <= MAX_HOST and all(len(label) <= MAX_LABEL for label in host.split("."))
+    return host if fits and _HOST.fullmatch(host) else ""
+
+
+def _idna(name: str) -> str:
+    """As httpx will write it (IDNA 2008); empty where IDNA 2003 means another host."""
+    import idna
+
     try:
-        host = name.encode("idna").decode().lower()
-    except UnicodeError:
+        host = idna.encode(name).decode()
+    except UnicodeError:  # IDNAError is one
         return ""
-    return host if _HOST.fullmatch(host) and len(host) <= MAX_HOST else ""
+    try:
+        before = name.encode("idna").decode().lower()
+    except UnicodeError:  # characters that are younger than IDNA 2003: one meaning only
+        return host
+    return host if host == before else ""
 
 
 def _ipv6(address: str) -> str:
@@ -218,9 +233,10 @@ def _ipv6(address: str) -> str:
 
 
 def _bad_origin(text: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"{text[:80]!r} is not an origin.", hint="Write it like https://api.example.com[:port]."
-    )
+    hint = "Write it like https://api.example.com[:port]."
+    if not text.isascii():
+        hint += " Some names mean two hosts: write those in ASCII (xn--…)."
+    return InvalidInputError(f"{text[:80]!r} is not an origin.", hint=hint)
 
 
 class DeliveryStyle(StrEnum):

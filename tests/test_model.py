@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import pickle
 import unicodedata
 
+import httpx
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from apex_creds.errors import (
@@ -134,6 +136,16 @@ BAD_ORIGINS = [
     "https://a?",
     "https://a#",
     "https://\u212a.example/x",
+    "https://" + "a" * 64 + ".example",
+]
+
+# Names that IDNA 2003 and IDNA 2008 (which httpx goes by) read as two hosts.
+TWO_HOSTS = [
+    "https://straße.de",
+    "https://STRASSE.faß.de",
+    "https://βόλος.com",
+    "https://نامه\u200cای.com",
+    "https://क्\u200dष.example",
 ]
 
 
@@ -157,6 +169,30 @@ def test_any_text_is_an_origin_in_one_form_or_refused(text: str) -> None:
     assert origin.host == origin.host.lower()
     assert origin.host.isascii()
     assert 1 <= origin.port <= 65535
+
+
+@pytest.mark.parametrize("text", TWO_HOSTS)
+def test_a_name_that_means_two_hosts_is_refused_and_in_ascii_accepted(text: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Origin.parse(text)
+    assert "xn--" in caught.value.hint
+    host = httpx.URL(text).raw_host.decode()
+    assert Origin.parse(f"https://{host}").host == host
+
+
+@given(
+    name=st.text(min_size=1, max_size=12) | st.text("aÄßςσΣı\u200d\u0301.。１-x日ы", max_size=9)
+)
+@example(name="bücher.example")
+@example(name="ᏸ.example")
+@example(name="日本語。jp")
+def test_an_origin_and_a_url_mean_the_same_host(name: str) -> None:
+    try:
+        origin = Origin.parse(f"https://{name}")
+    except InvalidInputError:
+        return
+    with contextlib.suppress(httpx.InvalidURL):
+        assert httpx.URL(f"https://{name}/").raw_host.decode() == origin.host
 
 
 # -- deliveries ----------------------------------------------------------------------
