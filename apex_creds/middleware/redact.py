@@ -7,7 +7,6 @@ made (the secret can't be opened any more), the value is withheld, not passed.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from types import GetSetDescriptorType, MemberDescriptorType
@@ -18,6 +17,7 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import ApexCredsError, SecretLeakError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.invocation import Invocation
+from apex_creds.middleware import frames
 from apex_creds.middleware.containers import Walk
 from apex_creds.middleware.needles import SHORTEST, Needles
 from apex_creds.vault import Opened
@@ -178,7 +178,7 @@ class Redactor:
         if id(error) in seen:
             return True
         seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
+        frames.clear(error)
         clean = self._clean_fields(error, seen)
         linked = [error.__cause__, error.__context__]
         if isinstance(error, BaseExceptionGroup):
