@@ -35,6 +35,7 @@ from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import Invocation, current_invocation
 from apex_creds.leases.lease import REGISTRY, Lease, ended_error, find_lease
 from apex_creds.leases.pools import Pools
+from apex_creds.leases.recent import Recent
 from apex_creds.leases.refusal import denied
 from apex_creds.model import Clock, Origin
 from apex_creds.policy.decide import Reason
@@ -84,6 +85,7 @@ class LeaseBroker:
         self._lock = threading.RLock()
         self.pools = Pools(transport, sync_transport)
         self.deadlines = Deadlines(self.clock)
+        self.recent = Recent()
         self._actors: dict[tuple[str, str, str], Actor] = {}
         self.admission = Admission(vault)
         vault.watch_revocations(self._on_revoked)
@@ -263,7 +265,8 @@ class LeaseBroker:
             event = self._redeem_event(lease, invocation, record, use)
             opened = self._vault.release(record, event)
             lease.count_use()
-        used = (record.info.name, record.info.version)
+            used = (record.info.name, record.info.version)
+            self.recent.note(used, record, invocation)
         invocation.used[used] = record
         lease.invocation.used[used] = record
         return lease, record, opened
@@ -395,6 +398,7 @@ class LeaseBroker:
         """Ends every lease and closes the pools."""
         self._vault.unwatch_revocations(self._on_revoked)
         self.revoke()
+        self.recent.clear()
         self.deadlines.close()
         self.admission.close()
         await self.pools.close()
@@ -410,7 +414,7 @@ class LeaseBroker:
         if invocation is owner:
             return owner
         passed_on = lease.parent is not None
-        if invocation is not None and passed_on and invocation.is_within(owner):
+        if invocation is not None and passed_on and invocation.is_live_within(owner):
             return invocation
         self._log_denial(invocation or owner, lease.need.name, Reason.FOREIGN_HANDLE)
         raise HandleForeignError(

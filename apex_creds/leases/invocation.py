@@ -30,6 +30,7 @@ class Invocation:
         id: 32 hexadecimal digits.
         actor: Begins the audit events of this plugin and action.
         used: Sealed records redeemed in it, by credential name and version.
+        ended: Whether it is over; then nothing is released to what still runs in it.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Invocation:
         "actor",
         "broker",
         "credentials",
+        "ended",
         "id",
         "leases",
         "manifest",
@@ -62,11 +64,12 @@ class Invocation:
         self.leases: set[Lease] = set()
         self.used: dict[tuple[str, int], Record] = {}
         self.credentials: CredentialMap | None = None
+        self.ended = False
 
-    def is_within(self, other: Invocation) -> bool:
-        """Whether this is ``other``, or was called from within it."""
+    def is_live_within(self, other: Invocation) -> bool:
+        """Whether this was called from within ``other``, and none on the way is over."""
         step: Invocation | None = self
-        while step is not None:
+        while step is not None and not step.ended:
             if step is other:
                 return True
             step = step.parent

@@ -157,6 +157,7 @@ class GuardedCall:
         if self._finished:
             return
         self._finished = True
+        self.invocation.ended = True
         self._broker.end_all(self.invocation)
         if self.step is not None:
             self.step.finish(outcome_of(outcome, self.redactor))

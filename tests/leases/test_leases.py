@@ -401,6 +401,46 @@ async def test_what_an_inner_invocation_narrows_ends_with_it(world: World) -> No
     await world.call(outer)
 
 
+@pytest.mark.parametrize("deep", [0, 1, 2])
+async def test_what_was_passed_on_is_of_no_use_when_the_call_is_over(
+    world: World, deep: int
+) -> None:
+    """Nor to what is still running below a call that is over."""
+    left: list[asyncio.Task[None]] = []
+    over = anyio.Event()
+
+    async def later(handle):
+        await over.wait()
+        for attempt in (use(handle), narrow(handle)):
+            with pytest.raises(HandleForeignError):
+                await attempt
+
+    async def narrow(handle):
+        handle.attenuate()
+
+    async def helper(handle, below):
+        if below:
+            work = world.call(helper, handle, below - 1, plugin=f"below{below}", needs=())
+            left.append(asyncio.create_task(work))
+            await anyio.wait_all_tasks_blocked()
+            return
+        left.append(asyncio.create_task(later(handle)))
+        if deep:
+            await over.wait()  # it is itself not over; what called it is
+
+    async def outer(credentials):
+        passed = credentials["key"].attenuate()
+        await world.call(helper, passed, deep, plugin="helper", needs=())
+        over.set()
+        await asyncio.gather(*left[-1:])
+        assert passed.active
+        assert await use(passed) == KEY
+        await asyncio.gather(*left)
+
+    await world.call(outer)
+    assert world.reasons() == [("key", "foreign_handle")] * 2
+
+
 async def test_narrower_handles_leave_nothing_behind(world: World) -> None:
     from apex_creds.leases.lease import REGISTRY
 
