@@ -134,6 +134,7 @@ async def open_log(
         keeper = provider(keystore.root_header.master.uri)
         anchor = Anchor(keeper, key=key, storage=store.storage, root=home)
         anchored, behind = await _compare(anchor, accept=bool(accept_rollback))
+        store.seen.expect(await anchor.look())
         config = (await read_config(store.storage)).audit
         directory = audit_directory(home)
         hub = await open_destinations(destinations, config.to, clock=clock)

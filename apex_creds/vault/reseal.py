@@ -18,15 +18,10 @@ from apex_creds.keys.hierarchy import is_wrapped
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import STATE_DOCUMENTS, Token
-from apex_creds.vault.document import Header, pack, parse, unpack
+from apex_creds.vault.document import Header, mac_of, pack, parse, unpack
 from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.store import (
-    ATTEMPTS,
-    DocumentStore,
-    missing,
-    refuse_rollback,
-    too_busy,
-)
+from apex_creds.vault.seen import missing, refuse_rollback
+from apex_creds.vault.store import ATTEMPTS, DocumentStore, too_busy
 
 SECTION_NAMES: Final = tuple(SECTIONS.values())
 DOCUMENTS: Final = (*SECTION_NAMES, *STATE_DOCUMENTS)
@@ -141,13 +136,14 @@ async def _reseal_state(store: DocumentStore, name: str) -> None:
     keys = keystore.hierarchy.document_keys(name, header.kek_version)
     data = pack(header, before[1] if before else b"", keys)
     await store.storage.write(name, data, expected=before[2] if before else None)
+    store.seen.note(name, (header.generation, mac_of(data)))
 
 
 async def _read(store: DocumentStore, name: str) -> tuple[Header, bytes, Token] | None:
     """Header, body and token of a state document, checked; None where there is none."""
     keystore = await store.keystore()
+    floor, seen = store.floor(name, keystore), store.seen.newest(name)
     stored = await store.storage.read(name)
-    floor = keystore.body.sections.get(name, 0)
     if stored is None:
         if floor:
             raise missing(name)
@@ -155,5 +151,7 @@ async def _read(store: DocumentStore, name: str) -> tuple[Header, bytes, Token] 
     packed = parse(stored.data, section=name, vault_id=keystore.header.vault_id)
     keys = await store.keys_for(name, packed.header.kek_version)
     body = unpack(packed, keys)
-    refuse_rollback(name, floor=floor, seen=(0, ""), found=(packed.header.generation, ""))
+    found = (packed.header.generation, packed.mac)
+    refuse_rollback(name, floor=floor, seen=seen, found=found)
+    store.seen.note(name, found)
     return packed.header, body, stored.token

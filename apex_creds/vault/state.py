@@ -1,8 +1,9 @@
 """Typed documents beside the credentials: what the layers above keep in the vault.
 
 Guarantee: as for sections. Encrypted and authenticated under KEK-derived keys, read as
-stored now, never rolled back within a process, committed by compare-and-set. One that the
-key store has noted can't go missing unnoticed.
+stored now, never rolled back within the life of a store (whoever holds the document, and
+lets it go), committed by compare-and-set. One that the key store has noted can't go
+missing unnoticed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from apex_creds.errors import (
 )
 from apex_creds.storage.base import Token
 from apex_creds.vault.document import Header, mac_of, pack, parse, unpack
-from apex_creds.vault.store import ATTEMPTS, DocumentStore, missing, refuse_rollback, too_busy
+from apex_creds.vault.seen import missing, refuse_rollback
+from apex_creds.vault.store import ATTEMPTS, DocumentStore, too_busy
 
 T = TypeVar("T")
 
@@ -108,12 +110,11 @@ class StateDocument(Generic[T]):
     async def _load_once(self) -> _Version[T]:
         keystore = await self._store.keystore()
         # Taken before the read: what another task writes meanwhile is no rollback.
-        before = self._seen
-        seen = (before.generation, before.mac) if before else (0, "")
+        floor = self._store.floor(self._name, keystore)
+        seen = self._store.seen.newest(self._name)
         stored = await self._store.storage.read(self._name)
-        floor = keystore.body.sections.get(self._name, 0)
         if stored is None:
-            if floor or seen[0]:
+            if floor:
                 raise missing(self._name)
             loaded = _Version(None, 0, "", self._empty)
         else:
@@ -123,6 +124,7 @@ class StateDocument(Generic[T]):
             loaded = _Version(stored.token, packed.header.generation, packed.mac, value)
             found = (loaded.generation, loaded.mac)
             refuse_rollback(self._name, floor=floor, seen=seen, found=found)
+            self._store.seen.note(self._name, found)
         if self._seen is None or self._seen.generation <= loaded.generation:
             self._seen = loaded
         return loaded
@@ -142,6 +144,7 @@ class StateDocument(Generic[T]):
         data = pack(header, msgspec.msgpack.encode(value), keys)
         written = await self._store.storage.write(self._name, data, expected=before.token)
         self._seen = _Version(written.token, header.generation, mac_of(data), value)
+        self._store.seen.note(self._name, (header.generation, self._seen.mac))
 
     def _decode(self, plaintext: bytes) -> T:
         if not plaintext:  # made by ``reseal``, which does not know the type

@@ -24,8 +24,6 @@ import msgspec
 from apex_creds.crypto import kdf
 from apex_creds.errors import (
     ConflictError,
-    CorruptDocumentError,
-    RollbackDetectedError,
     SecretWipedError,
     UnknownKeyError,
     VaultNotFoundError,
@@ -55,6 +53,7 @@ from apex_creds.vault.section import (
     open_section,
     seal_section,
 )
+from apex_creds.vault.seen import Seen, missing, refuse_rollback
 
 ATTEMPTS: Final = 100
 """Compare-and-set rounds before a commit gives up; each loses only to a commit that won."""
@@ -101,6 +100,7 @@ class DocumentStore:
         self._sections: dict[str, Section] = {}
         self._bases: dict[str, Keystore] = {}
         self._writing = anyio.Lock()
+        self.seen = Seen()
 
     # -- reading -----------------------------------------------------------------
 
@@ -257,6 +257,10 @@ class DocumentStore:
                 lambda body: msgspec.structs.replace(body, sections={name: 1, **body.sections})
             )
 
+    def floor(self, name: str, keystore: Keystore) -> int:
+        """The generation that a document must have reached, as far as is known here."""
+        return max(keystore.body.sections.get(name, 0), self.seen.least(name))
+
     async def keys_for(self, name: str, kek_version: int) -> DocumentKeys:
         """The keys of a document, also if another process has just made a new KEK."""
         keystore = self.unsealed()
@@ -325,16 +329,17 @@ class DocumentStore:
     async def _load_section_once(self, name: str) -> Section:
         keystore = await self.keystore()
         # Taken before the read: what another task writes meanwhile is no rollback.
-        before = self._sections.get(name)
+        floor, seen = self.floor(name, keystore), self.seen.newest(name)
         stored = await self.storage.read(name)
-        floor, seen = keystore.body.sections.get(name, 0), _seen(before)
         if stored is None:
-            if floor or seen[0]:
+            if floor:
                 raise missing(name)
             loaded = Section(name=name, token=None, header=None, mac="", records={})
         else:
             loaded = await self._open_section(name, stored, keystore)
-            refuse_rollback(name, floor=floor, seen=seen, found=_seen(loaded))
+            found = (loaded.generation, loaded.mac)
+            refuse_rollback(name, floor=floor, seen=seen, found=found)
+            self.seen.note(name, found)
         self.unsealed()
         newest = self._sections.get(name)
         if newest is None or newest.generation <= loaded.generation:
@@ -367,7 +372,8 @@ class DocumentStore:
         rekeyed = made if isinstance(made, Rekeyed) else None
         root = rekeyed.root if rekeyed else before.root_header
         hierarchy = rekeyed.hierarchy if rekeyed else before.hierarchy
-        body = self._with_floors(made.body if isinstance(made, Rekeyed) else made)
+        body = made.body if isinstance(made, Rekeyed) else made
+        body = msgspec.structs.replace(body, sections=self.seen.raised(body.sections))
         header = msgspec.structs.replace(
             before.header,
             generation=before.header.generation + 1,
@@ -417,12 +423,8 @@ class DocumentStore:
         result = await self.storage.write(before.name, data, expected=before.token, shred=shred)
         written = dataclasses.replace(made, token=result.token)
         self._sections[before.name] = written
+        self.seen.note(before.name, (written.generation, written.mac))
         return written, result.shredded
-
-    def _with_floors(self, body: KeystoreBody) -> KeystoreBody:
-        seen = {name: section.generation for name, section in self._sections.items()}
-        floors = {name: max(at, seen.get(name, 0)) for name, at in body.sections.items()}
-        return msgspec.structs.replace(body, sections=floors)
 
 
 async def off_loop(size: int, work: Callable[[], T]) -> T:
@@ -458,37 +460,6 @@ def _open(packed: Packed, stored: Stored, hierarchy: Hierarchy) -> Keystore:
 def _needed_keks(header: Header) -> frozenset[int]:
     versions = root_header(header).keks.versions
     return frozenset(v.version for v in versions if v.state is not KeyState.DESTROYED)
-
-
-def _seen(section: Section | None) -> tuple[int, str]:
-    return (section.generation, section.mac) if section else (0, "")
-
-
-def refuse_rollback(
-    name: str, *, floor: int = 0, seen: tuple[int, str], found: tuple[int, str]
-) -> None:
-    """Refuses a document older than, or other than, one that was seen before.
-
-    Args:
-        name: The document's name.
-        floor: A generation that it has reached, as the key store says.
-        seen: The generation and MAC seen last; ``(0, "")`` for none.
-        found: The generation and MAC of what was read.
-    """
-    least = max(floor, seen[0])
-    if found[0] < least or (found[0] == seen[0] and found[1] != seen[1]):
-        raise RollbackDetectedError(
-            f"The document for {name!r} is at generation {found[0]}; {least} was seen.",
-            hint="An older copy was put back. Restore the newest one.",
-        )
-
-
-def missing(name: str) -> CorruptDocumentError:
-    """The error for a document that ought to be there."""
-    return CorruptDocumentError(
-        f"The document for {name!r} is missing.",
-        hint="Restore it from a backup; nothing was changed or overwritten.",
-    )
 
 
 def too_busy(name: str) -> ConflictError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from apex_creds.errors import (
     InvalidNameError,
     LockedOutError,
     NotInstalledError,
+    RollbackDetectedError,
     SecondFactorError,
 )
 from apex_creds.keys.keyset import KeyState
@@ -112,6 +114,52 @@ async def test_no_slot_of_locked_memory_stays_open(factors, clock, app):
     codes = await factors.new_recovery_codes()
     await factors.verify(codes[0])
     assert arena().open_slots == before
+
+
+async def test_an_older_copy_undoes_no_lock_out_while_the_vault_is_open(
+    vault, tmp_path, clock, app, monkeypatch
+):
+    """Whoever asks: nobody keeps the document from one question to the next."""
+    monkeypatch.setattr("apex_creds.storage.file._LOOK_EVERY", 0.0)
+    file = home_in(tmp_path) / "security/access.enc"
+    old, code = file.read_bytes(), app.code()
+    await Factors(vault).verify(code)
+    gc.collect()
+    file.write_bytes(old)
+    for _ in range(2):
+        with pytest.raises(RollbackDetectedError):
+            await Factors(vault).verify(code)
+    gc.collect()
+    with pytest.raises(RollbackDetectedError):
+        await Access(vault).read()
+
+
+async def test_a_document_never_looked_at_is_as_new_as_it_was_at_unseal(
+    vault, tmp_path, clock, factors, app, monkeypatch
+):
+    monkeypatch.setattr("apex_creds.storage.file._LOOK_EVERY", 0.0)
+    file = home_in(tmp_path) / "security/access.enc"
+    old = file.read_bytes()
+    await factors.verify(app.code())
+    async with await Vault.unseal(home_in(tmp_path), clock=clock) as later:
+        file.write_bytes(old)
+        with pytest.raises(RollbackDetectedError):
+            await Factors(later).enrolled()
+
+
+async def test_the_key_store_notes_how_far_the_factors_are(
+    vault, tmp_path, clock, factors, app, monkeypatch
+):
+    """So a process that never looked knows, too, once another wrote the key store."""
+    monkeypatch.setattr("apex_creds.storage.file._LOOK_EVERY", 0.0)
+    file = home_in(tmp_path) / "security/access.enc"
+    old = file.read_bytes()
+    async with await Vault.unseal(home_in(tmp_path), clock=clock) as other:
+        await factors.verify(app.code())
+        await vault.grant("p", "c")
+        file.write_bytes(old)
+        with pytest.raises(RollbackDetectedError):
+            await Factors(other).enrolled()
 
 
 async def test_labels_are_a_principals_and_few(factors, clock, app):

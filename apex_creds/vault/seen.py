@@ -1,0 +1,76 @@
+"""What a store has seen of its documents: that none of them may be older than that.
+
+Guarantee: what was seen once is kept for the life of the store, whoever held the document
+and let it go; a document older than that, or another one of the same generation, is
+refused. What was only read from a header is compared with, and never written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from apex_creds.errors import CorruptDocumentError, RollbackDetectedError
+
+Version = tuple[int, str]
+"""A document's generation and MAC."""
+NOTHING: Final[Version] = (0, "")
+
+
+class Seen:
+    """The newest version that was seen of each document of one vault."""
+
+    __slots__ = ("_least", "_newest")
+
+    def __init__(self) -> None:
+        self._newest: dict[str, Version] = {}
+        self._least: dict[str, int] = {}
+
+    def expect(self, generations: Mapping[str, int]) -> None:
+        """Takes generations that are stored now, from headers that nobody checked yet."""
+        for name, generation in generations.items():
+            self._least[name] = max(generation, self._least.get(name, 0))
+
+    def note(self, name: str, version: Version) -> None:
+        """Takes a version that was authenticated, or written by this process."""
+        if version[0] >= self.newest(name)[0]:
+            self._newest[name] = version
+
+    def newest(self, name: str) -> Version:
+        """The newest version that was authenticated; ``NOTHING`` for none."""
+        return self._newest.get(name, NOTHING)
+
+    def least(self, name: str) -> int:
+        """The generation that a document must have reached."""
+        return max(self._least.get(name, 0), self.newest(name)[0])
+
+    def raised(self, floors: Mapping[str, int]) -> dict[str, int]:
+        """The floors, none of them lower than what was authenticated."""
+        return {name: max(at, self.newest(name)[0]) for name, at in floors.items()}
+
+
+def refuse_rollback(
+    name: str, *, floor: int = 0, seen: Version = NOTHING, found: Version
+) -> None:
+    """Refuses a document older than, or other than, one that was seen before.
+
+    Args:
+        name: The document's name.
+        floor: A generation that it has reached, as the key store says.
+        seen: The version seen last.
+        found: The version that was read.
+    """
+    least = max(floor, seen[0])
+    if found[0] < least or (found[0] == seen[0] and found[1] != seen[1]):
+        raise RollbackDetectedError(
+            f"The document for {name!r} is at generation {found[0]}; {least} was seen.",
+            hint="An older copy was put back. Restore the newest one.",
+        )
+
+
+def missing(name: str) -> CorruptDocumentError:
+    """The error for a document that ought to be there."""
+    return CorruptDocumentError(
+        f"The document for {name!r} is missing.",
+        hint="Restore it from a backup; nothing was changed or overwritten.",
+    )
