@@ -4,7 +4,7 @@ Guarantee: what comes out of here is only a basis that ``decide`` looks at again
 everything that is stored then; so a lockdown, a revocation or a change of the plugin while
 the question was open wins over its answer. No answer, and a provider that fails, is a
 denial. Invocations that ask the same at once ask once, and share the answer; the question
-stands until all of them are gone.
+stands until all of them are gone. What does not exist is asked about, too, and then denied.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from apex_creds.errors import AccessDeniedError, StorageReadOnlyError
 from apex_creds.leases.basis import Basis, resting
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.gates import Ask, SecondFactorGate
-from apex_creds.model import CredentialInfo, new_id
+from apex_creds.model import CredentialInfo, CredentialKind, Delivery, DeliveryStyle, new_id
 from apex_creds.policy.access_state import Passed
 from apex_creds.policy.consent import (
     DENIED,
@@ -41,6 +41,7 @@ from apex_creds.vault.factors import Factors
 _log = logging.getLogger(__name__)
 
 Bases = dict[str, Basis]
+_BEARER: Final = Delivery(DeliveryStyle.BEARER)
 _INSTANT: Final = 1e-3
 _ROUNDS: Final = 4
 """An answer, a factor, and each of them once more where the ground moved."""
@@ -111,8 +112,7 @@ class Consent:
         admission.policy_at(clock.monotonic())
         wanted, now = Wanted(manifest, action), clock.time()
         return all(
-            known.record is None
-            or admission.permission(wanted, need, known.grants, known.record.info, now)
+            admission.permission(wanted, need, known.grants, _info(need, known), now)
             for need, known in zip(manifest.needs, facts, strict=True)
         )
 
@@ -187,9 +187,9 @@ class Consent:
     def _decide(
         self, wanted: Wanted, need: Need, known: Facts, basis: Basis | None
     ) -> Decision:
-        info = known.record.info if known.record is not None else None
         admission = self._broker.admission
         admission.policy_at(self._broker.clock.monotonic())
+        info = _info(need, known)
         return admission.decide(wanted, need, known.grants, info, basis=basis)
 
     async def _basis(self, wanted: Wanted, need: Need) -> Basis | None:
@@ -201,7 +201,7 @@ class Consent:
             known = (await self._broker.facts((need,)))[0]
             basis = _still(basis, wanted, need, known.grants)
             decision = self._decide(wanted, need, known, basis)
-            if decision.outcome is not Outcome.ASK or known.record is None:
+            if decision.outcome is not Outcome.ASK:
                 return basis
             if decision.reason is Reason.SECOND_FACTOR_NEEDED:
                 shown = await self._factor(wanted, need, decision.second_factor, began)
@@ -212,7 +212,7 @@ class Consent:
             if session is not None:
                 basis, session = session, None
                 continue
-            answered = await self._consent(wanted, need, known, known.record.info, decision)
+            answered = await self._consent(wanted, need, known, decision)
             if answered is None:
                 return basis
             basis = answered
@@ -235,13 +235,12 @@ class Consent:
         wanted: Wanted,
         need: Need,
         known: Facts,
-        info: CredentialInfo,
         decision: Decision,
     ) -> Basis | None:
         """What the answer comes to; None: a denial."""
         if self._provider is None:
             return None
-        request = _request(wanted, need, known.grants, info, decision)
+        request = _request(wanted, need, known, decision)
         mark = known.grants.mark
         key = (request, wanted.manifest.digest, wanted.manifest.checksum, mark)
         answer = await self._share(key, wanted, need, request, mark)
@@ -429,9 +428,30 @@ def _given(wanted: Wanted, need: Need, answer: ConsentAnswer, now: float) -> Gra
     )
 
 
-def _request(
-    wanted: Wanted, need: Need, grants: Grants, info: CredentialInfo, decision: Decision
-) -> ConsentRequest:
+def _info(need: Need, known: Facts) -> CredentialInfo:
+    """The credential's; where there is none, that of one like most.
+
+    So a plugin waits, or does not, for what does not exist as for what it is not granted:
+    how long a refusal takes does not tell it which credentials there are.
+    """
+    if known.record is not None:
+        return known.record.info
+    return CredentialInfo(
+        id="",
+        name=need.name,
+        service=need.name,
+        kind=CredentialKind.API_KEY,
+        version=0,
+        delivery=_BEARER,
+        origins=need.origins,
+        created=0.0,
+        updated=0.0,
+    )
+
+
+def _request(wanted: Wanted, need: Need, known: Facts, decision: Decision) -> ConsentRequest:
+    grants, info = known.grants, _info(need, known)
+    exists = known.record is not None
     manifest = wanted.manifest
     before, _ = resting(grants, manifest.plugin, need.name, None)
     return ConsentRequest(
@@ -439,14 +459,14 @@ def _request(
         version=manifest.version,
         action=wanted.action,
         credential=need.name,
-        level=info.sensitivity.value,
+        level=info.sensitivity.value if exists else "",
         scopes=need.scopes,
         origins=tuple(map(str, need.origins or info.origins)),
         methods=need.methods,
         paths=need.paths,
         access=need.access,
         reason=need.reason,
-        why=decision.reason.value,
+        why=(decision.reason if exists else Reason.UNKNOWN_CREDENTIAL).value,
         before=_in_words(before),
         changes=_changes(manifest, need, before, grants),
         unverified=manifest.checksum.startswith(UNVERIFIED),

@@ -20,6 +20,7 @@ from apex_creds.policy.manifest import Access
 
 DEADLINE: Final = 120.0
 """Seconds that a question waits, where nothing else is said."""
+UNKNOWN: Final = "unknown_credential"
 _MANY: Final = 50
 
 
@@ -69,7 +70,8 @@ class ConsentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         scopes: All that it asks for, and so are ``origins``, ``methods`` and ``paths``.
         access: Whether it would read the secret itself.
         reason: The plugin's own words.
-        why: Why it must be asked: a ``Reason``.
+        why: Why it must be asked: a ``Reason``; ``unknown_credential``: there is none of
+            that name, and a yes gives the plugin nothing now.
         before: What it was granted before, in words; empty: nothing.
         changes: What it asks for now beyond what was decided on, in words.
         unverified: Whether its code is not what its metadata says.
@@ -140,6 +142,8 @@ def lines(request: ConsentRequest) -> list[str]:
     if request.action:
         found.append(f"  action: {shown(request.action)}")
     found.append(f'  it says: "{shown(request.reason)}"' if request.reason else "  no reason")
+    if request.why == UNKNOWN:
+        found.append("  NOTE: there is no credential of that name (yet).")
     found.append(f"  before: {shown(request.before) or 'nothing was granted'}")
     found += [f"  NEW: {shown(change)}" for change in request.changes[:_MANY]]
     if request.unverified:

@@ -29,12 +29,14 @@ class Person:
     def __init__(self, *answers: Choice | ConsentAnswer | Exception | None) -> None:
         self.answers = list(answers)
         self.asked: list[ConsentRequest] = []
+        self.was_asked = anyio.Event()
         self.may_answer = anyio.Event()
         self.may_answer.set()
         self.cancelled = 0
 
     async def ask(self, request: ConsentRequest) -> ConsentAnswer:
         self.asked.append(request)
+        self.was_asked.set()
         try:
             await self.may_answer.wait()
         except BaseException:
@@ -275,6 +277,52 @@ async def test_another_process_revokes_what_was_allowed_for_the_session(tmp_path
 
     async with asking(tmp_path, Person(Choice.SESSION)) as world:
         await world.call(while_running, world, needs=("ungranted",))
+
+
+# -- what does not exist ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ungranted", "nothing"])
+async def test_what_does_not_exist_is_asked_about_like_what_is_not_granted(tmp_path, name):
+    """So the time to a refusal does not tell which credentials there are."""
+    person = Person(Choice.DENY)
+    person.may_answer = anyio.Event()
+    found: list[object] = []
+
+    async def one(world: World) -> None:
+        needs = ({"name": name, "required": False},)
+        found.append(await world.call(lambda: sorted(current_credentials()), needs=needs))
+
+    async with asking(tmp_path, person) as world:
+        async with anyio.create_task_group() as group:
+            group.start_soon(one, world)
+            await person.was_asked.wait()
+            assert found == []
+            person.may_answer.set()
+        assert found == [[]]
+
+
+@pytest.mark.parametrize("choice", [Choice.ONCE, Choice.SESSION, Choice.ALWAYS])
+async def test_a_yes_makes_nothing_of_what_does_not_exist(tmp_path, choice):
+    person = Person(choice, Choice.DENY)
+    async with asking(tmp_path, person) as world:
+        with pytest.raises(AccessDeniedError):
+            await world.call(use, needs=("nothing",))
+        assert world.reasons() == [("nothing", "unknown_credential")]
+        assert any("no credential of that name" in line for line in lines(person.asked[0]))
+        assert person.asked[0].why == "unknown_credential"
+        with pytest.raises(AccessDeniedError):
+            await world.call(use, needs=("nothing",))
+        assert len(person.asked) == (2 if choice is Choice.ONCE else 1)
+
+
+async def test_never_is_not_asked_again_where_there_is_nothing(tmp_path):
+    person = Person(Choice.NEVER)
+    async with asking(tmp_path, person) as world:
+        for _ in range(2):
+            with pytest.raises(AccessDeniedError):
+                await world.call(use, needs=("nothing",))
+        assert len(person.asked) == 1
 
 
 # -- what a new version asks for --------------------------------------------------------
