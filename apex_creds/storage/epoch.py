@@ -5,7 +5,8 @@ document since it got there. It is odd while a writer replaces one, and stays od
 writer dies, so that readers look at the files themselves until the next write.
 
 It only says whether to look; what is read is always checked. If the file is missing,
-foreign or unusable, there is no counter, and every read looks.
+foreign or unusable, there is no counter, and every read looks. A file that has another
+name too (a hard link), or another size, is not the counter: it is never written into.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import stat
 from typing import TYPE_CHECKING, Final
 
 from apex_creds.storage.safe_open import Folder, write_all
@@ -59,6 +61,10 @@ class Epoch:
             if not write:
                 return
             status = _create(security)
+        # What is no file at all gets its error from ``open``.
+        if stat.S_ISREG(status.st_mode) and not _may_be_ours(status):
+            self.detach()
+            return
         inode = (status.st_dev, status.st_ino)
         if self._cell is not None and inode == self._inode and self._writable >= write:
             return
@@ -92,9 +98,9 @@ class Epoch:
         fd = security.open(EPOCH_NAME, os.O_RDWR if write else os.O_RDONLY)
         try:
             status = os.fstat(fd)
-            if status.st_size < _SIZE:
-                if not write:
-                    return
+            if not _may_be_ours(status) or not (status.st_size or write):
+                return
+            if not status.st_size:
                 write_all(fd, bytes(_SIZE))  # its maker died before it had a size
             access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
             self._map = mmap.mmap(fd, _SIZE, access=access)
@@ -103,6 +109,10 @@ class Epoch:
         self._inode = (status.st_dev, status.st_ino)
         self._writable = write
         self._cell = memoryview(self._map).cast("Q")
+
+
+def _may_be_ours(status: os.stat_result) -> bool:
+    return status.st_nlink <= 1 and status.st_size in (0, _SIZE)
 
 
 def _create(security: Folder) -> os.stat_result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,44 @@ async def test_a_counter_that_is_taken_away(
             ask(writer, f"fourth {n}")
             assert storage.change_token("keystore") != token
     stop(writer)
+
+
+@pytest.mark.parametrize("content_", [bytes(8), b"v1 " + b"A" * 44, bytes(7), bytes(9)])
+@pytest.mark.parametrize("linked", [False, True])
+async def test_a_file_that_is_not_the_counter_is_never_written_into(
+    storage: FileStorage, tmp_path: Path, content_: bytes, linked: bool
+) -> None:
+    """A hard link to the master key, say: writers go on, without a counter."""
+    counter, other = storage.root / "security" / EPOCH_NAME, tmp_path / "other"
+    other.write_bytes(content_)
+    other.chmod(0o600)
+    counter.unlink()
+    if linked:
+        os.link(other, counter)
+    else:
+        shutil.copy(other, counter)
+    fresh = FileStorage(storage.root)
+    for n in range(3):
+        stored = await fresh.read("keystore")
+        await fresh.write("keystore", b"%d" % n, expected=stored.token)
+        assert await content(fresh) == b"%d" % n
+    usable = content_ == bytes(8) and not linked
+    assert (fresh._epoch.standing() is not None) is usable
+    assert usable or counter.read_bytes() == content_
+    assert other.read_bytes() == content_
+    await fresh.close()
+
+
+async def test_a_link_that_is_made_later(storage: FileStorage, tmp_path: Path) -> None:
+    """Whoever had it mapped lets go of it at the next write."""
+    counter = storage.root / "security" / EPOCH_NAME
+    os.link(counter, tmp_path / "other")
+    before = counter.read_bytes()
+    stored = await storage.read("keystore")
+    await storage.write("keystore", b"second", expected=stored.token)
+    assert storage._epoch.standing() is None
+    assert counter.read_bytes() == before
+    assert await content(storage) == b"second"
 
 
 async def test_no_counter_at_all(storage: FileStorage) -> None:
