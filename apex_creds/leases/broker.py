@@ -398,7 +398,7 @@ class LeaseBroker:
         """Ends every lease and closes the pools."""
         self._vault.unwatch_revocations(self._on_revoked)
         self.revoke()
-        self.recent.clear()
+        self.recent.close()
         self.deadlines.close()
         self.admission.close()
         await self.pools.close()

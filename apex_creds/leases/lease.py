@@ -6,7 +6,8 @@ under it and ends every lease attenuated from it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import asyncio
+from typing import TYPE_CHECKING, Final, Protocol
 
 from apex_creds.audit import telemetry
 from apex_creds.crypto.memory import SecretBytes
@@ -34,6 +35,13 @@ _EXPIRED: Final[dict[str, None]] = {}
 _MANY_EXPIRED: Final = 1024
 
 
+class Body(Protocol):
+    """A response's body that is open under a lease."""
+
+    def abandon(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Closes it, without waiting."""
+
+
 class Lease:
     """The state behind a handle.
 
@@ -47,6 +55,7 @@ class Lease:
 
     __slots__ = (
         "basis",
+        "bodies",
         "broker",
         "children",
         "ended",
@@ -96,6 +105,7 @@ class Lease:
         self.ended: type[LeaseEndedError] | None = None
         self.children: set[Lease] = set()
         self.revealed: set[SecretBytes] = set()
+        self.bodies: dict[Body, asyncio.AbstractEventLoop | None] | None = None
         REGISTRY[self.id] = self
 
     def end(self, why: type[LeaseEndedError] = HandleRevokedError) -> None:
@@ -109,6 +119,9 @@ class Lease:
         self.broker.deadlines.forget(self)
         while self.revealed:
             self.revealed.pop().close()
+        while self.bodies:
+            body, loop = self.bodies.popitem()
+            body.abandon(loop)
         while self.children:
             self.children.pop().end(why)
         self.invocation.leases.discard(self)
@@ -116,6 +129,15 @@ class Lease:
             telemetry.lease_ended(self.id, expired=why is HandleExpiredError)
         if self.parent is not None:
             self.parent.children.discard(self)
+
+    def keep(self, body: Body, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Has ``body``, which lives on ``loop``, closed when the lease ends."""
+        if self.bodies is None:
+            self.bodies = {}
+        self.bodies[body] = loop
+        self.broker.deadlines.watch(self)
+        if self.ended is not None:
+            body.abandon(loop)
 
     def check_alive(self, now: float) -> None:
         """Checks this lease and those it came from.
@@ -158,12 +180,19 @@ def _remember_expired(lease_id: str) -> None:
         _EXPIRED.pop(next(iter(_EXPIRED)), None)
 
 
+def let_go(lease_id: str, body: Body) -> None:
+    """A body that was kept by a lease is closed."""
+    lease = REGISTRY.get(lease_id)
+    if lease is not None and lease.bodies is not None:
+        lease.bodies.pop(body, None)
+
+
 def forget_revealed(lease_id: str, secret: SecretBytes) -> None:
     """Lets go of a revealed secret that was closed before its lease ended."""
     lease = REGISTRY.get(lease_id)
     if lease is not None:
         lease.revealed.discard(secret)
-        if not lease.revealed:
+        if not lease.revealed and not lease.bodies:
             lease.broker.deadlines.forget(lease)
 
 

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import httpx
 
-_CONNECTIONS: Final = 64
-_LIMITS: Final = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=20)
+if TYPE_CHECKING:
+    from apex_creds.leases.outgoing import Snapshot
+
+_AT_ONCE: Final = 32
+"""Requests to one origin; a slow server keeps only its own origin's turns."""
+_LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 
 
 class Turn:
@@ -52,35 +56,40 @@ class Pools:
         self._given = transport
         self._sync_given = sync_transport
         self._lock = threading.Lock()  # worker threads come here at once
-        self._turns = anyio.Semaphore(_CONNECTIONS)
-        self._sync_turns = threading.BoundedSemaphore(_CONNECTIONS)
+        self._turns: dict[str, anyio.Semaphore] = {}
+        self._sync_turns: dict[str, threading.BoundedSemaphore] = {}
         self._made: httpx.AsyncHTTPTransport | None = None
         self._sync_made: httpx.HTTPTransport | None = None
 
-    async def turn(self, request: httpx.Request) -> Turn:
-        """Waits for a free connection.
+    async def turn(self, request: Snapshot) -> Turn:
+        """Waits for a free connection to the request's origin.
 
         Raises:
             httpx.PoolTimeout: The request's own time-out for that has passed.
         """
         if self._given is not None:
             return Turn()
+        origin = str(request.url.copy_with(path="/", query=None, fragment=None))
+        turns = self._turns.setdefault(origin, anyio.Semaphore(_AT_ONCE))
         try:
-            self._turns.acquire_nowait()
+            turns.acquire_nowait()
         except anyio.WouldBlock:
-            with anyio.move_on_after(_patience(request)) as waiting:
-                await self._turns.acquire()
+            with anyio.move_on_after(request.timeout["pool"]) as waiting:
+                await turns.acquire()
             if waiting.cancelled_caught:
-                raise httpx.PoolTimeout(_TIMED_OUT, request=request) from None
-        return Turn(self._turns.release)
+                raise httpx.PoolTimeout(_TIMED_OUT) from None
+        return Turn(turns.release)
 
-    def turn_blocking(self, request: httpx.Request) -> Turn:
+    def turn_blocking(self, request: Snapshot) -> Turn:
         """As ``turn``, in a worker thread."""
         if self._sync_given is not None:
             return Turn()
-        if not self._sync_turns.acquire(timeout=_patience(request)):
-            raise httpx.PoolTimeout(_TIMED_OUT, request=request)
-        return Turn(self._sync_turns.release)
+        origin = str(request.url.copy_with(path="/", query=None, fragment=None))
+        with self._lock:
+            turns = self._sync_turns.setdefault(origin, threading.BoundedSemaphore(_AT_ONCE))
+        if not turns.acquire(timeout=request.timeout["pool"]):
+            raise httpx.PoolTimeout(_TIMED_OUT)
+        return Turn(turns.release)
 
     def transport(self) -> httpx.AsyncBaseTransport:
         """For ``handle.client()``."""
@@ -110,8 +119,3 @@ class Pools:
 
 
 _TIMED_OUT: Final = "No connection became free in time: too many requests at once."
-
-
-def _patience(request: httpx.Request) -> float | None:
-    seconds: float | None = request.extensions.get("timeout", {}).get("pool")
-    return seconds

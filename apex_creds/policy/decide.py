@@ -8,6 +8,7 @@ that says no is stronger than any that says yes.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -274,15 +275,19 @@ def _permission(
     )
 
 
+# Encoded dots, slashes and percents, overlong UTF-8, %u escapes, control characters.
+_TRICKY: Final = re.compile(
+    r"%(?:25|2e|2f|5c|c0|c1|u|[01][0-9a-f]|7f)|%20(?=\.)|[\\;\x00-\x20\x7f]|//", re.IGNORECASE
+)
+
+
 def _over(end: float | None, now: float) -> bool:
     return end is not None and not now < end
 
 
 def _unambiguous(path: str) -> bool:
     """False for spellings that a server may read as another path than the pattern did."""
-    lowered = path.lower()
-    tricky = ("%25", "%2e", "%2f", "%5c", "%00", "\\", "//", ";")
-    if any(part in lowered for part in tricky):
+    if _TRICKY.search(path):
         return False
     return not {".", ".."} & set(path.split("/"))
 
