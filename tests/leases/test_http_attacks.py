@@ -202,10 +202,12 @@ async def test_a_slow_origin_keeps_no_other_waiting(
     await world.vault.grant("demo", "other")
 
     async def stuck(credentials):
-        async with credentials["web"].client(timeout=None) as http:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(_AT_ONCE):
-                    tasks.create_task(http.get(f"{here.origin}/v1/a"))
+        async with (
+            credentials["web"].client(timeout=None) as http,
+            asyncio.TaskGroup() as tasks,
+        ):
+            for _ in range(_AT_ONCE):
+                tasks.create_task(http.get(f"{here.origin}/v1/a"))
 
     async def quick(credentials):
         async with credentials["other"].client() as http:
