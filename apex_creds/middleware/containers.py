@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import UserList, deque
+from collections.abc import Callable, Iterable, Mapping, MappingView
 from types import SimpleNamespace
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -79,6 +79,8 @@ def _rebuilder(value: object) -> Callable[[object, Clean], object] | None:
         return _mapping
     if isinstance(value, list | set | frozenset | deque):
         return _collection
+    if isinstance(value, MappingView | UserList):
+        return _list
     if isinstance(value, tuple):
         return _tuple
     if isinstance(value, type | BaseException):
@@ -98,10 +100,16 @@ def _mapping(value: object, clean: Clean) -> object:
         return value
     if not isinstance(value, dict):
         return dict(pairs)
-    twin = copy.copy(value)
-    twin.clear()
-    twin.update(pairs)
+    try:
+        twin = copy.copy(value)
+        twin.clear()
+        twin.update(pairs)
+    except Exception:
+        return dict(pairs)
     return twin
+
+
+Collection = list[object] | set[object] | frozenset[object] | deque[object]
 
 
 def _collection(value: object, clean: Clean) -> object:
@@ -110,7 +118,32 @@ def _collection(value: object, clean: Clean) -> object:
     items = [clean(item) for item in before]
     if all(a is b for a, b in zip(items, before, strict=True)):
         return value
-    return type(value)(items)
+    return _refilled(value, items)
+
+
+def _refilled(value: Collection, items: list[object]) -> object:
+    """A copy with other items; a plain one where a class of its own can't be copied."""
+    if isinstance(value, frozenset):
+        return frozenset(items)
+    try:
+        twin = copy.copy(value)
+        twin.clear()
+        if isinstance(twin, set):
+            twin.update(items)
+        else:
+            twin.extend(items)
+    except Exception:  # whatever its class does, its items are what counts
+        return set(items) if isinstance(value, set) else items
+    return twin
+
+
+def _list(value: object, clean: Clean) -> object:
+    """Of a dictionary's view, or of what wraps a list: a list of its items."""
+    assert isinstance(value, MappingView | UserList)
+    before: list[object] = list(cast("Iterable[object]", value))
+    items = [clean(item) for item in before]
+    same = all(a is b for a, b in zip(items, before, strict=True))
+    return value if same else items
 
 
 def _tuple(value: object, clean: Clean) -> object:
@@ -119,7 +152,10 @@ def _tuple(value: object, clean: Clean) -> object:
     if all(a is b for a, b in zip(items, value, strict=True)):
         return value
     make = getattr(type(value), "_make", None)
-    return tuple(items) if make is None else make(items)
+    try:
+        return tuple(items) if make is None else make(items)
+    except Exception:
+        return tuple(items)
 
 
 def _attributes(value: object, clean: Clean) -> object:

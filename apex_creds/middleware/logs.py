@@ -1,9 +1,11 @@
-"""Log records written inside an invocation, redacted before any handler sees them.
+"""Log records, redacted before any handler sees them.
 
-Guarantee: while a ``LogGuard`` is installed, no secret redeemed in the invocation that a
-record was written in reaches a handler: not in the message, the arguments, ``extra``
-fields, the stack, or the text of an exception. Installing twice counts; the last
-``uninstall`` restores what was there.
+Guarantee: while it is installed, no secret redeemed in the invocation that a record was
+written in reaches a handler: not in the message, the arguments, ``extra`` fields, the
+stack, the text of an exception, or the names of logger, thread and task. A record written
+in no invocation (a forgotten task, a bare thread, an executor) is searched for what was
+redeemed lately in any. Logging never raises for it: what can't be searched is withheld.
+Installing twice counts; the last ``uninstall`` restores what was there.
 """
 
 from __future__ import annotations
@@ -15,43 +17,53 @@ from collections.abc import Callable
 from typing import Final
 
 from apex_creds.errors import ApexCredsError
+from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.invocation import current_invocation
 from apex_creds.middleware.call import GuardedInvocation
 from apex_creds.middleware.redact import Redactor
+from apex_creds.middleware.stray import StrayRedactor
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _WHERE: Final = "log"
+_NAMES: Final = ("name", "threadName", "taskName", "processName", "funcName")
+_OF_OTHERS: Final = frozenset({"asyncio", "concurrent.futures"})
+"""Loggers that tell of a failed task wherever it is collected: in any invocation."""
+_OWN: Final = "apex_creds."
+_WITHHELD: Final = "[withheld]"
 
 _lock = threading.Lock()
-_installed = 0
+_brokers: list[LeaseBroker] = []
 _original: Callable[..., None] = logging.Logger.handle
+_searching = threading.local()
 
 
-def install() -> None:
-    """Redacts from now on.
+def install(broker: LeaseBroker) -> None:
+    """Redacts from now on; what is written outside of invocations, of this broker too.
 
     Hooks ``logging.Logger.handle``: a record factory does not see ``extra``, and a filter
     on a logger does not see its children's records.
     """
-    global _installed, _original
+    global _original, _brokers
     with _lock:
-        _installed += 1
-        if _installed == 1:
+        _brokers = [*_brokers, broker]
+        if len(_brokers) == 1:
             _original = logging.Logger.handle
             logging.Logger.handle = _handle  # type: ignore[method-assign]
 
 
-def uninstall() -> None:
+def uninstall(broker: LeaseBroker) -> None:
     """Takes one ``install`` back."""
-    global _installed
+    global _brokers
     with _lock:
-        _installed -= 1
-        if _installed == 0 and logging.Logger.handle is _handle:
+        _brokers = [other for other in _brokers if other is not broker]
+        if not _brokers and logging.Logger.handle is _handle:
             logging.Logger.handle = _original  # type: ignore[method-assign]
 
 
 def _handle(self: logging.Logger, record: logging.LogRecord) -> None:
     invocation = current_invocation()
+    if invocation is None or self.name in _OF_OTHERS:
+        _redact_stray(record)
     while invocation is not None:
         if isinstance(invocation, GuardedInvocation) and not invocation.redactor.idle:
             _redact(record, invocation.redactor)
@@ -59,15 +71,52 @@ def _handle(self: logging.Logger, record: logging.LogRecord) -> None:
     _original(self, record)
 
 
+def _redact_stray(record: logging.LogRecord) -> None:
+    """Searches for all that was redeemed lately, in whatever invocation."""
+    # The vault's own records hold no secret, and may be written under its locks.
+    if record.name.startswith(_OWN) or getattr(_searching, "now", False):
+        return
+    for broker in _brokers:
+        if broker.recent:
+            _searching.now = True
+            redactor = StrayRedactor(broker)
+            try:
+                _redact(record, redactor)
+            finally:
+                redactor.close()
+                _searching.now = False
+
+
 def _redact(record: logging.LogRecord, redactor: Redactor) -> None:
+    """Never raises: a record that can't be searched is withheld."""
     try:
         _redact_message(record, redactor)
         _redact_exception(record, redactor)
+        _redact_names(record, redactor)
         for name in set(vars(record)) - _STANDARD:
             setattr(record, name, _redact_extra(getattr(record, name), redactor))
-    except ApexCredsError as withheld:
-        record.msg, record.args = str(withheld), ()
-        record.exc_info = record.exc_text = record.stack_info = None
+    except ApexCredsError as refused:
+        _withhold(record, str(refused))
+    except Exception as failed:
+        _withhold(record, f"A log record is withheld: {type(failed).__name__[:80]}.")
+
+
+def _withhold(record: logging.LogRecord, why: str) -> None:
+    record.msg, record.args = why, ()
+    record.exc_info = record.exc_text = record.stack_info = None
+    for name in (set(vars(record)) - _STANDARD) | (set(_NAMES) & set(vars(record))):
+        setattr(record, name, _WITHHELD)
+
+
+def _redact_names(record: logging.LogRecord, redactor: Redactor) -> None:
+    """What says where a record is from: a plugin names its loggers and threads itself."""
+    names = {name: getattr(record, name, None) for name in _NAMES}
+    texts = {name: text for name, text in names.items() if isinstance(text, str)}
+    whole = "\n".join(texts.values())
+    if redactor.text(whole, where=_WHERE) == whole:
+        return
+    for name, text in texts.items():
+        setattr(record, name, redactor.text(text, where=_WHERE))
 
 
 def _redact_message(record: logging.LogRecord, redactor: Redactor) -> None:

@@ -88,7 +88,7 @@ class CredentialMiddleware:
         self._limiter: anyio.CapacityLimiter | None = None
         self._legacy: Fallback | None = None
         self._closed = False
-        logs.install()
+        logs.install(self._broker)
 
     @property
     def broker(self) -> LeaseBroker:
@@ -113,7 +113,7 @@ class CredentialMiddleware:
         if self._closed:
             return
         self._closed = True
-        logs.uninstall()
+        logs.uninstall(self._broker)
         with anyio.CancelScope(shield=True):
             await self._consent.close()
             await self._broker.close()

@@ -28,12 +28,18 @@ class Needles:
     def __init__(self) -> None:
         self._needles: list[_Needle] = []
 
-    def add(self, name: str, part: memoryview) -> None:
-        """Looks for all spellings of ``part`` from now on; too short ones are passed over."""
+    def add(self, name: str, part: memoryview) -> list[SecretBytes]:
+        """Looks for all spellings of ``part`` from now on; too short ones are passed over.
+
+        Returns:
+            The spellings, which stay the property of these needles.
+        """
         if len(part) < SHORTEST:
-            return
-        self._needles += [_Needle(secret, name) for secret in spellings(part)]
+            return []
+        made = spellings(part)
+        self._needles += [_Needle(secret, name) for secret in made]
         self._needles.sort(key=lambda needle: len(needle.secret), reverse=True)
+        return made
 
     def replace(self, data: bytes, found: set[str]) -> bytes:
         """``data`` without any needle; the same object if there is none.

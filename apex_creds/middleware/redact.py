@@ -7,6 +7,7 @@ made (the secret can't be opened any more), the value is withheld, not passed.
 
 from __future__ import annotations
 
+from collections import UserString
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from types import GetSetDescriptorType, MemberDescriptorType
@@ -14,9 +15,11 @@ from typing import Final
 
 from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import ApexCredsError, SecretLeakError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.invocation import Invocation
+from apex_creds.leases.recent import Key
 from apex_creds.middleware import frames
 from apex_creds.middleware.containers import Walk
 from apex_creds.middleware.needles import SHORTEST, Needles
@@ -112,7 +115,7 @@ class Redactor:
         """
         if self._needles is None:
             self._needles = Needles()
-        for key, record in list(self._invocation.used.items()):
+        for key, record in self._used():
             if key not in self._known:
                 self._add(self._needles, record)
                 self._known.add(key)
@@ -124,6 +127,9 @@ class Redactor:
         self._let_go()
 
     # -- inside ------------------------------------------------------------------
+
+    def _used(self) -> list[tuple[Key, Record]]:
+        return list(self._invocation.used.items())
 
     def _let_go(self) -> None:
         if not self._closed:
@@ -140,10 +146,16 @@ class Redactor:
                 "The plugin's output can't be searched for secrets, so it is withheld.",
                 hint="The credential was deleted or the vault sealed meanwhile.",
             )
+        self._take(needles, record, opened)
+
+    def _take(self, needles: Needles, record: Record, opened: Opened) -> list[SecretBytes]:
+        """Looks for each part; returns all their spellings, which the needles own."""
+        made: list[SecretBytes] = []
         with opened:
             for part in set(opened.names) - _PUBLIC_PARTS:
                 with opened.view(part) as view:
-                    needles.add(record.info.name, view)
+                    made += needles.add(record.info.name, view)
+        return made
 
     def _reopen(self, record: Record) -> Opened | None:
         try:
@@ -161,6 +173,10 @@ class Redactor:
             return value if clean == value else clean
         if isinstance(value, bytes):
             return self.data(value, where=where)
+        if isinstance(value, UserString):
+            text = str(value)
+            clean = self.text(text, where=where)
+            return value if clean == text else clean
         if isinstance(value, bytearray | memoryview):
             data = bytes(value)
             found = self.data(data, where=where)
@@ -214,13 +230,13 @@ class Redactor:
     def _report(self, name: str, where: str) -> None:
         if (name, where) in self.leaks:
             return
-        invocation = self._invocation
+        invocation, manifest = self._invocation, self._invocation.manifest
         self._broker.log(
             AuditEvent(
                 time=self._broker.clock.time(),
                 kind=EventKind.LEAK,
-                plugin=invocation.manifest.plugin,
-                plugin_version=invocation.manifest.version,
+                plugin=manifest.plugin,
+                plugin_version=manifest.version,
                 action=invocation.action,
                 invocation=invocation.id,
                 credential=name,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import logging
 import sys
+import threading
 
 import pytest
 import rich.console
 import rich.logging
 
 from apex_creds.errors import AuditUnavailableError
+from apex_creds.leases.recent import MANY
 from apex_creds.middleware import CredentialMiddleware
 from tests.crypto.slots import open_slots
-from tests.leases.world import KEY, World
+from tests.leases.world import KEY, World, manifest_for
 
 pytestmark = pytest.mark.anyio
 MARK = "[redacted:key]"
@@ -176,9 +179,13 @@ async def test_a_traceback_stays_readable(world: World, collected: Collect) -> N
 async def test_outside_of_invocations_nothing_is_touched(
     world: World, collected: Collect
 ) -> None:
-    await log_in(world, lambda s: None)
     logger.info("it is %s", KEY)
     assert KEY in collected.shown[0], "so that the tests above can fail"
+    await log_in(world, lambda s: None)
+    holder = object()
+    logger.info("%s and %d", holder, 7, extra={"one": holder})
+    assert collected.records[1].args == (holder, 7)
+    assert collected.records[1].one is holder
 
 
 async def test_an_outer_invocations_secret_in_an_inner_log(
@@ -236,6 +243,132 @@ async def test_a_record_whose_leak_can_not_be_logged_is_withheld(
     await log_in(world, write)
     assert KEY not in collected.all
     assert "No space left" in collected.all
+
+
+async def test_a_withheld_record_withholds_its_extra_fields(
+    world: World, collected: Collect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apex_creds.audit.segment import Segment
+
+    def refuse(*args, **kwargs):
+        raise AuditUnavailableError("No space left.")
+
+    def write(text):
+        with monkeypatch.context() as patch:
+            patch.setattr(Segment, "append", refuse)
+            logger.info("x", extra={"one": text, "two": {"a": text}})
+
+    await log_in(world, write)
+    assert KEY not in collected.all
+
+
+STRAYS = {
+    "executor": lambda s: asyncio.get_running_loop().run_in_executor(None, logger.info, s),
+    "thread": lambda s: threading.Thread(target=logger.info, args=(s,)),
+    "named thread": lambda s: threading.Thread(
+        target=logger.info, args=("x",), name=f"worker {s}"
+    ),
+    "task": lambda s: asyncio.ensure_future(fail(s)),
+    "callback": lambda s: asyncio.get_running_loop().call_soon(raising_text, s),
+}
+
+
+async def fail(text: str) -> None:
+    raising_text(text)
+
+
+def raising_text(text: str) -> None:
+    raise ValueError(f"bad key {text}")
+
+
+@pytest.mark.parametrize("kind", STRAYS)
+@pytest.mark.parametrize("encode", [str, lambda s: s.encode().hex()])
+async def test_what_is_logged_in_no_invocation(
+    world: World, collected: Collect, kind: str, encode
+) -> None:
+    logging.getLogger("asyncio").addHandler(collected)
+    loop = asyncio.get_running_loop()
+    runners, before = loop.get_exception_handler(), open_slots()
+    loop.set_exception_handler(None)  # as it is outside of tests
+    left: list[object] = []
+
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            text = encode(secret.expose_str())
+        left.append(STRAYS[kind](text))
+
+    await world.call(plugin)
+    while left:
+        one = left.pop()
+        if isinstance(one, threading.Thread):
+            one.start()
+            one.join()
+        elif isinstance(one, asyncio.Future):
+            await asyncio.wait([one])
+        del one
+    await asyncio.sleep(0)
+    gc.collect()
+    loop.set_exception_handler(runners)
+    logging.getLogger("asyncio").removeHandler(collected)
+    assert collected.records
+    assert MARK in collected.all
+    assert KEY not in collected.all
+    assert KEY.encode().hex() not in collected.all
+    assert [(e.plugin, e.credential) for e in world.events("leak")] == [("demo", "key")]
+    assert open_slots() <= before, "nothing stays open for it"
+
+
+async def test_a_deleted_credential_is_not_looked_for_in_no_invocation(
+    world: World, collected: Collect
+) -> None:
+    """Or all that the process logs would be withheld."""
+    await log_in(world, lambda s: None)
+    await world.vault.delete("key")
+    logger.info("the first few letters: %s", KEY[:6])
+    logger.info("it goes on")
+    assert "the first few letters" in collected.all
+    assert "it goes on" in collected.all
+
+
+async def test_what_is_looked_for_in_no_invocation_is_bounded(world: World) -> None:
+    recent = world.middleware.broker.recent
+    await log_in(world, lambda s: None)
+    (redeemed,) = recent.all().values()
+
+    class Caller:
+        manifest = manifest_for("key")
+        action = id = ""
+
+    for version in range(2, MANY + 10):
+        recent.note(("key", version), redeemed.record, Caller())
+    assert len(recent.all()) == MANY
+    assert ("key", 1) not in recent.all()
+
+
+async def test_names_of_loggers(world: World, collected: Collect) -> None:
+    await log_in(world, lambda s: logging.getLogger(f"{logger.name}.{s}").warning("x"))
+    await log_in(world, lambda s: logging.getLogger(f"{logger.name}.{s}").warning("y"))
+    assert [record.message for record in collected.records] == ["x", "y"]
+    assert KEY not in collected.all
+
+
+class Odd(list):
+    def __init__(self, first, second) -> None:
+        super().__init__([first, second])
+
+
+class Hostile:
+    @property
+    def __class__(self):
+        raise RuntimeError(KEY)
+
+
+@pytest.mark.parametrize("make", [lambda s: Odd(s, 1), lambda s: {1: Odd(s, 1)}, Hostile])
+async def test_logging_never_raises(world: World, collected: Collect, make) -> None:
+    made = make if make is not Hostile else lambda s: Hostile()
+    await log_in(world, lambda s: logger.info("x", extra={"one": made(s), "two": s}))
+    assert len(collected.records) == 1
+    assert KEY not in collected.all
 
 
 async def test_the_hook_is_counted_and_taken_back(world: World) -> None:

@@ -211,6 +211,58 @@ async def test_what_has_no_secret_is_the_same_object(world: World, kind: str) ->
     assert await pass_through(world, lambda secret: made) is made
 
 
+class TwoArguments(list):
+    def __init__(self, first, second) -> None:
+        super().__init__([first, second])
+
+
+class Refusing(list):
+    def extend(self, items):
+        raise TypeError("no")
+
+
+class RefusingDict(dict):
+    def update(self, *items):
+        raise TypeError("no")
+
+
+class ThreeArguments(tuple):
+    __slots__ = ()
+
+    def _make(self):
+        raise TypeError("no")
+
+
+WRAPPED: dict[str, Callable[[object], object]] = {
+    "list of two arguments": lambda v: TwoArguments(v, 1),
+    "bounded deque": lambda v: collections.deque([1, v], maxlen=2),
+    "list that refuses": lambda v: Refusing([v]),
+    "dict that refuses": lambda v: RefusingDict(a=v),
+    "tuple that refuses": lambda v: ThreeArguments([v]),
+    "values": lambda v: {"a": v}.values(),
+    "items": lambda v: {"a": v}.items(),
+    "keys": lambda v: {v: "a"}.keys(),
+    "user list": lambda v: collections.UserList([v]),
+    "user dict": lambda v: collections.UserDict(a=v),
+    "user string": lambda v: collections.UserString(f"<{v}>"),
+    "nested": lambda v: [{"a": v}.values()],
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+async def test_what_holds_others_in_its_own_way(world: World, kind: str) -> None:
+    result = await pass_through(world, WRAPPED[kind])
+    assert clean(result)
+    assert "redacted:key" in str(result)
+    harmless = WRAPPED[kind]("harmless")
+    assert await pass_through(world, lambda secret: harmless) is harmless
+
+
+async def test_a_bounded_deque_stays_bounded(world: World) -> None:
+    result = await pass_through(world, lambda secret: collections.deque([secret], maxlen=2))
+    assert result.maxlen == 2
+
+
 @pytest.mark.parametrize("make", [bytearray, memoryview, bytes])
 async def test_buffers(world: World, make) -> None:
     result = await pass_through(world, lambda secret: make(b"<" + secret.encode() + b">"))

@@ -1,0 +1,111 @@
+"""Searches what is written outside of any invocation: forgotten tasks, bare threads.
+
+Guarantee: looks for everything that the broker released lately (``leases.recent``), opened
+for the search only. What may be in a text is told beforehand by marks: keyed hashes of
+how each spelling begins, whose key lies in locked memory; so most texts open nothing.
+What does not open any more, as it was deleted, is not looked for any more.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from apex_creds.audit import metrics
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.leases.broker import LeaseBroker
+from apex_creds.leases.recent import Key, Redeemed
+from apex_creds.middleware.needles import SHORTEST, Needles
+from apex_creds.middleware.redact import Redactor
+from apex_creds.vault.section import Record
+
+_PRIME: Final = (1 << 61) - 1
+_MARK: Final = (1 << 20) - 1
+_WINDOW: Final = (1 << 8 * SHORTEST) - 1
+_LONG: Final = 1 << 16
+"""From here on marking costs more than opening."""
+
+
+class StrayRedactor(Redactor):
+    """Searches one piece of output of nobody in particular; closed after it."""
+
+    __slots__ = ("_recent", "_suspects")
+
+    def __init__(self, broker: LeaseBroker) -> None:
+        self._broker = broker
+        self._needles: Needles | None = None
+        self._known: set[Key] = set()
+        self._closed = False
+        self.leaks: set[tuple[str, str]] = set()
+        self._recent: dict[Key, Redeemed] = broker.recent.all()
+        self._suspects: dict[Key, Record] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing was redeemed lately."""
+        return not self._recent
+
+    def data(self, data: bytes, *, where: str) -> bytes:
+        """Bytes without secrets; the same object if there is none."""
+        if len(data) < SHORTEST:
+            return data
+        self._suspect(data)
+        return super().data(data, where=where) if self._suspects else data
+
+    def _suspect(self, data: bytes) -> None:
+        recent = self._broker.recent
+        found = _marks(data, recent.salt) if len(data) < _LONG else None
+        for key, redeemed in self._recent.items():
+            marks = recent.marks.get(key)
+            if marks is None or found is None or not found.isdisjoint(marks):
+                self._suspects[key] = redeemed.record
+
+    def _used(self) -> list[tuple[Key, Record]]:
+        return list(self._suspects.items())
+
+    def _add(self, needles: Needles, record: Record) -> None:
+        key, recent = (record.info.name, record.info.version), self._broker.recent
+        opened = self._reopen(record)
+        if opened is None:
+            recent.drop(key)
+            return
+        marks: set[int] = set()
+        for spelling in self._take(needles, record, opened):
+            with spelling.view()[:SHORTEST] as beginning:
+                marks |= _marks(beginning, recent.salt)
+        recent.marks[key] = frozenset(marks)
+
+    def _report(self, name: str, where: str) -> None:
+        recent = self._broker.recent
+        for key, redeemed in self._recent.items():
+            if key[0] != name or recent.told.get(key) == redeemed.invocation:
+                continue
+            self._broker.log(_event(self._broker.clock.time(), redeemed, where), flush=True)
+            recent.told[key] = redeemed.invocation
+            metrics.leaked(where)
+
+
+def _event(now: float, redeemed: Redeemed, where: str) -> AuditEvent:
+    return AuditEvent(
+        time=now,
+        kind=EventKind.LEAK,
+        plugin=redeemed.plugin,
+        plugin_version=redeemed.version,
+        action=redeemed.action,
+        invocation=redeemed.invocation,
+        credential=redeemed.record.info.name,
+        outcome="redacted",
+        detail=where,
+    )
+
+
+def _marks(data: bytes | memoryview, salt: SecretBytes) -> set[int]:
+    """A keyed hash of each ``SHORTEST`` bytes in a row."""
+    factor = int.from_bytes(salt.view(), "big") | 1
+    window, found = 0, set()
+    for byte in data[: SHORTEST - 1]:
+        window = window << 8 | byte
+    for byte in data[SHORTEST - 1 :]:
+        window = (window << 8 | byte) & _WINDOW
+        found.add(window * factor % _PRIME & _MARK)
+    return found
