@@ -21,6 +21,7 @@ __all__ = [
     "CredentialNotFoundError",
     "DecryptionError",
     "ForeignDocumentError",
+    "GrantVoidError",
     "HandleExhaustedError",
     "HandleExpiredError",
     "HandleForeignError",
@@ -129,6 +130,10 @@ class MasterKeyUnavailableError(MasterKeyError):
 
 class MasterKeyReadOnlyError(MasterKeyError):
     """The provider can't be written, so the master key can't be made or rotated."""
+
+
+class MasterKeyExistsError(MasterKeyError):
+    """The provider has a key in that place already; it was neither used nor overwritten."""
 
 
 class UnsafeKeyringError(MasterKeyError):
@@ -267,6 +272,10 @@ class AccessDeniedError(ApexCredsError):
     """The plugin may not use this credential; the text never says why."""
 
     exit_code = 9
+
+
+class GrantVoidError(AccessDeniedError):
+    """What was to be granted was revoked, or the vault locked down, while it was decided."""
 
 
 class RequestNotAllowedError(AccessDeniedError):

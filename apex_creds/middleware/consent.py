@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final, NamedTuple
+from typing import Final
 
 import anyio
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.errors import AccessDeniedError, StorageReadOnlyError
-from apex_creds.leases.basis import Basis, resting
+from apex_creds.errors import AccessDeniedError, GrantVoidError, StorageReadOnlyError
+from apex_creds.leases.basis import Basis
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.gates import Ask, SecondFactorGate
-from apex_creds.model import CredentialInfo, CredentialKind, Delivery, DeliveryStyle, new_id
+from apex_creds.middleware.question import Wanted, info_of, request_for
+from apex_creds.model import new_id
 from apex_creds.policy.access_state import Passed
 from apex_creds.policy.consent import (
     DENIED,
@@ -33,25 +34,16 @@ from apex_creds.policy.decide import UNVERIFIED, Decision, Outcome, Reason
 from apex_creds.policy.factors import Subject
 from apex_creds.policy.grants import Grant, GrantDecision, Grants
 from apex_creds.policy.manifest import Access, Manifest, Need
-from apex_creds.policy.pinning import added
-from apex_creds.policy.rules import EACH_LEASE, NEVER
+from apex_creds.policy.rules import EACH_LEASE
 from apex_creds.vault import Facts, Vault
 from apex_creds.vault.factors import Factors
 
 _log = logging.getLogger(__name__)
 
 Bases = dict[str, Basis]
-_BEARER: Final = Delivery(DeliveryStyle.BEARER)
 _INSTANT: Final = 1e-3
 _ROUNDS: Final = 4
 """An answer, a factor, and each of them once more where the ground moved."""
-
-
-class Wanted(NamedTuple):
-    """An invocation that is still to be made."""
-
-    manifest: Manifest
-    action: str
 
 
 class _Flight:
@@ -112,7 +104,7 @@ class Consent:
         admission.policy_at(clock.monotonic())
         wanted, now = Wanted(manifest, action), clock.time()
         return all(
-            admission.permission(wanted, need, known.grants, _info(need, known), now)
+            admission.permission(wanted, need, known.grants, info_of(need, known), now)
             for need, known in zip(manifest.needs, facts, strict=True)
         )
 
@@ -189,7 +181,7 @@ class Consent:
     ) -> Decision:
         admission = self._broker.admission
         admission.policy_at(self._broker.clock.monotonic())
-        info = _info(need, known)
+        info = info_of(need, known)
         return admission.decide(wanted, need, known.grants, info, basis=basis)
 
     async def _basis(self, wanted: Wanted, need: Need) -> Basis | None:
@@ -240,7 +232,7 @@ class Consent:
         """What the answer comes to; None: a denial."""
         if self._provider is None:
             return None
-        request = _request(wanted, need, known, decision)
+        request = request_for(wanted, need, known, decision)
         mark = known.grants.mark
         key = (request, wanted.manifest.digest, wanted.manifest.checksum, mark)
         answer = await self._share(key, wanted, need, request, mark)
@@ -289,7 +281,10 @@ class Consent:
             answer = DENIED
         self._record(wanted, need, answer)
         if answer.choice in (Choice.UNTIL, Choice.ALWAYS, Choice.NEVER):
-            await self._store(wanted, need, answer)
+            try:
+                await self._store(wanted, need, answer, mark)
+            except GrantVoidError:  # another process was between the two
+                return DENIED
         return answer
 
     async def _ask(self, request: ConsentRequest) -> ConsentAnswer:
@@ -305,7 +300,9 @@ class Consent:
         over = answer.until is not None and answer.until <= self._broker.clock.time()
         return DENIED if over else answer
 
-    async def _store(self, wanted: Wanted, need: Need, answer: ConsentAnswer) -> None:
+    async def _store(
+        self, wanted: Wanted, need: Need, answer: ConsentAnswer, mark: int
+    ) -> None:
         yes = answer.choice.allows
         with anyio.CancelScope(shield=True):
             await self._vault.grant(
@@ -317,6 +314,7 @@ class Consent:
                 decision=GrantDecision.ALLOW if yes else GrantDecision.DENY,
                 manifest=wanted.manifest if yes else None,
                 created_by=answer.by,
+                since_mark=mark if yes else None,
             )
 
     def _record(self, wanted: Wanted, need: Need, answer: ConsentAnswer) -> None:
@@ -426,75 +424,3 @@ def _given(wanted: Wanted, need: Need, answer: ConsentAnswer, now: float) -> Gra
         checksum=manifest.checksum,
         created_by=answer.by,
     )
-
-
-def _info(need: Need, known: Facts) -> CredentialInfo:
-    """The credential's; where there is none, that of one like most.
-
-    So a plugin waits, or does not, for what does not exist as for what it is not granted:
-    how long a refusal takes does not tell it which credentials there are.
-    """
-    if known.record is not None:
-        return known.record.info
-    return CredentialInfo(
-        id="",
-        name=need.name,
-        service=need.name,
-        kind=CredentialKind.API_KEY,
-        version=0,
-        delivery=_BEARER,
-        origins=need.origins,
-        created=0.0,
-        updated=0.0,
-    )
-
-
-def _request(wanted: Wanted, need: Need, known: Facts, decision: Decision) -> ConsentRequest:
-    grants, info = known.grants, _info(need, known)
-    exists = known.record is not None
-    manifest = wanted.manifest
-    before, _ = resting(grants, manifest.plugin, need.name, None)
-    return ConsentRequest(
-        plugin=manifest.plugin,
-        version=manifest.version,
-        action=wanted.action,
-        credential=need.name,
-        level=info.sensitivity.value if exists else "",
-        scopes=need.scopes,
-        origins=tuple(map(str, need.origins or info.origins)),
-        methods=need.methods,
-        paths=need.paths,
-        access=need.access,
-        reason=need.reason,
-        why=(decision.reason if exists else Reason.UNKNOWN_CREDENTIAL).value,
-        before=_in_words(before),
-        changes=_changes(manifest, need, before, grants),
-        unverified=manifest.checksum.startswith(UNVERIFIED),
-        second_factor=decision.second_factor < NEVER,
-    )
-
-
-def _in_words(grant: Grant | None) -> str:
-    if grant is None:
-        return ""
-    access = "to read it" if grant.reveal else "to use it"
-    scopes = f", scopes {', '.join(grant.scopes)}" if grant.scopes else ""
-    until = f", until @{grant.until:.0f}" if grant.until is not None else ""
-    return f"{access}{scopes}{until}"
-
-
-def _changes(
-    manifest: Manifest, need: Need, before: Grant | None, grants: Grants
-) -> tuple[str, ...]:
-    """What the plugin asks for beyond what the grant was given for."""
-    if before is None:
-        return ()
-    seen = grants.seen(before.manifest) if before.manifest else None
-    if seen is not None:
-        found = list(added(seen, manifest.needs))
-    else:
-        new = [scope for scope in need.scopes if scope not in before.scopes]
-        found = [f"{need.name}: scope {scope}" for scope in new]
-    if before.checksum != manifest.checksum:
-        found.append("its code is another than it was")
-    return tuple(found)

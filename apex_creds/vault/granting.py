@@ -14,7 +14,7 @@ import anyio
 import msgspec
 
 from apex_creds.audit.events import EventKind
-from apex_creds.errors import InvalidInputError, LockedDownError
+from apex_creds.errors import GrantVoidError, InvalidInputError, LockedDownError
 from apex_creds.model import Clock, check_name, check_time, new_id
 from apex_creds.policy.grants import (
     Grant,
@@ -74,6 +74,7 @@ class Granting:
         decision: GrantDecision = GrantDecision.ALLOW,
         manifest: Manifest | None = None,
         created_by: str = "",
+        since_mark: int | None = None,
     ) -> Grant:
         """Permits a plugin the use of a credential; replaces the pair's earlier grant.
 
@@ -87,6 +88,12 @@ class Granting:
             manifest: What the plugin is; by default, the grant is bound to what it turns
                 out to be when it is used first.
             created_by: Who decided.
+            since_mark: ``Grants.mark`` of when they were asked; what was revoked since,
+                by any process, or locked down, is not granted.
+
+        Raises:
+            GrantVoidError: A revocation after ``since_mark``, or a lockdown, was first;
+                nothing was stored, and the log says so.
         """
         made = Grant(
             id=new_id(),
@@ -110,10 +117,22 @@ class Granting:
         )
 
         def change(body: KeystoreBody) -> KeystoreBody:
+            if since_mark is not None and _is_void(body, since_mark, plugin, credential):
+                raise GrantVoidError("What was to be granted was revoked meanwhile.")
             after = tuple(Grants(body.grants).with_grant(made))
             return _with_grants(body, after, manifest)
 
-        await self._store.commit_keystore(change)
+        try:
+            await self._store.commit_keystore(change)
+        except GrantVoidError:
+            self.record(
+                EventKind.GRANT,
+                plugin=plugin,
+                credential=credential,
+                decision=GrantDecision.DENY.value,
+                detail="not granted: it was revoked, or the vault locked down, meanwhile",
+            )
+            raise
         if decision is GrantDecision.DENY:
             self.tell_revoked(plugin, credential)
         return made
@@ -253,6 +272,11 @@ class Granting:
 def locked_down() -> LockedDownError:
     """The refusal while a vault is locked down."""
     return LockedDownError("The vault is locked down.", hint="End that: apex-creds unlock")
+
+
+def _is_void(body: KeystoreBody, mark: int, plugin: str, credential: str) -> bool:
+    grants = Grants(revocations=body.revocations)
+    return body.lockdown is not None or grants.revoked_since(mark, plugin, credential)
 
 
 def _with_grants(

@@ -245,6 +245,39 @@ async def test_what_is_taken_back_meanwhile_wins_over_the_answer(tmp_path, choic
         assert (await world.vault.grants()).find("demo", "ungranted") is None
 
 
+@pytest.mark.parametrize("choice", [Choice.UNTIL, Choice.ALWAYS])
+@pytest.mark.parametrize("what", ["revoke(plugin='demo')", "lockdown()"])
+async def test_what_another_process_takes_back_at_the_last_moment_wins(
+    tmp_path, monkeypatch, choice, what
+):
+    """Between the look at the revocations and the commit of the answer."""
+    until = 1_700_000_900.0 if choice is Choice.UNTIL else None
+    person = Person(ConsentAnswer(choice=choice, until=until), Choice.DENY)
+    async with asking(tmp_path, person) as world:
+        real = world.vault.store.commit_keystore
+
+        async def commit(change):
+            if person.asked and not person.may_answer.is_set():
+                person.may_answer.set()
+                await anyio.to_thread.run_sync(world.elsewhere, f"await vault.{what}")
+            return await real(change)
+
+        real_ask = person.ask
+
+        async def answered(request):
+            answer = await real_ask(request)
+            person.may_answer = anyio.Event()
+            return answer
+
+        monkeypatch.setattr(person, "ask", answered)
+        monkeypatch.setattr(world.vault.store, "commit_keystore", commit)
+        with pytest.raises(AccessDeniedError):
+            await ask(world)
+        assert person.may_answer.is_set()
+        assert (await world.vault.grants()).find("demo", "ungranted") is None
+        assert world.events("grant")[-1].decision == "deny"
+
+
 async def test_a_revocation_ends_what_was_allowed_for_the_session(tmp_path):
     person = Person(Choice.SESSION, Choice.DENY)
 
