@@ -22,6 +22,8 @@ __all__ = ["MAX_ANCHOR", "AnchorFile", "AnchorStore", "state_anchor"]
 
 MAX_ANCHOR: Final = 64 * 1024
 _FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+# Opening a pipe that somebody put there must not wait for its writer.
+_READ: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS
 
 
 @runtime_checkable
@@ -60,7 +62,7 @@ class AnchorFile:
             MasterKeyUnavailableError: It can't be read, is not ours, or is too long.
         """
         try:
-            fd = os.open(self.path, os.O_RDONLY | _FLAGS)
+            fd = os.open(self.path, _READ)
         except FileNotFoundError:
             return None
         except OSError as error:

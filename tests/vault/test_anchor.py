@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit import EventKind, check, read
-from apex_creds.errors import IntegrityError, RollbackDetectedError
+from apex_creds.errors import (
+    IntegrityError,
+    MasterKeyUnavailableError,
+    RollbackDetectedError,
+)
+from apex_creds.keys.anchor import AnchorFile
 from apex_creds.keys.file import FileProvider
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
@@ -173,3 +179,9 @@ async def test_several_processes_at_once_are_no_rollback(place: Place) -> None:
             await one.put("one", ApiKey("y"))
         await one.put("three", ApiKey("z"))
     await place.use()
+
+
+def test_a_pipe_in_the_anchors_place_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "anchor", 0o600)
+    with pytest.raises(MasterKeyUnavailableError, match="not a small file"):
+        AnchorFile(tmp_path / "anchor").read()
