@@ -13,7 +13,7 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from apex_creds.cli import options, output, session, when
+from apex_creds.cli import automatic, options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import InvalidInputError
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
@@ -356,6 +356,7 @@ def _with_vault(chosen: options.Settings, work: Callable[[Vault], Awaitable[T]])
     async def body() -> T:
         provider = rotating_provider(uri)
         async with await Vault.unseal(chosen.home, master=provider) as vault:
+            await automatic.look(vault)
             return await work(vault)
 
     return anyio.run(body)

@@ -12,7 +12,7 @@ from typing import Annotated
 import anyio
 import typer
 
-from apex_creds.cli import options, output, session
+from apex_creds.cli import automatic, options, output, session
 from apex_creds.cli.options import HomeOption, MasterOption
 from apex_creds.cli.rotation import rotating_provider
 from apex_creds.scheduler import systemd
@@ -48,6 +48,7 @@ def worker(
 
     async def run() -> None:
         async with await Vault.unseal(chosen.home, master=rotating_provider(uri)) as vault:
+            await automatic.look(vault)
             made = RotationWorker(
                 vault,
                 rhythm=rhythm,
