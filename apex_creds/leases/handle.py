@@ -151,20 +151,21 @@ class CredentialMap(Mapping[str, CredentialHandle]):
     def __init__(self, handles: dict[str, CredentialHandle]) -> None:
         self._handles = handles
 
-    def __getitem__(self, name: str) -> CredentialHandle:
-        handle = self._handles.get(name)
+    def __getitem__(self, name: object) -> CredentialHandle:
+        handle = self._handles.get(name) if isinstance(name, str) else None
         if handle is None:
             from apex_creds.leases.refusal import refuse_unknown
 
             refuse_unknown(name)
         return handle
 
-    def get(self, name: str, default: object = None) -> CredentialHandle | None:  # type: ignore[override]
+    def get(self, name: object, default: object = None) -> CredentialHandle | None:  # type: ignore[override]
         """The handle, or ``default`` (for optional credentials); asking is no offence."""
-        return self._handles.get(name, default)  # type: ignore[arg-type]
+        found = self._handles.get(name) if isinstance(name, str) else None
+        return default if found is None else found  # type: ignore[return-value]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._handles
+        return isinstance(name, str) and name in self._handles
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._handles)

@@ -66,6 +66,10 @@ class Invocation:
         self.credentials: CredentialMap | None = None
         self.ended = False
 
+    def shown(self, text: str) -> str:
+        """``text`` that the plugin chose, as it may be logged and told."""
+        return text
+
     def is_live_within(self, other: Invocation) -> bool:
         """Whether this was called from within ``other``, and none on the way is over."""
         step: Invocation | None = self

@@ -5,27 +5,35 @@ Guarantee: it is the same whether a credential is unknown, undeclared or not gra
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from apex_creds.errors import AccessDeniedError
 from apex_creds.leases.invocation import current_invocation
+
+_LONGEST: Final = 256
 
 
 def denied(name: str) -> AccessDeniedError:
     """The one refusal: the same whether a credential is unknown, undeclared or ungranted."""
     return AccessDeniedError(
-        f"The use of credential {name[:256]!r} was refused.",
+        f"The use of credential {name[:_LONGEST]!r} was refused.",
         hint="The operator can see why in the audit log.",
     )
 
 
-def refuse_unknown(name: str) -> NoReturn:
+def refuse_unknown(name: object) -> NoReturn:
     """Refuses a name that the current invocation has no handle for; audited.
+
+    Args:
+        name: Whatever was asked for; what is no text is shown by its type.
 
     Raises:
         AccessDeniedError: Always.
     """
+    text = name[:_LONGEST] if isinstance(name, str) else f"<{type(name).__name__[:80]}>"
+    text = text.encode("utf-8", "backslashreplace").decode()
     invocation = current_invocation()
     if invocation is not None:
-        invocation.broker.refuse(invocation, name)
-    raise denied(name)
+        text = invocation.shown(text)
+        invocation.broker.refuse(invocation, text)
+    raise denied(text)

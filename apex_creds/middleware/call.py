@@ -17,10 +17,11 @@ from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
 from apex_creds.leases.invocation import Invocation, current_invocation, enter, leave
 from apex_creds.middleware.observe import ObservedInside, outcome_of
-from apex_creds.middleware.redact import OnLeak, Redactor, withheld
+from apex_creds.middleware.redact import OnLeak, Redactor, class_of, shown, withheld
 from apex_creds.policy.manifest import Manifest
 from apex_creds.vault import Facts
 
+_OWN_OUTCOMES: Final = frozenset({"ok", "closed", "abandoned"})
 NO_BASES: Final[Mapping[str, Basis]] = MappingProxyType({})
 
 
@@ -41,6 +42,10 @@ class GuardedInvocation(Invocation):
         actor = broker.actor(manifest, action)
         super().__init__(manifest, action=action, actor=actor, parent=parent, broker=broker)
         self.redactor = Redactor(broker, self)
+
+    def shown(self, text: str) -> str:
+        """``text`` that the plugin chose, as it may be logged and told."""
+        return shown(text, self.redactor)
 
 
 @final
@@ -134,12 +139,12 @@ class GuardedCall:
             cleaned = self.redactor.exception(error)
         except Exception as failed:
             # What can't be searched, or whose leak can't be logged, is withheld.
-            cleaned = withheld(error, type(failed).__name__)
+            cleaned = withheld(error, class_of(failed))
         stops = not isinstance(error, Exception)
         if stops or isinstance(error, SecretLeakError) or not self._is_failed():
             return cleaned
         return SecretLeakError(
-            f"The plugin let a secret out and raised {type(error).__name__}.",
+            f"The plugin let a secret out and raised {shown(class_of(error), self.redactor)}.",
             hint="See the leak in the audit log.",
         )
 
@@ -159,8 +164,10 @@ class GuardedCall:
         self._finished = True
         self.invocation.ended = True
         self._broker.end_all(self.invocation)
+        if outcome not in _OWN_OUTCOMES:  # or a plugin has named it, as an error's class
+            outcome = outcome_of(outcome, self.redactor)
         if self.step is not None:
-            self.step.finish(outcome_of(outcome, self.redactor))
+            self.step.finish(outcome)
         self.redactor.close()
         self._broker.log_end(self.invocation, outcome, self._started)
 

@@ -29,7 +29,7 @@ def invocation(manifest: Manifest, action: str) -> InvokeStep:
 
 
 def outcome_of(outcome: str, redactor: Redactor) -> str:
-    """What a span may say of the outcome: a plugin names its errors' classes itself."""
+    """What log and span may say of it: a plugin names its errors' classes itself."""
     try:
         clean = redactor.text(outcome, where="span") == outcome
     except Exception:

@@ -29,6 +29,7 @@ from apex_creds.vault.section import Record
 _PLAIN: Final = (int, float, complex, bool, type(None))
 _PUBLIC_PARTS: Final = frozenset({"user"})
 _RAISED: Final = "exception"
+_LONGEST: Final = 200
 
 
 class OnLeak(StrEnum):
@@ -187,7 +188,10 @@ class Redactor:
 
     def _exception(self, error: BaseException, seen: set[int]) -> BaseException:
         clean = self._clean_chain(error, seen)
-        return error if clean else withheld(error, "its text had a secret in it")
+        if clean:
+            return error
+        kind = shown(class_of(error), self)
+        return withheld(error, "its text had a secret in it", kind=kind)
 
     def _clean_chain(self, error: BaseException, seen: set[int]) -> bool:
         """Cleans an exception and what hangs on it; whether that was possible."""
@@ -249,7 +253,20 @@ class Redactor:
         metrics.leaked(where)
 
 
-def withheld(error: BaseException, why: str) -> BaseException:
+def class_of(error: BaseException) -> str:
+    """The name of an exception's class, which a plugin may have chosen."""
+    return type(error).__name__[:_LONGEST]
+
+
+def shown(text: str, redactor: Redactor) -> str:
+    """A name that a plugin chose, without secrets; never raises."""
+    try:
+        return redactor.text(text, where="name")
+    except Exception:
+        return "[withheld]"
+
+
+def withheld(error: BaseException, why: str, *, kind: str = "an exception") -> BaseException:
     """What takes the place of an exception that can't be shown.
 
     One that is no ``Exception`` (a cancellation, an exit) must do its work, so it stays,
@@ -257,7 +274,7 @@ def withheld(error: BaseException, why: str) -> BaseException:
     """
     if isinstance(error, Exception):
         return SecretLeakError(
-            f"A plugin raised {type(error).__name__}, which is withheld: {why}.",
+            f"A plugin raised {kind}, which is withheld: {why}.",
             hint="See the audit log.",
         )
     error.__cause__ = error.__context__ = error.__traceback__ = None

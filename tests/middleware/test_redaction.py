@@ -14,7 +14,12 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from apex_creds.errors import AuditUnavailableError, SecretLeakError
+from apex_creds.errors import (
+    AccessDeniedError,
+    ApexCredsError,
+    AuditUnavailableError,
+    SecretLeakError,
+)
 from apex_creds.middleware import OnLeak
 from tests.crypto.slots import open_slots
 from tests.leases.world import BLOB, KEY, PASSWORD, REFRESH, TOKEN, World, world_in
@@ -650,3 +655,41 @@ async def test_needles_are_wiped(world: World) -> None:
         chunks = await stream_of(world, KEY)
         assert chunks == [MARK]
     assert open_slots() <= before
+
+
+# -- what a plugin names ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_leak", OnLeak)
+async def test_names_that_a_plugin_chooses_are_searched(tmp_path, on_leak: OnLeak) -> None:
+    async with world_in(tmp_path, on_leak=on_leak) as world:
+
+        async def raises(credentials):
+            async with credentials["key"].reveal() as secret:
+                name = secret.expose_str()
+            raise type(name, (Exception,), {})("x")
+
+        async def asks(credentials):
+            async with credentials["key"].reveal() as secret:
+                credentials[secret.expose_str()]
+
+        for function in (raises, asks):
+            with pytest.raises(ApexCredsError) as caught:
+                await world.call(function)
+            assert clean(everything_in(caught.value))
+        assert world.reasons()
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert files
+        assert not any(KEY.encode() in path.read_bytes() for path in files)
+
+
+@pytest.mark.parametrize("name", [None, 5, [], {}, object(), "\ud800", "x" * 10_000])
+async def test_whatever_is_asked_for_is_the_one_denial(world: World, name: object) -> None:
+    async def plugin(credentials):
+        assert credentials.get(name) is None
+        assert name not in credentials
+        credentials[name]
+
+    with pytest.raises(AccessDeniedError, match="was refused"):
+        await world.call(plugin)
+    assert len(world.reasons()) == 1
