@@ -26,6 +26,12 @@ def init(
     hashed_names: Annotated[
         bool, typer.Option("--hashed-names", help="File names on disk tell nothing.")
     ] = False,
+    use_existing_key: Annotated[
+        bool,
+        typer.Option(
+            "--use-existing-key", help="The file has the key already; no other vault uses it."
+        ),
+    ] = False,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
@@ -42,7 +48,12 @@ def init(
     provider = session.provider(chosen.master or "keyring:", new=True)
 
     async def create() -> str:
-        made = await Vault.create(place, master=provider, hashed_names=hashed_names)
+        made = await Vault.create(
+            place,
+            master=provider,
+            hashed_names=hashed_names,
+            use_existing_key=use_existing_key,
+        )
         async with made as vault:
             await automatic.look(vault)
             return vault.vault_id

@@ -6,16 +6,26 @@ only as ``SecretBytes``.
 
 from __future__ import annotations
 
-from apex_creds.keys.base import MASTER_KEY_BYTES, MasterKeyProvider, Prompt
+from apex_creds.keys.base import (
+    ADOPTED,
+    MASTER_KEY_BYTES,
+    MasterKeyAdopter,
+    MasterKeyProvider,
+    Prompt,
+    SharedPlace,
+)
 from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
 from apex_creds.keys.select import provider_from_uri
 
 __all__ = [
+    "ADOPTED",
     "MASTER_KEY_BYTES",
     "KeyState",
     "KeyVersion",
     "Keyset",
+    "MasterKeyAdopter",
     "MasterKeyProvider",
     "Prompt",
+    "SharedPlace",
     "provider_from_uri",
 ]

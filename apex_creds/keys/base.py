@@ -10,15 +10,18 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import InvalidInputError
 
 __all__ = [
+    "ADOPTED",
     "MASTER_KEY_BYTES",
+    "MasterKeyAdopter",
     "MasterKeyProvider",
     "Prompt",
+    "SharedPlace",
     "check_reference",
     "decode_key",
     "encode_key",
@@ -26,6 +29,8 @@ __all__ = [
 ]
 
 MASTER_KEY_BYTES: Final = 32
+ADOPTED: Final = "adopted"
+"""In a key store's parameters: versions of the master key are never deleted."""
 
 Prompt = Callable[[str], str]
 """Asks with the given text and returns what was typed, without echo; like ``getpass``."""
@@ -56,13 +61,14 @@ class MasterKeyProvider(Protocol):
     ) -> tuple[SecretBytes, dict[str, str]]:
         """Makes a version, stores it durably and reads it back.
 
-        A version that is there already is returned as it is, never overwritten: a key
-        store may depend on it. So two processes that race get the same key.
+        A version that is there already is neither overwritten, as a key store may depend
+        on it, nor used: who put it there may know it. Of processes that race, one makes it.
 
         Returns:
             The key (32 bytes), and parameters that go in clear into the key store.
 
         Raises:
+            MasterKeyExistsError: The version is there already.
             MasterKeyReadOnlyError: The provider can't be written.
             MasterKeyUnavailableError: The provider does not answer.
             WrongMasterKeyError: Something else is stored in the key's place.
@@ -89,6 +95,26 @@ class MasterKeyProvider(Protocol):
             MasterKeyReadOnlyError: The provider can't be written.
             MasterKeyUnavailableError: The provider does not answer.
         """
+
+
+@runtime_checkable
+class MasterKeyAdopter(Protocol):
+    """What a provider may offer besides: keys that were provisioned, not made by it."""
+
+    async def adopt(self, *, vault_id: str, version: int) -> tuple[SecretBytes, dict[str, str]]:
+        """The key that is there, for a new vault; as ``load``, with what ``create`` returns.
+
+        The parameters have ``ADOPTED``: the place may be another vault's too, so that no
+        version is ever discarded from it.
+        """
+
+
+@runtime_checkable
+class SharedPlace(Protocol):
+    """What a provider may offer besides, whose keys do not say which vault they are of."""
+
+    async def share(self, *, vault_id: str) -> bool:
+        """Whether there are keys already; if so, none is ever discarded from now on."""
 
 
 def check_reference(vault_id: str, version: int) -> None:

@@ -2,12 +2,13 @@
 
 Guarantee: the file is read only when it is a regular file, no link, owned by us or root,
 and closed to everybody else. It changes only as a whole: complete before or complete after,
-durable on return, one writer at a time. A version in it is never overwritten, and the
-newest is never deleted.
+durable on return, one writer at a time. A version in it is never overwritten, nor taken
+for one that was just made, and the newest is deleted only by the provider that made it.
 
 The format is text: one line ``v<N> <base64 of 32 bytes>`` per version in rising order; a
 bare base64 line is ``v1``. Every line ends with a line feed, the last one may lack it.
-One file serves one vault: rotation deletes old versions from it.
+One file serves one vault: rotation deletes old versions from it. Where a vault adopted keys
+that were there already, a file beside it says so, and nothing is deleted any more.
 """
 
 from __future__ import annotations
@@ -16,23 +17,27 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import anyio.to_thread
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     InvalidInputError,
+    MasterKeyExistsError,
     MasterKeyNotFoundError,
     MasterKeyUnavailableError,
     WrongMasterKeyError,
 )
 from apex_creds.keys.anchor import AnchorFile, state_anchor
-from apex_creds.keys.base import MASTER_KEY_BYTES, check_reference
+from apex_creds.keys.base import ADOPTED, MASTER_KEY_BYTES, check_reference
 from apex_creds.keys.file_read import Keys, close_keys, pick, read_keys, read_or_nothing
-from apex_creds.keys.file_write import exclusive, replace_file, shredding
+from apex_creds.keys.file_write import exclusive, remove_file, replace_file, shredding
 
 __all__ = ["FileProvider"]
+
+_FIRST: Final = 1
+_ADOPTED: Final = ".adopted"
 
 
 class FileProvider:
@@ -55,6 +60,7 @@ class FileProvider:
                 hint="Write file:PATH, like file:/etc/apex-creds/master.key.",
             )
         self._path = Path(os.path.abspath(os.path.expanduser(text)))
+        self._made: set[int] = set()
 
     @property
     def uri(self) -> str:
@@ -64,12 +70,25 @@ class FileProvider:
     async def create(
         self, *, vault_id: str, version: int
     ) -> tuple[SecretBytes, dict[str, str]]:
-        """See ``MasterKeyProvider``; a version that the file has already is used.
+        """See ``MasterKeyProvider``; version 1 only where the file has no keys at all.
 
         Raises also the errors of ``load``, StorageFullError and StorageLockedError.
         """
         check_reference(vault_id, version)
         return await anyio.to_thread.run_sync(self._create, version), {}
+
+    async def adopt(self, *, vault_id: str, version: int) -> tuple[SecretBytes, dict[str, str]]:
+        """See ``MasterKeyAdopter``."""
+        key = await self.load(vault_id=vault_id, version=version, params={})
+        # Where nothing can be written beside the keys, none can be deleted either.
+        with contextlib.suppress(MasterKeyUnavailableError):
+            await self.share(vault_id=vault_id)
+        return key, {ADOPTED: "yes"}
+
+    async def share(self, *, vault_id: str) -> bool:
+        """See ``SharedPlace``."""
+        check_reference(vault_id, _FIRST)
+        return await anyio.to_thread.run_sync(self._share, vault_id)
 
     async def load(
         self,
@@ -86,10 +105,9 @@ class FileProvider:
         return await anyio.to_thread.run_sync(self._load, version)
 
     async def discard(self, *, vault_id: str, version: int) -> None:
-        """See ``MasterKeyProvider``; keeps the newest version, which may be in use.
+        """See ``MasterKeyProvider``; keeps the newest version, unless it made that itself.
 
-        The file does not know whose key it holds, so a failed ``init`` leaves it behind,
-        and the next one uses it.
+        The file does not know whose keys it holds: where a vault adopted them, all stay.
         """
         check_reference(vault_id, version)
         await anyio.to_thread.run_sync(self._discard, version)
@@ -121,7 +139,24 @@ class FileProvider:
             state_anchor(vault_id).write_or_refuse(text)
 
     def _anchor(self, vault_id: str) -> AnchorFile:
-        return AnchorFile(self._path.with_name(f"{self._path.name}.{vault_id}.anchor"))
+        return self._beside(f"{vault_id}.anchor")
+
+    def _beside(self, suffix: str) -> AnchorFile:
+        return AnchorFile(self._path.with_name(f"{self._path.name}.{suffix}"))
+
+    def _share(self, vault_id: str) -> bool:
+        if not _versions(self._path):
+            return False
+        mark = self._beside(f"{vault_id}{_ADOPTED}")
+        mark.write_or_refuse("No key is deleted from here: several vaults may need it.\n")
+        return True
+
+    def _adopted(self) -> bool:
+        prefix = f"{self._path.name}."
+        return any(
+            name.startswith(prefix) and name.endswith(_ADOPTED)
+            for name in os.listdir(self._path.parent)
+        )
 
     def _load(self, version: int) -> SecretBytes:
         found = pick(read_keys(self._path), version)
@@ -133,28 +168,39 @@ class FileProvider:
         )
 
     def _create(self, version: int) -> SecretBytes:
-        existing = pick(read_or_nothing(self._path), version)
-        if existing is not None:
-            return existing
+        self._refuse(version, _versions(self._path))  # before anything else can fail
         with exclusive(self._path):
-            return self._add(version)
+            keys = read_or_nothing(self._path)
+            try:
+                self._refuse(version, frozenset(keys))
+                self._append(keys, version, SecretBytes.random(MASTER_KEY_BYTES))
+                self._made.add(version)
+                return keys.pop(version)
+            finally:
+                close_keys(keys)
+
+    def _refuse(self, version: int, there: frozenset[int]) -> None:
+        """A new key is never one that is there, nor the first beside somebody else's."""
+        if version in there or (version == _FIRST and there):
+            raise MasterKeyExistsError(
+                f"{self._path} has master keys already.",
+                hint="Name another file. To use a key that was provisioned, or left by an "
+                "init that was killed: apex-creds init --use-existing-key.",
+            )
 
     def _receive(self, version: int, key: SecretBytes) -> None:
-        with exclusive(self._path), self._add(version, key) as there:
-            if not there.equals(key):
-                raise WrongMasterKeyError(
-                    f"{self._path} has another master key v{version}; it was left alone.",
-                    hint="Name another file, or use apex-creds recovery reset-master.",
-                )
-
-    def _add(self, version: int, key: SecretBytes | None = None) -> SecretBytes:
-        keys = read_or_nothing(self._path)
-        try:
-            if version not in keys:
-                self._append(keys, version, _copy_or_new(key))
-            return keys.pop(version)
-        finally:
-            close_keys(keys)
+        with exclusive(self._path):
+            keys = read_or_nothing(self._path)
+            try:
+                if version not in keys:
+                    self._append(keys, version, SecretBytes.copy_of(key))
+                elif not keys[version].equals(key):
+                    raise WrongMasterKeyError(
+                        f"{self._path} has another master key v{version}; it was left alone.",
+                        hint="Name another file, or use apex-creds recovery reset-master.",
+                    )
+            finally:
+                close_keys(keys)
 
     def _append(self, keys: Keys, version: int, key: SecretBytes) -> None:
         new = not keys
@@ -168,31 +214,35 @@ class FileProvider:
         )
 
     def _discard(self, version: int) -> None:
-        if not _superseded(self._path, version):
-            return
-        with exclusive(self._path):
-            self._remove(version)
+        if self._may_go(version):
+            with exclusive(self._path):
+                self._remove(version)
+
+    def _may_go(self, version: int) -> bool:
+        there = _versions(self._path)
+        superseded = version in there and (version != max(there) or version in self._made)
+        return superseded and not self._adopted()
 
     def _remove(self, version: int) -> None:
-        if not _superseded(self._path, version):
+        if not self._may_go(version):
             return
         keys = read_keys(self._path)
         try:
             keys.pop(version).close()
             with shredding(self._path):
-                replace_file(self._path, keys, new=False)
+                if keys:
+                    replace_file(self._path, keys, new=False)
+                else:
+                    remove_file(self._path)
+            self._made.discard(version)
         finally:
             close_keys(keys)
 
 
-def _copy_or_new(key: SecretBytes | None) -> SecretBytes:
-    return SecretBytes.random(MASTER_KEY_BYTES) if key is None else SecretBytes.copy_of(key)
-
-
-def _superseded(path: Path, version: int) -> bool:
+def _versions(path: Path) -> frozenset[int]:
     keys = read_or_nothing(path)
     close_keys(keys)
-    return version in keys and version != max(keys)
+    return frozenset(keys)
 
 
 @contextlib.contextmanager

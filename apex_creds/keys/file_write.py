@@ -28,7 +28,7 @@ from apex_creds.errors import (
 from apex_creds.keys.base import encode_key, wipe
 from apex_creds.keys.file_read import OPEN_FLAGS, Keys
 
-__all__ = ["exclusive", "replace_file", "shredding"]
+__all__ = ["exclusive", "remove_file", "replace_file", "shredding"]
 
 _LOCK_SECONDS: Final = 10.0
 _READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -104,6 +104,18 @@ def replace_file(path: Path, keys: Keys, *, new: bool) -> None:
         failure = _cannot_write(path, error)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+    else:
+        return
+    raise failure
+
+
+def remove_file(path: Path) -> None:
+    """Removes the whole file, durably."""
+    try:
+        path.unlink()
+        _sync_directory(path.parent)
+    except OSError as error:
+        failure = _cannot_write(path, error)
     else:
         return
     raise failure

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.keys.anchor import AnchorStore
-from apex_creds.keys.base import MasterKeyProvider
+from apex_creds.keys.base import MasterKeyProvider, SharedPlace
 
 __all__ = ["HeldProvider", "MasterKeyReceiver", "hold"]
 
@@ -63,6 +63,11 @@ class HeldProvider:
     async def discard(self, *, vault_id: str, version: int) -> None:
         """See ``MasterKeyProvider``."""
         await self._behind.discard(vault_id=vault_id, version=version)
+
+    async def share(self, *, vault_id: str) -> bool:
+        """See ``SharedPlace``."""
+        behind = self._behind
+        return isinstance(behind, SharedPlace) and await behind.share(vault_id=vault_id)
 
 
 class _Anchoring(HeldProvider):

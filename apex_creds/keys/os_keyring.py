@@ -24,6 +24,7 @@ from keyring.errors import KeyringLocked, NoKeyringError, PasswordDeleteError
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     MasterKeyError,
+    MasterKeyExistsError,
     MasterKeyNotFoundError,
     MasterKeyUnavailableError,
     UnsafeKeyringError,
@@ -138,7 +139,13 @@ class KeyringProvider:
         backends = self._backends()
         with self._exclusive():
             found = _find(backends, entry)
-            return found if found is not None else _store(backends[0], entry)
+            if found is None:
+                return _store(backends[0], entry)
+        found.close()
+        raise MasterKeyExistsError(
+            f"The keyring has an entry {SERVICE!r} for {entry!r} already.",
+            hint="It was left alone. Make another version.",
+        )
 
     def _receive(self, entry: str, key: SecretBytes) -> None:
         backends = self._backends()

@@ -14,8 +14,13 @@ import anyio
 
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import ConflictError, VaultExistsError
-from apex_creds.keys import MasterKeyProvider
+from apex_creds.errors import (
+    ConflictError,
+    InvalidInputError,
+    MasterKeyExistsError,
+    VaultExistsError,
+)
+from apex_creds.keys import MasterKeyAdopter, MasterKeyProvider
 from apex_creds.keys.hierarchy import (
     KEY_BYTES,
     KEYSTORE,
@@ -35,22 +40,41 @@ FIRST = 1
 
 
 async def create(
-    storage: Storage, *, provider: MasterKeyProvider, hashed_names: bool, now: float
+    storage: Storage,
+    *,
+    provider: MasterKeyProvider,
+    hashed_names: bool,
+    now: float,
+    use_existing_key: bool = False,
 ) -> SecretBytes:
     """Makes a master key and a key store under it.
+
+    Args:
+        storage: Where the vault is to be.
+        provider: Where its master key is to be.
+        hashed_names: See ``KeystoreBody``.
+        now: The time.
+        use_existing_key: The provider has the key already; it is used, and never deleted.
 
     Returns:
         The master key, for the first unsealing; the caller closes it.
 
     Raises:
         VaultExistsError: There is a vault already, or another process was first.
-        MasterKeyError: The provider can't make a key.
+        MasterKeyExistsError: The provider has a key already, which may be another vault's.
+        MasterKeyError: The provider can't make a key, or has none to use.
+        InvalidInputError: That provider never has keys that exist already.
     """
     await storage.prepare()
     if await storage.read(KEYSTORE) is not None:
         raise _exists()
     vault_id = os.urandom(16).hex()
-    master, params = await provider.create(vault_id=vault_id, version=FIRST)
+    try:
+        master, params = await _first_key(provider, vault_id, use_existing=use_existing_key)
+    except MasterKeyExistsError:
+        if await storage.read(KEYSTORE) is None:
+            raise
+        raise _exists() from None  # another process was first, with this key
     record = MasterRecord(
         version=FIRST,
         uri=provider.uri,
@@ -64,11 +88,25 @@ async def create(
         await storage.write(KEYSTORE, data, expected=None)
     except BaseException as error:
         master.close()
-        await _discard_unless_used(storage, provider, vault_id)
+        if not use_existing_key:
+            await _discard_unless_used(storage, provider, vault_id)
         if isinstance(error, ConflictError):
             raise _exists() from None
         raise
     return master
+
+
+async def _first_key(
+    provider: MasterKeyProvider, vault_id: str, *, use_existing: bool
+) -> tuple[SecretBytes, dict[str, str]]:
+    if not use_existing:
+        return await provider.create(vault_id=vault_id, version=FIRST)
+    if isinstance(provider, MasterKeyAdopter):
+        return await provider.adopt(vault_id=vault_id, version=FIRST)
+    raise InvalidInputError(
+        f"{provider.uri} has no keys that were made before.",
+        hint="Use file:PATH, or leave out --use-existing-key.",
+    )
 
 
 def _first_document(

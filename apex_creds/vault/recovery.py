@@ -26,7 +26,7 @@ from apex_creds.errors import (
     VaultNotFoundError,
     WrongMasterKeyError,
 )
-from apex_creds.keys import MasterKeyProvider
+from apex_creds.keys import ADOPTED, MasterKeyProvider
 from apex_creds.keys.held import MasterKeyReceiver, hold
 from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy, master_check
 from apex_creds.storage.base import Storage
@@ -296,7 +296,7 @@ async def has_key(provider: MasterKeyProvider, header: Header) -> bool:
     One that is derived from a passphrase is kept nowhere.
     """
     current = root_header(header).master
-    if current.params:
+    if current.params.keys() - {ADOPTED}:
         return False
     try:
         with await provider.load(
@@ -324,7 +324,7 @@ async def reset_master(vault: Vault, *, lost: MasterRecord) -> Reset:
     now = vault.clock.time()
     after = await rotate.rotate_master(vault.store, replaces=lost.version, now=now)
     made = after.root_header.master
-    if made.version != lost.version + 1:
+    if made.version <= lost.version:
         raise KeyStateError("The master key was replaced meanwhile.", hint="Look again.")
     _log(vault, "recovery reset-master", f"v{made.version} in {made.uri}", version=made.version)
     return Reset(lost.version, made.version)

@@ -12,13 +12,22 @@ touched: the cost is that of the keys.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection
+from typing import Final
 
+import anyio
 from msgspec.structs import replace
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import KeyStateError, MasterKeyUnavailableError
+from apex_creds.errors import (
+    ApexCredsError,
+    KeyStateError,
+    MasterKeyExistsError,
+    MasterKeyUnavailableError,
+)
+from apex_creds.keys import ADOPTED, MasterKeyProvider, SharedPlace
 from apex_creds.keys.hierarchy import (
     SALT_BYTES,
     Hierarchy,
@@ -32,6 +41,8 @@ from apex_creds.vault.document import MasterRecord, RootHeader
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.reseal import scan, wrapped_under
 from apex_creds.vault.store import DocumentStore, Rekeyed
+
+_MAX_TRIES: Final = 2000
 
 
 @observe.rotating("kek")
@@ -65,7 +76,9 @@ async def rotate_kek(store: DocumentStore, *, replaces: int, now: float) -> Keys
 async def rotate_master(store: DocumentStore, *, replaces: int, now: float) -> Keystore:
     """Makes a new master key, a KEK under it, and wraps every key under that.
 
-    The old master key stays at its provider until ``discard_master``.
+    It is one that was made here: what a provider has already under the next versions, be it
+    planted, leaked or left by a process that was killed, is passed over. The old master key
+    stays at its provider until ``discard_master``.
 
     Raises:
         MasterKeyReadOnlyError: The provider can't make keys.
@@ -76,12 +89,13 @@ async def rotate_master(store: DocumentStore, *, replaces: int, now: float) -> K
     if old.version != replaces:
         return before
     provider = store.masters.provider(old.uri)
-    master, params = await provider.create(vault_id=vault_id, version=replaces + 1)
+    kept = await _keeps_all(provider, vault_id, old)
+    version, master, params = await _make_master(provider, vault_id, after=replaces)
     with master:
         record = MasterRecord(
-            version=replaces + 1,
+            version=version,
             uri=provider.uri,
-            params=params,
+            params=params | kept,
             check=master_check(master, vault_id=vault_id),
         )
 
@@ -90,11 +104,50 @@ async def rotate_master(store: DocumentStore, *, replaces: int, now: float) -> K
                 return None
             return _rekeyed(found, master, record, now=now)
 
-        return await store.commit_root(change)
+        try:
+            return await store.commit_root(change)
+        finally:
+            await _discard_unless_named(store, provider, vault_id, record)
+
+
+async def _make_master(
+    provider: MasterKeyProvider, vault_id: str, *, after: int
+) -> tuple[int, SecretBytes, dict[str, str]]:
+    """A new master key under the first version number that is free at the provider."""
+    for version in range(after + 1, after + _MAX_TRIES):
+        with contextlib.suppress(MasterKeyExistsError):
+            made, params = await provider.create(vault_id=vault_id, version=version)
+            return version, made, params
+    raise MasterKeyUnavailableError(
+        f"{provider.uri} has {_MAX_TRIES} later master keys that nobody made here.",
+        hint="Find out who put them there, and remove them.",
+    )
+
+
+async def _keeps_all(
+    provider: MasterKeyProvider, vault_id: str, old: MasterRecord
+) -> dict[str, str]:
+    """The mark of a place whose keys may be another vault's too."""
+    if provider.uri == old.uri:
+        return {ADOPTED: old.params[ADOPTED]} if ADOPTED in old.params else {}
+    shared = isinstance(provider, SharedPlace) and await provider.share(vault_id=vault_id)
+    return {ADOPTED: "yes"} if shared else {}
+
+
+async def _discard_unless_named(
+    store: DocumentStore, provider: MasterKeyProvider, vault_id: str, made: MasterRecord
+) -> None:
+    """Takes back a key that was made for nothing; what is stored decides whether it was."""
+    with anyio.CancelScope(shield=True), contextlib.suppress(ApexCredsError):
+        stored = await store.keystore()
+        if stored.root_header.master.version < made.version:
+            await provider.discard(vault_id=vault_id, version=made.version)
 
 
 async def discard_master(store: DocumentStore, version: int) -> None:
     """Deletes a master key that the key store has left behind; nothing needs it any more.
+
+    Where the vault adopted keys that it did not make, all stay: they may be another's too.
 
     Raises:
         KeyStateError: The key store still names it.
@@ -113,6 +166,8 @@ async def discard_master(store: DocumentStore, version: int) -> None:
                 f"The provider has another master key v{record.version} than the vault's.",
                 hint="Nothing was deleted. Restore the key before anything else.",
             )
+    if ADOPTED in record.params:
+        return
     provider = store.masters.provider(record.uri)
     await provider.discard(vault_id=keystore.header.vault_id, version=version)
 

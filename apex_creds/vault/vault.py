@@ -74,6 +74,7 @@ class Vault(Granting):
         *,
         master: str | MasterKeyProvider = "keyring:",
         hashed_names: bool = False,
+        use_existing_key: bool = False,
         clock: Clock | None = None,
         audit_to: Iterable[Destination] = (),
     ) -> Self:
@@ -83,12 +84,13 @@ class Vault(Granting):
             home: The directory; ``$APEX_CREDS_HOME`` or ``~/.apex_agent`` by default.
             master: Where the master key is kept: a provider or its URI.
             hashed_names: File names on disk are keyed hashes of the section names.
+            use_existing_key: Use the key that is in the file already; it is never deleted.
             clock: Stamps what is written.
             audit_to: Where audit events go beside the log's own file.
 
         Raises:
             VaultExistsError: There is one already, or another process was first.
-            MasterKeyError: The provider can't make a key.
+            MasterKeyError: The provider can't make a key, or has one already.
             StorageError: The directory can't be used.
         """
         clock = clock or SystemClock()
@@ -98,7 +100,11 @@ class Vault(Granting):
         genesis.refuse_remains(path)
         try:
             key = await genesis.create(
-                storage, provider=provider, hashed_names=hashed_names, now=clock.time()
+                storage,
+                provider=provider,
+                hashed_names=hashed_names,
+                now=clock.time(),
+                use_existing_key=use_existing_key,
             )
         finally:
             await storage.close()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from apex_creds.crypto.memory import arena
 from apex_creds.errors import (
     ApexCredsError,
+    MasterKeyExistsError,
     MasterKeyNotFoundError,
     MasterKeyReadOnlyError,
     MasterKeyUnavailableError,
@@ -104,11 +105,61 @@ async def test_no_slot_stays_open(path):
 
 
 @pytest.mark.parametrize("text", [TEXT, TEXT + "\n", f"v1 {TEXT}", f"v1 {TEXT}\n"])
-async def test_a_provisioned_key_is_read_and_used_by_create(path, text):
+async def test_a_provisioned_key_is_read_and_adopted_but_never_taken_for_a_new_one(path, text):
     put(path, text, 0o400)
     assert await load(path) == KEY
-    assert await create(path) == KEY
+    with pytest.raises(MasterKeyExistsError, match="already") as caught:
+        await create(path)
+    assert "--use-existing-key" in caught.value.hint
+    key, params = await FileProvider(path).adopt(vault_id=VAULT, version=1)
+    with key:
+        assert key.equals(KEY)
+    assert params == {"adopted": "yes"}
     assert path.read_text() == text
+
+
+async def test_a_planted_version_is_not_used(path):
+    """Whoever could once write the file may have put the next version there."""
+    put(path, f"v1 {TEXT}\nv2 {OTHER}\n")
+    with pytest.raises(MasterKeyExistsError):
+        await create(path, 2)
+    third = await create(path, 3)
+    assert third not in (KEY, bytes(32))
+    assert path.read_text().startswith(f"v1 {TEXT}\nv2 {OTHER}\nv3 ")
+
+
+async def test_version_1_is_not_made_beside_the_keys_of_another_vault(path):
+    put(path, f"v2 {TEXT}\n")
+    with pytest.raises(MasterKeyExistsError):
+        await create(path)
+
+
+async def test_from_a_file_with_adopted_keys_nothing_is_deleted(path):
+    """Neither by the vault that adopted them nor by the one that they are of."""
+    first = await create(path)
+    key, _ = await FileProvider(path).adopt(vault_id=OTHER_VAULT, version=1)
+    key.close()
+    await create(path, 2)
+    await discard(path, 1)
+    assert await load(path) == first
+
+
+async def test_a_new_place_for_keys_is_shared_if_it_has_some(path):
+    assert not await FileProvider(path).share(vault_id=VAULT)
+    await create(path)
+    await create(path, 2)
+    assert await FileProvider(path).share(vault_id=OTHER_VAULT)
+    await discard(path, 1)
+    await load(path)
+
+
+async def test_what_a_provider_made_for_nothing_it_takes_back(path):
+    provider = FileProvider(path)
+    (await provider.create(vault_id=VAULT, version=1))[0].close()
+    await FileProvider(path).discard(vault_id=VAULT, version=1)
+    await load(path)
+    await provider.discard(vault_id=VAULT, version=1)
+    assert listing(path.parent) == []
 
 
 async def test_a_version_is_appended_to_a_bare_line(path):
@@ -317,24 +368,28 @@ async def test_a_file_system_without_hard_links(path, monkeypatch):
     assert listing(path.parent) == ["master.key"]
 
 
-def test_processes_that_race_agree_and_lose_no_version(path):
+def test_of_processes_that_race_one_makes_each_version(path):
     program = (
         "import sys, asyncio\n"
+        "from apex_creds.errors import MasterKeyExistsError\n"
         "from apex_creds.keys.file import FileProvider\n"
         "async def main():\n"
         "    for version in (1, 2, 3):\n"
         "        p = FileProvider(sys.argv[1])\n"
-        "        key, _ = await p.create(vault_id='a', version=version)\n"
-        "        print(key.expose_bytes().hex())\n"
+        "        try:\n"
+        "            key, _ = await p.create(vault_id='a', version=version)\n"
+        "            print(key.expose_bytes().hex())\n"
+        "        except MasterKeyExistsError:\n"
+        "            pass\n"
         "asyncio.run(main())\n"
     )
     command = [sys.executable, "-W", "error", "-c", program, str(path)]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    outputs = {run.communicate(timeout=60)[0] for run in runs}
+    outputs = [line for run in runs for line in run.communicate(timeout=60)[0].splitlines()]
     assert [run.returncode for run in runs] == [0, 0, 0, 0]
-    assert len(outputs) == 1
     stored = [line.split()[1] for line in path.read_text().splitlines()]
-    assert [base64.b64decode(s).hex() for s in stored] == outputs.pop().split()
+    assert sorted(base64.b64decode(s).hex() for s in stored) == sorted(outputs)
+    assert len(stored) == 3
 
 
 @pytest.fixture
@@ -362,7 +417,10 @@ async def test_a_read_only_disk_is_read_and_not_written(disk):
         await load(path)
     put(path, f"v1 {TEXT}\nv2 {OTHER}\n")
     assert mount("remount", "ro")
-    assert await load(path) == await create(path) == KEY
+    assert await load(path) == KEY
+    key, params = await FileProvider(path).adopt(vault_id=VAULT, version=1)
+    key.close()
+    assert params
     for attempt in (create(path, 3), discard(path, 1), create(place / "new.key")):
         with pytest.raises(MasterKeyReadOnlyError):
             await attempt

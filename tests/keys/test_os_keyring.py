@@ -21,6 +21,7 @@ from keyring.backend import KeyringBackend
 
 from apex_creds.crypto.memory import arena
 from apex_creds.errors import (
+    MasterKeyExistsError,
     MasterKeyNotFoundError,
     MasterKeyUnavailableError,
     UnsafeKeyringError,
@@ -297,7 +298,8 @@ async def test_a_delete_that_does_not_delete_is_said():
 async def test_no_slot_stays_open():
     before, backend = settled(), Memory()
     (await create(backend)).close()
-    (await create(backend)).close()
+    with pytest.raises(MasterKeyExistsError):
+        await create(backend)
     (await load(backend)).close()
     assert arena().open_slots == before
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 
-from apex_creds.errors import KeyStateError, MasterKeyNotFoundError, UnknownKeyError
+from apex_creds.errors import (
+    KeyStateError,
+    MasterKeyExistsError,
+    MasterKeyNotFoundError,
+    StorageFullError,
+    UnknownKeyError,
+)
 from apex_creds.keys.file import FileProvider
-from apex_creds.keys.hierarchy import is_wrapped
+from apex_creds.keys.hierarchy import is_wrapped, master_check
 from apex_creds.keys.keyset import KeyState
+from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault, dek, reseal, rotate
 from apex_creds.vault.state import StateDocument
 from tests.vault.helpers import FakeClock, create, home_in, secret_for, unseal, values
@@ -128,15 +137,88 @@ async def test_a_discarded_master_key_is_gone_and_the_present_one_stays(
     (await provider.load(vault_id=vault.vault_id, version=2, params={})).close()
 
 
-async def test_a_master_key_that_was_left_by_an_interrupted_rotation_is_used(
+async def test_a_key_that_is_at_the_provider_already_is_never_rotated_to(
     vault: Vault, tmp_path: Path
 ) -> None:
+    """One that was planted, that leaked before a restore, or that a killed rotation left."""
     provider = FileProvider(tmp_path / "master.key")
-    (await provider.create(vault_id=vault.vault_id, version=2))[0].close()
+    planted, _ = await provider.create(vault_id=vault.vault_id, version=2)
     before = await stored(vault)
-    await rotate.rotate_master(vault.store, replaces=1, now=5.0)
+    with planted:
+        await rotate.rotate_master(vault.store, replaces=1, now=5.0)
+        record = (await vault.store.keystore()).root_header.master
+        assert record.version == 3
+        assert record.check != master_check(planted, vault_id=vault.vault_id)
+        with await vault.store.masters.load(record, vault.vault_id) as made:
+            assert not made.equals(planted)
     async with await unseal(tmp_path) as other:
         assert await stored(other) == before
+
+
+async def test_a_rotation_that_lost_a_race_takes_its_key_back(
+    vault: Vault, tmp_path: Path
+) -> None:
+    async with await unseal(tmp_path) as other, anyio.create_task_group() as group:
+        for store in (vault.store, other.store, vault.store):
+            group.start_soon(partial(rotate.rotate_master, store, replaces=1, now=5.0))
+    record = (await vault.store.keystore()).root_header.master
+    lines = (tmp_path / "master.key").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["v1", f"v{record.version}"]
+
+
+async def test_a_rotation_that_fails_takes_its_key_back(
+    vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_named: object) -> None:
+        raise KeyStateError("injected", hint="-")
+
+    monkeypatch.setattr(rotate, "_compare", fail)
+    with pytest.raises(KeyStateError, match="injected"):
+        await rotate.rotate_master(vault.store, replaces=1, now=5.0)
+    assert (tmp_path / "master.key").read_text().count("\n") == 1
+
+
+async def test_an_adopted_key_is_never_deleted(tmp_path: Path) -> None:
+    """Nor those that came after it: another vault may have made them."""
+    uri = f"file:{tmp_path}/k"
+    async with await Vault.create(tmp_path / "a", master=uri) as first:
+        await first.put("x", secret_for("api_key", "v"))
+        async with await Vault.create(
+            tmp_path / "b", master=uri, use_existing_key=True
+        ) as second:
+            for vault in (second, first):
+                await rotate.rotate_master(vault.store, replaces=1, now=5.0)
+                await rotate.discard_master(vault.store, 1)
+    lines = (tmp_path / "k").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["v1", "v2", "v3"]
+    for name, params in (("a", {}), ("b", {"adopted": "yes"})):
+        async with await Vault.unseal(tmp_path / name) as vault:
+            assert (await vault.store.keystore()).root_header.master.params == params
+
+
+async def test_a_new_vault_does_not_share_a_key_file_unasked(tmp_path: Path) -> None:
+    uri = f"file:{tmp_path}/k"
+    async with await Vault.create(tmp_path / "a", master=uri):
+        pass
+    kept = (tmp_path / "k").read_bytes()
+    with pytest.raises(MasterKeyExistsError, match="already"):
+        await Vault.create(tmp_path / "b", master=uri)
+    assert (tmp_path / "k").read_bytes() == kept
+
+
+async def test_an_init_that_fails_leaves_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_args: object, **_named: object) -> None:
+        raise StorageFullError("injected", hint="-")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileStorage, "write", fail)
+        with pytest.raises(StorageFullError):
+            await Vault.create(tmp_path / "a", master=f"file:{tmp_path}/k")
+    assert not (tmp_path / "k").exists()
+    async with await Vault.create(tmp_path / "a", master=f"file:{tmp_path}/k"):
+        pass
 
 
 async def test_a_service_without_records_gets_a_fence_before_its_key_goes(

@@ -21,7 +21,6 @@ from tests.vault.helpers import (
     FakeClock,
     create,
     home_in,
-    master_in,
     tree,
     unseal,
     value_of,
@@ -226,7 +225,7 @@ async def test_a_vault_finds_its_home_and_master_key_itself(
     async with await Vault.unseal() as vault:
         assert await value_of(vault, "name") == b"value"
     monkeypatch.setenv("APEX_CREDS_HOME", str(tmp_path / "elsewhere"))
-    async with await Vault.create(master=master_in(tmp_path)) as vault:
+    async with await Vault.create(master=f"file:{tmp_path}/other.key") as vault:
         assert await vault.list() == []
     assert (tmp_path / "elsewhere/security/keystore.enc").exists()
 
