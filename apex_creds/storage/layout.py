@@ -44,6 +44,14 @@ def make_folders(root: Path) -> None:
             home.sync()
 
 
+def make_home(root: Path) -> None:
+    """Makes ``root`` and its parents where they are missing; raises as ``make_folders``."""
+    with translated(root, writing=True):
+        _make_with_parents(root)
+        with Folder(root):
+            pass
+
+
 def _make_with_parents(path: Path) -> None:
     missing = [path]
     while not missing[-1].parent.exists():

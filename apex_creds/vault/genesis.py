@@ -8,7 +8,6 @@ or none (and at most a master key that nothing refers to).
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import anyio
 
@@ -33,7 +32,6 @@ from apex_creds.model import SECTIONS
 from apex_creds.storage.base import Data, Storage
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault.document import Header, MasterRecord, RootHeader
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.keystore import ROOT_LABEL, Keystore, KeystoreBody, seal_keystore
 
 FIRST = 1
@@ -161,16 +159,6 @@ def _exists() -> VaultExistsError:
         "There is a vault here already.",
         hint="Use it, or choose another directory with --home.",
     )
-
-
-def refuse_remains(home: Path) -> None:
-    """A key store that went missing is not replaced by a new one (rule 6)."""
-    remains = [*home.glob("credentials/*.enc"), *audit_directory(home).glob("*.jsonl")]
-    if remains and not os.path.lexists(home / "security/keystore.enc"):
-        raise VaultExistsError(
-            f"There is no key store, but {remains[0]} is what a vault left.",
-            hint="Restore security/keystore.enc from a backup, or choose another directory.",
-        )
 
 
 def map_names(storage: Storage, keystore: Keystore) -> None:

@@ -21,17 +21,16 @@ from typing import Final
 
 import anyio
 import anyio.to_thread
-import filelock
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.verify import in_use
-from apex_creds.errors import CorruptDocumentError, StorageError, StorageLockedError
+from apex_creds.errors import CorruptDocumentError, StorageError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
 from apex_creds.storage.layout import CREDENTIALS, SECURITY
 from apex_creds.storage.oserrors import translated
 from apex_creds.storage.safe_open import Folder
-from apex_creds.vault import archive
+from apex_creds.vault import archive, remains
 from apex_creds.vault.backup import (
     MANIFEST,
     Manifest,
@@ -41,13 +40,11 @@ from apex_creds.vault.backup import (
     read_manifest,
 )
 from apex_creds.vault.home import audit_directory
+from apex_creds.vault.remains import ASIDE, STAGE
 from apex_creds.vault.vault import Vault
 
 __all__ = ["Restored", "check_copy", "install", "record", "staged"]
 
-STAGE: Final = ".restoring"
-ASIDE: Final = ".before-restore"
-_LOCK: Final = ".restore.lock"
 _OURS: Final = re.compile(rf"{re.escape(STAGE)}-[0-9a-f]{{12}}")
 
 
@@ -72,14 +69,7 @@ def staged(source: Path, home: Path) -> Iterator[Path]:
         IntegrityError: It is no backup.
         StorageError: It can't be read safely, or there is no room for it.
     """
-    with translated(home, writing=True):
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with Folder(home):
-            pass
-    lock = filelock.FileLock(home / _LOCK, mode=0o600, timeout=0)
-    if not _taken(lock):
-        raise StorageLockedError("Another restore is going on there.", hint="Let it finish.")
-    try:
+    with remains.alone(home):
         _sweep(home)
         stage = home / f"{STAGE}-{os.urandom(6).hex()}"
         with translated(home, writing=True):
@@ -89,16 +79,6 @@ def staged(source: Path, home: Path) -> Iterator[Path]:
             yield stage
         finally:
             shutil.rmtree(stage, ignore_errors=True)
-    finally:
-        lock.release()
-
-
-def _taken(lock: filelock.BaseFileLock) -> bool:
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        return False
-    return True
 
 
 def _sweep(home: Path) -> None:

@@ -34,7 +34,7 @@ from apex_creds.model import (
 )
 from apex_creds.policy.grants import Grants
 from apex_creds.storage.file import FileStorage
-from apex_creds.vault import gauges, genesis, writing
+from apex_creds.vault import gauges, genesis, remains, writing
 from apex_creds.vault.auditing import VaultLog, open_log
 from apex_creds.vault.granting import Granting, Watchers
 from apex_creds.vault.home import resolve_home
@@ -97,15 +97,15 @@ class Vault(Granting):
         provider = _provider(master)
         path = resolve_home(home)
         storage = FileStorage(path)
-        genesis.refuse_remains(path)
         try:
-            key = await genesis.create(
-                storage,
-                provider=provider,
-                hashed_names=hashed_names,
-                now=clock.time(),
-                use_existing_key=use_existing_key,
-            )
+            async with remains.making(path):
+                key = await genesis.create(
+                    storage,
+                    provider=provider,
+                    hashed_names=hashed_names,
+                    now=clock.time(),
+                    use_existing_key=use_existing_key,
+                )
         finally:
             await storage.close()
         with key:

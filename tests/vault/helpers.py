@@ -71,7 +71,7 @@ def tree(home: Path) -> dict[str, tuple[int, bytes]]:
     found = {}
     for path in sorted(home.rglob("*")):
         name, status = str(path.relative_to(home)), path.lstat()
-        if "audit/" in name or path.name in (".lock", ".epoch"):
+        if "audit/" in name or path.name in (".lock", ".epoch", ".restore.lock"):
             continue
         data = b""
         if path.is_symlink():

@@ -25,6 +25,7 @@ from apex_creds.errors import (
     StorageLockedError,
     UnsafePathError,
     UnsafePermissionsError,
+    VaultExistsError,
 )
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey, GenericSecret, OAuthToken, SystemClock
@@ -240,7 +241,7 @@ async def test_a_copy_that_is_not_whole_replaces_nothing(tmp_path: Path) -> None
         damage(copy)
         with pytest.raises(ApexCredsError):
             await restored(tmp_path, copy)
-        after = {k: v for k, v in tree(home_in(tmp_path)).items() if k != ".restore.lock"}
+        after = tree(home_in(tmp_path))
         assert after == before, number
     assert arena().open_slots == 0
 
@@ -303,7 +304,7 @@ async def test_without_its_master_key_nothing_happens(tmp_path: Path) -> None:
     before = tree(home_in(tmp_path))
     with pytest.raises(MasterKeyNotFoundError):
         await restored(tmp_path, tmp_path / "copy")
-    assert tree(home_in(tmp_path)).keys() - before.keys() == {".restore.lock"}
+    assert tree(home_in(tmp_path)) == before
 
 
 async def test_a_vault_in_use_is_not_replaced_unless_forced(tmp_path: Path) -> None:
@@ -326,6 +327,64 @@ async def test_one_restore_at_a_time(tmp_path: Path) -> None:
         pytest.raises(StorageLockedError),
     ):
         await restored(tmp_path, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("when", ["set aside", "half in place"])
+async def test_nothing_new_begins_where_a_restore_was_interrupted(
+    tmp_path: Path, when: str
+) -> None:
+    await filled(tmp_path)
+    await backed_up(tmp_path, "copy")
+    home = home_in(tmp_path)
+    stage = home / ".restoring-0123456789ab"
+    shutil.copytree(tmp_path / "copy", stage)
+    (home / ".before-restore-x").mkdir(mode=0o700)
+    for name in ("security", "credentials"):
+        (home / name).rename(home / ".before-restore-x" / name)
+    if when == "half in place":
+        (stage / "credentials").rename(home / "credentials")
+    with pytest.raises(VaultExistsError, match="restore was interrupted"):
+        await create(tmp_path)
+    await restored(tmp_path, tmp_path / "copy")
+    async with await unseal(tmp_path) as vault:
+        assert await values(vault) == STORED
+
+
+@pytest.mark.parametrize("name", ["000001.jsonl", "000001.jsonl.gz", "000002.jsonl.zst"])
+async def test_nothing_new_begins_beside_a_log(tmp_path: Path, name: str) -> None:
+    audit = home_in(tmp_path) / "security/audit"
+    audit.mkdir(mode=0o700, parents=True)
+    for folder in (audit, audit.parent, home_in(tmp_path)):
+        folder.chmod(0o700)
+    (audit / name).touch(0o600)
+    with pytest.raises(VaultExistsError, match="what a vault left"):
+        await create(tmp_path)
+
+
+async def test_no_vault_begins_while_a_restore_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(tmp_path)
+    await backed_up(tmp_path, "copy")
+    shutil.rmtree(home_in(tmp_path))
+    monkeypatch.setattr("apex_creds.vault.remains._WAIT", 0.1)
+    with restoring.staged(tmp_path / "copy", home_in(tmp_path)):
+        with pytest.raises(StorageLockedError):
+            await create(tmp_path)
+        assert not (home_in(tmp_path) / "security").exists()
+
+
+@pytest.mark.parametrize("target", ["../master.key", "nowhere"])
+async def test_a_link_in_place_of_the_lock(tmp_path: Path, target: str) -> None:
+    await filled(tmp_path)
+    await backed_up(tmp_path, "copy")
+    lock = home_in(tmp_path) / ".restore.lock"
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(target)
+    key = (tmp_path / "master.key").read_bytes()
+    with pytest.raises(UnsafePathError):
+        await restored(tmp_path, tmp_path / "copy")
+    assert (tmp_path / "master.key").read_bytes() == key
 
 
 async def test_into_an_empty_place_beside_the_files_of_others(tmp_path: Path) -> None:
