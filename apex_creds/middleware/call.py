@@ -157,6 +157,10 @@ class GuardedCall:
     def _is_failed(self) -> bool:
         return self._on_leak is OnLeak.ERROR and bool(self.redactor.leaks)
 
+    def end_leases(self) -> None:
+        """Ends the leases, before the call is finished."""
+        self._broker.end_all(self.invocation)
+
     def finish(self, outcome: str = "ok") -> None:
         """Ends the leases, wipes the needles, records the outcome; idempotent."""
         if self._finished:

@@ -12,7 +12,7 @@ import io
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import anyio
 import anyio.to_thread
@@ -315,8 +315,10 @@ class CredentialMiddleware:
     ) -> object:
         if shape_of(function).in_thread:
             self._broker.deadlines.use_running_loop()
-            work = functools.partial(function, *args, **kwargs)
+            work = functools.partial(_caught, function, args, kwargs)
             result = await anyio.to_thread.run_sync(work, limiter=self._threads())
+            if isinstance(result, _Raised):
+                raise result.error
         else:
             result = function(*args, **kwargs)
         return await result if inspect.isawaitable(result) else result
@@ -336,6 +338,28 @@ class CredentialMiddleware:
         cleaned = call.clean(result, where="result")
         call.finish()
         return cleaned
+
+
+class _Raised(NamedTuple):
+    """What ended a worker thread's function."""
+
+    error: BaseException
+
+
+def _caught(
+    function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+) -> object:
+    """Calls it; what is no ``Exception`` comes back as a value.
+
+    An event loop would throw a ``GeneratorExit`` into the outermost coroutine that waits
+    for the thread, past the one that redacts.
+    """
+    try:
+        return function(*args, **kwargs)
+    except Exception:
+        raise
+    except BaseException as error:
+        return _Raised(error)
 
 
 def _untouched(manifest: Manifest, function: Callable[..., object]) -> bool:

@@ -10,14 +10,28 @@ to a first ``yield``: closing one that was never iterated runs its ``finally`` t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from typing import cast
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+)
+from typing import Final, cast
 
 import anyio
 
 from apex_creds.middleware.call import GuardedCall
+
+_log = logging.getLogger(__name__)
+
+CLOSE_WITHIN: Final = 5.0
+"""Seconds that a stream may take to close before it is cancelled."""
 
 
 class ChunkRedactor:
@@ -117,8 +131,7 @@ async def _async_steps(  # noqa: C901 - a generator can't hand its yields to a h
         outcome = type(error).__name__
         failure = call.clean_error(error)
     finally:
-        with anyio.CancelScope(shield=True):
-            closing = await _close_async(stream, call)
+        closing = await _close_in_time(stream, call)
     failure = failure or closing
     if failure is not None:
         chunk = None  # what was not redacted must not be in the frame that raises
@@ -215,16 +228,39 @@ def _next_sync(stream: Iterator[object], sent: object, thrown: BaseException | N
     raise _EndedError(returned)
 
 
-async def _close_async(
+async def _close_in_time(
     stream: AsyncIterator[object], call: GuardedCall
 ) -> BaseException | None:
-    """Closes the plugin's stream; returns what that raised, without secrets."""
+    """Closes the plugin's stream; returns what that raised, without secrets.
+
+    It is not disturbed for ``CLOSE_WITHIN`` seconds, whatever is cancelled around it; then
+    its leases end, and it is cancelled.
+    """
     close = getattr(stream, "aclose", None)
     if close is None:
         return None
+    late = asyncio.get_running_loop().call_later(CLOSE_WITHIN, call.end_leases)
+    try:
+        with anyio.move_on_after(CLOSE_WITHIN, shield=True) as scope:
+            return await _close_async(close, call, scope)
+        _log.warning("A plugin's stream did not close in time, and was cancelled.")
+    except asyncio.CancelledError as error:
+        return call.clean_error(error)
+    finally:
+        late.cancel()
+    return None
+
+
+async def _close_async(
+    close: Callable[[], Awaitable[object]], call: GuardedCall, scope: anyio.CancelScope
+) -> BaseException | None:
     try:
         with call.inside():
             await close()
+    except asyncio.CancelledError as error:
+        if scope.cancel_called:
+            raise
+        return call.clean_error(error)
     except BaseException as error:
         return call.clean_error(error)
     return None

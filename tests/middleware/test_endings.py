@@ -472,3 +472,55 @@ async def test_a_coroutine_that_is_never_awaited(world: World) -> None:
         del result
         gc.collect()
     assert world.middleware.broker.open_leases == 0
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_stream_that_does_not_close(
+    world: World, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """It is waited for as long as the constant says, then its leases end."""
+    monkeypatch.setattr("apex_creds.middleware.streams.CLOSE_WITHIN", 0.01)
+    ended: list[str] = []
+
+    async def plugin(credentials):
+        try:
+            yield 1
+        finally:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+
+    stream = await world.call(plugin)
+    assert await anext(stream) == 1
+    with anyio.fail_after(10), anyio.CancelScope() as scope:
+        if cancelled:
+            scope.cancel()
+        await stream.aclose()
+    assert ended == ["cancelled"]
+    assert world.middleware.broker.open_leases == 0
+    assert [event.outcome for event in world.events("invocation")] == ["closed"]
+    await asyncio.sleep(0)  # the task itself was not cancelled
+
+
+async def test_leases_end_in_time_if_a_stream_refuses_to_close(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apex_creds.middleware.streams.CLOSE_WITHIN", 0.01)
+    seen: list[bool] = []
+
+    async def plugin(credentials):
+        try:
+            yield 1
+        finally:
+            with anyio.CancelScope(shield=True):
+                while credentials["key"].active:
+                    await asyncio.sleep(0.001)
+                seen.append(True)
+
+    stream = await world.call(plugin)
+    await anext(stream)
+    with anyio.fail_after(10):
+        await stream.aclose()
+    assert seen == [True]

@@ -550,6 +550,23 @@ def frames_in(error: BaseException) -> list[types.FrameType]:
     return [frame for frame in found if "plugin" in frame.f_code.co_name]
 
 
+@pytest.mark.parametrize("kind", [GeneratorExit, StopIteration, KeyboardInterrupt, SystemExit])
+async def test_what_ends_a_worker_thread(world: World, kind: type[BaseException]) -> None:
+    def plugin(credentials):
+        with credentials["key"].reveal() as secret:
+            raise kind(secret.expose_str())
+
+    caught: BaseException | None = None
+    try:
+        await world.call(plugin)
+    except BaseException as error:
+        caught = error
+    assert isinstance(caught, RuntimeError if kind is StopIteration else kind)
+    assert KEY not in everything_in(caught)
+    frames = [frame.f_locals for at in linked(caught) for frame in frames_in(at)]
+    assert KEY not in repr(frames)
+
+
 async def test_an_exception_keeps_its_class_and_what_is_harmless(world: World) -> None:
     class Own(Exception):
         pass
