@@ -30,7 +30,7 @@ from apex_creds.middleware import logs, observe
 from apex_creds.middleware.call import NO_BASES, GuardedCall
 from apex_creds.middleware.consent import Bases, Consent
 from apex_creds.middleware.redact import OnLeak
-from apex_creds.middleware.shape import CREDENTIALS, shape_of
+from apex_creds.middleware.shape import CREDENTIALS, is_async_stream, is_stream, shape_of
 from apex_creds.middleware.streams import guard_async, guard_sync
 from apex_creds.migration import Fallback
 from apex_creds.policy.consent import DEADLINE, ConsentProvider
@@ -335,6 +335,14 @@ class CredentialMiddleware:
             return guard_async(result, call)
         if isinstance(result, Iterator) and not isinstance(result, io.IOBase):
             return guard_sync(result, call)
+        if is_async_stream(result):
+            with call.inside():
+                stream = aiter(result)
+            return guard_async(stream, call)
+        if not call.redactor.idle and is_stream(result):
+            with call.inside():
+                steps = iter(result)
+            return guard_sync(steps, call)
         cleaned = call.clean(result, where="result")
         call.finish()
         return cleaned

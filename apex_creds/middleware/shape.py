@@ -1,4 +1,4 @@
-"""What kind of callable a plugin's action is, looked at once for each function."""
+"""What kind of callable a plugin's action is, and whether its result is a stream."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import functools
 import inspect
 import weakref
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import AsyncIterable, Callable, Iterable
+from typing import Final, NamedTuple, TypeGuard
 
 CREDENTIALS: Final = "credentials"
 
@@ -66,3 +66,24 @@ def _look(function: Callable[..., object]) -> Shape:
         or inspect.isgeneratorfunction(inner)
     )
     return Shape(takes_credentials(function), not lazy)
+
+
+_NO_STREAMS: Final = (
+    *("__len__", "__getitem__", "__contains__", "__enter__", "read", "readline"),
+    *("__dataclass_fields__", "__struct_fields__", "__pydantic_fields__", "__attrs_attrs__"),
+)
+"""What containers, files, responses and models have: they are no streams."""
+
+
+def is_async_stream(result: object) -> TypeGuard[AsyncIterable[object]]:
+    """Whether it has steps that can only be awaited, as the streams of many SDKs."""
+    kind = type(result)
+    return getattr(kind, "__aiter__", None) is not None and not hasattr(kind, "read")
+
+
+def is_stream(result: object) -> TypeGuard[Iterable[object]]:
+    """Whether it has steps, and nothing by which it would be more than a stream."""
+    kind = type(result)
+    if getattr(kind, "__iter__", None) is None or issubclass(kind, type):
+        return False
+    return not any(hasattr(kind, name) for name in _NO_STREAMS)

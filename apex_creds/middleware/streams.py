@@ -27,6 +27,7 @@ from typing import Final, cast
 import anyio
 
 from apex_creds.middleware.call import GuardedCall
+from apex_creds.middleware.joined import Joined
 
 _log = logging.getLogger(__name__)
 
@@ -35,22 +36,28 @@ CLOSE_WITHIN: Final = 5.0
 
 
 class ChunkRedactor:
-    """Redacts text or bytes that come in pieces; other chunks one by one."""
+    """Redacts text or bytes that come in pieces; other chunks one by one.
 
-    __slots__ = ("_call", "_held", "_kind")
+    Text in structured chunks of one shape is in pieces too, see ``joined``.
+    """
+
+    __slots__ = ("_call", "_held", "_joined", "_kind")
 
     def __init__(self, call: GuardedCall) -> None:
         self._call = call
         self._held = b""
         self._kind: type[str | bytes | bytearray] = str
+        self._joined = Joined(call.redactor)
 
     def feed(self, chunk: object) -> list[object]:
         """What can be passed on now; what might begin a secret is kept for later."""
+        if chunk is None or self._call.redactor.idle:
+            return [self._call.clean(chunk, where="chunk")]
         if isinstance(chunk, memoryview):
             chunk = bytes(chunk)
-        if not isinstance(chunk, str | bytes | bytearray) or self._call.redactor.idle:
-            return [*self.flush(), self._call.clean(chunk, where="chunk")]
-        before = self._turn_to(chunk)
+        if not isinstance(chunk, str | bytes | bytearray):
+            return self._feed_other(chunk)
+        before = [*self._flush_joined(), *self._turn_to(chunk)]
         data = chunk.encode("utf-8", "surrogatepass") if isinstance(chunk, str) else chunk
         data = self._call.redactor.data(self._held + data, where="chunk")
         self._call.check_leaks()
@@ -59,15 +66,29 @@ class ChunkRedactor:
         passed = [self._restore(data[:start])] if start or not data else []
         return [*before, *passed]
 
+    def _feed_other(self, chunk: object) -> list[object]:
+        before = self._flush_text()
+        if not self._joined.takes(chunk):
+            return [*before, *self._flush_joined(), self._call.clean(chunk, where="chunk")]
+        passed = self._joined.feed(chunk)
+        self._call.check_leaks()
+        return [*before, *(self._call.clean(one, where="chunk") for one in passed)]
+
     def flush(self) -> list[object]:
         """What was kept, at the end or before a chunk of another type."""
+        return [*self._flush_joined(), *self._flush_text()]
+
+    def _flush_joined(self) -> list[object]:
+        return [self._call.clean(one, where="chunk") for one in self._joined.flush()]
+
+    def _flush_text(self) -> list[object]:
         held, self._held = self._held, b""
         return [self._restore(held)] if held else []
 
     def _turn_to(self, chunk: str | bytes | bytearray) -> list[object]:
         """Text and bytes are not searched across each other; bytes of both types are."""
         kind = str if isinstance(chunk, str) else type(chunk)
-        before = self.flush() if (self._kind is str) is not (kind is str) else []
+        before = self._flush_text() if (self._kind is str) is not (kind is str) else []
         self._kind = kind
         return before
 

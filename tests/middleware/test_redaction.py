@@ -401,6 +401,74 @@ async def test_what_harmless_chunks_are(world: World) -> None:
     assert await stream_of(world, *chunks) == chunks
 
 
+async def test_chunks_without_text_do_not_part_a_secret(world: World) -> None:
+    chunks = await stream_of(world, KEY[:5], None, KEY[5:9], None, KEY[9:], "!")
+    assert "".join(chunk for chunk in chunks if chunk) == f"{MARK}!"
+    assert chunks.count(None) == 2
+
+
+async def test_a_secret_cut_in_structured_chunks(world: World) -> None:
+    for size in (1, 2, 5):
+        pieces = [KEY[at : at + size] for at in range(0, len(KEY), size)]
+        made = [
+            {"n": at, "role": "bots", "choices": [{"delta": piece}]}
+            for at, piece in enumerate(["to: ", *pieces, " end", " s", "k"])
+        ]
+        chunks = await stream_of(world, *made)
+        text = "".join(chunk["choices"][0]["delta"] for chunk in chunks)
+        assert text == f"to: {MARK} end sk"
+        assert [chunk["n"] for chunk in chunks] == list(range(len(made)))
+        assert {chunk["role"] for chunk in chunks} == {"bots"}
+
+
+async def test_harmless_structured_chunks_are_the_same_objects(world: World) -> None:
+    made = [{"delta": "one s"}, {"delta": "k-two"}, {"other": "s"}, "s", [KEY[:4]], 7]
+    chunks = await stream_of(world, *made)
+    assert all(a is b or a == b == "s" for a, b in zip(chunks, made, strict=True))
+
+
+class Lazy:
+    def __init__(self, *chunks):
+        self.chunks = chunks
+
+    def __iter__(self):
+        yield from self.chunks
+
+
+class LazyAsync(Lazy):
+    __iter__ = None
+
+    async def __aiter__(self):
+        for chunk in self.chunks:
+            yield chunk
+
+
+async def test_what_only_can_be_iterated_is_a_stream(world: World) -> None:
+    with world.nothing_left():
+        stream = await pass_lazily(world, Lazy)
+        assert "".join(stream) == MARK
+        stream = await pass_lazily(world, LazyAsync)
+        assert "".join([chunk async for chunk in stream]) == MARK
+
+
+async def pass_lazily(world: World, kind: type) -> object:
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            text = secret.expose_str()
+        return kind(text[:5], text[5:])
+
+    return await world.call(plugin)
+
+
+async def test_what_is_more_than_a_stream_stays_what_it_is(world: World) -> None:
+    import io
+    import tempfile
+
+    with tempfile.NamedTemporaryFile() as file:
+        for made in (file, io.BytesIO(b"x"), Data("x"), Struct("x"), range(3), Lazy):
+            assert await pass_through(world, lambda secret, made=made: made) is made
+
+
 async def test_a_generators_chunks(world: World) -> None:
     def plugin(credentials):
         with credentials["key"].reveal() as secret:
