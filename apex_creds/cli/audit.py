@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 import time
 from collections import deque
@@ -15,11 +16,11 @@ import platformdirs
 import typer
 from rich.progress import Progress, TaskID
 
-from apex_creds.audit import Recorded, check, read
+from apex_creds.audit import Recorded, read
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
 from apex_creds.audit.events import AuditEvent
 from apex_creds.audit.note import VerifierKey
-from apex_creds.audit.verify import in_use
+from apex_creds.audit.verify import check_now
 from apex_creds.cli import options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import AuditTamperedError, InvalidInputError
@@ -29,6 +30,7 @@ from apex_creds.vault.auditing import Pseudonyms, root_key
 from apex_creds.vault.home import audit_directory
 
 _FIELDS: Final = ("seq", *AuditEvent.__struct_fields__, "hash")
+_NUMBER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _POLL: Final = 0.3
 
 SinceOption = Annotated[
@@ -59,7 +61,7 @@ def verify(
     """Check every event and checkpoint of the audit log; says which one fails and how."""
     directory, vault_id = place(options.settings(ctx, home, master))
     keys = [VerifierKey.parse(text) for text in key or ()]
-    known = None if since is None else Checkpoint.parse(since.read_bytes())
+    known = None if since is None else _kept(since)
     if known is not None and keys:
         known.note.check(keys[0])
     if incremental and known is None:
@@ -67,12 +69,11 @@ def verify(
     shown = output.console(sys.stderr)
     with Progress(console=shown, transient=True, disable=not shown.is_terminal) as bar:
         task = bar.add_task("audit log")
-        report = check(
+        report = check_now(
             directory,
             vault_id=vault_id,
             keys=keys,
             since=known,
-            complete=not in_use(directory),
             progress=_progress(bar, task),
         )
     if json:
@@ -157,8 +158,9 @@ def export(
     settings = options.settings(ctx, home, master)
     directory, vault_id = place(settings)
     named = _namer(settings) if names else _same
-    after = int(since) - 1 if since.isdigit() else 0
-    start = when.parse(since, now=time.time()) if since and not since.isdigit() else 0.0
+    numbered = _NUMBER.fullmatch(since) is not None
+    after = int(since) - 1 if numbered else 0
+    start = when.parse(since, now=time.time()) if since and not numbered else 0.0
     events = (named(e) for e in read(directory, vault_id=vault_id, after=max(after, 0)))
     chosen = (event for event in events if event.time >= start)
     if form == "jsonl":
@@ -174,6 +176,18 @@ def place(chosen: options.Settings) -> tuple[Path, str]:
     """The log's directory, and whose it is."""
     header = session.read_header(chosen)
     return audit_directory(session.home_of(chosen)), header.vault_id
+
+
+def _kept(path: Path) -> Checkpoint:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror
+    else:
+        return Checkpoint.parse(text)
+    raise InvalidInputError(
+        f"{path} can't be read ({reason}).", hint="Name the file of a checkpoint you kept."
+    )
 
 
 def _cell(value: object) -> object:

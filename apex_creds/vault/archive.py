@@ -33,6 +33,15 @@ _FLAGS: Final = (
 )
 _LARGEST: Final = 1 << 31
 _CHUNK: Final = 1 << 20
+_NO_TAR: Final = (
+    tarfile.TarError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+"""What ``tarfile`` raises for headers that somebody wrote on purpose."""
 _FOLDERS: Final = ("security", "security/audit", "credentials")
 
 
@@ -99,17 +108,22 @@ def unpack(source: Path, target: Path) -> None:
         raise InvalidInputError(f"There is no backup {source}.")
     wrong = False
     try:
-        with source.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
+        with (
+            translated(source),
+            source.open("rb") as raw,
+            tarfile.open(fileobj=raw, mode="r:") as tar,
+        ):
             for member in tar:
                 _extract(tar, member, target)
-    except (tarfile.TarError, EOFError, UnicodeDecodeError):
+    except _NO_TAR:
         wrong = True
     if wrong:
         raise CorruptDocumentError(f"{source.name} is no whole tar file.")
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    data = tar.extractfile(member) if member.isreg() else None
+    plain = member.isreg() and not member.issparse()
+    data = tar.extractfile(member) if plain else None
     if (
         data is None
         or not _NAME.fullmatch(member.name)

@@ -8,7 +8,7 @@ next redeem. While a vault is locked down, no grant has any force.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import msgspec
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Revoked = Callable[[str | None, str | None], object]
 """Told of a revocation: the plugin and the credential; None: all of them."""
 Watchers = list[Revoked]
+_REASON: Final = 1000
 
 
 class Granting:
@@ -200,7 +201,7 @@ class Granting:
             reason: For the log.
             revoke_grants: Whether every grant is removed, too.
         """
-        made = Lockdown(since=self._clock.time(), reason=reason[:1000])
+        made = Lockdown(since=self._clock.time(), reason=_storable(reason))
 
         def change(body: KeystoreBody) -> KeystoreBody:
             after = msgspec.structs.replace(
@@ -272,6 +273,11 @@ class Granting:
 def locked_down() -> LockedDownError:
     """The refusal while a vault is locked down."""
     return LockedDownError("The vault is locked down.", hint="End that: apex-creds unlock")
+
+
+def _storable(text: str) -> str:
+    """The text, with what is no Unicode as escapes: an emergency waits for no spelling."""
+    return text[:_REASON].encode("utf-8", "backslashreplace").decode()[:_REASON]
 
 
 def _is_void(body: KeystoreBody, mark: int, plugin: str, credential: str) -> bool:

@@ -129,3 +129,13 @@ def test_pseudonyms_and_their_names(used):
 
 def test_there_is_no_such_lease(used, error):
     error(7, "audit", "show", "feed")
+
+
+@pytest.mark.parametrize("since", ["\u00b2", "\u0663\u00b3", "9" * 5000, "-", "1.5"])
+def test_what_is_no_number_and_no_date(error, since):
+    assert "is not a time" in error(7, "audit", "export", "--since", since)
+
+
+@pytest.mark.parametrize("name", ["nothing", "."])
+def test_a_checkpoint_that_can_not_be_read(error, tmp_path, name):
+    assert "can't be read" in error(7, "audit", "verify", "--since", str(tmp_path / name))

@@ -117,6 +117,16 @@ def test_a_lockdown_and_its_end(cli):
     assert "not locked" in cli("unlock").out
 
 
+def test_no_spelling_of_the_reason_stops_a_lockdown(cli):
+    """As a terminal passes bytes that are no text, and as long as it may be."""
+    done = cli("lockdown", "--reason", "why \udcff" * 400)
+    assert done.code == 0, done
+    assert cli("get", "openai", "--reveal", "--force").code != 0
+    told = [event.get("detail", "") for event in cli("audit", "tail", "--json").json()]
+    assert any(text.startswith(r"why \udcff") for text in told)
+    assert cli("unlock").code == 0
+
+
 def test_the_end_of_a_lockdown_takes_the_second_factor(cli):
     import anyio
     import pyotp

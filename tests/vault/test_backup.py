@@ -288,6 +288,35 @@ async def test_a_tar_file_writes_nowhere_else(tmp_path: Path, member: tarfile.Ta
     assert not list(home_in(tmp_path).glob(".restoring-*"))
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"GNU.sparse.map": "a,b", "GNU.sparse.size": "1"},
+        {"GNU.sparse.map": "0,1", "GNU.sparse.size": "-5"},
+        {"GNU.sparse.map": "99999999999999999999,5", "GNU.sparse.size": "7"},
+        {"GNU.sparse.map": "0,1", "GNU.sparse.size": "2000000000"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+        {"GNU.sparse.size": "zz"},
+        {"GNU.sparse.realsize": "x"},
+        {"path": "security/a\0b"},
+        {"size": "-1"},
+        {"size": "9" * 30},
+    ],
+    ids=str,
+)
+async def test_headers_of_no_backup_are_refused(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
+    file = tmp_path / "evil.tar"
+    member = tarfile.TarInfo("security/x")
+    member.pax_headers = headers
+    with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member, io.BytesIO(b""))
+    with pytest.raises(ApexCredsError):
+        await restored(tmp_path, file)
+    assert not list(home_in(tmp_path).glob(".restoring-*"))
+
+
 @pytest.mark.parametrize("size", [0, 1, 511, 5000])
 async def test_a_cut_tar_file_is_refused(tmp_path: Path, size: int) -> None:
     await filled(tmp_path)
