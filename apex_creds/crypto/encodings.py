@@ -18,13 +18,25 @@ _BASE64URL: Final = _BASE64[:-2] + b"-_"
 _UNRESERVED: Final = frozenset(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
 )
-_KEPT: Final = tuple(
-    _UNRESERVED | frozenset(more) for more in (b"", b"/", b"!*'()", b";,/?:@&=+$!*'()#")
-)
-"""What is left as it is: by RFC 3986, quote, encodeURIComponent, encodeURI."""
 _PRINTABLE: Final = frozenset(range(0x20, 0x7F))
+_URL_QUERY: Final = _PRINTABLE - frozenset(b' "#<>')
+_URL_PATH: Final = _URL_QUERY - frozenset(b"?`{}")
+_KEPT: Final = (
+    _UNRESERVED,  # RFC 3986; urllib's quote(…, safe="")
+    _UNRESERVED | frozenset(b"/"),  # urllib's quote
+    _UNRESERVED | frozenset(b"!*'()"),  # encodeURIComponent
+    _UNRESERVED | frozenset(b";,/?:@&=+$!*'()#"),  # encodeURI
+    _UNRESERVED | frozenset(b"!#$%&'()*+,/:;=?@[]"),  # requests
+    _PRINTABLE - frozenset(b' "<>`'),  # a fragment by WHATWG, as httpx; then its query,
+    _URL_QUERY,
+    _URL_PATH,  # path,
+    _URL_PATH - frozenset(b"/:;=@[\\]^|"),  # password,
+    _URL_PATH - frozenset(b"/;=@[\\]^|"),  # and both with the user's name
+)
+"""What is left as it is in URLs."""
 _SHORT_ESCAPES: Final = {8: b"b", 9: b"t", 10: b"n", 12: b"f", 13: b"r", 34: b'"', 92: b"\\"}
-_SHORTEST_BASE64: Final = 6
+_SHORTEST_BASE64: Final = 4
+_WRAPS: Final = ((76, b"\n"), (76, b"\r\n"), (64, b"\n"), (64, b"\r\n"))
 _LAST_POINT: Final = 0x10FFFF
 _QUOTE: Final = frozenset({39})
 _NO_QUOTE: Final[frozenset[int]] = frozenset()
@@ -34,25 +46,47 @@ def spellings(secret: memoryview) -> list[SecretBytes]:
     """The secret itself, then its other spellings, each once.
 
     They are: hexadecimal; base64 and base64url at each of the three alignments, without
-    the characters that depend on neighbours; URL-encoded (RFC 3986, with ``/`` or ``+``
-    too); escaped as in JSON (RFC 8259) and as in Python's ``repr``, in either quotes.
+    the characters that depend on neighbours, and base64 of it alone in lines of 76 and 64;
+    URL-encoded (as RFC 3986, urllib, JavaScript, requests and httpx do, in either case);
+    escaped as in JSON (RFC 8259, in either case) and as in Python's ``repr`` and
+    ``ascii``, in either quotes.
     """
     made = [SecretBytes.copy_of(secret)]
     makers: list[Callable[[memoryview], Iterator[int]]] = [_hex(_LOWER), _hex(_UPPER)]
     if len(secret) >= _SHORTEST_BASE64:
         makers += [_base64(table, at) for table in (_BASE64, _BASE64URL) for at in range(3)]
+        makers += [_lines(w, end) for w, end in _WRAPS if len(secret) * 4 > w * 3]
     if not _all_in(secret, _UNRESERVED):
-        makers += [_url(_UPPER), _url(_UPPER, keep=b"/"), _url(_UPPER, plus=True), _url(_LOWER)]
+        makers += _urls(secret)
     if not _all_in(secret, _PRINTABLE - {34, 39, 92}):
-        makers += [_json, _json_ascii]
+        makers += [_json, _json_ascii(_LOWER), _json_ascii(_UPPER)]
         makers += [
-            _repr(text=text, quote=quote)
-            for text in (False, True)
+            _repr(text=text, quote=quote, shown=shown)
+            for text, shown in ((False, False), (True, True), (True, False))
             for quote in (_NO_QUOTE, _QUOTE)
         ]
     for make in makers:
         _add_unless_known(made, make(secret))
     return made
+
+
+def _urls(secret: memoryview) -> list[Callable[[memoryview], Iterator[int]]]:
+    """One for each way in which these bytes come out differently; both cases of digits."""
+    others = frozenset(secret) - _UNRESERVED
+    kept = dict.fromkeys(others & keep for keep in _KEPT)
+    forms = [(keep, False) for keep in kept]
+    if 0x20 in others:
+        forms += [(frozenset(), True)]
+    return [
+        _url(digits, keep=keep, plus=plus)
+        for keep, plus in forms
+        for digits in ((_UPPER, _LOWER) if _has_letters(others - keep) else (_UPPER,))
+    ]
+
+
+def _has_letters(escaped: frozenset[int]) -> bool:
+    """Whether hexadecimal digits of these have two cases."""
+    return any(byte & 15 > 9 or byte >> 4 > 9 for byte in escaped)
 
 
 def _add_unless_known(made: list[SecretBytes], letters: Iterable[int]) -> None:
@@ -116,8 +150,20 @@ def _base64(table: bytes, offset: int) -> Callable[[memoryview], Iterator[int]]:
     return make
 
 
+def _lines(width: int, end: bytes) -> Callable[[memoryview], Iterator[int]]:
+    """Base64 of the secret alone, in lines; as MIME (76) and PEM (64) have it."""
+
+    def make(secret: memoryview) -> Iterator[int]:
+        for at, letter in enumerate(_base64(_BASE64, 0)(secret)):
+            if at and at % width == 0:
+                yield from end
+            yield letter
+
+    return make
+
+
 def _url(
-    digits: bytes, *, plus: bool = False, keep: bytes = b""
+    digits: bytes, *, plus: bool = False, keep: frozenset[int] = frozenset()
 ) -> Callable[[memoryview], Iterator[int]]:
     def make(secret: memoryview) -> Iterator[int]:
         for byte in secret:
@@ -141,25 +187,33 @@ def _json(secret: memoryview) -> Iterator[int]:
             yield byte
 
 
-def _json_ascii(secret: memoryview) -> Iterator[int]:
-    for point, raw in _characters(secret):
-        if point < 0x7F:
-            yield from _json(raw)
-        elif point < 0x10000:
-            yield from _u_escape(point)
-        else:
-            yield from _u_escape(0xD800 + (point - 0x10000 >> 10))
-            yield from _u_escape(0xDC00 + (point - 0x10000 & 0x3FF))
+def _json_ascii(digits: bytes) -> Callable[[memoryview], Iterator[int]]:
+    def make(secret: memoryview) -> Iterator[int]:
+        for point, raw in _characters(secret):
+            if point in _SHORT_ESCAPES or 0x20 <= point < 0x7F:
+                yield from _json(raw)
+            elif point < 0x10000:
+                yield from _u_escape(point, digits)
+            else:
+                yield from _u_escape(0xD800 + (point - 0x10000 >> 10), digits)
+                yield from _u_escape(0xDC00 + (point - 0x10000 & 0x3FF), digits)
+
+    return make
 
 
-def _u_escape(unit: int) -> Iterator[int]:
+def _u_escape(unit: int, digits: bytes) -> Iterator[int]:
     yield from (92, 117)
     for shift in (12, 8, 4, 0):
-        yield _LOWER[unit >> shift & 15]
+        yield digits[unit >> shift & 15]
 
 
-def _repr(*, text: bool, quote: frozenset[int]) -> Callable[[memoryview], Iterator[int]]:
-    """As ``repr`` of bytes, or of text; with the quote that it puts around escaped."""
+def _repr(
+    *, text: bool, quote: frozenset[int], shown: bool
+) -> Callable[[memoryview], Iterator[int]]:
+    """As ``repr`` of bytes, or of text; with the quote that it puts around escaped.
+
+    Unless it is ``shown``, text is as ``ascii`` has it.
+    """
 
     def make(secret: memoryview) -> Iterator[int]:
         for point, raw in _characters(secret) if text else _bytes(secret):
@@ -167,7 +221,7 @@ def _repr(*, text: bool, quote: frozenset[int]) -> Callable[[memoryview], Iterat
                 yield from (92, point)
             elif point in (9, 10, 13):
                 yield from (92, _SHORT_ESCAPES[point][0])
-            elif point in _PRINTABLE or (text and _is_shown(point)):
+            elif point in _PRINTABLE or (shown and _is_shown(point)):
                 yield from raw
             else:
                 yield from _number(point)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import urllib.parse
 from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,14 @@ TEXT_ENCODERS: dict[str, Callable[[str], str]] = {
     "repr": repr,
     "repr in a list": lambda text: repr([text]),
     "hex": lambda text: text.encode().hex(),
+    "ascii": ascii,
+    "json in upper case": lambda text: upper_escapes(json.dumps(text)),
+    "encodeURIComponent": lambda text: urllib.parse.quote(text, safe="!*'()~"),
+    "encodeURI": lambda text: urllib.parse.quote(text, safe=";,/?:@&=+$-_.!~*'()#"),
+    "encodeURI in lower case": lambda text: lower_escapes(
+        urllib.parse.quote(text, safe=";,/?:@&=+$-_.!~*'()#")
+    ),
+    "requests": lambda text: urllib.parse.quote(text, safe="!#$%&'()*+,/:;=?@[]~"),
 }
 BYTES_ENCODERS: dict[str, Callable[[bytes], bytes]] = {
     "itself": bytes,
@@ -42,6 +52,10 @@ BYTES_ENCODERS: dict[str, Callable[[bytes], bytes]] = {
     "lower quote": lambda data: lower_escapes(urllib.parse.quote(data, safe="")).encode(),
     "repr": lambda data: repr(data).encode(),
 }
+
+
+def upper_escapes(text: str) -> str:
+    return re.sub(r"(?<!\\)((?:\\\\)*)\\u(....)", lambda m: f"{m[1]}\\u{m[2].upper()}", text)
 
 
 def lower_escapes(text: str) -> str:
@@ -93,11 +107,45 @@ def test_nothing_else_is_searched_for(secret: bytes) -> None:
     assert all(len(spelling) >= len(secret) for spelling in spelled(secret))
 
 
-@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("length", [1, 2, 3])
 def test_short_secrets_are_not_searched_for_in_base64(length: int) -> None:
     found = spelled(b"abcde"[:length])
     assert base64.b64encode(b"abcde"[:length]).rstrip(b"=") not in found
     assert b"abcde"[:length].hex().encode() in found
+
+
+@pytest.mark.parametrize("length", [4, 5])
+def test_secrets_of_a_few_bytes_are_searched_for_in_base64(length: int) -> None:
+    secret = b"ab1c!"[:length]
+    for before in (b"", b"x", b"xy"):
+        text = base64.b64encode(before + secret + b"z")
+        assert any(spelling in text for spelling in spelled(secret))
+
+
+@pytest.mark.parametrize("width", [64, 76])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("length", [49, 58, 120, 300])
+def test_base64_in_lines(width: int, end: bytes, length: int) -> None:
+    plain = base64.b64encode(bytes(at * 7 % 256 for at in range(length)))
+    text = end.join(plain[at : at + width] for at in range(0, len(plain), width))
+    found = spelled(bytes(at * 7 % 256 for at in range(length)))
+    assert any(spelling in text for spelling in found)
+
+
+in_urls = st.text(st.sampled_from("az09-._~ !\"$&'()*+,:;<=>@[]^`{|}\u00e9\u20ac"), min_size=6)
+
+
+@given(secret=in_urls)
+def test_urls_of_httpx(secret: str) -> None:
+    url = httpx.URL("https://a.example/x" + secret + "y")
+    other = httpx.URL("https://a.example/?q=x" + secret + "y")
+    fragment = httpx.URL("https://a.example/#x" + secret + "y")
+    for one in (url, other, fragment):
+        assert any(spelling in str(one).encode() for spelling in spelled(secret.encode()))
+
+
+def test_spellings_are_bounded() -> None:
+    assert len(spelled("p\u00e4 \"'\\\n;,/?:@&=+$!*'()#[]{}|^`<>%~\u00ff".encode())) <= 40
 
 
 def test_a_plain_secret_has_few_spellings() -> None:
