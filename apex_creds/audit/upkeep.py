@@ -86,6 +86,7 @@ class Upkeep:
         self._edge = end.edge
         self._signed = end.signed
         self._since = 0.0
+        self._asked = False
         self._packing: list[threading.Thread] = []
         self._healthy = True
         self.newest: Checkpoint | None = None
@@ -102,11 +103,17 @@ class Upkeep:
         """Seconds until a checkpoint is due; None if there is nothing to sign."""
         if self._key is None or self._writer.seq <= self._signed:
             return None
+        if self._asked:
+            return 0.0
         if not self._since:
             self._since = _monotonic()
         if self._writer.seq - self._signed >= self._cadence.events:
             return 0.0
         return max(0.0, self._since + self._cadence.seconds - _monotonic())
+
+    def ask(self) -> None:
+        """Makes a checkpoint of what is in the log due at once."""
+        self._asked = True
 
     def work(self) -> None:
         """Does what is due; what fails is tried again later, and said once."""
@@ -117,6 +124,7 @@ class Upkeep:
             if self.due_in() == 0.0:
                 self.sign()
         except Exception as error:  # noqa: BLE001 - the log goes on without it
+            self._asked = False
             self._failed(error)
         else:
             self._healthy = True
@@ -130,7 +138,7 @@ class Upkeep:
         """
         if self._key is None or self._file is None:
             return None
-        self._since = 0.0
+        self._since, self._asked = 0.0, False
         with self._lock:
             self._edge.extend(self._writer.current_leaves())
             if not self._edge.size or self._edge.size == self._signed:

@@ -4,12 +4,14 @@ Guarantee: any change of any byte of a segment or checkpoint, and any line remov
 repeated or moved, is found; it is located to the line where the line's own hash was not
 altered with it, else to the events between two checkpoints. What is after the newest
 checkpoint is not signed yet, and counted as such; that the newest itself is missing shows
-against the vault's anchor or a copy kept elsewhere (``since``).
+against the vault's anchor or a copy kept elsewhere (``since``). How much may be unsigned
+while a process has the log open is built in: no file can raise it.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -32,11 +34,27 @@ from apex_creds.audit.note import VerifierKey
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import ApexCredsError, AuditTamperedError, IntegrityError
 
-__all__ = ["Progress", "Report", "check", "entries", "in_use", "read", "verify"]
+__all__ = [
+    "MAX_UNSIGNED",
+    "MAX_UNSIGNED_SECONDS",
+    "Progress",
+    "Report",
+    "check",
+    "check_now",
+    "entries",
+    "in_use",
+    "read",
+    "verify",
+]
 
 Progress = Callable[[int, int], None]
 """Is told how many bytes of how many are done."""
 
+MAX_UNSIGNED: Final = 100_000
+MAX_UNSIGNED_SECONDS: Final = 300.0
+"""No process that works leaves more events unsigned, nor one for longer (``Cadence``)."""
+
+_KILLED: Final = "their writer was killed, or not ours"
 _TAIL: Final = lines.TAIL - 1
 _MARK: Final = lines.TAIL_OF.partition(b"%")[0]
 _BEFORE: Final = len(_MARK) - _TAIL
@@ -92,6 +110,7 @@ def check(
     keys: Sequence[VerifierKey] = (),
     since: Checkpoint | None = None,
     complete: bool = False,
+    now: float | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Checks the log and its checkpoints, and says what it found.
@@ -104,6 +123,9 @@ def check(
         since: A checkpoint that was verified before: segments before it are not read again.
         complete: Events that no checkpoint covers are bad: nobody has the log open, so
             they are of a process that was killed, or of someone else.
+        now: The time, Unix seconds: a process has the log open, which signs soon. So a log
+            with events and no checkpoint is bad, as are more than ``MAX_UNSIGNED`` events
+            that are not signed, and one that waits for ``MAX_UNSIGNED_SECONDS``.
         progress: See there.
 
     Raises:
@@ -112,10 +134,53 @@ def check(
         UnsafePathError: A file is a symbolic link or not a regular file.
     """
     found = _Check(Path(directory), vault_id, tuple(keys), since).run(progress)
-    if not complete or not found.ok or not found.unsigned:
+    if not found.ok or not found.unsigned:
         return found
-    how = f"and {found.unsigned - 1} more are not signed: their writer was killed, or not ours"
-    return msgspec.structs.replace(found, bad_line=found.signed + 1, how=how)
+    first = next(read(directory, vault_id=vault_id, after=found.signed), None)
+    why = _KILLED if complete else ""
+    if not complete and now is not None and first is not None:
+        why = _overdue(found, waits=abs(now - first.time))
+    if not why:
+        return found
+    paths = _found(Path(directory))
+    return msgspec.structs.replace(
+        found,
+        bad_line=found.signed + 1,
+        how=f"and {found.unsigned - 1} more are not signed: {why}",
+        segment=paths[_segment_of(paths, vault_id, found.signed)].name,
+    )
+
+
+def check_now(
+    directory: Path,
+    *,
+    vault_id: str,
+    keys: Sequence[VerifierKey] = (),
+    since: Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Checks as ``check`` does, with what may be unsigned at this moment."""
+    complete = not in_use(directory)
+    return check(
+        directory,
+        vault_id=vault_id,
+        keys=keys,
+        since=since,
+        complete=complete,
+        now=None if complete else time.time(),
+        progress=progress,
+    )
+
+
+def _overdue(found: Report, *, waits: float) -> str:
+    """Why events are not signed though a process has the log open; empty if they may be."""
+    if not found.signed:
+        return "there is no checkpoint, and each process signs as soon as it opens the log"
+    if found.unsigned > MAX_UNSIGNED:
+        return f"a process signs {MAX_UNSIGNED} at the latest"
+    if waits > MAX_UNSIGNED_SECONDS:
+        return f"a process signs each after {MAX_UNSIGNED_SECONDS:.0f} seconds at the latest"
+    return ""
 
 
 def in_use(directory: Path) -> bool:

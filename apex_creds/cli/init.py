@@ -9,7 +9,7 @@ from typing import Annotated
 import anyio
 import typer
 
-from apex_creds.audit import check
+from apex_creds.audit.verify import check_now
 from apex_creds.cli import automatic, migrate, options, output, recovery, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import VaultExistsError
@@ -107,7 +107,7 @@ async def _counts(vault: Vault) -> dict[str, output.Json]:
 
 
 def _log_state(chosen: options.Settings, vault_id: str) -> dict[str, output.Json]:
-    report = check(audit_directory(session.home_of(chosen)), vault_id=vault_id)
+    report = check_now(audit_directory(session.home_of(chosen)), vault_id=vault_id)
     return {
         "audit_events": report.count,
         "audit_chain": "ok" if report.ok else f"broken at line {report.bad_line}",

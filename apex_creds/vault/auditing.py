@@ -80,7 +80,19 @@ class VaultLog:
     anchor: Anchor
     signer: SigningKey
     pseudonyms: Pseudonyms
+    signed_before: bool
     closed: bool = False
+
+    async def begun(self) -> None:
+        """Has the vault's first event of this process signed: no log is without checkpoint.
+
+        The first checkpoint of all is there on return.
+        """
+        if not self.signed_before:
+            with suppress(ApexCredsError):
+                await anyio.to_thread.run_sync(self.log.sign)
+                return
+        self.log.sign_soon()
 
     async def look(self) -> None:
         """Takes note of the documents as they are now, for the last anchor."""
@@ -160,7 +172,7 @@ async def open_log(
         signer.close()
         pseudonyms.close()
         raise
-    opened = VaultLog(log, anchor, signer, pseudonyms)
+    opened = VaultLog(log, anchor, signer, pseudonyms, signed_before)
     try:
         if accept_rollback:
             anchor.replace()

@@ -7,7 +7,7 @@ secret readable.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +18,10 @@ from apex_creds.errors import CorruptDocumentError
 from apex_creds.storage.base import CONFIG, Storage
 
 __all__ = ["AuditConfig", "Config", "read_config", "write_config"]
+
+# Far below what audit.verify takes for a sign of tampering.
+_MOST_EVENTS: Final = 10_000
+_LONGEST: Final = 60.0
 
 
 class AuditConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -41,10 +45,10 @@ class AuditConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
     @property
     def cadence(self) -> Cadence:
-        """The last three."""
+        """The three before ``to``, as far as a verifier accepts them."""
         return Cadence(
-            events=self.checkpoint_events,
-            seconds=self.checkpoint_seconds,
+            events=min(self.checkpoint_events, _MOST_EVENTS),
+            seconds=min(self.checkpoint_seconds, _LONGEST),
             segment_bytes=self.segment_bytes,
         )
 

@@ -183,6 +183,7 @@ class Vault(Granting):
         vault = cls(store=store, logged=logged, clock=clock, home=resolve_home(home))
         try:
             vault.record(kind)
+            await logged.begun()
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await vault.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,13 +19,14 @@ from apex_creds.audit.archive import compress, pack, read_segment
 from apex_creds.audit.checkpoint import CheckpointFile, LogKey
 from apex_creds.audit.tree import leaf_hash
 from apex_creds.audit.upkeep import Cadence
-from apex_creds.audit.verify import in_use
+from apex_creds.audit.verify import MAX_UNSIGNED_SECONDS, in_use
 from apex_creds.errors import AuditTamperedError, UnsafePathError
 from apex_creds.model import SystemClock
 
 VAULT = "ab" * 16
 SMALL, LARGE = 6, 70
 PLAIN = "000001.jsonl"
+MODULE = "apex_creds.audit.verify"  # a function of the package, too
 
 
 def write_log(directory: Path, key: LogKey | None, count: int, **fields: str) -> None:
@@ -290,6 +293,43 @@ def test_a_line_added_by_someone_is_not_signed(copy: Callable[[str], Path]) -> N
     report = check(directory, vault_id=VAULT, complete=True)
     assert report.bad_line == SMALL + 1
     assert "not signed" in report.how
+    assert report.segment == PLAIN
+
+
+def test_while_in_use_some_events_may_be_unsigned_but_not_all_or_many_or_old_ones(
+    open_log: Callable[..., AuditLog], audit_dir: Path, log_key: LogKey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A process that works signs; so what nobody signs, it did not write."""
+    log = open_log(key=log_key)
+    log.append(AuditEvent(1000.0, EventKind.UNSEAL))
+    # As an attacker leaves it, who can write events but not sign them.
+    report = check(audit_dir, vault_id=VAULT, now=1000.0)
+    assert (report.bad_line, report.segment) == (1, PLAIN)
+    assert "there is no checkpoint" in report.how
+    log.sign()
+    for at in (1000.0, 1001.0):
+        log.append(AuditEvent(at, EventKind.LEASE))
+    assert check(audit_dir, vault_id=VAULT, now=1000.0 + MAX_UNSIGNED_SECONDS).ok
+    for now in (1001.0 + MAX_UNSIGNED_SECONDS, 999.0 - MAX_UNSIGNED_SECONDS):
+        report = check(audit_dir, vault_id=VAULT, now=now)
+        assert (report.bad_line, report.segment) == (2, PLAIN)
+        assert "seconds at the latest" in report.how
+    monkeypatch.setattr(sys.modules[MODULE], "MAX_UNSIGNED", 1)
+    assert "signs 1 at the latest" in check(audit_dir, vault_id=VAULT, now=1001.0).how
+
+
+def test_a_log_signs_soon_when_it_is_told_to(
+    open_log: Callable[..., AuditLog], audit_dir: Path, log_key: LogKey
+) -> None:
+    signed = threading.Event()
+    log = open_log(
+        key=log_key, cadence=Cadence(seconds=9999.0), on_checkpoint=lambda _: signed.set()
+    )
+    log.append(AuditEvent(1.0, EventKind.UNSEAL))
+    log.sign_soon()
+    assert signed.wait(30)
+    assert check(audit_dir, vault_id=VAULT).signed == 1
 
 
 def test_incremental_checks_read_only_what_is_new(

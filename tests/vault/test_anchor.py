@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit import EventKind, check, read
+from apex_creds.audit.verify import MAX_UNSIGNED, MAX_UNSIGNED_SECONDS, check_now
 from apex_creds.errors import (
     IntegrityError,
     MasterKeyUnavailableError,
@@ -179,6 +180,28 @@ async def test_several_processes_at_once_are_no_rollback(place: Place) -> None:
             await one.put("one", ApiKey("y"))
         await one.put("three", ApiKey("z"))
     await place.use()
+
+
+async def test_a_vault_that_is_open_has_a_checkpoint_and_a_rewritten_log_does_not_verify(
+    tmp_path: Path,
+) -> None:
+    """Whoever can write the log can make it anew, but not the signature."""
+    async with await Vault.create(tmp_path / "h", master=f"file:{tmp_path}/k") as vault:
+        directory = audit_directory(vault.home)
+        assert check_now(directory, vault_id=vault.vault_id).signed == 1
+        await vault.put("x", ApiKey("v"))
+        assert check_now(directory, vault_id=vault.vault_id).ok
+        kept = (directory / "checkpoints").read_bytes()
+        (directory / "checkpoints").unlink()
+        report = check_now(directory, vault_id=vault.vault_id)
+        assert (report.bad_line, report.segment) == (1, "000001.jsonl")
+        (directory / "checkpoints").write_bytes(kept)
+
+
+async def test_no_configuration_lets_events_go_unsigned_for_long() -> None:
+    cadence = AuditConfig(checkpoint_events=10**9, checkpoint_seconds=1e9).cadence
+    assert cadence.events < MAX_UNSIGNED
+    assert cadence.seconds < MAX_UNSIGNED_SECONDS
 
 
 def test_a_pipe_in_the_anchors_place_does_not_hang(tmp_path: Path) -> None:
