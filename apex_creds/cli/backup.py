@@ -87,7 +87,7 @@ def restore(
     place = session.home_of(settings)
     with restoring.staged(source, place) as stage:
         header, data = anyio.run(_root, stage)
-        uri = settings.master or root_header(header).master.uri
+        uri = session.master_uri(settings, header)
         provider = session.provider(uri, new=False)
 
         def key() -> SecretBytes:

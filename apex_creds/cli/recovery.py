@@ -293,7 +293,7 @@ def restore(
     """Give a keyring (or a file) the master key again, from shares."""
     settings = options.settings(ctx, home, master)
     header, data = anyio.run(_root, settings)
-    uri = settings.master or root_header(header).master.uri
+    uri = session.master_uri(settings, header)
     provider = session.provider(uri, new=False)
 
     async def work(key: SecretBytes) -> None:
@@ -320,7 +320,7 @@ def reset_master(
     settings = options.settings(ctx, home, master)
     header, data = anyio.run(_root, settings)
     lost = root_header(header).master
-    provider = session.provider(settings.master or lost.uri, new=True)
+    provider = session.provider(session.master_uri(settings, header), new=True)
     if anyio.run(recovering.has_key, provider, header):
         output.say(f"{provider.uri} has master key v{lost.version}: there is nothing to reset.")
         output.say("To replace a key that you have: apex-creds rotate master")

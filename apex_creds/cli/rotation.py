@@ -27,7 +27,6 @@ from apex_creds.scheduler.reencrypt import Progress as Moved
 from apex_creds.scheduler.report import Status, VersionLine
 from apex_creds.scheduler.worker import RotationWorker, next_fire
 from apex_creds.vault import Vault
-from apex_creds.vault.keystore import root_header
 
 T = TypeVar("T")
 
@@ -351,7 +350,7 @@ def _status_json(found: Status) -> dict[str, output.Json]:
 
 def _with_vault(chosen: options.Settings, work: Callable[[Vault], Awaitable[T]]) -> T:
     """As ``session.with_vault``, with a provider that can ask for a passphrase again."""
-    uri = chosen.master or root_header(session.read_header(chosen)).master.uri
+    uri = session.master_uri(chosen, session.read_header(chosen))
 
     async def body() -> T:
         provider = rotating_provider(uri)

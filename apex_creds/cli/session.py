@@ -26,6 +26,7 @@ from apex_creds.vault import Vault
 from apex_creds.vault.document import Header, parse
 from apex_creds.vault.home import resolve_home
 from apex_creds.vault.keystore import root_header
+from apex_creds.vault.masters import refuse_own
 
 T = TypeVar("T")
 
@@ -63,8 +64,20 @@ def find_provider(settings: Settings) -> MasterKeyProvider:
         VaultNotFoundError: There is no vault.
         IntegrityError: Its key store is malformed.
     """
-    recorded = root_header(read_header(settings)).master.uri
-    return provider(settings.master or recorded, new=False)
+    return provider(master_uri(settings, read_header(settings)), new=False)
+
+
+def master_uri(settings: Settings, header: Header) -> str:
+    """What ``--master`` says, else what the vault says.
+
+    Raises:
+        MasterKeyUnavailableError: Only the vault says so, and it is in its own directory.
+    """
+    if settings.master:
+        return settings.master
+    recorded = root_header(header).master.uri
+    refuse_own(recorded, home_of(settings))
+    return recorded
 
 
 def provider(uri: str, *, new: bool) -> MasterKeyProvider:

@@ -19,7 +19,6 @@ from apex_creds.scheduler import systemd
 from apex_creds.scheduler.reencrypt import Pace
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault import Vault
-from apex_creds.vault.keystore import root_header
 
 
 def worker(
@@ -43,7 +42,7 @@ def worker(
 ) -> None:
     """Rotate keys when they are due, until it is told to stop (SIGTERM, SIGINT)."""
     chosen = options.settings(ctx, home, master)
-    uri = chosen.master or root_header(session.read_header(chosen)).master.uri
+    uri = session.master_uri(chosen, session.read_header(chosen))
     rhythm = Rhythm(check=every, events=min(2.0, every), health=min(10.0, every))
 
     async def run() -> None:

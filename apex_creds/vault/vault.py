@@ -163,7 +163,7 @@ class Vault(Granting):
         audit_to: Iterable[Destination] = (),
     ) -> Self:
         storage = FileStorage(resolve_home(home))
-        masters = Masters(provider, first=first_key)
+        masters = Masters(provider, first=first_key, home=resolve_home(home))
         store = DocumentStore(storage, clock=clock, masters=masters)
         try:
             keystore = await store.unseal()

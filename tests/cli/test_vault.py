@@ -222,3 +222,14 @@ def test_the_passphrase_comes_before_what_is_imported(bare):
     done = bare.process("import", "-", *fd, "--json", stdin=words + b"A=value\n")
     assert done.json()["imported"] == ["A"]
     assert bare.process("list", *fd, stdin=b"wrong\n").code == 4
+
+
+def test_a_key_in_the_vaults_own_directory_is_named_each_time(bare):
+    bare.home.mkdir(mode=0o700)
+    key = f"file:{bare.home}/k"
+    assert bare("init", "--master", key).code == 0
+    for command in (("list",), ("rotate", "dek"), ("doctor",), ("worker",)):
+        done = bare(*command)
+        assert done.code != 0
+        assert "own directory" in done.out + done.err
+    assert bare("--master", key, "list").code == 0

@@ -30,6 +30,7 @@ from apex_creds.errors import (
     InvalidNameError,
     MasterKeyError,
     MasterKeyNotFoundError,
+    MasterKeyUnavailableError,
     RollbackDetectedError,
     StorageError,
     StorageFullError,
@@ -356,6 +357,24 @@ async def test_no_master_key(small: Path) -> None:
 async def test_no_such_provider(small: Path, uri: str) -> None:
     async with refused(small, InvalidInputError):
         await Vault.unseal(home_in(small), master=uri)
+
+
+@pytest.mark.parametrize("where", ["home/security/k", "home/k", "link/k"])
+async def test_a_key_beside_its_vault_is_used_only_if_it_is_named(
+    tmp_path: Path, where: str
+) -> None:
+    """Whoever replaces the whole directory may have brought both."""
+    home = home_in(tmp_path)
+    home.mkdir(mode=0o700)
+    (home / "security").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(home)
+    uri = f"file:{tmp_path / where}"
+    async with await Vault.create(home, master=uri):
+        pass
+    with pytest.raises(MasterKeyUnavailableError, match="own directory"):
+        await Vault.unseal(home)
+    async with await Vault.unseal(home, master=uri):
+        pass
 
 
 # -- places --------------------------------------------------------------------------
