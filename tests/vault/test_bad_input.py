@@ -198,7 +198,9 @@ async def test_a_newer_format_version_says_upgrade(small: Path) -> None:
 async def test_the_section_of_another_vault(small: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    async with await Vault.create(home_in(other), master=master_in(tmp_path)) as vault:
+    async with await Vault.create(
+        home_in(other), master=master_in(tmp_path), use_existing_key=True
+    ) as vault:
         await vault.put("a", ApiKey("theirs"))
     shutil.copy(section_file(other), section_file(small))
     async with refused(small, ForeignDocumentError):
@@ -210,7 +212,9 @@ async def test_the_key_store_of_another_vault_under_the_same_master_key(
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    async with await Vault.create(home_in(other), master=master_in(tmp_path)) as vault:
+    async with await Vault.create(
+        home_in(other), master=master_in(tmp_path), use_existing_key=True
+    ) as vault:
         await vault.put("a", ApiKey("theirs"))
     shutil.copy(keystore_file(other), keystore_file(small))
     for path in (home_in(small) / "security/audit").iterdir():
