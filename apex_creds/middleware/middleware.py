@@ -30,7 +30,14 @@ from apex_creds.middleware import logs, observe
 from apex_creds.middleware.call import NO_BASES, GuardedCall
 from apex_creds.middleware.consent import Bases, Consent
 from apex_creds.middleware.redact import OnLeak
-from apex_creds.middleware.shape import CREDENTIALS, is_async_stream, is_stream, shape_of
+from apex_creds.middleware.shape import (
+    CREDENTIALS,
+    is_async_stream,
+    is_stream,
+    is_stream_of_any_kind,
+    shape_of,
+)
+from apex_creds.middleware.size import is_large
 from apex_creds.middleware.streams import guard_async, guard_sync
 from apex_creds.migration import Fallback
 from apex_creds.policy.consent import DEADLINE, ConsentProvider
@@ -294,7 +301,9 @@ class CredentialMiddleware:
         try:
             with call.inside():
                 result = await self._call_plain(function, args, keywords)
-            return self._settle(call, result)
+            if call.redactor.idle or is_stream_of_any_kind(result) or not is_large(result):
+                return self._settle(call, result)
+            return await _settle_in_thread(call, result)
         except BaseException as error:
             result = None  # not redacted: it must not be in the frame that raises
             failure = call.fail(error)
@@ -370,6 +379,14 @@ def _caught(
         return _Raised(error)
 
 
+async def _settle_in_thread(call: GuardedCall, result: object) -> object:
+    """Ends a call whose result would hold up the event loop while it is searched."""
+    clean = functools.partial(call.clean, result, where="result")
+    cleaned = await anyio.to_thread.run_sync(clean)
+    call.finish()
+    return cleaned
+
+
 def _untouched(manifest: Manifest, function: Callable[..., object]) -> bool:
     """Whether a plugin has nothing to do with credentials."""
     if manifest.needs or current_invocation() is not None:
@@ -397,7 +414,9 @@ async def _await(
     try:
         with call.inside():
             result = await awaitable
-        return CredentialMiddleware._settle(call, result)
+        if call.redactor.idle or is_stream_of_any_kind(result) or not is_large(result):
+            return CredentialMiddleware._settle(call, result)
+        return await _settle_in_thread(call, result)
     except BaseException as error:
         result = None
         failure = call.fail(error)

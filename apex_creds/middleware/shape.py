@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import io
 import weakref
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Final, NamedTuple, TypeGuard
 
 CREDENTIALS: Final = "credentials"
@@ -87,3 +88,10 @@ def is_stream(result: object) -> TypeGuard[Iterable[object]]:
     if getattr(kind, "__iter__", None) is None or issubclass(kind, type):
         return False
     return not any(hasattr(kind, name) for name in _NO_STREAMS)
+
+
+def is_stream_of_any_kind(result: object) -> bool:
+    """Whether its steps are searched one by one, rather than itself."""
+    if isinstance(result, AsyncIterator | Iterator):
+        return not isinstance(result, io.IOBase)
+    return is_async_stream(result) or is_stream(result)

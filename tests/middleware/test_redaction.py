@@ -6,6 +6,7 @@ import base64
 import collections
 import dataclasses
 import json
+import threading
 import types
 import urllib.parse
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from apex_creds.errors import (
     SecretLeakError,
 )
 from apex_creds.middleware import OnLeak
+from apex_creds.middleware.redact import Redactor
 from tests.crypto.slots import open_slots
 from tests.leases.world import BLOB, KEY, PASSWORD, REFRESH, TOKEN, World, world_in
 
@@ -778,3 +780,43 @@ async def test_whatever_is_asked_for_is_the_one_denial(world: World, name: objec
     with pytest.raises(AccessDeniedError, match="was refused"):
         await world.call(plugin)
     assert len(world.reasons()) == 1
+
+
+# -- large results ------------------------------------------------------------------------
+
+LARGE: dict[str, Callable[[str], object]] = {
+    "many": lambda s: [*(str(at) for at in range(5000)), s],
+    "long": lambda s: "x" * 400_000 + s,
+    "dict": lambda s: {"a": {str(at): s for at in range(5000)}},
+    "struct": lambda s: Struct([b"x" * 400_000, s]),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+async def test_a_large_result_is_searched_in_a_thread(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    threads: list[bool] = []
+    search = Redactor.value
+
+    def watched(self, value, *, where):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return search(self, value, where=where)
+
+    monkeypatch.setattr(Redactor, "value", watched)
+    result = await pass_through(world, LARGE[kind])
+    assert threads == [False]
+    assert MARK in repr(result)
+    assert KEY not in repr(result)
+    assert await pass_through(world, str) == MARK
+    assert threads == [False, True], "a small one is not worth a thread"
+
+
+async def test_a_secret_is_found_at_any_place_in_long_data(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apex_creds.middleware.needles._PIECE", 64)
+    for at in range(100):
+        made = b"s" * at + KEY.encode() + b"k" * 70
+        result = await pass_through(world, lambda secret, made=made: made)
+        assert result == b"s" * at + MARK.encode() + b"k" * 70
