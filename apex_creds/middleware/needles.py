@@ -39,8 +39,9 @@ class Needles:
         if len(part) < SHORTEST:
             return []
         made = spellings(part)
-        self._needles += [_Needle(secret, name) for secret in made]
-        self._needles.sort(key=lambda needle: len(needle.secret), reverse=True)
+        more = [*self._needles, *(_Needle(secret, name) for secret in made)]
+        # A new list: another thread may be searching with the old one.
+        self._needles = sorted(more, key=lambda needle: len(needle.secret), reverse=True)
         return made
 
     def replace(self, data: bytes, found: set[str]) -> bytes:
