@@ -21,6 +21,7 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault, dek, reseal, rotate
 from apex_creds.vault.state import StateDocument
+from apex_creds.vault.store import Rekeyed
 from tests.vault.helpers import FakeClock, create, home_in, secret_for, unseal, values
 
 pytestmark = pytest.mark.anyio
@@ -169,7 +170,8 @@ async def test_a_rotation_that_lost_a_race_takes_its_key_back(
 async def test_a_rotation_that_fails_takes_its_key_back(
     vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_args: object, **_named: object) -> None:
+    def fail(_before: object, made: Rekeyed) -> None:
+        made.hierarchy.close()
         raise KeyStateError("injected", hint="-")
 
     monkeypatch.setattr(rotate, "_compare", fail)
