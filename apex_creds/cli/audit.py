@@ -160,7 +160,7 @@ def export(
     named = _namer(settings) if names else _same
     numbered = _NUMBER.fullmatch(since) is not None
     after = int(since) - 1 if numbered else 0
-    start = when.parse(since, now=time.time()) if since and not numbered else 0.0
+    start = when.parse_past(since, now=time.time()) if since and not numbered else 0.0
     events = (named(e) for e in read(directory, vault_id=vault_id, after=max(after, 0)))
     chosen = (event for event in events if event.time >= start)
     if form == "jsonl":

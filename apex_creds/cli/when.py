@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from apex_creds.policy.dates import parse, show
+from apex_creds.policy.dates import parse, parse_past, show
 
-__all__ = ["parse", "show"]
+__all__ = ["parse", "parse_past", "show"]

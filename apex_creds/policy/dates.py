@@ -36,6 +36,16 @@ def parse(text: str, *, now: float) -> float:
     return when
 
 
+def parse_past(text: str, *, now: float) -> float:
+    """As ``parse``, looking back: a date and time that has been, or a span before now.
+
+    Raises:
+        InvalidInputError: It is none of these.
+    """
+    span = _SPAN.fullmatch(text.strip())
+    return now - int(span[1]) * _SECONDS[span[2]] if span else _timestamp(text.strip())
+
+
 def _timestamp(text: str) -> float:
     try:
         at = datetime.fromisoformat(text)

@@ -114,6 +114,9 @@ def test_export(used, error):
     rows = list(csv.DictReader(io.StringIO(used("audit", "export", "--format", "csv").out)))
     assert rows[0]["kind"] == "init"
     assert used("audit", "export", "--since", "2099-01-01").out == ""
+    everything = used("audit", "export").out
+    assert used("audit", "export", "--since", "2020-01-01").out == everything
+    assert used("audit", "export", "--since", "1d").out == everything
     error(7, "audit", "export", "--format", "xml")
 
 
