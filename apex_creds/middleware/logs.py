@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
+import weakref
 from collections.abc import Callable
 from typing import Final
 
@@ -31,8 +32,8 @@ _OF_OTHERS: Final = frozenset({"asyncio", "concurrent.futures"})
 _OWN: Final = "apex_creds."
 _WITHHELD: Final = "[withheld]"
 
-_lock = threading.Lock()
-_brokers: list[LeaseBroker] = []
+_lock = threading.RLock()  # garbage is collected anywhere, also while it is held
+_brokers: list[weakref.ref[LeaseBroker]] = []
 _original: Callable[..., None] = logging.Logger.handle
 _searching = threading.local()
 
@@ -45,14 +46,20 @@ def install(broker: LeaseBroker) -> None:
     """
     global _original, _brokers
     with _lock:
-        _brokers = [*_brokers, broker]
+        _brokers = [*_brokers, weakref.ref(broker, _forget)]
         if len(_brokers) == 1:
             _original = logging.Logger.handle
             logging.Logger.handle = _handle  # type: ignore[method-assign]
 
 
 def uninstall(broker: LeaseBroker) -> None:
-    """Takes one ``install`` back."""
+    """Takes one ``install`` back; one that is dropped takes its own back."""
+    for other in _brokers:
+        if other() is broker:
+            _forget(other)
+
+
+def _forget(broker: weakref.ref[LeaseBroker]) -> None:
     global _brokers
     with _lock:
         _brokers = [other for other in _brokers if other is not broker]
@@ -76,8 +83,9 @@ def _redact_stray(record: logging.LogRecord) -> None:
     # The vault's own records hold no secret, and may be written under its locks.
     if record.name.startswith(_OWN) or getattr(_searching, "now", False):
         return
-    for broker in _brokers:
-        if broker.recent:
+    for known in _brokers:
+        broker = known()
+        if broker is not None and broker.recent:
             _searching.now = True
             redactor = StrayRedactor(broker)
             try:
