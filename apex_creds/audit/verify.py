@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +29,7 @@ from apex_creds.audit.checkpoint import (
 )
 from apex_creds.audit.events import Recorded
 from apex_creds.audit.files import TRY_LOCK, flock, missing, open_directory
+from apex_creds.audit.leaves import leaves_of
 from apex_creds.audit.note import VerifierKey
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import ApexCredsError, AuditTamperedError, IntegrityError
@@ -55,11 +55,6 @@ MAX_UNSIGNED_SECONDS: Final = 300.0
 """No process that works leaves more events unsigned, nor one for longer (``Cadence``)."""
 
 _KILLED: Final = "their writer was killed, or not ours"
-_TAIL: Final = lines.TAIL - 1
-_MARK: Final = lines.TAIL_OF.partition(b"%")[0]
-_BEFORE: Final = len(_MARK) - _TAIL
-_PIECE: Final = 2 * lines.MAX_LINE
-_NEXT: Final = b"\n" + lines.START.partition(b"%")[0]
 _HINT: Final = "Keep a copy, find out who did it, and restore the file."
 
 
@@ -365,81 +360,13 @@ class _Check:
 
     def _take(self, body: bytes, first: int) -> None:
         signed = self._marks[-1].size if self._marks else 0
-        leaves, wrong = _leaves_of(body, first, signed)
+        leaves, wrong = leaves_of(body, first, signed)
         self._pass_marks(leaves)
         if wrong:
             raise self._bad(first + len(leaves), wrong)
 
     def _bad(self, seq: int, how: str) -> _BadError:
         return _BadError(seq, how, self._segment)
-
-
-class _Slim(msgspec.Struct, frozen=True, gc=False):
-    seq: int
-    hash: str
-
-
-_decode_slim: Final = msgspec.json.Decoder(_Slim).decode_lines
-
-
-def _leaves_of(body: bytes, first: int, signed: int) -> tuple[list[bytes], str]:
-    """The leaves of all good lines, and what is wrong with the next one, if any.
-
-    Up to event ``signed`` the vault's signature says that the lines are of the schema;
-    later ones are asked.
-    """
-    leaves: list[bytes] = []
-    start = 0
-    while start < len(body):
-        # In pieces that a processor's cache holds.
-        end = body.rfind(b"\n", start, start + _PIECE) + 1 or start + _PIECE
-        piece = body[start:end]
-        more, wrong = _leaves_of_piece(piece, first + len(leaves), signed)
-        leaves += more
-        if wrong:
-            return leaves, wrong
-        start = end
-    return leaves, ""
-
-
-def _leaves_of_piece(piece: bytes, first: int, signed: int) -> tuple[list[bytes], str]:
-    found = piece.split(b"\n")
-    torn = found.pop()
-    slim = first + len(found) - 1 <= signed
-    leaves = _quick(piece[: len(piece) - len(torn)], found, first, slim=slim)
-    if leaves is None:
-        return _slow(found, first)
-    return leaves, lines.fault(first + len(found), torn) if torn else ""
-
-
-def _quick(
-    body: bytes, found: Sequence[bytes], first: int, *, slim: bool
-) -> list[bytes] | None:
-    """The leaves of lines that are all good, else None."""
-    count = len(found)
-    try:
-        events: Sequence[_Slim | Recorded]
-        events = _decode_slim(body) if slim else lines.decode_all(body)
-    except (msgspec.MsgspecError, ValueError):
-        return None
-    hashes = [sha256(b"\x00" + text[:-_TAIL] + b"}") for text in found]
-    right = (
-        body.count(_NEXT) == max(count - 1, 0)
-        and body.startswith(_NEXT[1:] if count else b"")
-        and [each.seq for each in events] == list(range(first, first + count))
-        and [each.hash for each in events] == [each.hexdigest() for each in hashes]
-        and [text[-_TAIL:_BEFORE] for text in found].count(_MARK) == count
-    )
-    return [each.digest() for each in hashes] if right else None
-
-
-def _slow(found: Sequence[bytes], first: int) -> tuple[list[bytes], str]:
-    leaves: list[bytes] = []
-    for seq, text in enumerate(found, start=first):
-        if wrong := lines.fault(seq, text + b"\n"):
-            return leaves, wrong
-        leaves.append(lines.leaf_of(text + b"\n"))
-    return leaves, "is not an event of this log's format"
 
 
 # -- reading -----------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from cryptography.fernet import Fernet
 from nacl.secret import SecretBox
 
 from apex_creds.crypto import decrepit
@@ -34,7 +33,7 @@ def test_every_altered_byte_is_refused() -> None:
             decrepit.secretbox_decrypt(key, box[:at] + bytes([box[at] ^ 1]) + box[at + 1 :])
 
 
-@pytest.mark.parametrize("key", [b"", b"short", b"\xff" * 44, Fernet.generate_key()])
+@pytest.mark.parametrize("key", [b"", b"short", b"\xff" * 44, b"QUJD" * 10 + b"QUI="])
 @pytest.mark.parametrize("token", [b"", b"not base64 !", b"\xff", SPEC_TOKEN, SPEC_TOKEN[:-8]])
 def test_fernet_failures_are_one_error_without_a_cause(key: bytes, token: bytes) -> None:
     with pytest.raises(DecryptionError) as caught:

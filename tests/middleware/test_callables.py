@@ -107,7 +107,11 @@ CALLABLES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("function", CALLABLES, ids=lambda f: getattr(f, "__name__", repr(f)))
+def named(function: object) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+@pytest.mark.parametrize("function", CALLABLES, ids=named)
 async def test_each_kind_of_callable(world: World, function) -> None:
     variable.set("set by the caller")
     with world.nothing_left():
@@ -117,7 +121,7 @@ async def test_each_kind_of_callable(world: World, function) -> None:
     assert [event.outcome for event in world.events("invocation")] == ["ok", "ok"]
 
 
-@pytest.mark.parametrize("function", CALLABLES, ids=lambda f: getattr(f, "__name__", repr(f)))
+@pytest.mark.parametrize("function", CALLABLES, ids=named)
 async def test_each_kind_of_callable_called_synchronously(world: World, function) -> None:
     """From a thread, as the older builds of a runtime do."""
     variable.set("set by the caller")
