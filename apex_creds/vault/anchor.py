@@ -76,6 +76,7 @@ class Anchor:
         self._root = root
         self._seen: dict[str, tuple[Token | None, int]] = {}
         self._replace = False
+        self._told: Checkpoint | None = None
 
     async def read(self) -> Anchored | None:
         """Returns what is anchored; None if nothing is, or the provider keeps no anchors.
@@ -140,7 +141,29 @@ class Anchor:
         """
         if self._keeper is None:
             return
-        self._keep(checkpoint, {name: at for name, (_, at) in self._seen.items() if at})
+        self._keep(checkpoint, self._stored())
+        self._told = checkpoint
+
+    def settle(self) -> None:
+        """Anchors the generations seen since the last checkpoint, where none came after it.
+
+        Does nothing if what is kept is not that checkpoint: another process was further,
+        or the vault was replaced.
+
+        Raises:
+            MasterKeyUnavailableError: It could not be kept.
+        """
+        told, documents = self._told, self._stored()
+        newest = None if told is None else self._newest()
+        if told is None or newest is None:
+            return
+        kept = newest.checkpoint
+        same = (kept.size, kept.root) == (told.size, told.root)
+        if same and any(at > newest.documents.get(n, 0) for n, at in documents.items()):
+            self._keep(told, documents)
+
+    def _stored(self) -> dict[str, int]:
+        return {name: at for name, (_, at) in self._seen.items() if at}
 
     def _keep(self, checkpoint: Checkpoint, documents: Mapping[str, int]) -> None:
         assert self._keeper is not None

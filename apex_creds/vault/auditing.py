@@ -107,6 +107,9 @@ class VaultLog:
         self.closed = True
         try:
             await anyio.to_thread.run_sync(self.log.close)
+            # Its thread may have signed the last event before the documents were looked at.
+            with suppress(ApexCredsError):
+                await anyio.to_thread.run_sync(self.anchor.settle)
         finally:
             self.signer.close()
             self.pseudonyms.close()

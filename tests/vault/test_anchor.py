@@ -133,6 +133,16 @@ async def test_a_swapped_section(place: Place) -> None:
         await vault.put("two", ApiKey("again"))
 
 
+async def test_a_document_is_anchored_if_its_event_was_signed_before(place: Place) -> None:
+    copy = place.save()
+    async with await Vault.unseal(place.home, master=place.master) as vault:
+        await vault.put("two", ApiKey("x"))
+        vault._logged.log.sign()  # as its thread may, before the vault closes
+    place.put_back(copy)
+    with pytest.raises(RollbackDetectedError, match="'api_keys' is at generation 1; 2 was"):
+        await place.use()
+
+
 async def test_a_crash_before_the_anchor_is_no_rollback(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
