@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from apex_creds.vault import Vault
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 from apex_creds.vault.factors import Factors
+from tests.faults.anchored import copies
 from tests.faults.killer import Run, Scenario
 from tests.faults.scenarios.factors import SUBJECT
 
@@ -39,7 +38,7 @@ async def homes(tmp_path: Path) -> Iterator[Path]:
             message = await challenger.issue("worker", SUBJECT)
             answer = key.answer(message, vault_id=vault.vault_id, allow=lambda _: True)
         (original / "answer").write_text(answer.hex())
-    return (Path(shutil.copytree(original, tmp_path / f"home{n}")) for n in count())
+    return copies(original, tmp_path)
 
 
 def runs(function: str, homes: Iterator[Path]) -> Iterator[tuple[Path, Run]]:
