@@ -28,6 +28,7 @@ from apex_creds.leases.lease import find_lease
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey
 from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer, ConsentRequest
+from apex_creds.policy.decide import UNVERIFIED
 from apex_creds.policy.manifest import Access, Manifest, Need, parse_manifest
 from apex_creds.vault import Vault
 from tests.leases.world import FakeClock
@@ -210,7 +211,13 @@ class Machine(RuleBasedStateMachine):
             self.bind(name, need)
 
     def bind(self, name: str, need: Need) -> None:
-        """A grant by command is from now on one for what its first user asks for."""
+        """A grant by command is from now on one for what its first user asks for.
+
+        Code that does not match its checksum is no such user: no grant counts for it, so
+        what it had rests on an answer, and the grant stays open for the first sound version.
+        """
+        if self.manifest.checksum.startswith(UNVERIFIED):
+            return
         if name in self.loose and name not in self.once:
             del self.loose[name]
             self.stored[name] &= asked(need)
@@ -256,7 +263,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestAccess = Machine.TestCase
-TestAccess.settings = settings(derandomize=True, 
+TestAccess.settings = settings(
     max_examples=60,
     stateful_step_count=30,
     deadline=None,
