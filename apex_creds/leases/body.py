@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import httpx
 
 from apex_creds.leases.lease import Lease, let_go
 from apex_creds.leases.pools import Turn
+
+T = TypeVar("T")
 
 _closing: Final[set[asyncio.Task[None]]] = set()
 
@@ -43,24 +45,51 @@ def failure(error: BaseException) -> Failure:
     return Failure(error, f"{type(error).__name__}: {words}")
 
 
-class AsyncBody(httpx.AsyncByteStream):
-    """The body of an asynchronous response."""
+class _Body(Generic[T]):
+    """What both kinds of body do; ``T`` is the stream within."""
 
     def __init__(
-        self, inner: httpx.AsyncByteStream, request: httpx.Request, turn: Turn, lease: Lease
+        self,
+        inner: T,
+        request: httpx.Request,
+        turn: Turn,
+        lease: Lease,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._inner: httpx.AsyncByteStream | None = inner
+        self._inner: T | None = inner
         self._request = request
         self._turn = turn
         self._lease_id = lease.id  # not the lease: a plugin holds this body
-        lease.keep(self, asyncio.get_running_loop())
+        lease.keep(self, loop)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it still has its connection."""
+        return self._inner is not None
+
+    def abandon(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Closes it from code that can't wait: its lease has ended."""
+        raise NotImplementedError
+
+    def _stream(self) -> T:
+        if self._inner is None:
+            raise httpx.StreamClosed
+        return self._inner
+
+    def _let_go(self) -> T | None:
+        inner, self._inner = self._inner, None
+        let_go(self._lease_id, self)
+        return inner
+
+
+class AsyncBody(_Body[httpx.AsyncByteStream], httpx.AsyncByteStream):
+    """The body of an asynchronous response."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         failed: Failure | None = None
-        if self._inner is None:
-            raise httpx.StreamClosed
+        inner = self._stream()
         try:
-            async for chunk in self._inner:
+            async for chunk in inner:
                 yield chunk
         except GeneratorExit:
             raise
@@ -68,11 +97,6 @@ class AsyncBody(httpx.AsyncByteStream):
             failed = failure(error)
         if failed is not None:
             raise failed.error(self._request)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it still has its connection."""
-        return self._inner is not None
 
     async def aclose(self) -> None:
         """Gives connection and turn back; idempotent."""
@@ -84,37 +108,22 @@ class AsyncBody(httpx.AsyncByteStream):
             self._turn.done()
 
     def abandon(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Closes it from code that can't wait: its lease has ended."""
+        """See ``_Body``."""
         inner = self._let_go()
         if inner is None or loop is None or loop.is_closed():
             self._turn.done()
         else:
             loop.call_soon_threadsafe(_close_soon, inner, self._turn)
 
-    def _let_go(self) -> httpx.AsyncByteStream | None:
-        inner, self._inner = self._inner, None
-        let_go(self._lease_id, self)
-        return inner
 
-
-class SyncBody(httpx.SyncByteStream):
+class SyncBody(_Body[httpx.SyncByteStream], httpx.SyncByteStream):
     """As ``AsyncBody``, for worker threads."""
-
-    def __init__(
-        self, inner: httpx.SyncByteStream, request: httpx.Request, turn: Turn, lease: Lease
-    ) -> None:
-        self._inner: httpx.SyncByteStream | None = inner
-        self._request = request
-        self._turn = turn
-        self._lease_id = lease.id  # not the lease: a plugin holds this body
-        lease.keep(self, None)
 
     def __iter__(self) -> Iterator[bytes]:
         failed: Failure | None = None
-        if self._inner is None:
-            raise httpx.StreamClosed
+        inner = self._stream()
         try:
-            yield from self._inner
+            yield from inner
         except GeneratorExit:
             raise
         except BaseException as error:  # noqa: BLE001 - whole, to be shown without its frames
@@ -122,23 +131,17 @@ class SyncBody(httpx.SyncByteStream):
         if failed is not None:
             raise failed.error(self._request)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it still has its connection."""
-        return self._inner is not None
-
     def close(self) -> None:
         """Gives connection and turn back; idempotent."""
-        inner, self._inner = self._inner, None
-        let_go(self._lease_id, self)
+        inner = self._let_go()
         try:
             if inner is not None:
                 inner.close()
         finally:
             self._turn.done()
 
-    def abandon(self, _: asyncio.AbstractEventLoop | None) -> None:
-        """Closes it: its lease has ended."""
+    def abandon(self, loop: asyncio.AbstractEventLoop | None) -> None:  # noqa: ARG002
+        """See ``_Body``."""
         self.close()
 
 

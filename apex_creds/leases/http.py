@@ -8,6 +8,7 @@ that a plugin could use to listen in are refused or dropped.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 import httpx
@@ -66,11 +67,12 @@ class InjectingTransport(httpx.AsyncBaseTransport):
         """Sends a copy of ``request`` that carries the secret."""
         taken = snapshot(request)
         use = taken.use(self._scope)
-        turn = await find_lease(self._lease_id).broker.pools.turn(taken)
-        sent: httpx.Response | Failure | None = None
+        lease, turn = find_lease(self._lease_id), Turn()
+        if use.origin in lease.permission.origins:
+            patience = taken.timeout["pool"]
+            turn = await lease.broker.pools.turn(use.origin, patience=patience)
         try:
-            broker = find_lease(self._lease_id).broker
-            lease, record, opened = await broker.redeem(self._lease_id, use)
+            lease, record, opened = await lease.broker.redeem(self._lease_id, use)
             with opened:
                 outgoing = _injected(taken, opened, record.info)
             sent = outgoing if isinstance(outgoing, Failure) else await _send(lease, outgoing)
@@ -79,7 +81,7 @@ class InjectingTransport(httpx.AsyncBaseTransport):
                 raise sent.error(request)
             stream = sent.stream
             assert isinstance(stream, httpx.AsyncByteStream)
-            body = AsyncBody(stream, request, turn, lease)
+            body = AsyncBody(stream, request, turn, lease, asyncio.get_running_loop())
             turn = Turn()
         finally:
             turn.done()
@@ -104,11 +106,12 @@ class SyncInjectingTransport(httpx.BaseTransport):
         """Sends a copy of ``request`` that carries the secret."""
         taken = snapshot(request)
         use = taken.use(self._scope)
-        turn = find_lease(self._lease_id).broker.pools.turn_blocking(taken)
-        sent: httpx.Response | Failure | None = None
+        lease, turn = find_lease(self._lease_id), Turn()
+        if use.origin in lease.permission.origins:
+            patience = taken.timeout["pool"]
+            turn = lease.broker.pools.turn_blocking(use.origin, patience=patience)
         try:
-            broker = find_lease(self._lease_id).broker
-            lease, record, opened = broker.redeem_blocking(self._lease_id, use)
+            lease, record, opened = lease.broker.redeem_blocking(self._lease_id, use)
             with opened:
                 outgoing = _injected(taken, opened, record.info)
             sent = (

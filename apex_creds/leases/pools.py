@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import anyio
 import httpx
 
-if TYPE_CHECKING:
-    from apex_creds.leases.outgoing import Snapshot
+from apex_creds.model import Origin
 
 _AT_ONCE: Final = 32
 """Requests to one origin; a slow server keeps only its own origin's turns."""
@@ -56,38 +55,38 @@ class Pools:
         self._given = transport
         self._sync_given = sync_transport
         self._lock = threading.Lock()  # worker threads come here at once
-        self._turns: dict[str, anyio.Semaphore] = {}
-        self._sync_turns: dict[str, threading.BoundedSemaphore] = {}
+        self._turns: dict[Origin, anyio.Semaphore] = {}
+        self._sync_turns: dict[Origin, threading.BoundedSemaphore] = {}
         self._made: httpx.AsyncHTTPTransport | None = None
         self._sync_made: httpx.HTTPTransport | None = None
 
-    async def turn(self, request: Snapshot) -> Turn:
-        """Waits for a free connection to the request's origin.
+    async def turn(self, origin: Origin, *, patience: float | None) -> Turn:
+        """Waits for a free connection to an origin, ``patience`` seconds at most.
+
+        Ask only for origins that are allowed: each is remembered.
 
         Raises:
-            httpx.PoolTimeout: The request's own time-out for that has passed.
+            httpx.PoolTimeout: None became free in that time.
         """
         if self._given is not None:
             return Turn()
-        origin = str(request.url.copy_with(path="/", query=None, fragment=None))
         turns = self._turns.setdefault(origin, anyio.Semaphore(_AT_ONCE))
         try:
             turns.acquire_nowait()
         except anyio.WouldBlock:
-            with anyio.move_on_after(request.timeout["pool"]) as waiting:
+            with anyio.move_on_after(patience) as waiting:
                 await turns.acquire()
             if waiting.cancelled_caught:
                 raise httpx.PoolTimeout(_TIMED_OUT) from None
         return Turn(turns.release)
 
-    def turn_blocking(self, request: Snapshot) -> Turn:
+    def turn_blocking(self, origin: Origin, *, patience: float | None) -> Turn:
         """As ``turn``, in a worker thread."""
         if self._sync_given is not None:
             return Turn()
-        origin = str(request.url.copy_with(path="/", query=None, fragment=None))
         with self._lock:
             turns = self._sync_turns.setdefault(origin, threading.BoundedSemaphore(_AT_ONCE))
-        if not turns.acquire(timeout=request.timeout["pool"]):
+        if not turns.acquire(timeout=patience):
             raise httpx.PoolTimeout(_TIMED_OUT)
         return Turn(turns.release)
 

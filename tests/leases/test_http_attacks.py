@@ -220,3 +220,17 @@ async def test_a_slow_origin_keeps_no_other_waiting(
         with anyio.fail_after(20):
             assert await world.call(quick, needs=({"name": "other"},)) == 200
         tasks.cancel_scope.cancel()
+
+
+async def test_origins_that_are_refused_are_not_remembered(world: World, here: Server) -> None:
+    """A plugin can't fill memory by asking for ever new ones."""
+
+    async def plugin(credentials):
+        async with credentials["web"].client() as http:
+            await http.get(f"{here.origin}/v1/a")
+            for number in range(20):
+                with pytest.raises(RequestNotAllowedError):
+                    await http.get(f"http://host{number}.example/v1/a")
+
+    await world.call(plugin, needs=(NEED,))
+    assert len(world.middleware.broker.pools._turns) == 1
