@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -137,8 +138,8 @@ def _table(
 
 def _attributes(struct: type[msgspec.Struct]) -> dict[str, str]:
     """What a class says of its attributes."""
-    text = (struct.__doc__ or "").partition("Attributes:\n")[2]
-    found = re.findall(r"^ {8}(\w+): ((?:.+\n?)(?: {12}.+\n?)*)", text, re.MULTILINE)
+    text = inspect.cleandoc(struct.__doc__ or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^ {4}(\w+): ((?:.+\n?)(?: {8}.+\n?)*)", text, re.MULTILINE)
     return {name: " ".join(what.replace("``", "`").split()) for name, what in found}
 
 

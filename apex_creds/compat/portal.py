@@ -51,4 +51,7 @@ def _serve(ready: Future[BlockingPortal]) -> None:
     except BaseException as error:
         if not ready.done():
             ready.set_exception(error)
-        raise
+        # Python 3.12.0 to 3.12.2 start no thread at exit (gh-113964), not even the one in
+        # which asyncio ends its executor. By then all the work is done.
+        if not (isinstance(error, RuntimeError) and "interpreter shutdown" in str(error)):
+            raise

@@ -116,6 +116,9 @@ def told(entry: Entry) -> None:
     assert entry.name
 
 
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
 @quick
 @given(st.data())
 def test_a_damaged_fernet_file_is_one_error(data: st.DataObject) -> None:
@@ -127,7 +130,8 @@ def test_a_damaged_fernet_file_is_one_error(data: st.DataObject) -> None:
             reading = read_fernet(damaged, [old.MASTER])
         except DecryptionError:
             continue
-        assert not reading.entries or damaged.strip() == whole
+        # Fernet reads both base64 alphabets: the same bytes spelt otherwise are whole.
+        assert not reading.entries or damaged.strip().translate(_URL_SAFE) == whole
 
 
 @quick
