@@ -47,10 +47,16 @@ __all__ = [
     "SecretLeakError",
     "SecretMisuseError",
     "SecretWipedError",
+    "StorageBusyError",
     "StorageError",
     "StorageFullError",
     "StorageLockedError",
     "StorageReadOnlyError",
+    "StorageSchemaError",
+    "StorageStaleError",
+    "StorageTimeoutError",
+    "StorageUncertainError",
+    "StorageUnreachableError",
     "UnknownKeyError",
     "UnsafeKeyringError",
     "UnsafePathError",
@@ -212,6 +218,30 @@ class StorageReadOnlyError(StorageError):
 
 class StorageLockedError(StorageError):
     """Another process holds the write lock for too long."""
+
+
+class StorageUnreachableError(StorageError):
+    """The database server can't be reached, also not by trying again; nothing was written."""
+
+
+class StorageUncertainError(StorageUnreachableError):
+    """The server went away during a write, which may have happened or not: read again."""
+
+
+class StorageStaleError(StorageError):
+    """The server can't be reached, and what is in memory is too old to be relied on."""
+
+
+class StorageBusyError(StorageError):
+    """No connection became free in time: too many at once, here or at the server."""
+
+
+class StorageTimeoutError(StorageError):
+    """A statement took longer than it may; nothing was changed."""
+
+
+class StorageSchemaError(StorageError):
+    """The tables in the database are not of this program's version, or are missing."""
 
 
 class ConflictError(StorageError):

@@ -6,16 +6,28 @@ the layer above has encrypted and authenticated, and it never looks into them.
 
 from __future__ import annotations
 
-from apex_creds.storage.base import Shredded, Storage, Stored, Token, WriteResult
+from apex_creds.storage.base import (
+    SharedStorage,
+    Shredded,
+    Storage,
+    Stored,
+    Token,
+    Write,
+    WriteResult,
+    shared,
+)
 from apex_creds.storage.file import FileStorage
 from apex_creds.storage.memory import MemoryStorage
 
 __all__ = [
     "FileStorage",
     "MemoryStorage",
+    "SharedStorage",
     "Shredded",
     "Storage",
     "Stored",
     "Token",
+    "Write",
     "WriteResult",
+    "shared",
 ]

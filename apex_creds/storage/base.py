@@ -8,9 +8,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Final, Literal, NewType, Protocol, TypeAlias, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Final,
+    Literal,
+    NewType,
+    Protocol,
+    TypeAlias,
+    runtime_checkable,
+)
+
+import anyio
 
 from apex_creds.errors import InvalidNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
 KEYSTORE: Final = "keystore"
 CONFIG: Final = "config"
@@ -104,6 +118,136 @@ class Storage(Protocol):
 
     async def close(self) -> None:
         """Lets go of every resource; idempotent. Stored documents stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One of several writes that happen together; see ``Storage.write``.
+
+    Attributes:
+        name: The document.
+        data: All its bytes. None writes nothing: the document must exist at ``expected``
+            when the others are written, and stays there until they are; the result is
+            ``expected`` again.
+        expected: See ``Storage.write``.
+    """
+
+    name: str
+    data: Data | None = field(repr=False)
+    expected: Token | None
+
+
+class Leadership:
+    """Whether this process leads in something; true while it does.
+
+    Once lost it is never had again: ask ``SharedStorage.leader`` anew.
+    """
+
+    __slots__ = ("_ended",)
+
+    def __init__(self, *, held: bool) -> None:
+        self._ended = anyio.Event()
+        if not held:
+            self._ended.set()
+
+    def __bool__(self) -> bool:
+        return not self._ended.is_set()
+
+    def lose(self) -> None:
+        """Says that it is over; idempotent."""
+        self._ended.set()
+
+    async def ended(self) -> None:
+        """Returns when this process is not the leader (any more)."""
+        await self._ended.wait()
+
+
+@runtime_checkable
+class SharedStorage(Storage, Protocol):
+    """A storage that several processes on several machines share.
+
+    ``change_token`` answers from a map of what was there at the last ``look()`` (and of
+    what this storage read or wrote itself since), so that it costs no round trip.
+    """
+
+    staleness: float
+    """Seconds for which the map may be used while the storage can't be reached."""
+
+    @property
+    def shards(self) -> int:
+        """In how many documents the layer above keeps a section; 0: this is not shared."""
+
+    async def look(self) -> None:
+        """Brings the map up to date; callers at the same time share one round trip.
+
+        It sees every write that had returned, in any process, when it was called. Where
+        the storage can't be reached it returns without having looked, as long as
+        ``stale_for()`` is within ``staleness``.
+
+        Raises:
+            StorageStaleError: Not reachable, and the map is too old to be used.
+        """
+
+    def stale_for(self) -> float:
+        """Seconds since the last good look began; 0.0 while looks succeed."""
+
+    def changes(self) -> int:
+        """Grows whenever a token in the map changes: equal means that all still hold."""
+
+    def watch(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Calls ``call`` on the event loop after the map changed, for whatever reason.
+
+        Returns:
+            What ends that.
+        """
+
+    async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
+        """Those of the documents that exist, as they were at one moment."""
+
+    async def write_many(self, writes: Sequence[Write]) -> list[WriteResult]:
+        """Writes all or nothing; durable on return. Every name at most once.
+
+        Raises:
+            ConflictError: One of them is not at its ``expected`` any more.
+        """
+
+    def leader(self, what: str) -> AbstractAsyncContextManager[Leadership]:
+        """Whether this caller leads in ``what`` during the block; never waits for it.
+
+        Of all callers in all processes at most one does. It is lost with the connection,
+        or the process, that it was had on.
+        """
+
+    def claim(
+        self, names: Iterable[str], *, limit: int
+    ) -> AbstractAsyncContextManager[list[str]]:
+        """Up to ``limit`` of ``names`` that nobody else has claimed, until the block ends.
+
+        A claim only shares out work. It does not keep anybody from writing a document.
+        """
+
+    async def append_lines(self, stream: str, lines: Sequence[bytes], *, first: int) -> None:
+        """Adds to an append-only stream of lines; durable on return, all or nothing.
+
+        Args:
+            stream: Its name, such as a document's.
+            lines: Opaque, without their line ends.
+            first: The number of the first of them; the stream has exactly as many now.
+
+        Raises:
+            ConflictError: The stream has another number of lines.
+        """
+
+    async def read_lines(self, stream: str, *, first: int = 0, limit: int) -> list[bytes]:
+        """At most ``limit`` lines of a stream, from number ``first`` (the first is 0)."""
+
+    async def streams(self) -> dict[str, int]:
+        """The streams that there are, and how many lines each has."""
+
+
+def shared(storage: Storage) -> SharedStorage | None:
+    """``storage`` where several processes may share it; None for files and the like."""
+    return storage if isinstance(storage, SharedStorage) and storage.shards else None
 
 
 def check_document_name(name: str) -> str:

@@ -1,82 +1,265 @@
 """Documents in memory, for tests and simulations.
 
-Guarantee: the same promises as any backend, except that nothing outlives the object.
+Guarantee: the same promises as any backend, except that nothing outlives the object and
+its peers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from anyio.lowlevel import checkpoint
 
-from apex_creds.errors import ConflictError, StorageError
+from apex_creds.errors import ConflictError, StorageError, StorageUnreachableError
 from apex_creds.storage.base import (
     MAX_DOCUMENT_BYTES,
     Data,
+    Leadership,
     Shredded,
     Stored,
     Token,
+    Write,
     WriteResult,
     check_document_name,
 )
+from apex_creds.storage.looking import Looking
+from apex_creds.storage.versions import Versions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+
+@dataclass(slots=True)
+class _Place:
+    """What peers share."""
+
+    documents: dict[str, Stored] = field(default_factory=dict)
+    versions: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    leaders: dict[str, Leadership] = field(default_factory=dict)
+    claimed: set[str] = field(default_factory=set)
+    streams: dict[str, list[bytes]] = field(default_factory=dict)
 
 
 class MemoryStorage:
-    """A dictionary behind the ``Storage`` protocol; for one event loop."""
+    """A dictionary behind the ``Storage`` protocol; for one event loop.
 
-    def __init__(self) -> None:
-        self._documents: dict[str, Stored] = {}
-        self._versions = itertools.count(1)
+    Args:
+        shards: More than 0 makes it behave as a ``SharedStorage``: ``change_token`` is
+            then as of the last ``look()``.
+        staleness: See ``SharedStorage``.
+        monotonic: What staleness is measured with.
+    """
+
+    def __init__(
+        self,
+        *,
+        shards: int = 0,
+        staleness: float = 5.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.staleness = staleness
+        self.reachable = True
+        """Tests set it to False to part this storage from its peers."""
+        self._shards = shards
+        self._monotonic = monotonic
+        self._place = _Place()
+        self._versions = Versions()
+        self._looking = Looking(self._take_in, monotonic=monotonic)
+        self._leads: list[Leadership] = []
+
+    def peer(self) -> MemoryStorage:
+        """Another storage over the same documents, as another process would have it."""
+        other = MemoryStorage(
+            shards=self._shards, staleness=self.staleness, monotonic=self._monotonic
+        )
+        other._place = self._place
+        return other
+
+    @property
+    def shards(self) -> int:
+        """See ``SharedStorage``."""
+        return self._shards
 
     def change_token(self, name: str) -> Token | None:
         """See ``Storage``."""
-        stored = self._documents.get(check_document_name(name))
-        return None if stored is None else stored.token
+        check_document_name(name)
+        if self._shards:
+            return self._versions.get(name)
+        return self._now(name)
 
     async def prepare(self) -> None:
         """See ``Storage``."""
-        await checkpoint()
+        await self._visit()
 
     async def read(self, name: str) -> Stored | None:
         """See ``Storage``."""
         check_document_name(name)
-        await checkpoint()
-        return self._documents.get(name)
+        return (await self.read_many([name])).get(name)
 
     async def write(
         self, name: str, data: Data, *, expected: Token | None, shred: bool = False
     ) -> WriteResult:
         """See ``Storage``; freed memory is not wiped, so shredding is unverifiable."""
-        check_document_name(name)
-        if len(data) > MAX_DOCUMENT_BYTES:
-            raise StorageError(f"The document {name!r} is larger than 1 GiB.")
-        await checkpoint()
-        replaced = self._check(name, expected)
-        token = Token(("memory", next(self._versions)))
-        self._documents[name] = Stored(bytes(data), token)
-        return WriteResult(token, "unverifiable" if shred and replaced else "no")
+        [result] = await self.write_many([Write(name, data, expected)])
+        return WriteResult(
+            result.token, "unverifiable" if shred and expected is not None else "no"
+        )
 
     async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
         """See ``Storage``."""
         check_document_name(name)
-        await checkpoint()
+        await self._visit()
         self._check(name, expected)
-        del self._documents[name]
+        del self._place.documents[name]
+        self._did(name, None)
         return "unverifiable" if shred else "no"
 
     async def names(self) -> list[str]:
         """See ``Storage``."""
-        await checkpoint()
-        return sorted(self._documents)
+        await self._visit()
+        return sorted(self._place.documents)
 
     async def close(self) -> None:
         """See ``Storage``."""
+        await self._looking.stop()
         await checkpoint()
 
-    def _check(self, name: str, expected: Token | None) -> bool:
-        current = self.change_token(name)
-        if current != expected:
+    # -- shared ----------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """See ``SharedStorage``."""
+        await self._looking.look(staleness=self.staleness)
+
+    def stale_for(self) -> float:
+        """See ``SharedStorage``."""
+        return self._looking.stale_for()
+
+    def changes(self) -> int:
+        """See ``SharedStorage``."""
+        return self._versions.changes
+
+    def watch(self, call: Callable[[], None]) -> Callable[[], None]:
+        """See ``SharedStorage``."""
+        return self._versions.watch(call)
+
+    async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
+        """See ``SharedStorage``."""
+        wanted = [check_document_name(name) for name in names]
+        asked, before = self._versions.asked(), self._versions.changes
+        await self._visit()
+        found = {name: self._place.documents.get(name) for name in wanted}
+        await checkpoint()  # an answer takes its time too
+        for name, stored in found.items():
+            self._versions.learn(name, stored.token if stored else None, asked=asked)
+        self._versions.tell(since=before)
+        return {name: stored for name, stored in found.items() if stored is not None}
+
+    async def write_many(self, writes: Sequence[Write]) -> list[WriteResult]:
+        """See ``SharedStorage``."""
+        for write in writes:
+            check_document_name(write.name)
+            if write.data is not None and len(write.data) > MAX_DOCUMENT_BYTES:
+                raise StorageError(f"The document {write.name!r} is larger than 1 GiB.")
+        await self._visit()
+        for write in writes:
+            self._check(write.name, write.expected)
+        return [self._replace(write) for write in writes]
+
+    @contextlib.asynccontextmanager
+    async def leader(self, what: str) -> AsyncIterator[Leadership]:
+        """See ``SharedStorage``."""
+        await self._visit()
+        leaders = self._place.leaders
+        ours = Leadership(held=not leaders.get(what))
+        if ours:
+            leaders[what] = ours
+            self._leads.append(ours)
+        try:
+            yield ours
+        finally:
+            ours.lose()
+
+    @contextlib.asynccontextmanager
+    async def claim(self, names: Iterable[str], *, limit: int) -> AsyncIterator[list[str]]:
+        """See ``SharedStorage``."""
+        wanted = dict.fromkeys(check_document_name(name) for name in names)
+        await self._visit()
+        claimed = self._place.claimed
+        ours = [name for name in wanted if name not in claimed][:limit]
+        claimed.update(ours)
+        try:
+            yield ours
+        finally:
+            claimed.difference_update(ours)
+
+    async def append_lines(self, stream: str, lines: Sequence[bytes], *, first: int) -> None:
+        """See ``SharedStorage``."""
+        check_document_name(stream)
+        await self._visit()
+        there = self._place.streams.get(stream, [])
+        if len(there) != first:
             raise ConflictError(
-                f"The document {name!r} was changed meanwhile.", hint="Read it again and retry."
+                f"The stream {stream!r} has {len(there)} lines, not {first}.",
+                hint="Ask how many it has, and go on from there.",
             )
-        return current is not None
+        self._place.streams[stream] = [*there, *lines]
+
+    async def read_lines(self, stream: str, *, first: int = 0, limit: int) -> list[bytes]:
+        """See ``SharedStorage``."""
+        check_document_name(stream)
+        await self._visit()
+        return self._place.streams.get(stream, [])[first : first + limit]
+
+    async def streams(self) -> dict[str, int]:
+        """See ``SharedStorage``."""
+        await self._visit()
+        return {name: len(lines) for name, lines in self._place.streams.items() if lines}
+
+    # -- inside ----------------------------------------------------------------------
+
+    async def _visit(self) -> None:
+        """What the network would be: others get their turn, and it may be down."""
+        await checkpoint()
+        if not self.reachable:
+            for lead in self._leads:
+                lead.lose()
+            raise StorageUnreachableError("The memory storage can't be reached.")
+
+    async def _take_in(self) -> None:
+        asked, before = self._versions.asked(), self._versions.changes
+        await self._visit()
+        documents = dict(self._place.documents)
+        await checkpoint()
+        for name in {*documents, *self._versions.known()}:
+            stored = documents.get(name)
+            self._versions.learn(name, stored.token if stored else None, asked=asked)
+        self._versions.tell(since=before)
+
+    def _now(self, name: str) -> Token | None:
+        stored = self._place.documents.get(name)
+        return None if stored is None else stored.token
+
+    def _replace(self, write: Write) -> WriteResult:
+        if write.data is None:
+            return WriteResult(write.expected)
+        token = Token(("memory", next(self._place.versions)))
+        self._place.documents[write.name] = Stored(bytes(write.data), token)
+        self._did(write.name, token)
+        return WriteResult(token)
+
+    def _did(self, name: str, token: Token | None) -> None:
+        before = self._versions.changes
+        self._versions.put(name, token)
+        self._versions.tell(since=before)
+
+    def _check(self, name: str, expected: Token | None) -> None:
+        if self._now(name) == expected:
+            return
+        self._versions.put(name, self._now(name))  # so that who reads again gets this one
+        raise ConflictError(
+            f"The document {name!r} was changed meanwhile.", hint="Read it again and retry."
+        )
