@@ -24,9 +24,7 @@ from apex_creds.migration.report import EntryReport, Fate
 from apex_creds.migration.state import SourceState, Written
 from apex_creds.model import SECTIONS, CredentialInfo, Secret
 from apex_creds.vault import Opened, PutItem, Vault
-from apex_creds.vault.document import parse
-from apex_creds.vault.section import Record, open_section
-from apex_creds.vault.store import off_loop
+from apex_creds.vault.section import Record
 
 ACTION: Final = "migrate"
 BATCH: Final = 200
@@ -174,16 +172,10 @@ class Copying:
     async def _stored(self, section: str) -> Mapping[str, Record]:
         """A section's records out of the storage, not out of memory."""
         store = self._vault.store
-        keystore = await store.keystore()
-        stored = await store.storage.read(section)
-        if stored is None:
+        found = await store.reread(section)
+        if found.header is None:
             raise _lost()
-        packed = parse(stored.data, section=section, vault_id=keystore.header.vault_id)
-        keys = await store.keys_for(section, packed.header.kek_version)
         await store.keystore()  # whoever moved a record to a new key made that key before
-        found = await off_loop(
-            len(stored.data) >> 9, lambda: open_section(packed, token=stored.token, keys=keys)
-        )
         return found.records
 
     def _compare(self, target: Target, record: Record | None, info: CredentialInfo) -> None:

@@ -226,8 +226,8 @@ class Engine:
         if action is Action.ROTATE:
             await rotate.rotate_kek(self.store, replaces=group[0].version, now=now)
         elif action is Action.MOVE:
-            for name in (await reseal.scan(self.store)).stale:
-                await reseal.reseal(self.store, name)
+            stale = (await reseal.scan(self.store)).stale
+            await reseal.reseal(self.store, *stale)
         elif action is Action.RETIRE:
             await rotate.retire_keks(self.store, now=now)
         else:

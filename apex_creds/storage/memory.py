@@ -244,8 +244,9 @@ class MemoryStorage:
         return None if stored is None else stored.token
 
     def _replace(self, write: Write) -> WriteResult:
-        if write.data is None:
+        if write.data is None and write.expected is not None:
             return WriteResult(write.expected)
+        assert write.data is not None
         token = Token(("memory", next(self._place.versions)))
         self._place.documents[write.name] = Stored(bytes(write.data), token)
         self._did(write.name, token)

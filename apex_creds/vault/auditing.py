@@ -30,7 +30,7 @@ from apex_creds.model import Clock
 from apex_creds.vault.anchor import Anchor, Anchored, open_signing_key
 from apex_creds.vault.config import read_config
 from apex_creds.vault.home import audit_directory
-from apex_creds.vault.keystore import Keystore, KeystoreBody
+from apex_creds.vault.keystore import KeystoreBody, root_key
 from apex_creds.vault.store import DocumentStore
 
 __all__ = ["Pseudonyms", "VaultLog", "open_log", "root_key"]
@@ -227,8 +227,3 @@ async def _accept(
         return msgspec.structs.replace(body, sections=floors)
 
     await store.commit_keystore(lowered)
-
-
-def root_key(keystore: Keystore) -> SecretBytes:
-    """The key from which the vault derives its own; the hierarchy owns it."""
-    return keystore.hierarchy.unwrap(keystore.body.root, keystore.body.root.primary.version)

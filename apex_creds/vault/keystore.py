@@ -85,6 +85,11 @@ class Keystore:
         return self.hierarchy.unwrap(keyset, version)
 
 
+def root_key(keystore: Keystore) -> SecretBytes:
+    """The key from which the vault derives its own; the hierarchy owns it."""
+    return keystore.hierarchy.unwrap(keystore.body.root, keystore.body.root.primary.version)
+
+
 def root_header(header: Header) -> RootHeader:
     """The key store's clear part.
 

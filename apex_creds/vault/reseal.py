@@ -17,7 +17,7 @@ from apex_creds.errors import ConflictError, SecretWipedError, UnknownKeyError
 from apex_creds.keys.hierarchy import is_wrapped
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS
-from apex_creds.storage.base import STATE_DOCUMENTS, Token
+from apex_creds.storage.base import STATE_DOCUMENTS, Data, Token
 from apex_creds.vault.document import Header, mac_of, pack, parse, unpack
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.seen import missing, refuse_rollback
@@ -66,10 +66,10 @@ async def scan(store: DocumentStore) -> KekScan:
     Raises:
         IntegrityError: A document is not what this vault wrote.
     """
-    documents = {}
+    await store.settle()
+    documents: dict[str, int] = {}
     for name in SECTION_NAMES:
-        header = (await store.section(name)).header
-        documents[name] = header.kek_version if header else _ABSENT
+        documents |= await store.kek_versions(name)
     for name in STATE_DOCUMENTS:
         documents[name] = await _state_version(store, name)
     keystore = await store.keystore()
@@ -90,15 +90,19 @@ def wrapped_under(keystore: Keystore) -> dict[int, int]:
     return counts
 
 
-async def reseal(store: DocumentStore, name: str) -> None:
-    """Commits a document again, under the primary KEK; one that does not exist, empty.
+async def reseal(store: DocumentStore, *names: str) -> None:
+    """Commits documents again, under the primary KEK; those that do not exist, empty.
 
     Raises:
         ConflictError: Other writers were first, a hundred times.
     """
-    if name in SECTION_NAMES:
-        await store.commit_section(name, lambda before, _: before.records)
-        return
+    await store.recommit([name for name in names if name not in STATE_DOCUMENTS])
+    for name in names:
+        if name in STATE_DOCUMENTS:
+            await _reseal_one(store, name)
+
+
+async def _reseal_one(store: DocumentStore, name: str) -> None:
     for _ in range(ATTEMPTS):
         try:
             await _reseal_state(store, name)
@@ -139,7 +143,7 @@ async def _reseal_state(store: DocumentStore, name: str) -> None:
     store.seen.note(name, (header.generation, mac_of(data)))
 
 
-async def _read(store: DocumentStore, name: str) -> tuple[Header, bytes, Token] | None:
+async def _read(store: DocumentStore, name: str) -> tuple[Header, Data, Token] | None:
     """Header, body and token of a state document, checked; None where there is none."""
     keystore = await store.keystore()
     floor, seen = store.floor(name, keystore), store.seen.newest(name)

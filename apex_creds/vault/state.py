@@ -22,7 +22,7 @@ from apex_creds.errors import (
     SecretWipedError,
     UnknownKeyError,
 )
-from apex_creds.storage.base import Token
+from apex_creds.storage.base import Data, Token
 from apex_creds.vault.document import Header, mac_of, pack, parse, unpack
 from apex_creds.vault.seen import missing, refuse_rollback
 from apex_creds.vault.store import ATTEMPTS, DocumentStore, too_busy
@@ -68,6 +68,7 @@ class StateDocument(Generic[T]):
         Raises:
             IntegrityError: What is stored is not what this vault wrote.
         """
+        await self._store.look()
         found = self.now()
         return found if found is not None else (await self._load()).value
 
@@ -146,7 +147,7 @@ class StateDocument(Generic[T]):
         self._seen = _Version(written.token, header.generation, mac_of(data), value)
         self._store.seen.note(self._name, (header.generation, self._seen.mac))
 
-    def _decode(self, plaintext: bytes) -> T:
+    def _decode(self, plaintext: Data) -> T:
         if not plaintext:  # made by ``reseal``, which does not know the type
             return self._empty
         try:

@@ -12,7 +12,7 @@ section of generation g therefore sees every key version that was made before g.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -33,7 +33,7 @@ from apex_creds.errors import (
 from apex_creds.keys.hierarchy import KEYSTORE, DocumentKeys, Hierarchy, master_check
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
-from apex_creds.storage.base import Data, Shredded, Storage, Stored
+from apex_creds.storage.base import Shredded, Storage, Stored
 from apex_creds.vault.document import Header, Packed, RootHeader, mac_of, parse
 from apex_creds.vault.flight import SingleFlight
 from apex_creds.vault.keystore import (
@@ -45,14 +45,8 @@ from apex_creds.vault.keystore import (
     seal_keystore,
 )
 from apex_creds.vault.masters import Masters
-from apex_creds.vault.section import (
-    Record,
-    Section,
-    count_uses,
-    keys_used,
-    open_section,
-    seal_section,
-)
+from apex_creds.vault.sealing import seal_part
+from apex_creds.vault.section import Record, Section, open_section
 from apex_creds.vault.seen import Seen, missing, refuse_rollback
 
 ATTEMPTS: Final = 100
@@ -102,6 +96,17 @@ class DocumentStore:
         self._writing = anyio.Lock()
         self.seen = Seen()
 
+    # -- for storages that are shared: see ``shared.SharedStore`` -------------------
+
+    ties_commits: bool = False
+    """Whether a commit of a section fails if the key store moved meanwhile."""
+
+    async def look(self) -> None:
+        """Has what is in memory compared with what is stored, where that costs a trip."""
+
+    async def settle(self) -> None:
+        """As ``look``, for what must not be decided on what was true a while ago."""
+
     # -- reading -----------------------------------------------------------------
 
     def keystore_now(self) -> Keystore | None:
@@ -139,6 +144,16 @@ class DocumentStore:
         return await self._flights.get(
             name, now=lambda: self.section_now(name), load=lambda: self._load_section(name)
         )
+
+    async def reread(self, name: str) -> Section:
+        """A section out of the storage, not out of memory."""
+        self._sections.pop(name, None)
+        return await self.section(name)
+
+    async def kek_versions(self, name: str) -> dict[str, int]:
+        """The KEK version of each document of a section; 0 for one that is to be made."""
+        header = (await self.section(name)).header
+        return {name: header.kek_version if header else 0}
 
     async def unseal(self) -> Keystore:
         """Reads the key store for the first time.
@@ -214,9 +229,21 @@ class DocumentStore:
         raise too_busy(KEYSTORE)
 
     async def commit_section(
-        self, name: str, change: ChangeSection, *, shred: bool = False
+        self,
+        name: str,
+        change: ChangeSection,
+        *,
+        shred: bool = False,
+        only: Collection[str] | None = None,  # noqa: ARG002 - a section is one document here
     ) -> tuple[Section, Shredded]:
         """Applies ``change`` to a section's records, in a worker thread where it is large.
+
+        Args:
+            name: The section.
+            change: Given the section and the key store, returns the new records.
+            shred: See ``Storage.write``.
+            only: The credentials that may change; ``change`` may then be given a part of
+                the section that has them, and returns the new records of that part.
 
         Returns:
             The section as written, and what became of the bytes it replaced.
@@ -250,12 +277,26 @@ class DocumentStore:
         """
         return self._bases.get(name)
 
+    async def recommit(self, documents: Collection[str]) -> None:
+        """Commits documents of sections again as they are, under the keys of now."""
+        for name in documents:
+            await self.commit_section(name, lambda before, _: before.records)
+
     async def note(self, name: str) -> None:
         """Records that a document exists, so that its absence is an error from now on."""
         if name not in (await self.keystore()).body.sections:
-            await self.commit_keystore(
-                lambda body: msgspec.structs.replace(body, sections={name: 1, **body.sections})
+            await self.note_all([name])
+
+    async def note_all(self, names: Iterable[str]) -> None:
+        """As ``note``, for several at once."""
+        made = dict.fromkeys(names, 1)
+        await self.commit_keystore(
+            lambda body: (
+                body
+                if made.keys() <= body.sections.keys()
+                else msgspec.structs.replace(body, sections={**made, **body.sections})
             )
+        )
 
     def floor(self, name: str, keystore: Keystore) -> int:
         """The generation that a document must have reached, as far as is known here."""
@@ -407,18 +448,9 @@ class DocumentStore:
         *,
         shred: bool,
     ) -> tuple[Section, Shredded]:
-        keks = keystore.root_header.keks
-        header = Header(
-            vault_id=keystore.header.vault_id,
-            section=before.name,
-            generation=before.generation + 1,
-            kek_id=keks.id,
-            kek_version=keks.primary.version,
-            written=self.clock.time(),
-        )
-        keys = keystore.hierarchy.document_keys(before.name, header.kek_version)
+        now = self.clock.time()
         data, made = await off_loop(
-            len(records), lambda: _sealed(header, before, records, keys)
+            len(records), lambda: seal_part(before, records, keystore, now=now)
         )
         result = await self.storage.write(before.name, data, expected=before.token, shred=shred)
         written = dataclasses.replace(made, token=result.token)
@@ -432,25 +464,6 @@ async def off_loop(size: int, work: Callable[[], T]) -> T:
     if size < INLINE_RECORDS:
         return work()
     return await anyio.to_thread.run_sync(work)
-
-
-def _sealed(
-    header: Header, before: Section, records: Mapping[str, Record], keys: DocumentKeys
-) -> tuple[Data, Section]:
-    """A section's document, and the section as it is then (its token is not known yet)."""
-    used = keys_used(records.values())
-    header = msgspec.structs.replace(header, keys_used=used)
-    uses = count_uses(before, records, used)
-    data = seal_section(header, records.values(), keys, uses=uses)
-    section = Section(
-        name=before.name,
-        token=None,
-        header=header,
-        mac=mac_of(data),
-        records=records,
-        uses=uses,
-    )
-    return data, section
 
 
 def _open(packed: Packed, stored: Stored, hierarchy: Hierarchy) -> Keystore:

@@ -96,7 +96,7 @@ async def _put(
     known = (await store.section(section)).records
     labels = {dek_label(next_info(item, known.get(item.name), 0.0)) for item in items}
     await dek.ensure(store, labels, now=clock.time())
-    await store.commit_section(section, change)
+    await store.commit_section(section, change, only=[item.name for item in items])
     try:
         for name in written:
             await _refuse_taken(store, section, name)
@@ -147,7 +147,7 @@ async def _withdraw(
         return kept | {name: replaced[name] for name in ours & set(replaced)}
 
     with anyio.CancelScope(shield=True):
-        await store.commit_section(section, change)
+        await store.commit_section(section, change, only=written)
 
 
 def _seal(info: CredentialInfo, item: PutItem, keystore: Keystore) -> Record:
