@@ -16,7 +16,17 @@ from apex_creds.errors import CommitmentError, DecryptionError, InvalidInputErro
 if TYPE_CHECKING:
     from apex_creds.crypto.memory import Buffer, SecretBytes
 
-__all__ = ["KEY_BYTES", "OVERHEAD", "Resealer", "open_bytes", "open_into", "seal", "seal_into"]
+__all__ = [
+    "KEY_BYTES",
+    "OVERHEAD",
+    "PLAIN_AT",
+    "Resealer",
+    "open_bytes",
+    "open_in_place",
+    "open_into",
+    "seal",
+    "seal_in_place",
+]
 
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 24
@@ -24,6 +34,9 @@ COMMITMENT_BYTES: Final = 32
 TAG_BYTES: Final = 16
 OVERHEAD: Final = NONCE_BYTES + COMMITMENT_BYTES + TAG_BYTES
 """How many bytes a sealed message is longer than its plaintext."""
+
+PLAIN_AT: Final = NONCE_BYTES + COMMITMENT_BYTES
+"""Where in a sealed message the ciphertext begins, which is as long as the plaintext."""
 
 _PERSONAL: Final = b"apex-creds aead1"
 
@@ -45,16 +58,18 @@ def seal(key: SecretBytes, plaintext: SecretBytes | Buffer, *, aad: bytes) -> by
     return sodium.seal_committed(key, nonce, plaintext, aad=aad, personal=_PERSONAL)
 
 
-def seal_into(out: memoryview, key: SecretBytes, plaintext: Buffer, *, aad: bytes) -> None:
-    """As ``seal``, into a buffer that is ``OVERHEAD`` longer than the plaintext.
+def seal_in_place(message: memoryview, key: SecretBytes, *, aad: bytes) -> None:
+    """As ``seal``, in a buffer ``OVERHEAD`` longer than the plaintext.
+
+    That lies at ``PLAIN_AT`` in it. For large bodies: no second piece of memory is touched.
 
     Raises:
-        InvalidInputError: It has another length, or as for ``seal``.
+        InvalidInputError: It is too short, or as for ``seal``.
         SecretWipedError: The key is closed, or was closed meanwhile.
     """
     _require_aad(aad)
     nonce = os.urandom(NONCE_BYTES)
-    sodium.seal_committed_into(out, key, nonce, plaintext, aad=aad, personal=_PERSONAL)
+    sodium.seal_committed_in_place(message, key, nonce, aad=aad, personal=_PERSONAL)
 
 
 def open_into(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> SecretBytes:
@@ -85,6 +100,22 @@ def open_bytes(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> bytes:
     """
     _require_aad(aad)
     opened = sodium.open_committed_bytes(key, sealed, aad=aad, personal=_PERSONAL)
+    if isinstance(opened, bool):
+        raise _failure(committed=opened)
+    return opened
+
+
+def open_in_place(key: SecretBytes, sealed: memoryview, *, aad: bytes) -> memoryview:
+    """As ``open_bytes``; the plaintext takes the place of its ciphertext.
+
+    Raises:
+        CommitmentError: See ``open_into``, as for the others.
+        DecryptionError: The message does not open.
+        InvalidInputError: The key is not 32 bytes, or ``aad`` is empty.
+        SecretWipedError: The key is closed.
+    """
+    _require_aad(aad)
+    opened = sodium.open_committed_in_place(key, sealed, aad=aad, personal=_PERSONAL)
     if isinstance(opened, bool):
         raise _failure(committed=opened)
     return opened

@@ -29,6 +29,7 @@ __all__ = [
     "HEADER_BYTES",
     "MAGIC",
     "MIN_BYTES",
+    "PLAIN_AT",
     "SUITE",
     "Context",
     "FindKey",
@@ -36,8 +37,9 @@ __all__ = [
     "canonical_aad",
     "decrypt",
     "decrypt_bytes",
+    "decrypt_in_place",
     "encrypt",
-    "encrypt_into",
+    "encrypt_in_place",
     "head",
     "header",
 ]
@@ -51,6 +53,8 @@ _HEADER: Final = struct.Struct(">4sBB16sI")
 HEADER_BYTES: Final = _HEADER.size
 MIN_BYTES: Final = HEADER_BYTES + aead.OVERHEAD
 """The length of an envelope around an empty plaintext."""
+PLAIN_AT: Final = HEADER_BYTES + aead.PLAIN_AT
+"""Where in an envelope the ciphertext begins, which is as long as the plaintext."""
 
 _DOMAIN: Final = b"apex-creds/v1/envelope/suite-1"
 _MAX_U32: Final = 2**32 - 1
@@ -136,24 +140,18 @@ def encrypt(
     return head(key_id, key_version) + aead.seal(key, plaintext, aad=aad)
 
 
-def encrypt_into(
-    out: memoryview,
-    key: SecretBytes,
-    plaintext: Buffer,
-    *,
-    context: Context,
-    key_id: bytes,
-    key_version: int,
+def encrypt_in_place(
+    out: memoryview, key: SecretBytes, *, context: Context, key_id: bytes, key_version: int
 ) -> None:
-    """As ``encrypt``, into a buffer that is ``MIN_BYTES`` longer than the plaintext.
+    """As ``encrypt``, in a buffer ``MIN_BYTES`` longer than the plaintext at ``PLAIN_AT``.
 
     Raises:
-        InvalidInputError: It has another length, or as for ``encrypt``.
+        InvalidInputError: It is too short, or as for ``encrypt``.
         SecretWipedError: The key is closed.
     """
     aad = canonical_aad(context, key_id=key_id, key_version=key_version)
     out[:HEADER_BYTES] = head(key_id, key_version)
-    aead.seal_into(out[HEADER_BYTES:], key, plaintext, aad=aad)
+    aead.seal_in_place(out[HEADER_BYTES:], key, aad=aad)
 
 
 def head(key_id: bytes, key_version: int) -> bytes:
@@ -277,6 +275,20 @@ def decrypt_bytes(find_key: FindKey, envelope: Buffer, *, context: Context) -> b
     aad = canonical_aad(context, key_id=key_id, key_version=key_version)
     key = find_key(key_id, key_version)
     return aead.open_bytes(key, _body(envelope), aad=aad)
+
+
+def decrypt_in_place(
+    find_key: FindKey, envelope: memoryview, *, context: Context
+) -> memoryview:
+    """As ``decrypt_bytes``; the plaintext takes the place of its ciphertext.
+
+    Raises:
+        IntegrityError: One of the subclasses that ``decrypt`` lists.
+    """
+    key_id, key_version = header(envelope)
+    aad = canonical_aad(context, key_id=key_id, key_version=key_version)
+    key = find_key(key_id, key_version)
+    return aead.open_in_place(key, envelope[HEADER_BYTES:], aad=aad)
 
 
 def _body(envelope: Buffer) -> Buffer:

@@ -43,34 +43,45 @@ def seal_committed(
         InvalidInputError: The key is not 32 bytes, or the nonce not 24.
         SecretWipedError: Key or plaintext were closed, perhaps meanwhile.
     """
+    _require(nonce, 24)
     length = len(plaintext) if isinstance(plaintext, SecretBytes) else _size(plaintext)
     out = bytearray(56 + length + _TAG)
-    seal_committed_into(out, key, nonce, plaintext, aad=aad, personal=personal)
+    secret = plaintext if isinstance(plaintext, SecretBytes) else key
+    source = plaintext._pointer() if isinstance(plaintext, SecretBytes) else _cut(plaintext)
+    _seal(out, key, nonce, source, length, aad=aad, personal=personal)
+    secret._still_open()
     return bytes(out)
 
 
-def seal_committed_into(
+def seal_committed_in_place(
+    message: memoryview, key: SecretBytes, nonce: bytes, *, aad: bytes, personal: bytes
+) -> None:
+    """As ``seal_committed``; the plaintext lies where its ciphertext will, from byte 56 on.
+
+    Raises:
+        InvalidInputError: The key is not 32 bytes, the nonce not 24, or it is too short.
+        SecretWipedError: The key was closed, perhaps meanwhile.
+    """
+    _require(nonce, 24)
+    length = _size(message) - 56 - _TAG
+    if length < 0:
+        raise InvalidInputError("The buffer is shorter than an empty message.")
+    source = _from_buffer("unsigned char[]", message, require_writable=True) + 56
+    _seal(message, key, nonce, source, length, aad=aad, personal=personal)
+    key._still_open()
+
+
+def _seal(
     out: bytearray | memoryview,
     key: SecretBytes,
     nonce: bytes,
-    plaintext: SecretBytes | Buffer,
+    source: Any,
+    length: int,
     *,
     aad: bytes,
     personal: bytes,
 ) -> None:
-    """As ``seal_committed``, into a buffer of exactly the right length.
-
-    Raises:
-        InvalidInputError: The key is not 32 bytes, the nonce not 24, or ``out`` too short.
-        SecretWipedError: Key or plaintext were closed, perhaps meanwhile.
-    """
-    _require(nonce, 24)
-    length = len(plaintext) if isinstance(plaintext, SecretBytes) else _size(plaintext)
-    if _size(out) != 56 + length + _TAG:
-        raise InvalidInputError("The buffer does not have the length of the message.")
     start = _from_buffer("unsigned char[]", out, require_writable=True)
-    secret = plaintext if isinstance(plaintext, SecretBytes) else key
-    source = plaintext._pointer() if isinstance(plaintext, SecretBytes) else _cut(plaintext)
     pair = _subkey(key, nonce, personal)
     try:
         out[:24] = nonce
@@ -78,7 +89,6 @@ def seal_committed_into(
         _encrypt(start + 56, _NULL, source, length, aad, len(aad), _NULL, nonce, pair.pointer)
     finally:
         _give_back(pair)
-    secret._still_open()
 
 
 def open_committed(
@@ -116,6 +126,25 @@ def open_committed_bytes(
     key: SecretBytes, sealed: Buffer, *, aad: bytes, personal: bytes
 ) -> bytes | bool:
     """As ``open_committed``, for plaintexts that are not secret."""
+    out = bytearray(max(_size(sealed) - 56 - _TAG, 0))
+    target = _from_buffer("unsigned char[]", out)
+    failure = _open(target, key, sealed, _cut(sealed, 56), aad=aad, personal=personal)
+    return bytes(out) if failure is None else failure
+
+
+def open_committed_in_place(
+    key: SecretBytes, sealed: memoryview, *, aad: bytes, personal: bytes
+) -> memoryview | bool:
+    """As ``open_committed_bytes``; the plaintext takes the place of its ciphertext."""
+    start = _from_buffer("unsigned char[]", sealed, require_writable=True)
+    failure = _open(start + 56, key, sealed, start + 56, aad=aad, personal=personal)
+    return sealed[56:-_TAG] if failure is None else failure
+
+
+def _open(
+    target: Any, key: SecretBytes, sealed: Buffer, source: Any, *, aad: bytes, personal: bytes
+) -> bool | None:
+    """None where it opened; else as ``open_committed``."""
     size = _size(sealed) - 56
     if size < _TAG:
         return True
@@ -124,14 +153,12 @@ def open_committed_bytes(
     try:
         if _memcmp(pair.tail, bytes(sealed[24:56]), 32):
             return False
-        out = bytearray(size - _TAG)
         failed = _decrypt(
-            _from_buffer("unsigned char[]", out), _NULL, _NULL, _cut(sealed, 56), size,
-            aad, len(aad), nonce, pair.pointer,
-        )  # fmt: skip
+            target, _NULL, _NULL, source, size, aad, len(aad), nonce, pair.pointer
+        )
     finally:
         _give_back(pair)
-    return True if failed else bytes(out)
+    return True if failed else None
 
 
 class Resealer:

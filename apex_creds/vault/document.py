@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import binascii
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Annotated, Final
 
 import msgspec
@@ -31,8 +32,10 @@ FORMAT: Final = "apex-creds/document"
 VERSION: Final = 1
 
 _MAC_FIELD: Final = b',"mac":"'
+_BODY_START: Final = b',"body":"'
 _BODY_END: Final = b'"' + _MAC_FIELD + b'"}'
 _PIECE: Final = 3 << 17
+"""Of 3 and of 4, so that pieces of base64 can be put in a row."""
 _LARGE: Final = 1 << 20
 _MAC_TAIL: Final = len(_MAC_FIELD) + 64 + len(b'"}')
 Hex16 = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
@@ -99,50 +102,55 @@ class _Probe(msgspec.Struct):
 
 
 class Packed(msgspec.Struct, frozen=True):
-    """A document that was parsed but not yet checked."""
+    """A document that was parsed but not yet checked.
+
+    ``encoded`` is the body of a large one, still in base64: it is decoded in pieces, when
+    its MAC is known to be right.
+    """
 
     header: Header
     body: bytes
     mac: str
     signed: memoryview
+    encoded: memoryview | None = None
 
 
-def pack(header: Header, body: bytes | Sequence[bytes], keys: DocumentKeys) -> Data:
+def pack(header: Header, body: Data | Sequence[Data], keys: DocumentKeys) -> Data:
     """Encrypts ``body``, which may come in pieces, and returns the whole document.
 
-    A large one is made piece by piece, in memory that is not touched before: no call
-    holds the interpreter for long.
+    A large one is made piece by piece, and in two pieces of memory, since to touch fresh
+    memory costs as much as to encrypt it: no call holds the interpreter for long.
     """
-    parts = [body] if isinstance(body, bytes) else body
-    sealed = _room(sum(map(len, parts)) + envelope.MIN_BYTES)
-    envelope.encrypt_into(
+    sealed = _placed([body] if isinstance(body, bytes | memoryview) else body)
+    envelope.encrypt_in_place(
         sealed,
         keys.body,
-        _joined(parts),
         context=_context(header),
         key_id=bytes.fromhex(header.kek_id),
         key_version=header.kek_version,
     )
     fields = {name: getattr(header, name) for name in Header.__struct_fields__}
     empty = msgspec.json.encode(_Document(**fields, body=b"", mac=""))
-    mac = kdf.HmacSha256(keys.mac)
-    pieces = [empty[: -len(_BODY_END)], *_base64(sealed), b'"']
-    for piece in pieces:
+    front = empty[: -len(_BODY_END)]
+    out = _room(len(front) + -(-len(sealed) // 3) * 4 + len(b'"') + _MAC_TAIL)
+    mac, at = kdf.HmacSha256(keys.mac), 0
+    for piece in chain([front], _base64(sealed), [b'"']):
         mac.update(piece)
-    pieces += (_MAC_FIELD, mac.finalize().hex().encode(), b'"}')
-    return _joined(pieces)
+        out[at : at + len(piece)] = piece
+        at += len(piece)
+    out[at:] = b"".join((_MAC_FIELD, mac.finalize().hex().encode(), b'"}'))
+    return out if len(out) >= _LARGE else bytes(out)
 
 
-def _base64(data: memoryview) -> list[bytes]:
-    starts = range(0, len(data), _PIECE)
-    return [binascii.b2a_base64(data[at : at + _PIECE], newline=False) for at in starts]
+def _base64(data: memoryview) -> Iterator[bytes]:
+    for at in range(0, len(data), _PIECE):
+        yield binascii.b2a_base64(data[at : at + _PIECE], newline=False)
 
 
-def _joined(pieces: Sequence[bytes]) -> Data:
-    size = sum(map(len, pieces))
-    if size < _LARGE:
-        return b"".join(pieces)
-    out, at = _room(size), 0
+def _placed(pieces: Sequence[Data]) -> memoryview:
+    """Room for an envelope, with its plaintext in the place of the ciphertext."""
+    out = _room(sum(map(len, pieces)) + envelope.MIN_BYTES)
+    at = envelope.PLAIN_AT
     for piece in pieces:
         for start in range(0, len(piece), _PIECE):
             part = piece[start : start + _PIECE]
@@ -169,9 +177,11 @@ def parse(data: bytes, *, section: str, vault_id: str | None) -> Packed:
         UnsupportedFormatError: It has a version that this program does not know.
         ForeignDocumentError: It is of another vault or section.
     """
-    _check_version(data, section)
+    start, end = _large_body(data)
+    text = data if start == end else data[:start] + data[end:]
+    _check_version(text, section)
     try:
-        document = msgspec.json.decode(data, type=_Document)
+        document = msgspec.json.decode(text, type=_Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IntegrityError):
         raise _corrupt(section, "is malformed") from None
     if document.section != section or vault_id not in (None, document.vault_id):
@@ -184,7 +194,21 @@ def parse(data: bytes, *, section: str, vault_id: str | None) -> Packed:
     if len(tail) != _MAC_TAIL or not data.endswith(tail):
         raise _corrupt(section, "is not in its canonical form")
     signed = memoryview(data)[:-_MAC_TAIL]
-    return Packed(Header(**fields), document.body, document.mac, signed)
+    encoded = None if start == end else memoryview(data)[start:end]
+    return Packed(Header(**fields), document.body, document.mac, signed, encoded)
+
+
+def _large_body(data: bytes) -> tuple[int, int]:
+    """Where the body of a large document in its canonical form begins and ends.
+
+    To have it decoded with the rest would hold the interpreter for too long. What is left
+    without it is as strictly read as any document; the MAC is of all of it.
+    """
+    start = data.find(_BODY_START, 0, _LARGE) if len(data) >= _LARGE else -1
+    end = len(data) - _MAC_TAIL - len(b'"')
+    if start < 0 or not data.startswith(_BODY_END[: -len(b'"}')], end):
+        return 0, 0
+    return start + len(_BODY_START), end
 
 
 def mac_of(data: Data) -> str:
@@ -192,8 +216,8 @@ def mac_of(data: Data) -> str:
     return bytes(data[-66:-2]).decode()
 
 
-def unpack(packed: Packed, keys: DocumentKeys) -> bytes:
-    """Checks the MAC, then decrypts the body.
+def unpack(packed: Packed, keys: DocumentKeys) -> Data:
+    """Checks the MAC, then decrypts the body; that of a large document in pieces.
 
     Raises:
         CorruptDocumentError: A byte was changed, or the keys are not the document's.
@@ -205,7 +229,24 @@ def unpack(packed: Packed, keys: DocumentKeys) -> bytes:
     expected = mac.finalize().hex()
     if not kdf.constant_time_equal(expected.encode(), packed.mac.encode()):
         raise _corrupt(header.section, "does not match its MAC")
-    return envelope.decrypt_bytes(lambda *_: keys.body, packed.body, context=_context(header))
+    context = _context(header)
+    if packed.encoded is None:
+        return envelope.decrypt_bytes(lambda *_: keys.body, packed.body, context=context)
+    sealed = _decoded(packed.encoded, header.section)
+    return envelope.decrypt_in_place(lambda *_: keys.body, sealed, context=context)
+
+
+def _decoded(text: memoryview, section: str) -> memoryview:
+    """What base64 says, in memory of its own."""
+    out, filled = _room(len(text) // 4 * 3), 0
+    try:
+        for at in range(0, len(text), _PIECE):
+            piece = binascii.a2b_base64(text[at : at + _PIECE], strict_mode=True)
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+    except (binascii.Error, ValueError):
+        raise _corrupt(section, "has a body that is no base64") from None
+    return out[:filled]
 
 
 def _check_version(data: bytes, section: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 import msgspec
 
@@ -21,37 +20,25 @@ from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.keyset import Keyset
 from apex_creds.model import SECTIONS, CredentialInfo, Secret
 from apex_creds.storage.base import Data, Token
+from apex_creds.vault import bodies
+from apex_creds.vault.bodies import Record
 from apex_creds.vault.document import Header, Packed, pack, unpack
 
-_PIECE: Final = 1024
+__all__ = [
+    "FindKey",
+    "Record",
+    "Section",
+    "count_uses",
+    "keys_used",
+    "open_record",
+    "open_section",
+    "reseal_record",
+    "reseal_records",
+    "seal_record",
+    "seal_section",
+]
 
 FindKey = Callable[[bytes, int], SecretBytes]
-
-
-class Record(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True, gc=False
-):
-    """A credential at rest: what may be known of it, and its envelope."""
-
-    info: CredentialInfo
-    sealed: bytes
-
-    @property
-    def key(self) -> tuple[bytes, int]:
-        """Id (16 bytes) and version of the DEK that sealed it."""
-        return envelope.header(self.sealed)
-
-    @property
-    def head(self) -> bytes:
-        """The same, as the bytes that the envelope begins with; not checked."""
-        return self.sealed[: envelope.HEADER_BYTES]
-
-
-class SectionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a section's document holds encrypted."""
-
-    records: list[Record]
-    uses: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,18 +167,7 @@ def seal_section(
 ) -> Data:
     """The document for ``header`` and ``records``."""
     counts = tuple((key, version, count) for (key, version), count in sorted(uses.items()))
-    return pack(header, _encoded(list(records), counts), keys)
-
-
-def _encoded(records: list[Record], counts: tuple[tuple[str, int, int], ...]) -> list[bytes]:
-    """MessagePack of a ``SectionBody``, in pieces: one call would hold the interpreter."""
-    encode = msgspec.msgpack.encode
-    parts = [b"\x82", encode("records"), b"\xdd", len(records).to_bytes(4, "big")]
-    for start in range(0, len(records), _PIECE):
-        piece = records[start : start + _PIECE]
-        parts.append(encode(piece)[1 if len(piece) < 16 else 3 :])  # without its own length
-    parts += [encode("uses"), encode(counts)]
-    return parts
+    return pack(header, bodies.encode(list(records), counts), keys)
 
 
 def open_section(packed: Packed, *, token: Token, keys: DocumentKeys) -> Section:
@@ -203,20 +179,20 @@ def open_section(packed: Packed, *, token: Token, keys: DocumentKeys) -> Section
     header = packed.header
     plaintext = unpack(packed, keys)
     try:
-        body = msgspec.msgpack.decode(plaintext, type=SectionBody)
+        pieces, uses = bodies.decode(plaintext)
+        records = {record.info.name: record for piece in pieces for record in piece}
     except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError):
         raise CorruptDocumentError(
             f"The body of {header.section!r} is malformed.",
             hint="Restore it from a backup; nothing was changed or overwritten.",
         ) from None
-    records = {record.info.name: record for record in body.records}
     return Section(
         name=header.section,
         token=token,
         header=header,
         mac=packed.mac,
         records=records,
-        uses={(key, version): count for key, version, count in body.uses},
+        uses={(key, version): count for key, version, count in uses},
     )
 
 
