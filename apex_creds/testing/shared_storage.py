@@ -134,18 +134,6 @@ class SharedStorageContract(StorageContract):
             assert [found[name].token for name in MANY] == [result.token for result in made]
             assert await other.read_many([]) == {}
 
-    async def test_what_only_has_to_stand_is_not_written(self, tmp_path: Path) -> None:
-        async with self.two(tmp_path) as (one, other):
-            [a, b] = await one.write_many([Write("a", b"1", None), Write("b", b"1", None)])
-            stands = Write("b", None, b.token)
-            [c, same] = await other.write_many([Write("c", b"1", None), stands])
-            assert same.token == b.token
-            moved = (await one.write("b", b"2", expected=b.token)).token
-            with pytest.raises(ConflictError):
-                await other.write_many([Write("c", b"2", c.token), stands])
-            found = await one.read_many(["a", "b", "c"])
-            assert [found[name].token for name in "abc"] == [a.token, moved, c.token]
-
     async def test_many_are_written_or_none(self, tmp_path: Path) -> None:
         async with self.two(tmp_path) as (one, other):
             [a, b] = await one.write_many([Write("a", b"1", None), Write("b", b"1", None)])
