@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | format | clean.  Each makes what it needs, once.
+# make demo | test | lint | bench | docs | format | clean.  Each makes what it needs, once.
 #
 #   make test ARGS='tests/crypto -k aead'      ARGS go to pytest
 #   make demo ARGS='--master keyring:'         ARGS go to `apex-creds demo`
@@ -11,7 +11,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench format clean core dev
+.PHONY: help demo test lint bench docs format clean core dev
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
@@ -39,9 +39,14 @@ bench:
 	@scripts/bootstrap.sh $(BENCH_VENV) bench
 	@$(BENCH_VENV)/bin/python -m benchmarks.invoke $(ARGS)
 
+# The site of docs/, in site/; any warning is an error.
+docs: dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "made site/index.html"
+
 format: dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist site
