@@ -7,7 +7,8 @@ plugins as the log shows them; never a credential's name, an identifier, or a se
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -23,8 +24,9 @@ from opentelemetry.metrics import (
 )
 from opentelemetry.trace import Span, set_span_in_context
 
-from apex_creds.audit import names
+from apex_creds.audit import names, watched
 from apex_creds.audit.tallies import Tally
+from apex_creds.policy.decide import REFUSALS
 
 __all__ = [
     "KeyAge",
@@ -69,6 +71,9 @@ class KeySource(Protocol):
     def key_ages(self) -> Iterable[KeyAge]:
         """The oldest key of each level and state; nothing when sealed."""
 
+    def key_versions(self) -> Mapping[tuple[str, str], int]:
+        """How many versions there are of each level and state; nothing when sealed."""
+
     def records_left(self) -> int:
         """How many credentials in memory are not under their primary key version."""
 
@@ -91,8 +96,8 @@ class OutletSource(Protocol):
 
 
 _redeems: Final = Tally(names.PLUGIN, names.METHOD, names.ERROR_TYPE)
-_denials: Final = Tally(names.REASON)
-_leaks: Final = Tally(names.WHERE)
+_denials: Final = Tally(names.REASON, expected=((reason.value,) for reason in REFUSALS))
+_leaks: Final = Tally(names.WHERE, expected=((where,) for where in names.WHERES))
 _leases: Final[dict[str, float]] = {}
 _keys: Final[WeakKeyDictionary[object, KeySource]] = WeakKeyDictionary()
 _hubs: Final[WeakSet[OutletSource]] = WeakSet()
@@ -232,7 +237,9 @@ def _observe(meter: Meter) -> None:
     gauge(names.LEASES, [_open_leases], description="Open leases.")
     gauge(names.LEASE_AGE, [_oldest_lease], unit="s", description="Age of the oldest lease.")
     gauge(names.KEY_AGE, [_key_ages], unit="s", description="Age of the oldest key version.")
+    gauge(names.KEY_VERSIONS, [_key_versions], description="Key versions.")
     gauge(names.RECORDS_LEFT, [_left], description="Credentials left to re-encrypt.")
+    watched.observe(meter)
 
 
 def _reader(tally: Tally) -> Callable[[CallbackOptions], Iterator[Observation]]:
@@ -275,6 +282,14 @@ def _key_ages(_: CallbackOptions) -> Iterator[Observation]:
             oldest[level, state] = max(seconds, oldest.get((level, state), 0.0))
     for (level, state), seconds in oldest.items():
         yield Observation(seconds, {names.KEY_LEVEL: level, names.KEY_STATE: state})
+
+
+def _key_versions(_: CallbackOptions) -> Iterator[Observation]:
+    totals: Counter[tuple[str, str]] = Counter()
+    for source in list(_keys.values()):
+        totals.update(source.key_versions())
+    for (level, state), number in totals.items():
+        yield Observation(number, {names.KEY_LEVEL: level, names.KEY_STATE: state})
 
 
 def _left(_: CallbackOptions) -> Iterator[Observation]:

@@ -56,6 +56,7 @@ FORMAT: Final = "apex_creds.format"
 DESTINATION: Final = "apex_creds.audit.destination"
 AUDIT_SIZE: Final = "apex_creds.audit.size"
 AUDIT_ROOT: Final = "apex_creds.audit.root"
+AUDIT_KIND: Final = "apex_creds.audit.kind"
 
 ERROR_TYPE: Final = "error.type"
 GEN_AI_OPERATION: Final = "gen_ai.operation.name"
@@ -77,6 +78,12 @@ KEY_AGE: Final = "apex_creds.key.age"
 RECORDS_LEFT: Final = "apex_creds.records.left"
 AUDIT_QUEUE: Final = "apex_creds.audit.queue"
 AUDIT_DROPS: Final = "apex_creds.audit.drops"
+AUDIT_EVENTS: Final = "apex_creds.audit.events"
+AUDIT_INTACT: Final = "apex_creds.audit.intact"
+AUDIT_CHECK_AGE: Final = "apex_creds.audit.check.age"
+KEY_VERSIONS: Final = "apex_creds.key.versions"
+ROTATION_DUE: Final = "apex_creds.rotation.due"
+WORKER_PROBLEMS: Final = "apex_creds.worker.problems"
 
 METRICS: Final = (
     REDEEMS,
@@ -92,4 +99,15 @@ METRICS: Final = (
     RECORDS_LEFT,
     AUDIT_QUEUE,
     AUDIT_DROPS,
+    AUDIT_EVENTS,
+    AUDIT_INTACT,
+    AUDIT_CHECK_AGE,
+    KEY_VERSIONS,
+    ROTATION_DUE,
+    WORKER_PROBLEMS,
 )
+
+# -- closed sets ---------------------------------------------------------------------
+
+WHERES: Final = ("result", "chunk", "exception", "log", "span", "name")
+"""Where secrets are redacted from."""

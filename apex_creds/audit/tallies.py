@@ -1,13 +1,14 @@
 """Counts that are kept as plain numbers and read when metrics are collected.
 
 Guarantee: adding one costs a dictionary look-up under a lock, and no count is lost between
-threads; nothing is counted while no meter provider is configured.
+threads; nothing is counted while no meter provider is configured. What is expected to
+happen is there from the beginning, as 0: who looks at increases sees the first one, too.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 __all__ = ["Tally"]
 
@@ -17,12 +18,14 @@ class Tally:
 
     Args:
         attributes: The names of the values that ``add`` gets.
+        expected: Values that are read, as 0, before they were added.
     """
 
-    __slots__ = ("_attributes", "_counts", "_lock")
+    __slots__ = ("_attributes", "_counts", "_expected", "_lock")
 
-    def __init__(self, *attributes: str) -> None:
+    def __init__(self, *attributes: str, expected: Iterable[tuple[str, ...]] = ()) -> None:
         self._attributes = attributes
+        self._expected = dict.fromkeys(expected, 0)
         self._counts: dict[tuple[str, ...], int] = {}
         self._lock = threading.Lock()
 
@@ -34,7 +37,7 @@ class Tally:
     def read(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Each count with its attributes."""
         with self._lock:
-            counts = list(self._counts.items())
-        for values, count in counts:
+            counts = self._expected | self._counts
+        for values, count in counts.items():
             named = zip(self._attributes, values, strict=True)
             yield count, {name: value for name, value in named if value}

@@ -43,7 +43,14 @@ def worker(
     """Rotate keys when they are due, until it is told to stop (SIGTERM, SIGINT)."""
     chosen = options.settings(ctx, home, master)
     uri = session.master_uri(chosen, session.read_header(chosen))
-    rhythm = Rhythm(check=every, events=min(2.0, every), health=min(10.0, every))
+    rhythm = Rhythm(
+        check=every,
+        events=min(2.0, every),
+        health=min(10.0, every),
+        verify=min(3600.0, 60 * every),
+        count=min(10.0, every),
+        due=every,
+    )
 
     async def run() -> None:
         async with await Vault.unseal(chosen.home, master=rotating_provider(uri)) as vault:
@@ -54,6 +61,7 @@ def worker(
                 pace=Pace(per_second=rate),
                 health_file=health,
                 help_others=help_others,
+                watching=True,
             )
             with _signals() as stopped:
                 async with made:

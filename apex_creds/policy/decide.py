@@ -35,6 +35,7 @@ class Reason(StrEnum):
     SECOND_FACTOR_NEEDED = "second_factor_needed"
     MANIFEST_CHANGED = "manifest_changed"
     CHECKSUM_MISMATCH = "checksum_mismatch"
+    CHALLENGE_NEEDED = "challenge_needed"
     LOCKED_DOWN = "locked_down"
     RATE_LIMITED = "rate_limited"
     UNDECLARED = "undeclared"
@@ -47,6 +48,10 @@ class Reason(StrEnum):
     REVEAL_NOT_GRANTED = "reveal_not_granted"
     REQUEST_NOT_ALLOWED = "request_not_allowed"
     FOREIGN_HANDLE = "foreign_handle"
+
+
+REFUSALS: Final = frozenset(Reason) - {Reason.GRANTED, Reason.POLICY_ALLOWED}
+"""The reasons of what was not allowed."""
 
 
 class Outcome(StrEnum):

@@ -36,6 +36,7 @@ from apex_creds.scheduler.reactor import Notify, VaultReactor
 from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
 from apex_creds.scheduler.rotation import Step
 from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.scheduler.watch import Watch
 from apex_creds.vault import Vault
 from apex_creds.vault.access import DEK_LABEL, Access
 from apex_creds.vault.reseal import SECTION_NAMES
@@ -43,6 +44,8 @@ from apex_creds.vault.reseal import SECTION_NAMES
 Hook = Callable[[], object | Awaitable[object]]
 
 _log: Final = logging.getLogger(__name__)
+_ALONGSIDE: Final = frozenset({"verify", "count", "due"})
+"""Jobs that only look, and wait for no other."""
 _workers: Final[WeakValueDictionary[str, RotationWorker]] = WeakValueDictionary()
 
 
@@ -55,6 +58,9 @@ class Rhythm:
     checkpoint: float = 3600.0
     sweep: float = 60.0
     health: float = 10.0
+    verify: float = 3600.0
+    count: float = 10.0
+    due: float = 60.0
 
 
 def next_fire(cron: str, after: float) -> float | None:
@@ -90,6 +96,7 @@ class RotationWorker:
         health_file: Where ``health`` is written.
         help_others: Re-encrypt while another worker has the lease.
         tell: Called as re-encryption proceeds.
+        watching: Verify and count the audit log, and tell metrics what is due.
     """
 
     def __init__(
@@ -104,12 +111,13 @@ class RotationWorker:
         health_file: Path | None = None,
         help_others: bool = False,
         tell: Callable[[Progress], None] | None = None,
+        watching: bool = False,
     ) -> None:
         self.id = new_id()
         self._vault = vault
         self._rhythm = rhythm or Rhythm()
         self._pace = pace or Pace()
-        self._hooks = {"checkpoint": checkpoint, "sweep": sweep}
+        self._hooks: dict[str, Hook | None] = {"checkpoint": checkpoint, "sweep": sweep}
         self._health_file = health_file
         self._help = help_others
         document = rotation_document(vault.store)
@@ -133,6 +141,11 @@ class RotationWorker:
         self._problems: dict[str, str] = {}
         self._last: dict[str, float] = {}
         self._rotates = False
+        self._watch: Watch | None = None
+        if watching:
+            watch = self._watch = Watch(vault, self.engine)
+            watch.wrong = self._problems
+            self._hooks |= {"verify": watch.verify, "count": watch.count, "due": watch.due}
 
     # -- life --------------------------------------------------------------------
 
@@ -218,6 +231,9 @@ class RotationWorker:
         if name == "health":
             await self._report_health()
             return
+        if name in _ALONGSIDE:
+            await self._quietly(name, lambda: self._do(name))
+            return
         async with self._busy:
             if _workers.get(self.id) is not self:
                 return
@@ -256,8 +272,9 @@ class RotationWorker:
         for step, error in outcome.failed.items():
             self._problems[f"{step.action.value} {step.level.value}"] = error.message
         if not outcome.failed:
-            done = f" {level.value}" if level else ""
-            self._problems = {k: v for k, v in self._problems.items() if not k.endswith(done)}
+            done = tuple(f" {each.value}" for each in ([level] if level else Level))
+            for name in [name for name in self._problems if name.endswith(done)]:
+                del self._problems[name]
 
     async def _help_reencrypt(self) -> None:
         pace = Pace(per_second=self._pace.per_second, backwards=True)

@@ -7,6 +7,7 @@ vault says nothing.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -46,6 +47,19 @@ class KeyGauges:
         made = [v.created for v in keks.versions if v.parent == master.version]
         if made:
             yield KeyAge("master", KeyState.PRIMARY.value, now - min(made))
+
+    def key_versions(self) -> Counter[tuple[str, str]]:
+        """How many versions each level has in each state; destroyed ones are counted."""
+        try:
+            keystore = self._store.unsealed()
+        except VaultSealedError:
+            return Counter()
+        found = Counter({("master", KeyState.PRIMARY.value): 1})
+        for version in keystore.root_header.keks.versions:
+            found["kek", version.state.value] += 1
+        for keyset in (keystore.body.root, *keystore.body.deks):
+            found.update(("dek", version.state.value) for version in keyset.versions)
+        return found
 
     def records_left(self) -> int:
         """How many credentials in memory are not under their keyset's primary version."""

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from apex_creds.audit import metrics, telemetry
+from apex_creds.audit import metrics, telemetry, watched
 
 Point = Any
 
@@ -70,6 +70,7 @@ def recording(*, tracing: bool = True, metering_too: bool = True) -> Iterator[Re
     for tally in (metrics._redeems, metrics._denials, metrics._leaks):
         tally._counts.clear()
     telemetry._rotations.clear()
+    watched._sources.clear()
     assert telemetry.on()
     try:
         yield made

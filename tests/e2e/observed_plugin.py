@@ -22,6 +22,8 @@ from apex_creds import (
 )
 from apex_creds.audit import names, otel, telemetry
 from apex_creds.audit.sinks import CallbackSink, Destination
+from apex_creds.scheduler.watch import Watch
+from apex_creds.scheduler.worker import RotationWorker
 
 CANARY = "sk-canary-4f1d9a"
 MANIFEST = parse_manifest(
@@ -57,6 +59,9 @@ async def work(home: Path) -> None:
                 assert CANARY not in str(result)
             with contextlib.suppress(ApexCredsError):
                 await middleware.invoke(REFUSED, forecast)
+            watch = Watch(vault, RotationWorker(vault).engine)
+            for look in (watch.verify, watch.count, watch.due):
+                await look()
             with telemetry.rotation(level="dek", keys=["00" * 16], trigger="manual") as step:
                 step.set(names.RECORDS, 1)
             if sys.argv[2:] == ["wait"]:

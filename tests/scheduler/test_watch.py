@@ -1,0 +1,132 @@
+"""What a worker sees of a real vault is in its metrics: the log, what is due, what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from apex_creds.audit import names
+from apex_creds.errors import AuditTamperedError
+from apex_creds.model import ApiKey
+from apex_creds.scheduler.policy import LevelPolicy, Policies
+from apex_creds.scheduler.watch import Watch
+from apex_creds.scheduler.worker import Rhythm, RotationWorker
+from apex_creds.vault import Vault, dek
+from apex_creds.vault.home import audit_directory
+from tests.audit.recording import Recording, recording
+from tests.vault.helpers import FakeClock, create
+
+pytestmark = pytest.mark.anyio
+HOUR = 3600.0
+
+
+@pytest.fixture
+async def vault(tmp_path: Path):
+    async with await create(tmp_path, clock=FakeClock()) as made:
+        await made.put("openai", ApiKey("value"))
+        yield made
+
+
+def _watch(vault: Vault) -> Watch:
+    return Watch(vault, RotationWorker(vault).engine)
+
+
+def _events(seen: Recording, kind: str) -> float:
+    found = seen.values(names.AUDIT_EVENTS).items()
+    return sum(number for attributes, number in found if (names.AUDIT_KIND, kind) in attributes)
+
+
+async def test_nothing_is_said_before_a_look(vault: Vault) -> None:
+    with recording() as seen:
+        watch = _watch(vault)
+        found = seen.metrics()
+        assert names.AUDIT_INTACT not in found
+        assert names.ROTATION_DUE not in found
+        assert seen.values(names.WORKER_PROBLEMS) == {(): 0}
+        assert watch.log_check() is None
+
+
+async def test_the_log_is_counted_and_found_whole(vault: Vault) -> None:
+    with recording() as seen:
+        watch = _watch(vault)
+        await vault.grant("weather", "openai")
+        await vault.revoke(plugin="weather", credential="openai")
+        await watch.count()
+        await watch.verify()
+        vault.clock.now += 5
+        assert _events(seen, "revoke") == 1
+        assert _events(seen, "put") == 1
+        assert seen.values(names.AUDIT_INTACT) == {(): 1}
+        assert seen.values(names.AUDIT_CHECK_AGE) == {(): 5}
+
+
+async def test_a_log_that_somebody_edited_is_not_intact(vault: Vault) -> None:
+    with recording() as seen:
+        watch = _watch(vault)
+        (segment,) = audit_directory(vault.home).glob("0*")
+        data = segment.read_bytes()
+        segment.write_bytes(data.replace(b'"put"', b'"get"'))
+        with pytest.raises(AuditTamperedError, match="Event 2"):
+            await watch.verify()
+        assert seen.values(names.AUDIT_INTACT) == {(): 0}
+        segment.write_bytes(data)
+        await watch.verify()
+        assert seen.values(names.AUDIT_INTACT) == {(): 1}
+
+
+async def test_when_rotations_are_due(vault: Vault) -> None:
+    with recording() as seen:
+        worker = RotationWorker(vault)
+        policies = Policies(
+            master=LevelPolicy(),
+            kek=LevelPolicy(interval=2 * HOUR),
+            dek=LevelPolicy(interval=HOUR),
+        )
+        await worker.engine.document.change(lambda s: replace(s, policies=policies))
+        watch = Watch(vault, worker.engine)
+        await watch.due()
+        vault.clock.now += 1.5 * HOUR
+        due = seen.values(names.ROTATION_DUE)
+        assert due[((names.KEY_LEVEL, "dek"),)] == pytest.approx(-HOUR / 2, abs=60)
+        assert due[((names.KEY_LEVEL, "kek"),)] == pytest.approx(HOUR / 2, abs=60)
+
+
+async def test_versions_of_each_level_and_state(vault: Vault) -> None:
+    with recording() as seen:
+        await dek.renew(vault.store, "api_keys/openai", now=vault.clock.time())
+
+        def counted(level: str, state: str) -> float:
+            wanted = ((names.KEY_LEVEL, level), (names.KEY_STATE, state))
+            return seen.values(names.KEY_VERSIONS).get(wanted, 0)
+
+        assert counted("master", "primary") == 1
+        assert counted("kek", "primary") == 1
+        assert counted("dek", "primary") >= 2  # its own, and the vault's root key
+        assert counted("dek", "active") == 1
+
+
+async def test_a_worker_looks_by_itself_and_goes_on_after_what_is_wrong(vault: Vault) -> None:
+    quick = Rhythm(
+        check=0.05, events=0.05, health=0.05, verify=0.05, count=0.05, due=0.05, sweep=0.05
+    )
+    with recording() as seen:
+        async with RotationWorker(vault, rhythm=quick, watching=True) as worker:
+            async with asyncio.timeout(60):
+                while names.ROTATION_DUE not in seen.metrics() or not _events(seen, "put"):
+                    await asyncio.sleep(0.01)
+                while names.AUDIT_INTACT not in seen.metrics():
+                    await asyncio.sleep(0.01)
+                assert seen.values(names.AUDIT_INTACT) == {(): 1}
+                (segment,) = audit_directory(vault.home).glob("0*")
+                data = segment.read_bytes()
+                segment.write_bytes(data.replace(b'"put"', b'"get"'))
+                while not seen.values(names.WORKER_PROBLEMS)[()]:
+                    await asyncio.sleep(0.01)
+                assert "Event 2" in str(worker.health()["problems"]["verify"])
+                segment.write_bytes(data)
+                while seen.values(names.WORKER_PROBLEMS)[()]:
+                    await asyncio.sleep(0.01)
+        assert seen.values(names.AUDIT_INTACT) == {(): 1}
