@@ -46,10 +46,10 @@ async def declare(
         UnknownKeyError: There is no such version.
         InvalidInputError: A version of no particular DEK.
     """
-    keystore = await store.keystore()
     now = store.clock.time()
+    labels = await labels_of(store, service) if level is Level.DEK else []
+    keystore = await store.keystore()  # after the labels, so that it has them
     if level is Level.DEK:
-        labels = await labels_of(store, service)
         if version and not service:
             raise InvalidInputError("A version of which service?", hint="Name the service.")
         await dek.mark_compromised(store, _versions(keystore, labels, version, at), now=now)

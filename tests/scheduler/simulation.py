@@ -179,6 +179,17 @@ class World:
         self.stamps += 1
         return f"value {self.stamps}"
 
+    def documents(self, life: Mortal) -> DocumentStore:
+        """Those of one worker."""
+        return DocumentStore(
+            ChaoticStorage(self.storage, self.chaos, life),
+            clock=self.clock,
+            masters=self.masters(life),
+        )
+
+    def masters(self, life: Mortal) -> Masters:
+        return Masters(ChaoticProvider(self.ring, self.chaos, life))
+
 
 class Worker:
     """A process: documents and caches of its own."""
@@ -186,11 +197,7 @@ class Worker:
     def __init__(self, world: World, name: str, *, mortal: bool = True) -> None:
         self.world, self.name = world, name
         self.life = Mortal(mortal)
-        self.store = DocumentStore(
-            ChaoticStorage(world.storage, world.chaos, self.life),
-            clock=world.clock,
-            masters=Masters(ChaoticProvider(world.ring, world.chaos, self.life)),
-        )
+        self.store = world.documents(self.life)
         self.document = rotation_document(self.store)
         self.engine = Engine(
             self.store,
@@ -377,9 +384,8 @@ async def _ended(worker: Worker) -> None:
     assert set(worker.world.ring.keys) <= {version, version + 1}
 
 
-async def run(seed: int) -> World:
+async def run(world: World) -> World:
     """One schedule."""
-    world = World(seed, Chaos(seed))
     policies = Policies(
         master=LevelPolicy(interval=300 * DAY),
         kek=LevelPolicy(interval=100 * DAY, jitter=DAY),
@@ -401,10 +407,10 @@ async def run(seed: int) -> World:
     return world
 
 
-def simulate(seed: int) -> World:
+def simulate(seed: int, world: Callable[[int, Chaos], World] = World) -> World:
     """Runs one schedule; raises what goes wrong, with the seed noted."""
     try:
-        return asyncio.run(run(seed))
+        return asyncio.run(run(world(seed, Chaos(seed))))
     except BaseException as error:
         error.add_note(f"replay with: python -m tests.scheduler.simulation 1 {seed}")
         raise

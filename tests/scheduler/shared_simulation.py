@@ -1,0 +1,104 @@
+"""The simulation of ``simulation`` over a storage that is shared: sections in shards.
+
+Every worker has a storage of its own over the same documents, whose map of versions is as
+old as its last look, and which now and then can't be reached.
+
+``python -m tests.scheduler.shared_simulation [COUNT] [FIRST SEED]`` runs many.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+from apex_creds.storage.base import Write
+from apex_creds.storage.memory import MemoryStorage
+from apex_creds.vault.shards import ShardNames
+from apex_creds.vault.shared import document_store
+from apex_creds.vault.store import DocumentStore
+from tests.scheduler.simulation import Chaos, ChaoticStorage, Mortal, World, simulate
+
+
+class ChaoticShare(ChaoticStorage):
+    """As ``ChaoticStorage``, to a storage of which this worker has a peer."""
+
+    def __init__(self, inner: MemoryStorage, chaos: Chaos, owner: Mortal) -> None:
+        super().__init__(inner.peer(), chaos, owner)
+        self.staleness = inner.staleness
+
+    @property
+    def shards(self) -> int:
+        return self._inner.shards
+
+    async def look(self) -> None:
+        await self._call(self._inner.look)
+
+    def stale_for(self) -> float:
+        return self._inner.stale_for()
+
+    def changes(self) -> int:
+        return self._inner.changes()
+
+    def watch(self, call: Callable[[], None]) -> Callable[[], None]:
+        return self._inner.watch(call)
+
+    async def read_many(self, names: Iterable[str]) -> Any:
+        return await self._call(lambda: self._inner.read_many(names))
+
+    async def write_many(self, writes: Sequence[Write]) -> Any:
+        return await self._call(lambda: self._inner.write_many(writes))
+
+    def leader(self, what: str) -> Any:
+        return self._inner.leader(what)
+
+    def claim(self, names: Iterable[str], *, limit: int) -> Any:
+        return self._inner.claim(names, limit=limit)
+
+    async def append_lines(self, stream: str, lines: Sequence[bytes], *, first: int) -> None:
+        await self._call(lambda: self._inner.append_lines(stream, lines, first=first))
+
+    async def read_lines(self, stream: str, *, first: int = 0, limit: int) -> list[bytes]:
+        return await self._inner.read_lines(stream, first=first, limit=limit)
+
+    async def streams(self) -> dict[str, int]:
+        return await self._inner.streams()
+
+
+@dataclass
+class SharedWorld(World):
+    """A world whose storage is shared."""
+
+    storage: MemoryStorage = field(default_factory=lambda: MemoryStorage(shards=4))
+
+    def documents(self, life: Mortal) -> DocumentStore:
+        storage = ChaoticShare(self.storage, self.chaos, life)
+        return document_store(storage, clock=self.clock, masters=self.masters(life))
+
+
+def _number(names: ShardNames, credential: str) -> int:
+    """A seed replays only if it does not depend on a random key."""
+    return zlib.crc32(credential.encode()) % names._count
+
+
+def simulate_shared(seed: int) -> World:
+    """As ``simulate``."""
+    with mock.patch.object(ShardNames, "_number", _number):
+        return simulate(seed, SharedWorld)
+
+
+def main(count: int = 1000, first: int = 0) -> None:
+    """Many schedules."""
+    for seed in range(first, first + count):
+        try:
+            simulate_shared(seed)
+        except BaseException:
+            print(f"seed {seed}", file=sys.stderr)
+            raise
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
