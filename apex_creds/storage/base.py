@@ -245,6 +245,16 @@ class SharedStorage(Storage, Protocol):
         """The streams that there are, and how many lines each has."""
 
 
+@runtime_checkable
+class HidesNames(Protocol):
+    """A storage that can keep documents under keyed hashes of their names."""
+
+    def map_names(
+        self, stem_of: Callable[[str], str], *, candidates: Iterable[str] | None = None
+    ) -> None:
+        """From now on, document ``name`` is kept as ``stem_of(name)``; see ``FileStorage``."""
+
+
 def shared(storage: Storage) -> SharedStorage | None:
     """``storage`` where several processes may share it; None for files and the like."""
     return storage if isinstance(storage, SharedStorage) and storage.shards else None

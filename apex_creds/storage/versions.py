@@ -6,6 +6,7 @@ question that was asked earlier, in whatever order answers come. Readable from a
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class Versions:
     """A map from stored names to tokens, and who wants to know that it changed."""
 
-    __slots__ = ("_changes", "_clock", "_moved", "_tokens", "_watchers")
+    __slots__ = ("_changes", "_clock", "_lock", "_moved", "_tokens", "_watchers")
 
     def __init__(self) -> None:
         self._tokens: dict[str, Token] = {}
@@ -25,6 +26,7 @@ class Versions:
         self._clock = 0
         self._changes = 0
         self._watchers: list[Callable[[], None]] = []
+        self._lock = threading.RLock()
 
     @property
     def changes(self) -> int:
@@ -45,17 +47,19 @@ class Versions:
 
     def put(self, name: str, token: Token | None) -> None:
         """What this storage has just done itself."""
-        self._clock += 1
-        self._moved[name] = self._clock
-        self._set(name, token)
+        with self._lock:
+            self._clock += 1
+            self._moved[name] = self._clock
+            self._set(name, token)
 
     def learn(self, name: str, token: Token | None, *, asked: int) -> bool:
         """What an answer says; not believed, and False, where later knowledge is here."""
-        if self._moved.get(name, 0) > asked:
-            return False
-        if self._tokens.get(name) != token:
-            self.put(name, token)
-        return True
+        with self._lock:
+            if self._moved.get(name, 0) > asked:
+                return False
+            if self._tokens.get(name) != token:
+                self.put(name, token)
+            return True
 
     def watch(self, call: Callable[[], None]) -> Callable[[], None]:
         """See ``SharedStorage.watch``."""

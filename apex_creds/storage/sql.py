@@ -1,0 +1,547 @@
+"""Documents in a database: SQLite for one machine, PostgreSQL for many.
+
+Guarantee: what ``SharedStorage`` promises. The database sees random version numbers, sizes
+and times; the names of documents are keyed hashes once the layer above gave it the key. A
+statement that failed is repeated where that can do no harm, for a limited time; a write
+whose outcome is not known is settled by the random version that it carried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import stamina
+
+from apex_creds.errors import (
+    ConflictError,
+    InvalidInputError,
+    StorageError,
+    StorageUncertainError,
+    StorageUnreachableError,
+    VaultNotFoundError,
+)
+from apex_creds.model import SECTIONS
+from apex_creds.storage.base import (
+    CONFIG,
+    KEYSTORE,
+    MAX_DOCUMENT_BYTES,
+    STATE_DOCUMENTS,
+    Data,
+    Shredded,
+    Stored,
+    Token,
+    Write,
+    WriteResult,
+    check_document_name,
+)
+from apex_creds.storage.looking import Looking
+from apex_creds.storage.sqldb.dberrors import FailedError
+from apex_creds.storage.sqldb.rows import Change
+from apex_creds.storage.sqldb.target import NEW_SPACE, parse_target
+from apex_creds.storage.sqldb.upgrade import SchemaStatus
+from apex_creds.storage.versions import Versions
+from apex_creds.storage.whole import to_the_end
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncIterator,
+        Callable,
+        Coroutine,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
+    from contextlib import AbstractAsyncContextManager
+
+    from apex_creds.storage.base import Leadership
+    from apex_creds.storage.sqldb.rows import Rows, Seen
+    from apex_creds.storage.sqldb.target import Target
+
+SHARDS: Final = 256
+"""In how many documents a section is kept."""
+_CLEAR: Final = frozenset({KEYSTORE, CONFIG})
+_LARGEST: Final = min(MAX_DOCUMENT_BYTES, 900_000_000)  # below what both databases take
+
+T = TypeVar("T")
+
+
+class SqlStorage:
+    """The database backend of ``Storage``; for one event loop.
+
+    Args:
+        url: Where the database is; see docs/SQL.md.
+        space: Which of the vaults in it, where the URL does not say.
+        staleness: See ``SharedStorage``.
+        patience: Seconds for which a statement is repeated while the server is away.
+        shards: See ``SharedStorage``.
+
+    Raises:
+        InvalidInputError: The URL can't be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        space: str | None = None,
+        staleness: float = 5.0,
+        patience: float = 15.0,
+        shards: int = SHARDS,
+    ) -> None:
+        self.target = parse_target(url)
+        self.staleness = staleness
+        self._patience = patience
+        self._shards = shards
+        self._space = space or self.target.space
+        self._rows = _rows(self.target)
+        self._versions = Versions()
+        self._looking = Looking(self._take_in)
+        self._stem: Callable[[str], str] | None = None
+        self._stems: dict[str, str] = {name: name for name in _CLEAR}
+        self._candidates: tuple[str, ...] = (*SECTIONS.values(), *STATE_DOCUMENTS)
+        self._ready = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._readying = asyncio.Lock()
+        self._hearing: asyncio.Task[None] | None = None
+        self._to_hear = False
+        self._closed = False
+
+    @property
+    def url(self) -> str:
+        """Where it is; there is no password in it."""
+        return self.target.text
+
+    @property
+    def space(self) -> str | None:
+        """Which of the vaults in the database, once that is known."""
+        return None if self._space == NEW_SPACE else self._space
+
+    @property
+    def shards(self) -> int:
+        """See ``SharedStorage``."""
+        return self._shards
+
+    def map_names(
+        self, stem_of: Callable[[str], str], *, candidates: Iterable[str] | None = None
+    ) -> None:
+        """From now on, what is called ``name`` here is ``stem_of(name)`` in the database.
+
+        The key store and the configuration keep their names: see ``FileStorage``.
+
+        Args:
+            stem_of: A keyed hash; 1 to 64 of a-z, 0-9 and underscore.
+            candidates: What ``names()`` can find, beside what was used here before.
+        """
+        self._stem = stem_of
+        self._stems = {name: name for name in _CLEAR}
+        if candidates is not None:
+            names = dict.fromkeys(check_document_name(name) for name in candidates)
+            self._candidates = (*names, *STATE_DOCUMENTS)
+
+    # -- one document ----------------------------------------------------------------
+
+    def change_token(self, name: str) -> Token | None:
+        """See ``Storage``."""
+        stem = self._stems.get(name) or self._stem_of(name)
+        if self._rows.exact and self._ready:
+            self._glance()
+        return self._versions.get(stem)
+
+    async def prepare(self) -> None:
+        """Makes the tables and the space where they are missing.
+
+        Raises:
+            StorageSchemaError: The tables are of another version.
+        """
+        if self._ready:
+            return
+        async with self._readying:
+            if not self._ready:
+                await self._tried(partial(self._rows.make_tables, fresh_only=True))
+                await self._get_ready(make=True)
+        await self.look()
+
+    async def read(self, name: str) -> Stored | None:
+        """See ``Storage``."""
+        check_document_name(name)
+        return (await self.read_many([name])).get(name)
+
+    async def write(
+        self, name: str, data: Data, *, expected: Token | None, shred: bool = False
+    ) -> WriteResult:
+        """See ``Storage``.
+
+        The bytes that it replaced may remain in the database's files, log and backups.
+
+        Raises:
+            StorageUncertainError: The server went away, and the write may have happened.
+        """
+        [result] = await self.write_many([Write(name, data, expected)])
+        replaced = shred and expected is not None
+        return WriteResult(result.token, "unverifiable" if replaced else "no")
+
+    async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
+        """See ``Storage``; raises what ``write`` raises."""
+        change = Change(self._stem_of(name), _version(expected), _random(), None)
+        await self._apply([change], [name])
+        self._did([(change.name, None)])
+        return "unverifiable" if shred else "no"
+
+    async def names(self) -> list[str]:
+        """See ``Storage``; with mapped names, those that can be known."""
+        await self._usable()
+        await self.look()
+        there = set(self._versions.known())
+        if self._stem is None:
+            return sorted(there)
+        known = {*self._stems, *self._candidates}
+        return sorted(name for name in known if self._stem_of(name) in there)
+
+    async def close(self) -> None:
+        """See ``Storage``."""
+        self._closed = True
+        self._ready = False
+        await self._looking.stop()
+        if self._hearing is not None:
+            self._hearing.cancel()
+            await asyncio.gather(self._hearing, return_exceptions=True)
+        await self._rows.close()
+
+    # -- several ---------------------------------------------------------------------
+
+    async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
+        """See ``SharedStorage``."""
+        stems = {self._stem_of(name): name for name in names}
+        if not stems:
+            return {}
+        space = await self._usable()
+        asked, before = self._versions.asked(), self._versions.changes
+        found = await self._tried(partial(self._rows.read, space, list(stems)))
+        for stem in stems:
+            row = found.get(stem)
+            self._versions.learn(stem, _token(row.version) if row else None, asked=asked)
+        self._versions.tell(since=before)
+        return {stems[s]: Stored(row.data, _token(row.version)) for s, row in found.items()}
+
+    async def write_many(self, writes: Sequence[Write]) -> list[WriteResult]:
+        """See ``SharedStorage``; raises what ``write`` raises."""
+        changes = [self._change(write) for write in writes]
+        if not changes:
+            return []
+        await self._apply(changes, [write.name for write in writes])
+        tokens = [(c.name, _token(c.new)) for c in changes if c.new is not None]
+        self._did(tokens)
+        return [
+            WriteResult(_token(c.new if c.new is not None else c.old or 0)) for c in changes
+        ]
+
+    # -- what others did -------------------------------------------------------------
+
+    async def look(self) -> None:
+        """See ``SharedStorage``."""
+        await self._looking.look(staleness=self.staleness)
+
+    def stale_for(self) -> float:
+        """See ``SharedStorage``."""
+        return self._looking.stale_for()
+
+    def changes(self) -> int:
+        """See ``SharedStorage``."""
+        if self._rows.exact and self._ready:
+            self._glance()
+        return self._versions.changes
+
+    def watch(self, call: Callable[[], None]) -> Callable[[], None]:
+        """See ``SharedStorage``."""
+        return self._versions.watch(call)
+
+    # -- sharing work ----------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def leader(self, what: str) -> AsyncIterator[Leadership]:
+        """See ``SharedStorage``."""
+        check_document_name(what)
+        space = await self._usable()
+        async with _told(self._rows.lead(space, what)) as lead:
+            yield lead
+
+    @contextlib.asynccontextmanager
+    async def claim(self, names: Iterable[str], *, limit: int) -> AsyncIterator[list[str]]:
+        """See ``SharedStorage``."""
+        stems = {self._stem_of(name): name for name in names}
+        space = await self._usable()
+        async with _told(self._rows.claim(space, list(stems), limit)) as ours:
+            yield [stems[stem] for stem in ours]
+
+    # -- streams ---------------------------------------------------------------------
+
+    async def append_lines(self, stream: str, lines: Sequence[bytes], *, first: int) -> None:
+        """See ``SharedStorage``."""
+        check_document_name(stream)
+        space = await self._usable()
+        given = [bytes(line) for line in lines]
+        done = await self._tried(partial(self._rows.append, space, stream, given, first))
+        if not done and await self.read_lines(stream, first=first, limit=len(given)) != given:
+            raise ConflictError(
+                f"The stream {stream!r} does not have {first} lines.",
+                hint="Ask how many it has, and go on from there.",
+            )
+
+    async def read_lines(self, stream: str, *, first: int = 0, limit: int) -> list[bytes]:
+        """See ``SharedStorage``."""
+        check_document_name(stream)
+        space = await self._usable()
+        return await self._tried(partial(self._rows.lines, space, stream, first, limit))
+
+    async def streams(self) -> dict[str, int]:
+        """See ``SharedStorage``."""
+        space = await self._usable()
+        return await self._tried(partial(self._rows.streams, space))
+
+    # -- the tables ------------------------------------------------------------------
+
+    async def schema(self) -> SchemaStatus:
+        """The version of the tables that are there."""
+        return SchemaStatus(await self._tried(self._rows.schema))
+
+    async def upgrade(self) -> SchemaStatus:
+        """Brings the tables to this program's version; returns what was there before.
+
+        Raises:
+            StorageSchemaError: A newer program made them.
+        """
+        upgrade = partial(self._rows.make_tables, fresh_only=False)
+        return SchemaStatus(await self._tried(upgrade))
+
+    async def spaces(self) -> list[str]:
+        """The vaults in this database."""
+        return await self._tried(self._rows.spaces)
+
+    # -- inside: names and versions --------------------------------------------------
+
+    def _stem_of(self, name: str) -> str:
+        stem = self._stems.get(name)
+        if stem is None:
+            check_document_name(name)
+            stem = name if self._stem is None else check_document_name(self._stem(name))
+            self._stems[name] = stem
+        return stem
+
+    def _change(self, write: Write) -> Change:
+        stem = self._stem_of(write.name)
+        old = None if write.expected is None else _version(write.expected)
+        if write.data is None:
+            if old is None:
+                raise StorageError("What is only held must exist.")
+            return Change(stem, old, None, None)
+        if len(write.data) > _LARGEST:
+            raise StorageError(f"The document {write.name!r} is too large for a database.")
+        return Change(stem, old, _random(), bytes(write.data))
+
+    def _did(self, tokens: Sequence[tuple[str, Token | None]]) -> None:
+        before = self._versions.changes
+        for stem, token in tokens:
+            self._versions.put(stem, token)
+        self._rows.told()
+        self._versions.tell(since=before)
+
+    def _glance(self) -> None:
+        asked, before = self._versions.asked(), self._versions.changes
+        seen = self._rows.glance()
+        if seen is not None:
+            self._learn(seen, asked)
+            if self._versions.changes != before and self._loop is not None:
+                self._loop.call_soon_threadsafe(partial(self._versions.tell, since=before))
+
+    def _learn(self, seen: Seen, asked: int) -> None:
+        found = dict(seen.rows)
+        gone = set(self._versions.known()) - found.keys() if seen.whole else ()
+        found.update(dict.fromkeys(gone))
+        believed = [
+            self._versions.learn(stem, None if v is None else _token(v), asked=asked)
+            for stem, v in found.items()
+        ]
+        if not all(believed):
+            self._rows.again()
+
+    async def _take_in(self) -> None:
+        space = await self._usable(patient=False)
+        asked, before = self._versions.asked(), self._versions.changes
+        try:
+            seen = await self._rows.look(space)
+        except FailedError as failure:
+            raise failure.error from failure
+        self._learn(seen, asked)
+        self._versions.tell(since=before)
+
+    def _heard(self) -> None:
+        """Somebody may have written."""
+        if self._rows.exact:
+            self._glance()
+            return
+        self._to_hear = True
+        if self._hearing is None or self._hearing.done():
+            self._hearing = asyncio.ensure_future(self._hear())
+
+    async def _hear(self) -> None:
+        while self._to_hear:
+            self._to_hear = False
+            with contextlib.suppress(StorageError):  # whoever relies on it is told
+                await self.look()
+
+    # -- inside: the database --------------------------------------------------------
+
+    async def _usable(self, *, patient: bool = True) -> str:
+        """The space, when tables and space were found to be there."""
+        if not self._ready:
+            async with self._readying:
+                if not self._ready:
+                    await self._get_ready(make=False, patient=patient)
+        return self._space or ""
+
+    async def _get_ready(self, *, make: bool, patient: bool = True) -> None:
+        if self._closed:
+            raise StorageError("The storage is closed.", hint="Open it again.")
+        SchemaStatus(await self._tried(self._rows.schema, patient=patient)).check()
+        if self._space in (None, NEW_SPACE):
+            self._space = await self._choose(make=make, patient=patient)
+        if make:
+            await self._tried(partial(self._rows.add_space, self._space))
+        self._loop = asyncio.get_running_loop()
+        self._rows.follow(self._space, self._heard)
+        self._ready = True
+
+    async def _choose(self, *, make: bool, patient: bool) -> str:
+        found = await self._tried(self._rows.spaces, patient=patient)
+        if make and (self._space == NEW_SPACE or not found):
+            return secrets.token_hex(8)
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise VaultNotFoundError(
+                "There is no vault in that database.",
+                hint="Make one: apex-creds init --storage URL",
+            )
+        raise InvalidInputError(
+            f"There are {len(found)} vaults in that database.",
+            hint="Say which with ?space=, as the vault's config.json does.",
+        )
+
+    async def _apply(self, changes: Sequence[Change], names: Sequence[str]) -> None:
+        space = await self._usable()
+        outcome = _Outcome()
+        work = partial(self._rows.apply, space, changes)
+        try:
+            if await self._tried(partial(outcome.of, work)):
+                return
+        except StorageUnreachableError as error:
+            if not outcome.unknown:
+                raise
+            raise StorageUncertainError(
+                "The database server went away during a write, which may have happened.",
+                hint="See that it can be reached, and look whether it did.",
+            ) from error
+        found = await self._tried(
+            partial(self._rows.versions, space, [c.name for c in changes])
+        )
+        if outcome.unknown and all(_is_done(change, found) for change in changes):
+            return
+        self._learn_now(changes, found)
+        raise ConflictError(
+            f"The document {names[0]!r} was changed meanwhile.", hint="Read it again and retry."
+        )
+
+    def _learn_now(
+        self, changes: Sequence[Change], found: Mapping[str, tuple[int, bool]]
+    ) -> None:
+        before = self._versions.changes
+        for change in changes:
+            version, there = found.get(change.name, (0, False))
+            self._versions.put(change.name, _token(version) if there else None)
+        self._versions.tell(since=before)
+
+    async def _tried(
+        self, work: Callable[[], Coroutine[object, object, T]], *, patient: bool = True
+    ) -> T:
+        """What ``work`` returns; it is repeated while that is safe and may help."""
+        try:
+            return await to_the_end(work())
+        except FailedError as failure:
+            if not failure.again or not patient:
+                raise failure.error from failure
+        try:
+            async for turn in stamina.retry_context(
+                on=_may_help, attempts=None, timeout=self._patience, wait_max=1.0
+            ):
+                with turn:
+                    return await to_the_end(work())
+        except FailedError as failure:
+            raise failure.error from failure
+        raise AssertionError("stamina ends by returning or raising")
+
+
+class _Outcome:
+    """Whether it is known what became of a write that is tried again and again."""
+
+    def __init__(self) -> None:
+        self.unknown = False
+
+    async def of(self, work: Callable[[], Coroutine[object, object, bool]]) -> bool:
+        try:
+            return await work()
+        except FailedError as failure:
+            self.unknown = self.unknown or failure.lost
+            raise
+
+
+def _may_help(error: Exception) -> bool:
+    return isinstance(error, FailedError) and error.again
+
+
+def _is_done(change: Change, found: Mapping[str, tuple[int, bool]]) -> bool:
+    version, there = found.get(change.name, (0, False))
+    if change.new is None:
+        return True  # it was held when the others were written; they were
+    return version == change.new and there == (change.data is not None)
+
+
+@contextlib.asynccontextmanager
+async def _told(work: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """Turns ``FailedError`` from entering into what it means."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            entered = await stack.enter_async_context(work)
+        except FailedError as failure:
+            raise failure.error from failure
+        yield entered
+
+
+def _rows(target: Target) -> Rows:
+    if target.path is not None:
+        from apex_creds.storage.sqldb.sqlite import SqliteRows
+
+        return SqliteRows(target.path)
+    from apex_creds.storage.sqldb.postgres import PostgresRows
+
+    return PostgresRows(target)
+
+
+def _random() -> int:
+    return secrets.randbits(62) + 1
+
+
+def _token(version: int) -> Token:
+    return Token(("sql", version))
+
+
+def _version(token: Token) -> int:
+    """The version that a token names; 0, which none has, for a token of something else."""
+    match token:
+        case ("sql", int(version)):
+            return version
+        case _:
+            return 0

@@ -1,0 +1,3 @@
+"""The versions of the tables, for Alembic."""
+
+from __future__ import annotations

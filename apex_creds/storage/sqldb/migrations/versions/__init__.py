@@ -1,0 +1,3 @@
+"""One module for each version of the tables."""
+
+from __future__ import annotations

@@ -1,0 +1,257 @@
+"""Which database a URL means, and how it is reached.
+
+Guarantee: a URL with a password in it is refused and never repeated in a message; a server
+on another host is reached by TLS with its certificate verified, unless the URL itself says
+otherwise; an option that is not known is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from apex_creds.errors import InvalidInputError
+from apex_creds.storage.oserrors import translated
+from apex_creds.storage.safe_open import check
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from urllib.parse import SplitResult
+
+Dialect = Literal["sqlite", "postgresql"]
+
+_SCHEMES: Final[Mapping[str, Dialect]] = {
+    "sqlite": "sqlite",
+    "sqlite+aiosqlite": "sqlite",
+    "postgres": "postgresql",
+    "postgresql": "postgresql",
+    "postgresql+psycopg": "postgresql",
+}
+_TLS: Final = {"verify-full": "verify-full", "verify-ca": "verify-ca", "off": "disable"}
+_OPTIONS: Final = frozenset(
+    {
+        *("host", "passfile", "service", "keyring", "application_name", "space", "pool"),
+        *("tls", "tls_ca", "tls_cert", "tls_key", "connect_timeout", "statement_timeout"),
+    }
+)
+_SPACE: Final = re.compile(r"[0-9a-f]{8,64}|new", re.ASCII)
+_LOCAL: Final = frozenset({"", "localhost", "127.0.0.1", "::1"})
+NEW_SPACE: Final = "new"
+"""As ``?space=new``: another vault in a database that has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A database, and the part of it that one vault has.
+
+    Attributes:
+        dialect: Which kind.
+        text: The URL without its space, to be shown and stored.
+        space: Which of the vaults in the database; None: the only one.
+        path: The file of an SQLite database.
+        connect: What libpq is told; never a password.
+        keyring: The service and user name under which the OS keyring has the password.
+        pool: Connections at most, beside the few that are kept for one purpose.
+    """
+
+    dialect: Dialect
+    text: str
+    space: str | None = None
+    path: Path | None = None
+    connect: Mapping[str, str] = field(default_factory=dict)
+    keyring: tuple[str, str] | None = None
+    pool: int = 8
+
+
+def parse_target(url: str) -> Target:
+    """Reads a storage URL; see docs/SQL.md for all that it may say.
+
+    Raises:
+        InvalidInputError: It is malformed, of another database, or holds a password.
+        UnsafePathError, UnsafePermissionsError: The password file is not only ours.
+    """
+    try:
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise _bad("is malformed") from None
+    dialect = _SCHEMES.get(parts.scheme.lower())
+    if dialect is None:
+        raise _bad(f"is of no database that is known here ({parts.scheme or 'no scheme'})")
+    options = _checked(query)
+    if dialect == "sqlite":
+        return _sqlite(parts, options)
+    return _postgresql(parts, query, options)
+
+
+def is_storage_url(text: str) -> bool:
+    """Whether a text means a database rather than a directory."""
+    return "://" in text
+
+
+def _checked(query: list[tuple[str, str]]) -> dict[str, str]:
+    options = dict(query)
+    if "password" in options:
+        raise _password()
+    if unknown := sorted(set(options) - _OPTIONS):
+        raise _bad(f"has an option that is not known: {unknown[0]}")
+    if not _SPACE.fullmatch(options.get("space", "new")):
+        raise _bad("has a space that is not hexadecimal")
+    return options
+
+
+def _sqlite(parts: SplitResult, options: dict[str, str]) -> Target:
+    path = unquote(parts.path)[1:]
+    if parts.netloc or not path or path.startswith(":"):
+        raise _bad("names no file; write sqlite:////absolute/path/of/vault.db")
+    if other := sorted(set(options) - {"space"}):
+        raise _bad(f"has an option that SQLite has not: {other[0]}")
+    full = Path(os.path.abspath(Path(path).expanduser()))
+    return Target(
+        dialect="sqlite",
+        text=f"sqlite:///{quote(str(full))}",
+        space=options.get("space"),
+        path=full,
+    )
+
+
+def _postgresql(
+    parts: SplitResult, query: list[tuple[str, str]], options: dict[str, str]
+) -> Target:
+    user, _, places = parts.netloc.rpartition("@")
+    if ":" in user:
+        raise _password()
+    hosts = [_host(place) for place in places.split(",")] if places else []
+    hosts += [_host(value) for name, value in query if name == "host"]
+    connect = {
+        **_where(user, hosts, unquote(parts.path)[1:], options),
+        **_tls(hosts, options),
+        **_limits(hosts, options),
+    }
+    return Target(
+        dialect="postgresql",
+        text=_without_space(parts, query),
+        space=options.get("space"),
+        connect=connect,
+        keyring=_keyring(options.get("keyring")),
+        pool=_number(options.get("pool", "8"), "pool", most=100),
+    )
+
+
+def _where(
+    user: str, hosts: list[tuple[str, str]], database: str, options: dict[str, str]
+) -> dict[str, str]:
+    found = {"target_session_attrs": "read-write"}  # with several hosts: the primary
+    if user:
+        found["user"] = unquote(user)
+    if hosts:
+        found["host"] = ",".join(host for host, _ in hosts)
+        found["port"] = ",".join(port for _, port in hosts)
+    if database:
+        found["dbname"] = database
+    if "service" in options:
+        found["service"] = options["service"]
+    if "passfile" in options:
+        found["passfile"] = _private(options["passfile"])
+    found["application_name"] = options.get("application_name", "apex-creds")
+    return found
+
+
+def _host(place: str) -> tuple[str, str]:
+    place = unquote(place)
+    host, colon, port = place.rpartition(":")
+    if not colon or place.endswith("]"):
+        host, port = place, "5432"
+    if not re.fullmatch(r"[0-9]{1,5}", port):
+        raise _bad("has a port that is no number")
+    return host.strip("[]"), port
+
+
+def is_local(host: str) -> bool:
+    """A Unix socket or the loopback interface: nobody in between can read along."""
+    return host in _LOCAL or host.startswith(("/", "@"))
+
+
+def _tls(hosts: list[tuple[str, str]], options: dict[str, str]) -> dict[str, str]:
+    local = "service" not in options and all(is_local(host) for host, _ in hosts)
+    wanted = options.get("tls")
+    if wanted is not None and wanted not in _TLS:
+        raise _bad("says tls= with something else than verify-full, verify-ca or off")
+    if wanted is None and local:
+        return {"sslmode": "prefer"}
+    found = {"sslmode": _TLS[wanted or "verify-full"]}
+    for option, name in (("tls_ca", "rootcert"), ("tls_cert", "cert"), ("tls_key", "key")):
+        if option in options:
+            found[f"ssl{name}"] = str(Path(options[option]).expanduser())
+    if found["sslmode"] == "verify-full" and not _has_root(options):
+        found["sslrootcert"] = "system"
+    return found
+
+
+def _has_root(options: dict[str, str]) -> bool:
+    if options.keys() & {"tls_ca", "service"} or os.environ.get("PGSSLROOTCERT"):
+        return True
+    return Path("~/.postgresql/root.crt").expanduser().exists()
+
+
+def _limits(hosts: list[tuple[str, str]], options: dict[str, str]) -> dict[str, str]:
+    statement = _number(options.get("statement_timeout", "10000"), "statement_timeout")
+    connect = _number(options.get("connect_timeout", "3"), "connect_timeout", most=600)
+    settings = {
+        "statement_timeout": str(statement),
+        "lock_timeout": str(max(1, statement // 2)),
+        # Compare-and-set statements re-check rows that they waited for; that is so here only.
+        "default_transaction_isolation": r"read\ committed",
+    }
+    found = {"connect_timeout": str(max(2, connect))}
+    if not all(is_local(host) for host, _ in hosts):
+        found |= {"keepalives_idle": "10", "keepalives_interval": "3", "keepalives_count": "3"}
+        found["tcp_user_timeout"] = "15000"
+        settings |= {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5"}
+    found["options"] = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    return found
+
+
+def _keyring(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    service, _, user = text.partition("/")
+    if not service or not user:
+        raise _bad("says keyring= with something else than SERVICE/USER")
+    return service, user
+
+
+def _private(text: str) -> str:
+    path = Path(text).expanduser().absolute()
+    with translated(path):
+        check(path, os.stat(path))
+    return str(path)
+
+
+def _number(text: str, name: str, *, most: int = 3_600_000) -> int:
+    if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= most:
+        raise _bad(f"says {name}= with something else than 1 to {most}")
+    return int(text)
+
+
+def _without_space(parts: SplitResult, query: list[tuple[str, str]]) -> str:
+    rest = urlencode([pair for pair in query if pair[0] != "space"], safe="/:@,")
+    return parts._replace(scheme="postgresql+psycopg", query=rest, fragment="").geturl()
+
+
+def _bad(what: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"The storage URL {what}.",
+        hint="Write sqlite:////path/of/vault.db or postgresql+psycopg://user@host/database.",
+    )
+
+
+def _password() -> InvalidInputError:
+    return InvalidInputError(
+        "The storage URL has a password in it, which others can read in the process list.",
+        hint="Use ?passfile=PATH, ?service=NAME or ?keyring=SERVICE/USER instead.",
+    )

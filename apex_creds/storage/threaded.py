@@ -1,0 +1,233 @@
+"""A shared storage with an event loop of its own, for callers in any loop or thread.
+
+Guarantee: everything that the storage does, it does in one loop, in a thread of its own,
+whoever asks; so a caller whose own loop stands still (code that can't wait) gets its answer
+too, and changes by others are noticed meanwhile. The thread ends with ``close``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from apex_creds.errors import StorageError, StorageTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from apex_creds.storage.base import (
+        Data,
+        Leadership,
+        SharedStorage,
+        Shredded,
+        Stored,
+        Token,
+        Write,
+        WriteResult,
+    )
+
+T = TypeVar("T")
+_LONGEST: Final = 30.0
+
+
+class ThreadedStorage:
+    """See ``SharedStorage``, whose promises it passes on.
+
+    Args:
+        inner: Used by nobody else from now on; closed by ``close``.
+    """
+
+    def __init__(self, inner: SharedStorage) -> None:
+        self.inner = inner
+        self.staleness = inner.staleness
+        self._lock = threading.Lock()
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stop: asyncio.Event | None = None
+
+    @property
+    def shards(self) -> int:
+        """See ``SharedStorage``."""
+        return self.inner.shards
+
+    def map_names(
+        self, stem_of: Callable[[str], str], *, candidates: Iterable[str] | None = None
+    ) -> None:
+        """See ``SqlStorage``."""
+        map_names = getattr(self.inner, "map_names", None)
+        if map_names is not None:
+            map_names(stem_of, candidates=candidates)
+
+    # -- at once ---------------------------------------------------------------------
+
+    def change_token(self, name: str) -> Token | None:
+        """See ``Storage``."""
+        return self.inner.change_token(name)
+
+    def changes(self) -> int:
+        """See ``SharedStorage``."""
+        return self.inner.changes()
+
+    def stale_for(self) -> float:
+        """See ``SharedStorage``."""
+        return self.inner.stale_for()
+
+    def watch(self, call: Callable[[], None]) -> Callable[[], None]:
+        """See ``SharedStorage``; ``call`` is called in the storage's thread."""
+        return self.inner.watch(call)
+
+    def look_blocking(self) -> None:
+        """As ``look``, from code that can't wait.
+
+        Raises:
+            StorageStaleError: As ``look``.
+            StorageTimeoutError: There was no answer.
+        """
+        future = asyncio.run_coroutine_threadsafe(self.inner.look(), self._running())
+        try:
+            future.result(_LONGEST)
+        except TimeoutError:
+            future.cancel()
+            raise StorageTimeoutError(
+                "The storage does not answer.", hint="See that it can be reached."
+            ) from None
+
+    # -- in the storage's loop -------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """See ``Storage``."""
+        await self._call(self.inner.prepare)
+
+    async def read(self, name: str) -> Stored | None:
+        """See ``Storage``."""
+        return await self._call(partial(self.inner.read, name))
+
+    async def write(
+        self, name: str, data: Data, *, expected: Token | None, shred: bool = False
+    ) -> WriteResult:
+        """See ``Storage``."""
+        work = partial(self.inner.write, name, data, expected=expected, shred=shred)
+        return await self._call(work)
+
+    async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
+        """See ``Storage``."""
+        return await self._call(
+            partial(self.inner.delete, name, expected=expected, shred=shred)
+        )
+
+    async def names(self) -> list[str]:
+        """See ``Storage``."""
+        return await self._call(self.inner.names)
+
+    async def look(self) -> None:
+        """See ``SharedStorage``."""
+        await self._call(self.inner.look)
+
+    async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
+        """See ``SharedStorage``."""
+        return await self._call(partial(self.inner.read_many, list(names)))
+
+    async def write_many(self, writes: Sequence[Write]) -> list[WriteResult]:
+        """See ``SharedStorage``."""
+        return await self._call(partial(self.inner.write_many, writes))
+
+    async def append_lines(self, stream: str, lines: Sequence[bytes], *, first: int) -> None:
+        """See ``SharedStorage``."""
+        await self._call(partial(self.inner.append_lines, stream, lines, first=first))
+
+    async def read_lines(self, stream: str, *, first: int = 0, limit: int) -> list[bytes]:
+        """See ``SharedStorage``."""
+        return await self._call(
+            partial(self.inner.read_lines, stream, first=first, limit=limit)
+        )
+
+    async def streams(self) -> dict[str, int]:
+        """See ``SharedStorage``."""
+        return await self._call(self.inner.streams)
+
+    def leader(self, what: str) -> AbstractAsyncContextManager[Leadership]:
+        """See ``SharedStorage``."""
+        return self._held(lambda: self.inner.leader(what))
+
+    def claim(
+        self, names: Iterable[str], *, limit: int
+    ) -> AbstractAsyncContextManager[list[str]]:
+        """See ``SharedStorage``."""
+        return self._held(lambda: self.inner.claim(names, limit=limit))
+
+    async def close(self) -> None:
+        """See ``Storage``."""
+        if self._closed:
+            return
+        await self._call(self.inner.close)
+        self._closed = True
+        loop, stop, thread = self._loop, self._stop, self._thread
+        assert loop is not None
+        assert stop is not None
+        assert thread is not None
+        loop.call_soon_threadsafe(stop.set)
+        await asyncio.to_thread(thread.join)
+
+    # -- inside ----------------------------------------------------------------------
+
+    async def _call(self, work: Callable[[], Coroutine[object, object, T]]) -> T:
+        loop = self._running()
+        if asyncio.get_running_loop() is loop:
+            return await work()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), loop))
+
+    @contextlib.asynccontextmanager
+    async def _held(
+        self, enter: Callable[[], AbstractAsyncContextManager[T]]
+    ) -> AsyncIterator[T]:
+        """A block of the inner storage's, all of it in one task of its loop."""
+        loop = self._running()
+        entered: Future[T] = Future()
+        leave = asyncio.Event()
+
+        async def hold() -> None:
+            try:
+                async with enter() as value:
+                    if not entered.set_running_or_notify_cancel():
+                        return
+                    entered.set_result(value)
+                    await leave.wait()
+            except BaseException as error:
+                if entered.done():
+                    raise
+                entered.set_exception(error)
+
+        held = asyncio.run_coroutine_threadsafe(hold(), loop)
+        try:
+            yield await asyncio.wrap_future(entered)
+        finally:
+            loop.call_soon_threadsafe(leave.set)
+            await asyncio.shield(asyncio.wrap_future(held))
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._closed:
+            raise StorageError("The storage is closed.", hint="Open it again.")
+        with self._lock:
+            if self._loop is None:
+                ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+                self._thread = threading.Thread(
+                    target=_serve, args=(ready,), name="apex-creds-storage", daemon=True
+                )
+                self._thread.start()
+                self._loop, self._stop = ready.result()
+            return self._loop
+
+
+def _serve(ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+    async def body() -> None:
+        stop = asyncio.Event()
+        ready.set_result((asyncio.get_running_loop(), stop))
+        await stop.wait()
+
+    asyncio.run(body())
