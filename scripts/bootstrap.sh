@@ -50,6 +50,19 @@ prometheus_program() {
     rm -rf "$folder"
 }
 
+# The real PostgreSQL of the tests of the SQL storage: its programs only; no cluster is made.
+postgresql_programs() {
+    [ "$(uname -s)" = Linux ] || return 0
+    ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && return 0
+    # Else the package makes a cluster and starts it.
+    if [ "$(id -u)" = 0 ] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+        mkdir -p /etc/postgresql-common
+        echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
+    fi
+    debian_packages postgresql ||
+        say "the tests with a real PostgreSQL will fail; to run them: sudo apt-get install postgresql"
+}
+
 fetch_prometheus() (
     cd "$1" && chmod 755 .
     apt-get -qq download prometheus || {
@@ -89,6 +102,7 @@ make_venv() {
 signature() { { pwd && cat pyproject.toml; } | cksum; }
 
 [ "$profile" = core ] || keyring_packages
+[ "$profile" = core ] || postgresql_programs
 if [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; then
     for done in "$stamp" "$venv/.apex-creds-dev"; do
         [ "$profile" = bench ] && [ "$done" != "$stamp" ] && continue
