@@ -104,7 +104,8 @@ async def reencrypt(
     run.total, fruitless = len(todo), 0
     while todo:
         size = await _slice_size(run)
-        pairs = await _slice(run, todo[:size])
+        taken, todo = todo[:size], todo[size:]
+        pairs = await _slice(run, taken)
         with telemetry.step(names.REENCRYPT, {names.SECTION: section}) as step:
             committed = await _commit(run, pairs)
             step.set(names.RECORDS, committed)
@@ -112,7 +113,7 @@ async def reencrypt(
         if fruitless == ATTEMPTS:
             raise too_busy(section)
         run.done += committed
-        todo = todo[size:]
+        await off_loop(len(taken), partial(_let_go, pairs, taken))
         yield Progress(section=section, done=run.done, total=run.total, failed=len(run.failed))
         if not todo:  # what was meanwhile written, or not committed
             todo = await _todo(run)
@@ -177,6 +178,13 @@ def _stale(
     return [record for head in first for record in buckets[head]]
 
 
+def _let_go(*lists: list[Pair] | list[Record]) -> None:
+    """Frees old records in pieces: all at once would hold the interpreter too long."""
+    for items in lists:
+        while items:
+            del items[-PIECE:]
+
+
 async def _slice_size(run: _Run) -> int:
     section = await run.store.section(run.section)
     return run.pace.slice_records or max(MIN_SLICE, -(-len(section.records) // SLICES))
@@ -239,7 +247,8 @@ async def _commit(run: _Run, pairs: Sequence[Pair]) -> int:
             if found is None or (found is not old and found.sealed != old.sealed):
                 continue
             if new.head in primaries:
-                merged[old.info.name] = Record(found.info, new.sealed)
+                same = found.info is new.info
+                merged[old.info.name] = new if same else Record(found.info, new.sealed)
                 replaced += 1
         if not replaced:
             raise _NothingLeft
@@ -261,13 +270,13 @@ def _primaries(pairs: Sequence[Pair], keystore: Keystore) -> frozenset[bytes]:
 
     One that is not may be on its way to being destroyed: a scan may have been made already.
     """
-    heads = {new.head: new.key for _, new in pairs}
-    return frozenset(
-        head
-        for head, (key_id, version) in heads.items()
-        if (keyset := keystore.by_id.get(key_id)) is not None
-        and keyset.get(version).state is KeyState.PRIMARY
-    )
+    heads = {new.head: new for _, new in pairs}
+    return frozenset(head for head, new in heads.items() if _is_primary(keystore, *new.key))
+
+
+def _is_primary(keystore: Keystore, key_id: bytes, version: int) -> bool:
+    keyset = keystore.by_id.get(key_id)
+    return keyset is not None and keyset.get(version).state is KeyState.PRIMARY
 
 
 __all__ = ["Pace", "Progress", "left", "reencrypt"]

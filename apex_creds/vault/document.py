@@ -7,9 +7,9 @@ The format is specified in docs/FORMAT.md, "Document v1".
 
 from __future__ import annotations
 
-import binascii
+import contextlib
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from typing import Annotated, Final
 
@@ -115,13 +115,15 @@ class Packed(msgspec.Struct, frozen=True):
     encoded: memoryview | None = None
 
 
-def pack(header: Header, body: Data | Sequence[Data], keys: DocumentKeys) -> Data:
-    """Encrypts ``body``, which may come in pieces, and returns the whole document.
+def pack(header: Header, body: Data | list[bytes], keys: DocumentKeys) -> Data:
+    """Encrypts ``body`` and returns the whole document.
+
+    The body may come in pieces, which are taken out of their list.
 
     A large one is made piece by piece, and in two pieces of memory, since to touch fresh
     memory costs as much as to encrypt it: no call holds the interpreter for long.
     """
-    sealed = _placed([body] if isinstance(body, bytes | memoryview) else body)
+    sealed = _placed(body if isinstance(body, list) else [body])
     envelope.encrypt_in_place(
         sealed,
         keys.body,
@@ -134,7 +136,7 @@ def pack(header: Header, body: Data | Sequence[Data], keys: DocumentKeys) -> Dat
     front = empty[: -len(_BODY_END)]
     out = _room(len(front) + -(-len(sealed) // 3) * 4 + len(b'"') + _MAC_TAIL)
     mac, at = kdf.HmacSha256(keys.mac), 0
-    for piece in chain([front], _base64(sealed), [b'"']):
+    for piece in chain([memoryview(front)], _base64(sealed), [memoryview(b'"')]):
         mac.update(piece)
         out[at : at + len(piece)] = piece
         at += len(piece)
@@ -142,16 +144,19 @@ def pack(header: Header, body: Data | Sequence[Data], keys: DocumentKeys) -> Dat
     return out if len(out) >= _LARGE else bytes(out)
 
 
-def _base64(data: memoryview) -> Iterator[bytes]:
+def _base64(data: memoryview) -> Iterator[memoryview]:
+    """Some times as fast as ``binascii``."""
     for at in range(0, len(data), _PIECE):
-        yield binascii.b2a_base64(data[at : at + _PIECE], newline=False)
+        yield memoryview(msgspec.json.encode(data[at : at + _PIECE]))[1:-1]
 
 
-def _placed(pieces: Sequence[Data]) -> memoryview:
+def _placed(pieces: list[bytes] | list[Data]) -> memoryview:
     """Room for an envelope, with its plaintext in the place of the ciphertext."""
     out = _room(sum(map(len, pieces)) + envelope.MIN_BYTES)
     at = envelope.PLAIN_AT
-    for piece in pieces:
+    pieces.reverse()
+    while pieces:  # each is freed by itself: all at once would take milliseconds
+        piece = pieces.pop()
         for start in range(0, len(piece), _PIECE):
             part = piece[start : start + _PIECE]
             out[at : at + len(part)] = part
@@ -161,7 +166,20 @@ def _placed(pieces: Sequence[Data]) -> memoryview:
 
 def _room(size: int) -> memoryview:
     """Zeros; a large piece of them costs nothing before it is written to."""
-    return memoryview(bytearray(size) if size < _LARGE else mmap.mmap(-1, size))
+    return memoryview(bytearray(size) if size < _LARGE else _fresh(size))
+
+
+def _fresh(size: int) -> mmap.mmap:
+    """In huge pages where there are any.
+
+    To touch 45 MB in small ones takes 60 ms more; to give them back, 10 ms in one call.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return mmap.mmap(-1, size)
+    made = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        made.madvise(mmap.MADV_HUGEPAGE)
+    return made
 
 
 def parse(data: bytes, *, section: str, vault_id: str | None) -> Packed:
@@ -239,12 +257,13 @@ def unpack(packed: Packed, keys: DocumentKeys) -> Data:
 def _decoded(text: memoryview, section: str) -> memoryview:
     """What base64 says, in memory of its own."""
     out, filled = _room(len(text) // 4 * 3), 0
+    decode = msgspec.json.Decoder(bytes).decode
     try:
         for at in range(0, len(text), _PIECE):
-            piece = binascii.a2b_base64(text[at : at + _PIECE], strict_mode=True)
+            piece = decode(b"".join((b'"', text[at : at + _PIECE], b'"')))
             out[filled : filled + len(piece)] = piece
             filled += len(piece)
-    except (binascii.Error, ValueError):
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise _corrupt(section, "has a body that is no base64") from None
     return out[:filled]
 

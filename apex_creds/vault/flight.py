@@ -48,9 +48,11 @@ class SingleFlight(Generic[T]):
         found = now()
         if found is not None:
             return found
-        arrived = next(self._count)
-        async with self._lock(name):
+        arrived, lock = next(self._count), self._lock(name)
+        async with lock:
             loaded = self._loaded.get(name)
+            if not lock.statistics().tasks_waiting:  # nobody else can want it
+                self._loaded.pop(name, None)
             if loaded is not None and loaded.began > arrived:
                 return loaded.value
             found = now()
@@ -58,7 +60,8 @@ class SingleFlight(Generic[T]):
                 return found
             began = next(self._count)
             value = await load()
-            self._loaded[name] = _Loaded(began, value)
+            if lock.statistics().tasks_waiting:
+                self._loaded[name] = _Loaded(began, value)
             return value
 
     def forget(self) -> None:
