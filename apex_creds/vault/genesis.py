@@ -7,6 +7,7 @@ or none (and at most a master key that nothing refers to).
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import anyio
@@ -29,10 +30,16 @@ from apex_creds.keys.hierarchy import (
 )
 from apex_creds.keys.keyset import Keyset
 from apex_creds.model import SECTIONS
-from apex_creds.storage.base import Data, Storage
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.base import STATE_DOCUMENTS, Data, HidesNames, Storage, shared
 from apex_creds.vault.document import Header, MasterRecord, RootHeader
-from apex_creds.vault.keystore import ROOT_LABEL, Keystore, KeystoreBody, seal_keystore
+from apex_creds.vault.keystore import (
+    ROOT_LABEL,
+    Keystore,
+    KeystoreBody,
+    root_key,
+    seal_keystore,
+)
+from apex_creds.vault.shards import shard_names
 
 FIRST = 1
 
@@ -162,12 +169,18 @@ def _exists() -> VaultExistsError:
 
 
 def map_names(storage: Storage, keystore: Keystore) -> None:
-    """Gives the storage the keyed hashes of names, where the vault was made with them."""
-    if not keystore.body.hashed_names or not isinstance(storage, FileStorage):
+    """Gives the storage the keyed hashes of names, where it is to keep documents under them.
+
+    A shared storage always is; files are where the vault was made so.
+    """
+    several = shared(storage)
+    hides = isinstance(storage, HidesNames)
+    if not hides or not (several or keystore.body.hashed_names):
         return
-    root = keystore.hierarchy.unwrap(keystore.body.root, keystore.body.root.primary.version)
-    index = kdf.derive(root, kdf.Purpose.NAME_INDEX)
-    names = SECTIONS.values()
-    stems = {name: kdf.hmac_sha256(index, name.encode()).hex()[:32] for name in names}
-    index.close()
-    storage.map_names(stems.__getitem__)
+    names = list(SECTIONS.values())
+    if several is not None:
+        parts = [shard_names(name, several.shards) for name in names]
+        names = [*itertools.chain(*parts), *STATE_DOCUMENTS]
+    with kdf.derive(root_key(keystore), kdf.Purpose.NAME_INDEX) as index:
+        stems = {name: kdf.hmac_sha256(index, name.encode()).hex()[:32] for name in names}
+    storage.map_names(stems.__getitem__, candidates=names if several else None)

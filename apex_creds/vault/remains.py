@@ -48,16 +48,25 @@ def alone(home: Path) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def making(home: Path) -> AsyncIterator[None]:
+async def making(home: Path, *, elsewhere: bool = False) -> AsyncIterator[None]:
     """Holds the same lock while a new vault is made; waits some seconds for others.
 
     Where there is a key store already, which whoever makes one finds, nothing is touched.
 
+    Args:
+        home: Its home.
+        elsewhere: Its documents are not to be in the home.
+
     Raises:
-        VaultExistsError: There is no key store, but something else of a vault.
+        VaultExistsError: There is no key store, but something else of a vault; or the
+            home has the documents of another vault.
         StorageLockedError, StorageError: As ``alone``.
     """
     if _has_keystore(home):
+        if elsewhere:
+            raise VaultExistsError(
+                "That home has the documents of a vault.", hint="Choose another with --home."
+            )
         yield
         return
     lock = _lock_in(home)

@@ -33,12 +33,13 @@ from apex_creds.model import (
     SystemClock,
 )
 from apex_creds.policy.grants import Grants
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.base import Storage
 from apex_creds.vault import gauges, genesis, remains, writing
 from apex_creds.vault.auditing import VaultLog, open_log
 from apex_creds.vault.granting import Granting, Watchers
 from apex_creds.vault.home import resolve_home
 from apex_creds.vault.masters import Masters
+from apex_creds.vault.opening import open_documents, storage_at
 from apex_creds.vault.section import Record, open_record
 from apex_creds.vault.store import ATTEMPTS, DocumentStore
 from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, parse_level
@@ -64,6 +65,7 @@ class Vault(Granting):
         self._watching: Watchers = []
         self._id = store.unsealed().header.vault_id
         self._id_bytes = bytes.fromhex(self._id)
+        store.follow(self.tell_revoked)
 
     # -- life --------------------------------------------------------------------
 
@@ -73,6 +75,7 @@ class Vault(Granting):
         home: str | os.PathLike[str] | None = None,
         *,
         master: str | MasterKeyProvider = "keyring:",
+        storage: Storage | None = None,
         hashed_names: bool = False,
         use_existing_key: bool = False,
         clock: Clock | None = None,
@@ -83,6 +86,8 @@ class Vault(Granting):
         Args:
             home: The directory; ``$APEX_CREDS_HOME`` or ``~/.apex_agent`` by default.
             master: Where the master key is kept: a provider or its URI.
+            storage: Has the documents, and is closed with the vault; files in the home,
+                by default.
             hashed_names: File names on disk are keyed hashes of the section names.
             use_existing_key: Use the key that is in the file already; it is never deleted.
             clock: Stamps what is written.
@@ -96,21 +101,23 @@ class Vault(Granting):
         clock = clock or SystemClock()
         provider = _provider(master)
         path = resolve_home(home)
-        storage = FileStorage(path)
+        place = storage_at(path, storage)
         try:
-            async with remains.making(path):
+            async with remains.making(path, elsewhere=storage is not None):
                 key = await genesis.create(
-                    storage,
+                    place,
                     provider=provider,
                     hashed_names=hashed_names,
                     now=clock.time(),
                     use_existing_key=use_existing_key,
                 )
-        finally:
-            await storage.close()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await place.close()
+            raise
         with key:
             return await cls._unseal(
-                path, provider, clock, EventKind.INIT, key, audit_to=audit_to
+                path, provider, clock, EventKind.INIT, key, audit_to=audit_to, storage=place
             )
 
     @classmethod
@@ -119,6 +126,7 @@ class Vault(Granting):
         home: str | os.PathLike[str] | None = None,
         *,
         master: str | MasterKeyProvider | None = None,
+        storage: Storage | None = None,
         clock: Clock | None = None,
         accept_rollback: str = "",
         audit_to: Iterable[Destination] = (),
@@ -128,6 +136,7 @@ class Vault(Granting):
         Args:
             home: See ``create``.
             master: Where the master key is; as the vault itself says, by default.
+            storage: See ``create``.
             clock: See ``create``.
             accept_rollback: Why an older state is opened on purpose; the log records it.
             audit_to: See ``create``.
@@ -147,6 +156,7 @@ class Vault(Granting):
             EventKind.UNSEAL,
             accept_rollback=accept_rollback,
             audit_to=audit_to,
+            storage=storage,
         )
 
     @classmethod
@@ -161,13 +171,14 @@ class Vault(Granting):
         *,
         accept_rollback: str = "",
         audit_to: Iterable[Destination] = (),
+        storage: Storage | None = None,
     ) -> Self:
-        storage = FileStorage(resolve_home(home))
+        place = storage_at(resolve_home(home), storage)
         masters = Masters(provider, first=first_key, home=resolve_home(home))
-        store = DocumentStore(storage, clock=clock, masters=masters)
+        store = await open_documents(resolve_home(home), place, clock=clock, masters=masters)
         try:
             keystore = await store.unseal()
-            genesis.map_names(storage, keystore)
+            genesis.map_names(place, keystore)
             logged = await open_log(
                 resolve_home(home),
                 store=store,
