@@ -36,6 +36,14 @@ keyring_packages() {
         say "the tests of a real keyring will be skipped; to run them: sudo apt-get install gnome-keyring dbus"
 }
 
+# The real browser of the dashboard's tests; playwright brings none of its own.
+browser_package() {
+    [ "$(uname -s)" = Linux ] || return 0
+    command -v chromium >/dev/null && return 0
+    debian_packages chromium ||
+        say "the dashboard's tests in a browser will fail; to run them: sudo apt-get install chromium"
+}
+
 # The real Prometheus of the end-to-end tests: its program only, so that no service starts.
 prometheus_program() {
     [ "$(uname -s)" = Linux ] && ! command -v prometheus >/dev/null || return 0
@@ -102,6 +110,7 @@ make_venv() {
 signature() { { pwd && cat pyproject.toml; } | cksum; }
 
 [ "$profile" = core ] || keyring_packages
+[ "$profile" != dev ] || browser_package
 [ "$profile" = core ] || postgresql_programs
 if [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; then
     for done in "$stamp" "$venv/.apex-creds-dev"; do

@@ -12,6 +12,7 @@ from apex_creds.cli import (
     backup,
     clients,
     credentials,
+    dashboard,
     dotenv,
     factors,
     grants,
@@ -105,6 +106,7 @@ app.add_typer(recovery.recovery, name="recovery")
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("worker")(worker.worker)
+app.command("dashboard")(dashboard.dashboard)
 app.command("requests")(asking.list_requests)
 app.command("approve")(asking.approve)
 app.command("deny")(asking.deny)

@@ -1,0 +1,302 @@
+"""The web application: the page's files, the login, one stream, a few questions, answers.
+
+Guarantee: but for the page's own files, which say nothing, every answer takes a session;
+nothing is changed in the vault unless decisions were allowed when it was started. No
+error has more in it than this package's own errors say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import anyio.to_thread
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.dashboard.admission import Doorkeeper, Session
+from apex_creds.dashboard.asked import Answer, answer
+from apex_creds.dashboard.files import page_files
+from apex_creds.dashboard.guard import MAX_BODY, Guard, refused
+from apex_creds.dashboard.hub import MAX_READERS, Hub
+from apex_creds.dashboard.shown import Names, text
+from apex_creds.dashboard.story import earlier, story
+from apex_creds.dashboard.watch import Watcher
+from apex_creds.errors import (
+    AccessDeniedError,
+    ApexCredsError,
+    InvalidInputError,
+    LockedOutError,
+    SecondFactorError,
+)
+from apex_creds.vault import Vault
+from apex_creds.vault.home import audit_directory
+
+T = TypeVar("T", bound=msgspec.Struct)
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+Inside = Callable[[Request, Session], Coroutine[Any, Any, Response]]
+
+KEY_HEADER: Final = "x-apex-creds-key"
+_PAGE: Final = 200
+_LOGGED_REFUSALS: Final = 20
+_encode = msgspec.json.Encoder().encode
+
+
+class _Login(msgspec.Struct, forbid_unknown_fields=True):
+    token: str
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """How the dashboard is reached and what it may do.
+
+    Attributes:
+        origins: Where the page is opened; the first is told.
+        decisions: Whether questions may be answered.
+    """
+
+    origins: tuple[str, ...]
+    decisions: bool = False
+
+
+class Dashboard:
+    """One vault's dashboard.
+
+    Args:
+        vault: Unsealed for as long as it is served.
+        site: How it is reached.
+        names: How credentials are called.
+        doorkeeper: Lets people in.
+        hub: What the page is told.
+        watcher: Tells the hub.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        site: Site,
+        *,
+        names: Names,
+        doorkeeper: Doorkeeper,
+        hub: Hub,
+        watcher: Watcher,
+    ) -> None:
+        self._vault = vault
+        self._site = site
+        self._names = names
+        self._doorkeeper = doorkeeper
+        self._hub = hub
+        self._watcher = watcher
+        self._files = page_files()
+        self._directory = audit_directory(vault.home)
+        self._refused = 0
+        first = urlsplit(site.origins[0])
+        self._cookie = f"apex-creds-{first.port or 0}"
+        self._secure = first.scheme == "https"
+
+    def app(self) -> ASGIApp:
+        """The application, guarded."""
+        routes = [
+            Route("/", self._page, methods=["GET"]),
+            Route("/assets/{name}", self._asset, methods=["GET"]),
+            Route("/login", self._login, methods=["POST"]),
+            self._api("/api/stream", self._stream, "GET"),
+            self._api("/api/story/{id}", self._story, "GET"),
+            self._api("/api/log", self._earlier, "GET"),
+            self._api("/api/logout", self._logout, "POST"),
+            self._api("/api/verify", self._verify, "POST"),
+            self._api("/api/requests/{id}", self._answer, "POST"),
+        ]
+        handlers: dict[Any, Any] = {
+            404: _not_found,
+            405: _not_found,
+            ApexCredsError: _failed,
+            Exception: _broken,
+        }
+        inner = Starlette(routes=routes, exception_handlers=handlers)
+        inner.router.redirect_slashes = False
+        return Guard(inner, origins=self._site.origins)
+
+    # -- for everybody ---------------------------------------------------------------
+
+    async def _page(self, _: Request) -> Response:
+        return self._file("index.html")
+
+    async def _asset(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name == "index.html" or name not in self._files:
+            return refused(404, "There is nothing here.")
+        return self._file(name)
+
+    def _file(self, name: str) -> Response:
+        data, kind = self._files[name]
+        return Response(data, headers={"content-type": kind})
+
+    async def _login(self, request: Request) -> Response:
+        said = await _body(request, _Login)
+        admitted = self._doorkeeper.admit(said.token)
+        await self._log_login(good=admitted is not None)
+        if admitted is None:
+            return refused(
+                403,
+                "That link was used already, is too old, or was never given out.",
+                "Press Enter where apex-creds dashboard runs, for another one.",
+            )
+        made = Response(_encode({"key": admitted.key}), media_type="application/json")
+        made.set_cookie(
+            self._cookie,
+            admitted.cookie,
+            path="/api",
+            secure=self._secure,
+            httponly=True,
+            samesite="strict",
+        )
+        return made
+
+    async def _log_login(self, *, good: bool) -> None:
+        """Audits it; of those that are refused, the first ones only."""
+        self._refused += not good
+        if not good and self._refused > _LOGGED_REFUSALS:
+            return
+        event = AuditEvent(
+            time=self._vault.clock.time(),
+            kind=EventKind.CLIENT,
+            action="dashboard",
+            decision="allow" if good else "deny",
+            reason="login" if good else "bad_link",
+        )
+        await anyio.to_thread.run_sync(self._vault.audit.append, event)
+
+    # -- with a session --------------------------------------------------------------
+
+    def _api(self, path: str, inside: Inside, method: str) -> Route:
+        async def endpoint(request: Request) -> Response:
+            cookie = request.cookies.get(self._cookie, "")
+            session = self._doorkeeper.find(cookie, request.headers.get(KEY_HEADER, ""))
+            if session is None:
+                return refused(
+                    401,
+                    "This tab is not logged in (any more).",
+                    "Press Enter where apex-creds dashboard runs, for a link.",
+                )
+            return await inside(request, session)
+
+        return Route(path, endpoint, methods=[method])
+
+    async def _stream(self, _: Request, session: Session) -> Response:
+        if self._hub.readers >= MAX_READERS:
+            return refused(503, "Too many tabs are open.")
+        frames = self._frames(session)
+        return StreamingResponse(frames, media_type="text/event-stream")
+
+    async def _frames(self, session: Session) -> AsyncIterator[bytes]:
+        hello = {
+            "vault": self._vault.vault_id,
+            "decisions": self._site.decisions,
+            "hidden": self._names.hidden,
+            "now": self._vault.clock.time(),
+        }
+        yield b"event: hello\ndata: " + _encode(hello) + b"\n\n"
+        lasts = partial(self._doorkeeper.lasts, session)
+        async for frame in self._hub.frames(lasts=lasts):
+            yield frame
+
+    async def _story(self, request: Request, _: Session) -> Response:
+        tell = partial(
+            story,
+            self._directory,
+            vault_id=self._vault.vault_id,
+            invocation=request.path_params["id"],
+        )
+        events, whole = await anyio.to_thread.run_sync(tell)
+        return _json({"events": [self._watcher.shown(e) for e in events], "whole": whole})
+
+    async def _earlier(self, request: Request, _: Session) -> Response:
+        before = request.query_params.get("before", "")
+        if not before.isdecimal() or len(before) > 15 or not before.isascii():
+            raise InvalidInputError("That is not the number of an event.")
+        tell = partial(
+            earlier,
+            self._directory,
+            vault_id=self._vault.vault_id,
+            before=int(before),
+            count=_PAGE,
+        )
+        events = await anyio.to_thread.run_sync(tell)
+        return _json({"events": [self._watcher.shown(event) for event in events]})
+
+    async def _logout(self, request: Request, session: Session) -> Response:
+        await _body(request, _Nothing)
+        self._doorkeeper.leave(session)
+        made = _json({})
+        made.delete_cookie(self._cookie, path="/api", httponly=True, samesite="strict")
+        return made
+
+    async def _verify(self, request: Request, _: Session) -> Response:
+        await _body(request, _Nothing)
+        self._watcher.verify_all()
+        return _json({})
+
+    async def _answer(self, request: Request, _: Session) -> Response:
+        if not self._site.decisions:
+            return refused(
+                403,
+                "This dashboard only shows; it takes no decisions.",
+                "Start it with --allow-decisions, or use: apex-creds approve, deny",
+            )
+        said = await _body(request, Answer)
+        done = await answer(self._vault, request.path_params["id"], said)
+        return _json({"id": done.id, "choice": said.choice.value})
+
+
+async def _body(request: Request, kind: type[T]) -> T:
+    """The request's JSON, of a length that was checked.
+
+    Raises:
+        InvalidInputError: It is not what is expected.
+    """
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BODY:
+            break
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise InvalidInputError("That is not what the page sends.") from None
+
+
+def _json(value: object) -> Response:
+    return Response(_encode(value), media_type="application/json")
+
+
+async def _not_found(_: Request, __: Exception) -> Response:
+    return refused(404, "There is nothing here.")
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApexCredsError)
+    message, hint = text(error.message), text(error.hint)
+    if isinstance(error, LockedOutError):
+        wait = round(error.retry_after)
+        return refused(429, message, hint, factor=True, retry_after=wait)
+    if isinstance(error, SecondFactorError):
+        return refused(403, message, hint, factor=True)
+    status = 403 if isinstance(error, AccessDeniedError) else 503
+    return refused(400 if isinstance(error, InvalidInputError) else status, message, hint)
+
+
+async def _broken(_: Request, __: Exception) -> Response:
+    return refused(500, "Something went wrong; the terminal says what.")

@@ -1,0 +1,167 @@
+// Logs in, listens, and hands what it hears to the parts of the page.
+
+import { forget, loggedIn, logIn, post, Refused, stream } from "./api.js";
+import { $, h, say, word } from "./dom.js";
+import { moment, plural, setClock, span, now } from "./words.js";
+import { showKeys } from "./keys.js";
+import { showLeases } from "./leases.js";
+import { showMatrix } from "./matrix.js";
+import { setDecisions, showRequests } from "./requests.js";
+import { addEvents, showVerified, startAudit } from "./audit.js";
+import { closeDetail, startDetail } from "./detail.js";
+
+const facts = {};
+let connected = false;
+
+function enter(inside) {
+  document.body.dataset.state = inside ? "inside" : "outside";
+}
+
+function live(kind, text) {
+  if ($("live").dataset.kind === kind && $("live").textContent === text) return;
+  Object.assign($("live"), { textContent: text }).dataset.kind = kind;
+}
+
+const hear = {
+  alive() {},
+  hello(value) {
+    setClock(value.now);
+    $("vault").textContent = value.vault.slice(0, 8);
+    $("vault").title = `Vault ${value.vault}`;
+    $("mode").textContent = value.decisions ? "takes decisions" : "read only";
+    $("mode").dataset.kind = value.decisions ? "accent" : "quiet";
+    setDecisions(value.decisions, value.hidden);
+  },
+  keys(value) { facts.keys = value; showKeys(value); },
+  leases(value) { facts.leases = value; showLeases(value); },
+  matrix(value) { facts.matrix = value; showMatrix(value); },
+  requests(value) { facts.requests = value; showRequests(value); },
+  verified(value) { facts.verified = value; showVerified(value); alerts(); },
+  lockdown(value) { facts.lockdown = value; alerts(); },
+  trouble(value) { facts.trouble = value; alerts(); },
+  log: addEvents,
+};
+
+// -- what must not be missed ------------------------------------------------------------
+
+let alerted = "";
+
+function alerts() {
+  const found = [];
+  if (facts.lockdown) {
+    const why = facts.lockdown.reason ? h("span", {}, " “", word(facts.lockdown.reason), "”") : "";
+    found.push(["Locked down", h("p", {}, `since ${moment(facts.lockdown.since)}: nothing is released until `, h("code", {}, "apex-creds unlock"), ".", why)]);
+  }
+  if (facts.verified?.state === "bad") {
+    found.push(["The audit log does not verify", h("p", {}, word(facts.verified.what))]);
+  }
+  for (const [place, told] of Object.entries(facts.trouble ?? {})) {
+    found.push([`The ${place} can't be read`, h("p", {}, word(told.error), " ", word(told.hint, "muted"))]);
+  }
+  const text = found.map(([title, body]) => title + body.textContent).join();
+  if (text === alerted) return;
+  alerted = text;
+  $("alerts").replaceChildren(...found.map(([title, body]) => h("div", { class: "alert" }, h("strong", {}, title), body)));
+}
+
+// -- at a glance ------------------------------------------------------------------------
+
+function tile(id, label, value, note, kind) {
+  return h("li", {}, h("a", { href: `#${id}`, data: { kind: kind ?? "" } },
+    h("span", { class: "tile-label" }, label), h("strong", {}, value), h("span", { class: "muted" }, note)));
+}
+
+function tiles() {
+  const { keys, leases, matrix, requests, verified } = facts;
+  const made = [];
+  if (requests) made.push(tile(requests.length ? "requests" : "main", "Waiting for you", String(requests.length), requests.length ? "to be decided" : "nothing to decide", requests.length ? "accent" : ""));
+  if (leases) made.push(tile("leases", "Open leases", String(leases.count), "in all processes"));
+  if (matrix) {
+    const total = matrix.credentials.length + matrix.more[0];
+    made.push(tile("permissions", "Credentials", String(total), plural(matrix.plugins.length + matrix.more[1], "plugin")));
+  }
+  if (keys) made.push(tile("keys", "Rotation", ...rotation(keys)));
+  if (verified) made.push(tile("audit", "Audit log", ...logState(verified)));
+  const shown = made.map((node) => node.textContent).join();
+  if ($("tiles").dataset.shown !== shown) {
+    $("tiles").dataset.shown = shown;
+    // Replaced in place: a link that has the focus keeps it.
+    const at = [...$("tiles").children].findIndex((node) => node.contains(document.activeElement));
+    $("tiles").replaceChildren(...made);
+    if (at >= 0) $("tiles").children[at]?.firstElementChild.focus({ preventScroll: true });
+  }
+}
+
+function rotation(keys) {
+  const moving = keys.keys.filter((key) => key.level === "dek" && key.versions.some((v) => v.state !== "primary" && v.protects > 0));
+  if (moving.length) return ["under way", plural(moving.length, "key"), "accent"];
+  if (keys.steps.length) return ["due now", plural(keys.steps.length, "step"), "warn"];
+  const next = Math.min(...Object.values(keys.due));
+  return Number.isFinite(next) ? [span(next - now()), "until the next"] : ["by hand", "nothing is scheduled"];
+}
+
+function logState(verified) {
+  const events = plural(verified.count, "event");
+  if (verified.state === "ok") return ["verified", events, "ok"];
+  if (verified.state === "bad") return ["ALTERED", verified.bad ? `at event ${verified.bad}` : "see below", "bad"];
+  return [verified.state === "unknown" ? "unknown" : "checking", events];
+}
+
+// -- the connection ---------------------------------------------------------------------
+
+async function listen() {
+  let pause = 0.5;
+  while (loggedIn()) {
+    try {
+      await stream((topic, value) => {
+        pause = 0.5;
+        connected = true;
+        enter(true);
+        live("ok", "live");
+        hear[topic]?.(value);
+        tiles();
+      });
+      if (connected) say("The connection ended; trying again.");
+    } catch (error) {
+      if (error instanceof Refused && error.status === 401) return leave(error.message);
+    }
+    connected = false;
+    live("bad", "not connected");
+    await new Promise((go) => setTimeout(go, pause * 1000));
+    pause = Math.min(pause * 2, 8);
+  }
+  leave();
+}
+
+function leave(why = "") {
+  forget();
+  closeDetail();
+  enter(false);
+  $("door-error").textContent = why;
+}
+
+async function start() {
+  const given = /^#login=([\w-]{20,100})$/.exec(location.hash);
+  if (given) {
+    // Out of the address bar, the history and whatever is copied from them.
+    history.replaceState(null, "", "/");
+    try {
+      await logIn(given[1]);
+    } catch (error) {
+      return leave(`${error.message} ${error.hint ?? ""}`);
+    }
+  }
+  if (!loggedIn()) return leave();
+  await listen();
+}
+
+startDetail();
+startAudit();
+$("leave").addEventListener("click", async () => {
+  await post("/api/logout", {}).catch(() => undefined);
+  location.reload();
+});
+addEventListener("hashchange", () => {
+  if (location.hash.startsWith("#login=")) start();
+});
+start();

@@ -1,0 +1,82 @@
+// How numbers, times and events are put into words.
+
+const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const DAY = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+
+let ahead = 0; // how far the vault's clock is before this one, in seconds
+export const setClock = (now) => { ahead = now - Date.now() / 1000; };
+export const now = () => Date.now() / 1000 + ahead;
+
+export const clock = (at) => CLOCK.format(at * 1000);
+export const moment = (at) => (Math.abs(now() - at) < 43200 ? clock(at) : DAY.format(at * 1000));
+export const utc = (at) => new Date(at * 1000).toISOString();
+export const count = (n) => n.toLocaleString();
+export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
+
+export function span(seconds) {
+  const n = Math.max(0, Math.round(seconds));
+  if (n < 60) return `${n} s`;
+  if (n < 3600) return n < 600 && n % 60 ? `${Math.floor(n / 60)} min ${n % 60} s` : `${Math.round(n / 60)} min`;
+  if (n < 172800) return `${Math.round(n / 3600)} h`;
+  return `${Math.round(n / 86400)} days`;
+}
+
+export function micro(us) {
+  if (us < 1000) return `${us} µs`;
+  return us < 1e6 ? `${(us / 1000).toFixed(us < 1e4 ? 1 : 0)} ms` : `${(us / 1e6).toFixed(1)} s`;
+}
+
+export const keyName = (key) =>
+  ({ master: "the master key", kek: "the KEK" })[key.level] ?? (key.label === "root" ? "the vault's own key" : key.label);
+
+const REASONS = {
+  interrupted: "it was interrupted", compromised: "it may be in wrong hands", time: "it is old enough",
+  encryptions: "it was used often enough", requested: "somebody asked for it", replaced: "there is a newer one",
+  unused: "nothing needs it any more", grace_over: "its grace period is over",
+};
+
+export function step(item) {
+  const version = `version ${item.version} of ${keyName(item)}`;
+  const what = {
+    promote: `make ${version} the primary one`, rotate: `replace ${version}`,
+    move: `move what ${version} still protects`, retire: `retire ${version}`, destroy: `destroy ${version}`,
+  }[item.action] ?? `${item.action} ${version}`;
+  return `${what}: ${REASONS[item.reason] ?? item.reason}`;
+}
+
+const KINDS = {
+  init: "vault made", unseal: "unsealed", put: "stored", delete: "deleted", grant: "grant", revoke: "revoked",
+  invocation: "ended", lease: "lease", redeem: "used", expose: "taken out", denial: "denied", leak: "leak",
+  recovered: "recovered", rollback: "rollback", dropped: "dropped", factor: "second factor", client: "client",
+  challenge: "challenge", policy: "policy", rotation: "rotation", recovery: "recovery", backup: "backup",
+};
+export const kindName = (event) => KINDS[event.kind] ?? event.kind;
+
+const REFUSED = new Set(["denial", "leak", "rollback", "dropped", "recovered"]);
+const USE = new Set(["invocation", "lease", "redeem", "expose", "denial", "leak"]);
+export const isRefused = (e) => REFUSED.has(e.kind) || e.decision === "deny" || e.fault !== undefined;
+export const isUse = (e) => USE.has(e.kind);
+
+export function tone(event) {
+  if (event.fault !== undefined || event.kind === "leak" || event.kind === "rollback") return "bad";
+  if (event.decision === "lockdown") return "bad";
+  if (isRefused(event) || (event.kind === "invocation" && event.outcome && event.outcome !== "ok")) return "warn";
+  if (event.kind === "redeem" || event.kind === "expose") return "use";
+  return isUse(event) ? "quiet" : "change";
+}
+
+/** The rest of what an event says, as one text. */
+export function rest(event) {
+  if (event.fault !== undefined) return `this line is not what was written: ${event.fault}`;
+  const parts = [];
+  const usual = event.kind === "lease" || event.kind === "redeem";
+  if (event.kind === "invocation") parts.push(event.outcome === "ok" ? "ok" : event.outcome, micro(event.duration_us ?? 0));
+  if (event.method) parts.push(event.method);
+  if (event.origin) parts.push(event.origin);
+  if (event.decision && !usual && event.kind !== "denial" && event.decision !== "allow") parts.push(event.decision);
+  if (event.reason && !usual) parts.push(event.reason.replaceAll("_", " "));
+  if (event.rule) parts.push(`rule ${event.rule}`);
+  if (event.key_version) parts.push(`key v${event.key_version}`);
+  if (event.detail) parts.push(event.detail);
+  return parts.filter(Boolean).join(" · ");
+}

@@ -1,0 +1,102 @@
+"""The log's verification state, kept up to date: all of it once, then what is new.
+
+Guarantee: ``ok`` is only said of what was checked against the vault's signed checkpoints.
+What an incremental check does not read again, the next full one does. It blocks: call it in
+a thread.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
+from apex_creds.audit.verify import Progress, Report, check_now
+from apex_creds.errors import ApexCredsError, AuditTamperedError
+
+FULL_SECONDS: Final = 900.0
+"""How old a check of everything may get."""
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """How the log is.
+
+    Attributes:
+        state: ``checking``, ``ok``, ``bad``, or ``unknown``: it could not be read.
+        count: Events that verify; ``signed`` of them by a checkpoint.
+        what: What is wrong, or why it is not known.
+        at: When that was found, Unix seconds; ``full`` is when all was last read.
+        took: Seconds.
+    """
+
+    state: str = "checking"
+    count: int = 0
+    signed: int = 0
+    checkpoints: int = 0
+    head: str = ""
+    bad: int = 0
+    what: str = ""
+    at: float = 0.0
+    full: float = 0.0
+    took: float = 0.0
+
+
+class Verifier:
+    """Checks one vault's log again and again."""
+
+    def __init__(self, directory: Path, *, vault_id: str) -> None:
+        self._directory = directory
+        self._vault_id = vault_id
+        self._known: Checkpoint | None = None
+        self._full = 0.0
+        self.last = Verified()
+
+    def check(self, *, full: bool = False, progress: Progress | None = None) -> Verified:
+        """Checks what is new, or everything where that is due or asked for."""
+        began, now = time.perf_counter(), time.time()
+        full = full or self._known is None or now - self._full > FULL_SECONDS
+        try:
+            newest = self._checkpoints().last()
+            report = check_now(
+                self._directory,
+                vault_id=self._vault_id,
+                since=None if full else self._known,
+                progress=progress,
+            )
+        except AuditTamperedError as error:
+            found = Verified(state="bad", what=error.message, at=now, full=self._full)
+        except ApexCredsError as error:
+            found = Verified(state="unknown", what=error.message, at=now, full=self._full)
+        else:
+            found = self._judge(report, newest, now, full=full)
+        took = time.perf_counter() - began
+        self.last = msgspec.structs.replace(found, took=took)
+        return self.last
+
+    def _judge(
+        self, report: Report, newest: Checkpoint | None, now: float, *, full: bool
+    ) -> Verified:
+        if report.ok:
+            self._full = now if full else self._full
+            if newest is not None and newest.size <= report.signed:
+                self._known = newest
+        else:
+            self._known = None
+        where = f"Event {report.bad_line} ({report.segment}) {report.how}."
+        return Verified(
+            state="ok" if report.ok else "bad",
+            count=report.count,
+            signed=report.signed,
+            checkpoints=report.checkpoints,
+            head=report.head,
+            bad=report.bad_line,
+            what="" if report.ok else where,
+            at=now,
+            full=self._full,
+        )
+
+    def _checkpoints(self) -> CheckpointFile:
+        return CheckpointFile(self._directory, vault_id=self._vault_id)
