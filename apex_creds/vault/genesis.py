@@ -174,8 +174,8 @@ def map_names(storage: Storage, keystore: Keystore) -> None:
     A shared storage always is; files are where the vault was made so.
     """
     several = shared(storage)
-    hides = isinstance(storage, HidesNames)
-    if not hides or not (several or keystore.body.hashed_names):
+    wanted = several is not None or keystore.body.hashed_names
+    if not wanted or not isinstance(storage, HidesNames):
         return
     names = list(SECTIONS.values())
     if several is not None:

@@ -13,7 +13,7 @@ what was seen last for as long as the storage's ``staleness``, but for scans.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Final
 
@@ -28,15 +28,15 @@ from apex_creds.model import SECTIONS, Clock
 from apex_creds.storage.base import (
     SharedStorage,
     Shredded,
-    Storage,
     Stored,
     Token,
     Write,
-    shared,
 )
+from apex_creds.storage.threaded import ThreadedStorage
 from apex_creds.vault.document import Packed, parse
-from apex_creds.vault.keystore import Keystore, root_key
+from apex_creds.vault.keystore import Keystore, KeystoreBody, root_key
 from apex_creds.vault.masters import Masters
+from apex_creds.vault.others import Others
 from apex_creds.vault.sealing import seal_part
 from apex_creds.vault.section import Record, Section, open_section
 from apex_creds.vault.seen import missing, refuse_rollback
@@ -45,21 +45,14 @@ from apex_creds.vault.store import (
     ATTEMPTS,
     ChangeSection,
     DocumentStore,
+    Rekeyed,
     off_loop,
     too_busy,
 )
 
-__all__ = ["SharedStore", "document_store"]
+__all__ = ["SharedStore"]
 
 _SECTIONS: Final = frozenset(SECTIONS.values())
-
-
-def document_store(storage: Storage, *, clock: Clock, masters: Masters) -> DocumentStore:
-    """The documents of one vault, as its storage keeps them; see ``DocumentStore``."""
-    several = shared(storage)
-    if several is None:
-        return DocumentStore(storage, clock=clock, masters=masters)
-    return SharedStore(several, clock=clock, masters=masters)
 
 
 class SharedStore(DocumentStore):
@@ -71,15 +64,21 @@ class SharedStore(DocumentStore):
         masters: See ``DocumentStore``.
     """
 
+    shared: SharedStorage
     ties_commits = True
 
     def __init__(self, storage: SharedStorage, *, clock: Clock, masters: Masters) -> None:
         super().__init__(storage, clock=clock, masters=masters)
         self.shared = storage
+        self._others: Others | None = None
         self._names: ShardNames | None = None
         self._whole: dict[str, tuple[Merged, int]] = {}
 
     # -- reading -----------------------------------------------------------------
+
+    def follow(self, tell: Callable[[str | None, str | None], object]) -> None:
+        """See ``DocumentStore``."""
+        self._others = Others(self, tell)
 
     async def look(self) -> None:
         """See ``DocumentStore``.
@@ -88,6 +87,11 @@ class SharedStore(DocumentStore):
             StorageStaleError: The storage can't be reached for too long.
         """
         await self.shared.look()
+
+    def look_blocking(self) -> None:
+        """See ``DocumentStore``; raises what ``look`` raises."""
+        if isinstance(self.shared, ThreadedStorage):
+            self.shared.look_blocking()
 
     async def settle(self) -> None:
         """See ``DocumentStore``.
@@ -151,6 +155,8 @@ class SharedStore(DocumentStore):
     async def close(self) -> None:
         """See ``DocumentStore``."""
         self._whole = {}
+        if self._others is not None:
+            self._others.close()
         names, self._names = self._names, None
         if names is not None:
             names.close()
@@ -206,6 +212,11 @@ class SharedStore(DocumentStore):
         if names[-1] in self.unsealed().body.sections:
             return
         await self.note_all(names)
+
+    async def _write_keystore(self, before: Keystore, made: Rekeyed | KeystoreBody) -> Keystore:
+        if self._others is not None:
+            self._others.wrote(before, made if isinstance(made, KeystoreBody) else made.body)
+        return await super()._write_keystore(before, made)
 
     # -- inside ------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from unittest import mock
 from apex_creds.storage.base import Write
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault.shards import ShardNames
-from apex_creds.vault.shared import document_store
+from apex_creds.vault.shared import SharedStore
 from apex_creds.vault.store import DocumentStore
 from tests.scheduler.simulation import Chaos, ChaoticStorage, Mortal, World, simulate
 
@@ -76,7 +76,7 @@ class SharedWorld(World):
 
     def documents(self, life: Mortal) -> DocumentStore:
         storage = ChaoticShare(self.storage, self.chaos, life)
-        return document_store(storage, clock=self.clock, masters=self.masters(life))
+        return SharedStore(storage, clock=self.clock, masters=self.masters(life))
 
 
 def _number(names: ShardNames, credential: str) -> int:
