@@ -16,6 +16,7 @@ from apex_creds.audit.archive import MAX_SEGMENT
 from apex_creds.audit.upkeep import Cadence
 from apex_creds.errors import CorruptDocumentError
 from apex_creds.storage.base import CONFIG, Storage
+from apex_creds.storage.select import StoragePlace
 
 __all__ = ["AuditConfig", "Config", "read_config", "write_config"]
 
@@ -54,9 +55,16 @@ class AuditConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """All of it."""
+    """All of it.
+
+    Attributes:
+        audit: How the log is kept.
+        storage: Where the vault is, where it is not in the home's own files; only in the
+            file of a home, never in the database.
+    """
 
     audit: AuditConfig = AuditConfig()
+    storage: StoragePlace | None = None
 
 
 async def read_config(storage: Storage) -> Config:

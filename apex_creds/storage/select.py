@@ -1,0 +1,176 @@
+"""Which storage a vault has: its home's own files, or a database that the home names.
+
+Guarantee: ``security/config.json`` of a home says where the vault is, never with a password;
+a home that says nothing has its vault in files, and needs no library for databases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import anyio.to_thread
+import msgspec
+from msgspec import Meta
+
+from apex_creds.errors import CorruptDocumentError, NotInstalledError
+from apex_creds.storage.base import CONFIG, KEYSTORE, Storage
+from apex_creds.storage.file import FileStorage
+from apex_creds.storage.layout import SECURITY
+from apex_creds.storage.oserrors import translated
+from apex_creds.storage.safe_open import Folder
+
+if TYPE_CHECKING:
+    from apex_creds.storage.sql import SqlStorage
+
+CONFIG_FILE: Final = "config.json"
+_LARGEST: Final = 1 << 20
+_NEEDED: Final = frozenset({"aiosqlite", "alembic", "psycopg", "sqlalchemy", "stamina"})
+
+
+class StoragePlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Where the documents of a vault are that has no files of its own.
+
+    Attributes:
+        url: The database; there is no password in it.
+        space: Which of the vaults in it.
+        staleness: Seconds for which what is in memory is used while the database can't be
+            reached.
+    """
+
+    url: str
+    space: str | None = None
+    staleness: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """Only this key matters here; the rest is the vault's, or an older program's."""
+
+    storage: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def configured(home: Path) -> StoragePlace | None:
+    """What ``home`` says about a database; None: the vault is in its own files.
+
+    Raises:
+        CorruptDocumentError: What it says is not understood.
+        StorageError: It can't be read safely.
+    """
+    path = Path(home) / SECURITY / CONFIG_FILE
+    if _said(_read(path)) is None:
+        return None
+    raw = _said(_read_safely(path))  # it counts: it must be only ours
+    return None if raw is None else _decoded(raw)
+
+
+def storage_for(home: Path, *, url: str | None = None) -> Storage:
+    """The storage of the vault at ``home``, or the one that a new vault is to have.
+
+    Args:
+        home: The vault's directory.
+        url: A database, where the home says nothing yet.
+
+    Raises:
+        InvalidInputError: The URL can't be used.
+        NotInstalledError: The extra ``apex-creds[sql]`` is missing.
+    """
+    if url is not None:
+        return open_sql(StoragePlace(url))
+    found = configured(home)
+    return FileStorage(home) if found is None else open_sql(found)
+
+
+def open_sql(config: StoragePlace) -> SqlStorage:
+    """The storage in a database.
+
+    Raises:
+        InvalidInputError, NotInstalledError: As ``storage_for``.
+    """
+    try:
+        from apex_creds.storage.sql import SqlStorage
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _NEEDED:
+            raise
+        raise NotInstalledError(
+            "A vault in a database needs an optional part of the program.",
+            hint="Install it: pip install 'apex-creds[sql]'",
+        ) from None
+    return SqlStorage(config.url, space=config.space, staleness=config.staleness)
+
+
+async def remember(home: Path, config: StoragePlace) -> None:
+    """Writes into ``security/config.json`` where the vault of ``home`` is.
+
+    Raises:
+        CorruptDocumentError: There is a configuration that is not understood.
+        StorageError: It can't be written.
+    """
+    files = FileStorage(home)
+    try:
+        await files.prepare()
+        stored = await files.read(CONFIG)
+        data = _joined(b"{}" if stored is None else stored.data, config)
+        await files.write(CONFIG, data, expected=stored.token if stored else None)
+    finally:
+        await files.close()
+
+
+async def has_vault(home: Path) -> bool:
+    """Whether there is a key store where ``home`` says that its vault is."""
+    found = await anyio.to_thread.run_sync(configured, home)
+    if found is None:
+        return FileStorage(home).change_token(KEYSTORE) is not None
+    storage = open_sql(found)
+    try:
+        return await storage.read(KEYSTORE) is not None
+    finally:
+        await storage.close()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_LARGEST)
+    except OSError:  # whoever needs it says what is wrong with it
+        return b""
+
+
+def _read_safely(path: Path) -> bytes:
+    with (
+        translated(path),
+        Folder(path.parent.parent) as root,
+        Folder(path.parent, within=root) as security,
+        os.fdopen(security.open(CONFIG_FILE), "rb") as file,
+    ):
+        return file.read(_LARGEST)
+
+
+def _said(data: bytes) -> msgspec.Raw | None:
+    """The object under ``storage``; an older program may have had something else there."""
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+        raw = msgspec.json.decode(data, type=_Part).storage
+        return raw if bytes(raw).lstrip().startswith(b"{") else None
+    return None
+
+
+def _decoded(raw: msgspec.Raw) -> StoragePlace:
+    try:
+        return msgspec.json.decode(raw, type=StoragePlace)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CorruptDocumentError(
+            f"What security/config.json says of the storage is not understood: {error}.",
+            hint="Mend it as docs/SQL.md describes.",
+        ) from None
+
+
+def _joined(data: bytes, config: StoragePlace) -> bytes:
+    try:
+        there = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise CorruptDocumentError(
+            "security/config.json is not understood.", hint="Mend or remove it."
+        ) from None
+    joined = {**there, "storage": msgspec.Raw(msgspec.json.encode(config))}
+    return msgspec.json.format(msgspec.json.encode(joined), indent=2) + b"\n"
