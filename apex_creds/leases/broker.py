@@ -88,6 +88,7 @@ class LeaseBroker:
         self.recent = Recent()
         self._actors: dict[tuple[str, str, str], Actor] = {}
         self.admission = Admission(vault)
+        self.shared = vault.store.shared is not None
         vault.watch_revocations(self._on_revoked)
 
     # -- leases ------------------------------------------------------------------
@@ -103,6 +104,8 @@ class LeaseBroker:
 
     def facts_blocking(self, needs: tuple[Need, ...]) -> list[Facts]:
         """As ``facts``, from code that can't wait."""
+        if self.shared:
+            self._vault.store.look_blocking()
         found = self.facts_now(needs)
         if found is None:
             with start_blocking_portal() as portal:
@@ -228,6 +231,8 @@ class LeaseBroker:
             AuditUnavailableError: It could not be logged; nothing was decrypted.
         """
         lease = find_lease(lease_id)
+        if self.shared:
+            await self._vault.store.look()
         facts = self._vault.facts_now(lease.need.name)
         if facts is None:
             facts = await self._vault.facts(lease.need.name)
@@ -251,7 +256,7 @@ class LeaseBroker:
     ) -> tuple[Lease, Record, Opened]:
         if not telemetry.on():
             return self._redeem(lease, use, facts)
-        with observe.redeem(lease, use.method, facts.record, self._vault.audit):
+        with observe.redeem(lease, use.method, facts.record, self._vault):
             return self._redeem(lease, use, facts)
 
     def _redeem(self, lease: Lease, use: Use, facts: Facts) -> tuple[Lease, Record, Opened]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from apex_creds.audit import AuditLog, telemetry
+from apex_creds.audit import names, telemetry
 from apex_creds.audit.telemetry import Step
 from apex_creds.leases.lease import Lease
 from apex_creds.vault import Vault
@@ -31,15 +31,19 @@ def _key(record: Record | None) -> tuple[str, int]:
     return found
 
 
-def redeem(lease: Lease, method: str, record: Record | None, log: AuditLog) -> Step:
+def redeem(lease: Lease, method: str, record: Record | None, vault: Vault) -> Step:
     """A redeem begins."""
-    return telemetry.redeem(
+    step = telemetry.redeem(
         plugin=lease.invocation.manifest.plugin,
-        credential=log.shown(lease.need.name),
+        credential=vault.audit.shown(lease.need.name),
         lease=lease.id,
         method=method,
         key=_key(record),
     )
+    several = vault.store.shared
+    if several is not None and (stale := several.stale_for()):
+        step.set(names.STALE_MS, round(stale * 1000))  # the storage can't be reached
+    return step
 
 
 def lease_made(lease: Lease, record: Record | None, vault: Vault) -> None:
