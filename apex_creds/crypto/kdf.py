@@ -56,6 +56,7 @@ class Purpose(StrEnum):
     FILE_MAC = "file-mac"
     NAME_INDEX = "name-index"
     AUDIT_PSEUDONYM = "audit-pseudonym"
+    AUDIT_COPY = "audit-copy"
     SIGNING = "signing"
     MASTER_CHECK = "master-check"
 

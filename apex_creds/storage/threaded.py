@@ -98,6 +98,10 @@ class ThreadedStorage:
                 "The storage does not answer.", hint="See that it can be reached."
             ) from None
 
+    def start(self, work: Callable[[], Coroutine[object, object, T]]) -> Future[T]:
+        """Begins ``work`` in the storage's loop; its end is waited for by nobody."""
+        return asyncio.run_coroutine_threadsafe(work(), self._running())
+
     # -- in the storage's loop -------------------------------------------------------
 
     async def prepare(self) -> None:

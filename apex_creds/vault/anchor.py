@@ -29,12 +29,13 @@ from apex_creds.errors import ApexCredsError, IntegrityError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.anchor import AnchorStore
 from apex_creds.model import SECTIONS
-from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS, Storage, Token
+from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS, Storage, Token, shared
 from apex_creds.vault.keystore import Keystore
 
 __all__ = ["Anchor", "Anchored", "open_signing_key"]
 
-_DOCUMENTS: Final = (KEYSTORE, *dict.fromkeys(SECTIONS.values()), *STATE_DOCUMENTS)
+_SHARED: Final = (KEYSTORE, *STATE_DOCUMENTS)
+_DOCUMENTS: Final = (*_SHARED, *dict.fromkeys(SECTIONS.values()))
 _SUFFIX: Final = "/anchor"
 
 
@@ -73,6 +74,9 @@ class Anchor:
         self._keeper = provider if isinstance(provider, AnchorStore) else None
         self._key = key
         self._storage = storage
+        self._several = shared(storage)
+        # Of the many documents of a section that is shared, the key store has the floors.
+        self._documents = _DOCUMENTS if self._several is None else _SHARED
         self._root = root
         self._seen: dict[str, tuple[Token | None, int]] = {}
         self._replace = False
@@ -97,7 +101,9 @@ class Anchor:
         A header is not authenticated here: one that was forged makes its document fail
         its MAC when it is read.
         """
-        for name in _DOCUMENTS:
+        if self._several is not None:
+            await self._several.look()
+        for name in self._documents:
             token = self._storage.change_token(name)
             if self._seen.get(name, (None, 0))[0] != token:
                 self._seen[name] = (token, await self._generation(name))
@@ -115,7 +121,7 @@ class Anchor:
 
     def _sync(self) -> None:
         """What another process has renamed may not be durable yet."""
-        if os.name != "posix":
+        if os.name != "posix" or self._several is not None:
             return
         for folder in ("security", "credentials"):
             fd = os.open(self._root / folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -27,10 +27,14 @@ from apex_creds.crypto.signing import SigningKey
 from apex_creds.errors import ApexCredsError, IntegrityError, RollbackDetectedError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
+from apex_creds.storage.file import FileStorage
+from apex_creds.storage.threaded import ThreadedStorage
 from apex_creds.vault.anchor import Anchor, Anchored, open_signing_key
 from apex_creds.vault.config import read_config
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.keystore import KeystoreBody, root_key
+from apex_creds.vault.node import make_node
+from apex_creds.vault.shipping import Shipper
 from apex_creds.vault.store import DocumentStore
 
 __all__ = ["Pseudonyms", "VaultLog", "open_log", "root_key"]
@@ -81,6 +85,7 @@ class VaultLog:
     signer: SigningKey
     pseudonyms: Pseudonyms
     signed_before: bool
+    shipper: Shipper | None = None
     closed: bool = False
 
     async def begun(self) -> None:
@@ -110,6 +115,8 @@ class VaultLog:
             # Its thread may have signed the last event before the documents were looked at.
             with suppress(ApexCredsError):
                 await anyio.to_thread.run_sync(self.anchor.settle)
+            if self.shipper is not None:
+                await self.shipper.finish()
         finally:
             self.signer.close()
             self.pseudonyms.close()
@@ -145,12 +152,12 @@ async def open_log(
     pseudonyms = Pseudonyms(root_key(keystore))
     hub: Destinations | None = None
     try:
-        key = LogKey(keystore.header.vault_id, signer)
+        key = LogKey(await _log_id(home, store), signer)
         keeper = provider(keystore.root_header.master.uri)
         anchor = Anchor(keeper, key=key, storage=store.storage, root=home)
         anchored, behind = await _compare(anchor, accept=bool(accept_rollback))
         store.seen.expect(await anchor.look())
-        config = (await read_config(store.storage)).audit
+        config = (await read_config(FileStorage(home))).audit
         directory = audit_directory(home)
         hub = await open_destinations(destinations, config.to, clock=clock)
         signed_before = CheckpointFile(directory, vault_id=key.vault_id).path.exists()
@@ -175,7 +182,8 @@ async def open_log(
         signer.close()
         pseudonyms.close()
         raise
-    opened = VaultLog(log, anchor, signer, pseudonyms, signed_before)
+    shipper = _shipper(store, key.vault_id, directory)
+    opened = VaultLog(log, anchor, signer, pseudonyms, signed_before, shipper)
     try:
         if accept_rollback:
             anchor.replace()
@@ -186,7 +194,22 @@ async def open_log(
         with anyio.CancelScope(shield=True):
             await opened.close()
         raise
+    if shipper is not None:
+        shipper.start(log)
     return opened
+
+
+async def _log_id(home: Path, store: DocumentStore) -> str:
+    """Whose log it is: the vault's, or, where several homes share the vault, the home's."""
+    if store.shared is None:
+        return store.unsealed().header.vault_id
+    return await anyio.to_thread.run_sync(make_node, home)
+
+
+def _shipper(store: DocumentStore, node: str, directory: Path) -> Shipper | None:
+    if not isinstance(store.shared, ThreadedStorage):
+        return None
+    return Shipper(store.shared, store.unsealed(), node=node, directory=directory)
 
 
 _NO_ANCHOR: Final = (

@@ -205,6 +205,8 @@ class Vault(Granting):
         """Seals the vault: wipes every key, makes the log durable; idempotent."""
         with anyio.CancelScope(shield=True):
             await self._logged.look()
+            if self._store.shared is not None:  # which takes the last of the log
+                await self._logged.close()
             await self._store.close()
             await self._logged.close()
 

@@ -1,0 +1,158 @@
+"""A log's files as a stream of pieces, and the files again from the stream.
+
+Guarantee: ``Source`` gives every whole line and every checkpoint of a log once, in order,
+from wherever a stream of its pieces ends, also while other processes write and compress;
+``restore`` makes files of the stream that verify exactly as the log's own do. No I/O but
+the log's directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from apex_creds.audit import files
+from apex_creds.audit.archive import file_name, read_segment, segments
+from apex_creds.audit.checkpoint import CHECKPOINTS
+from apex_creds.errors import AuditTamperedError, IntegrityError
+
+__all__ = ["Piece", "Source", "restore"]
+
+MOST: Final = 128 * 1024
+"""Bytes of one piece, at most, but for one line that is longer."""
+
+_SIGNED: Final = 0
+_SIGNATURE: Final = "\n— ".encode()
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Whole lines of one file.
+
+    Attributes:
+        segment: The number of the segment; 0: the file of checkpoints.
+        offset: Where in it they begin.
+        data: The lines, each with its end.
+    """
+
+    segment: int
+    offset: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        """Where they end."""
+        return self.offset + len(self.data)
+
+
+class Source:
+    """What a log has that a stream does not have yet.
+
+    Args:
+        directory: The log's.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._segment, self._offset, self._signed = 1, 0, 0
+
+    def resume(self, sent: Iterable[Piece]) -> None:
+        """Goes on after pieces that the stream ends with; the last of each kind will do.
+
+        Raises:
+            AuditTamperedError: The log does not have them: it was cut or written anew.
+        """
+        for piece in sent:
+            if piece.segment == _SIGNED:
+                self._signed = piece.end
+            else:
+                self._segment, self._offset = piece.segment, piece.end
+            if self._bytes(piece.segment)[piece.offset : piece.end] != piece.data:
+                raise AuditTamperedError(
+                    "The audit log is not the one of which the database has a copy.",
+                    hint="Keep a copy of both, and find out who changed it.",
+                )
+
+    def pieces(self) -> Iterator[Piece]:
+        """What is new; segments first, so that no checkpoint is ahead of its events."""
+        signed = self._whole_checkpoints()
+        for number in sorted(segments(self._directory)):
+            if number >= self._segment:
+                yield from self._lines(number)
+        if signed > self._signed:
+            data = self._bytes(_SIGNED)[self._signed : signed]
+            yield Piece(_SIGNED, self._signed, data)
+
+    def sent(self, piece: Piece) -> None:
+        """Has the stream got a piece that ``pieces`` gave."""
+        if piece.segment == _SIGNED:
+            self._signed = piece.end
+        else:
+            self._segment, self._offset = piece.segment, piece.end
+
+    # -- inside ------------------------------------------------------------------
+
+    def _lines(self, number: int) -> Iterator[Piece]:
+        start = self._offset if number == self._segment else 0
+        data = self._bytes(number, start)
+        end = data.rfind(b"\n") + 1
+        at = 0
+        while at < end:
+            upto = data.rfind(b"\n", at, at + MOST) + 1 or data.find(b"\n", at) + 1
+            upto = min(upto, end)
+            yield Piece(number, start + at, data[at:upto])
+            at = upto
+
+    def _bytes(self, number: int, start: int = 0) -> bytes:
+        if number == _SIGNED:
+            return _read(self._directory / CHECKPOINTS, 0)
+        path = segments(self._directory).get(number)
+        if path is None:
+            return b""
+        if path.suffix == ".gz":
+            return read_segment(path)[start:]
+        try:
+            return _read(path, start)
+        except AuditTamperedError:  # compressed meanwhile
+            return read_segment(segments(self._directory)[number])[start:]
+
+    def _whole_checkpoints(self) -> int:
+        """How much of their file is whole: up to the end of the last signature."""
+        data = self._bytes(_SIGNED)
+        end = data.rfind(b"\n") + 1
+        begin = data.rfind(_SIGNATURE, 0, end)
+        return data.find(b"\n", begin + 1) + 1 if begin >= 0 else 0
+
+
+def restore(pieces: Iterable[Piece], target: Path) -> None:
+    """Adds pieces to a log's files, in a directory of 0700 that was empty before the first.
+
+    Raises:
+        IntegrityError: They do not go on from one another.
+    """
+    for piece in pieces:
+        name = CHECKPOINTS if piece.segment == _SIGNED else file_name(piece.segment)
+        fd = files.open_private(target / name)
+        try:
+            if piece.segment < 0 or os.fstat(fd).st_size != piece.offset:
+                raise IntegrityError("The copy of an audit log has a gap.")
+            files.write_all(fd, piece.data)
+        finally:
+            os.close(fd)
+
+
+def _read(path: Path, start: int) -> bytes:
+    if not path.exists():
+        if path.name == CHECKPOINTS:
+            return b""
+        raise files.missing(path)
+    fd = files.open_to_read(path)
+    try:
+        return files.read_between(fd, start, files.settled_size(fd))
+    except OSError as error:
+        raise files.unavailable("read", error) from None
+    finally:
+        os.close(fd)
