@@ -13,7 +13,7 @@ what was seen last for as long as the storage's ``staleness``, but for scans.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -132,6 +132,11 @@ class SharedStore(DocumentStore):
         """See ``DocumentStore``."""
         await self.shared.look()
         return await super().section(name)
+
+    async def sections(self, names: Iterable[str]) -> list[Section]:
+        """See ``DocumentStore``."""
+        await self.shared.look()
+        return [await super(SharedStore, self).section(name) for name in names]
 
     async def reread(self, name: str) -> Section:
         """See ``DocumentStore``."""

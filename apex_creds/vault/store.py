@@ -152,6 +152,10 @@ class DocumentStore:
             name, now=lambda: self.section_now(name), load=lambda: self._load_section(name)
         )
 
+    async def sections(self, names: Iterable[str]) -> list[Section]:
+        """Several sections, each as of some moment after the call."""
+        return [await self.section(name) for name in names]
+
     async def reread(self, name: str) -> Section:
         """A section out of the storage, not out of memory."""
         self._sections.pop(name, None)

@@ -311,7 +311,7 @@ class Vault(Granting):
 
     async def list(self) -> list[CredentialInfo]:
         """The metadata of all credentials, sorted by name."""
-        sections = [await self._store.section(name) for name in _SECTION_NAMES]
+        sections = await self._store.sections(_SECTION_NAMES)
         found = (record.info for section in sections for record in section.records.values())
         return sorted(found, key=lambda info: info.name)
 
@@ -364,8 +364,8 @@ class Vault(Granting):
         Raises:
             CredentialNotFoundError: There is none.
         """
-        for section in _SECTION_NAMES:
-            found = (await self._store.section(section)).records.get(name)
+        for section in await self._store.sections(_SECTION_NAMES):
+            found = section.records.get(name)
             if found is not None:
                 return found
         raise _not_found()
@@ -386,8 +386,7 @@ class Vault(Granting):
     async def refresh(self) -> None:
         """Brings the key store and every section in memory up to date."""
         await self._store.keystore()
-        for section in _SECTION_NAMES:
-            await self._store.section(section)
+        await self._store.sections(_SECTION_NAMES)
 
     def facts_now(self, name: str) -> Facts | None:
         """The grants and the record of that name, as stored now; without waiting.

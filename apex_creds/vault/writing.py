@@ -120,8 +120,9 @@ async def _remove(
 
 
 async def _refuse_taken(store: DocumentStore, section: str, name: str) -> None:
-    for other in set(SECTIONS.values()) - {section}:
-        if name in (await store.section(other)).records:
+    others = set(SECTIONS.values()) - {section}
+    for other in await store.sections(sorted(others)):
+        if name in other.records:
             raise CredentialExistsError(
                 "That name belongs to a credential of another kind.",
                 hint="Delete it first, or choose another name.",
