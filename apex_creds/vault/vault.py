@@ -364,8 +364,8 @@ class Vault(Granting):
         Raises:
             CredentialNotFoundError: There is none.
         """
-        for section in await self._store.sections(_SECTION_NAMES):
-            found = section.records.get(name)
+        for section in _SECTION_NAMES:
+            found = (await self._store.section(section)).records.get(name)
             if found is not None:
                 return found
         raise _not_found()
