@@ -1,0 +1,232 @@
+"""A vault in a storage that several homes share: shards, freshness, logs of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from apex_creds.errors import (
+    CorruptDocumentError,
+    ForeignDocumentError,
+    RollbackDetectedError,
+    StorageStaleError,
+    StorageUnreachableError,
+    VaultExistsError,
+)
+from apex_creds.model import ApiKey
+from apex_creds.storage.memory import MemoryStorage
+from apex_creds.vault import Vault
+from apex_creds.vault.node import node_of
+from apex_creds.vault.shards import shard_names
+from apex_creds.vault.shared import SharedStore
+from tests.vault.helpers import secret_for, value_of
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
+
+
+class Place:
+    """A storage, and homes that share the vault in it."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+        self.storage = MemoryStorage(shards=4)
+        self.master = f"file:{where}/master.key"
+
+    @asynccontextmanager
+    async def homes(self, *names: str) -> AsyncIterator[list[Vault]]:
+        async with AsyncExitStack() as stack:
+            yield [await stack.enter_async_context(await self.home(name)) for name in names]
+
+    async def home(self, name: str) -> Vault:
+        home = self.where / name
+        home.mkdir(mode=0o700, exist_ok=True)
+        if await self.storage.peer().read("keystore") is None:
+            return await Vault.create(home, master=self.master, storage=self.storage.peer())
+        return await Vault.unseal(home, storage=self.storage.peer())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def inner(vault: Vault) -> MemoryStorage:
+    found = vault.store.storage.inner
+    assert isinstance(found, MemoryStorage)
+    return found
+
+
+async def test_what_one_home_puts_the_others_have(place: Place) -> None:
+    async with place.homes("one", "two") as (one, two):
+        kinds = {"a": "api_key", "b": "oauth_token", "c": "basic", "d": "generic"}
+        for name, kind in kinds.items():
+            await one.put(name, secret_for(kind, f"value of {name}"))
+        assert [info.name for info in await two.list()] == list(kinds)
+        assert await value_of(two, "c") == b"value of c"
+        await two.put("a", ApiKey("other"))
+        assert await value_of(one, "a") == b"other"
+        assert (await two.delete("b")).shredded
+        assert [info.name for info in await one.list()] == ["a", "c", "d"]
+
+
+async def test_a_put_writes_one_shard_and_a_section_has_all(place: Place) -> None:
+    async with place.homes("one") as (vault,):
+        await vault.put("first", ApiKey("1"))
+        before = {name: s.token for name, s in place.storage._place.documents.items()}
+        assert {n for n in before if n.startswith("api_keys")} == set(
+            shard_names("api_keys", 4)
+        )
+        await vault.put("first", ApiKey("2"))
+        after = {name: s.token for name, s in place.storage._place.documents.items()}
+        moved = {name for name in after if after[name] != before.get(name)}
+        assert isinstance(vault.store, SharedStore)
+        assert moved == {vault.store.shard_of("api_keys", "first")}
+
+
+async def test_where_a_credential_is_depends_on_the_vault(tmp_path: Path) -> None:
+    found = []
+    for number in range(2):
+        where = tmp_path / str(number)
+        where.mkdir()
+        async with Place(where).homes("one") as (vault,):
+            assert isinstance(vault.store, SharedStore)
+            found.append([vault.store.shard_of("api_keys", f"n{i}") for i in range(64)])
+    assert found[0] != found[1]
+    assert set(found[0]) == set(shard_names("api_keys", 4))
+
+
+async def test_a_shard_that_is_missing_is_an_error(place: Place) -> None:
+    async with place.homes("one") as (vault,):
+        await vault.put("first", ApiKey("1"))
+    gone = place.storage._place.documents.pop("api_keys_02")
+    async with place.homes("one") as (vault,):
+        with pytest.raises(CorruptDocumentError, match="api_keys_02"):
+            await vault.list()
+    place.storage._place.documents["api_keys_02"] = gone
+
+
+async def test_all_shards_missing_are_an_error_too(place: Place) -> None:
+    async with place.homes("one") as (vault,):
+        await vault.put("first", ApiKey("1"))
+    for name in shard_names("api_keys", 4):
+        del place.storage._place.documents[name]
+    async with place.homes("one") as (vault,):
+        with pytest.raises(CorruptDocumentError, match="missing"):
+            await vault.list()
+        with pytest.raises(CorruptDocumentError, match="missing"):
+            await vault.put("second", ApiKey("2"))
+
+
+async def test_a_shard_that_is_put_back_is_refused(place: Place) -> None:
+    async with place.homes("one") as (vault,):
+        assert isinstance(vault.store, SharedStore)
+        await vault.put("first", ApiKey("1"))
+        shard = vault.store.shard_of("api_keys", "first")
+        old = place.storage._place.documents[shard]
+        await vault.put("first", ApiKey("2"))
+        place.storage._place.documents[shard] = old
+        with pytest.raises(RollbackDetectedError):
+            await vault.get("first")
+        await vault.grant("p", "first")  # the key store is the floor for every later process
+    async with place.homes("one") as (again,):
+        with pytest.raises(RollbackDetectedError):
+            await again.get("first")
+
+
+async def test_a_shard_in_anothers_place_is_refused(place: Place) -> None:
+    async with place.homes("one") as (vault,):
+        await vault.put("first", ApiKey("1"))
+    documents = place.storage._place.documents
+    documents["api_keys_00"] = documents["api_keys_01"]
+    async with place.homes("one") as (vault,):
+        with pytest.raises(ForeignDocumentError):
+            await vault.list()
+
+
+async def test_a_second_vault_is_not_made_over_the_first(place: Place) -> None:
+    async with place.homes("one"):
+        home = place.where / "two"
+        home.mkdir(mode=0o700)
+        with pytest.raises(VaultExistsError):
+            await Vault.create(
+                home, master=f"file:{place.where}/other.key", storage=place.storage.peer()
+            )
+    assert not (place.where / "other.key").exists()
+
+
+async def test_a_home_with_files_does_not_move_by_itself(place: Place) -> None:
+    home = place.where / "files"
+    home.mkdir(mode=0o700)
+    await (await Vault.create(home, master=place.master)).close()
+    with pytest.raises(VaultExistsError, match="has the documents"):
+        await Vault.create(
+            home, master=f"file:{place.where}/other.key", storage=place.storage.peer()
+        )
+
+
+# -- when the storage can't be reached -------------------------------------------------
+
+
+async def test_memory_goes_on_within_the_bound_and_no_longer(tmp_path: Path) -> None:
+    now = [0.0]
+    storage = MemoryStorage(shards=4, staleness=5.0, monotonic=lambda: now[0])
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    vault = await Vault.create(home, master=f"file:{tmp_path}/k", storage=storage)
+    async with vault:
+        await vault.put("a", ApiKey("1"))
+        await vault.list()
+        storage.reachable = False
+        now[0] += 4.9
+        assert (await vault.get("a")).version == 1
+        with pytest.raises(StorageUnreachableError):
+            await vault.put("a", ApiKey("2"))
+        with pytest.raises(StorageStaleError):
+            await vault.store.settle()  # what destroys keys does not guess
+        now[0] += 0.2
+        with pytest.raises(StorageStaleError):
+            await vault.get("a")
+        with pytest.raises(StorageStaleError):
+            vault.store.look_blocking()
+        storage.reachable = True
+        now[0] += 0.2
+        assert (await vault.get("a")).version == 1
+
+
+# -- revocations ------------------------------------------------------------------------
+
+
+async def test_what_others_revoke_is_told_once(place: Place) -> None:
+    async with place.homes("one", "two") as (one, two):
+        told: list[tuple[str | None, str | None]] = []
+        two.watch_revocations(lambda plugin, credential: told.append((plugin, credential)))
+        await one.grant("p", "c")
+        await one.revoke(plugin="p")
+        await _until(two, lambda: bool(told))
+        await one.lockdown()
+        await _until(two, lambda: len(told) > 1)
+        assert told == [("p", None), (None, None)]
+
+
+async def _until(vault: Vault, true: Callable[[], bool]) -> None:
+    with anyio.fail_after(10):
+        while not true():
+            await vault.store.look()
+            await anyio.sleep(0)
+
+
+# -- the log ------------------------------------------------------------------------------
+
+
+async def test_each_home_has_a_log_of_its_own(place: Place) -> None:
+    async with place.homes("one", "two") as (one, two):
+        assert one.vault_id == two.vault_id
+        numbers = {node_of(vault.home) for vault in (one, two)}
+        assert len(numbers) == 2
+        assert None not in numbers
+    async with place.homes("one") as (one,):  # nor is it behind its anchor
+        assert node_of(one.home) in numbers
