@@ -44,16 +44,16 @@ browser_package() {
         say "the dashboard's tests in a browser will fail; to run them: sudo apt-get install chromium"
 }
 
-# The real Prometheus of the end-to-end tests: its program only, so that no service starts.
-prometheus_program() {
-    [ "$(uname -s)" = Linux ] && ! command -v prometheus >/dev/null || return 0
-    [ -x "$venv/bin/prometheus" ] && return 0
+# The real Prometheus of the end-to-end tests: its programs only, so that no service starts.
+prometheus_programs() {
+    [ "$(uname -s)" = Linux ] && ! command -v promtool >/dev/null || return 0
+    [ -x "$venv/bin/promtool" ] && return 0
     local folder
     folder=$(mktemp -d)
     if fetch_prometheus "$folder" >/dev/null 2>&1; then
-        cp "$folder/usr/bin/prometheus" "$venv/bin/prometheus"
+        cp "$folder/usr/bin/prometheus" "$folder/usr/bin/promtool" "$venv/bin/"
     else
-        say "the test of a real Prometheus will be skipped; to run it: sudo apt-get install prometheus"
+        say "the tests of a real Prometheus will fail; to run them: sudo apt-get install prometheus"
     fi
     rm -rf "$folder"
 }
@@ -123,10 +123,12 @@ fi
 
 case $profile in
     core) what=. ;;
+    # The tests of deploy/ run once, in the environment that make makes by itself.
+    dev) what=.[dev] && [ "$venv" != .venv ] || what=.[dev,deploy] ;;
     *) what=".[$profile]" ;;
 esac
 say "installing $what into $venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
     --root-user-action=ignore --editable "$what"
-[ "$profile" != dev ] || prometheus_program
+[ "$profile" != dev ] || prometheus_programs
 signature >"$stamp"

@@ -1,8 +1,9 @@
 """How many events of which kind a log has, kept up to date by reading what is new.
 
 Guarantee: counts are those of the log itself, whichever process wrote an event, from the
-first one on: they grow only, also across restarts of who counts. A kind's reason is told
-apart only where reasons are a closed set; everything else in an event is passed over.
+first one on: they grow only, also across restarts of who counts, and nothing is said before
+all of it was read. A kind's reason is told apart only where reasons are a closed set;
+everything else in an event is passed over.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class EventCounts:
         self._directory = directory
         self._vault_id = vault_id
         self._lock = threading.Lock()
-        self._counts: Counter[What] = Counter(dict.fromkeys(EXPECTED, 0))
+        self._counts: dict[What, int] = {}
         self._mark: _Mark | None = None
         self.seq = 0
 
@@ -75,16 +76,19 @@ class EventCounts:
         """
         with self._lock:
             mark = self._newest()
-            if mark is None or mark == self._mark:
+            if self._counts and mark == self._mark:
                 return
-            for event in read(self._directory, vault_id=self._vault_id, after=self.seq):
-                self._counts[what(event)] += 1
-                self.seq = event.seq
-            self._mark = mark
+            counts = Counter(self._counts or dict.fromkeys(EXPECTED, 0))
+            seq = self.seq
+            if mark is not None:
+                for event in read(self._directory, vault_id=self._vault_id, after=seq):
+                    counts[what(event)] += 1
+                    seq = event.seq
+            self._counts, self.seq, self._mark = dict(counts), seq, mark
 
     def read(self) -> dict[What, int]:
-        """The counts as they were when it looked last."""
-        return dict(self._counts)
+        """The counts as they were when it looked last; empty before."""
+        return self._counts
 
     def _newest(self) -> _Mark | None:
         """Name and length of the newest segment; None where there is nothing to read."""

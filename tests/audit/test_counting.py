@@ -76,6 +76,7 @@ def test_another_process_s_events_and_a_restart(tmp_path: Path) -> None:
 
 def test_what_may_happen_is_there_before_it_does(tmp_path: Path) -> None:
     counts = EventCounts(tmp_path / "none", vault_id=VAULT)
+    assert counts.read() == {}
     counts.look()
     assert counts.read() == dict.fromkeys(EXPECTED, 0)
     assert What("factor", "wrong") in EXPECTED
@@ -90,5 +91,7 @@ def test_altered_lines_are_not_counted(tmp_path: Path) -> None:
     (segment,) = directory.glob("0*")
     data = segment.read_bytes()
     segment.write_bytes(data.replace(b"not_granted", b"not_grantef"))
+    counts = EventCounts(directory, vault_id=VAULT)
     with pytest.raises(AuditTamperedError):
-        EventCounts(directory, vault_id=VAULT).look()
+        counts.look()
+    assert counts.read() == {}

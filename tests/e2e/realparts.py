@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -167,9 +168,20 @@ def prometheus_binary() -> Path | None:
     return Path(found) if found else None
 
 
+def promtool_binary() -> Path | None:
+    """What checks and tests rules; it comes with Prometheus."""
+    beside = Path(sys.executable).parent / "promtool"
+    found = shutil.which("promtool") or (beside if beside.is_file() else None)
+    return Path(found) if found else None
+
+
 @contextlib.contextmanager
-def prometheus(target: str) -> Iterator[str]:
+def prometheus(target: str, *, rules: Path | None = None) -> Iterator[str]:
     """A Prometheus on a free port of 127.0.0.1 that scrapes ``host:port`` ten times a second.
+
+    Args:
+        target: Its job is ``apex-creds``.
+        rules: A file of rules that it evaluates as often.
 
     Yields:
         The address of its API.
@@ -183,7 +195,8 @@ def prometheus(target: str) -> Iterator[str]:
     listen = f"127.0.0.1:{_free_port()}"
     with tempfile.TemporaryDirectory(prefix="prometheus-", ignore_cleanup_errors=True) as name:
         config = Path(name) / "prometheus.yml"
-        config.write_text(_SCRAPE.format(target=target))
+        files = [str(rules)] if rules is not None else []
+        config.write_text(_SCRAPE.format(target=target, files=json.dumps(files)))
         command = [str(binary), f"--config.file={config}", f"--storage.tsdb.path={name}/data"]
         command += [f"--web.listen-address={listen}", "--log.level=error"]
         with _running(command, {**_clean_environment(), "HOME": name}):
@@ -193,6 +206,7 @@ def prometheus(target: str) -> Iterator[str]:
 
 _SCRAPE = """
 global: {{scrape_interval: 100ms, scrape_timeout: 100ms, evaluation_interval: 100ms}}
+rule_files: {files}
 scrape_configs:
   - job_name: apex-creds
     static_configs: [{{targets: ["{target}"]}}]
