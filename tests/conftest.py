@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,6 +15,16 @@ _OWN = ("APEX_CREDS_", "XDG_", "PYTHON_KEYRING_")
 def anyio_backend() -> str:
     """Async tests (``pytestmark = pytest.mark.anyio``) run on asyncio alone."""
     return "asyncio"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> None:
+    """What was there before a module's tests is not looked at by their ``gc.collect()``.
+
+    Tests of leaks collect before and after; each would search the whole session's objects.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

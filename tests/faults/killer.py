@@ -139,8 +139,11 @@ class Scenario:
             if self._isolated:
                 self._stop()
 
-    def points(self, *args: object, after: bool = True, torn: bool = True) -> list[Point]:
+    def points(self, *args: object, after: bool = False, torn: bool = True) -> list[Point]:
         """A dry run with ``args``; every point at which a later run is to be killed.
+
+        Just after a boundary the disk is as it is just before the next, when more may have
+        been acknowledged; ``after`` adds those points where what is not on the disk matters.
 
         Raises:
             ScenarioError: It failed, or had no boundary at all.
@@ -148,7 +151,12 @@ class Scenario:
         dry = self.run(*args)
         if not dry.boundaries:
             raise ScenarioError("No write boundary: did the scenario call killer.begin()?")
-        return [point for boundary in dry.boundaries for point in _at(boundary, after, torn)]
+        last = dry.boundaries[-1].number
+        return [
+            point
+            for boundary in dry.boundaries
+            for point in _at(boundary, after=after or boundary.number == last, torn=torn)
+        ]
 
     def close(self) -> None:
         """Ends the processes; idempotent."""

@@ -11,12 +11,13 @@ import pytest
 
 from apex_creds.audit import EventKind, check, read
 from apex_creds.audit.archive import segments
-from tests.faults.killer import Scenario
+from tests.faults.killer import Point, Scenario
 from tests.faults.scenarios.audit import VAULT, event, open_log
 
 pytestmark = pytest.mark.faults
 
 FILE = Path(__file__).parent / "scenarios" / "audit.py"
+ROOT = Path(__file__).parents[2]
 BEFORE = [f"before {number}" for number in range(5)]
 KILLS = 100
 
@@ -49,49 +50,40 @@ def test_a_rotation_killed_anywhere_loses_nothing_and_goes_on(tmp_path: Path) ->
             assert not list(directory.glob(".*")), point
 
 
-_LOAD = """
-import os, sys
-from tests.faults.scenarios.audit import VAULT, event
-from pathlib import Path
-from apex_creds.audit import AuditLog
-from apex_creds.audit.checkpoint import LogKey
-from apex_creds.audit.upkeep import Cadence
-from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey
-from apex_creds.model import SystemClock
-key = LogKey(VAULT, SigningKey.from_seed(SecretBytes.from_bytes(bytes(range(32)))))
-log = AuditLog(Path(sys.argv[1]), vault_id=VAULT, clock=SystemClock(), key=key,
-    durable_within=0.01, cadence=Cadence(events=50, seconds=0.05, segment_bytes=20_000))
-os.write(1, b"go\\n")
-number = 0
-while True:
-    number += 1
-    seq = log.append(event("x" * 60), flush=number % 3 != 0)
-    if seq is not None:
-        os.write(1, b"%d\\n" % seq)
-"""
+@pytest.mark.slow
+def test_a_hundred_kills_at_boundaries_under_load_lose_nothing_told(tmp_path: Path) -> None:
+    directory, chance, most = tmp_path / "audit", random.Random(4), 0
+    with Scenario(FILE, "load") as scenario:
+        for _ in range(KILLS):
+            when = chance.choice(("before", "after", "torn"))
+            run = scenario.run(directory, at=Point(chance.randrange(1, 120), when))
+            assert run.killed
+            most = max([most, *map(int, run.acknowledged)])
+            whole_up_to(directory, most)
+    assert check(directory, vault_id=VAULT, complete=True).count >= most > KILLS
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_under_load_lose_nothing_acknowledged(tmp_path: Path) -> None:
-    directory, chance = tmp_path / "audit", random.Random(4)
-    acknowledged = 0
-    for _ in range(KILLS):
-        command = [sys.executable, "-c", _LOAD, str(directory)]
-        victim = subprocess.Popen(command, stdout=subprocess.PIPE)
+def test_kills_at_any_moment_under_load_lose_nothing_told(tmp_path: Path) -> None:
+    directory, chance, most = tmp_path / "audit", random.Random(4), 0
+    for _ in range(8):
+        command = [sys.executable, "-m", "tests.faults.scenarios.audit", str(directory)]
+        victim = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
         assert victim.stdout is not None
         assert victim.stdout.readline() == b"go\n"
         for _ in range(chance.randrange(1, 400)):
             victim.stdout.readline()
         victim.kill()
         rest = victim.communicate(timeout=60)[0].split(b"\n")[:-1]
-        acknowledged = max([acknowledged, *map(int, rest)])
-        numbers = [each.seq for each in read_repaired(directory)]
-        assert numbers == list(range(1, len(numbers) + 1))
-        assert len(numbers) >= acknowledged
-    report = check(directory, vault_id=VAULT, complete=True)
-    assert report.ok
-    assert report.count >= acknowledged > KILLS
+        most = max([most, *map(int, rest)])
+        whole_up_to(directory, most)
+
+
+def whole_up_to(directory: Path, told: int) -> None:
+    """After the next start all verifies, and nothing that was told is missing."""
+    numbers = [each.seq for each in read_repaired(directory)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) >= told
 
 
 def read_repaired(directory: Path) -> list:

@@ -75,7 +75,8 @@ def test_what_was_acknowledged_is_known(tmp_path: Path) -> None:
 def test_the_points_are_all_of_them(tmp_path: Path) -> None:
     with Scenario(PLAIN, "writes") as scenario:
         points = scenario.points(tmp_path)
-    assert len(points) == 2 * len(EXPECTED) + 3
+    assert len(points) == len(EXPECTED) + 1 + 3
+    assert [point.when for point in points].count("after") == 1
 
 
 def test_they_can_be_counted_alone(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ from apex_creds.errors import VaultNotFoundError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
+from apex_creds.vault.config import AuditConfig, Config, write_config
 from tests.faults.anchored import copies
 from tests.faults.killer import Run, Scenario
 from tests.faults.scenarios.vault import STORED
 from tests.vault.helpers import home_in, master_in, value_of, values
 
+UNHURRIED = AuditConfig(durable_ms=60_000, checkpoint_seconds=60)
+"""The log's own thread writes nothing while boundaries are counted."""
 FILE = Path(__file__).parent / "scenarios" / "vault.py"
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults, pytest.mark.slow]
@@ -36,6 +39,7 @@ async def homes(tmp_path: Path) -> Iterator[Path]:
     async with await Vault.create(home_in(original), master=master_in(tmp_path)) as vault:
         for name, value in STORED.items():
             await vault.put(name, ApiKey(value.decode()), service="shared")
+        await write_config(vault.store.storage, Config(audit=UNHURRIED))
     return copies(home_in(original), tmp_path)
 
 

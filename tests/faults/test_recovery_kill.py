@@ -164,7 +164,9 @@ def test_a_reset_killed_with_a_real_keyring(tmp_path: Path) -> None:
     ):
         places = (tmp_path / str(number) for number in itertools.count())
         dry = lost(next(places), env)
-        points = scenario.points(dry / "home", "keyring:", dry / "shares", torn=False)
+        points = scenario.points(
+            dry / "home", "keyring:", dry / "shares", after=True, torn=False
+        )
         sets = [p for p in points if p.call.startswith("keyring")]
         assert len(sets) >= 2, "the key, and the anchor"
         for point in sets if EVERY else sets[:2]:
