@@ -23,6 +23,7 @@ from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.scheduler.policy import Level, NextFire
 from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
 from apex_creds.scheduler.rotation import Action, KeyView, MasterView, Step, View, plan
+from apex_creds.scheduler.sharing import Leader
 from apex_creds.scheduler.state import RotationState, WorkerLease
 from apex_creds.vault import dek, reseal, rotate
 from apex_creds.vault.keystore import Keystore
@@ -88,11 +89,14 @@ class Engine:
         self._report = report or (lambda _: None)
         self._tell = tell or (lambda _: None)
         self._pace = pace or Pace()
+        self._leader = None if store.shared is None else Leader(store.shared)
 
     # -- the lease ---------------------------------------------------------------
 
     async def hold(self) -> bool:
         """Takes or renews the lease; whether this worker has it now."""
+        if self._leader is not None:
+            return await self._leader.hold()
         now = self.store.clock.time()
 
         def take(state: RotationState) -> RotationState:
@@ -109,6 +113,9 @@ class Engine:
 
     async def release(self) -> None:
         """Gives the lease up, if this worker has it."""
+        if self._leader is not None:
+            await self._leader.release()
+            return
 
         def give(state: RotationState) -> RotationState:
             mine = state.lease is not None and state.lease.holder == self.holder

@@ -9,6 +9,7 @@ cancelled or killed, what was committed stays, and the next run goes on from the
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -20,9 +21,11 @@ from apex_creds.audit import names, telemetry
 from apex_creds.errors import DecryptionError, SecretWipedError, UnknownKeyError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
+from apex_creds.scheduler.sharing import over_shards
 from apex_creds.vault import dek
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.section import Record, Section, reseal_records
+from apex_creds.vault.shards import Merged
 from apex_creds.vault.store import ATTEMPTS, DocumentStore, off_loop, too_busy
 
 PIECE: Final = 512
@@ -67,8 +70,8 @@ class Progress:
 
 
 @dataclass(slots=True)
-class _Run:
-    """What one run knows."""
+class Run:
+    """What one run knows; ``within`` names the shards that it is about."""
 
     store: DocumentStore
     section: str
@@ -77,6 +80,7 @@ class _Run:
     done: int = 0
     total: int = 0
     failed: set[bytes] = field(default_factory=set)
+    within: frozenset[str] | None = None
 
 
 async def reencrypt(
@@ -99,9 +103,23 @@ async def reencrypt(
         ConflictError: Other writers were first, again and again.
     """
     chosen = None if labels is None else frozenset(labels)
-    run = _Run(store, section, pace or Pace(), chosen)
-    todo = await _todo(run)
-    run.total, fruitless = len(todo), 0
+    run = Run(store, section, pace or Pace(), chosen)
+    steps = _over(run)
+    if store.shared is not None:
+        steps = over_shards(run, stale=partial(_stale_shards, run), work=_over)
+    async with aclosing(steps):
+        async for progress in steps:
+            yield progress
+    if run.failed:
+        raise DecryptionError(
+            f"{len(run.failed)} credentials of {section!r} do not open; they were left alone.",
+            hint="Restore the section from a backup; its old keys are kept until then.",
+        )
+
+
+async def _over(run: Run) -> AsyncGenerator[Progress, None]:
+    section, todo = run.section, await _todo(run)
+    run.total, fruitless = run.total + len(todo), 0
     while todo:
         size = await _slice_size(run)
         taken, todo = todo[:size], todo[size:]
@@ -118,21 +136,26 @@ async def reencrypt(
         if not todo:  # what was meanwhile written, or not committed
             todo = await _todo(run)
             run.total = max(run.total, run.done + len(todo))
-    if run.failed:
-        raise DecryptionError(
-            f"{len(run.failed)} credentials of {section!r} do not open; they were left alone.",
-            hint="Restore the section from a backup; its old keys are kept until then.",
-        )
 
 
 async def left(store: DocumentStore, section: str) -> int:
     """How many records of a section are not under their primary."""
-    return len(await _todo(_Run(store, section, Pace(), None)))
+    return len(await _todo(Run(store, section, Pace(), None)))
 
 
-async def _todo(run: _Run) -> list[Record]:
+async def _stale_shards(run: Run) -> list[str]:
+    """The documents of a shared section that have records to do."""
     section = await run.store.section(run.section)
     keystore = await run.store.keystore()
+    assert isinstance(section, Merged)
+    return [n for n, part in section.parts.items() if _any_stale(part, keystore, run.labels)]
+
+
+async def _todo(run: Run) -> list[Record]:
+    section = await run.store.section(run.section)
+    keystore = await run.store.keystore()
+    if run.within is not None and isinstance(section, Merged):
+        section = section.only(run.within)
     if not _any_stale(section, keystore, run.labels):
         return []
     found = await off_loop(
@@ -185,12 +208,12 @@ def _let_go(*lists: list[Pair] | list[Record]) -> None:
             del items[-PIECE:]
 
 
-async def _slice_size(run: _Run) -> int:
+async def _slice_size(run: Run) -> int:
     section = await run.store.section(run.section)
     return run.pace.slice_records or max(MIN_SLICE, -(-len(section.records) // SLICES))
 
 
-async def _slice(run: _Run, chosen: Sequence[Record]) -> list[Pair]:
+async def _slice(run: Run, chosen: Sequence[Record]) -> list[Pair]:
     clock, keystore = run.store.clock, await run.store.keystore()
     begun, pairs = clock.monotonic(), list[Pair]()
     for start in range(0, len(chosen), PIECE):
@@ -207,7 +230,7 @@ async def _throttle(pace: Pace, clock: Clock, begun: float, count: int) -> None:
     await anyio.sleep(max(ahead, 0.0))
 
 
-def _piece(run: _Run, keystore: Keystore, records: Iterable[Record]) -> list[Pair]:
+def _piece(run: Run, keystore: Keystore, records: Iterable[Record]) -> list[Pair]:
     """Pairs of old and new; what does not open is noted, what was destroyed passed over."""
     vault_id = bytes.fromhex(keystore.header.vault_id)
     pairs: list[Pair] = []
@@ -233,7 +256,7 @@ def _piece(run: _Run, keystore: Keystore, records: Iterable[Record]) -> list[Pai
     return pairs
 
 
-async def _commit(run: _Run, pairs: Sequence[Pair]) -> int:
+async def _commit(run: Run, pairs: Sequence[Pair]) -> int:
     """Puts in the new records whose old one is still there; how many that were."""
     replaced = 0
 
@@ -254,8 +277,9 @@ async def _commit(run: _Run, pairs: Sequence[Pair]) -> int:
             raise _NothingLeft
         return merged
 
+    only = None if run.within is None else [old.info.name for old, _ in pairs]
     try:
-        await run.store.commit_section(run.section, change)
+        await run.store.commit_section(run.section, change, only=only)
     except _NothingLeft:
         return 0
     return replaced

@@ -119,7 +119,7 @@ class RotationWorker:
         self._pace = pace or Pace()
         self._hooks: dict[str, Hook | None] = {"checkpoint": checkpoint, "sweep": sweep}
         self._health_file = health_file
-        self._help = help_others
+        self._help = help_others or vault.store.shared is not None
         document = rotation_document(vault.store)
         self.engine = Engine(
             vault.store,
