@@ -63,6 +63,11 @@ if TYPE_CHECKING:
 
 SHARDS: Final = 256
 """In how many documents a section is kept."""
+_WAITS: Final[Mapping[str, float]] = {
+    "wait_initial": 0.02,
+    "wait_max": 0.5,
+    "wait_jitter": 0.1,
+}
 _CLEAR: Final = frozenset({KEYSTORE, CONFIG})
 _LARGEST: Final = min(MAX_DOCUMENT_BYTES, 900_000_000)  # below what both databases take
 
@@ -432,12 +437,9 @@ class SqlStorage:
         )
 
     async def _apply(self, changes: Sequence[Change], names: Sequence[str]) -> None:
-        space = await self._usable()
         outcome = _Outcome()
-        work = partial(self._rows.apply, space, changes)
         try:
-            if await self._tried(partial(outcome.of, work)):
-                return
+            done = await self._settled(changes, outcome)
         except StorageUnreachableError as error:
             if not outcome.unknown:
                 raise
@@ -445,15 +447,24 @@ class SqlStorage:
                 "The database server went away during a write, which may have happened.",
                 hint="See that it can be reached, and look whether it did.",
             ) from error
-        found = await self._tried(
-            partial(self._rows.versions, space, [c.name for c in changes])
-        )
+        if not done:
+            raise ConflictError(
+                f"The document {names[0]!r} was changed meanwhile.",
+                hint="Read it again and retry.",
+            )
+
+    async def _settled(self, changes: Sequence[Change], outcome: _Outcome) -> bool:
+        """Whether the changes were made; if not, what is there instead is known now."""
+        space = await self._usable()
+        work = partial(self._rows.apply, space, changes)
+        if await self._tried(partial(outcome.of, work)):
+            return True
+        rows = [change.name for change in changes]
+        found = await self._tried(partial(self._rows.versions, space, rows))
         if outcome.unknown and all(_is_done(change, found) for change in changes):
-            return
+            return True
         self._learn_now(changes, found)
-        raise ConflictError(
-            f"The document {names[0]!r} was changed meanwhile.", hint="Read it again and retry."
-        )
+        return False
 
     def _learn_now(
         self, changes: Sequence[Change], found: Mapping[str, tuple[int, bool]]
@@ -475,7 +486,7 @@ class SqlStorage:
                 raise failure.error from failure
         try:
             async for turn in stamina.retry_context(
-                on=_may_help, attempts=None, timeout=self._patience, wait_max=1.0
+                on=_may_help, attempts=None, timeout=self._patience, **_WAITS
             ):
                 with turn:
                     return await to_the_end(work())
