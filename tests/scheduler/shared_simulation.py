@@ -10,17 +10,31 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from apex_creds.storage.base import Write
+from apex_creds.storage.base import Leadership, Write
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault.shards import ShardNames
 from apex_creds.vault.shared import SharedStore
 from apex_creds.vault.store import DocumentStore
 from tests.scheduler.simulation import Chaos, ChaoticStorage, Mortal, World, simulate
+
+
+class _Mortal(Leadership):
+    """Lost with the process that has it."""
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: Mortal) -> None:
+        super().__init__(held=True)
+        self._owner = owner
+
+    def __bool__(self) -> bool:
+        return not self._owner.dead and super().__bool__()
 
 
 class ChaoticShare(ChaoticStorage):
@@ -52,8 +66,15 @@ class ChaoticShare(ChaoticStorage):
     async def write_many(self, writes: Sequence[Write]) -> Any:
         return await self._call(lambda: self._inner.write_many(writes))
 
-    def leader(self, what: str) -> Any:
-        return self._inner.leader(what)
+    @asynccontextmanager
+    async def leader(self, what: str) -> AsyncIterator[Leadership]:
+        async with self._inner.leader(what) as lead:
+            if lead:
+                lead = self._inner._place.leaders[what] = _Mortal(self._owner)
+            try:
+                yield lead
+            finally:
+                lead.lose()
 
     def claim(self, names: Iterable[str], *, limit: int) -> Any:
         return self._inner.claim(names, limit=limit)
