@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import anyio.to_thread
@@ -25,37 +25,35 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.dashboard.admission import Doorkeeper, Session
 from apex_creds.dashboard.asked import Answer, answer
 from apex_creds.dashboard.files import page_files
-from apex_creds.dashboard.guard import MAX_BODY, Guard, refused
+from apex_creds.dashboard.guard import Guard
 from apex_creds.dashboard.hub import MAX_READERS, Hub
-from apex_creds.dashboard.shown import Names, text
+from apex_creds.dashboard.replies import (
+    Nothing,
+    body,
+    broken,
+    encode,
+    failed,
+    not_found,
+    refused,
+    told,
+)
+from apex_creds.dashboard.shown import Names
 from apex_creds.dashboard.story import earlier, story
 from apex_creds.dashboard.watch import Watcher
-from apex_creds.errors import (
-    AccessDeniedError,
-    ApexCredsError,
-    InvalidInputError,
-    LockedOutError,
-    SecondFactorError,
-)
+from apex_creds.errors import ApexCredsError, InvalidInputError
 from apex_creds.vault import Vault
 from apex_creds.vault.home import audit_directory
 
-T = TypeVar("T", bound=msgspec.Struct)
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 Inside = Callable[[Request, Session], Coroutine[Any, Any, Response]]
 
 KEY_HEADER: Final = "x-apex-creds-key"
 _PAGE: Final = 200
 _LOGGED_REFUSALS: Final = 20
-_encode = msgspec.json.Encoder().encode
 
 
 class _Login(msgspec.Struct, forbid_unknown_fields=True):
     token: str
-
-
-class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +118,10 @@ class Dashboard:
             self._api("/api/requests/{id}", self._answer, "POST"),
         ]
         handlers: dict[Any, Any] = {
-            404: _not_found,
-            405: _not_found,
-            ApexCredsError: _failed,
-            Exception: _broken,
+            404: not_found,
+            405: not_found,
+            ApexCredsError: failed,
+            Exception: broken,
         }
         inner = Starlette(routes=routes, exception_handlers=handlers)
         inner.router.redirect_slashes = False
@@ -145,7 +143,7 @@ class Dashboard:
         return Response(data, headers={"content-type": kind})
 
     async def _login(self, request: Request) -> Response:
-        said = await _body(request, _Login)
+        said = await body(request, _Login)
         admitted = self._doorkeeper.admit(said.token)
         await self._log_login(good=admitted is not None)
         if admitted is None:
@@ -154,7 +152,7 @@ class Dashboard:
                 "That link was used already, is too old, or was never given out.",
                 "Press Enter where apex-creds dashboard runs, for another one.",
             )
-        made = Response(_encode({"key": admitted.key}), media_type="application/json")
+        made = Response(encode({"key": admitted.key}), media_type="application/json")
         made.set_cookie(
             self._cookie,
             admitted.cookie,
@@ -208,7 +206,7 @@ class Dashboard:
             "hidden": self._names.hidden,
             "now": self._vault.clock.time(),
         }
-        yield b"event: hello\ndata: " + _encode(hello) + b"\n\n"
+        yield b"event: hello\ndata: " + encode(hello) + b"\n\n"
         lasts = partial(self._doorkeeper.lasts, session)
         async for frame in self._hub.frames(lasts=lasts):
             yield frame
@@ -221,7 +219,7 @@ class Dashboard:
             invocation=request.path_params["id"],
         )
         events, whole = await anyio.to_thread.run_sync(tell)
-        return _json({"events": [self._watcher.shown(e) for e in events], "whole": whole})
+        return told({"events": [self._watcher.shown(e) for e in events], "whole": whole})
 
     async def _earlier(self, request: Request, _: Session) -> Response:
         before = request.query_params.get("before", "")
@@ -235,19 +233,19 @@ class Dashboard:
             count=_PAGE,
         )
         events = await anyio.to_thread.run_sync(tell)
-        return _json({"events": [self._watcher.shown(event) for event in events]})
+        return told({"events": [self._watcher.shown(event) for event in events]})
 
     async def _logout(self, request: Request, session: Session) -> Response:
-        await _body(request, _Nothing)
+        await body(request, Nothing)
         self._doorkeeper.leave(session)
-        made = _json({})
+        made = told({})
         made.delete_cookie(self._cookie, path="/api", httponly=True, samesite="strict")
         return made
 
     async def _verify(self, request: Request, _: Session) -> Response:
-        await _body(request, _Nothing)
+        await body(request, Nothing)
         self._watcher.verify_all()
-        return _json({})
+        return told({})
 
     async def _answer(self, request: Request, _: Session) -> Response:
         if not self._site.decisions:
@@ -256,47 +254,6 @@ class Dashboard:
                 "This dashboard only shows; it takes no decisions.",
                 "Start it with --allow-decisions, or use: apex-creds approve, deny",
             )
-        said = await _body(request, Answer)
+        said = await body(request, Answer)
         done = await answer(self._vault, request.path_params["id"], said)
-        return _json({"id": done.id, "choice": said.choice.value})
-
-
-async def _body(request: Request, kind: type[T]) -> T:
-    """The request's JSON, of a length that was checked.
-
-    Raises:
-        InvalidInputError: It is not what is expected.
-    """
-    data = b""
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_BODY:
-            break
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise InvalidInputError("That is not what the page sends.") from None
-
-
-def _json(value: object) -> Response:
-    return Response(_encode(value), media_type="application/json")
-
-
-async def _not_found(_: Request, __: Exception) -> Response:
-    return refused(404, "There is nothing here.")
-
-
-async def _failed(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApexCredsError)
-    message, hint = text(error.message), text(error.hint)
-    if isinstance(error, LockedOutError):
-        wait = round(error.retry_after)
-        return refused(429, message, hint, factor=True, retry_after=wait)
-    if isinstance(error, SecondFactorError):
-        return refused(403, message, hint, factor=True)
-    status = 403 if isinstance(error, AccessDeniedError) else 503
-    return refused(400 if isinstance(error, InvalidInputError) else status, message, hint)
-
-
-async def _broken(_: Request, __: Exception) -> Response:
-    return refused(500, "Something went wrong; the terminal says what.")
+        return told({"id": done.id, "choice": said.choice.value})

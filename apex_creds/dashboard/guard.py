@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY: Final = 8192
+from apex_creds.dashboard.replies import MAX_BODY, refused
 
 CSP: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -92,11 +92,6 @@ class Guard:
         if len(length) != 1 or not length[0].isdecimal() or len(length[0]) > len(str(MAX_BODY)):
             return refused(411, "The length of the request is not said.")
         return None if int(length[0]) <= MAX_BODY else refused(413, "The request is too long.")
-
-
-def refused(status: int, error: str, hint: str = "", **more: object) -> JSONResponse:
-    """An answer that says no, and why."""
-    return JSONResponse({"error": error, "hint": hint, **more}, status_code=status)
 
 
 def _values(headers: list[tuple[bytes, bytes]], name: bytes) -> list[str]:

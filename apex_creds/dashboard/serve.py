@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -75,6 +76,7 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
             "The log of this vault has pseudonyms; nobody can decide on those.",
             hint="Add --names: the page then shows the names themselves.",
         )
+    _check_certificate(settings)
     with _listening(settings) as bound:
         origins = _origins(settings, bound.getsockname()[1])
         hub, doorkeeper = Hub(), Doorkeeper()
@@ -128,6 +130,20 @@ def _config(made: Dashboard, settings: Settings) -> uvicorn.Config:
         ssl_certfile=None if certificate is None else str(certificate),
         ssl_keyfile=None if key is None else str(key),
     )
+
+
+def _check_certificate(settings: Settings) -> None:
+    if settings.certificate is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            *settings.certificate
+        )
+    except OSError as error:  # as ssl.SSLError is
+        raise InvalidInputError(
+            f"The certificate and its key can't be used ({error.strerror or 'not PEM'}).",
+            hint="Name two PEM files: the certificate with its chain, and its key.",
+        ) from None
 
 
 def _origins(settings: Settings, port: int) -> tuple[str, ...]:

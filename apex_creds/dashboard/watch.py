@@ -85,8 +85,8 @@ class Watcher:
     async def run(self) -> None:
         """Watches until it is cancelled."""
         async with anyio.create_task_group() as group:
-            group.start_soon(self._again, "log", self._look_at_log, self._rhythm.log)
-            group.start_soon(self._again, "vault", self._look_at_vault, self._rhythm.vault)
+            group.start_soon(self._again, "log", self.look_at_log, self._rhythm.log)
+            group.start_soon(self._again, "vault", self.look_at_vault, self._rhythm.vault)
             group.start_soon(self._verify_again)
 
     def verify_all(self) -> None:
@@ -121,7 +121,8 @@ class Watcher:
 
     # -- the log ---------------------------------------------------------------------
 
-    async def _look_at_log(self) -> None:
+    async def look_at_log(self) -> None:
+        """Tells what is new in the log, and which leases are open."""
         batch = await anyio.to_thread.run_sync(self._tail.look)
         shown = await anyio.to_thread.run_sync(self._digest, batch)
         self._hub.log(shown)
@@ -159,7 +160,8 @@ class Watcher:
 
     # -- the vault -------------------------------------------------------------------
 
-    async def _look_at_vault(self) -> None:
+    async def look_at_vault(self) -> None:
+        """Tells what changed in the vault."""
         store = self._vault.store
         sections = [await store.section(name) for name in SECTION_NAMES]
         access, rotation = await self._access.read(), await self._engine.document.read()

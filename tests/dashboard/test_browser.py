@@ -1,0 +1,193 @@
+"""The page in a real browser: hostile names, no mouse, live, in any light and width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.dashboard.browsing import CONTRAST, browser, tab
+from tests.dashboard.running import running
+from tests.dashboard.town import (
+    BOOKS,
+    CHATTER,
+    SECRET,
+    WEATHER,
+    ApiKey,
+    manifest,
+    need,
+    town_in,
+    turn_kek,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
+
+CANARY = "\"'><img src=x onerror=pwned=1><script>pwned=1</script>{{7*7}}"
+LABEL = f"{CANARY}-label"
+HOSTILE = manifest(
+    f"{CANARY}-plugin",
+    need(LABEL, reason=f"{CANARY}-reason javascript:pwned=1", scopes=[f"{CANARY}-scope"]),
+    version=CANARY,
+)
+
+
+async def text_of(page: Page, place: str) -> str:
+    return await page.locator(place).inner_text()
+
+
+async def test_hostile_names_are_only_text_everywhere(tmp_path: Path) -> None:
+    async with town_in(tmp_path, many=3) as town, anyio.create_task_group() as group:
+        await town.vault.put(LABEL, ApiKey(SECRET), origins=["https://x.test"])
+        await town.vault.grant(HOSTILE.plugin, LABEL, scopes=[f"{CANARY}-scope"], reveal=True)
+        stop = anyio.Event()
+        await town.use(HOSTILE, LABEL, f"{CANARY}-action")
+        group.start_soon(town.hold, HOSTILE, LABEL, stop, f"{CANARY}-action")
+        asked = manifest(HOSTILE.plugin, need("llm/openai", reason=f"{CANARY}-reason"))
+        group.start_soon(town.ask, asked, "llm/openai", f"{CANARY}-action")
+        with running(tmp_path / "home", "--allow-decisions") as made:
+            async with browser() as chrome:
+                seen = await tab(chrome, made.origin)
+                page = seen.page
+                await page.goto(made.link)
+                await expect(page.locator("#requests-list li")).to_have_count(1)
+                await expect(page.locator('#verified[data-kind="ok"]')).to_be_visible()
+                assert "login" not in page.url
+                for place, word in (
+                    ("#requests", "-plugin"),
+                    ("#requests", "-reason"),
+                    ("#leases", "-label"),
+                    ("#permissions", "-label"),
+                    ("#keys-table", "-label"),
+                    ("#audit-list", "-action"),
+                ):
+                    await page.locator("details.as-table").evaluate("e => { e.open = true; }")
+                    await expect(page.locator(place)).to_contain_text(f"{CANARY}{word}")
+                await page.locator("#leases button.link").click()
+                await expect(page.locator(".story li")).not_to_have_count(0)
+                assert CANARY in await text_of(page, "#detail")
+                await page.keyboard.press("Escape")
+                await page.locator("#permissions button.cell").first.click()
+                await expect(page.locator("#detail")).to_be_visible()
+                await page.keyboard.press("Escape")
+                assert SECRET not in await page.content()
+                await seen.innocent()
+                # The same link again, in another browser: refused, and nothing is shown.
+                other = await tab(chrome, made.origin)
+                await other.page.goto(made.link)
+                await expect(other.page.locator("#door-error")).to_contain_text("used already")
+                assert town.vault.vault_id[:8] not in await other.page.content()
+        stop.set()
+        group.cancel_scope.cancel()
+
+
+async def test_a_request_is_approved_without_a_mouse_and_seen_live(tmp_path: Path) -> None:
+    async with town_in(tmp_path, many=30) as town, anyio.create_task_group() as group:
+        await town.enrol()
+        await town.half_rotate("api_keys/tenants", moved=12)
+        with running(tmp_path / "home", "--allow-decisions") as made:
+            async with browser() as chrome:
+                seen = await tab(chrome, made.origin)
+                page = seen.page
+                await page.goto(made.link)
+                await expect(page.locator("#keys-picture svg")).to_contain_text(
+                    "12 of 30 under v2"
+                )
+                await expect(page.locator("#requests")).to_be_hidden()
+                # A question that comes while one looks is said, and can be reached by Tab.
+                group.start_soon(town.ask, BOOKS, "payments/stripe")
+                await expect(page.locator("#polite")).to_contain_text("org.bookkeeper wants")
+                await page.keyboard.press("Tab")
+                await expect(page.locator(".skip")).to_be_focused()
+                await page.keyboard.press("Enter")
+                await expect(page.locator("#main")).to_be_focused()
+                await tab_to(page, 'input[name="code"]')
+                await page.keyboard.type("000000")
+                await page.keyboard.press("Enter")
+                await expect(page.locator(".answer .error")).to_contain_text("not accepted")
+                await expect(page.locator('input[name="code"]')).to_be_focused()
+                await page.keyboard.press("Control+a")
+                await page.keyboard.type(town.code())
+                await page.keyboard.press("Tab")
+                await page.keyboard.press("Enter")
+                await expect(page.locator("#requests")).to_be_hidden()
+                await expect(page.locator("#polite")).to_contain_text("Allowed: org.bookkeeper")
+                await expect(page.locator("#keys-title")).to_be_focused()
+                # What it led to is in the log on the page, without a reload.
+                used = page.locator("#audit-list li", has_text="org.bookkeeper").filter(
+                    has_text="used"
+                )
+                await expect(used).to_have_count(1)
+                await tab_to(page, "#audit-list button")
+                await page.keyboard.press("Enter")
+                await expect(page.locator("#detail-title")).to_be_focused()
+                await page.keyboard.press("Escape")
+                await expect(page.locator("#audit-list button:focus")).to_have_count(1)
+                await goes_on_live(town, page)
+                seen.console = [line for line in seen.console if "403" not in line]
+                await seen.innocent()
+    assert isinstance(town.answers["org.bookkeeper"], int)
+
+
+async def goes_on_live(town, page: Page) -> None:
+    """Leases come and go, and a rotation ends, under the eyes of who looks."""
+    stop = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(town.hold, CHATTER, "llm/openai", stop, "stream")
+        await expect(page.locator("#leases-list li")).to_have_count(1)
+        await expect(page.locator("#leases-list .pill")).to_have_text("open")
+        await town.vault.revoke(plugin="org.chatter")
+        await expect(page.locator("#leases-list .pill")).to_have_text("revoked")
+        stop.set()
+    await expect(page.locator("#leases-list li")).to_have_count(0)
+    await town.finish_rotation()
+    await expect(page.locator("#keys-picture svg")).not_to_contain_text("of 30 under")
+    await town.vault.lockdown(reason="laptop stolen")
+    await expect(page.locator("#alerts")).to_contain_text("laptop stolen")
+
+
+async def tab_to(page: Page, selector: str, most: int = 60) -> None:
+    """Presses Tab until something that is meant has the focus."""
+    for _ in range(most):
+        await page.keyboard.press("Tab")
+        if await page.evaluate("s => document.activeElement.matches(s)", selector):
+            return
+    raise AssertionError(f"{selector} is not reached by Tab")
+
+
+async def test_any_light_any_width_and_only_looking(tmp_path: Path) -> None:
+    async with town_in(tmp_path, many=30) as town, anyio.create_task_group() as group:
+        await turn_kek(town.vault)
+        await town.half_rotate("api_keys/tenants", moved=12)
+        await town.leak()
+        await town.denied()
+        await town.use(WEATHER, "weather/openweather")
+        group.start_soon(town.ask, BOOKS, "payments/stripe")
+        with running(tmp_path / "home") as made:
+            async with browser() as chrome:
+                seen = await tab(chrome, made.origin, color_scheme="light")
+                page = seen.page
+                await page.goto(made.link)
+                await expect(page.locator("#requests-list")).to_contain_text(
+                    "apex-creds approve"
+                )
+                assert await page.locator("#requests button, #requests select").count() == 0
+                await expect(page.locator("#mode")).to_have_text("read only")
+                await expect(page.locator('#verified[data-kind="ok"]')).to_be_visible()
+                for scheme in ("light", "dark"):
+                    await page.emulate_media(color_scheme=scheme)
+                    assert await page.evaluate(CONTRAST) == [], scheme
+                for width in (390, 320, 834, 1920):
+                    await page.set_viewport_size({"width": width, "height": 844})
+                    await expect(page.locator("#keys-picture svg")).to_be_visible()
+                    await seen.fits()
+                await page.locator("#filter-kind").select_option("refused")
+                rows = page.locator("#audit-list li")
+                await expect(rows.filter(has_text="leak")).not_to_have_count(0)
+                await expect(rows.filter(has_text="lease")).to_have_count(0)
+                await page.locator("#leave").click()
+                await expect(page.locator("#door")).to_be_visible()
+                assert town.vault.vault_id[:8] not in await page.content()
+                await seen.innocent()
+        group.cancel_scope.cancel()

@@ -1,0 +1,167 @@
+"""The program itself: where it listens, what it refuses to do, how it ends."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from apex_creds import Vault
+from apex_creds.dashboard.serve import Settings, serve
+from apex_creds.errors import InvalidInputError
+from tests.dashboard.running import running
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def home(tmp_path: Path, fresh_home: Path) -> Path:
+    async def make() -> None:
+        master = f"file:{tmp_path}/master.key"
+        async with await Vault.create(tmp_path / "vault", master=master):
+            pass
+
+    anyio.run(make)
+    return tmp_path / "vault"
+
+
+def refused(home: Path, **options: object) -> str:
+    """What it says when it does not start."""
+    said: list[str] = []
+
+    async def start() -> None:
+        async with await Vault.unseal(home) as vault:
+            with anyio.fail_after(20):
+                await serve(vault, Settings(**options), say=said.append)
+
+    with pytest.raises(InvalidInputError) as caught:
+        anyio.run(start)
+    assert said == []
+    return str(caught.value)
+
+
+def test_it_is_reached_on_loopback_alone_and_ends_while_somebody_listens(home: Path) -> None:
+    with running(home) as made:
+        assert made.origin.startswith("http://127.0.0.1:")
+        port = int(made.origin.rpartition(":")[2])
+        with socket.socket() as other:
+            assert other.connect_ex((_own_address(), port)) != 0
+        with made.client() as client:
+            made.log_in(client)
+            again = made.post(client, "/login", {"token": made.token})
+            assert again.status_code == 403
+            assert "server" not in again.headers
+            with client.stream("GET", "/api/stream", headers=made.headers) as stream:
+                lines = stream.iter_lines()
+                assert next(lines) == "event: hello"
+                assert '"decisions":false' in next(lines)
+                code, printed = made.stop()
+        assert (code, printed) == (0, "")
+
+
+def _own_address() -> str:
+    """An address of this machine that is not 127.0.0.1."""
+    return (
+        "127.0.0.2" if sys.platform == "linux" else socket.gethostbyname(socket.gethostname())
+    )
+
+
+def test_another_address_takes_a_certificate(home: Path) -> None:
+    said = refused(home, address="127.0.0.2")
+    assert "TLS" in said
+    assert "ssh -L" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is Linux's")
+def test_with_a_certificate_it_serves_tls_and_a_secure_cookie(home: Path) -> None:
+    certificate, key = _certificate(home.parent)
+    trust = ssl.create_default_context(cafile=str(certificate))
+    options = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    with running(home, "--expose-to-network", "127.0.0.2", *options) as made:
+        assert made.origin.startswith("https://127.0.0.2:")
+        with made.client(verify=trust) as client:
+            answer = made.post(client, "/login", {"token": made.token})
+            assert answer.status_code == 200
+            assert "secure" in answer.headers["set-cookie"].lower()
+            plain = httpx.Client(trust_env=False)
+            with plain, pytest.raises(httpx.HTTPError):
+                plain.get(made.origin.replace("https:", "http:"))
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dashboard")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.2"))]), False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    paths = folder / "certificate.pem", folder / "key.pem"
+    paths[0].write_bytes(made.public_bytes(encoding))
+    paths[1].write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
+    return paths
+
+
+def test_an_address_of_all_takes_a_name(home: Path) -> None:
+    files = _certificate(home.parent)
+    assert "--host-name" in refused(home, address="0.0.0.0", certificate=files)
+
+
+def test_files_that_are_no_certificate_are_an_error(home: Path) -> None:
+    missing = (home / "a.pem", home / "b.pem")
+    assert "PEM" in refused(home, certificate=missing)
+    for path in missing:
+        path.write_text("nonsense")
+    assert "PEM" in refused(home, certificate=missing)
+
+
+def test_a_port_that_is_taken_is_an_error(home: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "--port" in refused(home, port=taken.getsockname()[1])
+
+
+def test_nobody_decides_on_pseudonyms(home: Path) -> None:
+    config = home / "security" / "config.json"
+    config.write_text('{"audit":{"pseudonyms":true}}')
+    config.chmod(0o600)
+    assert "--names" in refused(home, decisions=True, port=0)
+
+
+def test_without_the_extra_it_says_what_to_install(home: Path) -> None:
+    program = (
+        "import sys; sys.modules['starlette'] = sys.modules['uvicorn'] = None\n"
+        "from apex_creds.cli.entry import run; sys.exit(run(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, "--home", str(home), "dashboard"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "apex-creds[dashboard]" in done.stderr
+    assert done.returncode not in (0, 70)

@@ -1,0 +1,141 @@
+"""The log as it grows: from all processes, over segments, checked line by line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.log import AuditLog
+from apex_creds.audit.upkeep import Cadence
+from apex_creds.dashboard.tail import LogTail
+from apex_creds.errors import AuditTamperedError
+from apex_creds.model import SystemClock
+
+VAULT = "ab" * 16
+
+
+def log_in(directory: Path, **options: object) -> AuditLog:
+    return AuditLog(directory, vault_id=VAULT, clock=SystemClock(), **options)  # type: ignore[arg-type]
+
+
+def write(log: AuditLog, count: int) -> None:
+    for n in range(count):
+        log.append(AuditEvent(1.0, EventKind.PUT, credential=f"name-{n}", detail="x" * 100))
+
+
+def numbers(tail: LogTail) -> list[int]:
+    return [event.seq for event in tail.look().events]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "audit"
+
+
+def test_each_event_comes_once_in_order(directory: Path) -> None:
+    log = log_in(directory)
+    tail = LogTail(directory, vault_id=VAULT)
+    write(log, 3)
+    assert numbers(tail) == [1, 2, 3]
+    assert numbers(tail) == []
+    write(log, 2)
+    assert numbers(tail) == [4, 5]
+    log.close()
+
+
+def test_two_writers_are_one_log(directory: Path) -> None:
+    one, other = log_in(directory), log_in(directory)
+    tail = LogTail(directory, vault_id=VAULT)
+    write(one, 2)
+    write(other, 2)
+    write(one, 1)
+    assert numbers(tail) == [1, 2, 3, 4, 5]
+    one.close()
+    other.close()
+
+
+def test_it_goes_on_over_segments_compressed_or_not(directory: Path) -> None:
+    log = log_in(directory, cadence=Cadence(segment_bytes=8192))
+    tail = LogTail(directory, vault_id=VAULT)
+    seen: list[int] = []
+    for _ in range(12):
+        write(log, 25)
+        log.sync()
+        seen += numbers(tail)
+    log.close()
+    seen += numbers(tail)
+    assert len(list(directory.glob("*.jsonl.gz"))) >= 2
+    assert seen == list(range(1, len(seen) + 1))
+    assert len(seen) >= 300
+
+
+def test_only_the_newest_segments_are_read_at_first(directory: Path) -> None:
+    log = log_in(directory, cadence=Cadence(segment_bytes=8192))
+    for _ in range(12):
+        write(log, 25)
+        log.sync()
+    log.close()
+    batch = LogTail(directory, vault_id=VAULT, newest=2).look()
+    assert batch.first > 1
+    assert batch.events[0].seq == batch.first
+
+
+def test_a_line_that_was_altered_is_told_and_the_rest_goes_on(directory: Path) -> None:
+    log = log_in(directory)
+    write(log, 4)
+    log.close()
+    path = directory / "000001.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"name-1", b"name-X"))
+    batch = LogTail(directory, vault_id=VAULT).look()
+    assert [event.seq for event in batch.events] == [1, 3, 4]
+    assert [fault.seq for fault in batch.faults] == [2]
+    assert batch.faults[0].how
+
+
+def test_a_line_that_was_removed_is_told(directory: Path) -> None:
+    log = log_in(directory)
+    write(log, 4)
+    log.close()
+    path = directory / "000001.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2] + lines[3:]))
+    batch = LogTail(directory, vault_id=VAULT).look()
+    assert [event.seq for event in batch.events] == [1, 3, 4]
+    assert [fault.seq for fault in batch.faults] == [2]
+
+
+def test_a_log_that_is_cut_under_it_is_an_error(directory: Path) -> None:
+    log = log_in(directory)
+    write(log, 4)
+    log.close()
+    tail = LogTail(directory, vault_id=VAULT)
+    assert len(numbers(tail)) == 4
+    path = directory / "000001.jsonl"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(AuditTamperedError):
+        tail.look()
+
+
+def test_another_vault_s_log_is_an_error(directory: Path) -> None:
+    log = log_in(directory)
+    write(log, 1)
+    log.close()
+    tail = LogTail(directory, vault_id="cd" * 16)
+    for _ in range(2):
+        with pytest.raises(AuditTamperedError):
+            tail.look()
+
+
+def test_half_a_line_waits_for_its_end(directory: Path) -> None:
+    log = log_in(directory)
+    write(log, 2)
+    log.close()
+    path = directory / "000001.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    tail = LogTail(directory, vault_id=VAULT)
+    assert numbers(tail) == [1]
+    path.write_bytes(whole)
+    assert numbers(tail) == [2]

@@ -1,0 +1,203 @@
+"""Keys, permissions, verification and the hub: what the page is told of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anyio
+import pytest
+
+from apex_creds.dashboard.hierarchy import hierarchy
+from apex_creds.dashboard.hub import KEPT, Hub
+from apex_creds.dashboard.shown import Names, text
+from apex_creds.dashboard.verification import Verifier
+from apex_creds.keys.keyset import KeyState
+from apex_creds.scheduler import report
+from apex_creds.scheduler.worker import RotationWorker
+from apex_creds.vault.home import audit_directory
+from tests.dashboard.conftest import Served
+from tests.dashboard.town import WEATHER, Town, manifest, need, turn_kek
+
+pytestmark = pytest.mark.anyio
+
+CANARY = '<img src=x onerror="alert(1)">'
+
+
+# -- keys --------------------------------------------------------------------------------
+
+
+async def test_the_picture_says_what_the_report_says(town: Town) -> None:
+    await turn_kek(town.vault)
+    await town.half_rotate("api_keys/tenants", moved=2)
+    engine = RotationWorker(town.vault).engine
+    found, known = await hierarchy(engine, names=Names()), await report.status(engine)
+    ours = {
+        (key.level, key.label, v.version): (v.state, v.protects, v.encryptions)
+        for key in found.keys
+        for v in key.versions
+        if key.label != "root"
+    }
+    theirs = {
+        (line.level.value, line.label, line.version): (
+            line.state,
+            line.protects,
+            line.encryptions,
+        )
+        for line in known.lines
+    }
+    assert {k: v for k, v in ours.items() if not k[1].startswith("access/")} == {
+        k: v for k, v in theirs.items() if not k[1].startswith("access/")
+    }
+    assert {level.value: at for level, at in known.due.items()} == found.due
+    assert len(found.steps) == len(known.steps) > 0
+
+
+async def test_a_rotation_half_done_is_seen_half_done(served: Served) -> None:
+    await served.town.half_rotate("api_keys/tenants", moved=2)
+    await served.look()
+    keys = served.told("keys")["keys"]
+    tenants = next(key for key in keys if key["label"] == "api_keys/tenants")
+    states = [(v["version"], v["state"], v["protects"]) for v in tenants["versions"]]
+    assert states == [(1, KeyState.ACTIVE, 1), (2, KeyState.PRIMARY, 2)]
+
+
+async def test_nothing_is_told_twice(served: Served) -> None:
+    await served.look()
+    before = served.hub._version
+    await served.look()
+    assert served.hub._version == before
+
+
+# -- permissions -------------------------------------------------------------------------
+
+
+async def test_the_matrix_says_grants_rules_and_use(served: Served) -> None:
+    town = served.town
+    await town.use(WEATHER, "weather/openweather")
+    await town.denied()
+    await served.look()
+    told = served.told("matrix")
+    place = {row["name"]: at for at, row in enumerate(told["credentials"])}
+    cells = {(told["plugins"][c["p"]], c["c"]): c for c in told["cells"]}
+    weather = cells["org.weather", place["weather/openweather"]]
+    assert weather["grant"] == "allow"
+    assert weather["reveal"] is True
+    assert weather["use"]["redeems"] == 1
+    refused = cells["org.snoop", place["payroll/datev"]]
+    assert refused["grant"] == "deny"
+    assert refused["use"]["why"] == "grant_denied"
+    assert cells["org.mailer", place["mail/smtp"]]["grant"] == "over"
+    ruled = cells["org.chatter", place["payroll/datev"]]
+    assert (ruled["verdict"], ruled["rule"]) == ("deny", "no-payroll-for-chatter")
+    rows = told["credentials"]
+    assert rows[place["payments/stripe"]]["factor"] == "each"
+    assert rows[place["weather/openweather"]]["rule"] == "allow"
+    assert told["rules"] == 1
+
+
+async def test_a_revocation_is_seen(served: Served) -> None:
+    await served.look()
+    before = served.told("matrix")["cells"]
+    await served.town.vault.revoke(plugin="org.weather")
+    await served.look()
+    assert len(served.told("matrix")["cells"]) == len(before) - 1
+
+
+async def test_a_policy_file_that_is_not_valid_is_told(served: Served) -> None:
+    (served.town.vault.home / "security" / "policy.toml").write_text("nonsense")
+    await served.look()
+    assert served.told("matrix")["rules"] == -1
+    assert "policy" in served.told("trouble")
+
+
+async def test_hostile_names_stay_text(served: Served) -> None:
+    town = served.town
+    hostile = manifest(f"{CANARY}", need("llm/openai", reason=f"\u202e{CANARY}\x1b[31m"))
+    async with anyio.create_task_group() as group:
+        group.start_soon(town.ask, hostile, "llm/openai", CANARY)
+        question = await served.question()
+        group.cancel_scope.cancel()
+    assert question["plugin"] == CANARY
+    assert question["reason"] == f"\\u202e{CANARY}\\x1b[31m"
+
+
+# -- verification ------------------------------------------------------------------------
+
+
+async def test_the_log_is_verified_all_then_what_is_new(town: Town) -> None:
+    town.vault.audit.sign()
+    verifier = Verifier(audit_directory(town.vault.home), vault_id=town.vault.vault_id)
+    first = verifier.check()
+    assert (first.state, first.full > 0) == ("ok", True)
+    await town.use(WEATHER, "weather/openweather")
+    town.vault.audit.sign()
+    second = verifier.check()
+    assert second.state == "ok"
+    assert second.count > first.count
+    assert second.full == first.full, "not all of it again"
+    assert verifier.check(full=True).full > first.full
+
+
+async def test_an_alteration_is_found_and_located(town: Town, tmp_path: Path) -> None:
+    town.vault.audit.sign()
+    directory = audit_directory(town.vault.home)
+    verifier = Verifier(directory, vault_id=town.vault.vault_id)
+    assert verifier.check().state == "ok"
+    path = directory / "000001.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"kind":"put"', b'"kind":"puT"', 1))
+    found = verifier.check(full=True)
+    assert found.state == "bad"
+    assert found.bad > 1
+    assert f"Event {found.bad} " in found.what
+    path.write_bytes(whole)
+    assert verifier.check().state == "ok"
+
+
+def test_a_log_that_is_not_there_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "audit").mkdir()
+    assert Verifier(tmp_path / "audit", vault_id="ab" * 16).check().state == "bad"
+
+
+# -- the hub and words -------------------------------------------------------------------
+
+
+async def test_a_reader_that_comes_late_gets_the_newest_of_each() -> None:
+    hub = Hub()
+    for n in range(5):
+        hub.publish("keys", n)
+    hub.log((n, {"seq": n}) for n in range(1, KEPT + 10))
+    found: list[bytes] = []
+    async for frame in hub.frames(lasts=lambda: True):
+        found.append(frame)
+        if frame.startswith(b"event: log"):
+            hub.close()
+    assert found[0] == b"event: keys\ndata: 4\n\n"
+    numbers = [event["seq"] for event in json.loads(found[1].split(b"data: ")[1])]
+    assert numbers == list(range(10, KEPT + 10))
+    assert hub.readers == 0
+
+
+async def test_a_reader_is_told_that_it_is_alive() -> None:
+    hub = Hub()
+    async for frame in hub.frames(lasts=lambda: True, alive=0.01):
+        assert frame == b": alive\n\n"
+        hub.close()
+
+
+def test_text_is_escaped_and_cut() -> None:
+    assert text("a\u202eb\x00c") == "a\\u202eb\\x00c"
+    assert len(text("x" * 5000)) == 401
+    assert text("naïve ✓ 漢字") == "naïve ✓ 漢字"
+
+
+def test_labels_hide_services_but_not_sections() -> None:
+    hidden = Names(lambda name: f"~{len(name)}")
+    assert hidden.label("api_keys/openai") == "api_keys/~6"
+    assert hidden.label("access/factors") == "access/factors"
+    named = Names(lambda name: f"~{len(name)}", named=True)
+    named.learn(["openai"])
+    assert named.label("api_keys/openai") == "api_keys/openai"
+    assert named.logged("~6") == "openai"
+    assert named.logged("~9") == "~9"
