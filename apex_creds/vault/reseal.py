@@ -119,6 +119,7 @@ async def _state_version(store: DocumentStore, name: str) -> int:
         try:
             found = await _read(store, name)
         except UnknownKeyError:
+            await store.settle()
             if store.storage.change_token(name) == token:
                 raise
         else:

@@ -264,6 +264,7 @@ class SharedStore(DocumentStore):
         seen = {n: self.seen.newest(n) for n in moved}
         wanted = [n for n in moved if token(n) is not None or floors[n]]
         stored = await self.shared.read_many(wanted) if wanted else {}
+        await self.settle()  # so that no key store in memory counts as current that is older
         opened = await self._open_parts(stored, keystore)
         for each in moved:
             part = opened.get(each)

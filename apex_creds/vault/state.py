@@ -105,6 +105,7 @@ class StateDocument(Generic[T]):
             try:
                 return await self._load_once()
             except UnknownKeyError:  # its KEK was destroyed after it had moved away from it
+                await self._store.settle()
                 if self._store.storage.change_token(self._name) == token:
                     raise
 

@@ -350,6 +350,7 @@ class DocumentStore:
         """Reads the key store; ``written`` is what this process has just put there."""
         before = self.unsealed()
         stored = await self.storage.read(KEYSTORE)
+        await self.settle()  # so that no section in memory counts as current that is older
         if stored is None:
             raise missing(KEYSTORE)
         packed = parse(stored.data, section=KEYSTORE, vault_id=before.header.vault_id)
