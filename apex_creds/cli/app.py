@@ -13,6 +13,7 @@ from apex_creds.cli import (
     clients,
     credentials,
     dashboard,
+    database,
     dotenv,
     factors,
     grants,
@@ -74,6 +75,7 @@ def _help_without_command(ctx: typer.Context) -> None:
 
 
 app.command("init")(init.init)
+app.add_typer(database.db, name="db")
 app.command("set")(credentials.set_credential)
 app.command("list")(credentials.list_credentials)
 app.command("show")(credentials.show)

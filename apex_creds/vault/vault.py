@@ -39,7 +39,7 @@ from apex_creds.vault.auditing import VaultLog, open_log
 from apex_creds.vault.granting import Granting, Watchers
 from apex_creds.vault.home import resolve_home
 from apex_creds.vault.masters import Masters
-from apex_creds.vault.opening import open_documents, storage_at
+from apex_creds.vault.opening import note_place, open_documents, storage_at
 from apex_creds.vault.section import Record, open_record
 from apex_creds.vault.store import ATTEMPTS, DocumentStore
 from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, parse_level
@@ -75,7 +75,7 @@ class Vault(Granting):
         home: str | os.PathLike[str] | None = None,
         *,
         master: str | MasterKeyProvider = "keyring:",
-        storage: Storage | None = None,
+        storage: Storage | str | None = None,
         hashed_names: bool = False,
         use_existing_key: bool = False,
         clock: Clock | None = None,
@@ -86,8 +86,8 @@ class Vault(Granting):
         Args:
             home: The directory; ``$APEX_CREDS_HOME`` or ``~/.apex_agent`` by default.
             master: Where the master key is kept: a provider or its URI.
-            storage: Has the documents, and is closed with the vault; files in the home,
-                by default.
+            storage: Has the documents, and is closed with the vault; or the URL of a
+                database (see docs/SQL.md); files in the home, by default.
             hashed_names: File names on disk are keyed hashes of the section names.
             use_existing_key: Use the key that is in the file already; it is never deleted.
             clock: Stamps what is written.
@@ -104,6 +104,7 @@ class Vault(Granting):
         place = storage_at(path, storage)
         try:
             async with remains.making(path, elsewhere=storage is not None):
+                await note_place(path, place)
                 key = await genesis.create(
                     place,
                     provider=provider,
@@ -126,7 +127,7 @@ class Vault(Granting):
         home: str | os.PathLike[str] | None = None,
         *,
         master: str | MasterKeyProvider | None = None,
-        storage: Storage | None = None,
+        storage: Storage | str | None = None,
         clock: Clock | None = None,
         accept_rollback: str = "",
         audit_to: Iterable[Destination] = (),
@@ -136,7 +137,7 @@ class Vault(Granting):
         Args:
             home: See ``create``.
             master: Where the master key is; as the vault itself says, by default.
-            storage: See ``create``.
+            storage: See ``create``; where the home says, by default.
             clock: See ``create``.
             accept_rollback: Why an older state is opened on purpose; the log records it.
             audit_to: See ``create``.
@@ -171,7 +172,7 @@ class Vault(Granting):
         *,
         accept_rollback: str = "",
         audit_to: Iterable[Destination] = (),
-        storage: Storage | None = None,
+        storage: Storage | str | None = None,
     ) -> Self:
         place = storage_at(resolve_home(home), storage)
         masters = Masters(provider, first=first_key, home=resolve_home(home))
