@@ -10,12 +10,20 @@ import anyio
 import typer
 
 from apex_creds.audit.verify import check_now
-from apex_creds.cli import automatic, migrate, options, output, recovery, session, when
+from apex_creds.cli import (
+    automatic,
+    database,
+    migrate,
+    options,
+    output,
+    recovery,
+    session,
+    when,
+)
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import VaultExistsError
-from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.model import CredentialKind
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.select import has_vault
 from apex_creds.vault import Vault
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.keystore import root_header
@@ -32,15 +40,30 @@ def init(
             "--use-existing-key", help="The file has the key already; no other vault uses it."
         ),
     ] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            metavar="URL",
+            help="Keep the vault in a database (sqlite:////PATH, postgresql://USER@HOST/DB).",
+            show_default=False,
+        ),
+    ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="The vault is in that database already: share it.")
+    ] = False,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
     """Make a vault, and a master key for it (in the OS keyring by default)."""
     chosen = options.settings(ctx, home, master)
     place = session.home_of(chosen)
+    if join:
+        database.join(place, storage)
+        return
     migrate.make_room(place)
     # Before a passphrase is asked for twice in vain.
-    if FileStorage(place).change_token(KEYSTORE) is not None:
+    if anyio.run(has_vault, place):
         raise VaultExistsError(
             f"There is a vault in {place} already.",
             hint="Use it, or choose another directory with --home.",
@@ -51,6 +74,7 @@ def init(
         made = await Vault.create(
             place,
             master=provider,
+            storage=storage,
             hashed_names=hashed_names,
             use_existing_key=use_existing_key,
         )

@@ -16,7 +16,6 @@ import typer
 from apex_creds.cli import automatic, options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption, Settings
 from apex_creds.errors import InvalidInputError
-from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.migration import (
     Erased,
     OnConflict,
@@ -35,7 +34,7 @@ from apex_creds.migration.copying import Progress
 from apex_creds.migration.masters import VARIABLE
 from apex_creds.migration.report import EntryReport, Fate
 from apex_creds.migration.state import OPEN
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.select import has_vault
 from apex_creds.vault import Vault
 
 _QUIET = frozenset({Fate.MIGRATED, Fate.PRESENT})
@@ -150,7 +149,7 @@ def make_room(home: Path) -> None:
 
 def _has_vault(chosen: Settings) -> bool:
     place = session.home_of(chosen)
-    return FileStorage(place).change_token(KEYSTORE) is not None and not is_legacy(place)
+    return anyio.run(has_vault, place) and not is_legacy(place)
 
 
 def _make_vault(chosen: Settings) -> None:

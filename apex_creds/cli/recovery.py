@@ -28,7 +28,7 @@ from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.base import encode_key
 from apex_creds.keys.held import hold
 from apex_creds.keys.shares import MAX_SHARES, combine, parse_share, split
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.select import storage_for
 from apex_creds.vault import Vault
 from apex_creds.vault import recovery as recovering
 from apex_creds.vault.archive import put_file
@@ -339,7 +339,7 @@ def reset_master(
 
 
 async def _root(settings: Settings) -> tuple[Header, bytes]:
-    storage = FileStorage(session.home_of(settings))
+    storage = storage_for(session.home_of(settings))
     try:
         return await recovering.read_root(storage)
     finally:

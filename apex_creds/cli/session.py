@@ -21,7 +21,7 @@ from apex_creds.keys import MasterKeyProvider, Prompt, provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.keys.passphrase import terminal_prompt
 from apex_creds.migration import is_legacy
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.select import storage_for
 from apex_creds.vault import Vault
 from apex_creds.vault.document import Header, parse
 from apex_creds.vault.home import resolve_home
@@ -115,7 +115,7 @@ async def _header(home: Path) -> Header:
             f"The key store in {home} is an older program's.",
             hint="Take its credentials over with: apex-creds migrate",
         )
-    storage = FileStorage(home)
+    storage = storage_for(home)
     try:
         stored = await storage.read(KEYSTORE)
     finally:

@@ -15,12 +15,11 @@ from apex_creds.compat.places import Places
 from apex_creds.compat.rotation import take_intervals
 from apex_creds.errors import VaultExistsError, VaultNotFoundError
 from apex_creds.keys import MasterKeyProvider
-from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.migration import Options, is_legacy, look, migrate, set_aside
 from apex_creds.migration.detect import is_ours
 from apex_creds.migration.files import read_file
 from apex_creds.migration.hook import tell
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.select import has_vault
 from apex_creds.vault import Vault
 
 MASTER_VARIABLE: Final = "APEX_CREDS_MASTER"
@@ -56,7 +55,7 @@ async def open_vault(
 async def _open_or_make(
     home: Path, master: str | MasterKeyProvider | None, *, create: bool
 ) -> Vault:
-    there = FileStorage(home).change_token(KEYSTORE) is not None
+    there = await has_vault(home)
     if not create and (not there or is_legacy(home)):
         raise VaultNotFoundError(
             f"There is no vault in {home}.", hint="Let it be made: create_dirs=True."
@@ -64,7 +63,7 @@ async def _open_or_make(
     if not there:
         with suppress(VaultExistsError):  # another process was first
             return await Vault.create(home, master=master or "keyring:")
-        if FileStorage(home).change_token(KEYSTORE) is None:
+        if not await has_vault(home):
             return await Vault.create(home, master=master or "keyring:")
     return await Vault.unseal(home, master=master)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Protocol, runtime_checkable
 
 import anyio.to_thread
 import msgspec
@@ -115,6 +115,28 @@ async def remember(home: Path, config: StoragePlace) -> None:
         await files.write(CONFIG, data, expected=stored.token if stored else None)
     finally:
         await files.close()
+
+
+@runtime_checkable
+class InDatabase(Protocol):
+    """A storage that a home can name."""
+
+    staleness: float
+
+    @property
+    def url(self) -> str:
+        """Where it is; there is no password in it."""
+
+    @property
+    def space(self) -> str | None:
+        """Which of the vaults in the database."""
+
+
+async def remember_storage(home: Path, storage: Storage) -> None:
+    """As ``remember``, for a storage that is open; does nothing for files and the like."""
+    if isinstance(storage, InDatabase):
+        place = StoragePlace(storage.url, space=storage.space, staleness=storage.staleness)
+        await remember(home, place)
 
 
 async def has_vault(home: Path) -> bool:

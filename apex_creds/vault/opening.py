@@ -11,26 +11,50 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from apex_creds.errors import VaultExistsError
 from apex_creds.model import Clock
-from apex_creds.storage.base import Storage, shared
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.base import KEYSTORE, Storage, shared
 from apex_creds.storage.layout import make_folders
+from apex_creds.storage.select import InDatabase, remember_storage, storage_for
 from apex_creds.storage.threaded import ThreadedStorage
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.shared import SharedStore
 from apex_creds.vault.store import DocumentStore
 
-__all__ = ["open_documents", "storage_at"]
+__all__ = ["note_place", "open_documents", "storage_at"]
 
 
-def storage_at(home: Path, storage: Storage | None = None) -> Storage:
-    """The storage of the vault at ``home``: ``storage``, or the home's own files."""
-    if storage is None:
-        return FileStorage(home)
+def storage_at(home: Path, storage: Storage | str | None = None) -> Storage:
+    """The storage of the vault at ``home``: ``storage``, or what the home says, or its files.
+
+    Raises:
+        InvalidInputError, NotInstalledError: It is in a database that can't be used.
+    """
+    if storage is None or isinstance(storage, str):
+        storage = storage_for(home, url=storage)
     several = shared(storage)
     if several is None or isinstance(storage, ThreadedStorage):
         return storage
     return ThreadedStorage(several)
+
+
+async def note_place(home: Path, storage: Storage) -> None:
+    """Before a vault is made: its home is to know in which database it is.
+
+    Raises:
+        VaultExistsError: There is a vault in that place already; nothing was noted.
+        StorageError: The database or the home can't be used.
+    """
+    inner = storage.inner if isinstance(storage, ThreadedStorage) else storage
+    if not isinstance(inner, InDatabase):
+        return
+    await storage.prepare()
+    if await storage.read(KEYSTORE) is not None:
+        raise VaultExistsError(
+            "There is a vault in that database already.",
+            hint="Share it with apex-creds init --join, or make another one with ?space=new.",
+        )
+    await remember_storage(home, inner)
 
 
 async def open_documents(

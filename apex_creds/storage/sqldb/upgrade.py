@@ -38,6 +38,15 @@ class SchemaStatus:
         """A newer program made them."""
         return self.current is not None and self.current not in REVISIONS
 
+    @property
+    def state(self) -> str:
+        """In a word: ``none``, ``older``, ``current`` or ``newer``."""
+        if self.current is None:
+            return "none"
+        if self.is_current:
+            return "current"
+        return "newer" if self.is_newer else "older"
+
     def check(self) -> None:
         """Returns if this program works with these tables.
 
