@@ -288,6 +288,7 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         created: Unix seconds; so are ``updated`` and ``expires``.
         token_type: Of an OAuth token, as is ``scope``.
         sensitivity: Decides, with policy, whether a person is asked.
+        challenge: Whether each use takes a nonce that a registered client has signed.
     """
 
     id: str
@@ -303,6 +304,7 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     token_type: str = ""
     scope: str = ""
     sensitivity: Sensitivity = Sensitivity.SENSITIVE
+    challenge: bool = False
 
 
 class Secret:

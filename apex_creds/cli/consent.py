@@ -145,20 +145,23 @@ def lockdown(
     reason: Annotated[
         str, typer.Option(metavar="TEXT", help="For the log.", show_default=False)
     ] = "",
-    revoke_grants: Annotated[
-        bool, typer.Option("--revoke-grants", help="Remove all grants, too.")
+    keep_grants: Annotated[
+        bool, typer.Option("--keep-grants", help="Have them back after the unlocking.")
     ] = False,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
-    """End everything that is in use, and release nothing until `unlock`."""
+    """Seal the vault: end everything, take back all grants, release nothing until `unlock`."""
 
     async def work(vault: Vault) -> tuple[Lockdown, bool]:
-        made = await vault.lockdown(reason=reason, revoke_grants=revoke_grants)
-        return made, await Factors(vault).enrolled()
+        async with vault.store.holding():
+            made = await vault.lockdown(reason=reason, keep_grants=keep_grants)
+            return made, await Factors(vault).enrolled()
 
     made, protected = session.with_vault(options.settings(ctx, home, master), work)
     output.say(f"Locked down since {when.show(made.since)}. No secret is released.")
+    if not keep_grants:
+        output.say("All grants are removed; what was denied stays denied.")
     output.say("To end it: apex-creds unlock")
     if not protected:
         output.note("No second factor is enrolled, so unlock asks for none.")
@@ -167,16 +170,20 @@ def lockdown(
 def unlock(ctx: typer.Context, home: HomeOption = None, master: MasterOption = None) -> None:
     """End a lockdown; asks for the second factor, if one is enrolled."""
 
-    async def work(vault: Vault) -> bool:
+    async def work(vault: Vault) -> bool | None:
         if (await vault.grants()).lockdown is None:
-            return False
+            return None
         code = read_code("Code") if await Factors(vault).enrolled() else None
-        return await vault.unlock(code)
+        await vault.unlock(code)
+        return len(await vault.grants()) > 0
 
-    if session.with_vault(options.settings(ctx, home, master), work):
+    granted = session.with_vault(options.settings(ctx, home, master), work)
+    if granted is None:
+        output.say("The vault is not locked down.")
+    elif granted:
         output.say("Unlocked; grants are in force again.", style="green")
     else:
-        output.say("The vault is not locked down.")
+        output.say("Unlocked; nothing is granted to any plugin.", style="green")
 
 
 def checksum(

@@ -20,7 +20,7 @@ from apex_creds.model import (
     Sensitivity,
     check_name,
 )
-from apex_creds.vault import Deletion, Vault
+from apex_creds.vault import Deletion, Vault, marking
 from apex_creds.vault.values import MAIN_PART
 
 KindOption = Annotated[
@@ -38,6 +38,16 @@ OriginOption = Annotated[
         "--origin",
         metavar="URL",
         help="Where it may be sent, like https://api.example.com; repeat for more.",
+        show_default=False,
+    ),
+]
+
+
+ChallengeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--challenge/--no-challenge",
+        help="Each use takes a nonce that a client has signed; as it was, or not, by default.",
         show_default=False,
     ),
 ]
@@ -70,6 +80,7 @@ def set_credential(
             show_default=False,
         ),
     ] = None,
+    challenge: ChallengeOption = None,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
@@ -92,6 +103,7 @@ def set_credential(
             origins=origins,
             expires=end,
             sensitivity=sensitivity,
+            challenge=challenge,
         )
 
     info = session.with_vault(options.settings(ctx, home, master), work)
@@ -121,7 +133,16 @@ def list_credentials(
     elif not found:
         output.say("No credentials yet. Store one with: apex-creds set NAME")
     else:
-        columns = ("name", "kind", "service", "sent as", "origins", "version", "expires")
+        columns = (
+            "name",
+            "kind",
+            "service",
+            "sent as",
+            "origins",
+            "level",
+            "version",
+            "expires",
+        )
         output.table(columns, (_row(info, now) for info in found))
 
 
@@ -133,9 +154,15 @@ def _row(info: CredentialInfo, now: float) -> tuple[object, ...]:
         info.service,
         info.delivery,
         origins,
+        _level(info),
         info.version,
         _expiry(info, now),
     )
+
+
+def _level(info: CredentialInfo) -> str:
+    level = info.sensitivity.value
+    return f"{level}, challenge" if info.challenge else level
 
 
 def _expiry(info: CredentialInfo, now: float) -> object:
@@ -153,6 +180,7 @@ def as_json(info: CredentialInfo, now: float) -> dict[str, output.Json]:
         "delivery": str(info.delivery),
         "origins": [str(origin) for origin in info.origins],
         "sensitivity": info.sensitivity.value,
+        "challenge": info.challenge,
         "version": info.version,
         "created": when.show(info.created),
         "updated": when.show(info.updated),
@@ -187,6 +215,33 @@ def _plain(value: output.Json) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value) if value not in ("", None) else "-"
+
+
+def edit(
+    ctx: typer.Context,
+    name: NameArgument,
+    challenge: ChallengeOption = None,
+    sensitivity: Annotated[
+        Sensitivity | None,
+        typer.Option(
+            metavar="LEVEL", help="normal, sensitive or critical.", show_default=False
+        ),
+    ] = None,
+    home: HomeOption = None,
+    master: MasterOption = None,
+) -> None:
+    """Change what using a credential takes, without storing its value again."""
+    check_name(name)
+    if challenge is None and sensitivity is None:
+        raise InvalidInputError(
+            "There is nothing to change.",
+            hint="Say --challenge, --no-challenge or --sensitivity.",
+        )
+    info = session.with_vault(
+        options.settings(ctx, home, master),
+        lambda vault: marking.edit(vault, name, challenge=challenge, sensitivity=sensitivity),
+    )
+    output.say(f"{info.name} is {_level(info)} from now on.", style="green")
 
 
 def get(

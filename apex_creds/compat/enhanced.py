@@ -187,6 +187,9 @@ class EnhancedApiKeyManager(ApiKeyManager):
             self._log(EventKind.DENIAL, plugin, info.name, action, reason=refusal)
             return None
         record = await self._vault.find(info.name)
+        if record.info.challenge:
+            self._log(EventKind.DENIAL, plugin, info.name, action, reason="challenge_needed")
+            return None
         await self._vault.store.keystore()
         event = self._event(EventKind.EXPOSE, plugin, info.name, action, reason="compat")
         with self._vault.release(record, self._vault.audit.encode(event)) as opened:

@@ -193,7 +193,7 @@ class ApiKeyManager:
             if info is not None:
                 with suppress(CredentialNotFoundError):  # deleted in this very moment
                     opened = await stack.enter_async_context(
-                        self._vault.open(info.name, action=action)
+                        self._vault.open(info.name, action=action, for_program=True)
                     )
                     return use(opened, info)
             legacy = await self._legacy(service, kind, action)

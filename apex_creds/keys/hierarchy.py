@@ -12,13 +12,14 @@ from typing import Final, NamedTuple
 from apex_creds.crypto import envelope, kdf
 from apex_creds.crypto.envelope import Context
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import UnknownKeyError, VaultSealedError
+from apex_creds.errors import LockedDownError, UnknownKeyError, VaultSealedError
 from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
 
 KEY_BYTES: Final = 32
 SALT_BYTES: Final = 32
 CHECK_BYTES: Final = 16
 KEYSTORE: Final = "keystore"
+UNLOCK: Final = "End that: apex-creds unlock"
 
 
 class DocumentKeys(NamedTuple):
@@ -62,6 +63,7 @@ class Hierarchy:
         self._documents: dict[tuple[str, int], DocumentKeys] = {}
         self._deks: dict[tuple[str, int], SecretBytes] = {}
         self._closed = False
+        self._locked_down = False
 
     @classmethod
     def from_master(cls, master: SecretBytes, *, vault_id: str, keks: Keyset) -> Hierarchy:
@@ -103,6 +105,8 @@ class Hierarchy:
                 kdf.derive(kek, kdf.Purpose.FILE_MAC, context=context),
             )
             self._documents[section, kek_version] = found
+            for key in found:
+                self._kept(key)
         return found
 
     def wrap(self, dek: SecretBytes, *, key_id: str, version: int, kek_version: int) -> bytes:
@@ -170,7 +174,7 @@ class Hierarchy:
                 hint="What it protected was deleted on purpose and can't be read.",
             )
         dek = self._open(wrapped, keyset.id)
-        return self._deks.setdefault((keyset.id, version), dek)
+        return self._kept(self._deks.setdefault((keyset.id, version), dek))
 
     def forget(self, key_id: str, version: int) -> None:
         """Wipes a cached DEK, after its version was destroyed."""
@@ -187,8 +191,14 @@ class Hierarchy:
             for key in filter(None, gone):
                 key.close()
 
-    def close(self) -> None:
-        """Wipes every key; idempotent."""
+    @property
+    def closed(self) -> bool:
+        """Whether the keys were wiped."""
+        return self._closed
+
+    def close(self, *, locked_down: bool = False) -> None:
+        """Wipes every key; idempotent. Each later use says why."""
+        self._locked_down = self._locked_down or (locked_down and not self._closed)
         self._closed = True
         single = [*self._keks.values(), *self._wrapping.values(), *self._deks.values()]
         for key in single:
@@ -215,9 +225,21 @@ class Hierarchy:
             record_version=version,
         )
 
-    def _kek(self, version: int) -> SecretBytes:
+    def _kept(self, key: SecretBytes) -> SecretBytes:
+        """A key that was just put here; another thread may have wiped all others since."""
+        if self._closed:
+            key.close()
+            self._refuse_closed()
+        return key
+
+    def _refuse_closed(self) -> None:
+        if self._locked_down:
+            raise LockedDownError("The vault is locked down.", hint=UNLOCK)
         if self._closed:
             raise VaultSealedError("The vault is sealed.", hint="Unseal it again.")
+
+    def _kek(self, version: int) -> SecretBytes:
+        self._refuse_closed()
         found = self._keks.get(version)
         if found is None:
             raise UnknownKeyError(
@@ -230,5 +252,5 @@ class Hierarchy:
         found = self._wrapping.get(kek_version)
         if found is None:
             found = kdf.derive(self._kek(kek_version), kdf.Purpose.KEK_WRAP)
-            found = self._wrapping.setdefault(kek_version, found)
+            found = self._kept(self._wrapping.setdefault(kek_version, found))
         return found

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Final, NamedTuple, NoReturn, cast
+from typing import NoReturn, cast
 
 import httpx
 from anyio.from_thread import start_blocking_portal
 
 from apex_creds.audit import spans, telemetry
 from apex_creds.audit.events import AuditEvent
-from apex_creds.audit.text import Actor
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     AuditUnavailableError,
+    ChallengeError,
     HandleForeignError,
     HandleRevokedError,
     InvalidInputError,
@@ -28,8 +28,10 @@ from apex_creds.errors import (
     RequestNotAllowedError,
 )
 from apex_creds.leases import observe
+from apex_creds.leases.actors import Actors
 from apex_creds.leases.admission import Admission
 from apex_creds.leases.basis import Basis
+from apex_creds.leases.challenged import Challenges, unanswered
 from apex_creds.leases.deadlines import Deadlines
 from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import Invocation, current_invocation
@@ -37,30 +39,13 @@ from apex_creds.leases.lease import REGISTRY, Lease, ended_error, find_lease
 from apex_creds.leases.pools import Pools
 from apex_creds.leases.recent import Recent
 from apex_creds.leases.refusal import denied
+from apex_creds.leases.use import Use
 from apex_creds.model import Clock, Origin
 from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
-from apex_creds.policy.manifest import Manifest, Need
+from apex_creds.policy.manifest import Need
 from apex_creds.vault import Facts, Opened, Vault
 from apex_creds.vault.section import Record
-
-REVEAL: Final = "reveal"
-
-
-class Use(NamedTuple):
-    """What a redeem is for.
-
-    Attributes:
-        method: An HTTP method, or ``reveal``.
-        origin: Where the secret goes; None for ``reveal``.
-        path: The request's raw path, without its query.
-        scope: A scope that the lease must have; None: any lease will do.
-    """
-
-    method: str
-    origin: Origin | None = None
-    path: str = ""
-    scope: str | None = None
 
 
 class LeaseBroker:
@@ -86,10 +71,12 @@ class LeaseBroker:
         self.pools = Pools(transport, sync_transport)
         self.deadlines = Deadlines(self.clock)
         self.recent = Recent()
-        self._actors: dict[tuple[str, str, str], Actor] = {}
+        self.actor = Actors(vault.audit.shown)
         self.admission = Admission(vault)
         self.shared = vault.store.shared is not None
+        self.challenges = Challenges(vault)
         vault.watch_revocations(self._on_revoked)
+        vault.serve_plugins()
 
     # -- leases ------------------------------------------------------------------
 
@@ -150,6 +137,8 @@ class LeaseBroker:
             policy=policy,
             basis=basis,
         )
+        if record.info.challenge:
+            self.challenges.note(invocation)
         return self._issue(lease, now, record)
 
     def attenuate(
@@ -236,10 +225,15 @@ class LeaseBroker:
         facts = self._vault.facts_now(lease.need.name)
         if facts is None:
             facts = await self._vault.facts(lease.need.name)
+        signed = False
+        if facts.record is not None and facts.record.info.challenge:
+            await self._answered(lease, use, facts)
+            signed, facts = True, await self._vault.facts(lease.need.name)
         if self.admission.shared is not None:
-            await self.admission.admit_shared(lease, self._permitted_now(lease, use, facts))
+            caller = self._permitted_now(lease, use, facts, signed=signed)
+            await self.admission.admit_shared(lease, caller)
             facts = await self._vault.facts(lease.need.name)
-        return self._redeem_traced(lease, use, facts)
+        return self._redeem_traced(lease, use, facts, signed=signed)
 
     def redeem_blocking(self, lease_id: str, use: Use) -> tuple[Lease, Record, Opened]:
         """As ``redeem``, from code that can't wait."""
@@ -251,20 +245,31 @@ class LeaseBroker:
             facts = self.facts_blocking((lease.need,))[0]
         return self._redeem_traced(lease, use, facts)
 
+    async def _answered(self, lease: Lease, use: Use, facts: Facts) -> None:
+        """Returns when a client has signed for this use, which all else permits."""
+        caller = self._permitted_now(lease, use, facts, signed=True)
+        try:
+            await self.challenges.answered(lease, caller, use)
+        except (ChallengeError, InvalidInputError):  # or more scopes than can be signed for
+            self._log_denial(caller, lease.need.name, Reason.CHALLENGE_NEEDED)
+            raise
+
     def _redeem_traced(
-        self, lease: Lease, use: Use, facts: Facts
+        self, lease: Lease, use: Use, facts: Facts, *, signed: bool = False
     ) -> tuple[Lease, Record, Opened]:
         if not telemetry.on():
-            return self._redeem(lease, use, facts)
+            return self._redeem(lease, use, facts, signed)
         with observe.redeem(lease, use.method, facts.record, self._vault):
-            return self._redeem(lease, use, facts)
+            return self._redeem(lease, use, facts, signed)
 
-    def _redeem(self, lease: Lease, use: Use, facts: Facts) -> tuple[Lease, Record, Opened]:
+    def _redeem(
+        self, lease: Lease, use: Use, facts: Facts, signed: bool
+    ) -> tuple[Lease, Record, Opened]:
         invocation = self._check_caller(lease)
         with self._lock:
             now = self.clock.monotonic()
             lease.check_alive(now)
-            record = self._permitted(lease, invocation, use, facts, now)
+            record = self._permitted(lease, invocation, use, facts, now, signed)
             if self.admission.limited:
                 self.admission.admit(lease, invocation)
             event = self._redeem_event(lease, invocation, record, use)
@@ -276,17 +281,25 @@ class LeaseBroker:
         lease.invocation.used[used] = record
         return lease, record, opened
 
-    def _permitted_now(self, lease: Lease, use: Use, facts: Facts) -> Invocation:
+    def _permitted_now(
+        self, lease: Lease, use: Use, facts: Facts, *, signed: bool = False
+    ) -> Invocation:
         """The caller, if the redeem would go well; before it is counted in the vault."""
         invocation = self._check_caller(lease)
         with self._lock:
             now = self.clock.monotonic()
             lease.check_alive(now)
-            self._permitted(lease, invocation, use, facts, now)
+            self._permitted(lease, invocation, use, facts, now, signed)
         return invocation
 
     def _permitted(
-        self, lease: Lease, invocation: Invocation, use: Use, facts: Facts, at: float
+        self,
+        lease: Lease,
+        invocation: Invocation,
+        use: Use,
+        facts: Facts,
+        at: float,
+        signed: bool,
     ) -> Record:
         """The record, if policy as stored now still permits this use of it."""
         name = lease.need.name
@@ -306,6 +319,9 @@ class LeaseBroker:
             self._check_request(lease, invocation, use, use.origin)
         elif not lease.permission.reveal:
             self._deny(invocation, name, Reason.REVEAL_NOT_GRANTED)
+        if record.info.challenge and not signed:
+            self._log_denial(invocation, name, Reason.CHALLENGE_NEEDED)
+            raise unanswered()
         return record
 
     def _check_request(
@@ -481,16 +497,3 @@ class LeaseBroker:
             origin="" if use.origin is None else str(use.origin),
             ids=spans.current_ids(),
         )
-
-    def actor(self, manifest: Manifest, action: str) -> Actor:
-        """The beginning of the events of a plugin's action; remembered."""
-        key = (manifest.plugin, manifest.version, action)
-        found = self._actors.get(key)
-        if found is None:
-            if len(self._actors) >= _MANY:
-                self._actors.clear()
-            found = self._actors[key] = Actor(*key, shown=self._vault.audit.shown)
-        return found
-
-
-_MANY: Final = 10_000

@@ -4,12 +4,13 @@ Guarantee: a gate returns only if what it demands was shown for this plugin and 
 credential; no answer by the deadline, an answer by nobody, and any error are a refusal.
 Nothing here is touched by credentials that demand nothing.
 
-The broker calls ``require_second_factor`` before it issues a lease on a credential whose
-level is ``critical``, and ``require_challenge`` before it redeems one that is marked for it.
+A second factor is required before a lease is made on a credential whose level is
+``critical``, a signed challenge before each redeem of one that is marked for it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,30 +35,10 @@ Ask = Callable[[Subject, str], Awaitable[str | None]]
 None: no answer. Cancelled at the deadline.
 """
 
+_log = logging.getLogger(__name__)
 DEADLINE: Final = 120.0
 TRIES: Final = 3
 _LOOK_AGAIN: Final = 0.2
-
-
-class Gates(Protocol):
-    """What the broker is given; fakes are easy."""
-
-    def second_factor_shown(self, subject: Subject) -> bool:
-        """Whether nothing need be asked: at once, from memory, never True by mistake."""
-
-    async def require_second_factor(self, subject: Subject) -> None:
-        """Returns when a second factor was shown for the subject.
-
-        Raises:
-            SecondFactorError: It was not.
-        """
-
-    async def require_challenge(self, subject: Subject) -> Client:
-        """Returns the client that signed for the subject.
-
-        Raises:
-            ChallengeError: None did that may.
-        """
 
 
 class SecondFactorGate:
@@ -97,7 +78,7 @@ class SecondFactorGate:
     async def require_second_factor(
         self, subject: Subject, *, since: float | None = None
     ) -> None:
-        """See ``Gates``. Of calls for one subject at once, the window allowing, one asks.
+        """Returns when one was shown. Of calls for one subject at once, one asks (in a window).
 
         Args:
             subject: What it is needed for.
@@ -108,6 +89,10 @@ class SecondFactorGate:
             LockedOutError: Too many wrong ones.
         """
         began = self._factors.access.clock.time() if since is None else since
+        with _consent(subject, "second_factor"):
+            await self._required(subject, began)
+
+    async def _required(self, subject: Subject, began: float) -> None:
         lock = self._locks.setdefault(_key(subject), anyio.Lock())
         with anyio.move_on_after(self._deadline):
             async with lock:
@@ -206,6 +191,11 @@ class LocalResponder:
 _responder: ContextVar[Responder | None] = ContextVar("apex_creds_responder", default=None)
 
 
+def current_responder() -> Responder | None:
+    """The client that ``answering`` names here; None: nobody."""
+    return _responder.get()
+
+
 @contextmanager
 def answering(responder: Responder) -> Iterator[None]:
     """Within it, in this task and those it starts, ``responder`` answers challenges."""
@@ -231,7 +221,7 @@ class ChallengeGate:
     async def require_challenge(
         self, subject: Subject, responder: Responder | None = None
     ) -> Client:
-        """See ``Gates``; ``responder`` is that of ``answering`` by default.
+        """Returns the client that signed; ``responder`` is that of ``answering`` by default.
 
         Raises:
             ChallengeError: There is no client to ask, no answer in time, or not the right
@@ -243,32 +233,32 @@ class ChallengeGate:
                 "This credential takes a signed challenge, and no client is there to sign.",
                 hint="Run the invocation within answering(…); see docs/CHALLENGE.md.",
             )
-        message = await self._challenger.issue(client.client, subject)
-        with anyio.move_on_after(self._deadline):
-            return await self._challenger.redeem(await client.answer(message), subject)
-        raise ChallengeError("The client did not answer in time.", hint="Try again.")
-
-
-class VaultGates:
-    """Both gates of a vault, as the broker wants them."""
-
-    def __init__(self, factors: SecondFactorGate, challenges: ChallengeGate) -> None:
-        self._factors = factors
-        self._challenges = challenges
-
-    def second_factor_shown(self, subject: Subject) -> bool:
-        """See ``Gates``."""
-        return self._factors.second_factor_shown(subject)
-
-    async def require_second_factor(self, subject: Subject) -> None:
-        """See ``Gates``."""
-        with _consent(subject, "second_factor"):
-            await self._factors.require_second_factor(subject)
-
-    async def require_challenge(self, subject: Subject) -> Client:
-        """See ``Gates``."""
         with _consent(subject, "challenge"):
-            return await self._challenges.require_challenge(subject)
+            message = await self._challenger.issue(client.client, subject)
+            answer = await self._ask(client, message, subject)
+            return await self._challenger.redeem(answer, subject)
+
+    async def _ask(self, client: Responder, message: bytes, subject: Subject) -> bytes:
+        """The client's answer; a challenge that gets none is closed, and is in the log."""
+        why = "did not answer in time"
+        try:
+            with anyio.move_on_after(self._deadline):
+                answer: object = await client.answer(message)
+                if isinstance(answer, bytes):
+                    return answer
+                why = "gave no answer"
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a refusal
+            _log.warning("Asking a client for its signature failed: %s", type(error).__name__)
+            why = "could not be asked, or refused to sign"
+        except BaseException:
+            await self._withdraw(message, subject)
+            raise
+        await self._withdraw(message, subject)
+        raise ChallengeError(f"The client {why}.", hint="See docs/CHALLENGE.md.")
+
+    async def _withdraw(self, message: bytes, subject: Subject) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._challenger.withdraw(message, subject)
 
 
 def _consent(subject: Subject, method: str) -> Step:

@@ -34,6 +34,7 @@ class Invocation:
     """
 
     __slots__ = (
+        "__weakref__",
         "action",
         "actor",
         "broker",

@@ -17,7 +17,7 @@ from urllib.parse import quote, quote_plus, urlencode
 import httpx
 
 from apex_creds.errors import InvalidInputError, RequestNotAllowedError
-from apex_creds.leases.broker import Use
+from apex_creds.leases.use import Use
 from apex_creds.model import Delivery, DeliveryStyle, Origin
 from apex_creds.vault import Opened
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import final
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.leases.broker import REVEAL, LeaseBroker, Use
+from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.lease import Lease, find_lease, forget_revealed
+from apex_creds.leases.use import REVEAL, Use
 from apex_creds.vault import Opened
 
 

@@ -24,7 +24,7 @@ from apex_creds.audit import telemetry
 from apex_creds.audit.telemetry import InvokeStep
 from apex_creds.errors import InvalidInputError
 from apex_creds.leases.broker import LeaseBroker
-from apex_creds.leases.gates import Ask
+from apex_creds.leases.gates import Ask, Responder
 from apex_creds.leases.invocation import current_invocation
 from apex_creds.middleware import logs, observe
 from apex_creds.middleware.call import NO_BASES, GuardedCall
@@ -63,6 +63,8 @@ class CredentialMiddleware:
             By default the gate waits for ``apex-creds factor verify`` if there is somebody
             to give consent, and it is denied if there is not.
         consent_deadline: Seconds that a question waits for its answer.
+        responder: Signs challenges where no ``answering`` names another client; by default
+            nobody, so that credentials which take a challenge are denied.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class CredentialMiddleware:
         consent: ConsentProvider | None = None,
         second_factor: Ask | None = None,
         consent_deadline: float = DEADLINE,
+        responder: Responder | None = None,
     ) -> None:
         if not ttl > 0:
             raise InvalidInputError("The ttl of leases must be greater than zero.")
         self._vault = vault
         self._broker = LeaseBroker(vault, transport=transport, sync_transport=sync_transport)
+        self._broker.challenges.responder = responder
         self._consent = Consent(
             vault,
             self._broker,
@@ -126,12 +130,15 @@ class CredentialMiddleware:
             await self._broker.close()
 
     async def remove_plugin(self, plugin: str) -> None:
-        """Takes back all that a plugin was allowed; its open leases end at once."""
-        await self._vault.revoke(plugin=plugin)
+        """Takes back all that a plugin was allowed; its open leases end at once.
 
-    async def lockdown(self, *, reason: str = "") -> None:
+        What it was denied for good stays denied, should it come back.
+        """
+        await self._vault.revoke(plugin=plugin, keep_denials=True)
+
+    async def lockdown(self, *, reason: str = "", keep_grants: bool = False) -> None:
         """Ends every lease, in all processes, and releases nothing until ``unlock``."""
-        await self._vault.lockdown(reason=reason)
+        await self._vault.lockdown(reason=reason, keep_grants=keep_grants)
 
     # -- calling -----------------------------------------------------------------
 

@@ -272,6 +272,7 @@ def _item(target: Target) -> PutItem:
         origins=like.origins,
         expires=like.expires,
         sensitivity=like.sensitivity,
+        challenge=like.challenge,
     )
 
 

@@ -81,7 +81,7 @@ class Fallback:
             if found is None:
                 raise
         else:
-            async with self._vault.open(name, action=action) as opened:
+            async with self._vault.open(name, action=action, for_program=True) as opened:
                 yield opened
             return
         with self.release(found, action=action, plugin=plugin) as opened:

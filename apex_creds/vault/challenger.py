@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+import msgspec
+
 from apex_creds.audit.events import EventKind
 from apex_creds.crypto import signing
 from apex_creds.errors import ChallengeError, InvalidInputError
@@ -159,6 +161,18 @@ class Challenger:
         if client is None:
             raise challenge.refused()
         return client
+
+    async def withdraw(self, message: bytes, subject: Subject) -> None:
+        """Closes a challenge that nobody answered; one that is closed already stays so."""
+
+        def change(state: AccessState, _: Keystore) -> AccessState:
+            kept = tuple(c for c in state.challenges if c.message != message)
+            if len(kept) == len(state.challenges):
+                return state
+            return msgspec.structs.replace(state, challenges=kept)
+
+        await self.access.change(change)
+        self._log_answer(subject, decision="deny", reason="not_answered", detail="")
 
     # -- inside ------------------------------------------------------------------
 

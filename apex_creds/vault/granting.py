@@ -1,4 +1,4 @@
-"""Grants, revocations and the lockdown of a vault: what a person decided, as stored.
+"""Grants and revocations of a vault: what a person decided, as stored.
 
 Guarantee: every change is audited before it happens and durable on return; a revocation
 reaches the leases of this process before the caller goes on, and those of others at their
@@ -8,19 +8,24 @@ next redeem. While a vault is locked down, no grant has any force.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import anyio
 import msgspec
 
-from apex_creds.audit.events import EventKind
-from apex_creds.errors import GrantVoidError, InvalidInputError, LockedDownError
-from apex_creds.model import Clock, check_name, check_time, new_id
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.errors import (
+    ChallengeError,
+    GrantVoidError,
+    InvalidInputError,
+    LockedDownError,
+)
+from apex_creds.keys.hierarchy import UNLOCK
+from apex_creds.model import Clock, CredentialInfo, check_name, check_time, new_id
+from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import (
     Grant,
     GrantDecision,
     Grants,
-    Lockdown,
     SeenManifest,
     with_revocation,
 )
@@ -34,7 +39,6 @@ if TYPE_CHECKING:
 Revoked = Callable[[str | None, str | None], object]
 """Told of a revocation: the plugin and the credential; None: all of them."""
 Watchers = list[Revoked]
-_REASON: Final = 1000
 
 
 class Granting:
@@ -95,6 +99,7 @@ class Granting:
         Raises:
             GrantVoidError: A revocation after ``since_mark``, or a lockdown, was first;
                 nothing was stored, and the log says so.
+            LockedDownError: The vault is locked down.
         """
         made = Grant(
             id=new_id(),
@@ -118,10 +123,12 @@ class Granting:
         )
 
         def change(body: KeystoreBody) -> KeystoreBody:
+            if since_mark is None and body.lockdown and decision is GrantDecision.ALLOW:
+                raise locked_down()
             if since_mark is not None and _is_void(body, since_mark, plugin, credential):
                 raise GrantVoidError("What was to be granted was revoked meanwhile.")
             after = tuple(Grants(body.grants).with_grant(made))
-            return _with_grants(body, after, manifest)
+            return with_grants(body, after, manifest)
 
         try:
             await self._store.commit_keystore(change)
@@ -151,17 +158,26 @@ class Granting:
 
         def change(body: KeystoreBody) -> KeystoreBody:
             after = tuple(map(pinned, body.grants))
-            return body if after == body.grants else _with_grants(body, after, manifest)
+            return body if after == body.grants else with_grants(body, after, manifest)
 
         self.record(EventKind.GRANT, plugin=manifest.plugin, detail=f"bound to {digest}")
         await self._store.commit_keystore(change)
 
     async def revoke(
-        self, *, plugin: str | None = None, credential: str | None = None
+        self,
+        *,
+        plugin: str | None = None,
+        credential: str | None = None,
+        keep_denials: bool = False,
     ) -> tuple[Grant, ...]:
         """Takes back what was allowed to a plugin, on a credential, or to the pair.
 
         Grants are removed; what was allowed for a session only is void, in all processes.
+
+        Args:
+            plugin: Its id.
+            credential: Its name.
+            keep_denials: What was denied, and not to be asked again, stays so.
 
         Returns:
             The grants that were removed.
@@ -177,81 +193,19 @@ class Granting:
 
         def change(body: KeystoreBody) -> KeystoreBody:
             nonlocal removed
-            kept = tuple(Grants(body.grants).without(plugin=plugin, credential=credential))
+            found = Grants(body.grants).without(plugin=plugin, credential=credential)
+            denied = (g for g in body.grants if g.decision is GrantDecision.DENY)
+            kept = tuple(dict.fromkeys((*found, *denied) if keep_denials else found))
             removed = tuple(grant for grant in body.grants if grant not in set(kept))
             marks = with_revocation(
                 body.revocations, plugin=plugin or "", credential=credential or ""
             )
-            return _with_grants(msgspec.structs.replace(body, revocations=marks), kept)
+            return with_grants(msgspec.structs.replace(body, revocations=marks), kept)
 
         self.record(EventKind.REVOKE, plugin=plugin or "", credential=credential or "")
         await self._store.commit_keystore(change)
         self.tell_revoked(plugin, credential)
         return removed
-
-    # -- lockdown ----------------------------------------------------------------
-
-    async def lockdown(self, *, reason: str = "", revoke_grants: bool = False) -> Lockdown:
-        """Ends everything that is in use, and releases nothing until ``unlock``.
-
-        What was allowed for a session is void for good. Grants have no force meanwhile,
-        and are in force again afterwards, unless they are to be removed.
-
-        Args:
-            reason: For the log.
-            revoke_grants: Whether every grant is removed, too.
-        """
-        made = Lockdown(since=self._clock.time(), reason=_storable(reason))
-
-        def change(body: KeystoreBody) -> KeystoreBody:
-            after = msgspec.structs.replace(
-                body,
-                lockdown=body.lockdown or made,
-                revocations=with_revocation(body.revocations),
-            )
-            return _with_grants(after, ()) if revoke_grants else after
-
-        # Ended first: what goes wrong below must not leave them open.
-        self.tell_revoked(None, None)
-        self.record(EventKind.REVOKE, decision="lockdown", detail=made.reason)
-        with anyio.CancelScope(shield=True):
-            keystore = await self._store.commit_keystore(change)
-            self.tell_revoked(None, None)
-        for keyset in keystore.body.deks:
-            for version in keyset.versions:
-                keystore.hierarchy.forget(keyset.id, version.version)
-        assert keystore.body.lockdown is not None
-        return keystore.body.lockdown
-
-    async def unlock(self, code: str | None = None) -> bool:
-        """Ends a lockdown; returns whether there was one.
-
-        Args:
-            code: Of the operator's second factor (or a recovery code), if there is one.
-
-        Raises:
-            SecondFactorError: It is needed and missing, or not right.
-        """
-        if (await self.grants()).lockdown is None:
-            return False
-        await self._check_factor(code)
-        self.record(EventKind.GRANT, decision="unlock")
-        await self._store.commit_keystore(
-            lambda body: msgspec.structs.replace(body, lockdown=None)
-        )
-        return True
-
-    async def _check_factor(self, code: str | None) -> None:
-        raise NotImplementedError
-
-    async def refuse_lockdown(self) -> None:
-        """Returns if the vault is not locked down.
-
-        Raises:
-            LockedDownError: It is.
-        """
-        if (await self.grants()).lockdown is not None:
-            raise locked_down()
 
     # -- in this process ---------------------------------------------------------
 
@@ -266,18 +220,36 @@ class Granting:
 
     def tell_revoked(self, plugin: str | None, credential: str | None) -> None:
         """Ends what is open in this process: of a plugin, a credential, both, or all."""
-        for told in list(self._watchers):
-            told(plugin, credential)
+        raise NotImplementedError
+
+    def refuse_marked(self, info: CredentialInfo, *, action: str, plugin: str = "") -> None:
+        """Returns if a program may have a credential without a signed challenge.
+
+        Raises:
+            ChallengeError: It may not; the log says so.
+        """
+        if not info.challenge:
+            return
+        self._audit.append(
+            AuditEvent(
+                time=self._clock.time(),
+                kind=EventKind.DENIAL,
+                plugin=plugin,
+                action=action,
+                credential=info.name,
+                decision="deny",
+                reason=Reason.CHALLENGE_NEEDED.value,
+            )
+        )
+        raise ChallengeError(
+            "Each use of this credential takes a signed challenge.",
+            hint="Use it through a handle; see docs/CHALLENGE.md.",
+        )
 
 
 def locked_down() -> LockedDownError:
     """The refusal while a vault is locked down."""
-    return LockedDownError("The vault is locked down.", hint="End that: apex-creds unlock")
-
-
-def _storable(text: str) -> str:
-    """The text, with what is no Unicode as escapes: an emergency waits for no spelling."""
-    return text[:_REASON].encode("utf-8", "backslashreplace").decode()[:_REASON]
+    return LockedDownError("The vault is locked down.", hint=UNLOCK)
 
 
 def _is_void(body: KeystoreBody, mark: int, plugin: str, credential: str) -> bool:
@@ -285,7 +257,7 @@ def _is_void(body: KeystoreBody, mark: int, plugin: str, credential: str) -> boo
     return body.lockdown is not None or grants.revoked_since(mark, plugin, credential)
 
 
-def _with_grants(
+def with_grants(
     body: KeystoreBody, grants: tuple[Grant, ...], manifest: Manifest | None = None
 ) -> KeystoreBody:
     """The body with those grants, and the manifests that they are bound to."""

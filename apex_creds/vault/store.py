@@ -24,6 +24,7 @@ import msgspec
 from apex_creds.crypto import kdf
 from apex_creds.errors import (
     ConflictError,
+    MasterKeyError,
     SecretWipedError,
     UnknownKeyError,
     VaultNotFoundError,
@@ -36,6 +37,7 @@ from apex_creds.model import Clock
 from apex_creds.storage.base import SharedStorage, Shredded, Storage, Stored
 from apex_creds.vault.document import Header, Packed, RootHeader, mac_of, parse
 from apex_creds.vault.flight import SingleFlight
+from apex_creds.vault.holding import KeyHolding
 from apex_creds.vault.keystore import (
     Keystore,
     KeystoreBody,
@@ -74,7 +76,7 @@ class Rekeyed:
 ChangeRoot = Callable[[Keystore], Rekeyed | KeystoreBody | None]
 
 
-class DocumentStore:
+class DocumentStore(KeyHolding):
     """The documents of one vault.
 
     Args:
@@ -85,14 +87,13 @@ class DocumentStore:
     """
 
     def __init__(self, storage: Storage, *, clock: Clock, masters: Masters) -> None:
+        super().__init__()
         self.storage = storage
         self.clock = clock
         self.masters = masters
-        self._keystore: Keystore | None = None
         self._keystores: SingleFlight[Keystore] = SingleFlight("key stores")
         self._flights: SingleFlight[Section] = SingleFlight("sections")
         self._sections: dict[str, Section] = {}
-        self._bases: dict[str, Keystore] = {}
         self._writing = anyio.Lock()
         self.seen = Seen()
 
@@ -179,8 +180,14 @@ class DocumentStore:
                 "There is no vault here.", hint="Create one with: apex-creds init"
             )
         packed = parse(stored.data, section=KEYSTORE, vault_id=None)
-        hierarchy = await self._derive(packed.header)
+        try:
+            hierarchy = await self._derive(packed.header)
+        except MasterKeyError:
+            if await self._stands(stored):
+                raise
+            return await self.unseal()
         self._keystore = _open(packed, stored, hierarchy)
+        self.for_operator = self._keystore.body.lockdown is not None
         return self._keystore
 
     def adopt(self, keystore: Keystore) -> None:
@@ -335,6 +342,11 @@ class DocumentStore:
     def _is_current(self, name: str, token: object) -> bool:
         return self.storage.change_token(name) == token
 
+    async def _stands(self, stored: Stored) -> bool:
+        """Whether the key store is still that one; a later one has another master key."""
+        await self.settle()
+        return self._is_current(KEYSTORE, stored.token)
+
     async def _derive(self, header: Header) -> Hierarchy:
         root = root_header(header)
         with await self.masters.load(root.master, header.vault_id) as master:
@@ -358,7 +370,12 @@ class DocumentStore:
         hierarchy = written.hierarchy if ours and written else before.hierarchy
         needed = _needed_keks(packed.header)
         if not needed <= hierarchy.kek_versions:
-            hierarchy = await self._derive(packed.header)
+            try:
+                hierarchy = await self._derive(packed.header)
+            except MasterKeyError:
+                if await self._stands(stored):
+                    raise
+                return await self._reload_keystore()
         after = await off_loop(len(stored.data) >> 9, lambda: _open(packed, stored, hierarchy))
         refuse_rollback(
             KEYSTORE,
@@ -368,6 +385,7 @@ class DocumentStore:
         if self.unsealed().header.generation <= after.header.generation:
             self._keystore = after
             hierarchy.forget_keks(needed)
+            self.seal_if_locked()
         return after
 
     async def _load_section(self, name: str) -> Section:

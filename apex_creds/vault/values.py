@@ -50,6 +50,7 @@ class PutItem:
     Attributes:
         service: Chooses the DEK keyset; the name, by default.
         expires: Unix seconds.
+        challenge: Whether each use takes a signed challenge; not, by default.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PutItem:
     origins: tuple[Origin, ...] | None = None
     expires: float | None = None
     sensitivity: Sensitivity | None = None
+    challenge: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +154,13 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
         token_type=oauth.token_type if oauth else "",
         scope=oauth.scope if oauth else "",
         sensitivity=item.sensitivity or (before.sensitivity if before else _DEFAULT_LEVEL),
+        challenge=marked(item.challenge, before),
     )
+
+
+def marked(asked: bool | None, before: CredentialInfo | None) -> bool:
+    """Whether a credential takes a signed challenge from now on."""
+    return asked if asked is not None else before is not None and before.challenge
 
 
 def parse_level(text: str | Sensitivity) -> Sensitivity:

@@ -20,7 +20,7 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.sinks import Destination
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import ConflictError, CredentialNotFoundError, SecondFactorError
+from apex_creds.errors import ConflictError, CredentialNotFoundError
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.model import (
     SECTIONS,
@@ -36,8 +36,8 @@ from apex_creds.policy.grants import Grants
 from apex_creds.storage.base import Storage
 from apex_creds.vault import gauges, genesis, remains, writing
 from apex_creds.vault.auditing import VaultLog, open_log
-from apex_creds.vault.granting import Granting, Watchers
 from apex_creds.vault.home import resolve_home
+from apex_creds.vault.locking import Locking
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.opening import note_place, open_documents, storage_at
 from apex_creds.vault.section import Record, open_record
@@ -47,11 +47,8 @@ from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, parse_leve
 _SECTION_NAMES: Final = tuple(SECTIONS.values())
 
 
-class Vault(Granting):
-    """An unsealed vault. Make one with ``create`` or ``unseal``; close it when done.
-
-    It is an async context manager: ``async with await Vault.unseal(home) as vault: …``
-    """
+class Vault(Locking):
+    """An unsealed vault, an async context manager. Made by ``create`` or ``unseal``."""
 
     def __init__(
         self, *, store: DocumentStore, logged: VaultLog, clock: Clock, home: Path
@@ -62,10 +59,10 @@ class Vault(Granting):
         self._clock = clock
         self._home = home
         self._where: dict[str, str] = {}
-        self._watching: Watchers = []
         self._id = store.unsealed().header.vault_id
         self._id_bytes = bytes.fromhex(self._id)
         store.follow(self.tell_revoked)
+        self.begin_watching()
 
     # -- life --------------------------------------------------------------------
 
@@ -259,6 +256,7 @@ class Vault(Granting):
         origins: Iterable[str | Origin] | None = None,
         expires: float | None = None,
         sensitivity: str | Sensitivity | None = None,
+        challenge: bool | None = None,
     ) -> CredentialInfo:
         """Stores a credential, or a new version of it; durable on return.
 
@@ -270,6 +268,7 @@ class Vault(Granting):
             origins: Where it may be sent, ``https://host[:port]``; nowhere by default.
             expires: Unix seconds.
             sensitivity: ``normal``, ``sensitive`` (the default) or ``critical``.
+            challenge: Whether each use takes a nonce that a client has signed.
 
         Raises:
             InvalidInputError: A name, origin, delivery or level is not acceptable.
@@ -283,6 +282,7 @@ class Vault(Granting):
             origins=None if origins is None else tuple(map(Origin.parse, map(str, origins))),
             expires=expires,
             sensitivity=None if sensitivity is None else parse_level(sensitivity),
+            challenge=challenge,
         )
         return (await self.put_many([item]))[0]
 
@@ -333,16 +333,23 @@ class Vault(Granting):
         return deletion
 
     @asynccontextmanager
-    async def open(self, name: str, *, action: str = "open") -> AsyncIterator[Opened]:
+    async def open(
+        self, name: str, *, action: str = "open", for_program: bool = False
+    ) -> AsyncIterator[Opened]:
         """The secret itself, for the operator; audited, wiped on exit.
+
+        A program (``for_program``) does not get what takes a signed challenge.
 
         Raises:
             CredentialNotFoundError: There is none of that name.
             LockedDownError: The vault is locked down.
+            ChallengeError: It takes one, and a program asks.
             AuditUnavailableError: The event could not be written first.
         """
         await self.refuse_lockdown()
         record = await self._find_with_key(name)
+        if for_program:
+            self.refuse_marked(record.info, action=action)
         key_id, version = record.key
         event = AuditEvent(
             time=self._clock.time(),
@@ -481,21 +488,6 @@ class Vault(Granting):
                 detail=detail,
             )
         )
-
-    async def _check_factor(self, code: str | None) -> None:
-        # Imported here: the second factors are built on the vault.
-        from apex_creds.vault.factors import Factors
-
-        factors = Factors(self)
-        if not await factors.enrolled():
-            return
-        if not code:
-            raise SecondFactorError("A code of the second factor is needed.")
-        await factors.verify(code, remember=False)
-
-    @property
-    def _watchers(self) -> Watchers:
-        return self._watching
 
 
 def _not_found() -> CredentialNotFoundError:

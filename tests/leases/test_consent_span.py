@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import pytest
 
 from apex_creds.audit import names
 from apex_creds.errors import SecondFactorError
-from apex_creds.leases.gates import ChallengeGate, SecondFactorGate, VaultGates
+from apex_creds.leases.gates import ChallengeGate, LocalResponder, SecondFactorGate
+from apex_creds.policy.challenge import expecting
 from apex_creds.policy.factors import Subject
+from apex_creds.vault.challenger import Challenger
+from apex_creds.vault.client_key import ClientKey
+from apex_creds.vault.factors import Factors
 from tests.audit.recording import recording
+from tests.leases.world import world_in
 
 pytestmark = pytest.mark.anyio
 SUBJECT = Subject(plugin="weather", credential="openai")
 
 
-class _Refuses:
-    async def require_second_factor(self, subject: Subject) -> None:
-        raise SecondFactorError("No.")
-
-    async def require_challenge(self, subject: Subject) -> str:
-        return "phone"
-
-
-async def test_consent() -> None:
-    fake = _Refuses()
-    gates = VaultGates(cast("SecondFactorGate", fake), cast("ChallengeGate", fake))
-    with recording() as seen:
-        with pytest.raises(SecondFactorError):
-            await gates.require_second_factor(SUBJECT)
-        await gates.require_challenge(SUBJECT)
-        refused, given = (dict(span.attributes or {}) for span in seen.spans(names.CONSENT))
-        assert refused == {
-            names.PLUGIN: "weather",
-            names.METHOD: "second_factor",
-            names.ERROR_TYPE: "SecondFactorError",
-        }
-        assert given == {names.PLUGIN: "weather", names.METHOD: "challenge"}
+async def test_consent(tmp_path) -> None:
+    async with world_in(tmp_path) as world:
+        vault, challenger = world.vault, Challenger(world.vault)
+        with ClientKey.generate(tmp_path / "client.key", clock=world.clock) as key:
+            await challenger.enrol("worker", key.public, credentials=["openai"])
+            allow = expecting(credential="openai", plugin="weather")
+            worker = LocalResponder(key, vault_id=vault.vault_id, allow=allow)
+            with recording() as seen:
+                with pytest.raises(SecondFactorError):
+                    await SecondFactorGate(Factors(vault)).require_second_factor(SUBJECT)
+                await ChallengeGate(challenger).require_challenge(SUBJECT, worker)
+                spans = [dict(span.attributes or {}) for span in seen.spans(names.CONSENT)]
+    refused, given = spans
+    assert refused == {
+        names.PLUGIN: "weather",
+        names.METHOD: "second_factor",
+        names.ERROR_TYPE: "SecondFactorError",
+    }
+    assert given == {names.PLUGIN: "weather", names.METHOD: "challenge"}

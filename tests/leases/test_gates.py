@@ -9,14 +9,11 @@ import pytest
 from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
 from apex_creds.leases.gates import (
     ChallengeGate,
-    Gates,
     LocalResponder,
     SecondFactorGate,
-    VaultGates,
     answering,
 )
 from apex_creds.policy import challenge
-from apex_creds.policy.access_state import Client
 from apex_creds.policy.factors import Subject
 from apex_creds.policy.totp import code_at
 from apex_creds.vault.challenger import Challenger
@@ -280,37 +277,3 @@ async def test_an_answer_that_was_heard_is_of_no_use(vault, challenger, key):
     await gate.require_challenge(SUBJECT, Heard(key, vault_id=vault.vault_id, allow=allow))
     with pytest.raises(ChallengeError):
         await gate.require_challenge(SUBJECT, Odd("worker", heard[0]))
-
-
-# -- what the broker sees ---------------------------------------------------------------------
-
-
-class OpenGates:
-    """A fake, as a broker's tests would use."""
-
-    def second_factor_shown(self, subject: Subject) -> bool:
-        return True
-
-    async def require_second_factor(self, subject: Subject) -> None:
-        return None
-
-    async def require_challenge(self, subject: Subject) -> Client:
-        return Client(id="0" * 32, name="fake", public=b"", credentials=(), created=0.0)
-
-
-async def broker_would(gates: Gates) -> str:
-    if not gates.second_factor_shown(SUBJECT):
-        await gates.require_second_factor(SUBJECT)
-    return (await gates.require_challenge(SUBJECT)).name
-
-
-async def test_both_gates_behind_one_interface(vault, factors, codes, challenger, key):
-    assert await broker_would(OpenGates()) == "fake"
-    person = Person(codes[0])
-    real = VaultGates(
-        SecondFactorGate(factors, ask=person, window=60), ChallengeGate(challenger)
-    )
-    with answering(responder(key, vault)):
-        assert await broker_would(real) == "worker"
-        assert await broker_would(real) == "worker"
-    assert len(person.asked) == 1

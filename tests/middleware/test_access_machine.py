@@ -173,7 +173,8 @@ class Machine(RuleBasedStateMachine):
     @rule(answer=answers, narrow=narrowed)
     def lock_and_unlock(self, answer, narrow) -> None:
         self.run(self.vault.lockdown())
-        self.session.clear()
+        for table in (self.session, self.stored, self.loose):
+            table.clear()  # what is forbidden stays so
         self.locked = True
         self.use(answer, narrow)
         self.run(self.vault.unlock())

@@ -486,6 +486,10 @@ async def test_a_lockdown_ends_everything_until_it_is_unlocked(tmp_path):
                 pass
         assert await world.vault.unlock()
         assert not await world.vault.unlock()
+        assert list(await world.vault.grants()) == []
+        with pytest.raises(AccessDeniedError):
+            await world.call(read_key)
+        await world.vault.grant("demo", "key", reveal=True)
         assert await world.call(read_key) == "[redacted:key]"
 
 
@@ -494,13 +498,14 @@ async def test_a_lockdown_in_another_process_is_seen_by_the_next_redeem(tmp_path
         handle = current_credentials()["key"]
         async with handle.reveal():
             pass
-        await anyio.to_thread.run_sync(world.elsewhere, "await vault.lockdown()")
+        await anyio.to_thread.run_sync(world.elsewhere, "await vault.lockdown(keep_grants=True)")
         with pytest.raises(HandleRevokedError):
             async with handle.reveal():
                 pass
 
     async with world_in(tmp_path) as world:
         await world.call(while_running, world)
+        assert world.vault.store.sealed
         await anyio.to_thread.run_sync(world.elsewhere, "await vault.unlock()")
         assert await world.call(read_key) == "[redacted:key]"
 
