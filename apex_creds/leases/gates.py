@@ -89,7 +89,7 @@ class SecondFactorGate:
             LockedOutError: Too many wrong ones.
         """
         began = self._factors.access.clock.time() if since is None else since
-        with _consent(subject, "second_factor"):
+        with asking(subject.plugin, "second_factor"):
             await self._required(subject, began)
 
     async def _required(self, subject: Subject, began: float) -> None:
@@ -233,7 +233,7 @@ class ChallengeGate:
                 "This credential takes a signed challenge, and no client is there to sign.",
                 hint="Run the invocation within answering(…); see docs/CHALLENGE.md.",
             )
-        with _consent(subject, "challenge"):
+        with asking(subject.plugin, "challenge"):
             message = await self._challenger.issue(client.client, subject)
             answer = await self._ask(client, message, subject)
             return await self._challenger.redeem(answer, subject)
@@ -261,8 +261,9 @@ class ChallengeGate:
             await self._challenger.withdraw(message, subject)
 
 
-def _consent(subject: Subject, method: str) -> Step:
-    return telemetry.step(names.CONSENT, {names.PLUGIN: subject.plugin, names.METHOD: method})
+def asking(plugin: str, method: str) -> Step:
+    """A wait for somebody's answer, as a span."""
+    return telemetry.step(names.CONSENT, {names.PLUGIN: plugin, names.METHOD: method})
 
 
 def _key(subject: Subject) -> tuple[str, str, str]:

@@ -19,7 +19,7 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import AccessDeniedError, GrantVoidError, StorageReadOnlyError
 from apex_creds.leases.basis import Basis
 from apex_creds.leases.broker import LeaseBroker
-from apex_creds.leases.gates import Ask, SecondFactorGate
+from apex_creds.leases.gates import Ask, SecondFactorGate, asking
 from apex_creds.middleware.question import Wanted, info_of, request_for
 from apex_creds.model import new_id
 from apex_creds.policy.access_state import Passed
@@ -235,7 +235,8 @@ class Consent:
         request = request_for(wanted, need, known, decision)
         mark = known.grants.mark
         key = (request, wanted.manifest.digest, wanted.manifest.checksum, mark)
-        answer = await self._share(key, wanted, need, request, mark)
+        with asking(wanted.manifest.plugin, "person"):
+            answer = await self._share(key, wanted, need, request, mark)
         if not answer.choice.allows:
             return None
         if answer.choice in (Choice.UNTIL, Choice.ALWAYS):

@@ -22,6 +22,7 @@ from apex_creds.scheduler.events import (
     CompromiseSuspected,
     Event,
     OperatorRequest,
+    PluginRemoved,
     Reaction,
     fingerprint,
     kind_of,
@@ -44,6 +45,9 @@ class Reactor(Protocol):
 
     async def revoke_leases(self, event: Event) -> None:
         """Ends the open leases that the event concerns."""
+
+    async def revoke_grants(self, event: Event) -> None:
+        """Takes back what the event's plugin was allowed."""
 
     async def lock_down(self, event: Event) -> None:
         """Releases nothing until the operator says so."""
@@ -107,8 +111,10 @@ class EventBus:
         """
         finished = 0
         for item in (await self._document.read()).queue:
-            for reaction in item.reactions:
-                await self._react(item, reaction)
+            # A lockdown seals the vault when it is written down that it was done.
+            async with self._store.holding(reload=False):
+                for reaction in item.reactions:
+                    await self._react(item, reaction)
             finished += 1
         return finished
 
@@ -170,6 +176,7 @@ def _does(reactor: Reactor, reaction: Reaction) -> Callback:
     return {
         Reaction.REVOKE_LEASES: reactor.revoke_leases,
         Reaction.LOCK_DOWN: reactor.lock_down,
+        Reaction.REVOKE_GRANTS: reactor.revoke_grants,
         Reaction.NOTIFY: reactor.notify,
     }[reaction]
 
@@ -186,6 +193,8 @@ def _with_event(state: RotationState, made: Accepted) -> RotationState:
         )
     recent = {m: at for m, at in state.recent.items() if 0 <= now - at < state.debounce}
     reactions = tuple(state.table.get(kind_of(made.event), ()))
+    if isinstance(made.event, PluginRemoved) and Reaction.REVOKE_GRANTS not in reactions:
+        reactions += (Reaction.REVOKE_GRANTS,)  # whatever the table says
     item = replace(made, reactions=reactions)
     recent[mark] = now
     if not reactions:

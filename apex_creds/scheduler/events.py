@@ -39,6 +39,7 @@ class Reaction(StrEnum):
     ROTATE_AND_DESTROY = "rotate_and_destroy"
     REVOKE_LEASES = "revoke_leases"
     LOCK_DOWN = "lock_down"
+    REVOKE_GRANTS = "revoke_grants"
     NOTIFY = "notify"
 
 
@@ -149,7 +150,8 @@ DEFAULT_TABLE: Final[Table] = {
         Reaction.ROTATE_AND_DESTROY,
         Reaction.NOTIFY,
     ),
-    "plugin_removed": (Reaction.REVOKE_LEASES, Reaction.ROTATE),
+    # Which keys it had is told by its grants, so they go last.
+    "plugin_removed": (Reaction.REVOKE_LEASES, Reaction.ROTATE, Reaction.REVOKE_GRANTS),
     "audit_tampered": (Reaction.LOCK_DOWN, Reaction.NOTIFY),
     "denials_exceeded": (Reaction.REVOKE_LEASES, Reaction.NOTIFY),
     "leak_detected": (Reaction.REVOKE_LEASES, Reaction.NOTIFY),

@@ -48,6 +48,12 @@ class VaultReactor:
         """Ends the leases of this process that an event concerns."""
         self._vault.tell_revoked(*_concerned(event))
 
+    async def revoke_grants(self, event: Event) -> None:
+        """See ``Reactor``. What the plugin was denied for good stays denied."""
+        plugin, _ = _concerned(event)
+        if plugin is not None:
+            await self._vault.revoke(plugin=plugin, keep_denials=True)
+
     async def lock_down(self, event: Event) -> None:
         """See ``Reactor``."""
         await self._vault.lockdown(reason=f"{kind_of(event)} by {event.source}")

@@ -210,6 +210,8 @@ class RotationWorker:
         """
         async with self._busy:
             await self.bus.act()
+            if self._vault.store.sealed:  # by a lockdown, which one of them may have been
+                return Outcome(waiting=True)
             return await self.engine.run()
 
     def health(self) -> dict[str, object]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from apex_creds.audit import names
-from apex_creds.errors import SecondFactorError
+from apex_creds.errors import AccessDeniedError, SecondFactorError
 from apex_creds.leases.gates import ChallengeGate, LocalResponder, SecondFactorGate
 from apex_creds.policy.challenge import expecting
+from apex_creds.policy.consent import CallbackConsent
 from apex_creds.policy.factors import Subject
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
@@ -38,3 +39,12 @@ async def test_consent(tmp_path) -> None:
         names.ERROR_TYPE: "SecondFactorError",
     }
     assert given == {names.PLUGIN: "weather", names.METHOD: "challenge"}
+
+
+async def test_a_question_to_a_person(tmp_path) -> None:
+    async with world_in(tmp_path, consent=CallbackConsent(lambda _: None)) as world:
+        with recording() as seen:
+            with pytest.raises(AccessDeniedError):
+                await world.call(lambda: 1, needs=("ungranted",))
+            spans = [dict(span.attributes or {}) for span in seen.spans(names.CONSENT)]
+    assert spans == [{names.PLUGIN: "demo", names.METHOD: "person"}]

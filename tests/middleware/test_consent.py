@@ -498,7 +498,8 @@ async def test_a_lockdown_in_another_process_is_seen_by_the_next_redeem(tmp_path
         handle = current_credentials()["key"]
         async with handle.reveal():
             pass
-        await anyio.to_thread.run_sync(world.elsewhere, "await vault.lockdown(keep_grants=True)")
+        code = "await vault.lockdown(keep_grants=True)"
+        await anyio.to_thread.run_sync(world.elsewhere, code)
         with pytest.raises(HandleRevokedError):
             async with handle.reveal():
                 pass

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
+from apex_creds.policy.grants import GrantDecision
 from apex_creds.scheduler import systemd
 from apex_creds.scheduler.bridge import SecurityEvent, connect
 from apex_creds.scheduler.engine import LEASE_SECONDS, request_key
@@ -356,3 +357,23 @@ async def test_the_command_runs_until_it_is_told_to_stop(tmp_path: Path) -> None
         process.wait()
     async with await unseal(tmp_path) as vault:
         assert await states(vault, "api_keys/one") == ["destroyed", "primary"]
+
+
+async def test_a_removed_plugin_has_no_grants_any_more(vault: Vault) -> None:
+    await vault.grant("weather", "a")
+    await vault.grant("weather", "b", decision=GrantDecision.DENY)
+    worker = RotationWorker(vault)
+    await worker.emit(PluginRemoved(plugin="weather"))
+    await worker.run_once()
+    assert [grant.credential for grant in await vault.grants()] == ["b"]
+
+
+async def test_a_lockdown_by_an_event_is_done_once(vault: Vault) -> None:
+    worker = RotationWorker(vault)
+    await worker.emit(AuditTampered(detail="line 7"))
+    assert (await worker.run_once()).waiting
+    assert vault.store.sealed
+    await vault.unlock()
+    vault.clock.now += 100
+    await worker.run_once()
+    assert (await vault.grants()).lockdown is None
