@@ -193,11 +193,12 @@ def _master_steps(
         yield Step(
             level=Level.MASTER, action=Action.ROTATE, version=master.version, reason=reason
         )
-    for version, left in master.left.items():
+    for version, left in sorted(master.left.items()):
         compromised = version <= master.compromised
-        if version < master.version and (compromised or left + policy.grace <= now):
-            why = Reason.COMPROMISED if compromised else Reason.GRACE_OVER
-            yield Step(level=Level.MASTER, action=Action.DESTROY, version=version, reason=why)
+        if version >= master.version or not (compromised or left + policy.grace <= now):
+            return  # in their order, whatever the clock said: how far they went is one number
+        why = Reason.COMPROMISED if compromised else Reason.GRACE_OVER
+        yield Step(level=Level.MASTER, action=Action.DESTROY, version=version, reason=why)
 
 
 def _master_reason(

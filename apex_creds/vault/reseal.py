@@ -116,6 +116,9 @@ async def _reseal_one(store: DocumentStore, name: str) -> None:
 async def _state_version(store: DocumentStore, name: str) -> int:
     while True:
         token = store.storage.change_token(name)
+        known = store.seen.kek_version(name, token)
+        if known is not None:
+            return known
         try:
             found = await _read(store, name)
         except UnknownKeyError:
@@ -123,7 +126,9 @@ async def _state_version(store: DocumentStore, name: str) -> int:
             if store.storage.change_token(name) == token:
                 raise
         else:
-            return found[0].kek_version if found else _ABSENT
+            version = found[0].kek_version if found else _ABSENT
+            store.seen.note_kek_version(name, found[2] if found else None, version)
+            return version
 
 
 async def _reseal_state(store: DocumentStore, name: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from apex_creds.errors import CorruptDocumentError, RollbackDetectedError
+from apex_creds.storage.base import Token
 
 Version = tuple[int, str]
 """A document's generation and MAC."""
@@ -20,11 +21,12 @@ NOTHING: Final[Version] = (0, "")
 class Seen:
     """The newest version that was seen of each document of one vault."""
 
-    __slots__ = ("_least", "_newest")
+    __slots__ = ("_keks", "_least", "_newest")
 
     def __init__(self) -> None:
         self._newest: dict[str, Version] = {}
         self._least: dict[str, int] = {}
+        self._keks: dict[str, tuple[Token | None, int]] = {}
 
     def expect(self, generations: Mapping[str, int]) -> None:
         """Takes generations that are stored now, from headers that nobody checked yet."""
@@ -35,6 +37,15 @@ class Seen:
         """Takes a version that was authenticated, or written by this process."""
         if version[0] >= self.newest(name)[0]:
             self._newest[name] = version
+
+    def note_kek_version(self, name: str, token: Token | None, version: int) -> None:
+        """Takes the KEK version of a document that was authenticated, as of that token."""
+        self._keks[name] = (token, version)
+
+    def kek_version(self, name: str, token: Token | None) -> int | None:
+        """The KEK version of a document, if it was last seen at that token."""
+        found = self._keks.get(name)
+        return found[1] if found is not None and found[0] == token else None
 
     def newest(self, name: str) -> Version:
         """The newest version that was authenticated; ``NOTHING`` for none."""

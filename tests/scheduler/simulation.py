@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import selectors
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 from msgspec.structs import replace
 
@@ -46,6 +48,30 @@ class Crash(BaseException):
     """The process is gone."""
 
 
+class Loop(asyncio.SelectorEventLoop):
+    """A loop whose time passes when all tasks wait, and at once: no second of it is real."""
+
+    def __init__(self) -> None:
+        self._ticks = 0.0
+        super().__init__(_Idle(self))
+
+    def time(self) -> float:
+        return self._ticks
+
+
+class _Idle(selectors.SelectSelector):
+    """Nothing comes from outside."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        assert timeout is not None, "all tasks wait for each other"
+        self._loop._ticks += max(timeout, 0.0)
+        return []
+
+
 class Chaos:
     """Decides, from a seed, who waits for whom and who crashes."""
 
@@ -71,8 +97,9 @@ class Chaos:
     async def _pause(self) -> None:
         """Mostly short; now and then so long that others get a whole rotation done."""
         longest = 400 if self.random.random() < 0.04 else 3
-        for _ in range(self.random.randrange(longest)):
-            await asyncio.sleep(0)
+        pause = self.random.randrange(longest)
+        if pause:
+            await asyncio.sleep(pause)
 
     def _crash(self, owner: Mortal) -> None:
         self.crashes += 1
@@ -401,6 +428,7 @@ async def run(world: World) -> World:
     setup = Worker(world, "setup", mortal=False)
     await setup.store.unseal()
     await setup.document.change(lambda _: RotationState(policies=policies))
+    world.latest = world.clock.now
     count = world.chaos.random.choice([1, 2, 3, 4])
     await asyncio.gather(*(life_of(world, n, 14) for n in range(count)))
     await check(world)
@@ -410,7 +438,9 @@ async def run(world: World) -> World:
 def simulate(seed: int, world: Callable[[int, Chaos], World] = World) -> World:
     """Runs one schedule; raises what goes wrong, with the seed noted."""
     try:
-        return asyncio.run(run(world(seed, Chaos(seed))))
+        entropy = random.Random(f"entropy {seed}").randbytes
+        with mock.patch("os.urandom", entropy), asyncio.Runner(loop_factory=Loop) as runner:
+            return runner.run(run(world(seed, Chaos(seed))))
     except BaseException as error:
         error.add_note(f"replay with: python -m tests.scheduler.simulation 1 {seed}")
         raise

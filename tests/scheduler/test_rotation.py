@@ -104,6 +104,12 @@ def test_an_old_master_key_goes_after_its_grace() -> None:
     assert [s.version for s in found] == [1, 2]
 
 
+def test_old_master_keys_go_in_their_order_also_if_the_clock_was_set_back() -> None:
+    assert steps(version=3, left={1: NOW, 2: NOW - 9 * DAY}) == ()
+    found = steps(version=3, left={1: NOW, 2: NOW - 9 * DAY}, now=NOW + 7 * DAY)
+    assert [s.version for s in found] == [1, 2]
+
+
 def test_a_request_is_about_older_keys() -> None:
     def requested(at: float) -> tuple[Step, ...]:
         view = View(
