@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+from apex_creds.scheduler import sharing
 from apex_creds.storage.base import Leadership, Write
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault.shards import ShardNames
@@ -107,7 +108,10 @@ def _number(names: ShardNames, credential: str) -> int:
 
 def simulate_shared(seed: int) -> World:
     """As ``simulate``."""
-    with mock.patch.object(ShardNames, "_number", _number):
+    with (
+        mock.patch.object(ShardNames, "_number", _number),
+        mock.patch.object(sharing, "PERIOD", 0.0),
+    ):
         return simulate(seed, SharedWorld)
 
 

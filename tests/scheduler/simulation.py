@@ -197,6 +197,7 @@ class World:
     ring: Keyring = field(default_factory=Keyring)
     acknowledged: dict[str, str | None] = field(default_factory=dict)
     unsure: dict[str, set[str | None]] = field(default_factory=dict)
+    readers: list[tuple[str, set[str | None]]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     latest: float = 0.0
     stamps: int = 0
@@ -262,6 +263,9 @@ class Worker:
         world = self.world
         maybe = world.unsure.setdefault(name, set())
         maybe.add(value)
+        for reading, seen in world.readers:
+            if reading == name:
+                seen.add(value)
         if name in world.acknowledged:
             maybe.add(world.acknowledged[name])
         else:
@@ -287,10 +291,11 @@ class Worker:
     async def redeem(self) -> None:
         name = self.world.chaos.random.choice(NAMES)
         section = _secret(name, "x")[0]
-        allowed_before = _allowed(self.world, name)
+        seen = (name, _allowed(self.world, name))  # and what is written while it reads
+        self.world.readers.append(seen)
         found = await read(self.store, section, name)
         self.world.reads += 1
-        allowed = allowed_before | _allowed(self.world, name)
+        allowed = seen[1] | _allowed(self.world, name)
         assert found in allowed, (name, found, allowed)
 
     async def rotate(self) -> None:
