@@ -4,7 +4,8 @@ Guarantee: a plugin that the manager invokes has handles for what its metadata d
 its grants allow, from ``current_credentials()`` and as ``credentials`` where its method
 names that; they never pass through the manager's keyword arguments, which it logs, unless
 the plugin can't be given them otherwise, and show themselves masked there. A plugin that
-declares nothing is called as if there were no hook. ``uninstall`` restores the manager and
+declares nothing is called as if there were no hook. A plugin that the manager removes loses
+its leases and its grants (see ``removal``). ``uninstall`` restores the manager and
 its plugins exactly; if somebody wrapped the hook since, it stays as a call-through.
 
 Builds that differ in what they call things are all covered: an asynchronous manager
@@ -27,6 +28,7 @@ from apex_creds.errors import InvalidInputError, InvalidManifestError
 from apex_creds.integrations.binding import Bindings
 from apex_creds.integrations.checksum import folder_of, verified
 from apex_creds.integrations.metadata import Manifests, load_metadata
+from apex_creds.integrations.removal import REMOVING, UNLOADING, Removals
 from apex_creds.leases.invocation import current_invocation
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.middleware.shape import shape_of
@@ -108,11 +110,12 @@ class Installation:
         self.active = True
         self._manifests = Manifests()
         self._bindings = Bindings()
+        self._removals = Removals(middleware)
         self._hooks: dict[str, _Hook] = {}
-        for name in METHODS:
+        for name in (*METHODS, *REMOVING, *UNLOADING):
             if callable(getattr(plugin_manager, name, None)):
                 self._hooks[name] = _Hook(self, name)
-        if not self._hooks:
+        if not set(self._hooks) & set(METHODS):
             raise InvalidInputError(
                 f"{type(plugin_manager).__name__} is not a plugin manager that is known.",
                 hint=f"It has none of the methods {', '.join(METHODS)}.",
@@ -167,6 +170,7 @@ class Installation:
         if not manifest.needs and current_invocation() is None:
             return await _awaited(hook.original(*args, **kwargs))
         if manifest.needs:
+            await self._removals.settle(target.plugin_id)
             await _awaited(_load(self.manager, target.plugin_id))
             manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)
@@ -186,12 +190,39 @@ class Installation:
         if not manifest.needs and current_invocation() is None:
             return hook.original(*args, **kwargs)
         if manifest.needs:
+            self._removals.refuse_unsettled(target.plugin_id)
             _at_once(_load(self.manager, target.plugin_id))
             manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)
         return self.middleware.invoke_sync(
             manifest, target.name, hook.original, args, kwargs, shape_from=shape
         )
+
+    # -- removing ----------------------------------------------------------------
+
+    async def take_away(
+        self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """What the hook of an asynchronous method that removes or unloads does."""
+        plugin = hook.plugin(args, kwargs) if self.active else None
+        if plugin is not None and hook.name in UNLOADING:
+            self._removals.unloaded(plugin)
+        elif plugin is not None:
+            await self._removals.removed(plugin)
+        return await _awaited(hook.original(*args, **kwargs))
+
+    def take_away_sync(
+        self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """What the hook of a synchronous one does."""
+        plugin = hook.plugin(args, kwargs) if self.active else None
+        if plugin is not None and hook.name in UNLOADING:
+            self._removals.unloaded(plugin)
+        elif plugin is not None:
+            self._removals.removed_sync(plugin)
+        return hook.original(*args, **kwargs)
+
+    # -- inside ------------------------------------------------------------------
 
     def _manifest(self, target: _Target, record: object) -> Manifest:
         try:
@@ -242,11 +273,11 @@ class Installation:
 class _Hook:
     """One method of a manager: what was there, and what takes its place."""
 
-    __slots__ = ("_before", "_manager", "_name", "_names", "original", "replacement")
+    __slots__ = ("_before", "_manager", "_names", "name", "original", "replacement")
 
     def __init__(self, installation: Installation, name: str) -> None:
         self._manager = installation.manager
-        self._name = name
+        self.name = name
         self._before = _own(self._manager).get(name, _MISSING)
         self.original: Callable[..., object] = getattr(self._manager, name)
         self._names = _first_two(self.original)
@@ -257,40 +288,50 @@ class _Hook:
         if not _takes_keywords(self.original):
             return False
         called = target.methods[0]
-        if self._name != _EXECUTE and callable(getattr(plugin, _EXECUTE, None)):
+        if self.name != _EXECUTE and callable(getattr(plugin, _EXECUTE, None)):
             called = _EXECUTE
         return called == method or _takes_keywords(getattr(plugin, called))
 
     def _make(self, installation: Installation) -> Callable[..., object]:
+        invokes = self.name in METHODS
         if inspect.iscoroutinefunction(self.original):
+            does = installation.invoke if invokes else installation.take_away
 
             @functools.wraps(self.original)
             async def hooked(*args: object, **kwargs: object) -> object:
-                return await installation.invoke(self, args, kwargs)
+                return await does(self, args, kwargs)
 
             return hooked
 
+        does_now = installation.invoke_sync if invokes else installation.take_away_sync
+
         @functools.wraps(self.original)
         def hooked_sync(*args: object, **kwargs: object) -> object:
-            return installation.invoke_sync(self, args, kwargs)
+            return does_now(self, args, kwargs)
 
         return hooked_sync
 
     def set(self) -> None:
         """Hooks the method."""
-        setattr(self._manager, self._name, self.replacement)
-        if _own(self._manager).get(self._name) is not self.replacement:
-            raise AttributeError(self._name)
+        setattr(self._manager, self.name, self.replacement)
+        if _own(self._manager).get(self.name) is not self.replacement:
+            raise AttributeError(self.name)
 
     def unset(self) -> None:
         """Puts back what was there, unless somebody put something over the hook."""
         own = _own(self._manager)
-        if own.get(self._name) is not self.replacement:
+        if own.get(self.name) is not self.replacement:
             return
         if self._before is _MISSING:
-            delattr(self._manager, self._name)
+            delattr(self._manager, self.name)
         else:
-            setattr(self._manager, self._name, self._before)
+            setattr(self._manager, self.name, self._before)
+
+    def plugin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> str | None:
+        """Which plugin is meant; None if that can't be said."""
+        meant = args[0] if args else next(iter(kwargs.values()), None)
+        found = meant if isinstance(meant, str) else getattr(meant, "plugin_id", None)
+        return found if isinstance(found, str) else None
 
     def target(self, args: tuple[object, ...], kwargs: dict[str, object]) -> _Target | None:
         """What is invoked; None if that can't be said, so that it is the manager's to fail."""

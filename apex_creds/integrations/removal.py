@@ -1,0 +1,95 @@
+"""What happens when a manager removes a plugin: its leases and its grants end.
+
+Guarantee: a removal ends the plugin's open leases before the manager's own method runs, and
+takes back what it was allowed before an asynchronous one runs. A synchronous manager can't
+wait for that: until it is stored, the plugin is refused. What the plugin was denied for
+good stays denied. A plugin that is only unloaded loses its leases and keeps its grants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from anyio.from_thread import start_blocking_portal
+
+from apex_creds.errors import AccessDeniedError, ApexCredsError
+from apex_creds.middleware import CredentialMiddleware
+
+REMOVING: Final = (
+    "remove_plugin",
+    "uninstall_plugin",
+    "unregister_plugin",
+    "deregister_plugin",
+    "delete_plugin",
+)
+"""Methods of a manager after which a plugin is gone."""
+UNLOADING: Final = ("unload_plugin", "disable_plugin", "deactivate_plugin")
+"""Methods after which it may come back."""
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Removals:
+    """The removals of one manager.
+
+    Args:
+        middleware: Whose vault has the grants.
+    """
+
+    def __init__(self, middleware: CredentialMiddleware) -> None:
+        self._middleware = middleware
+        self._unstored: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def unloaded(self, plugin: str) -> None:
+        """Ends the open leases of a plugin."""
+        self._middleware.broker.revoke(plugin=plugin)
+
+    async def removed(self, plugin: str) -> None:
+        """Takes back all that a plugin was allowed; the removal goes on if that fails."""
+        self._unstored.add(plugin)
+        self.unloaded(plugin)
+        try:
+            await self._middleware.remove_plugin(plugin)
+        except ApexCredsError as error:
+            _log.error("The grants of a removed plugin are still there: %s", error.message)
+        else:
+            self._unstored.discard(plugin)
+
+    def removed_sync(self, plugin: str) -> None:
+        """As ``removed``, from a method that can't wait: soon, where a loop runs here."""
+        self._unstored.add(plugin)
+        self.unloaded(plugin)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            with start_blocking_portal() as portal:
+                portal.call(self.removed, plugin)
+            return
+        task = loop.create_task(self.removed(plugin))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def settle(self, plugin: str) -> None:
+        """Returns when no removal of a plugin is still to be stored.
+
+        Raises:
+            AccessDeniedError: It can't be stored.
+        """
+        if plugin in self._unstored:
+            await self.removed(plugin)
+        self.refuse_unsettled(plugin)
+
+    def refuse_unsettled(self, plugin: str) -> None:
+        """Returns if no removal of a plugin is still to be stored.
+
+        Raises:
+            AccessDeniedError: One is.
+        """
+        if plugin in self._unstored:
+            raise AccessDeniedError(
+                "The plugin was removed, and what it was allowed is being taken back.",
+                hint="Try again.",
+            )

@@ -1,0 +1,126 @@
+"""A plugin that its manager removes loses its leases and its grants."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from apex_creds import AccessDeniedError, current_credentials
+from apex_creds.errors import LeaseEndedError
+from apex_creds.integrations.apexagent import install
+from apex_creds.policy.grants import GrantDecision
+from tests.integrations import apexagent_builds as builds
+from tests.integrations.conftest import World
+
+pytestmark = pytest.mark.anyio
+
+
+class Plugin(builds.EnhancedPlugin):
+    """Holds a secret open until it is told to go on."""
+
+    started: asyncio.Event
+    may_go_on: asyncio.Event
+
+    async def run(self) -> str:
+        async with current_credentials()["openai"].reveal():
+            return "done"
+
+    async def hold(self) -> bool:
+        handle = current_credentials()["openai"]
+        async with handle.reveal() as secret:
+            self.started.set()
+            await self.may_go_on.wait()
+            wiped = secret.closed
+        with pytest.raises(LeaseEndedError):
+            async with handle.reveal():
+                pass
+        return wiped
+
+
+class Removing(builds.AsyncManager):
+    async def uninstall_plugin(self, plugin_id: str) -> bool:
+        self.loaded_plugins.pop(plugin_id, None)
+        return plugin_id in self._records
+
+    async def unload_plugin(self, plugin_id: str) -> None:
+        self.loaded_plugins.pop(plugin_id, None)
+
+
+class RemovingNow(builds.SyncManager):
+    def remove_plugin(self, plugin_id: str) -> str:
+        self.plugins.pop(plugin_id, None)
+        return "gone"
+
+
+METADATA = builds.metadata("demo", "openai")
+del METADATA["checksum"]
+
+
+async def start(world: World, manager: Removing) -> asyncio.Task[object]:
+    Plugin.started, Plugin.may_go_on = asyncio.Event(), asyncio.Event()
+    task = asyncio.ensure_future(manager.invoke_plugin_action("demo", "hold"))
+    await Plugin.started.wait()
+    return task
+
+
+async def test_a_removal_ends_what_is_open_and_takes_the_grants(world: World) -> None:
+    manager = Removing()
+    manager.register(METADATA, Plugin)
+    await world.vault.grant("demo", "github", decision=GrantDecision.DENY)
+    with install(manager, world.middleware):
+        task = await start(world, manager)
+        assert await manager.uninstall_plugin("demo")
+        Plugin.may_go_on.set()
+        assert await task is True
+        left = [g for g in await world.vault.grants() if g.plugin == "demo"]
+        assert [(g.credential, g.decision) for g in left] == [("github", GrantDecision.DENY)]
+        with pytest.raises(AccessDeniedError):
+            await manager.invoke_plugin_action("demo", "run")
+    assert "uninstall_plugin" not in vars(manager)
+
+
+async def test_one_that_is_unloaded_keeps_its_grants(world: World) -> None:
+    manager = Removing()
+    manager.register(METADATA, Plugin)
+    with install(manager, world.middleware):
+        task = await start(world, manager)
+        await manager.unload_plugin(plugin_id="demo")
+        Plugin.may_go_on.set()
+        assert await task is True
+        assert await manager.invoke_plugin_action("demo", "run") == "done"
+
+
+async def test_a_synchronous_removal_is_in_force_before_it_is_stored(world: World) -> None:
+    manager = RemovingNow()
+    manager.register(METADATA, Plugin)
+    with install(manager, world.middleware):
+        assert await manager.execute_action("demo", "run") == "done"
+        assert manager.remove_plugin("demo") == "gone"
+        with pytest.raises(AccessDeniedError):
+            manager.execute_action("demo", "run")
+        while (await world.vault.grants()).find("demo", "openai") is not None:
+            await asyncio.sleep(0)
+        with pytest.raises(AccessDeniedError):
+            manager.execute_action("demo", "run")
+
+
+async def test_a_removal_that_can_not_be_stored_is_in_force_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = Removing()
+    manager.register(METADATA, Plugin)
+
+    async def fails(plugin: str) -> None:
+        raise AccessDeniedError("no")
+
+    with install(manager, world.middleware):
+        with monkeypatch.context() as patched:
+            patched.setattr(world.middleware, "remove_plugin", fails)
+            await manager.uninstall_plugin("demo")
+            assert "still there" in caplog.text
+            with pytest.raises(AccessDeniedError):
+                await manager.invoke_plugin_action("demo", "run")
+        with pytest.raises(AccessDeniedError):
+            await manager.invoke_plugin_action("demo", "run")
+        assert (await world.vault.grants()).find("demo", "openai") is None
