@@ -37,18 +37,21 @@ class ShardNames:
     Args:
         root: The vault's root key; what is derived from it is wiped by ``close``.
         count: In how many documents a section is.
+
+    Attributes:
+        by_section: The documents of each section, in the order of look-ups.
     """
 
     def __init__(self, root: SecretBytes, count: int) -> None:
         self._key = kdf.derive(root, kdf.Purpose.NAME_INDEX)
         self._count = count
-        self._all = {section: shard_names(section, count) for section in SECTIONS.values()}
-        self._sections = {name: s for s, names in self._all.items() for name in names}
+        self.by_section = {name: shard_names(name, count) for name in SECTIONS.values()}
+        self._sections = {name: s for s, names in self.by_section.items() for name in names}
         self._known: dict[str, int] = {}
 
     def all(self, section: str) -> tuple[str, ...]:
         """Every document of a section."""
-        return self._all[section]
+        return self.by_section[section]
 
     def of(self, section: str, credential: str) -> str:
         """The document of a section that has, or would have, a credential."""
@@ -57,7 +60,7 @@ class ShardNames:
             if len(self._known) >= _MANY:
                 self._known.clear()
             number = self._known[credential] = self._number(credential)
-        return self._all[section][number]
+        return self.by_section[section][number]
 
     def section_of(self, document: str) -> str | None:
         """Whose piece a document is; None for those that are no piece."""

@@ -128,6 +128,25 @@ class SharedStore(DocumentStore):
         self._whole[name] = (whole, changes)
         return whole
 
+    def find_now(self, credential: str) -> Mapping[str, Record] | None:
+        """The records of the shard that has a credential; of an empty one if none has.
+
+        Returns:
+            None where what is in memory is not current.
+        """
+        token = self.shared.change_token
+        for name, names in self._shards.by_section.items():
+            whole = self._whole.get(name, (None, -1))[0]
+            if whole is None:
+                return None
+            shard = self._shards.of(name, credential) if whole.parts else names[0]
+            part = whole.parts.get(shard, _NONE)
+            if token(shard) != part.token:
+                return None
+            if credential in part.records:
+                return part.records
+        return {}
+
     async def section(self, name: str) -> Section:
         """See ``DocumentStore``."""
         await self.shared.look()
@@ -385,6 +404,9 @@ def _open_all(packed: list[tuple[Packed, Stored, DocumentKeys]]) -> dict[str, Se
 
 def _absent(shard: str) -> Section:
     return Section(name=shard, token=None, header=None, mac="", records={})
+
+
+_NONE: Final = _absent("")
 
 
 def _token(whole: Merged, shard: str) -> Token | None:

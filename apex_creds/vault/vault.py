@@ -32,9 +32,8 @@ from apex_creds.model import (
     Sensitivity,
     SystemClock,
 )
-from apex_creds.policy.grants import Grants
 from apex_creds.storage.base import Storage
-from apex_creds.vault import gauges, genesis, remains, writing
+from apex_creds.vault import finding, gauges, genesis, remains, writing
 from apex_creds.vault.auditing import VaultLog, open_log
 from apex_creds.vault.home import resolve_home
 from apex_creds.vault.locking import Locking
@@ -410,30 +409,11 @@ class Vault(Locking):
             section = self._store.section_now(known)
             if section is not None and name in section.records:
                 return Facts(keystore.grants, section.records[name])
-        return self._search_now(name, keystore.grants)
-
-    def _search_now(self, name: str, grants: Grants) -> Facts | None:
-        for candidate in _SECTION_NAMES:
-            section = self._store.section_now(candidate)
-            if section is None:
-                return None
-            if name in section.records:
-                self._where[name] = candidate
-                return Facts(grants, section.records[name])
-        return Facts(grants, None)
+        return finding.search_now(self._store, name, keystore.grants, self._where)
 
     async def facts(self, name: str) -> Facts:
-        """As ``facts_now``, as of some moment after the call.
-
-        The key store is read after the section, so it has every key that is named there.
-        """
-        known = self._where.get(name)
-        for candidate in dict.fromkeys((known, *_SECTION_NAMES) if known else _SECTION_NAMES):
-            record = (await self._store.section(candidate)).records.get(name)
-            if record is not None:
-                self._where[name] = candidate
-                return Facts((await self._store.keystore()).grants, record)
-        return Facts((await self._store.keystore()).grants, None)
+        """As ``facts_now``, as of some moment after the call."""
+        return await finding.facts(self._store, name, self._where)
 
     def release(self, record: Record, event: bytes) -> Opened:
         """The only exit of plaintext: writes ``event``, then decrypts into locked memory.
