@@ -136,6 +136,14 @@ class SqliteRows(Common):
         return True
 
     @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[AsyncConnection]:
+        """See ``Common``; nothing is opened that is not the right file."""
+        with translated(self.path):
+            _check_file(self.path)
+        async with super().connected() as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
     async def _writing(self) -> AsyncIterator[AsyncConnection]:
         async with self.connected() as connection:
             await connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -280,7 +288,6 @@ def _engine(path: Path, pool: int) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "connect")
     def _on_connect(connection: object, _entry: ConnectionPoolEntry) -> None:
-        _check_file(path)
         cursor = connection.cursor()  # type: ignore[attr-defined]
         for pragma in _PRAGMAS:
             cursor.execute(pragma)

@@ -1,0 +1,274 @@
+"""The tables: made once, upgraded under a lock, refused when a newer program made them."""
+
+from __future__ import annotations
+
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import anyio
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from apex_creds.errors import (
+    InvalidInputError,
+    StorageError,
+    StorageReadOnlyError,
+    StorageSchemaError,
+    UnsafePathError,
+    UnsafePermissionsError,
+    VaultNotFoundError,
+)
+from apex_creds.storage.sql import SqlStorage
+from apex_creds.storage.sqldb.schema import REVISIONS, VERSION_TABLE, metadata
+from tests.e2e.postgres import Postgres, binary
+
+pytestmark = pytest.mark.anyio
+ROLES = Path(__file__).parents[2] / "deploy" / "postgres" / "roles.sql"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, server: Postgres) -> str:
+    """An empty database."""
+    if request.param == "sqlite":
+        tmp_path.chmod(0o700)
+        return f"sqlite:///{tmp_path}/vault.db"
+    return server.url(database=fresh(server, tmp_path))
+
+
+def fresh(server: Postgres, where: Path) -> str:
+    name = re.sub(r"[^a-z0-9]", "_", where.name.lower())[-60:]
+    server.sql(f"CREATE DATABASE {name}")
+    return name
+
+
+async def run(storage: SqlStorage, statement: str) -> None:
+    async with storage._rows.connected() as connection:  # type: ignore[attr-defined]
+        await connection.exec_driver_sql(statement)
+
+
+def test_the_revisions_are_those_of_the_migrations() -> None:
+    config = Config()
+    config.set_main_option("script_location", "apex_creds.storage.sqldb:migrations")
+    scripts = ScriptDirectory.from_config(config)
+    assert [one.revision for one in scripts.walk_revisions()][::-1] == list(REVISIONS)
+
+
+async def test_the_tables_are_those_that_the_program_means(url: str) -> None:
+    storage = SqlStorage(url)
+    await storage.upgrade()
+    async with storage._rows.connected() as connection:  # type: ignore[attr-defined]
+        assert await connection.run_sync(_differences) == []
+    await storage.close()
+
+
+def _differences(connection: Connection) -> list[object]:
+    options = {"version_table": VERSION_TABLE, "compare_type": True}
+    context = MigrationContext.configure(connection, opts=options)
+    return list(compare_metadata(context, metadata))
+
+
+async def test_an_empty_database_is_said_to_be_empty(url: str) -> None:
+    storage = SqlStorage(url)
+    if url.startswith("postgresql"):
+        assert (await storage.schema()).state == "none"
+        with pytest.raises(StorageSchemaError, match="no tables"):
+            await storage.read("keystore")
+    else:
+        with pytest.raises(StorageError):
+            await storage.read("keystore")
+    await storage.close()
+
+
+async def test_many_upgrade_at_once(url: str) -> None:
+    storages = [SqlStorage(url) for _ in range(4)]
+    found: list[str | None] = []
+
+    async def upgrade(storage: SqlStorage) -> None:
+        found.append((await storage.upgrade()).current)
+
+    async with anyio.create_task_group() as group:
+        for storage in storages:
+            group.start_soon(upgrade, storage)
+    assert sorted(found, key=str) == [*[REVISIONS[-1]] * 3, None]
+    for storage in storages:
+        await storage.close()
+
+
+async def test_a_newer_programs_tables_are_left_alone(url: str) -> None:
+    first = SqlStorage(url)
+    await first.prepare()
+    await run(first, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    await first.close()
+    storage = SqlStorage(url)
+    assert (await storage.schema()).state == "newer"
+    for refused in (storage.upgrade, storage.prepare, lambda: storage.read("a"), storage.look):
+        with pytest.raises(StorageError, match="newer"):
+            await refused()
+    assert (await storage.schema()).current == "9999"
+    await storage.close()
+
+
+async def test_an_older_programs_tables_are_not_upgraded_unasked(url: str) -> None:
+    first = SqlStorage(url)
+    await first.prepare()
+    await run(first, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    await first.close()
+    storage = SqlStorage(url)
+    storage_schema = await storage.schema()
+    assert not storage_schema.is_current
+    with pytest.raises(StorageSchemaError):
+        await storage.prepare()
+    await storage.close()
+
+
+async def test_vaults_in_one_database_are_told_apart(url: str) -> None:
+    one = SqlStorage(url)
+    await one.prepare()
+    await one.write("keystore", b"1", expected=None)
+    same = SqlStorage(url)
+    assert await same.read("keystore") is not None
+    assert same.space == one.space
+    joint = "&" if "?" in url else "?"
+    other = SqlStorage(f"{url}{joint}space=new")
+    await other.prepare()
+    assert await other.read("keystore") is None
+    assert other.space not in (one.space, None)
+    assert await other.spaces() == [one.space, other.space]
+    unsure = SqlStorage(url)
+    with pytest.raises(InvalidInputError, match="2 vaults"):
+        await unsure.read("keystore")
+    for storage in (one, same, other, unsure):
+        await storage.close()
+
+
+async def test_a_database_without_a_vault_has_none(url: str) -> None:
+    storage = SqlStorage(url)
+    await storage.upgrade()
+    with pytest.raises(VaultNotFoundError):
+        await storage.read("keystore")
+    await storage.close()
+
+
+async def test_a_storage_that_was_closed_says_so(url: str) -> None:
+    storage = SqlStorage(url)
+    await storage.prepare()
+    await storage.close()
+    with pytest.raises(StorageError, match="closed"):
+        await storage.read("a")
+
+
+# -- SQLite's file -----------------------------------------------------------------------
+
+
+async def test_the_file_is_closed_to_others(tmp_path: Path) -> None:
+    storage = SqlStorage(f"sqlite:///{tmp_path}/new/vault.db")
+    await storage.prepare()
+    await storage.write("a", b"1", expected=None)
+    for path in (tmp_path / "new").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    await storage.close()
+    (tmp_path / "new" / "vault.db").chmod(0o644)
+    again = SqlStorage(f"sqlite:///{tmp_path}/new/vault.db")
+    with pytest.raises(UnsafePermissionsError):
+        await again.read("a")
+    await again.close()
+
+
+async def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "vault.db").symlink_to(tmp_path / "elsewhere.db")
+    storage = SqlStorage(f"sqlite:///{tmp_path}/vault.db")
+    with pytest.raises(UnsafePathError):
+        await storage.prepare()
+    assert not (tmp_path / "elsewhere.db").exists()
+    await storage.close()
+
+
+async def test_what_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    file = tmp_path / "vault.db"
+    file.write_bytes(b"something else entirely, of some length" * 200)
+    file.chmod(0o600)
+    storage = SqlStorage(f"sqlite:///{file}")
+    with pytest.raises(StorageError, match="no SQLite database"):
+        await storage.prepare()
+    await storage.close()
+
+
+async def test_deleted_bytes_are_overwritten_in_the_file(tmp_path: Path) -> None:
+    storage = SqlStorage(f"sqlite:///{tmp_path}/new/vault.db")
+    await storage.prepare()
+    token = (await storage.write("a", b"canary-bytes" * 2000, expected=None)).token
+    token = (await storage.write("a", b"x", expected=token)).token
+    await storage.close()
+    assert b"canary-bytes" not in (tmp_path / "new" / "vault.db").read_bytes()
+
+
+# -- PostgreSQL's roles ------------------------------------------------------------------
+
+
+def give_roles(server: Postgres, database: str) -> None:
+    done = subprocess.run(
+        [
+            *(binary("psql"), "-X", "-q", "-h", str(server.folder), "-p", str(server.port)),
+            *("-U", "apex", "-d", database, "-f", "-"),
+        ],
+        input=ROLES.read_bytes(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+async def test_the_programs_role_has_the_rights_it_needs_and_no_more(
+    server: Postgres, tmp_path: Path
+) -> None:
+    database = fresh(server, tmp_path)
+    give_roles(server, database)
+    owner = SqlStorage(server.url(user="apex_owner", database=database))
+    assert (await owner.upgrade()).current is None
+    give_roles(server, database)
+    app = SqlStorage(server.url(user="apex_app", database=database))
+    await app.prepare()
+    token = (await app.write("a", b"1", expected=None)).token
+    token = (await app.write("a", b"2", expected=token)).token
+    await app.delete("a", expected=token)
+    await app.append_lines("node", [b"1"], first=0)
+    async with app.leader("work") as lead, app.claim(["a", "b"], limit=5) as ours:
+        assert lead
+        assert len(ours) == 2
+    for statement in (
+        "DELETE FROM apex_documents",
+        "DELETE FROM apex_lines",
+        "UPDATE apex_lines SET line = ''",
+        "TRUNCATE apex_lines",
+        "DROP TABLE apex_claims",
+        "CREATE TABLE mine (x int)",
+        "UPDATE apex_schema SET version_num = '0'",
+        "DELETE FROM apex_spaces",
+    ):
+        with pytest.raises(RuntimeError, match=r"permission denied|must be owner"):
+            server.sql(statement, user="apex_app", database=database)
+    await app.close()
+    await owner.close()
+
+
+async def test_a_role_without_rights_is_told_of_the_script(
+    server: Postgres, tmp_path: Path
+) -> None:
+    database = fresh(server, tmp_path)
+    owner = SqlStorage(server.url(database=database))
+    await owner.prepare()
+    server.sql("DROP ROLE IF EXISTS nobody_much; CREATE ROLE nobody_much LOGIN")
+    storage = SqlStorage(server.url(user="nobody_much", database=database))
+    with pytest.raises(StorageReadOnlyError, match=r"roles\.sql"):
+        await storage.read("a")
+    await storage.close()
+    await owner.close()
