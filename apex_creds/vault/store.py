@@ -34,7 +34,8 @@ from apex_creds.errors import (
 from apex_creds.keys.hierarchy import KEYSTORE, DocumentKeys, Hierarchy, master_check
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
-from apex_creds.storage.base import SharedStorage, Shredded, Storage, Stored
+from apex_creds.storage.base import Shredded, Storage, Stored
+from apex_creds.vault.alone import Alone
 from apex_creds.vault.document import Header, Packed, RootHeader, mac_of, parse
 from apex_creds.vault.flight import SingleFlight
 from apex_creds.vault.holding import KeyHolding
@@ -76,7 +77,7 @@ class Rekeyed:
 ChangeRoot = Callable[[Keystore], Rekeyed | KeystoreBody | None]
 
 
-class DocumentStore(KeyHolding):
+class DocumentStore(KeyHolding, Alone):
     """The documents of one vault.
 
     Args:
@@ -96,24 +97,6 @@ class DocumentStore(KeyHolding):
         self._sections: dict[str, Section] = {}
         self._writing = anyio.Lock()
         self.seen = Seen()
-
-    # -- for storages that are shared: see ``shared.SharedStore`` -------------------
-
-    shared: SharedStorage | None = None
-    ties_commits: bool = False
-    """Whether a commit of a section fails if the key store moved meanwhile."""
-
-    def follow(self, tell: Callable[[str | None, str | None], object]) -> None:
-        """Has ``tell`` called when another process revoked something."""
-
-    def look_blocking(self) -> None:
-        """As ``look``, from code that can't wait."""
-
-    async def look(self) -> None:
-        """Has what is in memory compared with what is stored, where that costs a trip."""
-
-    async def settle(self) -> None:
-        """As ``look``, for what must not be decided on what was true a while ago."""
 
     # -- reading -----------------------------------------------------------------
 
