@@ -181,11 +181,16 @@ def postgres(**settings: str) -> Iterator[Postgres]:
 def _folder() -> Path:
     """A folder that the server's user can use: every folder above it lets it through."""
     folder = Path(tempfile.mkdtemp(prefix="apex-pg-", dir="/tmp"))
-    if os.geteuid() == 0:
-        owner = pwd.getpwnam("postgres")
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
+    as_server_user(folder)
     folder.chmod(0o755)
     return folder
+
+
+def as_server_user(path: Path) -> None:
+    """Gives a file to the user that the server runs as."""
+    if os.geteuid() == 0:
+        owner = pwd.getpwnam("postgres")
+        os.chown(path, owner.pw_uid, owner.pw_gid)
 
 
 def _as_postgres() -> dict[str, object]:
