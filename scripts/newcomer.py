@@ -23,6 +23,7 @@ sys.path.insert(0, str(SOURCE))
 from tests import snippets  # noqa: E402 - found by the line above
 
 NOT_HERE = ("make test",)
+SHOWN = 25
 _KEEP = 'code=$?; pwd > "$SESSION/cwd"; env -0 > "$SESSION/env"; exit $code'
 
 
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> int:
         print(f"$ {what}", flush=True)
         since = time.monotonic()
         code, printed = session.run(what)
-        print(f"{printed.rstrip()}\n    ({time.monotonic() - since:.1f} s)", flush=True)
+        print(_end_of(printed), f"    ({time.monotonic() - since:.1f} s)", sep="\n", flush=True)
         if code or not _same(text, printed):
             print(f"README.md is not true here: exit code {code}, it promises:\n{text}")
             return 1
@@ -86,6 +87,12 @@ def main(arguments: list[str]) -> int:
             break
     print(f"README.md is true here: {time.monotonic() - began:.0f} seconds")
     return 0
+
+
+def _end_of(printed: str) -> str:
+    lines = printed.rstrip().splitlines()
+    left_out = [f"… {len(lines) - SHOWN} lines"] if len(lines) > SHOWN else []
+    return "\n".join([*left_out, *lines[-SHOWN:]])
 
 
 def _same(promised: str, printed: str) -> bool:
