@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 from typing import Annotated, Final
 
+import anyio
 import typer
 
-from apex_creds.cli import options, output, session
+from apex_creds.cli import automatic, options, output, session
 from apex_creds.cli.options import HomeOption, MasterOption
+from apex_creds.cli.rotation import rotating_provider
 from apex_creds.errors import InvalidInputError, NotInstalledError
+from apex_creds.vault import Vault
 
 _EXTRA: Final = ("starlette", "uvicorn")
 
@@ -86,9 +89,17 @@ def dashboard(
         certificate=None if certificate is None or key is None else (certificate, key),
         hosts=tuple(host or ()),
     )
-    session.with_vault(
-        options.settings(ctx, home, master), lambda vault: serve(vault, chosen, say=_say)
-    )
+    settings = options.settings(ctx, home, master)
+    uri = session.master_uri(settings, session.read_header(settings))
+
+    async def run() -> None:
+        # One that can ask again: the master key may be rotated while this runs.
+        provider = rotating_provider(uri)
+        async with await Vault.unseal(settings.home, master=provider) as vault:
+            await automatic.look(vault)
+            await serve(vault, chosen, say=_say)
+
+    anyio.run(run)
 
 
 def _say(text: str) -> None:

@@ -3,7 +3,8 @@
 Guarantee: a request whose ``Host`` is not one that the dashboard was told is refused before
 anything else is looked at, so that a name that is rebound to this machine leads nowhere; a
 POST is only taken from the dashboard's own page; every answer, also of an error, forbids
-the page all resources but its own, inline code, frames and caches.
+the page all resources but its own, inline code, frames and caches. (What is no HTTP at all
+is refused before it comes here, with a line of plain text.)
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ nothing in it but what this package's own errors say, escaped.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Final, TypeVar
 
+import anyio
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -23,7 +24,8 @@ from apex_creds.errors import (
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-MAX_BODY = 8192
+MAX_BODY: Final = 8192
+BODY_SECONDS: Final = 10.0
 encode = msgspec.json.Encoder().encode
 
 
@@ -38,10 +40,11 @@ async def body(request: Request, kind: type[T]) -> T:
         InvalidInputError: It is not what is expected.
     """
     data = b""
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_BODY:
-            break
+    with anyio.move_on_after(BODY_SECONDS):
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > MAX_BODY:
+                break
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError):

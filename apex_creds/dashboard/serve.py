@@ -119,11 +119,11 @@ def _config(made: Dashboard, settings: Settings) -> uvicorn.Config:
         loop="asyncio",
         lifespan="off",
         log_config=None,
-        log_level="warning",
+        log_level="error",  # not a line for each request that is none
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=64,
+        limit_concurrency=256,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=16_384,
@@ -173,7 +173,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         if sys.platform != "win32":
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((settings.address, settings.port))
-        made.listen(64)
+        made.listen(128)
     except (OSError, OverflowError) as error:
         made.close()
         why = error.strerror if isinstance(error, OSError) else "no such port"

@@ -8,10 +8,13 @@ from pathlib import Path
 import anyio
 import pytest
 
+from apex_creds.audit.verify import read
 from apex_creds.dashboard.hierarchy import hierarchy
 from apex_creds.dashboard.hub import KEPT, Hub
 from apex_creds.dashboard.shown import Names, text
+from apex_creds.dashboard.story import story
 from apex_creds.dashboard.verification import Verifier
+from apex_creds.errors import AuditTamperedError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.scheduler import report
 from apex_creds.scheduler.worker import RotationWorker
@@ -120,6 +123,29 @@ async def test_hostile_names_stay_text(served: Served) -> None:
         group.cancel_scope.cancel()
     assert question["plugin"] == CANARY
     assert question["reason"] == f"\\u202e{CANARY}\\x1b[31m"
+
+
+# -- stories ------------------------------------------------------------------------------
+
+
+async def test_a_story_of_altered_lines_is_not_told(town: Town) -> None:
+    await town.use(WEATHER, "weather/openweather")
+    town.vault.audit.flush()
+    directory, vault = audit_directory(town.vault.home), town.vault.vault_id
+    events = list(read(directory, vault_id=vault))
+    mine = next(e.invocation for e in events if e.kind == "redeem")
+    found, whole = story(directory, vault_id=vault, invocation=mine)
+    assert [e.kind for e in found] == ["lease", "redeem", "invocation"]
+    assert whole
+    path = directory / "000001.jsonl"
+    lines = path.read_bytes()
+    path.write_bytes(lines.replace(b'"kind":"redeem"', b'"kind":"expose"'))
+    with pytest.raises(AuditTamperedError):
+        story(directory, vault_id=vault, invocation=mine)
+    path.write_bytes(lines.replace(vault.encode(), b"0" * 32, 1))
+    with pytest.raises(AuditTamperedError):
+        story(directory, vault_id=vault, invocation=mine)
+    path.write_bytes(lines)
 
 
 # -- verification ------------------------------------------------------------------------

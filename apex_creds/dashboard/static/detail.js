@@ -51,6 +51,7 @@ function summary(events, invocation, whole) {
     h("dt", {}, "action"), h("dd", {}, word(first.action || "-")),
     h("dt", {}, "began"), h("dd", {}, h("time", { datetime: utc(first.time) }, moment(first.time))),
     h("dt", {}, "ended"), h("dd", {}, end ? `${end.outcome} after ${micro(end.duration_us ?? 0)}` : "not yet, as far as the log tells"),
+    end?.parent ? [h("dt", {}, "called by"), h("dd", {}, h("button", { type: "button", class: "link", onclick: () => openStory(end.parent) }, "another invocation"))] : [],
     h("dt", {}, "secrets used"), h("dd", {}, `${count(uses)}×${bad ? `, ${count(bad)} refused or leaked` : ""}`),
     h("dt", {}, "invocation"), h("dd", { class: "mono" }, invocation)];
   const part = whole ? "" : h("p", { class: "warning" }, "There is more of it in the log than is shown here.");

@@ -142,7 +142,7 @@ function parts() {
 }
 
 const dueText = (name) => (value.due[name] ? `next in ${span(value.due[name] - now())}` : "no date set");
-const masterSays = (version) => (version.state === "primary" ? "opens the KEKs" : "kept for a while");
+const masterSays = (version) => (version.state === "primary" ? "opens KEKs" : "kept for a while");
 const kekSays = (version) => (version.protects ? `wraps ${count(version.protects)}` : "wraps nothing");
 
 function wide(width) {

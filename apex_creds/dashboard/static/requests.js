@@ -10,6 +10,12 @@ let hidden = false;
 let shown = [];
 const known = new Set();
 
+// A plugin can withdraw a question, or ask one, at the moment of a click: what has just moved
+// is not answered.
+const SETTLE = 700;
+let settled = 0;
+let order = "";
+
 export function setDecisions(allowed, pseudonyms) {
   decisions = allowed;
   hidden = pseudonyms;
@@ -60,7 +66,7 @@ function controls(item) {
   const form = h("form", { class: "answer" }, code,
     h("span", { class: "allow" }, h("button", { class: "primary", type: "submit" }, "Allow"), term),
     h("button", { type: "button", onclick: () => answer(form, item, { choice: "deny" }, error) }, "Deny"),
-    h("button", { type: "button", class: "quiet", onclick: () => answer(form, item, { choice: "never" }, error) }, "Deny, and don't ask again"),
+    h("button", { type: "button", class: "quiet", title: "Deny, and don't ask again", onclick: () => answer(form, item, { choice: "never" }, error) }, "Deny for good"),
     error);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -72,6 +78,10 @@ function controls(item) {
 }
 
 async function answer(form, item, said, error) {
+  if (performance.now() < settled) {
+    error.textContent = "The list changed just now: look again.";
+    return;
+  }
   const buttons = [...form.querySelectorAll("button")];
   buttons.forEach((button) => { button.disabled = true; });
   error.textContent = "";
@@ -110,6 +120,9 @@ function update(node, item) {
 
 export function showRequests(value) {
   shown = value;
+  const ids = value.map((item) => item.id).join();
+  if (ids !== order) settled = performance.now() + SETTLE;
+  order = ids;
   $("requests").hidden = !value.length;
   $("requests-note").textContent = plural(value.length, "request");
   reconcile($("requests-list"), value, (item) => item.id, make, update);
