@@ -26,7 +26,7 @@ demo: core
 	@$(BIN)/apex-creds demo $(ARGS)
 
 test: dev
-	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment with apex-creds in it, and what it needs from Debian.
 #
-#   scripts/bootstrap.sh VENV PROFILE     PROFILE: core | dev | bench
+#   scripts/bootstrap.sh VENV PROFILE     PROFILE: core | test | dev | bench
 #
 # Does nothing, quickly, when that was done for this pyproject.toml. Python: $PYTHON, else the
 # first of 3.11, 3.12, 3.13 that is here. As root it installs missing Debian packages; as

@@ -7,6 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("whole", deadline=None)
+settings.load_profile("whole")
+# For the second and third Python: what differs between them shows in few examples.
+settings.register_profile("brief", deadline=None, max_examples=15)
 
 _OWN = ("APEX_CREDS_", "XDG_", "PYTHON_KEYRING_")
 
