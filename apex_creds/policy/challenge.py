@@ -33,7 +33,7 @@ MAX_OPEN: Final = 16
 ANY: Final = "*"
 
 _CLIENT_DOMAIN: Final = b"apex-creds/v1/client\0"
-_MAX_MESSAGE: Final = 64 * 1024
+MAX_MESSAGE: Final = 64 * 1024
 _MAX_SCOPES: Final = 64
 _MAX_MILLIS: Final = 2**53
 _SIZE: Final = struct.Struct(">I")
@@ -89,7 +89,7 @@ class Challenge(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def _decode(cls, message: bytes) -> Self:
-        if len(message) > _MAX_MESSAGE:
+        if len(message) > MAX_MESSAGE:
             raise ValueError
         domain, vault, client, nonce, credential, plugin, scopes, expires = _split(message)
         if domain != DOMAIN or len(nonce) != NONCE_BYTES or not len(vault) == len(client) == 16:

@@ -117,6 +117,18 @@ def test_a_lockdown_and_its_end(cli):
     assert "not locked" in cli("unlock").out
 
 
+def test_a_lockdown_takes_the_grants_and_not_the_denials(cli, error):
+    cli("set", "openai", stdin=b"sk-secret")
+    assert cli("grant", "demo", "openai").code == 0
+    cli("lockdown", "--keep-grants")
+    assert "End that" in error(9, "grant", "demo", "other")
+    assert "in force again" in cli("unlock").out
+    assert [grant["plugin"] for grant in cli("grants", "--json").json()] == ["demo"]
+    assert "All grants are removed" in cli("lockdown").out
+    assert "nothing is granted" in cli("unlock").out
+    assert cli("grants", "--json").json() == []
+
+
 def test_no_spelling_of_the_reason_stops_a_lockdown(cli):
     """As a terminal passes bytes that are no text, and as long as it may be."""
     done = cli("lockdown", "--reason", "why \udcff" * 400)

@@ -146,3 +146,20 @@ def test_names_are_shown_as_they_are_without_markup(cli):
         put(cli, name)
         assert name in cli("list").out
         assert name in cli("show", name).out
+
+
+def test_the_mark_for_challenges(cli, error):
+    put(cli, "openai", "--challenge")
+    assert cli("show", "openai", "--json").json()["challenge"] is True
+    assert "challenge" in cli("list").out
+    put(cli, "openai", value="sk-new")  # keeps it
+    assert cli("show", "openai", "--json").json()["challenge"] is True
+    assert "critical, challenge" in cli("edit", "openai", "--sensitivity", "critical").out
+    assert cli("edit", "openai", "--no-challenge").code == 0
+    info = cli("show", "openai", "--json").json()
+    assert (info["challenge"], info["sensitivity"], info["version"]) == (False, "critical", 2)
+    assert reveal(cli) == "sk-new"
+    assert "nothing to change" in error(7, "edit", "openai")
+    error(8, "edit", "nobody", "--challenge")
+    told = [event.get("detail", "") for event in cli("audit", "tail", "--json").json()]
+    assert "takes no challenge" in told
