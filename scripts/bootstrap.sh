@@ -28,20 +28,28 @@ debian_packages() {
     fi
 }
 
-# The real keyring of the end-to-end tests and of `make demo MASTER=keyring:`.
-keyring_packages() {
-    [ "$(uname -s)" = Linux ] || return 0
-    command -v gnome-keyring-daemon >/dev/null && command -v dbus-daemon >/dev/null && return 0
-    debian_packages gnome-keyring dbus ||
-        say "the tests of a real keyring will be skipped; to run them: sudo apt-get install gnome-keyring dbus"
+# The real parts of the tests (a keyring, a database, a browser) that are not here yet.
+missing_packages() {
+    command -v gnome-keyring-daemon >/dev/null || echo gnome-keyring
+    command -v dbus-daemon >/dev/null || echo dbus
+    ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || echo postgresql
+    [ "$profile" != dev ] || command -v chromium >/dev/null || echo chromium
 }
 
-# The real browser of the dashboard's tests; playwright brings none of its own.
-browser_package() {
-    [ "$(uname -s)" = Linux ] || return 0
-    command -v chromium >/dev/null && return 0
-    debian_packages chromium ||
-        say "the dashboard's tests in a browser will fail; to run them: sudo apt-get install chromium"
+real_parts() {
+    local missing
+    mapfile -t missing < <(missing_packages)
+    [ "$(uname -s)" = Linux ] && [ ${#missing[@]} -gt 0 ] || return 0
+    no_cluster
+    debian_packages "${missing[@]}" ||
+        say "tests with real parts will fail; to run them: sudo apt-get install ${missing[*]}"
+}
+
+# Debian's package makes a cluster and starts it, unless it is told not to.
+no_cluster() {
+    local told=/etc/postgresql-common/createcluster.conf
+    [ "$(id -u)" = 0 ] && [ ! -e "$told" ] || return 0
+    mkdir -p "${told%/*}" && echo "create_main_cluster = false" >"$told"
 }
 
 # The real Prometheus of the end-to-end tests: its programs only, so that no service starts.
@@ -56,19 +64,6 @@ prometheus_programs() {
         say "the tests of a real Prometheus will fail; to run them: sudo apt-get install prometheus"
     fi
     rm -rf "$folder"
-}
-
-# The real PostgreSQL of the tests of the SQL storage: its programs only; no cluster is made.
-postgresql_programs() {
-    [ "$(uname -s)" = Linux ] || return 0
-    ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && return 0
-    # Else the package makes a cluster and starts it.
-    if [ "$(id -u)" = 0 ] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
-        mkdir -p /etc/postgresql-common
-        echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
-    fi
-    debian_packages postgresql ||
-        say "the tests with a real PostgreSQL will fail; to run them: sudo apt-get install postgresql"
 }
 
 fetch_prometheus() (
@@ -109,9 +104,7 @@ make_venv() {
 # What the stamp is about: an environment moved or made for another checkout is not this one.
 signature() { { pwd && cat pyproject.toml; } | cksum; }
 
-[ "$profile" = core ] || keyring_packages
-[ "$profile" != dev ] || browser_package
-[ "$profile" = core ] || postgresql_programs
+[ "$profile" = core ] || real_parts
 if [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; then
     for done in "$stamp" "$venv/.apex-creds-dev"; do
         [ "$profile" = bench ] && [ "$done" != "$stamp" ] && continue
