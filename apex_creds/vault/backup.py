@@ -175,12 +175,21 @@ async def _copy(vault: Vault, where: Path) -> None:
     await anyio.to_thread.run_sync(_copy_others, vault.home, where)
 
 
-def _copy_others(home: Path, where: Path) -> None:
+def copy_policy(home: Path, where: Path) -> None:
+    """Copies a home's policy, if it has one, into another home that has none.
+
+    Raises:
+        StorageError: One of them can't be used, or not safely.
+    """
     with translated(home / SECURITY / POLICY), contextlib.suppress(FileNotFoundError):
         with Folder(home) as root, Folder(home / SECURITY, within=root) as folder:
             fd = folder.open(POLICY)
         with open(fd, "rb") as file:
             put_file(where / SECURITY / POLICY, iter(lambda: file.read(_CHUNK), b""))
+
+
+def _copy_others(home: Path, where: Path) -> None:
+    copy_policy(home, where)
     copied_log.copy(audit_directory(home), audit_directory(where))
 
 

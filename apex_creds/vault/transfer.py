@@ -1,0 +1,327 @@
+"""Copies a vault into another storage: files, SQLite, PostgreSQL, any to any.
+
+Guarantee: the key store is written last, so that there is no vault in the target before
+every record there was read back, is the source's byte for byte, and was opened with the
+keys. What an interrupted copy had written is looked at, and taken where it is right. The
+source is only read. What its processes write while the last round is copied is copied by
+another one; stop them to be sure that the copy is the whole of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.errors import (
+    ConflictError,
+    CorruptDocumentError,
+    IntegrityError,
+    VaultExistsError,
+)
+from apex_creds.keys.hierarchy import KEYSTORE
+from apex_creds.model import SECTIONS
+from apex_creds.storage.base import (
+    CONFIG,
+    STATE_DOCUMENTS,
+    SharedStorage,
+    Storage,
+    Stored,
+    Token,
+    Write,
+    shared,
+)
+from apex_creds.vault import genesis
+from apex_creds.vault.config import Config, read_config, write_config
+from apex_creds.vault.document import parse, unpack
+from apex_creds.vault.keystore import Keystore, root_key, seal_keystore
+from apex_creds.vault.sealing import seal_part
+from apex_creds.vault.section import Record, Section, open_record, open_section
+from apex_creds.vault.shards import ShardNames
+from apex_creds.vault.store import DocumentStore, off_loop
+from apex_creds.vault.vault import Vault
+
+__all__ = ["Copied", "transfer"]
+
+_ROUNDS: Final = 20
+_TOGETHER: Final = 16
+_LINES: Final = 1000
+_ONE_HOMES: Final = "audit_state"
+"""Belongs to the log of one home, which starts anew with the copy."""
+_EMPTY: Final[Mapping[str, Record]] = {}
+
+
+@dataclass(slots=True)
+class Copied:
+    """What a copy did.
+
+    Attributes:
+        credentials: Checked in the copy.
+        documents: That it has.
+        written: Of these, now; the rest was right already.
+        lines: Of audit logs, that it has.
+    """
+
+    credentials: int = 0
+    documents: int = 0
+    written: int = 0
+    lines: int = 0
+
+
+async def transfer(
+    vault: Vault, target: Storage, *, progress: Callable[[str], None] | None = None
+) -> Copied:
+    """Copies ``vault`` into ``target``, which stays open.
+
+    Args:
+        vault: The source.
+        target: Has no vault yet; what an interrupted copy left there is used.
+        progress: Told what is being done.
+
+    Raises:
+        VaultExistsError: There is a vault in the target.
+        ConflictError: The source keeps changing, or somebody else writes to the target.
+        IntegrityError: The target does not give back what was written.
+    """
+    say = progress or (lambda _: None)
+    await target.prepare()
+    if await target.read(KEYSTORE) is not None:
+        raise VaultExistsError(
+            "There is a vault in that place already.",
+            hint="Copy to another directory or database (or ?space=new in this one).",
+        )
+    copying = _Copying(vault, target, await vault.store.keystore())
+    try:
+        await copying.until_it_stands(say)
+        say("the key store")
+        done = await copying.finish()
+    finally:
+        copying.close()
+    _record(vault, done)
+    return done
+
+
+class _Copying:
+    """One copy, round by round."""
+
+    def __init__(self, vault: Vault, target: Storage, keystore: Keystore) -> None:
+        self._vault = vault
+        self._store: DocumentStore = vault.store
+        self._target = target
+        self._several: SharedStorage | None = shared(target)
+        self._keystore = keystore
+        self._written: set[str] = set()
+        self._there: dict[str, int] = {}
+        self._done = Copied()
+        genesis.map_names(target, keystore)
+        several = self._several
+        self._names = ShardNames(root_key(keystore), several.shards) if several else None
+
+    def close(self) -> None:
+        if self._names is not None:
+            self._names.close()
+
+    async def until_it_stands(self, say: Callable[[str], None]) -> None:
+        """Copies until nothing moved while it was copied."""
+        for _ in range(_ROUNDS):
+            before = await self._state()
+            self._keystore = await self._store.keystore()
+            self._there, self._done = {}, Copied()
+            for name in SECTIONS.values():
+                say(name)
+                await self._copy_section(await self._store.section(name))
+            for name in STATE_DOCUMENTS:
+                if name != _ONE_HOMES:
+                    await self._copy_state(name)
+            if before == await self._state():
+                return
+        raise ConflictError("The vault keeps changing.", hint="Stop what uses it, and retry.")
+
+    async def finish(self) -> Copied:
+        """What is no part of the rounds; then the key store, which makes it a vault."""
+        await self._copy_config()
+        await self._copy_streams()
+        header = self._keystore.header
+        body = msgspec.structs.replace(self._keystore.body, sections=dict(self._there))
+        header = msgspec.structs.replace(header, generation=header.generation + 1)
+        data = await off_loop(
+            len(body.deks),
+            lambda: seal_keystore(header, body, hierarchy=self._keystore.hierarchy),
+        )
+        await self._target.write(KEYSTORE, data, expected=None)
+        stored = await self._target.read(KEYSTORE)
+        if stored is None or stored.data != bytes(data):
+            raise _not_given_back(KEYSTORE)
+        self._done.documents = len(self._there) + 1
+        self._done.written = len(self._written) + 1
+        return self._done
+
+    async def _state(self) -> list[object]:
+        """What moves when anything does that is copied."""
+        keystore = await self._store.keystore()
+        sections = [await self._store.section(name) for name in SECTIONS.values()]
+        states = await _read_all(self._store.storage, STATE_DOCUMENTS)
+        return [
+            (keystore.header.generation, keystore.mac),
+            [(section.generation, section.mac) for section in sections],
+            {name: stored.token for name, stored in states.items()},
+        ]
+
+    # -- sections --------------------------------------------------------------------
+
+    async def _copy_section(self, section: Section) -> None:
+        if section.header is None:
+            return
+        wanted = list(self._divided(section).items())
+        for at in range(0, len(wanted), _TOGETHER):
+            some = dict(wanted[at : at + _TOGETHER])
+            await self._copy_parts(some)
+            await self._check_parts(some)
+        self._done.credentials += len(section.records)
+
+    def _divided(self, section: Section) -> dict[str, Mapping[str, Record]]:
+        """The documents that the target keeps a section in, and their records."""
+        names = self._names
+        if names is None:
+            return {section.name: section.records}
+        parts: dict[str, dict[str, Record]] = {name: {} for name in names.all(section.name)}
+        for credential, record in section.records.items():
+            parts[names.of(section.name, credential)][credential] = record
+        return dict(parts)
+
+    async def _copy_parts(self, wanted: Mapping[str, Mapping[str, Record]]) -> None:
+        found = await self._parts(wanted)
+        now, keystore = self._vault.clock.time(), self._keystore
+        stale = {
+            name: records
+            for name, records in wanted.items()
+            if (part := found.get(name)) is None
+            or part.header is None
+            or dict(part.records) != dict(records)
+        }
+
+        def sealed() -> list[Write]:
+            writes = []
+            for name, records in stale.items():
+                before = found.get(name) or _nothing(name, None)
+                data, _ = seal_part(before, records, keystore, now=now)
+                writes.append(Write(name, data, before.token))
+            return writes
+
+        size = sum(len(records) for records in stale.values())
+        await self._write(await off_loop(size, sealed))
+
+    async def _check_parts(self, wanted: Mapping[str, Mapping[str, Record]]) -> None:
+        """Reads back what was written, and opens every record of it."""
+        found = await self._parts(wanted)
+        size = sum(len(records) for records in wanted.values())
+        await off_loop(size, partial(self._compare, wanted, found))
+        self._there.update({name: found[name].generation for name in wanted})
+
+    def _compare(
+        self, wanted: Mapping[str, Mapping[str, Record]], found: Mapping[str, Section]
+    ) -> None:
+        vault_id = bytes.fromhex(self._keystore.header.vault_id)
+        for name, records in wanted.items():
+            part = found.get(name)
+            if part is None or part.header is None or dict(part.records) != dict(records):
+                raise _not_given_back(name)
+            for record in part.records.values():
+                open_record(record, vault_id=vault_id, find_key=self._keystore.dek).close()
+
+    async def _parts(self, names: Iterable[str]) -> dict[str, Section]:
+        """The documents in the target; empty where this vault's keys don't open one."""
+        stored = await _read_all(self._target, names)
+        size = sum(len(each.data) for each in stored.values())
+        return await off_loop(
+            size >> 9, lambda: {name: self._opened(name, each) for name, each in stored.items()}
+        )
+
+    def _opened(self, name: str, stored: Stored) -> Section:
+        try:
+            packed = parse(stored.data, section=name, vault_id=self._keystore.header.vault_id)
+            keys = self._keystore.hierarchy.document_keys(name, packed.header.kek_version)
+            return open_section(packed, token=stored.token, keys=keys)
+        except IntegrityError:  # of a copy under keys that the source has left since
+            return _nothing(name, stored.token)
+
+    # -- the rest --------------------------------------------------------------------
+
+    async def _copy_state(self, name: str) -> None:
+        """A state document is the same bytes everywhere; its keys must open them."""
+        stored = (await _read_all(self._store.storage, [name])).get(name)
+        there = (await _read_all(self._target, [name])).get(name)
+        if stored is None:
+            if there is not None:
+                await self._target.delete(name, expected=there.token)
+            return
+        packed = parse(stored.data, section=name, vault_id=self._keystore.header.vault_id)
+        unpack(packed, await self._store.keys_for(name, packed.header.kek_version))
+        if there is None or there.data != stored.data:
+            await self._write([Write(name, stored.data, there.token if there else None)])
+        again = (await _read_all(self._target, [name])).get(name)
+        if again is None or again.data != stored.data:
+            raise _not_given_back(name)
+        self._there[name] = packed.header.generation
+
+    async def _copy_config(self) -> None:
+        config = await read_config(self._store.storage)
+        config = msgspec.structs.replace(config, storage=None)
+        if config != Config() and await self._target.read(CONFIG) is None:
+            await write_config(self._target, config)
+
+    async def _copy_streams(self) -> None:
+        """The logs of the homes, which are in the database beside them."""
+        source, target = self._store.shared, self._several
+        if source is None or target is None:
+            return
+        there = await target.streams()
+        for name, count in (await source.streams()).items():
+            at = there.get(name, 0)
+            while at < count:
+                lines = await source.read_lines(name, first=at, limit=_LINES)
+                await target.append_lines(name, lines, first=at)
+                if await target.read_lines(name, first=at, limit=len(lines)) != lines:
+                    raise _not_given_back(name)
+                at += len(lines)
+            self._done.lines += count
+
+    async def _write(self, writes: list[Write]) -> None:
+        self._written.update(write.name for write in writes)
+        if self._several is not None:
+            await self._several.write_many(writes)
+            return
+        for write in writes:
+            assert write.data is not None
+            await self._target.write(write.name, write.data, expected=write.expected)
+
+
+async def _read_all(storage: Storage, names: Iterable[str]) -> dict[str, Stored]:
+    several = shared(storage)
+    if several is not None:
+        return await several.read_many(names)
+    found = {name: await storage.read(name) for name in names}
+    return {name: stored for name, stored in found.items() if stored is not None}
+
+
+def _nothing(name: str, token: Token | None) -> Section:
+    return Section(name=name, token=token, header=None, mac="", records=_EMPTY)
+
+
+def _not_given_back(name: str) -> CorruptDocumentError:
+    return CorruptDocumentError(
+        f"The target does not give back what was written for {name!r}.",
+        hint="Nothing was changed in the source. Look what else writes there, and retry.",
+    )
+
+
+def _record(vault: Vault, done: Copied) -> None:
+    detail = f"{done.credentials} credentials in {done.documents} documents"
+    event = AuditEvent(
+        time=vault.clock.time(), kind=EventKind.BACKUP, action="copy", detail=detail
+    )
+    vault.audit.append(event)
