@@ -11,6 +11,7 @@ from apex_creds.cli import (
     audit_sign,
     backup,
     clients,
+    copying,
     credentials,
     dashboard,
     database,
@@ -76,6 +77,7 @@ def _help_without_command(ctx: typer.Context) -> None:
 
 app.command("init")(init.init)
 app.add_typer(database.db, name="db")
+app.command("copy")(copying.copy)
 app.command("set")(credentials.set_credential)
 app.command("list")(credentials.list_credentials)
 app.command("edit")(credentials.edit)
