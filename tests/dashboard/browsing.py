@@ -81,8 +81,9 @@ class Tab:
 
     async def innocent(self) -> None:
         """Nothing ran or was fetched that is not the page's own."""
-        assert self.console == []
-        assert await self.page.evaluate("window.violations") == []
+        violations = await self.page.evaluate("window.violations")
+        assert self.console == [], self.console
+        assert violations == [], violations
         assert await self.page.evaluate("window.pwned") is None
         for url in self.requested:
             parts = urlsplit(url)

@@ -12,6 +12,7 @@ import { closeDetail, startDetail } from "./detail.js";
 
 const facts = {};
 let connected = false;
+let leaving = false;
 
 function enter(inside) {
   document.body.dataset.state = inside ? "inside" : "outside";
@@ -111,7 +112,7 @@ function logState(verified) {
 
 async function listen() {
   let pause = 0.5;
-  while (loggedIn()) {
+  while (loggedIn() && !leaving) {
     try {
       await stream((topic, value) => {
         pause = 0.5;
@@ -126,11 +127,12 @@ async function listen() {
       if (error instanceof Refused && error.status === 401) return leave(error.message);
     }
     connected = false;
+    if (leaving) return;
     live("bad", "not connected");
     await new Promise((go) => setTimeout(go, pause * 1000));
     pause = Math.min(pause * 2, 8);
   }
-  leave();
+  if (!leaving) leave();
 }
 
 function leave(why = "") {
@@ -158,7 +160,9 @@ async function start() {
 startDetail();
 startAudit();
 $("leave").addEventListener("click", async () => {
+  leaving = true;
   await post("/api/logout", {}).catch(() => undefined);
+  forget();
   location.reload();
 });
 addEventListener("hashchange", () => {
