@@ -34,6 +34,10 @@ missing_packages() {
     command -v dbus-daemon >/dev/null || echo dbus
     ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || echo postgresql
     [ "$profile" != dev ] || command -v chromium >/dev/null || echo chromium
+    if [ "$profile" = dev ] && [ "$venv" = .venv ]; then # for the tests of deploy/systemd
+        command -v systemd-analyze >/dev/null || echo systemd
+        command -v strace >/dev/null || echo strace
+    fi
 }
 
 real_parts() {
