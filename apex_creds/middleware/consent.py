@@ -157,6 +157,8 @@ class Consent:
         known = self._pinned.get(manifest.plugin)
         if known is not None and known[0] is manifest and known[1] is grants:
             return True
+        if grants.lockdown is not None:
+            return True  # none has any force, and none can be changed
         found = [grants.find(manifest.plugin, need.name) for need in manifest.needs]
         if any(grant is not None and not grant.manifest for grant in found):
             return False

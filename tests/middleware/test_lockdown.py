@@ -1,0 +1,277 @@
+"""A lockdown seals: in this process at once, in others at their next look."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import anyio
+import pytest
+
+from apex_creds import CredentialMiddleware, Vault
+from apex_creds.errors import (
+    AccessDeniedError,
+    AuditUnavailableError,
+    GrantVoidError,
+    HandleRevokedError,
+    LockedDownError,
+    SecretLeakError,
+)
+from apex_creds.leases.invocation import current_credentials
+from apex_creds.model import ApiKey
+from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer
+from apex_creds.policy.factors import Subject
+from apex_creds.policy.grants import GrantDecision
+from apex_creds.vault.factors import Factors
+from tests.leases.world import REPOSITORY, World, world_in
+
+pytestmark = pytest.mark.anyio
+READ = "[redacted:key]"
+
+
+async def read() -> str:
+    async with current_credentials()["key"].reveal() as secret:
+        return secret.expose_str()
+
+
+def keys_in(vault: Vault) -> list[object]:
+    """Every key that a vault's store has in memory, that is not wiped."""
+    hierarchy = vault.store.unsealed().hierarchy
+    documents = [key for pair in hierarchy._documents.values() for key in pair]
+    held = [hierarchy._keks, hierarchy._wrapping, hierarchy._deks]
+    found = [*documents, *(key for table in held for key in table.values())]
+    return [key for key in found if not key.closed]
+
+
+async def test_no_key_is_left_and_none_comes_back_until_it_is_unlocked(tmp_path):
+    async with world_in(tmp_path) as world:
+        await world.call(read)
+        had = keys_in(world.vault)
+        assert had
+        await world.vault.lockdown(keep_grants=True)
+        assert all(key.closed for key in had)
+        assert keys_in(world.vault) == []
+        for work in (
+            lambda: world.call(read),
+            lambda: world.vault.put("new", ApiKey("value")),
+            lambda: world.vault.delete("key"),
+            lambda: world.vault.grant("demo", "ungranted"),
+        ):
+            with pytest.raises(AccessDeniedError):
+                await work()
+            assert keys_in(world.vault) == []
+        await world.vault.unlock()
+        assert await world.call(read) == READ
+
+
+async def test_every_object_of_the_vault_in_this_process_is_sealed_at_once(tmp_path):
+    async def long(other: Vault) -> None:
+        handle = current_credentials()["key"]
+        async with handle.reveal() as secret:
+            await other.lockdown()
+            assert secret.closed
+        with pytest.raises(HandleRevokedError):
+            async with handle.reveal():
+                pass
+
+    async with (
+        world_in(tmp_path) as world,
+        await Vault.unseal(tmp_path / "home", clock=world.clock) as other,
+    ):
+        had = keys_in(world.vault)
+        await world.call(long, other)
+        assert all(key.closed for key in had)
+        assert keys_in(world.vault) == keys_in(other) == []
+        with pytest.raises(AccessDeniedError):
+            await world.call(read)
+
+
+async def test_a_process_that_sees_it_ends_every_lease(tmp_path):
+    async def one(world: World, go: anyio.Event, ready: anyio.Event) -> None:
+        async with current_credentials()["token"].reveal() as secret:
+            ready.set()
+            await go.wait()
+            assert secret.closed  # ended by what another invocation saw
+
+    async def other(world: World, go: anyio.Event, ready: anyio.Event) -> None:
+        await ready.wait()
+        await anyio.to_thread.run_sync(world.elsewhere, "await vault.lockdown()")
+        with pytest.raises(AccessDeniedError):
+            await read()
+        go.set()
+
+    async with world_in(tmp_path) as world:
+        go, ready = anyio.Event(), anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: world.call(one, world, go, ready, needs=("token",)))
+            group.start_soon(lambda: world.call(other, world, go, ready))
+        assert keys_in(world.vault) == []
+        assert [e.decision for e in world.events("revoke")][-1:] == ["sealed"]
+
+
+async def test_changes_meanwhile_do_not_bring_the_keys_back(tmp_path):
+    async with world_in(tmp_path) as world:
+        await world.call(read)
+        for code in (
+            "await vault.lockdown()",
+            "await vault.revoke(plugin='x')",
+            "await vault.put('key', ApiKey('replaced'))",
+        ):
+            await anyio.to_thread.run_sync(world.elsewhere, code)
+            with pytest.raises(AccessDeniedError):
+                await world.call(read)
+            assert keys_in(world.vault) == []
+        await anyio.to_thread.run_sync(world.elsewhere, "await vault.unlock()")
+        await world.vault.grant("demo", "key", reveal=True)
+        assert await world.call(read) == READ
+
+
+async def test_a_vault_that_is_opened_meanwhile_has_keys_until_it_serves_plugins(tmp_path):
+    async with world_in(tmp_path) as world:
+        await world.vault.lockdown(keep_grants=True)
+        async with await Vault.unseal(tmp_path / "home", clock=world.clock) as other:
+            await other.put("key", ApiKey("replaced"))
+            assert keys_in(other)
+            with pytest.raises(LockedDownError):
+                async with other.open("key"):
+                    pass
+            async with CredentialMiddleware(other):
+                assert keys_in(other) == []
+            with pytest.raises(LockedDownError):
+                await other.put("key", ApiKey("again"))
+            await other.unlock()
+            async with other.open("key") as opened:
+                assert bytes(opened.view()) == b"replaced"
+
+
+async def test_what_an_invocation_gives_back_that_had_a_secret_is_withheld(
+    tmp_path,
+):
+    async def keeps(world: World) -> str:
+        async with current_credentials()["key"].reveal() as secret:
+            text = secret.expose_str()
+        await world.vault.lockdown()
+        return f"the key is {text}"
+
+    async with world_in(tmp_path) as world:
+        with pytest.raises(SecretLeakError):
+            await world.call(keeps, world)
+
+
+async def test_grants_are_gone_and_denials_are_not(tmp_path):
+    async with world_in(tmp_path) as world:
+        vault = world.vault
+        await vault.grant("demo", "ungranted", decision=GrantDecision.DENY)
+        before = (await vault.grants()).mark
+        await vault.lockdown()
+        with pytest.raises(GrantVoidError):
+            await vault.grant("demo", "key", since_mark=before)
+        await vault.unlock()
+        left = [(grant.credential, grant.decision) for grant in await vault.grants()]
+        assert left == [("ungranted", GrantDecision.DENY)]
+
+
+async def test_a_factor_that_was_shown_before_does_not_count_after(tmp_path):
+    async with world_in(tmp_path) as world:
+        factors = Factors(world.vault)
+        with factors.begin("phone") as new:
+            from apex_creds.policy.totp import code_at
+
+            def code() -> str:
+                world.clock.now += 30
+                return code_at(seed, settings=new.settings, now=world.clock.now)
+
+            seed = new.seed
+            await factors.confirm(new, code())
+            subject = Subject(plugin="demo", credential="key")
+            await factors.verify(code(), subject=subject)
+            assert await factors.passed(subject, since=0.0)
+            await world.vault.lockdown()
+            with pytest.raises(AccessDeniedError):
+                await world.vault.unlock("000000")
+            assert keys_in(world.vault) == []
+            await world.vault.unlock(code())
+            assert not await factors.passed(subject, since=0.0)
+
+
+async def test_an_answer_that_comes_after_it_is_void(tmp_path):
+    async def late(_: object) -> ConsentAnswer:
+        await world.vault.lockdown()
+        await world.vault.unlock()
+        return ConsentAnswer(choice=Choice.SESSION)
+
+    async with world_in(tmp_path, consent=CallbackConsent(late)) as world:
+        with pytest.raises(AccessDeniedError):
+            await world.call(lambda: 1, needs=("ungranted",))
+
+
+async def test_it_is_in_force_also_where_it_can_not_be_logged(tmp_path, monkeypatch):
+    async with world_in(tmp_path) as world:
+
+        def fails(*_: object, **__: object) -> None:
+            raise AuditUnavailableError("The disk is full.")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(world.vault, "record", fails)
+            with pytest.raises(AuditUnavailableError):
+                await world.vault.lockdown()
+        assert keys_in(world.vault) == []
+        with pytest.raises(AccessDeniedError):
+            await world.call(read)
+        assert (await world.vault.grants()).lockdown is not None
+
+
+RUNTIME = """
+import sys
+import anyio
+from apex_creds import *
+from apex_creds.leases.invocation import current_credentials
+
+manifest = parse_manifest({"id": "demo", "version": "1.0.0",
+                           "credentials": [{"name": "key", "access": "reveal"}]})
+
+async def hold():
+    handle = current_credentials()["key"]
+    for line in sys.stdin:
+        try:
+            async with handle.reveal() as secret:
+                print("read", flush=True)
+        except AccessDeniedError as error:
+            print(type(error).__name__, flush=True)
+
+async def main():
+    async with await Vault.unseal(sys.argv[1]) as vault:
+        async with CredentialMiddleware(vault) as middleware:
+            await middleware.invoke(manifest, hold)
+
+anyio.run(main)
+"""
+
+
+async def test_a_lockdown_whose_process_is_killed_stands(tmp_path):
+    """The runtime is another process; so is what locks down, and it dies right after."""
+
+    def ask() -> str:
+        runtime.stdin.write("again\n")
+        runtime.stdin.flush()
+        return runtime.stdout.readline().strip()
+
+    dies = "import os, signal\nawait vault.lockdown()\nos.kill(os.getpid(), signal.SIGKILL)"
+    async with world_in(tmp_path) as world:
+        argv = [sys.executable, "-c", RUNTIME, str(tmp_path / "home")]
+        runtime = subprocess.Popen(
+            argv, cwd=REPOSITORY, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        try:
+            assert await anyio.to_thread.run_sync(ask) == "read"
+            with pytest.raises(subprocess.CalledProcessError):
+                await anyio.to_thread.run_sync(world.elsewhere, dies)
+            assert await anyio.to_thread.run_sync(ask) == "HandleRevokedError"
+            runtime.communicate(timeout=60)
+            assert runtime.returncode == 0
+        finally:
+            runtime.kill()
+            runtime.communicate()
+        with pytest.raises(AccessDeniedError):
+            await world.call(read)
+        assert keys_in(world.vault) == []
