@@ -74,6 +74,9 @@ class AuditLog:
         pseudonym: What the names of credentials and principals are replaced by.
         observer: Sees all that this log writes; it is closed with the log.
 
+    Attributes:
+        vault_id: Whose log it is; the home's own number where homes share a vault.
+
     Raises:
         RollbackDetectedError: The log is behind a checkpoint or anchor, or another one.
         AuditTamperedError: The open segment is not what was written.
@@ -96,6 +99,7 @@ class AuditLog:
         pseudonym: Callable[[str], str] | None = None,
         observer: Observer | None = None,
     ) -> None:
+        self.vault_id = vault_id
         self._pseudonym = pseudonym
         # Half of the window, so that the disk has the other half.
         self._period = durable_within / 2

@@ -21,13 +21,14 @@ from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
 from apex_creds.audit.events import AuditEvent
 from apex_creds.audit.note import VerifierKey
 from apex_creds.audit.verify import check_now
-from apex_creds.cli import options, output, session, when
+from apex_creds.cli import audit_copies, options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import AuditTamperedError, InvalidInputError
 from apex_creds.keys.anchor import AnchorFile
 from apex_creds.vault import Vault
 from apex_creds.vault.auditing import Pseudonyms, root_key
 from apex_creds.vault.home import audit_directory
+from apex_creds.vault.node import node_of
 
 _FIELDS: Final = ("seq", *AuditEvent.__struct_fields__, "hash")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
@@ -54,12 +55,20 @@ def verify(
         list[str] | None,
         typer.Option("--key", metavar="VKEY", help="The log's verifier key, as you know it."),
     ] = None,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="The copies of every home's log in the shared database."),
+    ] = False,
     json: JsonOption = False,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
     """Check every event and checkpoint of the audit log; says which one fails and how."""
-    directory, vault_id = place(options.settings(ctx, home, master))
+    settings = options.settings(ctx, home, master)
+    if every:
+        audit_copies.verify_all(settings, json=json)
+        return
+    directory, vault_id = place(settings)
     keys = [VerifierKey.parse(text) for text in key or ()]
     known = None if since is None else _kept(since)
     if known is not None and keys:
@@ -174,8 +183,9 @@ def export(
 
 def place(chosen: options.Settings) -> tuple[Path, str]:
     """The log's directory, and whose it is."""
-    header = session.read_header(chosen)
-    return audit_directory(session.home_of(chosen)), header.vault_id
+    home = session.home_of(chosen)
+    whose = node_of(home) or session.read_header(chosen).vault_id
+    return audit_directory(home), whose
 
 
 def _kept(path: Path) -> Checkpoint:

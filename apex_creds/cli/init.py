@@ -26,6 +26,7 @@ from apex_creds.model import CredentialKind
 from apex_creds.storage.select import has_vault
 from apex_creds.vault import Vault
 from apex_creds.vault.home import audit_directory
+from apex_creds.vault.node import log_id
 from apex_creds.vault.keystore import root_header
 
 
@@ -131,7 +132,8 @@ async def _counts(vault: Vault) -> dict[str, output.Json]:
 
 
 def _log_state(chosen: options.Settings, vault_id: str) -> dict[str, output.Json]:
-    report = check_now(audit_directory(session.home_of(chosen)), vault_id=vault_id)
+    home = session.home_of(chosen)
+    report = check_now(audit_directory(home), vault_id=log_id(home, vault_id))
     return {
         "audit_events": report.count,
         "audit_chain": "ok" if report.ok else f"broken at line {report.bad_line}",

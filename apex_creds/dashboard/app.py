@@ -215,7 +215,7 @@ class Dashboard:
         tell = partial(
             story,
             self._directory,
-            vault_id=self._vault.vault_id,
+            vault_id=self._vault.audit.vault_id,
             invocation=request.path_params["id"],
         )
         events, whole = await anyio.to_thread.run_sync(tell)
@@ -228,7 +228,7 @@ class Dashboard:
         tell = partial(
             earlier,
             self._directory,
-            vault_id=self._vault.vault_id,
+            vault_id=self._vault.audit.vault_id,
             before=int(before),
             count=_PAGE,
         )

@@ -69,8 +69,8 @@ class Watcher:
         self._names = names
         self._rhythm = rhythm or Rhythm()
         directory = audit_directory(vault.home)
-        self._tail = LogTail(directory, vault_id=vault.vault_id)
-        self._verifier = Verifier(directory, vault_id=vault.vault_id)
+        self._tail = LogTail(directory, vault_id=vault.audit.vault_id)
+        self._verifier = Verifier(directory, vault_id=vault.audit.vault_id)
         self._engine = RotationWorker(vault).engine
         self._access = Access(vault)
         self._requests = Requests(vault)

@@ -36,7 +36,7 @@ class Watch:
         self._vault = vault
         self._engine = engine
         self._directory = audit_directory(vault.home)
-        self._counts = EventCounts(self._directory, vault_id=vault.vault_id)
+        self._counts = EventCounts(self._directory, vault_id=vault.audit.vault_id)
         self._checked: tuple[bool, float] | None = None
         self._due: dict[Level, float] = {}
         self.wrong: Mapping[str, str] = {}
@@ -60,9 +60,9 @@ class Watch:
 
     async def _verify(self) -> None:
         with open_signing_key(self._vault.store.unsealed()) as signer:
-            key = LogKey(self._vault.vault_id, signer).verifier
+            key = LogKey(self._vault.audit.vault_id, signer).verifier
         keys = (key, *read_keys(self._directory)[1:])
-        vault_id, now = self._vault.vault_id, self._vault.clock.time()
+        vault_id, now = self._vault.audit.vault_id, self._vault.clock.time()
         look = partial(check, self._directory, vault_id=vault_id, keys=keys, now=now)
         report = await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
         if not report.ok:

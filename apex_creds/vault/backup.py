@@ -118,6 +118,11 @@ async def backup(vault: Vault, destination: Path, *, provider: MasterKeyProvider
         StorageError: It can't be read or written.
         AuditUnavailableError: The event could not be written.
     """
+    if vault.store.shared is not None:
+        raise InvalidInputError(
+            "This vault is in a database, and backups are of files.",
+            hint="Back up the database, or first: apex-creds copy --to DIRECTORY",
+        )
     destination = _place(destination, vault.home)
     _log(vault, f"to {destination.name}")
     await anyio.to_thread.run_sync(vault.audit.sign)

@@ -13,6 +13,7 @@ from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.model import SECTIONS
 from apex_creds.vault import Vault
 from apex_creds.vault.home import audit_directory
+from apex_creds.vault.node import log_id
 
 _DELETIONS = "deletions"
 _CHAIN = "audit chain"
@@ -69,7 +70,7 @@ async def _deletions(vault: Vault) -> Check:
 
 def audit_chain(home: Path, vault_id: str) -> tuple[Check, float]:
     """Whether the log verifies; and the time of its last event, 0 if that can't be had."""
-    directory = audit_directory(home)
+    directory, vault_id = audit_directory(home), log_id(home, vault_id)
     try:
         report = check(directory, vault_id=vault_id)
     except ApexCredsError as error:
