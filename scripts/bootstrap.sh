@@ -34,9 +34,10 @@ missing_packages() {
     command -v dbus-daemon >/dev/null || echo dbus
     ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || echo postgresql
     [ "$profile" != dev ] || command -v chromium >/dev/null || echo chromium
-    if [ "$profile" = dev ] && [ "$venv" = .venv ]; then # for the tests of deploy/systemd
+    if [ "$profile" = dev ] && [ "$venv" = .venv ]; then # for the tests of deploy/
         command -v systemd-analyze >/dev/null || echo systemd
         command -v strace >/dev/null || echo strace
+        command -v bwrap >/dev/null || echo bubblewrap
     fi
 }
 

@@ -37,7 +37,9 @@ def test_commands_name_what_is_there() -> None:
         for name in unit.split():
             wanted = name if "." in name else f"{name}.service"
             assert (DEPLOY / "systemd" / wanted).exists(), name
-    for path in re.findall(r"(?<![/\w-])((?:systemd|compose|grafana|prometheus)/[a-z./*-]+)", PAGE):
+    for path in re.findall(
+        r"(?<![/\w-])((?:systemd|compose|grafana|prometheus)/[a-z./*-]+)", PAGE
+    ):
         assert list(DEPLOY.glob(path.rstrip("."))), path
 
 
