@@ -26,8 +26,8 @@ from apex_creds.model import CredentialKind
 from apex_creds.storage.select import has_vault
 from apex_creds.vault import Vault
 from apex_creds.vault.home import audit_directory
-from apex_creds.vault.node import log_id
 from apex_creds.vault.keystore import root_header
+from apex_creds.vault.node import log_id
 
 
 def init(
