@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
+from apex_creds.audit.verify import check
 from apex_creds.errors import (
+    AuditTamperedError,
     CorruptDocumentError,
     ForeignDocumentError,
+    IntegrityError,
     RollbackDetectedError,
     StorageStaleError,
     StorageUnreachableError,
     VaultExistsError,
 )
 from apex_creds.model import ApiKey
+from apex_creds.scheduler.state import rotation_document
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import Vault
+from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import node_of
 from apex_creds.vault.shards import shard_names
 from apex_creds.vault.shared import SharedStore
+from apex_creds.vault.shipping import copies, verify_copy
 from tests.vault.helpers import secret_for, value_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
@@ -232,3 +240,87 @@ async def test_each_home_has_a_log_of_its_own(place: Place) -> None:
         assert None not in numbers
     async with place.homes("one") as (one,):  # nor is it behind its anchor
         assert node_of(one.home) in numbers
+
+
+async def test_the_copy_of_each_log_is_in_the_storage(place: Place) -> None:
+    async with place.homes("one", "two") as (one, two):
+        await one.put("a", ApiKey("1"))
+        await two.put("b", ApiKey("2"))
+    for lines in place.storage._place.streams.values():
+        assert not any(b"put" in line or b"vault" in line for line in lines)
+    async with place.homes("one", "three") as (one, _):
+        shared, keystore = one.store.shared, one.store.unsealed()
+        assert shared is not None
+        assert len(await copies(shared)) == 3
+        node = node_of(two.home)
+        assert node is not None
+        report = await verify_copy(shared, keystore, node)
+        assert report == check(audit_directory(two.home), vault_id=node)
+        assert report.ok
+        assert report.signed == report.count >= 2
+
+
+async def test_a_copy_that_was_altered_does_not_verify(place: Place) -> None:
+    async with place.homes("one") as (one,):
+        node = one.audit.vault_id
+        for number in range(3):
+            await one.put("a", ApiKey(str(number)))
+    [stream] = place.storage._place.streams.values()
+    assert len(stream) >= 2
+    async with place.homes("two") as (two,):
+        shared, keystore = two.store.shared, two.store.unsealed()
+        assert shared is not None
+        whole, streams = list(stream), place.storage._place.streams
+        name = f"audit_{node}"
+        streams[name] = [whole[1], whole[0], *whole[2:]]  # each is bound to its place
+        with pytest.raises(IntegrityError):
+            await verify_copy(shared, keystore, node)
+        streams[name] = whole[1:]
+        with pytest.raises(IntegrityError):
+            await verify_copy(shared, keystore, node)
+        streams[name] = whole
+        assert (await verify_copy(shared, keystore, node)).ok
+        with pytest.raises(AuditTamperedError):
+            await verify_copy(shared, keystore, "0" * 32)
+
+
+async def test_a_log_that_was_cut_is_not_copied_over(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with place.homes("one") as (one,):
+        await one.put("a", ApiKey("1"))
+        node = one.audit.vault_id
+    before = place.storage._place.streams[f"audit_{node}"]
+    shutil.rmtree(audit_directory(one.home))
+    for anchor in place.where.glob("*.anchor"):
+        anchor.unlink()
+    async with place.homes("one") as (one,):
+        await one.put("a", ApiKey("2"))
+        with anyio.fail_after(10):
+            while "is not copied" not in caplog.text:
+                await anyio.sleep(0.01)
+    assert place.storage._place.streams[f"audit_{node}"] == before
+    assert "AuditTamperedError" in caplog.text or "is not the one" in caplog.text
+
+
+async def test_a_home_keeps_its_number(place: Place) -> None:
+    async with place.homes("one") as (one,):
+        number = node_of(one.home)
+    (one.home / "security" / "node").write_text("something else\n")
+    with pytest.raises(CorruptDocumentError):
+        await place.home("one")
+    (one.home / "security" / "node").write_text(f"{number}\n")
+    async with place.homes("one") as (one,):
+        assert node_of(one.home) == number
+
+
+# -- sharing what is counted and asked ----------------------------------------------------
+
+
+async def test_second_factors_and_rotation_state_are_shared(place: Place) -> None:
+    async with place.homes("one", "two") as (one, two):
+        states = [rotation_document(vault.store) for vault in (one, two)]
+        await states[0].change(lambda s: msgspec.structs.replace(s, debounce=7.0))
+        assert (await states[1].read()).debounce == 7.0
+        await states[1].change(lambda s: msgspec.structs.replace(s, debounce=8.0))
+        assert (await states[0].read()).debounce == 8.0
