@@ -18,7 +18,7 @@ import platformdirs
 
 from apex_creds.errors import MasterKeyUnavailableError
 
-__all__ = ["MAX_ANCHOR", "AnchorFile", "AnchorStore", "state_anchor"]
+__all__ = ["MAX_ANCHOR", "AnchorFile", "AnchorRemover", "AnchorStore", "state_anchor"]
 
 MAX_ANCHOR: Final = 64 * 1024
 _FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -42,6 +42,21 @@ class AnchorStore(Protocol):
 
         Raises:
             MasterKeyUnavailableError: It could not be kept.
+        """
+
+
+@runtime_checkable
+class AnchorRemover(Protocol):
+    """What an ``AnchorStore`` may offer besides; may block."""
+
+    def delete_anchor(self, *, vault_id: str) -> None:
+        """Takes away what was written; nothing happens if nothing was.
+
+        Only for a vault that is not there any more: without its anchor, an older copy that
+        is put back is not noticed.
+
+        Raises:
+            MasterKeyUnavailableError: It could not be taken away.
         """
 
 
@@ -111,6 +126,17 @@ class AnchorFile:
         """
         try:
             self.write(text)
+        except OSError as error:
+            raise self._unusable(error.strerror or "an error") from None
+
+    def delete_or_refuse(self) -> None:
+        """Removes the file, if there is one.
+
+        Raises:
+            MasterKeyUnavailableError: It could not be removed.
+        """
+        try:
+            self.path.unlink(missing_ok=True)
         except OSError as error:
             raise self._unusable(error.strerror or "an error") from None
 

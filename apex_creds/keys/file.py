@@ -138,6 +138,12 @@ class FileProvider:
         except OSError:
             state_anchor(vault_id).write_or_refuse(text)
 
+    def delete_anchor(self, *, vault_id: str) -> None:
+        """See ``AnchorRemover``."""
+        check_reference(vault_id, 1)
+        self._anchor(vault_id).delete_or_refuse()
+        state_anchor(vault_id).delete_or_refuse()
+
     def _anchor(self, vault_id: str) -> AnchorFile:
         return self._beside(f"{vault_id}.anchor")
 

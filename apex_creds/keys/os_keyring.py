@@ -135,6 +135,12 @@ class KeyringProvider:
         holder = self._backends()[0]
         _call(partial(_set, holder, entry, bytearray(text, "ascii")))
 
+    def delete_anchor(self, *, vault_id: str) -> None:
+        """See ``AnchorRemover``."""
+        check_reference(vault_id, 1)
+        for backend in self._backends():
+            _call(partial(_delete, backend, f"{vault_id}:anchor"))
+
     def _create(self, entry: str) -> SecretBytes:
         backends = self._backends()
         with self._exclusive():

@@ -122,6 +122,11 @@ class PassphraseProvider:
         check_reference(vault_id, 1)
         state_anchor(vault_id).write_or_refuse(text)
 
+    def delete_anchor(self, *, vault_id: str) -> None:
+        """See ``AnchorRemover``."""
+        check_reference(vault_id, 1)
+        state_anchor(vault_id).delete_or_refuse()
+
     def _derive(self, params: Mapping[str, str], confirm: bool) -> SecretBytes:
         salt, opslimit, memlimit = _checked(params)
         with self._ask(confirm) as passphrase:

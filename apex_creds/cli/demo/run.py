@@ -8,9 +8,12 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
+
+import anyio.to_thread
 
 from apex_creds.audit import EventKind, Recorded, check, read
 from apex_creds.cli import dotenv
@@ -101,14 +104,18 @@ async def run(
 
 @asynccontextmanager
 async def _vault(home: Path, provider: MasterKeyProvider, say: Say) -> AsyncIterator[Vault]:
-    """A new vault; its key is taken out of the keyring again afterwards."""
-    async with await Vault.create(home, master=provider) as vault:
-        say(f"A vault in {home}; master key: {provider.uri}")
-        try:
+    """A new vault; its key and its anchor are taken out of the keyring again afterwards."""
+    vault = await Vault.create(home, master=provider)
+    vault_id = vault.vault_id
+    try:
+        async with vault:
+            say(f"A vault in {home}; master key: {provider.uri}")
             yield vault
-        finally:
-            if isinstance(provider, KeyringProvider):
-                await provider.discard(vault_id=vault.vault_id, version=1)
+    finally:  # a vault that closes writes its anchor
+        if isinstance(provider, KeyringProvider):
+            await provider.discard(vault_id=vault_id, version=1)
+            forget = partial(provider.delete_anchor, vault_id=vault_id)
+            await anyio.to_thread.run_sync(forget)
 
 
 async def _fill(vault: Vault, env: Path, base: str, say: Say) -> None:
