@@ -7,6 +7,7 @@ lies in locked memory and is wiped by ``close``; after that each use is a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from apex_creds.crypto import envelope, kdf
@@ -181,6 +182,17 @@ class Hierarchy:
         dek = self._deks.pop((key_id, version), None)
         if dek is not None:
             dek.close()
+
+    def forget_destroyed(self, keysets: Mapping[bytes, Keyset]) -> None:
+        """Wipes the cached DEKs whose versions another process has destroyed.
+
+        Args:
+            keysets: All that there are, by id.
+        """
+        for key_id, version in list(self._deks):
+            keyset = keysets.get(bytes.fromhex(key_id))
+            if keyset is None or keyset.get(version).state is KeyState.DESTROYED:
+                self.forget(key_id, version)
 
     def forget_keks(self, keep: frozenset[int]) -> None:
         """Wipes the KEK versions that are not to be kept, after they were destroyed."""

@@ -368,6 +368,7 @@ class DocumentStore(KeyHolding, Alone):
         if self.unsealed().header.generation <= after.header.generation:
             self._keystore = after
             hierarchy.forget_keks(needed)
+            hierarchy.forget_destroyed(after.by_id)
             self.seal_if_locked()
         return after
 
