@@ -30,6 +30,10 @@ from apex_creds.vault import Vault
 
 T = TypeVar("T")
 
+_BY_HAND = (
+    "The master key is a passphrase: no worker rotates it or the KEK, as somebody must type "
+    "it. Run apex-creds rotate master (or kek). DEKs rotate by themselves."
+)
 _HELP = {"help_option_names": ["-h", "--help"]}
 rotation = typer.Typer(context_settings=_HELP, help="How the keys are, and when they rotate.")
 events = typer.Typer(context_settings=_HELP, help="Security events.")
@@ -158,6 +162,8 @@ def status(
     )
     for level, at in found.due.items():
         output.say(f"{level.value}: next due {when.show(at)}")
+    if found.by_hand:
+        output.note(_BY_HAND)
     for step in found.steps:
         about = f" {step.label}" if step.label else ""
         output.note(f"due now: {step.action.value} {step.level.value}{about} ({step.reason})")
@@ -341,6 +347,7 @@ def _status_json(found: Status) -> dict[str, output.Json]:
         "versions": [_line_json(line) for line in found.lines],
         "next_due": {level.value: when.show(at) for level, at in found.due.items()},
         "due_now": steps,
+        "by_hand": sorted(level.value for level in found.by_hand),
         "waiting_events": [kind_of(item.event) for item in found.state.queue],
     }
 

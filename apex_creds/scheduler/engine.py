@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from apex_creds.errors import ApexCredsError, ConflictError
 from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.keys.passphrase import PassphraseProvider
 from apex_creds.scheduler.policy import Level, NextFire
 from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
 from apex_creds.scheduler.rotation import Action, KeyView, MasterView, Step, View, plan
@@ -32,6 +33,8 @@ from apex_creds.vault.state import StateDocument
 from apex_creds.vault.store import DocumentStore
 
 LEASE_SECONDS: Final = 30.0
+BY_HAND: Final = frozenset({Level.MASTER, Level.KEK})
+"""Levels that somebody must be there for, where the master key is in ``passphrase:``."""
 _REPEATS: Final = 3
 
 Mover = Callable[[], Awaitable[object]]
@@ -48,11 +51,13 @@ class Outcome:
         done: The steps that were taken.
         failed: Those that were not, and why.
         waiting: Another worker has the lease.
+        by_hand: Steps that were left for somebody who knows the passphrase.
     """
 
     done: tuple[Step, ...] = ()
     failed: Mapping[Step, ApexCredsError] = field(default_factory=dict)
     waiting: bool = False
+    by_hand: tuple[Step, ...] = ()
 
 
 class Engine:
@@ -179,12 +184,19 @@ class Engine:
 
     # -- doing -------------------------------------------------------------------
 
-    async def run(self, *, lease: bool = True, only: frozenset[Level] | None = None) -> Outcome:
+    async def run(
+        self,
+        *,
+        lease: bool = True,
+        only: frozenset[Level] | None = None,
+        attended: bool = True,
+    ) -> Outcome:
         """Takes steps until nothing is due.
 
         Args:
             lease: Only while this worker has, or gets, the lease.
             only: Steps of these levels alone.
+            attended: Whether a person is there, who can be asked for a passphrase.
 
         Raises:
             IntegrityError: A document is not what this vault wrote.
@@ -194,10 +206,11 @@ class Engine:
         failed: dict[Step, ApexCredsError] = {}
         while not lease or await self.hold():
             steps = [s for s in await self.plan() if only is None or s.level in only]
-            group = _first_group([s for s in steps if s not in failed])
+            alone = () if attended else await self.by_hand(steps)
+            group = _first_group([s for s in steps if s not in failed and s not in alone])
             if not group:
                 await self._forget_requests()
-                return Outcome(done=tuple(done.elements()), failed=failed)
+                return Outcome(done=tuple(done.elements()), failed=failed, by_hand=alone)
             try:
                 if any(done[step] >= _REPEATS for step in group):
                     raise _stuck(group)
@@ -207,6 +220,17 @@ class Engine:
             else:
                 done.update(group)
         return Outcome(done=tuple(done.elements()), failed=failed, waiting=True)
+
+    async def by_hand(self, steps: Iterable[Step]) -> tuple[Step, ...]:
+        """Those of the steps for which somebody must type a passphrase.
+
+        A new KEK is derived from the master key, and a new master key from a passphrase
+        that somebody chooses; neither is kept anywhere.
+        """
+        uri = (await self.store.keystore()).root_header.master.uri
+        if uri.partition(":")[0] != PassphraseProvider.scheme:
+            return ()
+        return tuple(s for s in steps if s.level in BY_HAND and s.action is Action.ROTATE)
 
     async def _take(self, group: Sequence[Step]) -> None:
         for step in group:
@@ -226,7 +250,7 @@ class Engine:
                 await rotate.rotate_master(self.store, replaces=step.version, now=now)
             else:
                 await rotate.discard_master(self.store, step.version)
-                await self.document.change(lambda s, v=step.version: _discarded(s, v))  # type: ignore[misc]
+                await self.document.change(lambda s, v=step.version: _discarded(s, v, now))  # type: ignore[misc]
 
     async def _take_kek(self, group: Sequence[Step]) -> None:
         now, action = self.store.clock.time(), group[0].action
@@ -311,16 +335,24 @@ def _master_view(keystore: Keystore, state: RotationState) -> MasterView:
     began: dict[int, float] = {}
     for version in keks.versions:
         began.setdefault(version.parent, version.created)
-    left = {
-        number: began.get(number + 1, began[record.version])
-        for number in range(state.discarded + 1, record.version)
+    left = {n: _left(began, n) for n in range(state.discarded + 1, record.version)}
+    gone = {  # of some that an earlier program deleted, it is only known when they were left
+        n: state.discarded_at.get(n, _left(began, n))
+        for n in range(1, min(state.discarded + 1, record.version))
     }
     return MasterView(
         version=record.version,
         created=began[record.version],
         left=left,
         compromised=state.compromised_master,
+        began=began,
+        gone=gone,
     )
+
+
+def _left(began: Mapping[int, float], version: int) -> float:
+    """When a version was left for the one that came after it; numbers may be passed over."""
+    return began[min(number for number in began if number > version)]
 
 
 def _requested(
@@ -373,10 +405,10 @@ def _stuck(group: Sequence[Step]) -> ConflictError:
     )
 
 
-def _discarded(state: RotationState, version: int) -> RotationState:
+def _discarded(state: RotationState, version: int, now: float) -> RotationState:
     if version != state.discarded + 1:
         return state
-    return replace(state, discarded=version)
+    return replace(state, discarded=version, discarded_at={**state.discarded_at, version: now})
 
 
 def _by_section(steps: Iterable[Step]) -> Iterator[tuple[str, frozenset[str]]]:

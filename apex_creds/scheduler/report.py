@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 from apex_creds.keys.keyset import KeyState, KeyVersion
-from apex_creds.scheduler.engine import Engine
+from apex_creds.scheduler.engine import BY_HAND, Engine
 from apex_creds.scheduler.policy import Level
-from apex_creds.scheduler.rotation import Step, View, next_due, plan
+from apex_creds.scheduler.rotation import Action, Reason, Step, View, next_due, plan
 from apex_creds.scheduler.state import RotationState
 from apex_creds.vault import reseal
 from apex_creds.vault.reseal import SECTION_NAMES
@@ -51,12 +51,14 @@ class Status:
         due: When the next key of each level is due.
         steps: What could be done now.
         state: The document ``rotation``.
+        by_hand: Levels that no worker rotates: a passphrase must be typed for them.
     """
 
     lines: tuple[VersionLine, ...]
     due: dict[Level, float]
     steps: tuple[Step, ...]
     state: RotationState
+    by_hand: frozenset[Level] = frozenset()
 
 
 async def status(engine: Engine, *, destroyed: bool = False) -> Status:
@@ -73,11 +75,16 @@ async def status(engine: Engine, *, destroyed: bool = False) -> Status:
     now, fire = engine.store.clock.time(), engine.next_fire
     lines = [line async for line in _lines(engine.store, view)]
     shown = [line for line in lines if destroyed or line.state != KeyState.DESTROYED]
+    asked = await engine.by_hand(
+        Step(level=level, action=Action.ROTATE, version=1, reason=Reason.TIME)
+        for level in BY_HAND
+    )
     return Status(
         lines=tuple(shown),
         due=next_due(view, state.policies, next_fire=fire),
         steps=plan(view, state.policies, now=now, next_fire=fire),
         state=state,
+        by_hand=frozenset(step.level for step in asked),
     )
 
 
@@ -104,19 +111,22 @@ async def _lines(store: DocumentStore, view: View) -> AsyncIterator[VersionLine]
 
 
 def _masters(view: View) -> Iterator[VersionLine]:
+    """Those that were used; a number that was passed over protected nothing."""
     master = view.master
-    for version, left in (*master.left.items(), (master.version, master.created)):
+    for version, began in sorted(master.began.items()):
         current = version == master.version
+        state = KeyState.DESTROYED if version in master.gone else KeyState.RETIRED
+        since = {**master.left, **master.gone}
         yield VersionLine(
             level=Level.MASTER,
             label="",
             version=version,
-            state=(KeyState.PRIMARY if current else KeyState.RETIRED).value,
+            state=(KeyState.PRIMARY if current else state).value,
             compromised=version <= master.compromised,
             protects=-1 if current else 0,
             encryptions=0,
-            created=left,
-            changed=left,
+            created=began,
+            changed=began if current else since.get(version, began),
         )
 
 

@@ -118,12 +118,16 @@ class MasterView:
         created: When it began to be used.
         left: Earlier versions that the provider may still have, and when each was left.
         compromised: Versions up to this one are.
+        began: When each version began to be used; those that never were are not there.
+        gone: When earlier versions were deleted at the provider.
     """
 
     version: int
     created: float
     left: Mapping[int, float] = field(default_factory=dict)
     compromised: int = 0
+    began: Mapping[int, float] = field(default_factory=dict)
+    gone: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

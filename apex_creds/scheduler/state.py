@@ -55,6 +55,7 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         requested: Keys of ``level`` or ``level label`` that are older than this time are
             to be rotated.
         discarded: Master keys up to this version were deleted at their provider.
+        discarded_at: When each of them was, Unix seconds.
         compromised_master: Master keys up to this version may be in wrong hands.
     """
 
@@ -67,6 +68,7 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     recent: dict[str, float] = {}
     requested: dict[str, float] = {}
     discarded: int = 0
+    discarded_at: dict[int, float] = {}
     compromised_master: int = 0
 
 

@@ -267,13 +267,17 @@ class RotationWorker:
 
     async def _rotate(self, level: Level | None) -> None:
         only = None if level is None else frozenset({level})
-        outcome = await self.engine.run(only=only)
+        outcome = await self.engine.run(only=only, attended=False)
         self._rotates = not outcome.waiting
         if outcome.waiting and self._help:
             await self._help_reencrypt()
         for step, error in outcome.failed.items():
             self._problems[f"{step.action.value} {step.level.value}"] = error.message
-        if not outcome.failed:
+        for step in outcome.by_hand:
+            self._problems[f"{step.action.value} {step.level.value}"] = (
+                "a passphrase must be typed for it: apex-creds rotate " + step.level.value
+            )
+        if not outcome.failed and not outcome.by_hand:
             done = tuple(f" {each.value}" for each in ([level] if level else Level))
             for name in [name for name in self._problems if name.endswith(done)]:
                 del self._problems[name]
