@@ -27,13 +27,22 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import ConflictError, MasterKeyNotFoundError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS, ApiKey, GenericSecret, Secret
+from apex_creds.scheduler.bus import EventBus
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.engine import Engine, request_key
+from apex_creds.scheduler.events import (
+    CompromiseSuspected,
+    Event,
+    LeakDetected,
+    OperatorRequest,
+    PluginRemoved,
+)
 from apex_creds.scheduler.policy import DAY, Level, LevelPolicy, Policies
 from apex_creds.scheduler.reencrypt import Pace
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import genesis, writing
+from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.section import open_record
 from apex_creds.vault.store import DocumentStore
@@ -198,8 +207,12 @@ class World:
     acknowledged: dict[str, str | None] = field(default_factory=dict)
     unsure: dict[str, set[str | None]] = field(default_factory=dict)
     readers: list[tuple[str, set[str | None]]] = field(default_factory=list)
-    log: list[str] = field(default_factory=list)
+    writers: dict[str, list[Worker]] = field(default_factory=dict)
+    cut_off: dict[str, bool] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    suspected: set[tuple[str, int]] = field(default_factory=set)
     latest: float = 0.0
+    set_back: bool = False
     stamps: int = 0
     reads: int = 0
 
@@ -219,6 +232,18 @@ class World:
         return Masters(ChaoticProvider(self.ring, self.chaos, life))
 
 
+class Reactor:
+    """What is done outside the keys is done elsewhere; an event is about one service."""
+
+    async def _nothing(self, event: Event) -> None:
+        pass
+
+    revoke_leases = revoke_grants = lock_down = notify = _nothing
+
+    async def services(self, event: Event) -> list[str]:
+        return ["one"]
+
+
 class Worker:
     """A process: documents and caches of its own."""
 
@@ -234,12 +259,14 @@ class Worker:
             next_fire=lambda *_: None,
             pace=Pace(slice_records=2),
         )
+        self.bus = EventBus(self.store, self.document, reactor=Reactor())
 
     async def act(self) -> None:
         """One random thing."""
         roll = self.world.chaos.random
         actions = [self.put] * 6 + [self.redeem] * 6 + [self.delete] * 2
-        actions += [self.rotate] * 6 + [self.compromise] * 3 + [self.request] * 2
+        actions += [self.rotate] * 6 + [self.compromise] * 2 + [self.request] * 2
+        actions += [self.emit] * 3
         await roll.choice(actions)()
 
     async def put(self) -> None:
@@ -270,7 +297,7 @@ class Worker:
             maybe.add(world.acknowledged[name])
         else:
             maybe.add(None)
-        alone = writers.setdefault(id(world), {}).setdefault(name, [])
+        alone = world.writers.setdefault(name, [])
         alone.append(self)
         try:
             yield
@@ -278,13 +305,13 @@ class Worker:
             pass
         else:
             # With one writer at a time, an acknowledged value is the only one.
-            if len(alone) == 1 and not cut_off.get((id(world), name)):
+            if len(alone) == 1 and not world.cut_off.get(name):
                 world.acknowledged[name] = value
                 world.unsure[name] = set()
                 alone.remove(self)
                 return
         alone.remove(self)
-        cut_off[id(world), name] = bool(alone)
+        world.cut_off[name] = bool(alone)
         if self.life.dead:
             raise Crash
 
@@ -299,7 +326,26 @@ class Worker:
         assert found in allowed, (name, found, allowed)
 
     async def rotate(self) -> None:
+        await self.bus.act()
         await self.engine.run(lease=self.world.chaos.random.random() < 0.7)
+
+    async def emit(self) -> None:
+        """An event; once it was accepted, it is acted on, whoever crashes."""
+        world, roll = self.world, self.world.chaos.random
+        level, at = roll.choice(list(Level)), world.clock.now
+        event: Event = roll.choice(
+            [
+                CompromiseSuspected(level=level),
+                CompromiseSuspected(service="one"),
+                OperatorRequest(level=level),
+                PluginRemoved(plugin="weather"),
+                LeakDetected(credential="name1"),
+            ]
+        )
+        there = _concerned(event, await self.store.keystore(), at)
+        if await self.bus.accept(event):
+            world.events.append(event)
+            world.suspected |= there
 
     async def compromise(self) -> None:
         level = self.world.chaos.random.choice(list(Level))
@@ -313,10 +359,6 @@ class Worker:
             return replace(state, requested={**state.requested, request_key(level): now})
 
         await self.document.change(change)
-
-
-writers: dict[int, dict[str, list[Worker]]] = {}
-cut_off: dict[tuple[int, str], bool] = {}
 
 
 def _secret(name: str, text: str) -> tuple[str, Secret]:
@@ -356,6 +398,7 @@ async def life_of(world: World, number: int, actions: int) -> None:
             world.latest = max(world.latest, world.clock.now)
         elif roll < 0.27:
             world.clock.now -= world.chaos.random.choice([5.0, DAY, 200 * DAY])
+            world.set_back = True
         await asyncio.sleep(0)
         try:
             if worker is None:
@@ -376,7 +419,10 @@ async def check(world: World) -> None:
     await _readable(worker)
     # What was stamped while the clock was ahead is kept until its grace is over.
     world.clock.now = max(world.latest, world.clock.now)
+    await worker.bus.act()
+    assert not (await worker.document.read()).queue
     await worker.engine.run(lease=False)
+    await _acted_on(worker)
     quiet = LevelPolicy(interval=None)
     calm = Policies(master=quiet, kek=quiet, dek=quiet)
     await worker.document.change(lambda s: replace(s, policies=calm))
@@ -404,6 +450,26 @@ async def _readable(worker: Worker) -> None:
         for record in (await fresh.store.section(section)).records.values():
             state = keystore.by_id[record.key[0]].get(record.key[1]).state
             assert state in (KeyState.PRIMARY, KeyState.ACTIVE, KeyState.RETIRED)
+
+
+def _concerned(event: Event, keystore: Keystore, at: float) -> set[tuple[str, int]]:
+    """The versions of DEKs and KEKs that were there, and that an event says to destroy."""
+    if not isinstance(event, CompromiseSuspected):
+        return set()
+    chosen = [k for k in keystore.body.deks if k.label.endswith(event.service)]
+    if event.level is not Level.DEK:
+        chosen.append(keystore.root_header.keks)
+    return {(k.id, v.version) for k in chosen for v in k.versions if v.created < at}
+
+
+async def _acted_on(worker: Worker) -> None:
+    """What was suspected is not in use any more, and was destroyed without grace."""
+    keystore, world = await worker.store.keystore(), worker.world
+    for keyset in (keystore.root_header.keks, *keystore.body.deks):
+        for version in keyset.versions:
+            # One that was made while the clock was ahead is younger than the suspicion.
+            if (keyset.id, version.version) in world.suspected and not world.set_back:
+                assert version.state is KeyState.DESTROYED, (keyset.label, version)
 
 
 async def _ended(worker: Worker) -> None:
@@ -435,7 +501,8 @@ async def run(world: World) -> World:
     await setup.document.change(lambda _: RotationState(policies=policies))
     world.latest = world.clock.now
     count = world.chaos.random.choice([1, 2, 3, 4])
-    await asyncio.gather(*(life_of(world, n, 14) for n in range(count)))
+    actions = world.chaos.random.choice([4, 8, 14])
+    await asyncio.gather(*(life_of(world, n, actions) for n in range(count)))
     await check(world)
     return world
 
