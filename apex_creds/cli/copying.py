@@ -96,7 +96,9 @@ def _tell(done: Copied, target: Storage, *, json: bool) -> None:
         style="green",
     )
     if place is None:
-        output.say("Next: apex-creds --home DIR status, with the same master key.")
+        output.say("Next: apex-creds --home DIR status, with the same master key. If that is")
+        output.say("refused, since the log of the vault in its old place is longer: stop using")
+        output.say("that one, then apex-creds --home DIR audit accept-rollback --reason moved")
         return
     joint = "&" if "?" in place.url else "?"
     output.say("Next, in each home that is to use it:")

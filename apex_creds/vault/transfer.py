@@ -48,7 +48,7 @@ from apex_creds.vault.vault import Vault
 __all__ = ["Copied", "transfer"]
 
 _ROUNDS: Final = 20
-_TOGETHER: Final = 16
+_TOGETHER: Final = 128
 _LINES: Final = 1000
 _ONE_HOMES: Final = "audit_state"
 """Belongs to the log of one home, which starts anew with the copy."""
