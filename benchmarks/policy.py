@@ -97,6 +97,7 @@ def _decision(policy: Policy, *, remembered: bool) -> Operation:
     def once() -> object:
         if not remembered:
             # As for values that were never seen before.
+            policy._known.clear()
             for matcher in (policy._plugin, policy._action, policy._credential):
                 matcher._known.clear()
         return decide(

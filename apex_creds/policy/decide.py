@@ -237,10 +237,10 @@ def _fresh(factor: float | None, good_for: float, now: float) -> bool:
 
 
 def _recheck(ruling: Ruling, factor: float | None, now: float) -> float | None:
-    ends = [(now // _MINUTE + 1) * _MINUTE] if ruling.timed else []
-    if factor is not None and EACH_LEASE < ruling.second_factor < NEVER:
-        ends.append(factor + ruling.second_factor)
-    return min(ends, default=None)
+    end = (now // _MINUTE + 1) * _MINUTE if ruling.timed else None
+    if factor is None or not EACH_LEASE < ruling.second_factor < NEVER:
+        return end
+    return _earlier(end, factor + ruling.second_factor)
 
 
 def _decision(
@@ -268,14 +268,13 @@ def _permission(
     by_grant = grant is not None and grant.reveal
     # A grant that the permission does not rest on does not end it either.
     rests = grant if not allowed or (by_grant and not by_rule) else None
-    ends = [rests.until if rests else None, info.expires]
     return Permission(
         scopes=need.scopes,
         origins=frozenset(need.origins or info.origins),
         methods=frozenset(need.methods),
         paths=need.paths,
         reveal=need.access is Access.REVEAL and (by_rule or by_grant),
-        until=min((end for end in ends if end is not None), default=None),
+        until=_earlier(info.expires, rests.until if rests is not None else None),
         recheck=recheck,
     )
 
@@ -284,6 +283,13 @@ def _permission(
 _TRICKY: Final = re.compile(
     r"%(?:25|2e|2f|5c|c0|c1|u|[01][0-9a-f]|7f)|%20(?=\.)|[\\;\x00-\x20\x7f]|//", re.IGNORECASE
 )
+
+
+def _earlier(one: float | None, other: float | None) -> float | None:
+    """The first of two ends; None is none."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 def _over(end: float | None, now: float) -> bool:

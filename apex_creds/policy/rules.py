@@ -13,7 +13,7 @@ the bits of an integer, and the lowest bit that is in all of them is the answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import reduce
@@ -38,6 +38,8 @@ class Verdict(StrEnum):
 
 _SEVERITY: Final = {Verdict.ALLOW: 0, Verdict.ASK: 1, Verdict.DENY: 2}
 _MINUTE: Final = 60.0
+_MANY: Final = 1024
+"""So many rulings are remembered: uses that no rule with a time is about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +179,7 @@ class Policy:
         "_action",
         "_clockwork",
         "_credential",
+        "_known",
         "_origin",
         "_plugin",
         "_scope",
@@ -205,6 +208,7 @@ class Policy:
         self._scope = Matcher([rule.scope for rule in ordered])
         self._origin = Matcher([rule.origin for rule in ordered])
         self._clockwork = _clockwork(ordered)
+        self._known: dict[tuple[object, ...], Ruling] = {}
 
     def rule_on(
         self,
@@ -213,8 +217,8 @@ class Policy:
         action: str,
         credential: str,
         level: Sensitivity,
-        scopes: Iterable[str] = (),
-        origins: Iterable[Origin] = (),
+        scopes: Collection[str] = (),
+        origins: Collection[Origin] = (),
         now: float,
     ) -> Ruling:
         """What policy says on a use.
@@ -230,6 +234,28 @@ class Policy:
         """
         if not self.rules:
             return self._by_level(level, timed=False)
+        # The level's plain text: an enumeration's hash is computed in Python.
+        places = () if self._origin.trivial else tuple(origins)
+        key = (plugin, action, credential, level._value_, tuple(scopes), places)
+        found = self._known.get(key)
+        if found is None:
+            found = self._find(plugin, action, credential, level, scopes, origins, now)
+            if not found.timed:
+                if len(self._known) >= _MANY:
+                    self._known.clear()
+                self._known[key] = found
+        return found
+
+    def _find(
+        self,
+        plugin: str,
+        action: str,
+        credential: str,
+        level: Sensitivity,
+        scopes: Iterable[str],
+        origins: Iterable[Origin],
+        now: float,
+    ) -> Ruling:
         among = (
             self._plugin.name(plugin)
             & self._action.name(action)
