@@ -204,6 +204,8 @@ class Dashboard:
             "vault": self._vault.vault_id,
             "decisions": self._site.decisions,
             "hidden": self._names.hidden,
+            # One of several homes of a vault in a database: each keeps a log of its own.
+            "shared": self._vault.audit.vault_id != self._vault.vault_id,
             "now": self._vault.clock.time(),
         }
         yield b"event: hello\ndata: " + encode(hello) + b"\n\n"

@@ -29,6 +29,7 @@ class Hub:
         self._topics: dict[str, tuple[int, bytes]] = {}
         self._log: deque[tuple[int, bytes]] = deque(maxlen=KEPT)
         self._version = 0
+        self._arrived = 0
         self._changed = anyio.Event()
         self._closed = False
         self.readers = 0
@@ -42,11 +43,13 @@ class Hub:
             self._topics[topic] = (self._version, data)
             self._wake()
 
-    def log(self, events: Iterable[tuple[int, object]]) -> None:
-        """More events of the log, with their numbers, in order."""
-        kept = [(seq, _encode(event)) for seq, event in events]
-        if kept:
-            self._log.extend(kept)
+    def log(self, events: Iterable[object]) -> None:
+        """More events of the log, in the order in which readers get them."""
+        before = self._arrived
+        for event in events:
+            self._arrived += 1
+            self._log.append((self._arrived, _encode(event)))
+        if self._arrived > before:
             self._wake()
 
     def latest(self, topic: str) -> bytes:

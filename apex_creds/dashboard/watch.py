@@ -20,7 +20,7 @@ from apex_creds.audit.events import Recorded
 from apex_creds.dashboard.activity import Activity
 from apex_creds.dashboard.asked import question
 from apex_creds.dashboard.hierarchy import hierarchy
-from apex_creds.dashboard.hub import Hub
+from apex_creds.dashboard.hub import KEPT, Hub
 from apex_creds.dashboard.leases import LIFETIME, OpenLease, OpenLeases
 from apex_creds.dashboard.matrix import Matrix, matrix
 from apex_creds.dashboard.shown import Names, text
@@ -126,8 +126,7 @@ class Watcher:
         batch = await anyio.to_thread.run_sync(self._tail.look)
         shown = await anyio.to_thread.run_sync(self._digest, batch)
         self._hub.log(shown)
-        for fault in batch.faults:
-            self._hub.log([(fault.seq, {"seq": fault.seq, "fault": text(fault.how)})])
+        self._hub.log({"seq": each.seq, "fault": text(each.how)} for each in batch.faults)
         now = self._vault.clock.time()
         found = self.leases.open(now)
         self._hub.publish(
@@ -140,12 +139,12 @@ class Watcher:
             },
         )
 
-    def _digest(self, batch: Batch) -> list[tuple[int, object]]:
+    def _digest(self, batch: Batch) -> list[dict[str, object]]:
         """Takes events in; returns the last of them as the page gets them."""
         for event in batch.events:
             self.leases.take(event)
             self.activity.take(event)
-        return [(event.seq, self.shown(event)) for event in batch.events[-500:]]
+        return [self.shown(event) for event in batch.events[-KEPT:]]
 
     def shown(self, event: Recorded) -> dict[str, object]:
         """An event as the page gets it."""

@@ -193,7 +193,7 @@ async def test_a_reader_that_comes_late_gets_the_newest_of_each() -> None:
     hub = Hub()
     for n in range(5):
         hub.publish("keys", n)
-    hub.log((n, {"seq": n}) for n in range(1, KEPT + 10))
+    hub.log({"seq": n} for n in range(1, KEPT + 10))
     found: list[bytes] = []
     async for frame in hub.frames(lasts=lambda: True):
         found.append(frame)
@@ -203,6 +203,23 @@ async def test_a_reader_that_comes_late_gets_the_newest_of_each() -> None:
     numbers = [event["seq"] for event in json.loads(found[1].split(b"data: ")[1])]
     assert numbers == list(range(10, KEPT + 10))
     assert hub.readers == 0
+
+
+async def test_a_line_found_altered_is_told_to_who_reads_already(served: Served) -> None:
+    await served.look()
+    town = served.town
+    path = audit_directory(town.vault.home) / "000001.jsonl"
+    await town.use(WEATHER, "weather/openweather")
+    town.vault.audit.flush()
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"kind":"redeem"', b'"kind":"expose"'))
+    await served.watcher.look_at_log()
+    path.write_bytes(whole)
+    kept = [json.loads(data) for _, data in served.hub._log]
+    faults = [event for event in kept if "fault" in event]
+    assert len(faults) == 1
+    numbers = [at for at, _ in served.hub._log]
+    assert numbers == sorted(numbers)
 
 
 async def test_a_reader_is_told_that_it_is_alive() -> None:

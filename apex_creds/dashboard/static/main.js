@@ -27,10 +27,12 @@ const hear = {
   alive() {},
   hello(value) {
     setClock(value.now);
+    facts.shared = value.shared;
     $("vault").textContent = value.vault.slice(0, 8);
     $("vault").title = `Vault ${value.vault}`;
     $("mode").textContent = value.decisions ? "takes decisions" : "read only";
     $("mode").dataset.kind = value.decisions ? "accent" : "quiet";
+    $("leases-shared").hidden = $("audit-shared").hidden = !value.shared;
     setDecisions(value.decisions, value.hidden);
   },
   keys(value) { facts.keys = value; showKeys(value); },
@@ -76,7 +78,7 @@ function tiles() {
   const { keys, leases, matrix, requests, verified } = facts;
   const made = [];
   if (requests) made.push(tile(requests.length ? "requests" : "main", "Waiting for you", String(requests.length), requests.length ? "to be decided" : "nothing to decide", requests.length ? "accent" : ""));
-  if (leases) made.push(tile("leases", "Open leases", String(leases.count), "in all processes"));
+  if (leases) made.push(tile("leases", "Open leases", String(leases.count), facts.shared ? "on this machine" : "in all processes"));
   if (matrix) {
     const total = matrix.credentials.length + matrix.more[0];
     made.push(tile("permissions", "Credentials", String(total), plural(matrix.plugins.length + matrix.more[1], "plugin")));
