@@ -77,6 +77,16 @@ def test_every_page_is_in_the_site_and_in_its_navigation(site: Path) -> None:
     assert not [page for page in pages if f'href="{page}.html"' not in home]
 
 
+def test_the_notebooks_are_pages_with_their_outputs_and_plots(site: Path) -> None:
+    books = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for book in books:
+        page = (site / "notebooks" / f"{book.stem}.html").read_text(encoding="utf-8")
+        assert 'class="output"' in page
+        assert f"{book.stem}.html" in (site / "NOTEBOOKS.html").read_text(encoding="utf-8")
+        assert page.count("-1.png") == ('"image/png"' in book.read_text(encoding="utf-8"))
+    assert len(books) == 4
+
+
 def test_the_reference_has_every_public_name_and_error(site: Path) -> None:
     page = (site / "API.html").read_text(encoding="utf-8")
     errors = {name for name in vars(apex_creds.errors) if name.endswith("Error")}
@@ -163,3 +173,9 @@ def test_a_page_without_a_place_comes_last_and_one_that_is_not_there_is_passed_o
     assert full == [{"Home": "index.md"}, {"Part": [{"A": "A.md"}]}, {"More": ["NEW.md"]}]
     assert docs_hooks.pages(full) == ["index.md", "A.md", "NEW.md"]
     assert docs_hooks.complete(nav[:1], {"index.md"}) == nav[:1]
+
+
+def test_notebooks_come_after_the_page_that_lists_them() -> None:
+    nav = [{"Notebooks": docs_hooks.LIST}]
+    full = docs_hooks.complete(nav, {docs_hooks.LIST}, ["notebooks/a.md"])
+    assert full == [{"Notebooks": [docs_hooks.LIST, "notebooks/a.md"]}]
