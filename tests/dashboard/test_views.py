@@ -19,8 +19,8 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.scheduler import report
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault.home import audit_directory
-from tests.dashboard.conftest import Served
-from tests.dashboard.town import WEATHER, Town, manifest, need, turn_kek
+from tests.dashboard.conftest import Served, serve
+from tests.dashboard.town import WEATHER, Town, manifest, need, town_in, turn_kek
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +70,26 @@ async def test_nothing_is_told_twice(served: Served) -> None:
     before = served.hub._version
     await served.look()
     assert served.hub._version == before
+
+
+async def test_a_vault_in_a_database_is_shown_as_well(tmp_path: Path) -> None:
+    async with town_in(tmp_path, many=3, storage=f"sqlite:///{tmp_path}/vault.db") as town:
+        await town.half_rotate("api_keys/tenants", moved=2)
+        await town.use(WEATHER, "weather/openweather")
+        made = await serve(town)
+        async with made.client:
+            await made.log_in()
+            await made.look()
+            labels = {key["label"] for key in made.told("keys")["keys"]}
+            assert "api_keys/tenants" in labels
+            assert any(cell.get("use") for cell in made.told("matrix")["cells"])
+            assert made.told("trouble") == {}
+            # It keeps a log of its own, by another id than the vault's.
+            assert town.vault.audit.vault_id != town.vault.vault_id
+            town.vault.audit.sign()
+            directory = audit_directory(town.vault.home)
+            assert Verifier(directory, vault_id=town.vault.audit.vault_id).check().state == "ok"
+            assert (await made.get("/api/log?before=3")).status_code == 200
 
 
 # -- permissions -------------------------------------------------------------------------

@@ -148,15 +148,16 @@ class Town:
 
 
 @contextlib.asynccontextmanager
-async def town_in(where: Path, *, many: int = 40, policy: bool = True) -> AsyncIterator[Town]:
+async def town_in(
+    where: Path, *, many: int = 40, storage: str | None = None
+) -> AsyncIterator[Town]:
     """A town in a folder: ``home`` and ``master.key``."""
-    home = where / "home"
-    async with await Vault.create(home, master=f"file:{where}/master.key") as vault:
+    home, master = where / "home", f"file:{where}/master.key"
+    async with await Vault.create(home, master=master, storage=storage) as vault:
         await fill(vault, many=many)
-        if policy:
-            path = home / "security" / "policy.toml"
-            path.touch(mode=0o600)
-            path.write_text(POLICY)
+        path = home / "security" / "policy.toml"
+        path.touch(mode=0o600)
+        path.write_text(POLICY)
         async with CredentialMiddleware(vault, consent=QueueConsent(vault)) as middleware:
             yield Town(vault, middleware)
 
