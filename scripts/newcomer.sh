@@ -6,10 +6,17 @@
 #   scripts/newcomer.sh                  every command but `make test`
 #   scripts/newcomer.sh --until TEXT     until a command prints TEXT, for example
 #                                        "<CredentialHandle": a plugin has a handle
+#   scripts/newcomer.sh --plain ...      without a container
 #
 # Says how long each command took.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+contained=yes
+if [ "${1:-}" = --plain ]; then
+    contained=no
+    shift
+fi
 
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
@@ -27,7 +34,7 @@ python3 apex-creds/scripts/newcomer.py "$@"
 echo "from git clone on: $(($(date +%s) - began)) seconds"
 '
 
-if command -v bwrap >/dev/null && bwrap --unshare-user --ro-bind / / true 2>/dev/null; then
+if [ $contained = yes ] && command -v bwrap >/dev/null && bwrap --unshare-user --ro-bind / / true 2>/dev/null; then
     echo "in a container: another user, nothing but /usr, /etc and the clone"
     exec_in=(
         bwrap --unshare-all --share-net --die-with-parent --uid 1000 --gid 1000 --clearenv
@@ -41,7 +48,7 @@ if command -v bwrap >/dev/null && bwrap --unshare-user --ro-bind / / true 2>/dev
     )
     source=/apex-creds.git
 else
-    echo "no container here (apt-get install bubblewrap): an empty home and environment"
+    echo "no container: an empty home and environment"
     exec_in=(
         env -i --chdir "$place/home" HOME="$place/home" USER=newcomer
         PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8
