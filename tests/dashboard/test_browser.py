@@ -34,6 +34,51 @@ HOSTILE = manifest(
 )
 
 
+# What another site would try, in the browser of somebody who is logged in.
+ATTACKS = """async ([origin, id]) => {
+  const tried = {};
+  const attempt = async (name, work) => {
+    tried[name] = await work().then((r) => `${r.type ?? r} ${r.status ?? ''}`, (e) => e.name);
+  };
+  const post = { method: 'POST', credentials: 'include', body: '{"choice":"always"}' };
+  const url = `${origin}/api/requests/${id}`;
+  await attempt('read', () => fetch(`${origin}/api/log?before=3`, { credentials: 'include' }));
+  await attempt('post', () => fetch(url, { ...post, mode: 'no-cors' }));
+  const json = { 'content-type': 'application/json', 'x-apex-creds-key': 'x' };
+  await attempt('json', () => fetch(url, { ...post, headers: json }));
+  const load = (tag, more) => new Promise((done) => {
+    const node = Object.assign(document.createElement(tag), more);
+    node.onload = () => done('loaded');
+    node.onerror = () => done('refused');
+    document.body.append(node);
+  });
+  const script = { src: `${origin}/assets/words.js`, type: 'module' };
+  await attempt('script', () => load('script', script));
+  await attempt('image', () => load('img', { src: `${origin}/assets/icon.svg` }));
+  return tried;
+}"""
+
+
+async def other_sites_get_nowhere(page: Page, origin: str) -> None:
+    """Neither another port of this host, to which cookies are sent, nor a site elsewhere."""
+    request = await page.locator("#requests-list li").get_attribute("data-key")
+    for site in ("http://127.0.0.1:1", "http://evil.example"):
+        bad = await page.context.new_page()
+        await bad.route(
+            f"{site}/", lambda r: r.fulfill(body="<body>", content_type="text/html")
+        )
+        await bad.goto(f"{site}/")
+        tried = await bad.evaluate(ATTACKS, [origin, request])
+        assert tried == {
+            "read": "TypeError",
+            "post": "TypeError",
+            "json": "TypeError",
+            "script": "refused ",
+            "image": "refused ",
+        }, (site, tried)
+        await bad.close()
+
+
 async def text_of(page: Page, place: str) -> str:
     return await page.locator(place).inner_text()
 
@@ -76,6 +121,8 @@ async def test_hostile_names_are_only_text_everywhere(tmp_path: Path) -> None:
                 for never in (SECRET, "[object ", "undefined", "NaN"):
                     assert never not in content
                 await seen.innocent()
+                await other_sites_get_nowhere(page, made.origin)
+                await expect(page.locator("#requests-list li")).to_have_count(1)
                 # The same link again, in another browser: refused, and nothing is shown.
                 other = await tab(chrome, made.origin)
                 await other.page.goto(made.link)
