@@ -2,7 +2,8 @@
 
 Guarantee: what is read comes from a regular file, no link, owned by us or root and closed
 to everybody else (or a credential that systemd gave to this service alone); it was not being
-replaced meanwhile; and it has the one format to the byte. The text is wiped from memory; no message repeats any of it.
+replaced meanwhile; and it has the one format to the byte. The text is wiped from memory; no
+message repeats any of it.
 """
 
 from __future__ import annotations
