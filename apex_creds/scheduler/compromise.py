@@ -58,7 +58,8 @@ async def declare(
     if level is Level.KEK:
         chosen = _of_keks(keks, version, at)
     else:
-        upto = version or keystore.root_header.master.version
+        # Not the present one: that may have come after the event, before it is acted on.
+        upto = version or max((v.parent for v in _existed(keks, at)), default=0)
         state = await document.change(lambda s: _master(s, keks, upto, at))
         upto = min(upto, state.compromised_master)
         chosen = frozenset(v.version for v in keks.versions if v.parent <= upto)
