@@ -40,8 +40,17 @@ class Outcome:
     versions: dict[str, int] = field(default_factory=dict)
 
 
-async def load(seconds: float, rate: float, every: float | None) -> Outcome:
-    """One run; ``every`` is how old a key gets, None for no rotation."""
+async def load(
+    seconds: float, rate: float, every: float | None, *, rotations: int = 0
+) -> Outcome:
+    """One run.
+
+    Args:
+        seconds: How long.
+        rate: Invocations a second.
+        every: How old a key gets; None for no rotation.
+        rotations: Go on until each level was rotated so often.
+    """
     manifest = parse_manifest(
         {
             "id": "load", "name": "load", "version": "1.0.0",
@@ -61,7 +70,7 @@ async def load(seconds: float, rate: float, every: float | None) -> Outcome:
             for n in NAMES:
                 await vault.grant("load", n, reveal=True)
             async with CredentialMiddleware(vault) as middleware:
-                run = _Run(vault, middleware, manifest, Outcome())
+                run = _Run(vault, middleware, manifest, Outcome(), rotations)
                 return await run.go(seconds, rate, every)
 
 
@@ -71,6 +80,7 @@ class _Run:
     middleware: CredentialMiddleware
     manifest: Manifest
     outcome: Outcome
+    rotations: int
     latencies: list[float] = field(default_factory=list)
 
     async def go(self, seconds: float, rate: float, every: float | None) -> Outcome:
@@ -83,21 +93,29 @@ class _Run:
             await worker.engine.document.change(lambda _: state)
             async with worker:
                 await self._steady(seconds, rate)
-        root = (await self.vault.store.keystore()).root_header
-        deks = (await self.vault.store.keystore()).body.deks
         cuts = quantiles(self.latencies, n=100)
         self.outcome.p50, self.outcome.p99 = cuts[49], cuts[98]
-        self.outcome.versions = {
-            "master": root.master.version,
-            "kek": root.keks.primary.version,
-            "dek": max(keyset.primary.version for keyset in deks),
-        }
+        self.outcome.versions = self._versions()
         return self.outcome
 
+    def _versions(self) -> dict[str, int]:
+        keystore = self.vault.store.unsealed()
+        root = keystore.root_header
+        return {
+            "master": root.master.version,
+            "kek": root.keks.primary.version,
+            "dek": min(
+                keyset.primary.version
+                for keyset in keystore.body.deks
+                if keyset.label.startswith("api_keys/")
+            ),
+        }
+
     async def _steady(self, seconds: float, rate: float) -> None:
-        began = time.perf_counter()
+        began, number = time.perf_counter(), 0
         async with asyncio.TaskGroup() as group:
-            for number in range(int(seconds * rate)):
+            while number < seconds * rate or min(self._versions().values()) <= self.rotations:
+                number += 1
                 ahead = number / rate - (time.perf_counter() - began)
                 await asyncio.sleep(max(0.0, ahead))
                 group.create_task(self._once())

@@ -72,6 +72,9 @@ class Engine:
         report: Called before each step is taken; what it raises stops the step.
         tell: Called as re-encryption proceeds.
         pace: How fast records are re-encrypted.
+
+    Attributes:
+        stopped: Set it, and a run ends after its next commit.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Engine:
         self._report = report or (lambda _: None)
         self._tell = tell or (lambda _: None)
         self._pace = pace or Pace()
+        self.stopped = False
         self._leader = None if store.shared is None else Leader(store.shared)
 
     # -- the lease ---------------------------------------------------------------
@@ -204,7 +208,7 @@ class Engine:
         """
         done: Counter[Step] = Counter()
         failed: dict[Step, ApexCredsError] = {}
-        while not lease or await self.hold():
+        while not self.stopped and (not lease or await self.hold()):
             steps = [s for s in await self.plan() if only is None or s.level in only]
             alone = () if attended else await self.by_hand(steps)
             group = _first_group([s for s in steps if s not in failed and s not in alone])
@@ -289,6 +293,8 @@ class Engine:
             async with aclosing(steps):
                 async for progress in steps:
                     self._tell(progress)
+                    if self.stopped:
+                        return
                     await self.hold()
         elif action is Action.RETIRE:
             await dek.retire_unused(self.store, section, labels, now=now)

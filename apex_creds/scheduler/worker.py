@@ -8,10 +8,12 @@ within half a minute. A job that fails is reported in ``health`` and comes again
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +46,8 @@ from apex_creds.vault.reseal import SECTION_NAMES
 Hook = Callable[[], object | Awaitable[object]]
 
 _log: Final = logging.getLogger(__name__)
+_jobs_log: Final = logging.getLogger(f"{__name__}.jobs")
+_jobs_log.setLevel(logging.ERROR)  # that a job is still at it when its next turn comes is usual
 _ALONGSIDE: Final = frozenset({"verify", "count", "due"})
 """Jobs that only look, and wait for no other."""
 _workers: Final[WeakValueDictionary[str, RotationWorker]] = WeakValueDictionary()
@@ -136,6 +140,7 @@ class RotationWorker:
         self.bus = EventBus(vault.store, document, reactor=self._reactor)
         self._scheduler: AsyncIOScheduler | None = None
         self._busy = anyio.Lock()
+        self._under_way: dict[asyncio.Task[object], str] = {}
         self._started = vault.clock.time()
         self._known: set[str] = set()
         self._problems: dict[str, str] = {}
@@ -151,7 +156,8 @@ class RotationWorker:
 
     async def __aenter__(self) -> Self:
         _workers[self.id] = self
-        scheduler = AsyncIOScheduler(timezone=UTC)
+        self.engine.stopped = False
+        scheduler = AsyncIOScheduler(timezone=UTC, logger=_jobs_log)
         for name, seconds in self._jobs().items():
             scheduler.add_job(
                 _run_job,
@@ -176,11 +182,23 @@ class RotationWorker:
     ) -> None:
         scheduler, self._scheduler = self._scheduler, None
         _workers.pop(self.id, None)
-        if scheduler is not None:
-            scheduler.shutdown(wait=False)
+        self.engine.stopped = True
         with anyio.CancelScope(shield=True):
-            async with self._busy:  # what is under way ends at its next commit
+            if scheduler is not None:
+                await self._end(scheduler)
+            async with self._busy:
                 await self._quietly("release", self.engine.release)
+
+    async def _end(self, scheduler: AsyncIOScheduler) -> None:
+        """What rotates ends at its next commit; the scheduler would break it off anywhere."""
+        scheduler.pause()
+        await asyncio.sleep(0)  # jobs that it has just made begin, and see that it is over
+        rotating = {task for task, name in self._under_way.items() if name not in _ALONGSIDE}
+        if rotating:
+            await asyncio.wait(rotating)
+        scheduler.shutdown(wait=False)
+        if self._under_way:
+            await asyncio.wait(self._under_way)
 
     def _jobs(self) -> dict[str, float]:
         rhythm = self._rhythm
@@ -227,6 +245,19 @@ class RotationWorker:
         }
 
     # -- jobs --------------------------------------------------------------------
+
+    async def scheduled(self, name: str) -> None:
+        """One job, in a task of the scheduler's."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way[task] = name
+        try:
+            await self.job(name)
+        except asyncio.CancelledError:
+            if self._scheduler is not None:
+                raise
+        finally:
+            del self._under_way[task]
 
     async def job(self, name: str) -> None:
         """One job; what fails is kept for ``health``."""
@@ -285,8 +316,10 @@ class RotationWorker:
     async def _help_reencrypt(self) -> None:
         pace = Pace(per_second=self._pace.per_second, backwards=True)
         for section in SECTION_NAMES:
-            async for _ in reencrypt(self._vault.store, section, pace=pace):
-                pass
+            async with aclosing(reencrypt(self._vault.store, section, pace=pace)) as moved:
+                async for _ in moved:
+                    if self.engine.stopped:
+                        return
 
     def _report(self, step: Step) -> None:
         self._vault.audit.append(
@@ -324,7 +357,7 @@ class RotationWorker:
 async def _run_job(worker_id: str, name: str) -> None:
     worker = _workers.get(worker_id)
     if worker is not None:
-        await worker.job(name)
+        await worker.scheduled(name)
 
 
 async def _call(hook: Hook | None) -> None:

@@ -86,6 +86,25 @@ async def test_a_compromised_master_key_takes_everything_with_it(
         assert await values(other) == {"a": b"value a", "b": b"value b"}
 
 
+@pytest.mark.parametrize("level", [Level.MASTER, Level.KEK])
+async def test_a_key_is_destroyed_also_if_it_was_renewed_before_the_event_was_acted_on(
+    vault: Vault, level: Level
+) -> None:
+    worker = RotationWorker(vault)
+    vault.clock.now += 1
+    await worker.bus.accept(CompromiseSuspected(level=level))
+    vault.clock.now += 1
+    wanted = {request_key(level): vault.clock.now}
+    await worker.engine.document.change(lambda s: replace(s, requested=wanted))
+    assert not (await worker.engine.run()).failed
+    keks = (await vault.store.keystore()).root_header.keks
+    assert [v.state for v in keks.versions] == [KeyState.RETIRED, KeyState.PRIMARY]
+    await worker.run_once()
+    keks = (await vault.store.keystore()).root_header.keks
+    assert [v.state for v in keks.versions] == [KeyState.DESTROYED, KeyState.PRIMARY]
+    assert await states(vault, "api_keys/one") == ["destroyed", "primary"]
+
+
 async def test_an_event_outlives_the_process_that_accepted_it(
     vault: Vault, tmp_path: Path
 ) -> None:
@@ -242,6 +261,48 @@ async def test_in_the_loop_of_the_runtime(vault: Vault, tmp_path: Path) -> None:
     assert json.loads(health.read_text())["worker"] == worker.id
     assert health.stat().st_mode & 0o777 == 0o600
     assert (await worker.engine.document.read()).lease is None
+
+
+async def test_a_rotation_is_not_broken_off_by_the_end_of_its_worker(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+    write = vault.store.storage.write
+
+    async def slow(name: str, data: bytes, **options: object) -> object:
+        if name == "keystore":
+            reached.set()
+            await go_on.wait()
+        return await write(name, data, **options)
+
+    worker = RotationWorker(vault, rhythm=QUICK)
+    vault.clock.now += 1
+    wanted = {request_key(Level.DEK): vault.clock.now}
+    await worker.engine.document.change(lambda s: replace(s, requested=wanted))
+    monkeypatch.setattr(vault.store.storage, "write", slow)
+
+    async def live() -> None:
+        async with worker:
+            await reached.wait()
+
+    life = asyncio.create_task(live())
+    await reached.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not life.done()
+    go_on.set()
+    await life
+    assert await states(vault, "api_keys/one") == ["active", "primary"]
+    assert not caplog.records
+    monkeypatch.undo()
+    await worker.run_once()
+    assert await states(vault, "api_keys/one") == ["active", "primary"]  # stopped is stopped
+    async with worker:
+
+        async def retired() -> bool:
+            return await states(vault, "api_keys/one") == ["retired", "primary"]
+
+        await until(retired)
 
 
 async def test_redeems_go_on_through_every_rotation(vault: Vault) -> None:
