@@ -107,7 +107,7 @@ def lines(
     legend = common.VizLegendOptions().show_legend(True)
     legend = legend.display_mode(shapes.LegendDisplayMode.TABLE)
     legend = legend.placement(shapes.LegendPlacement.RIGHT).calcs(["lastNotNull", "max"])
-    panel = panel.legend(legend)
+    panel = panel.legend(legend.sort_by("Max").sort_desc(True))  # what is 0 comes last
     tooltip = common.VizTooltipOptions().mode(shapes.TooltipDisplayMode.MULTI)
     panel = panel.tooltip(tooltip.sort(shapes.SortOrder.DESCENDING))
     panel = panel.show_points(shapes.VisibilityMode.NEVER).fill_opacity(10)
