@@ -12,7 +12,7 @@ import base64
 import re
 from dataclasses import dataclass
 from typing import Final, NamedTuple
-from urllib.parse import quote, quote_plus, urlencode
+from urllib.parse import quote, quote_plus, unquote_to_bytes, urlencode
 
 import httpx
 
@@ -32,6 +32,7 @@ _OVERRIDING: Final = re.compile(
     rb"|x-forwarded-.*|forwarded|proxy-.*"
 )
 _LONGEST_URL: Final = 32 * 1024
+_DEPTH: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +114,35 @@ def inject(taken: Snapshot, opened: Opened, delivery: Delivery, *, name: str = "
 
 
 def without_secret(headers: httpx.Headers, outgoing: Outgoing) -> httpx.Headers:
-    """A response's headers without the secret: a redirect may repeat it in ``Location``."""
-    found = (spelling in value for _, value in headers.raw for spelling in outgoing.spellings)
-    if not any(found):
-        return headers
-    return httpx.Headers([(name, _cut(value, outgoing)) for name, value in headers.raw])
+    """A response's headers without the secret: a redirect may repeat it in ``Location``.
+
+    Errors of httpx show it from there. A value that has it under other escapes than those
+    it was sent with is withheld whole.
+    """
+    clean = [(name, _cut(value, outgoing)) for name, value in headers.raw]
+    return headers if clean == headers.raw else httpx.Headers(clean)
 
 
 def _cut(value: bytes, outgoing: Outgoing) -> bytes:
     for spelling in outgoing.spellings:
         value = value.replace(spelling, outgoing.mark)
-    return value
+    if b"%" not in value and b"+" not in value:
+        return value
+    secret = outgoing.spellings[0]
+    hidden = any(_hides(value, secret, plus=plus) for plus in (b"+", b" "))
+    return outgoing.mark if hidden else value
+
+
+def _hides(value: bytes, secret: bytes, *, plus: bytes) -> bool:
+    """Whether escapes hide the secret, at any depth; too deep is taken for yes."""
+    for _ in range(_DEPTH):
+        plain = unquote_to_bytes(value.replace(b"+", plus))
+        if secret in plain:
+            return True
+        if plain == value:
+            return False
+        value = plain
+    return True
 
 
 def _check_host(raw: tuple[tuple[bytes, bytes], ...], url: httpx.URL) -> None:
