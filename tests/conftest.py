@@ -24,11 +24,10 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> None:
-    """What was there before a module's tests is not looked at by their ``gc.collect()``.
+def pytest_collection_finish() -> None:
+    """What was there before the tests is not looked at by their ``gc.collect()``.
 
-    Tests of leaks collect before and after; each would search the whole session's objects.
+    Tests of leaks collect before and after; each would search all that was imported.
     """
     gc.collect()
     gc.freeze()
