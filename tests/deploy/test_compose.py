@@ -25,6 +25,8 @@ from tests.e2e.postgres import USER, Postgres, binary, postgres
 
 pytestmark = pytest.mark.e2e
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
+
 SERVICES = {"postgres", "upgrade", "init", "worker", "otel-collector", "prometheus", "grafana"}
 
 
@@ -183,6 +185,7 @@ def _taken_over(folder: Path) -> None:
         os.chown(path, os.geteuid(), os.getegid())
 
 
+@as_root
 def test_the_secrets_are_made_once_and_for_one_user_each(tmp_path: Path) -> None:
     script = str(DEPLOY / "compose" / "secrets.sh")
     folder = tmp_path / "secrets"
@@ -199,6 +202,7 @@ def test_the_secrets_are_made_once_and_for_one_user_each(tmp_path: Path) -> None
     assert len(set(before.values())) == len(before)
 
 
+@as_root
 def test_the_steps_make_a_vault_and_a_healthy_worker(tmp_path: Path) -> None:
     run(str(DEPLOY / "compose" / "secrets.sh"), str(tmp_path / "secrets"))
     _taken_over(tmp_path / "secrets")
