@@ -1,15 +1,17 @@
-"""Follows README.md as someone who has nothing but a clone of it: every command, in order.
+"""Follows README.md, or another page, as someone who has nothing but a clone of it: every command, in order.
 
 Run by scripts/newcomer.sh in an empty home, with the system's own Python; needs nothing that
 is not in the clone. Blocks are those of tests/snippets.py; what is different: they are run in
 one session, so that ``cd`` and an environment that was activated hold for what follows, and
 those that are marked ``no-test`` are run as well, but for ``make test``, whose own time is not
 a newcomer's. Ends with 1 at the first command that fails, or prints something else than the
-page says. With ``--until TEXT`` it ends after the command that printed it.
+page says. ``--until TEXT`` ends it after the command that printed that; ``--page
+docs/QUICKSTART.md`` follows another page that begins in the folder of the clone.
 """
 
 from __future__ import annotations
 
+import argparse
 import doctest
 import os
 import subprocess
@@ -52,6 +54,12 @@ class Session:
         self.env = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
         return done.returncode, done.stdout
 
+    def write(self, name: str, text: str) -> None:
+        """Makes a file where the session is."""
+        path = Path(self.cwd, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
 
 def steps(page: str) -> list[tuple[str, str, str]]:
     """Returns what to do: ``write``, name and text; or ``run``, command and output."""
@@ -68,24 +76,28 @@ def steps(page: str) -> list[tuple[str, str, str]]:
 
 def main(arguments: list[str]) -> int:
     """See the module."""
-    until = arguments[1] if arguments[:1] == ["--until"] else "\n\n"
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--page", default="README.md")
+    parser.add_argument("--until", default="\n\n\n", metavar="TEXT")
+    chosen = parser.parse_args(arguments)
     notes = Path(os.environ["HOME"]) / ".newcomer"
     notes.mkdir()
     session, began = Session(notes), time.monotonic()
-    for kind, what, text in steps((SOURCE / "README.md").read_text(encoding="utf-8")):
+    page = (SOURCE / chosen.page).read_text(encoding="utf-8")
+    for kind, what, text in steps(page):
         if kind == "write":
-            Path(session.cwd, what).write_text(text, encoding="utf-8")
+            session.write(what, text)
             continue
         print(f"$ {what}", flush=True)
         since = time.monotonic()
         code, printed = session.run(what)
         print(_end_of(printed), f"    ({time.monotonic() - since:.1f} s)", sep="\n", flush=True)
         if code or not _same(text, printed):
-            print(f"README.md is not true here: exit code {code}, it promises:\n{text}")
+            print(f"{chosen.page} is not true here: exit code {code}, it promises:\n{text}")
             return 1
-        if until in printed:
+        if chosen.until in printed:
             break
-    print(f"README.md is true here: {time.monotonic() - began:.0f} seconds")
+    print(f"{chosen.page} is true here: {time.monotonic() - began:.0f} seconds")
     return 0
 
 

@@ -6,6 +6,7 @@
 #   scripts/newcomer.sh                  every command but `make test`
 #   scripts/newcomer.sh --until TEXT     until a command prints TEXT, for example
 #                                        "<CredentialHandle": a plugin has a handle
+#   scripts/newcomer.sh --page docs/QUICKSTART.md
 #   scripts/newcomer.sh --plain ...      without a container
 #
 # Says how long each command took.
