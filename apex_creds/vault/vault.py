@@ -296,7 +296,7 @@ class Vault(Locking):
         written: dict[str, CredentialInfo] = {}
         for section in dict.fromkeys(SECTIONS[item.secret.kind] for item in batch):
             chosen = [i for i in batch if SECTIONS[i.secret.kind] == section]
-            for item in chosen:
+            async for item in writing.in_turns(chosen):
                 self.record(EventKind.PUT, credential=item.name)
             written |= await writing.put(self._store, section, chosen, clock=self._clock)
         return [written[item.name] for item in batch]

@@ -8,12 +8,13 @@ What was removed was last sealed under a key that is destroyed afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from apex_creds.errors import ConflictError, CredentialExistsError, InvalidInputError
 from apex_creds.model import (
@@ -31,7 +32,16 @@ from apex_creds.vault.store import DocumentStore
 from apex_creds.vault.values import Deletion, PutItem, dek_label, next_info
 
 _ROUNDS: Final = 10
+_TURN: Final = 64
 _T = TypeVar("_T")
+
+
+async def in_turns(items: Collection[_T]) -> AsyncIterator[_T]:
+    """The items; now and then, other tasks of the loop have their turn."""
+    for number, item in enumerate(items, start=1):
+        if number % _TURN == 0:
+            await anyio.lowlevel.checkpoint()
+        yield item
 
 
 async def check(store: DocumentStore, batch: Sequence[PutItem]) -> None:
@@ -44,7 +54,7 @@ async def check(store: DocumentStore, batch: Sequence[PutItem]) -> None:
     """
     if len({item.name for item in batch}) != len(batch):
         raise InvalidInputError("A name is there twice.", hint="Put one after the other.")
-    for item in batch:
+    async for item in in_turns(batch):
         check_name(item.name)
         check_name(item.name if item.service is None else item.service, what="service")
         check_time(item.expires, what="end of the credential")
@@ -94,11 +104,13 @@ async def _put(
         return {**replaced, **written}
 
     known = (await store.section(section)).records
-    labels = {dek_label(next_info(item, known.get(item.name), 0.0)) for item in items}
+    labels = {
+        dek_label(next_info(item, known.get(item.name), 0.0)) async for item in in_turns(items)
+    }
     await dek.ensure(store, labels, now=clock.time())
     await store.commit_section(section, change, only=[item.name for item in items])
     try:
-        for name in written:
+        async for name in in_turns(written):
             await _refuse_taken(store, section, name)
     except CredentialExistsError:
         await _withdraw(store, section, written, replaced)
