@@ -1,7 +1,8 @@
 """What a worker looks at besides doing what is due: for metrics, and for its health.
 
-Guarantee: the log is read in threads and nothing is changed. A log that does not verify is
-an error of the worker, and stays one in ``log_check`` until it verifies again.
+Guarantee: the log is read in threads and nothing is changed; what only metrics want is not
+looked at while nobody exports them. A log that does not verify is an error of the worker,
+and stays one in ``log_check`` until it verifies again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import anyio.to_thread
 
 from apex_creds.audit.checkpoint import LogKey, read_keys
 from apex_creds.audit.counting import EventCounts, What
+from apex_creds.audit.metrics import metering_on
 from apex_creds.audit.verify import check
 from apex_creds.audit.watched import LogCheck, watch
 from apex_creds.errors import ApexCredsError, AuditTamperedError
@@ -72,20 +74,23 @@ class Watch:
             )
 
     async def count(self) -> None:
-        """Counts the log's new events.
+        """Counts the log's new events, where metrics are exported.
 
         Raises:
             AuditTamperedError: A line is not what was written.
             AuditUnavailableError: It can't be read.
         """
-        await anyio.to_thread.run_sync(self._counts.look, abandon_on_cancel=True)
+        if metering_on():
+            await anyio.to_thread.run_sync(self._counts.look, abandon_on_cancel=True)
 
     async def due(self) -> None:
-        """Finds out when keys are due next.
+        """Finds out when keys are due next, where metrics are exported.
 
         Raises:
             IntegrityError: A document is not what this vault wrote.
         """
+        if not metering_on():
+            return
         view, state = await self._engine.view(), await self._engine.document.read()
         self._due = next_due(view, state.policies, next_fire=self._engine.next_fire)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from opentelemetry.metrics import _internal as metering
 
 from apex_creds.audit import names
 from apex_creds.errors import AuditTamperedError
@@ -61,6 +62,21 @@ async def test_the_log_is_counted_and_found_whole(vault: Vault) -> None:
         assert _events(seen, "put") == 1
         assert seen.values(names.AUDIT_INTACT) == {(): 1}
         assert seen.values(names.AUDIT_CHECK_AGE) == {(): 5}
+
+
+async def test_what_only_metrics_want_costs_nothing_without_them(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metering, "_METER_PROVIDER", None)
+    watch = _watch(vault)
+    await watch.count()
+    await watch.due()
+    assert watch.log_events() == {}
+    assert watch.rotations_due() == {}
+    await watch.verify()
+    check = watch.log_check()
+    assert check is not None
+    assert check.intact
 
 
 async def test_a_log_that_somebody_edited_is_not_intact(vault: Vault) -> None:
