@@ -382,6 +382,11 @@ class Vault(Locking):
 
         That is so if it is current after the section was read, and the section still is.
         """
+        if self._store.shared is not None:
+            facts = await self.facts(name)
+            if facts.record is None:
+                raise _not_found()
+            return facts.record
         for _ in range(ATTEMPTS):
             record = await self.find(name)
             await self._store.keystore()
