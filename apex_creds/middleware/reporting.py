@@ -1,0 +1,52 @@
+"""Tells a worker of plugins that were refused too often, so that it reacts.
+
+Guarantee: what a limit on denials says is an event of the worker's, ``denials_exceeded``,
+stored before it is acted on, from whatever thread it comes; a worker that can't store it
+makes no refusal fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from apex_creds.errors import ApexCredsError
+from apex_creds.middleware.middleware import CredentialMiddleware
+from apex_creds.scheduler.events import DenialsExceeded
+
+if TYPE_CHECKING:
+    from apex_creds.policy import limits
+    from apex_creds.scheduler.worker import RotationWorker
+
+SOURCE: Final = "limits"
+_log: Final = logging.getLogger(__name__)
+
+
+def report_denials(middleware: CredentialMiddleware, worker: RotationWorker) -> None:
+    """Has ``worker`` react to limits on denials that are exceeded.
+
+    Args:
+        middleware: Whose plugins are meant.
+        worker: Of the same vault, on the running event loop.
+    """
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def start(event: DenialsExceeded) -> None:
+        task = loop.create_task(_emit(worker, event))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def tell(found: limits.DenialsExceeded) -> None:
+        event = DenialsExceeded(plugin=found.plugin, count=found.amount, source=SOURCE)
+        loop.call_soon_threadsafe(start, event)
+
+    middleware.broker.admission.on_denials = tell
+
+
+async def _emit(worker: RotationWorker, event: DenialsExceeded) -> None:
+    try:
+        await worker.emit(event)
+    except ApexCredsError as error:
+        _log.error("An event could not be stored: %s", error.message)
