@@ -1,4 +1,4 @@
-"""Follows README.md, or another page, as someone who has nothing but a clone of it: every command, in order.
+"""Follows README.md, or another page, as a newcomer with nothing but a clone, in order.
 
 Run by scripts/newcomer.sh in an empty home, with the system's own Python; needs nothing that
 is not in the clone. Blocks are those of tests/snippets.py; what is different: they are run in
