@@ -26,10 +26,10 @@ from apex_creds.dashboard.matrix import Matrix, matrix
 from apex_creds.dashboard.shown import Names, text
 from apex_creds.dashboard.tail import Batch, LogTail
 from apex_creds.dashboard.verification import Verified, Verifier
-from apex_creds.errors import ApexCredsError, InvalidPolicyError, StorageError
+from apex_creds.errors import ApexCredsError, InvalidPolicyError, LockedDownError, StorageError
 from apex_creds.policy.grants import Grants, Lockdown
 from apex_creds.policy.rules import Policy
-from apex_creds.policy.source import load_policy
+from apex_creds.policy.source import Change, PolicySource
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from apex_creds.vault.access import Access
@@ -76,9 +76,13 @@ class Watcher:
         self._requests = Requests(vault)
         self.leases = OpenLeases()
         self.activity = Activity()
-        self._seen: tuple[object, ...] = ()
-        self._shown: tuple[object, ...] = ()
-        self._policy: tuple[float, Policy | None] = (float("-inf"), None)
+        self._keys_seen: tuple[object, ...] = ()
+        self._permissions_seen: tuple[object, ...] = ()
+        self._numbers: tuple[int, ...] = ()
+        self._source: PolicySource | None = None
+        self._policy: Policy | None = None
+        self._policy_due = float("-inf")
+        self._policy_fault: ApexCredsError | None = None
         self._verify_now = anyio.Event()
         self._troubles: dict[str, dict[str, str]] = {}
 
@@ -107,6 +111,8 @@ class Watcher:
     async def _try(self, place: str, look: Callable[[], Awaitable[None]]) -> None:
         try:
             await look()
+        except LockedDownError:  # while it looked; the next look says so
+            self._trouble(place, None)
         except ApexCredsError as error:
             self._trouble(place, error)
         else:
@@ -160,28 +166,52 @@ class Watcher:
     # -- the vault -------------------------------------------------------------------
 
     async def look_at_vault(self) -> None:
-        """Tells what changed in the vault."""
+        """Tells what changed in the vault; of one that is sealed, what can be known."""
         store = self._vault.store
-        sections = [await store.section(name) for name in SECTION_NAMES]
+        grants = (await store.keystore()).grants
+        sealed = grants.lockdown is not None and store.sealed
+        self._hub.publish("lockdown", _lockdown(grants.lockdown, sealed=sealed))
+        if sealed:
+            self._hub.publish("requests", [])
+            self._keys_seen = ()
+        else:
+            waiting = await self._requests.open()
+            self._hub.publish("requests", [question(i, names=self._names) for i in waiting])
+            await self._look_at_keys()
+        await self._look_at_permissions()
+
+    async def _look_at_keys(self) -> None:
+        sections = await self._sections()
         access, rotation = await self._access.read(), await self._engine.document.read()
-        keystore = await store.keystore()
-        now = self._vault.clock.time()
-        waiting = await self._requests.open()
-        self._hub.publish("requests", [question(i, names=self._names) for i in waiting])
-        self._hub.publish("lockdown", _lockdown(keystore.grants.lockdown))
+        keystore = await self._vault.store.keystore()
         seen = (*sections, keystore, rotation, access.factors, access.recovery)
-        if not _same(seen, self._seen):
-            stored = [name for section in sections for name in section.records]
-            self._names.learn([*stored, *(grant.credential for grant in keystore.grants)])
-            self._hub.publish("keys", await hierarchy(self._engine, names=self._names))
-            self._seen = seen
-        policy = await self._current_policy()
-        changes = self.activity.changes
-        shown = (*sections, keystore, policy, changes, int(now / 30))
-        if not _same(shown[:-2], self._shown[:-2]) or shown[-2:] != self._shown[-2:]:
-            made = partial(self._matrix, sections, keystore.grants, policy, now)
-            self._hub.publish("matrix", await anyio.to_thread.run_sync(made))
-            self._shown = shown
+        if _same(seen, self._keys_seen):
+            return
+        self._hub.publish("keys", await hierarchy(self._engine, names=self._names))
+        self._keys_seen = seen
+
+    async def _look_at_permissions(self) -> None:
+        sections, policy = await self._sections(), await self._current_policy()
+        keystore = await self._vault.store.keystore()
+        now = self._vault.clock.time()
+        # Ends of grants are looked at twice a minute.
+        seen = (*sections, keystore, policy, self._ticks(self.activity.changes, int(now / 30)))
+        if _same(seen, self._permissions_seen):
+            return
+        stored = [name for section in sections for name in section.records]
+        self._names.learn([*stored, *(grant.credential for grant in keystore.grants)])
+        made = partial(self._matrix, sections, keystore.grants, policy, now)
+        self._hub.publish("matrix", await anyio.to_thread.run_sync(made))
+        self._permissions_seen = seen
+
+    async def _sections(self) -> list[Section]:
+        return [await self._vault.store.section(name) for name in SECTION_NAMES]
+
+    def _ticks(self, *numbers: int) -> tuple[int, ...]:
+        """The numbers; the same object as before while they are equal to it."""
+        if numbers != self._numbers:
+            self._numbers = numbers
+        return self._numbers
 
     def _matrix(
         self, sections: list[Section], grants: Grants, policy: Policy | None, now: float
@@ -191,19 +221,23 @@ class Watcher:
         return matrix(infos, grants, uses, policy, names=self._names, now=now)
 
     async def _current_policy(self) -> Policy | None:
-        """The policy file, looked at now and then; None: it can't be read."""
-        at, policy = self._policy
-        if time.monotonic() - at < _POLICY_SECONDS:
-            return policy
+        """The policy in force, looked at now and then; None: its file can't be read."""
+        if time.monotonic() < self._policy_due:
+            return self._policy
+        self._policy_due = time.monotonic() + _POLICY_SECONDS
         try:
-            policy = await anyio.to_thread.run_sync(load_policy, self._vault.home)
+            if self._source is None:
+                made = partial(PolicySource, self._vault.home, changed=self._policy_changed)
+                self._source = await anyio.to_thread.run_sync(made)
+                self._policy_fault = None
+            self._policy = await anyio.to_thread.run_sync(self._source.reload)
         except (InvalidPolicyError, StorageError) as error:
-            policy = None
-            self._trouble("policy", error)
-        else:
-            self._trouble("policy", None)
-        self._policy = (time.monotonic(), policy)
-        return policy
+            self._policy_fault = error
+        self._trouble("policy", self._policy_fault)
+        return self._policy
+
+    def _policy_changed(self, change: Change) -> None:
+        self._policy_fault = None if change.ok else InvalidPolicyError(change.detail)
 
     # -- verification ----------------------------------------------------------------
 
@@ -230,8 +264,10 @@ def _told(found: Verified) -> dict[str, object]:
     return told
 
 
-def _lockdown(found: Lockdown | None) -> dict[str, object] | None:
-    return None if found is None else {"since": found.since, "reason": text(found.reason)}
+def _lockdown(found: Lockdown | None, *, sealed: bool) -> dict[str, object] | None:
+    if found is None:
+        return None
+    return {"since": found.since, "reason": text(found.reason), "sealed": sealed}
 
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:

@@ -315,7 +315,11 @@ async def test_nothing_is_allowed_in_a_lockdown(deciding: Served) -> None:
         answer = await deciding.post(f"/api/requests/{question['id']}", {"choice": "once"})
         assert answer.status_code == 403
         await deciding.look()
-        assert deciding.told("lockdown")["reason"] == "laptop stolen"
+        told = deciding.told("lockdown")
+        assert (told["reason"], told["sealed"]) == ("laptop stolen", True)
+        assert deciding.told("requests") == []
+        granted = {c.get("grant") for c in deciding.told("matrix")["cells"]} - {None}
+        assert granted == {"deny"}, "what was granted is taken back"
         group.cancel_scope.cancel()
 
 

@@ -128,10 +128,18 @@ async def test_a_revocation_is_seen(served: Served) -> None:
 
 
 async def test_a_policy_file_that_is_not_valid_is_told(served: Served) -> None:
-    (served.town.vault.home / "security" / "policy.toml").write_text("nonsense")
+    path = served.town.vault.home / "security" / "policy.toml"
+    valid = path.read_text()
+    path.write_text("nonsense")
     await served.look()
     assert served.told("matrix")["rules"] == -1
     assert "policy" in served.told("trouble")
+    for content, fault in ((valid, False), ("nonsense", True), (valid + "\n", False)):
+        path.write_text(content)
+        served.watcher._policy_due = 0.0
+        await served.look()
+        assert served.told("matrix")["rules"] == 1, "what was in force stays in force"
+        assert ("policy" in served.told("trouble")) is fault
 
 
 async def test_hostile_names_stay_text(served: Served) -> None:

@@ -53,7 +53,8 @@ function alerts() {
   const found = [];
   if (facts.lockdown) {
     const why = facts.lockdown.reason ? h("span", {}, " “", word(facts.lockdown.reason), "”") : "";
-    found.push(["Locked down", h("p", {}, `since ${moment(facts.lockdown.since)}: nothing is released until `, h("code", {}, "apex-creds unlock"), ".", why)]);
+    const then = facts.lockdown.sealed ? " No key is in memory; the keys below are shown as they were." : "";
+    found.push(["Locked down", h("p", {}, `since ${moment(facts.lockdown.since)}: nothing is released until `, h("code", {}, "apex-creds unlock"), ".", why, then)]);
   }
   if (facts.verified?.state === "bad") {
     found.push(["The audit log does not verify", h("p", {}, word(facts.verified.what))]);
