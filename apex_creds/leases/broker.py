@@ -250,7 +250,7 @@ class LeaseBroker:
         caller = self._permitted_now(lease, use, facts, signed=True)
         try:
             await self.challenges.answered(lease, caller, use)
-        except (ChallengeError, InvalidInputError):  # or more scopes than can be signed for
+        except (ChallengeError, InvalidInputError):
             self._log_denial(caller, lease.need.name, Reason.CHALLENGE_NEEDED)
             raise
 

@@ -66,7 +66,9 @@ class Challenges:
             credential=lease.need.name,
             scopes=lease.scopes if use.scope is None else (use.scope,),
         )
-        return await self._gated().require_challenge(subject, self._who(lease, invocation))
+        client = await self._gated().require_challenge(subject, self._who(lease, invocation))
+        await self._vault.store.look()  # it may have taken a minute
+        return client
 
     def _who(self, lease: Lease, invocation: Invocation) -> Responder | None:
         """The client of this call, or else of the nearest one that it was made from."""

@@ -38,6 +38,7 @@ from apex_creds.middleware.shape import (
     shape_of,
 )
 from apex_creds.middleware.size import is_large
+from apex_creds.middleware.stray import mark_before_sealing
 from apex_creds.middleware.streams import guard_async, guard_sync
 from apex_creds.migration import Fallback
 from apex_creds.policy.consent import DEADLINE, ConsentProvider
@@ -100,6 +101,8 @@ class CredentialMiddleware:
         self._legacy: Fallback | None = None
         self._closed = False
         logs.install(self._broker)
+        self._marks = mark_before_sealing(self._broker)
+        vault.watch_revocations(self._marks)
 
     @property
     def broker(self) -> LeaseBroker:
@@ -125,6 +128,7 @@ class CredentialMiddleware:
             return
         self._closed = True
         logs.uninstall(self._broker)
+        self._vault.unwatch_revocations(self._marks)
         with anyio.CancelScope(shield=True):
             await self._consent.close()
             await self._broker.close()

@@ -3,20 +3,25 @@
 Guarantee: looks for everything that the broker released lately (``leases.recent``), opened
 for the search only. What may be in a text is told beforehand by marks: keyed hashes of
 how each spelling begins, whose key lies in locked memory; so most texts open nothing.
-What does not open any more, as it was deleted, is not looked for any more.
+What does not open any more, as it was deleted, is not looked for any more. In a lockdown
+nothing opens: what may have a secret in it, by its marks, is withheld.
 """
 
 from __future__ import annotations
 
+import weakref
+from contextlib import suppress
 from typing import Final
 
 from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import ApexCredsError, LockedDownError, SecretLeakError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.recent import Key, Redeemed
 from apex_creds.middleware.needles import SHORTEST, Needles
 from apex_creds.middleware.redact import Redactor
+from apex_creds.vault.granting import Revoked
 from apex_creds.vault.section import Record
 
 _PRIME: Final = (1 << 61) - 1
@@ -60,13 +65,25 @@ class StrayRedactor(Redactor):
             if marks is None or found is None or not found.isdisjoint(marks):
                 self._suspects[key] = redeemed.record
 
+    def mark_all(self) -> None:
+        """Has marks made of everything, while it can be opened."""
+        marks = self._broker.recent.marks
+        self._suspects = {k: r.record for k, r in self._recent.items() if k not in marks}
+        try:
+            self.needles()
+        finally:
+            self.close()
+
     def _used(self) -> list[tuple[Key, Record]]:
         return list(self._suspects.items())
 
     def _add(self, needles: Needles, record: Record) -> None:
         key, recent = (record.info.name, record.info.version), self._broker.recent
-        opened = self._reopen(record)
-        if opened is None:
+        try:
+            opened = self._broker.reopen(record)
+        except LockedDownError:
+            raise _unsearchable() from None
+        except ApexCredsError:
             recent.drop(key)
             return
         marks: set[int] = set()
@@ -83,6 +100,29 @@ class StrayRedactor(Redactor):
             self._broker.log(_event(self._broker.clock.time(), redeemed, where), flush=True)
             recent.told[key] = redeemed.invocation
             metrics.leaked(where)
+
+
+def mark_before_sealing(broker: LeaseBroker) -> Revoked:
+    """To be told of revocations: a lockdown takes the keys with which marks are made.
+
+    Without them no record of nobody's could pass until it is over.
+    """
+    known = weakref.ref(broker)
+
+    def told(plugin: str | None, credential: str | None) -> None:
+        found = known()
+        if found is not None and plugin is credential is None:
+            with suppress(ApexCredsError):
+                StrayRedactor(found).mark_all()
+
+    return told
+
+
+def _unsearchable() -> SecretLeakError:
+    return SecretLeakError(
+        "What may have a secret in it can't be searched, so it is withheld.",
+        hint="End the lockdown: apex-creds unlock",
+    )
 
 
 def _event(now: float, redeemed: Redeemed, where: str) -> AuditEvent:

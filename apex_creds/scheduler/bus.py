@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import nullcontext
 from typing import Final, Protocol
 
 from msgspec.structs import replace
@@ -111,8 +112,9 @@ class EventBus:
         """
         finished = 0
         for item in (await self._document.read()).queue:
-            # A lockdown seals the vault when it is written down that it was done.
-            async with self._store.holding(reload=False):
+            locks = Reaction.LOCK_DOWN in item.reactions
+            # A lockdown seals the vault when it is written down that all was done.
+            async with self._store.holding(reload=False) if locks else nullcontext():
                 for reaction in item.reactions:
                     await self._react(item, reaction)
             finished += 1

@@ -22,7 +22,7 @@ class KeyHolding:
 
     Attributes:
         for_operator: Whether it keeps its keys in the present lockdown.
-        on_sealed: Told when it wiped them, from any thread.
+        on_sealed: Told right before it wipes them, from any thread.
     """
 
     def __init__(self) -> None:
@@ -53,12 +53,11 @@ class KeyHolding:
         keystore = self._keystore
         if keystore is None or self._holds:
             return
-        first = not keystore.hierarchy.closed
+        if not keystore.hierarchy.closed and self.on_sealed is not None:
+            self.on_sealed()
         for each in (keystore, *self._bases.values()):
             each.hierarchy.close(locked_down=True)
         self._bases = {}
-        if first and self.on_sealed is not None:
-            self.on_sealed()
 
     def seal_if_locked(self) -> None:
         """Wipes the keys, if what was read last is a lockdown that this store must heed."""

@@ -140,7 +140,7 @@ class Locking(Granting):
         return [v for v in list(_here) if v is not self and (v._id, v._home) == mine]
 
     def _sealed(self) -> None:
-        """The store has seen a lockdown and wiped its keys."""
+        """The store has seen a lockdown, and wipes its keys now."""
         for told in list(self._watching):
             told(None, None)
         with suppress(ApexCredsError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -156,6 +157,31 @@ async def test_what_an_invocation_gives_back_that_had_a_secret_is_withheld(
     async with world_in(tmp_path) as world:
         with pytest.raises(SecretLeakError):
             await world.call(keeps, world)
+
+
+async def test_what_nobody_logs_meanwhile_is_withheld_if_it_may_have_a_secret(tmp_path, caplog):
+    kept: list[str] = []
+
+    async def keeps() -> None:
+        async with current_credentials()["key"].reveal() as secret:
+            kept.append(secret.expose_str())
+
+    async with world_in(tmp_path) as world:
+        await world.call(keeps)
+        await anyio.to_thread.run_sync(
+            world.elsewhere, "await vault.lockdown(keep_grants=True)"
+        )
+        with pytest.raises(AccessDeniedError):
+            await world.call(read)
+        log = logging.getLogger("forgotten")
+        log.warning("it is %s", kept[0])
+        log.warning("nothing here")
+        assert kept[0] not in caplog.text
+        assert "withheld" in caplog.text
+        assert "nothing here" in caplog.text
+        await world.vault.unlock()
+        log.warning("it was %s", kept[0])
+        assert "it was [redacted:key]" in caplog.text
 
 
 async def test_grants_are_gone_and_denials_are_not(tmp_path):
