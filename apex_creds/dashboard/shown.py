@@ -14,6 +14,7 @@ import msgspec
 
 from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.policy.consent import shown as escaped
+from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault
 from apex_creds.vault.config import read_config
 
@@ -90,5 +91,5 @@ class Names:
 
 async def names_of(vault: Vault, *, named: bool) -> Names:
     """How a vault's credentials are called, as its configuration says."""
-    config = (await read_config(vault.store.storage)).audit
+    config = (await read_config(FileStorage(vault.home))).audit
     return Names(vault.audit.shown if config.pseudonyms else None, named=named)
