@@ -95,7 +95,8 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(watcher.run)
                 mode = "takes decisions" if settings.decisions else "only shows"
-                say(f"The dashboard {mode}; it ends with Ctrl-C. Enter: another link.")
+                more = " Enter: another link." if sys.stdin.isatty() else ""
+                say(f"The dashboard {mode}; it ends with Ctrl-C.{more}")
                 link()
                 await server.serve([bound])
                 hub.close()
