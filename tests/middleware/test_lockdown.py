@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import anyio
 import pytest
@@ -274,6 +276,22 @@ anyio.run(main)
 """
 
 
+def copies_in(pid: int, key: bytes) -> int:
+    """How often a key is in the memory of another process."""
+    found = 0
+    with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, modes, *_ = line.split()
+            if not modes.startswith("rw"):
+                continue
+            start, end = (int(part, 16) for part in span.split("-"))
+            with contextlib.suppress(OSError, ValueError):
+                memory.seek(start)
+                found += memory.read(end - start).count(key)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_a_lockdown_whose_process_is_killed_stands(tmp_path):
     """The runtime is another process; so is what locks down, and it dies right after."""
 
@@ -290,9 +308,12 @@ async def test_a_lockdown_whose_process_is_killed_stands(tmp_path):
         )
         try:
             assert await anyio.to_thread.run_sync(ask) == "read"
+            kek = world.vault.store.unsealed().hierarchy._kek(1).expose_bytes()
+            assert copies_in(runtime.pid, kek) == 1
             with pytest.raises(subprocess.CalledProcessError):
                 await anyio.to_thread.run_sync(world.elsewhere, dies)
             assert await anyio.to_thread.run_sync(ask) == "HandleRevokedError"
+            assert copies_in(runtime.pid, kek) == 0
             runtime.communicate(timeout=60)
             assert runtime.returncode == 0
         finally:
