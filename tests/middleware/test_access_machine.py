@@ -1,5 +1,8 @@
 """No sequence of grants, revocations, upgrades and attenuations ever widens access.
 
+Nor of removals, lockdowns and marks: what is marked for a challenge is used by nobody for
+whom no client signs.
+
 The model is what people said yes to and have not taken back: a set of (scope, origin, read)
 for each credential. Whatever a plugin can do after any sequence must be in it.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +27,8 @@ from hypothesis.stateful import (
 )
 
 from apex_creds.errors import AccessDeniedError
+from apex_creds.leases.gates import LocalResponder, answering
+from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import current_credentials
 from apex_creds.leases.lease import find_lease
 from apex_creds.middleware import CredentialMiddleware
@@ -30,7 +36,9 @@ from apex_creds.model import ApiKey
 from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer, ConsentRequest
 from apex_creds.policy.decide import UNVERIFIED
 from apex_creds.policy.manifest import Access, Manifest, Need, parse_manifest
-from apex_creds.vault import Vault
+from apex_creds.vault import Vault, marking
+from apex_creds.vault.challenger import Challenger
+from apex_creds.vault.client_key import ClientKey
 from tests.leases.world import FakeClock
 
 NAMES = ("a", "b")
@@ -72,6 +80,15 @@ def asked(need: Need) -> set[Right]:
     return rights(need.scopes, need.origins, reveal=need.access is Access.REVEAL)
 
 
+async def reads(handle: CredentialHandle) -> bool:
+    """Whether the secret can be had, really."""
+    try:
+        async with handle.reveal():
+            return True
+    except AccessDeniedError:
+        return False
+
+
 class Machine(RuleBasedStateMachine):
     """One plugin, two credentials, a person, and a vault that is really there."""
 
@@ -90,6 +107,7 @@ class Machine(RuleBasedStateMachine):
         self.loose: dict[str, set[Right]] = {}
         self.manifest = Manifest(plugin="p")
         self.locked = False
+        self.marked: set[str] = set()
 
     def run(self, work):
         return self.loop.run_until_complete(work)
@@ -104,6 +122,8 @@ class Machine(RuleBasedStateMachine):
             )
             for name in NAMES:
                 await self.vault.put(name, ApiKey(f"secret-{name}"), origins=list(ORIGINS))
+            self.key = ClientKey.generate(where / "client.key", clock=self.clock)
+            await Challenger(self.vault).enrol("c", self.key.public, credentials=["*"])
             self.open_middleware()
 
         self.run(begin())
@@ -182,6 +202,19 @@ class Machine(RuleBasedStateMachine):
         self.use(None, narrow)
 
     @rule(answer=answers, narrow=narrowed)
+    def remove(self, answer, narrow) -> None:
+        self.run(self.middleware.remove_plugin("p"))
+        for table in (self.session, self.stored, self.loose):
+            table.clear()  # what is forbidden stays so, should it come back
+        self.use(answer, narrow)
+
+    @rule(name=st.sampled_from(NAMES), on=st.booleans(), answer=answers, narrow=narrowed)
+    def mark(self, name: str, on: bool, answer, narrow) -> None:
+        self.run(marking.edit(self.vault, name, challenge=on))
+        (self.marked.add if on else self.marked.discard)(name)
+        self.use(answer, narrow)
+
+    @rule(answer=answers, narrow=narrowed)
     def restart(self, answer, narrow) -> None:
         async def again() -> None:
             await self.middleware.close()
@@ -198,7 +231,8 @@ class Machine(RuleBasedStateMachine):
         self.answer, self.once, self.questions = answer, {}, []
         before = {name: set(self.stored.get(name, ())) for name in NAMES}
         session = {name: set(self.session.get(name, ())) for name in NAMES}
-        had = self.run(self.middleware.invoke(self.manifest, self.plugin, narrow))
+        with answering(self.client()) if len(narrow) == 1 else nullcontext():
+            had = self.run(self.middleware.invoke(self.manifest, self.plugin, narrow))
         for name, can in had.items():
             allowed = before[name] | session[name]
             allowed |= self.once.get(name, set()) | self.stored.get(name, set())
@@ -210,6 +244,9 @@ class Machine(RuleBasedStateMachine):
             assert name not in self.forbidden
             assert can <= allowed
             self.bind(name, need)
+
+    def client(self) -> LocalResponder:
+        return LocalResponder(self.key, vault_id=self.vault.vault_id, allow=lambda _: True)
 
     def bind(self, name: str, need: Need) -> None:
         """A grant by command is from now on one for what its first user asks for.
@@ -223,13 +260,14 @@ class Machine(RuleBasedStateMachine):
             del self.loose[name]
             self.stored[name] &= asked(need)
 
-    @staticmethod
-    async def plugin(narrow: list[str]) -> dict[str, set[Right]]:
+    async def plugin(self, narrow: list[str]) -> dict[str, set[Right]]:
         had = {}
         for name, handle in current_credentials().items():
             permission = find_lease(handle.id).permission
             can = rights(handle.scopes, permission.origins, reveal=permission.reveal)
             had[name] = can
+            signed = name not in self.marked or len(narrow) == 1
+            assert await reads(handle) is (permission.reveal and signed)
             try:
                 child = handle.attenuate(scopes=narrow)
             except AccessDeniedError:
@@ -256,6 +294,7 @@ class Machine(RuleBasedStateMachine):
         async def end() -> None:
             await self.middleware.close()
             await self.vault.close()
+            self.key.close()
 
         if hasattr(self, "middleware"):
             self.run(end())
