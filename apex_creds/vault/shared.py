@@ -206,7 +206,8 @@ class SharedStore(DocumentStore):
                 whole = await self._merged(name)
                 keystore = await super().keystore()
                 before = self._concerned(whole, only)
-                records = await self._changed(change, before, keystore)
+                size = max(len(before.records), len(only or ()))
+                records = await self._changed(change, before, keystore, size=size)
                 if records is None:
                     continue
                 try:
@@ -330,11 +331,11 @@ class SharedStore(DocumentStore):
         return whole.only({self._shards.of(whole.name, each) for each in only})
 
     async def _changed(
-        self, change: ChangeSection, before: Section, keystore: Keystore
+        self, change: ChangeSection, before: Section, keystore: Keystore, *, size: int
     ) -> Mapping[str, Record] | None:
         changes = self.shared.changes()
         try:
-            return await off_loop(len(before.records), lambda: change(before, keystore))
+            return await off_loop(size, lambda: change(before, keystore))
         except (UnknownKeyError, SecretWipedError):
             await self.settle()
             if self.shared.changes() == changes:
@@ -348,9 +349,7 @@ class SharedStore(DocumentStore):
         records: Mapping[str, Record],
         keystore: Keystore,
     ) -> Merged:
-        changed = await off_loop(
-            len(before.records), lambda: divided(before, records, self._shards)
-        )
+        changed = await off_loop(len(records), lambda: divided(before, records, self._shards))
         if not whole.parts and changed:  # all are made together
             changed = {shard: changed.get(shard, {}) for shard in self._shards.all(whole.name)}
         return await self._write(whole, changed, keystore) if changed else whole

@@ -235,7 +235,7 @@ class DocumentStore(KeyHolding, Alone):
         change: ChangeSection,
         *,
         shred: bool = False,
-        only: Collection[str] | None = None,  # noqa: ARG002 - a section is one document here
+        only: Collection[str] | None = None,
     ) -> tuple[Section, Shredded]:
         """Applies ``change`` to a section's records, in a worker thread where it is large.
 
@@ -256,7 +256,8 @@ class DocumentStore(KeyHolding, Alone):
             for _ in range(ATTEMPTS):
                 before = await self.section(name)
                 keystore = await self.keystore()
-                records = await self._changed(change, before, keystore)
+                size = max(len(before.records), len(only or ()))
+                records = await self._changed(change, before, keystore, size=size)
                 if records is None:
                     continue
                 try:
@@ -409,7 +410,7 @@ class DocumentStore(KeyHolding, Alone):
         )
 
     async def _changed(
-        self, change: ChangeSection, before: Section, keystore: Keystore
+        self, change: ChangeSection, before: Section, keystore: Keystore, *, size: int
     ) -> Mapping[str, Record] | None:
         """The changed records; None where the section has moved away from its keys.
 
@@ -417,7 +418,7 @@ class DocumentStore(KeyHolding, Alone):
         last record away from it.
         """
         try:
-            return await off_loop(len(before.records), lambda: change(before, keystore))
+            return await off_loop(size, lambda: change(before, keystore))
         except (UnknownKeyError, SecretWipedError):
             if self._is_current(before.name, before.token):
                 raise
