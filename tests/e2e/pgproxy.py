@@ -68,9 +68,13 @@ class Proxy:
     async def _ask(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, armed: asyncio.Event
     ) -> None:
+        prepared = False
         async for data in self._heard(reader):
             if self.drop_times and self.drop_about in data:
+                prepared = True
+            if prepared and data.startswith(b"B"):  # and now it is bound and executed
                 self.drop_times -= 1
+                prepared = False
                 armed.set()
             writer.write(data)
 

@@ -110,30 +110,32 @@ class Common:
     async def versions(self, space: str, names: Sequence[str]) -> dict[str, tuple[int, bool]]:
         """See ``Rows``."""
         found = await self.run(_VERSIONS, {"of": space, "names": list(names)})
-        return {str(name): (_int(version), bool(there)) for name, version, there in found}
+        return {str(name): (as_int(version), bool(there)) for name, version, there in found}
 
     async def lines(self, space: str, stream: str, first: int, limit: int) -> list[bytes]:
         """See ``Rows``."""
         values = {"of": space, "stream": stream, "first": first, "most": limit}
         found = await self.run(_LINES, values)
-        return [_bytes(line) for (line,) in found]
+        return [as_bytes(line) for (line,) in found]
 
     async def streams(self, space: str) -> dict[str, int]:
         """See ``Rows``."""
         found = await self.run(_STREAMS, {"of": space})
-        return {str(stream): _int(count) for stream, count in found}
+        return {str(stream): as_int(count) for stream, count in found}
 
 
 def _typed(found: CursorResult[*tuple[object, ...]]) -> Iterator[tuple[str, int, bytes]]:
     for name, version, data in found:
-        yield str(name), _int(version), _bytes(data)
+        yield str(name), as_int(version), as_bytes(data)
 
 
-def _int(value: object) -> int:
+def as_int(value: object) -> int:
+    """For the type checker."""
     assert isinstance(value, int)
     return value
 
 
-def _bytes(value: object) -> bytes:
+def as_bytes(value: object) -> bytes:
+    """For the type checker; copies a view."""
     assert isinstance(value, (bytes, memoryview))
     return bytes(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+import anyio
 import anyio.to_thread
 import psycopg
 import psycopg.conninfo
@@ -19,6 +20,7 @@ from apex_creds.errors import StorageError
 if TYPE_CHECKING:
     from apex_creds.storage.sqldb.target import Target
 
+_SOON: Final = 1.0
 _DURABLE: Final = (
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') = 'off'"
@@ -34,10 +36,22 @@ class Server:
     async def connect(self) -> psycopg.AsyncConnection:
         """A new connection, on which every statement commits.
 
+        One that is made for a caller who is cancelled meanwhile is closed again.
+
         Raises:
             psycopg.Error: It can't be had.
             StorageError: The keyring has no password, or this event loop can't be used.
         """
+        task = asyncio.ensure_future(self._connect())
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_drop)
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({task}, timeout=_SOON)
+            raise
+
+    async def _connect(self) -> psycopg.AsyncConnection:
         given = dict(self._target.connect)
         if self._target.keyring is not None:
             given["password"] = await anyio.to_thread.run_sync(_password, self._target.keyring)
@@ -50,6 +64,12 @@ class Server:
             connection.pgconn.finish()
             raise
         return connection
+
+
+def _drop(task: asyncio.Task[psycopg.AsyncConnection]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        connection = task.result()
+        connection.pgconn.finish()
 
 
 def _password(place: tuple[str, str]) -> str:

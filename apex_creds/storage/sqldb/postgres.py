@@ -11,25 +11,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import secrets
+import socket
 from typing import TYPE_CHECKING, Final
 
 import psycopg
-from psycopg.errors import DivisionByZero
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from psycopg.errors import DivisionByZero, UniqueViolation
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 
 from apex_creds.storage.base import Leadership
 from apex_creds.storage.sqldb import upgrade
-from apex_creds.storage.sqldb.common import Common, told
+from apex_creds.storage.sqldb.common import Common, as_bytes, as_int, told
 from apex_creds.storage.sqldb.connecting import Server
-from apex_creds.storage.sqldb.dberrors import DATABASE_ERRORS, FailedError, failed
+from apex_creds.storage.sqldb.dberrors import DATABASE_ERRORS, FailedError
 from apex_creds.storage.sqldb.listening import Listener, watch_over
-from apex_creds.storage.sqldb.rows import Change, Seen
+from apex_creds.storage.sqldb.pool import Pool
+from apex_creds.storage.sqldb.rows import Change, Row, Seen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from apex_creds.storage.sqldb.target import Target
 
@@ -43,54 +47,63 @@ SELECT s.oldest, d.name, d.version, d.data IS NULL
 FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS oldest) s
 LEFT JOIN apex_documents d ON d.space = %s AND d.changed >= %s
 """
-_REPLACE: Final = text(
-    f"UPDATE apex_documents SET version = :new, data = :data, changed = {_XID},"
+_REPLACE: Final = (
+    f"UPDATE apex_documents SET version = %(new)s, data = %(data)s, changed = {_XID},"
     " written = now()"
-    " WHERE space = :space AND name = :name AND version = :old AND data IS NOT NULL"
+    " WHERE space = %(space)s AND name = %(name)s AND version = %(old)s AND data IS NOT NULL"
 )
-_CREATE: Final = text(
+_CREATE: Final = (
     "INSERT INTO apex_documents AS d (space, name, version, changed, data)"
-    f" VALUES (:space, :name, :new, {_XID}, :data)"
+    f" VALUES (%(space)s, %(name)s, %(new)s, {_XID}, %(data)s)"
     " ON CONFLICT (space, name) DO UPDATE SET version = excluded.version,"
     " changed = excluded.changed, data = excluded.data, written = now() WHERE d.data IS NULL"
 )
 # Undoes itself by a division by zero unless every change could be made.
-_APPLY: Final = text(f"""
+_APPLY: Final = f"""
 WITH wanted AS (
-  SELECT * FROM unnest(CAST(:names AS text[]), CAST(:olds AS bigint[]),
-    CAST(:news AS bigint[]), CAST(:datas AS bytea[])) AS w (name, old, new, data)
+  SELECT * FROM unnest(CAST(%(names)s AS text[]), CAST(%(olds)s AS bigint[]),
+    CAST(%(news)s AS bigint[]), CAST(%(datas)s AS bytea[])) AS w (name, old, new, data)
 ), held AS (
   SELECT d.name FROM apex_documents d JOIN wanted w USING (name)
-  WHERE d.space = :space AND d.version = w.old AND d.data IS NOT NULL AND w.new IS NULL
+  WHERE d.space = %(space)s AND d.version = w.old AND d.data IS NOT NULL AND w.new IS NULL
   ORDER BY d.name FOR SHARE OF d
 ), locked AS MATERIALIZED (
   SELECT d.name, w.new, w.data FROM apex_documents d JOIN wanted w USING (name)
-  WHERE d.space = :space AND d.version = w.old AND d.data IS NOT NULL AND w.new IS NOT NULL
+  WHERE d.space = %(space)s AND d.version = w.old AND d.data IS NOT NULL AND w.new IS NOT NULL
   ORDER BY d.name FOR UPDATE OF d
 ), replaced AS (
   UPDATE apex_documents d
   SET version = l.new, data = l.data, changed = {_XID}, written = now()
-  FROM locked l WHERE d.space = :space AND d.name = l.name RETURNING 1
+  FROM locked l WHERE d.space = %(space)s AND d.name = l.name RETURNING 1
 ), made AS (
   INSERT INTO apex_documents AS d (space, name, version, changed, data)
-  SELECT :space, w.name, w.new, {_XID}, w.data FROM wanted w WHERE w.old IS NULL
+  SELECT %(space)s, w.name, w.new, {_XID}, w.data FROM wanted w WHERE w.old IS NULL
   ORDER BY w.name
   ON CONFLICT (space, name) DO UPDATE SET version = excluded.version,
     changed = excluded.changed, data = excluded.data, written = now() WHERE d.data IS NULL
   RETURNING 1
 )
 SELECT 1 / CAST((SELECT count(*) FROM held) + (SELECT count(*) FROM replaced)
-  + (SELECT count(*) FROM made) = :count AS integer)
-""")
-_APPEND: Final = text("""
+  + (SELECT count(*) FROM made) = %(count)s AS integer)
+"""
+_APPEND: Final = """
 INSERT INTO apex_lines (space, stream, seq, line)
-SELECT CAST(:space AS text), CAST(:stream AS text), CAST(:first AS bigint) + n - 1, line
-FROM unnest(CAST(:lines AS bytea[])) WITH ORDINALITY AS l (line, n)
+SELECT CAST(%(space)s AS text), CAST(%(stream)s AS text), CAST(%(first)s AS bigint) + n - 1,
+  line
+FROM unnest(CAST(%(lines)s AS bytea[])) WITH ORDINALITY AS l (line, n)
 WHERE (SELECT coalesce(max(seq) + 1, 0) FROM apex_lines
-       WHERE space = CAST(:space AS text) AND stream = CAST(:stream AS text))
-  = CAST(:first AS bigint)
-""")
-_NOTIFY: Final = text("SELECT pg_notify(:channel, :sender)")
+       WHERE space = CAST(%(space)s AS text) AND stream = CAST(%(stream)s AS text))
+  = CAST(%(first)s AS bigint)
+"""
+_NOTIFY: Final = "SELECT pg_notify(%(channel)s, %(sender)s)"
+_READ: Final = """
+SELECT name, version, data FROM apex_documents
+WHERE space = %(space)s AND name = ANY(%(names)s) AND data IS NOT NULL
+"""
+_VERSIONS: Final = """
+SELECT name, version, data IS NOT NULL FROM apex_documents
+WHERE space = %(space)s AND name = ANY(%(names)s)
+"""
 _ADD_CLAIMS: Final = """
 INSERT INTO apex_claims (space, name) SELECT %(space)s::text, n FROM unnest(%(names)s::text[]) n
 WHERE NOT EXISTS (SELECT 1 FROM apex_claims c WHERE c.space = %(space)s::text AND c.name = n)
@@ -109,21 +122,10 @@ class PostgresRows(Common):
 
     def __init__(self, target: Target) -> None:
         self.server = Server(target)
-        super().__init__(
-            create_async_engine(
-                "postgresql+psycopg://",
-                async_creator=self.server.connect,
-                isolation_level="AUTOCOMMIT",
-                hide_parameters=True,
-                pool_size=target.pool,
-                max_overflow=0,
-                pool_timeout=_POOL_SECONDS,
-                use_native_hstore=False,
-            )
-        )
+        super().__init__(_engine(self.server))
+        self._pool = Pool(self.server, size=target.pool, wait=_POOL_SECONDS)
         self._looking: psycopg.AsyncConnection | None = None
         self._since = self._before = 0
-        self._abandoned: set[asyncio.Task[Seen]] = set()
         self._listener: Listener | None = None
         self._telling: asyncio.Task[None] | None = None
         self._to_tell = False
@@ -151,51 +153,29 @@ class PostgresRows(Common):
         """See ``Rows``; tries a new connection once, and gives up after a second each."""
         with contextlib.suppress(FailedError):
             if self._looking is not None:
-                return await self._in_time(space)
-        return await self._in_time(space)
-
-    async def _in_time(self, space: str) -> Seen:
-        # Not cancelled where it hangs: that would wait for the server, too.
-        task = asyncio.ensure_future(self._look(space))
-        try:
-            await asyncio.wait({task}, timeout=LOOK_SECONDS)
-        finally:
-            if not task.done():
-                self._abandon(task)
-        if not task.done():
-            raise failed(TimeoutError())
-        return task.result()
-
-    def _abandon(self, task: asyncio.Task[Seen]) -> None:
-        self._looking = None
-        self._abandoned.add(task)
-        task.add_done_callback(self._forget)
-        task.cancel()
-
-    def _forget(self, task: asyncio.Task[Seen]) -> None:
-        self._abandoned.discard(task)
-        if not task.cancelled():
-            task.exception()
+                return await self._look(space)
+        return await self._look(space)
 
     async def _look(self, space: str) -> Seen:
         connection = self._looking
         try:
             with told():
                 if connection is None:
-                    connection = await self.server.connect()
-                    self._looking, self._since = connection, 0
+                    connection = await self._connect_to_look()
                 whole = self._since == 0
-                cursor = await connection.execute(
-                    _LOOK, (space, self._since), prepare=True, binary=True
-                )
-                rows = await cursor.fetchall()
+                rows = await _in_time(connection, _LOOK, (space, self._since))
         except BaseException:
-            if self._looking is connection:
-                self._looking = None
+            self._looking = None
             if connection is not None:
                 connection.pgconn.finish()
             raise
         return self._taken(rows, whole=whole)
+
+    async def _connect_to_look(self) -> psycopg.AsyncConnection:
+        async with asyncio.timeout(LOOK_SECONDS):
+            connection = await self.server.connect()
+        self._looking, self._since = connection, 0
+        return connection
 
     def _taken(self, rows: Sequence[Sequence[object]], *, whole: bool) -> Seen:
         oldest = rows[0][0]
@@ -224,16 +204,32 @@ class PostgresRows(Common):
             await connection.exec_driver_sql("COMMIT")
             return before.current
 
+    async def read(self, space: str, names: Sequence[str]) -> dict[str, Row]:
+        """See ``Rows``."""
+        found = await self._pool.run(_READ, {"space": space, "names": list(names)})
+        return {
+            str(name): Row(as_int(version), as_bytes(data))
+            for name, version, data in await found.fetchall()
+        }
+
+    async def versions(self, space: str, names: Sequence[str]) -> dict[str, tuple[int, bool]]:
+        """See ``Rows``."""
+        found = await self._pool.run(_VERSIONS, {"space": space, "names": list(names)})
+        return {
+            str(name): (as_int(version), bool(there))
+            for name, version, there in await found.fetchall()
+        }
+
     async def apply(self, space: str, changes: Sequence[Change]) -> bool:
         """See ``Rows``."""
         if len(changes) == 1 and changes[0].new is not None:
             [change] = changes
             statement = _CREATE if change.old is None else _REPLACE
-            return (await self.run(statement, _values(space, change))).rowcount == 1
+            return (await self._pool.run(statement, _values(space, change))).rowcount == 1
         try:
-            await self.run(_APPLY, _all_values(space, changes))
+            await self._pool.run(_APPLY, _all_values(space, changes))
         except FailedError as error:
-            if _is_division(error.__cause__):
+            if isinstance(error.__cause__, DivisionByZero):
                 return False
             raise
         return True
@@ -244,9 +240,9 @@ class PostgresRows(Common):
             return (await self.streams(space)).get(stream, 0) == first
         values = {"space": space, "stream": stream, "lines": list(lines), "first": first}
         try:
-            return (await self.run(_APPEND, values)).rowcount == len(lines)
+            return (await self._pool.run(_APPEND, values)).rowcount == len(lines)
         except FailedError as error:
-            if _is_taken(error.__cause__):
+            if isinstance(error.__cause__, UniqueViolation):
                 return False
             raise
 
@@ -260,7 +256,7 @@ class PostgresRows(Common):
         while self._to_tell:
             self._to_tell = False
             with contextlib.suppress(FailedError):  # others look every second all the same
-                await self.run(
+                await self._pool.run(
                     _NOTIFY, {"channel": _channel(self._space), "sender": self._sender}
                 )
 
@@ -316,11 +312,10 @@ class PostgresRows(Common):
             await self._listener.close()
         if self._telling is not None:
             await asyncio.gather(self._telling, return_exceptions=True)
-        if self._abandoned:
-            await asyncio.wait(self._abandoned, timeout=LOOK_SECONDS)
         looking, self._looking = self._looking, None
         if looking is not None:
             await looking.close()
+        await self._pool.close()
         await self.engine.dispose()
 
 
@@ -345,11 +340,36 @@ def _all_values(space: str, changes: Sequence[Change]) -> Mapping[str, object]:
     }
 
 
-def _is_division(error: BaseException | None) -> bool:
-    return isinstance(error, DBAPIError) and isinstance(error.orig, DivisionByZero)
+async def _in_time(
+    connection: psycopg.AsyncConnection, statement: str, values: Sequence[object]
+) -> list[tuple[object, ...]]:
+    """The rows of a statement; the line is cut where the server does not answer in time.
+
+    Not by cancelling: that would ask the server, and wait for it.
+    """
+    timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, _cut, connection)
+    try:
+        cursor = await connection.execute(statement, values, prepare=True, binary=True)
+        return await cursor.fetchall()
+    finally:
+        timer.cancel()
 
 
-def _is_taken(error: BaseException | None) -> bool:
-    return isinstance(error, DBAPIError) and isinstance(
-        error.orig, psycopg.errors.UniqueViolation
+def _cut(connection: psycopg.AsyncConnection) -> None:
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(connection.fileno())) as line,
+    ):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def _engine(server: Server) -> AsyncEngine:
+    """For what is rare: the tables and the spaces."""
+    return create_async_engine(
+        "postgresql+psycopg://",
+        async_creator=server.connect,
+        isolation_level="AUTOCOMMIT",
+        hide_parameters=True,
+        poolclass=NullPool,
+        use_native_hstore=False,
     )
