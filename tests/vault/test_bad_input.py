@@ -230,7 +230,7 @@ async def test_the_key_store_of_another_vault_under_a_live_one(
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    (await create(other)).audit.close()
+    await (await create(other)).close()
     async with await unseal(small) as vault:
         shutil.copy(keystore_file(other), keystore_file(small))
         async with refused(small, ForeignDocumentError):
