@@ -112,7 +112,8 @@ def status(
     if json:
         output.json_out(facts)
         return
-    output.fields((name.replace("_", " "), _shown(value)) for name, value in facts.items())
+    shown = {name: value for name, value in facts.items() if value or name != "locked_down"}
+    output.fields((name.replace("_", " "), _shown(value)) for name, value in shown.items())
     recovery.remind(str(facts["recovery"]))
 
 
@@ -120,8 +121,9 @@ async def _counts(vault: Vault) -> dict[str, output.Json]:
     listed, now = await vault.list(), time.time()
     kinds = Counter(info.kind for info in listed)
     ends = [info.expires for info in listed if info.expires is not None]
-    granted = list(await vault.grants())
+    granted = await vault.grants()
     return {
+        "locked_down": when.show(granted.lockdown.since) if granted.lockdown else "",
         "credentials": len(listed),
         "kinds": {kind.value: kinds[kind] for kind in CredentialKind if kinds[kind]},
         "expired": sum(end <= now for end in ends),

@@ -126,6 +126,8 @@ def explain(
         output.json_out(_as_json(decision, others))
     else:
         _show(decision, others)
+        if info is not None and info.challenge:
+            output.note("Each use takes a nonce that a registered client has signed, besides.")
 
 
 class _Asked(NamedTuple):

@@ -132,7 +132,7 @@ class Granting:
 
         try:
             await self._store.commit_keystore(change)
-        except GrantVoidError:
+        except (GrantVoidError, LockedDownError):
             self.record(
                 EventKind.GRANT,
                 plugin=plugin,

@@ -112,7 +112,10 @@ def test_a_lockdown_and_its_end(cli):
     assert done.code == 0
     assert "No second factor" in done.err
     assert cli("get", "openai", "--reveal", "--force").code == 9
+    assert cli("status", "--json").json()["locked_down"]
+    assert "locked down" in cli("status").out
     assert "Unlocked" in cli("unlock").out
+    assert "locked down" not in cli("status").out
     assert cli("get", "openai", "--reveal", "--force").out.strip() == "sk-secret"
     assert "not locked" in cli("unlock").out
 
