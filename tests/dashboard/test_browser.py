@@ -201,8 +201,10 @@ async def goes_on_live(town, page: Page) -> None:
     await expect(page.locator("#leases-list li")).to_have_count(0)
     await town.finish_rotation()
     await expect(page.locator("#keys-picture svg")).not_to_contain_text("of 30 under")
+    await expect(page.locator("#alarm")).to_be_hidden()
     await town.vault.lockdown(reason="laptop stolen")
     await expect(page.locator("#alerts")).to_contain_text("laptop stolen")
+    await expect(page.locator("#alarm")).to_have_text("Locked down")
 
 
 async def tab_to(page: Page, selector: str, *, key: str = "Tab") -> None:

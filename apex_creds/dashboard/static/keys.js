@@ -53,7 +53,7 @@ function protects(key) {
 
 // -- pieces -----------------------------------------------------------------------------
 
-function chip(x, y, version, text = `v${version.version} ${version.compromised ? "compromised" : version.state}`) {
+function chip(x, y, version, text = `v${version.version} ${version.state}${version.compromised ? ", compromised" : ""}`) {
   pen.font = FONT.small;
   const width = pen.measureText(text).width + 18;
   const node = s("g", { class: "chip", data: { state: look(version) } },

@@ -65,6 +65,8 @@ function alerts() {
   const text = found.map(([title, body]) => title + body.textContent).join();
   if (text === alerted) return;
   alerted = text;
+  $("alarm").hidden = !found.length;
+  $("alarm").textContent = found.length > 1 ? `${found.length} alerts` : found[0]?.[0] ?? "";
   $("alerts").replaceChildren(...found.map(([title, body]) => h("div", { class: "alert" }, h("strong", {}, title), body)));
 }
 
