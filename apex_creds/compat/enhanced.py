@@ -131,7 +131,9 @@ class EnhancedApiKeyManager(ApiKeyManager):
         grants = [grant for grant in await self._vault.grants() if grant.plugin == plugin]
         for grant in grants:
             if grant.credential not in wanted:
-                await self._vault.revoke(plugin=plugin, credential=grant.credential)
+                await self._vault.revoke(
+                    plugin=plugin, credential=grant.credential, keep_denials=True
+                )
         kept = {grant.credential for grant in grants if _permits(grant)}
         for name in sorted(wanted - kept):
             await self._vault.grant(plugin, name, reveal=True)

@@ -21,6 +21,8 @@ from apex_creds.compat import (
     MasterKeyError,
     StorageError,
 )
+from apex_creds.policy.grants import GrantDecision
+from apex_creds.vault import Vault, marking
 
 TOKEN = {
     "access_token": "at",
@@ -191,6 +193,60 @@ class TestThreadsAndLoops(Base):
 
 
 class TestAccessControl(Base):
+    def elsewhere(self, work) -> None:
+        """Does something with the vault as a person would, beside the manager."""
+
+        async def body() -> None:
+            async with await Vault.unseal(self.home, master=self.master) as vault:
+                await work(vault)
+
+        asyncio.run(body())
+
+    def test_what_takes_a_challenge_is_not_handed_out(self) -> None:
+        self.manager.set_api_key("a", "key of a")
+        self.manager.set_plugin_permissions("p", ["a"])
+
+        async def mark(vault: Vault) -> None:
+            for info in await vault.list():
+                await marking.edit(vault, info.name, challenge=True)
+
+        self.elsewhere(mark)
+        with self.assertRaises(ApiKeyManagerError):
+            self.manager.get_api_key("a")
+        self.assertIsNone(self.manager.get_api_key_secure("p", "a"))
+        self.manager.set_api_key("a", "new")  # keeps the mark
+        with self.assertRaises(ApiKeyManagerError):
+            self.manager.get_api_key("a")
+        self.manager.close()
+        self.assertIn("challenge_needed", self.log())
+
+    def test_a_lockdown_seals_a_manager_and_takes_its_permissions(self) -> None:
+        self.manager.set_api_key("a", "key of a")
+        self.manager.set_plugin_permissions("p", ["a"])
+        self.elsewhere(lambda vault: vault.lockdown())
+        with self.assertRaises(ApiKeyManagerError):
+            self.manager.get_api_key("a")
+        with self.assertRaises(ApiKeyManagerError):
+            self.manager.set_api_key("a", "new")
+        self.assertIsNone(self.manager.get_api_key_secure("p", "a"))
+        self.elsewhere(lambda vault: vault.unlock())
+        self.assertIsNone(self.manager.get_api_key_secure("p", "a"))
+        self.assertEqual(self.manager.get_api_key("a"), "key of a")
+
+    def test_a_permission_undoes_no_denial_of_another(self) -> None:
+        self.manager.set_api_key("a", "key of a")
+        self.manager.set_api_key("b", "key of b")
+
+        async def deny(vault: Vault) -> None:
+            [name] = [info.name for info in await vault.list() if info.service == "b"]
+            await vault.grant("p", name, decision=GrantDecision.DENY)
+
+        self.elsewhere(deny)
+        self.manager.set_plugin_permissions("p", ["a"])
+        self.manager.enable_access_control(False)
+        self.assertEqual(self.manager.get_api_key_secure("p", "a"), "key of a")
+        self.assertIsNone(self.manager.get_api_key_secure("p", "b"))
+
     def test_permissions(self) -> None:
         manager = self.manager
         for service in ("a", "b"):
