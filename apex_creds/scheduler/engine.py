@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 from typing import Final
 
@@ -29,8 +30,9 @@ from apex_creds.scheduler.state import RotationState, WorkerLease
 from apex_creds.vault import dek, reseal, rotate
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.reseal import SECTION_NAMES, KekScan
+from apex_creds.vault.section import Section
 from apex_creds.vault.state import StateDocument
-from apex_creds.vault.store import DocumentStore
+from apex_creds.vault.store import DocumentStore, off_loop
 
 LEASE_SECONDS: Final = 30.0
 BY_HAND: Final = frozenset({Level.MASTER, Level.KEK})
@@ -144,6 +146,16 @@ class Engine:
         kek_use = await reseal.scan(self.store)
         sections = [await self.store.section(name) for name in SECTION_NAMES]
         keystore = await self.store.keystore()
+        many = len(keystore.body.deks)
+        return await off_loop(many, lambda: self._seen(state, kek_use, sections, keystore))
+
+    def _seen(
+        self,
+        state: RotationState,
+        kek_use: KekScan,
+        sections: Sequence[Section],
+        keystore: Keystore,
+    ) -> View:
         used: set[tuple[str, int]] = set()
         uses: dict[tuple[str, int], int] = {}
         for section in sections:
@@ -164,8 +176,8 @@ class Engine:
     async def plan(self) -> tuple[Step, ...]:
         """The steps that can be taken now."""
         view, state = await self.view(), await self.document.read()
-        now = self.store.clock.time()
-        return plan(view, state.policies, now=now, next_fire=self.next_fire)
+        make = partial(plan, now=self.store.clock.time(), next_fire=self.next_fire)
+        return await off_loop(len(view.keys), lambda: make(view, state.policies))
 
     def _moves(self, label: str) -> bool:
         return label.partition("/")[0] in SECTION_NAMES or label in self._movers
