@@ -10,6 +10,7 @@ releases nothing, and once it serves plugins it keeps no keys either.
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _REASON: Final = 1000
 _here: Final[WeakSet[Locking]] = WeakSet()
 """The vaults that are open in this process."""
+_lock: Final = threading.Lock()
 
 
 class Locking(Granting):
@@ -43,7 +45,8 @@ class Locking(Granting):
         """Has this vault hear of what other objects of the same vault take back here."""
         self._watching = []
         self._store.on_sealed = self._sealed
-        _here.add(self)
+        with _lock:
+            _here.add(self)
 
     async def lockdown(self, *, reason: str = "", keep_grants: bool = False) -> Lockdown:
         """Ends everything that is in use, and releases nothing until ``unlock``.
@@ -137,7 +140,9 @@ class Locking(Granting):
     def _others(self) -> list[Locking]:
         """The same vault, as others in this process have opened it."""
         mine = (self._id, self._home)
-        return [v for v in list(_here) if v is not self and (v._id, v._home) == mine]
+        with _lock:
+            found = list(_here)
+        return [v for v in found if v is not self and (v._id, v._home) == mine]
 
     def _sealed(self) -> None:
         """The store has seen a lockdown, and wipes its keys now."""
