@@ -17,7 +17,7 @@ pytestmark = pytest.mark.e2e
 
 def test_eight_processes(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    print(whole(tmp_path, seconds=12, seed=1))
+    print(whole(tmp_path, seconds=9, seed=1))
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ import pytest
 
 from tests.scheduler.shared_simulation import simulate_shared
 
-PER_TEST = 15
+PER_TEST = 10
 
 
-@pytest.mark.parametrize("seed", range(0, 3 * PER_TEST, PER_TEST))
+@pytest.mark.parametrize("seed", range(0, 2 * PER_TEST, PER_TEST))
 def test_schedules(seed: int) -> None:
     worlds = [simulate_shared(number) for number in range(seed, seed + PER_TEST)]
     assert sum(world.chaos.crashes for world in worlds) > PER_TEST / 2
