@@ -225,8 +225,8 @@ class LeaseBroker:
         facts = self._vault.facts_now(lease.need.name)
         if facts is None:
             facts = await self._vault.facts(lease.need.name)
-        signed = False
-        if facts.record is not None and facts.record.info.challenge:
+        signed, record = False, facts.record
+        if record is not None and record.info.challenge:
             await self._answered(lease, use, facts)
             signed, facts = True, await self._vault.facts(lease.need.name)
         if self.admission.shared is not None:
