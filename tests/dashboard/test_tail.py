@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
+from apex_creds.audit.archive import segments
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.upkeep import Cadence
@@ -25,10 +27,13 @@ def write(log: AuditLog, count: int) -> None:
         log.append(AuditEvent(1.0, EventKind.PUT, credential=f"name-{n}", detail="x" * 100))
 
 
-def fill_segment(log: AuditLog) -> None:
-    """Writes more than a segment takes, and has it sealed now, not by the log's thread."""
+def fill_segment(log: AuditLog, directory: Path) -> None:
+    """Writes more than a segment takes, and waits until the log's thread has sealed it."""
+    before, until = len(segments(directory)), time.monotonic() + 30
     write(log, 40)
-    log._upkeep.work()
+    while len(segments(directory)) == before:
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 def numbers(tail: LogTail) -> list[int]:
@@ -67,7 +72,7 @@ def test_it_goes_on_over_segments_compressed_or_not(directory: Path) -> None:
     tail = LogTail(directory, vault_id=VAULT)
     seen: list[int] = []
     for _ in range(6):
-        fill_segment(log)
+        fill_segment(log, directory)
         seen += numbers(tail)
     log.close()
     seen += numbers(tail)
@@ -78,7 +83,7 @@ def test_it_goes_on_over_segments_compressed_or_not(directory: Path) -> None:
 def test_only_the_newest_segments_are_read_at_first(directory: Path) -> None:
     log = log_in(directory, cadence=Cadence(segment_bytes=8192))
     for _ in range(4):
-        fill_segment(log)
+        fill_segment(log, directory)
     log.close()
     batch = LogTail(directory, vault_id=VAULT, newest=2).look()
     assert batch.first > 1
