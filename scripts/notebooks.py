@@ -54,7 +54,8 @@ def _environment(home: str) -> dict[str, str]:
     kept.pop("DBUS_SESSION_BUS_ADDRESS", None)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     plain = {"NO_COLOR": "1", "COLUMNS": "100", "LANG": "C.UTF-8", "TZ": "UTC"}
-    return {**kept, **plain, "HOME": home, "USERPROFILE": home, "PATH": path}
+    places = {"HOME": home, "USERPROFILE": home, "TMPDIR": home, "TEMP": home, "TMP": home}
+    return {**kept, **plain, **places, "PATH": path}
 
 
 def tidy(book: Any) -> Any:
