@@ -170,7 +170,10 @@ async def rotating(kind: str, server: Postgres | None) -> AsyncIterator[Operatio
             outcome = await engine.run(lease=False)
             assert not outcome.failed
 
-        yield rotate
+        try:
+            yield rotate
+        finally:
+            await engine.release()
 
 
 # -- OpenBao -----------------------------------------------------------------------------

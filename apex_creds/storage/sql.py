@@ -14,8 +14,6 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import stamina
-
 from apex_creds.errors import (
     ConflictError,
     InvalidInputError,
@@ -24,12 +22,8 @@ from apex_creds.errors import (
     StorageUnreachableError,
     VaultNotFoundError,
 )
-from apex_creds.model import SECTIONS
 from apex_creds.storage.base import (
-    CONFIG,
-    KEYSTORE,
     MAX_DOCUMENT_BYTES,
-    STATE_DOCUMENTS,
     Data,
     Shredded,
     Stored,
@@ -40,11 +34,12 @@ from apex_creds.storage.base import (
 )
 from apex_creds.storage.looking import Looking
 from apex_creds.storage.sqldb.dberrors import FailedError
+from apex_creds.storage.sqldb.naming import Naming
 from apex_creds.storage.sqldb.rows import Change
 from apex_creds.storage.sqldb.target import NEW_SPACE, parse_target
+from apex_creds.storage.sqldb.trying import Outcome, entered, tried
 from apex_creds.storage.sqldb.upgrade import SchemaStatus
 from apex_creds.storage.versions import Versions
-from apex_creds.storage.whole import to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -55,7 +50,6 @@ if TYPE_CHECKING:
         Mapping,
         Sequence,
     )
-    from contextlib import AbstractAsyncContextManager
 
     from apex_creds.storage.base import Leadership
     from apex_creds.storage.sqldb.rows import Rows, Seen
@@ -63,12 +57,6 @@ if TYPE_CHECKING:
 
 SHARDS: Final = 256
 """In how many documents a section is kept."""
-_WAITS: Final[Mapping[str, float]] = {
-    "wait_initial": 0.02,
-    "wait_max": 0.5,
-    "wait_jitter": 0.1,
-}
-_CLEAR: Final = frozenset({KEYSTORE, CONFIG})
 _LARGEST: Final = min(MAX_DOCUMENT_BYTES, 900_000_000)  # below what both databases take
 
 T = TypeVar("T")
@@ -105,9 +93,7 @@ class SqlStorage:
         self._rows = _rows(self.target)
         self._versions = Versions()
         self._looking = Looking(self._take_in)
-        self._stem: Callable[[str], str] | None = None
-        self._stems: dict[str, str] = {name: name for name in _CLEAR}
-        self._candidates: tuple[str, ...] = (*SECTIONS.values(), *STATE_DOCUMENTS)
+        self._naming = Naming()
         self._ready = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readying = asyncio.Lock()
@@ -141,17 +127,13 @@ class SqlStorage:
             stem_of: A keyed hash; 1 to 64 of a-z, 0-9 and underscore.
             candidates: What ``names()`` can find, beside what was used here before.
         """
-        self._stem = stem_of
-        self._stems = {name: name for name in _CLEAR}
-        if candidates is not None:
-            names = dict.fromkeys(check_document_name(name) for name in candidates)
-            self._candidates = (*names, *STATE_DOCUMENTS)
+        self._naming.map(stem_of, candidates)
 
     # -- one document ----------------------------------------------------------------
 
     def change_token(self, name: str) -> Token | None:
         """See ``Storage``."""
-        stem = self._stems.get(name) or self._stem_of(name)
+        stem = self._naming.known.get(name) or self._naming.stem(name)
         if self._rows.exact and self._ready:
             self._glance()
         return self._versions.get(stem)
@@ -191,7 +173,7 @@ class SqlStorage:
 
     async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
         """See ``Storage``; raises what ``write`` raises."""
-        change = Change(self._stem_of(name), _version(expected), _random(), None)
+        change = Change(self._naming.stem(name), _version(expected), _random(), None)
         await self._apply([change], [name])
         self._did([(change.name, None)])
         return "unverifiable" if shred else "no"
@@ -200,11 +182,7 @@ class SqlStorage:
         """See ``Storage``; with mapped names, those that can be known."""
         await self._usable()
         await self.look()
-        there = set(self._versions.known())
-        if self._stem is None:
-            return sorted(there)
-        known = {*self._stems, *self._candidates}
-        return sorted(name for name in known if self._stem_of(name) in there)
+        return self._naming.of(self._versions.known())
 
     async def close(self) -> None:
         """See ``Storage``."""
@@ -220,7 +198,7 @@ class SqlStorage:
 
     async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
         """See ``SharedStorage``."""
-        stems = {self._stem_of(name): name for name in names}
+        stems = {self._naming.stem(name): name for name in names}
         if not stems:
             return {}
         space = await self._usable()
@@ -271,15 +249,15 @@ class SqlStorage:
         """See ``SharedStorage``."""
         check_document_name(what)
         space = await self._usable()
-        async with _told(self._rows.lead(space, what)) as lead:
+        async with entered(self._rows.lead(space, what)) as lead:
             yield lead
 
     @contextlib.asynccontextmanager
     async def claim(self, names: Iterable[str], *, limit: int) -> AsyncIterator[list[str]]:
         """See ``SharedStorage``."""
-        stems = {self._stem_of(name): name for name in names}
+        stems = {self._naming.stem(name): name for name in names}
         space = await self._usable()
-        async with _told(self._rows.claim(space, list(stems), limit)) as ours:
+        async with entered(self._rows.claim(space, list(stems), limit)) as ours:
             yield [stems[stem] for stem in ours]
 
     # -- streams ---------------------------------------------------------------------
@@ -328,16 +306,8 @@ class SqlStorage:
 
     # -- inside: names and versions --------------------------------------------------
 
-    def _stem_of(self, name: str) -> str:
-        stem = self._stems.get(name)
-        if stem is None:
-            check_document_name(name)
-            stem = name if self._stem is None else check_document_name(self._stem(name))
-            self._stems[name] = stem
-        return stem
-
     def _change(self, write: Write) -> Change:
-        stem = self._stem_of(write.name)
+        stem = self._naming.stem(write.name)
         old = None if write.expected is None else _version(write.expected)
         if write.data is None:
             if old is None:
@@ -437,7 +407,7 @@ class SqlStorage:
         )
 
     async def _apply(self, changes: Sequence[Change], names: Sequence[str]) -> None:
-        outcome = _Outcome()
+        outcome = Outcome()
         try:
             done = await self._settled(changes, outcome)
         except StorageUnreachableError as error:
@@ -453,7 +423,7 @@ class SqlStorage:
                 hint="Read it again and retry.",
             )
 
-    async def _settled(self, changes: Sequence[Change], outcome: _Outcome) -> bool:
+    async def _settled(self, changes: Sequence[Change], outcome: Outcome) -> bool:
         """Whether the changes were made; if not, what is there instead is known now."""
         space = await self._usable()
         work = partial(self._rows.apply, space, changes)
@@ -478,39 +448,7 @@ class SqlStorage:
     async def _tried(
         self, work: Callable[[], Coroutine[object, object, T]], *, patient: bool = True
     ) -> T:
-        """What ``work`` returns; it is repeated while that is safe and may help."""
-        try:
-            return await to_the_end(work())
-        except FailedError as failure:
-            if not failure.again or not patient:
-                raise failure.error from failure
-        try:
-            async for turn in stamina.retry_context(
-                on=_may_help, attempts=None, timeout=self._patience, **_WAITS
-            ):
-                with turn:
-                    return await to_the_end(work())
-        except FailedError as failure:
-            raise failure.error from failure
-        raise AssertionError("stamina ends by returning or raising")
-
-
-class _Outcome:
-    """Whether it is known what became of a write that is tried again and again."""
-
-    def __init__(self) -> None:
-        self.unknown = False
-
-    async def of(self, work: Callable[[], Coroutine[object, object, bool]]) -> bool:
-        try:
-            return await work()
-        except FailedError as failure:
-            self.unknown = self.unknown or failure.lost
-            raise
-
-
-def _may_help(error: Exception) -> bool:
-    return isinstance(error, FailedError) and error.again
+        return await tried(work, patience=self._patience if patient else 0.0)
 
 
 def _is_done(change: Change, found: Mapping[str, tuple[int, bool]]) -> bool:
@@ -518,17 +456,6 @@ def _is_done(change: Change, found: Mapping[str, tuple[int, bool]]) -> bool:
     if change.new is None:
         return True  # it was held when the others were written; they were
     return version == change.new and there == (change.data is not None)
-
-
-@contextlib.asynccontextmanager
-async def _told(work: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-    """Turns ``FailedError`` from entering into what it means."""
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            entered = await stack.enter_async_context(work)
-        except FailedError as failure:
-            raise failure.error from failure
-        yield entered
 
 
 def _rows(target: Target) -> Rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import bindparam, func, insert, select
+from sqlalchemy import bindparam, insert, select, text
 
 from apex_creds.storage.sqldb import upgrade
 from apex_creds.storage.sqldb.dberrors import DATABASE_ERRORS, FailedError, failed
@@ -41,11 +41,19 @@ _LINES: Final = (
     .order_by(lines.c.seq)
     .limit(bindparam("most"))
 )
-_STREAMS: Final = (
-    select(lines.c.stream, func.max(lines.c.seq) + 1)
-    .where(lines.c.space == bindparam("of"))
-    .group_by(lines.c.stream)
+# From one stream to the next, whatever number of lines they have.
+STREAMS: Final = """
+WITH RECURSIVE s (stream) AS (
+  SELECT min(stream) FROM apex_lines WHERE space = {of}
+  UNION ALL
+  SELECT (SELECT min(stream) FROM apex_lines WHERE space = {of} AND stream > s.stream)
+  FROM s WHERE s.stream IS NOT NULL
 )
+SELECT stream,
+  (SELECT max(seq) + 1 FROM apex_lines l WHERE l.space = {of} AND l.stream = s.stream)
+FROM s WHERE stream IS NOT NULL
+"""
+_STREAMS: Final = text(STREAMS.format(of=":of"))
 
 
 @contextlib.contextmanager

@@ -17,18 +17,19 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 import psycopg
-from psycopg.errors import DivisionByZero, UniqueViolation
+from psycopg.errors import DivisionByZero, UndefinedTable, UniqueViolation
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from apex_creds.storage.base import Leadership
 from apex_creds.storage.sqldb import upgrade
-from apex_creds.storage.sqldb.common import Common, as_bytes, as_int, told
+from apex_creds.storage.sqldb.common import STREAMS, Common, as_bytes, as_int, told
 from apex_creds.storage.sqldb.connecting import Server
 from apex_creds.storage.sqldb.dberrors import DATABASE_ERRORS, FailedError
 from apex_creds.storage.sqldb.listening import Listener, watch_over
 from apex_creds.storage.sqldb.pool import Pool
 from apex_creds.storage.sqldb.rows import Change, Row, Seen
+from apex_creds.storage.sqldb.schema import VERSION_TABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -104,6 +105,13 @@ _VERSIONS: Final = """
 SELECT name, version, data IS NOT NULL FROM apex_documents
 WHERE space = %(space)s AND name = ANY(%(names)s)
 """
+_LINES: Final = """
+SELECT line FROM apex_lines
+WHERE space = %(space)s AND stream = %(stream)s AND seq >= %(first)s
+ORDER BY seq LIMIT %(limit)s
+"""
+_STREAMS: Final = STREAMS.format(of="%(of)s")
+_SCHEMA: Final = f"SELECT version_num FROM {VERSION_TABLE}"
 _ADD_CLAIMS: Final = """
 INSERT INTO apex_claims (space, name) SELECT %(space)s::text, n FROM unnest(%(names)s::text[]) n
 WHERE NOT EXISTS (SELECT 1 FROM apex_claims c WHERE c.space = %(space)s::text AND c.name = n)
@@ -190,6 +198,17 @@ class PostgresRows(Common):
         ]
         return Seen(found, whole=whole)
 
+    async def schema(self) -> str | None:
+        """See ``Rows``."""
+        try:
+            found = await self._pool.run(_SCHEMA, {})
+        except FailedError as error:
+            if isinstance(error.__cause__, UndefinedTable):
+                return None
+            raise
+        row = await found.fetchone()
+        return None if row is None else str(row[0])
+
     # -- writing ---------------------------------------------------------------------
 
     async def make_tables(self, *, fresh_only: bool) -> str | None:
@@ -245,6 +264,17 @@ class PostgresRows(Common):
             if isinstance(error.__cause__, UniqueViolation):
                 return False
             raise
+
+    async def lines(self, space: str, stream: str, first: int, limit: int) -> list[bytes]:
+        """See ``Rows``."""
+        values = {"space": space, "stream": stream, "first": first, "limit": limit}
+        found = await self._pool.run(_LINES, values)
+        return [as_bytes(line) for (line,) in await found.fetchall()]
+
+    async def streams(self, space: str) -> dict[str, int]:
+        """See ``Rows``."""
+        found = await self._pool.run(_STREAMS, {"of": space})
+        return {str(stream): as_int(count) for stream, count in await found.fetchall()}
 
     def told(self) -> None:
         """See ``Rows``; sent beside the write, since NOTIFY makes commits wait in a row."""
