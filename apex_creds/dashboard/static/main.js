@@ -53,7 +53,7 @@ function alerts() {
   const found = [];
   if (facts.lockdown) {
     const why = facts.lockdown.reason ? h("span", {}, " “", word(facts.lockdown.reason), "”") : "";
-    const then = facts.lockdown.sealed ? " No key is in memory; the keys below are shown as they were." : "";
+    const then = facts.lockdown.sealed ? " No key is in memory; what is shown of keys is from before." : "";
     found.push(["Locked down", h("p", {}, `since ${moment(facts.lockdown.since)}: nothing is released until `, h("code", {}, "apex-creds unlock"), ".", why, then)]);
   }
   if (facts.verified?.state === "bad") {
