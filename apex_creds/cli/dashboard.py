@@ -97,6 +97,7 @@ def dashboard(
         provider = rotating_provider(uri)
         async with await Vault.unseal(settings.home, master=provider) as vault:
             await automatic.look(vault)
+            vault.heed_lockdown()
             await serve(vault, chosen, say=_say)
 
     anyio.run(run)

@@ -88,7 +88,7 @@ class ApiKeyManager:
         except BaseException:
             self._portal.close()
             raise
-        self._vault.serve_plugins()
+        self._vault.heed_lockdown()
         self._fallback = Fallback(self._vault) if migrate_legacy else None
         self._close = weakref.finalize(self, _close, self._portal, self._vault)
 

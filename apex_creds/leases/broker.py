@@ -76,7 +76,7 @@ class LeaseBroker:
         self.shared = vault.store.shared is not None
         self.challenges = Challenges(vault)
         vault.watch_revocations(self._on_revoked)
-        vault.serve_plugins()
+        vault.heed_lockdown()
 
     # -- leases ------------------------------------------------------------------
 

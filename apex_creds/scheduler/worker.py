@@ -27,7 +27,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.errors import ApexCredsError, InvalidInputError
+from apex_creds.errors import ApexCredsError, InvalidInputError, LockedDownError
 from apex_creds.model import new_id
 from apex_creds.scheduler import systemd
 from apex_creds.scheduler.bus import EventBus
@@ -155,6 +155,7 @@ class RotationWorker:
     # -- life --------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        self._vault.heed_lockdown()
         _workers[self.id] = self
         self.engine.stopped = False
         scheduler = AsyncIOScheduler(timezone=UTC, logger=_jobs_log)
@@ -347,8 +348,9 @@ class RotationWorker:
         try:
             await work()
         except ApexCredsError as error:
+            waits = isinstance(error, LockedDownError)  # again and again, and no fault
             self._problems[name] = f"{type(error).__name__}: {error.message}"
-            _log.warning("%s: %s", name, error)
+            _log.log(logging.DEBUG if waits else logging.WARNING, "%s: %s", name, error)
         else:
             self._problems.pop(name, None)
             self._last[name] = self._vault.clock.time()

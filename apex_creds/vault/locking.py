@@ -120,7 +120,7 @@ class Locking(Granting):
         if (await self.grants()).lockdown is not None:
             raise locked_down()
 
-    def serve_plugins(self) -> None:
+    def heed_lockdown(self) -> None:
         """From now on no key is kept while the vault is locked down."""
         self._store.for_operator = False
         self._store.seal_if_locked()

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import anyio
 import pytest
 from msgspec.structs import replace
 
@@ -438,3 +439,17 @@ async def test_a_lockdown_by_an_event_is_done_once(vault: Vault) -> None:
     vault.clock.now += 100
     await worker.run_once()
     assert (await vault.grants()).lockdown is None
+
+
+async def test_a_worker_that_runs_on_has_no_keys_in_a_lockdown(vault: Vault) -> None:
+    vault.store.for_operator = True  # as if it was unsealed after the lockdown
+    await vault.lockdown()
+    async with RotationWorker(vault, rhythm=Rhythm(check=0.01, events=0.01)) as worker:
+        assert vault.store.sealed
+        with anyio.fail_after(60):
+            while "rotate kek" not in worker.health()["problems"]:
+                await anyio.sleep(0.01)
+            assert vault.store.sealed
+            await vault.unlock()
+            while "rotate kek" in worker.health()["problems"]:
+                await anyio.sleep(0.01)
