@@ -73,6 +73,8 @@ import httpx, keyring.backends, msgspec, nacl.bindings, opentelemetry.trace
 import opentelemetry.sdk.trace, platformdirs, rich.table, typer, concurrent.futures.thread
 import asyncio, getpass, logging, random, subprocess, tempfile, threading
 
+# Programs, not modules: for `python -m`, for Alembic, and what needs pytest.
+programs = ("__main__", ".migrations.env", ".testing")
 missing = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "secretstorage", "jeepney"}
 real = builtins.__import__
 
@@ -92,7 +94,7 @@ for name in [name for name in dir(mmap) if name.startswith(("MAP_", "PROT_", "MA
 
 import apex_creds
 for found in pkgutil.walk_packages(apex_creds.__path__, "apex_creds."):
-    if ".testing" not in found.name and not found.name.endswith("__main__"):
+    if not (found.name.endswith(programs) or ".testing." in found.name):
         importlib.import_module(found.name)
 print("imported")
 """
