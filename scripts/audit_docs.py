@@ -98,7 +98,7 @@ is not authenticated.
 """
 
 PSEUDONYMS = """
-With `pseudonyms`, credentials and principals are `~` and 32 hexadecimal digits of
+With `pseudonyms`, credentials, services and principals are `~` and 32 hexadecimal digits of
 HMAC-SHA256 under a key of the vault. `audit tail --names` (and `show`, `export`) map them
 back, with the master key, for every name that the vault or a grant still has.
 """

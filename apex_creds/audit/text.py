@@ -123,3 +123,9 @@ def _cut(text: str) -> str:
 
 
 _OK: Final = _fields(outcome="ok")
+
+
+def shown_label(label: str, shown: Callable[[str], str]) -> str:
+    """A keyset's label, ``section/service``, with its service as ``shown`` shows names."""
+    section, slash, service = label.partition("/")
+    return f"{section}/{shown(service)}" if slash and section != "access" else label

@@ -18,8 +18,9 @@ from rich.progress import Progress, TaskID
 
 from apex_creds.audit import Recorded, read
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
-from apex_creds.audit.events import AuditEvent
+from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.note import VerifierKey
+from apex_creds.audit.text import shown_label
 from apex_creds.audit.verify import check_now
 from apex_creds.cli import audit_copies, options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
@@ -27,6 +28,7 @@ from apex_creds.errors import AuditTamperedError, InvalidInputError
 from apex_creds.keys.anchor import AnchorFile
 from apex_creds.vault import Vault
 from apex_creds.vault.auditing import Pseudonyms, root_key
+from apex_creds.vault.factors import Factors
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import node_of
 
@@ -309,6 +311,8 @@ def _namer(settings: options.Settings) -> Callable[[Recorded], Recorded]:
             for field in ("credential", "principal")
             if (value := getattr(event, field)) in known
         }
+        if event.kind is EventKind.ROTATION:
+            changes["detail"] = shown_label(event.detail, lambda name: known.get(name, name))
         return msgspec.structs.replace(event, **changes) if changes else event
 
     return named
@@ -316,8 +320,10 @@ def _namer(settings: options.Settings) -> Callable[[Recorded], Recorded]:
 
 async def _pseudonyms(vault: Vault) -> Iterator[tuple[str, str]]:
     """Pairs of pseudonym and name for every name that the vault still has."""
-    names = {info.name for info in await vault.list()}
+    infos = await vault.list()
+    names = {info.name for info in infos} | {info.service for info in infos}
     names |= {grant.credential for grant in await vault.grants()}
+    names |= {factor.principal for factor in await Factors(vault).listed()}
     pseudonym = Pseudonyms(root_key(vault.store.unsealed()))
     try:
         return iter([(pseudonym(name), name) for name in sorted(names)])

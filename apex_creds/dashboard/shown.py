@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from apex_creds.audit.events import EventKind, Recorded
+from apex_creds.audit.text import shown_label
 from apex_creds.policy.consent import shown as escaped
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault
@@ -84,8 +85,8 @@ class Names:
             found[name] = value if plain else text(value)
         if event.credential:
             found["credential"] = self.logged(event.credential)
-        if event.kind is EventKind.ROTATION and "/" in event.detail:
-            found["detail"] = self.label(event.detail)
+        if event.kind is EventKind.ROTATION:
+            found["detail"] = shown_label(event.detail, self.logged)
         return found
 
 

@@ -27,6 +27,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.text import shown_label
 from apex_creds.errors import ApexCredsError, InvalidInputError, LockedDownError
 from apex_creds.model import new_id
 from apex_creds.scheduler import systemd
@@ -330,7 +331,7 @@ class RotationWorker:
                 action=f"{step.action.value} {step.level.value}",
                 reason=step.reason.value,
                 key_version=step.version,
-                detail=step.label,
+                detail=shown_label(step.label, self._vault.audit.shown),
             )
         )
 

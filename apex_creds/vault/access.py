@@ -143,6 +143,7 @@ class Access:
         decision: str = "",
         reason: str = "",
         plugin: str = "",
+        principal: str = "",
         credential: str = "",
         detail: str = "",
     ) -> None:
@@ -159,6 +160,7 @@ class Access:
                 decision=decision,
                 reason=reason,
                 plugin=plugin,
+                principal=principal,
                 credential=credential,
                 detail=detail,
             )

@@ -360,8 +360,7 @@ class Factors:
             return recovery.digest(key, code)
 
     def _log(self, action: str, principal: str, factor: str) -> None:
-        who = f"{principal} " if principal else ""
-        self.access.record(EventKind.FACTOR, action=action, detail=f"{who}{factor}")
+        self.access.record(EventKind.FACTOR, action=action, principal=principal, detail=factor)
 
     def _log_outcome(self, settled: Settled, principal: str, subject: Subject | None) -> None:
         passed = settled.outcome is Outcome.PASSED
@@ -372,7 +371,8 @@ class Factors:
             reason=settled.outcome.value,
             plugin=subject.plugin if subject else "",
             credential=subject.credential if subject else "",
-            detail=f"{principal} {settled.factor}".strip(),
+            principal=principal,
+            detail=settled.factor,
         )
 
 

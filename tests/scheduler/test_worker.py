@@ -33,6 +33,7 @@ from apex_creds.scheduler.events import (
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault import Vault
+from apex_creds.vault.config import AuditConfig, Config, write_config
 from tests.vault.helpers import FakeClock, create, master_in, unseal, values
 
 pytestmark = pytest.mark.anyio
@@ -453,3 +454,18 @@ async def test_a_worker_that_runs_on_has_no_keys_in_a_lockdown(vault: Vault) -> 
             await vault.unlock()
             while "rotate kek" in worker.health()["problems"]:
                 await anyio.sleep(0.01)
+
+
+async def test_the_log_names_no_service_where_it_has_pseudonyms(tmp_path: Path) -> None:
+    home, master = tmp_path / "home", f"file:{tmp_path / 'master.key'}"
+    async with await Vault.create(home, master=master) as vault:
+        await vault.put("name", ApiKey("x"), service="very private service")
+        await write_config(vault.store.storage, Config(audit=AuditConfig(pseudonyms=True)))
+    async with await Vault.unseal(home, master=master) as vault:
+        shown = vault.audit.shown("very private service")
+        worker = RotationWorker(vault)
+        await worker.emit(OperatorRequest(level=Level.DEK))
+        await worker.run_once()
+    raw = b"".join(path.read_bytes() for path in (home / "security/audit").glob("*.jsonl"))
+    assert b"very private service" not in raw
+    assert b"api_keys/" + shown.encode() in raw

@@ -531,7 +531,7 @@ async def test_every_outcome_is_in_the_log(tmp_path, vault, factors, clock, app)
         ("remove", "", ""),
     ]
     assert (ours[2].plugin, ours[2].credential) == ("p", "c")
-    assert ours[2].detail == f"operator {found.id}"
+    assert (ours[2].principal, ours[2].detail) == ("operator", found.id)
 
 
 def logged(tmp_path: Path, vault: Vault) -> list[Recorded]:
