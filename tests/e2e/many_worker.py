@@ -3,6 +3,8 @@
 ``python -m tests.e2e.many_worker HOME INDEX NUMBER``: opens the vault of HOME and does
 random things, saying each before and after it on its standard output, one JSON array a
 line, until its standard input says ``calm`` and then ``end``.
+
+Every other process is deaf: it loses all notifications, and looks only where it has to.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from apex_creds.scheduler.engine import request_key
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.scheduler.worker import RotationWorker
+from apex_creds.storage.sql import SqlStorage
 from apex_creds.vault import Vault
 
 PROCESSES: Final = 8
@@ -47,6 +50,10 @@ def name_of(owner: int, number: int) -> str:
 
 def service_of(number: int) -> str:
     return f"acme-service-canary-{number}"
+
+
+def is_deaf(index: int) -> bool:
+    return index % 2 == 1
 
 
 def say(*what: object) -> None:
@@ -72,7 +79,8 @@ class Worker:
         say("ready")
         async with anyio.create_task_group() as group:
             group.start_soon(self.listen)
-            group.start_soon(self.hold)
+            if not is_deaf(self.index):
+                group.start_soon(self.hold)
             while not self.calm.is_set():
                 await self.act()
             say("calm")
@@ -206,6 +214,8 @@ async def opened(home: Path) -> AsyncIterator[Vault]:
 
 
 async def main(home: str, index: str, number: str) -> None:
+    if is_deaf(int(index)):
+        SqlStorage._heard = lambda _: None  # type: ignore[method-assign]
     async with opened(Path(home)) as vault, CredentialMiddleware(vault) as middleware:
         await Worker(vault, middleware, int(index), int(number)).run()
     say("closed")
