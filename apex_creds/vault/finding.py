@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import Final
 
 from apex_creds.errors import ConflictError
+from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS
 from apex_creds.policy.grants import Grants
+from apex_creds.vault.keystore import Keystore
+from apex_creds.vault.section import Record
 from apex_creds.vault.shared import SharedStore
 from apex_creds.vault.store import ATTEMPTS, DocumentStore
 from apex_creds.vault.values import Facts
@@ -47,10 +50,30 @@ def search_now(
 async def facts(store: DocumentStore, name: str, where: dict[str, str]) -> Facts:
     """The facts as of some moment after the call.
 
-    The key store is read after the section, so it has every key that is named there.
+    The key store is read after the section, so it has every key that is named there; one
+    that was destroyed between the two is looked for again.
     """
     if store.shared is not None:
         return await _settled(store, name)
+    found = await _facts(store, name, where)
+    for _ in range(ATTEMPTS):
+        if found.record is None or not _destroyed(store.unsealed(), found.record):
+            break
+        found = await _facts(store, name, where)
+    return found
+
+
+def _destroyed(keystore: Keystore, record: Record) -> bool:
+    """Whether a record's key is; what else may be wrong is said by who opens it."""
+    key_id, number = record.key
+    keyset = keystore.by_id.get(key_id)
+    return keyset is not None and any(
+        version.version == number and version.state is KeyState.DESTROYED
+        for version in keyset.versions
+    )
+
+
+async def _facts(store: DocumentStore, name: str, where: dict[str, str]) -> Facts:
     known = where.get(name)
     for candidate in dict.fromkeys((known, *_NAMES) if known else _NAMES):
         record = (await store.section(candidate)).records.get(name)

@@ -1,16 +1,16 @@
 """Many that want the same document share one load of it.
 
 Guarantee: what ``get`` returns was read at some moment after it was called, as if the
-caller had read it alone; but of all that wait, one reads, and the others take what it got.
-Without this, each commit of a rotation would have every waiting task read, check and
-decrypt the document for itself.
+caller had read it alone; but of all that wait, one reads, and the others take what it got,
+all of them at once, so that nobody gets it late. Without this, each commit of a rotation
+would have every waiting task read, check and decrypt the document for itself.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import anyio
@@ -19,12 +19,13 @@ from anyio.lowlevel import RunVar
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded(Generic[T]):
-    """What a load brought, and when it began, on the count of calls."""
+@dataclass(slots=True)
+class _Flight(Generic[T]):
+    """One load: when it began, on the count of calls; what it brought, once it has ended."""
 
     began: int
-    value: T
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    value: T | None = None
 
 
 class SingleFlight(Generic[T]):
@@ -32,8 +33,7 @@ class SingleFlight(Generic[T]):
 
     def __init__(self, what: str) -> None:
         self._count = itertools.count()
-        self._locks: RunVar[dict[tuple[int, str], anyio.Lock]] = RunVar(f"apex_creds {what}")
-        self._loaded: dict[str, _Loaded[T]] = {}
+        self._flights: RunVar[dict[tuple[int, str], _Flight[T]]] = RunVar(f"apex_creds {what}")
 
     async def get(
         self, name: str, *, now: Callable[[], T | None], load: Callable[[], Awaitable[T]]
@@ -48,30 +48,35 @@ class SingleFlight(Generic[T]):
         found = now()
         if found is not None:
             return found
-        arrived, lock = next(self._count), self._lock(name)
-        async with lock:
-            loaded = self._loaded.get(name)
-            if not lock.statistics().tasks_waiting:  # nobody else can want it
-                self._loaded.pop(name, None)
-            if loaded is not None and loaded.began > arrived:
-                return loaded.value
+        arrived, flights = next(self._count), self._of_this_loop()
+        while (flight := flights.get((id(self), name))) is not None:
+            await flight.ended.wait()
+            if flight.value is not None and flight.began > arrived:
+                return flight.value
             found = now()
             if found is not None:
                 return found
-            began = next(self._count)
-            value = await load()
-            if lock.statistics().tasks_waiting:
-                self._loaded[name] = _Loaded(began, value)
-            return value
+        return await self._load(name, load, flights)
 
-    def forget(self) -> None:
-        """Lets go of what was loaded."""
-        self._loaded.clear()
-
-    def _lock(self, name: str) -> anyio.Lock:
+    async def _load(
+        self,
+        name: str,
+        load: Callable[[], Awaitable[T]],
+        flights: dict[tuple[int, str], _Flight[T]],
+    ) -> T:
+        flight: _Flight[T] = _Flight(next(self._count))
+        flights[id(self), name] = flight
         try:
-            locks = self._locks.get()
+            flight.value = value = await load()
+            return value
+        finally:
+            del flights[id(self), name]
+            flight.ended.set()
+
+    def _of_this_loop(self) -> dict[tuple[int, str], _Flight[T]]:
+        try:
+            return self._flights.get()
         except LookupError:
-            locks = {}
-            self._locks.set(locks)
-        return locks.setdefault((id(self), name), anyio.Lock())
+            made: dict[tuple[int, str], _Flight[T]] = {}
+            self._flights.set(made)
+            return made

@@ -179,8 +179,6 @@ class DocumentStore(KeyHolding, Alone):
 
     async def close(self) -> None:
         """Wipes the keys, forgets the records, closes the storage; idempotent."""
-        self._keystores.forget()
-        self._flights.forget()
         keystore, self._keystore = self._keystore, None
         self._sections = {}
         self._bases = {}
