@@ -58,10 +58,8 @@ async def declare(
     if level is Level.KEK:
         chosen = _of_keks(keks, version, at)
     else:
-        # Not the present one: that may have come after the event, before it is acted on.
-        upto = version or max((v.parent for v in _existed(keks, at)), default=0)
-        state = await document.change(lambda s: _master(s, keks, upto, at))
-        upto = min(upto, state.compromised_master)
+        state = await document.change(lambda s: _master(s, keks, version, at))
+        upto = state.compromised_master
         chosen = frozenset(v.version for v in keks.versions if v.parent <= upto)
     await rotate.mark_keks_compromised(store, chosen, now=now)
     every = [keyset.label for keyset in keystore.body.deks]
@@ -130,11 +128,21 @@ def _existed(keyset: Keyset, at: float) -> list[KeyVersion]:
     return [v for v in keyset.versions if v.created < at or (v.created == at and not marked)]
 
 
-def _master(state: RotationState, keks: Keyset, upto: int, at: float) -> RotationState:
-    began = [v.created for v in keks.versions if v.parent == upto]
+def _master(state: RotationState, keks: Keyset, version: int, at: float) -> RotationState:
+    """Not of the present master key alone: that may have come between event and reaction.
+
+    One that began at that very instant was there, unless something was marked before: then
+    it may be what took the place of that.
+    """
+    began: dict[int, float] = {}
+    for kek in keks.versions:
+        began[kek.parent] = min(kek.created, began.get(kek.parent, kek.created))
     marked = bool(state.compromised_master)
-    later = bool(began) and (min(began) > at or (marked and min(began) == at))
-    if state.compromised_master >= upto or later:
+    there = [n for n, time in began.items() if time < at or (time == at and not marked)]
+    if version and version not in there and version in began:
+        return state
+    upto = version or max(there, default=0)
+    if upto <= state.compromised_master:
         return state
     return replace(state, compromised_master=upto)
 

@@ -107,8 +107,7 @@ class Chaos:
         """Mostly short; now and then so long that others get a whole rotation done."""
         longest = 400 if self.random.random() < 0.04 else 3
         pause = self.random.randrange(longest)
-        if pause:
-            await asyncio.sleep(pause)
+        await asyncio.sleep(pause if self.armed else 0)  # seconds of ``Loop``, if any
 
     def _crash(self, owner: Mortal) -> None:
         self.crashes += 1
