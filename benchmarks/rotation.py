@@ -47,6 +47,7 @@ from tests.e2e import realparts
 
 SIZES: Final = (1_000, 10_000, 100_000)
 STALL_LIMIT: Final = 0.020
+_NO_ROTATION: Final = frozenset({"apex-creds put", "apex-creds load"})
 BATCH: Final = 400
 """OpenBao refuses requests with more than 1,000 strings."""
 
@@ -109,14 +110,15 @@ async def apex_creds(chosen: list[str], *, services: int) -> list[Figure]:
             for level in (Level.DEK, Level.KEK, Level.MASTER):
                 figures.append(await _level(vault, level, len(chosen), services))
             await _check(vault, chosen)
-        async with timing("unseal and load", len(chosen), services) as loaded:
-            await _load(home, master)
-    return figures + loaded
+        async with await Vault.unseal(home, master=master) as vault:
+            figures += await _loaded(vault, len(chosen), services)
+    return figures
 
 
-async def _load(home: Path, master: str) -> None:
-    async with await Vault.unseal(home, master=master) as vault:
-        await vault.list()
+async def _loaded(vault: Vault, size: int, services: int) -> list[Figure]:
+    async with timing("load", size, services) as figures:
+        await vault.find("credential 0")
+    return figures
 
 
 @asynccontextmanager
@@ -357,23 +359,30 @@ def plot(figures: list[Figure], path: Path) -> None:
     """Cost and stall against size; needs matplotlib."""
     _need("matplotlib").use("Agg")
     pyplot = _need("matplotlib.pyplot")
-    drawing, (cost, stall) = pyplot.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    for subject in dict.fromkeys(_without_number(f.subject) for f in figures):
-        rows = sorted(
-            (f for f in figures if _without_number(f.subject) == subject), key=lambda f: f.size
-        )
+    drawing, (cost, stall) = pyplot.subplots(1, 2, figsize=(13, 7), layout="constrained")
+    curves = dict.fromkeys(_without_number(f.subject) for f in figures)
+    bases = list(dict.fromkeys(subject.partition(",")[0] for subject in curves))
+    for subject in curves:
+        rows = [f for f in figures if _without_number(f.subject) == subject]
+        rows.sort(key=lambda figure: figure.size)
         sizes, ours = [f.size for f in rows], subject.startswith("apex-creds")
-        style = {"marker": "o", "label": subject, "linestyle": "-" if ours else "--"}
-        cost.loglog(sizes, [f.seconds for f in rows], **style)
+        style = {
+            "marker": "o" if ours else "s",
+            "linestyle": ":" if "," in subject else "-" if ours else "--",
+            "color": f"C{bases.index(subject.partition(',')[0])}",
+            "label": subject,
+        }
+        if subject.partition(",")[0] not in _NO_ROTATION:
+            cost.loglog(sizes, [f.seconds for f in rows], **style)
         if ours:
-            stall.semilogx(sizes, [(f.own or 0) * 1e3 for f in rows], **style)
-    stall.axhline(STALL_LIMIT * 1e3, color="black", linestyle=":", label="budget")
+            stall.loglog(sizes, [(f.own or 0) * 1e3 for f in rows], **style)
+    stall.axhline(STALL_LIMIT * 1e3, color="black", linestyle="-.", label="budget")
     for axes, what in ((cost, "seconds"), (stall, "ms in which the event loop was held up")):
         axes.set(xlabel="credentials", ylabel=what)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     cost.set_title("What a rotation costs")
-    stall.set_title("The longest stall, own processor time")
+    stall.set_title("The longest stall of the event loop, own processor time")
     drawing.savefig(path, dpi=110)
     pyplot.close(drawing)
 
