@@ -210,6 +210,25 @@ async def test_deleted_bytes_are_overwritten_in_the_file(tmp_path: Path) -> None
     assert b"canary-bytes" not in (tmp_path / "new" / "vault.db").read_bytes()
 
 
+# -- PostgreSQL --------------------------------------------------------------------------
+
+
+async def test_a_dump_of_another_server_is_made_at_home(
+    server: Postgres, tmp_path: Path
+) -> None:
+    database = fresh(server, tmp_path)
+    storage = SqlStorage(server.url(database=database))
+    await storage.prepare()
+    token = (await storage.write("a", b"1", expected=None)).token
+    far = 10**15
+    server.sql(f"UPDATE apex_documents SET changed = {far}", database=database)
+    await storage.upgrade()
+    assert int(server.sql("SELECT max(changed) FROM apex_documents", database=database)) < far
+    await storage.look()
+    assert storage.change_token("a") == token
+    await storage.close()
+
+
 # -- PostgreSQL's roles ------------------------------------------------------------------
 
 

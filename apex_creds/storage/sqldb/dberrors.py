@@ -170,20 +170,6 @@ def failed(error: BaseException) -> FailedError:
     return _made(_OTHER, detail=type(cause).__name__)
 
 
-def is_unique_violation(error: BaseException) -> bool:
-    """Whether a row was there already."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    if isinstance(cause, sqlite3.IntegrityError):
-        return True
-    return isinstance(cause, psycopg.errors.UniqueViolation)
-
-
-def is_division(error: BaseException) -> bool:
-    """Whether a statement ended itself, by a division by zero: see ``postgres``."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return isinstance(cause, psycopg.errors.DivisionByZero)
-
-
 def _of_sqlite(error: sqlite3.Error) -> _Meaning:
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:

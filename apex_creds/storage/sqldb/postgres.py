@@ -112,6 +112,11 @@ ORDER BY seq LIMIT %(limit)s
 """
 _STREAMS: Final = STREAMS.format(of="%(of)s")
 _SCHEMA: Final = f"SELECT version_num FROM {VERSION_TABLE}"
+# After a dump of another server was put back: its numbers mean nothing here.
+_MEND: Final = f"""
+UPDATE apex_documents SET changed = {_XID}
+WHERE changed > CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text) AS bigint)
+"""
 _ADD_CLAIMS: Final = """
 INSERT INTO apex_claims (space, name) SELECT %(space)s::text, n FROM unnest(%(names)s::text[]) n
 WHERE NOT EXISTS (SELECT 1 FROM apex_claims c WHERE c.space = %(space)s::text AND c.name = n)
@@ -217,6 +222,7 @@ class PostgresRows(Common):
             await connection.exec_driver_sql("BEGIN")
             try:
                 before = await upgrade.upgrade(connection, fresh_only=fresh_only)
+                await connection.exec_driver_sql(_MEND)
             except BaseException:
                 await connection.exec_driver_sql("ROLLBACK")
                 raise
