@@ -5,7 +5,7 @@ Guarantee: none of it costs anything. ``shared.SharedStore`` has the other answe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from apex_creds.storage.base import SharedStorage
 
@@ -19,6 +19,13 @@ class Alone:
 
     def follow(self, tell: Callable[[str | None, str | None], object]) -> None:
         """Has ``tell`` called when another process revoked something."""
+
+    def reached(self) -> Mapping[str, int]:
+        """Of each section in memory, the sum of the generations of its shards."""
+        return {}
+
+    def expect(self, sums: Mapping[str, int]) -> None:
+        """Has sections refused that have not reached these sums; see ``reached``."""
 
     def look_blocking(self) -> None:
         """As ``look``, from code that can't wait."""

@@ -12,7 +12,7 @@ origin of its own, then one line ``document generation`` for each document.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,18 +66,26 @@ class Anchor:
         key: Signs it.
         storage: Has the documents.
         root: Their directory.
+        reached: Says what else was reached, beside the documents that it looks at.
     """
 
     def __init__(
-        self, provider: MasterKeyProvider, *, key: LogKey, storage: Storage, root: Path
+        self,
+        provider: MasterKeyProvider,
+        *,
+        key: LogKey,
+        storage: Storage,
+        root: Path,
+        reached: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._keeper = provider if isinstance(provider, AnchorStore) else None
         self._key = key
         self._storage = storage
         self._several = shared(storage)
-        # Of the many documents of a section that is shared, the key store has the floors.
+        # Of a section that is shared, the key store has each document's floor.
         self._documents = _DOCUMENTS if self._several is None else _SHARED
         self._root = root
+        self._reached = reached
         self._seen: dict[str, tuple[Token | None, int]] = {}
         self._replace = False
         self._told: Checkpoint | None = None
@@ -169,7 +177,8 @@ class Anchor:
             self._keep(told, documents)
 
     def _stored(self) -> dict[str, int]:
-        return {name: at for name, (_, at) in self._seen.items() if at}
+        looked = {name: at for name, (_, at) in self._seen.items() if at}
+        return looked | {name: at for name, at in self._reached().items() if at}
 
     def _keep(self, checkpoint: Checkpoint, documents: Mapping[str, int]) -> None:
         assert self._keeper is not None

@@ -154,8 +154,12 @@ async def open_log(
     try:
         key = LogKey(await _log_id(home, store), signer)
         keeper = provider(keystore.root_header.master.uri)
-        anchor = Anchor(keeper, key=key, storage=store.storage, root=home)
+        anchor = Anchor(
+            keeper, key=key, storage=store.storage, root=home, reached=store.reached
+        )
         anchored, behind = await _compare(anchor, accept=bool(accept_rollback))
+        if anchored is not None and not accept_rollback:
+            store.expect(anchored.documents)
         store.seen.expect(await anchor.look())
         config = (await read_config(FileStorage(home))).audit
         directory = audit_directory(home)

@@ -73,12 +73,21 @@ class SharedStore(DocumentStore):
         self._others: Others | None = None
         self._names: ShardNames | None = None
         self._whole: dict[str, tuple[Merged, int]] = {}
+        self._least: Mapping[str, int] = {}
 
     # -- reading -----------------------------------------------------------------
 
     def follow(self, tell: Callable[[str | None, str | None], object]) -> None:
         """See ``DocumentStore``."""
         self._others = Others(self, tell)
+
+    def reached(self) -> Mapping[str, int]:
+        """See ``DocumentStore``."""
+        return {name: whole.generation for name, (whole, _) in list(self._whole.items())}
+
+    def expect(self, sums: Mapping[str, int]) -> None:
+        """See ``DocumentStore``."""
+        self._least = {name: sums[name] for name in _SECTIONS & sums.keys()}
 
     async def look(self) -> None:
         """See ``DocumentStore``.
@@ -296,6 +305,8 @@ class SharedStore(DocumentStore):
             refuse_rollback(each, floor=floors[each], seen=seen[each], found=found)
             self.seen.note(each, found)
             parts[each] = part
+        reached = sum(part.generation for part in parts.values())
+        refuse_rollback(name, floor=self._least.get(name, 0), found=(reached, ""))
         return await self._keep(name, parts)
 
     async def _open_parts(

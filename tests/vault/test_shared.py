@@ -145,6 +145,29 @@ async def test_a_shard_that_is_put_back_is_refused(place: Place) -> None:
             await again.get("first")
 
 
+async def test_a_database_that_is_put_back_is_noticed_by_the_anchor(place: Place) -> None:
+    async with place.homes("one") as (vault,):
+        await vault.put("first", ApiKey("1"))
+    earlier = dict(place.storage._place.documents)
+    async with place.homes("one") as (vault,):
+        await vault.put("first", ApiKey("2"))  # the key store does not change with that
+    assert place.storage._place.documents["keystore"] == earlier["keystore"]
+    later = dict(place.storage._place.documents)
+    place.storage._place.documents.update(earlier)
+    async with place.homes("one") as (vault,):
+        with pytest.raises(RollbackDetectedError):
+            await vault.get("first")
+    home = place.where / "one"
+    accepted = await Vault.unseal(home, storage=place.storage.peer(), accept_rollback="a test")
+    async with accepted as vault:
+        assert await value_of(vault, "first") == b"1"
+    async with place.homes("one") as (vault,):
+        assert await value_of(vault, "first") == b"1"
+    place.storage._place.documents.update(later)
+    async with place.homes("one") as (vault,):
+        assert await value_of(vault, "first") == b"2"
+
+
 async def test_a_shard_in_anothers_place_is_refused(place: Place) -> None:
     async with place.homes("one") as (vault,):
         await vault.put("first", ApiKey("1"))
