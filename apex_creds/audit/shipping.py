@@ -78,13 +78,12 @@ class Source:
 
     def pieces(self) -> Iterator[Piece]:
         """What is new; segments first, so that no checkpoint is ahead of its events."""
-        signed = self._whole_checkpoints()
+        signed = self._new_checkpoints()
         for number in sorted(segments(self._directory)):
             if number >= self._segment:
                 yield from self._lines(number)
-        if signed > self._signed:
-            data = self._bytes(_SIGNED)[self._signed : signed]
-            yield Piece(_SIGNED, self._signed, data)
+        if signed:
+            yield Piece(_SIGNED, self._signed, signed)
 
     def sent(self, piece: Piece) -> None:
         """Has the stream got a piece that ``pieces`` gave."""
@@ -119,12 +118,11 @@ class Source:
         except AuditTamperedError:  # compressed meanwhile
             return read_segment(segments(self._directory)[number])[start:]
 
-    def _whole_checkpoints(self) -> int:
-        """How much of their file is whole: up to the end of the last signature."""
-        data = self._bytes(_SIGNED)
-        end = data.rfind(b"\n") + 1
-        begin = data.rfind(_SIGNATURE, 0, end)
-        return data.find(b"\n", begin + 1) + 1 if begin >= 0 else 0
+    def _new_checkpoints(self) -> bytes:
+        """Those that are whole: up to the end of the last signature."""
+        data = _read(self._directory / CHECKPOINTS, self._signed)
+        begin = data.rfind(_SIGNATURE, 0, data.rfind(b"\n") + 1)
+        return data[: data.find(b"\n", begin + 1) + 1] if begin >= 0 else b""
 
 
 def restore(pieces: Iterable[Piece], target: Path) -> None:
