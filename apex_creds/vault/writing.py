@@ -60,7 +60,9 @@ async def check(store: DocumentStore, batch: Sequence[PutItem]) -> None:
         check_time(item.expires, what="end of the credential")
         if isinstance(item.secret, OAuthToken):
             check_time(item.secret.expires_at, what="end of the token")
-        await _refuse_taken(store, SECTIONS[item.secret.kind], item.name)
+    for section in {SECTIONS[item.secret.kind] for item in batch}:
+        names = [item.name for item in batch if SECTIONS[item.secret.kind] == section]
+        await _refuse_taken(store, section, names)
 
 
 async def put(
@@ -110,8 +112,7 @@ async def _put(
     await dek.ensure(store, labels, now=clock.time())
     await store.commit_section(section, change, only=[item.name for item in items])
     try:
-        async for name in in_turns(written):
-            await _refuse_taken(store, section, name)
+        await _refuse_taken(store, section, written)
     except CredentialExistsError:
         await _withdraw(store, section, written, replaced)
         raise
@@ -131,10 +132,11 @@ async def _remove(
     return Deletion(name=name, shredded=destroyed, overwritten=overwritten)
 
 
-async def _refuse_taken(store: DocumentStore, section: str, name: str) -> None:
-    others = set(SECTIONS.values()) - {section}
-    for other in await store.sections(sorted(others)):
-        if name in other.records:
+async def _refuse_taken(store: DocumentStore, section: str, names: Collection[str]) -> None:
+    others = [other for other in SECTIONS.values() if other != section]
+    found = await store.sections(others)
+    async for name in in_turns(names):
+        if any(name in other.records for other in found):
             raise CredentialExistsError(
                 "That name belongs to a credential of another kind.",
                 hint="Delete it first, or choose another name.",
