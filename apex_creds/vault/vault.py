@@ -202,9 +202,11 @@ class Vault(Locking):
         """Seals the vault: wipes every key, makes the log durable; idempotent."""
         with anyio.CancelScope(shield=True):
             await self._logged.look()
-            if self._store.shared is not None:  # which takes the last of the log
-                await self._logged.close()
-            await self._store.close()
+            try:
+                if self._store.shared is not None:  # which takes the last of the log
+                    await self._logged.close()
+            finally:
+                await self._store.close()
             await self._logged.close()
 
     async def __aenter__(self) -> Self:
