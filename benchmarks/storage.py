@@ -7,7 +7,7 @@ One run, everything on loopback or a Unix socket of this machine, every write du
 It prints medians and ratios of: a put; a whole invocation with one redeem from warm memory,
 which asks a database whether anything changed; a cold one, by a vault that was just opened;
 the re-encryption of some credentials. Then how many puts and invocations a second 1 to 8
-processes do together, each with a home (OpenBao: a client) of its own.
+processes do together, each with a credential and a home (OpenBao: a client) of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -110,9 +111,9 @@ async def _action(credentials: CredentialMap) -> int:
         return 1
 
 
-def _put(vault: Vault) -> Operation:
+def _put(vault: Vault, name: str = "openai") -> Operation:
     async def put() -> None:
-        await vault.put("openai", ApiKey(SECRET), delivery="bearer", origins=[_ORIGIN])
+        await vault.put(name, ApiKey(SECRET), delivery="bearer", origins=[_ORIGIN])
 
     return put
 
@@ -188,9 +189,9 @@ async def _client(bao: realparts.OpenBao) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def _bao_put(client: httpx.AsyncClient) -> Operation:
+def _bao_put(client: httpx.AsyncClient, name: str = "openai") -> Operation:
     async def put() -> None:
-        answer = await client.post("secret/data/openai", json={"data": {"value": SECRET}})
+        answer = await client.post(f"secret/data/{name}", json={"data": {"value": SECRET}})
         answer.raise_for_status()
 
     return put
@@ -314,7 +315,7 @@ async def work(arguments: Sequence[str]) -> None:
     match arguments:
         case ["apex", "put", home, master]:
             async with await Vault.unseal(home, master=master) as vault:
-                await _repeat(_put(vault))
+                await _repeat(_put(vault, f"of process {os.getpid()}"))
         case ["apex", _, home, master]:
             async with (
                 await Vault.unseal(home, master=master) as vault,
@@ -324,7 +325,8 @@ async def work(arguments: Sequence[str]) -> None:
         case ["bao", what, address, token]:
             bao = realparts.OpenBao(address=address, token=token, binary=Path())
             async with _client(bao) as client:
-                await _repeat(_bao_put(client) if what == "put" else _bao_get(client))
+                mine = _bao_put(client, f"of-process-{os.getpid()}")
+                await _repeat(mine if what == "put" else _bao_get(client))
         case _:
             raise SystemExit(2)
 
@@ -380,7 +382,7 @@ async def run_all(arguments: argparse.Namespace) -> dict[str, object]:
     said: dict[str, object] = {}
     with ExitStack() as stack:
         server, bao = _start(stack)
-        for what in arguments.what.split(","):
+        for what in filter(None, arguments.what.split(",")):
             rounds = 5 if what in ("rotate", "cold") else arguments.rounds
             run: Run = await measure(subjects(what, server, bao), rounds=rounds)
             show(run, reference=f"{what} file")
