@@ -209,7 +209,7 @@ class ApiKeyManager:
         for name in names_for(service, kind):
             found = await self._fallback.find(name, kind=kind)
             if found is not None:
-                return self._fallback.release(found, action=action, plugin=plugin)
+                return await self._fallback.release(found, action=action, plugin=plugin)
         return None
 
     async def _store(self, service: str, secret: Secret) -> None:

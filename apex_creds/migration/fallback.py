@@ -2,7 +2,8 @@
 
 Guarantee: the vault comes first; an old file is read only for a name that the vault does
 not have, and what comes out of it is in the log first, as coming from there. What was
-deleted from the vault on purpose does not come back. No secret is kept between look-ups.
+deleted from the vault on purpose does not come back. No secret is kept between look-ups,
+and none is released while the vault is locked down.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Fallback:
 
         Raises:
             CredentialNotFoundError: Neither has it.
+            LockedDownError: The vault is locked down.
             AuditUnavailableError: The event could not be written first.
         """
         try:
@@ -84,17 +86,19 @@ class Fallback:
             async with self._vault.open(name, action=action, for_program=True) as opened:
                 yield opened
             return
-        with self.release(found, action=action, plugin=plugin) as opened:
+        with await self.release(found, action=action, plugin=plugin) as opened:
             yield opened
 
-    def release(self, found: Found, *, action: str, plugin: str = "") -> Opened:
+    async def release(self, found: Found, *, action: str, plugin: str = "") -> Opened:
         """Opens what was found in an old file; the caller closes it.
 
         Raises:
+            LockedDownError: The vault is locked down.
             AuditUnavailableError: The event could not be written first.
         """
         source, entry, name = found
         assert entry.secret is not None
+        await self._vault.refuse_lockdown()
         self._vault.audit.append(
             AuditEvent(
                 time=self._vault.clock.time(),
@@ -148,7 +152,8 @@ class Fallback:
         """Puts what the vault lacks of ``names`` into it, out of the old files.
 
         For those who need a record in the vault: a lease can't be of anything else. What an
-        old file does not have is not looked for again until that file changes.
+        old file does not have is not looked for again until that file changes. In a
+        lockdown nothing is taken: the lease is refused anyway.
 
         Returns:
             Whether there was anything.
@@ -159,7 +164,7 @@ class Fallback:
         stamp = await anyio.to_thread.run_sync(_stamp, self._vault.home)
         missing = [name for name in names if self._absent.get(name) != stamp]
         missing = [n for n in missing if (await self._vault.facts(n)).record is None]
-        if not missing:
+        if not missing or (await self._vault.grants()).lockdown is not None:
             return False
         try:
             async with exclusive(self._vault.home):
@@ -174,7 +179,7 @@ class Fallback:
 
     async def _adopt(self, found: Found) -> None:
         source, entry, name = found
-        self.release(found, action="adopt").close()
+        (await self.release(found, action="adopt")).close()
         copying = Copying(
             self._vault,
             before=None,

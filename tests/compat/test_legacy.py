@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from apex_creds.compat import EncryptionError, EnhancedApiKeyManager
+from apex_creds.compat import (
+    ApiKeyManager,
+    ApiKeyManagerError,
+    EncryptionError,
+    EnhancedApiKeyManager,
+)
+from apex_creds.vault import Vault
 from tests.migration import old
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -118,3 +125,29 @@ def test_the_interpreter_ends_although_nobody_closes(home: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"k\n", b"")
     with warnings.catch_warnings(), EnhancedApiKeyManager() as manager:
         assert manager.get_api_key("a") == "k"
+
+
+@pytest.mark.parametrize("switched", ["on", "off"])
+@pytest.mark.parametrize("make", [ApiKeyManager, EnhancedApiKeyManager])
+def test_in_a_lockdown_no_manager_hands_out_what_an_old_file_has(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    switched: str,
+    make: type[ApiKeyManager],
+) -> None:
+    monkeypatch.setenv("APEX_CREDS_AUTO_MIGRATE", switched)
+
+    async def lock() -> None:
+        async with await Vault.unseal(home) as vault:
+            await vault.lockdown()
+
+    with make() as before:
+        old.fernet_file(home.parent)
+        assert before.get_api_key("openai") == "sk-1"
+        asyncio.run(lock())
+        with make() as made_meanwhile:
+            for manager in (before, made_meanwhile):
+                with pytest.raises(ApiKeyManagerError, match="locked down"):
+                    manager.get_api_key("openai")
+                with pytest.raises(ApiKeyManagerError, match="locked down"):
+                    manager.get_oauth_token("github")

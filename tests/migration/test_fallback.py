@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.errors import CredentialNotFoundError
+from apex_creds.errors import CredentialNotFoundError, LockedDownError
 from apex_creds.migration import Fallback, Options, migrate
 from apex_creds.model import ApiKey, CredentialKind
 from apex_creds.vault import Vault
@@ -65,3 +65,23 @@ async def test_without_the_key_a_look_up_just_misses(vault: Vault, place: Path) 
     old.fernet_file(place)
     with pytest.raises(CredentialNotFoundError):
         await looked_up(Fallback(vault, environ=old.WRONG), "openai")
+
+
+async def test_in_a_lockdown_nothing_comes_out_of_an_old_file(
+    vault: Vault, place: Path
+) -> None:
+    old.fernet_file(place)
+    fallback = Fallback(vault, environ=old.ENV)
+    found = await fallback.find("github")
+    assert found is not None
+    await vault.lockdown()
+    with pytest.raises(LockedDownError):
+        await looked_up(fallback, "openai")
+    with pytest.raises(LockedDownError):
+        await fallback.release(found, action="test")
+    assert await fallback.adopt(["openai"]) is False
+    text = b"".join(p.read_bytes() for p in (vault.home / "security/audit").glob("*.jsonl"))
+    assert b"legacy fallback" not in text
+    await vault.unlock()
+    assert await looked_up(fallback, "openai") == "sk-1"
+    assert await fallback.adopt(["github"]) is True
