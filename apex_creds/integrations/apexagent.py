@@ -27,6 +27,7 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import InvalidInputError, InvalidManifestError
 from apex_creds.integrations.binding import Bindings
 from apex_creds.integrations.checksum import folder_of, verified
+from apex_creds.integrations.meant import NotBoundError, plugin_meant, signature_of
 from apex_creds.integrations.metadata import Manifests, load_metadata
 from apex_creds.integrations.removal import REMOVING, UNLOADING, Removals
 from apex_creds.leases.invocation import current_invocation
@@ -43,6 +44,7 @@ INVALID_MANIFEST: Final = "invalid_manifest"
 """The reason of the denial that a malformed manifest is audited as."""
 
 _PLUGINS: Final = ("plugins", "loaded_plugins", "_plugins", "_loaded_plugins")
+_RECORDS: Final = "plugin_metadata"
 _EXECUTE: Final = "execute_action"
 _MISSING: Final = object()
 
@@ -204,7 +206,7 @@ class Installation:
         self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
         """What the hook of an asynchronous method that removes or unloads does."""
-        plugin = hook.plugin(args, kwargs) if self.active else None
+        plugin = self._meant(hook, args, kwargs) if self.active else None
         if plugin is not None and hook.name in UNLOADING:
             self._removals.unloaded(plugin)
         elif plugin is not None:
@@ -215,12 +217,31 @@ class Installation:
         self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
         """What the hook of a synchronous one does."""
-        plugin = hook.plugin(args, kwargs) if self.active else None
+        plugin = self._meant(hook, args, kwargs) if self.active else None
         if plugin is not None and hook.name in UNLOADING:
             self._removals.unloaded(plugin)
         elif plugin is not None:
             self._removals.removed_sync(plugin)
         return hook.original(*args, **kwargs)
+
+    def _meant(
+        self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> str | None:
+        """Which plugin a removal is of; None if the manager will refuse the call itself."""
+        try:
+            found = plugin_meant(
+                signature_of(hook.original), args, kwargs, is_known=self._is_known
+            )
+        except NotBoundError:
+            return None
+        if found is None:
+            self._removals.untold(hook.name)
+        return found
+
+    def _is_known(self, plugin_id: str) -> bool:
+        tables = (getattr(self.manager, name, None) for name in (*_PLUGINS, _RECORDS))
+        known = any(isinstance(table, Mapping) and plugin_id in table for table in tables)
+        return known or plugin_id in self._manifests
 
     # -- inside ------------------------------------------------------------------
 
@@ -327,12 +348,6 @@ class _Hook:
         else:
             setattr(self._manager, self.name, self._before)
 
-    def plugin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> str | None:
-        """Which plugin is meant; None if that can't be said."""
-        meant = args[0] if args else next(iter(kwargs.values()), None)
-        found = meant if isinstance(meant, str) else getattr(meant, "plugin_id", None)
-        return found if isinstance(found, str) else None
-
     def target(self, args: tuple[object, ...], kwargs: dict[str, object]) -> _Target | None:
         """What is invoked; None if that can't be said, so that it is the manager's to fail."""
         plugin_id, action = (
@@ -382,7 +397,7 @@ def _record(manager: object, plugin_id: str, *, can_wait: bool) -> object:
     ask = getattr(manager, "get_plugin_metadata", None)
     if callable(ask) and (can_wait or not inspect.iscoroutinefunction(ask)):
         return cast("object", ask(plugin_id))
-    records = getattr(manager, "plugin_metadata", None)
+    records = getattr(manager, _RECORDS, None)
     return records.get(plugin_id) if isinstance(records, Mapping) else None
 
 

@@ -127,6 +127,9 @@ class Manifests:
         self.unsure: set[str] = set()
         """Plugins that state a checksum with which nothing could be compared yet."""
 
+    def __contains__(self, plugin_id: str) -> bool:
+        return plugin_id in self._known
+
     def find(
         self,
         plugin_id: str,

@@ -14,7 +14,8 @@ from typing import Final
 
 from anyio.from_thread import start_blocking_portal
 
-from apex_creds.errors import AccessDeniedError, ApexCredsError
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.errors import AccessDeniedError, ApexCredsError, InvalidInputError
 from apex_creds.middleware import CredentialMiddleware
 
 REMOVING: Final = (
@@ -27,6 +28,8 @@ REMOVING: Final = (
 """Methods of a manager after which a plugin is gone."""
 UNLOADING: Final = ("unload_plugin", "disable_plugin", "deactivate_plugin")
 """Methods after which it may come back."""
+UNTOLD: Final = "plugin_not_told"
+"""The reason of the denial that a removal of nobody knows what is audited as."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -46,6 +49,29 @@ class Removals:
     def unloaded(self, plugin: str) -> None:
         """Ends the open leases of a plugin."""
         self._middleware.broker.revoke(plugin=plugin)
+
+    def untold(self, method: str) -> None:
+        """A call does not say which plugin it is about: what removes is refused.
+
+        Raises:
+            InvalidInputError: Its grants would be left to whatever comes back by its id.
+        """
+        _log.error("%s() of the plugin manager doesn't say which plugin is meant", method)
+        broker = self._middleware.broker
+        denial = AuditEvent(
+            time=broker.clock.time(),
+            kind=EventKind.DENIAL,
+            action=method,
+            decision="deny",
+            reason=UNTOLD,
+        )
+        broker.log(denial, flush=True)
+        if method in REMOVING:
+            raise InvalidInputError(
+                "It can't be told which plugin is to be removed; nothing was done.",
+                hint="Pass its id as the keyword plugin_id, or take its grants back first: "
+                "await middleware.remove_plugin(plugin_id), with the hook uninstalled.",
+            )
 
     async def removed(self, plugin: str) -> None:
         """Takes back all that a plugin was allowed; the removal goes on if that fails."""

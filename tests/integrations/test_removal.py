@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from apex_creds import AccessDeniedError, current_credentials
-from apex_creds.errors import LeaseEndedError
+from apex_creds.errors import InvalidInputError, LeaseEndedError
 from apex_creds.integrations.apexagent import install
 from apex_creds.policy.grants import GrantDecision
 from tests.integrations import apexagent_builds as builds
@@ -124,3 +124,88 @@ async def test_a_removal_that_can_not_be_stored_is_in_force_all_the_same(
         with pytest.raises(AccessDeniedError):
             await manager.invoke_plugin_action("demo", "run")
         assert (await world.vault.grants()).find("demo", "openai") is None
+
+
+class Meant:
+    def __init__(self, **fields: object) -> None:
+        self.__dict__.update(fields)
+
+
+class Odd(builds.AsyncManager):
+    """Says which plugin is removed in the ways that managers have."""
+
+    async def remove_plugin(self, user=None, plugin_id=None, *, force=False) -> str:
+        return "removed"
+
+    async def uninstall_plugin(self, plugin: object) -> str:
+        return "removed"
+
+    async def delete_plugin(self, *args: object, **kwargs: object) -> str:
+        return "removed"
+
+    async def unregister_plugin(self, first: str, second: str) -> str:
+        return "removed"
+
+    async def deregister_plugin(self, plugin_id: str, by: str) -> str:
+        return "removed"
+
+    async def unload_plugin(self) -> str:
+        return "unloaded"
+
+
+REMOVALS = {
+    "the id is the second argument": ("remove_plugin", ("admin", "demo"), {}),
+    "another keyword is first": ("remove_plugin", (), {"force": True, "plugin_id": "demo"}),
+    "two keywords": ("remove_plugin", (), {"user": "admin", "plugin_id": "demo"}),
+    "an object with an id": ("uninstall_plugin", (Meant(id="demo"),), {}),
+    "by name, with an id of its own": (
+        "uninstall_plugin",
+        (Meant(id="7c1d", name="demo"),),
+        {},
+    ),
+    "an object with metadata": ("uninstall_plugin", (Meant(metadata={"id": "demo"}),), {}),
+    "a manifest": ("uninstall_plugin", ({"manifest": Meant(plugin="demo")},), {}),
+    "no names": ("delete_plugin", ("admin", "demo"), {}),
+    "only keywords": ("delete_plugin", (), {"reason": "unused", "name": "demo"}),
+    "unusual names": ("unregister_plugin", ("unused", "demo"), {}),
+}
+
+
+@pytest.mark.parametrize("how", REMOVALS)
+async def test_however_a_manager_is_told_what_to_remove(world: World, how: str) -> None:
+    manager = Odd()
+    manager.register(METADATA, Plugin)
+    method, args, kwargs = REMOVALS[how]
+    with install(manager, world.middleware):
+        assert await manager.invoke_plugin_action("demo", "run") == "done"
+        assert await getattr(manager, method)(*args, **kwargs) == "removed"
+        assert (await world.vault.grants()).find("demo", "openai") is None
+
+
+async def test_a_removal_of_nobody_knows_what_is_refused(world: World, caplog) -> None:
+    manager = Odd()
+    manager.register(METADATA, Plugin)
+    with install(manager, world.middleware):
+        for call in (
+            lambda: manager.remove_plugin(force=True),
+            lambda: manager.uninstall_plugin(object()),
+            lambda: manager.unregister_plugin("one", "another"),
+        ):
+            with pytest.raises(InvalidInputError, match="which plugin"):
+                await call()
+        assert "which plugin" in caplog.text
+        assert [event.reason for event in world.events("denial")] == ["plugin_not_told"] * 3
+        with pytest.raises(TypeError):  # the manager's own
+            await manager.uninstall_plugin()
+        assert await manager.unload_plugin() == "unloaded"
+        assert await manager.invoke_plugin_action("demo", "run") == "done"
+
+
+async def test_one_that_the_manager_forgot_is_not_taken_for_another(world: World) -> None:
+    manager = Odd()
+    manager.register(METADATA, Plugin)
+    with install(manager, world.middleware):
+        assert await manager.invoke_plugin_action("demo", "run") == "done"
+        assert await manager.deregister_plugin("inner", by="demo") == "removed"
+    left = {grant.plugin for grant in await world.vault.grants()}
+    assert left == {"demo", "outer"}
