@@ -3,13 +3,16 @@
 Guarantee: a removal ends the plugin's open leases before the manager's own method runs, and
 takes back what it was allowed before an asynchronous one runs. A synchronous manager can't
 wait for that: until it is stored, the plugin is refused. What the plugin was denied for
-good stays denied. A plugin that is only unloaded loses its leases and keeps its grants.
+good stays denied. Where it can't be stored, an asynchronous removal fails, and the plugin is
+refused as long as this process runs. A plugin that is only unloaded loses its leases and
+keeps its grants.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Final
 
 from anyio.from_thread import start_blocking_portal
@@ -74,15 +77,19 @@ class Removals:
             )
 
     async def removed(self, plugin: str) -> None:
-        """Takes back all that a plugin was allowed; the removal goes on if that fails."""
+        """Takes back all that a plugin was allowed.
+
+        Raises:
+            ApexCredsError: It can't be stored. Until it is, the plugin is refused here.
+        """
         self._unstored.add(plugin)
         self.unloaded(plugin)
         try:
             await self._middleware.remove_plugin(plugin)
         except ApexCredsError as error:
             _log.error("The grants of a removed plugin are still there: %s", error.message)
-        else:
-            self._unstored.discard(plugin)
+            raise
+        self._unstored.discard(plugin)
 
     def removed_sync(self, plugin: str) -> None:
         """As ``removed``, from a method that can't wait: soon, where a loop runs here."""
@@ -94,7 +101,7 @@ class Removals:
             with start_blocking_portal() as portal:
                 portal.call(self.removed, plugin)
             return
-        task = loop.create_task(self.removed(plugin))
+        task = loop.create_task(self._tried(plugin))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -105,7 +112,7 @@ class Removals:
             AccessDeniedError: It can't be stored.
         """
         if plugin in self._unstored:
-            await self.removed(plugin)
+            await self._tried(plugin)
         self.refuse_unsettled(plugin)
 
     def refuse_unsettled(self, plugin: str) -> None:
@@ -119,3 +126,7 @@ class Removals:
                 "The plugin was removed, and what it was allowed is being taken back.",
                 hint="Try again.",
             )
+
+    async def _tried(self, plugin: str) -> None:
+        with suppress(ApexCredsError):  # it is in the log
+            await self.removed(plugin)

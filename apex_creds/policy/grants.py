@@ -123,6 +123,11 @@ class Grants:
         later = (item for item in self._revocations if item.seq > mark)
         return any(item.concerns(plugin, credential) for item in later)
 
+    def locked_since(self, mark: int) -> bool:
+        """Whether everything was taken back after ``mark``, as a lockdown does."""
+        later = (item for item in self._revocations if item.seq > mark)
+        return any(not item.plugin and not item.credential for item in later)
+
     def seen(self, digest: str) -> tuple[Need, ...] | None:
         """What the manifest of that digest declares, if a grant is bound to it."""
         return self._manifests.get(digest)

@@ -173,6 +173,7 @@ class Granting:
         """Takes back what was allowed to a plugin, on a credential, or to the pair.
 
         Grants are removed; what was allowed for a session only is void, in all processes.
+        It only narrows, so that it works in a lockdown too.
 
         Args:
             plugin: Its id.
@@ -184,6 +185,7 @@ class Granting:
 
         Raises:
             InvalidInputError: Neither is given.
+            MasterKeyError: A lockdown wiped the keys, and they can't be had again.
         """
         if plugin is None and credential is None:
             raise InvalidInputError(
@@ -203,7 +205,8 @@ class Granting:
             return with_grants(msgspec.structs.replace(body, revocations=marks), kept)
 
         self.record(EventKind.REVOKE, plugin=plugin or "", credential=credential or "")
-        await self._store.commit_keystore(change)
+        async with self._store.holding():
+            await self._store.commit_keystore(change)
         self.tell_revoked(plugin, credential)
         return removed
 

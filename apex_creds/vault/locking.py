@@ -3,9 +3,9 @@
 Guarantee: in the process that locks down, whatever is open ends before the call returns,
 in every vault object of this process; others see it at their next look at the vault, and
 end everything then. A process that sees it wipes its keys, and loads them again only when
-the vault was unlocked: until then nothing but ``unlock`` works on it. One that opens the
-vault during a lockdown is a person's, for the work that goes before the unlocking; it
-releases nothing, and once it serves plugins it keeps no keys either.
+the vault was unlocked: until then nothing but ``unlock`` and ``revoke`` works on it. One
+that opens the vault during a lockdown is a person's, for the work that goes before the
+unlocking; it releases nothing, and once it serves plugins it keeps no keys either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgspec
 
 from apex_creds.audit.events import EventKind
 from apex_creds.errors import ApexCredsError, AuditUnavailableError, SecondFactorError
-from apex_creds.policy.grants import GrantDecision, Lockdown, with_revocation
+from apex_creds.policy.grants import GrantDecision, Grants, Lockdown, with_revocation
 from apex_creds.vault.granting import Granting, Watchers, locked_down, with_grants
 from apex_creds.vault.keystore import KeystoreBody
 
@@ -51,7 +51,8 @@ class Locking(Granting):
     async def lockdown(self, *, reason: str = "", keep_grants: bool = False) -> Lockdown:
         """Ends everything that is in use, and releases nothing until ``unlock``.
 
-        What was allowed is void for good, grants too; what was denied stays denied.
+        What was allowed is void for good, grants too; what was denied stays denied. In a
+        lockdown it is a second one, for its own reason; an unlocking under way is void.
 
         Args:
             reason: For the log.
@@ -65,7 +66,7 @@ class Locking(Granting):
         def change(body: KeystoreBody) -> KeystoreBody:
             after = msgspec.structs.replace(
                 body,
-                lockdown=body.lockdown or made,
+                lockdown=made,
                 revocations=with_revocation(body.revocations),
             )
             kept = (g for g in body.grants if keep_grants or g.decision is GrantDecision.DENY)
@@ -99,16 +100,23 @@ class Locking(Granting):
 
         Raises:
             SecondFactorError: It is needed and missing, or not right.
+            LockedDownError: The vault was locked down again meanwhile, and stays so.
         """
-        if (await self.grants()).lockdown is None:
+        before = await self.grants()
+        if before.lockdown is None:
             return False
+
+        def change(body: KeystoreBody) -> KeystoreBody:
+            now = Grants(revocations=body.revocations)
+            if body.lockdown and now.locked_since(before.mark):
+                raise locked_down()
+            return msgspec.structs.replace(body, lockdown=None)
+
         async with self._store.holding():
             await self._check_factor(code)
             self.record(EventKind.GRANT, decision="unlock")
             await self._forget_what_was_shown()
-            await self._store.commit_keystore(
-                lambda body: msgspec.structs.replace(body, lockdown=None)
-            )
+            await self._store.commit_keystore(change)
         return True
 
     async def refuse_lockdown(self) -> None:

@@ -110,6 +110,7 @@ async def test_a_removal_that_can_not_be_stored_is_in_force_all_the_same(
 ) -> None:
     manager = Removing()
     manager.register(METADATA, Plugin)
+    await manager.load_plugin("demo")
 
     async def fails(plugin: str) -> None:
         raise AccessDeniedError("no")
@@ -117,7 +118,9 @@ async def test_a_removal_that_can_not_be_stored_is_in_force_all_the_same(
     with install(manager, world.middleware):
         with monkeypatch.context() as patched:
             patched.setattr(world.middleware, "remove_plugin", fails)
-            await manager.uninstall_plugin("demo")
+            with pytest.raises(AccessDeniedError, match="no"):
+                await manager.uninstall_plugin("demo")
+            assert manager.loaded_plugins
             assert "still there" in caplog.text
             with pytest.raises(AccessDeniedError):
                 await manager.invoke_plugin_action("demo", "run")
@@ -209,3 +212,21 @@ async def test_one_that_the_manager_forgot_is_not_taken_for_another(world: World
         assert await manager.deregister_plugin("inner", by="demo") == "removed"
     left = {grant.plugin for grant in await world.vault.grants()}
     assert left == {"demo", "outer"}
+
+
+@pytest.mark.parametrize("build", [Removing, RemovingNow])
+async def test_a_removal_in_a_lockdown_is_not_forgotten(world: World, build: type) -> None:
+    manager = build()
+    manager.register(METADATA, Plugin)
+    with install(manager, world.middleware):
+        await world.vault.lockdown(keep_grants=True)
+        if build is Removing:
+            assert await manager.uninstall_plugin("demo")
+        else:
+            assert manager.remove_plugin("demo") == "gone"
+        while (await world.vault.grants()).find("demo", "openai") is not None:
+            await asyncio.sleep(0)
+        while not world.vault.store.sealed:  # in the task of a synchronous one
+            await asyncio.sleep(0)
+        await world.vault.unlock()
+    assert {grant.plugin for grant in await world.vault.grants()} == {"outer", "inner"}

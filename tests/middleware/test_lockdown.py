@@ -67,6 +67,43 @@ async def test_no_key_is_left_and_none_comes_back_until_it_is_unlocked(tmp_path)
         assert await world.call(read) == READ
 
 
+async def test_what_is_taken_back_meanwhile_stays_so_and_leaves_no_key(tmp_path):
+    async with world_in(tmp_path) as world:
+        await world.vault.lockdown(keep_grants=True)
+        removed = await world.vault.revoke(plugin="demo")
+        assert {grant.plugin for grant in removed} == {"demo"}
+        assert keys_in(world.vault) == []
+        await world.vault.unlock()
+        assert {grant.plugin for grant in await world.vault.grants()} == {"inner"}
+
+
+async def test_a_lockdown_during_an_unlocking_stands(tmp_path, monkeypatch):
+    async with world_in(tmp_path) as world:
+        await world.vault.lockdown(reason="drill", keep_grants=True)
+        forget = world.vault._forget_what_was_shown
+
+        async def meanwhile() -> None:
+            await forget()
+            world.clock.now += 1
+            await world.vault.revoke(plugin="inner")  # is no lockdown
+            if again:
+                code = "await vault.lockdown(reason='thief', keep_grants=True)"
+                await anyio.to_thread.run_sync(world.elsewhere, code)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(world.vault, "_forget_what_was_shown", meanwhile)
+            again = True
+            with pytest.raises(LockedDownError):
+                await world.vault.unlock()
+            found = (await world.vault.grants()).lockdown
+            assert found is not None
+            assert found.reason == "thief"
+            assert keys_in(world.vault) == []
+            again = False
+            assert await world.vault.unlock()
+        assert await world.call(read) == READ
+
+
 async def test_every_object_of_the_vault_in_this_process_is_sealed_at_once(tmp_path):
     async def long(other: Vault) -> None:
         handle = current_credentials()["key"]
