@@ -137,8 +137,6 @@ class LeaseBroker:
             policy=policy,
             basis=basis,
         )
-        if record.info.challenge:
-            self.challenges.note(invocation)
         return self._issue(lease, now, record)
 
     def attenuate(

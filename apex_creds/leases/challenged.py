@@ -2,17 +2,17 @@
 
 Guarantee: a signature is asked for only after everything else permits the use, and counts
 for that one use: by the plugin that makes it, of that credential, in its scopes. Who is
-asked is named by the runtime, never by the handle; no client, no answer in time, an answer
+asked was named by the runtime before the plugin's code began, never by the handle or by
+what runs in an invocation; no client, no answer in time, an answer
 by another, and any failure on the way to it are a refusal that is in the log.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
 
 from apex_creds.errors import ChallengeError
-from apex_creds.leases.gates import ChallengeGate, Responder, current_responder
+from apex_creds.leases.gates import ChallengeGate, Responder, nobody
 from apex_creds.leases.invocation import Invocation
 from apex_creds.leases.use import Use
 from apex_creds.policy.access_state import Client
@@ -40,17 +40,7 @@ class Challenges:
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
         self._gate: ChallengeGate | None = None
-        self._named: WeakKeyDictionary[Invocation, Responder] = WeakKeyDictionary()
         self.responder: Responder | None = None
-
-    def note(self, invocation: Invocation) -> None:
-        """An invocation begins that has a lease on a marked credential.
-
-        Its stream may be consumed where nobody is named any more.
-        """
-        named = current_responder()
-        if named is not None:
-            self._named[invocation] = named
 
     async def answered(self, lease: Lease, invocation: Invocation, use: Use) -> Client:
         """The client that signed for this use by ``invocation``.
@@ -66,19 +56,19 @@ class Challenges:
             credential=lease.need.name,
             scopes=lease.scopes if use.scope is None else (use.scope,),
         )
-        client = await self._gated().require_challenge(subject, self._who(lease, invocation))
+        client = await self._gated().require_challenge(subject, self._who(invocation))
         await self._vault.store.look()  # it may have taken a minute
         return client
 
-    def _who(self, lease: Lease, invocation: Invocation) -> Responder | None:
-        """The client of this call, or else of the nearest one that it was made from."""
-        found, step = current_responder(), invocation
-        while found is None:
-            found = self._named.get(step)
-            if step.parent is None:
-                break
-            step = step.parent
-        return found or self._named.get(lease.invocation) or self.responder
+    def _who(self, invocation: Invocation) -> Responder:
+        """The client that the runtime named for this call, or for that which led to it."""
+        first = invocation
+        while first.parent is not None:
+            first = first.parent
+        found = self.responder if first.responder is None else first.responder
+        if found is None or first.ended:
+            raise nobody()
+        return found
 
     def _gated(self) -> ChallengeGate:
         if self._gate is None:

@@ -188,22 +188,42 @@ class LocalResponder:
         return self._key.answer(message, vault_id=self._vault_id, allow=self._allow)
 
 
-_responder: ContextVar[Responder | None] = ContextVar("apex_creds_responder", default=None)
+RESPONDER: Final[ContextVar[Responder | None]] = ContextVar(
+    "apex_creds_responder", default=None
+)
+"""Named by the runtime; nobody's while a plugin's code runs (see ``middleware.call``)."""
 
 
 def current_responder() -> Responder | None:
-    """The client that ``answering`` names here; None: nobody."""
-    return _responder.get()
+    """The client that ``answering`` names here; None: nobody, as in a plugin's code."""
+    return RESPONDER.get()
 
 
 @contextmanager
 def answering(responder: Responder) -> Iterator[None]:
-    """Within it, in this task and those it starts, ``responder`` answers challenges."""
-    token = _responder.set(responder)
+    """``responder`` signs for the invocations that begin within it, to their end.
+
+    In this task and those it starts; within an invocation it counts for nothing.
+    """
+    token = RESPONDER.set(responder)
     try:
         yield
     finally:
-        _responder.reset(token)
+        RESPONDER.reset(token)
+
+
+def hide() -> Responder | None:
+    """Names nobody, before a plugin's code runs; returns who was named."""
+    named = RESPONDER.get()
+    if named is not None:
+        RESPONDER.set(None)
+    return named
+
+
+def show(named: Responder | None) -> None:
+    """Takes ``hide`` back, and whatever the plugin's code named."""
+    if RESPONDER.get() is not named:
+        RESPONDER.set(named)
 
 
 class ChallengeGate:
@@ -227,12 +247,9 @@ class ChallengeGate:
             ChallengeError: There is no client to ask, no answer in time, or not the right
                 one.
         """
-        client = responder or _responder.get()
+        client = responder or RESPONDER.get()
         if client is None:
-            raise ChallengeError(
-                "This credential takes a signed challenge, and no client is there to sign.",
-                hint="Run the invocation within answering(…); see docs/CHALLENGE.md.",
-            )
+            raise nobody()
         with asking(subject.plugin, "challenge"):
             message = await self._challenger.issue(client.client, subject)
             answer = await self._ask(client, message, subject)
@@ -259,6 +276,14 @@ class ChallengeGate:
     async def _withdraw(self, message: bytes, subject: Subject) -> None:
         with anyio.CancelScope(shield=True):
             await self._challenger.withdraw(message, subject)
+
+
+def nobody() -> ChallengeError:
+    """The refusal of a use for which there is no client to ask."""
+    return ChallengeError(
+        "This credential takes a signed challenge, and no client is there to sign.",
+        hint="Run the invocation within answering(…); see docs/CHALLENGE.md.",
+    )
 
 
 def asking(plugin: str, method: str) -> Step:

@@ -11,12 +11,14 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from apex_creds.audit.text import Actor
+from apex_creds.leases.gates import RESPONDER
 from apex_creds.model import new_id
 from apex_creds.policy.manifest import Manifest
 from apex_creds.vault.section import Record
 
 if TYPE_CHECKING:
     from apex_creds.leases.broker import LeaseBroker
+    from apex_creds.leases.gates import Responder
     from apex_creds.leases.handle import CredentialMap
     from apex_creds.leases.lease import Lease
 
@@ -30,6 +32,8 @@ class Invocation:
         id: 32 hexadecimal digits.
         actor: Begins the audit events of this plugin and action.
         used: Sealed records redeemed in it, by credential name and version.
+        responder: The client that the runtime named when it began; None: nobody, or it was
+            called from within another, whose client counts.
         ended: Whether it is over; then nothing is released to what still runs in it.
     """
 
@@ -44,6 +48,7 @@ class Invocation:
         "leases",
         "manifest",
         "parent",
+        "responder",
         "used",
     )
 
@@ -65,6 +70,7 @@ class Invocation:
         self.leases: set[Lease] = set()
         self.used: dict[tuple[str, int], Record] = {}
         self.credentials: CredentialMap | None = None
+        self.responder: Responder | None = RESPONDER.get() if parent is None else None
         self.ended = False
 
     def shown(self, text: str) -> str:

@@ -1,7 +1,8 @@
 """One guarded call: its invocation, its leases, its redactor, and their common end.
 
 Guarantee: ``finish`` runs its effects once, whoever calls it first; a call that is dropped
-without having been finished is finished by the garbage collector.
+without having been finished is finished by the garbage collector. A plugin's steps see no
+client that answers challenges, and leave the runtime's as it was.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from apex_creds.audit.telemetry import InvokeStep
 from apex_creds.errors import AccessDeniedError, SecretLeakError
 from apex_creds.leases.basis import Basis
 from apex_creds.leases.broker import LeaseBroker
+from apex_creds.leases.gates import hide, show
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
 from apex_creds.leases.invocation import Invocation, current_invocation, enter, leave
 from apex_creds.middleware.observe import ObservedInside, outcome_of
@@ -179,13 +181,14 @@ class GuardedCall:
 class _Inside:
     """Enters an invocation; a class, since it is on the path of every step."""
 
-    __slots__ = ("_invocation", "_token")
+    __slots__ = ("_invocation", "_named", "_token")
 
     def __init__(self, invocation: Invocation) -> None:
         self._invocation = invocation
 
     def __enter__(self) -> None:
         self._token = enter(self._invocation)
+        self._named = hide()
 
     def __exit__(self, *_: object) -> None:
         # A step may be torn down from another context, which never saw the change.
@@ -193,3 +196,4 @@ class _Inside:
             leave(self._token)
         except ValueError:
             return
+        show(self._named)

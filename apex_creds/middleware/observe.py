@@ -11,6 +11,7 @@ from typing import Final
 
 from apex_creds.audit import telemetry
 from apex_creds.audit.telemetry import InvokeStep
+from apex_creds.leases.gates import hide, show
 from apex_creds.leases.invocation import Invocation, enter, leave
 from apex_creds.middleware.redact import Redactor
 from apex_creds.policy.manifest import Manifest
@@ -40,7 +41,7 @@ def outcome_of(outcome: str, redactor: Redactor) -> str:
 class ObservedInside:
     """Enters an invocation and its span."""
 
-    __slots__ = ("_invocation", "_outer", "_step", "_token")
+    __slots__ = ("_invocation", "_named", "_outer", "_step", "_token")
 
     def __init__(self, invocation: Invocation, step: InvokeStep) -> None:
         self._invocation = invocation
@@ -49,6 +50,7 @@ class ObservedInside:
     def __enter__(self) -> None:
         self._outer = self._step.enter()
         self._token = enter(self._invocation)
+        self._named = hide()
 
     def __exit__(self, *_: object) -> None:
         self._step.leave(self._outer)
@@ -57,3 +59,4 @@ class ObservedInside:
             leave(self._token)
         except ValueError:
             return
+        show(self._named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -17,8 +18,10 @@ from apex_creds.errors import (
     LeaseEndedError,
     RequestNotAllowedError,
 )
-from apex_creds.leases.gates import LocalResponder, answering
+from apex_creds.leases.gates import LocalResponder, answering, current_responder
 from apex_creds.leases.invocation import current_credentials
+from apex_creds.middleware.call import GuardedCall
+from apex_creds.middleware.observe import ObservedInside
 from apex_creds.policy.challenge import MAX_OPEN, Challenge
 from apex_creds.vault import marking
 from apex_creds.vault.challenger import Challenger
@@ -58,6 +61,16 @@ async def marked(tmp_path, **options: object) -> AsyncIterator[tuple[World, Clie
         with ClientKey.generate(tmp_path / "client.key", clock=world.clock) as key:
             await Challenger(world.vault).enrol("worker", key.public, credentials=["key"])
             yield world, Client(key, world.vault.vault_id)
+
+
+class _NoStep:
+    def enter(self) -> None: ...
+
+    def leave(self, outer: object) -> None: ...
+
+
+def _observed(call: GuardedCall) -> ObservedInside:
+    return ObservedInside(call.invocation, _NoStep())  # type: ignore[arg-type]
 
 
 async def read(name: str = "key", **how: object) -> str:
@@ -220,6 +233,71 @@ async def test_a_stream_keeps_the_client_it_began_with(tmp_path):
             chunks = await world.call(stream)
         assert [chunk async for chunk in chunks] == [len(KEY)] * 2
         assert len(client.asked) == 2
+
+
+@pytest.mark.parametrize("begun_for_one", [False, True])
+async def test_who_consumes_a_stream_does_not_sign_for_it(tmp_path, begun_for_one):
+    async def stream():
+        yield len(await read())
+
+    async with marked(tmp_path) as (world, client):
+        other = Client(client._key, world.vault.vault_id)
+        with answering(client) if begun_for_one else contextlib.nullcontext():
+            chunks = await world.call(stream)
+        with answering(other):
+            if begun_for_one:
+                assert [chunk async for chunk in chunks] == [len(KEY)]
+            else:
+                with pytest.raises(ChallengeError, match="no client"):
+                    await anext(chunks)
+            assert current_responder() is other
+        assert (len(client.asked), other.asked) == (int(begun_for_one), [])
+
+
+@pytest.mark.parametrize("observed", [False, True])
+async def test_a_plugin_neither_sees_nor_names_who_signs(tmp_path, observed, monkeypatch):
+    async def plants(planted: Client) -> bool:
+        seen = current_responder()
+        answering(planted).__enter__()
+        with contextlib.suppress(ChallengeError):
+            await world.call(read, plugin="inner")
+        with contextlib.suppress(ChallengeError):
+            await read()
+        return seen is None
+
+    if observed:
+        monkeypatch.setattr(GuardedCall, "inside", _observed)
+    async with marked(tmp_path) as (world, client):
+        planted = Client(client._key, world.vault.vault_id)
+        assert await world.call(plants, planted)
+        assert current_responder() is None
+        assert world.reasons() == [("key", "challenge_needed")] * 2
+        with answering(client):
+            assert await world.call(plants, planted)
+            assert current_responder() is client
+            assert await world.call(read) == READ
+        assert not planted.asked
+        assert [each.plugin for each in client.asked] == ["inner", "demo", "demo"]
+
+
+async def test_nobody_signs_for_what_a_plugin_leaves_behind(tmp_path):
+    late: list[asyncio.Task[object]] = []
+    go_on = anyio.Event()
+
+    async def leftover() -> object:
+        await go_on.wait()
+        return await world.call(read, plugin="inner")
+
+    async def leaves() -> None:
+        late.append(asyncio.create_task(leftover()))
+
+    async with marked(tmp_path) as (world, client):
+        with answering(client):
+            await world.call(leaves)
+            go_on.set()
+            with pytest.raises(AccessDeniedError):
+                await late[0]
+        assert not client.asked
 
 
 async def test_a_runtime_may_have_one_client_for_all(tmp_path):
