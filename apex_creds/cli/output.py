@@ -1,8 +1,9 @@
 """What the commands print: text, tables, JSON, errors.
 
 Guarantee: no text from outside reaches the terminal with control characters, direction
-marks or markup in it: every character that is not printable is shown as an escape, and
-nothing is read as rich markup. JSON goes out as ASCII, for the same reason.
+marks, invisible characters or markup in it: every character that is not plainly seen is
+shown as an escape, and nothing is read as rich markup. JSON goes out as ASCII,
+for the same reason.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from apex_creds.policy.text import escaped
+
 _UNLIMITED: Final = 10_000
 
 Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
@@ -24,8 +27,8 @@ Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json
 
 
 def safe(text: object) -> str:
-    """``text`` with every character that is not printable as a Python escape."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    """``text`` with every character that is not plainly seen as a Python escape."""
+    return escaped(str(text))
 
 
 def console(stream: TextIO | None = None) -> Console:

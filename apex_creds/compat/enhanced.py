@@ -18,11 +18,12 @@ from apex_creds.compat import rotation
 from apex_creds.compat.lookup import find_info, names_for, text_of, token_of
 from apex_creds.compat.manager import ApiKeyManager, _warn
 from apex_creds.migration.state import migration_document
-from apex_creds.model import CredentialInfo, CredentialKind, check_name
+from apex_creds.model import CredentialInfo, CredentialKind
 from apex_creds.policy.decide import decide
 from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.manifest import Access, Need
 from apex_creds.policy.source import load_policy
+from apex_creds.policy.text import check_plugin
 from apex_creds.scheduler.policy import Level
 from apex_creds.vault import Opened
 
@@ -125,7 +126,7 @@ class EnhancedApiKeyManager(ApiKeyManager):
         )
 
     async def _permit(self, plugin: str, services: list[str]) -> None:
-        check_name(plugin, what="plugin id")
+        check_plugin(plugin)
         infos = await self._vault.list()
         wanted = {name for service in services for name in _names(infos, service)}
         grants = [grant for grant in await self._vault.grants() if grant.plugin == plugin]

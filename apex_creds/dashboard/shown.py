@@ -1,7 +1,7 @@
 """Names as the page shows them: escaped, and as pseudonyms where the vault says so.
 
 Guarantee: text from outside reaches the page with every character that is not plainly
-printable as an escape, and cut; with pseudonyms configured, no credential's name reaches
+seen as an escape, and cut; with pseudonyms configured, no credential's name reaches
 it, unless the operator asked for names.
 """
 
@@ -14,7 +14,7 @@ import msgspec
 
 from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.audit.text import shown_label
-from apex_creds.policy.consent import shown as escaped
+from apex_creds.policy.text import shown as escaped
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault
 from apex_creds.vault.config import read_config

@@ -13,7 +13,7 @@ from apex_creds.model import CredentialInfo, CredentialKind, Delivery, DeliveryS
 from apex_creds.policy.consent import ConsentRequest
 from apex_creds.policy.decide import UNVERIFIED, Decision, Reason
 from apex_creds.policy.grants import Grant, Grants
-from apex_creds.policy.manifest import Manifest, Need
+from apex_creds.policy.manifest import Access, Manifest, Need
 from apex_creds.policy.pinning import added
 from apex_creds.policy.rules import NEVER
 from apex_creds.vault import Facts
@@ -89,15 +89,20 @@ def _in_words(grant: Grant | None) -> str:
 def _changes(
     manifest: Manifest, need: Need, before: Grant | None, grants: Grants
 ) -> tuple[str, ...]:
-    """What the plugin asks for beyond what the grant was given for."""
+    """What the plugin asks for beyond what the grant was given for; the weightiest first."""
     if before is None:
         return ()
     seen = grants.seen(before.manifest) if before.manifest else None
     if seen is not None:
-        found = list(added(seen, manifest.needs))
+        found = list(added(seen, tuple(sorted(manifest.needs, key=_weight))))
     else:
         new = [scope for scope in need.scopes if scope not in before.scopes]
         found = [f"{need.name}: scope {scope}" for scope in new]
     if before.checksum != manifest.checksum:
-        found.append("its code is another than it was")
+        found.insert(0, "its code is another than it was")
     return tuple(found)
+
+
+def _weight(need: Need) -> tuple[bool, bool]:
+    """Smaller for what would be read, then for what is required: a long list is cut."""
+    return need.access is not Access.REVEAL, not need.required

@@ -36,7 +36,7 @@ from apex_creds.migration.state import (
     Written,
     migration_document,
 )
-from apex_creds.model import check_name
+from apex_creds.policy.text import check_plugin
 from apex_creds.vault import Vault
 
 _SEALED: Final = (Format.FERNET, Format.SECRETBOX)
@@ -316,7 +316,7 @@ def _with_intervals(state: MigrationState, intervals: dict[str, int]) -> Migrati
 
 def _is_name(plugin: str) -> bool:
     try:
-        check_name(plugin)
+        check_plugin(plugin)
     except ApexCredsError:
         return False
     return credential_name(plugin) == plugin

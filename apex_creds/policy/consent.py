@@ -2,7 +2,8 @@
 
 Guarantee: a question says everything that its answer will allow, and nothing of it is the
 plugin's to phrase but its names and its reason, which ``lines`` shows with every character
-escaped that is not plainly printable. No answer is a denial.
+escaped that is not plainly seen, and in quotation marks where they could be read as ours. No
+answer is a denial.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import check_time
 from apex_creds.policy.manifest import Access
+from apex_creds.policy.text import named, quoted, shown
 
 DEADLINE: Final = 120.0
 """Seconds that a question waits, where nothing else is said."""
@@ -120,17 +122,13 @@ class CallbackConsent:
         return answer or DENIED
 
 
-def shown(text: str, *, longest: int = 1000) -> str:
-    """``text`` safe for a terminal: what is not printable as an escape, and no longer."""
-    cut = text if len(text) <= longest else text[:longest] + "…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
-
-
 def lines(request: ConsentRequest) -> list[str]:
     """The question, in lines that can be shown on a terminal as they are."""
-    version = f" (version {shown(request.version)})" if request.version else ""
+    version = f" (version {named(request.version)})" if request.version else ""
     verb = "read the secret of" if request.access is Access.REVEAL else "use"
-    found = [f"Plugin {shown(request.plugin)}{version} wants to {verb} {_named(request)}."]
+    found = [f"Plugin {named(request.plugin)}{version} wants to {verb} {_credential(request)}."]
+    if not request.plugin.isascii():
+        found.append(f"  NOTE: its id has letters beyond ASCII: {request.plugin!a}")
     for name, values in (
         ("scopes", request.scopes),
         ("sent to", request.origins or ("nowhere",)),
@@ -140,22 +138,24 @@ def lines(request: ConsentRequest) -> list[str]:
         if values:
             found.append(f"  {name}: {_listed(values)}")
     if request.action:
-        found.append(f"  action: {shown(request.action)}")
-    found.append(f'  it says: "{shown(request.reason)}"' if request.reason else "  no reason")
+        found.append(f"  action: {named(request.action)}")
+    found.append(f"  it says: {quoted(request.reason)}" if request.reason else "  no reason")
     if request.why == UNKNOWN:
         found.append("  NOTE: there is no credential of that name (yet).")
     found.append(f"  before: {shown(request.before) or 'nothing was granted'}")
     found += [f"  NEW: {shown(change)}" for change in request.changes[:_MANY]]
+    if len(request.changes) > _MANY:
+        found.append(f"  NEW: and {len(request.changes) - _MANY} more")
     if request.unverified:
         found.append("  WARNING: its code is not what its metadata says (checksum).")
     return found
 
 
-def _named(request: ConsentRequest) -> str:
+def _credential(request: ConsentRequest) -> str:
     level = f" [{shown(request.level)}]" if request.level else ""
-    return f"{shown(request.credential)}{level}"
+    return f"{named(request.credential)}{level}"
 
 
 def _listed(values: tuple[str, ...]) -> str:
     more = f" and {len(values) - _MANY} more" if len(values) > _MANY else ""
-    return ", ".join(shown(value) for value in values[:_MANY]) + more
+    return ", ".join(named(value) for value in values[:_MANY]) + more

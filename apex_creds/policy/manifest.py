@@ -15,6 +15,7 @@ import msgspec
 
 from apex_creds.errors import InvalidInputError, InvalidManifestError
 from apex_creds.model import Origin, check_name
+from apex_creds.policy.text import check_plugin, check_version
 
 MAX_NEEDS: Final = 100
 MAX_ITEMS: Final = 64
@@ -97,9 +98,9 @@ def parse_manifest(metadata: Mapping[str, object]) -> Manifest:
     if not isinstance(plugin, str) or not isinstance(version, str):
         raise _invalid("id and version must be strings")
     try:
-        check_name(plugin, what="plugin id")
+        check_plugin(plugin)
         if version:
-            check_name(version, what="plugin version")
+            check_version(version)
         raw = msgspec.convert(metadata.get("credentials", []), list[_RawNeed])
         needs = tuple(_need(entry) for entry in raw[: MAX_NEEDS + 1])
     except msgspec.ValidationError as error:
@@ -107,7 +108,7 @@ def parse_manifest(metadata: Mapping[str, object]) -> Manifest:
     except InvalidManifestError:
         raise
     except InvalidInputError as error:
-        raise _invalid(error.message) from None
+        raise _invalid(error.message.rstrip(".")) from None
     if len(needs) > MAX_NEEDS:
         raise _invalid(f"more than {MAX_NEEDS} credentials")
     if len({need.name for need in needs}) != len(needs):

@@ -30,6 +30,7 @@ from apex_creds.policy.grants import (
     with_revocation,
 )
 from apex_creds.policy.manifest import Manifest
+from apex_creds.policy.text import check_plugin
 from apex_creds.vault.keystore import KeystoreBody
 from apex_creds.vault.store import DocumentStore
 
@@ -101,9 +102,10 @@ class Granting:
                 nothing was stored, and the log says so.
             LockedDownError: The vault is locked down.
         """
+        allows = decision is GrantDecision.ALLOW
         made = Grant(
             id=new_id(),
-            plugin=check_name(plugin, what="plugin id"),
+            plugin=check_plugin(plugin) if allows else check_name(plugin, what="plugin id"),
             credential=check_name(credential, what="credential name"),
             scopes=tuple(check_name(scope, what="scope") for scope in scopes),
             reveal=reveal,
@@ -123,7 +125,7 @@ class Granting:
         )
 
         def change(body: KeystoreBody) -> KeystoreBody:
-            if since_mark is None and body.lockdown and decision is GrantDecision.ALLOW:
+            if since_mark is None and body.lockdown and allows:
                 raise locked_down()
             if since_mark is not None and _is_void(body, since_mark, plugin, credential):
                 raise GrantVoidError("What was to be granted was revoked meanwhile.")

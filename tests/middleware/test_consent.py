@@ -377,6 +377,18 @@ async def test_a_version_that_asks_for_nothing_new_keeps_its_grants(tmp_path):
         assert await world.call(read_key, needs=(wide,)) == "[redacted:key]"
 
 
+async def test_the_weightiest_of_many_changes_is_told_first(tmp_path):
+    person = Person(Choice.ALWAYS, *[Choice.DENY] * 61)
+    fillers = [{"name": f"cache-{n:02}", "required": n == 3} for n in range(60)]
+    async with asking(tmp_path, person) as world:
+        await world.call(read_key, needs=(NEED,))
+        with pytest.raises(AccessDeniedError):
+            await world.call(read_key, needs=(NEED, *fillers, {**NEED, "name": "root"}))
+        changes = person.asked[0].changes
+        assert changes[:3] == ("credential root", "credential cache-03", "credential cache-00")
+        assert len(changes) == 61
+
+
 @pytest.mark.parametrize(
     "more",
     [

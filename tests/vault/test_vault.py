@@ -16,6 +16,7 @@ from apex_creds.errors import (
     SecretWipedError,
 )
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken, Secret
+from apex_creds.policy.grants import GrantDecision
 from apex_creds.vault import PutItem, Vault
 from tests.vault.helpers import (
     FakeClock,
@@ -212,6 +213,22 @@ async def test_grants_are_kept_replaced_and_removed(tmp_path: Path) -> None:
         assert await vault.revoke(plugin="p", credential="a") == ()
         assert len(await vault.revoke(credential="a")) == 1
         assert [(g.plugin, g.credential) for g in await vault.grants()] == [("p", "b")]
+
+
+async def test_a_twin_gets_no_grant_and_an_old_one_can_be_seen_and_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = "org.weather\ufe0f"
+    async with await create(tmp_path) as vault:
+        with monkeypatch.context() as before:
+            before.setattr("apex_creds.vault.granting.check_plugin", str)
+            await vault.grant(twin, "a")
+    async with await unseal(tmp_path) as vault:
+        assert [g.plugin for g in await vault.grants()] == [twin]
+        with pytest.raises(InvalidInputError, match="deceive"):
+            await vault.grant(twin, "b")
+        await vault.grant(twin, "b", decision=GrantDecision.DENY)
+        assert len(await vault.revoke(plugin=twin)) == 2
 
 
 async def test_a_vault_finds_its_home_and_master_key_itself(
