@@ -63,8 +63,8 @@ def migrate_command(
         typer.Option(
             "--from",
             metavar="PATH",
-            help="A file, a directory, keyring:SERVICE[/USER]; repeat. What old programs "
-            "left beside the vault, by default.",
+            help="A file, a directory, keyring:SERVICE or keyring:SERVICE/USER; repeat. What "
+            "old programs left beside the vault, by default.",
             show_default=False,
         ),
     ] = None,
