@@ -80,6 +80,28 @@ def test_tls_is_verified_unless_nobody_is_in_between(url: str, mode: str) -> Non
     assert parse_target(url).connect["sslmode"] == mode
 
 
+@pytest.mark.parametrize("name", ["PGHOST", "PGHOSTADDR", "PGSERVICE"])
+def test_a_host_that_the_environment_names_is_not_taken_for_local(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "10.0.0.1")
+    assert parse_target("postgresql:///x").connect["sslmode"] == "verify-full"
+    assert parse_target("postgresql:///x?tls=off").connect["sslmode"] == "disable"
+    named = parse_target("postgresql://localhost/x").connect
+    assert (named["sslmode"], named["host"], named["hostaddr"]) == ("prefer", "localhost", "")
+    monkeypatch.delenv(name)
+    plain = parse_target("postgresql:///x").connect
+    assert (plain["sslmode"], plain["host"], plain["hostaddr"]) == ("prefer", "", "")
+
+
+def test_a_stronger_mode_of_the_environment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
+    assert parse_target("postgresql://localhost/x").connect["sslmode"] == "verify-full"
+    monkeypatch.setenv("PGSSLMODE", "disable")
+    assert parse_target("postgresql://localhost/x").connect["sslmode"] == "prefer"
+    assert parse_target("postgresql://h/x").connect["sslmode"] == "verify-full"
+
+
 def test_the_systems_authorities_are_trusted_where_none_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

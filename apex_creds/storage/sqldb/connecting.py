@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from apex_creds.storage.sqldb.target import Target
 
 _SOON: Final = 1.0
+_HAS_REQUIRE_AUTH: Final = 160_000
 _DURABLE: Final = (
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') = 'off'"
@@ -53,6 +54,8 @@ class Server:
 
     async def _connect(self) -> psycopg.AsyncConnection:
         given = dict(self._target.connect)
+        if psycopg.pq.version() < _HAS_REQUIRE_AUTH:
+            given.pop("require_auth", None)
         if self._target.keyring is not None:
             given["password"] = await anyio.to_thread.run_sync(_password, self._target.keyring)
         _check_loop()

@@ -2,7 +2,8 @@
 
 Guarantee: a URL with a password in it is refused and never repeated in a message; a server
 on another host is reached by TLS with its certificate verified, unless the URL itself says
-otherwise; an option that is not known is an error.
+otherwise, also where libpq's environment or a service names the host; an option that is not
+known is an error.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ _OPTIONS: Final = frozenset(
     }
 )
 _SPACE: Final = re.compile(r"[0-9a-f]{8,64}|new", re.ASCII)
+_ELSEWHERE: Final = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
+_STRONGER: Final = frozenset({"require", "verify-ca", "verify-full"})
 _LOCAL: Final = frozenset({"", "localhost", "127.0.0.1", "::1"})
 NEW_SPACE: Final = "new"
 """As ``?space=new``: another vault in a database that has one."""
@@ -127,10 +130,11 @@ def _postgresql(
         raise _password()
     hosts = [_host(place) for place in places.split(",")] if places else []
     hosts += [_host(value) for name, value in query if name == "host"]
+    local = _stays_here(hosts, options)
     connect = {
         **_where(user, hosts, unquote(parts.path)[1:], options),
-        **_tls(hosts, options),
-        **_limits(hosts, options),
+        **_tls(options, local=local),
+        **_limits(options, local=local),
     }
     return Target(
         dialect="postgresql",
@@ -151,6 +155,9 @@ def _where(
     if hosts:
         found["host"] = ",".join(host for host, _ in hosts)
         found["port"] = ",".join(port for _, port in hosts)
+    if "service" not in options and (hosts or not _named_elsewhere()):
+        found.setdefault("host", "")  # libpq's own socket directory
+        found["hostaddr"] = ""  # PGHOSTADDR has no say over what the URL names
     if database:
         found["dbname"] = database
     if "service" in options:
@@ -176,29 +183,50 @@ def is_local(host: str) -> bool:
     return host in _LOCAL or host.startswith(("/", "@"))
 
 
-def _tls(hosts: list[tuple[str, str]], options: dict[str, str]) -> dict[str, str]:
-    local = "service" not in options and all(is_local(host) for host, _ in hosts)
+def _named_elsewhere() -> bool:
+    return any(os.environ.get(name) for name in _ELSEWHERE)
+
+
+def _stays_here(hosts: list[tuple[str, str]], options: dict[str, str]) -> bool:
+    """Whether the server is on this machine, whatever the environment and services say."""
+    if "service" in options or (not hosts and _named_elsewhere()):
+        return False
+    return all(is_local(host) for host, _ in hosts)
+
+
+def _tls(options: dict[str, str], *, local: bool) -> dict[str, str]:
     wanted = options.get("tls")
     if wanted is not None and wanted not in _TLS:
         raise _bad("says tls= with something else than verify-full, verify-ca or off")
-    if wanted is None and local:
-        return {"sslmode": "prefer"}
-    found = {"sslmode": _TLS[wanted or "verify-full"]}
+    found = {"sslmode": _TLS[wanted] if wanted else _unasked_mode(local=local)}
+    if found["sslmode"] == "prefer":
+        return found
     for option, name in (("tls_ca", "rootcert"), ("tls_cert", "cert"), ("tls_key", "key")):
         if option in options:
             found[f"ssl{name}"] = str(Path(options[option]).expanduser())
+    if found["sslmode"] == "disable" and not local:
+        found["require_auth"] = "!password,!md5"  # nothing that can be read on the way
     if found["sslmode"] == "verify-full" and not _has_root(options):
         found["sslrootcert"] = "system"
     return found
 
 
+def _unasked_mode(*, local: bool) -> str:
+    asked = os.environ.get("PGSSLMODE", "")
+    if not local:
+        return "verify-full"
+    return asked if asked in _STRONGER else "prefer"
+
+
 def _has_root(options: dict[str, str]) -> bool:
-    if options.keys() & {"tls_ca", "service"} or os.environ.get("PGSSLROOTCERT"):
+    if options.keys() & {"tls_ca", "service"}:
+        return True
+    if os.environ.get("PGSSLROOTCERT") or os.environ.get("PGSERVICE"):
         return True
     return Path("~/.postgresql/root.crt").expanduser().exists()
 
 
-def _limits(hosts: list[tuple[str, str]], options: dict[str, str]) -> dict[str, str]:
+def _limits(options: dict[str, str], *, local: bool) -> dict[str, str]:
     statement = _number(options.get("statement_timeout", "10000"), "statement_timeout")
     connect = _number(options.get("connect_timeout", "3"), "connect_timeout", most=600)
     settings = {
@@ -208,7 +236,7 @@ def _limits(hosts: list[tuple[str, str]], options: dict[str, str]) -> dict[str, 
         "default_transaction_isolation": r"read\ committed",
     }
     found = {"connect_timeout": str(max(2, connect))}
-    if not all(is_local(host) for host, _ in hosts):
+    if not local:
         found |= {"keepalives_idle": "10", "keepalives_interval": "3", "keepalives_count": "3"}
         found["tcp_user_timeout"] = "15000"
         settings |= {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5"}
