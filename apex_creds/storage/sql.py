@@ -19,7 +19,6 @@ from apex_creds.errors import (
     InvalidInputError,
     StorageError,
     StorageUncertainError,
-    StorageUnreachableError,
     VaultNotFoundError,
 )
 from apex_creds.storage.base import (
@@ -410,12 +409,12 @@ class SqlStorage:
         outcome = Outcome()
         try:
             done = await self._settled(changes, outcome)
-        except StorageUnreachableError as error:
+        except StorageError as error:  # whatever the last try failed for
             if not outcome.unknown:
                 raise
             raise StorageUncertainError(
-                "The database server went away during a write, which may have happened.",
-                hint="See that it can be reached, and look whether it did.",
+                f"A write was cut off, and may have happened. {error.message}",
+                hint="See that the database can be reached, and look whether it did.",
             ) from error
         if not done:
             raise ConflictError(

@@ -149,6 +149,8 @@ _SQLITE: Final = {
 _READ_ONLY_TEXTS: Final = ("read-only", "is in recovery", "not in recovery")
 _TOO_MANY: Final = ("too many clients", "remaining connection slots", "too many connections")
 _LOGIN: Final = ("authentication failed", "no password supplied", "pg_hba.conf")
+# Anything else that TLS says ("SSL error: unexpected eof") means that the line was cut.
+_UNTRUSTED: Final = ("certificate", "does not support SSL", "for a verified SSL connection")
 _CERTIFICATE: Final = _Meaning(
     StorageUnreachableError,
     "The database server's certificate does not verify.",
@@ -164,7 +166,8 @@ def failed(error: BaseException) -> FailedError:
     if isinstance(cause, sqlite3.Error):
         return _made(_of_sqlite(cause), detail=type(cause).__name__)
     if isinstance(cause, psycopg.Error):
-        return _made(_of_postgresql(cause), detail=cause.sqlstate or type(cause).__name__)
+        detail = cause.sqlstate or type(cause).__name__
+        return _made(_of_postgresql(cause), detail=detail, lost=_of_libpq(cause))
     if isinstance(cause, (OSError, TimeoutError)):
         return _made(_GONE)
     return _made(_OTHER, detail=type(cause).__name__)
@@ -188,6 +191,12 @@ def _of_postgresql(error: psycopg.Error) -> _Meaning:
     return _STATES.get(state, _OTHER)
 
 
+def _of_libpq(error: psycopg.Error) -> bool:
+    """No answer of the server, so what it did is not known."""
+    ours = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    return error.sqlstate is None and ours
+
+
 def _without_state(error: psycopg.Error) -> _Meaning:
     """What libpq itself says, before there is a session or after it broke."""
     said = str(error)
@@ -195,18 +204,19 @@ def _without_state(error: psycopg.Error) -> _Meaning:
         return _BUSY
     if any(text in said for text in _LOGIN):
         return _REFUSED
-    if any(text in said for text in ("certificate", "SSL error", "does not support SSL")):
+    if any(text in said for text in _UNTRUSTED):
         return _CERTIFICATE
     if any(text in said for text in _READ_ONLY_TEXTS):
         return _READ_ONLY
     if "does not exist" in said:
         return _STATES["3D000"]
-    gone = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-    return _GONE if gone else _OTHER
+    return _GONE if _of_libpq(error) else _OTHER
 
 
-def _made(meaning: _Meaning, *, detail: str = "") -> FailedError:
+def _made(meaning: _Meaning, *, detail: str = "", lost: bool = False) -> FailedError:
     message = f"{meaning.message} ({detail})." if meaning is _OTHER else meaning.message
     return FailedError(
-        meaning.kind(message, hint=meaning.hint), again=meaning.again, lost=meaning.lost
+        meaning.kind(message, hint=meaning.hint),
+        again=meaning.again,
+        lost=meaning.lost or lost,
     )

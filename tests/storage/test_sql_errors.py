@@ -1,0 +1,75 @@
+"""What an error of libpq means for a write: a line that was cut leaves it unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from apex_creds.errors import (
+    StorageBusyError,
+    StorageError,
+    StorageUncertainError,
+    StorageUnreachableError,
+)
+from apex_creds.storage.sql import SqlStorage
+from apex_creds.storage.sqldb.dberrors import FailedError, failed
+from apex_creds.storage.sqldb.rows import Change
+from apex_creds.storage.sqldb.sqlite import SqliteRows
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "consuming input failed: SSL error: unexpected eof while reading",
+        "consuming input failed: SSL connection has been closed unexpectedly",
+        "consuming input failed: SSL SYSCALL error: EOF detected",
+        "could not receive data from server: Connection reset by peer",
+        'could not translate host name "db" to address: Temporary failure',
+    ],
+)
+def test_a_line_that_was_cut_is_tried_again(said: str) -> None:
+    meant = failed(psycopg.OperationalError(said))
+    assert (meant.again, meant.lost) == (True, True)
+    assert "certificate" not in str(meant.error)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "SSL error: certificate verify failed",
+        'server certificate for "a" does not match host name "b"',
+        "server does not support SSL, but SSL was required",
+        'root certificate file "/none" does not exist',
+    ],
+)
+def test_a_server_that_is_not_trusted_is_not_asked_again(said: str) -> None:
+    meant = failed(psycopg.OperationalError(said))
+    assert not meant.again
+    assert "certificate" in str(meant.error)
+
+
+@pytest.mark.parametrize("last", [StorageUnreachableError, StorageBusyError, StorageError])
+async def test_a_write_of_which_one_try_is_unknown_is_uncertain_whatever_came_last(
+    last: type[StorageError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    storage = SqlStorage(f"sqlite:///{tmp_path}/vault.db")
+    await storage.prepare()
+    failures = [
+        FailedError(StorageUnreachableError("cut"), again=True, lost=True),
+        FailedError(last("then this")),
+    ]
+
+    async def apply(rows: SqliteRows, space: str, changes: Sequence[Change]) -> bool:
+        raise failures.pop(0)
+
+    monkeypatch.setattr(SqliteRows, "apply", apply)
+    with pytest.raises(StorageUncertainError):
+        await storage.write("a", b"1", expected=None)
+    assert not failures
+    await storage.close()
