@@ -1,8 +1,9 @@
 """One source into the vault: decide, put, read back, compare, record.
 
-Guarantee: nothing in the vault is replaced unless the flag says so; what counts as migrated
-was read from storage again and compared; a second run of the same source changes nothing
-that the first one did.
+Guarantee: nothing in the vault is replaced unless the flag says so, and then the
+value, never what guards it: the stricter level, the mark and the origins stay. What counts
+as migrated was read from storage again and compared; a second run of the same source
+changes nothing that the first one did.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from apex_creds.migration.entries import FIELDS, Entry, credential_name
 from apex_creds.migration.naming import Target, assign
 from apex_creds.migration.report import EntryReport, Fate
 from apex_creds.migration.state import SourceState, Written
-from apex_creds.model import SECTIONS, CredentialInfo, Secret
+from apex_creds.model import SECTIONS, CredentialInfo, Secret, Sensitivity
 from apex_creds.vault import Opened, PutItem, Vault
 from apex_creds.vault.section import Record
 
@@ -48,10 +49,16 @@ class _Decision:
     target: Target
     fate: Fate
     detail: str = ""
+    there: CredentialInfo | None = None
 
     @property
     def puts(self) -> bool:
         return self.fate in (Fate.MIGRATED, Fate.REPLACED)
+
+    @property
+    def replaces(self) -> CredentialInfo | None:
+        """What is replaced."""
+        return self.there if self.fate is Fate.REPLACED else None
 
 
 class Copying:
@@ -109,17 +116,17 @@ class Copying:
     ) -> tuple[dict[str, EntryReport], list[Written]]:
         infos = {info.name: info for info in await self._vault.list()}
         decisions = [await self._decide(target, infos) for target in batch]
-        chosen = [decision.target for decision in decisions if decision.puts]
+        chosen = [decision for decision in decisions if decision.puts]
         made = await self._put(chosen)
         reports = {d.target.entry.key: _report(d) for d in decisions}
         versions = {**{name: info.version for name, info in infos.items()}, **made}
         return reports, [written for d in decisions for written in _written(d, versions)]
 
-    async def _put(self, chosen: Sequence[Target]) -> dict[str, int]:
+    async def _put(self, chosen: Sequence[_Decision]) -> dict[str, int]:
         if self._dry_run or not chosen:
             return {}
-        infos = await self._vault.put_many(_item(target) for target in chosen)
-        await self._read_back(chosen, {info.name: info for info in infos})
+        infos = await self._vault.put_many(_item(d.target, d.replaces) for d in chosen)
+        await self._read_back([d.target for d in chosen], {i.name: i for i in infos})
         return {info.name: info.version for info in infos}
 
     # -- deciding ----------------------------------------------------------------
@@ -150,7 +157,9 @@ class Copying:
         if self._on_conflict is OnConflict.KEEP:
             return _Decision(target, Fate.KEPT, "the vault has another value")
         if self._on_conflict is OnConflict.REPLACE:
-            return _Decision(target, Fate.REPLACED, f"version {info.version} had another value")
+            had = f"version {info.version} had another value"
+            detail = "; ".join([had, *_kept(info, target.entry.like)])
+            return _Decision(target, Fate.REPLACED, detail, info)
         return _Decision(target, Fate.CONFLICT, "the vault has another value")
 
     def _is_newer(self, info: CredentialInfo, written: Written) -> bool:
@@ -255,7 +264,7 @@ def _report(decision: _Decision) -> EntryReport:
     )
 
 
-def _item(target: Target) -> PutItem:
+def _item(target: Target, there: CredentialInfo | None) -> PutItem:
     entry = target.entry
     if entry.secret is None:
         raise InvalidInputError("An entry without a secret.")
@@ -269,11 +278,28 @@ def _item(target: Target) -> PutItem:
         secret=entry.secret,
         service=like.service,
         delivery=like.delivery,
-        origins=like.origins,
+        origins=None if there and there.origins else like.origins,
         expires=like.expires,
-        sensitivity=like.sensitivity,
-        challenge=like.challenge,
+        sensitivity=None if there and _is_as_strict(there, like) else like.sensitivity,
+        challenge=like.challenge or None,
     )
+
+
+def _is_as_strict(there: CredentialInfo, like: CredentialInfo) -> bool:
+    order = list(Sensitivity)
+    return order.index(there.sensitivity) >= order.index(like.sensitivity)
+
+
+def _kept(there: CredentialInfo, like: CredentialInfo | None) -> Iterator[str]:
+    """What of the vault's own stays when another vault's value replaces it, in words."""
+    if like is None:
+        return
+    if there.sensitivity is not like.sensitivity and _is_as_strict(there, like):
+        yield f"it stays {there.sensitivity}"
+    if there.challenge and not like.challenge:
+        yield "it still takes a challenge"
+    if there.origins and there.origins != like.origins:
+        yield f"its origins stay {', '.join(map(str, there.origins))}"
 
 
 def _lost() -> CorruptDocumentError:

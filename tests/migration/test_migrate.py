@@ -372,6 +372,35 @@ async def test_another_vault(vault: Vault, tmp_path: Path) -> None:
     assert "this vault itself" in (await run(vault, vault.home)).problem
 
 
+async def test_another_vaults_value_takes_no_guard_off(vault: Vault, tmp_path: Path) -> None:
+    await vault.put(
+        "k",
+        ApiKey("old"),
+        sensitivity="critical",
+        challenge=True,
+        origins=["https://a.example"],
+    )
+    await vault.put("plain", ApiKey("old"), sensitivity="normal", origins=[])
+    async with await Vault.create(tmp_path / "other", master=f"file:{tmp_path}/2") as other:
+        await other.put("k", ApiKey("new"), origins=["https://evil.example"])
+        await other.put(
+            "plain", ApiKey("new"), sensitivity="critical", challenge=True,
+            origins=["https://b.example"],
+        )  # fmt: skip
+    report = await run(vault, tmp_path / "other", on_conflict=OnConflict.REPLACE)
+    kept, stricter = await vault.get("k"), await vault.get("plain")
+    assert (kept.version, kept.sensitivity, kept.challenge) == (2, "critical", True)
+    assert [str(origin) for origin in kept.origins] == ["https://a.example"]
+    assert (stricter.sensitivity, stricter.challenge) == ("critical", True)
+    assert [str(origin) for origin in stricter.origins] == ["https://b.example"]
+    details = {entry.name: entry.detail for entry in report.entries}
+    assert details == {
+        "k": "version 1 had another value; it stays critical; it still takes a challenge; "
+        "its origins stay https://a.example",
+        "plain": "version 1 had another value",
+    }
+
+
 async def test_nothing_and_nonsense(vault: Vault, tmp_path: Path) -> None:
     assert "There is no" in (await run(vault, tmp_path / "nothing")).problem
     assert (await run(vault, tmp_path)).problem
