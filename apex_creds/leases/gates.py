@@ -11,8 +11,8 @@ A second factor is required before a lease is made on a credential whose level i
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
@@ -22,6 +22,7 @@ import anyio
 from apex_creds.audit import names, telemetry
 from apex_creds.audit.telemetry import Step
 from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
+from apex_creds.leases.turns import Turns
 from apex_creds.policy import challenge
 from apex_creds.policy.access_state import Client
 from apex_creds.policy.factors import MAX_WINDOW, Subject
@@ -231,12 +232,13 @@ class ChallengeGate:
 
     Args:
         challenger: The vault's.
-        deadline: Seconds to wait for an answer.
+        deadline: Seconds to wait for an answer, and before that for a turn.
     """
 
     def __init__(self, challenger: Challenger, *, deadline: float = challenge.TTL) -> None:
         self._challenger = challenger
         self._deadline = deadline
+        self._turns = Turns()
 
     async def require_challenge(
         self, subject: Subject, responder: Responder | None = None
@@ -251,9 +253,23 @@ class ChallengeGate:
         if client is None:
             raise nobody()
         with asking(subject.plugin, "challenge"):
-            message = await self._challenger.issue(client.client, subject)
-            answer = await self._ask(client, message, subject)
-            return await self._challenger.redeem(answer, subject)
+            async with self._turn(client, subject):
+                message = await self._challenger.issue(client.client, subject)
+                answer = await self._ask(client, message, subject)
+                return await self._challenger.redeem(answer, subject)
+
+    @asynccontextmanager
+    async def _turn(self, client: Responder, subject: Subject) -> AsyncIterator[None]:
+        """A client has few open challenges: uses at the same time wait for each other."""
+        async with AsyncExitStack() as held:
+            with anyio.move_on_after(self._deadline) as waiting:
+                await held.enter_async_context(self._turns.turn(client.client, subject.plugin))
+            if waiting.cancelled_caught:
+                raise ChallengeError(
+                    "The client did not get to this challenge in time.",
+                    hint="It is asked for too much at once; try again.",
+                )
+            yield
 
     async def _ask(self, client: Responder, message: bytes, subject: Subject) -> bytes:
         """The client's answer; a challenge that gets none is closed, and is in the log."""

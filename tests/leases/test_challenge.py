@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import anyio
 import httpx
@@ -18,11 +19,18 @@ from apex_creds.errors import (
     LeaseEndedError,
     RequestNotAllowedError,
 )
-from apex_creds.leases.gates import LocalResponder, answering, current_responder
+from apex_creds.leases.gates import (
+    ChallengeGate,
+    LocalResponder,
+    answering,
+    current_responder,
+)
 from apex_creds.leases.invocation import current_credentials
+from apex_creds.leases.turns import PER_PLUGIN
 from apex_creds.middleware.call import GuardedCall
 from apex_creds.middleware.observe import ObservedInside
 from apex_creds.policy.challenge import MAX_OPEN, Challenge
+from apex_creds.policy.factors import Subject
 from apex_creds.vault import marking
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
@@ -61,6 +69,12 @@ async def marked(tmp_path, **options: object) -> AsyncIterator[tuple[World, Clie
         with ClientKey.generate(tmp_path / "client.key", clock=world.clock) as key:
             await Challenger(world.vault).enrol("worker", key.public, credentials=["key"])
             yield world, Client(key, world.vault.vault_id)
+
+
+async def asked(order: list[str], count: int) -> None:
+    """Waits until a client was asked so often."""
+    while len(order) < count:
+        await asyncio.sleep(0)
 
 
 class _NoStep:
@@ -298,6 +312,58 @@ async def test_nobody_signs_for_what_a_plugin_leaves_behind(tmp_path):
             with pytest.raises(AccessDeniedError):
                 await late[0]
         assert not client.asked
+
+
+async def test_uses_at_once_wait_and_keep_no_other_plugin_from_its_turn(tmp_path):
+    waiting, order = 2 * MAX_OPEN, []
+
+    class Counting(Client):
+        async def answer(self, message: bytes) -> bytes:
+            order.append(Challenge.decode(message).plugin)
+            return await super().answer(message)
+
+    async def many() -> int:
+        found: list[str] = []
+
+        async def one(handle) -> None:
+            async with handle.reveal() as secret:
+                found.append(secret.expose_str())
+
+        async with anyio.create_task_group() as group:
+            for _ in range(waiting):
+                group.start_soon(one, current_credentials()["key"])
+        return len(found)
+
+    async def call_many() -> None:
+        results.append(await world.call(many))
+
+    results: list[object] = []
+    async with marked(tmp_path) as (world, plain):
+        client = Counting(plain._key, world.vault.vault_id)
+        client.may_answer = anyio.Event()
+        with answering(client):
+            async with anyio.create_task_group() as group:
+                group.start_soon(call_many)
+                await asked(order, PER_PLUGIN)
+                group.start_soon(lambda: world.call(read, plugin="inner"))
+                await asked(order, PER_PLUGIN + 1)
+                client.may_answer.set()
+        assert order[: PER_PLUGIN + 1] == ["demo"] * PER_PLUGIN + ["inner"]
+        assert results == [waiting]
+
+
+async def test_a_use_whose_turn_does_not_come_in_time_is_refused(tmp_path):
+    async with marked(tmp_path) as (world, client):
+        client.may_answer = anyio.Event()
+        gate = ChallengeGate(Challenger(world.vault), deadline=0.05)
+        subject = Subject(plugin="demo", credential="key")
+        async with contextlib.AsyncExitStack() as held:
+            for _ in range(PER_PLUGIN):
+                await held.enter_async_context(gate._turns.turn("worker", "demo"))
+            client_named_so = SimpleNamespace(client="worker", answer=client.answer)
+            with pytest.raises(ChallengeError, match="did not get to"):
+                await gate.require_challenge(subject, client_named_so)
+        assert not world.events("challenge")
 
 
 async def test_a_runtime_may_have_one_client_for_all(tmp_path):
