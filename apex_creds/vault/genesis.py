@@ -2,7 +2,7 @@
 
 Guarantee: of any number of processes that create a vault at one place, exactly one
 succeeds; the others leave no key behind. A crash at any point leaves either a whole vault
-or none (and at most a master key that nothing refers to).
+or none (and at most a master key that nothing refers to); so does a server that goes away.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ async def create(
         await storage.write(KEYSTORE, data, expected=None)
     except BaseException as error:
         master.close()
-        if not use_existing_key:
+        # A server may still be at a write that nobody got an answer to: then the key stays.
+        known = shared(storage) is None or isinstance(error, ConflictError)
+        if known and not use_existing_key:
             await _discard_unless_used(storage, provider, vault_id)
         if isinstance(error, ConflictError):
             raise _exists() from None

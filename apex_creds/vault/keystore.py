@@ -14,7 +14,7 @@ import msgspec
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CorruptDocumentError, IntegrityError, UnknownKeyError
 from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy
-from apex_creds.keys.keyset import Keyset
+from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.policy.grants import Grant, Grants, Lockdown, Revocation, SeenManifest
 from apex_creds.storage.base import Data, Token
 from apex_creds.vault.document import Header, Packed, RootHeader, pack, unpack
@@ -101,6 +101,12 @@ def root_header(header: Header) -> RootHeader:
             "The key store has no record of its master key.", hint=_RESTORE
         )
     return header.root
+
+
+def needed_keks(header: Header) -> frozenset[int]:
+    """The KEK versions that a key store's hierarchy must have."""
+    versions = root_header(header).keks.versions
+    return frozenset(v.version for v in versions if v.state is not KeyState.DESTROYED)
 
 
 def open_keystore(packed: Packed, *, token: Token | None, hierarchy: Hierarchy) -> Keystore:

@@ -87,8 +87,7 @@ class Locking(Granting):
                 other._store.seal()
         if unlogged is not None:
             raise unlogged
-        assert keystore.body.lockdown is not None
-        return keystore.body.lockdown
+        return keystore.body.lockdown or made  # which somebody may have ended already
 
     async def unlock(self, code: str | None = None) -> bool:
         """Ends a lockdown; returns whether there was one.

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     ApexCredsError,
+    ConflictError,
     KeyStateError,
     MasterKeyExistsError,
     MasterKeyUnavailableError,
@@ -84,7 +85,7 @@ async def rotate_master(store: DocumentStore, *, replaces: int, now: float) -> K
         MasterKeyReadOnlyError: The provider can't make keys.
         MasterKeyError: The provider does not answer, or did not keep the key.
     """
-    before = await store.keystore()
+    before = await store.stored_keystore()  # no key is made while the storage is away
     vault_id, old = before.header.vault_id, before.root_header.master
     if old.version != replaces:
         return before
@@ -105,9 +106,14 @@ async def rotate_master(store: DocumentStore, *, replaces: int, now: float) -> K
             return _rekeyed(found, master, record, now=now)
 
         try:
-            return await store.commit_root(change)
-        finally:
+            after = await store.commit_root(change)
+        except ApexCredsError as error:
+            if _was_not_written(store, error):
+                await _discard_unless_named(store, provider, vault_id, record)
+            raise
+        if after.root_header.master != record:
             await _discard_unless_named(store, provider, vault_id, record)
+        return after
 
 
 async def _make_master(
@@ -134,12 +140,23 @@ async def _keeps_all(
     return {ADOPTED: "yes"} if shared else {}
 
 
+def _was_not_written(store: DocumentStore, error: Exception) -> bool:
+    """Whether a look at the storage can tell what became of a commit that failed so.
+
+    A server may still be at a write that nobody got an answer to: of that no look can.
+    """
+    return store.shared is None or isinstance(error, ConflictError | KeyStateError)
+
+
 async def _discard_unless_named(
     store: DocumentStore, provider: MasterKeyProvider, vault_id: str, made: MasterRecord
 ) -> None:
-    """Takes back a key that was made for nothing; what is stored decides whether it was."""
+    """Takes back a key that was made for nothing; what is stored decides whether it was.
+
+    Where that can't be read, the key stays: a later rotation passes over it.
+    """
     with anyio.CancelScope(shield=True), contextlib.suppress(ApexCredsError):
-        stored = await store.keystore()
+        stored = await store.stored_keystore()
         if stored.root_header.master.version < made.version:
             await provider.discard(vault_id=vault_id, version=made.version)
 
@@ -153,7 +170,7 @@ async def discard_master(store: DocumentStore, version: int) -> None:
         KeyStateError: The key store still names it.
         MasterKeyError: The provider does not answer, or can't be written.
     """
-    keystore = await store.keystore()
+    keystore = await store.stored_keystore()
     record = keystore.root_header.master
     if version >= record.version:
         raise KeyStateError(

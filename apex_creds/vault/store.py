@@ -32,7 +32,6 @@ from apex_creds.errors import (
     WrongMasterKeyError,
 )
 from apex_creds.keys.hierarchy import KEYSTORE, DocumentKeys, Hierarchy, master_check
-from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.storage.base import Shredded, Storage, Stored
 from apex_creds.vault.alone import Alone
@@ -43,6 +42,7 @@ from apex_creds.vault.keystore import (
     Keystore,
     KeystoreBody,
     index,
+    needed_keks,
     open_keystore,
     root_header,
     seal_keystore,
@@ -125,6 +125,16 @@ class DocumentStore(KeyHolding, Alone):
         return await self._keystores.get(
             KEYSTORE, now=self.keystore_now, load=self._reload_keystore
         )
+
+    async def stored_keystore(self) -> Keystore:
+        """The key store out of the storage, not out of memory; opened, and compared.
+
+        Raises:
+            IntegrityError: What is stored is not what this vault wrote.
+            StorageError: The storage can't be read, or reached.
+        """
+        await self.settle()
+        return await self._reload_keystore()
 
     async def section(self, name: str) -> Section:
         """A section as stored now; empty where it was never written.
@@ -343,6 +353,8 @@ class DocumentStore(KeyHolding, Alone):
     async def _reload_keystore(self, written: Keystore | None = None) -> Keystore:
         """Reads the key store; ``written`` is what this process has just put there."""
         before = self.unsealed()
+        # Taken before the read: what another task writes meanwhile is no rollback.
+        seen = max((before.header.generation, before.mac), self.seen.newest(KEYSTORE))
         stored = await self.storage.read(KEYSTORE)
         await self.settle()  # so that no section in memory counts as current that is older
         if stored is None:
@@ -350,7 +362,7 @@ class DocumentStore(KeyHolding, Alone):
         packed = parse(stored.data, section=KEYSTORE, vault_id=before.header.vault_id)
         ours = written is not None and packed.mac == written.mac
         hierarchy = written.hierarchy if ours and written else before.hierarchy
-        needed = _needed_keks(packed.header)
+        needed = needed_keks(packed.header)
         if not needed <= hierarchy.kek_versions:
             try:
                 hierarchy = await self._derive(packed.header)
@@ -359,11 +371,7 @@ class DocumentStore(KeyHolding, Alone):
                     raise
                 return await self._reload_keystore()
         after = await off_loop(len(stored.data) >> 9, lambda: _open(packed, stored, hierarchy))
-        refuse_rollback(
-            KEYSTORE,
-            seen=(before.header.generation, before.mac),
-            found=(after.header.generation, after.mac),
-        )
+        refuse_rollback(KEYSTORE, seen=seen, found=(after.header.generation, after.mac))
         if self.unsealed().header.generation <= after.header.generation:
             self._keystore = after
             hierarchy.forget_keks(needed)
@@ -442,13 +450,14 @@ class DocumentStore(KeyHolding, Alone):
             token = (
                 await self.storage.write(KEYSTORE, data, expected=before.token, shred=True)
             ).token
+            written = index(header, body, mac=mac_of(data), token=token, hierarchy=hierarchy)
+            self.seen.note(KEYSTORE, (header.generation, written.mac))
+            after = await self._reload_keystore(written)
         except BaseException:
             # If it was written all the same, the next read derives the keys again.
-            if hierarchy is not before.hierarchy:
+            if hierarchy not in (before.hierarchy, self._keystore and self._keystore.hierarchy):
                 hierarchy.close()
             raise
-        written = index(header, body, mac=mac_of(data), token=token, hierarchy=hierarchy)
-        after = await self._reload_keystore(written)
         if hierarchy not in (before.hierarchy, after.hierarchy):
             hierarchy.close()
         return after
@@ -481,11 +490,6 @@ async def off_loop(size: int, work: Callable[[], T]) -> T:
 
 def _open(packed: Packed, stored: Stored, hierarchy: Hierarchy) -> Keystore:
     return open_keystore(packed, token=stored.token, hierarchy=hierarchy)
-
-
-def _needed_keks(header: Header) -> frozenset[int]:
-    versions = root_header(header).keks.versions
-    return frozenset(v.version for v in versions if v.state is not KeyState.DESTROYED)
 
 
 def too_busy(name: str) -> ConflictError:
