@@ -225,7 +225,8 @@ class SqlStorage:
 
     async def look(self) -> None:
         """See ``SharedStorage``."""
-        await self._looking.look(staleness=self.staleness)
+        # Nothing is in between that could be away for a while: a file is there or not.
+        await self._looking.look(staleness=0.0 if self._rows.exact else self.staleness)
 
     def stale_for(self) -> float:
         """See ``SharedStorage``."""

@@ -1,8 +1,10 @@
 """Documents in an SQLite file, for several processes of one machine.
 
-Guarantee: the file is ours, closed to others, and written with full durability (WAL,
-``synchronous=FULL``); what another process committed is seen without waiting, because
-SQLite itself counts commits. Deleted bytes are overwritten in the file (``secure_delete``).
+Guarantee: the file is ours, closed to others, in a directory where nobody else can put one,
+and written with full durability (WAL, ``synchronous=FULL``); what another process committed
+is seen without waiting, because SQLite itself counts commits. A file that was removed or
+replaced is never used on: nothing in memory counts as current then, and no write to it is
+acknowledged. Deleted bytes are overwritten in the file (``secure_delete``).
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ from typing import TYPE_CHECKING, Final
 
 from filelock import FileLock, Timeout
 from sqlalchemy import event, text
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from apex_creds.errors import StorageError, StorageUnreachableError
 from apex_creds.storage.base import Leadership
 from apex_creds.storage.layout import make_home
 from apex_creds.storage.oserrors import translated
-from apex_creds.storage.safe_open import check
 from apex_creds.storage.sqldb import upgrade
 from apex_creds.storage.sqldb.common import Common, told
+from apex_creds.storage.sqldb.dberrors import FailedError
+from apex_creds.storage.sqldb.place import Place, check_place, place_of
 from apex_creds.storage.sqldb.rows import Change, Seen
 
 if TYPE_CHECKING:
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 
 _BUSY_MS: Final = 10_000
 _GLANCE_EVERY: Final = 0.05
+_PLACE: Final = "place"
 _PRAGMAS: Final = (
     f"PRAGMA busy_timeout={_BUSY_MS}",
     "PRAGMA journal_mode=WAL",
@@ -138,8 +144,7 @@ class SqliteRows(Common):
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[AsyncConnection]:
         """See ``Common``; nothing is opened that is not the right file."""
-        with translated(self.path):
-            _check_file(self.path)
+        check_place(self.path)
         async with super().connected() as connection:
             yield connection
 
@@ -153,6 +158,8 @@ class SqliteRows(Common):
                 await connection.exec_driver_sql("ROLLBACK")
                 raise
             await connection.exec_driver_sql("COMMIT")
+            if not _is_there(self.path, connection.info.get(_PLACE)):
+                raise FailedError(_gone(self.path), again=True, lost=True)
 
     # -- sharing work ----------------------------------------------------------------
 
@@ -219,20 +226,25 @@ class _Watch:
         self.space: str | None = None
         self._path = path
         self._connection: sqlite3.Connection | None = None
+        self._place: Place | None = None
         self._lock = threading.Lock()
         self._commits: int | None = None
         self._changed = 0
         self._before = 0
+        self._all = True
 
     def glance(self, *, strict: bool = False) -> Seen | None:
-        """What changed; None where nothing did, or (unless ``strict``) it can't be told."""
+        """What changed; None where nothing did, or (unless ``strict``) it can't be told.
+
+        Where the file that it knew is not there any more, nothing is.
+        """
         with self._lock:
             try:
                 return self._look()
-            except sqlite3.Error:
+            except (sqlite3.Error, StorageError):
                 if strict:
                     raise
-                return None
+                return Seen([], whole=True) if self._all and self.space else None
 
     def again(self) -> None:
         """See ``Rows``."""
@@ -243,6 +255,7 @@ class _Watch:
     def _look(self) -> Seen | None:
         if self.space is None:
             return None
+        self._follow_file()
         if self._connection is None:
             self._connection = _plain(self._path)
         (commits,) = self._connection.execute("PRAGMA data_version").fetchone()
@@ -252,13 +265,26 @@ class _Watch:
         self._commits, self._before = commits, self._changed
         self._changed = max([self._changed, *(changed for _, _, changed, _ in rows)])
         found = [(name, None if gone else version) for name, version, _, gone in rows]
-        return Seen(found, whole=False)
+        whole, self._all = self._all, False
+        return Seen(found, whole=whole)
+
+    def _follow_file(self) -> None:
+        """Begins anew with a file that took the place of the one that was open."""
+        if self._connection is not None and _is_there(self._path, self._place):
+            return
+        self._let_go()
+        self._place = place_of(self._path)
+
+    def _let_go(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._commits = None
+        self._changed = self._before = 0
+        self._all = True
 
     def close(self) -> None:
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
+            self._let_go()
             self.space = None
 
 
@@ -286,6 +312,17 @@ def _engine(path: Path, pool: int) -> AsyncEngine:
         pool_timeout=_BUSY_MS / 1000,
     )
 
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def _on_opening(
+        _dialect: object, entry: ConnectionPoolEntry, _args: object, _options: object
+    ) -> None:
+        entry.info[_PLACE] = place_of(path)
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def _on_use(_connection: object, entry: ConnectionPoolEntry, _fairy: object) -> None:
+        if not _is_there(path, entry.info.get(_PLACE)):
+            raise InvalidatePoolError
+
     @event.listens_for(engine.sync_engine, "connect")
     def _on_connect(connection: object, _entry: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()  # type: ignore[attr-defined]
@@ -301,11 +338,22 @@ def _make_file(path: Path) -> None:
         make_home(path.parent) if not path.parent.exists() else None
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        _check_file(path)
+    check_place(path)
 
 
-def _check_file(path: Path) -> None:
-    check(path, os.lstat(path))
+def _is_there(path: Path, place: object) -> bool:
+    """Whether the file at ``path`` is still the one that was opened."""
+    try:
+        return place_of(path) == place
+    except StorageError:
+        return False
+
+
+def _gone(path: Path) -> StorageUnreachableError:
+    return StorageUnreachableError(
+        f"The SQLite database {path} was removed or replaced during a write.",
+        hint="Look who did that; stop every process before replacing it.",
+    )
 
 
 def _locked(held: contextlib.ExitStack, path: Path) -> bool:
