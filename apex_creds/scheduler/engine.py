@@ -226,6 +226,7 @@ class Engine:
             group = _first_group([s for s in steps if s not in failed and s not in alone])
             if not group:
                 await self._forget_requests()
+                await self.store.note_reached()
                 return Outcome(done=tuple(done.elements()), failed=failed, by_hand=alone)
             try:
                 if any(done[step] >= _REPEATS for step in group):

@@ -27,6 +27,9 @@ class Alone:
     def expect(self, sums: Mapping[str, int]) -> None:
         """Has sections refused that have not reached these sums; see ``reached``."""
 
+    async def note_reached(self) -> None:
+        """Has the key store say how far each shard has come, as far as is known here."""
+
     def look_blocking(self) -> None:
         """As ``look``, from code that can't wait."""
 

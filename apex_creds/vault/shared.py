@@ -13,9 +13,12 @@ what was seen last for as long as the storage's ``staleness``, but for scans.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Final
+
+import msgspec
 
 from apex_creds.errors import (
     ConflictError,
@@ -53,6 +56,8 @@ from apex_creds.vault.store import (
 __all__ = ["SharedStore"]
 
 _SECTIONS: Final = frozenset(SECTIONS.values())
+NOTE_AFTER: Final = 3600.0
+"""Seconds between commits of the key store that only say what was reached."""
 
 
 class SharedStore(DocumentStore):
@@ -74,6 +79,7 @@ class SharedStore(DocumentStore):
         self._names: ShardNames | None = None
         self._whole: dict[str, tuple[Merged, int]] = {}
         self._least: Mapping[str, int] = {}
+        self._noted = -math.inf
 
     # -- reading -----------------------------------------------------------------
 
@@ -246,6 +252,21 @@ class SharedStore(DocumentStore):
         if names[-1] in self.unsealed().body.sections:
             return
         await self.note_all(names)
+
+    async def note_reached(self) -> None:
+        """See ``DocumentStore``; at the first call, and an hour after the last one that did."""
+
+        def note(body: KeystoreBody) -> KeystoreBody:
+            raised = self.seen.raised(body.sections)
+            behind = [name for name, at in raised.items() if at > body.sections[name]]
+            if not any(self._shards.section_of(name) for name in behind):
+                return body
+            return msgspec.structs.replace(body, sections=raised)
+
+        now = self.clock.monotonic()
+        if now - self._noted >= NOTE_AFTER:
+            await self.commit_keystore(note)
+            self._noted = now
 
     async def _write_keystore(self, before: Keystore, made: Rekeyed | KeystoreBody) -> Keystore:
         if self._others is not None:
