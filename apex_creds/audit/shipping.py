@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from apex_creds.audit.archive import file_name, read_segment, segments
 from apex_creds.audit.checkpoint import CHECKPOINTS
 from apex_creds.errors import AuditTamperedError, IntegrityError
 
-__all__ = ["Piece", "Source", "restore"]
+__all__ = ["Piece", "Source", "differs_at", "restore"]
 
 MOST: Final = 128 * 1024
 """Bytes of one piece, at most, but for one line that is longer."""
@@ -140,6 +141,23 @@ def restore(pieces: Iterable[Piece], target: Path) -> None:
             files.write_all(fd, piece.data)
         finally:
             os.close(fd)
+
+
+def differs_at(copy: Path, log: Path) -> int:
+    """The first event in which a log is not the one of which restored files are a copy.
+
+    Returns:
+        0: they agree, as far as the copy has come.
+    """
+    copied, own, event = Source(copy), Source(log), 1
+    for number in sorted(segments(copy)):
+        data, ours = copied._bytes(number), own._bytes(number)
+        if not ours.startswith(data):
+            pairs = zip_longest(data.splitlines(keepends=True), ours.splitlines(keepends=True))
+            return event + next(n for n, (one, other) in enumerate(pairs) if one != other)
+        event += data.count(b"\n")
+    signed = own._bytes(_SIGNED).startswith(copied._bytes(_SIGNED))
+    return 0 if signed else event - 1
 
 
 def _read(path: Path, start: int) -> bytes:

@@ -1,6 +1,12 @@
-"""``audit verify --all``: the copies of every home's log, in the database that they share."""
+"""``audit verify --all``: the copies of every home's log, in the database that they share.
+
+Guarantee: a copy of this home's log that is not the beginning of that log itself is bad.
+"""
 
 from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
 
 import msgspec
 
@@ -8,6 +14,7 @@ from apex_creds.audit.verify import Report
 from apex_creds.cli import options, output, session
 from apex_creds.errors import AuditTamperedError, InvalidInputError
 from apex_creds.vault import Vault
+from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import node_of
 from apex_creds.vault.shipping import copies, verify_copy
 
@@ -19,8 +26,11 @@ def verify_all(settings: options.Settings, *, json: bool) -> None:
         InvalidInputError: The vault is in files of one home.
         AuditTamperedError: A copy does not verify.
     """
-    own = node_of(session.home_of(settings))
-    reports = session.with_vault(settings, _reports)
+    home = session.home_of(settings)
+    own = node_of(home)
+    reports = session.with_vault(
+        settings, partial(_reports, own=own, log=audit_directory(home))
+    )
     bad = [node for node, report in reports.items() if not report.ok]
     if json:
         shown = {node: msgspec.to_builtins(report) for node, report in reports.items()}
@@ -38,11 +48,14 @@ def verify_all(settings: options.Settings, *, json: bool) -> None:
         )
 
 
-async def _reports(vault: Vault) -> dict[str, Report]:
+async def _reports(vault: Vault, *, own: str | None, log: Path) -> dict[str, Report]:
     several = vault.store.shared
     if several is None:
         raise InvalidInputError(
             "This vault is in the files of one home.", hint="Leave out --all."
         )
     keystore = vault.store.unsealed()
-    return {n: await verify_copy(several, keystore, n) for n in await copies(several)}
+    return {
+        node: await verify_copy(several, keystore, node, log=log if node == own else None)
+        for node in await copies(several)
+    }

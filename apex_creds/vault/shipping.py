@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from apex_creds.audit.checkpoint import LogKey
-from apex_creds.audit.shipping import Piece, Source, restore
+from apex_creds.audit.shipping import Piece, Source, differs_at, restore
 from apex_creds.audit.verify import Report, check
 from apex_creds.crypto import aead, kdf
 from apex_creds.crypto.memory import SecretBytes
@@ -50,6 +50,7 @@ _TRIES: Final = 3
 _BATCH: Final = 64
 _PREFIX: Final = "audit_"
 _DOMAIN: Final = b"apex-creds/v1/audit-copy\0"
+_OTHER: Final = "is not what the log of this home itself has there"
 _log: Final = logging.getLogger(__name__)
 
 
@@ -186,8 +187,17 @@ async def copies(storage: SharedStorage) -> list[str]:
     return sorted(n.removeprefix(_PREFIX) for n in await storage.streams() if _PREFIX in n)
 
 
-async def verify_copy(storage: SharedStorage, keystore: Keystore, node: str) -> Report:
+async def verify_copy(
+    storage: SharedStorage, keystore: Keystore, node: str, *, log: Path | None = None
+) -> Report:
     """Checks the copy of a home's log as ``audit.verify`` checks a log.
+
+    Args:
+        storage: Has the copy.
+        keystore: Has its key.
+        node: The home.
+        log: The directory of the log itself, where it is at hand: all that the copy has
+            must be in it. The copy may be behind.
 
     Raises:
         AuditTamperedError: There is none.
@@ -205,9 +215,14 @@ async def verify_copy(storage: SharedStorage, keystore: Keystore, node: str) -> 
         if not found:
             raise AuditTamperedError("There is no copy of such a log.", hint="See db status.")
         verifier = LogKey(node, signer).verifier
-        return await asyncio.to_thread(
+        report = await asyncio.to_thread(
             partial(check, Path(place), vault_id=node, keys=(verifier,))
         )
+        if log is None or not report.ok:
+            return report
+        event = await asyncio.to_thread(differs_at, Path(place), log)
+        bad = {"bad_line": event, "how": _OTHER} if event else {}
+        return msgspec.structs.replace(report, **bad)
 
 
 async def _all(stream: _Stream) -> AsyncIterator[list[Piece]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -113,3 +114,18 @@ def test_copy(cli, url, fresh_home):
     accept = ["audit", "accept-rollback", "--reason", "moved"]
     assert cli("--home", back, *accept, home=False).code == 0
     assert cli("--home", back, *get, home=False).out == "value"
+
+
+def test_a_log_that_is_not_the_one_that_was_copied_is_found(made, fresh_home):
+    made("set", "first", stdin=b"value")
+    clone = fresh_home / "clone"
+    shutil.copytree(made.home, clone)
+    (fresh_home / "other").mkdir()
+    key = shutil.copy(made.key, fresh_home / "other")  # with an anchor of its own
+    other = ("--home", str(clone), "--master", f"file:{key}")
+    assert made(*other, "set", "cloned", stdin=b"value", home=False).code == 0
+    assert made("set", "second", stdin=b"value").code == 0
+    done = made("audit", "verify", "--all")
+    assert done.code == 10
+    assert "is not what the log of this home itself has" in done.err
+    assert made(*other, "audit", "verify", "--all", home=False).code == 0
