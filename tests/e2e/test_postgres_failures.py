@@ -205,6 +205,20 @@ async def test_others_hear_of_a_write(server: Postgres, space: str) -> None:
         assert other.change_token("a") == token
 
 
+async def test_a_key_store_whose_row_is_passed_off_as_unchanged_is_seen(
+    server: Postgres, space: str
+) -> None:
+    async with opened(server.url(space=space)) as storage:
+        old = (await storage.write("keystore", b"1", expected=None)).token
+        await storage.look()
+        await storage.look()
+        server.sql(
+            f"UPDATE apex_documents SET version = 7, changed = 0 WHERE space = '{space}'"
+        )
+        await storage.look()
+        assert storage.change_token("keystore") not in (old, None)
+
+
 # -- failover ----------------------------------------------------------------------------
 
 

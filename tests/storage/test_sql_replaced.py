@@ -98,6 +98,17 @@ async def test_what_took_the_place_of_the_file_is_what_is_seen(
     assert (stored.data, stored.token) == (b"here", token)
 
 
+async def test_a_key_store_whose_row_is_passed_off_as_unchanged_is_seen(
+    storage: SqlStorage, path: Path
+) -> None:
+    await storage.write("keystore", b"1", expected=None)
+    old = storage.change_token("keystore")
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE apex_documents SET version = 7, changed = 0")
+    connection.close()
+    assert storage.change_token("keystore") not in (old, None)
+
+
 async def test_what_is_no_database_leaves_nothing_current(
     storage: SqlStorage, path: Path
 ) -> None:

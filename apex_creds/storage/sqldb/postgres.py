@@ -21,7 +21,7 @@ from psycopg.errors import DivisionByZero, UndefinedTable, UniqueViolation
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from apex_creds.storage.base import Leadership
+from apex_creds.storage.base import KEYSTORE, Leadership
 from apex_creds.storage.sqldb import upgrade
 from apex_creds.storage.sqldb.common import STREAMS, Common, as_bytes, as_int, told
 from apex_creds.storage.sqldb.connecting import Server
@@ -43,10 +43,12 @@ LOOK_SECONDS: Final = 1.0
 _POOL_SECONDS: Final = 5.0
 _XID: Final = "CAST(CAST(pg_current_xact_id() AS text) AS bigint)"
 
-_LOOK: Final = """
+# The key store in any case: no number that a row claims keeps a revocation from being seen.
+_LOOK: Final = f"""
 SELECT s.oldest, d.name, d.version, d.data IS NULL
 FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS oldest) s
-LEFT JOIN apex_documents d ON d.space = %s AND d.changed >= %s
+LEFT JOIN apex_documents d ON d.space = %s
+ AND (d.changed >= %s OR d.name = '{KEYSTORE}')
 """
 _REPLACE: Final = (
     f"UPDATE apex_documents SET version = %(new)s, data = %(data)s, changed = {_XID},"

@@ -22,7 +22,7 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from apex_creds.errors import StorageError, StorageUnreachableError
-from apex_creds.storage.base import Leadership
+from apex_creds.storage.base import KEYSTORE, Leadership
 from apex_creds.storage.layout import make_home
 from apex_creds.storage.oserrors import translated
 from apex_creds.storage.sqldb import upgrade
@@ -65,9 +65,10 @@ _HOLD: Final = text(
     "SELECT 1 FROM apex_documents"
     " WHERE space = :space AND name = :name AND version = :old AND data IS NOT NULL"
 )
+# The key store in any case: no number that a row claims keeps a revocation from being seen.
 _CHANGED: Final = (
     "SELECT name, version, changed, data IS NULL FROM apex_documents"
-    " WHERE space = ? AND changed > ?"
+    f" WHERE space = ? AND (changed > ? OR name = '{KEYSTORE}')"
 )
 _COUNT: Final = text(
     "SELECT coalesce(max(seq) + 1, 0) FROM apex_lines WHERE space = :space AND stream = :stream"
