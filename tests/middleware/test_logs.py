@@ -372,6 +372,7 @@ async def test_logging_never_raises(world: World, collected: Collect, make) -> N
 
 
 async def test_the_hook_is_counted_and_taken_back(world: World) -> None:
+    gc.collect()  # brokers that other tests dropped without closing them
     hooked = logging.Logger.handle
     second = CredentialMiddleware(world.vault)
     assert logging.Logger.handle is hooked

@@ -24,11 +24,11 @@ async def use(credentials: CredentialMap) -> str:
 
 
 def _parents(seen: object) -> dict[str, str]:
-    """Name of each span's parent, by its own."""
-    by_id = {span.context.span_id: span.name for span in seen.spans()}  # type: ignore[attr-defined]
+    """Name of each span's parent, by its own; but for the log's thread, which has its times."""
+    found = [s for s in seen.spans() if s.name != names.CHECKPOINT]  # type: ignore[attr-defined]
+    by_id = {span.context.span_id: span.name for span in found}
     return {
-        span.name: by_id.get(span.parent.span_id, "?") if span.parent else ""
-        for span in seen.spans()  # type: ignore[attr-defined]
+        span.name: by_id.get(span.parent.span_id, "?") if span.parent else "" for span in found
     }
 
 
