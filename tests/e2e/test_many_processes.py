@@ -20,12 +20,6 @@ def test_eight_processes(tmp_path: Path) -> None:
     print(whole(tmp_path, seconds=9, seed=1))
 
 
-@pytest.mark.slow
-def test_eight_processes_for_a_minute(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    print(whole(tmp_path, seconds=60, seed=2))
-
-
 # -- the judges themselves --------------------------------------------------------------
 
 
