@@ -30,7 +30,6 @@ LABEL = f"{CANARY}-label"
 HOSTILE = manifest(
     f"{CANARY}-plugin",
     need(LABEL, reason=f"{CANARY}-reason javascript:pwned=1", scopes=[f"{CANARY}-scope"]),
-    version=CANARY,
 )
 
 
