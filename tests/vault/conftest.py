@@ -16,4 +16,5 @@ def no_slot_left() -> Iterator[None]:
     gc.collect()
     before = arena().open_slots
     yield
+    gc.collect()  # Python 3.13 keeps what a failed rotation raised until then
     assert arena().open_slots <= before
