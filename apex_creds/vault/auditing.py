@@ -27,10 +27,9 @@ from apex_creds.crypto.signing import SigningKey
 from apex_creds.errors import ApexCredsError, IntegrityError, RollbackDetectedError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
-from apex_creds.storage.file import FileStorage
 from apex_creds.storage.threaded import ThreadedStorage
 from apex_creds.vault.anchor import Anchor, Anchored, open_signing_key
-from apex_creds.vault.config import read_config
+from apex_creds.vault.config import home_config
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.keystore import KeystoreBody, root_key
 from apex_creds.vault.node import make_node
@@ -161,7 +160,7 @@ async def open_log(
         if anchored is not None and not accept_rollback:
             store.expect(anchored.documents)
         store.seen.expect(await anchor.look())
-        config = (await read_config(FileStorage(home))).audit
+        config = (await home_config(home)).audit
         directory = audit_directory(home)
         hub = await open_destinations(destinations, config.to, clock=clock)
         signed_before = CheckpointFile(directory, vault_id=key.vault_id).path.exists()

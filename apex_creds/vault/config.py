@@ -7,6 +7,7 @@ secret readable.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
@@ -16,9 +17,10 @@ from apex_creds.audit.archive import MAX_SEGMENT
 from apex_creds.audit.upkeep import Cadence
 from apex_creds.errors import CorruptDocumentError
 from apex_creds.storage.base import CONFIG, Storage
+from apex_creds.storage.file import FileStorage
 from apex_creds.storage.select import StoragePlace
 
-__all__ = ["AuditConfig", "Config", "read_config", "write_config"]
+__all__ = ["AuditConfig", "Config", "home_config", "read_config", "write_config"]
 
 # Far below what audit.verify takes for a sign of tampering.
 _MOST_EVENTS: Final = 10_000
@@ -83,6 +85,15 @@ async def read_config(storage: Storage) -> Config:
             f"security/config.json is not understood: {error}.",
             hint="Mend it as docs/AUDIT.md describes, or remove it.",
         ) from None
+
+
+async def home_config(home: Path) -> Config:
+    """As ``read_config``, of a home's own file, which is let go of again."""
+    storage = FileStorage(home)
+    try:
+        return await read_config(storage)
+    finally:
+        await storage.close()
 
 
 async def write_config(storage: Storage, config: Config) -> None:

@@ -20,7 +20,7 @@ from apex_creds.keys.anchor import AnchorFile
 from apex_creds.keys.file import FileProvider
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
-from apex_creds.vault.config import AuditConfig, Config, write_config
+from apex_creds.vault.config import AuditConfig, Config, home_config, write_config
 from apex_creds.vault.home import audit_directory
 
 pytestmark = pytest.mark.anyio
@@ -218,3 +218,11 @@ def test_a_pipe_in_the_anchors_place_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "anchor", 0o600)
     with pytest.raises(MasterKeyUnavailableError, match="not a small file"):
         AnchorFile(tmp_path / "anchor").read()
+
+
+async def test_a_configuration_that_was_read_is_let_go_of(place: Place) -> None:
+    async with await Vault.unseal(place.home, master=place.master) as vault:
+        await write_config(vault.store.storage, Config(AuditConfig(durable_ms=50)))
+    before = os.listdir("/proc/self/fd")
+    await home_config(place.home)
+    assert os.listdir("/proc/self/fd") == before
