@@ -15,9 +15,8 @@ import msgspec
 from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.audit.text import shown_label
 from apex_creds.policy.text import shown as escaped
-from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault
-from apex_creds.vault.config import read_config
+from apex_creds.vault.config import home_config
 
 _LONGEST: Final = 400
 # Computed, hexadecimal or numbers: nobody can put text there.
@@ -70,10 +69,7 @@ class Names:
 
     def label(self, label: str) -> str:
         """A keyset's label, ``section/service``."""
-        section, slash, service = label.partition("/")
-        if not slash or section == "access":
-            return text(label)
-        return f"{text(section)}/{self.credential(service)}"
+        return text(shown_label(label, self.credential))
 
     def event(self, event: Recorded) -> dict[str, object]:
         """An event of the log, as the page gets it: empty fields are left out."""
@@ -85,12 +81,12 @@ class Names:
             found[name] = value if plain else text(value)
         if event.credential:
             found["credential"] = self.logged(event.credential)
-        if event.kind is EventKind.ROTATION:
-            found["detail"] = shown_label(event.detail, self.logged)
+        if event.kind is EventKind.ROTATION and event.detail:
+            found["detail"] = text(shown_label(event.detail, self.logged))
         return found
 
 
 async def names_of(vault: Vault, *, named: bool) -> Names:
     """How a vault's credentials are called, as its configuration says."""
-    config = (await read_config(FileStorage(vault.home))).audit
+    config = (await home_config(vault.home)).audit
     return Names(vault.audit.shown if config.pseudonyms else None, named=named)

@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.audit.verify import read
 from apex_creds.dashboard.hierarchy import hierarchy
 from apex_creds.dashboard.hub import KEPT, Hub
@@ -272,3 +273,13 @@ def test_labels_hide_services_but_not_sections() -> None:
     assert named.label("api_keys/openai") == "api_keys/openai"
     assert named.logged("~6") == "openai"
     assert named.logged("~9") == "~9"
+
+
+def test_the_detail_of_a_rotation_is_escaped_like_all_text_and_left_out_if_empty() -> None:
+    def shown(detail: str) -> dict[str, object]:
+        event = Recorded(v=1, seq=1, time=1.0, kind=EventKind.ROTATION, detail=detail, hash="")
+        return Names().event(event)
+
+    assert shown("no\x1blabel")["detail"] == "no\\x1blabel"
+    assert shown("api\x1b_keys/a\x1bb")["detail"] == "api\\x1b_keys/a\\x1bb"
+    assert not shown("").get("detail")
