@@ -85,6 +85,11 @@ class Report(msgspec.Struct, frozen=True):
         return not self.bad_line
 
     @property
+    def wrong(self) -> str:
+        """The first event that does not verify, as a sentence."""
+        return _wrong(self.bad_line, self.how, self.segment)
+
+    @property
     def unsigned(self) -> int:
         """Events after the newest checkpoint: of a log in use, or of a killed process."""
         return self.count - self.signed
@@ -436,5 +441,9 @@ def _found(directory: Path) -> dict[int, Path]:
 
 
 def _tampered(seq: int, how: str, segment: str) -> AuditTamperedError:
+    return AuditTamperedError(_wrong(seq, how, segment), hint=_HINT)
+
+
+def _wrong(seq: int, how: str, segment: str) -> str:
     where = f" ({segment})" if segment else ""
-    return AuditTamperedError(f"Event {seq} of the audit log{where} {how}.", hint=_HINT)
+    return f"Event {seq} of the audit log{where} {how}."

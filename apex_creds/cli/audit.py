@@ -91,7 +91,7 @@ def verify(
         output.json_out({"ok": report.ok, **msgspec.to_builtins(report)})
     if not report.ok:
         raise AuditTamperedError(
-            f"Event {report.bad_line} of the audit log ({report.segment}) {report.how}.",
+            report.wrong,
             hint=f"The {report.count} events before it verify. Keep a copy of the log.",
         )
     if incremental:

@@ -69,7 +69,7 @@ class Watch:
         report = await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
         if not report.ok:
             raise AuditTamperedError(
-                f"Event {report.bad_line} of the audit log ({report.segment}) {report.how}.",
+                report.wrong,
                 hint="See: apex-creds audit verify. Keep a copy of the log.",
             )
 

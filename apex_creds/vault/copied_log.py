@@ -96,6 +96,6 @@ def verified(directory: Path, *, key: LogKey) -> tuple[int, str]:
     if report.ok:
         return report.count, report.head
     raise AuditTamperedError(
-        f"Event {report.bad_line} of the audit log ({report.segment}) {report.how}.",
+        report.wrong,
         hint="The copy was not used.",
     )

@@ -278,7 +278,6 @@ class SharedStore(DocumentStore):
     @property
     def _shards(self) -> ShardNames:
         if self._names is None:
-            self.unsealed()  # raises, but for a store that was never unsealed
             self._names = ShardNames(root_key(self.unsealed()), self.shared.shards)
         return self._names
 

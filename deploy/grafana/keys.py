@@ -20,6 +20,10 @@ from deploy.grafana.panels import (
 
 _ROTATION: Final = f'apex_creds_audit_events_total{{{JOB}, apex_creds_audit_kind="rotation"'
 _BUCKET: Final = f"apex_creds_rotation_duration_seconds_bucket{{{JOB}}}"
+_DUE: Final = (
+    f"min by (apex_creds_key_level) (apex_creds_rotation_due_seconds{{{JOB}}})",
+    "{{apex_creds_key_level}}",
+)
 
 
 def keys() -> Dashboard:
@@ -44,11 +48,7 @@ def keys() -> Dashboard:
                 number(
                     "Next rotation due in",
                     "Of each level that has an interval or cron; below zero: overdue.",
-                    (
-                        f"""min by (apex_creds_key_level)
-                        (apex_creds_rotation_due_seconds{{{JOB}}})""",
-                        "{{apex_creds_key_level}}",
-                    ),
+                    _DUE,
                     unit="s",
                     width=8,
                     steps=((None, RED), (0.0, GREEN)),
@@ -89,11 +89,7 @@ def keys() -> Dashboard:
                 lines(
                     "Next rotation due in",
                     "By level; below zero: overdue.",
-                    (
-                        f"""min by (apex_creds_key_level)
-                        (apex_creds_rotation_due_seconds{{{JOB}}})""",
-                        "{{apex_creds_key_level}}",
-                    ),
+                    _DUE,
                     unit="s",
                 ),
                 lines(
