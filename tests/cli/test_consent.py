@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import re
 import subprocess
 import sys
 import time
@@ -174,19 +173,11 @@ class Prompted(Terminal):
     def __init__(self, home: Path) -> None:
         import pty
 
-        self.screen = ""
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             arguments = [sys.executable, "-W", "error", WAITING, str(home), "terminal"]
             os.execve(sys.executable, arguments, environment)
-
-    def expect_twice(self, text: str) -> Terminal:
-        first = self.screen.index(text)
-        head, self.screen = self.screen[: first + len(text)], self.screen[first + len(text) :]
-        self.expect(text)
-        self.screen = head + self.screen
-        return self
 
 
 @pytest.fixture
@@ -206,14 +197,12 @@ def test_a_prompt_shows_what_is_asked_and_takes_an_answer(prompted):
     assert "\x1b" not in shown
     assert "before: nothing was granted" in shown
     prompted.type("what?\n").expect("none of the answers")
-    prompted.type("u 30d\n").expect("result: True")
-    prompted.expect("result: True\r\nresult: True")
+    prompted.type("u 30d\n").expect("result: True\r\nresult: True")
     assert prompted.end() == 0
 
 
 @pytest.mark.parametrize("typed", ["\n", "n\n", "\x04"])
 def test_an_empty_line_is_a_denial(prompted, typed):
     prompted.expect("Allow?").type(typed).expect("result: denied")
-    assert len(re.findall("Allow[?]", prompted.expect_twice("Allow?").screen)) == 2
-    prompted.type("s\n").expect("result: True")
+    prompted.expect("Allow?").type("s\n").expect("result: True")
     assert prompted.end() == 0

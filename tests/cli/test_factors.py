@@ -65,6 +65,7 @@ def test_enrolment_on_a_terminal(terminal, cli):
     wrong = "000000" if app.code() != "000000" else "111111"
     app = App(asked.screen)
     asked.type(wrong + "\n").expect("not the code of the new factor")
+    asked.expect("(not shown): ")
     code = app.code()
     asked.type(code + "\n").expect("Enrolled ops phone")
     assert asked.end() == 0
@@ -100,8 +101,8 @@ def test_a_second_one_takes_a_code_of_the_first(terminal, cli):
     app = enrol(terminal)
     asked = terminal("factor", "enrol", "tablet").expect("Code (not shown): ")
     assert "otpauth" not in asked.screen
-    asked.type("x\n").expect("was not accepted").type(app.code() + "\n")
-    asked.expect("Code of the new factor")
+    asked.type("x\n").expect("was not accepted").expect("Code (not shown): ")
+    asked.type(app.code() + "\n").expect("Code of the new factor")
     tablet = App(asked.screen.split("Code (not shown)")[-1])
     asked.type(tablet.code() + "\n")
     assert asked.end() == 0
@@ -131,7 +132,6 @@ def test_lock_out_over_processes(terminal, cli):
     asked = terminal("factor", "verify")
     for _ in range(3):
         asked.expect("Code (not shown): ").type("x\n")
-        asked.screen = asked.screen.replace("Code (not shown): ", "", 1)
     assert asked.end() == 9
     assert "for 30 seconds" in asked.screen
     right = cli("factor", "verify", stdin=app.code().encode())

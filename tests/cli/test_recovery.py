@@ -167,18 +167,16 @@ def test_on_a_terminal_they_are_shown_one_by_one_and_typed_back(cli):
         pairs = re.findall(r"(\d+) ([a-z]+)", shown.screen.split(f"Share {number} of 2")[1])
         words = {int(n): word for n, word in pairs if len(word) > 3}
         written.append(" ".join(words[n] for n in range(1, 34)))
-        shown.screen = ""
         shown.type("\n").expect("\x1b[2J\x1b[3J")
     shown.expect("Share 1, 33 words")
     assert not shown.echoes()
-    shown.screen = ""
+    typed_from = len(shown.screen)
     shown.type("academic acid\n").expect("A share has 33 words").expect("(not shown): ")
-    shown.screen = ""
     shown.type(written[0] + "\n").expect("1 of 2 shares").expect("(not shown): ")
     shown.type(" ".join(word[:4] for word in written[1].split()) + "\n")
     assert shown.end() == 0, shown.screen
     assert "Tried" in shown.screen
-    assert written[0].split()[5] not in shown.screen
+    assert written[0].split()[5] not in shown.screen[typed_from:]
     assert cli("status", "--json").json()["recovery"] == "ok"
 
 
@@ -189,7 +187,6 @@ def test_shares_that_were_not_typed_back_do_not_count(cli):
     )
     for number in (1, 2):
         shown.expect(f"Share {number} of 2").expect("it is not shown again")
-        shown.screen = ""
         shown.type("\n")
     shown.expect("Share 1, 33 words").type("\x03")
     assert shown.end() == 130

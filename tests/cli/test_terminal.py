@@ -18,22 +18,30 @@ VALUE = "sk-" + secrets.token_hex(16)
 
 
 class Terminal:
-    """The program under a terminal of its own; reads what the screen would show."""
+    """The program under a terminal of its own; reads what the screen would show.
+
+    What is expected is looked for after what was expected before: a prompt that is shown
+    again is waited for again. What is typed before a prompt without echo is lost, so a test
+    expects the prompt first.
+    """
+
+    screen = ""
+    _seen = 0
 
     def __init__(self, *arguments: str) -> None:
         import pty
 
-        self.screen = ""
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.execv(PROGRAM[0], [*PROGRAM, *arguments])
 
     def expect(self, text: str, *, seconds: float = 30.0) -> Terminal:
         end = time.monotonic() + seconds
-        while text not in self.screen:
+        while (at := self.screen.find(text, self._seen)) < 0:
             assert time.monotonic() < end, f"{text!r} is not in {self.screen!r}"
             if not self._read(0.2):
-                assert text in self.screen, f"ended: {self.screen!r}"
+                assert text in self.screen[self._seen :], f"ended: {self.screen!r}"
+        self._seen = at + len(text)
         return self
 
     def type(self, text: str) -> Terminal:
