@@ -105,8 +105,10 @@ async def apex_creds(chosen: list[str], *, services: int) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="rotation-") as name:
         home, master = Path(name) / "home", f"file:{name}/master.key"
         async with await Vault.create(home, master=master) as vault:
+            items = put_items(chosen, services)
             async with timing("put", len(chosen), services) as figures:
-                await fill(vault, chosen, services)
+                await vault.put_many(items)
+            del items
             for level in (Level.DEK, Level.KEK, Level.MASTER):
                 figures.append(await _level(vault, level, len(chosen), services))
             await _check(vault, chosen)
@@ -134,13 +136,12 @@ async def timing(what: str, size: int, services: int) -> AsyncIterator[list[Figu
     figures.append(Figure(name, size, seconds, stalls.longest, stalls.own))
 
 
-async def fill(vault: Vault, chosen: list[str], services: int) -> None:
-    """Puts the values, evenly over so many services."""
-    items = [
+def put_items(chosen: list[str], services: int) -> list[PutItem]:
+    """The values, evenly over so many services."""
+    return [
         PutItem(name=f"credential {n}", secret=ApiKey(v), service=f"service {n % services}")
         for n, v in enumerate(chosen)
     ]
-    await vault.put_many(items)
 
 
 def engine_of(vault: Vault) -> Engine:

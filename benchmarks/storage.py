@@ -34,7 +34,7 @@ from apex_creds import ApiKey, CredentialMap, CredentialMiddleware, Vault, parse
 from apex_creds.scheduler.policy import Level
 from apex_creds.storage.select import remember_storage, storage_for
 from benchmarks.harness import Operation, Run, Subject, UnavailableError, as_json, measure, show
-from benchmarks.rotation import engine_of, fill, request, values
+from benchmarks.rotation import engine_of, put_items, request, values
 from tests.e2e import realparts
 from tests.e2e.postgres import Postgres, postgres
 
@@ -163,7 +163,7 @@ async def cold(kind: str, server: Postgres | None) -> AsyncIterator[Operation]:
 async def rotating(kind: str, server: Postgres | None) -> AsyncIterator[Operation]:
     """A new key version, every credential under it, the old one destroyed."""
     async with place(kind, server) as where, await where.make() as vault:
-        await fill(vault, values(CREDENTIALS), services=1)
+        await vault.put_many(put_items(values(CREDENTIALS), services=1))
         engine = engine_of(vault)
 
         async def rotate() -> None:

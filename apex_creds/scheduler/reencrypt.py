@@ -24,7 +24,7 @@ from apex_creds.model import Clock
 from apex_creds.scheduler.sharing import over_shards
 from apex_creds.vault import dek
 from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.section import Record, Section, reseal_records
+from apex_creds.vault.section import Record, Resealed, Section, reseal_records
 from apex_creds.vault.shards import Merged
 from apex_creds.vault.store import ATTEMPTS, DocumentStore, off_loop, too_busy
 
@@ -33,8 +33,6 @@ PIECE: Final = 512
 SLICES: Final = 3
 """A commit writes the whole section, so a slice is that part of it, and never tiny."""
 MIN_SLICE: Final = 2_000
-
-Pair = tuple[Record, Record]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +199,7 @@ def _stale(
     return [record for head in first for record in buckets[head]]
 
 
-def _let_go(*lists: list[Pair] | list[Record]) -> None:
+def _let_go(*lists: list[Resealed] | list[Record]) -> None:
     """Frees old records in pieces: all at once would hold the interpreter too long."""
     for items in lists:
         while items:
@@ -213,9 +211,9 @@ async def _slice_size(run: Run) -> int:
     return run.pace.slice_records or max(MIN_SLICE, -(-len(section.records) // SLICES))
 
 
-async def _slice(run: Run, chosen: Sequence[Record]) -> list[Pair]:
+async def _slice(run: Run, chosen: Sequence[Record]) -> list[Resealed]:
     clock, keystore = run.store.clock, await run.store.keystore()
-    begun, pairs = clock.monotonic(), list[Pair]()
+    begun, pairs = clock.monotonic(), list[Resealed]()
     for start in range(0, len(chosen), PIECE):
         piece = chosen[start : start + PIECE]
         pairs += await off_loop(len(piece), partial(_piece, run, keystore, piece))
@@ -230,10 +228,10 @@ async def _throttle(pace: Pace, clock: Clock, begun: float, count: int) -> None:
     await anyio.sleep(max(ahead, 0.0))
 
 
-def _piece(run: Run, keystore: Keystore, records: Iterable[Record]) -> list[Pair]:
+def _piece(run: Run, keystore: Keystore, records: Iterable[Record]) -> list[Resealed]:
     """Pairs of old and new; what does not open is noted, what was destroyed passed over."""
     vault_id = bytes.fromhex(keystore.header.vault_id)
-    pairs: list[Pair] = []
+    pairs: list[Resealed] = []
     groups: dict[bytes, list[Record]] = {}
     for record in records:
         groups.setdefault(record.head, []).append(record)
@@ -256,7 +254,7 @@ def _piece(run: Run, keystore: Keystore, records: Iterable[Record]) -> list[Pair
     return pairs
 
 
-async def _commit(run: Run, pairs: Sequence[Pair]) -> int:
+async def _commit(run: Run, pairs: Sequence[Resealed]) -> int:
     """Puts in the new records whose old one is still there; how many that were."""
     replaced = 0
 
@@ -265,7 +263,8 @@ async def _commit(run: Run, pairs: Sequence[Pair]) -> int:
         merged = dict(before.records)
         primaries = _primaries(pairs, keystore)
         replaced = 0
-        for old, new in pairs:
+        for pair in pairs:
+            old, new = pair.old, pair.new
             found = merged.get(old.info.name)
             if found is None or (found is not old and found.sealed != old.sealed):
                 continue
@@ -277,7 +276,7 @@ async def _commit(run: Run, pairs: Sequence[Pair]) -> int:
             raise _NothingLeft
         return merged
 
-    only = None if run.within is None else [old.info.name for old, _ in pairs]
+    only = None if run.within is None else [pair.old.info.name for pair in pairs]
     try:
         await run.store.commit_section(run.section, change, only=only)
     except _NothingLeft:
@@ -289,12 +288,12 @@ class _NothingLeft(Exception):  # noqa: N818 - a signal, never seen outside
     """Other writers were first with every record of a slice."""
 
 
-def _primaries(pairs: Sequence[Pair], keystore: Keystore) -> frozenset[bytes]:
+def _primaries(pairs: Sequence[Resealed], keystore: Keystore) -> frozenset[bytes]:
     """The heads of new records whose key is primary in the key store of the commit.
 
     One that is not may be on its way to being destroyed: a scan may have been made already.
     """
-    heads = {new.head: new for _, new in pairs}
+    heads = {pair.new.head: pair.new for pair in pairs}
     return frozenset(head for head, new in heads.items() if _is_primary(keystore, *new.key))
 
 

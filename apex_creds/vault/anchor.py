@@ -30,6 +30,7 @@ from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.anchor import AnchorStore
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS, Storage, Token, shared
+from apex_creds.vault.document import without_body
 from apex_creds.vault.keystore import Keystore
 
 __all__ = ["Anchor", "Anchored", "open_signing_key"]
@@ -123,7 +124,7 @@ class Anchor:
         if stored is None:
             return 0
         try:
-            return msgspec.json.decode(stored.data, type=_Peek).generation
+            return msgspec.json.decode(without_body(stored.data), type=_Peek).generation
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return 0  # whoever reads it gets the error
 

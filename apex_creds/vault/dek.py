@@ -37,13 +37,11 @@ async def ensure(store: DocumentStore, labels: Iterable[str], *, now: float) -> 
         return
 
     def change(before: Keystore) -> KeystoreBody:
-        made = (_new_keyset(before, label, now) for label in wanted)
-        missing = tuple(keyset for keyset in made if keyset.label not in before.by_label)
-        return (
-            replace(before.body, deks=(*before.body.deks, *missing)) if missing else before.body
-        )
+        missing = [label for label in wanted if label not in before.by_label]
+        made = (_new_keyset(before, label, now) for label in missing)
+        return replace(before.body, deks=(*before.body.deks, *made)) if missing else before.body
 
-    await store.commit_root(change)
+    await store.commit_root(change, size=len(wanted))
 
 
 async def renew(store: DocumentStore, label: str, *, now: float) -> None:

@@ -182,6 +182,12 @@ def _fresh(size: int) -> mmap.mmap:
     return made
 
 
+def without_body(data: bytes) -> bytes:
+    """The document, but a large body is left out: JSON that is quick to read."""
+    start, end = _large_body(data)
+    return data if start == end else data[:start] + data[end:]
+
+
 def parse(data: bytes, *, section: str, vault_id: str | None) -> Packed:
     """Reads a document without checking its MAC.
 

@@ -27,6 +27,7 @@ from apex_creds.vault.document import Header, Packed, pack, unpack
 __all__ = [
     "FindKey",
     "Record",
+    "Resealed",
     "Section",
     "count_uses",
     "keys_used",
@@ -59,6 +60,17 @@ class Section:
     def generation(self) -> int:
         """Of the last write; 0 before the first."""
         return self.header.generation if self.header else 0
+
+
+class Resealed(msgspec.Struct, frozen=True, gc=False):
+    """A record under a new key, beside the one that it takes the place of.
+
+    The garbage collector does not see it: tens of thousands of tuples at a time would have
+    it search the whole heap, and hold the event loop meanwhile.
+    """
+
+    old: Record
+    new: Record
 
 
 def seal_record(
@@ -95,21 +107,21 @@ def reseal_records(
     find_key: FindKey,
     keyset: Keyset,
     key: SecretBytes,
-) -> tuple[list[tuple[Record, Record]], list[Record]]:
+) -> tuple[list[Resealed], list[Record]]:
     """As ``reseal_record``, for many of a section that are all under one version.
 
     Returns:
-        Pairs of each record and its new form, and the records that do not open.
+        Each record and its new form, and the records that do not open.
 
     Raises:
         UnknownKeyError: Their key is not to be had.
         SecretWipedError: A key was destroyed meanwhile.
     """
-    pairs: list[tuple[Record, Record]] = []
+    done: list[Resealed] = []
     failed: list[Record] = []
     chosen = list(records)
     if not chosen:
-        return pairs, failed
+        return done, failed
     key_id, version = chosen[0].key
     with envelope.Resealer(
         find_key(key_id, version),
@@ -130,8 +142,8 @@ def reseal_records(
             except (DecryptionError, CorruptDocumentError):
                 failed.append(record)
             else:
-                pairs.append((record, Record(info, sealed)))
-    return pairs, failed
+                done.append(Resealed(record, Record(info, sealed)))
+    return done, failed
 
 
 def keys_used(records: Iterable[Record]) -> tuple[tuple[str, int], ...]:

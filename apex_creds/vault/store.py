@@ -214,12 +214,12 @@ class DocumentStore(KeyHolding, Alone):
         """
         return await self.commit_root(lambda before: change(before.body))
 
-    async def commit_root(self, change: ChangeRoot) -> Keystore:
+    async def commit_root(self, change: ChangeRoot, *, size: int = 0) -> Keystore:
         """As ``commit_keystore``, for changes that need the keys, or replace them.
 
         ``change`` returns a new body, the whole key store under other keys, or None (or
         the old body) for nothing to do. It runs in a worker thread where the key store
-        is large.
+        is large, or the change (``size`` keysets).
 
         Raises:
             ConflictError: Other writers were first, a hundred times.
@@ -227,7 +227,7 @@ class DocumentStore(KeyHolding, Alone):
         async with self._writing:
             for _ in range(ATTEMPTS):
                 before = await self.keystore()
-                many = len(before.body.deks)
+                many = max(len(before.body.deks), size)
                 made = await off_loop(many, partial(change, before))
                 if made is None or made is before.body:
                     return before

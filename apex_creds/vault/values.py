@@ -143,7 +143,7 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
     return CredentialInfo(
         id=before.id if before else new_id(),
         name=item.name,
-        service=item.service or (before.service if before else item.name),
+        service=service_of(item, before),
         kind=kind,
         version=before.version + 1 if before else 1,
         delivery=item.delivery or (before.delivery if before else _DEFAULT_DELIVERY[kind]),
@@ -156,6 +156,11 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
         sensitivity=item.sensitivity or (before.sensitivity if before else _DEFAULT_LEVEL),
         challenge=marked(item.challenge, before),
     )
+
+
+def service_of(item: PutItem, before: CredentialInfo | None) -> str:
+    """The service that ``item`` is for: the one asked for, or as before, or its own."""
+    return item.service or (before.service if before else item.name)
 
 
 def marked(asked: bool | None, before: CredentialInfo | None) -> bool:
@@ -183,4 +188,9 @@ def _first(*choices: tuple[Origin, ...] | None) -> tuple[Origin, ...]:
 
 def dek_label(info: CredentialInfo) -> str:
     """Which keyset protects a credential: one for each section and service."""
-    return f"{SECTIONS[info.kind]}/{info.service}"
+    return label_of(SECTIONS[info.kind], info.service)
+
+
+def label_of(section: str, service: str) -> str:
+    """The label of the keyset of a section's service."""
+    return f"{section}/{service}"

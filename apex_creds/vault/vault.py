@@ -40,7 +40,7 @@ from apex_creds.vault.locking import Locking
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.opening import note_place, open_documents, storage_at
 from apex_creds.vault.section import Record, open_record
-from apex_creds.vault.store import ATTEMPTS, DocumentStore
+from apex_creds.vault.store import ATTEMPTS, DocumentStore, off_loop
 from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, parse_level
 
 _SECTION_NAMES: Final = tuple(SECTIONS.values())
@@ -296,12 +296,11 @@ class Vault(Locking):
         batch = list(items)
         await writing.check(self._store, batch)
         written: dict[str, CredentialInfo] = {}
-        for section in dict.fromkeys(SECTIONS[item.secret.kind] for item in batch):
-            chosen = [i for i in batch if SECTIONS[i.secret.kind] == section]
+        for section, chosen in (await writing.by_section(batch)).items():
             async for item in writing.in_turns(chosen):
                 self.record(EventKind.PUT, credential=item.name)
             written |= await writing.put(self._store, section, chosen, clock=self._clock)
-        return [written[item.name] for item in batch]
+        return await off_loop(len(batch), lambda: [written[item.name] for item in batch])
 
     async def get(self, name: str) -> CredentialInfo:
         """A credential's metadata.

@@ -8,7 +8,15 @@ What was removed was last sealed under a key that is destroyed afterwards.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
@@ -28,8 +36,15 @@ from apex_creds.model import (
 from apex_creds.vault import dek
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.section import Record, Section, seal_record
-from apex_creds.vault.store import DocumentStore
-from apex_creds.vault.values import Deletion, PutItem, dek_label, next_info
+from apex_creds.vault.store import DocumentStore, off_loop
+from apex_creds.vault.values import (
+    Deletion,
+    PutItem,
+    dek_label,
+    label_of,
+    next_info,
+    service_of,
+)
 
 _ROUNDS: Final = 10
 _TURN: Final = 64
@@ -52,17 +67,14 @@ async def check(store: DocumentStore, batch: Sequence[PutItem]) -> None:
         InvalidInputError: A time is none, or a name is there twice.
         CredentialExistsError: A name is taken by a credential of another kind.
     """
-    if len({item.name for item in batch}) != len(batch):
-        raise InvalidInputError("A name is there twice.", hint="Put one after the other.")
-    async for item in in_turns(batch):
-        check_name(item.name)
-        check_name(item.name if item.service is None else item.service, what="service")
-        check_time(item.expires, what="end of the credential")
-        if isinstance(item.secret, OAuthToken):
-            check_time(item.secret.expires_at, what="end of the token")
-    for section in {SECTIONS[item.secret.kind] for item in batch}:
-        names = [item.name for item in batch if SECTIONS[item.secret.kind] == section]
-        await _refuse_taken(store, section, names)
+    await off_loop(len(batch), partial(_check, batch))
+    for section, items in (await by_section(batch)).items():
+        await _refuse_taken(store, section, [item.name for item in items])
+
+
+async def by_section(batch: Sequence[PutItem]) -> dict[str, list[PutItem]]:
+    """The items of each section concerned."""
+    return await off_loop(len(batch), partial(_by_section, batch))
 
 
 async def put(
@@ -91,6 +103,24 @@ async def remove(
     return await _again(partial(_remove, store, section, name, clock=clock))
 
 
+def _check(batch: Sequence[PutItem]) -> None:
+    if len({item.name for item in batch}) != len(batch):
+        raise InvalidInputError("A name is there twice.", hint="Put one after the other.")
+    for item in batch:
+        check_name(item.name)
+        check_name(item.name if item.service is None else item.service, what="service")
+        check_time(item.expires, what="end of the credential")
+        if isinstance(item.secret, OAuthToken):
+            check_time(item.secret.expires_at, what="end of the token")
+
+
+def _by_section(batch: Sequence[PutItem]) -> dict[str, list[PutItem]]:
+    found: dict[str, list[PutItem]] = {}
+    for item in batch:
+        found.setdefault(SECTIONS[item.secret.kind], []).append(item)
+    return found
+
+
 async def _put(
     store: DocumentStore, section: str, items: Sequence[PutItem], *, clock: Clock
 ) -> dict[str, CredentialInfo]:
@@ -106,9 +136,7 @@ async def _put(
         return {**replaced, **written}
 
     known = (await store.section(section)).records
-    labels = {
-        dek_label(next_info(item, known.get(item.name), 0.0)) async for item in in_turns(items)
-    }
+    labels = await off_loop(len(items), partial(_labels, section, items, known))
     await dek.ensure(store, labels, now=clock.time())
     await store.commit_section(section, change, only=[item.name for item in items])
     try:
@@ -116,7 +144,13 @@ async def _put(
     except CredentialExistsError:
         await _withdraw(store, section, written, replaced)
         raise
-    return {name: record.info for name, record in written.items()}
+    return await off_loop(len(items), lambda: {n: r.info for n, r in written.items()})
+
+
+def _labels(section: str, items: Iterable[PutItem], known: Mapping[str, Record]) -> set[str]:
+    """Of the keysets that the items will be sealed under."""
+    old = {item.name: known[item.name].info for item in items if item.name in known}
+    return {label_of(section, service_of(item, old.get(item.name))) for item in items}
 
 
 async def _remove(
@@ -135,12 +169,15 @@ async def _remove(
 async def _refuse_taken(store: DocumentStore, section: str, names: Collection[str]) -> None:
     others = [other for other in SECTIONS.values() if other != section]
     found = await store.sections(others)
-    async for name in in_turns(names):
-        if any(name in other.records for other in found):
-            raise CredentialExistsError(
-                "That name belongs to a credential of another kind.",
-                hint="Delete it first, or choose another name.",
-            )
+
+    def taken() -> bool:
+        return any(name in other.records for other in found for name in names)
+
+    if await off_loop(len(names), taken):
+        raise CredentialExistsError(
+            "That name belongs to a credential of another kind.",
+            hint="Delete it first, or choose another name.",
+        )
 
 
 async def _withdraw(
