@@ -393,7 +393,5 @@ class AuditUnavailableError(ApexCredsError):
     exit_code = 10
 
 
-class AuditTamperedError(ApexCredsError):
-    """The audit log does not verify."""
-
-    exit_code = 10
+class AuditTamperedError(AuditUnavailableError):
+    """The audit log does not verify; where it is to be written, it can't be any more."""

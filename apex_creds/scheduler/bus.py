@@ -3,7 +3,7 @@
 Guarantee: an event that ``accept`` returned for is in the vault's document ``rotation``,
 and whichever worker comes to it acts on it, also after a crash. Acting twice is acting
 once: requests and marks are about keys that are older than the event. The same event,
-again within the debounce time, is not accepted again.
+again within the debounce time, is not accepted again; the same damage of a log never is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from apex_creds.model import new_id
 from apex_creds.scheduler.compromise import declare, labels_of
 from apex_creds.scheduler.engine import request_key
 from apex_creds.scheduler.events import (
+    AuditTampered,
     CompromiseSuspected,
     Event,
     OperatorRequest,
@@ -188,6 +189,9 @@ def _with_event(state: RotationState, made: Accepted) -> RotationState:
     last = state.recent.get(mark)
     if last is not None and 0 <= now - last < state.debounce:
         return state
+    found = made.event.detail if isinstance(made.event, AuditTampered) else ""
+    if found and found in state.tampering:
+        return state
     if len(state.queue) >= MAX_QUEUE:
         raise InvalidInputError(
             "Too many events wait to be acted on.",
@@ -199,6 +203,8 @@ def _with_event(state: RotationState, made: Accepted) -> RotationState:
         reactions += (Reaction.REVOKE_GRANTS,)  # whatever the table says
     item = replace(made, reactions=reactions)
     recent[mark] = now
+    if found:
+        state = replace(state, tampering=(*state.tampering, found)[-KEPT:])
     if not reactions:
         return replace(state, acted=_kept(state, item), recent=recent)
     return replace(state, queue=(*state.queue, item), recent=recent)

@@ -6,16 +6,19 @@ the mark of a revocation, after which nothing rests on what was allowed for a se
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Collection
+from typing import Final
 
 from msgspec.structs import replace
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.errors import CredentialNotFoundError
+from apex_creds.errors import AuditUnavailableError, CredentialNotFoundError
 from apex_creds.policy.grants import with_revocation
-from apex_creds.scheduler.events import Event, kind_of
+from apex_creds.scheduler.events import AuditTampered, Event, kind_of
 from apex_creds.vault import Vault
 
+_log: Final = logging.getLogger(__name__)
 Notify = Callable[[Event], Awaitable[object]]
 
 
@@ -55,11 +58,23 @@ class VaultReactor:
             await self._vault.revoke(plugin=plugin, keep_denials=True)
 
     async def lock_down(self, event: Event) -> None:
-        """See ``Reactor``."""
-        await self._vault.lockdown(reason=f"{kind_of(event)} by {event.source}")
+        """See ``Reactor``. One that could not be logged is in force, and not done again."""
+        try:
+            await self._vault.lockdown(reason=f"{kind_of(event)} by {event.source}")
+        except AuditUnavailableError as error:
+            _log.error("the vault is locked down, but that is not in its log: %s", error)
 
     async def notify(self, event: Event) -> None:
-        """See ``Reactor``."""
+        """See ``Reactor``. That its log was altered may not be in the log."""
+        try:
+            self._note(event)
+        except AuditUnavailableError:
+            if not isinstance(event, AuditTampered):
+                raise
+        if self._notify is not None:
+            await self._notify(event)
+
+    def _note(self, event: Event) -> None:
         plugin, credential = _concerned(event)
         self._vault.audit.append(
             AuditEvent(
@@ -72,8 +87,6 @@ class VaultReactor:
                 detail=event.source,
             )
         )
-        if self._notify is not None:
-            await self._notify(event)
 
     async def services(self, event: Event) -> Collection[str]:
         """See ``Reactor``: of the credential, else of what the plugin has grants for."""

@@ -57,6 +57,8 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         discarded: Master keys up to this version were deleted at their provider.
         discarded_at: When each of them was, Unix seconds.
         compromised_master: Master keys up to this version may be in wrong hands.
+        tampering: What was found wrong with audit logs, the newest last. It stays wrong, and
+            each is one event, however often it is found again.
     """
 
     policies: Policies = Policies()
@@ -70,6 +72,7 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     discarded: int = 0
     discarded_at: dict[int, float] = {}
     compromised_master: int = 0
+    tampering: tuple[str, ...] = ()
 
 
 def rotation_document(store: DocumentStore) -> StateDocument[RotationState]:

@@ -13,7 +13,7 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,12 +28,17 @@ from apscheduler.triggers.cron import CronTrigger
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.text import shown_label
-from apex_creds.errors import ApexCredsError, InvalidInputError, LockedDownError
+from apex_creds.errors import (
+    ApexCredsError,
+    AuditTamperedError,
+    InvalidInputError,
+    LockedDownError,
+)
 from apex_creds.model import new_id
 from apex_creds.scheduler import systemd
 from apex_creds.scheduler.bus import EventBus
 from apex_creds.scheduler.engine import Engine, Mover, Outcome
-from apex_creds.scheduler.events import Event, Reaction, kind_of
+from apex_creds.scheduler.events import AuditTampered, Event, Reaction, kind_of
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.reactor import Notify, VaultReactor
 from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
@@ -101,7 +106,8 @@ class RotationWorker:
         health_file: Where ``health`` is written.
         help_others: Re-encrypt while another worker has the lease.
         tell: Called as re-encryption proceeds.
-        watching: Verify and count the audit log, and tell metrics what is due.
+        watching: Verify and count the audit log, and tell metrics what is due. A log that
+            was altered is an ``AuditTampered`` event.
     """
 
     def __init__(
@@ -151,7 +157,7 @@ class RotationWorker:
         if watching:
             watch = self._watch = Watch(vault, self.engine)
             watch.wrong = self._problems
-            self._hooks |= {"verify": watch.verify, "count": watch.count, "due": watch.due}
+            self._hooks |= {"verify": self._verify, "count": watch.count, "due": watch.due}
 
     # -- life --------------------------------------------------------------------
 
@@ -281,6 +287,20 @@ class RotationWorker:
             await _call(self._hooks[name])
         else:
             await self._rotate(Level(name.removeprefix("rotate ")))
+
+    async def _verify(self) -> None:
+        """Checks the log; what is wrong with it at a second look, too, is a security event."""
+        assert self._watch is not None
+        with suppress(AuditTamperedError):
+            await self._watch.verify()
+            return
+        try:
+            await self._watch.verify()
+        except AuditTamperedError as error:
+            log = self._vault.audit.vault_id[:8]
+            detail = f"log {log}: {error.message}".encode()[:256].decode(errors="ignore")
+            await self.emit(AuditTampered(source="worker", detail=detail))
+            raise
 
     async def _events(self) -> None:
         self._end_leases(await self._document.read())

@@ -132,11 +132,14 @@ class Shipper:
             try:
                 await self._ship(log)
                 self._trouble = ""
+            except AuditTamperedError as error:
+                self._say(error)
+                return  # it would not be better another time
             except (StorageError, AuditUnavailableError) as error:
                 self._say(error)
             except ApexCredsError as error:
                 self._say(error)
-                return  # it would not be another time
+                return
             await asyncio.sleep(_PERIOD)
 
     async def _ship(self, log: AuditLog | None) -> None:

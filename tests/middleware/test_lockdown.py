@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from apex_creds import CredentialMiddleware, Vault
 from apex_creds.errors import (
     AccessDeniedError,
+    AuditTamperedError,
     AuditUnavailableError,
     GrantVoidError,
     HandleRevokedError,
@@ -26,6 +28,7 @@ from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer
 from apex_creds.policy.factors import Subject
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.vault.factors import Factors
+from apex_creds.vault.home import audit_directory
 from tests.leases.world import REPOSITORY, World, world_in
 
 pytestmark = pytest.mark.anyio
@@ -359,3 +362,30 @@ async def test_a_lockdown_whose_process_is_killed_stands(tmp_path):
         with pytest.raises(AccessDeniedError):
             await world.call(read)
         assert keys_in(world.vault) == []
+
+
+DAMAGE = {
+    "cut short": lambda path: os.truncate(path, 100),
+    "taken away": lambda path: path.unlink(),
+    "written on": lambda path: path.write_bytes(path.read_bytes() + b"junk\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+async def test_a_log_that_was_tampered_with_does_not_stop_a_lockdown(tmp_path, damage):
+    async with world_in(tmp_path) as world:
+        world.vault.audit.sync()
+        (segment,) = audit_directory(world.vault.home).glob("0*")
+        data = segment.read_bytes()
+        damage(segment)
+        with pytest.raises(AuditTamperedError):
+            await world.vault.lockdown(reason="it was tampered with")
+        found = (await world.vault.grants()).lockdown
+        assert found is not None
+        assert found.reason == "it was tampered with"
+        assert keys_in(world.vault) == []
+        if segment.exists():  # one that was taken away does not come back by its name
+            segment.write_bytes(data)
+            return
+        with pytest.raises(AuditTamperedError):
+            await world.vault.close()

@@ -12,6 +12,7 @@ from opentelemetry.metrics import _internal as metering
 from apex_creds.audit import names
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import ApiKey
+from apex_creds.scheduler.events import AuditTampered
 from apex_creds.scheduler.policy import LevelPolicy, Policies
 from apex_creds.scheduler.watch import Watch
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
@@ -22,6 +23,7 @@ from tests.vault.helpers import FakeClock, create
 
 pytestmark = pytest.mark.anyio
 HOUR = 3600.0
+IDLE = Rhythm(**dict.fromkeys(["check", "events", "health", "verify", "count", "due"], 1e6))
 
 
 @pytest.fixture
@@ -38,6 +40,14 @@ def _watch(vault: Vault) -> Watch:
 def _events(seen: Recording, kind: str) -> float:
     found = seen.values(names.AUDIT_EVENTS).items()
     return sum(number for attributes, number in found if (names.AUDIT_KIND, kind) in attributes)
+
+
+def _alter(vault: Vault, old: bytes, new: bytes) -> None:
+    vault.audit.sync()
+    (segment,) = audit_directory(vault.home).glob("0*")
+    data = segment.read_bytes()
+    assert old in data
+    segment.write_bytes(data.replace(old, new))
 
 
 async def test_nothing_is_said_before_a_look(vault: Vault) -> None:
@@ -136,13 +146,72 @@ async def test_a_worker_looks_by_itself_and_goes_on_after_what_is_wrong(vault: V
                 while names.AUDIT_INTACT not in seen.metrics():
                     await asyncio.sleep(0.01)
                 assert seen.values(names.AUDIT_INTACT) == {(): 1}
-                (segment,) = audit_directory(vault.home).glob("0*")
-                data = segment.read_bytes()
-                segment.write_bytes(data.replace(b'"put"', b'"get"'))
+                _alter(vault, b'"put"', b'"get"')
                 while not seen.values(names.WORKER_PROBLEMS)[()]:
                     await asyncio.sleep(0.01)
                 assert "Event 2" in str(worker.health()["problems"]["verify"])
-                segment.write_bytes(data)
+                while (await vault.grants()).lockdown is None:
+                    await asyncio.sleep(0.01)
+                _alter(vault, b'"get"', b'"put"')
+                await vault.unlock()
                 while seen.values(names.WORKER_PROBLEMS)[()]:
                     await asyncio.sleep(0.01)
         assert seen.values(names.AUDIT_INTACT) == {(): 1}
+
+
+async def _looked(worker: RotationWorker) -> bool:
+    """Whether the vault is locked down after the worker's look at its log."""
+    await worker.job("verify")
+    await worker.job("events")
+    vault = worker._vault
+    locked = (await vault.grants()).lockdown is not None
+    vault.clock.now += HOUR
+    await vault.unlock()
+    return locked
+
+
+async def test_an_altered_log_locks_the_vault_down_once(vault: Vault) -> None:
+    told: list[AuditTampered] = []
+
+    async def notify(event: object) -> None:
+        assert isinstance(event, AuditTampered)
+        told.append(event)
+
+    async with RotationWorker(vault, rhythm=IDLE, watching=True, notify=notify) as worker:
+        assert not await _looked(worker)
+        _alter(vault, b'"put"', b'"get"')
+        assert await _looked(worker)
+        assert not await _looked(worker), "the operator knows, and has unlocked it"
+        assert not await _looked(worker)
+        assert [event.source for event in told] == ["worker"]
+        assert "Event 2" in told[0].detail
+        _alter(vault, b'"seq":1,"time":17', b'"seq":1,"time":18')
+        assert await _looked(worker), "that is another damage"
+        assert "verify" in worker.health()["problems"]
+        assert len(told) == 2
+
+
+async def test_a_lockdown_for_a_log_that_takes_no_events_is_made_once(vault: Vault) -> None:
+    """Its events can't be logged; it is in force all the same, and whoever asked is told."""
+    told = []
+
+    async def notify(event: object) -> None:
+        told.append(event)
+
+    async with RotationWorker(vault, rhythm=IDLE, watching=True, notify=notify) as worker:
+        vault.audit.sync()
+        (segment,) = audit_directory(vault.home).glob("0*")
+        data = segment.read_bytes()
+        segment.write_bytes(data[:100])
+        await worker.job("verify")
+        await worker.job("events")
+        first = (await vault.grants()).lockdown
+        assert first is not None
+        assert len(told) == 1
+        vault.clock.now += HOUR
+        await worker.job("events")
+        await worker.job("verify")
+        await worker.job("events")
+        assert (await vault.grants()).lockdown == first
+        assert len(told) == 1
+        segment.write_bytes(data)
