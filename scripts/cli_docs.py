@@ -9,7 +9,7 @@ from typing import Any
 
 import typer.main
 
-from apex_creds.cli.app import app
+from apex_creds.cli.app import tree
 from apex_creds.cli.entry import EXIT_CODES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "CLI.md"
@@ -37,7 +37,7 @@ An error is one line `error: …` and perhaps one line `hint: …` on standard e
 
 def page() -> str:
     """The whole page."""
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(tree())
     parts = [INTRO, _exit_codes(), "## Commands", *_commands(root, "apex-creds")]
     return "\n".join(parts).rstrip() + "\n"
 

@@ -100,6 +100,13 @@ print("imported")
 """
 
 
+def test_what_few_programs_need_is_imported_when_they_need_it() -> None:
+    late = ["httpx", "keyring", "cryptography.fernet", "apscheduler", "sqlalchemy", "rich"]
+    code = f"import sys, apex_creds; print([name for name in {late} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done
+
+
 def test_every_module_imports_where_posix_parts_are_missing() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", _ELSEWHERE],

@@ -1,50 +1,100 @@
-"""The tree of commands."""
+"""The tree of commands, of which only what is asked for is imported.
+
+Guarantee: a command works the same whether it was made alone or with all others; the help of
+the program names them all.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import MappingProxyType
+from typing import Annotated, Final
 
 import typer
 
-from apex_creds.cli import (
-    audit,
-    audit_sign,
-    backup,
-    clients,
-    copying,
-    credentials,
-    dashboard,
-    database,
-    dotenv,
-    factors,
-    grants,
-    init,
-    migrate,
-    options,
-    policy,
-    recovery,
-    rotation,
-    worker,
-)
-from apex_creds.cli import consent as asking
-from apex_creds.cli.demo.command import demo
-from apex_creds.cli.doctor.command import doctor
+from apex_creds.cli import options
 from apex_creds.cli.options import HomeOption, MasterOption
 
-_HELP = {"help_option_names": ["-h", "--help"]}
-
-app = typer.Typer(
-    name="apex-creds",
-    context_settings=_HELP,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    invoke_without_command=True,
+COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "init": "init:init",
+        "copy": "copying:copy",
+        "set": "credentials:set_credential",
+        "list": "credentials:list_credentials",
+        "edit": "credentials:edit",
+        "show": "credentials:show",
+        "get": "credentials:get",
+        "rm": "credentials:remove",
+        "grant": "grants:grant",
+        "grants": "grants:list_grants",
+        "revoke": "grants:revoke",
+        "status": "init:status",
+        "doctor": "doctor.command:doctor",
+        "import": "dotenv:import_file",
+        "migrate": "migrate:migrate_command",
+        "recovery-codes": "factors:recovery_codes",
+        "rotate": "rotation:rotate",
+        "backup": "backup:backup",
+        "restore": "backup:restore",
+        "worker": "worker:worker",
+        "dashboard": "dashboard:dashboard",
+        "requests": "consent:list_requests",
+        "approve": "consent:approve",
+        "deny": "consent:deny",
+        "checksum": "consent:checksum",
+        "lockdown": "consent:lockdown",
+        "unlock": "consent:unlock",
+        "demo": "demo.command:demo",
+        "db": "database:db",
+        "audit": "log:log",
+        "factor": "factors:factor",
+        "client": "clients:client",
+        "policy": "policy:policy",
+        "rotation": "rotation:rotation",
+        "events": "rotation:events",
+        "recovery": "recovery:recovery",
+    }
 )
-log = typer.Typer(context_settings=_HELP, invoke_without_command=True)
+"""Where each command, or group of commands, is: a module of this package, and a name in it."""
+
+_TAKES_A_VALUE: Final = frozenset({"--home", "--master"})
 
 
-@app.callback()
-def root(
+def tree(only: str | None = None) -> typer.Typer:
+    """The program, with all its commands; or with one, where there is one of that name."""
+    app = typer.Typer(
+        name="apex-creds",
+        context_settings=options.HELP,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        invoke_without_command=True,
+    )
+    app.callback()(_root)
+    for name in [only] if only is not None and only in COMMANDS else COMMANDS:
+        module, attribute = COMMANDS[name].split(":")
+        found = getattr(import_module(f"apex_creds.cli.{module}"), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
+    return app
+
+
+def named(arguments: Sequence[str]) -> str | None:
+    """The command that a command line is about; None where it may be about all."""
+    rest = iter(arguments)
+    for word in rest:
+        if word in _TAKES_A_VALUE:
+            next(rest, None)
+        elif word in options.HELP["help_option_names"]:
+            return None
+        elif not word.startswith("-"):
+            return word
+    return None
+
+
+def _root(
     ctx: typer.Context,
     home: HomeOption = None,
     master: MasterOption = None,
@@ -57,65 +107,4 @@ def root(
 
         typer.echo(f"apex-creds {version_of('apex-creds')}")
         raise typer.Exit
-    _help_without_command(ctx)
-
-
-@log.callback()
-def audit_root(
-    ctx: typer.Context, home: HomeOption = None, master: MasterOption = None
-) -> None:
-    """Read, check and prove the audit log."""
-    ctx.obj = options.settings(ctx, home, master)
-    _help_without_command(ctx)
-
-
-def _help_without_command(ctx: typer.Context) -> None:
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
-        raise typer.Exit
-
-
-app.command("init")(init.init)
-app.add_typer(database.db, name="db")
-app.command("copy")(copying.copy)
-app.command("set")(credentials.set_credential)
-app.command("list")(credentials.list_credentials)
-app.command("edit")(credentials.edit)
-app.command("show")(credentials.show)
-app.command("get")(credentials.get)
-app.command("rm")(credentials.remove)
-app.command("grant")(grants.grant)
-app.command("grants")(grants.list_grants)
-app.command("revoke")(grants.revoke)
-app.command("status")(init.status)
-app.command("doctor")(doctor)
-app.command("import")(dotenv.import_file)
-app.command("migrate")(migrate.migrate_command)
-log.command("verify")(audit.verify)
-log.command("tail")(audit.tail)
-log.command("show")(audit.show)
-log.command("export")(audit.export)
-log.command("prove")(audit_sign.prove)
-log.command("checkpoint")(audit_sign.checkpoint)
-log.command("cosign")(audit_sign.cosign)
-log.command("accept-rollback")(audit_sign.accept_rollback)
-app.add_typer(log, name="audit")
-app.add_typer(factors.factor, name="factor")
-app.command("recovery-codes")(factors.recovery_codes)
-app.add_typer(clients.client, name="client")
-app.add_typer(policy.policy, name="policy")
-app.command("rotate")(rotation.rotate)
-app.add_typer(rotation.rotation, name="rotation")
-app.add_typer(rotation.events, name="events")
-app.add_typer(recovery.recovery, name="recovery")
-app.command("backup")(backup.backup)
-app.command("restore")(backup.restore)
-app.command("worker")(worker.worker)
-app.command("dashboard")(dashboard.dashboard)
-app.command("requests")(asking.list_requests)
-app.command("approve")(asking.approve)
-app.command("deny")(asking.deny)
-app.command("checksum")(asking.checksum)
-app.command("lockdown")(asking.lockdown)
-app.command("unlock")(asking.unlock)
-app.command("demo")(demo)
+    options.help_without_command(ctx)

@@ -22,9 +22,7 @@ from apex_creds.vault import Vault
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 
-client = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True
-)
+client = typer.Typer(context_settings=options.HELP, invoke_without_command=True)
 """The group ``client``."""
 
 FileArgument = Annotated[
@@ -39,9 +37,7 @@ ClientArgument = Annotated[
 def root(ctx: typer.Context, home: HomeOption = None, master: MasterOption = None) -> None:
     """Enrol, list and revoke programs that answer challenges; make their keys."""
     ctx.obj = options.settings(ctx, home, master)
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
-        raise typer.Exit
+    options.help_without_command(ctx)
 
 
 @client.command("keygen")

@@ -34,7 +34,7 @@ StorageOption = Annotated[
 ]
 
 db = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=options.HELP,
     no_args_is_help=True,
     help="The tables of a vault that is in a database.",
 )

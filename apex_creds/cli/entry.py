@@ -18,7 +18,7 @@ import typer
 
 from apex_creds.audit import otel
 from apex_creds.cli import output
-from apex_creds.cli.app import app
+from apex_creds.cli.app import named, tree
 from apex_creds.cli.doctor import system
 from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import ApexCredsError
@@ -68,6 +68,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     try:
         with otel.exporting():
+            app = tree(named(arguments))
             code = app(list(arguments), prog_name="apex-creds", standalone_mode=False)
         sys.stdout.flush()
     except ApexCredsError as error:

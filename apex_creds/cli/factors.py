@@ -22,9 +22,7 @@ from apex_creds.policy.factors import Subject
 from apex_creds.vault import Vault
 from apex_creds.vault.factors import Enrolment, Factors
 
-factor = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True
-)
+factor = typer.Typer(context_settings=options.HELP, invoke_without_command=True)
 """The group ``factor``."""
 
 _TRIES: Final = 3
@@ -42,9 +40,7 @@ LabelArgument = Annotated[
 def root(ctx: typer.Context, home: HomeOption = None, master: MasterOption = None) -> None:
     """Enrol, list, try and remove second factors (one-time codes of an app)."""
     ctx.obj = options.settings(ctx, home, master)
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
-        raise typer.Exit
+    options.help_without_command(ctx)
 
 
 @factor.command("enrol")

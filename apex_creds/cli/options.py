@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
+
+HELP: Final = {"help_option_names": ["-h", "--help"]}
+"""The context settings of the program and of its groups."""
 
 HomeOption = Annotated[
     Path | None,
@@ -50,3 +53,10 @@ def settings(ctx: typer.Context, home: Path | None, master: str | None) -> Setti
         home=outer.home if home is None else home,
         master=outer.master if master is None else master,
     )
+
+
+def help_without_command(ctx: typer.Context) -> None:
+    """Shows the help of a group that was named alone."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit

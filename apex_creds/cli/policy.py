@@ -24,9 +24,7 @@ from apex_creds.vault import Vault
 
 _OTHERS: Final = 10
 
-policy = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True
-)
+policy = typer.Typer(context_settings=options.HELP, invoke_without_command=True)
 """The group ``policy``."""
 
 
@@ -34,9 +32,7 @@ policy = typer.Typer(
 def root(ctx: typer.Context, home: HomeOption = None, master: MasterOption = None) -> None:
     """Check the policy file; say which rule decides on a use."""
     ctx.obj = options.settings(ctx, home, master)
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
-        raise typer.Exit
+    options.help_without_command(ctx)
 
 
 @policy.command("check")

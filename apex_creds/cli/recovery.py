@@ -39,9 +39,7 @@ from apex_creds.vault.recovery import Recovery, RecoveryState
 
 T = TypeVar("T")
 
-recovery = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True
-)
+recovery = typer.Typer(context_settings=options.HELP, invoke_without_command=True)
 """The group ``recovery``."""
 
 SealedOption = Annotated[
@@ -60,9 +58,7 @@ _NEXT: Final = "Make one with: apex-creds recovery export"
 def root(ctx: typer.Context, home: HomeOption = None, master: MasterOption = None) -> None:
     """Keep the master key in shares, and bring it back when it is lost."""
     ctx.obj = options.settings(ctx, home, master)
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
-        raise typer.Exit
+    options.help_without_command(ctx)
 
 
 # -- export ------------------------------------------------------------------------------

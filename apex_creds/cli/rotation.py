@@ -34,9 +34,10 @@ _BY_HAND = (
     "The master key is a passphrase: no worker rotates it or the KEK, as somebody must type "
     "it. Run apex-creds rotate master (or kek). DEKs rotate by themselves."
 )
-_HELP = {"help_option_names": ["-h", "--help"]}
-rotation = typer.Typer(context_settings=_HELP, help="How the keys are, and when they rotate.")
-events = typer.Typer(context_settings=_HELP, help="Security events.")
+rotation = typer.Typer(
+    context_settings=options.HELP, help="How the keys are, and when they rotate."
+)
+events = typer.Typer(context_settings=options.HELP, help="Security events.")
 
 LevelArgument = Annotated[Level, typer.Argument(help="dek, kek or master.", show_default=False)]
 

@@ -6,7 +6,6 @@ Results are ordinary ``bytes``: these secrets lay in ordinary memory before.
 
 from __future__ import annotations
 
-from cryptography.fernet import Fernet, InvalidToken
 from nacl.exceptions import CryptoError
 from nacl.secret import SecretBox
 
@@ -25,6 +24,8 @@ def fernet_decrypt(key: bytes, token: bytes) -> bytes:
     Raises:
         DecryptionError: Not such a key, or the token does not open under it.
     """
+    from cryptography.fernet import Fernet, InvalidToken
+
     try:
         return Fernet(key).decrypt(token)
     except (InvalidToken, ValueError, TypeError):

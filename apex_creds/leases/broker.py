@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
-import httpx
 from anyio.from_thread import start_blocking_portal
 
 from apex_creds.audit import spans, telemetry
@@ -36,7 +35,6 @@ from apex_creds.leases.deadlines import Deadlines
 from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import Invocation, current_invocation
 from apex_creds.leases.lease import REGISTRY, Lease, ended_error, find_lease
-from apex_creds.leases.pools import Pools
 from apex_creds.leases.recent import Recent
 from apex_creds.leases.refusal import denied
 from apex_creds.leases.use import Use
@@ -46,6 +44,9 @@ from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Need
 from apex_creds.vault import Facts, Opened, Vault
 from apex_creds.vault.section import Record
+
+if TYPE_CHECKING:
+    import httpx
 
 
 class LeaseBroker:
@@ -68,6 +69,8 @@ class LeaseBroker:
         self._vault = vault
         self.clock: Clock = vault.clock
         self._lock = threading.RLock()
+        from apex_creds.leases.pools import Pools  # httpx: long to import, and here in time
+
         self.pools = Pools(transport, sync_transport)
         self.deadlines = Deadlines(self.clock)
         self.recent = Recent()

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NoReturn, final
 
-import httpx
-
 from apex_creds.errors import SecretMisuseError
 from apex_creds.leases.lease import REGISTRY, find_lease
 
 if TYPE_CHECKING:
+    import httpx
+
     from apex_creds.leases.reveal import Reveal
 
 

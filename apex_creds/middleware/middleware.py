@@ -12,11 +12,10 @@ import io
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import anyio
 import anyio.to_thread
-import httpx
 from anyio.from_thread import start_blocking_portal
 
 from apex_creds import migration
@@ -44,6 +43,9 @@ from apex_creds.migration import Fallback
 from apex_creds.policy.consent import DEADLINE, ConsentProvider
 from apex_creds.policy.manifest import Manifest
 from apex_creds.vault import Facts, Vault
+
+if TYPE_CHECKING:
+    import httpx
 
 DEFAULT_TTL: Final = 300.0
 

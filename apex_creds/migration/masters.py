@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import anyio.to_thread
-import keyring
 
 VARIABLE: Final = "APEX_AGENT_MASTER_KEY"
 KEYRING_SERVICE: Final = "ApexAgent"
@@ -84,6 +83,9 @@ async def _from_keyring() -> tuple[str | None, str]:
 
 
 def _get_entry(service: str, user: str | None) -> str | None:
+    # Looking for its backends takes a while, and most programs never ask.
+    import keyring
+
     try:
         if user is not None:
             return keyring.get_password(service, user)

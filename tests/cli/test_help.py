@@ -8,7 +8,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from apex_creds.cli.app import app
+from apex_creds.cli.app import COMMANDS, named, tree
 
 
 def commands(command: typer.main.TyperGroup, *path: str) -> Iterator[tuple[str, ...]]:
@@ -17,16 +17,46 @@ def commands(command: typer.main.TyperGroup, *path: str) -> Iterator[tuple[str, 
         yield from commands(inner, *path, name)
 
 
-ALL = list(commands(typer.main.get_command(app)))
+ALL = list(commands(typer.main.get_command(tree())))
 
 
 @pytest.mark.parametrize("width", ["20", "200"])
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
 def test_help_can_be_read(path: tuple[str, ...], width: str) -> None:
     env = {"COLUMNS": width, "TERMINAL_WIDTH": width}
-    found = CliRunner().invoke(app, [*path, "--help"], env=env)
+    found = CliRunner().invoke(tree(), [*path, "--help"], env=env)
     assert found.exit_code == 0, found.exception
     assert "Usage" in found.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_the_same_alone_and_among_all(name: str) -> None:
+    alone, among = (CliRunner().invoke(each, [name, "-h"]) for each in (tree(name), tree()))
+    assert alone.output == among.output
+    assert alone.exit_code == among.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("list", "list"),
+        ("--home x list --json", "list"),
+        ("--home=x --master file:y rotate dek", "rotate"),
+        ("rotate dek -h", "rotate"),
+        ("nonsense list", "nonsense"),
+        ("-h list", None),
+        ("--home", None),
+        ("--version", None),
+        ("", None),
+    ],
+)
+def test_which_command_a_line_is_about(line: str, command: str | None) -> None:
+    assert named(line.split()) == command
+
+
+def test_a_command_that_there_is_not_is_looked_for_among_all() -> None:
+    assert set(typer.main.get_command(tree("nonsense")).commands) == set(COMMANDS)
+    assert set(typer.main.get_command(tree("list")).commands) == {"list"}
 
 
 def test_there_are_commands_of_commands() -> None:

@@ -71,7 +71,7 @@ def test_rules_ask_for_metrics_that_exist() -> None:
 def test_alerts_say_what_to_do_with_commands_that_exist() -> None:
     from typer.main import get_command
 
-    from apex_creds.cli.app import app
+    from apex_creds.cli.app import tree
 
     for rule in _rules():
         if "alert" not in rule:
@@ -79,7 +79,7 @@ def test_alerts_say_what_to_do_with_commands_that_exist() -> None:
         assert rule["labels"]["severity"] in ("warning", "critical")
         text = " ".join(rule["annotations"].values())
         for words in re.findall(r"`apex-creds ([a-z -]+)", text):
-            command: Any = get_command(app)
+            command: Any = get_command(tree())
             for word in words.split():
                 if word.startswith("-"):
                     break
