@@ -7,7 +7,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from tests.dashboard.browsing import CONTRAST, browser, tab
 from tests.dashboard.running import running
@@ -181,10 +181,31 @@ async def test_a_request_is_approved_without_a_mouse_and_seen_live(tmp_path: Pat
                 await expect(page.locator("#detail-title")).to_be_focused()
                 await page.keyboard.press("Escape")
                 await expect(page.locator("#audit-list button:focus")).to_have_count(1)
+                await stays_closed(page)
                 await goes_on_live(town, page)
                 seen.console = [line for line in seen.console if "403" not in line]
                 await seen.innocent()
     assert isinstance(town.answers["org.bookkeeper"], int)
+
+
+async def stays_closed(page: Page) -> None:
+    """A story that comes when its dialog was closed already does not open it again."""
+    come = anyio.Event()
+
+    async def late(route: Route) -> None:
+        await come.wait()
+        await route.continue_()
+
+    await page.route("**/api/story/*", late)
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#detail-title")).to_be_focused()
+    await page.keyboard.press("Escape")
+    async with page.expect_response("**/api/story/*"):
+        come.set()
+    await page.unroute("**/api/story/*")
+    await page.evaluate("fetch(location.pathname).then((again) => again.text())")  # later still
+    await expect(page.locator("#detail")).to_be_hidden()
+    await expect(page.locator("#audit-list button:focus")).to_have_count(1)
 
 
 async def goes_on_live(town, page: Page) -> None:

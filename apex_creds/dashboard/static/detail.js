@@ -4,7 +4,10 @@ import { get } from "./api.js";
 import { $, h, word } from "./dom.js";
 import { clock, count, kindName, micro, moment, rest, tone, utc } from "./words.js";
 
+let shown = 0; // grows with what the dialog shows
+
 export function openDetail(title, body) {
+  shown += 1;
   $("detail-title").replaceChildren(title);
   $("detail-body").replaceChildren(body);
   if (!$("detail").open) $("detail").showModal();
@@ -24,10 +27,13 @@ export function startDetail() {
 
 export async function openStory(invocation) {
   openDetail("The story of an invocation", h("p", { class: "muted" }, "Reading the log…"));
+  const mine = shown;
+  const gone = () => shown !== mine || !$("detail").open; // closed meanwhile, it stays closed
   try {
-    tell(invocation, await get(`/api/story/${encodeURIComponent(invocation)}`));
+    const story = await get(`/api/story/${encodeURIComponent(invocation)}`);
+    if (!gone()) tell(invocation, story);
   } catch (error) {
-    openDetail("The story of an invocation", h("p", { class: "error" }, word(error.message), " ", word(error.hint ?? "")));
+    if (!gone()) openDetail("The story of an invocation", h("p", { class: "error" }, word(error.message), " ", word(error.hint ?? "")));
   }
 }
 
