@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ settings.load_profile("whole")
 # For the second and third Python: what differs between them shows in few examples.
 settings.register_profile("brief", deadline=None, max_examples=15)
 
+_done = itertools.count(1)
 _OWN = ("APEX_CREDS_", "XDG_", "PYTHON_KEYRING_")
 
 
@@ -25,10 +27,19 @@ def anyio_backend() -> str:
 
 
 def pytest_collection_finish() -> None:
-    """What was there before the tests is not looked at by their ``gc.collect()``.
+    """What was there before the tests is not looked at by their ``gc.collect()``."""
+    _set_aside()
 
-    Tests of leaks collect before and after; each would search all that was imported.
-    """
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Nor is what earlier tests have imported and reported, now and then."""
+    if next(_done) % 50 == 0:
+        _set_aside()
+
+
+def _set_aside() -> None:
+    """Tests of leaks collect hundreds of times; each would search the whole session."""
     gc.collect()
     gc.freeze()
 
