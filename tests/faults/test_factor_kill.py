@@ -42,8 +42,9 @@ async def homes(tmp_path: Path) -> Iterator[Path]:
 
 
 def runs(function: str, homes: Iterator[Path]) -> Iterator[tuple[Path, Run]]:
+    """Killed at each point, then to the end: the log's thread may make the rest earlier."""
     with Scenario(FILE, function) as scenario:
-        for point in scenario.points(next(homes)):
+        for point in [*scenario.points(next(homes)), None]:
             home = next(homes)
             yield home, scenario.run(home, at=point)
 
