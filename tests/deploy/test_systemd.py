@@ -158,6 +158,7 @@ def _prepared(where: Path) -> dict[str, str]:
         "XDG_STATE_HOME": str(where / "lib" / "state"),
         # Nobody listens there; what matters is that sending is tried.
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
         "OTEL_METRIC_EXPORT_INTERVAL": "500",
         "PYTHONPATH": str(DEPLOY.parent),
     }

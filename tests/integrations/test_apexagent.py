@@ -204,19 +204,19 @@ class TestEveryBuild:
         with pytest.raises((TypeError, builds.PluginExecutionError)):
             await call(manager, "coroutine", q="x")
 
-    async def test_ten_thousand_at_once_leave_nothing(self, world: World, build) -> None:
+    async def test_thousands_at_once_leave_nothing(self, world: World, build) -> None:
         manager, call = build
         with install(manager, world.middleware):
             await call(manager, "coroutine", q=0)
             before = world.left
             results = await asyncio.gather(
-                *(self.one(manager, call, number) for number in range(10_000))
+                *(self.one(manager, call, number) for number in range(2_000))
             )
         assert all(results)
         assert world.left == before
 
-    test_ten_thousand_at_once_leave_nothing = pytest.mark.slow(
-        test_ten_thousand_at_once_leave_nothing
+    test_thousands_at_once_leave_nothing = pytest.mark.slow(
+        test_thousands_at_once_leave_nothing
     )
 
     @staticmethod
