@@ -21,9 +21,9 @@ from apex_creds.audit.checkpoint import (
     read_keys,
 )
 from apex_creds.audit.note import VerifierKey, base64_of, bytes_of
-from apex_creds.cli import options, output, session
+from apex_creds.cli import options, output, prompts, session
 from apex_creds.cli.audit import place
-from apex_creds.cli.options import HomeOption, MasterOption
+from apex_creds.cli.options import HomeOption, MasterOption, ReasonOption
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
 from apex_creds.errors import InvalidInputError
@@ -177,15 +177,12 @@ def _add(settings: options.Settings, offered: Checkpoint, witness: str) -> None:
 
 def accept_rollback(
     ctx: typer.Context,
-    reason: Annotated[
-        str, typer.Option("--reason", help="Why; it is recorded in the log.", prompt=True)
-    ],
+    reason: ReasonOption = "",
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
     """After a restore on purpose: accept that the vault is older than its anchor says."""
-    if not reason.strip():
-        raise InvalidInputError("There is no reason.", hint="Say why, with --reason.")
+    reason = prompts.read_reason(reason)
     settings = options.settings(ctx, home, master)
     provider = session.find_provider(settings)
 

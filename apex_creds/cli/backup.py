@@ -9,11 +9,10 @@ import anyio
 import typer
 from msgspec import to_builtins
 
-from apex_creds.cli import options, output, recovery, session
-from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
+from apex_creds.cli import options, output, prompts, recovery, session
+from apex_creds.cli.options import HomeOption, JsonOption, MasterOption, ReasonOption
 from apex_creds.cli.recovery import PrivateOption, SealedOption
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import InvalidInputError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.held import hold
 from apex_creds.model import SystemClock
@@ -62,9 +61,7 @@ def restore(
     source: Annotated[
         Path, typer.Argument(metavar="BACKUP", help="What apex-creds backup made.")
     ],
-    reason: Annotated[
-        str, typer.Option("--reason", help="Why; it is recorded in the log.", prompt=True)
-    ],
+    reason: ReasonOption = "",
     shares: Annotated[
         bool,
         typer.Option("--shares", help="The master key is gone, too: ask for its shares."),
@@ -81,8 +78,7 @@ def restore(
     master: MasterOption = None,
 ) -> None:
     """Put a backup in the vault's place, after checking all of it; keep what was there."""
-    if not reason.strip():
-        raise InvalidInputError("There is no reason.", hint="Say why, with --reason.")
+    reason = prompts.read_reason(reason)
     settings = options.settings(ctx, home, master)
     place = session.home_of(settings)
     with restoring.staged(source, place) as stage:

@@ -33,6 +33,14 @@ MasterOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.", show_default=False)]
+ReasonOption = Annotated[
+    str,
+    typer.Option(
+        "--reason",
+        help="Why; it is recorded in the log. Asked for otherwise.",
+        show_default=False,
+    ),
+]
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="The credential's name.", show_default=False)
 ]

@@ -54,6 +54,19 @@ def read_input(limit: int) -> bytes:
     return data
 
 
+def read_reason(given: str) -> str:
+    """Why something is done: as given, or as typed.
+
+    Raises:
+        InvalidInputError: Neither.
+    """
+    if not given and sys.stdin.isatty():
+        given = typer.prompt("Reason", err=True)
+    if not given.strip():
+        raise InvalidInputError("There is no reason.", hint="Say why, with --reason.")
+    return given
+
+
 def _ask(kind: CredentialKind) -> Secret:
     if kind is CredentialKind.BASIC:
         user = typer.prompt("User", err=True)

@@ -99,6 +99,7 @@ def test_an_older_copy_is_refused_and_accepted_with_a_reason(used, tmp_path, err
     assert {event["reason"] for event in tail} == {"restored the backup"}
     assert used("audit", "verify").code == 0
     error(7, "audit", "accept-rollback", "--reason", " ")
+    assert "Say why, with --reason" in error(7, "audit", "accept-rollback")
 
 
 def test_tail_filters(used):
