@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -62,17 +63,25 @@ class Exporters:
         self._stop = stop
 
     def shutdown(self) -> None:
-        """Exports what is left, for a few seconds at most, and stops; never raises."""
+        """Exports what is left, for a few seconds at most, and stops; never raises.
+
+        Spans and metrics at once: a collector that does not answer is waited for once.
+        """
         traces, self._traces = self._traces, None
         metrics, self._metrics = self._metrics, None
         stop, self._stop = self._stop, ()
-        if traces is not None:
-            traces.force_flush(_FLUSH_MILLISECONDS)
-            traces.shutdown()
-        if metrics is not None:
-            metrics.shutdown(timeout_millis=_FLUSH_MILLISECONDS)
+        with ThreadPoolExecutor(thread_name_prefix="apex-creds-otel") as pool:
+            if traces is not None:
+                pool.submit(_end_traces, traces)
+            if metrics is not None:
+                pool.submit(metrics.shutdown, timeout_millis=_FLUSH_MILLISECONDS)
         for each in stop:
             each()
+
+
+def _end_traces(traces: TracerProvider) -> None:
+    traces.force_flush(_FLUSH_MILLISECONDS)
+    traces.shutdown()
 
 
 def wanted(environment: Mapping[str, str] = os.environ) -> bool:
