@@ -196,7 +196,7 @@ def test_a_prompt_shows_what_is_asked_and_takes_an_answer(prompted):
     assert r'it says: "to ask\x1b[2J the model"' in shown
     assert "\x1b" not in shown
     assert "before: nothing was granted" in shown
-    prompted.type("what?\n").expect("none of the answers")
+    prompted.type("what?\n").expect("none of the answers").expect("Allow?")
     prompted.type("u 30d\n").expect("result: True\r\nresult: True")
     assert prompted.end() == 0
 
