@@ -377,6 +377,7 @@ def test_a_huge_file_is_refused_without_being_read(tmp_path: Path) -> None:
     assert check(tmp_path, vault_id=VAULT).bad_line == 1
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused(tmp_path: Path, copy: Callable[[str], Path]) -> None:
     directory = copy("large")
     path = directory / "000001.jsonl.gz"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -302,7 +303,7 @@ class Machine(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-TestAccess = Machine.TestCase
+TestAccess = pytest.mark.slow(Machine.TestCase)
 TestAccess.settings = settings(
     max_examples=60,
     stateful_step_count=30,

@@ -12,6 +12,7 @@ from benchmarks.under_load import load
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.slow
 async def test_nobody_notices() -> None:
     found = await load(3.0, 100.0, 0.5, rotations=2)
     assert found.errors == []

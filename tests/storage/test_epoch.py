@@ -74,6 +74,7 @@ async def content(storage: FileStorage) -> bytes:
     return stored.data
 
 
+@pytest.mark.slow
 async def test_the_next_read_sees_another_processs_write(storage: FileStorage) -> None:
     """Thousands of times, with nothing but the counter to tell."""
     writer = start_writer(storage.root)

@@ -129,6 +129,7 @@ async def test_nothing_is_overwritten_or_left_behind(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 async def test_four_processes_write_and_keys_rotate_meanwhile(tmp_path: Path) -> None:
     """Each copy has, of each writer, a state that there was; and none goes backwards."""
     await filled(tmp_path)

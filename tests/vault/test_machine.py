@@ -188,7 +188,7 @@ VaultMachine.TestCase.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-TestVaultMachine = VaultMachine.TestCase
+TestVaultMachine = pytest.mark.slow(VaultMachine.TestCase)
 
 
 @pytest.mark.anyio
