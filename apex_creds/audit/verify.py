@@ -265,12 +265,12 @@ class _Check:
         paths = _found(self._directory)
         self._segment = paths[1].name
         self._marks = self._checkpoints()
-        total = sum(path.stat().st_size for path in paths.values())
+        total = sum(map(_size, paths.values()))
         done = 0
         for number, path in self._chosen(paths):
             self._segment = path.name
             self._read_one(number, path, last=number == len(paths))
-            done += path.stat().st_size if path.exists() else 0
+            done += _size(path)
             if progress is not None:
                 progress(done, total)
         self._finish()
@@ -438,6 +438,14 @@ def _found(directory: Path) -> dict[int, Path]:
     if not paths:
         raise missing(directory / file_name(1))
     return paths
+
+
+def _size(path: Path) -> int:
+    """For the progress only: one that was compressed meanwhile has none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _tampered(seq: int, how: str, segment: str) -> AuditTamperedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import sys
@@ -384,6 +385,30 @@ def test_a_bomb_is_refused(tmp_path: Path, copy: Callable[[str], Path]) -> None:
     path.chmod(0o600)
     path.write_bytes(pack(bytes(300 << 20)))
     assert not check(directory, vault_id=VAULT).ok
+
+
+def test_segments_may_be_compressed_when_they_are_listed_already(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the process that writes the log does, at any moment."""
+    directory = copy("large")
+    for packed in directory.glob("*.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    verifying = sys.modules["apex_creds.audit.verify"]
+    listed = verifying._found
+
+    def listed_just_before(where: Path) -> dict[int, Path]:
+        paths = listed(where)
+        for path in list(paths.values())[:-1]:
+            compress(path)
+        return paths
+
+    monkeypatch.setattr(verifying, "_found", listed_just_before)
+    done = []
+    report = check(directory, vault_id=VAULT, progress=lambda *at: done.append(at))
+    assert (report.ok, report.count) == (True, LARGE)
+    assert len(done) == 3
 
 
 def test_no_log_is_an_error(tmp_path: Path) -> None:
