@@ -184,7 +184,10 @@ def _fresh(size: int) -> mmap.mmap:
 
 def without_body(data: bytes) -> bytes:
     """The document, but a large body is left out: JSON that is quick to read."""
-    start, end = _large_body(data)
+    return _cut(data, *_large_body(data))
+
+
+def _cut(data: bytes, start: int, end: int) -> bytes:
     return data if start == end else data[:start] + data[end:]
 
 
@@ -202,7 +205,7 @@ def parse(data: bytes, *, section: str, vault_id: str | None) -> Packed:
         ForeignDocumentError: It is of another vault or section.
     """
     start, end = _large_body(data)
-    text = data if start == end else data[:start] + data[end:]
+    text = _cut(data, start, end)
     _check_version(text, section)
     try:
         document = msgspec.json.decode(text, type=_Document)

@@ -143,7 +143,7 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
     return CredentialInfo(
         id=before.id if before else new_id(),
         name=item.name,
-        service=service_of(item, before),
+        service=service_of(item, old),
         kind=kind,
         version=before.version + 1 if before else 1,
         delivery=item.delivery or (before.delivery if before else _DEFAULT_DELIVERY[kind]),
@@ -158,9 +158,9 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
     )
 
 
-def service_of(item: PutItem, before: CredentialInfo | None) -> str:
+def service_of(item: PutItem, old: Record | None) -> str:
     """The service that ``item`` is for: the one asked for, or as before, or its own."""
-    return item.service or (before.service if before else item.name)
+    return item.service or (old.info.service if old else item.name)
 
 
 def marked(asked: bool | None, before: CredentialInfo | None) -> bool:

@@ -294,9 +294,9 @@ class Vault(Locking):
             InvalidInputError, CredentialExistsError: As ``put``; then none is stored.
         """
         batch = list(items)
-        await writing.check(self._store, batch)
+        checked = await writing.check(self._store, batch)
         written: dict[str, CredentialInfo] = {}
-        for section, chosen in (await writing.by_section(batch)).items():
+        for section, chosen in checked.items():
             async for item in writing.in_turns(chosen):
                 self.record(EventKind.PUT, credential=item.name)
             written |= await writing.put(self._store, section, chosen, clock=self._clock)

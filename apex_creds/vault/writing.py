@@ -59,8 +59,11 @@ async def in_turns(items: Collection[_T]) -> AsyncIterator[_T]:
         yield item
 
 
-async def check(store: DocumentStore, batch: Sequence[PutItem]) -> None:
+async def check(store: DocumentStore, batch: Sequence[PutItem]) -> dict[str, list[PutItem]]:
     """Refuses items that could not be put.
+
+    Returns:
+        The items of each section concerned.
 
     Raises:
         InvalidNameError: A name or service is not acceptable.
@@ -68,13 +71,10 @@ async def check(store: DocumentStore, batch: Sequence[PutItem]) -> None:
         CredentialExistsError: A name is taken by a credential of another kind.
     """
     await off_loop(len(batch), partial(_check, batch))
-    for section, items in (await by_section(batch)).items():
+    found = await off_loop(len(batch), partial(_by_section, batch))
+    for section, items in found.items():
         await _refuse_taken(store, section, [item.name for item in items])
-
-
-async def by_section(batch: Sequence[PutItem]) -> dict[str, list[PutItem]]:
-    """The items of each section concerned."""
-    return await off_loop(len(batch), partial(_by_section, batch))
+    return found
 
 
 async def put(
@@ -149,8 +149,7 @@ async def _put(
 
 def _labels(section: str, items: Iterable[PutItem], known: Mapping[str, Record]) -> set[str]:
     """Of the keysets that the items will be sealed under."""
-    old = {item.name: known[item.name].info for item in items if item.name in known}
-    return {label_of(section, service_of(item, old.get(item.name))) for item in items}
+    return {label_of(section, service_of(item, known.get(item.name))) for item in items}
 
 
 async def _remove(

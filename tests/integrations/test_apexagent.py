@@ -204,6 +204,7 @@ class TestEveryBuild:
         with pytest.raises((TypeError, builds.PluginExecutionError)):
             await call(manager, "coroutine", q="x")
 
+    @pytest.mark.slow
     async def test_thousands_at_once_leave_nothing(self, world: World, build) -> None:
         manager, call = build
         with install(manager, world.middleware):
@@ -214,10 +215,6 @@ class TestEveryBuild:
             )
         assert all(results)
         assert world.left == before
-
-    test_thousands_at_once_leave_nothing = pytest.mark.slow(
-        test_thousands_at_once_leave_nothing
-    )
 
     @staticmethod
     async def one(manager, call, number: int) -> bool:
