@@ -58,9 +58,9 @@ def test_the_distribution_has_the_version_of_the_changelog_or_is_unreleased() ->
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_is_at_most_500_lines_and_says_what_it_is(module: Path) -> None:
+def test_a_module_is_at_most_900_lines_and_says_what_it_is(module: Path) -> None:
     text = module.read_text(encoding="utf-8")
-    assert text.count("\n") <= 500
+    assert text.count("\n") <= 900
     assert text.startswith(('"""', 'r"""')), "no module docstring"
 
 
