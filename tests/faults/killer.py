@@ -1,9 +1,13 @@
 """Kills a real process with SIGKILL at each of its write boundaries, one after another.
 
 Guarantee: a boundary is a call that changes what is on disk (or makes it durable), made
-through ``os`` or ``open``; a dry run counts them, and each later run dies just before the
-Nth, just after it, or (a write) with half of its bytes written. What the scenario had
+through ``os`` or ``open``; a dry run lists them, and each later run dies just before one of
+them, just after it, or (a write) with half of its bytes written. What the scenario had
 acknowledged by then is reported, so that a test can say what must still be readable.
+
+A point is named: the call, the file, and the how-manieth such call on that file. A number
+over all calls would be another call in the next run, whenever a thread (the log's, which
+makes its checkpoints by time) writes earlier or later than in the dry run.
 
 A scenario is a function in a file of its own::
 
@@ -35,6 +39,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -42,12 +47,13 @@ import sys
 import tempfile
 import threading
 import traceback
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 When = Literal["before", "after", "torn"]
 
@@ -57,7 +63,8 @@ _ON_PATHS: Final = (
     "replace", "rename", "unlink", "remove", "truncate", "mkdir", "rmdir", "chmod", "fchmod",
     "utime", "link", "symlink", "sendfile", "copy_file_range", "posix_fallocate",
 )  # fmt: skip
-_SECONDS: Final = 60
+_SECONDS: Final = 600  # ends what hangs; a slow machine is no failure
+_RANDOM: Final = re.compile(r"[0-9a-f]{8,}")  # temporary files, vaults and keys have such names
 
 
 # -- in the test ---------------------------------------------------------------------
@@ -65,23 +72,39 @@ _SECONDS: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """One write boundary: its number from 1, the call, and what it was about."""
+    """One write boundary: the call, and the ``nth`` such call on what it was about.
 
-    number: int
+    ``name`` is what two runs have in common: the path from the scenario's first argument,
+    without what is random in it.
+    """
+
     call: str
+    name: str
+    nth: int
     path: str
+
+    def point(self, when: When = "before") -> Point:
+        """Where to die here."""
+        return Point(self.call, self.name, self.nth, when)
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where a run dies."""
+    """Where a run dies. Without ``call`` and ``name``: at the ``nth`` boundary of all."""
 
-    number: int
-    when: When
     call: str = ""
+    name: str = ""
+    nth: int = 1
+    when: When = "before"
+
+    def is_in(self, boundaries: Sequence[Boundary]) -> bool:
+        """Whether a run with these boundaries came here."""
+        if not self.call:
+            return len(boundaries) >= self.nth
+        return any(self == boundary.point(self.when) for boundary in boundaries)
 
     def __str__(self) -> str:
-        return f"{self.when} {self.number} ({self.call})"
+        return f"{self.when} {self.call} {self.name} #{self.nth}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +148,21 @@ class Scenario:
         """Runs once, to the end or until it is killed ``at`` a point.
 
         Raises:
-            ScenarioError: It raised, or hung for a minute.
+            ScenarioError: It raised, hung, or was killed elsewhere than ``at`` the point.
         """
         process = self._started()
         assert process.stdin is not None
-        number, when = (at.number, at.when) if at else (0, "before")
-        job = {"args": [str(arg) for arg in args], "at": number, "when": when}
+        job = {"args": [str(arg) for arg in args], "at": at and asdict(at)}
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
         try:
-            return self._report(process)
+            run = self._report(process)
         finally:
             if self._isolated:
                 self._stop()
+        if run.killed and (at is None or not at.is_in(run.boundaries)):
+            raise ScenarioError(f"Killed elsewhere than {at}.")
+        return run
 
     def points(self, *args: object, after: bool = False, torn: bool = True) -> list[Point]:
         """A dry run with ``args``; every point at which a later run is to be killed.
@@ -151,11 +176,11 @@ class Scenario:
         dry = self.run(*args)
         if not dry.boundaries:
             raise ScenarioError("No write boundary: did the scenario call killer.begin()?")
-        last = dry.boundaries[-1].number
+        last = dry.boundaries[-1]
         return [
             point
             for boundary in dry.boundaries
-            for point in _at(boundary, after=after or boundary.number == last, torn=torn)
+            for point in _at(boundary, after=after or boundary is last, torn=torn)
         ]
 
     def close(self) -> None:
@@ -225,10 +250,10 @@ def count_boundaries(file: Path, function: str, *args: object) -> int:
         return len(scenario.run(*args).boundaries)
 
 
-def run_killed(file: Path, function: str, *args: object, at: int, when: When = "before") -> Run:
-    """One run, killed at boundary ``at`` (if it gets that far)."""
+def run_killed(file: Path, function: str, *args: object, at: Point) -> Run:
+    """One run, killed ``at`` a point (if it gets there)."""
     with Scenario(file, function) as scenario:
-        return scenario.run(*args, at=Point(at, when))
+        return scenario.run(*args, at=at)
 
 
 def order(run: Run) -> list[str]:
@@ -237,11 +262,11 @@ def order(run: Run) -> list[str]:
 
 
 def _at(boundary: Boundary, after: bool, torn: bool) -> Iterator[Point]:
-    yield Point(boundary.number, "before", boundary.call)
+    yield boundary.point()
     if torn and boundary.call.rpartition(".")[2] in _WRITES:
-        yield Point(boundary.number, "torn", boundary.call)
+        yield boundary.point("torn")
     if after:
-        yield Point(boundary.number, "after", boundary.call)
+        yield boundary.point("after")
 
 
 # -- in the process that is killed ---------------------------------------------------
@@ -251,14 +276,14 @@ _raw_open = os.open
 
 
 class _Counter:
-    """Counts boundaries, and dies at the one that it was told."""
+    """Reports boundaries, and dies at the one that is the point."""
 
-    def __init__(self, report: int, at: int, when: When) -> None:
+    def __init__(self, report: int, home: str, at: Point) -> None:
         self.report = report
+        self.home = home
         self.at = at
-        self.when = when
         self.counting = False
-        self.number = 0
+        self.seen: Counter[tuple[str, str]] = Counter()
         self.lock = threading.Lock()
         self.inside = threading.local()
 
@@ -267,11 +292,14 @@ class _Counter:
         if not self.counting or getattr(self.inside, "yes", False):
             return do()
         with self.lock:
-            self.number += 1
-            number = self.number
-            self.tell("boundary", number, call, path)
-            if number == self.at and self.when != "after":
-                if self.when == "torn" and half is not None:
+            name = _name(path, self.home)
+            self.seen[call, name] += 1
+            boundary = Boundary(call, name, self.seen[call, name], path)
+            everywhere = Boundary("", "", self.seen.total(), path)
+            self.tell("boundary", *astuple(boundary))
+            here = self.at == (boundary if self.at.call else everywhere).point(self.at.when)
+            if here and self.at.when != "after":
+                if self.at.when == "torn" and half is not None:
                     half()
                 _die()
         self.inside.yes = True  # os.open calls nothing of ours, but open() does
@@ -279,7 +307,7 @@ class _Counter:
             return do()
         finally:
             self.inside.yes = False
-            if number == self.at:
+            if here:
                 _die()
 
     def tell(self, *line: object) -> None:
@@ -323,6 +351,14 @@ def _on_disk(fd: int) -> bool:
     except OSError:
         return True  # let the call itself fail
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+def _name(path: str, home: str) -> str:
+    """``path`` as another run has it: from its own home on, and without random parts."""
+    path = path.removesuffix(" (deleted)")
+    if os.path.isabs(path):
+        path = os.path.relpath(path, home)
+    return _RANDOM.sub("*", path)
 
 
 def _path_of(target: object) -> str:
@@ -392,11 +428,11 @@ class _File(io.FileIO):
         if not _on_disk(self.fileno()):
             return super().write(data)
         done = super().write
-        return _pass("file.write", str(self.name), lambda: done(data), half)
+        return _pass("file.write", _path_of(self.name), lambda: done(data), half)
 
     def truncate(self, size: int | None = None) -> int:
         done = super().truncate
-        result: int = _pass("file.truncate", str(self.name), lambda: done(size))
+        result: int = _pass("file.truncate", _path_of(self.name), lambda: done(size))
         return result
 
 
@@ -452,7 +488,8 @@ def _child(scenario: Callable[..., None], job: dict[str, Any], report: int) -> N
     status = 1
     try:
         signal.alarm(_SECONDS)  # a scenario that hangs is ended, and fails
-        _counter = _Counter(report, job["at"], job["when"])
+        at = Point(**job["at"]) if job["at"] else Point(nth=0)  # never
+        _counter = _Counter(report, (job["args"] or ["/"])[0], at)
         scenario(*job["args"])
         status = 0
     except BaseException:

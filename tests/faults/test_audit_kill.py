@@ -56,7 +56,7 @@ def test_a_hundred_kills_at_boundaries_under_load_lose_nothing_told(tmp_path: Pa
     with Scenario(FILE, "load") as scenario:
         for _ in range(KILLS):
             when = chance.choice(("before", "after", "torn"))
-            run = scenario.run(directory, at=Point(chance.randrange(1, 120), when))
+            run = scenario.run(directory, at=Point(nth=chance.randrange(1, 120), when=when))
             assert run.killed
             most = max([most, *map(int, run.acknowledged)])
             whole_up_to(directory, most)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
+from threading import Thread
 
 from tests.faults import killer
 
@@ -27,6 +29,20 @@ def writes(home: str) -> None:
     killer.acknowledge("all")
     killer.end()
     (base / "late").write_text("not counted")
+
+
+def beside_a_thread(home: str, early: str = "") -> None:
+    """Another thread writes, before or after what the scenario is about."""
+    log = Thread(target=Path(home, "log").write_text, args=("from time to time",))
+    killer.begin()
+    if early:
+        log.start()
+        log.join()
+    fd = os.open(Path(home, f".file.{secrets.token_hex(8)}.tmp"), os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"0123456789")
+    if not early:
+        log.start()
+        log.join()
 
 
 def fails(home: str) -> None:

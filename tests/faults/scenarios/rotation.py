@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from apex_creds.model import ApiKey, GenericSecret
 from apex_creds.scheduler.engine import Engine, request_key
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.state import RotationState, rotation_document
@@ -25,6 +27,18 @@ def dek(home: str) -> None:
 
 def master(home: str) -> None:
     asyncio.run(rotate(home, Level.MASTER))
+
+
+def make(home: str, master: str) -> None:
+    asyncio.run(fill(Path(home), master))
+
+
+async def fill(home: Path, master: str) -> None:
+    """A vault with one service that has two credentials, and one that has one."""
+    async with await Vault.create(home, master=master) as vault:
+        await vault.put("first", ApiKey("first value"), service="shared")
+        await vault.put("second", ApiKey("second value"), service="shared")
+        await vault.put("third", GenericSecret(b"third value"))
 
 
 async def rotate(home: str, level: Level) -> None:
