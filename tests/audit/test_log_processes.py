@@ -59,7 +59,7 @@ def spawn(script: str, name: str, directory: Path, count: int) -> subprocess.Pop
 
 
 def finish(process: subprocess.Popen[bytes]) -> list[int]:
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=480)
     return [int(line) for line in out.split(b"\n")[:-1]]
 
 
@@ -96,7 +96,7 @@ def test_killed_in_the_middle_of_a_write(
     survivor = open_log(durable_within=60)
     survivor.append(AuditEvent(1.0, EventKind.PUT, detail="before"))
     victim = spawn(_DIE_IN_WRITE, "victim", audit_dir, written)
-    victim.communicate(timeout=60)
+    victim.communicate(timeout=480)
     assert victim.returncode == -9
     survivor.append(AuditEvent(1.0, EventKind.PUT, detail="after"))
     events = list(read(audit_dir, vault_id=VAULT))

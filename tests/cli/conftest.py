@@ -56,7 +56,7 @@ class Program:
             input=stdin,
             env=env,
             capture_output=True,
-            timeout=60,
+            timeout=480,
             **more,
         )
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -4,4 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from tests.support.terminals import Terminal
+
 PROGRAM = [sys.executable, "-W", "error", "-m", "apex_creds.cli"]
+
+
+def under_terminal(*arguments: str) -> Terminal:
+    """``apex-creds`` with these arguments, under a terminal."""
+    return Terminal([*PROGRAM, *arguments])

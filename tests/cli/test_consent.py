@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_terminal import Terminal
+from tests.support.terminals import Terminal
 
 WAITING = str(Path(__file__).with_name("waiting.py"))
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ class Runtime:
         )  # fmt: skip
 
     def question(self) -> dict[str, object]:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 480
         while not (found := self._cli("requests", "--json").json()):
             assert self.process.poll() is None
             assert time.monotonic() < end
@@ -171,13 +171,10 @@ class Prompted(Terminal):
     """The waiting process under a terminal."""
 
     def __init__(self, home: Path) -> None:
-        import pty
-
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            arguments = [sys.executable, "-W", "error", WAITING, str(home), "terminal"]
-            os.execve(sys.executable, arguments, environment)
+        super().__init__(
+            [sys.executable, "-W", "error", WAITING, str(home), "terminal"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
 
 
 @pytest.fixture

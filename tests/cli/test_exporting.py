@@ -15,7 +15,7 @@ def _run(
     env |= {"APEX_CREDS_HOME": str(tmp_path / "vault"), **variables}
     command = [sys.executable, "-m", "apex_creds.cli", *arguments]
     return subprocess.run(
-        command, env=env, input=typed, capture_output=True, text=True, timeout=120, check=False
+        command, env=env, input=typed, capture_output=True, text=True, timeout=480, check=False
     )
 
 

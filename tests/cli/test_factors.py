@@ -15,15 +15,14 @@ from urllib.parse import parse_qs, urlsplit
 import pyotp
 import pytest
 
-from tests.cli.support import PROGRAM
-from tests.cli.test_terminal import Terminal
+from tests.cli.support import PROGRAM, under_terminal
 
 on_terminal = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 
 
 @pytest.fixture
 def terminal(cli):
-    return lambda *arguments: Terminal("--home", str(cli.home), *arguments)
+    return lambda *arguments: under_terminal("--home", str(cli.home), *arguments)
 
 
 class App:

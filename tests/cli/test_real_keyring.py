@@ -22,7 +22,7 @@ def test_the_whole_way_with_the_default_master(tmp_path: Path) -> None:
 
     def program(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         command = [*PROGRAM, "--home", home, *arguments]
-        return subprocess.run(command, input=stdin, env=env, capture_output=True, timeout=120)
+        return subprocess.run(command, input=stdin, env=env, capture_output=True, timeout=480)
 
     with gnome_keyring() as env:
         assert program("init").returncode == 0
@@ -32,7 +32,7 @@ def test_the_whole_way_with_the_default_master(tmp_path: Path) -> None:
         assert ("keyring", "ok") in {(one["name"], one["state"]) for one in checks}
 
         demo = [*PROGRAM, "demo", "--calls", "30", "--json", "--master", "keyring:"]
-        done = subprocess.run(demo, env=env, capture_output=True, timeout=120)
+        done = subprocess.run(demo, env=env, capture_output=True, timeout=480)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["master"] == "keyring:"
         left = entries(env)
@@ -50,6 +50,6 @@ def entries(env: dict[str, str]) -> list[str]:
         "bus.close()\n"
     )
     command = [PROGRAM[0], "-c", code]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[:-1]

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import PROGRAM
-from tests.cli.test_terminal import Terminal
+from tests.cli.support import PROGRAM, under_terminal
 from tests.e2e.realparts import gnome_keyring, gnome_keyring_missing
 
 
@@ -160,7 +159,7 @@ def test_a_passphrase_is_asked_for_once(cli, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_on_a_terminal_they_are_shown_one_by_one_and_typed_back(cli):
-    shown = Terminal("--home", str(cli.home), "recovery", "export", "-k", "2", "-n", "2")
+    shown = under_terminal("--home", str(cli.home), "recovery", "export", "-k", "2", "-n", "2")
     written = []
     for number in (1, 2):
         shown.expect(f"Share {number} of 2").expect("it is not shown again")
@@ -182,7 +181,7 @@ def test_on_a_terminal_they_are_shown_one_by_one_and_typed_back(cli):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_shares_that_were_not_typed_back_do_not_count(cli):
-    shown = Terminal(
+    shown = under_terminal(
         "--home", str(cli.home), "recovery", "export", "-k", "2", "-n", "2", "--qr"
     )
     for number in (1, 2):
@@ -227,7 +226,7 @@ def test_the_whole_way_with_a_real_keyring(tmp_path: Path) -> None:
 
     def program(env: dict[str, str], *arguments: str, stdin: bytes = b"") -> str:
         command = [*PROGRAM, "--home", home, *arguments]
-        done = subprocess.run(command, input=stdin, env=env, capture_output=True, timeout=120)
+        done = subprocess.run(command, input=stdin, env=env, capture_output=True, timeout=480)
         assert done.returncode == 0, (arguments, done.stderr)
         return done.stdout.decode()
 

@@ -203,6 +203,6 @@ def test_the_worker_migrates_before_it_starts(cli):
     with subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True) as process:
         assert "runs" in process.stdout.readline()
         process.send_signal(signal.SIGTERM)
-        assert "4 migrated" in process.communicate(timeout=60)[1]
+        assert "4 migrated" in process.communicate(timeout=480)[1]
     assert process.returncode == 0
     assert not path.exists()

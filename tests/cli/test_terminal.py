@@ -2,83 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import select
 import sys
-import time
 
 import pytest
 
-from tests.cli.support import PROGRAM
+from tests.cli.support import under_terminal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 
 VALUE = "sk-" + secrets.token_hex(16)
 
 
-class Terminal:
-    """The program under a terminal of its own; reads what the screen would show.
-
-    What is expected is looked for after what was expected before: a prompt that is shown
-    again is waited for again. What is typed before a prompt without echo is lost, so a test
-    expects the prompt first.
-    """
-
-    screen = ""
-    _seen = 0
-    _typed = ""
-
-    def __init__(self, *arguments: str) -> None:
-        import pty
-
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.execv(PROGRAM[0], [*PROGRAM, *arguments])
-
-    def expect(self, text: str, *, seconds: float = 30.0) -> Terminal:
-        end = time.monotonic() + seconds
-        while (at := self.screen.find(text, self._seen)) < 0:
-            assert time.monotonic() < end, f"{text!r} is not in {self.screen!r}"
-            if not self._read(0.2):
-                assert text in self.screen[self._seen :], f"ended: {self.screen!r}"
-        self._seen = at + len(text)
-        return self
-
-    def type(self, text: str) -> Terminal:
-        self._typed = text
-        os.write(self.fd, text.encode())
-        return self
-
-    def end(self) -> int:
-        while self._read(10.0):
-            # A person would do it again, too: one that comes between a look for signals and
-            # the read that then waits is only seen after it.
-            if self._typed == "\x03" and not select.select([self.fd], [], [], 10.0)[0]:
-                self.type("\x03")
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        os.close(self.fd)
-        return code
-
-    def echoes(self) -> bool:
-        import termios
-
-        return bool(termios.tcgetattr(self.fd)[3] & termios.ECHO)
-
-    def _read(self, seconds: float) -> bool:
-        if not select.select([self.fd], [], [], seconds)[0]:
-            return True
-        try:
-            data = os.read(self.fd, 65536)
-        except OSError:
-            return False
-        self.screen += data.decode(errors="replace")
-        return bool(data)
-
-
 @pytest.fixture
 def terminal(cli):
-    return lambda *arguments: Terminal("--home", str(cli.home), *arguments)
+    return lambda *arguments: under_terminal("--home", str(cli.home), *arguments)
 
 
 def test_a_value_is_typed_without_echo_and_read_back(terminal):
@@ -137,15 +75,15 @@ def test_interrupted_prompts_end_at_once(terminal, cli, end):
 
 def test_a_passphrase_is_asked_for_twice_then_once(bare):
     home = ["--home", str(bare.home)]
-    made = Terminal(*home, "init", "--master", "passphrase:")
+    made = under_terminal(*home, "init", "--master", "passphrase:")
     made.expect("Passphrase: ").type(VALUE + "\n")
     made.expect("Passphrase again: ").type(VALUE + "\n")
     assert made.end() == 0
-    stopped = Terminal(*home, "list").expect("Passphrase: ").type("\x03")
+    stopped = under_terminal(*home, "list").expect("Passphrase: ").type("\x03")
     assert stopped.end() == 130
-    wrong = Terminal(*home, "list").expect("Passphrase: ").type("wrong\n")
+    wrong = under_terminal(*home, "list").expect("Passphrase: ").type("wrong\n")
     assert wrong.end() == 4
-    opened = Terminal(*home, "list").expect("Passphrase: ").type(VALUE + "\n")
+    opened = under_terminal(*home, "list").expect("Passphrase: ").type(VALUE + "\n")
     assert opened.end() == 0
     assert "No credentials yet" in opened.screen
     assert VALUE not in made.screen + opened.screen

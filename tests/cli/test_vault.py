@@ -209,7 +209,7 @@ def test_a_reader_that_goes_away_is_no_traceback(cli):
     os.close(read)
     with os.fdopen(write, "wb") as closed:
         command = [*PROGRAM, "--home", str(cli.home), "list", "--json"]
-        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, timeout=60)
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, timeout=480)
     assert done.returncode == 1
     assert b"Traceback" not in done.stderr
     assert b"BrokenPipe" not in done.stderr

@@ -120,7 +120,7 @@ def test_the_interpreter_ends_although_nobody_closes(home: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
         capture_output=True,
-        timeout=60,
+        timeout=480,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"k\n", b"")
     with warnings.catch_warnings(), EnhancedApiKeyManager() as manager:

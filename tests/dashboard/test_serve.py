@@ -160,7 +160,7 @@ def test_without_the_extra_it_says_what_to_install(home: Path) -> None:
         [sys.executable, "-W", "error", "-c", program, "--home", str(home), "dashboard"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=480,
         check=False,
     )
     assert "apex-creds[dashboard]" in done.stderr

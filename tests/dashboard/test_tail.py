@@ -29,7 +29,7 @@ def write(log: AuditLog, count: int) -> None:
 
 def fill_segment(log: AuditLog, directory: Path) -> None:
     """Writes more than a segment takes, and waits until the log's thread has sealed it."""
-    before, until = len(segments(directory)), time.monotonic() + 30
+    before, until = len(segments(directory)), time.monotonic() + 480
     write(log, 40)
     while len(segments(directory)) == before:
         assert time.monotonic() < until

@@ -35,7 +35,7 @@ def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
         command,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
         check=False,
         env={**os.environ, **env},
     )

@@ -224,7 +224,7 @@ def test_the_steps_make_a_vault_and_a_healthy_worker(tmp_path: Path) -> None:
         steps.run("worker", "rotation", "policy", "master", "--interval", "never")
         judge = healthcheck().judge
         with _worker(steps):
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 480
             while wrong := judge(str(steps.health), 60.0):
                 assert time.monotonic() < deadline, wrong
                 time.sleep(0.1)

@@ -78,7 +78,7 @@ def _words(service: str) -> list[str]:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=480, check=False)
 
 
 def test_nothing_can_be_written_but_the_volumes(where: Path) -> None:
@@ -95,7 +95,7 @@ def test_the_vault_is_made_and_the_worker_is_healthy(where: Path) -> None:
     process = subprocess.Popen([*_contained(where), *_words("worker")])
     try:
         judge, health = healthcheck().judge, str(where / "run" / "health.json")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 480
         while wrong := judge(health, 60.0):
             assert time.monotonic() < deadline, wrong
             time.sleep(0.1)

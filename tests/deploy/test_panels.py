@@ -81,7 +81,7 @@ def _program(home: Path) -> Iterator[Program]:
     )
     try:
         yield Program(process, f"127.0.0.1:{port}")
-        process.communicate(timeout=60)
+        process.communicate(timeout=480)
         assert process.returncode == 0
     finally:
         if process.poll() is None:
@@ -115,7 +115,7 @@ class Api:
 
 
 def _until(done: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 480
     while not done():
         assert time.monotonic() < deadline, what
         time.sleep(0.1)

@@ -25,7 +25,7 @@ def _promtool(*arguments: str) -> str:
         cwd=FOLDER,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -35,7 +35,7 @@ from tests.e2e.postgres import Postgres, postgres
 
 REPOSITORY: Final = Path(__file__).parents[2]
 CANARIES: Final = ("canary",)
-_PATIENCE: Final = 60.0
+_PATIENCE: Final = 480.0
 
 
 class Process:

@@ -24,7 +24,7 @@ from tests.e2e.realparts import PartMissingError, _free_port
 
 USER = "apex"
 _BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-_READY_SECONDS = 30.0
+_READY_SECONDS = 240.0
 _SETTINGS = {
     "listen_addresses": "",
     "shared_buffers": "16MB",
@@ -211,7 +211,7 @@ def _run_as_postgres(*command: str, check: bool = True) -> subprocess.CompletedP
     done = subprocess.run(
         command,
         capture_output=True,
-        timeout=120,
+        timeout=480,
         check=False,
         **_as_postgres(),  # type: ignore[call-overload]
     )

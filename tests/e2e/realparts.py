@@ -22,7 +22,7 @@ from pathlib import Path
 
 import httpx
 
-_READY_SECONDS = 20.0
+_READY_SECONDS = 240.0
 _STOP_SECONDS = 10.0
 _FOREIGN = (
     "XDG_",

@@ -53,7 +53,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
         input=json.dumps([secret, password]).encode(),
         env={**os.environ, "TMPDIR": str(where / "tmp"), "HOME": str(where)},
         capture_output=True,
-        timeout=200,
+        timeout=480,
     )
     (where / "stdout.txt").write_bytes(done.stdout)
     (where / "stderr.txt").write_bytes(done.stderr)

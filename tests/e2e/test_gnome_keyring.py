@@ -160,21 +160,21 @@ def start(env: dict[str, str], *, pinned: bool = True) -> subprocess.Popen[str]:
 
 def test_processes_that_race_get_one_key(bus, environment):
     runs = [start(environment) for _ in range(4)]
-    outputs = sorted(run.communicate(timeout=60)[0] for run in runs)
+    outputs = sorted(run.communicate(timeout=480)[0] for run in runs)
     assert [line.split()[0] for line in outputs] == ["MasterKeyExistsError"] * 3 + ["True"]
     made = bytes.fromhex(outputs[-1].split()[1])
     assert stored(bus) == [base64.b64encode(made)], "the key is not the one maker's"
 
 
 def test_the_backend_that_keyring_selects_by_itself(environment):
-    first = start(environment, pinned=False).communicate(timeout=60)[0]
+    first = start(environment, pinned=False).communicate(timeout=480)[0]
     assert first.startswith("True ")
     assert "SecretService" in first
 
 
 async def test_the_key_survives_its_process_in_the_encrypted_file(bus, environment):
-    key = start(environment).communicate(timeout=60)[0].split()[1]
-    assert start(environment).communicate(timeout=60)[0].startswith("MasterKeyExistsError ")
+    key = start(environment).communicate(timeout=480)[0].split()[1]
+    assert start(environment).communicate(timeout=480)[0].startswith("MasterKeyExistsError ")
     assert (await load()).hex() == key
     files = Path(environment["XDG_DATA_HOME"], "keyrings").iterdir()
     data = b"".join(file.read_bytes() for file in files)
@@ -184,7 +184,7 @@ async def test_the_key_survives_its_process_in_the_encrypted_file(bus, environme
 
 def test_a_keyring_that_was_never_set_up():
     with gnome_keyring(password=None) as env:
-        output = start(env).communicate(timeout=60)[0]
+        output = start(env).communicate(timeout=480)[0]
     assert output.startswith("MasterKeyUnavailableError")
     assert "not set up" in output
 
@@ -192,7 +192,7 @@ def test_a_keyring_that_was_never_set_up():
 def test_a_bus_that_is_gone():
     with gnome_keyring() as env:
         pass
-    output = start(env).communicate(timeout=60)[0]
+    output = start(env).communicate(timeout=480)[0]
     assert output.startswith("MasterKeyUnavailableError")
 
 

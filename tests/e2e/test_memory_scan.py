@@ -89,7 +89,7 @@ def stored(tmp_path: Path) -> list[str]:
 def run(code: str, *args: str) -> str:
     command = [sys.executable, "-W", "error", "-c", code, *args]
     done = subprocess.run(
-        command, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=200
+        command, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=480
     )
     return done.stdout.strip()
 

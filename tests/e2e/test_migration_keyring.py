@@ -74,12 +74,12 @@ def installation(user: Path) -> Path:
 
 
 def store(env: dict[str, str], *entry: str) -> None:
-    subprocess.run([sys.executable, "-c", _STORE, *entry], env=env, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", _STORE, *entry], env=env, check=True, timeout=480)
 
 
 def compat(env: dict[str, str]) -> str:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _COMPAT]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -87,7 +87,7 @@ def compat(env: dict[str, str]) -> str:
 def runner(env: dict[str, str]):
     def run(*arguments: str, code: int = 0) -> str:
         done = subprocess.run(
-            [*PROGRAM, *arguments], env=env, capture_output=True, text=True, timeout=120
+            [*PROGRAM, *arguments], env=env, capture_output=True, text=True, timeout=480
         )
         assert done.returncode == code, (done.stdout, done.stderr)
         assert old.b64(old.MASTER) not in done.stdout + done.stderr

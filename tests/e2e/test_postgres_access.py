@@ -197,7 +197,7 @@ def test_a_password_in_the_real_keyring(server: Postgres) -> None:
                 env={**env, "PATH": os.environ["PATH"]},
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=480,
                 check=False,
             )
             assert done.returncode == code, done.stderr

@@ -48,7 +48,7 @@ def _program(home: Path) -> Iterator[str]:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield f"127.0.0.1:{port}"
-        process.communicate("", timeout=60)
+        process.communicate("", timeout=480)
         assert process.returncode == 0
     finally:
         if process.poll() is None:
@@ -63,7 +63,7 @@ def _query(api: str, text: str) -> list[tuple[dict[str, str], float]]:
 
 
 def _wait_for(api: str, text: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 480
     while not _query(api, text):
         assert time.monotonic() < deadline, f"{text} never came"
         time.sleep(0.05)

@@ -74,7 +74,7 @@ def test_kills_at_any_moment_under_load_lose_nothing_told(tmp_path: Path) -> Non
         for _ in range(chance.randrange(1, 400)):
             victim.stdout.readline()
         victim.kill()
-        rest = victim.communicate(timeout=60)[0].split(b"\n")[:-1]
+        rest = victim.communicate(timeout=480)[0].split(b"\n")[:-1]
         most = max([most, *map(int, rest)])
         whole_up_to(directory, most)
 

@@ -385,7 +385,7 @@ def test_of_processes_that_race_one_makes_each_version(path):
     )
     command = [sys.executable, "-W", "error", "-c", program, str(path)]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    outputs = [line for run in runs for line in run.communicate(timeout=60)[0].splitlines()]
+    outputs = [line for run in runs for line in run.communicate(timeout=480)[0].splitlines()]
     assert [run.returncode for run in runs] == [0, 0, 0, 0]
     stored = [line.split()[1] for line in path.read_text().splitlines()]
     assert sorted(base64.b64decode(s).hex() for s in stored) == sorted(outputs)

@@ -316,7 +316,7 @@ def child(program: str, home: str, **env: str) -> subprocess.CompletedProcess[st
         **env,
     }
     command = [sys.executable, "-W", "error", "-c", program]
-    return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=480)
 
 
 LOAD = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 
 import pytest
@@ -11,8 +11,8 @@ from apex_creds.errors import SecondFactorError
 from apex_creds.leases.ask import TerminalAsk
 from apex_creds.policy.factors import Subject
 from apex_creds.vault.factors import Factors
-from tests.cli.test_terminal import Terminal
 from tests.leases.test_gates import clock, codes, factors, vault  # noqa: F401 - fixtures
+from tests.support.terminals import Terminal
 from tests.vault.helpers import REPOSITORY, home_in
 
 pytestmark = [
@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 PROGRAM = """
-import anyio, sys, termios
+import asyncio, signal, sys, termios
 from apex_creds.errors import SecondFactorError
 from apex_creds.leases.ask import TerminalAsk
 from apex_creds.leases.gates import SecondFactorGate
@@ -29,9 +29,18 @@ from apex_creds.policy.factors import Subject
 from apex_creds.vault import Vault
 from apex_creds.vault.factors import Factors
 
-async def main(home, deadline):
+class Loop(asyncio.SelectorEventLoop):
+    ahead = 0.0  # an hour passes with SIGUSR1, and with nothing else
+    def time(self):
+        return self.ahead
+    def an_hour_later(self):
+        self.ahead += 3600.0
+
+async def main(home):
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, loop.an_hour_later)
     async with await Vault.unseal(home) as vault:
-        gate = SecondFactorGate(Factors(vault), ask=TerminalAsk(), deadline=float(deadline))
+        gate = SecondFactorGate(Factors(vault), ask=TerminalAsk(), deadline=60.0)
         try:
             await gate.require_second_factor(Subject(plugin="p\\x1b]0;evil", credential="c"))
             print("let through")
@@ -40,21 +49,18 @@ async def main(home, deadline):
     echo = bool(termios.tcgetattr(0)[3] & termios.ECHO)
     print("echo is", echo)
 
-anyio.run(main, *sys.argv[1:])
+with asyncio.Runner(loop_factory=Loop) as runner:
+    runner.run(main(sys.argv[1]))
 """
 
 
 class Gate(Terminal):
-    """The program above, under a terminal of its own."""
+    """The program above, under a terminal."""
 
-    def __init__(self, home, deadline: float = 60.0) -> None:
-        import pty
-
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.chdir(REPOSITORY)
-            command = [sys.executable, "-W", "error", "-c", PROGRAM, str(home), str(deadline)]
-            os.execv(sys.executable, command)
+    def __init__(self, home) -> None:
+        super().__init__(
+            [sys.executable, "-W", "error", "-c", PROGRAM, str(home)], cwd=REPOSITORY
+        )
 
 
 async def test_a_code_is_typed_without_echo(codes, tmp_path):  # noqa: F811
@@ -77,7 +83,8 @@ async def test_enter_is_a_refusal(factors, tmp_path, typed):  # noqa: F811
 
 
 async def test_at_the_deadline_the_terminal_is_as_it_was(factors, tmp_path):  # noqa: F811
-    asked = Gate(home_in(tmp_path), deadline=0.3).expect("Code, or Enter").type("half a co")
+    asked = Gate(home_in(tmp_path)).expect("Code, or Enter").type("half a co")
+    asked.process.send_signal(signal.SIGUSR1)
     asked.expect("refused: No second factor was shown in time.").expect("echo is True")
     assert asked.end() == 0
     assert "half a co" not in asked.screen

@@ -379,4 +379,4 @@ async def test_without_limits_nothing_of_them_is_loaded(tmp_path: Path) -> None:
         "anyio.run(main)\n"
     )
     command = [sys.executable, "-W", "error", "-c", code]
-    await asyncio.to_thread(subprocess.run, command, cwd=REPOSITORY, check=True, timeout=60)
+    await asyncio.to_thread(subprocess.run, command, cwd=REPOSITORY, check=True, timeout=480)

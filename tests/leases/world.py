@@ -179,6 +179,6 @@ def in_other_process(where: Path, code: str) -> object:
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
-        cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=120,
+        cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=480,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])

@@ -354,7 +354,7 @@ async def test_a_lockdown_whose_process_is_killed_stands(tmp_path):
                 await anyio.to_thread.run_sync(world.elsewhere, dies)
             assert await anyio.to_thread.run_sync(ask) == "HandleRevokedError"
             assert copies_in(runtime.pid, kek) == 0
-            runtime.communicate(timeout=60)
+            runtime.communicate(timeout=480)
             assert runtime.returncode == 0
         finally:
             runtime.kill()

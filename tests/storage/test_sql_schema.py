@@ -240,7 +240,7 @@ def give_roles(server: Postgres, database: str) -> None:
         ],
         input=ROLES.read_bytes(),
         capture_output=True,
-        timeout=60,
+        timeout=480,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -104,7 +104,7 @@ def start(function: str, *args: object) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> object:
     """What the function returned."""
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=480)
     assert process.returncode == 0
     return json.loads(out.splitlines()[-1])
 
