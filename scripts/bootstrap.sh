@@ -15,17 +15,44 @@ stamp="$venv/.apex-creds-$profile"
 
 say() { echo "bootstrap: $*" >&2; }
 
+# $1: what a failure leaves missing. The rest is a command, heard only if it fails: in one line
+# where there is no network, and by its last lines otherwise.
+quietly() {
+    local missing=$1 log
+    shift
+    log=$("$@" 2>&1) && return 0
+    if grep -qiE "$no_network" <<<"$log"; then
+        say "no network, or no way through it: $missing is missing. Connect, or set the proxy or mirror of apt and pip, and run this again."
+    else
+        tail -n 20 <<<"$log" >&2
+    fi
+    return 1
+}
+no_network='failed to establish|name resolution|could not (resolve|connect)|unable to connect|connection (refused|timed out)|timed? ?out|proxyerror|network is unreachable'
+
 debian_packages() {
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
         return 1
     fi
     say "apt-get install $*"
+    quietly "$*" apt_install "$@"
+}
+
+apt_install() {
     export DEBIAN_FRONTEND=noninteractive
-    local log
-    if ! log=$({ apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"; } 2>&1); then
-        echo "$log" >&2
-        return 1
+    apt-get -qq update || return 1
+    if [[ " $* " = *" postgresql "* ]]; then
+        apt-get -qq install -y --no-install-recommends postgresql-common && no_cluster || return 1
     fi
+    apt-get -qq install -y --no-install-recommends "$@"
+}
+
+# Debian's package makes a cluster and starts it, unless this file says not to: it does so
+# while apt-get runs, and is then as it was.
+no_cluster() {
+    local conf=/etc/postgresql-common/createcluster.conf ours='# apex-creds: until apt-get is done'
+    trap "sed -i '/$ours/d' $conf" EXIT
+    echo "create_main_cluster = false $ours" >>"$conf"
 }
 
 # The real parts of the tests (a keyring, a database, a browser) that are not here yet.
@@ -33,7 +60,10 @@ missing_packages() {
     command -v gnome-keyring-daemon >/dev/null || echo gnome-keyring
     command -v dbus-daemon >/dev/null || echo dbus
     ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || echo postgresql
-    [ "$profile" != dev ] || command -v chromium >/dev/null || echo chromium
+    if [ "$profile" = dev ]; then
+        command -v chromium >/dev/null || echo chromium
+        compgen -G '/usr/lib/*/libatomic.so.1' >/dev/null || echo libatomic1 # Playwright's own Node
+    fi
     if [ "$profile" = dev ] && [ "$venv" = .venv ]; then # for the tests of deploy/
         command -v systemd-analyze >/dev/null || echo systemd
         command -v strace >/dev/null || echo strace
@@ -45,16 +75,8 @@ real_parts() {
     local missing
     mapfile -t missing < <(missing_packages)
     [ "$(uname -s)" = Linux ] && [ ${#missing[@]} -gt 0 ] || return 0
-    no_cluster
     debian_packages "${missing[@]}" ||
         say "tests with real parts will fail; to run them: sudo apt-get install ${missing[*]}"
-}
-
-# Debian's package makes a cluster and starts it, unless it is told not to.
-no_cluster() {
-    local told=/etc/postgresql-common/createcluster.conf
-    [ "$(id -u)" = 0 ] && [ ! -e "$told" ] || return 0
-    mkdir -p "${told%/*}" && echo "create_main_cluster = false" >"$told"
 }
 
 # The real Prometheus of the end-to-end tests: its programs only, so that no service starts.
@@ -126,7 +148,7 @@ case $profile in
     *) what=".[$profile]" ;;
 esac
 say "installing $what into $venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-    --root-user-action=ignore --editable "$what"
+quietly "$what in $venv" "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    --no-input --root-user-action=ignore --editable "$what"
 [ "$profile" != dev ] || prometheus_programs
 signature >"$stamp"

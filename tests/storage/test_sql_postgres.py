@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
+import psycopg
 import pytest
 
 from apex_creds.storage.sql import SqlStorage
@@ -29,6 +31,36 @@ class _OnPostgres:
 class TestPostgres(_OnPostgres, SharedStorageContract):
     async def open_storage(self, where: Path) -> SqlStorage:
         return SqlStorage(self.url(where))
+
+
+@pytest.mark.parametrize("what", ["leader", "claim"])
+async def test_a_lock_is_free_when_its_block_ends_not_when_the_server_sees_the_line_closed(
+    server: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The line is closed last here, as for a server that is busy."""
+    closing = psycopg.AsyncConnection.close
+    late: list[psycopg.AsyncConnection] = []
+
+    async def close(connection: psycopg.AsyncConnection) -> None:
+        late.append(connection)
+
+    storage = SqlStorage(_OnPostgres.url(SimpleNamespace(server=server), tmp_path))
+    await storage.prepare()
+    monkeypatch.setattr(psycopg.AsyncConnection, "close", close)
+    try:
+        for _ in range(3):
+            if what == "leader":
+                async with storage.leader("work") as lead:
+                    assert lead
+            else:
+                async with storage.claim(["one", "two"], limit=2) as ours:
+                    assert sorted(ours) == ["one", "two"]
+        assert len(late) >= 3
+    finally:
+        monkeypatch.undo()
+        for connection in late:
+            await closing(connection)
+        await storage.close()
 
 
 class TestPostgresWithHashedNames(_OnPostgres, SharedStorageContract):

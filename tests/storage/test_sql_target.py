@@ -13,7 +13,7 @@ from apex_creds.errors import (
     UnsafePermissionsError,
 )
 from apex_creds.storage.sql import SqlStorage
-from apex_creds.storage.sqldb.target import parse_target
+from apex_creds.storage.sqldb.target import is_storage_url, parse_target
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,12 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(url: str) -> None:
         "postgresql://host/db?keyring=service",
         "postgresql://host/db?space=UPPER",
         "postgresql://[::1/db",
+        "postgresql://h1,[::1],h2]/db",
+        "postgresql://h1,x[::1]/db",
+        "postgresql://host:123456/db",
+        "postgresql:\n//host/db",
+        "postgresql://host/db\n",
+        "sqlite:////x#y.db",
         "sqlite://",
         "sqlite:///",
         "sqlite:///:memory:",
@@ -118,6 +124,21 @@ def test_several_hosts_are_tried_for_one_that_can_be_written() -> None:
     assert said["port"] == "5433,5432,5432,6000"
     assert said["target_session_attrs"] == "read-write"
     assert (said["user"], said["dbname"]) == ("app", "vault")
+
+
+def test_brackets_among_several_hosts_are_read_by_every_python() -> None:
+    """``urlsplit`` of 3.11.2 refuses them, and that of 3.13 after other hosts."""
+    said = parse_target("postgresql://[fe80::1%25eth0]:1,h2,[::1]:3/vault").connect
+    assert (said["host"], said["port"]) == ("fe80::1%eth0,h2,::1", "1,5432,3")
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql:///x", "postgresql:///x?service=a", "sqlite:////x"]
+)
+def test_what_is_told_is_a_url_that_means_the_same(url: str) -> None:
+    said = parse_target(url)
+    assert is_storage_url(said.text)
+    assert parse_target(said.text) == said
 
 
 def test_a_url_is_told_without_its_space() -> None:

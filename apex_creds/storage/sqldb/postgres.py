@@ -16,6 +16,7 @@ import secrets
 import socket
 from typing import TYPE_CHECKING, Final
 
+import anyio
 import psycopg
 from psycopg.errors import DivisionByZero, UndefinedTable, UniqueViolation
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -32,7 +33,8 @@ from apex_creds.storage.sqldb.rows import Change, Row, Seen
 from apex_creds.storage.sqldb.schema import VERSION_TABLE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from typing import LiteralString
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS: Final = 1.0
 """After that a server that does not answer a look counts as out of reach."""
 _POOL_SECONDS: Final = 5.0
+_LET_GO_SECONDS: Final = 5.0
 _XID: Final = "CAST(CAST(pg_current_xact_id() AS text) AS bigint)"
 
 # The key store in any case: no number that a row claims keeps a revocation from being seen.
@@ -306,7 +309,7 @@ class PostgresRows(Common):
         key = int.from_bytes(
             hashlib.blake2b(f"{space}.{what}".encode(), digest_size=8).digest(), signed=True
         )
-        async with self._own_connection() as connection:
+        async with self._own_connection("SELECT pg_advisory_unlock_all()") as connection:
             with told():
                 cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (key,))
                 row = await cursor.fetchone()
@@ -326,7 +329,7 @@ class PostgresRows(Common):
     ) -> AsyncIterator[list[str]]:
         """See ``Rows``; by row locks, on a connection of its own."""
         values = {"space": space, "names": list(names), "limit": limit}
-        async with self._own_connection() as connection:
+        async with self._own_connection("ROLLBACK") as connection:
             with told():
                 await connection.execute(_ADD_CLAIMS, values)
                 await connection.execute("BEGIN")
@@ -335,14 +338,23 @@ class PostgresRows(Common):
             yield ours
 
     @contextlib.asynccontextmanager
-    async def _own_connection(self) -> AsyncIterator[psycopg.AsyncConnection]:
+    async def _own_connection(
+        self, let_go: LiteralString
+    ) -> AsyncIterator[psycopg.AsyncConnection]:
+        """For locks, which ``let_go`` gives up: a server sees later that a line is closed."""
         with told(sent=False):
             connection = await self.server.connect()
         try:
             yield connection
         finally:
+            with (
+                anyio.CancelScope(shield=True),
+                contextlib.suppress(*DATABASE_ERRORS),
+                _answering(connection, _LET_GO_SECONDS),
+            ):
+                await connection.execute(let_go)
             with contextlib.suppress(*DATABASE_ERRORS):
-                await connection.close()  # and with it every lock
+                await connection.close()
 
     async def close(self) -> None:
         """See ``Rows``."""
@@ -381,14 +393,21 @@ def _all_values(space: str, changes: Sequence[Change]) -> Mapping[str, object]:
 async def _in_time(
     connection: psycopg.AsyncConnection, statement: str, values: Sequence[object]
 ) -> list[tuple[object, ...]]:
-    """The rows of a statement; the line is cut where the server does not answer in time.
+    """The rows of a statement, if the server answers in time."""
+    with _answering(connection, LOOK_SECONDS):
+        cursor = await connection.execute(statement, values, prepare=True, binary=True)
+        return await cursor.fetchall()
+
+
+@contextlib.contextmanager
+def _answering(connection: psycopg.AsyncConnection, seconds: float) -> Iterator[None]:
+    """Cuts the line where the server does not answer in time.
 
     Not by cancelling: that would ask the server, and wait for it.
     """
-    timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, _cut, connection)
+    timer = asyncio.get_running_loop().call_later(seconds, _cut, connection)
     try:
-        cursor = await connection.execute(statement, values, prepare=True, binary=True)
-        return await cursor.fetchall()
+        yield
     finally:
         timer.cancel()
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode
 
 from apex_creds.errors import InvalidInputError
 from apex_creds.storage.oserrors import translated
@@ -21,7 +21,6 @@ from apex_creds.storage.safe_open import check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from urllib.parse import SplitResult
 
 Dialect = Literal["sqlite", "postgresql"]
 
@@ -39,6 +38,13 @@ _OPTIONS: Final = frozenset(
         *("tls", "tls_ca", "tls_cert", "tls_key", "connect_timeout", "statement_timeout"),
     }
 )
+# RFC 3986, appendix B. Not `urlsplit`: with several hosts, some versions of Python refuse
+# the brackets of IPv6.
+_URL: Final = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?://(?P<netloc>[^/?#]*))?"
+    r"(?P<path>[^?#\x00-\x1f]*)(?:\?(?P<query>[^#]*))?"
+)
+_PLACE: Final = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:\[\]]*)(?::(?P<port>[0-9]{1,5}))?")
 _SPACE: Final = re.compile(r"[0-9a-f]{8,64}|new", re.ASCII)
 _ELSEWHERE: Final = ("PGHOST", "PGHOSTADDR", "PGSERVICE")
 _STRONGER: Final = frozenset({"require", "verify-ca", "verify-full"})
@@ -78,7 +84,7 @@ def parse_target(url: str) -> Target:
         UnsafePathError, UnsafePermissionsError: The password file is not only ours.
     """
     try:
-        parts = urlsplit(url)
+        parts = _split(url)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         raise _bad("is malformed") from None
@@ -94,6 +100,14 @@ def parse_target(url: str) -> Target:
 def is_storage_url(text: str) -> bool:
     """Whether a text means a database rather than a directory."""
     return "://" in text
+
+
+def _split(url: str) -> SplitResult:
+    found = _URL.fullmatch(url)
+    if found is None:
+        raise ValueError
+    scheme, netloc, path, query = (part or "" for part in found.groups())
+    return SplitResult(scheme, netloc, path, query, "")
 
 
 def _checked(query: list[tuple[str, str]]) -> dict[str, str]:
@@ -169,13 +183,10 @@ def _where(
 
 
 def _host(place: str) -> tuple[str, str]:
-    place = unquote(place)
-    host, colon, port = place.rpartition(":")
-    if not colon or place.endswith("]"):
-        host, port = place, "5432"
-    if not re.fullmatch(r"[0-9]{1,5}", port):
-        raise _bad("has a port that is no number")
-    return host.strip("[]"), port
+    found = _PLACE.fullmatch(unquote(place))
+    if found is None:
+        raise _bad("has a host or a port that is none")
+    return found["host"].strip("[]"), found["port"] or "5432"
 
 
 def is_local(host: str) -> bool:
@@ -268,7 +279,7 @@ def _number(text: str, name: str, *, most: int = 3_600_000) -> int:
 
 def _without_space(parts: SplitResult, query: list[tuple[str, str]]) -> str:
     rest = urlencode([pair for pair in query if pair[0] != "space"], safe="/:@,")
-    return parts._replace(scheme="postgresql+psycopg", query=rest, fragment="").geturl()
+    return f"postgresql+psycopg://{parts.netloc}{parts.path}{'?' if rest else ''}{rest}"
 
 
 def _bad(what: str) -> InvalidInputError:
