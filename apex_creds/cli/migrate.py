@@ -31,9 +31,10 @@ from apex_creds.migration import (
     switch,
 )
 from apex_creds.migration.copying import Progress
+from apex_creds.migration.finishing import withheld
 from apex_creds.migration.masters import VARIABLE
 from apex_creds.migration.report import EntryReport, Fate
-from apex_creds.migration.state import OPEN
+from apex_creds.migration.state import OPEN, MigrationState, SourceState
 from apex_creds.storage.select import has_vault
 from apex_creds.vault import Vault
 
@@ -83,7 +84,9 @@ def migrate_command(
     accept_partial: Annotated[
         bool,
         typer.Option(
-            "--accept-partial", help="Rename it although some entries are only there."
+            "--accept-partial",
+            help="Rename it although some entries are only there. What could not be read is "
+            "never erased.",
         ),
     ] = False,
     erase_after: Annotated[
@@ -181,23 +184,34 @@ def _act(chosen: Settings, action: Action, *, json: bool) -> None:
         output.say(f"Migrating by itself is {action.value}.", style="green")
         return
 
-    async def work(vault: Vault) -> tuple[list[Erased], list[str]]:
-        erased = await finish(vault)
-        state = await migration_document(vault.store).read()
-        return erased, [found.path for found in state.sources if found.phase in OPEN]
+    async def work(vault: Vault) -> tuple[list[Erased], MigrationState]:
+        return await finish(vault), await migration_document(vault.store).read()
 
-    erased, left = session.with_vault(chosen, work, look=False)
-    _show_finish(erased, left, json=json)
-    if left:
+    erased, state = session.with_vault(chosen, work, look=False)
+    left = [found.path for found in state.sources if found.phase in OPEN]
+    kept = withheld(state)
+    _show_finish(erased, left, kept, json=json)
+    if left or kept:
         raise typer.Exit(1)
 
 
-def _show_finish(erased: Sequence[Erased], left: Sequence[str], *, json: bool) -> None:
+def _show_finish(
+    erased: Sequence[Erased],
+    left: Sequence[str],
+    kept: Sequence[SourceState],
+    *,
+    json: bool,
+) -> None:
     if json:
         gone: list[output.Json] = [{"path": e.path, "shredded": e.shredded} for e in erased]
-        output.json_out({"erased": gone, "left": list(left)})
+        held: list[output.Json] = [item.backup for source in kept for item in source.backups]
+        output.json_out({"erased": gone, "left": list(left), "kept": held})
         return
-    if not erased:
+    for source in kept:
+        output.note(_why_kept(source), style="red")
+        for backup in source.backups:
+            output.say(f"  kept {backup.backup}")
+    if not erased and not kept:
         output.say("There is nothing to erase.")
     for item in erased:
         if item.shredded == "no":
@@ -207,8 +221,21 @@ def _show_finish(erased: Sequence[Erased], left: Sequence[str], *, json: bool) -
         output.say(f"Erased {item.path} ({how}).", style="green")
     for path in left:
         output.note(f"{path} still has entries that are only there: apex-creds migrate")
-    if erased and not left:
+    if erased and not left and not kept:
         output.say(f"The old master key ({VARIABLE}, or its keyring entry) opens nothing now.")
+
+
+def _why_kept(source: SourceState) -> str:
+    if source.unread:
+        return (
+            f"{source.path} has entries ({source.unread}) that could not be read: nothing of "
+            "it was erased. Look at its files with the old program; then remove them yourself."
+        )
+    return (
+        f"{source.path} was read by an older version, which overlooked some layouts: nothing "
+        "of it was erased. Take the .bak from the names of its files, and run: "
+        "apex-creds migrate"
+    )
 
 
 def _show(report: Report, *, json: bool) -> None:
@@ -240,7 +267,7 @@ def _show_source(source: SourceReport, *, dry_run: bool) -> None:
         output.note(note)
     if dry_run:
         return
-    if source.missing:
+    if source.missing and not source.backups:
         output.note(_advice(source))
     for backup in source.backups:
         output.say(f"  renamed to {backup}")
@@ -255,9 +282,11 @@ def _line(entry: EntryReport) -> str:
 
 
 def _advice(source: SourceReport) -> str:
-    ways = ["--accept-partial gives them up"]
+    ways = ["--accept-partial renames it all the same"]
     if source.counts[Fate.CONFLICT]:
         ways.insert(0, "--on-conflict keep or replace decides on conflicts")
+    if source.unread:
+        ways.append("what could not be read is never erased")
     return f"{source.missing} are only in the source, which stays: {'; '.join(ways)}."
 
 

@@ -15,12 +15,12 @@ from typing import Final
 
 import anyio.to_thread
 
-from apex_creds.errors import UnsafePathError, UnsupportedFormatError, VaultExistsError
+from apex_creds.errors import UnsafePathError, VaultExistsError
 from apex_creds.migration.detect import is_ours
 from apex_creds.migration.files import move, read_file, read_head, sync_directory
 from apex_creds.migration.masters import find_masters
-from apex_creds.migration.secretbox import SECTION_FILES, open_keystore
-from apex_creds.migration.sources import CONFIG_FILE, KEYSTORE_FILE, LEGACY
+from apex_creds.migration.secretbox import KEYSTORE_FILE, open_keystore
+from apex_creds.migration.sources import CONFIG_FILE, LEGACY, section_paths
 from apex_creds.storage.layout import AUDIT, CREDENTIALS, SECURITY
 from apex_creds.storage.lock import WriteLock
 from apex_creds.storage.oserrors import translated
@@ -83,14 +83,10 @@ def _set_aside(home: Path, keys: tuple[bytes, ...]) -> bool:
 def _refuse_ours(home: Path) -> None:
     """A vault whose key store was replaced by an old one is not to be taken apart."""
     remains = list((home / SECURITY / AUDIT).glob("*.jsonl"))
-    for path in (home / CREDENTIALS).glob("*.enc"):
+    for path in section_paths(home / CREDENTIALS):
         data = read_file(path).data
         if data and is_ours(data):
             remains.append(path)
-        elif path.name not in SECTION_FILES:
-            raise UnsupportedFormatError(
-                f"{path} is of no format that is known.", hint="Look what it is; move it away."
-            )
     if remains:
         raise VaultExistsError(
             f"The key store is an old program's, but {remains[0]} is of a vault.",
@@ -105,7 +101,7 @@ def _move_all(home: Path) -> None:
         sync_directory(home)
     if folder.is_symlink() or not folder.is_dir():
         raise UnsafePathError(f"{folder} is not a directory.", hint="Move it away.")
-    for name in SECTION_FILES:
-        move(home / CREDENTIALS / name, folder / name)
+    for path in section_paths(home / CREDENTIALS):
+        move(path, folder / path.name)
     move(home / SECURITY / CONFIG_FILE, folder / CONFIG_FILE)
     move(home / SECURITY / KEYSTORE_FILE, folder / KEYSTORE_FILE)

@@ -1,7 +1,8 @@
 """Reads .env files, in python-dotenv's grammar.
 
-Guarantee: pure. Every name is told once, the last value counts. Nothing is taken from the
-environment: a value that refers to another variable is told, and left where it is.
+Guarantee: pure. Every name is told once, with its last value; that there was another one is
+told, too. Nothing is taken from the environment: a value that refers to another variable is
+told, and left where it is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ def read_dotenv(data: bytes) -> Reading:
             line = f"(line {binding.original.line})"
             entries[line] = _skipped(line, "is not understood")
         elif binding.key is not None:
-            entries[binding.key] = _entry(binding.key, binding.value)
+            made = _entry(binding.key, binding.value)
+            earlier = entries.pop(binding.key, made)
+            if earlier.secret is not None and not _same(earlier, made):
+                line = f"(before line {binding.original.line})"
+                entries[line] = _skipped(line, f"{binding.key} had another value")
+            entries[binding.key] = made
     return Reading(entries=tuple(entries.values()))
 
 
@@ -39,6 +45,14 @@ def _entry(name: str, value: str | None) -> Entry:
     if value and _REFERENCE.search(value):
         return _skipped(name, "refers to another variable: set it yourself")
     return api_key_entry(name, value)
+
+
+def _same(one: Entry, two: Entry) -> bool:
+    return (
+        one.secret is not None
+        and two.secret is not None
+        and (one.secret.parts == two.secret.parts)
+    )
 
 
 def _skipped(name: str, detail: str) -> Entry:

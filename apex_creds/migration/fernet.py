@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 from apex_creds.crypto.decrepit import fernet_decrypt
 from apex_creds.errors import CorruptDocumentError, DecryptionError
-from apex_creds.migration.entries import Entry, Reading, api_key_entry, token_entry
-
-_MAKERS: dict[str, Callable[[str, object], Entry]] = {
-    "api_keys": api_key_entry,
-    "oauth_tokens": token_entry,
-}
+from apex_creds.migration.entries import Reading
+from apex_creds.migration.layouts import read_parts, told_apart
 
 
 def read_fernet(data: bytes, keys: Iterable[bytes]) -> Reading:
@@ -34,10 +30,12 @@ def read_fernet(data: bytes, keys: Iterable[bytes]) -> Reading:
     token = data.strip()
     if not token:
         return Reading()
-    plaintext = _opened(token, keys)
+    plaintext = open_token(token, keys)
     if not plaintext.strip():
         return Reading()
-    return Reading(entries=tuple(_entries(load_object(plaintext, what="The Fernet file"))))
+    return Reading(
+        entries=tuple(told_apart(read_parts(load_object(plaintext, what="The Fernet file"))))
+    )
 
 
 def load_object(plaintext: bytes, *, what: str) -> dict[str, object]:
@@ -58,19 +56,12 @@ def load_object(plaintext: bytes, *, what: str) -> dict[str, object]:
     )
 
 
-def _entries(document: dict[str, object]) -> Iterator[Entry]:
-    for part, make in _MAKERS.items():
-        values = document.get(part)
-        if values is None:
-            continue
-        if not isinstance(values, dict):
-            yield make(f"({part})", [values])  # told as invalid
-            continue
-        for service, value in values.items():
-            yield make(service, value)
+def open_token(token: bytes, keys: Iterable[bytes]) -> bytes:
+    """What is in a Fernet token.
 
-
-def _opened(token: bytes, keys: Iterable[bytes]) -> bytes:
+    Raises:
+        DecryptionError: No key opens it.
+    """
     for key in keys:
         try:
             return fernet_decrypt(base64.urlsafe_b64encode(key), token)

@@ -73,7 +73,7 @@ async def rename(vault: Vault, state: SourceState) -> SourceState:
 
 
 async def finish(vault: Vault, *, wait: float = 10.0) -> list[Erased]:
-    """Erases the ``.bak`` files.
+    """Erases the ``.bak`` files, but for those in which something could not be read.
 
     Args:
         vault: The vault that has what was in them.
@@ -104,7 +104,7 @@ async def erase_backups(vault: Vault, *, due_only: bool = False) -> list[Erased]
     erased: list[Erased] = []
     for source in state.sources:
         if source.phase is Phase.ERASING or (
-            source.phase is Phase.BACKED_UP and (not due_only or is_due(source, vault))
+            source.erasable and (not due_only or is_due(source, vault))
         ):
             erased += await _erase(vault, source)
     return erased
@@ -113,6 +113,11 @@ async def erase_backups(vault: Vault, *, due_only: bool = False) -> list[Erased]
 def is_due(source: SourceState, vault: Vault) -> bool:
     """Whether the time has come at which a source is erased."""
     return source.erase_at is not None and source.erase_at <= vault.clock.time()
+
+
+def withheld(state: MigrationState) -> Sequence[SourceState]:
+    """The sources whose backups are not erased, since they hold what nobody has read."""
+    return [s for s in state.sources if s.phase is Phase.BACKED_UP and not s.erasable]
 
 
 def settled(state: MigrationState) -> Sequence[SourceState]:

@@ -21,6 +21,7 @@ from apex_creds.migration.report import Report, SourceReport
 from apex_creds.migration.run import Options, migrate
 from apex_creds.migration.state import (
     DOCUMENT,
+    READER,
     MigrationState,
     Phase,
     SourceState,
@@ -128,7 +129,7 @@ async def _migrate(
 def _settled(path: str, state: MigrationState) -> bool:
     """Whether this very content was dealt with: what is left is for the operator."""
     known: SourceState | None = state.source(path)
-    if known is None or known.phase not in _SETTLED:
+    if known is None or known.phase not in _SETTLED or known.reader < READER:
         return False
     try:
         return sources.find(path).digest == known.digest

@@ -41,6 +41,8 @@ class Fate(StrEnum):
 
 MISSING: Final = frozenset({Fate.CONFLICT, Fate.UNREADABLE, Fate.INVALID, Fate.SKIPPED})
 """The fates of entries that only the source has."""
+UNREAD: Final = MISSING - {Fate.CONFLICT}
+"""Those of which nobody knows what they are: what has them is never erased."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,11 @@ class SourceReport:
     def missing(self) -> int:
         """How many entries only the source has."""
         return sum(entry.fate in MISSING for entry in self.entries)
+
+    @property
+    def unread(self) -> int:
+        """How many entries nobody could read."""
+        return sum(entry.fate in UNREAD for entry in self.entries)
 
     @property
     def complete(self) -> bool:

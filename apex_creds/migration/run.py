@@ -26,10 +26,18 @@ from apex_creds.migration.files import present
 from apex_creds.migration.lock import exclusive
 from apex_creds.migration.masters import VARIABLE, LegacyMasters, find_masters
 from apex_creds.migration.other_vault import read_vault
-from apex_creds.migration.report import MISSING, EntryReport, Fate, Report, SourceReport
+from apex_creds.migration.report import (
+    MISSING,
+    UNREAD,
+    EntryReport,
+    Fate,
+    Report,
+    SourceReport,
+)
 from apex_creds.migration.sources import Source
 from apex_creds.migration.state import (
     OPEN,
+    READER,
     MigrationState,
     Phase,
     SourceState,
@@ -50,7 +58,8 @@ class Options:
     Attributes:
         on_conflict: What to do where the vault has another value.
         keep_source: Leave the source as it is when all is in the vault.
-        accept_partial: Rename it although some entries are only there.
+        accept_partial: Rename it although some entries are only there. It is erased only if
+            all of them were read.
         erase_after: Seconds after which the ``.bak`` files may be erased; None: never.
         dry_run: Report what would be done; change nothing.
         progress: Told after each batch.
@@ -239,7 +248,14 @@ class _SourceRun:
         assert self._state is not None
         await self._take_config(entries)
         missing = sum(entry.fate in MISSING for entry in entries)
-        state = replace(self._state, missing=missing, digest=self._source.digest)
+        unread = sum(entry.fate in UNREAD for entry in entries)
+        state = replace(
+            self._state,
+            missing=missing,
+            unread=unread,
+            reader=READER,
+            digest=self._source.digest,
+        )
         if missing and not self._options.accept_partial:
             return await finishing.record(self._vault, replace(state, phase=Phase.PARTIAL))
         if self._options.keep_source or not self._source.files:

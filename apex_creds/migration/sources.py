@@ -26,14 +26,13 @@ from apex_creds.migration.dotenv import read_dotenv
 from apex_creds.migration.entries import Format, Reading, api_key_entry
 from apex_creds.migration.fernet import read_fernet
 from apex_creds.migration.files import SourceFile, present, read_file
-from apex_creds.migration.secretbox import SECTION_FILES, BoxFiles, read_secretbox
+from apex_creds.migration.secretbox import KEYSTORE_FILE, BoxFiles, read_secretbox
 from apex_creds.storage.layout import CREDENTIALS, SECURITY
 
 FERNET_NAME: Final = ".apex_agent_api_keys.enc"
 """Beside the vault's directory, as ``~/.apex_agent`` and the old file are."""
 LEGACY: Final = "legacy"
 """In the vault's directory: where ``set_aside`` puts files of the SecretBox format."""
-KEYSTORE_FILE: Final = "keystore.enc"
 CONFIG_FILE: Final = "config.json"
 KEYRING_SCHEME: Final = "keyring:"
 
@@ -171,23 +170,23 @@ def _around(keystore: SourceFile, found: Format) -> Source:
     places = [folder]
     if folder.name == SECURITY:
         places.append(folder.parent / CREDENTIALS)
-    files = [keystore, *_companions(places)]
-    return Source(format=Format.SECRETBOX, path=str(keystore.path), files=tuple(files))
+    sections: dict[str, Path] = {}
+    for place in places:
+        for path in section_paths(place):
+            sections.setdefault(path.name, path)
+    paths = [*sections.values(), *filter(present, [folder / CONFIG_FILE])]
+    files = (keystore, *map(read_file, paths))
+    return Source(format=Format.SECRETBOX, path=str(keystore.path), files=files)
+
+
+def section_paths(folder: Path) -> list[Path]:
+    """The files of credentials in a folder, those of sections that are not known included."""
+    return sorted(path for path in folder.glob("*.enc") if path.name != KEYSTORE_FILE)
 
 
 def _with_credentials(source: Source, credentials: Path) -> Source:
     if source.format is not Format.SECRETBOX:
         return source
-    kept = [file for file in source.files if file.path.name not in SECTION_FILES]
-    files = (*kept, *_companions([credentials], names=SECTION_FILES))
+    kept = [f for f in source.files if f.path.name in (KEYSTORE_FILE, CONFIG_FILE)]
+    files = (*kept, *map(read_file, section_paths(credentials)))
     return Source(format=source.format, path=source.path, files=files)
-
-
-def _companions(
-    places: Iterable[Path], *, names: Iterable[str] = (*SECTION_FILES, CONFIG_FILE)
-) -> Iterable[SourceFile]:
-    for name in names:
-        for place in places:
-            if present(place / name):
-                yield read_file(place / name)
-                break

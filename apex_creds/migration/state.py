@@ -16,6 +16,8 @@ from apex_creds.vault.state import StateDocument
 from apex_creds.vault.store import DocumentStore
 
 DOCUMENT: Final = "migration"
+READER: Final = 1
+"""Raised when the readers understand what they overlooked before."""
 
 
 class Phase(StrEnum):
@@ -75,6 +77,8 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         backups: Of the files, once all is copied.
         erase_at: Unix seconds; None: not before ``migrate finish``.
         granted: Whether its permissions have become grants.
+        unread: How many of its entries nobody could read. Its files are never erased then.
+        reader: Which readers read it; 0: those of a version that overlooked some layouts.
     """
 
     format: Format
@@ -89,6 +93,13 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     backups: tuple[Backup, ...] = ()
     erase_at: float | None = None
     granted: bool = False
+    unread: int = 0
+    reader: int = 0
+
+    @property
+    def erasable(self) -> bool:
+        """Whether all that its backups hold was read, and by readers that overlook nothing."""
+        return self.phase is Phase.BACKED_UP and not self.unread and self.reader >= READER
 
 
 class MigrationState(

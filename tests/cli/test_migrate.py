@@ -117,3 +117,17 @@ def test_nothing_that_is_printed_holds_a_secret(cli: Program) -> None:
         assert canary.encode() not in file.read_bytes()
         assert old.ENV[old.VARIABLE].encode() not in file.read_bytes()
     assert json.loads(cli("migrate", "--json").out)["complete"] is False
+
+
+@pytest.mark.usefixtures("key")
+def test_finish_keeps_what_could_not_be_read(cli: Program) -> None:
+    path = old.fernet_file(cli.home.parent, {"api_keys": {"a": "1", "b": ["sk-unread"]}})
+    assert "never erased" in cli("migrate").err
+    assert cli("migrate", "--accept-partial").code == 1
+    for _ in range(2):
+        done = cli("migrate", "finish")
+        assert done.code == 1
+        assert "(1) that could not be read" in done.err
+        assert f"kept {path}.bak" in done.out
+    assert cli("migrate", "finish", "--json").json()["kept"] == [f"{path}.bak"]
+    assert Path(f"{path}.bak").exists()

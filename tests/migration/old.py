@@ -1,4 +1,9 @@
-"""Files as the old programs wrote them, from the descriptions in the issue."""
+"""Files as the old programs wrote them.
+
+``box_files`` alone: the first build, flat. ``wrapped``: the build that its tests are for.
+``listed``: the present source. Their key stores, configurations, field names and the order in
+which they look are those of ApexAgent's ``core/enhanced_api_key_manager``, all three builds.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +71,24 @@ def box(key: bytes, content: object) -> bytes:
     return bytes(SecretBox(key).encrypt(data))
 
 
+def wrapped(content: object, kind: str = "api_keys", **more: object) -> dict[str, object]:
+    """The second build's: around everything, at each save."""
+    about = {"encrypted_at": 1_700_000_000.5, "dek_id": "dek_api_v1", "credential_type": kind}
+    return {"credentials": content, "metadata": {**about, **more}}
+
+
+PROXY = {
+    "id": "apexagent_proxy_key",
+    "provider_type": "apexagent",
+    "created_at": 1_700_000_000.5,
+    "last_used": None,
+    "metadata": {"name": "ApexAgent Proxy Service", "description": "Proxy service"},
+}
+"""What the present source adds to every file that it opens in its default mode."""
+
+
 def listed(key: bytes, items: list[dict[str, object]]) -> dict[str, object]:
-    """The second form: each item's ``key`` is encrypted by itself."""
+    """The present source's: each item's ``key`` is encrypted by itself."""
     made = []
     for number, item in enumerate(items):
         value = item.get("key")

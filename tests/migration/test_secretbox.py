@@ -97,7 +97,7 @@ async def test_the_list_form(home: Path, master: str) -> None:
     async with vault:
         assert report.complete, report
         assert await old.secrets(vault) == {
-            "openai/id-0": "sk-1", "openai/id-1": "sk-2", "single": "s-1", "g": "at-1",
+            "openai": "sk-1", "openai/id-1": "sk-2", "single": "s-1", "g": "at-1",
             "p": "x",
         }  # fmt: skip
         assert (await vault.get("openai/id-1")).service == "openai"
