@@ -20,6 +20,7 @@ __all__ = [
     "CredentialExistsError",
     "CredentialNotFoundError",
     "DecryptionError",
+    "EventLoopError",
     "ForeignDocumentError",
     "GrantVoidError",
     "HandleExhaustedError",
@@ -289,6 +290,10 @@ class CredentialExistsError(ApexCredsError):
     """The name is taken by a credential of another kind."""
 
     exit_code = 8
+
+
+class EventLoopError(ApexCredsError):
+    """It needs an asyncio event loop, or the one it was begun in, which is gone."""
 
 
 class NotInstalledError(ApexCredsError):

@@ -216,7 +216,7 @@ class SharedStore(DocumentStore):
         Where ``only`` names the credentials that may change, ``change`` is given those
         that share documents with them, and returns those.
         """
-        async with self._writing:
+        async with self._writing.held():
             for _ in range(ATTEMPTS):
                 whole = await self._merged(name)
                 keystore = await super().keystore()
@@ -412,7 +412,7 @@ class SharedStore(DocumentStore):
         return await self._keep(whole.name, parts)
 
     async def _recommit(self, name: str, chosen: Collection[str]) -> None:
-        async with self._writing:
+        async with self._writing.held():
             for _ in range(ATTEMPTS):
                 whole = await self._merged(name)
                 keystore = await super().keystore()

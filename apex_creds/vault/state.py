@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import anyio
 import msgspec
 
+from apex_creds.concurrency import Lock
 from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
@@ -53,7 +53,7 @@ class StateDocument(Generic[T]):
         self._empty = empty
         self._type: type[T] = type(empty)
         self._seen: _Version[T] | None = None
-        self._writing = anyio.Lock()
+        self._writing = Lock()
 
     def now(self) -> T | None:
         """The value if what is in memory is current, without waiting; else None."""
@@ -81,7 +81,7 @@ class StateDocument(Generic[T]):
         Raises:
             ConflictError: Other writers were first, a hundred times.
         """
-        async with self._writing:
+        async with self._writing.held():
             for _ in range(ATTEMPTS):
                 await self.read()
                 before = self._seen

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
-import anyio
 import anyio.to_thread
 import msgspec
 
+from apex_creds.concurrency import Lock, SingleFlight
 from apex_creds.crypto import kdf
 from apex_creds.errors import (
     ConflictError,
@@ -36,7 +36,6 @@ from apex_creds.model import Clock
 from apex_creds.storage.base import Shredded, Storage, Stored
 from apex_creds.vault.alone import Alone
 from apex_creds.vault.document import Header, Packed, RootHeader, mac_of, parse
-from apex_creds.vault.flight import SingleFlight
 from apex_creds.vault.holding import KeyHolding
 from apex_creds.vault.keystore import (
     Keystore,
@@ -92,10 +91,10 @@ class DocumentStore(KeyHolding, Alone):
         self.storage = storage
         self.clock = clock
         self.masters = masters
-        self._keystores: SingleFlight[Keystore] = SingleFlight("key stores")
-        self._flights: SingleFlight[Section] = SingleFlight("sections")
+        self._keystores: SingleFlight[str, Keystore] = SingleFlight()
+        self._flights: SingleFlight[str, Section] = SingleFlight()
         self._sections: dict[str, Section] = {}
-        self._writing = anyio.Lock()
+        self._writing = Lock()
         self.seen = Seen()
 
     # -- reading -----------------------------------------------------------------
@@ -122,7 +121,7 @@ class DocumentStore(KeyHolding, Alone):
         Raises:
             IntegrityError: What is stored is not what this vault wrote.
         """
-        return await self._keystores.get(
+        return await self._keystores.fresh(
             KEYSTORE, now=self.keystore_now, load=self._reload_keystore
         )
 
@@ -142,7 +141,7 @@ class DocumentStore(KeyHolding, Alone):
         Raises:
             IntegrityError: What is stored is not what this vault wrote.
         """
-        return await self._flights.get(
+        return await self._flights.fresh(
             name, now=lambda: self.section_now(name), load=lambda: self._load_section(name)
         )
 
@@ -224,7 +223,7 @@ class DocumentStore(KeyHolding, Alone):
         Raises:
             ConflictError: Other writers were first, a hundred times.
         """
-        async with self._writing:
+        async with self._writing.held():
             for _ in range(ATTEMPTS):
                 before = await self.keystore()
                 many = max(len(before.body.deks), size)
@@ -260,7 +259,7 @@ class DocumentStore(KeyHolding, Alone):
         Raises:
             ConflictError: Other writers were first, a hundred times.
         """
-        async with self._writing:
+        async with self._writing.held():
             for _ in range(ATTEMPTS):
                 before = await self.section(name)
                 keystore = await self.keystore()
