@@ -1,4 +1,4 @@
-"""Plain values that every layer shares: credentials, their kinds, names, clocks.
+"""Plain values that every layer shares: credentials, their kinds, names.
 
 Guarantee: immutable, validated on construction, and no value here holds a secret
 except the ``Secret`` inputs, which mask themselves wherever they are shown.
@@ -10,14 +10,15 @@ import math
 import os
 import re
 import threading
-import time as _time
 import unicodedata
 from enum import StrEnum
 from ipaddress import IPv6Address
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn
 
 import msgspec
 
+from apex_creds.clocks import Clock as Clock  # noqa: PLC0414 - known under this name, too
+from apex_creds.clocks import SystemClock as SystemClock  # noqa: PLC0414
 from apex_creds.errors import (
     InvalidInputError,
     InvalidNameError,
@@ -34,30 +35,6 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _HEADER_TOKEN: Final = frozenset(
     "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )
-
-
-class Clock(Protocol):
-    """Where time comes from; tests pass a fake one."""
-
-    def time(self) -> float:
-        """Seconds since the Unix epoch, UTC."""
-
-    def monotonic(self) -> float:
-        """Seconds on a clock that never goes back; deadlines use this one."""
-
-
-class SystemClock:
-    """The machine's clocks."""
-
-    @staticmethod
-    def time() -> float:
-        """See ``Clock``."""
-        return _time.time()
-
-    @staticmethod
-    def monotonic() -> float:
-        """See ``Clock``."""
-        return _time.monotonic()
 
 
 class _Ids:

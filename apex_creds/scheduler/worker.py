@@ -1,9 +1,10 @@
 """The background worker: looks regularly what is due, and does it.
 
 Guarantee: nothing is due because a job was scheduled, and nothing is missed because one
-was not: each job looks at what is stored. Jobs carry the worker's id and their own name,
-nothing else. Of several workers on a vault one rotates; when it dies, another goes on
-within half a minute. A job that fails is reported in ``health`` and comes again.
+was not: each job looks at what is stored. Jobs are paced by a clock that never jumps; the
+wall clock only says which keys are old. Of several workers on a vault one rotates at a
+time; when it dies, another goes on at its next look. A job that fails, or does not end, is
+reported in ``health``; one that fails comes again.
 """
 
 from __future__ import annotations
@@ -11,23 +12,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
-from weakref import WeakValueDictionary
 
 import anyio
 import anyio.to_thread
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.text import shown_label
+from apex_creds.clocks import boot_id, boot_time
 from apex_creds.errors import (
     ApexCredsError,
     AuditTamperedError,
@@ -39,6 +39,7 @@ from apex_creds.scheduler import systemd
 from apex_creds.scheduler.bus import EventBus
 from apex_creds.scheduler.engine import Engine, Mover, Outcome
 from apex_creds.scheduler.events import AuditTampered, Event, Reaction, kind_of
+from apex_creds.scheduler.pacing import Turns
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.reactor import Notify, VaultReactor
 from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
@@ -52,11 +53,10 @@ from apex_creds.vault.reseal import SECTION_NAMES
 Hook = Callable[[], object | Awaitable[object]]
 
 _log: Final = logging.getLogger(__name__)
-_jobs_log: Final = logging.getLogger(f"{__name__}.jobs")
-_jobs_log.setLevel(logging.ERROR)  # that a job is still at it when its next turn comes is usual
 _ALONGSIDE: Final = frozenset({"verify", "count", "due"})
 """Jobs that only look, and wait for no other."""
-_workers: Final[WeakValueDictionary[str, RotationWorker]] = WeakValueDictionary()
+_STALLED: Final = 300.0
+"""A job that neither ended nor got on for so many seconds (or five of its turns) is stalled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,16 +139,17 @@ class RotationWorker:
             next_fire=next_fire,
             movers=_movers(vault),
             report=self._report,
-            tell=tell,
+            tell=self._told(tell),
             pace=pace,
         )
         self._document = document
         self._reactor = VaultReactor(vault, notify=notify)
         self.bus = EventBus(vault.store, document, reactor=self._reactor)
-        self._scheduler: AsyncIOScheduler | None = None
+        self._turns: dict[str, Turns] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._busy = anyio.Lock()
-        self._under_way: dict[asyncio.Task[object], str] = {}
-        self._started = vault.clock.time()
+        self._since: dict[str, float] = {}
+        self._moved = boot_time()
         self._known: set[str] = set()
         self._problems: dict[str, str] = {}
         self._last: dict[str, float] = {}
@@ -163,23 +164,13 @@ class RotationWorker:
 
     async def __aenter__(self) -> Self:
         self._vault.heed_lockdown()
-        _workers[self.id] = self
         self.engine.stopped = False
-        scheduler = AsyncIOScheduler(timezone=UTC, logger=_jobs_log)
+        with suppress(ApexCredsError):  # sealed: then every event counts as one of now
+            self._known = {item.id for item in (await self._document.read()).acted}
         for name, seconds in self._jobs().items():
-            scheduler.add_job(
-                _run_job,
-                "interval",
-                seconds=seconds,
-                args=(self.id, name),
-                id=name,
-                coalesce=True,
-                max_instances=1,
-                misfire_grace_time=None,
-                next_run_time=datetime.now(UTC),
-            )
-        scheduler.start()
-        self._scheduler = scheduler
+            turns = Turns(partial(self.job, name), seconds=seconds)
+            self._turns[name] = turns
+            self._tasks[name] = asyncio.create_task(turns.run(), name=f"apex-creds {name}")
         return self
 
     async def __aexit__(
@@ -188,25 +179,20 @@ class RotationWorker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        scheduler, self._scheduler = self._scheduler, None
-        _workers.pop(self.id, None)
         self.engine.stopped = True
         with anyio.CancelScope(shield=True):
-            if scheduler is not None:
-                await self._end(scheduler)
+            await self._end()
             async with self._busy:
                 await self._quietly("release", self.engine.release)
 
-    async def _end(self, scheduler: AsyncIOScheduler) -> None:
-        """What rotates ends at its next commit; the scheduler would break it off anywhere."""
-        scheduler.pause()
-        await asyncio.sleep(0)  # jobs that it has just made begin, and see that it is over
-        rotating = {task for task, name in self._under_way.items() if name not in _ALONGSIDE}
-        if rotating:
-            await asyncio.wait(rotating)
-        scheduler.shutdown(wait=False)
-        if self._under_way:
-            await asyncio.wait(self._under_way)
+    async def _end(self) -> None:
+        """What rotates ends at its next commit, what only looks is broken off."""
+        for turns in self._turns.values():
+            turns.stop()
+        for name in _ALONGSIDE & self._tasks.keys():
+            self._tasks[name].cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._turns, self._tasks, self._since = {}, {}, {}
 
     def _jobs(self) -> dict[str, float]:
         rhythm = self._rhythm
@@ -224,8 +210,8 @@ class RotationWorker:
             Whether it was new; see ``EventBus.accept``.
         """
         accepted = await self.bus.accept(event)
-        if self._scheduler is not None and accepted:
-            self._scheduler.modify_job("events", next_run_time=datetime.now(UTC))
+        if accepted and (turns := self._turns.get("events")):
+            turns.wake()
         return accepted
 
     async def run_once(self) -> Outcome:
@@ -241,48 +227,58 @@ class RotationWorker:
             return await self.engine.run()
 
     def health(self) -> dict[str, object]:
-        """How the worker is: when each job last ended, and what is wrong."""
+        """How the worker is: when each job last ended, and what is wrong.
+
+        ``beat`` is when that was, on the boot-time clock that ``boot`` names: a file of it
+        is as old as that clock says. The other times are for people.
+        """
+        problems = self._problems | self._stalled()
         return {
             "worker": self.id,
             "vault": self._vault.vault_id,
-            "ok": not self._problems,
+            "ok": not problems,
             "rotates": self._rotates,
             "last": {name: round(at, 3) for name, at in self._last.items()},
-            "problems": dict(self._problems),
-            "written": round(time.time(), 3),
+            "problems": problems,
+            "written": round(self._vault.clock.time(), 3),
+            "boot": boot_id(),
+            "beat": round(boot_time(), 3),
         }
+
+    def _stalled(self) -> dict[str, str]:
+        now, found = boot_time(), dict[str, str]()
+        for name, since in self._since.items():
+            idle = now - max(since, self._moved)
+            if idle > max(_STALLED, 5 * self._turns[name].seconds):
+                found[f"{name} stalled"] = f"no progress for {idle:.0f} seconds"
+        return found
 
     # -- jobs --------------------------------------------------------------------
 
-    async def scheduled(self, name: str) -> None:
-        """One job, in a task of the scheduler's."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._under_way[task] = name
-        try:
-            await self.job(name)
-        except asyncio.CancelledError:
-            if self._scheduler is not None:
-                raise
-        finally:
-            del self._under_way[task]
-
     async def job(self, name: str) -> None:
         """One job; what fails is kept for ``health``."""
-        if name == "health":
-            await self._report_health()
-            return
-        if name in _ALONGSIDE:
+        self._since[name] = boot_time()
+        if name == "health" or name in _ALONGSIDE:
             await self._quietly(name, lambda: self._do(name))
-            return
-        async with self._busy:
-            if _workers.get(self.id) is not self:
-                return
-            await self._quietly(name, lambda: self._do(name))
+        else:
+            async with self._busy:
+                if not self.engine.stopped:
+                    await self._quietly(name, lambda: self._do(name))
+        self._since.pop(name, None)
+
+    def _told(self, tell: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+        def told(progress: Progress) -> None:
+            self._moved = boot_time()
+            if tell is not None:
+                tell(progress)
+
+        return told
 
     async def _do(self, name: str) -> None:
         if name == "events":
             await self._events()
+        elif name == "health":
+            await self._report_health()
         elif name in self._hooks:
             await _call(self._hooks[name])
         else:
@@ -314,7 +310,7 @@ class RotationWorker:
         """
         for item in (*state.queue, *state.acted):
             ends = Reaction.REVOKE_LEASES in state.table.get(kind_of(item.event), ())
-            if item.id not in self._known and item.at >= self._started and ends:
+            if item.id not in self._known and ends:
                 self._reactor.end_leases(item.event)
         self._known = {item.id for item in (*state.queue, *state.acted)}
 
@@ -344,6 +340,7 @@ class RotationWorker:
                         return
 
     def _report(self, step: Step) -> None:
+        self._moved = boot_time()
         self._vault.audit.append(
             AuditEvent(
                 time=self._vault.clock.time(),
@@ -357,7 +354,9 @@ class RotationWorker:
 
     async def _report_health(self) -> None:
         report = self.health()
-        status = "; ".join(self._problems.values()) or "all keys are as they should be"
+        wrong = report["problems"]
+        assert isinstance(wrong, dict)
+        status = "; ".join(wrong.values()) or "all keys are as they should be"
         systemd.notify(WATCHDOG="1", STATUS=status[:200])
         if self._health_file is not None:
             try:
@@ -372,15 +371,14 @@ class RotationWorker:
             waits = isinstance(error, LockedDownError)  # again and again, and no fault
             self._problems[name] = f"{type(error).__name__}: {error.message}"
             _log.log(logging.DEBUG if waits else logging.WARNING, "%s: %s", name, error)
+        except Exception as error:  # noqa: BLE001
+            # A hook's, or a fault of this program: the job comes again, the others go on.
+            self._problems[name] = type(error).__name__
+            _log.error("%s failed", name, exc_info=error)
         else:
             self._problems.pop(name, None)
-            self._last[name] = self._vault.clock.time()
-
-
-async def _run_job(worker_id: str, name: str) -> None:
-    worker = _workers.get(worker_id)
-    if worker is not None:
-        await worker.scheduled(name)
+            if name != "health":
+                self._last[name] = self._vault.clock.time()
 
 
 async def _call(hook: Hook | None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from apex_creds.clocks import boot_id, boot_time
 from tests.deploy.files import BIN, DEPLOY, REPOSITORY, healthcheck, run
 
 pytestmark = pytest.mark.e2e
@@ -84,7 +85,7 @@ def test_what_is_copied_is_enough_to_build(tmp_path: Path) -> None:
 
 
 def _health(path: Path, **fields: object) -> str:
-    report = {"written": time.time(), "problems": {}, **fields}
+    report = {"beat": boot_time(), "boot": boot_id(), "problems": {}, **fields}
     path.write_text(json.dumps(report))
     return str(path)
 
@@ -96,8 +97,11 @@ def test_the_health_check(tmp_path: Path) -> None:
     assert judge(_health(path), 60.0) == ""
     assert "verify: Event 2" in judge(_health(path, problems={"verify": "Event 2"}), 60.0)
     assert judge(_health(path, problems={"verify": "Event 2"}), 60.0, alive=True) == ""
-    old = time.time() - 100
-    assert "did not report" in judge(_health(path, written=old), 60.0, alive=True)
+    old = boot_time() - 100
+    assert "report for 100 seconds" in judge(_health(path, beat=old), 60.0, alive=True)
+    assert "was started" in judge(_health(path, boot="another"), 60.0, alive=True)
+    path.write_text(json.dumps({"written": time.time(), "problems": {}}))
+    assert judge(str(path), 60.0) == "", "as an earlier worker wrote it"
     path.write_text("[]")
     assert "can't be read" in judge(str(path), 60.0)
 

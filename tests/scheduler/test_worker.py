@@ -15,11 +15,13 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
+from apex_creds.clocks import boot_id
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.scheduler import systemd
+from apex_creds.scheduler import worker as worker_module
 from apex_creds.scheduler.bridge import SecurityEvent, connect
 from apex_creds.scheduler.engine import LEASE_SECONDS, request_key
 from apex_creds.scheduler.events import (
@@ -258,8 +260,6 @@ async def test_in_the_loop_of_the_runtime(vault: Vault, tmp_path: Path) -> None:
             return health.exists() and {"checkpoint", "sweep"} <= set(called)
 
         await until(reported)
-        jobs = worker._scheduler.get_jobs()
-        assert all(job.args == (worker.id, job.id) for job in jobs)
     assert json.loads(health.read_text())["worker"] == worker.id
     assert health.stat().st_mode & 0o777 == 0o600
     assert (await worker.engine.document.read()).lease is None
@@ -340,6 +340,114 @@ async def test_requests_of_a_service_that_is_not_there(vault: Vault) -> None:
         await declare(
             vault.store, engine.document, level=Level.DEK, service="x", at=vault.clock.now
         )
+
+
+async def test_a_wall_clock_that_jumps_changes_neither_pace_nor_health(
+    vault: Vault, tmp_path: Path
+) -> None:
+    health, turns = tmp_path / "health.json", list[float]()
+    worker = RotationWorker(
+        vault,
+        rhythm=QUICK,
+        sweep=lambda: turns.append(vault.clock.now),
+        health_file=health,
+    )
+    async with worker:
+        for jump in (-7200.0, 365 * 86_400.0, -50 * 365 * 86_400.0, 1e10):
+            vault.clock.now += jump
+            seen = turns.count(vault.clock.now)
+
+            async def went_on(seen: int = seen) -> bool:
+                return turns.count(vault.clock.now) > seen + 1
+
+            await until(went_on)
+        beat = worker.health()["beat"]
+
+        async def written() -> bool:
+            return health.exists() and json.loads(health.read_text())["beat"] > beat
+
+        await until(written)
+        assert worker.health()["boot"] == boot_id()
+        assert worker.health()["ok"]
+
+
+async def test_events_end_leases_whatever_the_clock_said_when_the_worker_began(
+    vault: Vault,
+) -> None:
+    ended = []
+    vault.watch_revocations(lambda *pair: ended.append(pair))
+    async with (
+        await Vault.unseal(vault.home, clock=vault.clock) as other,
+        RotationWorker(vault, rhythm=QUICK),
+    ):
+        vault.clock.now -= 1e6
+        elsewhere = RotationWorker(other)
+        await elsewhere.emit(CompromiseSuspected(service="one"))
+        await elsewhere.run_once()
+
+        async def told() -> bool:
+            return (None, None) in ended
+
+        await until(told)
+
+
+async def test_a_job_that_does_not_get_on_is_in_the_health_report(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on, now = asyncio.Event(), asyncio.Event(), [1000.0]
+
+    async def stuck() -> None:
+        entered.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(worker_module, "boot_time", lambda: now[0])
+    async with RotationWorker(vault, rhythm=QUICK, sweep=stuck) as worker:
+        await entered.wait()
+        assert worker.health()["ok"]
+        now[0] += 301.0
+        report = worker.health()
+        assert not report["ok"]
+        assert "no progress for 301 seconds" in report["problems"]["sweep stalled"]
+        go_on.set()
+
+        async def well() -> bool:
+            return worker.health()["ok"]
+
+        await until(well)
+
+
+async def test_a_job_that_fails_in_any_way_comes_again(
+    vault: Vault, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = []
+
+    def sweep() -> None:
+        tries.append(None)
+        raise ZeroDivisionError
+
+    async with RotationWorker(vault, rhythm=QUICK, sweep=sweep) as worker:
+
+        async def again() -> bool:
+            return len(tries) > 2
+
+        await until(again)
+        assert worker.health()["problems"]["sweep"] == "ZeroDivisionError"
+    assert {record.message for record in caplog.records} == {"sweep failed"}
+
+
+async def test_the_end_of_a_worker_does_not_wait_for_one_who_only_looks(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = RotationWorker(vault, rhythm=QUICK, watching=True)
+    looking = asyncio.Event()
+
+    async def verify() -> None:
+        looking.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(worker._watch, "verify", verify)
+    async with asyncio.timeout(60), worker:
+        await looking.wait()
 
 
 # -- the runtime's own events ----------------------------------------------------------
