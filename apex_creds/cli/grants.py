@@ -85,6 +85,7 @@ def _manifest_in(folder: Path, plugin: str) -> Manifest:
     checksum = verified(folder, metadata)
     if checksum.startswith(UNVERIFIED):
         output.note("Its code is not what its metadata says (checksum).", style="bold red")
+        output.note(f"See what is wrong with: apex-creds checksum {folder}")
     return msgspec.structs.replace(manifest, checksum=checksum)
 
 

@@ -8,9 +8,11 @@ declares nothing is called as if there were no hook. A plugin that the manager r
 its leases and its grants (see ``removal``). ``uninstall`` restores the manager and
 its plugins exactly; if somebody wrapped the hook since, it stays as a call-through.
 
-Builds that differ in what they call things are all covered: an asynchronous manager
-(``invoke_plugin_action``), a synchronous one (``execute_action``), and plugins that have an
-``execute_action(action_name, params, …)`` of their own, with or without ``**kwargs``.
+Builds that differ in what they call things are all covered: the asynchronous
+``PluginManager`` (``invoke_plugin_action``), the synchronous one (``execute_action``), the
+``PluginSystem`` (``execute_plugin_action``), the ``PluginMarketplaceSystem``, which removes
+plugins and invokes none, and plugins that have an ``execute_action(action_name, params, …)``
+of their own, with or without ``**kwargs``.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Final, NamedTuple, Self, cast, final
+from typing import Final, NamedTuple, Self, final
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import InvalidInputError, InvalidManifestError
+from apex_creds.integrations import managers
 from apex_creds.integrations.binding import Bindings
-from apex_creds.integrations.checksum import folder_of, verified
+from apex_creds.integrations.checksum import UNLOCATED, is_stated, verified
 from apex_creds.integrations.meant import NotBoundError, plugin_meant, signature_of
 from apex_creds.integrations.metadata import Manifests, load_metadata
 from apex_creds.integrations.removal import REMOVING, UNLOADING, Removals
@@ -37,15 +40,15 @@ from apex_creds.policy.manifest import Manifest
 
 __all__ = ["Installation", "install", "load_metadata", "uninstall"]
 
-METHODS: Final = ("invoke_plugin_action", "execute_action")
+METHODS: Final = ("invoke_plugin_action", "execute_action", "execute_plugin_action")
 """The methods of a manager that invoke plugins; those that it has are hooked."""
 
 INVALID_MANIFEST: Final = "invalid_manifest"
 """The reason of the denial that a malformed manifest is audited as."""
 
-_PLUGINS: Final = ("plugins", "loaded_plugins", "_plugins", "_loaded_plugins")
-_RECORDS: Final = "plugin_metadata"
 _EXECUTE: Final = "execute_action"
+_DIRECT: Final = frozenset({_EXECUTE, "execute_plugin_action"})
+"""The methods that call the plugin's method themselves, and no dispatcher of the plugin's."""
 _MISSING: Final = object()
 
 _lock = threading.RLock()
@@ -117,10 +120,10 @@ class Installation:
         for name in (*METHODS, *REMOVING, *UNLOADING):
             if callable(getattr(plugin_manager, name, None)):
                 self._hooks[name] = _Hook(self, name)
-        if not set(self._hooks) & set(METHODS):
+        if not set(self._hooks) & {*METHODS, *REMOVING}:
             raise InvalidInputError(
                 f"{type(plugin_manager).__name__} is not a plugin manager that is known.",
-                hint=f"It has none of the methods {', '.join(METHODS)}.",
+                hint=f"It has none of the methods {', '.join((*METHODS, *REMOVING))}.",
             )
         try:
             for hook in self._hooks.values():
@@ -167,13 +170,14 @@ class Installation:
         target = hook.target(args, kwargs) if self.active else None
         if target is None:
             return await _awaited(hook.original(*args, **kwargs))
-        record = await _awaited(_record(self.manager, target.plugin_id, can_wait=True))
+        found = managers.record_of(self.manager, target.plugin_id, can_wait=True)
+        record = await _awaited(found)
         manifest = self._manifest(target, record)
         if not manifest.needs and current_invocation() is None:
             return await _awaited(hook.original(*args, **kwargs))
         if manifest.needs:
             await self._removals.settle(target.plugin_id)
-            await _awaited(_load(self.manager, target.plugin_id))
+            await _awaited(managers.load(self.manager, target.plugin_id))
             manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)
         return await self.middleware.invoke_action(
@@ -187,13 +191,13 @@ class Installation:
         target = hook.target(args, kwargs) if self.active else None
         if target is None:
             return hook.original(*args, **kwargs)
-        record = _at_once(_record(self.manager, target.plugin_id, can_wait=False))
+        record = _at_once(managers.record_of(self.manager, target.plugin_id, can_wait=False))
         manifest = self._manifest(target, record)
         if not manifest.needs and current_invocation() is None:
             return hook.original(*args, **kwargs)
         if manifest.needs:
             self._removals.refuse_unsettled(target.plugin_id)
-            _at_once(_load(self.manager, target.plugin_id))
+            _at_once(managers.load(self.manager, target.plugin_id))
             manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)
         return self.middleware.invoke_sync(
@@ -207,6 +211,8 @@ class Installation:
     ) -> object:
         """What the hook of an asynchronous method that removes or unloads does."""
         plugin = self._meant(hook, args, kwargs) if self.active else None
+        if plugin is not None:
+            self._manifests.forget(plugin)
         if plugin is not None and hook.name in UNLOADING:
             self._removals.unloaded(plugin)
         elif plugin is not None:
@@ -218,6 +224,8 @@ class Installation:
     ) -> object:
         """What the hook of a synchronous one does."""
         plugin = self._meant(hook, args, kwargs) if self.active else None
+        if plugin is not None:
+            self._manifests.forget(plugin)
         if plugin is not None and hook.name in UNLOADING:
             self._removals.unloaded(plugin)
         elif plugin is not None:
@@ -239,19 +247,19 @@ class Installation:
         return found
 
     def _is_known(self, plugin_id: str) -> bool:
-        tables = (getattr(self.manager, name, None) for name in (*_PLUGINS, _RECORDS))
-        known = any(isinstance(table, Mapping) and plugin_id in table for table in tables)
-        return known or plugin_id in self._manifests
+        return managers.is_known(self.manager, plugin_id) or plugin_id in self._manifests
 
     # -- inside ------------------------------------------------------------------
 
-    def _manifest(self, target: _Target, record: object) -> Manifest:
+    def _manifest(self, target: _Target, record: object, *, nowhere: str = "") -> Manifest:
+        def checksum(metadata: Mapping[str, object]) -> str:
+            if not is_stated(metadata):
+                return ""
+            folder = managers.folder_of(self.manager, target.plugin_id, record)
+            return nowhere if folder is None else verified(folder, metadata)
+
         try:
-            return self._manifests.find(
-                target.plugin_id,
-                record,
-                checksum=lambda metadata: self._checksum(target.plugin_id, record, metadata),
-            )
+            return self._manifests.find(target.plugin_id, record, checksum=checksum)
         except InvalidManifestError:
             broker = self.middleware.broker
             denial = AuditEvent(
@@ -269,19 +277,13 @@ class Installation:
         """The manifest with its checksum, which may take the plugin to be loaded."""
         if target.plugin_id not in self._manifests.unsure:
             return manifest
-        return self._manifest(target, record)
-
-    def _checksum(self, plugin_id: str, record: object, metadata: Mapping[str, object]) -> str:
-        if "checksum" not in metadata:
-            return ""
-        plugin = _loaded(self.manager, plugin_id)
-        return verified(folder_of(record, plugin), metadata)
+        return self._manifest(target, record, nowhere=UNLOCATED)
 
     def _bind(
         self, hook: _Hook, target: _Target, manifest: Manifest
     ) -> Callable[..., object] | None:
         """Has the plugin's methods be given handles; else a method to pass them on to."""
-        plugin = _loaded(self.manager, target.plugin_id) if manifest.needs else None
+        plugin = managers.loaded(self.manager, target.plugin_id) if manifest.needs else None
         if plugin is None:
             return None
         for name in target.methods:
@@ -309,7 +311,7 @@ class _Hook:
         if not _takes_keywords(self.original):
             return False
         called = target.methods[0]
-        if self.name != _EXECUTE and callable(getattr(plugin, _EXECUTE, None)):
+        if self.name not in _DIRECT and callable(getattr(plugin, _EXECUTE, None)):
             called = _EXECUTE
         return called == method or _takes_keywords(getattr(plugin, called))
 
@@ -387,62 +389,6 @@ def _first_two(method: Callable[..., object]) -> tuple[str, str]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
     names = [each.name for each in _parameters(method) if each.kind in kinds]
     return (names[0], names[1]) if len(names) > 1 else ("plugin_id", "action_name")
-
-
-# -- what a manager knows ------------------------------------------------------------
-
-
-def _record(manager: object, plugin_id: str, *, can_wait: bool) -> object:
-    """What the manager has on a plugin (perhaps to be awaited); its own error if it raises."""
-    ask = getattr(manager, "get_plugin_metadata", None)
-    if callable(ask) and (can_wait or not inspect.iscoroutinefunction(ask)):
-        return cast("object", ask(plugin_id))
-    records = getattr(manager, _RECORDS, None)
-    return records.get(plugin_id) if isinstance(records, Mapping) else None
-
-
-def _loaded(manager: object, plugin_id: str) -> object | None:
-    """The plugin's instance, if the manager has it at hand."""
-    for name in _PLUGINS:
-        plugins = getattr(manager, name, None)
-        if isinstance(plugins, Mapping) and plugin_id in plugins:
-            return _instance(plugins[plugin_id])
-    ask = getattr(manager, "get_plugin", None)
-    if not callable(ask) or inspect.iscoroutinefunction(ask):
-        return None
-    try:
-        return _instance(ask(plugin_id))
-    except Exception:  # noqa: BLE001 - the invocation itself will say so
-        return None
-
-
-def _instance(entry: object) -> object | None:
-    """The instance in an entry of a manager's plugins, which may be a mapping around it."""
-    if isinstance(entry, Mapping):
-        return next((entry[key] for key in ("instance", "plugin") if key in entry), None)
-    return entry
-
-
-def _load(manager: object, plugin_id: str) -> object:
-    """Has the manager load a plugin (perhaps to be awaited), as it will when it invokes it."""
-    load = getattr(manager, "load_plugin", None)
-    if not callable(load) or _loaded(manager, plugin_id) is not None:
-        return None
-    try:
-        return _quiet(load(plugin_id))
-    except Exception:  # noqa: BLE001 - the invocation itself will say so
-        return None
-
-
-def _quiet(loading: object) -> object:
-    return _caught(loading) if inspect.isawaitable(loading) else loading
-
-
-async def _caught(loading: Awaitable[object]) -> object:
-    try:
-        return await loading
-    except Exception:  # noqa: BLE001 - the invocation itself will say so
-        return None
 
 
 async def _awaited(value: object) -> object:

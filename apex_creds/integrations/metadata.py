@@ -1,8 +1,9 @@
 """What a plugin says about itself: read from its folder, or from its runtime's records.
 
-Guarantee: a metadata file is read only if it is a regular file in its folder (no symbolic
-link), of at most 256 KiB, and one strict JSON object. A manifest is never older than the
-metadata that it was read from: every look compares the content, not the object.
+Guarantee: a metadata file is read only if it is a regular file in its folder (see
+``folder`` for links), of at most 256 KiB, and one strict JSON object. A manifest is never
+older than the metadata that it was read from: every look compares the content, not the
+object.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from typing import Final, NoReturn
 import msgspec
 
 from apex_creds.errors import InvalidManifestError, UnsafePathError
+from apex_creds.integrations.checksum import is_stated
+from apex_creds.integrations.folder import METADATA, metadata_file, regular
 from apex_creds.policy.manifest import Manifest, parse_manifest
-
-FILE_NAMES: Final = ("plugin.json", "metadata.json")
-"""Where metadata is looked for, in this order."""
 
 MAX_BYTES: Final = 256 * 1024
 
@@ -36,45 +36,33 @@ _FLAGS: Final = (
 
 
 def load_metadata(folder: str | os.PathLike[str]) -> dict[str, object]:
-    """Reads ``plugin.json``, or else ``metadata.json``, in a plugin's folder.
+    """Reads ``plugin.json``, or else ``metadata.json`` or ``manifest.json``, in a folder.
 
     Returns:
         The decoded object; ``parse_manifest`` reads the manifest from it.
 
     Raises:
         InvalidManifestError: There is no such file, or it is not as guaranteed above.
-        UnsafePathError: It is a symbolic link, or not a regular file.
+        UnsafePathError: It is a link that leaves the folder, or not a regular file.
     """
-    for name in FILE_NAMES:
-        path = Path(folder) / name
-        try:
-            return _decode(_read(path), path)
-        except FileNotFoundError:
-            continue
-        except NotADirectoryError:
-            break
-        except OSError as error:
-            raise InvalidManifestError(
-                f"{path} can't be read: {error.strerror}.", hint="Check its permissions."
-            ) from None
-    raise InvalidManifestError(
-        f"There is no plugin metadata in {folder}.",
-        hint=f"A plugin's folder has a {' or '.join(FILE_NAMES)}.",
-    )
+    path = metadata_file(folder)
+    if path is None:
+        raise InvalidManifestError(
+            f"There is no plugin metadata in {folder}.",
+            hint=f"A plugin's folder has a {' or '.join(METADATA)}.",
+        )
+    try:
+        return _decode(_read(regular(folder, path)), path)
+    except OSError as error:
+        raise InvalidManifestError(
+            f"{path} can't be read: {error.strerror}.", hint="Check its permissions."
+        ) from None
 
 
 def _read(path: Path) -> bytes:
-    if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise _not_regular(path)
-    try:
-        fd = os.open(path, _FLAGS)
-    except OSError as error:
-        if path.is_symlink():  # put there since the look above
-            raise _not_regular(path) from error
-        raise
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise _not_regular(path)
+    with os.fdopen(os.open(path, _FLAGS), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UnsafePathError(f"{path} is not a regular file.")  # since it was looked at
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise _invalid(path, f"is larger than {MAX_BYTES // 1024} KiB")
@@ -106,13 +94,6 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
-def _not_regular(path: Path) -> UnsafePathError:
-    return UnsafePathError(
-        f"{path} is not a regular file.",
-        hint="Put the metadata itself there, not a link to it.",
-    )
-
-
 def _invalid(path: Path, what: str) -> InvalidManifestError:
     return InvalidManifestError(f"{path} {what}.", hint="See docs/PLUGINS.md.")
 
@@ -129,6 +110,10 @@ class Manifests:
 
     def __contains__(self, plugin_id: str) -> bool:
         return plugin_id in self._known
+
+    def forget(self, plugin_id: str) -> None:
+        """Has a plugin's code compared again: it may come back as another."""
+        self._known.pop(plugin_id, None)
 
     def find(
         self,
@@ -166,7 +151,7 @@ class Manifests:
             )
         if checksum is not None:
             manifest = msgspec.structs.replace(manifest, checksum=checksum(metadata))
-            open_still = "checksum" in metadata and not manifest.checksum
+            open_still = is_stated(metadata) and not manifest.checksum
             (self.unsure.add if open_still else self.unsure.discard)(plugin_id)
             if known is not None and is_known and known[1] == manifest:
                 return known[1]

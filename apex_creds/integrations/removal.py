@@ -29,8 +29,15 @@ REMOVING: Final = (
     "delete_plugin",
 )
 """Methods of a manager after which a plugin is gone."""
-UNLOADING: Final = ("unload_plugin", "disable_plugin", "deactivate_plugin")
-"""Methods after which it may come back."""
+UNLOADING: Final = (
+    "unload_plugin",
+    "disable_plugin",
+    "deactivate_plugin",
+    "stop_plugin",
+    "reload_plugin",
+    "update_plugin",
+)
+"""Methods after which it may come back, perhaps as other code."""
 UNTOLD: Final = "plugin_not_told"
 """The reason of the denial that a removal of nobody knows what is audited as."""
 

@@ -149,7 +149,7 @@ def metadata(plugin_id: str, *names: str, keyed: bool = False, **extra: object) 
         "main_file": "plugin.py",
         "main_class": "Plugin",
         "actions": {"run": action} if keyed else [{"name": "run", **action}],
-        "checksum": {"algorithm": "sha256", "value": "00"},
+        "checksum": {"algorithm": "sha256", "value": ""},  # as the examples have it
         "default_enabled": True,
         **({"credentials": [{"name": n, "access": "reveal"} for n in names]} if names else {}),
         **extra,

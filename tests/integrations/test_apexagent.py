@@ -12,8 +12,10 @@ import pytest
 
 from apex_creds import AccessDeniedError, current_credentials
 from apex_creds.errors import HandleForeignError, InvalidInputError, InvalidManifestError
+from apex_creds.integrations import managers
 from apex_creds.integrations.apexagent import Installation, install, uninstall
 from tests.integrations import apexagent_builds as builds
+from tests.integrations import apexagent_real as real
 from tests.integrations.conftest import OTHER, SECRET, World
 
 pytestmark = pytest.mark.anyio
@@ -73,12 +75,37 @@ class Plain(Actions):
         self.plugin_id = plugin_id
 
 
+class RealEnhanced(Actions, real.BaseEnhancedPlugin):
+    pass
+
+
+class RealPlain(Actions):
+    """What the synchronous builds make, and all that ``PluginSystem`` asks for."""
+
+    def __init__(self, plugin_id, plugin_name, version, description, config):
+        self.plugin_id = plugin_id
+
+    def initialize(self):
+        pass
+
+    shutdown = get_metadata = get_actions = initialize
+
+    async def execute_action(self, action_name, params=None, progress_callback=None):
+        result = getattr(self, action_name)(**(params or {}))
+        return await result if inspect.isawaitable(result) else result
+
+
 async def call_async(manager, action, **kwargs):
     return await manager.invoke_plugin_action("demo", action, **kwargs)
 
 
 async def call_sync(manager, action, **kwargs):
     result = manager.execute_action("demo", action, **kwargs)
+    return await result if inspect.isawaitable(result) else result
+
+
+async def call_system(manager, action, **kwargs):
+    result = manager.execute_plugin_action("demo", action, **kwargs)
     return await result if inspect.isawaitable(result) else result
 
 
@@ -92,6 +119,10 @@ BUILDS = {
     "async-params": (builds.ParamsManager, Dispatching, call_async),
     "sync": (builds.SyncManager, Plain, call_sync),
     "sync-dispatcher": (builds.SyncManager, Dispatching, call_dispatcher),
+    "real-async": (real.AsyncPluginManager, RealEnhanced, call_async),
+    "real-sync": (real.SyncPluginManager, RealPlain, call_sync),
+    "real-sync-dispatcher": (real.SyncPluginManager, RealPlain, call_dispatcher),
+    "real-system": (real.PluginSystem, RealPlain, call_system),
 }
 
 
@@ -99,7 +130,7 @@ BUILDS = {
 def build(request, world: World):
     make, plugin_class, call = BUILDS[request.param]
     manager = make()
-    keyed = request.param.startswith("sync")
+    keyed = "sync" in request.param.split("-")
     manager.register(builds.metadata("demo", "openai", keyed=keyed), plugin_class)
     return manager, call
 
@@ -188,20 +219,21 @@ class TestEveryBuild:
         manager, call = build
         names = [
             name
-            for name in ("invoke_plugin_action", "execute_action")
+            for name in ("invoke_plugin_action", "execute_action", "execute_plugin_action")
             if hasattr(manager, name)
         ]
         assert not set(names) & set(vars(manager))
         installation = install(manager, world.middleware)
         assert set(names) <= set(vars(manager))
         await call(manager, "coroutine", q="x")
-        plugin = getattr(manager, "loaded_plugins", None) or manager.plugins
-        bound = set(vars(plugin["demo"]))
+        plugin = managers.loaded(manager, "demo")
+        bound = set(vars(plugin))
         installation.uninstall()
         installation.uninstall()
         assert not set(names) & set(vars(manager))
-        assert bound - set(vars(plugin["demo"])) == {"coroutine"}
-        with pytest.raises((TypeError, builds.PluginExecutionError)):
+        assert bound - set(vars(plugin)) == {"coroutine"}
+        errors = (TypeError, builds.PluginExecutionError, real.PluginExecutionError)
+        with pytest.raises(errors):
             await call(manager, "coroutine", q="x")
 
     @pytest.mark.slow

@@ -11,8 +11,9 @@ import types
 
 import pytest
 
-from apex_creds.errors import InvalidInputError
-from apex_creds.integrations.checksum import folder_of, tree_digest, verified
+from apex_creds.errors import UnsafePathError
+from apex_creds.integrations.checksum import tree_digest, verified
+from apex_creds.integrations.managers import folder_of
 from apex_creds.integrations.metadata import Manifests
 
 CODE = b"class Plugin: ...\n"
@@ -60,6 +61,8 @@ def test_what_is_malformed_never_passes(folder, checksum):
 
 def test_nothing_stated_or_nowhere_to_look(folder):
     assert verified(folder, {}) == ""
+    assert verified(folder, stated("")) == ""  # as ApexAgent's own examples leave it
+    assert verified(folder, {"checksum": {"algorithm": "sha256"}}).startswith("unverified:")
     assert verified(None, stated("00")) == ""
 
 
@@ -84,22 +87,30 @@ def test_links_and_special_files_do_not_match(folder, what):
     if what == "pipe":
         os.mkfifo(folder / "p")
     else:
-        (folder / "l").symlink_to("main.py" if what == "link" else "/")
-    with pytest.raises(InvalidInputError):
+        (folder / "l").symlink_to("/etc/hostname" if what == "link" else "/")
+    with pytest.raises(UnsafePathError) as caught:
         tree_digest(folder)
+    assert "copy what is elsewhere into it" in (caught.value.hint or "")
     assert verified(folder, stated(good)) == "unverified:unreadable"
 
 
 def test_where_a_plugin_is(folder, monkeypatch):
-    assert folder_of({"path": str(folder)}, None) == folder
-    assert folder_of({"path": str(folder / "main.py")}, None) == folder
-    assert folder_of({"path": str(folder.parent)}, None) is None
+    nobody = types.SimpleNamespace()
+    assert folder_of(nobody, "w", {"path": str(folder)}) == folder
+    assert folder_of(nobody, "w", {"path": str(folder / "main.py")}) == folder
+    assert folder_of(nobody, "w", {"path": str(folder.parent)}) is None
+    paths = types.SimpleNamespace(plugin_paths={"w": str(folder)})
+    assert folder_of(paths, "w", {}) == folder
+    assert folder_of(types.SimpleNamespace(discovery=paths), "w", {}) == folder
+    records = types.SimpleNamespace(plugin_metadata_registry={"w": {"path": str(folder)}})
+    assert folder_of(records, "w", {}) == folder
+    assert folder_of(records, "v", {}) is None
     module = types.ModuleType("weather_main")
     module.__file__ = str(folder / "main.py")
     monkeypatch.setitem(sys.modules, "weather_main", module)
     plugin = type("Plugin", (), {"__module__": "weather_main"})()
-    assert folder_of({}, plugin) == folder
-    assert folder_of({}, object()) is None
+    assert folder_of(types.SimpleNamespace(plugins={"w": plugin}), "w", {}) == folder
+    assert folder_of(types.SimpleNamespace(plugins={"w": object()}), "w", {}) is None
 
 
 def test_a_checksum_that_can_be_compared_later_is_compared_then(folder):

@@ -11,6 +11,7 @@ from apex_creds.errors import InvalidInputError, LeaseEndedError
 from apex_creds.integrations.apexagent import install
 from apex_creds.policy.grants import GrantDecision
 from tests.integrations import apexagent_builds as builds
+from tests.integrations import apexagent_real as real
 from tests.integrations.conftest import World
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +55,6 @@ class RemovingNow(builds.SyncManager):
 
 
 METADATA = builds.metadata("demo", "openai")
-del METADATA["checksum"]
 
 
 async def start(world: World, manager: Removing) -> asyncio.Task[object]:
@@ -230,3 +230,18 @@ async def test_a_removal_in_a_lockdown_is_not_forgotten(world: World, build: typ
             await asyncio.sleep(0)
         await world.vault.unlock()
     assert {grant.plugin for grant in await world.vault.grants()} == {"outer", "inner"}
+
+
+async def test_a_marketplace_that_only_removes_is_hooked_for_that(
+    world: World, tmp_path
+) -> None:
+    market = real.PluginMarketplaceSystem(str(tmp_path))
+    market.manager.installed_plugins["demo"] = object()
+    (tmp_path / "demo").mkdir()
+    with install(market, world.middleware):
+        market.disable_plugin("demo")
+        assert (await world.vault.grants()).find("demo", "openai") is not None
+        assert market.uninstall_plugin("demo")
+        while (await world.vault.grants()).find("demo", "openai") is not None:
+            await asyncio.sleep(0)
+    assert not (tmp_path / "demo").exists()
