@@ -67,7 +67,7 @@ async def set_aside(home: Path, *, environ: Mapping[str, str] | None = None) -> 
 def _set_aside(home: Path, keys: tuple[bytes, ...]) -> bool:
     with (
         translated(home, writing=True),
-        Folder(home) as root,
+        Folder(home, outer=True) as root,
         Folder(home / SECURITY, within=root) as security,
         WriteLock(timeout=_SECONDS).held(security),
     ):

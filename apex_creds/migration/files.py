@@ -38,7 +38,7 @@ class SourceFile:
 
     Attributes:
         digest: SHA-256, 64 hexadecimal digits.
-        exposed: Whether other users could read it.
+        exposed: Whether other users could reach and read it.
     """
 
     path: Path
@@ -68,8 +68,13 @@ def read_file(path: Path) -> SourceFile:
             data = _read(fd, path)
         finally:
             os.close(fd)
-    exposed = sys.platform != "win32" and bool(stat.S_IMODE(status.st_mode) & 0o077)
+    exposed = sys.platform != "win32" and bool(status.st_mode & 0o077) and _is_reachable(path)
     return SourceFile(path, data, hashlib.sha256(data).hexdigest(), exposed)
+
+
+def _is_reachable(path: Path) -> bool:
+    """Whether no directory above a file is closed to others."""
+    return all(os.stat(folder).st_mode & 0o011 for folder in path.absolute().parents)
 
 
 def read_head(path: Path, size: int) -> bytes:

@@ -60,8 +60,8 @@ class Source:
 
     @property
     def exposed(self) -> tuple[Path, ...]:
-        """Those of its files that other users can read."""
-        return tuple(file.path for file in self.files if file.exposed)
+        """Those of its files that other users can read; a configuration has no secrets."""
+        return tuple(f.path for f in self.files if f.exposed and f.path.name != CONFIG_FILE)
 
 
 def automatic_paths(home: Path) -> list[Path]:

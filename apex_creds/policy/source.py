@@ -161,7 +161,10 @@ def _read(home: Path) -> bytes | None:
     path = home / SECURITY / POLICY_NAME
     with translated(path, writing=False):
         try:
-            with Folder(home) as root, Folder(home / SECURITY, within=root) as security:
+            with (
+                Folder(home, outer=True) as root,
+                Folder(home / SECURITY, within=root) as security,
+            ):
                 fd = security.open(POLICY_NAME)
         except FileNotFoundError:
             return None

@@ -302,7 +302,10 @@ class FileStorage:
 
     @contextlib.contextmanager
     def _folder(self, name: str) -> Iterator[Folder]:
-        with Folder(self.root) as root, Folder(self.root / name, within=root) as folder:
+        with (
+            Folder(self.root, outer=True) as root,
+            Folder(self.root / name, within=root) as folder,
+        ):
             yield folder
 
     def _place(self, name: str) -> _Place:

@@ -1,7 +1,8 @@
 """The directories of a vault's home, and how they come to be.
 
 Guarantee: made 0700 from their first instant, durably, and never loosened or tightened
-afterwards: one that exists with other permissions is refused, not mended.
+afterwards: one that others may use is refused, not mended. They may look into the home itself
+where it was made before (0755, as ApexAgent does), since all that lies in it is closed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def make_folders(root: Path) -> None:
     """
     with translated(root, writing=True):
         _make_with_parents(root)
-        with Folder(root) as home:
+        with Folder(root, outer=True) as home:
             _make(root / CREDENTIALS)
             _make(root / SECURITY)
             with Folder(root / CREDENTIALS, within=home):
@@ -48,7 +49,7 @@ def make_home(root: Path) -> None:
     """Makes ``root`` and its parents where they are missing; raises as ``make_folders``."""
     with translated(root, writing=True):
         _make_with_parents(root)
-        with Folder(root):
+        with Folder(root, outer=True):
             pass
 
 

@@ -37,12 +37,20 @@ _log = logging.getLogger(__name__)
 _warned = False
 
 
-def check(path: str | Path, status: os.stat_result, *, directory: bool = False) -> None:
+def check(
+    path: str | Path, status: os.stat_result, *, directory: bool = False, outer: bool = False
+) -> None:
     """Refuses what another user may have made, or may read or write.
+
+    Args:
+        path: For the messages.
+        status: Of what was opened.
+        directory: Whether it must be a directory.
+        outer: Others may see which names are in it: all that lies in it is checked itself.
 
     Raises:
         UnsafePathError: Not a regular file (a directory), or owned by somebody else.
-        UnsafePermissionsError: Any permission for group or others.
+        UnsafePermissionsError: Group or others may use it at all, or write to it (``outer``).
     """
     right_kind = stat.S_ISDIR if directory else stat.S_ISREG
     if not right_kind(status.st_mode):
@@ -59,7 +67,7 @@ def check(path: str | Path, status: os.stat_result, *, directory: bool = False) 
             hint="Run as its owner, or restore it from a copy that you trust.",
         )
     mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o077:
+    if mode & (0o022 if outer else 0o077):
         wanted = "700" if directory else "600"
         raise UnsafePermissionsError(
             f"{path} is open to other users (mode {mode:04o}).",
@@ -76,8 +84,16 @@ class Folder:
 
     __slots__ = ("_fd", "path")
 
-    def __init__(self, path: Path, *, within: Folder | None = None) -> None:
+    def __init__(
+        self, path: Path, *, within: Folder | None = None, outer: bool = False
+    ) -> None:
         """Opens ``path``; ``within`` is its parent, if that was checked too.
+
+        Args:
+            path: The directory.
+            within: Its parent.
+            outer: It is a vault's home, in which everything is in folders that are checked
+                themselves: others may look into it, as ApexAgent makes it, and not write.
 
         Raises:
             UnsafePathError: A symbolic link, not a directory, or somebody else's.
@@ -87,13 +103,13 @@ class Folder:
         self.path = path
         self._fd = -1
         if not _RELATIVE:
-            check(path, os.lstat(path), directory=True)
+            check(path, os.lstat(path), directory=True, outer=outer)
             return
         at = None if within is None else within._fd
         name = str(path) if within is None else path.name
         self._fd = os.open(name, os.O_RDONLY | _DIRECTORY | _BASE, dir_fd=at)
         try:
-            check(path, os.fstat(self._fd), directory=True)
+            check(path, os.fstat(self._fd), directory=True, outer=outer)
         except BaseException:
             self.close()
             raise

@@ -162,7 +162,7 @@ def _read(path: Path) -> bytes:
 def _read_safely(path: Path) -> bytes:
     with (
         translated(path),
-        Folder(path.parent.parent) as root,
+        Folder(path.parent.parent, outer=True) as root,
         Folder(path.parent, within=root) as security,
         os.fdopen(security.open(CONFIG_FILE), "rb") as file,
     ):

@@ -187,7 +187,7 @@ def copy_policy(home: Path, where: Path) -> None:
         StorageError: One of them can't be used, or not safely.
     """
     with translated(home / SECURITY / POLICY), contextlib.suppress(FileNotFoundError):
-        with Folder(home) as root, Folder(home / SECURITY, within=root) as folder:
+        with Folder(home, outer=True) as root, Folder(home / SECURITY, within=root) as folder:
             fd = folder.open(POLICY)
         with open(fd, "rb") as file:
             put_file(where / SECURITY / POLICY, iter(lambda: file.read(_CHUNK), b""))
@@ -218,7 +218,7 @@ async def _documents(storage: Storage, home: Path) -> dict[str, bytes]:
 
 def _hold_writers(held: contextlib.ExitStack, home: Path) -> None:
     with translated(home / SECURITY, writing=True):
-        root = held.enter_context(Folder(home))
+        root = held.enter_context(Folder(home, outer=True))
         folder = held.enter_context(Folder(home / SECURITY, within=root))
         held.enter_context(WriteLock(timeout=_LOCK_SECONDS).held(folder))
 

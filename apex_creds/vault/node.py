@@ -34,7 +34,10 @@ def node_of(home: Path) -> str | None:
     """
     with translated(home / SECURITY / NODE):
         try:
-            with Folder(home) as root, Folder(home / SECURITY, within=root) as folder:
+            with (
+                Folder(home, outer=True) as root,
+                Folder(home / SECURITY, within=root) as folder,
+            ):
                 return _read(folder, home)
         except FileNotFoundError:
             return None
@@ -51,7 +54,7 @@ def make_node(home: Path) -> str:
         return found
     with (
         translated(home / SECURITY / NODE, writing=True),
-        Folder(home) as root,
+        Folder(home, outer=True) as root,
         Folder(home / SECURITY, within=root) as folder,
     ):
         temporary = f".{NODE}.{secrets.token_hex(8)}.tmp"

@@ -352,7 +352,9 @@ class TestErrors(Base):
             self.make().get_api_key("a")
 
     def test_open_permissions(self) -> None:
-        os.chmod(self.home, 0o755)
+        os.chmod(self.home, 0o755)  # as those managers make it
+        self.make().close()
+        os.chmod(self.home, 0o777)
         with self.assertRaises(StorageError) as caught:
             self.make()
         self.assertIn("chmod 700", str(caught.exception))

@@ -145,6 +145,14 @@ def install(home: Path, files: Mapping[str, bytes]) -> Path:
     return home
 
 
+def install_by_default(home: Path, files: Mapping[str, bytes]) -> Path:
+    """As that program did under the usual umask: it closes its folders and sealed files."""
+    install(home, files)
+    for path in (home, *(home / name for name in files if name.endswith("config.json"))):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return home
+
+
 async def value(vault: Vault, name: str, part: str = "") -> str:
     async with vault.open(name) as opened:
         return bytes(opened.view(part)).decode()

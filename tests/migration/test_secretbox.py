@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -197,9 +198,11 @@ async def test_noise_is_not_taken_for_an_old_key_store(home: Path) -> None:
 
 async def test_links_and_open_directories_are_refused(home: Path, tmp_path: Path) -> None:
     old.install(home, old.box_files())
-    home.chmod(0o755)
-    with pytest.raises(UnsafePermissionsError):
-        await set_aside(home, environ=old.ENV)
+    for folder, mode in ((home, 0o775), (home, 0o757), (home / "security", 0o755)):
+        folder.chmod(mode)
+        with pytest.raises(UnsafePermissionsError):
+            await set_aside(home, environ=old.ENV)
+        folder.chmod(0o700)
     home.chmod(0o700)
     (home / "legacy").symlink_to(tmp_path)
     with pytest.raises(UnsafePathError):
@@ -237,3 +240,31 @@ async def test_both_formats_at_once(home: Path, place: Path, master: str) -> Non
         assert [s.complete for s in report.sources] == [True, False]
         assert await old.value(vault, "openai") == "sk-1"
         assert await old.value(vault, "only") == "1"
+
+
+async def test_a_default_installation_is_closed_where_it_counts(
+    home: Path, master: str
+) -> None:
+    """Its home can be looked into, and its configuration has no secret."""
+    old.install_by_default(home, old.box_files(config={"version": "1.0.0"}))
+    vault, report = await moved(home, master)
+    async with vault:
+        assert (report.complete, report.notes) == (True, ())
+    assert home.stat().st_mode & 0o777 == 0o755
+    async with await Vault.unseal(home, master=master) as vault:
+        assert sorted(await old.secrets(vault)) == old.NAMES
+
+
+async def test_a_file_that_others_can_reach_is_named(
+    vault: Vault, request: pytest.FixtureRequest
+) -> None:
+    open_place = TemporaryDirectory()  # pytest's own is closed to others
+    request.addfinalizer(open_place.cleanup)
+    there = old.install(Path(open_place.name) / "old", old.box_files())
+    path = there / "credentials/api_keys.enc"
+    path.chmod(0o644)
+    for mode, seen in ((0o700, False), (0o711, True)):
+        for folder in (there.parent, there, path.parent):
+            folder.chmod(mode)
+        report = await migrate(vault, [there], options=Options(dry_run=True), environ=old.ENV)
+        assert any(str(path) in note for note in report.sources[0].notes) is seen

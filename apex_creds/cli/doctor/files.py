@@ -21,7 +21,7 @@ def permissions(home: Path) -> Iterator[Check]:
     try:
         for path in _entries(home):
             seen += 1
-            found = _look(path)
+            found = _look(path, outer=path == home)
             if found is not None:
                 wrong.append(found)
     except OSError as error:
@@ -46,10 +46,10 @@ def _entries(home: Path) -> Iterator[Path]:
             yield from sorted(folder.iterdir())
 
 
-def _look(path: Path) -> Check | None:
+def _look(path: Path, *, outer: bool) -> Check | None:
     try:
         status = os.lstat(path)
-        check(path, status, directory=_is_folder(path, status))
+        check(path, status, directory=_is_folder(path, status), outer=outer)
     except StorageError as error:
         return failed(_NAME, error)
     except OSError as error:
