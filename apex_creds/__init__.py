@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from apex_creds.crypto.memory import SecretBytes, harden_process
-from apex_creds.errors import AccessDeniedError, ApexCredsError
-from apex_creds.leases import CredentialHandle, CredentialMap, current_credentials
-from apex_creds.middleware import CredentialMiddleware, OnLeak
-from apex_creds.model import (
-    ApiKey,
-    BasicAuth,
-    CredentialInfo,
-    CredentialKind,
-    GenericSecret,
-    OAuthToken,
-)
-from apex_creds.policy.grants import Grant
-from apex_creds.policy.manifest import Manifest, parse_manifest
-from apex_creds.vault import Deletion, Vault
+TYPE_CHECKING = False  # typing's own would be an import
+if TYPE_CHECKING:
+    from apex_creds.crypto.memory import SecretBytes, harden_process
+    from apex_creds.errors import AccessDeniedError, ApexCredsError
+    from apex_creds.leases import CredentialHandle, CredentialMap, current_credentials
+    from apex_creds.middleware import CredentialMiddleware, OnLeak
+    from apex_creds.model import (
+        ApiKey,
+        BasicAuth,
+        CredentialInfo,
+        CredentialKind,
+        GenericSecret,
+        OAuthToken,
+    )
+    from apex_creds.policy.grants import Grant
+    from apex_creds.policy.manifest import Manifest, parse_manifest
+    from apex_creds.vault import Deletion, Vault
+
+__version__ = "0.1.0"
 
 __all__ = [
     "AccessDeniedError",
@@ -40,3 +44,32 @@ __all__ = [
     "harden_process",
     "parse_manifest",
 ]
+
+# A name's module is imported when the name is first asked for: `import apex_creds`, and with
+# it every command, costs what it uses. Type checkers read the imports above.
+if not TYPE_CHECKING:
+    _HOMES = {
+        "apex_creds.crypto.memory": ("SecretBytes", "harden_process"),
+        "apex_creds.errors": ("AccessDeniedError", "ApexCredsError"),
+        "apex_creds.leases": ("CredentialHandle", "CredentialMap", "current_credentials"),
+        "apex_creds.middleware": ("CredentialMiddleware", "OnLeak"),
+        "apex_creds.model": (
+            *("ApiKey", "BasicAuth", "CredentialInfo", "CredentialKind"),
+            *("GenericSecret", "OAuthToken"),
+        ),
+        "apex_creds.policy.grants": ("Grant",),
+        "apex_creds.policy.manifest": ("Manifest", "parse_manifest"),
+        "apex_creds.vault": ("Deletion", "Vault"),
+    }
+
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        for module, names in _HOMES.items():
+            if name in names:
+                found = globals()[name] = getattr(import_module(module), name)
+                return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

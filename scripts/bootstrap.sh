@@ -4,7 +4,7 @@
 #   scripts/bootstrap.sh VENV PROFILE     PROFILE: core | test | dev | bench
 #
 # Does nothing, quickly, when that was done for this pyproject.toml. Python: $PYTHON, else the
-# first of 3.11, 3.12, 3.13 that is here. As root it installs missing Debian packages; as
+# first of 3.11 to 3.14 that is here. As root it installs missing Debian packages; as
 # another user it says in one line what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -114,7 +114,7 @@ make_venv() {
     local python minor
     python=$(find_python)
     if [ -z "$python" ]; then
-        say "no Python 3.11, 3.12 or 3.13 here; install one: sudo apt-get install python3 python3-venv"
+        say "no Python from 3.11 to 3.14 here; install one: sudo apt-get install python3 python3-venv"
         exit 1
     fi
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then

@@ -5,7 +5,7 @@ set -u
 
 runs() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2], sys.executable)' 2>/dev/null; }
 
-for minor in 3.11 3.12 3.13; do
+for minor in 3.11 3.12 3.13 3.14; do
     for candidate in "python$minor" "$HOME/.pyenv/versions/$minor".*/bin/python \
         "${PYENV_ROOT:-/root/.pyenv}/versions/$minor".*/bin/python python3; do
         found=$(runs "$candidate") || continue

@@ -53,6 +53,7 @@ def test_public_names_are_few_and_documented() -> None:
 
 def test_the_distribution_has_the_version_of_the_changelog_or_is_unreleased() -> None:
     version = importlib.metadata.version("apex-creds")
+    assert version == apex_creds.__version__
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{version}]" in changelog or "## [Unreleased]" in changelog
 
@@ -98,6 +99,33 @@ for found in pkgutil.walk_packages(apex_creds.__path__, "apex_creds."):
         importlib.import_module(found.name)
 print("imported")
 """
+
+
+def loaded(code: str, *arguments: str) -> list[str]:
+    """The modules that a program loads beyond those of ``python -c pass``, by name."""
+    program = f"import sys, __future__; bare = set(sys.modules)\n{code}\nprint(*set(sys.modules) - bare)"
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return sorted(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_costs_nothing_and_a_name_its_own_modules() -> None:
+    assert loaded("import apex_creds") == ["apex_creds"]
+    ours = [name for name in loaded("from apex_creds import ApiKey") if "apex_creds" in name]
+    assert ours == ["apex_creds", "apex_creds.errors", "apex_creds.model"]
+
+
+def test_the_version_is_said_before_anything_is_loaded() -> None:
+    code = "from apex_creds.cli import main; sys.argv[1:] = ['--version']; main()"
+    assert loaded(code) == ["apex_creds", "apex_creds.cli"]
+
+
+def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
+    assert set(apex_creds.__all__) <= set(dir(apex_creds))
+    with pytest.raises(AttributeError, match="nothing_of_it"):
+        apex_creds.nothing_of_it  # noqa: B018
+    with pytest.raises(ImportError):
+        exec("from apex_creds import nothing_of_it")
 
 
 def test_what_few_programs_need_is_imported_when_they_need_it() -> None:

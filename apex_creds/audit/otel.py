@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from apex_creds import __version__
 from apex_creds.audit import metrics as instruments
 from apex_creds.errors import InvalidInputError
 
@@ -155,11 +156,9 @@ def _wanted(environment: Mapping[str, str], variable: str) -> tuple[str, ...]:
 
 
 def _resource() -> Resource:
-    from importlib.metadata import version
-
     from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 
-    given = Resource.create({SERVICE_VERSION: version("apex-creds")})
+    given = Resource.create({SERVICE_VERSION: __version__})
     if str(given.attributes[SERVICE_NAME]).startswith("unknown_service"):
         return given.merge(Resource({SERVICE_NAME: _SERVICE}))
     return given

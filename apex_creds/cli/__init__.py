@@ -7,6 +7,19 @@ lines on standard error and the exit code that docs/CLI.md lists.
 
 from __future__ import annotations
 
-from apex_creds.cli.entry import main
+import sys
+
+
+def main() -> int:
+    """The program; its version alone needs none of it."""
+    if sys.argv[1:] == ["--version"]:
+        from apex_creds import __version__
+
+        print(f"apex-creds {__version__}")  # noqa: T201
+        return 0
+    from apex_creds.cli import entry
+
+    return entry.main()
+
 
 __all__ = ["main"]

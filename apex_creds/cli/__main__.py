@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from apex_creds.cli.entry import main
+from apex_creds.cli import main
 
 sys.exit(main())

@@ -13,6 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
+from apex_creds import __version__
 from apex_creds.cli import options
 from apex_creds.cli.options import HomeOption, MasterOption
 
@@ -103,8 +104,6 @@ def _root(
     """Keep secrets encrypted, and give plugins short-lived handles instead of them."""
     ctx.obj = options.settings(ctx, home, master)
     if version:
-        from importlib.metadata import version as version_of
-
-        typer.echo(f"apex-creds {version_of('apex-creds')}")
+        typer.echo(f"apex-creds {__version__}")
         raise typer.Exit
     options.help_without_command(ctx)

@@ -4,8 +4,6 @@ Guarantee: a use counts for the plugin that asks, for every plugin that its hand
 from, for the credential and for each pair of them, whatever lease or attenuated handle it
 is made with; it counts everywhere or, if one limit is reached, nowhere. Pure but for the
 windows that are passed in.
-
-It is imported where there are limits only: the ``limits`` library takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -14,8 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
-from limits import RateLimitItem, RateLimitItemPerSecond
-from limits.strategies import MovingWindowRateLimiter
 
 from apex_creds.policy.patterns import Matcher
 from apex_creds.policy.rules import LimitRule
@@ -77,27 +73,26 @@ class Persistence(Protocol):
 
 class _Window(NamedTuple):
     rule: LimitRule
-    item: RateLimitItem
     plugin: str
     credential: str
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
-        # Escaped: the library joins with "/", and names may have one.
+    def limit(self) -> tuple[str, int, int]:
+        """The key of the count (stored: see ``LimitState``), and how many in how long."""
         rule = self.rule
         names = (rule.id, rule.of, self.plugin, self.credential)
-        a, b, c, d = (name.replace("%", "%25").replace("/", "%2F") for name in names)
-        return a, b, c, d
+        escaped = "/".join(name.replace("%", "%25").replace("/", "%2F") for name in names)
+        key = f"LIMITER/{escaped}/{rule.amount}/{rule.seconds}/second"
+        return key, rule.amount, rule.seconds
 
 
 class RateLimits:
     """Some limits of a policy, those that are persisted or those that are not."""
 
-    __slots__ = ("_credential", "_items", "_plugin", "rules")
+    __slots__ = ("_credential", "_plugin", "rules")
 
     def __init__(self, rules: Iterable[LimitRule]) -> None:
         self.rules = tuple(rules)
-        self._items = [_item(rule) for rule in self.rules]
         self._plugin = Matcher([rule.plugin for rule in self.rules])
         self._credential = Matcher([rule.credential for rule in self.rules])
 
@@ -106,25 +101,29 @@ class RateLimits:
 
         A limit on the denials of a plugin or pair that is reached refuses its uses too.
         """
-        limiter = MovingWindowRateLimiter(windows)
         asked = list(self._windows(plugins, credential))
         counted = [window for window in asked if window.rule.of == REDEEMS]
         blocking = [w for w in asked if w.rule.of == DENIALS and w.rule.per != "credential"]
-        reached = [w for w in (*blocking, *counted) if not limiter.test(w.item, *w.key)]
+        reached = [
+            Breach(window.rule.id, left, window.plugin, window.credential)
+            for window in (*blocking, *counted)
+            if (left := windows.wait(*window.limit)) is not None
+        ]
         if reached:
-            return max((_breach(windows, w) for w in reached), key=lambda b: b.retry_after)
+            return max(reached, key=lambda breach: breach.retry_after)
         for window in counted:
-            limiter.hit(window.item, *window.key)
+            windows.add(*window.limit)
         return None
 
     def deny(
         self, windows: Windows, plugins: Iterable[str], credential: str
     ) -> list[tuple[LimitRule, Breach]]:
         """Counts a denial; the limits that have no room for it."""
-        limiter = MovingWindowRateLimiter(windows)
-        asked = [w for w in self._windows(plugins, credential) if w.rule.of == DENIALS]
-        full = [window for window in asked if not limiter.hit(window.item, *window.key)]
-        return [(window.rule, _breach(windows, window)) for window in full]
+        return [
+            (rule, Breach(rule.id, windows.wait(*window.limit) or 0.0, *window[1:]))
+            for window in self._windows(plugins, credential)
+            if (rule := window.rule).of == DENIALS and not windows.add(*window.limit)
+        ]
 
     def _windows(self, plugins: Iterable[str], credential: str) -> Iterator[_Window]:
         """The windows that an event of these plugins on that credential falls into."""
@@ -137,15 +136,4 @@ class RateLimits:
                 which = "" if rule.per == "plugin" else credential
                 if found >> number & 1 and (rule.id, whose, which) not in seen:
                     seen.add((rule.id, whose, which))
-                    yield _Window(rule, self._items[number], whose, which)
-
-
-def _item(rule: LimitRule) -> RateLimitItem:
-    return RateLimitItemPerSecond(rule.amount, rule.seconds)
-
-
-def _breach(windows: Windows, window: _Window) -> Breach:
-    limiter = MovingWindowRateLimiter(windows)
-    reset = limiter.get_window_stats(window.item, *window.key).reset_time
-    left = max(reset - windows.now(), 0.0)
-    return Breach(window.rule.id, left, window.plugin, window.credential)
+                    yield _Window(rule, whose, which)

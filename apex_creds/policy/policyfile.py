@@ -40,6 +40,20 @@ MAX_PATTERNS: Final = 64
 MAX_WINDOWS: Final = 500
 MAX_AMOUNT: Final = 100_000
 MAX_SECONDS: Final = 31 * 86_400
+_UNITS: Final = {
+    "second": 1,
+    "minute": 60,
+    "hour": 3_600,
+    "day": 86_400,
+    "month": 30 * 86_400,
+    "year": 360 * 86_400,
+}
+_RATE: Final = re.compile(
+    rf"\s*(?P<amount>[0-9]{{1,9}})\s*(/|per)\s*(?P<many>[0-9]{{1,9}})?"
+    rf"\s*(?P<unit>{'|'.join(_UNITS)})s?\s*",
+    re.IGNORECASE | re.ASCII,
+)
+"""``10/minute``, ``10 per minute``, ``10/15 minutes``."""
 
 _AT: Final = re.compile(r"(.*?)(?: - at (?:key in )?`\$(.*)`)?", re.DOTALL)
 _STEP: Final = re.compile(r"\.([A-Za-z0-9_-]+)|\[([0-9]+|\.\.\.)\]")
@@ -241,18 +255,14 @@ class _Compiler:
         )
 
     def _rate(self, at: Path, text: str) -> tuple[int, int]:
-        # Imported where there is a limit: it takes a tenth of a second.
-        import limits
-
-        try:
-            item = limits.parse(text) if len(text) < 100 and ";" not in text else None
-        except ValueError:
-            item = None
-        if item is None or not 0 < item.amount <= MAX_AMOUNT:
+        found = _RATE.fullmatch(text)
+        amount = int(found["amount"]) if found else 0
+        if found is None or not 0 < amount <= MAX_AMOUNT:
             raise self._wrong(at, f"{text[:40]!r} is no rate", 'Write it like "10/minute".')
-        if not 0 < item.get_expiry() <= MAX_SECONDS:
+        seconds = int(found["many"] or 1) * _UNITS[found["unit"].lower()]
+        if not 0 < seconds <= MAX_SECONDS:
             raise self._wrong(at, "a limit is over at most 31 days")
-        return item.amount, item.get_expiry()
+        return amount, seconds
 
     def _id(self, at: Path, text: str) -> str:
         name = text or f"{at[0]}[{at[1]}]"

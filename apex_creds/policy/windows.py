@@ -1,4 +1,4 @@
-"""Sliding windows of events, as the storage that the ``limits`` library counts in.
+"""Sliding windows of events.
 
 Guarantee: exact. In any stretch of a window's length there are never more entries than its
 limit; time comes from outside. Not thread-safe: callers hold a lock of their own.
@@ -6,18 +6,15 @@ limit; time comes from outside. Not thread-safe: callers hold a lock of their ow
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Final
-
-from limits.storage import MovingWindowSupport, Storage
 
 MAX_WINDOWS: Final = 50_000
 """More kinds of events than that at once: those that were quiet longest are forgotten, and
 of them the counts of denials first: names that don't exist make as many as one likes."""
 
 
-class Windows(Storage, MovingWindowSupport):
+class Windows:
     """Times of events by key.
 
     Args:
@@ -26,8 +23,6 @@ class Windows(Storage, MovingWindowSupport):
         most: How many keys are kept.
     """
 
-    STORAGE_SCHEME: Final = None  # type: ignore[misc]
-
     def __init__(
         self,
         clock: Callable[[], float],
@@ -35,45 +30,40 @@ class Windows(Storage, MovingWindowSupport):
         *,
         most: int = MAX_WINDOWS,
     ) -> None:
-        super().__init__()
         self._most = most
         self._clock = clock
         self._times: dict[str, tuple[float, list[float]]] = {
             key: (ends, list(found)) for key, (ends, found) in (times or {}).items()
         }
 
-    def now(self) -> float:
-        """The time that it counts by."""
-        return self._clock()
-
     def export(self) -> dict[str, tuple[float, tuple[float, ...]]]:
         """For each key the time when its last entry is out, and its entries."""
         self._forget_old()
         return {key: (ends, tuple(found)) for key, (ends, found) in self._times.items()}
 
-    def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        """Adds ``amount`` entries if there is room for all of them."""
+    def wait(self, key: str, amount: int, seconds: int) -> float | None:
+        """Seconds until there is room for one more entry; None if there is."""
         now = self._clock()
-        inside = self._inside(key, expiry, now)
-        if len(inside) + amount > limit:
+        inside = self._inside(key, seconds, now)
+        return max(inside[-amount] + seconds - now, 0.0) if len(inside) >= amount else None
+
+    def add(self, key: str, amount: int, seconds: int) -> bool:
+        """Adds an entry if there is room for it."""
+        now = self._clock()
+        inside = self._inside(key, seconds, now)
+        if len(inside) >= amount:
             return False
         self._times.pop(key, None)  # to the end: what was touched last
         if len(self._times) >= self._most:
             self._make_room()
-        self._times[key] = (now + expiry, [*inside, *[now] * amount])
+        self._times[key] = (now + seconds, [*inside, now])
         return True
 
-    def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        """The time of the oldest entry that counts, and how many there are."""
-        now = self._clock()
-        inside = self._inside(key, expiry, now)
-        return (inside[-limit] if len(inside) >= limit else now), len(inside)
-
-    def _inside(self, key: str, expiry: int, now: float) -> list[float]:
+    def _inside(self, key: str, seconds: int, now: float) -> list[float]:
         _, times = self._times.get(key, (0.0, []))
         # An entry from the future (the clock was set back) counts until it is in the past.
-        if times and times[0] <= now - expiry:
-            times = [time for time in times if time > now - expiry]
+        if times and times[0] <= now - seconds:
+            times = [time for time in times if time > now - seconds]
         return times
 
     def _make_room(self) -> None:
@@ -87,40 +77,6 @@ class Windows(Storage, MovingWindowSupport):
     def _forget_old(self) -> None:
         now = self._clock()
         self._times = {k: found for k, found in self._times.items() if found[0] > now}
-
-    # -- what the library's base class asks for, and the moving window does not use ----
-
-    @property
-    def base_exceptions(self) -> type[Exception] | tuple[type[Exception], ...]:
-        """None are raised."""
-        return ()
-
-    def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """Counts without a limit."""
-        self.acquire_entry(key, 2**62, expiry, amount)
-        return self.get(key)
-
-    def get(self, key: str) -> int:
-        """How many entries there are."""
-        return len(self._times.get(key, (0.0, []))[1])
-
-    def get_expiry(self, key: str) -> float:
-        """When the last entry is out."""
-        return self._times.get(key, (-math.inf, []))[0]
-
-    def check(self) -> bool:
-        """Always well."""
-        return True
-
-    def reset(self) -> int | None:
-        """Forgets everything."""
-        count = len(self._times)
-        self._times.clear()
-        return count
-
-    def clear(self, key: str) -> None:
-        """Forgets one key."""
-        self._times.pop(key, None)
 
 
 def _is_use(key: str) -> bool:

@@ -162,7 +162,7 @@ def test_what_is_remembered_is_bounded() -> None:
     windows = Windows(now)
     for number in range(MAX_WINDOWS + 100):
         now.at += 0.001
-        windows.acquire_entry(f"LIMITER/{number}", 5, 10**6)
+        windows.add(f"LIMITER/{number}", 5, 10**6)
     limits.deny(windows, ["p"], "one more")
     assert len(windows.export()) <= MAX_WINDOWS
 
@@ -198,3 +198,10 @@ def test_guessing_names_pushes_no_use_out() -> None:
         limits.deny(windows, ["p"], f"guess{number}")
     assert limits.admit(windows, ["p"], "c") is not None
     assert len(windows.export()) <= 20
+
+
+def test_counts_that_an_earlier_version_stored_still_count() -> None:
+    stored = {"LIMITER/pair-redeems/redeems/a%2Fb/c/1/60/second": (1060.0, (1000.0,))}
+    limits, windows = RateLimits([limit("pair", amount=1)]), Windows(Now(), stored)
+    assert limits.admit(windows, ["a/b"], "c") == ("pair-redeems", 60.0, "a/b", "c")
+    assert windows.export() == stored

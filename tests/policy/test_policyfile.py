@@ -125,6 +125,8 @@ WRONG = {
     '[[limits]]\nper = "pair"\nof = "redeems"\nlimit = "often"': 8,
     '[[limits]]\nper = "pair"\nof = "redeems"\nlimit = "0/minute"': 8,
     '[[limits]]\nper = "pair"\nof = "redeems"\nlimit = "1/minute;2/hour"': 8,
+    '[[limits]]\nper = "pair"\nof = "redeems"\nlimit = "1/minute, 2/hour"': 8,
+    '[[limits]]\nper = "pair"\nof = "redeems"\nlimit = "1/0 minutes"': 8,
     '[[limits]]\nper = "pair"\nof = "redeems"\nlimit = "1/year"': 8,
     '[[limits]]\nper = "pair"\nof = "redeems"\nlimit = "999999999/minute"': 8,
     '[[limits]]\nper = "user"\nof = "redeems"\nlimit = "1/minute"': 6,
