@@ -103,7 +103,8 @@ print("imported")
 
 def loaded(code: str, *arguments: str) -> list[str]:
     """The modules that a program loads beyond those of ``python -c pass``, by name."""
-    program = f"import sys, __future__; bare = set(sys.modules)\n{code}\nprint(*set(sys.modules) - bare)"
+    before = "import sys, __future__; bare = set(sys.modules)"
+    program = f"{before}\n{code}\nprint(*set(sys.modules) - bare)"
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return sorted(done.stdout.splitlines()[-1].split())
