@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from apex_creds import __version__
 from apex_creds.audit import metrics as instruments
 from apex_creds.errors import InvalidInputError
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import MetricReader
+    from importlib.metadata import version
+
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -156,9 +157,11 @@ def _wanted(environment: Mapping[str, str], variable: str) -> tuple[str, ...]:
 
 
 def _resource() -> Resource:
+    from importlib.metadata import version
+
     from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 
-    given = Resource.create({SERVICE_VERSION: __version__})
+    given = Resource.create({SERVICE_VERSION: version("apex-creds")})
     if str(given.attributes[SERVICE_NAME]).startswith("unknown_service"):
         return given.merge(Resource({SERVICE_NAME: _SERVICE}))
     return given
