@@ -6,7 +6,8 @@ spelling is a ``SecretBytes`` that the caller closes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from apex_creds.crypto.memory import SecretBytes
@@ -39,7 +40,35 @@ _SHORTEST_BASE64: Final = 4
 _WRAPS: Final = ((76, b"\n"), (76, b"\r\n"), (64, b"\n"), (64, b"\r\n"))
 _LAST_POINT: Final = 0x10FFFF
 _QUOTE: Final = frozenset({39})
+_MARKUP: Final = frozenset(b"&<>")
+_ESCAPED: Final = frozenset(b"\"'\\/&<>")
+"""What is printable, and escaped by one encoder or another."""
+_UPPER_LETTERS: Final = frozenset(range(0x41, 0x5B))
+_LOWER_LETTERS: Final = frozenset(range(0x61, 0x7B))
+_ENTITIES: Final = {38: b"&amp;", 60: b"&lt;", 62: b"&gt;"}
+_HTML_QUOTES: Final = (
+    (b"&#x27;", b"&quot;"),  # Python
+    (b"&#39;", b"&quot;"),  # most others
+    (b"&#39;", b"&#34;"),  # Go, MarkupSafe
+    (b"'", b'"'),
+)
 _NO_QUOTE: Final[frozenset[int]] = frozenset()
+
+LONG: Final = 512
+
+
+def _native(pair: bytes) -> int:
+    return int.from_bytes(pair, sys.byteorder)
+
+
+def _all_pairs(table: bytes) -> Sequence[int]:
+    return [_native(bytes([a, b])) for a in table for b in table]
+
+
+_PAIRS: Final = _all_pairs(_BASE64)
+_PAIRS_URL: Final = _all_pairs(_BASE64URL)
+Maker = Callable[[memoryview], Iterator[int]]
+"""Spells a secret, character by character."""
 
 
 def spellings(secret: memoryview) -> list[SecretBytes]:
@@ -47,30 +76,75 @@ def spellings(secret: memoryview) -> list[SecretBytes]:
 
     They are: hexadecimal; base64 and base64url at each of the three alignments, without
     the characters that depend on neighbours, and base64 of it alone in lines of 76 and 64;
-    URL-encoded (as RFC 3986, urllib, JavaScript, requests and httpx do, in either case);
-    escaped as in JSON (RFC 8259, in either case) and as in Python's ``repr`` and
-    ``ascii``, in either quotes.
+    URL-encoded (as RFC 3986, urllib, JavaScript, requests and httpx do, in either case, and
+    with every byte escaped); escaped as in JSON (RFC 8259, in either case, also with the
+    escapes that PHP, Go and template engines add, with every character escaped, and JSON
+    inside of JSON), as in HTML, and as in Python's ``repr`` and ``ascii``, in either quotes,
+    in upper and in lower case; in UTF-16.
+
+    Of more than ``LONG`` bytes (a PEM key, a document, whose parts are looked for as well,
+    see ``contents``) the rare ones are left out: each costs about a microsecond a byte.
     """
     made = [SecretBytes.copy_of(secret)]
-    makers: list[Callable[[memoryview], Iterator[int]]] = [_hex(_LOWER), _hex(_UPPER)]
+    for digits in (_LOWER, _UPPER):
+        _add_unless_known(made, _hex(secret, digits))
     if len(secret) >= _SHORTEST_BASE64:
-        makers += [_base64(table, at) for table in (_BASE64, _BASE64URL) for at in range(3)]
-        makers += [_lines(w, end) for w, end in _WRAPS if len(secret) * 4 > w * 3]
+        for pairs in (_PAIRS, _PAIRS_URL):
+            for offset in range(3):
+                _add_unless_known(made, _base64(secret, pairs, offset))
+        with _base64(secret, _PAIRS, 0) as whole, whole.view() as text:
+            for width, end in _WRAPS:
+                _add_unless_known(made, _in_lines(text, width, end))
+    for make in _usual(secret) if len(secret) > LONG else _all(secret):
+        _add_unless_known(made, collect(make(secret)))
+    return made
+
+
+def _usual(secret: memoryview) -> list[Maker]:
+    """URL escapes, and JSON's, in the forms that are used most."""
+    if _all_in(secret, _UNRESERVED):
+        return []
+    urls = [_url(_UPPER, keep=keep) for keep in _KEPT[:2]]
+    return [*urls, _json(digits=None), _json(digits=_LOWER)]
+
+
+def _all(secret: memoryview) -> list[Maker]:
+    """All forms, but for those that every secret has."""
+    makers: list[Maker] = [
+        _case(_UPPER_LETTERS, +32), _case(_LOWER_LETTERS, -32), _utf_16(little=True),
+        _utf_16(little=False), _every_u(_LOWER), _every_u(_UPPER), _every_percent(_LOWER),
+        _every_percent(_UPPER),
+    ]  # fmt: skip
     if not _all_in(secret, _UNRESERVED):
         makers += _urls(secret)
-    if not _all_in(secret, _PRINTABLE - {34, 39, 92}):
-        makers += [_json, _json_ascii(_LOWER), _json_ascii(_UPPER)]
+    if not _all_in(secret, _PRINTABLE - _ESCAPED):
+        makers += _jsons(secret)
+        makers += [_html(*quotes) for quotes in _HTML_QUOTES]
         makers += [
             _repr(text=text, quote=quote, shown=shown)
             for text, shown in ((False, False), (True, True), (True, False))
             for quote in (_NO_QUOTE, _QUOTE)
         ]
-    for make in makers:
-        _add_unless_known(made, make(secret))
-    return made
+    return makers
 
 
-def _urls(secret: memoryview) -> list[Callable[[memoryview], Iterator[int]]]:
+def _jsons(secret: memoryview) -> list[Maker]:
+    """One for each set of escapes that encoders of JSON use; then inside of another JSON."""
+    held = frozenset(secret)
+    slashes = (False, True) if 47 in held else (False,)
+    markup = [_NO_QUOTE, *(extra for extra in (_MARKUP, _MARKUP | {39}) if held & extra)]
+    once = [
+        _json(digits=digits, slash=slash, also=also)
+        for digits in (None, _LOWER, _UPPER)
+        for slash in slashes
+        for also in markup
+    ]
+    plain = _json(digits=None)
+    twice = [_escaped_again(maker) for maker in (plain, _json(digits=_LOWER))]
+    return [*once, *twice]
+
+
+def _urls(secret: memoryview) -> list[Maker]:
     """One for each way in which these bytes come out differently; both cases of digits."""
     others = frozenset(secret) - _UNRESERVED
     kept = dict.fromkeys(others & keep for keep in _KEPT)
@@ -89,16 +163,15 @@ def _has_letters(escaped: frozenset[int]) -> bool:
     return any(byte & 15 > 9 or byte >> 4 > 9 for byte in escaped)
 
 
-def _add_unless_known(made: list[SecretBytes], letters: Iterable[int]) -> None:
-    spelled = _collect(letters)
+def _add_unless_known(made: list[SecretBytes], spelled: SecretBytes) -> None:
     if any(len(other) == len(spelled) and other.equals(spelled) for other in made):
         spelled.close()
     else:
         made.append(spelled)
 
 
-def _collect(letters: Iterable[int]) -> SecretBytes:
-    """Gathers characters in locked memory, whose size is not known beforehand."""
+def collect(letters: Iterable[int]) -> SecretBytes:
+    """Gathers bytes in locked memory, whose size is not known beforehand."""
     room = SecretBytes.allocate(256)
     view, used = room._mutable(), 0
     for letter in letters:
@@ -125,46 +198,64 @@ def _all_in(secret: memoryview, allowed: frozenset[int]) -> bool:
     return all(byte in allowed for byte in secret)
 
 
-def _hex(digits: bytes) -> Callable[[memoryview], Iterator[int]]:
-    def make(secret: memoryview) -> Iterator[int]:
-        for byte in secret:
-            yield digits[byte >> 4]
-            yield digits[byte & 15]
-
-    return make
-
-
-def _base64(table: bytes, offset: int) -> Callable[[memoryview], Iterator[int]]:
-    """Base64 of the secret behind ``offset`` unknown bytes: what it alone determines."""
-
-    def make(secret: memoryview) -> Iterator[int]:
-        bits, held, skip = 0, 0, (0, 4, 2)[offset]
-        for byte in secret:
-            bits, held = (bits << 8 | byte) & 0xFFFF, held + 8
-            if skip:
-                held, skip = held - skip, 0
-            while held >= 6:
-                held -= 6
-                yield table[bits >> held & 63]
-
-    return make
+def _hex(secret: memoryview, digits: bytes) -> SecretBytes:
+    spelled = SecretBytes.allocate(2 * len(secret))
+    pairs = [_native(bytes([digits[byte >> 4], digits[byte & 15]])) for byte in range(256)]
+    with spelled._mutable() as target, target.cast("H") as wide:
+        for at, byte in enumerate(secret):
+            wide[at] = pairs[byte]
+    return spelled
 
 
-def _lines(width: int, end: bytes) -> Callable[[memoryview], Iterator[int]]:
-    """Base64 of the secret alone, in lines; as MIME (76) and PEM (64) have it."""
+def _base64(secret: memoryview, pairs: Sequence[int], offset: int) -> SecretBytes:
+    """Base64 of the secret behind ``offset`` unknown bytes: what it alone determines.
 
-    def make(secret: memoryview) -> Iterator[int]:
-        for at, letter in enumerate(_base64(_BASE64, 0)(secret)):
-            if at and at % width == 0:
-                yield from end
-            yield letter
+    Args:
+        secret: At least two bytes.
+        pairs: Two characters for each 12 bits, as a number in native order.
+        offset: 0, 1 or 2.
+    """
+    head = (0, 2, 1)[offset]  # bytes up to the next three; they make as many characters
+    threes, rest = divmod(len(secret) - head, 3)
+    end = head + 4 * threes
+    spelled = SecretBytes.allocate(end + rest)
+    with spelled._mutable() as target:
+        if offset == 1:
+            target[:2] = _two(pairs[(secret[0] << 8 | secret[1]) & 0xFFF])
+        elif offset == 2:
+            target[0] = _two(pairs[secret[0] & 0x3F])[1]
+        with target[head:end] as middle, middle.cast("H") as wide:
+            for at in range(threes):
+                here = head + 3 * at
+                bits = secret[here] << 16 | secret[here + 1] << 8 | secret[here + 2]
+                wide[2 * at] = pairs[bits >> 12]
+                wide[2 * at + 1] = pairs[bits & 0xFFF]
+        if rest == 1:
+            target[end] = _two(pairs[secret[-1] << 4])[0]
+        elif rest == 2:
+            target[end:] = _two(pairs[secret[-2] << 4 | secret[-1] >> 4])
+    return spelled
 
-    return make
+
+def _two(pair: int) -> bytes:
+    return pair.to_bytes(2, sys.byteorder)
 
 
-def _url(
-    digits: bytes, *, plus: bool = False, keep: frozenset[int] = frozenset()
-) -> Callable[[memoryview], Iterator[int]]:
+def _in_lines(text: memoryview, width: int, end: bytes) -> SecretBytes:
+    """Text in lines; as MIME (76) and PEM (64) have base64."""
+    breaks = max(len(text) - 1, 0) // width
+    spelled = SecretBytes.allocate(len(text) + breaks * len(end))
+    with spelled._mutable() as target:
+        for number in range(breaks + 1):
+            line = text[number * width : (number + 1) * width]
+            start = number * (width + len(end))
+            target[start : start + len(line)] = line
+            if number < breaks:
+                target[start + width : start + width + len(end)] = end
+    return spelled
+
+
+def _url(digits: bytes, *, plus: bool = False, keep: frozenset[int] = frozenset()) -> Maker:
     def make(secret: memoryview) -> Iterator[int]:
         for byte in secret:
             if byte in _UNRESERVED or byte in keep:
@@ -177,39 +268,95 @@ def _url(
     return make
 
 
-def _json(secret: memoryview) -> Iterator[int]:
-    for byte in secret:
-        if byte in _SHORT_ESCAPES:
-            yield from (92, _SHORT_ESCAPES[byte][0])
-        elif byte < 0x20:
-            yield from (92, 117, 48, 48, _LOWER[byte >> 4], _LOWER[byte & 15])
-        else:
-            yield byte
+def _json(
+    *, digits: bytes | None, slash: bool = False, also: frozenset[int] = _NO_QUOTE
+) -> Maker:
+    """As a string of JSON; with ``digits``: other characters than ASCII are escaped too."""
 
-
-def _json_ascii(digits: bytes) -> Callable[[memoryview], Iterator[int]]:
     def make(secret: memoryview) -> Iterator[int]:
         for point, raw in _characters(secret):
-            if point in _SHORT_ESCAPES or 0x20 <= point < 0x7F:
-                yield from _json(raw)
-            elif point < 0x10000:
-                yield from _u_escape(point, digits)
+            if point in _SHORT_ESCAPES:
+                yield from (92, _SHORT_ESCAPES[point][0])
+            elif point == 47 and slash:
+                yield from (92, 47)
+            elif point < 0x20 or point in also or (digits is not None and point >= 0x7F):
+                yield from _u_escape(point, digits or _LOWER)
             else:
-                yield from _u_escape(0xD800 + (point - 0x10000 >> 10), digits)
-                yield from _u_escape(0xDC00 + (point - 0x10000 & 0x3FF), digits)
+                yield from raw
 
     return make
 
 
-def _u_escape(unit: int, digits: bytes) -> Iterator[int]:
-    yield from (92, 117)
-    for shift in (12, 8, 4, 0):
-        yield digits[unit >> shift & 15]
+def _escaped_again(maker: Maker) -> Maker:
+    """What is escaped, inside of a string whose backslashes and quotes are escaped."""
+
+    def make(secret: memoryview) -> Iterator[int]:
+        for letter in maker(secret):
+            if letter in (34, 92):
+                yield 92
+            yield letter
+
+    return make
 
 
-def _repr(
-    *, text: bool, quote: frozenset[int], shown: bool
-) -> Callable[[memoryview], Iterator[int]]:
+def _html(single: bytes, double: bytes) -> Maker:
+    escapes = {**_ENTITIES, 39: single, 34: double}
+
+    def make(secret: memoryview) -> Iterator[int]:
+        for byte in secret:
+            yield from escapes.get(byte) or (byte,)
+
+    return make
+
+
+def _case(letters: frozenset[int], change: int) -> Maker:
+    def make(secret: memoryview) -> Iterator[int]:
+        for byte in secret:
+            yield byte + change if byte in letters else byte
+
+    return make
+
+
+def _utf_16(*, little: bool) -> Maker:
+    def make(secret: memoryview) -> Iterator[int]:
+        for point, _ in _characters(secret):
+            for unit in _units(point):
+                yield from (unit & 255, unit >> 8) if little else (unit >> 8, unit & 255)
+
+    return make
+
+
+def _every_u(digits: bytes) -> Maker:
+    def make(secret: memoryview) -> Iterator[int]:
+        for point, _ in _characters(secret):
+            yield from _u_escape(point, digits)
+
+    return make
+
+
+def _every_percent(digits: bytes) -> Maker:
+    def make(secret: memoryview) -> Iterator[int]:
+        for byte in secret:
+            yield from (0x25, digits[byte >> 4], digits[byte & 15])
+
+    return make
+
+
+def _units(point: int) -> tuple[int, ...]:
+    """A character in UTF-16."""
+    if point < 0x10000:
+        return (point,)
+    return 0xD800 + (point - 0x10000 >> 10), 0xDC00 + (point - 0x10000 & 0x3FF)
+
+
+def _u_escape(point: int, digits: bytes) -> Iterator[int]:
+    for unit in _units(point):
+        yield from (92, 117)
+        for shift in (12, 8, 4, 0):
+            yield digits[unit >> shift & 15]
+
+
+def _repr(*, text: bool, quote: frozenset[int], shown: bool) -> Maker:
     """As ``repr`` of bytes, or of text; with the quote that it puts around escaped.
 
     Unless it is ``shown``, text is as ``ascii`` has it.

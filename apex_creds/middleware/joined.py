@@ -1,9 +1,10 @@
 """Texts that come in pieces inside of structured chunks, such as ``{"delta": "…"}``.
 
-Guarantee: for chunks of the same shape (dictionaries and lists, with text at the same
-places), a secret that is split over what they have at one place is replaced in the first
-of them and taken out of the others. A chunk is kept back only while its text could be the
-beginning of a secret; order and number of chunks stay.
+Guarantee: each chunk is passed on when it comes, so that whoever answers each chunk can.
+For chunks of the same shape (dictionaries and lists, with text at the same places), a
+secret that is split over what they have at one place is replaced. Text that could be the
+beginning of a secret (``SHORTEST`` bytes or more of it) is left out of its chunk, and comes
+with the next one, or before a chunk of another shape or the end in a chunk more.
 """
 
 from __future__ import annotations
@@ -11,70 +12,93 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from apex_creds.middleware.needles import SHORTEST
 from apex_creds.middleware.redact import Redactor
 
 _DEPTH: Final = 20
-_MANY: Final = 4096
 
 Path = tuple[object, ...]
 Texts = dict[Path, str]
 
 
-class Joined:
-    """The chunks that are kept back, of one shape."""
+class _Place:
+    """The text at one place: what was not passed on yet, and what of it was."""
 
-    __slots__ = ("_chunks", "_redactor", "_texts")
+    __slots__ = ("_data", "_passed", "_redactor")
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self._chunks: list[object] = []
+        self._data = b""
+        self._passed = 0
+
+    def feed(self, text: str) -> str:
+        """What of all the text so far can be passed on now."""
+        needles = self._redactor.needles()
+        data = self._data + text.encode("utf-8", "surrogatepass")
+        cut = character_before(data, needles.searchable(data, least=SHORTEST))
+        new = self._clean(data[:cut])
+        if cut == len(data):  # a beginning that is too short to be left out: remembered
+            cut = character_before(data, needles.pending(data))
+            self._passed = len(data) - cut
+        else:
+            self._passed = max(self._passed - cut, 0)
+        self._data = data[cut:]
+        return new
+
+    def flush(self) -> str:
+        """What is left."""
+        return self._clean(self._data)
+
+    def _clean(self, data: bytes) -> str:
+        """Without secrets, and without what was passed on before."""
+        clean = self._redactor.data(data, where="chunk")
+        at = 0
+        while at < self._passed and clean[at : at + 1] == data[at : at + 1]:
+            at += 1
+        return clean[at:].decode("utf-8", "surrogatepass")
+
+
+class Joined:
+    """Chunks of one shape in a row."""
+
+    __slots__ = ("_last", "_places", "_redactor", "_texts")
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._last: object = None
         self._texts: list[Texts] = []
+        self._places: dict[Path, _Place] = {}
 
     def takes(self, chunk: object) -> bool:
-        """Whether it is a chunk of the shape of those that are kept back."""
+        """Whether it is a chunk of the shape of those before it."""
         if type(chunk) not in (dict, list):
             return False
-        return not self._texts or texts_of(chunk).keys() == self._texts[0].keys()
+        return not self._places or texts_of(chunk).keys() == self._places.keys()
 
-    def feed(self, chunk: object) -> list[object]:
-        """Which chunks can be passed on now, their texts without secrets."""
-        self._chunks.append(chunk)
-        self._texts.append(texts_of(chunk))
-        kept = len(self._chunks)
-        for path in self._texts[0]:
-            kept = min(kept, self._clean(path))
-        return self._pass_on(kept if len(self._chunks) <= _MANY else len(self._chunks))
+    def feed(self, chunk: object) -> object:
+        """The chunk, its texts without secrets; the same object if nothing changes."""
+        texts = texts_of(chunk)
+        self._last, self._texts = chunk, [*self._texts[-1:], texts]
+        self._places = self._places or {path: _Place(self._redactor) for path in texts}
+        return with_texts(chunk, {p: self._places[p].feed(text) for p, text in texts.items()})
 
     def flush(self) -> list[object]:
-        """All that is kept back."""
-        return self._pass_on(len(self._chunks))
+        """What was left out, in a chunk more, at the end of a row; mostly nothing."""
+        left = {path: place.flush() for path, place in self._places.items()}
+        last, texts, self._last, self._texts = self._last, self._texts, None, []
+        self._places = {}
+        if not any(left.values()):
+            return []
+        # What is the same in each chunk (a role, an id) is no text in pieces.
+        same = {path: text for path, text in texts[-1].items() if text == texts[0][path]}
+        return [with_texts(last, {path: left[path] or same.get(path, "") for path in left})]
 
-    def _pass_on(self, count: int) -> list[object]:
-        passed = [
-            with_texts(chunk, texts)
-            for chunk, texts in zip(self._chunks[:count], self._texts[:count], strict=True)
-        ]
-        del self._chunks[:count], self._texts[:count]
-        return passed
 
-    def _clean(self, path: Path) -> int:
-        """Redacts what is at one place; returns which chunk has to be kept for it."""
-        pieces = [texts[path] for texts in self._texts]
-        whole = "".join(pieces)
-        clean = self._redactor.text(whole, where="chunk")
-        if clean != whole:
-            pieces = [clean, *([""] * (len(pieces) - 1))]
-            for texts, piece in zip(self._texts, pieces, strict=True):
-                texts[path] = piece
-        data = clean.encode("utf-8", "surrogatepass")
-        start, end = self._redactor.needles().held_back(data), 0
-        if start == len(data):
-            return len(pieces)
-        for at, piece in enumerate(pieces):
-            end += len(piece.encode("utf-8", "surrogatepass"))
-            if start < end:
-                return at
-        return len(pieces)
+def character_before(data: bytes, cut: int) -> int:
+    """``cut``, or where the character begins that it would cut in two."""
+    while 0 < cut < len(data) and data[cut] & 0xC0 == 0x80:
+        cut -= 1
+    return cut
 
 
 def texts_of(chunk: object) -> Texts:

@@ -1,4 +1,4 @@
-"""Log records, redacted before any handler sees them.
+"""Log records, redacted after the filters and before a handler shows them.
 
 Guarantee: while it is installed, no secret redeemed in the invocation that a record was
 written in reaches a handler: not in the message, the arguments, ``extra`` fields, the
@@ -32,24 +32,27 @@ _OF_OTHERS: Final = frozenset({"asyncio", "concurrent.futures"})
 _OWN: Final = "apex_creds."
 _WITHHELD: Final = "[withheld]"
 
+Passed = bool | logging.LogRecord
+"""What a filter says; since Python 3.12 also with another record in place of the one it got."""
+
 _lock = threading.RLock()  # garbage is collected anywhere, also while it is held
 _brokers: list[weakref.ref[LeaseBroker]] = []
-_original: Callable[..., None] = logging.Logger.handle
+_original: Callable[[logging.Filterer, logging.LogRecord], Passed] = logging.Filterer.filter
 _searching = threading.local()
 
 
 def install(broker: LeaseBroker) -> None:
     """Redacts from now on; what is written outside of invocations, of this broker too.
 
-    Hooks ``logging.Logger.handle``: a record factory does not see ``extra``, and a filter
-    on a logger does not see its children's records.
+    Hooks ``logging.Filterer.filter``, which loggers and handlers both call: whatever their
+    filters add, and however a record came to a handler, it is searched behind them.
     """
     global _original, _brokers
     with _lock:
         _brokers = [*_brokers, weakref.ref(broker, _forget)]
         if len(_brokers) == 1:
-            _original = logging.Logger.handle
-            logging.Logger.handle = _handle  # type: ignore[method-assign]
+            _original = logging.Filterer.filter
+            logging.Filterer.filter = _filter  # type: ignore[assignment, method-assign]
 
 
 def uninstall(broker: LeaseBroker) -> None:
@@ -63,19 +66,22 @@ def _forget(broker: weakref.ref[LeaseBroker]) -> None:
     global _brokers
     with _lock:
         _brokers = [other for other in _brokers if other is not broker]
-        if not _brokers and logging.Logger.handle is _handle:
-            logging.Logger.handle = _original  # type: ignore[method-assign]
+        if not _brokers and logging.Filterer.filter is _filter:
+            logging.Filterer.filter = _original  # type: ignore[assignment, method-assign]
 
 
-def _handle(self: logging.Logger, record: logging.LogRecord) -> None:
-    invocation = current_invocation()
-    if invocation is None or self.name in _OF_OTHERS:
-        _redact_stray(record)
-    while invocation is not None:
-        if isinstance(invocation, GuardedInvocation) and not invocation.redactor.idle:
-            _redact(record, invocation.redactor)
-        invocation = invocation.parent
-    _original(self, record)
+def _filter(self: logging.Filterer, record: logging.LogRecord) -> Passed:
+    passed = _original(self, record)
+    if passed:
+        shown = passed if isinstance(passed, logging.LogRecord) else record
+        invocation = current_invocation()
+        if invocation is None or shown.name in _OF_OTHERS:
+            _redact_stray(shown)
+        while invocation is not None:
+            if isinstance(invocation, GuardedInvocation) and not invocation.redactor.idle:
+                _redact(shown, invocation.redactor)
+            invocation = invocation.parent
+    return passed
 
 
 def _redact_stray(record: logging.LogRecord) -> None:
@@ -130,11 +136,27 @@ def _redact_names(record: logging.LogRecord, redactor: Redactor) -> None:
 def _redact_message(record: logging.LogRecord, redactor: Redactor) -> None:
     text, usable = _message(record)
     clean = redactor.text(text, where=_WHERE)
-    if clean != text or not usable:
+    if clean != text or not usable or _shows(redactor, record.msg, record.args):
         record.msg, record.args = clean, ()
         return
     record.msg = redactor.value(record.msg, where=_WHERE)
     record.args = redactor.value(record.args, where=_WHERE)  # type: ignore[assignment]
+
+
+def _shows(redactor: Redactor, *values: object) -> bool:
+    """Whether an object among them has a secret in its other text than the message's.
+
+    A formatter of JSON shows arguments by ``repr``, whatever the format string says.
+    """
+    found = False
+    for value in values:
+        if isinstance(value, dict | list | tuple):
+            items = [*value, *value.values()] if isinstance(value, dict) else value
+            found |= _shows(redactor, *items)
+        elif not isinstance(value, str | bytes | int | float | None):
+            text = _shown(value)
+            found |= redactor.text(text, where=_WHERE) != text
+    return found
 
 
 def _message(record: logging.LogRecord) -> tuple[str, bool]:

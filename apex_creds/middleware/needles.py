@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from apex_creds.crypto.contents import contents
 from apex_creds.crypto.encodings import spellings
 from apex_creds.crypto.memory import SecretBytes
 
@@ -31,14 +32,20 @@ class Needles:
         self._needles: list[_Needle] = []
 
     def add(self, name: str, part: memoryview) -> list[SecretBytes]:
-        """Looks for all spellings of ``part`` from now on; too short ones are passed over.
+        """Looks for ``part`` and what is secret in it from now on, in all spellings.
+
+        What is too short is passed over.
 
         Returns:
             The spellings, which stay the property of these needles.
         """
-        if len(part) < SHORTEST:
-            return []
-        made = spellings(part)
+        made = spellings(part) if len(part) >= SHORTEST else []
+        for inside, plain in contents(part):
+            if plain:
+                made.append(inside)
+                continue
+            with inside, inside.view() as view:
+                made += spellings(view) if len(view) >= SHORTEST else []
         more = [*self._needles, *(_Needle(secret, name) for secret in made)]
         # A new list: another thread may be searching with the old one.
         self._needles = sorted(more, key=lambda needle: len(needle.secret), reverse=True)
@@ -64,20 +71,41 @@ class Needles:
         """As ``replace``; other threads can run between the pieces."""
         clean, held, mine = [], b"", set[str]()
         for at in range(0, len(data), _PIECE // 2):
-            held = self.replace(held + data[at : at + _PIECE // 2], mine)
-            start = self.held_back(held)
-            clean.append(held[:start])
-            held = held[start:]
+            held += data[at : at + _PIECE // 2]
+            cut = self.searchable(held)
+            clean.append(self.replace(held[:cut], mine))
+            held = held[cut:]
+        clean.append(self.replace(held, mine))
         found |= mine
-        return b"".join([*clean, held]) if mine else data
+        return b"".join(clean) if mine else data
 
-    def held_back(self, data: bytes) -> int:
-        """Where the longest end of ``data`` that could begin a needle starts."""
-        start = len(data)
-        for needle in self._needles:
-            view = needle.secret.view()
-            start = min(start, _beginning(data, view))
-        return start
+    def pending(self, data: bytes, *, least: int = 1) -> int:
+        """Where the longest end of ``data`` that could begin a needle starts.
+
+        Args:
+            data: What there is so far.
+            least: Ends of fewer bytes don't count.
+        """
+        last = max(len(data) - least + 1, 0)
+        starts = (_beginning(data, needle.secret.view(), last) for needle in self._needles)
+        return min(starts, default=len(data))
+
+    def searchable(self, data: bytes, *, least: int = 1) -> int:
+        """How much of ``data`` can be searched before more of it comes.
+
+        What follows could begin a needle, or is one with such a beginning in it: the lines
+        of a secret are needles like the whole, and must not be found before it.
+        """
+        cut = self.pending(data, least=least)
+        while 0 < cut < len(data):
+            across = min(
+                (at for each in self._needles if 0 <= (at := _across(data, each, cut)) < cut),
+                default=cut,
+            )
+            if across == cut:
+                break
+            cut = across
+        return cut
 
     def close(self) -> None:
         """Wipes the needles; idempotent."""
@@ -85,12 +113,19 @@ class Needles:
             self._needles.pop().secret.close()
 
 
-def _beginning(data: bytes, view: memoryview) -> int:
+def _across(data: bytes, needle: _Needle, cut: int) -> int:
+    """Where a needle is that begins before ``cut`` and ends behind it; -1: nowhere."""
+    view = needle.secret.view()
+    return data.find(view, max(cut - len(view) + 1, 0), cut + len(view) - 1)
+
+
+def _beginning(data: bytes, view: memoryview, last: int) -> int:
+    """Where an end of ``data`` begins that ``view`` begins with; ``len(data)``: nowhere."""
     with view[:1] as first:
-        at = data.find(first, max(len(data) - len(view) + 1, 0))
+        at = data.find(first, max(len(data) - len(view) + 1, 0), last)
         while at >= 0:
             with view[: len(data) - at] as prefix:
                 if data.endswith(prefix):
                     return at
-            at = data.find(first, at + 1)
+            at = data.find(first, at + 1, last)
     return len(data)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import UserString
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from pathlib import PurePath
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Final
 
@@ -174,7 +175,7 @@ class Redactor:
             return value if clean == value else clean
         if isinstance(value, bytes):
             return self.data(value, where=where)
-        if isinstance(value, UserString):
+        if isinstance(value, UserString | PurePath):
             text = str(value)
             clean = self.text(text, where=where)
             return value if clean == text else clean

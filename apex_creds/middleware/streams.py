@@ -27,7 +27,7 @@ from typing import Final, cast
 import anyio
 
 from apex_creds.middleware.call import GuardedCall
-from apex_creds.middleware.joined import Joined
+from apex_creds.middleware.joined import Joined, character_before
 
 _log = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ class ChunkRedactor:
             return self._feed_other(chunk)
         before = [*self._flush_joined(), *self._turn_to(chunk)]
         data = chunk.encode("utf-8", "surrogatepass") if isinstance(chunk, str) else chunk
-        data = self._call.redactor.data(self._held + data, where="chunk")
-        self._call.check_leaks()
-        start = self._boundary(data)
-        self._held = data[start:]
-        passed = [self._restore(data[:start])] if start or not data else []
-        return [*before, *passed]
+        data = bytes(self._held + data)
+        cut = self._call.redactor.needles().searchable(data)
+        if self._kind is str:
+            cut = character_before(data, cut)
+        self._held = data[cut:]
+        return [*before, *([self._clean(data[:cut])] if cut or not data else [])]
 
     def _feed_other(self, chunk: object) -> list[object]:
         before = self._flush_text()
@@ -72,7 +72,7 @@ class ChunkRedactor:
             return [*before, *self._flush_joined(), self._call.clean(chunk, where="chunk")]
         passed = self._joined.feed(chunk)
         self._call.check_leaks()
-        return [*before, *(self._call.clean(one, where="chunk") for one in passed)]
+        return [*before, self._call.clean(passed, where="chunk")]
 
     def flush(self) -> list[object]:
         """What was kept, at the end or before a chunk of another type."""
@@ -83,7 +83,7 @@ class ChunkRedactor:
 
     def _flush_text(self) -> list[object]:
         held, self._held = self._held, b""
-        return [self._restore(held)] if held else []
+        return [self._clean(held)] if held else []
 
     def _turn_to(self, chunk: str | bytes | bytearray) -> list[object]:
         """Text and bytes are not searched across each other; bytes of both types are."""
@@ -92,11 +92,10 @@ class ChunkRedactor:
         self._kind = kind
         return before
 
-    def _boundary(self, data: bytes) -> int:
-        start = self._call.redactor.needles().held_back(data)
-        while self._kind is str and 0 < start < len(data) and data[start] & 0xC0 == 0x80:
-            start -= 1
-        return start
+    def _clean(self, data: bytes) -> object:
+        clean = self._call.redactor.data(data, where="chunk")
+        self._call.check_leaks()
+        return self._restore(clean)
 
     def _restore(self, data: bytes) -> object:
         if self._kind is str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import collections
 import dataclasses
+import itertools
 import json
+import random
 import threading
 import types
 import urllib.parse
@@ -23,6 +25,7 @@ from apex_creds.errors import (
 )
 from apex_creds.middleware import OnLeak
 from apex_creds.middleware.redact import Redactor
+from apex_creds.model import ApiKey
 from tests.crypto.slots import open_slots
 from tests.leases.world import BLOB, KEY, PASSWORD, REFRESH, TOKEN, World, world_in
 
@@ -371,6 +374,16 @@ async def test_a_spelling_cut_at_every_position(world: World, spelling: str) -> 
         assert clean(joined)
 
 
+async def test_a_secret_of_lines_cut_at_every_position(world: World) -> None:
+    """Its lines are looked for too, but the whole is one finding, not a line and a rest."""
+    secret = "first-line-of-it\nsecond-line-of-it\nend"
+    await world.vault.put("key", ApiKey(secret), origins=())
+    text = f"before {secret} after {secret}\n"
+    for at in range(len(text) + 1):
+        joined = "".join(await stream_of(world, text[:at], text[at:]))
+        assert joined == f"before {MARK} after {MARK}\n", at
+
+
 async def test_a_secret_in_single_characters(world: World) -> None:
     chunks = await stream_of(world, *f"to: {KEY}, {KEY[:9]}", KEY[9:], "", "end")
     assert "".join(chunks) == f"to: {MARK}, {MARK}end"
@@ -418,15 +431,49 @@ async def test_a_secret_cut_in_structured_chunks(world: World) -> None:
         ]
         chunks = await stream_of(world, *made)
         text = "".join(chunk["choices"][0]["delta"] for chunk in chunks)
-        assert text == f"to: {MARK} end sk"
+        passed = KEY[: (3, 2, 0)[(1, 2, 5).index(size)]]  # too short to be left out
+        assert text == f"to: {passed}{MARK} end sk"
         assert [chunk["n"] for chunk in chunks] == list(range(len(made)))
         assert {chunk["role"] for chunk in chunks} == {"bots"}
 
 
 async def test_harmless_structured_chunks_are_the_same_objects(world: World) -> None:
-    made = [{"delta": "one s"}, {"delta": "k-two"}, {"other": "s"}, "s", [KEY[:4]], 7]
+    made = [{"delta": "one s"}, {"delta": "k-two"}, {"other": "s"}, "s", [KEY[:3]], 7]
     chunks = await stream_of(world, *made)
     assert all(a is b or a == b == "s" for a, b in zip(chunks, made, strict=True))
+
+
+async def test_a_structured_chunk_is_there_before_the_next_is_made(world: World) -> None:
+    """A consumer that answers each chunk is never waited for in vain."""
+
+    async def plugin(credentials):
+        async with credentials["key"].reveal():
+            pass
+        answer = yield {"say": f"one {KEY[:9]}", "role": "bot"}
+        assert answer == "to one"
+        answer = yield {"say": f"{KEY[9:]} two {KEY[:5]}", "role": "bot"}
+        assert answer == "to two"
+        yield {"done": True}
+
+    stream = await world.call(plugin)
+    assert await anext(stream) == {"say": "one ", "role": "bot"}
+    assert await stream.asend("to one") == {"say": f"{MARK} two ", "role": "bot"}
+    # What only looked like a secret comes before a chunk of another shape.
+    assert await stream.asend("to two") == {"say": KEY[:5], "role": "bot"}
+    assert [chunk async for chunk in stream] == [{"done": True}]
+
+
+@pytest.mark.parametrize("seed", range(100))
+async def test_structured_text_is_whole_and_without_the_secret(world: World, seed: int) -> None:
+    chance = random.Random(seed)
+    text = f"\u00e9 {KEY[:7]} {KEY} {KEY}{KEY[: chance.randrange(len(KEY))]}"
+    cuts = sorted(chance.choices(range(len(text)), k=chance.randrange(9)))
+    made = [{"d": text[a:b]} for a, b in itertools.pairwise([0, *cuts, len(text)])]
+    came = "".join(chunk["d"] for chunk in await stream_of(world, *made))
+    assert KEY not in came
+    for length in range(3, 0, -1):  # what was passed on before it was known to be a secret
+        came = came.replace(KEY[:length] + MARK, MARK)
+    assert came == text.replace(KEY, MARK)
 
 
 class Lazy:
