@@ -225,8 +225,11 @@ class StorageUnreachableError(StorageError):
     """The database server can't be reached, also not by trying again; nothing was written."""
 
 
-class StorageUncertainError(StorageUnreachableError):
-    """The server went away during a write, which may have happened or not: read again."""
+class StorageUncertainError(StorageError):
+    """A write may have happened or not: read again.
+
+    The server went away meanwhile, or the disk failed after the new version had its name.
+    """
 
 
 class StorageStaleError(StorageError):

@@ -23,6 +23,14 @@ from apex_creds.errors import (
     UnsafePathError,
     UnsafePermissionsError,
 )
+from apex_creds.fs.private_files import (
+    create_file,
+    sync_directory,
+    sync_file,
+    touch,
+    write_all,
+)
+from apex_creds.fs.private_files import make_directory as make_private
 
 try:
     import fcntl
@@ -175,7 +183,7 @@ def make_directory(directory: Path) -> None:
         AuditUnavailableError: It can't be made.
     """
     try:
-        directory.mkdir(mode=0o700)
+        make_private(directory)
         sync_directory(directory.parent)
     except FileExistsError:
         pass
@@ -252,7 +260,8 @@ def open_private(path: Path, *, create: bool = True) -> int:
         if not create or path.exists():
             fd = os.open(path, flags)
         else:
-            fd = os.open(path, flags | os.O_CREAT, 0o600)
+            touch(path)
+            fd = os.open(path, flags)
             sync_directory(path.parent)
     except FileNotFoundError:
         raise missing(path) from None
@@ -342,17 +351,6 @@ def _pread(fd: int, count: int, offset: int) -> bytes:
 # -- writing -----------------------------------------------------------------------------
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Writes all of it.
-
-    Raises:
-        OSError: The disk did not take it; some of it may be written.
-    """
-    done = os.write(fd, data)
-    while done < len(data):
-        done += os.write(fd, data[done:])
-
-
 def create_whole(path: Path, data: bytes, *, replace: bool = False, mode: int = 0o600) -> None:
     """Makes a file with its content, durably and in one step.
 
@@ -401,27 +399,14 @@ def save_new(directory: Path, stem: str, data: bytes) -> str:
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, mode)
+    fd = create_file(path)
     try:
+        if mode != 0o600 and hasattr(os, "fchmod"):
+            os.fchmod(fd, mode)
         write_all(fd, data)
-        os.fsync(fd)
+        sync_file(fd)
     except BaseException:
         os.unlink(path)
         raise
-    finally:
-        os.close(fd)
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes the names in a directory durable.
-
-    Raises:
-        OSError: The disk did not take it.
-    """
-    if not _POSIX:  # pragma: no cover - Windows
-        return
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import anyio
 import typer
@@ -27,9 +26,14 @@ from apex_creds.cli.options import HomeOption, MasterOption, ReasonOption
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
 from apex_creds.errors import InvalidInputError
-from apex_creds.keys.base import decode_key, encode_key
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import read_small
+from apex_creds.fs.replacing import create_exclusive, replace_file
+from apex_creds.keys.base import decode_key, encode_key, wipe
 from apex_creds.model import SystemClock
 from apex_creds.vault import Vault
+
+_LONGEST: Final = 16 << 20
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="A file; - is standard input.")
@@ -149,7 +153,8 @@ def cosign(
         at = int(SystemClock().time())
         made = notes.cosign(offered.note, name=name, key=key, time=at)
         vkey = VerifierKey(name, key.public, notes.Algorithm.COSIGNATURE)
-    seen.write_text(str(offered))
+    with translated(seen, writing=True):
+        replace_file(seen, [str(offered).encode()])
     output.note(f"Your verifier key: {vkey}")
     sys.stdout.write(str(offered.note.with_signatures([made])))
 
@@ -157,8 +162,8 @@ def cosign(
 def _refuse_inconsistent(offered: Checkpoint, seen: Path, proof: Path | None) -> None:
     if not seen.exists():
         return
-    old = Checkpoint.parse(seen.read_bytes(), origin=offered.origin)
-    lines = proof.read_text().splitlines() if proof is not None else []
+    old = Checkpoint.parse(_bytes(seen), origin=offered.origin)
+    lines = _text(proof).splitlines() if proof is not None else []
     proofs.check_consistency(old, offered, [bytes_of(each) for each in lines])
 
 
@@ -199,10 +204,11 @@ def accept_rollback(
 def _key(file: Path) -> SigningKey:
     if not file.exists():
         with SecretBytes.random(32) as seed:
-            fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(fd, "wb") as raw:
-                raw.write(encode_key(seed) + b"\n")
-    found = decode_key(file.read_text(encoding="ascii").strip())
+            text = encode_key(seed)
+            with translated(file, writing=True):
+                create_exclusive(file, [text, b"\n"])
+            wipe(text)
+    found = decode_key(_bytes(file).strip())
     if found is None:
         raise InvalidInputError("The key file holds no key.", hint="Name one to be made.")
     with found:
@@ -211,6 +217,11 @@ def _key(file: Path) -> SigningKey:
 
 def _text(file: Path) -> str:
     try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return sys.stdin.read() if str(file) == "-" else _bytes(file).decode()
+    except UnicodeDecodeError:
         raise InvalidInputError("The file can't be read.", hint="Check its name.") from None
+
+
+def _bytes(file: Path) -> bytes:
+    with translated(file):
+        return read_small(file, limit=_LONGEST, follow=True)

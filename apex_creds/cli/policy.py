@@ -12,6 +12,7 @@ import typer
 from apex_creds.cli import options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError, InvalidPolicyError
+from apex_creds.fs.oserrors import translated
 from apex_creds.model import CredentialInfo, Origin, check_name
 from apex_creds.policy.decide import Decision, Reason, decide
 from apex_creds.policy.grants import Grant, Grants
@@ -19,7 +20,6 @@ from apex_creds.policy.manifest import Access, Need
 from apex_creds.policy.policyfile import MAX_BYTES, parse_policy
 from apex_creds.policy.rules import EACH_LEASE, NEVER, NO_POLICY, Policy, Rule
 from apex_creds.policy.source import load_policy
-from apex_creds.storage.oserrors import translated
 from apex_creds.vault import Vault
 
 _OTHERS: Final = 10

@@ -14,7 +14,7 @@ from typing import TextIO
 from apex_creds.cli import output
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import InvalidInputError
-from apex_creds.storage.safe_open import write_all
+from apex_creds.fs.private_files import write_all
 
 
 def check_exit(stream: TextIO, *, force: bool) -> None:

@@ -18,10 +18,10 @@ from typing import Final
 from apex_creds.cli import output, prompts, qr
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import InvalidInputError
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import check
 from apex_creds.keys.base import decode_key
 from apex_creds.keys.shares import MAX_SHARES, WORDS, Share, combine, parse_share
-from apex_creds.storage.oserrors import translated
-from apex_creds.storage.safe_open import check
 
 __all__ = ["armour", "ask", "read_private", "read_sealed", "show"]
 

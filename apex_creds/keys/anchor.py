@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 import platformdirs
 
-from apex_creds.errors import MasterKeyUnavailableError
+from apex_creds.errors import MasterKeyUnavailableError, UnsafePathError
+from apex_creds.fs.private_files import make_directories, open_small
+from apex_creds.fs.replacing import remove_file, replace_file
 
 __all__ = ["MAX_ANCHOR", "AnchorFile", "AnchorRemover", "AnchorStore", "state_anchor"]
 
 MAX_ANCHOR: Final = 64 * 1024
-_FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-# Opening a pipe that somebody put there must not wait for its writer.
-_READ: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS
 
 
 @runtime_checkable
@@ -77,46 +75,35 @@ class AnchorFile:
             MasterKeyUnavailableError: It can't be read, is not ours, or is too long.
         """
         try:
-            fd = os.open(self.path, _READ)
+            fd = open_small(self.path, limit=MAX_ANCHOR)
         except FileNotFoundError:
             return None
+        except UnsafePathError:
+            raise self.unusable("not a small file") from None
         except OSError as error:
-            raise self._unusable(error.strerror or "an error") from None
+            raise self.unusable(error.strerror or "an error") from None
         try:
-            self._check(os.fstat(fd))
-            return os.read(fd, MAX_ANCHOR).decode("utf-8", errors="replace")
+            with open(fd, "rb") as file:
+                self._check(os.fstat(fd))
+                return file.read(MAX_ANCHOR).decode("utf-8", errors="replace")
         except OSError as error:
-            raise self._unusable(error.strerror or "an error") from None
-        finally:
-            os.close(fd)
+            raise self.unusable(error.strerror or "an error") from None
 
     def _check(self, status: os.stat_result) -> None:
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_ANCHOR:
-            raise self._unusable("not a small file")
         if os.name != "posix":
             return
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-            raise self._unusable("others may write it")
+            raise self.unusable("others may write it")
 
     def write(self, text: str) -> None:
         """Replaces the text, durably.
 
         Raises:
+            NotDurableError: It is replaced, but the disk may not keep that.
             OSError: It could not be written; then what was there still is.
         """
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.urandom(6).hex()}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
-        try:
-            with open(fd, "wb", 0) as raw:
-                raw.write(text.encode())
-                os.fsync(fd)
-            os.replace(temporary, self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_directory(self.path.parent)
+        make_directories(self.path.parent)
+        replace_file(self.path, [text.encode()])
 
     def write_or_refuse(self, text: str) -> None:
         """As ``write``.
@@ -127,7 +114,7 @@ class AnchorFile:
         try:
             self.write(text)
         except OSError as error:
-            raise self._unusable(error.strerror or "an error") from None
+            raise self.unusable(error.strerror or "an error") from None
 
     def delete_or_refuse(self) -> None:
         """Removes the file, if there is one.
@@ -136,11 +123,13 @@ class AnchorFile:
             MasterKeyUnavailableError: It could not be removed.
         """
         try:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                remove_file(self.path)
         except OSError as error:
-            raise self._unusable(error.strerror or "an error") from None
+            raise self.unusable(error.strerror or "an error") from None
 
-    def _unusable(self, why: str) -> MasterKeyUnavailableError:
+    def unusable(self, why: str) -> MasterKeyUnavailableError:
+        """The error that says why it can't be used."""
         return MasterKeyUnavailableError(
             f"The anchor {self.path} can't be used ({why}).",
             hint="Make it a file of yours that nobody else can write.",
@@ -148,15 +137,16 @@ class AnchorFile:
 
 
 def state_anchor(vault_id: str) -> AnchorFile:
-    """The anchor in the user's state directory, for providers that have no better place."""
-    return AnchorFile(Path(platformdirs.user_state_path("apex-creds")) / "anchors" / vault_id)
+    """The anchor in the user's state directory, for providers that have no better place.
 
-
-def _sync_directory(directory: Path) -> None:
-    if os.name != "posix":
-        return
-    fd = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    Raises:
+        MasterKeyUnavailableError: This user has none.
+    """
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        state = platformdirs.user_state_path("apex-creds")
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        raise MasterKeyUnavailableError(
+            "This user has no directory for state: HOME is not set.",
+            hint="Set HOME, or XDG_STATE_HOME, to a directory of this user that is kept.",
+        ) from None
+    return AnchorFile(state / "anchors" / vault_id)

@@ -32,7 +32,14 @@ from apex_creds.errors import (
 from apex_creds.keys.anchor import AnchorFile, state_anchor
 from apex_creds.keys.base import ADOPTED, MASTER_KEY_BYTES, check_reference
 from apex_creds.keys.file_read import Keys, close_keys, pick, read_keys, read_or_nothing
-from apex_creds.keys.file_write import exclusive, remove_file, replace_file, shredding
+from apex_creds.keys.file_write import (
+    READ_ONLY,
+    clean,
+    exclusive,
+    remove_keys,
+    shredding,
+    write_keys,
+)
 
 __all__ = ["FileProvider"]
 
@@ -133,9 +140,13 @@ class FileProvider:
     def write_anchor(self, *, vault_id: str, text: str) -> None:
         """See ``AnchorStore``; where the keys lie read-only, in the state directory."""
         check_reference(vault_id, 1)
+        beside = self._anchor(vault_id)
         try:
-            self._anchor(vault_id).write(text)
-        except OSError:
+            beside.write(text)
+        except OSError as error:
+            # One that is there would be read before the one in the state directory.
+            if error.errno not in READ_ONLY or os.path.lexists(beside.path):
+                raise beside.unusable(error.strerror or "an error") from None
             state_anchor(vault_id).write_or_refuse(text)
 
     def delete_anchor(self, *, vault_id: str) -> None:
@@ -165,6 +176,7 @@ class FileProvider:
         )
 
     def _load(self, version: int) -> SecretBytes:
+        clean(self._path)
         found = pick(read_keys(self._path), version)
         if found is not None:
             return found
@@ -211,7 +223,7 @@ class FileProvider:
     def _append(self, keys: Keys, version: int, key: SecretBytes) -> None:
         new = not keys
         keys[version] = key
-        replace_file(self._path, keys, new=new)
+        write_keys(self._path, keys, new=new)
         with _reread(self._path, version) as back:
             if back is not None and back.equals(keys[version]):
                 return
@@ -237,9 +249,9 @@ class FileProvider:
             keys.pop(version).close()
             with shredding(self._path):
                 if keys:
-                    replace_file(self._path, keys, new=False)
+                    write_keys(self._path, keys, new=False)
                 else:
-                    remove_file(self._path)
+                    remove_keys(self._path)
             self._made.discard(version)
         finally:
             close_keys(keys)

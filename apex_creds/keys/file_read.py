@@ -24,21 +24,17 @@ from apex_creds.errors import (
     UnsafePermissionsError,
     WrongMasterKeyError,
 )
+from apex_creds.fs.private_files import OPEN_FLAGS
 from apex_creds.keys.base import decode_key, wipe
 
-__all__ = ["OPEN_FLAGS", "Keys", "close_keys", "pick", "read_keys", "read_or_nothing"]
+__all__ = ["Keys", "close_keys", "pick", "read_keys", "read_or_nothing"]
 
 Keys = dict[int, SecretBytes]
 """The master keys of a file by version."""
 
-OPEN_FLAGS: Final = (
-    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-)
-
 _MAX_BYTES: Final = 64 * 1024
 _REREADS: Final = 5
 _LINE: Final = re.compile(rb"(?:v([1-9][0-9]{0,9}) )?([A-Za-z0-9+/]{43}=)")
-_NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
 
 
 def pick(keys: Keys, version: int) -> SecretBytes | None:
@@ -98,7 +94,7 @@ def _read_once(path: Path) -> bytearray | None:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDONLY | OPEN_FLAGS | _NONBLOCK)
+        return os.open(path, os.O_RDONLY | OPEN_FLAGS)
     except OSError as error:
         failure = _cannot_open(path, error)
     raise failure

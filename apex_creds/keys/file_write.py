@@ -12,7 +12,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -24,45 +23,51 @@ from apex_creds.errors import (
     MasterKeyUnavailableError,
     StorageFullError,
     StorageLockedError,
+    StorageUncertainError,
 )
+from apex_creds.fs.lock import lock_at, release
+from apex_creds.fs.private_files import OPEN_FLAGS, NotDurableError
+from apex_creds.fs.replacing import create_exclusive, erase, remove_file, replace_file, sweep
+from apex_creds.fs.shred import overwrite
 from apex_creds.keys.base import encode_key, wipe
-from apex_creds.keys.file_read import OPEN_FLAGS, Keys
+from apex_creds.keys.file_read import Keys
 
-__all__ = ["exclusive", "remove_file", "replace_file", "shredding"]
+__all__ = ["READ_ONLY", "clean", "exclusive", "remove_keys", "shredding", "write_keys"]
 
 _LOCK_SECONDS: Final = 10.0
-_READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
+READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 _FULL: Final = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-_NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS))
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, *, seconds: float | None = None) -> Iterator[None]:
     """Holds the lock of the file, beside it, against other threads and processes.
 
     Raises:
         MasterKeyReadOnlyError: The file or its directory can't be written.
         MasterKeyUnavailableError: The directory does not exist.
         StorageFullError: There is no space for the lock.
-        StorageLockedError: Another process holds it for too long.
+        StorageLockedError: Another process holds it for longer than ``seconds``.
     """
-    lock = filelock.FileLock(
-        path.with_name(f".{path.name}.lock"), timeout=_LOCK_SECONDS, mode=0o600
+    beside = path.with_name(f".{path.name}.lock")
+    failure: ApexCredsError = StorageLockedError(
+        f"{path} is locked by another process.", hint="Try again."
     )
-    failure: ApexCredsError | None = None
+    lock: filelock.BaseFileLock | None = None
     try:
         _check_writable(path)
-        lock.acquire()
+        lock = lock_at(beside)
+        lock.acquire(timeout=_LOCK_SECONDS if seconds is None else seconds)
     except filelock.Timeout:
-        failure = StorageLockedError(f"{path} is locked by another process.", hint="Try again.")
+        lock = None
     except OSError as error:
-        failure = _cannot_write(path, error)
-    if failure is not None:
+        failure, lock = _cannot_write(path, error), None
+    if lock is None:
         raise failure
     try:
         yield
     finally:
-        lock.release()
+        release(lock)
 
 
 def _check_writable(path: Path) -> None:
@@ -76,7 +81,12 @@ def _check_writable(path: Path) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> ApexCredsError:
-    if error.errno in _READ_ONLY:
+    if isinstance(error, NotDurableError):
+        return StorageUncertainError(
+            f"{path} was changed, but the disk may not keep it ({error.strerror}).",
+            hint="Copy the file to a safe place, and check the disk.",
+        )
+    if error.errno in READ_ONLY:
         return MasterKeyReadOnlyError(
             f"{path} can't be written.",
             hint="Make it writable (chmod 600), or provision the new version from outside.",
@@ -92,85 +102,64 @@ def _cannot_write(path: Path, error: OSError) -> ApexCredsError:
     )
 
 
-def replace_file(path: Path, keys: Keys, *, new: bool) -> None:
+def write_keys(path: Path, keys: Keys, *, new: bool) -> None:
     """Writes the whole file anew beside the old one, then puts it in its place."""
-    temporary = path.with_name(f".{path.name}.new")
+    failure: ApexCredsError | None = None
     try:
-        temporary.unlink(missing_ok=True)  # of a writer that was killed; we hold the lock
-        _write(temporary, keys)
-        _put_in_place(temporary, path, new=new)
-        _sync_directory(path.parent)
-    except OSError as error:
-        failure = _cannot_write(path, error)
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    else:
-        return
-    raise failure
-
-
-def remove_file(path: Path) -> None:
-    """Removes the whole file, durably."""
-    try:
-        path.unlink()
-        _sync_directory(path.parent)
-    except OSError as error:
-        failure = _cannot_write(path, error)
-    else:
-        return
-    raise failure
-
-
-def _write(path: Path, keys: Keys) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_FLAGS, 0o600)
-    try:
-        with open(fd, "wb", 0, closefd=False) as raw:
-            for version in sorted(keys):
-                _write_line(raw, version, encode_key(keys[version]))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _write_line(raw: FileIO, version: int, text: bytearray) -> None:
-    # Piece by piece: joining them would leave copies of the key in memory.
-    try:
-        for piece in (b"v%d " % version, text, b"\n"):
-            _write_all(raw, piece)
-    finally:
-        wipe(text)
-
-
-def _write_all(raw: FileIO, piece: bytes | bytearray) -> None:
-    with memoryview(piece) as view:
-        written = 0
-        while written < len(view):
-            written += raw.write(view[written:]) or 0
-
-
-def _put_in_place(temporary: Path, path: Path, *, new: bool) -> None:
-    if new and hasattr(os, "link"):
-        try:
-            os.link(temporary, path)  # fails when something is there, unlike a rename
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
+        _erase_earlier(path)
+        if new:
+            create_exclusive(path, _lines(keys))
         else:
-            temporary.unlink()
-            return
-    if new and os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "appeared meanwhile")
-    os.replace(temporary, path)
+            replace_file(path, _lines(keys))
+    except OSError as error:
+        failure = _cannot_write(path, error)
+    if failure is not None:
+        raise failure
 
 
-def _sync_directory(directory: Path) -> None:
-    if os.name != "posix":
-        return
-    fd = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+def remove_keys(path: Path) -> None:
+    """Removes the whole file, durably."""
+    failure: ApexCredsError | None = None
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        remove_file(path)
+    except OSError as error:
+        failure = _cannot_write(path, error)
+    if failure is not None:
+        raise failure
+
+
+def _lines(keys: Keys) -> Iterator[bytes | bytearray]:
+    # Piece by piece: joining them would leave copies of the key in memory.
+    for version in sorted(keys):
+        text = encode_key(keys[version])
+        try:
+            yield b"v%d " % version
+            yield text
+            yield b"\n"
+        finally:
+            wipe(text)
+
+
+def clean(path: Path) -> None:
+    """Removes, and overwrites, what killed writers left beside the file: keys in clear.
+
+    Does nothing where that can't be done, or while another process writes.
+    """
+    with contextlib.suppress(OSError):
+        sweep(path)
+    if os.path.lexists(_earlier(path)):
+        with contextlib.suppress(OSError, ApexCredsError), exclusive(path, seconds=0):
+            _erase_earlier(path)
+
+
+def _erase_earlier(path: Path) -> None:
+    """For who holds the lock: what an earlier program's killed writer left."""
+    with contextlib.suppress(FileNotFoundError):
+        erase(_earlier(path))
+
+
+def _earlier(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 @contextlib.contextmanager
@@ -182,22 +171,14 @@ def shredding(path: Path) -> Iterator[None]:
     fd = _open_to_shred(path)
     try:
         yield
-        with contextlib.suppress(OSError):
-            _zero(fd)
+        overwrite(fd)
     finally:
         os.close(fd)
 
 
 def _open_to_shred(path: Path) -> int:
     try:
-        return os.open(path, os.O_WRONLY | OPEN_FLAGS)
+        return os.open(path, os.O_RDWR | OPEN_FLAGS)
     except OSError as error:
         failure = _cannot_write(path, error)
     raise failure
-
-
-def _zero(fd: int) -> None:
-    info = os.fstat(fd)
-    if info.st_nlink == 0:
-        os.pwrite(fd, bytes(info.st_size), 0)
-        os.fsync(fd)

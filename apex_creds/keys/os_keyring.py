@@ -30,6 +30,8 @@ from apex_creds.errors import (
     UnsafeKeyringError,
     WrongMasterKeyError,
 )
+from apex_creds.fs.lock import lock_at, release
+from apex_creds.fs.private_files import make_directories
 from apex_creds.keys.base import (
     MASTER_KEY_BYTES,
     check_reference,
@@ -206,20 +208,21 @@ class KeyringProvider:
 @contextlib.contextmanager
 def _process_lock() -> Iterator[None]:
     lock: filelock.BaseFileLock | None = None
-    with contextlib.suppress(OSError, filelock.Timeout):
+    # RuntimeError: no HOME, and no entry in the list of users.
+    with contextlib.suppress(OSError, RuntimeError, filelock.Timeout):
         directory = Path(platformdirs.user_state_path("apex-creds"))
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = filelock.FileLock(directory / "keyring.lock", timeout=_LOCK_SECONDS, mode=0o600)
-        lock.acquire()
+        make_directories(directory)
+        lock = lock_at(directory / "keyring.lock")
+        lock.acquire(timeout=_LOCK_SECONDS)
     if lock is None or not lock.is_locked:
         raise MasterKeyUnavailableError(
             "The lock that guards writing to the keyring can't be had.",
-            hint="Check that the state folder of the user can be written, and try again.",
+            hint="Set HOME (or XDG_STATE_HOME) to a directory that this user can write.",
         )
     try:
         yield
     finally:
-        lock.release()
+        release(lock)
 
 
 def _entry(vault_id: str, version: int) -> str:

@@ -16,6 +16,7 @@ from typing import Final
 import anyio
 
 from apex_creds.errors import SecondFactorError
+from apex_creds.fs.private_files import write_all
 from apex_creds.policy.factors import Subject
 
 if sys.platform != "win32":
@@ -49,7 +50,7 @@ class TerminalAsk:
             fd = self._open()
             try:
                 with _hidden(fd):
-                    os.write(fd, _question(subject, why).encode())
+                    write_all(fd, _question(subject, why).encode())
                     return await read_line(fd)
             finally:
                 os.close(fd)
@@ -84,7 +85,7 @@ def _hidden(fd: int) -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSAFLUSH, before)
-        os.write(fd, b"\n")
+        write_all(fd, b"\n")
 
 
 async def read_line(fd: int) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from apex_creds.errors import AccessDeniedError, InvalidInputError
+from apex_creds.fs.private_files import write_all
 from apex_creds.leases.ask import TerminalAsk, read_line
 from apex_creds.model import Clock, SystemClock
 from apex_creds.policy import dates
@@ -61,7 +62,7 @@ class TerminalConsent(TerminalAsk):
         async with self._one_at_a_time:
             fd = self._open()
             try:
-                os.write(fd, "\n".join(["", *lines(request), ""]).encode())
+                write_all(fd, "\n".join(["", *lines(request), ""]).encode())
                 return await self._answer(fd)
             finally:
                 _forget_typed(fd)
@@ -70,15 +71,15 @@ class TerminalConsent(TerminalAsk):
     async def _answer(self, fd: int) -> ConsentAnswer:
         for _ in range(_TRIES):
             _forget_typed(fd)
-            os.write(fd, _QUESTION.encode())
+            write_all(fd, _QUESTION.encode())
             typed = await read_line(fd)
             if typed is None:
                 break
             try:
                 return parse_answer(typed, now=self._clock.time)
             except InvalidInputError as error:
-                os.write(fd, f"{error.message} {error.hint}\n".encode())
-        os.write(fd, b"Denied.\n")
+                write_all(fd, f"{error.message} {error.hint}\n".encode())
+        write_all(fd, b"Denied.\n")
         return DENIED
 
 

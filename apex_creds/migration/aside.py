@@ -16,15 +16,15 @@ from typing import Final
 import anyio.to_thread
 
 from apex_creds.errors import UnsafePathError, VaultExistsError
+from apex_creds.fs.lock import WriteLock
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import Folder, make_directory
 from apex_creds.migration.detect import is_ours
 from apex_creds.migration.files import move, read_file, read_head, sync_directory
 from apex_creds.migration.masters import find_masters
 from apex_creds.migration.secretbox import KEYSTORE_FILE, open_keystore
 from apex_creds.migration.sources import CONFIG_FILE, LEGACY, section_paths
 from apex_creds.storage.layout import AUDIT, CREDENTIALS, SECURITY
-from apex_creds.storage.lock import WriteLock
-from apex_creds.storage.oserrors import translated
-from apex_creds.storage.safe_open import Folder
 
 _SECONDS: Final = 10.0
 _HEAD: Final = 4096
@@ -97,7 +97,7 @@ def _refuse_ours(home: Path) -> None:
 def _move_all(home: Path) -> None:
     folder = home / LEGACY
     if not os.path.lexists(folder):
-        os.mkdir(folder, 0o700)
+        make_directory(folder)
         sync_directory(home)
     if folder.is_symlink() or not folder.is_dir():
         raise UnsafePathError(f"{folder} is not a directory.", hint="Move it away.")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from apex_creds.errors import ConflictError, StorageError, UnsafePathError, ValueTooLargeError
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import sync_file
+from apex_creds.fs.shred import overwrite
 from apex_creds.storage.base import Shredded
-from apex_creds.storage.oserrors import translated
-from apex_creds.storage.safe_open import sync_file
-from apex_creds.storage.shred import overwrite
 
 MAX_BYTES: Final = 64 << 20
 

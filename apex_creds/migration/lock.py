@@ -15,8 +15,9 @@ import anyio
 from filelock import FileLock, Timeout
 
 from apex_creds.errors import StorageLockedError
+from apex_creds.fs.lock import lock_at, release
+from apex_creds.fs.oserrors import translated
 from apex_creds.storage.layout import SECURITY
-from apex_creds.storage.oserrors import translated
 
 LOCK_NAME: Final = ".migration.lock"
 _POLL: Final = 0.05
@@ -30,7 +31,8 @@ async def exclusive(home: Path, *, wait: float = 0.0) -> AsyncIterator[None]:
         StorageLockedError: Another process (or task) is migrating.
     """
     path = home / SECURITY / LOCK_NAME
-    lock = FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False)
+    with translated(path, writing=True):
+        lock = lock_at(path)
     for _ in range(int(wait / _POLL)):
         if _acquired(lock, path):
             break
@@ -42,7 +44,7 @@ async def exclusive(home: Path, *, wait: float = 0.0) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        release(lock)
 
 
 def _acquired(lock: FileLock, path: Path) -> bool:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from apex_creds.errors import ApexCredsError
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import Folder
 from apex_creds.policy.policyfile import MAX_BYTES, POLICY_NAME, parse_policy
 from apex_creds.policy.rules import NO_POLICY, Policy
 from apex_creds.storage.layout import SECURITY
-from apex_creds.storage.oserrors import translated
-from apex_creds.storage.safe_open import Folder
 
 PERIOD: Final = 0.1
 INLINE_BYTES: Final = 16 << 10

@@ -1,4 +1,4 @@
-"""A counter in shared memory that moves with every write, so that readers need no stat.
+"""A counter in a shared file that moves with every write, so that readers need no stat.
 
 Guarantee: while the counter stands at an even value, no cooperating writer has replaced a
 document since it got there. It is odd while a writer replaces one, and stays odd if that
@@ -7,17 +7,20 @@ writer dies, so that readers look at the files themselves until the next write.
 It only says whether to look; what is read is always checked. If the file is missing,
 foreign or unusable, there is no counter, and every read looks. A file that has another
 name too (a hard link), or another size, is not the counter: it is never written into.
+It is read by system calls, not mapped: others may cut it or copy over it at any instant.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
+import secrets
 import stat
+import sys
+import threading
 from typing import TYPE_CHECKING, Final
 
-from apex_creds.storage.safe_open import Folder, write_all
+from apex_creds.fs.private_files import Folder, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,35 +28,35 @@ if TYPE_CHECKING:
 EPOCH_NAME: Final = ".epoch"
 _SIZE: Final = 8
 _WRAP: Final = 1 << 63
+_USABLE: Final = hasattr(os, "pread")  # elsewhere an open file can't be replaced either
 
 
 class Epoch:
-    """The counter of one storage, mapped into this process."""
+    """The counter of one storage, open in this process."""
 
-    __slots__ = ("_cell", "_inode", "_map", "_writable")
+    __slots__ = ("_fd", "_inode", "_lock", "_writable")
 
     def __init__(self) -> None:
-        self._map: mmap.mmap | None = None
-        self._cell: memoryview | None = None
+        self._fd = -1
         self._inode = (0, 0)
         self._writable = False
+        self._lock = threading.Lock()
 
     def standing(self) -> int | None:
         """The counter's value if no write is going on; None: look at the files."""
-        cell = self._cell
-        if cell is None:
-            return None
-        value: int = cell[0]
-        return None if value & 1 else value
+        value = None if self._fd < 0 else _read(self._fd)
+        return None if value is None or value & 1 else value
 
     def attach(self, security: Folder, *, write: bool = False) -> None:
-        """Maps the counter, anew where the file was replaced; makes it for a writer.
+        """Opens the counter, anew where the file was replaced; makes it for a writer.
 
         Raises:
             UnsafePathError: A link or somebody else's file is in its place.
             UnsafePermissionsError: It is open to others.
-            OSError: It can't be made or mapped.
+            OSError: It can't be made or opened.
         """
+        if not _USABLE:
+            return
         try:
             status = security.status(EPOCH_NAME)
         except FileNotFoundError:
@@ -66,49 +69,79 @@ class Epoch:
             self.detach()
             return
         inode = (status.st_dev, status.st_ino)
-        if self._cell is not None and inode == self._inode and self._writable >= write:
+        if self._fd >= 0 and inode == self._inode and self._writable >= write:
             return
         self.detach()
         self._open(security, write=write)
 
     @contextlib.contextmanager
     def moving(self) -> Iterator[None]:
-        """Marks the block in which a writer that holds the lock replaces a document."""
-        cell = self._cell
-        if cell is None:
+        """Marks the block in which a writer that holds the lock replaces a document.
+
+        A disk that does not take the first mark fails before anything was replaced; one
+        that does not take the second leaves the counter odd.
+        """
+        fd = self._held()
+        if fd is None:
             yield
             return
-        begun = (cell[0] | 1) + 2 * (cell[0] & 1)
-        cell[0] = begun % _WRAP
         try:
-            yield
+            before = _read(fd)
+            if before is None:  # cut or copied over: no value that anybody may have seen
+                before = secrets.randbits(62) << 1
+            begun = (before | 1) + 2 * (before & 1)
+            _write(fd, begun)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    _write(fd, begun + 1)
         finally:
-            cell[0] = (begun + 1) % _WRAP
+            os.close(fd)
 
     def detach(self) -> None:
-        """Unmaps it; idempotent."""
-        cell, self._cell = self._cell, None
-        held, self._map = self._map, None
-        if cell is not None:
-            cell.release()
-        if held is not None:
-            held.close()
+        """Closes it; idempotent."""
+        with self._lock:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
+
+    def _held(self) -> int | None:
+        """A descriptor of the writer alone: a reader may detach this one meanwhile."""
+        with self._lock:
+            return os.dup(self._fd) if self._fd >= 0 and self._writable else None
 
     def _open(self, security: Folder, *, write: bool) -> None:
         fd = security.open(EPOCH_NAME, os.O_RDWR if write else os.O_RDONLY)
         try:
             status = os.fstat(fd)
-            if not _may_be_ours(status) or not (status.st_size or write):
-                return
-            if not status.st_size:
+            usable = _may_be_ours(status) and bool(status.st_size or write)
+            if usable and not status.st_size:
                 write_all(fd, bytes(_SIZE))  # its maker died before it had a size
-            access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
-            self._map = mmap.mmap(fd, _SIZE, access=access)
-        finally:
+        except BaseException:
             os.close(fd)
-        self._inode = (status.st_dev, status.st_ino)
-        self._writable = write
-        self._cell = memoryview(self._map).cast("Q")
+            raise
+        if not usable:
+            os.close(fd)
+            return
+        with self._lock:
+            old, self._fd = self._fd, fd
+            self._inode = (status.st_dev, status.st_ino)
+            self._writable = write
+            if old >= 0:
+                os.close(old)
+
+
+def _read(fd: int) -> int | None:
+    try:
+        data = os.pread(fd, _SIZE + 1, 0)
+    except OSError:
+        return None
+    return int.from_bytes(data, sys.byteorder) if len(data) == _SIZE else None
+
+
+def _write(fd: int, value: int) -> None:
+    os.pwrite(fd, (value % _WRAP).to_bytes(_SIZE, sys.byteorder), 0)
 
 
 def _may_be_ours(status: os.stat_result) -> bool:

@@ -21,6 +21,10 @@ import aiofiles
 from anyio import to_thread
 
 from apex_creds.errors import ConflictError, StorageError
+from apex_creds.fs.lock import WriteLock
+from apex_creds.fs.oserrors import storage_error, translated
+from apex_creds.fs.private_files import Folder, durable_name, sync_file, write_all
+from apex_creds.fs.shred import overwrite
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import (
     CONFIG,
@@ -36,11 +40,7 @@ from apex_creds.storage.base import (
 )
 from apex_creds.storage.epoch import Epoch
 from apex_creds.storage.layout import CREDENTIALS, SECURITY, make_folders
-from apex_creds.storage.lock import WriteLock
-from apex_creds.storage.oserrors import storage_error, translated
 from apex_creds.storage.pins import Pins
-from apex_creds.storage.safe_open import Folder, sync_file, write_all
-from apex_creds.storage.shred import overwrite
 from apex_creds.storage.whole import to_the_end
 
 if TYPE_CHECKING:
@@ -209,6 +209,7 @@ class FileStorage:
             ConflictError: The document is not at ``expected`` any more.
             StorageLockedError: Another writer held the lock for too long.
             StorageFullError: No space; the previous version is intact.
+            StorageUncertainError: It was written, but the disk may not keep it.
             StorageReadOnlyError: The place can't be written.
             UnsafePathError: As for ``read``.
             UnsafePermissionsError: As for ``read``.
@@ -260,9 +261,10 @@ class FileStorage:
             with contextlib.suppress(OSError):
                 folder.unlink(temporary)
             raise
-        token = _token(os.fstat(fd))
-        self._pins.hold(place.name, fd)
-        folder.sync()
+        with durable_name():
+            token = _token(os.fstat(fd))
+            self._pins.hold(place.name, fd)
+            folder.sync()
         return token
 
     def _delete(self, place: _Place, *, expected: Token, shred: bool) -> Shredded:
@@ -271,7 +273,8 @@ class FileStorage:
             _sweep(folder)
             with self._epoch.moving():
                 folder.unlink(place.file)
-            folder.sync()
+            with durable_name():
+                folder.sync()
             self._pins.release(place.name)
             return overwrite(old) if shred and old is not None else "no"
 

@@ -8,13 +8,11 @@ where it was made before (0755, as ApexAgent does), since all that lies in it is
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from pathlib import Path
 from typing import Final
 
-from apex_creds.storage.oserrors import translated
-from apex_creds.storage.safe_open import Folder
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import Folder, make_directories, make_directory
 
 SECURITY: Final = "security"
 AUDIT: Final = "audit"
@@ -31,7 +29,7 @@ def make_folders(root: Path) -> None:
         StorageReadOnlyError: They can't be made there.
     """
     with translated(root, writing=True):
-        _make_with_parents(root)
+        make_directories(root)
         with Folder(root, outer=True) as home:
             _make(root / CREDENTIALS)
             _make(root / SECURITY)
@@ -48,32 +46,11 @@ def make_folders(root: Path) -> None:
 def make_home(root: Path) -> None:
     """Makes ``root`` and its parents where they are missing; raises as ``make_folders``."""
     with translated(root, writing=True):
-        _make_with_parents(root)
+        make_directories(root)
         with Folder(root, outer=True):
             pass
 
 
-def _make_with_parents(path: Path) -> None:
-    missing = [path]
-    while not missing[-1].parent.exists():
-        missing.append(missing[-1].parent)
-    for directory in reversed(missing):
-        _make(directory)
-        _sync(directory.parent)
-
-
 def _make(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-
-
-def _sync(path: Path) -> None:
-    """The parent is not ours to check, and perhaps not to read; then it can't be synced."""
-    if sys.platform == "win32":
-        return
-    with contextlib.suppress(PermissionError):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        make_directory(path)

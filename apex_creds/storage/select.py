@@ -16,11 +16,11 @@ import msgspec
 from msgspec import Meta
 
 from apex_creds.errors import CorruptDocumentError, NotInstalledError
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import Folder
 from apex_creds.storage.base import CONFIG, KEYSTORE, Storage
 from apex_creds.storage.file import FileStorage
 from apex_creds.storage.layout import SECURITY
-from apex_creds.storage.oserrors import translated
-from apex_creds.storage.safe_open import Folder
 
 if TYPE_CHECKING:
     from apex_creds.storage.sql import SqlStorage

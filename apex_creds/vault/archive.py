@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import IO, Final
 
 from apex_creds.errors import CorruptDocumentError, InvalidInputError
-from apex_creds.storage.oserrors import translated
-from apex_creds.storage.safe_open import Folder, check, sync_file, write_all
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import (
+    Folder,
+    check,
+    create_file,
+    make_directory,
+    sync_file,
+    write_all,
+)
 
 __all__ = ["copy_tree", "pack", "put_file", "unpack"]
 
 _NAME: Final = re.compile(
     r"(?:security/(?:audit/)?|credentials/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,150}", re.ASCII
-)
-_FLAGS: Final = (
-    os.O_WRONLY
-    | os.O_CREAT
-    | os.O_EXCL
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
 )
 _LARGEST: Final = 1 << 31
 _CHUNK: Final = 1 << 20
@@ -53,7 +52,7 @@ def put_file(path: Path, pieces: Iterable[bytes]) -> None:
         CorruptDocumentError: There is more than that.
     """
     with translated(path, writing=True):
-        fd = os.open(path, _FLAGS, 0o600)
+        fd = create_file(path)
         try:
             left = _LARGEST
             for piece in pieces:
@@ -69,7 +68,7 @@ def put_file(path: Path, pieces: Iterable[bytes]) -> None:
 def pack(folder: Path, file: Path, names: Iterable[str]) -> None:
     """Puts files of a folder into a new tar file, durably and in one step."""
     temporary = folder.with_name(f"{folder.name}.tar")
-    fd = os.open(temporary, _FLAGS, 0o600)
+    fd = create_file(temporary)
     try:
         with open(fd, "wb") as raw:
             with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -100,7 +99,7 @@ def unpack(source: Path, target: Path) -> None:
     """
     with translated(target, writing=True):
         for folder in _FOLDERS:
-            (target / folder).mkdir(mode=0o700)
+            make_directory(target / folder)
     if source.is_dir():
         copy_tree(source, target)
         return

@@ -33,15 +33,15 @@ from apex_creds.errors import (
     CorruptDocumentError,
     InvalidInputError,
 )
+from apex_creds.fs.lock import WriteLock
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import Folder
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.model import SECTIONS, Clock
 from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage
 from apex_creds.storage.file import FileStorage
 from apex_creds.storage.layout import CREDENTIALS, SECURITY
-from apex_creds.storage.lock import WriteLock
-from apex_creds.storage.oserrors import translated
-from apex_creds.storage.safe_open import Folder
 from apex_creds.vault import copied_log, genesis, reseal
 from apex_creds.vault.anchor import open_signing_key
 from apex_creds.vault.archive import pack, put_file

@@ -7,6 +7,7 @@ is signed but a challenge that the client expects.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -25,21 +26,17 @@ from apex_creds.errors import (
     StorageReadOnlyError,
     UnsafePathError,
 )
+from apex_creds.fs.oserrors import storage_error
+from apex_creds.fs.private_files import OPEN_FLAGS, NotDurableError, check
+from apex_creds.fs.replacing import create_exclusive, sweep
 from apex_creds.keys.base import decode_key, encode_key, wipe
 from apex_creds.model import Clock, SystemClock
 from apex_creds.policy import challenge
 from apex_creds.policy.challenge import Allow
-from apex_creds.storage.safe_open import check, sync_file, write_all
 
 _HEADER: Final = b"apex-creds-client-key-v1 "
 _SEED_TEXT: Final = 44
 _FILE_BYTES: Final = len(_HEADER) + _SEED_TEXT + 1
-_FLAGS: Final = (
-    getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_BINARY", 0)
-)
 
 
 class ClientKey:
@@ -124,46 +121,27 @@ class ClientKey:
 
 def _write_new(path: Path, seed: SecretBytes) -> None:
     text = encode_key(seed)
-    created = False
     failure: ApexCredsError | None = None
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
-        created = True
-        try:
-            for piece in (_HEADER, memoryview(text), b"\n"):
-                write_all(fd, piece)
-            sync_file(fd)
-        finally:
-            os.close(fd)
-        _sync_directory(path.parent)
+        create_exclusive(path, [_HEADER, text, b"\n"])
     except OSError as error:
         failure = _cannot(path, error)
     finally:
         wipe(text)
     if failure is not None:
-        if created:
-            path.unlink(missing_ok=True)
         raise failure
-
-
-def _sync_directory(directory: Path) -> None:
-    if os.name != "posix":
-        return
-    fd = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _read(path: Path) -> SecretBytes:
     buffer = bytearray(_FILE_BYTES + 1)
     failure: ApexCredsError | None = None
     filled = 0
+    with contextlib.suppress(OSError):
+        sweep(path)  # a key in clear, of a writer that was killed
     try:
         if not hasattr(os, "O_NOFOLLOW"):
             check(path, os.lstat(path))
-        fd = os.open(path, os.O_RDONLY | _FLAGS)
+        fd = os.open(path, os.O_RDONLY | OPEN_FLAGS)
         with open(fd, "rb", 0) as raw, memoryview(buffer) as view:
             check(path, os.fstat(fd))
             while count := raw.readinto(view[filled:]):
@@ -190,6 +168,8 @@ def _parse(buffer: bytearray, filled: int) -> SecretBytes | None:
 
 
 def _cannot(path: Path, error: OSError) -> ApexCredsError:
+    if isinstance(error, NotDurableError):
+        return storage_error(error, path)
     if error.errno == errno.EEXIST:
         return InvalidInputError(
             f"{path} is there already; it was not overwritten.", hint="Choose another name."

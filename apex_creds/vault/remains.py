@@ -16,8 +16,9 @@ import anyio
 import filelock
 
 from apex_creds.errors import StorageLockedError, VaultExistsError
+from apex_creds.fs.lock import lock_at, release
+from apex_creds.fs.oserrors import translated
 from apex_creds.storage.layout import make_home
-from apex_creds.storage.oserrors import translated
 from apex_creds.vault.home import audit_directory
 
 __all__ = ["ASIDE", "STAGE", "alone", "making", "refuse_remains"]
@@ -44,7 +45,7 @@ def alone(home: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        release(lock)
 
 
 @asynccontextmanager
@@ -80,14 +81,13 @@ async def making(home: Path, *, elsewhere: bool = False) -> AsyncIterator[None]:
         refuse_remains(home)
         yield
     finally:
-        lock.release()
+        release(lock)
 
 
 def _lock_in(home: Path) -> filelock.BaseFileLock:
     make_home(home)
-    return filelock.FileLock(
-        home / _LOCK, mode=0o600, timeout=0, thread_local=False, fallback_to_soft=False
-    )
+    with translated(home / _LOCK, writing=True):
+        return lock_at(home / _LOCK)
 
 
 def _taken(lock: filelock.BaseFileLock, home: Path) -> bool:

@@ -25,11 +25,11 @@ import anyio.to_thread
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.verify import in_use
 from apex_creds.errors import CorruptDocumentError, StorageError
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import Folder, make_directory
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
 from apex_creds.storage.layout import CREDENTIALS, SECURITY
-from apex_creds.storage.oserrors import translated
-from apex_creds.storage.safe_open import Folder
 from apex_creds.vault import archive, remains
 from apex_creds.vault.backup import (
     MANIFEST,
@@ -73,7 +73,7 @@ def staged(source: Path, home: Path) -> Iterator[Path]:
         _sweep(home)
         stage = home / f"{STAGE}-{os.urandom(6).hex()}"
         with translated(home, writing=True):
-            stage.mkdir(mode=0o700)
+            make_directory(stage)
         try:
             archive.unpack(source, stage)
             yield stage
@@ -162,7 +162,7 @@ def _set_aside(home: Path) -> Path | None:
         return None
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     aside = home / f"{ASIDE}-{stamp}-{os.urandom(2).hex()}"
-    aside.mkdir(mode=0o700)
+    make_directory(aside)
     for name in there:
         os.rename(home / name, aside / name)
         _sync(aside)

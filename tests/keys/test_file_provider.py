@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import gc
 import os
+import re
+import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,11 +27,14 @@ from apex_creds.errors import (
     MasterKeyUnavailableError,
     StorageFullError,
     StorageLockedError,
+    StorageUncertainError,
     UnsafePathError,
     UnsafePermissionsError,
     WrongMasterKeyError,
 )
+from apex_creds.fs import replacing
 from apex_creds.keys import file_read, file_write
+from apex_creds.keys.anchor import AnchorFile
 from apex_creds.keys.file import FileProvider
 from apex_creds.testing.providers import OTHER_VAULT, VAULT, MasterKeyProviderContract
 
@@ -329,7 +336,7 @@ async def test_a_failed_write_changes_nothing(path, monkeypatch, call, number):
     real = getattr(os, call)
 
     def failing(*args, **kwargs):
-        if call == "open" and not str(args[0]).endswith(".new"):
+        if call == "open" and not str(args[0]).endswith(".tmp"):
             return real(*args, **kwargs)
         raise OSError(number, "injected")
 
@@ -344,10 +351,81 @@ async def test_a_failed_write_changes_nothing(path, monkeypatch, call, number):
     assert await load(path) == first
 
 
-async def test_the_leftover_of_a_killed_writer_is_replaced(path, tmp_path):
-    put(tmp_path / ".master.key.new", "half a ke")
-    await create(path)
+EARLIER, OURS = ".master.key.new", f".master.key.{'a' * 16}.tmp"
+
+
+@pytest.mark.parametrize("name", [EARLIER, OURS])
+@pytest.mark.parametrize("then", [load, create, lambda path: create(path, 2)])
+async def test_keys_that_a_killed_writer_left_are_erased_by_whoever_comes_next(
+    path, tmp_path, name, then
+):
+    if then is not create:
+        await create(path)
+    put(tmp_path / name, f"v1 {TEXT}\nv2 {TEXT}\n")
+    left = os.open(tmp_path / name, os.O_RDONLY)
+    await then(path)
     assert listing(tmp_path) == ["master.key"]
+    assert set(os.pread(left, 200, 0)) == {0}
+    os.close(left)
+
+
+async def test_keys_that_another_process_is_writing_are_left_alone(path, tmp_path):
+    import filelock
+
+    await create(path)
+    put(tmp_path / EARLIER, "half a ke")
+    put(tmp_path / OURS, "half a ke")
+    with (
+        filelock.FileLock(tmp_path / ".master.key.lock"),
+        (tmp_path / OURS).open() as writing,
+    ):
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        await load(path)
+        assert (tmp_path / EARLIER).exists()
+        assert (tmp_path / OURS).exists()
+
+
+@pytest.mark.parametrize("call", ["create", "discard"])
+async def test_a_disk_that_fails_after_the_change_makes_it_uncertain(path, monkeypatch, call):
+    first = await create(path)
+    second = await create(path, 2) if call == "discard" else None
+    real = os.fsync
+
+    def failing(fd):
+        real(fd)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, "injected")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StorageUncertainError, match="was changed"):
+        await (create(path, 2) if call == "create" else discard(path, 1))
+    monkeypatch.undo()
+    assert await load(path, 2) == (second or await load(path, 2))
+    if call == "create":
+        assert await load(path) == first
+    assert listing(path.parent) == ["master.key"]
+
+
+async def test_an_anchor_goes_elsewhere_only_where_the_keys_are_read_only(path, monkeypatch):
+    """One beside the keys is read first: what is newer must not hide behind it."""
+    provider = FileProvider(path)
+    refuse = partial(_raise, OSError(errno.EROFS, "injected"))
+    monkeypatch.setattr(AnchorFile, "write", refuse)
+    with pytest.raises(MasterKeyUnavailableError, match="anchors"):  # there neither
+        provider.write_anchor(vault_id=VAULT, text="text")
+    monkeypatch.undo()
+    provider.write_anchor(vault_id=VAULT, text="old")
+    for number in (errno.EROFS, errno.ENOSPC, errno.EIO):
+        fail = partial(_raise, OSError(number, "injected"))
+        monkeypatch.setattr(replacing.os, "replace", fail)
+        with pytest.raises(MasterKeyUnavailableError, match=re.escape(str(path))):
+            provider.write_anchor(vault_id=VAULT, text="new")
+        monkeypatch.undo()
+        assert provider.read_anchor(vault_id=VAULT) == "old"
+
+
+def _raise(error, *_):
+    raise error
 
 
 async def test_a_lock_that_is_held_is_said(path, monkeypatch, tmp_path):

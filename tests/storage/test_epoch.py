@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.errors import UnsafePathError, UnsafePermissionsError
-from apex_creds.storage import FileStorage
+from apex_creds.errors import StorageError, UnsafePathError, UnsafePermissionsError
+from apex_creds.storage import FileStorage, epoch
 from apex_creds.storage import file as file_module
 from apex_creds.storage.epoch import EPOCH_NAME
 
@@ -129,7 +130,7 @@ async def test_a_writer_that_dies_while_it_replaces(storage: FileStorage) -> Non
     code = WRITER.replace(
         "async def main():",
         "import os, signal\n"
-        "from apex_creds.storage.safe_open import Folder\n"
+        "from apex_creds.fs.private_files import Folder\n"
         "real = Folder.replace\n"
         "def replace(self, *args):\n"
         "    real(self, *args)\n"
@@ -159,17 +160,17 @@ async def test_a_writer_that_dies_while_it_replaces(storage: FileStorage) -> Non
 
 
 async def test_an_odd_counter_is_never_believed(storage: FileStorage) -> None:
-    epoch = storage._epoch
-    begun = epoch.standing()
-    with epoch.moving():
-        assert epoch.standing() is None
-        with epoch.moving():  # as after a writer that died
-            assert epoch.standing() is None
-        assert epoch.standing() > begun
-    assert epoch.standing() > begun
-    with pytest.raises(RuntimeError), epoch.moving():
+    counter = storage._epoch
+    begun = counter.standing()
+    with counter.moving():
+        assert counter.standing() is None
+        with counter.moving():  # as after a writer that died
+            assert counter.standing() is None
+        assert counter.standing() > begun
+    assert counter.standing() > begun
+    with pytest.raises(RuntimeError), counter.moving():
         raise RuntimeError
-    assert epoch.standing() > begun
+    assert counter.standing() > begun
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
@@ -270,6 +271,68 @@ async def test_a_counter_that_is_not_ours(storage: FileStorage, spoil, error) ->
         await reader.write("keystore", b"second", expected=stored.token)
     assert await content(reader) == b"first"
     await reader.close()
+
+
+@pytest.mark.parametrize("spoil", ["cut", "copied over", "longer", "zeros"])
+async def test_a_counter_that_others_cut_or_copy_over(storage: FileStorage, spoil: str) -> None:
+    """In place, while it is in use (``rsync --inplace``): no change is missed, nothing dies."""
+    counter = storage.root / "security" / EPOCH_NAME
+    earlier = counter.read_bytes()
+    writer = start_writer(storage.root)
+    for n in range(20):
+        ask(writer, f"before {n}")
+        storage.change_token("keystore")
+    spoiled = {"cut": b"", "copied over": earlier, "longer": earlier * 2, "zeros": bytes(8)}
+    fd = os.open(counter, os.O_WRONLY | os.O_TRUNC)
+    os.write(fd, spoiled[spoil])
+    os.close(fd)
+    seen = set()
+    for n in range(20):
+        ask(writer, f"after {n}")
+        assert await content(storage) == f"after {n}".encode()
+        seen.add(storage.change_token("keystore"))
+    assert len(seen) == 20
+    stored = await storage.read("keystore")
+    await storage.write("keystore", b"mine", expected=stored.token)
+    assert await content(storage) == b"mine"
+    stop(writer)
+
+
+async def test_a_disk_that_does_not_take_the_counter(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first mark fails: nothing is replaced. The second: readers look for themselves."""
+    real, calls = os.pwrite, []
+    stored = await storage.read("keystore")
+
+    def fail(fd: int, data: bytes, at: int) -> int:
+        calls.append(data)
+        if len(calls) in (1, 3):
+            raise OSError(errno.EIO, "injected")
+        return real(fd, data, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(epoch.os, "pwrite", fail)
+        with pytest.raises(StorageError):
+            await storage.write("keystore", b"second", expected=stored.token)
+        assert await content(storage) == b"first"
+        written = await storage.write("keystore", b"second", expected=stored.token)
+    assert storage._epoch.standing() is None
+    assert await content(storage) == b"second"
+    await storage.write("keystore", b"third", expected=written.token)
+    assert storage._epoch.standing() is not None
+
+
+async def test_a_reader_that_lets_go_while_a_writer_marks(storage: FileStorage) -> None:
+    """The writer's marks go to the file that it opened, not to a descriptor used again."""
+    counter = storage.root / "security" / EPOCH_NAME
+    begun = int.from_bytes(counter.read_bytes(), sys.byteorder)
+    with storage._epoch.moving():
+        storage._epoch.detach()
+        other = os.open(storage.root / "other", os.O_RDWR | os.O_CREAT, 0o600)
+    assert os.fstat(other).st_size == 0
+    os.close(other)
+    assert int.from_bytes(counter.read_bytes(), sys.byteorder) == begun + 2
 
 
 async def test_a_counter_whose_maker_died(storage: FileStorage) -> None:

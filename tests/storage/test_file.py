@@ -20,9 +20,11 @@ from apex_creds.errors import (
     ConflictError,
     StorageError,
     StorageLockedError,
+    StorageUncertainError,
     UnsafePathError,
     UnsafePermissionsError,
 )
+from apex_creds.fs import private_files
 from apex_creds.storage import FileStorage
 from apex_creds.storage import base as storage_base
 
@@ -82,7 +84,7 @@ async def test_it_is_closed_from_the_first_instant(
     old = os.umask(0)
     try:
         await storage.prepare()
-        monkeypatch.setattr("apex_creds.storage.safe_open.os.open", watch)
+        monkeypatch.setattr("apex_creds.fs.private_files.os.open", watch)
         await storage.write("keystore", b"x", expected=None)
     finally:
         os.umask(old)
@@ -382,7 +384,7 @@ async def test_a_failing_call_leaves_the_old_version(
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"apex_creds.storage.safe_open.os.{call}", fail)
+        patch.setattr(f"apex_creds.fs.private_files.os.{call}", fail)
         patch.setattr("apex_creds.storage.file.os.supports_fd", {fail, os.utime})
         with pytest.raises(StorageError):
             await storage.write("api_keys", b"new", expected=stored.token)
@@ -391,9 +393,56 @@ async def test_a_failing_call_leaves_the_old_version(
     await storage.close()
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
+async def test_a_disk_that_fails_after_the_change_makes_it_uncertain(
+    home: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The new version is in force, so nothing says that the old one is intact."""
+    storage = FileStorage(home)
+    stored = await storage.read("api_keys")
+    assert stored is not None
+    real = getattr(os, call)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        real(*args, **kwargs)
+        if call != "fsync" or stat.S_ISDIR(os.fstat(args[0]).st_mode):
+            raise OSError(errno.EIO, "injected")
+
+    monkeypatch.setattr(private_files.os, call, fail)
+    change = (
+        storage.delete("api_keys", expected=stored.token)
+        if call == "unlink"
+        else storage.write("api_keys", b"new", expected=stored.token)
+    )
+    with pytest.raises(StorageUncertainError, match="was changed") as caught:
+        await change
+    monkeypatch.undo()
+    assert "intact" not in str(caught.value)
+    again = await storage.read("api_keys")
+    assert (again and again.data) == (None if call == "unlink" else b"new")
+    assert os.listdir(home / "credentials") == ([] if call == "unlink" else ["api_keys.enc"])
+    token = again.token if again else None
+    await storage.write("api_keys", b"further", expected=token)
+    await storage.close()
+
+
+async def test_everything_is_readable_under_any_umask(tmp_path: Path) -> None:
+    before = os.umask(0o777)
+    try:
+        storage = FileStorage(tmp_path / "above/home")
+        await storage.prepare()
+        await storage.write("api_keys", b"kept", expected=None)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "above").rglob("*"):
+        wanted = 0o700 if path.is_dir() else 0o600
+        assert path.stat().st_mode & 0o777 == wanted, path
+    await storage.close()
+
+
 async def test_short_writes_are_completed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
-    monkeypatch.setattr("apex_creds.storage.safe_open.os.write", lambda fd, b: real(fd, b[:7]))
+    monkeypatch.setattr("apex_creds.fs.private_files.os.write", lambda fd, b: real(fd, b[:7]))
     storage = FileStorage(home)
     await storage.write("oauth_tokens", bytes(range(100)), expected=None)
     monkeypatch.undo()

@@ -19,8 +19,8 @@ from apex_creds.errors import (
     UnsafePathError,
     UnsafePermissionsError,
 )
-from apex_creds.storage.oserrors import storage_error
-from apex_creds.storage.safe_open import check
+from apex_creds.fs.oserrors import storage_error
+from apex_creds.fs.private_files import check
 
 _BESIDE: Final = ("-wal", "-shm", "-journal")
 

@@ -16,15 +16,17 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING, Final
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from sqlalchemy import event, text
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from apex_creds.errors import StorageError, StorageUnreachableError
+from apex_creds.fs.lock import lock_at, release
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import create_file
 from apex_creds.storage.base import KEYSTORE, Leadership
 from apex_creds.storage.layout import make_home
-from apex_creds.storage.oserrors import translated
 from apex_creds.storage.sqldb import upgrade
 from apex_creds.storage.sqldb.common import Common, told
 from apex_creds.storage.sqldb.dberrors import FailedError
@@ -338,7 +340,7 @@ def _make_file(path: Path) -> None:
     with translated(path, writing=True):
         make_home(path.parent) if not path.parent.exists() else None
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            os.close(create_file(path))
     check_place(path)
 
 
@@ -358,13 +360,13 @@ def _gone(path: Path) -> StorageUnreachableError:
 
 
 def _locked(held: contextlib.ExitStack, path: Path) -> bool:
-    lock = FileLock(path, mode=0o600, timeout=0, thread_local=False, fallback_to_soft=False)
     with translated(path, writing=True):
+        lock = lock_at(path)
         try:
             lock.acquire(blocking=False)
         except Timeout:
             return False
-    held.callback(lock.release)
+    held.callback(release, lock)
     return True
 
 

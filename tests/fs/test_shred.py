@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from apex_creds.fs.shred import overwrite, overwrites_in_place
 from apex_creds.storage import FileStorage
-from apex_creds.storage.shred import overwrite, overwrites_in_place
 
 pytestmark = [
     pytest.mark.anyio,

@@ -11,10 +11,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from apex_creds.errors import StorageLockedError
-from apex_creds.storage.safe_open import Folder, check
+from apex_creds.fs.private_files import Folder, check, touch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,22 @@ if TYPE_CHECKING:
 
 LOCK_NAME: Final = ".lock"
 _POLL: Final = 0.005
+
+
+def lock_at(path: Path) -> FileLock:
+    """The lock of a file that is made, 0600, where there is none; not taken yet.
+
+    Raises:
+        OSError: It can't be made.
+    """
+    touch(path)
+    return FileLock(path, mode=0o600, timeout=0, thread_local=False, fallback_to_soft=False)
+
+
+def release(lock: BaseFileLock) -> None:
+    """Lets go of it; the kernel does, also where it reports a failure."""
+    with contextlib.suppress(OSError):
+        lock.release()
 
 
 class WriteLock:
@@ -60,7 +76,7 @@ class WriteLock:
     @staticmethod
     @contextlib.contextmanager
     def _file_lock(path: Path, timeout: float) -> Iterator[None]:
-        lock = FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False)
+        lock = lock_at(path)
         try:
             lock.acquire(timeout=timeout, poll_interval=_POLL)
         except Timeout:
@@ -68,7 +84,7 @@ class WriteLock:
         try:
             yield
         finally:
-            lock.release()
+            release(lock)
 
 
 def _locked(path: Path) -> StorageLockedError:

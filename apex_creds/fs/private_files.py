@@ -1,12 +1,14 @@
-"""Files and directories opened without being led astray.
+"""Files and directories opened and made without being led astray.
 
-Guarantee: what is opened here is a regular file (or a directory), ours, closed to
+Guarantee: what a ``Folder`` opens is a regular file (or a directory), ours, closed to
 everybody else, and was reached through no symbolic link from the storage root down. The
-checks are made on the open descriptor, so nothing can be swapped in between.
+checks are made on the open descriptor, so nothing can be swapped in between. What is made
+here is 0600 (a directory 0700) whatever the umask.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -17,12 +19,30 @@ from typing import TYPE_CHECKING, Final, Self
 from apex_creds.errors import UnsafePathError, UnsafePermissionsError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 if sys.platform == "darwin":
     import fcntl
 
-_BASE: Final = (
+__all__ = [
+    "OPEN_FLAGS",
+    "Folder",
+    "NotDurableError",
+    "check",
+    "create_file",
+    "durable_name",
+    "make_directories",
+    "make_directory",
+    "open_small",
+    "read_small",
+    "sync_directory",
+    "sync_file",
+    "touch",
+    "write_all",
+]
+
+OPEN_FLAGS: Final = (
     getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_NONBLOCK", 0)  # a FIFO put in place of a file must not block the open
@@ -35,6 +55,10 @@ _NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 _log = logging.getLogger(__name__)
 _warned = False
+
+
+class NotDurableError(OSError):
+    """The new version is in its place, but may be lost if the machine stops now."""
 
 
 def check(
@@ -107,7 +131,7 @@ class Folder:
             return
         at = None if within is None else within._fd
         name = str(path) if within is None else path.name
-        self._fd = os.open(name, os.O_RDONLY | _DIRECTORY | _BASE, dir_fd=at)
+        self._fd = os.open(name, os.O_RDONLY | _DIRECTORY | OPEN_FLAGS, dir_fd=at)
         try:
             check(path, os.fstat(self._fd), directory=True, outer=outer)
         except BaseException:
@@ -135,11 +159,13 @@ class Folder:
 
     def create(self, name: str) -> int:
         """Creates a file that must not exist, 0600 from its first instant."""
-        return self._open(name, _NEW_FILE)
+        if _RELATIVE:
+            return create_file(name, at=self._fd)
+        return create_file(self.path / name)
 
     def _open(self, name: str, flags: int) -> int:
         at = self._fd if _RELATIVE else None
-        return os.open(name if _RELATIVE else self.path / name, flags | _BASE, 0o600, dir_fd=at)
+        return os.open(name if _RELATIVE else self.path / name, flags | OPEN_FLAGS, dir_fd=at)
 
     def status(self, name: str) -> os.stat_result:
         """``lstat`` of an entry."""
@@ -148,18 +174,38 @@ class Folder:
         return os.lstat(self.path / name)
 
     def replace(self, source: str, target: str) -> None:
-        """Renames one entry over another, atomically."""
-        if _RELATIVE:
-            os.replace(source, target, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        else:
-            os.replace(self.path / source, self.path / target)
+        """Renames one entry over another, atomically.
+
+        Raises:
+            NotDurableError: It failed, and yet was done.
+            OSError: It was not done.
+        """
+        with self._leaving(source):
+            if _RELATIVE:
+                os.replace(source, target, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            else:
+                os.replace(self.path / source, self.path / target)
 
     def unlink(self, name: str) -> None:
-        """Removes an entry that is not a directory."""
-        if _RELATIVE:
-            os.unlink(name, dir_fd=self._fd)
-        else:
-            os.unlink(self.path / name)
+        """Removes an entry that is not a directory; raises as ``replace``."""
+        with self._leaving(name):
+            if _RELATIVE:
+                os.unlink(name, dir_fd=self._fd)
+            else:
+                os.unlink(self.path / name)
+
+    @contextlib.contextmanager
+    def _leaving(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            try:
+                self.status(name)
+            except FileNotFoundError:
+                raise NotDurableError(error.errno, error.strerror) from error
+            raise
 
     def entries(self) -> list[str]:
         """The names in here."""
@@ -183,6 +229,112 @@ class Folder:
         self.close()
 
 
+# -- single files ------------------------------------------------------------------------
+
+
+def create_file(path: str | Path, *, at: int | None = None) -> int:
+    """Creates a file that must not exist, 0600 from its first instant; the caller closes it.
+
+    Args:
+        path: The file.
+        at: An open directory that a relative ``path`` is relative to.
+    """
+    fd = os.open(path, _NEW_FILE | OPEN_FLAGS, 0o600, dir_fd=at)
+    if sys.platform != "win32" and os.fstat(fd).st_mode & 0o600 != 0o600:
+        os.fchmod(fd, 0o600)  # the umask took away what its owner needs
+    return fd
+
+
+def touch(path: Path) -> None:
+    """Makes an empty file, such as a lock, where there is nothing yet."""
+    with contextlib.suppress(FileExistsError):
+        os.close(create_file(path))
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory that must not exist, 0700."""
+    os.mkdir(path, 0o700)
+    if sys.platform != "win32" and os.lstat(path).st_mode & 0o700 != 0o700:
+        os.chmod(path, 0o700)  # as in create_file; there is no descriptor without a right
+
+
+def make_directories(path: Path) -> None:
+    """Makes a directory and those above it that are missing, 0700 and durable."""
+    missing = [path]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    for directory in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            make_directory(directory)
+        # The parent is not ours to check, and perhaps not to read; then it can't be synced.
+        with contextlib.suppress(PermissionError):
+            sync_directory(directory.parent)
+
+
+def open_small(path: Path, *, limit: int, follow: bool = False) -> int:
+    """Opens a regular file to read; the caller closes it.
+
+    Args:
+        path: The file; a pipe, a device or a directory is refused, not waited for.
+        limit: Bytes that it may have.
+        follow: Whether it may be a symbolic link.
+
+    Raises:
+        UnsafePathError: It is something else, or longer.
+        OSError: It can't be opened.
+    """
+    flags = OPEN_FLAGS & ~getattr(os, "O_NOFOLLOW", 0) if follow else OPEN_FLAGS
+    fd = os.open(path, os.O_RDONLY | flags)
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+        return fd
+    os.close(fd)
+    if stat.S_ISREG(status.st_mode):
+        what, hint = (
+            f"is longer than {limit} bytes",
+            "Look what it is: that is too long for it.",
+        )
+    else:
+        what, hint = "is not a regular file", "Name a regular file."
+    raise UnsafePathError(f"{path} {what}.", hint=hint)
+
+
+def read_small(path: Path, *, limit: int, follow: bool = False) -> bytes:
+    """All of a file; arguments and errors as ``open_small``."""
+    with open(open_small(path, limit=limit, follow=follow), "rb") as file:
+        return file.read(limit)
+
+
+def sync_directory(path: Path, *, renamed: bool = False) -> None:
+    """Makes the names in a directory durable (a no-op where that can't be done).
+
+    Args:
+        path: The directory.
+        renamed: A new version has just got its name in there.
+
+    Raises:
+        NotDurableError: It failed, with ``renamed``.
+        OSError: It failed.
+    """
+    if not _DIRECTORY:
+        return
+    with durable_name() if renamed else contextlib.nullcontext():
+        fd = os.open(path, os.O_RDONLY | _DIRECTORY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def durable_name() -> Iterator[None]:
+    """For what makes a name durable after it was given: its failure is ``NotDurableError``."""
+    try:
+        yield
+    except OSError as error:
+        raise NotDurableError(error.errno, error.strerror) from error
+
+
 def sync_file(fd: int) -> None:
     """Makes a file's bytes durable, past the drive's cache on macOS too."""
     if sys.platform == "darwin":
@@ -194,11 +346,12 @@ def sync_file(fd: int) -> None:
         os.fsync(fd)
 
 
-def write_all(fd: int, data: bytes | memoryview) -> None:
+def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
     """Writes every byte, however few the kernel takes at a time."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+    with memoryview(data) as rest:
+        done = 0
+        while done < len(rest):
+            done += os.write(fd, rest[done:])
 
 
 def _warn_unprotected() -> None:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final, Literal
 
-from apex_creds.storage.safe_open import sync_file
+from apex_creds.fs.private_files import sync_file
 
 _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "xfs"})
 _CHUNK: Final = bytes(1 << 20)

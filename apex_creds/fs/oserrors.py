@@ -14,8 +14,10 @@ from apex_creds.errors import (
     StorageError,
     StorageFullError,
     StorageReadOnlyError,
+    StorageUncertainError,
     UnsafePathError,
 )
+from apex_creds.fs.private_files import NotDurableError
 
 if TYPE_CHECKING:
     import os
@@ -41,6 +43,11 @@ def storage_error(
     """The ``StorageError`` that says what ``error`` means for ``path``."""
     code = error.errno
     reason = error.strerror or type(error).__name__
+    if isinstance(error, NotDurableError):
+        return StorageUncertainError(
+            f"{path} was changed, but the disk may not keep it ({reason}).",
+            hint="Look at it before you try again, and check the disk.",
+        )
     if code in _NOT_A_FILE:
         return UnsafePathError(
             f"{path} is a symbolic link or not what belongs there ({reason}).",
