@@ -21,6 +21,7 @@ from apex_creds.vault import Vault
 
 LARGE: Final = 500
 """Entries from which on a bar is shown."""
+_NAMED: Final = 20
 
 
 async def look(vault: Vault) -> None:
@@ -50,8 +51,17 @@ def announce(report: Report) -> None:
             output.note("See what is left: apex-creds migrate --dry-run")
         elif source.backups:
             output.note("When all works: apex-creds migrate finish erases the .bak files.")
-        for note in source.notes:
+        for note in (*source.notes, *left_to_do(source)):
             output.note(note)
+
+
+def left_to_do(source: SourceReport) -> Iterator[str]:
+    """Which credentials no plugin can use through a handle yet, and what helps."""
+    if source.nowhere:
+        names = ", ".join(map(output.safe, source.nowhere[:_NAMED]))
+        more = f" and {len(source.nowhere) - _NAMED} more" if source.nowhere[_NAMED:] else ""
+        yield f"May be sent nowhere yet: {names}{more}."
+        yield "Let plugins use them: apex-creds edit NAME --origin URL [--delivery HOW]"
 
 
 def summary(source: SourceReport) -> str:

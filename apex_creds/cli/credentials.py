@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from typing import Annotated
@@ -43,6 +44,12 @@ OriginOption = Annotated[
 ]
 
 
+DeliveryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW", help="How it is sent: bearer, basic, header:NAME or query:NAME."
+    ),
+]
 ChallengeOption = Annotated[
     bool | None,
     typer.Option(
@@ -61,12 +68,7 @@ def set_credential(
         typer.Option(help="Chooses the key that encrypts it; NAME by default.", metavar="TEXT"),
     ] = None,
     kind: KindOption = None,
-    delivery: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW", help="How it is sent: bearer, basic, header:NAME or query:NAME."
-        ),
-    ] = None,
+    delivery: DeliveryOption = None,
     origin: OriginOption = None,
     expires: Annotated[
         str | None,
@@ -109,7 +111,9 @@ def set_credential(
     info = session.with_vault(options.settings(ctx, home, master), work)
     output.say(f"Stored {info.name} ({info.kind}), version {info.version}.", style="green")
     if not info.origins:
-        output.note("It may be sent nowhere yet: give --origin URL to let plugins use it.")
+        output.note(
+            f"It may be sent nowhere yet: apex-creds edit {shlex.quote(name)} --origin URL"
+        )
 
 
 async def _known_kind(vault: Vault, name: str) -> CredentialKind:
@@ -227,21 +231,37 @@ def edit(
             metavar="LEVEL", help="normal, sensitive or critical.", show_default=False
         ),
     ] = None,
+    origin: OriginOption = None,
+    delivery: DeliveryOption = None,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
-    """Change what using a credential takes, without storing its value again."""
+    """Change where and how a credential is sent and what a use takes; its value stays.
+
+    Origins that are given replace those that it has.
+    """
     check_name(name)
-    if challenge is None and sensitivity is None:
+    if challenge is None and sensitivity is None and origin is None and delivery is None:
         raise InvalidInputError(
             "There is nothing to change.",
-            hint="Say --challenge, --no-challenge or --sensitivity.",
+            hint="Say --origin, --delivery, --sensitivity, --challenge or --no-challenge.",
         )
+    sent = None if delivery is None else Delivery.parse(delivery)
+    origins = None if origin is None else [Origin.parse(text) for text in origin]
     info = session.with_vault(
         options.settings(ctx, home, master),
-        lambda vault: marking.edit(vault, name, challenge=challenge, sensitivity=sensitivity),
+        lambda vault: marking.edit(
+            vault,
+            name,
+            challenge=challenge,
+            sensitivity=sensitivity,
+            origins=origins,
+            delivery=sent,
+        ),
     )
     output.say(f"{info.name} is {_level(info)} from now on.", style="green")
+    places = ", ".join(map(str, info.origins))
+    output.say(f"It may be sent to {places or 'nowhere'}, as {info.delivery}.")
 
 
 def get(

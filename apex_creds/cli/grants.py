@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from apex_creds.cli.options import HomeOption, JsonOption, MasterOption, NameArg
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.integrations.checksum import verified
 from apex_creds.integrations.metadata import load_metadata
+from apex_creds.model import CredentialInfo
 from apex_creds.policy.decide import UNVERIFIED
 from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.manifest import Manifest, parse_manifest
@@ -55,7 +57,7 @@ def grant(
     manifest = None if folder is None else _manifest_in(folder, plugin)
     end = None if until is None else when.parse(until, now=time.time())
 
-    async def work(vault: Vault) -> tuple[Grant, bool]:
+    async def work(vault: Vault) -> tuple[Grant, CredentialInfo | None]:
         made = await vault.grant(
             plugin,
             name,
@@ -65,7 +67,8 @@ def grant(
             manifest=manifest,
             created_by="apex-creds",
         )
-        return made, any(info.name == name for info in await vault.list())
+        infos = await vault.list()
+        return made, next((info for info in infos if info.name == name), None)
 
     made, known = session.with_vault(options.settings(ctx, home, master), work)
     ends = f" until {when.show(made.until)}" if made.until else ""
@@ -73,8 +76,12 @@ def grant(
         f"{made.plugin} may {_access(made)} {made.credential}{_scopes(made)}{ends}.",
         style="green",
     )
-    if not known:
+    if known is None:
         output.note("There is no credential of that name yet: apex-creds set NAME")
+    elif not known.origins and not made.reveal:
+        output.note(
+            f"It may be sent nowhere yet: apex-creds edit {shlex.quote(name)} --origin URL"
+        )
 
 
 def _manifest_in(folder: Path, plugin: str) -> Manifest:

@@ -5,6 +5,7 @@ Guarantee: names and fates are printed, values never. Without a vault one is mad
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -35,8 +36,9 @@ from apex_creds.migration.finishing import withheld
 from apex_creds.migration.masters import VARIABLE
 from apex_creds.migration.report import EntryReport, Fate
 from apex_creds.migration.state import OPEN, MigrationState, SourceState
+from apex_creds.model import Origin
 from apex_creds.storage.select import has_vault
-from apex_creds.vault import Vault
+from apex_creds.vault import Vault, marking
 
 _QUIET = frozenset({Fate.MIGRATED, Fate.PRESENT})
 
@@ -120,7 +122,9 @@ def migrate_command(
     )
     if not _has_vault(chosen):
         if dry_run:
-            _end(anyio.run(preview, session.home_of(chosen), source), json=json)
+            found = anyio.run(preview, session.home_of(chosen), source)
+            _show(found, json=json)
+            _exit(found)
             return
         _make_vault(chosen)
 
@@ -130,11 +134,35 @@ def migrate_command(
         await automatic.take_config(vault)
         return made
 
-    _end(session.with_vault(chosen, work, look=False), json=json)
-
-
-def _end(report: Report, *, json: bool) -> None:
+    report = session.with_vault(chosen, work, look=False)
     _show(report, json=json)
+    if not json and not dry_run and sys.stdin.isatty():
+        _ask_where(chosen, [name for found in report.sources for name in found.nowhere])
+    _exit(report)
+
+
+def _ask_where(chosen: Settings, names: Sequence[str]) -> None:
+    """Asks for what no table knows; what is not answered stays to be done."""
+    places: dict[str, list[Origin]] = {}
+    for name in dict.fromkeys(names):
+        text = typer.prompt(
+            f"Where may {output.safe(name)} be sent (https://host; empty: later)",
+            default="",
+            show_default=False,
+            err=True,
+        )
+        if text.strip():
+            places[name] = [Origin.parse(part) for part in text.split()]
+
+    async def work(vault: Vault) -> None:
+        for name, origins in places.items():
+            await marking.edit(vault, name, origins=origins)
+
+    if places:
+        session.with_vault(chosen, work, look=False)
+
+
+def _exit(report: Report) -> None:
     if not report.complete:
         raise typer.Exit(1)
 
@@ -263,7 +291,7 @@ def _show_source(source: SourceReport, *, dry_run: bool) -> None:
     for entry in source.entries:
         style = "green" if entry.fate in _QUIET else "yellow"
         output.say(_line(entry), style=style)
-    for note in source.notes:
+    for note in (*source.notes, *automatic.left_to_do(source)):
         output.note(note)
     if dry_run:
         return
@@ -278,7 +306,8 @@ def _show_source(source: SourceReport, *, dry_run: bool) -> None:
 def _line(entry: EntryReport) -> str:
     name = f" as {entry.name}" if entry.name and entry.name != entry.service else ""
     detail = f": {entry.detail}" if entry.detail else ""
-    return f"  {entry.fate.value:<12}{entry.service}{name} ({entry.kind}){detail}"
+    sent = f", to {' '.join(entry.origins)} as {entry.delivery}" if entry.origins else ""
+    return f"  {entry.fate.value:<12}{entry.service}{name} ({entry.kind}){sent}{detail}"
 
 
 def _advice(source: SourceReport) -> str:
@@ -308,6 +337,8 @@ def _as_json(source: SourceReport) -> dict[str, output.Json]:
                 "name": entry.name,
                 "fate": entry.fate.value,
                 "detail": entry.detail,
+                "origins": list(entry.origins),
+                "delivery": entry.delivery,
             }
             for entry in source.entries
         ],

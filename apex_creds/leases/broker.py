@@ -9,6 +9,7 @@ is audited with its reason, and tells the plugin nothing that maps the vault.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -38,7 +39,7 @@ from apex_creds.leases.lease import REGISTRY, Lease, ended_error, find_lease
 from apex_creds.leases.recent import Recent
 from apex_creds.leases.refusal import denied
 from apex_creds.leases.use import Use
-from apex_creds.model import Clock, Origin
+from apex_creds.model import Clock, CredentialInfo
 from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Need
@@ -317,7 +318,7 @@ class LeaseBroker:
         if use.scope is not None and use.scope not in lease.scopes:
             self._deny(invocation, name, Reason.SCOPE_NOT_GRANTED)
         if use.origin is not None:
-            self._check_request(lease, invocation, use, use.origin)
+            self._check_request(lease, invocation, record.info, use)
         elif not lease.permission.reveal:
             self._deny(invocation, name, Reason.REVEAL_NOT_GRANTED)
         if record.info.challenge and not signed:
@@ -326,14 +327,22 @@ class LeaseBroker:
         return record
 
     def _check_request(
-        self, lease: Lease, invocation: Invocation, use: Use, origin: Origin
+        self, lease: Lease, invocation: Invocation, info: CredentialInfo, use: Use
     ) -> None:
-        if lease.permission.allows_request(origin=origin, method=use.method, path=use.path):
+        origin = use.origin
+        assert origin is not None
+        known = origin in info.origins  # they may have been changed since the lease began
+        if known and lease.permission.allows_request(
+            origin=origin, method=use.method, path=use.path
+        ):
             return
         self._log_denial(invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED)
         raise RequestNotAllowedError(
             "This request is outside what the credential may be sent with.",
-            hint="Check origin, method and path against the plugin's manifest.",
+            hint="Check origin, method and path against the plugin's manifest."
+            if known
+            else f"The credential may not be sent to {origin}. If it should, its owner runs: "
+            f"apex-creds edit {shlex.quote(lease.need.name)} --origin {origin}",
         )
 
     def _decide_again(self, lease: Lease, grants: Grants, record: Record) -> None:

@@ -20,8 +20,9 @@ from apex_creds.errors import (
     InvalidInputError,
 )
 from apex_creds.migration.entries import FIELDS, Entry, credential_name
+from apex_creds.migration.known import Sending, sending
 from apex_creds.migration.naming import Target, assign
-from apex_creds.migration.report import EntryReport, Fate
+from apex_creds.migration.report import MISSING, EntryReport, Fate
 from apex_creds.migration.state import SourceState, Written
 from apex_creds.model import SECTIONS, CredentialInfo, Secret, Sensitivity
 from apex_creds.vault import Opened, PutItem, Vault
@@ -117,17 +118,17 @@ class Copying:
         infos = {info.name: info for info in await self._vault.list()}
         decisions = [await self._decide(target, infos) for target in batch]
         chosen = [decision for decision in decisions if decision.puts]
-        made = await self._put(chosen)
-        reports = {d.target.entry.key: _report(d) for d in decisions}
-        versions = {**{name: info.version for name, info in infos.items()}, **made}
+        made = infos | await self._put(chosen)
+        reports = {d.target.entry.key: _report(d, made.get(d.target.name)) for d in decisions}
+        versions = {name: info.version for name, info in made.items()}
         return reports, [written for d in decisions for written in _written(d, versions)]
 
-    async def _put(self, chosen: Sequence[_Decision]) -> dict[str, int]:
+    async def _put(self, chosen: Sequence[_Decision]) -> dict[str, CredentialInfo]:
         if self._dry_run or not chosen:
             return {}
         infos = await self._vault.put_many(_item(d.target, d.replaces) for d in chosen)
         await self._read_back([d.target for d in chosen], {i.name: i for i in infos})
-        return {info.name: info.version for info in infos}
+        return {info.name: info for info in infos}
 
     # -- deciding ----------------------------------------------------------------
 
@@ -253,14 +254,31 @@ def _written(decision: _Decision, versions: Mapping[str, int]) -> Iterator[Writt
         yield target.written
 
 
-def _report(decision: _Decision) -> EntryReport:
+def proposed(
+    entry: Entry, fate: Fate, info: CredentialInfo | None
+) -> tuple[tuple[str, ...], str]:
+    """Where and how an entry's credential may be sent: as it is, or as it would be."""
+    there = info if fate not in MISSING else None
+    there = there or (entry.like if fate is Fate.MIGRATED else None)
+    if there is not None:
+        return tuple(map(str, there.origins)), str(there.delivery)
+    if fate is not Fate.MIGRATED:
+        return (), ""
+    known = sending(entry.service, entry.kind)
+    return tuple(map(str, known.origins)), str(known.delivery or "bearer")
+
+
+def _report(decision: _Decision, info: CredentialInfo | None) -> EntryReport:
     target = decision.target
+    origins, delivery = proposed(target.entry, decision.fate, info)
     return EntryReport(
         service=target.entry.service,
         kind=target.entry.kind.value,
         name=target.name,
         fate=decision.fate,
         detail=decision.detail,
+        origins=origins,
+        delivery=delivery,
     )
 
 
@@ -270,8 +288,14 @@ def _item(target: Target, there: CredentialInfo | None) -> PutItem:
         raise InvalidInputError("An entry without a secret.")
     like = entry.like
     if like is None:
+        kept = there is not None and bool(there.origins)
+        known = Sending() if kept else sending(entry.service, entry.kind)
         return PutItem(
-            name=target.name, secret=entry.secret, service=credential_name(entry.service)
+            name=target.name,
+            secret=entry.secret,
+            service=credential_name(entry.service),
+            origins=known.origins or None,
+            delivery=known.delivery,
         )
     return PutItem(
         name=target.name,

@@ -15,7 +15,7 @@ import anyio.to_thread
 from apex_creds.errors import ApexCredsError
 from apex_creds.migration import sources
 from apex_creds.migration.aside import is_legacy
-from apex_creds.migration.copying import problems
+from apex_creds.migration.copying import problems, proposed
 from apex_creds.migration.entries import Format
 from apex_creds.migration.masters import find_masters
 from apex_creds.migration.naming import assign
@@ -60,11 +60,15 @@ async def _one(name: str, keys: tuple[bytes, ...]) -> SourceReport:
     for target in assign(reading.entries, {}):
         entry = target.entry
         lost = not target.name or target.twin is not None
+        fate = Fate.CONFLICT if lost else Fate.MIGRATED
+        origins, delivery = proposed(entry, fate, None)
         fates[entry.key] = EntryReport(
             service=entry.service,
             kind=entry.kind.value,
             name=target.name,
-            fate=Fate.CONFLICT if lost else Fate.MIGRATED,
+            fate=fate,
+            origins=origins,
+            delivery=delivery,
         )
     entries = tuple(fates[entry.key] for entry in reading.entries)
     return SourceReport(path=source.path, format=found, entries=entries, notes=reading.notes)

@@ -54,6 +54,8 @@ class EntryReport:
         kind: ``api_key``, ``oauth_token`` …
         name: Of its credential; empty where there is none.
         detail: Why, in words.
+        origins: Where its credential may be sent.
+        delivery: How it is sent.
     """
 
     service: str
@@ -61,6 +63,8 @@ class EntryReport:
     name: str
     fate: Fate
     detail: str = ""
+    origins: tuple[str, ...] = ()
+    delivery: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,11 @@ class SourceReport:
     def missing(self) -> int:
         """How many entries only the source has."""
         return sum(entry.fate in MISSING for entry in self.entries)
+
+    @property
+    def nowhere(self) -> tuple[str, ...]:
+        """The names of credentials that may be sent nowhere yet."""
+        return tuple(e.name for e in self.entries if e.delivery and not e.origins)
 
     @property
     def unread(self) -> int:

@@ -163,3 +163,22 @@ def test_the_mark_for_challenges(cli, error):
     error(8, "edit", "nobody", "--challenge")
     told = [event.get("detail", "") for event in cli("audit", "tail", "--json").json()]
     assert "takes no challenge" in told
+
+
+def test_where_it_may_be_sent_is_changed_without_the_value(cli, error):
+    put(cli, "openai", value="sk-same")
+    assert "apex-creds edit openai --origin URL" in cli("grant", "p", "openai").err
+    done = cli("edit", "openai", "--origin", "https://a.example", "--delivery", "header:X-Key")
+    assert "https://a.example, as header:X-Key" in done.out
+    info = cli("show", "openai", "--json").json()
+    assert (info["origins"], info["delivery"], info["version"]) == (
+        ["https://a.example"], "header:X-Key", 1,
+    )  # fmt: skip
+    assert reveal(cli) == "sk-same"
+    assert cli("grant", "p", "openai").err == ""
+    assert cli("edit", "openai", "--origin", "https://b.example").code == 0
+    assert cli("show", "openai", "--json").json()["origins"] == ["https://b.example"]
+    for wrong in (("--origin", "b.example"), ("--delivery", "by pigeon")):
+        error(7, "edit", "openai", *wrong)
+    told = [event.get("detail", "") for event in cli("audit", "tail", "--json").json()]
+    assert "may be sent to https://a.example; sent as header:X-Key" in told

@@ -131,3 +131,13 @@ def test_finish_keeps_what_could_not_be_read(cli: Program) -> None:
         assert f"kept {path}.bak" in done.out
     assert cli("migrate", "finish", "--json").json()["kept"] == [f"{path}.bak"]
     assert Path(f"{path}.bak").exists()
+
+
+@pytest.mark.usefixtures("key")
+def test_what_is_left_to_do_for_handles_is_said(cli: Program) -> None:
+    old.fernet_file(cli.home.parent, {"api_keys": {"openai": "1", "inhouse": "2"}})
+    assert cli("migrate", "off").code == 0
+    done = cli("migrate")
+    assert "to https://api.openai.com as bearer" in done.out
+    assert "May be sent nowhere yet: inhouse." in done.err
+    assert "apex-creds edit NAME --origin URL" in done.err

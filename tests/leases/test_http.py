@@ -22,6 +22,7 @@ from apex_creds.errors import (
     RequestNotAllowedError,
 )
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret
+from apex_creds.vault import marking
 from tests.leases.loopback import Server, ok, server
 from tests.leases.test_handles import found_from
 from tests.leases.world import World
@@ -217,6 +218,21 @@ async def test_bytes_are_sent_in_a_basic_header(world: World, here: Server) -> N
 
 
 # -- where it may go -----------------------------------------------------------------
+
+
+async def test_where_it_may_go_is_changed_under_an_open_lease(
+    world: World, here: Server, there: Server
+) -> None:
+    async def use(http):
+        await http.get(f"{here.origin}/")
+        await marking.edit(world.vault, "web", origins=[there.origin])
+        with pytest.raises(RequestNotAllowedError) as caught:
+            await http.get(f"{here.origin}/")
+        assert f"apex-creds edit web --origin {here.origin}" in caught.value.hint
+
+    await fetch(world, use)
+    await fetch(world, lambda http: http.get(f"{there.origin}/"))
+    assert (here.connections, there.connections) == (1, 1)
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

@@ -17,6 +17,7 @@ from apex_creds.migration import (
     Options,
     Report,
     SourceReport,
+    files,
     finish,
     migrate,
     migration_document,
@@ -295,7 +296,10 @@ async def test_another_users_file_is_refused(vault: Vault, place: Path) -> None:
     assert "belongs to" in (await on_unseal(vault, environ=old.ENV)).sources[0].problem
 
 
-async def test_an_open_file_is_read_and_told(vault: Vault, place: Path) -> None:
+async def test_an_open_file_is_read_and_told(
+    vault: Vault, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_is_reachable", lambda _: True)  # pytest's folder is closed
     old.fernet_file(place).chmod(0o644)
     report = (await on_unseal(vault, environ=old.ENV)).sources[0]
     assert report.complete
