@@ -12,7 +12,8 @@ import re
 import threading
 import unicodedata
 from enum import StrEnum
-from ipaddress import IPv6Address
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NoReturn
 
 import msgspec
@@ -141,11 +142,21 @@ _BAD_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
 
 
 class Origin(msgspec.Struct, frozen=True, order=True, gc=False):
-    """Scheme, host and port of a URL (RFC 6454), in one canonical form."""
+    """Scheme, host and port of a URL (RFC 6454), in one canonical form.
+
+    Two spellings of one host are equal, however an origin is made or read: case, a final
+    dot, every form of an IPv6 address, an IPv4 address in parts, octal, hexadecimal, as one
+    number or within IPv6. Names are not looked up: ``localhost`` is not ``127.0.0.1``.
+    """
 
     scheme: str
     host: str
     port: int
+
+    def __post_init__(self) -> None:
+        host = canonical_host(self.host)
+        if host != self.host:
+            msgspec.structs.force_setattr(self, "host", host)
 
     @classmethod
     def parse(cls, text: str) -> Origin:
@@ -177,13 +188,55 @@ _ORIGIN: Final = re.compile(
     re.IGNORECASE,
 )
 _HOST: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", re.ASCII)
+_NUMBER: Final = re.compile(r"0x[0-9a-f]*|[0-9]+", re.ASCII)
+
+
+@lru_cache(maxsize=1024)
+def canonical_host(host: str) -> str:
+    """The one spelling of a host in ASCII; what is no host stays as it is."""
+    host = host.lower()
+    if ":" in host:
+        return _ipv6(host) or host
+    host = host.removesuffix(".")
+    return (_ipv4(host) if _is_numeric(host) else "") or host
 
 
 def _host_name(name: str) -> str:
-    """In ASCII and lower case; empty if it is none (RFC 1123, with underscores)."""
+    """In ASCII, canonical; empty if it is none (RFC 1123, with underscores)."""
     host = name.lower() if name.isascii() else _idna(name.lower())
     fits = len(host) <= MAX_HOST and all(len(label) <= MAX_LABEL for label in host.split("."))
-    return host if fits and _HOST.fullmatch(host) else ""
+    if not fits or not _HOST.fullmatch(host):
+        return ""
+    host = host.removesuffix(".")
+    return _ipv4(host) if _is_numeric(host) else host
+
+
+def _is_numeric(host: str) -> bool:
+    """Whether it is an IPv4 address or nothing (WHATWG URL, "ends in a number")."""
+    return _NUMBER.fullmatch(host.rpartition(".")[2]) is not None
+
+
+def _ipv4(host: str) -> str:
+    """An address as ``inet_aton`` reads it, in its usual form; empty if it is none."""
+    parts = host.split(".")
+    if len(parts) > 4 or not all(map(_NUMBER.fullmatch, parts)):
+        return ""
+    try:
+        *high, rest = (_number(part) for part in parts)
+    except ValueError:
+        return ""
+    if any(byte > 255 for byte in high) or rest >= 256 ** (5 - len(parts)):
+        return ""
+    packed = bytes(high) + rest.to_bytes(5 - len(parts), "big")
+    return str(IPv4Address(packed))
+
+
+def _number(text: str) -> int:
+    if len(text) > MAX_LABEL:
+        raise ValueError
+    if text.startswith("0x"):
+        return int(text[2:] or "0", 16)
+    return int(text, 8 if text.startswith("0") else 10)
 
 
 def _idna(name: str) -> str:
@@ -202,11 +255,12 @@ def _idna(name: str) -> str:
 
 
 def _ipv6(address: str) -> str:
+    """In the form of RFC 5952; an IPv4 address in IPv6 is that address. Empty if none."""
     try:
-        IPv6Address(address)
+        parsed = IPv6Address(address)
     except ValueError:
         return ""
-    return address.lower()
+    return str(parsed.ipv4_mapped or parsed)
 
 
 def _bad_origin(text: str) -> InvalidInputError:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import pickle
+import socket
 import unicodedata
 
 import httpx
@@ -33,10 +34,12 @@ from apex_creds.model import (
     Origin,
     Secret,
     SystemClock,
+    canonical_host,
     check_name,
     check_time,
     new_id,
 )
+from apex_creds.policy.patterns import Matcher, origin_pattern
 
 # -- names ---------------------------------------------------------------------------
 
@@ -193,7 +196,75 @@ def test_an_origin_and_a_url_mean_the_same_host(name: str) -> None:
     except InvalidInputError:
         return
     with contextlib.suppress(httpx.InvalidURL):
-        assert httpx.URL(f"https://{name}/").raw_host.decode() == origin.host
+        assert canonical_host(httpx.URL(f"https://{name}/").raw_host.decode()) == origin.host
+
+
+SAME_HOST = {
+    "https://127.0.0.1": [
+        "https://127.1", "https://127.0.1", "https://2130706433", "https://0x7f000001",
+        "https://0X7F.1", "https://0177.0.0.01", "https://017700000001", "https://127.0.0.1.",
+        "https://[::ffff:127.0.0.1]", "https://[::FFFF:7f00:1]", "https://[0:0:0:0:0:ffff:7f00:1]",
+        "https://127.0.0.1:443", "HTTPS://127.0.0.1:0443",
+    ],
+    "https://[::1]:8443": [
+        "https://[0:0:0:0:0:0:0:1]:8443", "https://[::0001]:8443", "https://[::0.0.0.1]:8443",
+        "https://[0::1]:08443",
+    ],
+    "https://[2001:db8::a]": [
+        "https://[2001:DB8:0:0:0:0:0:A]", "https://[2001:0db8:0000::000a]",
+    ],
+    "https://db.internal.example": [
+        "https://db.internal.example.", "https://DB.Internal.EXAMPLE", "https://db。internal。example",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("canonical", "other"), [(form, each) for form, all_ in SAME_HOST.items() for each in all_]
+)
+def test_other_spellings_of_a_host_are_that_host(canonical: str, other: str) -> None:
+    origin = Origin.parse(canonical)
+    assert str(origin) == canonical
+    assert Origin.parse(other) == origin
+    assert hash(Origin.parse(other)) == hash(origin)
+    rule = Matcher([(origin_pattern(canonical),)])
+    assert rule.origin(Origin.parse(other))
+    written = Matcher([(origin_pattern(other),)])
+    assert written.origin(origin)
+
+
+@given(
+    number=st.integers(0, 2**32 - 1),
+    cut=st.integers(1, 4),
+    bases=st.lists(
+        st.sampled_from(["{:d}", "0{:o}", "0x{:x}", "0X{:X}"]), min_size=4, max_size=4
+    ),
+)
+def test_an_address_is_read_as_the_resolver_reads_it(
+    number: int, cut: int, bases: list[str]
+) -> None:
+    high = number.to_bytes(4, "big")[: cut - 1]
+    rest = number & (256 ** (5 - cut) - 1)
+    text = ".".join(b.format(n) for b, n in zip(bases, [*high, rest], strict=False))
+    address = socket.inet_ntoa(socket.inet_aton(text))
+    assert Origin.parse(f"https://{text}").host == address
+    assert Origin.parse(f"https://[::ffff:{address}]").host == address
+
+
+@pytest.mark.parametrize(
+    "host", ["1.2.3.4.5", "256.1.1.1", "1.2.3.256", "08.1.1.1", "4294967296", "a.0x", "b.1"]
+)
+def test_what_ends_in_a_number_is_an_address_or_nothing(host: str) -> None:
+    with pytest.raises(InvalidInputError):
+        Origin.parse(f"https://{host}")
+
+
+def test_an_origin_that_is_stored_in_another_spelling_is_read_as_the_one() -> None:
+    """Older vaults have them, some that would not be accepted now: none is in the way."""
+    stored = b'{"scheme":"https","host":"127.1","port":443}'
+    assert msgspec.json.decode(stored, type=Origin) == Origin.parse("https://127.0.0.1")
+    odd = b'{"scheme":"https","host":"1.2.3.4.5","port":443}'
+    assert msgspec.json.decode(odd, type=Origin).host == "1.2.3.4.5"
 
 
 # -- deliveries ----------------------------------------------------------------------

@@ -7,11 +7,13 @@ it is closed, when its client is, or when its lease ends, whichever is first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import httpx
 
+from apex_creds.errors import InvalidInputError
 from apex_creds.leases.lease import Lease, let_go
 from apex_creds.leases.pools import Turn
 
@@ -45,8 +47,23 @@ def failure(error: BaseException) -> Failure:
     return Failure(error, f"{type(error).__name__}: {words}")
 
 
+class _Open(NamedTuple, Generic[T]):
+    """What a body holds until it is closed."""
+
+    stream: T
+    turn: Turn
+    loop: asyncio.AbstractEventLoop | None
+
+
+_OPEN: Final[dict[object, _Open[Any]]] = {}
+
+
 class _Body(Generic[T]):
-    """What both kinds of body do; ``T`` is the stream within."""
+    """What both kinds of body do; ``T`` is the stream within.
+
+    A plugin holds a body, so that it has only its lease's id: what leads to the pool, where
+    other requests are being sent, is kept in ``_OPEN`` until the body is closed.
+    """
 
     def __init__(
         self,
@@ -56,30 +73,29 @@ class _Body(Generic[T]):
         lease: Lease,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._inner: T | None = inner
         self._request = request
-        self._turn = turn
-        self._lease_id = lease.id  # not the lease: a plugin holds this body
+        self._lease_id = lease.id
+        _OPEN[self] = _Open(inner, turn, loop)
         lease.keep(self, loop)
 
     @property
     def is_open(self) -> bool:
         """Whether it still has its connection."""
-        return self._inner is not None
+        return self in _OPEN
 
     def abandon(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Closes it from code that can't wait: its lease has ended."""
         raise NotImplementedError
 
-    def _stream(self) -> T:
-        if self._inner is None:
+    def _opened(self) -> _Open[T]:
+        opened: _Open[T] | None = _OPEN.get(self)
+        if opened is None:
             raise httpx.StreamClosed
-        return self._inner
+        return opened
 
-    def _let_go(self) -> T | None:
-        inner, self._inner = self._inner, None
+    def _let_go(self) -> _Open[T] | None:
         let_go(self._lease_id, self)
-        return inner
+        return _OPEN.pop(self, None)
 
 
 class AsyncBody(_Body[httpx.AsyncByteStream], httpx.AsyncByteStream):
@@ -87,9 +103,14 @@ class AsyncBody(_Body[httpx.AsyncByteStream], httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         failed: Failure | None = None
-        inner = self._stream()
+        opened = self._opened()
+        if opened.loop is not asyncio.get_running_loop():
+            raise InvalidInputError(
+                "A response is read on the event loop that it was requested on.",
+                hint="Read it there, and pass on what it says.",
+            )
         try:
-            async for chunk in inner:
+            async for chunk in opened.stream:
                 yield chunk
         except GeneratorExit:
             raise
@@ -100,20 +121,19 @@ class AsyncBody(_Body[httpx.AsyncByteStream], httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         """Gives connection and turn back; idempotent."""
-        inner = self._let_go()
-        try:
-            if inner is not None:
-                await inner.aclose()
-        finally:
-            self._turn.done()
-
-    def abandon(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """See ``_Body``."""
-        inner = self._let_go()
-        if inner is None or loop is None or loop.is_closed():
-            self._turn.done()
+        opened = self._let_go()
+        if opened is None:
+            return
+        if opened.loop is asyncio.get_running_loop():
+            await _close(opened)
         else:
-            loop.call_soon_threadsafe(_close_soon, inner, self._turn)
+            _close_on_its_loop(opened)
+
+    def abandon(self, loop: asyncio.AbstractEventLoop | None) -> None:  # noqa: ARG002
+        """See ``_Body``."""
+        opened = self._let_go()
+        if opened is not None:
+            _close_on_its_loop(opened)
 
 
 class SyncBody(_Body[httpx.SyncByteStream], httpx.SyncByteStream):
@@ -121,9 +141,9 @@ class SyncBody(_Body[httpx.SyncByteStream], httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         failed: Failure | None = None
-        inner = self._stream()
+        opened = self._opened()
         try:
-            yield from inner
+            yield from opened.stream
         except GeneratorExit:
             raise
         except BaseException as error:  # noqa: BLE001 - whole, to be shown without its frames
@@ -133,28 +153,36 @@ class SyncBody(_Body[httpx.SyncByteStream], httpx.SyncByteStream):
 
     def close(self) -> None:
         """Gives connection and turn back; idempotent."""
-        inner = self._let_go()
+        opened = self._let_go()
+        if opened is None:
+            return
         try:
-            if inner is not None:
-                inner.close()
+            opened.stream.close()
         finally:
-            self._turn.done()
+            opened.turn.done()
 
     def abandon(self, loop: asyncio.AbstractEventLoop | None) -> None:  # noqa: ARG002
         """See ``_Body``."""
         self.close()
 
 
-def _close_soon(inner: httpx.AsyncByteStream, turn: Turn) -> None:
-    task = asyncio.get_running_loop().create_task(_close(inner, turn))
+def _close_on_its_loop(opened: _Open[httpx.AsyncByteStream]) -> None:
+    loop = opened.loop
+    with contextlib.suppress(RuntimeError):  # closed meanwhile, and its pools with it
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(_close_soon, opened)
+
+
+def _close_soon(opened: _Open[httpx.AsyncByteStream]) -> None:
+    task = asyncio.get_running_loop().create_task(_close(opened))
     _closing.add(task)
     task.add_done_callback(_closing.discard)
 
 
-async def _close(inner: httpx.AsyncByteStream, turn: Turn) -> None:
+async def _close(opened: _Open[httpx.AsyncByteStream]) -> None:
     try:
-        await inner.aclose()
+        await opened.stream.aclose()
     except httpx.HTTPError:
         return
     finally:
-        turn.done()
+        opened.turn.done()

@@ -156,11 +156,9 @@ class LeaseBroker:
         now = self.clock.monotonic()
         with self._lock:
             lease.check_alive(now)
-            chosen = lease.scopes if scopes is None else tuple(scopes)
+            chosen = lease.scopes if scopes is None else scopes
             if not set(chosen) <= set(lease.scopes):
                 self._deny(invocation, lease.need.name, Reason.SCOPE_NOT_GRANTED)
-            if not (ttl is None or ttl > 0) or not (max_uses is None or max_uses >= 1):
-                raise InvalidInputError("ttl and max_uses must be greater than zero.")
             child = Lease(
                 broker=self,
                 invocation=invocation,
@@ -401,6 +399,11 @@ class LeaseBroker:
         """Audits that a plugin takes a revealed secret out of locked memory."""
         lease = find_lease(lease_id)
         self.admission.log_exposure(lease, current_invocation() or lease.invocation)
+
+    def log_refused_request(self, lease: Lease) -> None:
+        """Audits, and counts, a request that is sent with no credential at all."""
+        invocation = self._check_caller(lease)
+        self._log_denial(invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED)
 
     def reopen(self, record: Record) -> Opened:
         """What an invocation redeemed before, for the redaction of its output only."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, final
 
 from apex_creds.errors import SecretMisuseError
 from apex_creds.leases.lease import REGISTRY, find_lease
+from apex_creds.plain import plain_count, plain_seconds, plain_text, plain_texts
 
 if TYPE_CHECKING:
     import httpx
@@ -74,7 +75,7 @@ class CredentialHandle:
         """
         from apex_creds.leases.reveal import Reveal
 
-        return Reveal(self._id, part=part, scope=scope)
+        return Reveal(self._id, part=plain_text(part, what="part"), scope=_plain_scope(scope))
 
     def client(self, *, scope: str | None = None, **options: object) -> httpx.AsyncClient:
         """An HTTP client whose transport adds the secret to what it sends.
@@ -89,13 +90,13 @@ class CredentialHandle:
         """
         from apex_creds.leases.http import open_async_client
 
-        return open_async_client(self._id, scope, options)
+        return open_async_client(self._id, _plain_scope(scope), options)
 
     def sync_client(self, *, scope: str | None = None, **options: object) -> httpx.Client:
         """As ``client``, for plugins that run in a worker thread."""
         from apex_creds.leases.http import open_client
 
-        return open_client(self._id, scope, options)
+        return open_client(self._id, _plain_scope(scope), options)
 
     def attenuate(
         self,
@@ -113,9 +114,15 @@ class CredentialHandle:
 
         Raises:
             AccessDeniedError: It would be wider, or this lease has ended.
+            InvalidInputError: An argument is of another type, or not greater than zero.
         """
         lease = find_lease(self._id)
-        return lease.broker.attenuate(lease, scopes=scopes, ttl=ttl, max_uses=max_uses)
+        return lease.broker.attenuate(
+            lease,
+            scopes=None if scopes is None else plain_texts(scopes, what="scopes"),
+            ttl=None if ttl is None else plain_seconds(ttl, what="ttl"),
+            max_uses=None if max_uses is None else plain_count(max_uses, what="max_uses"),
+        )
 
     def __repr__(self) -> str:
         return f"<CredentialHandle {self._name!r}>"
@@ -175,6 +182,10 @@ class CredentialMap(Mapping[str, CredentialHandle]):
 
     def __repr__(self) -> str:
         return f"<CredentialMap {sorted(self._handles)}>"
+
+
+def _plain_scope(scope: object) -> str | None:
+    return None if scope is None else plain_text(scope, what="scope")
 
 
 def _misuse(done: str) -> SecretMisuseError:

@@ -13,14 +13,18 @@ from typing import Any, Final
 
 import httpx
 
-from apex_creds.errors import ApexCredsError, InvalidInputError
+from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
 from apex_creds.leases.body import AsyncBody, Failure, SyncBody, failure
+from apex_creds.leases.invocation import current_invocation
 from apex_creds.leases.lease import Lease, find_lease
 from apex_creds.leases.outgoing import Outgoing, Snapshot, inject, snapshot, without_secret
-from apex_creds.leases.pools import Turn
-from apex_creds.model import CredentialInfo
+from apex_creds.leases.pools import AsyncPool, Key, Pool, Turn
+from apex_creds.leases.upload import async_upload, upload
+from apex_creds.leases.use import Use
+from apex_creds.model import CredentialInfo, Origin
 from apex_creds.vault import Opened
 
+_AnyBody = httpx.AsyncByteStream | httpx.SyncByteStream
 _OPTIONS: Final = frozenset(
     {
         "base_url",
@@ -36,7 +40,8 @@ _OPTIONS: Final = frozenset(
 )
 _TIMEOUT: Final = httpx.Timeout(5.0, pool=60.0)
 """As httpx's own; but for a connection, which plugins share, a request waits its turn."""
-_KEPT_RESPONSE_EXTENSIONS: Final = ("http_version", "reason_phrase")
+_KEPT_RESPONSE_EXTENSIONS: Final = ("http_version",)
+"""Not the reason phrase: a server may repeat the secret there; httpx knows the usual ones."""
 
 
 def open_async_client(
@@ -65,28 +70,31 @@ class InjectingTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a copy of ``request`` that carries the secret."""
-        taken = snapshot(request)
+        lease = find_lease(self._lease_id)
+        taken = _snapshot(request, lease)
         use = taken.use(self._scope)
-        lease, turn = find_lease(self._lease_id), Turn()
-        if use.origin in lease.permission.origins:
-            patience = taken.timeout["pool"]
-            turn = await lease.broker.pools.turn(use.origin, patience=patience)
+        pool = await lease.broker.pools.here(_key(lease))
+        turn = await pool.turn(_allowed(use, lease), patience=taken.timeout["pool"])
         try:
-            lease, record, opened = await lease.broker.redeem(self._lease_id, use)
-            with opened:
-                outgoing = _injected(taken, opened, record.info)
-            sent = outgoing if isinstance(outgoing, Failure) else await _send(lease, outgoing)
-            del outgoing
+            body = async_upload(taken.stream)
+            try:
+                lease, record, opened = await lease.broker.redeem(self._lease_id, use)
+                with opened:
+                    outgoing = _injected(taken, opened, record.info, body)
+                sent = await _send(pool, outgoing)
+                del outgoing
+            finally:
+                body.stop()
             if isinstance(sent, Failure):
                 raise sent.error(request)
             stream = sent.stream
             assert isinstance(stream, httpx.AsyncByteStream)
-            body = AsyncBody(stream, request, turn, lease, asyncio.get_running_loop())
+            answer = AsyncBody(stream, request, turn, lease, asyncio.get_running_loop())
             turn = Turn()
         finally:
             turn.done()
-        self._bodies = [open_ for open_ in self._bodies if open_.is_open] + [body]
-        return _detached(sent, body)
+        self._bodies = [open_ for open_ in self._bodies if open_.is_open] + [answer]
+        return _detached(sent, answer)
 
     async def aclose(self) -> None:
         """Closes the responses that are still open; the pool is shared and stays."""
@@ -104,30 +112,31 @@ class SyncInjectingTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a copy of ``request`` that carries the secret."""
-        taken = snapshot(request)
+        lease = find_lease(self._lease_id)
+        taken = _snapshot(request, lease)
         use = taken.use(self._scope)
-        lease, turn = find_lease(self._lease_id), Turn()
-        if use.origin in lease.permission.origins:
-            patience = taken.timeout["pool"]
-            turn = lease.broker.pools.turn_blocking(use.origin, patience=patience)
+        pool = lease.broker.pools.entered(_key(lease))
+        turn = pool.turn(_allowed(use, lease), patience=taken.timeout["pool"])
         try:
-            lease, record, opened = lease.broker.redeem_blocking(self._lease_id, use)
-            with opened:
-                outgoing = _injected(taken, opened, record.info)
-            sent = (
-                outgoing if isinstance(outgoing, Failure) else _send_blocking(lease, outgoing)
-            )
-            del outgoing
+            body = upload(taken.stream)
+            try:
+                lease, record, opened = lease.broker.redeem_blocking(self._lease_id, use)
+                with opened:
+                    outgoing = _injected(taken, opened, record.info, body)
+                sent = _send_blocking(pool, outgoing)
+                del outgoing
+            finally:
+                body.stop()
             if isinstance(sent, Failure):
                 raise sent.error(request)
             stream = sent.stream
             assert isinstance(stream, httpx.SyncByteStream)
-            body = SyncBody(stream, request, turn, lease)
+            answer = SyncBody(stream, request, turn, lease)
             turn = Turn()
         finally:
             turn.done()
-        self._bodies = [open_ for open_ in self._bodies if open_.is_open] + [body]
-        return _detached(sent, body)
+        self._bodies = [open_ for open_ in self._bodies if open_.is_open] + [answer]
+        return _detached(sent, answer)
 
     def close(self) -> None:
         """Closes the responses that are still open; the pool is shared and stays."""
@@ -135,9 +144,30 @@ class SyncInjectingTransport(httpx.BaseTransport):
             body.close()
 
 
-def _injected(taken: Snapshot, opened: Opened, info: CredentialInfo) -> Outgoing | Failure:
+def _snapshot(request: httpx.Request, lease: Lease) -> Snapshot:
     try:
-        return inject(taken, opened, info.delivery, name=info.name)
+        return snapshot(request)
+    except RequestNotAllowedError:
+        lease.broker.log_refused_request(lease)
+        raise
+
+
+def _key(lease: Lease) -> Key:
+    """Who sends, with what: the plugin that is running, whoever's handle it was given."""
+    caller = current_invocation()
+    return Key("" if caller is None else caller.manifest.plugin, lease.record_id)
+
+
+def _allowed(use: Use, lease: Lease) -> Origin | None:
+    """The origin, if a turn is to be waited for; a refusal is not waited for."""
+    return use.origin if use.origin in lease.permission.origins else None
+
+
+def _injected(
+    taken: Snapshot, opened: Opened, info: CredentialInfo, body: _AnyBody
+) -> Outgoing | Failure:
+    try:
+        return inject(taken, opened, info.delivery, body=body, name=info.name)
     except ApexCredsError as error:
         return failure(error)
     except Exception:  # its frames and words may hold the secret
@@ -145,19 +175,22 @@ def _injected(taken: Snapshot, opened: Opened, info: CredentialInfo) -> Outgoing
         return Failure(refused, "")
 
 
-async def _send(lease: Lease, outgoing: Outgoing) -> httpx.Response | Failure:
+async def _send(pool: AsyncPool, outgoing: Outgoing | Failure) -> httpx.Response | Failure:
+    if isinstance(outgoing, Failure):
+        return outgoing
     try:
-        transport = lease.broker.pools.transport()
-        response = await transport.handle_async_request(outgoing.request)
+        response = await pool.transport.handle_async_request(outgoing.request)
     except BaseException as error:
         return failure(error)
     response.headers = without_secret(response.headers, outgoing)
     return response
 
 
-def _send_blocking(lease: Lease, outgoing: Outgoing) -> httpx.Response | Failure:
+def _send_blocking(pool: Pool, outgoing: Outgoing | Failure) -> httpx.Response | Failure:
+    if isinstance(outgoing, Failure):
+        return outgoing
     try:
-        response = lease.broker.pools.sync_transport().handle_request(outgoing.request)
+        response = pool.transport.handle_request(outgoing.request)
     except BaseException as error:
         return failure(error)
     response.headers = without_secret(response.headers, outgoing)

@@ -8,56 +8,73 @@ that make a server act on another method, path or host than was checked are refu
 
 from __future__ import annotations
 
-import base64
 import re
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from typing import Final, NamedTuple
-from urllib.parse import quote, quote_plus, unquote_to_bytes, urlencode
+from urllib.parse import quote, quote_plus, unquote_plus, unquote_to_bytes, urlencode
 
 import httpx
 
 from apex_creds.errors import InvalidInputError, RequestNotAllowedError
+from apex_creds.leases.screening import (
+    canonical_name,
+    check_host,
+    check_url,
+    framed,
+    has_body,
+    has_odd_body,
+    origin_of,
+)
 from apex_creds.leases.use import Use
-from apex_creds.model import Delivery, DeliveryStyle, Origin
+from apex_creds.model import Delivery, DeliveryStyle
+from apex_creds.plain import plain_bytes, plain_seconds, plain_text
 from apex_creds.vault import Opened
 
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}", re.ASCII)
 _SHOWING_METHODS: Final = frozenset({"TRACE", "CONNECT"})
 """TRACE has the server send the request back; CONNECT makes a tunnel of the connection."""
 _PHASES: Final = ("connect", "read", "write", "pool")
-_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
-_HOP_BY_HOP: Final = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"upgrade"})
-_OVERRIDING: Final = re.compile(
-    rb"x-(?:http-)?method(?:-override)?|x-original-(?:url|method)|x-rewrite-url"
-    rb"|x-forwarded-.*|forwarded|proxy-.*"
-)
-_LONGEST_URL: Final = 32 * 1024
 _DEPTH: Final = 8
+_TELLING: Final = 8
+"""Shorter texts stand in headers by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A request as it was when it was handed over; every value of a plain type."""
+    """A request as it was when it was handed over; every value of a plain type.
+
+    Attributes:
+        stream: The body, still the plugin's own object; not to be stepped where the secret
+            is.
+        closes: Whether its connection is not to be used again.
+    """
 
     method: str
     url: httpx.URL
     headers: tuple[tuple[bytes, bytes], ...]
-    stream: httpx.SyncByteStream | httpx.AsyncByteStream
+    stream: object
     timeout: dict[str, float | None]
+    closes: bool
 
     def use(self, scope: str | None) -> Use:
         """What to ask the broker for."""
-        host = self.url.raw_host.decode("ascii").strip("[]").lower()
-        port = self.url.port or (443 if self.url.scheme == "https" else 80)
         path = self.url.raw_path.split(b"?", 1)[0].decode("ascii")
-        return Use(self.method, Origin(self.url.scheme, host, port), path, scope)
+        return Use(self.method, origin_of(self.url), path, scope)
 
 
 class Outgoing(NamedTuple):
-    """The request that carries the secret, and what may not come back in a header."""
+    """The request that carries the secret, and what may not come back in a header.
+
+    Attributes:
+        spellings: The secret as it was sent, then under the usual escapes.
+        forms: In lower case: those, and what it is in hexadecimal and within Base64.
+        mark: What stands there instead.
+    """
 
     request: httpx.Request
     spellings: tuple[bytes, ...]
+    forms: tuple[bytes, ...]
     mark: bytes
 
 
@@ -66,22 +83,32 @@ def snapshot(request: httpx.Request) -> Snapshot:
 
     Raises:
         RequestNotAllowedError: It is not one that a credential is sent with.
+        InvalidInputError: A part of it is not of the type that it should be.
     """
-    url = httpx.URL(_text(str(request.url)))
-    method = _text(request.method).upper()
-    if url.scheme not in ("http", "https"):
-        raise RequestNotAllowedError("A credential is only sent over http or https.")
+    url = httpx.URL(plain_text(str(request.url), what="URL"))
+    method = plain_text(request.method, what="method").upper()
+    check_url(url)
     if not _METHOD.fullmatch(method) or method in _SHOWING_METHODS:
         raise RequestNotAllowedError("A credential is not sent with this method.")
-    if len(str(url)) > _LONGEST_URL:
-        raise RequestNotAllowedError("The URL is longer than 32 KiB.")
-    raw = tuple((_bytes(name), _bytes(value)) for name, value in request.headers.raw)
-    _check_host(raw, url)
-    return Snapshot(method, url, _framed(raw), request.stream, _timeout(request))
+    raw = tuple(
+        (plain_bytes(name, what="header"), plain_bytes(value, what="header"))
+        for name, value in request.headers.raw
+    )
+    check_host(raw, url)
+    headers = framed(raw, method=method)
+    stream = request.stream if has_body(method) else httpx.ByteStream(b"")
+    return Snapshot(method, url, headers, stream, _timeout(request), has_odd_body(method))
 
 
-def inject(taken: Snapshot, opened: Opened, delivery: Delivery, *, name: str = "") -> Outgoing:
-    """The copy that is sent.
+def inject(
+    taken: Snapshot,
+    opened: Opened,
+    delivery: Delivery,
+    *,
+    body: httpx.AsyncByteStream | httpx.SyncByteStream,
+    name: str = "",
+) -> Outgoing:
+    """The copy that is sent, with ``body``.
 
     Of the extensions only the time-outs are kept: others, such as ``trace``, ``target``
     and ``sni_hostname``, see or redirect what is sent.
@@ -89,7 +116,11 @@ def inject(taken: Snapshot, opened: Opened, delivery: Delivery, *, name: str = "
     Raises:
         InvalidInputError: The secret can't be sent in this way.
     """
-    headers, url = httpx.Headers(list(taken.headers)), taken.url
+    field = canonical_name(delivery.field.encode()) if delivery.field else b"authorization"
+    kept = [(name, value) for name, value in taken.headers if canonical_name(name) != field]
+    headers, url = httpx.Headers(kept), taken.url
+    if taken.closes:
+        headers["Connection"] = "close"
     if delivery.style is DeliveryStyle.QUERY:
         value = _secret_text(opened)
         url = _with_parameter(url, delivery.field, value)
@@ -105,32 +136,63 @@ def inject(taken: Snapshot, opened: Opened, delivery: Delivery, *, name: str = "
         taken.method,
         url,
         headers=headers,
-        stream=taken.stream,
+        stream=body,
         extensions={"timeout": taken.timeout},
     )
-    spellings = dict.fromkeys((value, quote(value, safe=""), quote(value), quote_plus(value)))
+    escaped = dict.fromkeys((value, quote(value, safe=""), quote(value), quote_plus(value)))
+    spellings = tuple(text.encode() for text in escaped)
+    inner = (
+        b64decode(value).partition(b":")[2] if delivery.style is DeliveryStyle.BASIC else b""
+    )
     mark = quote(f"[redacted:{name}]", safe="[]:").encode()
-    return Outgoing(request, tuple(text.encode() for text in spellings), mark)
+    return Outgoing(request, spellings, _forms(spellings, inner), mark)
 
 
 def without_secret(headers: httpx.Headers, outgoing: Outgoing) -> httpx.Headers:
     """A response's headers without the secret: a redirect may repeat it in ``Location``.
 
-    Errors of httpx show it from there. A value that has it under other escapes than those
-    it was sent with is withheld whole.
+    Errors of httpx show it from there. A value that has it under other escapes, in another
+    case or encoded is withheld whole, and so is a header that is named by it.
     """
-    clean = [(name, _cut(value, outgoing)) for name, value in headers.raw]
-    return headers if clean == headers.raw else httpx.Headers(clean)
+    raw = headers.raw
+    whole = b"\n".join([b"\n".join(pair) for pair in raw])
+    if b"%" not in whole and b"+" not in whole and not _shows(whole, outgoing):
+        return headers
+    named = [(name, value) for name, value in raw if not _shows(name, outgoing)]
+    clean = [(name, _cut(value, outgoing)) for name, value in named]
+    return headers if clean == raw else httpx.Headers(clean)
 
 
 def _cut(value: bytes, outgoing: Outgoing) -> bytes:
     for spelling in outgoing.spellings:
         value = value.replace(spelling, outgoing.mark)
+    if _shows(value, outgoing):
+        return outgoing.mark
     if b"%" not in value and b"+" not in value:
         return value
     secret = outgoing.spellings[0]
     hidden = any(_hides(value, secret, plus=plus) for plus in (b"+", b" "))
     return outgoing.mark if hidden else value
+
+
+def _shows(text: bytes, outgoing: Outgoing) -> bool:
+    text = text.lower()
+    return any(form in text for form in outgoing.forms)
+
+
+def _forms(spellings: tuple[bytes, ...], inner: bytes) -> tuple[bytes, ...]:
+    """What gives the secret away; the short ones, as they were sent only."""
+    found = dict.fromkeys(spellings)
+    for plain in filter(None, (spellings[0], inner)):
+        found |= dict.fromkeys([plain, plain.hex().encode()])
+        found |= dict.fromkeys(_within_base64(plain, offset) for offset in range(3))
+    return tuple(f.lower() for f in found if len(f) >= _TELLING or f in spellings)
+
+
+def _within_base64(plain: bytes, offset: int) -> bytes:
+    """The characters that ``plain`` alone decides where it begins at that offset of three."""
+    first, end = -(-offset * 8 // 6), (offset + len(plain)) * 8 // 6
+    return b64encode(b"\0" * offset + plain)[first:end]
 
 
 def _hides(value: bytes, secret: bytes, *, plus: bytes) -> bool:
@@ -145,57 +207,27 @@ def _hides(value: bytes, secret: bytes, *, plus: bytes) -> bool:
     return True
 
 
-def _check_host(raw: tuple[tuple[bytes, bytes], ...], url: httpx.URL) -> None:
-    hosts = [value for name, value in raw if name.lower() == b"host"]
-    if hosts != [url.netloc]:
-        raise RequestNotAllowedError(
-            "The Host header names another host than the URL.", hint="Leave it out."
-        )
-
-
-def _framed(raw: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
-    """The headers, without those of a hop, with one way at most to tell the body's end."""
-    if any(_OVERRIDING.fullmatch(name.lower()) for name, _ in raw):
-        raise RequestNotAllowedError(
-            "A header names another method, URL or host for the server to act on.",
-            hint="Leave out X-HTTP-Method-Override, X-Original-URL, X-Forwarded-… and so on.",
-        )
-    framing = [(name.lower(), value.lower()) for name, value in raw if name.lower() in _FRAMING]
-    chunked = (b"transfer-encoding", b"chunked")
-    if len(framing) > 1 or (framing and framing[0][0] == chunked[0] and framing[0] != chunked):
-        raise RequestNotAllowedError("The request's length is given in more than one way.")
-    return tuple((name, value) for name, value in raw if name.lower() not in _HOP_BY_HOP)
-
-
 def _timeout(request: httpx.Request) -> dict[str, float | None]:
     given = request.extensions.get("timeout") or {}
     chosen = {phase: given.get(phase) for phase in _PHASES}
-    return {phase: None if s is None else float(s) for phase, s in chosen.items()}
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise RequestNotAllowedError("The request's method or URL is not text.")
-    return str.__str__(value)
-
-
-def _bytes(value: object) -> bytes:
-    if not isinstance(value, bytes):
-        raise RequestNotAllowedError("A header of the request is not bytes.")
-    return b"".join((value, b""))
+    return {
+        phase: None if s is None else plain_seconds(s, what="time-out")
+        for phase, s in chosen.items()
+    }
 
 
 def _with_parameter(url: httpx.URL, field: str, value: str) -> httpx.URL:
     query = url.query.decode("ascii")
-    kept = [item for item in query.split("&") if item and item.split("=")[0] != quote(field)]
+    items = [item for item in query.split("&") if item]
+    kept = [item for item in items if unquote_plus(item.partition("=")[0]) != field]
     return url.copy_with(query="&".join([*kept, urlencode({field: value})]).encode())
 
 
 def _basic(opened: Opened) -> str:
     if "user" not in opened.names:
-        return base64.b64encode(_secret_text(opened).encode()).decode()
+        return b64encode(_secret_text(opened).encode()).decode()
     with opened.view("user") as user, opened.view("password") as password:
-        return base64.b64encode(b"".join((user, b":", password))).decode()
+        return b64encode(b"".join((user, b":", password))).decode()
 
 
 def _secret_text(opened: Opened) -> str:

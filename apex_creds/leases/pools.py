@@ -1,31 +1,53 @@
-"""The connection pools that all clients of a broker share.
+"""The connection pools of a broker: one for each plugin, credential and event loop.
 
-Guarantee: a pool that was given is never closed here; one that was made here is, by
-``close``. Making one costs milliseconds (certificates are loaded), so it is made once.
+Guarantee: a connection never carries requests of two plugins, or of two credentials: what
+one leaves behind in it can't become part of another's request. A pool is used on the loop
+that it was made on, and closed there: after it was idle, with the broker, or when its loop
+ends. One of a loop that is closed already is dropped. A transport that was given is used
+for all, and never closed here.
 
-Requests wait for a connection here, in a fair queue, and not in the pool of httpx, which
+Requests wait for a connection here, in a fair queue, and not in the pool of httpcore, which
 looks through everything that waits whenever a connection becomes free: with thousands of
 waiting requests that costs more than the requests.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import ssl
 import threading
-from collections.abc import Callable
-from typing import Final
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
 import httpx
 
+from apex_creds.leases.connections import AsyncConnections, Connections
 from apex_creds.model import Origin
 
 _AT_ONCE: Final = 32
 """Requests to one origin; a slow server keeps only its own origin's turns."""
-_LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+_IDLE: Final = 10.0
+"""Seconds after which a pool that nobody uses is closed."""
+_MOST: Final = 256
+"""Pools of one loop, or of the threads; beyond, the ones that are idle are closed first."""
+
+T = TypeVar("T")
+P = TypeVar("P", bound="_Pool")
+
+
+class Key(NamedTuple):
+    """What a pool belongs to: the plugin that sends, and the credential's id."""
+
+    plugin: str
+    credential: str
 
 
 class Turn:
-    """A request's turn; ``done`` gives it to the next, once."""
+    """A request's place in a pool; ``done`` gives it to the next, once."""
 
     __slots__ = ("_release",)
 
@@ -39,12 +61,191 @@ class Turn:
             release()
 
 
+class _Semaphore(Protocol):
+    def release(self) -> object: ...
+
+
+class _Pool:
+    """What both kinds of pool do; the lock is held for no longer than a few steps."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy = 0
+        self._idle_since = time.monotonic()
+
+    def enter(self) -> None:
+        """Keeps the pool open until ``leave``."""
+        with self._lock:
+            self._busy += 1
+
+    def leave(self, turns: _Semaphore | None) -> None:
+        """A request is over."""
+        with self._lock:
+            self._busy -= 1
+            self._idle_since = time.monotonic()
+        if turns is not None:
+            turns.release()
+
+    def idle_for(self, now: float) -> float:
+        """Seconds since it was last used; negative while it is."""
+        return -1.0 if self._busy else now - self._idle_since
+
+
+class AsyncPool(_Pool):
+    """The connections of one plugin with one credential, on one event loop."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport, *, queues: bool) -> None:
+        super().__init__()
+        self.transport = transport
+        self._queues = queues
+        self._turns: dict[Origin, anyio.Semaphore] = {}
+
+    async def turn(self, origin: Origin | None, *, patience: float | None) -> Turn:
+        """Waits for a free connection to an origin, ``patience`` seconds at most.
+
+        Args:
+            origin: One that is allowed: each is remembered. None: does not wait.
+            patience: None: without end.
+
+        Raises:
+            httpx.PoolTimeout: None became free in that time.
+        """
+        self.enter()
+        try:
+            turns = None
+            if origin is not None and self._queues:
+                turns = self._turns.setdefault(origin, anyio.Semaphore(_AT_ONCE))
+                await _acquire(turns, patience)
+        except BaseException:
+            self.leave(None)
+            raise
+        return Turn(functools.partial(self.leave, turns))
+
+
+class Pool(_Pool):
+    """As ``AsyncPool``, for threads."""
+
+    def __init__(self, transport: httpx.BaseTransport, *, queues: bool) -> None:
+        super().__init__()
+        self.transport = transport
+        self._queues = queues
+        self._turns: dict[Origin, threading.BoundedSemaphore] = {}
+
+    def turn(self, origin: Origin | None, *, patience: float | None) -> Turn:
+        """As ``AsyncPool.turn``; its place was taken by ``enter``."""
+        turns = None
+        if origin is not None and self._queues:
+            with self._lock:
+                turns = self._turns.setdefault(origin, threading.BoundedSemaphore(_AT_ONCE))
+            if not turns.acquire(timeout=patience):
+                self.leave(None)
+                raise httpx.PoolTimeout(_TIMED_OUT)
+        return Turn(functools.partial(self.leave, turns))
+
+
+class _Kept(Generic[P]):
+    """The pools of one loop, or of the threads, the one used last at the end."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[Key, P] = {}
+
+    def find(self, key: Key) -> P | None:
+        found = self.by_key.pop(key, None)
+        if found is not None:
+            self.by_key[key] = found
+        return found
+
+    def take_idle(self, now: float, *, room: int = 0) -> list[P]:
+        """Those to close: idle for long, or in the way of ``room``; they are here no more."""
+        surplus = len(self.by_key) + room - _MOST
+        taken: list[P] = []
+        for key, pool in list(self.by_key.items()):
+            idle = pool.idle_for(now)
+            if idle >= _IDLE or (idle >= 0 and len(taken) < surplus):
+                taken.append(self.by_key.pop(key))
+        return taken
+
+    def take_all(self) -> list[P]:
+        taken = list(self.by_key.values())
+        self.by_key.clear()
+        return taken
+
+
+class _OfLoop(_Kept[AsyncPool]):
+    """The pools of one event loop; all but ``close_from_elsewhere`` is called on it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._until_end = _at_end_of_loop(self)
+
+    async def start(self) -> None:
+        """Has the pools closed when the loop ends."""
+        await anext(self._until_end)
+
+    def add(self, key: Key, pool: AsyncPool) -> None:
+        if len(self.by_key) >= _MOST:
+            self._close_soon(self.take_idle(time.monotonic(), room=1))
+        self.by_key[key] = pool
+        if self._timer is None:
+            self._timer = self._loop.call_later(_IDLE, self.sweep)
+
+    def sweep(self) -> None:
+        """Closes what is idle, and looks again later."""
+        self._close_soon(self.take_idle(time.monotonic()))
+        self._timer = self._loop.call_later(_IDLE, self.sweep) if self.by_key else None
+
+    async def close(self) -> None:
+        """Closes all, and waits for it."""
+        await self._until_end.aclose()
+
+    async def close_now(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        await _close(self.take_all())
+
+    def close_from_elsewhere(self) -> None:
+        """Has them closed by their loop, when it runs next; a closed one is left alone."""
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._start_closing)
+
+    def _start_closing(self) -> None:
+        self._keep(self._loop.create_task(self.close()))
+
+    def _close_soon(self, pools: list[AsyncPool]) -> None:
+        if pools:
+            self._keep(self._loop.create_task(_close(pools)))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _at_end_of_loop(mine: _OfLoop) -> AsyncGenerator[None, None]:
+    """Waits at its ``yield``: a loop closes what generators it has left before it ends."""
+    try:
+        yield
+    finally:
+        await mine.close_now()
+
+
+async def _close(pools: list[AsyncPool]) -> None:
+    with anyio.CancelScope(shield=True):
+        for pool in pools:
+            with contextlib.suppress(httpx.HTTPError, OSError):
+                await pool.transport.aclose()
+
+
 class Pools:
-    """One asynchronous and one synchronous pool, each made when first needed.
+    """The pools of one broker.
 
     Args:
-        transport: To be used instead of an asynchronous pool of httpx.
-        sync_transport: To be used instead of a synchronous one.
+        transport: To be used instead of asynchronous pools, by all plugins and loops.
+        sync_transport: To be used instead of those for threads.
     """
 
     def __init__(
@@ -52,69 +253,96 @@ class Pools:
         transport: httpx.AsyncBaseTransport | None,
         sync_transport: httpx.BaseTransport | None,
     ) -> None:
-        self._given = transport
-        self._sync_given = sync_transport
-        self._lock = threading.Lock()  # worker threads come here at once
-        self._turns: dict[Origin, anyio.Semaphore] = {}
-        self._sync_turns: dict[Origin, threading.BoundedSemaphore] = {}
-        self._made: httpx.AsyncHTTPTransport | None = None
-        self._sync_made: httpx.HTTPTransport | None = None
+        self._given = None if transport is None else AsyncPool(transport, queues=False)
+        self._sync_given = (
+            None if sync_transport is None else Pool(sync_transport, queues=False)
+        )
+        self._lock = threading.Lock()  # loops and worker threads come here at once
+        self._context: ssl.SSLContext | None = None
+        self._loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
+        self._threads: _Kept[Pool] = _Kept()
+        self._swept = 0.0
 
-    async def turn(self, origin: Origin, *, patience: float | None) -> Turn:
-        """Waits for a free connection to an origin, ``patience`` seconds at most.
-
-        Ask only for origins that are allowed: each is remembered.
-
-        Raises:
-            httpx.PoolTimeout: None became free in that time.
-        """
-        if self._given is not None:
-            return Turn()
-        turns = self._turns.setdefault(origin, anyio.Semaphore(_AT_ONCE))
-        try:
-            turns.acquire_nowait()
-        except anyio.WouldBlock:
-            with anyio.move_on_after(patience) as waiting:
-                await turns.acquire()
-            if waiting.cancelled_caught:
-                raise httpx.PoolTimeout(_TIMED_OUT) from None
-        return Turn(turns.release)
-
-    def turn_blocking(self, origin: Origin, *, patience: float | None) -> Turn:
-        """As ``turn``, in a worker thread."""
-        if self._sync_given is not None:
-            return Turn()
-        with self._lock:
-            turns = self._sync_turns.setdefault(origin, threading.BoundedSemaphore(_AT_ONCE))
-        if not turns.acquire(timeout=patience):
-            raise httpx.PoolTimeout(_TIMED_OUT)
-        return Turn(turns.release)
-
-    def transport(self) -> httpx.AsyncBaseTransport:
-        """For ``handle.client()``."""
+    async def here(self, key: Key) -> AsyncPool:
+        """The pool for the running loop."""
         if self._given is not None:
             return self._given
-        if self._made is None:
-            self._made = httpx.AsyncHTTPTransport(limits=_LIMITS)
-        return self._made
+        loop = asyncio.get_running_loop()
+        mine = self._loops.get(loop)
+        if mine is None:
+            mine = await self._new_loop(loop)
+        pool = mine.find(key)
+        if pool is None:
+            pool = AsyncPool(AsyncConnections(self._ssl()), queues=True)
+            mine.add(key, pool)
+        return pool
 
-    def sync_transport(self) -> httpx.BaseTransport:
-        """For ``handle.sync_client()``."""
+    def entered(self, key: Key) -> Pool:
+        """The pool for threads; entered already, so that no other thread closes it."""
         if self._sync_given is not None:
+            self._sync_given.enter()
             return self._sync_given
+        context, now = self._ssl(), time.monotonic()
         with self._lock:
-            if self._sync_made is None:
-                self._sync_made = httpx.HTTPTransport(limits=_LIMITS)
-            return self._sync_made
+            pool = self._threads.find(key)
+            if pool is None:
+                pool = self._threads.by_key[key] = Pool(Connections(context), queues=True)
+            pool.enter()
+            idle: list[Pool] = []
+            if now - self._swept >= _IDLE or len(self._threads.by_key) > _MOST:
+                self._swept, idle = now, self._threads.take_idle(now)
+        for unused in idle:
+            unused.transport.close()
+        return pool
 
     async def close(self) -> None:
-        """Closes what was made here; idempotent."""
-        made, self._made = self._made, None
-        sync_made, self._sync_made = self._sync_made, None
-        if made is not None:
-            await made.aclose()
-        if sync_made is not None:
-            sync_made.close()
+        """Closes what was made here, from any loop; idempotent.
+
+        Pools of this loop are closed when it returns; another loop closes its own.
+        """
+        with self._lock:
+            loops, self._loops = list(self._loops.items()), {}
+            threads = self._threads.take_all()
+        here = _running_loop()
+        for loop, pools in loops:
+            if loop is here:
+                await pools.close()
+            else:
+                pools.close_from_elsewhere()
+        for pool in threads:
+            pool.transport.close()
+
+    async def _new_loop(self, loop: asyncio.AbstractEventLoop) -> _OfLoop:
+        with self._lock:
+            for ended in [known for known in self._loops if known.is_closed()]:
+                del self._loops[ended]
+            mine = self._loops[loop] = _OfLoop(loop)
+        await mine.start()
+        return mine
+
+    def _ssl(self) -> ssl.SSLContext:
+        if self._context is None:
+            with self._lock:
+                if self._context is None:
+                    self._context = httpx.create_ssl_context()
+        return self._context
+
+
+async def _acquire(turns: anyio.Semaphore, patience: float | None) -> None:
+    try:
+        turns.acquire_nowait()
+    except anyio.WouldBlock:
+        with anyio.move_on_after(patience) as waiting:
+            await turns.acquire()
+        if waiting.cancelled_caught:
+            raise httpx.PoolTimeout(_TIMED_OUT) from None
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 _TIMED_OUT: Final = "No connection became free in time: too many requests at once."

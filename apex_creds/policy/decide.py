@@ -9,8 +9,10 @@ that says no is stronger than any that says yes.
 from __future__ import annotations
 
 import re
+import unicodedata
 from enum import StrEnum
 from typing import Final, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -279,10 +281,11 @@ def _permission(
     )
 
 
-# Encoded dots, slashes and percents, overlong UTF-8, %u escapes, control characters.
-_TRICKY: Final = re.compile(
-    r"%(?:25|2e|2f|5c|c0|c1|u|[01][0-9a-f]|7f)|%20(?=\.)|[\\;\x00-\x20\x7f]|//", re.IGNORECASE
+# What is a separator, or an escape once more, to a server that decodes and folds a path.
+_SEPARATING: Final = re.compile(
+    r"[%;?#\\\x00-\x1f\x7f-\x9f\u2044\u2215\u2216\u29f5\u29f8\u29f9\u3033\u3035\ufffd]"
 )
+_ESCAPE: Final = re.compile(r"%(?![0-9a-f]{2})", re.IGNORECASE)
 
 
 def _earlier(one: float | None, other: float | None) -> float | None:
@@ -297,10 +300,29 @@ def _over(end: float | None, now: float) -> bool:
 
 
 def _unambiguous(path: str) -> bool:
-    """False for spellings that a server may read as another path than the pattern did."""
-    if _TRICKY.search(path):
+    """False for spellings that a server may read as another path than the pattern did.
+
+    That is after it decoded the escapes, more than once perhaps, and folded characters that
+    look alike (full-width dots and slashes).
+    """
+    if _ESCAPE.search(path):
         return False
-    return not {".", ".."} & set(path.split("/"))
+    try:
+        decoded = unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:  # overlong forms among them
+        return False
+    folded = unicodedata.normalize("NFKC", decoded)
+    segments = folded.split("/")
+    if len(segments) != path.count("/") + 1 or _SEPARATING.search(folded + decoded):
+        return False
+    # The last one may be empty, and the first is.
+    return all(segments[1:-1]) and not any(map(_is_dotted, segments))
+
+
+def _is_dotted(segment: str) -> bool:
+    """Whether it is, or begins as, one of the segments that move through a path."""
+    bare = segment.strip()
+    return bare.startswith("..") or (bare.startswith(".") and not any(map(str.isalnum, bare)))
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -131,10 +131,17 @@ async def test_what_the_plugin_sets_itself_is_replaced(world: World, here: Serve
     assert here.target == f"/?x=1&key={SECRET}"
 
 
-async def test_a_user_in_the_url_changes_nothing(world: World, here: Server) -> None:
-    url = here.origin.replace("http://", "http://me:mine@")
-    await fetch(world, lambda http: http.get(url))
-    assert here.header("authorization") == [f"Bearer {SECRET}"]
+async def test_a_user_in_the_url_is_refused(world: World, here: Server) -> None:
+    """The URL would say that one thing is sent, and another would be."""
+
+    async def use(http):
+        for user in ("me:mine@", "me@", "127.0.0.1:1\\@"):
+            with pytest.raises(RequestNotAllowedError):
+                await http.get(here.origin.replace("http://", f"http://{user}"))
+
+    await fetch(world, use)
+    assert here.connections == 0
+    assert world.reasons() == [("web", "request_not_allowed")] * 3
 
 
 async def test_each_request_is_a_redeem(world: World, here: Server) -> None:

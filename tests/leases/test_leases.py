@@ -288,17 +288,6 @@ async def test_a_limit_must_be_one(world: World, bad: dict) -> None:
         await world.call(plugin)
 
 
-async def test_a_part_of_a_use_is_a_whole_one(world: World) -> None:
-    async def plugin(credentials):
-        handle = credentials["key"].attenuate(max_uses=1.5)
-        await use(handle)
-        await use(handle)
-        with pytest.raises(HandleExhaustedError):
-            await use(handle)
-
-    await world.call(plugin)
-
-
 # -- scopes and other invocations --------------------------------------------------------
 
 

@@ -1,0 +1,254 @@
+"""Connection pools: one for each plugin, credential and loop, none outlives its loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import http.server
+import threading
+from collections.abc import Iterator
+
+import anyio
+import httpx
+import pytest
+
+from apex_creds.leases import pools as pools_module
+from apex_creds.leases.pools import _IDLE, _MOST, Key, Pools
+from apex_creds.model import ApiKey, Origin
+from tests.leases.loopback import server
+from tests.leases.world import World
+
+KEY, OTHER = Key("demo", "1" * 32), Key("inner", "1" * 32)
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.peers.append(self.client_address[1])
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Origins(http.server.ThreadingHTTPServer):
+    """A server that no event loop belongs to, and the ports that it was called from."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.peers: list[int] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+        self.origin = Origin("http", "127.0.0.1", self.server_port)
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def origin() -> Iterator[Origins]:
+    with Origins() as made:
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
+
+
+async def get(pools: Pools, origin: Origins, key: Key = KEY) -> int:
+    pool = await pools.here(key)
+    turn = await pool.turn(origin.origin, patience=None)
+    try:
+        request = httpx.Request("GET", origin.url)
+        response = await pool.transport.handle_async_request(request)
+        await response.aread()
+        await response.aclose()
+        return response.status_code
+    finally:
+        turn.done()
+
+
+def get_blocking(pools: Pools, origin: Origins, key: Key = KEY) -> int:
+    pool = pools.entered(key)
+    turn = pool.turn(origin.origin, patience=None)
+    try:
+        request = httpx.Request("GET", origin.url)
+        response = pool.transport.handle_request(request)
+        response.read()
+        response.close()
+        return response.status_code
+    finally:
+        turn.done()
+
+
+@pytest.mark.anyio
+async def test_plugins_and_credentials_have_connections_of_their_own(world: World) -> None:
+    async with server() as here:
+        for name in ("web", "other"):
+            await world.vault.put(name, ApiKey(f"s3cr3t-of-{name}"), origins=[here.origin])
+            for plugin in ("demo", "inner"):
+                await world.vault.grant(plugin, name)
+
+        async def plugin(name, credentials):
+            async with credentials[name].client() as http:
+                return (await http.get(f"{here.origin}/")).status_code
+
+        def in_thread(name, credentials):
+            with credentials[name].sync_client() as http:
+                return http.get(f"{here.origin}/").status_code
+
+        for _ in range(3):
+            for function in (plugin, in_thread):
+                for who in ("demo", "inner"):
+                    for name in ("web", "other"):
+                        needs = ({"name": "web"}, {"name": "other"})
+                        call = world.call(function, name, needs=needs, plugin=who)
+                        assert await call == 200
+        assert here.connections == 8
+
+
+@pytest.mark.anyio
+async def test_a_handle_that_was_passed_on_does_not_share_its_givers_connection(
+    world: World,
+) -> None:
+    async with server() as here:
+        await world.vault.put("web", ApiKey("s3cr3t-of-web"), origins=[here.origin])
+        await world.vault.grant("demo", "web")
+
+        async def inner(handle, credentials):
+            async with handle.client() as http:
+                await http.get(f"{here.origin}/inner")
+
+        async def outer(credentials):
+            async with credentials["web"].client() as http:
+                await http.get(f"{here.origin}/outer")
+            passed = credentials["web"].attenuate()
+            await world.call(inner, passed, needs=(), plugin="inner")
+
+        await world.call(outer, needs=({"name": "web"},))
+        assert here.connections == 2
+
+
+def test_loops_in_a_row_have_pools_of_their_own(origin: Origins) -> None:
+    """Each ended loop closed its connections itself: no socket waits for the collector."""
+    pools = Pools(None, None)
+    for _ in range(4):
+        assert asyncio.run(get(pools, origin)) == 200
+        gc.collect()
+    assert len(set(origin.peers)) == 4
+    assert len(pools._loops) <= 1
+    asyncio.run(pools.close())
+    assert not pools._loops
+
+
+def test_loops_side_by_side_have_pools_of_their_own(origin: Origins) -> None:
+    pools, begin, done = Pools(None, None), threading.Barrier(8), []
+
+    async def twice() -> list[int]:
+        begin.wait()
+        return [await get(pools, origin), await get(pools, origin)]
+
+    threads = [
+        threading.Thread(target=lambda: done.append(asyncio.run(twice()))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    asyncio.run(pools.close())
+    assert done == [[200, 200]] * 8
+    assert len(set(origin.peers)) == 8
+
+
+def test_a_loop_that_was_closed_without_its_last_steps_is_dropped(origin: Origins) -> None:
+    pools = Pools(None, None)
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(get(pools, origin)) == 200
+    pool = loop.run_until_complete(pools.here(KEY))
+    loop.run_until_complete(pool.transport.aclose())  # its sockets; not what knows of them
+    loop.close()
+    asyncio.run(pools.close())
+    assert asyncio.run(get(pools, origin)) == 200
+    assert loop not in pools._loops
+
+
+def test_one_loop_closes_what_another_still_uses(origin: Origins) -> None:
+    """The other loop closes its own connections, without being waited for."""
+    pools, made, closed = Pools(None, None), threading.Event(), threading.Event()
+    left: list[int] = []
+
+    async def elsewhere() -> None:
+        pool = await pools.here(KEY)
+        await get(pools, origin)
+        made.set()
+        await asyncio.to_thread(closed.wait)
+        while pool.transport._pool.connections:
+            await asyncio.sleep(0)
+        left.append(len(pool.transport._pool.connections))
+
+    thread = threading.Thread(target=lambda: asyncio.run(elsewhere()))
+    thread.start()
+    made.wait()
+    asyncio.run(pools.close())
+    closed.set()
+    thread.join()
+    assert left == [0]
+
+
+@pytest.mark.anyio
+async def test_pools_that_are_idle_are_closed(
+    origin: Origins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(pools_module.time, "monotonic", lambda: now[0])
+    pools = Pools(None, None)
+    busy = await (await pools.here(OTHER)).turn(None, patience=None)
+    await get(pools, origin)
+    await anyio.to_thread.run_sync(get_blocking, pools, origin)
+    first = await pools.here(KEY)
+    now[0] += _IDLE
+    pools._loops[asyncio.get_running_loop()].sweep()
+    assert await pools.here(KEY) is not first
+    while first.transport._pool.connections:
+        await asyncio.sleep(0)
+    assert OTHER in pools._loops[asyncio.get_running_loop()].by_key
+    busy.done()
+    now[0] += _IDLE
+    pools._loops[asyncio.get_running_loop()].sweep()
+    assert not pools._loops[asyncio.get_running_loop()].by_key
+    await pools.close()
+
+
+@pytest.mark.anyio
+async def test_there_are_not_more_pools_than_that(origin: Origins) -> None:
+    pools = Pools(None, None)
+    held = await (await pools.here(KEY)).turn(None, patience=None)
+    for number in range(_MOST + 5):
+        await pools.here(Key(f"plugin-{number}", "1" * 32))
+        pools.entered(Key(f"plugin-{number}", "1" * 32)).leave(None)
+    kept = pools._loops[asyncio.get_running_loop()].by_key
+    assert (len(kept), len(pools._threads.by_key)) == (_MOST, _MOST)
+    assert KEY in kept
+    assert Key("plugin-0", "1" * 32) not in kept
+    held.done()
+    await pools.close()
+
+
+@pytest.mark.anyio
+async def test_a_pool_that_was_given_is_used_for_all_and_not_closed() -> None:
+    closed = []
+
+    class Given(httpx.MockTransport):
+        async def aclose(self) -> None:
+            closed.append(self)
+
+    given = Given(lambda request: httpx.Response(200))
+    pools = Pools(given, None)
+    assert (await pools.here(KEY)).transport is (await pools.here(OTHER)).transport is given
+    await pools.close()
+    assert closed == []
