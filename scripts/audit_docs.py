@@ -68,13 +68,25 @@ only as trustworthy as the directory.
   unsealing records how many there were.
 - Whoever has the master key can sign another history. A witness that cosigned, or a
   checkpoint kept elsewhere, shows it.
+- What is anchored when: what takes something away, before it is acknowledged (`revoke`, a
+  denial, `lockdown` and `unlock`, a code or challenge that was used and each failure, a key
+  declared compromised, an alarm, a key or credential destroyed); every other commit with the
+  next checkpoint, at most {DEFAULT_CADENCE.seconds:.0f} seconds later, and on closing.
+  **The window**: a process that is killed within it leaves ordinary writes (a put, a new
+  grant, a policy) that an older copy can undo unnoticed, until any process has read the
+  document and signed a checkpoint. `checkpoint_seconds` makes it shorter. Where the anchor
+  can't be written (a locked keyring, a full disk), the change is in force, a warning is
+  logged once, and it is tried again with each checkpoint; until then the window is open.
+- Only what was authenticated is anchored: a document that fails its MAC changes nothing.
 - The anchor is as strong as its place. `keyring:` keeps it in the keyring. `file:PATH` keeps
   it beside the key, and `passphrase:` in the user's state directory: whoever can put back an
   older anchor file with an older copy of the vault is not noticed. A removed anchor is
   recorded at the next unsealing.
 
 After a restore on purpose: `apex-creds audit accept-rollback --reason "…"`. The log records
-the reason and what was behind.
+the reason and what was behind; the anchor begins anew with what is there and authentic. That
+also gets out of an anchor that an older program wrote for a forged document. End the vault's
+processes before: what one of them has seen is not anchored any more.
 
 ## Crashes and full disks
 

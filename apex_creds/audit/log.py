@@ -70,7 +70,8 @@ class AuditLog:
         cadence: How often checkpoints and segments are made.
         anchors: Checkpoints kept elsewhere, which the log must contain.
         accept_rollback: Why a log that is behind them is accepted; it is recorded.
-        on_checkpoint: Called by the log's thread after each new checkpoint.
+        on_checkpoint: Called by the log's thread after each new checkpoint, and with None
+            after ``tell_soon``, where there was no event to sign.
         pseudonym: What the names of credentials and principals are replaced by.
         observer: Sees all that this log writes; it is closed with the log.
 
@@ -95,7 +96,7 @@ class AuditLog:
         cadence: Cadence = DEFAULT_CADENCE,
         anchors: Sequence[Checkpoint] = (),
         accept_rollback: str = "",
-        on_checkpoint: Callable[[Checkpoint], None] | None = None,
+        on_checkpoint: Callable[[Checkpoint | None], None] | None = None,
         pseudonym: Callable[[str], str] | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -245,6 +246,11 @@ class AuditLog:
         """Has the log's thread sign what is in the log, without waiting for it."""
         self._upkeep.ask()
         self._wake.put(None)
+
+    def tell_soon(self) -> None:
+        """Has ``on_checkpoint`` called within the time of a checkpoint, event or not."""
+        if self._upkeep.tell_soon():
+            self._wake.put(None)
 
     def close(self) -> None:
         """Flushes, makes durable, signs, stops the thread, closes; again does nothing.

@@ -61,7 +61,8 @@ class Upkeep:
         end: Where the log ended on opening.
         key: Signs checkpoints; without it none are made.
         cadence: See there.
-        tell: Called after each new checkpoint.
+        tell: Called after each new checkpoint; with None where ``tell_soon`` was and no
+            checkpoint came.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Upkeep:
         *,
         key: LogKey | None,
         cadence: Cadence,
-        tell: Callable[[Checkpoint], None] | None,
+        tell: Callable[[Checkpoint | None], None] | None,
     ) -> None:
         self._writer = writer
         self._key = key
@@ -85,7 +86,7 @@ class Upkeep:
         self._lock = threading.RLock()
         self._edge = end.edge
         self._signed = end.signed
-        self._since = 0.0
+        self._since = self._untold = 0.0
         self._asked = False
         self._packing: list[threading.Thread] = []
         self._healthy = True
@@ -100,7 +101,16 @@ class Upkeep:
             return self._edge
 
     def due_in(self) -> float | None:
-        """Seconds until a checkpoint is due; None if there is nothing to sign."""
+        """Seconds until there is something to do; None if there is nothing."""
+        waits = (self._checkpoint_in(), self._telling_in())
+        return min((seconds for seconds in waits if seconds is not None), default=None)
+
+    def _telling_in(self) -> float | None:
+        if not self._untold:
+            return None
+        return max(0.0, self._untold + self._cadence.seconds - _monotonic())
+
+    def _checkpoint_in(self) -> float | None:
         if self._key is None or self._writer.seq <= self._signed:
             return None
         if self._asked:
@@ -115,14 +125,23 @@ class Upkeep:
         """Makes a checkpoint of what is in the log due at once."""
         self._asked = True
 
+    def tell_soon(self) -> bool:
+        """Has ``tell`` called in the time of a checkpoint; whether nobody had asked before."""
+        first = not self._untold
+        if first:
+            self._untold = _monotonic()
+        return first
+
     def work(self) -> None:
         """Does what is due; what fails is tried again later, and said once."""
         try:
             self.absorb()
             if self._writer.end >= self._cadence.segment_bytes:
                 self._rotate()
-            if self.due_in() == 0.0:
+            if self._checkpoint_in() == 0.0:
                 self.sign()
+            if self._telling_in() == 0.0:
+                self._tell_of(None)
         except Exception as error:  # noqa: BLE001 - the log goes on without it
             self._asked = False
             self._failed(error)
@@ -152,10 +171,11 @@ class Upkeep:
 
     def finish(self) -> None:
         """Signs and compresses what is left, before the log closes."""
-        try:
-            self.sign()
-        except ApexCredsError as error:
-            self._failed(error)
+        for work in (self.sign, self._tell_rest):
+            try:
+                work()
+            except ApexCredsError as error:
+                self._failed(error)
         for thread in self._packing:
             thread.join()
 
@@ -163,8 +183,20 @@ class Upkeep:
         size, root = made.size, made.root.hex()
         what: dict[str, spans.AttributeValue] = {names.AUDIT_SIZE: size, names.AUDIT_ROOT: root}
         with spans.span(names.CHECKPOINT, what):
+            self._tell_of(made)
+
+    def _tell_rest(self) -> None:
+        if self._untold:
+            self._tell_of(None)
+
+    def _tell_of(self, made: Checkpoint | None) -> None:
+        self._untold = 0.0
+        try:
             if self._tell is not None:
                 self._tell(made)
+        except BaseException:
+            self.tell_soon()  # to be tried again
+            raise
 
     def _rotate(self) -> None:
         # Most of the segment is made durable before anyone has to wait for it.

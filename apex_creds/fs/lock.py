@@ -45,10 +45,12 @@ class WriteLock:
 
     Args:
         timeout: Seconds that a writer waits for the others.
+        name: The file's; the one of a storage's writers by default.
     """
 
-    def __init__(self, *, timeout: float) -> None:
+    def __init__(self, *, timeout: float, name: str = LOCK_NAME) -> None:
         self._timeout = timeout
+        self._name = name
         self._threads = threading.Lock()
 
     @contextlib.contextmanager
@@ -61,14 +63,14 @@ class WriteLock:
             UnsafePermissionsError: The lock file is open to others.
         """
         deadline = time.monotonic() + self._timeout
-        path = folder.path / LOCK_NAME
+        path = folder.path / self._name
         if not self._threads.acquire(timeout=self._timeout):
             raise _locked(path)
         try:
             with contextlib.suppress(FileNotFoundError):
-                check(path, folder.status(LOCK_NAME))
+                check(path, folder.status(self._name))
             with self._file_lock(path, max(0.0, deadline - time.monotonic())):
-                check(path, folder.status(LOCK_NAME))
+                check(path, folder.status(self._name))
                 yield
         finally:
             self._threads.release()

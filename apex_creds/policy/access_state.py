@@ -130,3 +130,18 @@ class AccessState(
     clients: tuple[Client, ...] = ()
     challenges: tuple[OpenChallenge, ...] = ()
     requests: tuple[PendingRequest, ...] = ()
+
+
+def takes_away(before: AccessState, after: AccessState) -> bool:
+    """Whether a change used something up, took it back, or counted a failure.
+
+    A new factor, challenge or question does not; a code that was shown, a challenge that
+    was answered, a client that was revoked do.
+    """
+    if before.lockouts != after.lockouts:
+        return True
+    return any(
+        item not in getattr(after, field)
+        for field in AccessState.__struct_fields__
+        for item in getattr(before, field)
+    )

@@ -1,7 +1,8 @@
 """What rotation keeps in the vault: policies, the workers' lease, events to act on.
 
 Guarantee: nothing here decides whether a credential can be read. Lost or rolled back, it
-costs a rotation done twice or a policy at its default, never a key.
+costs a rotation done twice or a policy at its default, never a key. An event that was
+accepted is anchored at once, so that no older copy silences an alarm.
 """
 
 from __future__ import annotations
@@ -77,4 +78,12 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 def rotation_document(store: DocumentStore) -> StateDocument[RotationState]:
     """The document of a vault."""
-    return StateDocument(store, name=DOCUMENT, empty=RotationState())
+    return StateDocument(store, name=DOCUMENT, empty=RotationState(), takes_away=_alarms)
+
+
+def _alarms(before: RotationState, after: RotationState) -> bool:
+    """An alarm that was accepted, or a key that is not to be trusted, is not to be undone."""
+    known = {accepted.id for accepted in before.queue}
+    return before.compromised_master != after.compromised_master or any(
+        accepted.id not in known for accepted in after.queue
+    )

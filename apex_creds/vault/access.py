@@ -20,7 +20,7 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import ConflictError, UnknownKeyError
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.model import Clock
-from apex_creds.policy.access_state import AccessState
+from apex_creds.policy.access_state import AccessState, takes_away
 from apex_creds.vault import dek
 from apex_creds.vault.keystore import Keystore, KeystoreBody
 from apex_creds.vault.state import StateDocument
@@ -41,7 +41,7 @@ def access_document(store: DocumentStore) -> StateDocument[AccessState]:
     """The document; one object for all that use it in this process."""
     found = _documents.get(id(store))
     if found is None:
-        found = StateDocument(store, name=DOCUMENT, empty=AccessState())
+        found = StateDocument(store, name=DOCUMENT, empty=AccessState(), takes_away=takes_away)
         _documents[id(store)] = found
     return found
 

@@ -20,12 +20,8 @@ class Alone:
     def follow(self, tell: Callable[[str | None, str | None], object]) -> None:
         """Has ``tell`` called when another process revoked something."""
 
-    def reached(self) -> Mapping[str, int]:
-        """Of each section in memory, the sum of the generations of its shards."""
-        return {}
-
     def expect(self, sums: Mapping[str, int]) -> None:
-        """Has sections refused that have not reached these sums; see ``reached``."""
+        """Has sections refused whose shards' generations do not add up to these sums."""
 
     async def note_reached(self) -> None:
         """Has the key store say how far each shard has come, as far as is known here."""

@@ -1,9 +1,13 @@
 """The vault's anchor: what the log and the documents must at least have reached.
 
 Guarantee: an anchor is signed by the vault and kept with the master key, outside the
-vault's directory. It states only what was durable before it was written, so a crash leaves
-it behind the vault, never ahead. At unseal, a log that was cut or written anew and a
-document of an older generation are named, with how far they are behind.
+vault's directory. It states only what was authenticated, and durable before it was written,
+so a crash leaves it behind the vault, never ahead; its numbers only grow, whoever writes
+it. At unseal, a log that was cut or written anew and a document of an older generation are
+named, with how far they are behind.
+
+What a process has committed, or read, is anchored with each checkpoint; a commit that took
+something away (see ``takes_away`` in ``keystore`` and ``state``), before it returns.
 
 An anchor is a signed note (c2sp.org/signed-note): the checkpoint's three lines under an
 origin of its own, then one line ``document generation`` for each document.
@@ -12,7 +16,8 @@ origin of its own, then one line ``document generation`` for each document.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,20 +28,30 @@ import msgspec
 from apex_creds.audit import note as notes
 from apex_creds.audit.checkpoint import Checkpoint, LogKey
 from apex_creds.audit.note import Note
+from apex_creds.audit.tree import Frontier
 from apex_creds.crypto import kdf
 from apex_creds.crypto.signing import SigningKey
 from apex_creds.errors import ApexCredsError, IntegrityError
+from apex_creds.fs.lock import WriteLock
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import Folder
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.anchor import AnchorStore
 from apex_creds.model import SECTIONS
-from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS, Storage, Token, shared
+from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS
+from apex_creds.storage.layout import CREDENTIALS, SECURITY
 from apex_creds.vault.document import without_body
 from apex_creds.vault.keystore import Keystore
+from apex_creds.vault.store import DocumentStore
 
 __all__ = ["Anchor", "Anchored", "open_signing_key"]
 
-_SHARED: Final = (KEYSTORE, *STATE_DOCUMENTS)
-_DOCUMENTS: Final = (*_SHARED, *dict.fromkeys(SECTIONS.values()))
+_SHARED: Final = frozenset({KEYSTORE, *STATE_DOCUMENTS})
+_SECTIONS: Final = frozenset(SECTIONS.values())
+_ACCEPTED: Final = "rollbacks.accepted"
+"""No document has a dot in its name."""
+_LOCK_NAME: Final = ".anchor.lock"
+_LOCK_SECONDS: Final = 10.0
 _SUFFIX: Final = "/anchor"
 
 
@@ -49,10 +64,17 @@ def open_signing_key(keystore: Keystore) -> SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class Anchored:
-    """What an anchor says: the log's size and root, and generations by document."""
+    """What an anchor says.
+
+    Attributes:
+        checkpoint: The log's size and root.
+        documents: Generations by document.
+        accepted: How many rollbacks were accepted; none but the last is gone back behind.
+    """
 
     checkpoint: Checkpoint
     documents: Mapping[str, int]
+    accepted: int = 0
 
 
 class _Peek(msgspec.Struct):
@@ -60,14 +82,13 @@ class _Peek(msgspec.Struct):
 
 
 class Anchor:
-    """The anchor of one vault.
+    """The anchor of one vault, as one process keeps it. Threads may share it.
 
     Args:
         provider: Keeps it, if it can.
         key: Signs it.
-        storage: Has the documents.
-        root: Their directory.
-        reached: Says what else was reached, beside the documents that it looks at.
+        store: The documents, and what was authenticated of them.
+        home: The vault's directory.
     """
 
     def __init__(
@@ -75,21 +96,19 @@ class Anchor:
         provider: MasterKeyProvider,
         *,
         key: LogKey,
-        storage: Storage,
-        root: Path,
-        reached: Callable[[], Mapping[str, int]] = dict,
+        store: DocumentStore,
+        home: Path,
     ) -> None:
         self._keeper = provider if isinstance(provider, AnchorStore) else None
         self._key = key
-        self._storage = storage
-        self._several = shared(storage)
-        # Of a section that is shared, the key store has each document's floor.
-        self._documents = _DOCUMENTS if self._several is None else _SHARED
-        self._root = root
-        self._reached = reached
-        self._seen: dict[str, tuple[Token | None, int]] = {}
+        self._store = store
+        self._home = home
+        self._lock = WriteLock(timeout=_LOCK_SECONDS, name=_LOCK_NAME)
+        self._accepted = 0
         self._replace = False
-        self._told: Checkpoint | None = None
+        self._signed: Checkpoint | None = None
+
+    # -- reading ---------------------------------------------------------------------
 
     async def read(self) -> Anchored | None:
         """Returns what is anchored; None if nothing is, or the provider keeps no anchors.
@@ -102,25 +121,34 @@ class Anchor:
         if keeper is None:
             return None
         text = await anyio.to_thread.run_sync(lambda: keeper.read_anchor(vault_id=vault_id))
-        return None if text is None else self._parse(text)
+        found = None if text is None else self._parse(text)
+        self._accepted = found.accepted if found else 0
+        return found
 
-    async def look(self) -> dict[str, int]:
-        """Returns the generation of each document that is stored, as of a durable state.
+    async def behind(self, anchored: Anchored) -> list[str]:
+        """Returns which stored documents are older than anchored, by how much.
 
-        A header is not authenticated here: one that was forged makes its document fail
-        its MAC when it is read.
+        Headers are compared and not checked: one that was forged makes its document fail
+        its MAC when it is read. So nothing of them is remembered.
         """
-        if self._several is not None:
-            await self._several.look()
-        for name in self._documents:
-            token = self._storage.change_token(name)
-            if self._seen.get(name, (None, 0))[0] != token:
-                self._seen[name] = (token, await self._generation(name))
-        await anyio.to_thread.run_sync(self._sync)
-        return {name: generation for name, (_, generation) in self._seen.items() if generation}
+        if self._store.shared is not None:
+            await self._store.shared.look()
+        found: list[str] = []
+        for name in self._looked_at & anchored.documents.keys():
+            at, known = await self._stored(name), anchored.documents[name]
+            # One that is missing or malformed is an error of its own to whoever reads it.
+            if 0 < at < known:
+                stands = f"the document {name!r} is at generation {at}"
+                found.append(f"{stands}; {known} was anchored, {known - at} more")
+        return sorted(found)
 
-    async def _generation(self, name: str) -> int:
-        stored = await self._storage.read(name)
+    @property
+    def _looked_at(self) -> frozenset[str]:
+        """Of a section that is shared, each shard is compared when it is read."""
+        return _SHARED if self._store.shared is not None else _SHARED | _SECTIONS
+
+    async def _stored(self, name: str) -> int:
+        stored = await self._store.storage.read(name)
         if stored is None:
             return 0
         try:
@@ -128,86 +156,88 @@ class Anchor:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return 0  # whoever reads it gets the error
 
-    def _sync(self) -> None:
-        """What another process has renamed may not be durable yet."""
-        if os.name != "posix" or self._several is not None:
-            return
-        for folder in ("security", "credentials"):
-            fd = os.open(self._root / folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-
-    def behind(self, anchored: Anchored) -> list[str]:
-        """Returns which documents are older than anchored, by how much; after ``look``."""
-        return list(_behind(anchored.documents, self._seen))
-
     @property
     def keeps(self) -> bool:
         """Whether the provider keeps anchors at all."""
         return self._keeper is not None
 
-    def tell(self, checkpoint: Checkpoint) -> None:
-        """Anchors a checkpoint with the generations seen last; for the log's thread.
+    # -- writing ---------------------------------------------------------------------
+
+    def keep(self, checkpoint: Checkpoint | None = None) -> None:
+        """Anchors a checkpoint, and every generation that was authenticated; may block.
+
+        Of any number of processes that do, each adds what it knows: no number gets lower.
+        Nothing is written where nothing is new, and none by a process that was open when
+        another accepted a rollback: what it has seen is void.
 
         Raises:
             MasterKeyUnavailableError: It could not be kept.
+            StorageError: The vault's directory can't be used.
         """
-        if self._keeper is None:
+        keeper, folder = self._keeper, self._home / SECURITY
+        if keeper is None:
             return
-        self._keep(checkpoint, self._stored())
-        self._told = checkpoint
+        with (
+            translated(folder / _LOCK_NAME, writing=True),
+            Folder(self._home) as root,
+            Folder(folder, within=root) as security,
+            self._lock.held(security),
+        ):
+            self._keep(keeper, checkpoint)
 
-    def settle(self) -> None:
-        """Anchors the generations seen since the last checkpoint, where none came after it.
+    def replace(self) -> None:
+        """Has the next anchor replace what is kept, after a rollback was accepted."""
+        self._replace = True
 
-        Does nothing if what is kept is not that checkpoint: another process was further,
-        or the vault was replaced.
-
-        Raises:
-            MasterKeyUnavailableError: It could not be kept.
-        """
-        told, documents = self._told, self._stored()
-        newest = None if told is None else self._newest()
-        if told is None or newest is None:
-            return
-        kept = newest.checkpoint
-        same = (kept.size, kept.root) == (told.size, told.root)
-        if same and any(at > newest.documents.get(n, 0) for n, at in documents.items()):
-            self._keep(told, documents)
-
-    def _stored(self) -> dict[str, int]:
-        looked = {name: at for name, (_, at) in self._seen.items() if at}
-        return looked | {name: at for name, at in self._reached().items() if at}
-
-    def _keep(self, checkpoint: Checkpoint, documents: Mapping[str, int]) -> None:
-        assert self._keeper is not None
-        vault_id = self._key.vault_id
-        newest = self._newest()
-        if newest is not None and newest.checkpoint.size > checkpoint.size:
-            return  # another process was further
-        known = newest.documents if newest is not None else {}
-        merged = {n: max(documents.get(n, 0), known.get(n, 0)) for n in {*documents, *known}}
-        text = self._text(checkpoint, merged)
-        note = notes.sign(text, name=self._name, key=self._key.signer)
-        self._keeper.write_anchor(vault_id=vault_id, text=_ascii(note))
-
-    def _newest(self) -> Anchored | None:
-        """What is kept now, perhaps by another process; None where it is to be replaced."""
-        assert self._keeper is not None
+    def _keep(self, keeper: AnchorStore, checkpoint: Checkpoint | None) -> None:
+        kept, accepted = self._kept(keeper), self._accepted
         if self._replace:
-            self._replace = False
-            return None
-        text = self._keeper.read_anchor(vault_id=self._key.vault_id)
+            accepted = max(accepted, kept.accepted if kept else 0) + 1
+        elif kept is not None and kept.accepted != accepted:
+            return
+        base = None if self._replace else kept
+        known, seen = base.documents if base else {}, self._store.seen.generations()
+        merged = {name: max(known.get(name, 0), at) for name, at in seen.items()}
+        documents = {n: at for n, at in {**known, **merged}.items() if self._states(n, at)}
+        signed = (base.checkpoint if base else None, self._signed, checkpoint)
+        newest = max(filter(None, signed), key=lambda each: each.size, default=None)
+        made = Anchored(newest or self._empty(), documents, accepted)
+        if made != base:
+            self._sync()
+            note = notes.sign(self._text(made), name=self._name, key=self._key.signer)
+            keeper.write_anchor(vault_id=self._key.vault_id, text=_ascii(note))
+        self._accepted, self._replace = accepted, False
+        self._signed = checkpoint or self._signed
+        self._store.seen.expect(documents)
+
+    def _kept(self, keeper: AnchorStore) -> Anchored | None:
+        text = keeper.read_anchor(vault_id=self._key.vault_id)
         try:
             return None if text is None else self._parse(text)
         except ApexCredsError:
             return None
 
-    def replace(self) -> None:
-        """Has the next anchor replace what is kept, after a rollback was accepted."""
-        self._replace = True
+    def _empty(self) -> Checkpoint:
+        """Of a log that has no checkpoint yet."""
+        return Checkpoint.make(0, Frontier().root(), key=self._key)
+
+    def _states(self, name: str, generation: int) -> bool:
+        """Whether an anchor has a line for a document.
+
+        That a shard exists, the key store knows. A section's line is, where it is in
+        shards, an older program's: the sum of them.
+        """
+        if self._store.shared is None or name in _SHARED:
+            return True
+        return name not in _SECTIONS and generation > 1
+
+    def _sync(self) -> None:
+        """What another process has renamed may not be durable yet."""
+        if os.name != "posix" or self._store.shared is not None:
+            return
+        for name in (SECURITY, CREDENTIALS):
+            with suppress(FileNotFoundError), Folder(self._home / name) as folder:
+                folder.sync()
 
     # -- its text --------------------------------------------------------------------
 
@@ -215,10 +245,13 @@ class Anchor:
     def _name(self) -> str:
         return self._key.origin + _SUFFIX
 
-    def _text(self, checkpoint: Checkpoint, documents: Mapping[str, int]) -> str:
-        root = notes.base64_of(checkpoint.root)
-        lines = [self._name, str(checkpoint.size), root]
-        lines += [f"{name} {documents[name]}" for name in sorted(documents)]
+    def _text(self, made: Anchored) -> str:
+        root = notes.base64_of(made.checkpoint.root)
+        numbers = dict(made.documents)
+        if made.accepted:
+            numbers[_ACCEPTED] = made.accepted
+        lines = [self._name, str(made.checkpoint.size), root]
+        lines += [f"{name} {numbers[name]}" for name in sorted(numbers)]
         return "".join(f"{line}\n" for line in lines)
 
     def _parse(self, text: str) -> Anchored:
@@ -229,18 +262,9 @@ class Anchor:
             raise IntegrityError("The anchor is of another vault.")
         made = Checkpoint(int(size), notes.bytes_of(root), note)
         pairs = (line.partition(" ") for line in documents)
-        return Anchored(made, {each: int(at) for each, _, at in pairs})
-
-
-def _behind(
-    anchored: Mapping[str, int], seen: Mapping[str, tuple[Token | None, int]]
-) -> Iterable[str]:
-    for name, known in anchored.items():
-        _, at = seen.get(name, (None, 0))
-        # One that is missing or malformed is an error of its own to whoever reads it.
-        if 0 < at < known:
-            stands = f"the document {name!r} is at generation {at}"
-            yield f"{stands}; {known} was anchored, {known - at} more"
+        numbers = {each: int(at) for each, _, at in pairs}
+        accepted = numbers.pop(_ACCEPTED, 0)
+        return Anchored(made, numbers, accepted)
 
 
 _DASH: Final = "— "

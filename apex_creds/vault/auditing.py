@@ -7,6 +7,7 @@ signing key lives from the first event to the last, and is wiped after it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,11 +34,15 @@ from apex_creds.vault.config import home_config
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.keystore import KeystoreBody, root_key
 from apex_creds.vault.node import make_node
+from apex_creds.vault.reseal import authentic
 from apex_creds.vault.shipping import Shipper
 from apex_creds.vault.store import DocumentStore
 
 __all__ = ["Pseudonyms", "VaultLog", "open_log", "root_key"]
 
+PATIENCE: Final = 5.0
+"""Seconds that a revocation waits for its anchor to be written."""
+_logger = logging.getLogger("apex_creds.vault")
 _MARK: Final = "~"
 _DIGITS: Final = 32
 _MANY: Final = 8192
@@ -86,6 +91,7 @@ class VaultLog:
     signed_before: bool
     shipper: Shipper | None = None
     closed: bool = False
+    anchored: bool = True
 
     async def begun(self) -> None:
         """Has the vault's first event of this process signed: no log is without checkpoint.
@@ -98,11 +104,28 @@ class VaultLog:
                 return
         self.log.sign_soon()
 
-    async def look(self) -> None:
-        """Takes note of the documents as they are now, for the last anchor."""
-        if not self.closed:
-            with suppress(ApexCredsError):
-                await self.anchor.look()
+    def follow(self, store: DocumentStore) -> None:
+        """Has what a store commits and reads anchored: soon, or at once where it asks."""
+        if self.anchor.keeps:
+            store.anchor, store.seen.on_raised = self.keep_anchor, self.log.tell_soon
+
+    async def keep_anchor(self) -> None:
+        """Anchors what was authenticated, before what took it away is acknowledged.
+
+        Where that can't be done, what was done is in force all the same: it is said once,
+        and tried again with each checkpoint. A keyring that waits for its user is not
+        waited for.
+        """
+        kept = False
+        with suppress(ApexCredsError), anyio.move_on_after(PATIENCE):
+            await anyio.to_thread.run_sync(self.anchor.keep, abandon_on_cancel=True)
+            kept = True
+        if not kept and self.anchored:
+            _logger.warning(
+                "The anchor beside the master key could not be written: until it can, an "
+                "older copy of the vault would not be noticed"
+            )
+        self.anchored = kept
 
     async def close(self) -> None:
         """Signs, anchors and closes the log, then wipes its keys; idempotent."""
@@ -111,9 +134,6 @@ class VaultLog:
         self.closed = True
         try:
             await anyio.to_thread.run_sync(self.log.close)
-            # Its thread may have signed the last event before the documents were looked at.
-            with suppress(ApexCredsError):
-                await anyio.to_thread.run_sync(self.anchor.settle)
             if self.shipper is not None:
                 await self.shipper.finish()
         finally:
@@ -153,13 +173,11 @@ async def open_log(
     try:
         key = LogKey(await _log_id(home, store), signer)
         keeper = provider(keystore.root_header.master.uri)
-        anchor = Anchor(
-            keeper, key=key, storage=store.storage, root=home, reached=store.reached
-        )
+        anchor = Anchor(keeper, key=key, store=store, home=home)
         anchored, behind = await _compare(anchor, accept=bool(accept_rollback))
         if anchored is not None and not accept_rollback:
             store.expect(anchored.documents)
-        store.seen.expect(await anchor.look())
+            store.seen.expect(anchored.documents)
         config = (await home_config(home)).audit
         directory = audit_directory(home)
         hub = await open_destinations(destinations, config.to, clock=clock)
@@ -173,7 +191,7 @@ async def open_log(
             cadence=config.cadence,
             anchors=() if anchored is None else (anchored.checkpoint,),
             accept_rollback=accept_rollback,
-            on_checkpoint=anchor.tell if anchor.keeps else None,
+            on_checkpoint=anchor.keep if anchor.keeps else None,
             pseudonym=pseudonyms if config.pseudonyms else None,
             observer=hub,
         )
@@ -187,6 +205,7 @@ async def open_log(
         raise
     shipper = _shipper(store, key.vault_id, directory)
     opened = VaultLog(log, anchor, signer, pseudonyms, signed_before, shipper)
+    opened.follow(store)
     try:
         if accept_rollback:
             anchor.replace()
@@ -229,8 +248,7 @@ async def _compare(anchor: Anchor, *, accept: bool) -> tuple[Anchored | None, li
         if not accept:
             raise
         return None, ["the anchor was not signed by this vault"]
-    await anchor.look()
-    behind = [] if anchored is None else anchor.behind(anchored)
+    behind = [] if anchored is None else await anchor.behind(anchored)
     if behind and not accept:
         raise RollbackDetectedError(
             f"The vault was rolled back: {'; '.join(behind)}.", hint=_HINT
@@ -241,15 +259,20 @@ async def _compare(anchor: Anchor, *, accept: bool) -> tuple[Anchored | None, li
 async def _accept(
     opened: VaultLog, store: DocumentStore, behind: list[str], *, reason: str, now: float
 ) -> None:
-    """Records that older documents are accepted, and has the key store expect them."""
+    """Records that older documents are accepted, and has the key store expect them.
+
+    Only those that are authentic: what a forged header claims is neither expected nor
+    anchored.
+    """
     detail = "; ".join(behind) or "accepted; no document is behind"
     opened.log.append(AuditEvent(now, EventKind.ROLLBACK, reason=reason, detail=detail))
-    seen = await opened.anchor.look()
+    found = await authentic(store, store.unsealed().body.sections)
 
     def lowered(body: KeystoreBody) -> KeystoreBody:
-        floors = {name: min(at, seen.get(name, at)) for name, at in body.sections.items()}
+        floors = {name: min(at, found.get(name, at)) for name, at in body.sections.items()}
         if floors == body.sections:
             return body
         return msgspec.structs.replace(body, sections=floors)
 
     await store.commit_keystore(lowered)
+    await opened.keep_anchor()

@@ -243,19 +243,28 @@ def mac_of(data: Data) -> str:
     return bytes(data[-66:-2]).decode()
 
 
+def check_mac(packed: Packed, keys: DocumentKeys) -> None:
+    """Returns if every byte of a document is one that this vault wrote.
+
+    Raises:
+        CorruptDocumentError: A byte was changed, or the keys are not the document's.
+    """
+    mac = kdf.HmacSha256(keys.mac)
+    for at in range(0, len(packed.signed), _PIECE):
+        mac.update(packed.signed[at : at + _PIECE])
+    expected = mac.finalize().hex()
+    if not kdf.constant_time_equal(expected.encode(), packed.mac.encode()):
+        raise _corrupt(packed.header.section, "does not match its MAC")
+
+
 def unpack(packed: Packed, keys: DocumentKeys) -> Data:
     """Checks the MAC, then decrypts the body; that of a large document in pieces.
 
     Raises:
         CorruptDocumentError: A byte was changed, or the keys are not the document's.
     """
+    check_mac(packed, keys)
     header = packed.header
-    mac = kdf.HmacSha256(keys.mac)
-    for at in range(0, len(packed.signed), _PIECE):
-        mac.update(packed.signed[at : at + _PIECE])
-    expected = mac.finalize().hex()
-    if not kdf.constant_time_equal(expected.encode(), packed.mac.encode()):
-        raise _corrupt(header.section, "does not match its MAC")
     context = _context(header)
     if packed.encoded is None:
         return envelope.decrypt_bytes(lambda *_: keys.body, packed.body, context=context)

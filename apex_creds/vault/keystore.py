@@ -15,7 +15,14 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CorruptDocumentError, IntegrityError, UnknownKeyError
 from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy
 from apex_creds.keys.keyset import Keyset, KeyState
-from apex_creds.policy.grants import Grant, Grants, Lockdown, Revocation, SeenManifest
+from apex_creds.policy.grants import (
+    Grant,
+    GrantDecision,
+    Grants,
+    Lockdown,
+    Revocation,
+    SeenManifest,
+)
 from apex_creds.storage.base import Data, Token
 from apex_creds.vault.document import Header, Packed, RootHeader, pack, unpack
 
@@ -83,6 +90,38 @@ class Keystore:
                 hint="Restore the key store that belongs to this data.",
             )
         return self.hierarchy.unwrap(keyset, version)
+
+
+def takes_away(before: KeystoreBody, after: KeystoreBody) -> bool:
+    """Whether something that was there, or allowed, must not come back after a change.
+
+    A grant, what a lockdown ended and the lockdown itself, a key version that was destroyed
+    or is not to be trusted any more.
+    """
+    if (before.lockdown, before.revocations) != (after.lockdown, after.revocations):
+        return True
+    if before.grants is not after.grants:
+        old, new = set(before.grants), set(after.grants)
+        if old - new or any(grant.decision is GrantDecision.DENY for grant in new - old):
+            return True
+    return before.deks is not after.deks and _spends_keys(before, after)
+
+
+def _spends_keys(before: KeystoreBody, after: KeystoreBody) -> bool:
+    kept = {keyset.id: keyset for keyset in after.deks}
+    return any(
+        keyset.id not in kept
+        or (kept[keyset.id] is not keyset and _spent(kept[keyset.id]) != _spent(keyset))
+        for keyset in before.deks
+    )
+
+
+def _spent(keyset: Keyset) -> list[int]:
+    return [
+        version.version
+        for version in keyset.versions
+        if version.compromised or version.state is KeyState.DESTROYED
+    ]
 
 
 def root_key(keystore: Keystore) -> SecretBytes:

@@ -8,20 +8,27 @@ writer either read it after that, and knows the key store it was based on, or co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from apex_creds.crypto import envelope
-from apex_creds.errors import ConflictError, SecretWipedError, UnknownKeyError
+from apex_creds.errors import (
+    ConflictError,
+    IntegrityError,
+    SecretWipedError,
+    UnknownKeyError,
+)
 from apex_creds.keys.hierarchy import is_wrapped
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import STATE_DOCUMENTS, Data, Token
-from apex_creds.vault.document import Header, mac_of, pack, parse, unpack
+from apex_creds.vault.document import Header, check_mac, mac_of, pack, parse, unpack
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.seen import missing, refuse_rollback
-from apex_creds.vault.store import ATTEMPTS, DocumentStore, too_busy
+from apex_creds.vault.store import ATTEMPTS, DocumentStore, off_loop, too_busy
 
 SECTION_NAMES: Final = tuple(SECTIONS.values())
 DOCUMENTS: Final = (*SECTION_NAMES, *STATE_DOCUMENTS)
@@ -111,6 +118,26 @@ async def _reseal_one(store: DocumentStore, name: str) -> None:
         await store.note(name)
         return
     raise too_busy(name)
+
+
+async def authentic(store: DocumentStore, names: Collection[str]) -> dict[str, int]:
+    """The generations of the documents that are the vault's own, however old they are.
+
+    For an older state that is accepted on purpose. What does not open is left out: whoever
+    reads it gets the error.
+    """
+    found: dict[str, int] = {}
+    for name in names:
+        stored = await store.storage.read(name)
+        if stored is None:
+            continue
+        with suppress(IntegrityError):
+            packed = parse(stored.data, section=name, vault_id=store.unsealed().header.vault_id)
+            keys = await store.keys_for(name, packed.header.kek_version)
+            await off_loop(len(stored.data) >> 9, partial(check_mac, packed, keys))
+            found[name] = packed.header.generation
+            store.seen.note(name, (found[name], packed.mac))
+    return found
 
 
 async def _state_version(store: DocumentStore, name: str) -> int:

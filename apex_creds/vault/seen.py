@@ -2,12 +2,13 @@
 
 Guarantee: what was seen once is kept for the life of the store, whoever held the document
 and let it go; a document older than that, or another one of the same generation, is
-refused. What was only read from a header is compared with, and never written down.
+refused. Only what was authenticated is remembered: a header that nobody checked may be
+compared with what is here, and never gets in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from apex_creds.errors import CorruptDocumentError, RollbackDetectedError
@@ -19,24 +20,32 @@ NOTHING: Final[Version] = (0, "")
 
 
 class Seen:
-    """The newest version that was seen of each document of one vault."""
+    """The newest version that was seen of each document of one vault.
 
-    __slots__ = ("_keks", "_least", "_newest")
+    Attributes:
+        on_raised: Called, from any thread, after a document was seen at a newer generation.
+    """
+
+    __slots__ = ("_keks", "_least", "_newest", "on_raised")
 
     def __init__(self) -> None:
+        self.on_raised: Callable[[], object] = _nothing
         self._newest: dict[str, Version] = {}
         self._least: dict[str, int] = {}
         self._keks: dict[str, tuple[Token | None, int]] = {}
 
     def expect(self, generations: Mapping[str, int]) -> None:
-        """Takes generations that are stored now, from headers that nobody checked yet."""
+        """Takes generations that the vault signed elsewhere: those of its anchor."""
         for name, generation in generations.items():
             self._least[name] = max(generation, self._least.get(name, 0))
 
     def note(self, name: str, version: Version) -> None:
         """Takes a version that was authenticated, or written by this process."""
-        if version[0] >= self.newest(name)[0]:
+        before = self.newest(name)[0]
+        if version[0] >= before:
             self._newest[name] = version
+        if version[0] > before:
+            self.on_raised()
 
     def note_kek_version(self, name: str, token: Token | None, version: int) -> None:
         """Takes the KEK version of a document that was authenticated, as of that token."""
@@ -55,9 +64,17 @@ class Seen:
         """The generation that a document must have reached."""
         return max(self._least.get(name, 0), self.newest(name)[0])
 
+    def generations(self) -> dict[str, int]:
+        """The newest generation that was authenticated of each document."""
+        return {name: version[0] for name, version in self._newest.copy().items()}
+
     def raised(self, floors: Mapping[str, int]) -> dict[str, int]:
         """The floors, none of them lower than what was authenticated."""
         return {name: max(at, self.newest(name)[0]) for name, at in floors.items()}
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""
 
 
 def refuse_rollback(

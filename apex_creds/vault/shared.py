@@ -87,10 +87,6 @@ class SharedStore(DocumentStore):
         """See ``DocumentStore``."""
         self._others = Others(self, tell)
 
-    def reached(self) -> Mapping[str, int]:
-        """See ``DocumentStore``."""
-        return {name: whole.generation for name, (whole, _) in list(self._whole.items())}
-
     def expect(self, sums: Mapping[str, int]) -> None:
         """See ``DocumentStore``."""
         self._least = {name: sums[name] for name in _SECTIONS & sums.keys()}

@@ -38,6 +38,10 @@ class _Version(Generic[T]):
     value: T
 
 
+def _never(before: object, after: object) -> bool:  # noqa: ARG001 - see StateDocument
+    return False
+
+
 class StateDocument(Generic[T]):
     """One document of a type of its own.
 
@@ -45,13 +49,23 @@ class StateDocument(Generic[T]):
         store: The vault's documents.
         name: The document's name; ``storage.file`` puts it under security/.
         empty: Its value before the first write; its type is the document's.
+        takes_away: Whether something that was there before a change must not come back:
+            then it is anchored before ``change`` returns, not with the next checkpoint.
     """
 
-    def __init__(self, store: DocumentStore, *, name: str, empty: T) -> None:
+    def __init__(
+        self,
+        store: DocumentStore,
+        *,
+        name: str,
+        empty: T,
+        takes_away: Callable[[T, T], bool] = _never,
+    ) -> None:
         self._store = store
         self._name = name
         self._empty = empty
         self._type: type[T] = type(empty)
+        self._takes_away = takes_away
         self._seen: _Version[T] | None = None
         self._writing = Lock()
 
@@ -97,6 +111,8 @@ class StateDocument(Generic[T]):
             else:
                 raise too_busy(self._name)
         await self._store.note(self._name)
+        if self._takes_away(before.value, value):
+            await self._store.anchor()
         return value
 
     async def _load(self) -> _Version[T]:

@@ -12,7 +12,7 @@ section of generation g therefore sees every key version that was made before g.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -45,6 +45,7 @@ from apex_creds.vault.keystore import (
     open_keystore,
     root_header,
     seal_keystore,
+    takes_away,
 )
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.sealing import seal_part
@@ -84,6 +85,11 @@ class DocumentStore(KeyHolding, Alone):
         clock: Stamps what is written.
         masters: Get the master key when KEKs must be derived; it is closed as soon as
             they are.
+
+    Attributes:
+        seen: The newest versions that were authenticated.
+        anchor: Has them anchored outside the vault, before it returns. Called for a commit
+            that took something away; others are anchored with the next checkpoint.
     """
 
     def __init__(self, storage: Storage, *, clock: Clock, masters: Masters) -> None:
@@ -96,6 +102,7 @@ class DocumentStore(KeyHolding, Alone):
         self._sections: dict[str, Section] = {}
         self._writing = Lock()
         self.seen = Seen()
+        self.anchor: Callable[[], Awaitable[None]] = _no_anchor
 
     # -- reading -----------------------------------------------------------------
 
@@ -178,13 +185,10 @@ class DocumentStore(KeyHolding, Alone):
             if await self._stands(stored):
                 raise
             return await self.unseal()
-        self._keystore = _open(packed, stored, hierarchy)
-        self.for_operator = self._keystore.body.lockdown is not None
-        return self._keystore
-
-    def adopt(self, keystore: Keystore) -> None:
-        """Takes a key store that was just created as the current one."""
-        self._keystore = keystore
+        self._keystore = keystore = _open(packed, stored, hierarchy)
+        self.seen.note(KEYSTORE, (keystore.header.generation, keystore.mac))
+        self.for_operator = keystore.body.lockdown is not None
+        return keystore
 
     async def close(self) -> None:
         """Wipes the keys, forgets the records, closes the storage; idempotent."""
@@ -203,6 +207,9 @@ class DocumentStore(KeyHolding, Alone):
 
     async def commit_keystore(self, change: ChangeKeystore) -> Keystore:
         """Applies ``change`` to the key store and reads the result back.
+
+        What takes something away (a grant, a key, the right to release anything) is
+        anchored on return, so that it does not come back with an older copy.
 
         The replaced version is overwritten as far as the file system lets that be done,
         so that a destroyed key does not live on in free blocks. ``change`` may be called
@@ -231,10 +238,16 @@ class DocumentStore(KeyHolding, Alone):
                 if made is None or made is before.body:
                     return before
                 try:
-                    return await self._write_keystore(before, made)
+                    after = await self._write_keystore(before, made)
                 except ConflictError:
                     continue
-        raise too_busy(KEYSTORE)
+                break
+            else:
+                raise too_busy(KEYSTORE)
+        body = made.body if isinstance(made, Rekeyed) else made
+        if takes_away(before.body, body) or before.header.root != after.header.root:
+            await self.anchor()
+        return after
 
     async def commit_section(
         self,
@@ -353,6 +366,7 @@ class DocumentStore(KeyHolding, Alone):
         """Reads the key store; ``written`` is what this process has just put there."""
         before = self.unsealed()
         # Taken before the read: what another task writes meanwhile is no rollback.
+        floor = self.seen.least(KEYSTORE)
         seen = max((before.header.generation, before.mac), self.seen.newest(KEYSTORE))
         stored = await self.storage.read(KEYSTORE)
         await self.settle()  # so that no section in memory counts as current that is older
@@ -370,7 +384,9 @@ class DocumentStore(KeyHolding, Alone):
                     raise
                 return await self._reload_keystore()
         after = await off_loop(len(stored.data) >> 9, lambda: _open(packed, stored, hierarchy))
-        refuse_rollback(KEYSTORE, seen=seen, found=(after.header.generation, after.mac))
+        found = (after.header.generation, after.mac)
+        refuse_rollback(KEYSTORE, floor=floor, seen=seen, found=found)
+        self.seen.note(KEYSTORE, found)
         if self.unsealed().header.generation <= after.header.generation:
             self._keystore = after
             hierarchy.forget_keks(needed)
@@ -478,6 +494,10 @@ class DocumentStore(KeyHolding, Alone):
         self._sections[before.name] = written
         self.seen.note(before.name, (written.generation, written.mac))
         return written, result.shredded
+
+
+async def _no_anchor() -> None:
+    """There is none before the vault's log is open."""
 
 
 async def off_loop(size: int, work: Callable[[], T]) -> T:

@@ -201,7 +201,6 @@ class Vault(Locking):
     async def close(self) -> None:
         """Seals the vault: wipes every key, makes the log durable; idempotent."""
         with anyio.CancelScope(shield=True):
-            await self._logged.look()
             try:
                 if self._store.shared is not None:  # which takes the last of the log
                     await self._logged.close()

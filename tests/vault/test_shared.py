@@ -26,6 +26,7 @@ from apex_creds.model import ApiKey
 from apex_creds.scheduler.state import rotation_document
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import Vault
+from apex_creds.vault.anchor import Anchor
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import node_of
 from apex_creds.vault.shards import shard_names
@@ -166,6 +167,63 @@ async def test_a_database_that_is_put_back_is_noticed_by_the_anchor(place: Place
     place.storage._place.documents.update(later)
     async with place.homes("one") as (vault,):
         assert await value_of(vault, "first") == b"2"
+
+
+async def test_a_row_that_is_put_back_is_noticed_though_others_moved_on(place: Place) -> None:
+    documents = place.storage._place.documents
+    async with place.homes("one") as (vault,):
+        await vault.put("first", ApiKey("1"))
+        shard = vault.store.shard_of("api_keys", "first")
+        elsewhere = next(
+            name
+            for name in map(str, range(99))
+            if vault.store.shard_of("api_keys", name) != shard
+        )
+        await vault.put(elsewhere, ApiKey("1"))
+        old = documents[shard]
+        await vault.put("first", ApiKey("2"))
+    async with place.homes("two") as (two,):  # as many writes as are taken back
+        await two.put(elsewhere, ApiKey("2"))
+    documents[shard] = old
+    async with place.homes("one") as (vault,):
+        with pytest.raises(RollbackDetectedError, match=shard):
+            await vault.get("first")
+
+
+async def test_a_revocation_is_anchored_before_it_is_acknowledged(place: Place) -> None:
+    documents = place.storage._place.documents
+    async with place.homes("one") as (vault,):
+        await vault.put("first", ApiKey("1"))
+        await vault.grant("p", "first")
+        old = dict(documents)
+        await vault.revoke(plugin="p")
+        (anchor,) = place.where.glob("*.anchor")
+        kept = anchor.read_text()  # as if killed now
+    anchor.write_text(kept)
+    documents.update(old)
+    with pytest.raises(RollbackDetectedError, match="'keystore' is at generation"):
+        await place.home("one")
+
+
+async def test_the_sums_in_an_older_programs_anchor_are_heeded_and_not_kept(
+    place: Place,
+) -> None:
+    async with place.homes("one") as (vault,):
+        await vault.put("first", ApiKey("1"))
+        anchor = vault._logged.anchor
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Anchor, "_states", lambda *_: True)
+            vault.store.seen._newest["api_keys"] = (9, "")
+            anchor.keep()
+        del vault.store.seen._newest["api_keys"]
+        (path,) = place.where.glob("*.anchor")
+        older = path.read_text()
+        assert "api_keys 9\n" in older
+    path.write_text(older)
+    async with place.homes("one") as (vault,):
+        with pytest.raises(RollbackDetectedError, match="generation 4; 9 was seen"):
+            await vault.get("first")
+    assert "api_keys 9\n" not in path.read_text()
 
 
 async def test_a_shard_in_anothers_place_is_refused(place: Place) -> None:

@@ -1,0 +1,342 @@
+"""What is anchored, and when: what takes something away before it is acknowledged, all else
+with the next checkpoint; what was not authenticated never."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from apex_creds.audit.checkpoint import Checkpoint
+from apex_creds.errors import (
+    CorruptDocumentError,
+    MasterKeyUnavailableError,
+    RollbackDetectedError,
+    SecondFactorError,
+)
+from apex_creds.keys.file import FileProvider
+from apex_creds.model import ApiKey
+from apex_creds.policy.factors import Subject
+from apex_creds.policy.grants import GrantDecision
+from apex_creds.policy.totp import code_at
+from apex_creds.scheduler import compromise
+from apex_creds.scheduler.events import CompromiseSuspected
+from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.state import rotation_document
+from apex_creds.scheduler.worker import RotationWorker
+from apex_creds.storage.file import FileStorage
+from apex_creds.vault import Vault, dek, reseal, rotate
+from apex_creds.vault.anchor import Anchor
+from apex_creds.vault.challenger import Challenger
+from apex_creds.vault.client_key import ClientKey
+from apex_creds.vault.config import AuditConfig, Config, write_config
+from apex_creds.vault.factors import Factors
+from tests.vault.helpers import create, home_in, keystore_file, section_file, unseal
+
+pytestmark = pytest.mark.anyio
+
+DAY = AuditConfig(checkpoint_events=10**6, checkpoint_seconds=300.0)
+
+
+def anchored(where: Path) -> dict[str, int]:
+    """The numbers in the anchor beside the master key."""
+    (path,) = where.glob("*.anchor")
+    text = path.read_text().partition("\n\n")[0]
+    pairs = (line.split(" ") for line in text.splitlines()[3:])
+    return {name: int(at) for name, at in pairs}
+
+
+def stored(where: Path, name: str) -> int:
+    folder = "credentials" if name == "api_keys" else "security"
+    path = home_in(where) / folder / f"{name}.enc"
+    return int(json.loads(path.read_bytes())["generation"])
+
+
+@pytest.fixture
+async def where(tmp_path: Path) -> Path:
+    """A vault that signs no checkpoint by itself while a test runs."""
+    async with await create(tmp_path) as vault:
+        await vault.put("one", ApiKey("1"))
+        await vault.put("two", ApiKey("2"))
+        await vault.grant("p", "one", scopes=["read"])
+        factors = Factors(vault)
+        with factors.begin("phone") as new:
+            now = vault.clock.time()
+            await factors.confirm(new, code_at(new.seed, settings=new.settings, now=now))
+        (tmp_path / "code").write_text((await factors.new_recovery_codes())[0])
+        with ClientKey.generate(tmp_path / "client.key") as key:
+            await Challenger(vault).enrol("worker", key.public, credentials=["one"])
+        await write_config(FileStorage(home_in(tmp_path)), Config(DAY))
+    return tmp_path
+
+
+Step = Callable[[Vault, Path], Awaitable[object]]
+
+
+async def revoke(vault: Vault, _: Path) -> None:
+    await vault.revoke(plugin="p")
+
+
+async def revoke_nothing_stored(vault: Vault, _: Path) -> None:
+    await vault.revoke(plugin="allowed for a session only")
+
+
+async def deny(vault: Vault, _: Path) -> None:
+    await vault.grant("q", "one", decision=GrantDecision.DENY)
+
+
+async def narrow(vault: Vault, _: Path) -> None:
+    await vault.grant("p", "one", until=vault.clock.time() + 1)
+
+
+async def lockdown(vault: Vault, _: Path) -> None:
+    await vault.lockdown(reason="stolen")
+
+
+async def unlock(vault: Vault, where: Path) -> None:
+    await vault.lockdown(keep_grants=True)
+    assert await vault.unlock((where / "code").read_text())
+
+
+async def use_code(vault: Vault, where: Path) -> None:
+    await Factors(vault).verify((where / "code").read_text())
+
+
+async def fail(vault: Vault, _: Path) -> None:
+    with pytest.raises(SecondFactorError):
+        await Factors(vault).verify("000000")
+
+
+async def remove_factor(vault: Vault, _: Path) -> None:
+    (factor,) = await Factors(vault).listed()
+    await Factors(vault).remove(factor.id)
+
+
+async def answer(vault: Vault, where: Path) -> None:
+    challenger, subject = Challenger(vault), Subject(plugin="p", credential="one")
+    with ClientKey.load(where / "client.key") as key:
+        message = await challenger.issue("worker", subject)
+        signed = key.answer(message, vault_id=vault.vault_id, allow=lambda _: True)
+    await challenger.redeem(signed, subject)
+
+
+async def revoke_client(vault: Vault, _: Path) -> None:
+    await Challenger(vault).revoke("worker")
+
+
+async def delete(vault: Vault, _: Path) -> None:
+    await vault.delete("one")
+
+
+async def distrust_a_dek(vault: Vault, _: Path) -> None:
+    await dek.mark_compromised(vault.store, {"api_keys/one": [1]}, now=vault.clock.time())
+
+
+async def distrust(vault: Vault, level: Level) -> None:
+    document = rotation_document(vault.store)
+    at = vault.clock.time() + 1
+    await compromise.declare(vault.store, document, level=level, at=at)
+
+
+async def distrust_the_kek(vault: Vault, _: Path) -> None:
+    await distrust(vault, Level.KEK)
+
+
+async def distrust_the_master_key(vault: Vault, _: Path) -> None:
+    await distrust(vault, Level.MASTER)
+
+
+async def destroy_a_kek(vault: Vault, _: Path) -> None:
+    store, now = vault.store, vault.clock.time()
+    await rotate.rotate_kek(store, replaces=1, now=now)
+    await reseal.reseal(store, *(await reseal.scan(store)).stale)
+    assert await rotate.retire_keks(store, now=now)
+    assert await rotate.destroy_keks(store, before=now, now=now)
+
+
+@pytest.mark.parametrize(
+    ("step", "names"),
+    [
+        (revoke, "keystore"),
+        (revoke_nothing_stored, "keystore"),
+        (deny, "keystore"),
+        (narrow, "keystore"),
+        (lockdown, "keystore"),
+        (unlock, "keystore access"),
+        (use_code, "access"),
+        (fail, "access"),
+        (remove_factor, "access"),
+        (answer, "access"),
+        (revoke_client, "access"),
+        (delete, "keystore api_keys"),
+        (distrust_a_dek, "keystore"),
+        (distrust_the_kek, "keystore"),
+        (distrust_the_master_key, "keystore rotation"),
+        (destroy_a_kek, "keystore api_keys access"),
+    ],
+)
+async def test_what_takes_something_away_is_anchored_when_it_returns(
+    where: Path, step: Step, names: str
+) -> None:
+    before = {name: stored(where, name) for name in names.split() if name != "rotation"}
+    async with await unseal(where) as vault:
+        await step(vault, where)
+        now = {name: stored(where, name) for name in names.split()}
+        assert {name: anchored(where)[name] for name in now} == now
+        assert all(now[name] > at for name, at in before.items())
+
+
+async def test_an_alarm_is_anchored_when_it_was_accepted(where: Path) -> None:
+    async with await unseal(where) as vault:
+        await RotationWorker(vault).emit(CompromiseSuspected(service="one"))
+        assert anchored(where)["rotation"] == stored(where, "rotation")
+
+
+async def test_an_ordinary_write_waits_for_the_checkpoint(where: Path) -> None:
+    async with await unseal(where) as vault:
+        before = anchored(where)
+        await vault.put("one", ApiKey("new"))
+        await vault.grant("q", "one")
+        assert anchored(where) == before
+        vault.audit.sign()
+        assert anchored(where)["api_keys"] == stored(where, "api_keys")
+        assert anchored(where)["keystore"] == stored(where, "keystore")
+
+
+async def test_a_commit_without_an_event_is_anchored_in_the_time_of_a_checkpoint(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = AuditConfig(checkpoint_seconds=0.01)
+    await write_config(FileStorage(home_in(where)), Config(soon))
+    kept, keep = threading.Event(), Anchor.keep
+
+    def seen(anchor: Anchor, checkpoint: Checkpoint | None = None) -> None:
+        keep(anchor, checkpoint)
+        if anchored(where)["api_keys"] == 3:
+            kept.set()
+
+    monkeypatch.setattr(Anchor, "keep", seen)
+    async with await unseal(where) as vault:
+        vault.audit.sign()
+        await vault.store.commit_section("api_keys", lambda before, _: before.records)
+        assert kept.wait(600)
+
+
+async def test_of_two_processes_neither_sets_the_other_back(where: Path) -> None:
+    async with await unseal(where) as one, await unseal(where) as two:
+        await one.put("one", ApiKey("3"))
+        await two.revoke(plugin="p")
+        assert anchored(where)["keystore"] == stored(where, "keystore")
+        one.audit.sign()
+        assert anchored(where)["keystore"] == stored(where, "keystore")
+        assert anchored(where)["api_keys"] == stored(where, "api_keys")
+
+
+async def test_one_that_was_open_while_a_rollback_was_accepted_anchors_nothing(
+    where: Path,
+) -> None:
+    old = section_file(where).read_bytes()
+    async with await unseal(where) as stale:
+        await stale.put("one", ApiKey("3"))
+        stale.audit.sign()
+        section_file(where).write_bytes(old)
+        home, master = home_in(where), f"file:{where}/master.key"
+        await (await Vault.unseal(home, master=master, accept_rollback="a test")).close()
+        stale._logged.anchor.keep()
+    assert anchored(where)["api_keys"] == stored(where, "api_keys")
+    assert anchored(where)["rollbacks.accepted"] == 1
+    async with await unseal(where) as vault:
+        await vault.put("one", ApiKey("4"))
+    assert anchored(where)["api_keys"] == stored(where, "api_keys")
+
+
+async def test_what_can_not_be_anchored_is_done_and_said_once(
+    where: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: FileProvider, *, vault_id: str, text: str) -> None:
+        raise MasterKeyUnavailableError("The keyring is locked.")
+
+    async with await unseal(where) as vault:
+        with monkeypatch.context() as patch:
+            patch.setattr(FileProvider, "write_anchor", refuse)
+            await vault.revoke(plugin="p")
+            assert not await vault.grants()
+            await vault.revoke(plugin="q")
+            said = [r for r in caplog.records if "anchor" in r.getMessage()]
+            assert len(said) == 1
+    assert anchored(where)["keystore"] == stored(where, "keystore")
+
+
+# -- what was not authenticated --------------------------------------------------------
+
+
+def forge(path: Path) -> bytes:
+    """Another generation in a document's clear header; returns what was there."""
+    data = path.read_bytes()
+    number = json.loads(data)["generation"]
+    forged = data.replace(f'"generation":{number}'.encode(), b'"generation":7777', 1)
+    assert forged != data
+    path.write_bytes(forged)
+    return data
+
+
+async def test_a_forged_generation_is_neither_anchored_nor_remembered(where: Path) -> None:
+    genuine = forge(section_file(where))
+    async with await unseal(where) as vault:
+        assert len(await vault.grants()) == 1
+        with pytest.raises(CorruptDocumentError, match="MAC"):
+            await vault.list()
+        await vault.revoke(plugin="p")
+        vault.audit.sign()
+        section_file(where).write_bytes(genuine)
+        assert len(await vault.list()) == 2
+    assert anchored(where)["api_keys"] == stored(where, "api_keys") < 7777
+    async with await unseal(where) as vault:
+        assert len(await vault.list()) == 2
+
+
+async def test_a_forged_key_store_is_neither_anchored_nor_remembered(where: Path) -> None:
+    async with await unseal(where) as vault:
+        genuine = forge(keystore_file(where))
+        with pytest.raises(CorruptDocumentError, match="MAC"):
+            await vault.grants()
+        keystore_file(where).write_bytes(genuine)
+        assert len(await vault.grants()) == 1
+    assert anchored(where)["keystore"] == stored(where, "keystore") < 7777
+
+
+async def test_an_anchor_that_an_older_program_let_be_poisoned_is_left_behind(
+    where: Path,
+) -> None:
+    async with await unseal(where) as vault:
+        vault.store.seen._newest["api_keys"] = (7777, "")
+        vault._logged.anchor.keep()
+    assert anchored(where)["api_keys"] == 7777
+    with pytest.raises(RollbackDetectedError, match="accept-rollback"):
+        await unseal(where)
+    home, master = home_in(where), f"file:{where}/master.key"
+    async with await Vault.unseal(home, master=master, accept_rollback="it was forged"):
+        pass
+    assert anchored(where)["api_keys"] == stored(where, "api_keys")
+    async with await unseal(where) as vault:
+        assert len(await vault.list()) == 2
+        await vault.put("one", ApiKey("new"))
+
+
+async def test_accepting_a_rollback_does_not_accept_a_forged_header(where: Path) -> None:
+    copy = Path(shutil.copytree(home_in(where), where / "copy"))
+    async with await unseal(where) as vault:
+        await vault.put("one", ApiKey("new"))
+    shutil.rmtree(home_in(where))
+    shutil.copytree(copy, home_in(where))
+    forge(section_file(where))
+    home, master = home_in(where), f"file:{where}/master.key"
+    async with await Vault.unseal(home, master=master, accept_rollback="restored") as vault:
+        assert (await vault.store.keystore()).body.sections["api_keys"] < 7777
+        with pytest.raises(CorruptDocumentError):
+            await vault.list()
+    assert anchored(where).get("api_keys", 0) < 7777
