@@ -4,11 +4,14 @@ Guarantee: an event that ``accept`` returned for is in the vault's document ``ro
 and whichever worker comes to it acts on it, also after a crash. Acting twice is acting
 once: requests and marks are about keys that are older than the event. The same event,
 again within the debounce time, is not accepted again; the same damage of a log never is.
+Who subscribed hears of each event once, whichever process accepted it (see ``delivery``).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import nullcontext
 from typing import Final, Protocol
@@ -18,6 +21,7 @@ from msgspec.structs import replace
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError, UnknownKeyError
 from apex_creds.model import new_id
 from apex_creds.scheduler.compromise import declare, labels_of
+from apex_creds.scheduler.delivery import Callback, Subscription
 from apex_creds.scheduler.engine import request_key
 from apex_creds.scheduler.events import (
     AuditTampered,
@@ -38,7 +42,9 @@ MAX_QUEUE: Final = 1_000
 KEPT: Final = 64
 """So many events that were acted on stay, for the history and for other processes."""
 
-Callback = Callable[[Event], Awaitable[object]]
+_URGENT: Final = frozenset({"compromise_suspected", "audit_tampered"})
+"""There is room for these where there is none for others: a flood must not hide them."""
+_REMEMBERED: Final = 4 * MAX_QUEUE
 _log: Final = logging.getLogger(__name__)
 
 
@@ -80,17 +86,31 @@ class EventBus:
         self._store = store
         self._document = document
         self._reactor = reactor
-        self._callbacks: list[tuple[Callback, frozenset[str] | None]] = []
+        self._subscriptions: list[Subscription] = []
+        self._lock = threading.Lock()
+        self._looked = False
+        self._heard: dict[str, None] = {}
+        self._from: dict[str, Subscription | None] = {}
 
-    def subscribe(self, callback: Callback, kinds: Collection[str] | None = None) -> None:
-        """Has ``callback`` told of each event that this process accepts.
+    def subscribe(
+        self, callback: Callback, kinds: Collection[str] | None = None
+    ) -> Subscription:
+        """Has ``callback`` called with each event, whichever process accepts it.
 
-        What it raises is logged and goes no further.
+        It is called from a task of its own, in the running event loop; what it raises is
+        logged and goes no further. Those of other processes are heard of by ``look``, which
+        a worker does every few seconds.
         """
-        self._callbacks.append((callback, None if kinds is None else frozenset(kinds)))
+        made = Subscription(callback, kinds)
+        self._subscriptions.append(made)
+        return made
 
-    async def accept(self, event: Event) -> bool:
+    async def accept(self, event: Event, *, heard_by: Subscription | None = None) -> bool:
         """Makes an event durable; it will be acted on.
+
+        Args:
+            event: What happened.
+            heard_by: Who knows of it already.
 
         Returns:
             Whether it was new; within the debounce time, the same one is not.
@@ -99,11 +119,43 @@ class EventBus:
             InvalidInputError: A thousand events wait already.
         """
         made = Accepted(id=new_id(), event=event, at=self._store.clock.time(), reactions=())
-        state = await self._document.change(lambda found: _with_event(found, made))
-        new = any(item.id == made.id for item in (*state.queue, *state.acted))
-        if new:
-            await self._tell(event)
+        self._from[made.id] = heard_by
+        try:
+            state = await self._document.change(lambda found: _with_event(found, made))
+            new = any(item.id == made.id for item in (*state.queue, *state.acted))
+            if new:
+                self._tell([made])
+        finally:
+            del self._from[made.id]
+        await asyncio.sleep(0)  # who hears of it here is given a turn, but not waited for
         return new
+
+    async def look(self) -> None:
+        """Has subscribers hear of what other processes accepted since the last look.
+
+        At the first look, what was acted on already is history.
+        """
+        self._relay(await self._document.read())
+
+    def _relay(self, state: RotationState) -> None:
+        first, self._looked = not self._looked, True
+        if first:
+            with self._lock:
+                self._heard |= {item.id: None for item in state.acted}
+        self._tell([*state.acted, *state.queue])
+
+    def _tell(self, items: Collection[Accepted]) -> None:
+        with self._lock:
+            new = [item for item in items if item.id not in self._heard]
+            self._heard |= {item.id: None for item in new}
+            while len(self._heard) > _REMEMBERED:
+                del self._heard[next(iter(self._heard))]
+            self._subscriptions = [each for each in self._subscriptions if each.active]
+            told = tuple(self._subscriptions)
+        for item in new:
+            for subscription in told:
+                if subscription is not self._from.get(item.id):
+                    subscription.put(item.event)
 
     async def act(self) -> int:
         """Acts on what waits, oldest first; returns how many events were finished.
@@ -111,8 +163,9 @@ class EventBus:
         Raises:
             ApexCredsError: A reaction failed; it stays, and is tried again.
         """
-        finished = 0
-        for item in (await self._document.read()).queue:
+        finished, state = 0, await self._document.read()
+        self._relay(state)
+        for item in state.queue:
             locks = Reaction.LOCK_DOWN in item.reactions
             # A lockdown seals the vault when it is written down that all was done.
             async with self._store.holding(reload=False) if locks else nullcontext():
@@ -164,18 +217,8 @@ class EventBus:
                 self._store, self._document, level=Level.DEK, service=service, at=item.at
             )
 
-    async def _tell(self, event: Event) -> None:
-        for callback, kinds in self._callbacks:
-            if kinds is None or kind_of(event) in kinds:
-                try:
-                    await callback(event)
-                except Exception as error:  # noqa: BLE001 - a callback's own business
-                    _log.warning(
-                        "a callback for %s failed: %s", kind_of(event), type(error).__name__
-                    )
 
-
-def _does(reactor: Reactor, reaction: Reaction) -> Callback:
+def _does(reactor: Reactor, reaction: Reaction) -> Callable[[Event], Awaitable[None]]:
     return {
         Reaction.REVOKE_LEASES: reactor.revoke_leases,
         Reaction.LOCK_DOWN: reactor.lock_down,
@@ -192,7 +235,7 @@ def _with_event(state: RotationState, made: Accepted) -> RotationState:
     found = made.event.detail if isinstance(made.event, AuditTampered) else ""
     if found and found in state.tampering:
         return state
-    if len(state.queue) >= MAX_QUEUE:
+    if len(state.queue) >= MAX_QUEUE * (2 if kind_of(made.event) in _URGENT else 1):
         raise InvalidInputError(
             "Too many events wait to be acted on.",
             hint="Is a worker running? Start one with: apex-creds worker",

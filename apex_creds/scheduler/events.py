@@ -6,8 +6,9 @@ actions an event leads to is decided by a table that is data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, get_args
 
 import msgspec
 
@@ -29,6 +30,7 @@ __all__ = [
     "fingerprint",
     "kind_of",
     "parse_event",
+    "read_event",
 ]
 
 
@@ -165,9 +167,16 @@ def kind_of(event: Event) -> str:
 
 
 def fingerprint(event: Event) -> str:
-    """What makes two events the same for debouncing: all but who says so, and counts."""
+    """What makes two events the same for debouncing: all but who says so, and counts.
+
+    That a second one suspects a compromise is another suspicion, though: it may be about the
+    key that was made after the first.
+    """
     fields = msgspec.to_builtins(event)
-    kept = {k: v for k, v in fields.items() if k not in ("source", "count", "detail")}
+    left_out = {"count", "detail"}
+    if not isinstance(event, CompromiseSuspected):
+        left_out.add("source")
+    kept = {k: v for k, v in fields.items() if k not in left_out}
     return msgspec.json.encode(kept, order="sorted").decode()
 
 
@@ -182,7 +191,70 @@ def parse_event(kind: str, fields: dict[str, object]) -> Event:
     except msgspec.ValidationError as error:
         problem = str(error)
     else:
-        return made
+        if not isinstance(made, PluginRemoved | DenialsExceeded) or made.plugin:
+            return made
+        problem = "of which plugin?"  # an empty id would stand for all of them
     raise InvalidInputError(
         f"That is no event: {problem[:200]}", hint=f"Events: {', '.join(DEFAULT_TABLE)}."
     )
+
+
+ALIASES: Final[Mapping[str, str]] = {
+    "plugin_id": "plugin",
+    "plugin_name": "plugin",
+    "service_name": "service",
+    "credential_name": "credential",
+}
+"""What a runtime calls a field, where it does not call it as it is called here."""
+
+
+def read_event(kind: str, fields: Mapping[str, object]) -> tuple[Event, tuple[str, ...]]:
+    """As ``parse_event``, for an event that somebody else made.
+
+    What it has more is left out; so is what can't be read, of an alarm: it then is about all
+    that could be meant.
+
+    Returns:
+        The event, and what was left out of it, as it may be logged.
+
+    Raises:
+        InvalidInputError: There is no such event, or it lacks what can't be done without, or
+            it is a request, and a field of it is not acceptable.
+    """
+    known = _NAMES.get(kind, ())
+    given, left_out = dict[str, object](), list[str]()
+    for name, value in fields.items():
+        field = name if name in known else ALIASES.get(name, "")
+        if field in known and (field == name or field not in fields):
+            given[field] = value.get("id") if isinstance(value, Mapping) else value
+        else:
+            left_out.append(name)
+    try:
+        return parse_event(kind, given), _shown(left_out)
+    except InvalidInputError:
+        if kind not in _ALARMS:
+            raise
+    kept: dict[str, object] = {}
+    for name in _NAMES[kind]:  # in the order in which one makes sense of the next
+        if name in given:
+            try:
+                parse_event(kind, {**_LEAST[kind], **kept, name: given[name]})
+            except InvalidInputError:
+                left_out.append(name)
+            else:
+                kept[name] = given[name]
+    return parse_event(kind, kept), _shown(left_out)
+
+
+def _shown(names: list[str]) -> tuple[str, ...]:
+    return tuple(ascii(name)[:80] for name in names[:20])
+
+
+_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    str(each.__struct_config__.tag): each.__struct_fields__ for each in get_args(Event)
+}
+_ALARMS: Final = frozenset(_NAMES) - {"operator_request"}
+_LEAST: Final[Mapping[str, dict[str, object]]] = {
+    kind: {"plugin": "any"} if "plugin" in names else {} for kind, names in _NAMES.items()
+}
+"""With these fields, any event is one."""

@@ -7,7 +7,7 @@ the mark of a revocation, after which nothing rests on what was allowed for a se
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from typing import Final
 
 from msgspec.structs import replace
@@ -15,11 +15,12 @@ from msgspec.structs import replace
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import AuditUnavailableError, CredentialNotFoundError
 from apex_creds.policy.grants import with_revocation
+from apex_creds.scheduler.delivery import Callback, Subscription
 from apex_creds.scheduler.events import AuditTampered, Event, kind_of
 from apex_creds.vault import Vault
 
 _log: Final = logging.getLogger(__name__)
-Notify = Callable[[Event], Awaitable[object]]
+Notify = Callback
 
 
 class VaultReactor:
@@ -27,12 +28,12 @@ class VaultReactor:
 
     Args:
         vault: Unsealed.
-        notify: Tells whoever is to know; the audit log always does.
+        notify: Tells whoever is to know, from a task of its own; the audit log always does.
     """
 
     def __init__(self, vault: Vault, *, notify: Notify | None = None) -> None:
         self._vault = vault
-        self._notify = notify
+        self._notify = None if notify is None else Subscription(notify)
 
     async def revoke_leases(self, event: Event) -> None:
         """See ``Reactor``. Grants stay."""
@@ -72,7 +73,7 @@ class VaultReactor:
             if not isinstance(event, AuditTampered):
                 raise
         if self._notify is not None:
-            await self._notify(event)
+            self._notify.put(event)
 
     def _note(self, event: Event) -> None:
         plugin, credential = _concerned(event)
