@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 import typer
 
 from apex_creds.audit import otel
-from apex_creds.cli import output
+from apex_creds.cli import output, streams
 from apex_creds.cli.app import named, tree
 from apex_creds.cli.doctor import system
 from apex_creds.crypto.memory import harden_process
@@ -37,12 +37,14 @@ EXIT_CODES: Final[dict[int, str]] = {
     9: "Access: denied, a lease that has ended, a secret that leaked or was wiped.",
     10: "Audit: the log can't be written, or does not verify.",
     70: "An error that should not happen; please report it.",
+    74: "Standard output could not be written (a full disk); what was done is done.",
     130: "Interrupted.",
 }
 """What the process ends with; docs/CLI.md is made from this."""
 
 _USAGE: Final = 2
 _BUG: Final = 70
+_NOT_SHOWN: Final = 74
 _INTERRUPTED: Final = 130
 _STOPPED: Final = "Interrupted; nothing more was done."
 _USAGE_ERROR: Final = typer.BadParameter.__bases__[0]
@@ -51,6 +53,7 @@ _USAGE_ERROR: Final = typer.BadParameter.__bases__[0]
 def main() -> int:
     """The program: hardens the process, then runs the command of ``sys.argv``."""
     system.remember(harden_process())
+    streams.replace_standard()
     # asyncio leaves a handler that is not the default one alone. Its own would hold the
     # first Ctrl-C back while a prompt waits.
     signal.signal(signal.SIGINT, _interrupt)
@@ -78,8 +81,15 @@ def run(arguments: Sequence[str]) -> int:
         output.fail(_STOPPED)
         return _INTERRUPTED
     except BrokenPipeError:
-        _silence_stdout()
+        streams.silence_stdout()
         return 1
+    except streams.OutputError as error:
+        streams.silence_stdout()
+        output.fail(
+            f"The output can't be written: {error.strerror}.",
+            "What was done is done, and was not shown. See: apex-creds audit tail",
+        )
+        return _NOT_SHOWN
     except Exception as error:  # noqa: BLE001 - the last line of defence
         return _failed(error)
     if code == _INTERRUPTED:  # typer makes this of Ctrl-C, and says nothing
@@ -123,8 +133,3 @@ def _where(error: Exception) -> str:
 
 def _interrupt(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - a signal handler's
     raise KeyboardInterrupt
-
-
-def _silence_stdout() -> None:
-    """So that the interpreter's own flush at exit does not fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ from typing import Final
 
 import typer
 
+from apex_creds.cli import output
 from apex_creds.errors import InvalidInputError, ValueTooLargeError
 from apex_creds.model import (
     MAX_SECRET_BYTES,
@@ -24,6 +25,8 @@ from apex_creds.model import (
 )
 
 _HIDDEN: Final = " (not shown): "
+_AROUND: Final = " \t\r\n\v\f\ufeff\u00a0\u200b"
+"""White space, and the byte order mark that PowerShell writes to a pipe."""
 
 
 def read_secret(kind: CredentialKind) -> Secret:
@@ -75,11 +78,11 @@ def _ask(kind: CredentialKind) -> Secret:
         access = getpass.getpass("Access token" + _HIDDEN)
         refresh = getpass.getpass("Refresh token (not shown; Enter for none): ")
         scope = typer.prompt("Scope (Enter for none)", default="", show_default=False, err=True)
-        return OAuthToken(access, refresh_token=refresh, scope=scope)
+        return OAuthToken(_trimmed(access), refresh_token=_trimmed(refresh), scope=scope)
     value = getpass.getpass("Value" + _HIDDEN)
     if kind is CredentialKind.GENERIC:
         return GenericSecret(ApiKey(value).parts["value"])
-    return ApiKey(value)
+    return ApiKey(_trimmed(value))
 
 
 def _from_bytes(kind: CredentialKind, data: bytes) -> Secret:
@@ -87,7 +90,7 @@ def _from_bytes(kind: CredentialKind, data: bytes) -> Secret:
         return GenericSecret(data)
     text = _text(data)
     if kind is CredentialKind.API_KEY:
-        return ApiKey(text)
+        return ApiKey(_trimmed(text))
     lines = text.split("\n")
     if kind is CredentialKind.BASIC:
         if len(lines) != 2:
@@ -98,7 +101,15 @@ def _from_bytes(kind: CredentialKind, data: bytes) -> Secret:
             "Standard input must be at most three lines: access token, refresh token, scope."
         )
     access, refresh, scope = (*lines, "", "")[:3]
-    return OAuthToken(access, refresh_token=refresh, scope=scope)
+    return OAuthToken(_trimmed(access), refresh_token=_trimmed(refresh), scope=scope)
+
+
+def _trimmed(text: str) -> str:
+    """A key without what a shell or a page put around it, and says so."""
+    trimmed = text.strip(_AROUND)
+    if trimmed != text:
+        output.note("White space around the value was left out.")
+    return trimmed
 
 
 def _text(data: bytes) -> str:

@@ -122,15 +122,15 @@ def inject(
     if taken.closes:
         headers["Connection"] = "close"
     if delivery.style is DeliveryStyle.QUERY:
-        value = _secret_text(opened)
+        value = _secret_text(opened, name)
         url = _with_parameter(url, delivery.field, value)
     elif delivery.style is DeliveryStyle.HEADER:
-        value = headers[delivery.field] = _secret_text(opened)
+        value = headers[delivery.field] = _secret_text(opened, name)
     elif delivery.style is DeliveryStyle.BASIC:
-        value = _basic(opened)
+        value = _basic(opened, name)
         headers["Authorization"] = f"Basic {value}"
     else:
-        value = _secret_text(opened)
+        value = _secret_text(opened, name)
         headers["Authorization"] = f"Bearer {value}"
     request = httpx.Request(
         taken.method,
@@ -223,19 +223,21 @@ def _with_parameter(url: httpx.URL, field: str, value: str) -> httpx.URL:
     return url.copy_with(query="&".join([*kept, urlencode({field: value})]).encode())
 
 
-def _basic(opened: Opened) -> str:
+def _basic(opened: Opened, name: str) -> str:
     if "user" not in opened.names:
-        return b64encode(_secret_text(opened).encode()).decode()
+        return b64encode(_secret_text(opened, name).encode()).decode()
     with opened.view("user") as user, opened.view("password") as password:
         return b64encode(b"".join((user, b":", password))).decode()
 
 
-def _secret_text(opened: Opened) -> str:
-    """The secret as header text; h11 would quote one that is not in its error."""
+def _secret_text(opened: Opened, name: str) -> str:
+    """The secret as text of a request; h11 would quote one that is not in its error."""
     with opened.view() as view:
-        if any(byte < 0x20 or byte > 0x7E for byte in view):
+        around = 0x20 in (view[0], view[-1]) if view else True
+        if around or any(byte < 0x20 or byte > 0x7E for byte in view):
+            wrong = "white space around it" if around else "more than printable ASCII in it"
             raise InvalidInputError(
-                "This credential can't be sent in a header: it is not printable ASCII.",
-                hint="Use reveal(), or store it in another encoding.",
+                f"The credential {name!r} can't be sent in a request: it has {wrong}.",
+                hint=f"Store it again without: apex-creds set {name}. Or use reveal().",
             )
         return str(view, "ascii")

@@ -296,11 +296,13 @@ def _item(target: Target, there: CredentialInfo | None) -> PutItem:
             service=credential_name(entry.service),
             origins=known.origins or None,
             delivery=known.delivery,
+            as_is=True,
         )
     return PutItem(
         name=target.name,
         secret=entry.secret,
         service=like.service,
+        as_is=True,
         delivery=like.delivery,
         origins=None if there and there.origins else like.origins,
         expires=like.expires,

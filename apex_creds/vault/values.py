@@ -5,6 +5,7 @@ Guarantee: pure values, but for ``Opened``, whose parts lie in locked memory.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Self
 
@@ -16,6 +17,7 @@ from apex_creds.model import (
     CredentialInfo,
     CredentialKind,
     Delivery,
+    DeliveryStyle,
     OAuthToken,
     Origin,
     Secret,
@@ -51,6 +53,8 @@ class PutItem:
         service: Chooses the DEK keyset; the name, by default.
         expires: Unix seconds.
         challenge: Whether each use takes a signed challenge; not, by default.
+        as_is: Whether a secret that can't be sent is stored all the same: what a migration
+            finds must not be lost.
     """
 
     name: str
@@ -61,6 +65,7 @@ class PutItem:
     expires: float | None = None
     sensitivity: Sensitivity | None = None
     challenge: bool | None = None
+    as_is: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +141,15 @@ class Opened:
 
 
 def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
-    """The metadata of the version that ``item`` makes, after ``old``."""
+    """The metadata of the version that ``item`` makes, after ``old``.
+
+    Raises:
+        InvalidInputError: The secret can't be sent as it is to be sent.
+    """
     kind, before = item.secret.kind, old.info if old else None
+    delivery = item.delivery or (before.delivery if before else _DEFAULT_DELIVERY[kind])
+    if not item.as_is:
+        _check_sendable(item, delivery)
     oauth = item.secret if isinstance(item.secret, OAuthToken) else None
     expires = oauth.expires_at if oauth and item.expires is None else item.expires
     return CredentialInfo(
@@ -146,7 +158,7 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
         service=service_of(item, old),
         kind=kind,
         version=before.version + 1 if before else 1,
-        delivery=item.delivery or (before.delivery if before else _DEFAULT_DELIVERY[kind]),
+        delivery=delivery,
         origins=_first(item.origins, before.origins if before else None, ()),
         created=before.created if before else now,
         updated=now,
@@ -156,6 +168,40 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
         sensitivity=item.sensitivity or (before.sensitivity if before else _DEFAULT_LEVEL),
         challenge=marked(item.challenge, before),
     )
+
+
+def _check_sendable(item: PutItem, delivery: Delivery) -> None:
+    """Of a key or token: nothing in it that a page, a word processor or a shell put there."""
+    if item.secret.kind is CredentialKind.GENERIC and item.delivery is None:
+        return  # for reveal()
+    header = delivery.style in (DeliveryStyle.BEARER, DeliveryStyle.HEADER)
+    for part in ("value", "access", "refresh"):
+        data = item.secret.parts.get(part, b"")
+        wrong = _what_is_wrong(data.decode("utf-8", "surrogateescape"), header=header)
+        if wrong:
+            raise InvalidInputError(
+                f"The secret of {item.name!r} can't be used as it is: it has {wrong}.",
+                hint="Copy it again, without that; store text of several lines, or bytes, as a "
+                "generic secret (--kind generic).",
+            )
+
+
+def _what_is_wrong(text: str, *, header: bool) -> str:
+    if text != text.strip():
+        return "white space around it"
+    for char in text:
+        category = unicodedata.category(char)
+        if char != " " and category[0] in "CZ":
+            return f"an invisible character in it ({_named(char)})"
+        if header and category in ("Pd", "Pi", "Pf") and not char.isascii():
+            return f"a character of a word processor in it ({_named(char)})"
+        if header and not char.isascii():
+            return "a character that can't be sent in a header"
+    return ""
+
+
+def _named(char: str) -> str:
+    return f"U+{ord(char):04X} {unicodedata.name(char, '')}".rstrip()
 
 
 def service_of(item: PutItem, old: Record | None) -> str:

@@ -25,7 +25,7 @@ from apex_creds.errors import (
 )
 from apex_creds.middleware import OnLeak
 from apex_creds.middleware.redact import Redactor
-from apex_creds.model import ApiKey
+from apex_creds.model import GenericSecret
 from tests.crypto.slots import open_slots
 from tests.leases.world import BLOB, KEY, PASSWORD, REFRESH, TOKEN, World, world_in
 
@@ -377,11 +377,19 @@ async def test_a_spelling_cut_at_every_position(world: World, spelling: str) -> 
 async def test_a_secret_of_lines_cut_at_every_position(world: World) -> None:
     """Its lines are looked for too, but the whole is one finding, not a line and a rest."""
     secret = "first-line-of-it\nsecond-line-of-it\nend"
-    await world.vault.put("key", ApiKey(secret), origins=())
-    text = f"before {secret} after {secret}\n"
-    for at in range(len(text) + 1):
-        joined = "".join(await stream_of(world, text[:at], text[at:]))
-        assert joined == f"before {MARK} after {MARK}\n", at
+    await world.vault.put("blob", GenericSecret(secret.encode()))
+    text, cut = f"before {secret} after {secret}\n", 0
+
+    async def plugin(credentials):
+        async with credentials["blob"].reveal():
+            pass
+        yield text[:cut]
+        yield text[cut:]
+
+    for cut in range(len(text) + 1):
+        stream = await world.call(plugin, needs=("blob",))
+        joined = "".join([chunk async for chunk in stream])
+        assert joined == "before [redacted:blob] after [redacted:blob]\n", cut
 
 
 async def test_a_secret_in_single_characters(world: World) -> None:

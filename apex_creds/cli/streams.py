@@ -1,0 +1,64 @@
+"""Standard output and error of the command, where what is shown may fail.
+
+Guarantee: what an encoding does not have is shown as an escape; a failure to show is told
+apart from a failure to do (``OutputError``); standard error never fails.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+
+class OutputError(OSError):
+    """Standard output can't be written: a full disk behind a redirection."""
+
+
+class _Output(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror) from None
+
+
+class _Error(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def replace_standard() -> None:
+    """Checks the process's own streams from now on; one that is closed shows nothing."""
+    sys.stdout = _checked(sys.stdout, _Output)
+    sys.stderr = _checked(sys.stderr, _Error)
+
+
+def silence_stdout() -> None:
+    """So that the interpreter's own flush at exit does not fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _checked(stream: TextIO | None, kind: type[io.FileIO]) -> TextIO:
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")
+    try:
+        raw = kind(stream.fileno(), "w", closefd=False)
+    except (OSError, ValueError):  # not a file: a test's, a notebook's
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=kind is _Error or raw.isatty(),
+        write_through=kind is _Error,
+    )
