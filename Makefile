@@ -1,4 +1,5 @@
-# make demo | test | lint | bench | docs | format | clean.  Each makes what it needs, once.
+# make demo | check | test | lint | bench | docs | format | clean.  Each makes what it needs,
+# once; check is the quick part of test.
 #
 #   make test ARGS='tests/crypto -k aead'      ARGS go to pytest
 #   make demo ARGS='--master keyring:'         ARGS go to `apex-creds demo`
@@ -11,16 +12,22 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs format clean core dev
+.PHONY: help demo check test lint bench docs format clean core dev
 
 help:
-	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+	@sed -n '1,7s/^# \{0,1\}//p' Makefile
 
 core:
 	@scripts/bootstrap.sh $(VENV) core
 
 dev:
 	@scripts/bootstrap.sh $(VENV) dev
+
+# What needs no Debian package, as `make test` does, and little time.
+check: export PACKAGES := no
+check: lint
+	@$(BIN)/python -m pytest -n auto --dist worksteal -q --hypothesis-profile=brief \
+		-m 'not slow and not faults and not e2e' $(ARGS)
 
 demo: core
 	@$(BIN)/apex-creds demo $(ARGS)

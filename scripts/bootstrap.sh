@@ -5,7 +5,7 @@
 #
 # Does nothing, quickly, when that was done for this pyproject.toml. Python: $PYTHON, else the
 # first of 3.11 to 3.14 that is here. As root it installs missing Debian packages; as
-# another user it says in one line what to install.
+# another user it says in one line what to install. PACKAGES=no: for tests without real parts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -81,8 +81,8 @@ real_parts() {
 
 # The real Prometheus of the end-to-end tests: its programs only, so that no service starts.
 prometheus_programs() {
-    [ "$(uname -s)" = Linux ] && ! command -v promtool >/dev/null || return 0
-    [ -x "$venv/bin/promtool" ] && return 0
+    [ "$profile" = dev ] && [ "${PACKAGES:-}" != no ] && [ "$(uname -s)" = Linux ] || return 0
+    if command -v promtool >/dev/null || [ -x "$venv/bin/promtool" ]; then return 0; fi
     local folder
     folder=$(mktemp -d)
     if fetch_prometheus "$folder" >/dev/null 2>&1; then
@@ -131,11 +131,11 @@ make_venv() {
 # What the stamp is about: an environment moved or made for another checkout is not this one.
 signature() { { pwd && cat pyproject.toml; } | cksum; }
 
-[ "$profile" = core ] || real_parts
+[ "$profile" = core ] || [ "${PACKAGES:-}" = no ] || real_parts
 if [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; then
     for done in "$stamp" "$venv/.apex-creds-dev"; do
         [ "$profile" = bench ] && [ "$done" != "$stamp" ] && continue
-        [ "$(cat "$done" 2>/dev/null)" = "$(signature)" ] && exit 0
+        [ "$(cat "$done" 2>/dev/null)" = "$(signature)" ] && prometheus_programs && exit 0
     done
 else
     make_venv
@@ -150,5 +150,5 @@ esac
 say "installing $what into $venv"
 quietly "$what in $venv" "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --no-input --root-user-action=ignore --editable "$what"
-[ "$profile" != dev ] || prometheus_programs
 signature >"$stamp"
+prometheus_programs

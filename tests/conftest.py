@@ -1,10 +1,16 @@
-"""Fixtures that every test may use: one async backend, and a home of its own."""
+"""Fixtures that every test may use: one async backend, and a home of its own.
+
+The user's own home is out of reach: the session and all that it starts have an empty one in
+its place, in which nothing may be left either (what a test needs there, it has by itself).
+"""
 
 from __future__ import annotations
 
 import gc
 import itertools
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +24,32 @@ settings.register_profile("brief", deadline=None, max_examples=15)
 
 _done = itertools.count(1)
 _OWN = ("APEX_CREDS_", "XDG_", "PYTHON_KEYRING_")
+_HOMES = ("HOME", "USERPROFILE")
+_in_its_place = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is imported or started."""
+    if hasattr(config, "workerinput"):
+        return  # xdist's: has what the first process has
+    home = config.stash[_in_its_place] = Path(tempfile.mkdtemp(prefix="apex-creds-no-home-"))
+    for name in [name for name in os.environ if name.startswith(_OWN)]:
+        if name != "XDG_RUNTIME_DIR":
+            del os.environ[name]
+    os.environ.update(dict.fromkeys(_HOMES, str(home)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A test that wrote to the user's home, but for others' caches, fails the session."""
+    if (home := session.config.stash.get(_in_its_place, None)) is None:
+        return
+    left = [path for path in home.rglob("*") if not path.is_dir()]
+    left = [path.relative_to(home) for path in left if ".cache" not in path.parts]
+    shutil.rmtree(home, ignore_errors=True)
+    if left:
+        print(f"\nLEFT IN THE USER'S HOME: {', '.join(map(str, left[:9]))}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture
@@ -52,6 +84,6 @@ def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("USERPROFILE", str(home))
+    for name in _HOMES:
+        monkeypatch.setenv(name, str(home))
     return home
