@@ -38,7 +38,8 @@ from rich.table import Table
 
 from apex_creds import ApiKey, Vault
 from apex_creds.keys.keyset import KeyState
-from apex_creds.scheduler.engine import Engine, request_key
+from apex_creds.scheduler.engine import Engine
+from apex_creds.scheduler.orders import request_key
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.vault.values import PutItem
@@ -147,7 +148,7 @@ def put_items(chosen: list[str], services: int) -> list[PutItem]:
 def engine_of(vault: Vault) -> Engine:
     """One that rotates nothing by itself, and keeps no old key."""
     document = rotation_document(vault.store)
-    return Engine(vault.store, document, holder="bench", next_fire=lambda *_: None)
+    return Engine(vault.store, document, next_fire=lambda *_: None)
 
 
 async def request(engine: Engine, level: Level) -> None:

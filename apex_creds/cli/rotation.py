@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import anyio
@@ -15,13 +16,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from apex_creds.cli import automatic, options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
-from apex_creds.errors import InvalidInputError
+from apex_creds.errors import ConflictError, InvalidInputError
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.keys.passphrase import terminal_prompt
 from apex_creds.scheduler import report
-from apex_creds.scheduler.compromise import declare, labels_of
-from apex_creds.scheduler.engine import request_key
-from apex_creds.scheduler.events import DEFAULT_TABLE, kind_of, parse_event
+from apex_creds.scheduler.compromise import declare
+from apex_creds.scheduler.events import (
+    DEFAULT_TABLE,
+    CompromiseSuspected,
+    Event,
+    Reaction,
+    fingerprint,
+    kind_of,
+    parse_event,
+)
+from apex_creds.scheduler.orders import (
+    Numbers,
+    labels_of,
+    newest,
+    newest_below,
+    order,
+    surviving,
+    undone,
+)
 from apex_creds.scheduler.policy import Level, LevelPolicy
 from apex_creds.scheduler.reencrypt import Progress as Moved
 from apex_creds.scheduler.report import Status, VersionLine
@@ -30,6 +47,7 @@ from apex_creds.vault import Vault
 
 T = TypeVar("T")
 
+_LOOK_AGAIN = 0.2
 _BY_HAND = (
     "The master key is a passphrase: no worker rotates it or the KEK, as somebody must type "
     "it. Run apex-creds rotate master (or kek). DEKs rotate by themselves."
@@ -64,8 +82,11 @@ def rotate(
         ),
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait where another worker does it.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--wait/--no-wait", help="Wait while another process rotates, or fail (code 6)."
+        ),
+    ] = True,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
@@ -77,53 +98,71 @@ def rotate(
     if service and level is not Level.DEK:
         raise InvalidInputError("Only DEKs are of a service.")
 
-    async def work(vault: Vault) -> bool:
+    async def work(vault: Vault) -> None:
         with _bar() as tell:
             worker = RotationWorker(vault, tell=tell)
-            await _ask_for(worker, level, service, version or 0, compromised)
-            return await _finish(worker, wait=wait)
+            keystore = await vault.store.keystore()
+            labels = labels_of(keystore, service) if level is Level.DEK else ()
+            if compromised:
+                upto = newest_below(keystore, level, labels)
+                lost = Lost(level=level, version=version or 0, upto=upto)
+                await declare(
+                    vault.store,
+                    worker.engine.document,
+                    level=level,
+                    service=service,
+                    version=version or 0,
+                    upto=upto,
+                )
+                await _finish(worker, lost=lost, wait=wait)
+            else:
+                numbers = newest(keystore, level, labels)
+                await order(worker.engine.document, numbers)
+                await _finish(worker, numbers, wait=wait)
 
-    done = _with_vault(options.settings(ctx, home, master), work)
-    if done:
-        output.say(f"The {level.value} rotation is done.", style="green")
-    else:
-        output.say("A worker is at it; see: apex-creds rotation status")
+    _with_vault(options.settings(ctx, home, master), work)
+    output.say(f"The {level.value} rotation is done.", style="green")
 
 
-async def _ask_for(
-    worker: RotationWorker, level: Level, service: str, version: int, compromised: bool
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Versions that are to be destroyed; see ``orders.surviving``."""
+
+    level: Level
+    version: int = 0
+    upto: Numbers
+
+
+async def _finish(
+    worker: RotationWorker,
+    orders: Numbers | None = None,
+    *,
+    lost: Lost | None = None,
+    wait: bool,
 ) -> None:
-    engine = worker.engine
-    now = engine.store.clock.time()
-    if compromised:
-        await declare(
-            engine.store,
-            engine.document,
-            level=level,
-            service=service,
-            version=version,
-            at=now,
+    """Has everything done that is due, and looks whether what was asked for is.
+
+    Raises:
+        ConflictError: It is not: another process is at it, or gets in the way.
+    """
+    said = False
+    while (outcome := await worker.engine.run()).waiting and not outcome.failed and wait:
+        if not said:
+            output.note("Another process is rotating keys; waiting until it is done.")
+            said = True
+        await anyio.sleep(_LOOK_AGAIN)
+    for failure in outcome.failed.values():
+        raise failure
+    store = worker.engine.store
+    keystore, state = await store.keystore(), await worker.engine.document.read()
+    left = undone(keystore, orders or {})
+    if lost is not None:
+        left += surviving(keystore, state, lost.upto, level=lost.level, version=lost.version)
+    if left:
+        raise ConflictError(
+            f"Another process is rotating keys; this is not done yet: {', '.join(left[:3])}.",
+            hint="It stays asked for. See: apex-creds rotation status",
         )
-        return
-    labels = await labels_of(engine.store, service) if service else [""]
-    wanted = dict.fromkeys((request_key(level, label) for label in labels), now)
-    await engine.document.change(lambda s: replace(s, requested={**s.requested, **wanted}))
-
-
-async def _finish(worker: RotationWorker, *, wait: bool) -> bool:
-    """Does what is due; whether it is done when this returns."""
-    while True:
-        outcome = await worker.engine.run()
-        if outcome.failed:
-            raise next(iter(outcome.failed.values()))
-        if not outcome.waiting:
-            await worker.engine.release()
-            return True
-        if not wait:
-            return False
-        await anyio.sleep(0.5)
-        if not await worker.engine.plan():
-            return True
 
 
 @contextmanager
@@ -267,21 +306,34 @@ def emit(
     pairs = dict(_pair(text) for text in fields or ())
     event = parse_event(kind, {**pairs, "source": "operator"})
 
-    async def work(vault: Vault) -> tuple[bool, bool]:
+    async def work(vault: Vault) -> bool:
         worker = RotationWorker(vault)
+        if service := getattr(event, "service", ""):
+            labels_of(await vault.store.keystore(), service)
         new = await worker.bus.accept(event)
-        if not await worker.engine.hold():
-            return new, False
         await worker.bus.act()
-        return new, await _finish(worker, wait=False)
+        if not vault.store.sealed:  # by a lockdown, which it may have been
+            await _act_on(worker, event)
+        return new
 
-    new, done = _with_vault(options.settings(ctx, home, master), work)
-    if not new:
-        output.say("The same event was accepted a moment ago.")
-    elif done:
+    if _with_vault(options.settings(ctx, home, master), work):
         output.say("Accepted, and acted on.", style="green")
     else:
-        output.say("Accepted; a worker acts on it.", style="green")
+        output.say("The same event was accepted a moment ago, and acted on.")
+
+
+async def _act_on(worker: RotationWorker, event: Event) -> None:
+    """Does what an event asks for, as its place in the document says."""
+    state = await worker.engine.document.read()
+    mark, reactions = fingerprint(event), state.table.get(kind_of(event), ())
+    found = [item for item in (*state.acted, *state.queue) if fingerprint(item.event) == mark]
+    upto = found[-1].concerns if found else None
+    if Reaction.ROTATE_AND_DESTROY in reactions and upto:
+        level = event.level if isinstance(event, CompromiseSuspected) else Level.DEK
+        version = event.version if isinstance(event, CompromiseSuspected) else 0
+        await _finish(worker, lost=Lost(level=level, version=version, upto=upto), wait=True)
+    else:
+        await _finish(worker, state.renew, wait=True)
 
 
 def _pair(text: str) -> tuple[str, object]:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from apex_creds.errors import ConflictError
 from apex_creds.migration.state import migration_document
 from apex_creds.scheduler import report
-from apex_creds.scheduler.engine import request_key
+from apex_creds.scheduler.orders import labels_of, newest, order, undone
 from apex_creds.scheduler.policy import DAY, Level
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.scheduler.worker import RotationWorker
@@ -61,17 +61,18 @@ async def rotate(vault: Vault, levels: Iterable[Level]) -> None:
         ConflictError: Another worker rotates, and does what was asked for when it can.
         ApexCredsError: A step failed; what was asked for stays asked for.
     """
-    engine = RotationWorker(vault).engine
-    wanted = dict.fromkeys((request_key(level) for level in levels), vault.clock.time())
-    await engine.document.change(lambda s: replace(s, requested={**s.requested, **wanted}))
+    engine, keystore = RotationWorker(vault).engine, await vault.store.keystore()
+    wanted: dict[str, int] = {}
+    for level in levels:
+        wanted |= newest(keystore, level, labels_of(keystore))
+    await order(engine.document, wanted)
     outcome = await engine.run()
-    if outcome.waiting:
+    for failure in outcome.failed.values():
+        raise failure
+    if undone(await vault.store.keystore(), wanted):
         raise ConflictError(
             "Another worker rotates keys at this moment.", hint="It does this, too; wait."
         )
-    await engine.release()
-    for failure in outcome.failed.values():
-        raise failure
 
 
 async def status(vault: Vault) -> dict[str, dict[str, object]]:

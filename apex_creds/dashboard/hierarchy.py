@@ -19,7 +19,7 @@ from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.events import kind_of
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.rotation import MasterView, Step, View, next_due, plan
-from apex_creds.scheduler.state import RotationState
+from apex_creds.scheduler.sharing import worker_runs
 from apex_creds.vault import reseal
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.reseal import SECTION_NAMES, KekScan
@@ -69,7 +69,7 @@ class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
         master: Where the master key is kept: the provider's kind alone.
         due: When the next key of a level is due, Unix seconds.
         steps: What could be done now, in words of the state machine.
-        worker: Until when a worker holds the rotation lease; 0: none does.
+        worker: Whether one runs; None where that can't be told.
         waiting: Security events that nobody acted on yet.
     """
 
@@ -77,7 +77,7 @@ class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[Key, ...]
     due: dict[str, float]
     steps: tuple[dict[str, object], ...]
-    worker: float = 0.0
+    worker: bool | None = None
     waiting: tuple[str, ...] = ()
 
 
@@ -91,6 +91,7 @@ async def hierarchy(engine: Engine, *, names: Names) -> Hierarchy:
     scan = await reseal.scan(engine.store)
     sections = [await engine.store.section(name) for name in SECTION_NAMES]
     keystore = await engine.store.keystore()
+    worker = await worker_runs(engine.store.storage)
     now = engine.store.clock.time()
 
     def build() -> Hierarchy:
@@ -106,7 +107,7 @@ async def hierarchy(engine: Engine, *, names: Names) -> Hierarchy:
             keys=keys,
             due={level.value: at for level, at in due.items()},
             steps=tuple(_step(step, names) for step in steps),
-            worker=_worker(state, now),
+            worker=worker,
             waiting=tuple(kind_of(item.event) for item in state.queue),
         )
 
@@ -194,8 +195,3 @@ def _step(step: Step, names: Names) -> dict[str, object]:
         "version": step.version,
         "reason": step.reason.value,
     }
-
-
-def _worker(state: RotationState, now: float) -> float:
-    lease = state.lease
-    return lease.until if lease is not None and lease.until > now else 0.0

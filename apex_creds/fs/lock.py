@@ -67,26 +67,48 @@ class WriteLock:
         if not self._threads.acquire(timeout=self._timeout):
             raise _locked(path)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                check(path, folder.status(self._name))
-            with self._file_lock(path, max(0.0, deadline - time.monotonic())):
-                check(path, folder.status(self._name))
+            lock = lock_file(folder, self._name, timeout=max(0.0, deadline - time.monotonic()))
+            if lock is None:
+                raise _locked(path)
+            with contextlib.closing(lock):
                 yield
         finally:
             self._threads.release()
 
-    @staticmethod
-    @contextlib.contextmanager
-    def _file_lock(path: Path, timeout: float) -> Iterator[None]:
-        lock = lock_at(path)
-        try:
-            lock.acquire(timeout=timeout, poll_interval=_POLL)
-        except Timeout:
-            raise _locked(path) from None
-        try:
-            yield
-        finally:
-            release(lock)
+
+class HeldLock:
+    """A lock file that is held until ``close``, or the end of the process."""
+
+    def __init__(self, lock: BaseFileLock) -> None:
+        self._lock = lock
+
+    def close(self) -> None:
+        """Lets go of it; idempotent."""
+        release(self._lock)
+
+
+def lock_file(folder: Folder, name: str, *, timeout: float = 0.0) -> HeldLock | None:
+    """Takes the kernel's lock of a file; None if another one has it for all that time.
+
+    Raises:
+        UnsafePathError: The lock file is a link or somebody else's.
+        UnsafePermissionsError: The lock file is open to others.
+    """
+    path = folder.path / name
+    with contextlib.suppress(FileNotFoundError):
+        check(path, folder.status(name))
+    lock = lock_at(path)
+    try:
+        lock.acquire(timeout=timeout, poll_interval=_POLL)
+    except Timeout:
+        return None
+    held = HeldLock(lock)
+    try:
+        check(path, folder.status(name))
+    except BaseException:
+        held.close()
+        raise
+    return held
 
 
 def _locked(path: Path) -> StorageLockedError:

@@ -19,7 +19,7 @@ import msgspec
 
 from apex_creds.errors import KeyStateError, UnknownKeyError
 
-__all__ = ["MAX_VERSION", "KeyState", "KeyVersion", "Keyset"]
+__all__ = ["MAX_VERSION", "KeyState", "KeyVersion", "Keyset", "grace_over"]
 
 MAX_VERSION: Final = 2**32 - 1
 """The envelope has 32 bits for a key version."""
@@ -245,6 +245,15 @@ class Keyset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         by_number = {v.version: v for v in changed}
         versions = tuple(by_number.get(v.version, v) for v in self.versions)
         return msgspec.structs.replace(self, versions=versions)
+
+
+def grace_over(since: float, *, before: float, now: float) -> bool:
+    """Whether what was left behind at ``since`` is not kept any more.
+
+    That is so if it was before ``before``. A time from as far ahead, or further, was written
+    while the clock was wrong: it keeps nothing for years.
+    """
+    return since <= before or since - now > now - before
 
 
 def _fresh(

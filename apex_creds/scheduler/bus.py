@@ -2,9 +2,10 @@
 
 Guarantee: an event that ``accept`` returned for is in the vault's document ``rotation``,
 and whichever worker comes to it acts on it, also after a crash. Acting twice is acting
-once: requests and marks are about keys that are older than the event. The same event,
-again within the debounce time, is not accepted again; the same damage of a log never is.
-Who subscribed hears of each event once, whichever process accepted it (see ``delivery``).
+once: orders and marks are about the key versions that there were when it was accepted. The
+same event, again within the debounce time, is not accepted again; the same damage of a log
+never is. Who subscribed hears of each event once, whichever process accepted it (see
+``delivery``).
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from msgspec.structs import replace
 
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError, UnknownKeyError
 from apex_creds.model import new_id
-from apex_creds.scheduler.compromise import declare, labels_of
+from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.delivery import Callback, Subscription
-from apex_creds.scheduler.engine import request_key
 from apex_creds.scheduler.events import (
     AuditTampered,
     CompromiseSuspected,
@@ -33,6 +33,7 @@ from apex_creds.scheduler.events import (
     fingerprint,
     kind_of,
 )
+from apex_creds.scheduler.orders import Numbers, labels_of, newest_below, with_orders
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import Accepted, RotationState
 from apex_creds.vault.state import StateDocument
@@ -118,7 +119,14 @@ class EventBus:
         Raises:
             InvalidInputError: A thousand events wait already.
         """
-        made = Accepted(id=new_id(), event=event, at=self._store.clock.time(), reactions=())
+        table = (await self._document.read()).table
+        made = Accepted(
+            id=new_id(),
+            event=event,
+            at=self._store.clock.time(),
+            reactions=(),
+            concerns=await self._concerns(event, table.get(kind_of(event), ())),
+        )
         self._from[made.id] = heard_by
         try:
             state = await self._document.change(lambda found: _with_event(found, made))
@@ -129,6 +137,20 @@ class EventBus:
             del self._from[made.id]
         await asyncio.sleep(0)  # who hears of it here is given a turn, but not waited for
         return new
+
+    async def _concerns(self, event: Event, reactions: Collection[Reaction]) -> dict[str, int]:
+        """The key versions that there are, where an event is about keys that are here."""
+        if not {Reaction.ROTATE, Reaction.ROTATE_AND_DESTROY} & set(reactions):
+            return {}
+        level, services = _level_of(event), [getattr(event, "service", "")]
+        try:
+            if not isinstance(event, OperatorRequest | CompromiseSuspected):
+                services = list(await self._reactor.services(event))
+            keystore = await self._store.keystore()
+            labels = [label for name in services for label in labels_of(keystore, name)]
+        except CredentialNotFoundError:
+            return {}
+        return newest_below(keystore, level, labels)
 
     async def look(self) -> None:
         """Has subscribers hear of what other processes accepted since the last look.
@@ -175,47 +197,45 @@ class EventBus:
         return finished
 
     async def _react(self, item: Accepted, reaction: Reaction) -> None:
-        requests: dict[str, float] = {}
+        orders: Numbers = {}
         try:
-            if reaction is Reaction.ROTATE:
-                keys = await self._keys(item.event)
-                requests = dict.fromkeys(keys, item.at)
-            elif reaction is Reaction.ROTATE_AND_DESTROY:
-                await self._destroy(item)
+            if reaction in (Reaction.ROTATE, Reaction.ROTATE_AND_DESTROY):
+                concerns = item.concerns
+                if concerns is None:  # accepted by an earlier program
+                    concerns = await self._concerns(item.event, [reaction])
+                orders = await self._renew(item.event, reaction, concerns)
             else:
                 await _does(self._reactor, reaction)(item.event)
         except (CredentialNotFoundError, InvalidInputError, UnknownKeyError) as error:
             # It will never succeed: what it is about is not, or no longer, there.
             _log.warning("%s: %s was dropped: %s", kind_of(item.event), reaction, error)
-        await self._document.change(lambda s: _reacted(s, item.id, reaction, requests))
+        await self._document.change(lambda s: _reacted(s, item.id, reaction, orders))
 
-    async def _keys(self, event: Event) -> list[str]:
-        """The keys of a rotation, as the document names them."""
-        if isinstance(event, OperatorRequest | CompromiseSuspected):
-            if event.level is not Level.DEK or not event.service:
-                return [request_key(event.level)]
-            services: Collection[str] = (event.service,)
-        else:
-            services = await self._reactor.services(event)
-        labels = [label for name in services for label in await labels_of(self._store, name)]
-        return [request_key(Level.DEK, label) for label in labels]
+    async def _renew(self, event: Event, reaction: Reaction, concerns: Numbers) -> Numbers:
+        """Marks keys compromised, or returns the orders to renew them."""
+        if not concerns:
+            raise CredentialNotFoundError("The event concerns no key that is here.")
+        level = _level_of(event)
+        if reaction is Reaction.ROTATE:
+            return {n: v for n, v in concerns.items() if n.partition(" ")[0] == level}
+        version = event.version if isinstance(event, CompromiseSuspected) else 0
+        service = getattr(event, "service", "")
+        await declare(
+            self._store,
+            self._document,
+            level=level,
+            service=service,
+            version=version,
+            upto=concerns,
+        )
+        return {}
 
-    async def _destroy(self, item: Accepted) -> None:
-        event = item.event
-        if isinstance(event, CompromiseSuspected):
-            await declare(
-                self._store,
-                self._document,
-                level=event.level,
-                service=event.service,
-                version=event.version,
-                at=item.at,
-            )
-            return
-        for service in await self._reactor.services(event):
-            await declare(
-                self._store, self._document, level=Level.DEK, service=service, at=item.at
-            )
+
+
+def _level_of(event: Event) -> Level:
+    if isinstance(event, OperatorRequest | CompromiseSuspected):
+        return event.level
+    return Level.DEK
 
 
 def _does(reactor: Reactor, reaction: Reaction) -> Callable[[Event], Awaitable[None]]:
@@ -254,10 +274,12 @@ def _with_event(state: RotationState, made: Accepted) -> RotationState:
 
 
 def _reacted(
-    state: RotationState, number: str, reaction: Reaction, requests: dict[str, float]
+    state: RotationState, number: str, reaction: Reaction, orders: Numbers
 ) -> RotationState:
     """Without that reaction; an event without any is done."""
     queue, acted = [], state.acted
+    if any(item.id == number and reaction in item.reactions for item in state.queue):
+        state = with_orders(state, orders)  # else another one acted, and what it made is new
     for item in state.queue:
         if item.id != number:
             queue.append(item)
@@ -267,10 +289,7 @@ def _reacted(
             queue.append(replace(item, reactions=left))
         else:
             acted = _kept(state, replace(item, reactions=()))
-    merged = dict(state.requested)
-    for key, at in requests.items():
-        merged[key] = max(at, merged.get(key, at))
-    return replace(state, queue=tuple(queue), acted=acted, requested=merged)
+    return replace(state, queue=tuple(queue), acted=acted)
 
 
 def _kept(state: RotationState, item: Accepted) -> tuple[Accepted, ...]:

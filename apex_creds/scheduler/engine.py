@@ -4,7 +4,7 @@ Guarantee: nothing that it remembers matters. Each round reads what is stored, a
 ``rotation.plan`` and does the first steps; killed anywhere, another one goes on. A step
 that fails is reported and passed over, so that a keyring that is locked does not keep DEKs
 from rotating. Two engines at work at once lose nothing: each step is compare-and-set, and
-names the version that it is about; the lease only saves them from doing work twice.
+names the version that it is about; that one rotates at a time only saves doing work twice.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from functools import partial
 from itertools import takewhile
 from typing import Final
 
+import anyio
 from msgspec.structs import replace
 
 from apex_creds.errors import ApexCredsError, ConflictError
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.keys.passphrase import PassphraseProvider
+from apex_creds.scheduler.orders import adopt, by_time, request_key, undone
 from apex_creds.scheduler.policy import Level, NextFire
 from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
 from apex_creds.scheduler.rotation import Action, KeyView, MasterView, Step, View, plan
-from apex_creds.scheduler.sharing import Leader
-from apex_creds.scheduler.state import RotationState, WorkerLease
+from apex_creds.scheduler.sharing import ROTATION, Leader
+from apex_creds.scheduler.state import RotationState
 from apex_creds.vault import dek, reseal, rotate
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.reseal import SECTION_NAMES, KekScan
@@ -34,7 +36,6 @@ from apex_creds.vault.section import Section
 from apex_creds.vault.state import StateDocument
 from apex_creds.vault.store import DocumentStore, off_loop
 
-LEASE_SECONDS: Final = 30.0
 BY_HAND: Final = frozenset({Level.MASTER, Level.KEK})
 """Levels that somebody must be there for, where the master key is in ``passphrase:``."""
 _REPEATS: Final = 3
@@ -52,7 +53,7 @@ class Outcome:
     Attributes:
         done: The steps that were taken.
         failed: Those that were not, and why.
-        waiting: Another worker has the lease.
+        waiting: Another worker rotates, or this one was stopped.
         by_hand: Steps that were left for somebody who knows the passphrase.
     """
 
@@ -68,7 +69,6 @@ class Engine:
     Args:
         store: The vault's documents.
         document: Its document ``rotation``.
-        holder: Names this worker; unique.
         next_fire: Reads cron expressions.
         movers: By label: who moves what a DEK outside the sections protects.
         report: Called before each step is taken; what it raises stops the step.
@@ -84,7 +84,6 @@ class Engine:
         store: DocumentStore,
         document: StateDocument[RotationState],
         *,
-        holder: str,
         next_fire: NextFire,
         movers: Mapping[str, Mover] | None = None,
         report: Report | None = None,
@@ -93,46 +92,23 @@ class Engine:
     ) -> None:
         self.store = store
         self.document = document
-        self.holder = holder
         self.next_fire = next_fire
         self._movers = dict(movers or {})
         self._report = report or (lambda _: None)
         self._tell = tell or (lambda _: None)
         self._pace = pace or Pace()
         self.stopped = False
-        self._leader = None if store.shared is None else Leader(store.shared)
+        self._leader = Leader(store.storage, ROTATION)
 
-    # -- the lease ---------------------------------------------------------------
+    # -- who rotates ---------------------------------------------------------------
 
     async def hold(self) -> bool:
-        """Takes or renews the lease; whether this worker has it now."""
-        if self._leader is not None:
-            return await self._leader.hold()
-        now = self.store.clock.time()
-
-        def take(state: RotationState) -> RotationState:
-            lease = state.lease
-            if lease is not None and lease.holder != self.holder and _runs(lease, now):
-                return state
-            if lease is not None and lease.holder == self.holder and _fresh(lease, now):
-                return state
-            made = WorkerLease(holder=self.holder, until=now + LEASE_SECONDS)
-            return replace(state, lease=made)
-
-        lease = (await self.document.change(take)).lease
-        return lease is not None and lease.holder == self.holder
+        """Becomes the one that rotates, if nobody else is; whether this one is now."""
+        return await self._leader.hold()
 
     async def release(self) -> None:
-        """Gives the lease up, if this worker has it."""
-        if self._leader is not None:
-            await self._leader.release()
-            return
-
-        def give(state: RotationState) -> RotationState:
-            mine = state.lease is not None and state.lease.holder == self.holder
-            return replace(state, lease=None) if mine else state
-
-        await self.document.change(give)
+        """Leaves it to others; idempotent."""
+        await self._leader.release()
 
     # -- looking -----------------------------------------------------------------
 
@@ -170,7 +146,7 @@ class Engine:
         return View(
             master=_master_view(keystore, state),
             keys=tuple(keys),
-            requested=_requested(state, keys, self.store.clock.time()),
+            requested=_requested(keystore, state, keys),
         )
 
     async def plan(self) -> tuple[Step, ...]:
@@ -210,7 +186,7 @@ class Engine:
         """Takes steps until nothing is due.
 
         Args:
-            lease: Only while this worker has, or gets, the lease.
+            lease: Only while no other worker rotates.
             only: Steps of these levels alone.
             attended: Whether a person is there, who can be asked for a passphrase.
 
@@ -218,6 +194,16 @@ class Engine:
             IntegrityError: A document is not what this vault wrote.
             StorageError: The backend failed.
         """
+        try:
+            await adopt(self.store, self.document)
+            return await self._run(lease=lease, only=only, attended=attended)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.release()
+
+    async def _run(
+        self, *, lease: bool, only: frozenset[Level] | None, attended: bool
+    ) -> Outcome:
         done: Counter[Step] = Counter()
         failed: dict[Step, ApexCredsError] = {}
         while not self.stopped and (not lease or await self.hold()):
@@ -225,7 +211,7 @@ class Engine:
             alone = () if attended else await self.by_hand(steps)
             group = _first_group([s for s in steps if s not in failed and s not in alone])
             if not group:
-                await self._forget_requests()
+                await self._forget_orders()
                 await self.store.note_reached()
                 return Outcome(done=tuple(done.elements()), failed=failed, by_hand=alone)
             try:
@@ -308,30 +294,26 @@ class Engine:
                     self._tell(progress)
                     if self.stopped:
                         return
-                    await self.hold()
         elif action is Action.RETIRE:
             await dek.retire_unused(self.store, section, labels, now=now)
         else:
             grace = (await self.document.read()).policies.dek.grace
             await dek.destroy_retired(self.store, section, labels, before=now - grace, now=now)
 
-    async def _forget_requests(self) -> None:
-        """Drops the requests that every key is younger than."""
+    async def _forget_orders(self) -> None:
+        """Drops the orders that are done."""
         state = await self.document.read()
-        if not state.requested:
+        if not state.renew:
             return
-        view = await self.view()
-        made = {(k.level, k.label): k.keyset.primary.created for k in view.keys}
-        made[Level.MASTER, ""] = view.master.created
-        open_ = {k for k, at in view.requested.items() if made.get(k, at) < at}
+        left = set(undone(await self.store.keystore(), state.renew))
 
         def forget(found: RotationState) -> RotationState:
             kept = {
-                key: at
-                for key, at in found.requested.items()
-                if state.requested.get(key) != at or any(_covers(key, k) for k in open_)
+                name: number
+                for name, number in found.renew.items()
+                if name in left or state.renew.get(name) != number
             }
-            return found if kept == found.requested else replace(found, requested=kept)
+            return found if kept == found.renew else replace(found, renew=kept)
 
         await self.document.change(forget)
 
@@ -375,37 +357,15 @@ def _left(began: Mapping[int, float], version: int) -> float:
 
 
 def _requested(
-    state: RotationState, keys: Iterable[KeyView], now: float
-) -> dict[tuple[Level, str], float]:
-    """The requests by key. One from the future, by a wrong clock, counts as from now."""
-    found: dict[tuple[Level, str], float] = {}
+    keystore: Keystore, state: RotationState, keys: Iterable[KeyView]
+) -> dict[tuple[Level, str], int]:
+    """The orders, by key."""
+    numbers = {**by_time(keystore, state.requested), **state.renew}
     every = [(Level.MASTER, ""), *((k.level, k.label) for k in keys)]
-    for name, at in state.requested.items():
-        for key in every:
-            if _covers(name, key):
-                found[key] = max(found.get(key, 0.0), min(at, now))
-    return found
-
-
-def request_key(level: Level, label: str = "") -> str:
-    """How a request is named in the document; without a label, all keys of the level."""
-    return f"{level.value} {label}" if label else level.value
-
-
-def _covers(name: str, key: tuple[Level, str]) -> bool:
-    return name in (request_key(key[0]), request_key(*key))
+    return {key: numbers[name] for key in every if (name := request_key(*key)) in numbers}
 
 
 # -- small things ----------------------------------------------------------------------
-
-
-def _runs(lease: WorkerLease, now: float) -> bool:
-    """Whether it still holds; one from too far ahead was made while the clock was wrong."""
-    return now < lease.until <= now + 2 * LEASE_SECONDS
-
-
-def _fresh(lease: WorkerLease, now: float) -> bool:
-    return now + LEASE_SECONDS / 2 < lease.until <= now + LEASE_SECONDS
 
 
 def _first_group(steps: Sequence[Step]) -> list[Step]:

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Final
 
 from apex_creds.errors import KeyStateError
-from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
+from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion, grace_over
 from apex_creds.scheduler.policy import Level, LevelPolicy, NextFire, Policies, due_at, is_due
 
 __all__ = ["Action", "KeyView", "MasterView", "Reason", "Step", "View", "next_due", "plan"]
@@ -137,12 +137,13 @@ class View:
     Attributes:
         master: The master key.
         keys: The KEK and the DEKs.
-        requested: Keys of a level and label that are older than this are to be rotated.
+        requested: By level and label: a primary of this version, or an earlier one, is to
+            be rotated.
     """
 
     master: MasterView
     keys: tuple[KeyView, ...]
-    requested: Mapping[tuple[Level, str], float] = field(default_factory=dict)
+    requested: Mapping[tuple[Level, str], int] = field(default_factory=dict)
 
 
 def plan(
@@ -199,7 +200,8 @@ def _master_steps(
         )
     for version, left in sorted(master.left.items()):
         compromised = version <= master.compromised
-        if version >= master.version or not (compromised or left + policy.grace <= now):
+        over = compromised or grace_over(left, before=now - policy.grace, now=now)
+        if version >= master.version or not over:
             return  # in their order, whatever the clock said: how far they went is one number
         why = Reason.COMPROMISED if compromised else Reason.GRACE_OVER
         yield Step(level=Level.MASTER, action=Action.DESTROY, version=version, reason=why)
@@ -211,7 +213,7 @@ def _master_reason(
     master = view.master
     if master.version <= master.compromised:
         return Reason.COMPROMISED
-    if master.created < view.requested.get((Level.MASTER, ""), -1.0):
+    if master.version <= view.requested.get((Level.MASTER, ""), 0):
         return Reason.REQUESTED
     salt = _master_salt(master)
     if is_due(policy, created=master.created, now=now, salt=salt, next_fire=next_fire):
@@ -250,7 +252,7 @@ def _old_version(
             yield _step(key, Action.MOVE, version, why or Reason.REPLACED)
     elif version.state is KeyState.ACTIVE:
         yield _step(key, Action.RETIRE, version, why or Reason.UNUSED)
-    elif version.compromised or version.changed + policy.grace <= now:
+    elif version.compromised or grace_over(version.changed, before=now - policy.grace, now=now):
         yield _step(key, Action.DESTROY, version, why or Reason.GRACE_OVER)
 
 
@@ -265,7 +267,7 @@ def _due(
     primary = key.keyset.primary
     if primary.compromised:
         return Reason.COMPROMISED
-    if primary.created < view.requested.get((key.level, key.label), -1.0):
+    if primary.version <= view.requested.get((key.level, key.label), 0):
         return Reason.REQUESTED
     if is_due(policy, created=primary.created, now=now, salt=_salt(key), next_fire=next_fire):
         return Reason.TIME

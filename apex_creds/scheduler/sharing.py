@@ -1,8 +1,8 @@
 """Workers that share a vault share out its work: who rotates, and who does which shards.
 
-Guarantee: of all workers of a vault at most one leads, and it stops leading with its
-connection; a shard is done by one worker at a time, as long as that one lives and gets on.
-Neither is relied on: every step is compare-and-set.
+Guarantee: of all workers of a vault at most one rotates at a time, and it stops with its
+process (or connection), however that ends; a shard is done by one worker at a time, as long
+as that one lives and gets on. Neither is relied on: every step is compare-and-set.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from apex_creds.storage.base import Leadership, SharedStorage
+from apex_creds.errors import StorageError
+from apex_creds.storage.base import Leadership, Leads, Storage
 
 if TYPE_CHECKING:
     from apex_creds.scheduler.reencrypt import Progress, Run
 
-__all__ = ["Leader", "over_shards"]
+__all__ = ["Leader", "over_shards", "worker_runs"]
 
 ROTATION: Final = "rotation"
+"""Held for a run by who rotates."""
+WORKER: Final = "worker"
+"""Held by one worker for as long as it runs."""
 BATCH: Final = 16
 """Shards that a worker takes at once, and writes in one commit."""
 PERIOD: Final = 0.05
@@ -29,24 +33,26 @@ PATIENCE: Final = 200
 
 
 class Leader:
-    """Whether this worker is the one that rotates.
+    """Whether this one leads in something: in rotating, or in being the worker.
 
     Args:
-        storage: Says so.
+        storage: Says so; of one that does not, everybody leads.
+        what: In what.
     """
 
-    def __init__(self, storage: SharedStorage) -> None:
-        self._storage = storage
+    def __init__(self, storage: Storage, what: str) -> None:
+        self._storage = storage if isinstance(storage, Leads) else None
+        self._what = what
         self._held: AsyncExitStack | None = None
         self._lead: Leadership | None = None
 
     async def hold(self) -> bool:
         """Leads, if nobody else does; whether it does now."""
-        if self._lead:
+        if self._lead or self._storage is None:
             return True
         await self.release()
         async with AsyncExitStack() as stack:
-            lead = await stack.enter_async_context(self._storage.leader(ROTATION))
+            lead = await stack.enter_async_context(self._storage.leader(self._what))
             if lead:
                 self._lead, self._held = lead, stack.pop_all()
         return bool(lead)
@@ -56,6 +62,17 @@ class Leader:
         held, self._held, self._lead = self._held, None, None
         if held is not None:
             await held.aclose()
+
+
+async def worker_runs(storage: Storage) -> bool | None:
+    """Whether some worker runs on a vault; None where that can't be told."""
+    if not isinstance(storage, Leads):
+        return None
+    try:
+        async with storage.leader(WORKER) as lead:
+            return not lead
+    except StorageError:
+        return None
 
 
 async def over_shards(

@@ -20,7 +20,7 @@ DOCUMENT: Final = "rotation"
 
 
 class WorkerLease(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which worker rotates, and until when if it says nothing more (Unix seconds)."""
+    """Read where an earlier program wrote it; who rotates holds a lock now."""
 
     holder: str
     until: float
@@ -34,12 +34,15 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         event: What happened.
         at: When it was accepted, Unix seconds.
         reactions: What is left to do, in order.
+        concerns: The key versions that there were then, which it is about; None where an
+            earlier program accepted it.
     """
 
     id: str
     event: Event
     at: float
     reactions: tuple[Reaction, ...]
+    concerns: dict[str, int] | None = None
 
 
 class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,12 +52,13 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         policies: When keys rotate.
         table: What is done about events.
         debounce: Seconds in which the same event is accepted once.
-        lease: Which worker rotates.
+        lease: Not used any more.
         queue: Events that are not yet acted on, oldest first.
         acted: The last events that were acted on.
         recent: When an event was last accepted, by fingerprint.
-        requested: Keys of ``level`` or ``level label`` that are older than this time are
-            to be rotated.
+        renew: Keys (``level`` or ``level label``) whose primary is of this version, or an
+            earlier one, are to be rotated.
+        requested: The same by time, where an earlier program wrote it.
         discarded: Master keys up to this version were deleted at their provider.
         discarded_at: When each of them was, Unix seconds.
         compromised_master: Master keys up to this version may be in wrong hands.
@@ -69,6 +73,7 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     queue: tuple[Accepted, ...] = ()
     acted: tuple[Accepted, ...] = ()
     recent: dict[str, float] = {}
+    renew: dict[str, int] = {}
     requested: dict[str, float] = {}
     discarded: int = 0
     discarded_at: dict[int, float] = {}

@@ -2,9 +2,9 @@
 
 Guarantee: nothing is due because a job was scheduled, and nothing is missed because one
 was not: each job looks at what is stored. Jobs are paced by a clock that never jumps; the
-wall clock only says which keys are old. Of several workers on a vault one rotates at a
-time; when it dies, another goes on at its next look. A job that fails, or does not end, is
-reported in ``health``; one that fails comes again.
+wall clock only says which keys are old. Of several workers on a vault one is on duty and
+rotates; when it ends, in any way, another goes on at its next look. A job that fails, or
+does not get on, is reported in ``health``; one that fails comes again.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.reactor import Notify, VaultReactor
 from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
 from apex_creds.scheduler.rotation import Step
+from apex_creds.scheduler.sharing import WORKER, Leader
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.scheduler.watch import Watch
 from apex_creds.vault import Vault
@@ -135,7 +136,6 @@ class RotationWorker:
         self.engine = Engine(
             vault.store,
             document,
-            holder=self.id,
             next_fire=next_fire,
             movers=_movers(vault),
             report=self._report,
@@ -154,6 +154,7 @@ class RotationWorker:
         self._problems: dict[str, str] = {}
         self._last: dict[str, float] = {}
         self._rotates = False
+        self._duty = Leader(vault.store.storage, WORKER)
         self._watch: Watch | None = None
         if watching:
             watch = self._watch = Watch(vault, self.engine)
@@ -165,6 +166,7 @@ class RotationWorker:
     async def __aenter__(self) -> Self:
         self._vault.heed_lockdown()
         self.engine.stopped = False
+        await self._quietly("duty", self._duty.hold)
         with suppress(ApexCredsError):  # sealed: then every event counts as one of now
             self._known = {item.id for item in (await self._document.read()).acted}
         for name, seconds in self._jobs().items():
@@ -182,8 +184,7 @@ class RotationWorker:
         self.engine.stopped = True
         with anyio.CancelScope(shield=True):
             await self._end()
-            async with self._busy:
-                await self._quietly("release", self.engine.release)
+            await self._quietly("duty", self._duty.release)
 
     async def _end(self) -> None:
         """What rotates ends at its next commit, what only looks is broken off."""
@@ -278,6 +279,7 @@ class RotationWorker:
         if name == "events":
             await self._events()
         elif name == "health":
+            await self._quietly("duty", self._duty.hold)
             await self._report_health()
         elif name in self._hooks:
             await _call(self._hooks[name])
@@ -300,7 +302,7 @@ class RotationWorker:
 
     async def _events(self) -> None:
         self._end_leases(await self._document.read())
-        if await self.bus.act():
+        if await self.bus.act() or (await self._document.read()).renew:
             await self._rotate(None)
 
     def _end_leases(self, state: RotationState) -> None:
@@ -315,8 +317,11 @@ class RotationWorker:
         self._known = {item.id for item in (*state.queue, *state.acted)}
 
     async def _rotate(self, level: Level | None) -> None:
+        await self._vault.refuse_lockdown()
         only = None if level is None else frozenset({level})
-        outcome = await self.engine.run(only=only, attended=False)
+        outcome = Outcome(waiting=True)
+        if await self._duty.hold():
+            outcome = await self.engine.run(only=only, attended=False)
         self._rotates = not outcome.waiting
         if outcome.waiting and self._help:
             await self._help_reencrypt()
@@ -377,7 +382,7 @@ class RotationWorker:
             _log.error("%s failed", name, exc_info=error)
         else:
             self._problems.pop(name, None)
-            if name != "health":
+            if name not in ("duty", "health"):
                 self._last[name] = self._vault.clock.time()
 
 

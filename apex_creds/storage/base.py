@@ -163,7 +163,22 @@ class Leadership:
 
 
 @runtime_checkable
-class SharedStorage(Storage, Protocol):
+class Leads(Protocol):
+    """A storage that can tell, of several processes, one that leads."""
+
+    def leader(self, what: str) -> AbstractAsyncContextManager[Leadership]:
+        """Whether this caller leads in ``what`` during the block; never waits for it.
+
+        Of all callers in all processes at most one does. It is lost with the connection,
+        or the process, that it was had on, however that ends.
+
+        Args:
+            what: 1 to 64 of a-z, 0-9 and underscore.
+        """
+
+
+@runtime_checkable
+class SharedStorage(Storage, Leads, Protocol):
     """A storage that several processes on several machines share.
 
     ``change_token`` answers from a map of what was there at the last ``look()`` (and of
@@ -209,13 +224,6 @@ class SharedStorage(Storage, Protocol):
 
         Raises:
             ConflictError: One of them is not at its ``expected`` any more.
-        """
-
-    def leader(self, what: str) -> AbstractAsyncContextManager[Leadership]:
-        """Whether this caller leads in ``what`` during the block; never waits for it.
-
-        Of all callers in all processes at most one does. It is lost with the connection,
-        or the process, that it was had on.
         """
 
     def claim(

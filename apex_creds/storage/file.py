@@ -21,7 +21,7 @@ import aiofiles
 from anyio import to_thread
 
 from apex_creds.errors import ConflictError, StorageError
-from apex_creds.fs.lock import WriteLock
+from apex_creds.fs.lock import HeldLock, WriteLock, lock_file
 from apex_creds.fs.oserrors import storage_error, translated
 from apex_creds.fs.private_files import Folder, durable_name, sync_file, write_all
 from apex_creds.fs.shred import overwrite
@@ -32,6 +32,7 @@ from apex_creds.storage.base import (
     MAX_DOCUMENT_BYTES,
     STATE_DOCUMENTS,
     Data,
+    Leadership,
     Shredded,
     Stored,
     Token,
@@ -44,7 +45,7 @@ from apex_creds.storage.pins import Pins
 from apex_creds.storage.whole import to_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 _FIXED: Final = {
     KEYSTORE: (SECURITY, "keystore.enc"),
@@ -231,12 +232,34 @@ class FileStorage:
         """See ``Storage``; with mapped names, only candidates are found."""
         return await to_thread.run_sync(self._names)
 
+    @contextlib.asynccontextmanager
+    async def leader(self, what: str) -> AsyncIterator[Leadership]:
+        """See ``Leads``; the lock is the kernel's, and ends with the process.
+
+        Raises:
+            StorageError: The lock file can't be made or locked.
+        """
+        lock = await to_thread.run_sync(self._lead, check_document_name(what))
+        try:
+            yield Leadership(held=lock is not None)
+        finally:
+            if lock is not None:
+                lock.close()
+
     async def close(self) -> None:
         """See ``Storage``."""
         self._pins.close()
         self._epoch.detach()
 
     # -- in worker threads -------------------------------------------------------
+
+    def _lead(self, what: str) -> HeldLock | None:
+        name = f".{what}.lock"
+        with (
+            translated(self.root / SECURITY / name, writing=True),
+            self._folder(SECURITY) as security,
+        ):
+            return lock_file(security, name)
 
     def _write(
         self, place: _Place, data: Data, *, expected: Token | None, shred: bool

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import ConflictError
 from apex_creds.keys.hierarchy import KEY_BYTES
-from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.keys.keyset import Keyset, KeyState, grace_over
 from apex_creds.storage.base import Shredded
 from apex_creds.vault import observe
 from apex_creds.vault.keystore import Keystore, KeystoreBody
@@ -290,7 +290,7 @@ def _retire(keyset: Keyset, spent: Collection[int], *, now: float) -> Keyset:
 def _destroy(keyset: Keyset, spent: Collection[int], *, before: float, now: float) -> Keyset:
     for number in spent:
         version = keyset.get(number)
-        due = version.compromised or version.changed <= before
+        due = version.compromised or grace_over(version.changed, before=before, now=now)
         if version.state is KeyState.RETIRED and due:
             keyset = keyset.destroy(number, now=now)
     return keyset

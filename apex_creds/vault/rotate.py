@@ -36,7 +36,7 @@ from apex_creds.keys.hierarchy import (
     is_wrapped,
     master_check,
 )
-from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.keys.keyset import Keyset, KeyState, grace_over
 from apex_creds.vault import observe
 from apex_creds.vault.document import MasterRecord, RootHeader
 from apex_creds.vault.keystore import Keystore
@@ -234,7 +234,7 @@ async def destroy_keks(store: DocumentStore, *, before: float, now: float) -> fr
 
     def destroy(keks: Keyset) -> Keyset:
         for version in keks.versions:
-            due = version.compromised or version.changed <= before
+            due = version.compromised or grace_over(version.changed, before=before, now=now)
             if version.state is KeyState.RETIRED and version.version in idle and due:
                 keks = keks.destroy(version.version, now=now)
         return keks

@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from apex_creds.clocks import SystemClock
+from apex_creds.scheduler.engine import Engine, Outcome
 from tests.cli.support import PROGRAM
 from tests.migration import old
 
@@ -68,6 +71,76 @@ def test_a_compromised_key_is_destroyed_at_once_with_all_below_it(vault, level):
     assert vault.key.read_text().startswith("v2 ") is (level == "master")
     for one in order[: order.index(level)]:
         assert states(vault, one) == ["primary"]
+
+
+@pytest.fixture
+def ahead(cli, monkeypatch):
+    """A vault whose keys were all made while the clock was a day ahead; it is right again."""
+    with monkeypatch.context() as wrong:
+        wrong.setattr(SystemClock, "time", staticmethod(lambda: time.time() + 86_400))
+        assert cli("set", "mail", stdin=b"sk-mail").code == 0
+        for level in ("dek", "kek", "master"):
+            assert cli("rotate", level).code == 0
+    return cli
+
+
+@pytest.mark.parametrize("level", ["dek", "kek", "master"])
+@pytest.mark.parametrize("how", [(), ("--compromised",)])
+def test_keys_from_a_wrong_clock_are_renewed(ahead, level, how):
+    before = states(ahead, level, SERVICE if level == "dek" else None)
+    assert ahead("rotate", level, *how).code == 0
+    after = states(ahead, level, SERVICE if level == "dek" else None)
+    assert len(after) == len(before) + 1
+    assert set(after[:-1]) == ({"destroyed"} if how else {"retired"})
+    assert ahead("get", "mail", "--reveal", "--force").out == "sk-mail"
+
+
+def test_an_event_about_keys_from_a_wrong_clock(ahead):
+    assert ahead("events", "emit", "compromise_suspected", "service=mail").code == 0
+    assert states(ahead, "dek", SERVICE)[:-1] == ["destroyed"] * 2
+
+
+def test_while_another_process_rotates_the_command_waits_or_fails(vault, tmp_path):
+    lock = vault.home / "security" / ".rotation.lock"
+    holder = (
+        f"import fcntl, sys; f = open({str(lock)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    lock.touch(0o600)
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=pipe, stdout=pipe) as other:
+        assert other.stdout.readline() == b"held\n"
+        done = vault("rotate", "dek", "--no-wait")
+        assert (done.code, done.out) == (6, "")
+        assert "not done yet: dek api_keys/mail" in done.err
+        assert states(vault, "dek", SERVICE) == ["primary"]
+        command = [*PROGRAM, "--home", str(vault.home), "rotate", "dek"]
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as waiting:
+            assert "waiting until it is done" in waiting.stderr.readline()
+            other.kill()
+            assert "rotation is done" in waiting.communicate()[0]
+        assert waiting.returncode == 0
+    assert states(vault, "dek", SERVICE) == ["retired", "primary"]
+
+
+def test_a_rotation_that_changed_nothing_is_not_called_done(vault, monkeypatch):
+    async def nothing(*_, **__):
+        return Outcome()
+
+    monkeypatch.setattr(Engine, "run", nothing)
+    for arguments in (
+        ("rotate", "kek"),
+        ("rotate", "dek", "--compromised"),
+        ("events", "emit", "operator_request"),
+        ("events", "emit", "compromise_suspected"),
+    ):
+        done = vault(*arguments)
+        assert (done.code, done.out) == (6, ""), arguments
+
+
+def test_an_event_about_a_service_that_is_not_there(vault, error):
+    error(8, "events", "emit", "compromise_suspected", "service=nobody")
+    assert vault("rotation", "history", "--json").json()["events"] == []
 
 
 def test_an_older_version_is_declared_compromised(vault):

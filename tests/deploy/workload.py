@@ -15,7 +15,6 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
-from msgspec.structs import replace
 
 from apex_creds import (
     ApexCredsError,
@@ -29,7 +28,7 @@ from apex_creds.audit import otel
 from apex_creds.audit.sinks import CallbackSink, Destination
 from apex_creds.policy.manifest import Manifest
 from apex_creds.policy.totp import code_at
-from apex_creds.scheduler.engine import request_key
+from apex_creds.scheduler.orders import labels_of, newest, order
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault.factors import Enrolment, Factors
@@ -94,9 +93,10 @@ class Runtime:
 
     async def _rotate(self) -> None:
         """Asks the worker for new keys, as `apex-creds rotate` does, and waits for them."""
-        before, now = await self._versions(), self.vault.clock.time()
-        wanted = {request_key(level): now for level in (Level.DEK, Level.KEK)}
-        await self.worker.engine.document.change(lambda s: replace(s, requested=wanted))
+        before, keystore = await self._versions(), await self.vault.store.keystore()
+        for level in (Level.DEK, Level.KEK):
+            wanted = newest(keystore, level, labels_of(keystore))
+            await order(self.worker.engine.document, wanted)
         with anyio.fail_after(60):
             while any(map(operator.eq, before, await self._versions())):
                 await anyio.sleep(0.02)

@@ -29,9 +29,9 @@ from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey
 from apex_creds.policy.manifest import Manifest, parse_manifest
 from apex_creds.scheduler.compromise import declare
-from apex_creds.scheduler.engine import request_key
+from apex_creds.scheduler.orders import labels_of, newest, order
 from apex_creds.scheduler.policy import Level
-from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.scheduler.state import rotation_document
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.sql import SqlStorage
 from apex_creds.vault import Vault
@@ -175,8 +175,9 @@ class Worker:
 
     async def rotate(self) -> None:
         level = self.random.choice([Level.DEK, Level.DEK, Level.KEK])
-        key, now = request_key(level), self.vault.clock.time()
-        await rotation_document(self.vault.store).change(lambda s: _requested(s, key, now))
+        keystore = await self.vault.store.keystore()
+        wanted = newest(keystore, level, labels_of(keystore))
+        await order(rotation_document(self.vault.store), wanted)
         worker = RotationWorker(self.vault)
         say("rotate", level.value)
         try:
@@ -188,13 +189,7 @@ class Worker:
 
     async def compromise(self) -> None:
         document = rotation_document(self.vault.store)
-        await declare(self.vault.store, document, level=Level.DEK, at=self.vault.clock.time())
-
-
-def _requested(state: RotationState, key: str, now: float) -> RotationState:
-    from msgspec.structs import replace
-
-    return replace(state, requested={**state.requested, key: now})
+        await declare(self.vault.store, document, level=Level.DEK)
 
 
 @contextlib.asynccontextmanager

@@ -29,7 +29,7 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS, ApiKey, GenericSecret, Secret
 from apex_creds.scheduler.bus import EventBus
 from apex_creds.scheduler.compromise import declare
-from apex_creds.scheduler.engine import Engine, request_key
+from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.events import (
     CompromiseSuspected,
     Event,
@@ -37,6 +37,7 @@ from apex_creds.scheduler.events import (
     OperatorRequest,
     PluginRemoved,
 )
+from apex_creds.scheduler.orders import labels_of, newest, order
 from apex_creds.scheduler.policy import DAY, Level, LevelPolicy, Policies
 from apex_creds.scheduler.reencrypt import Pace
 from apex_creds.scheduler.state import RotationState, rotation_document
@@ -211,7 +212,6 @@ class World:
     events: list[Event] = field(default_factory=list)
     suspected: set[tuple[str, int]] = field(default_factory=set)
     latest: float = 0.0
-    set_back: bool = False
     stamps: int = 0
     reads: int = 0
 
@@ -254,7 +254,6 @@ class Worker:
         self.engine = Engine(
             self.store,
             self.document,
-            holder=name,
             next_fire=lambda *_: None,
             pace=Pace(slice_records=2),
         )
@@ -331,7 +330,7 @@ class Worker:
     async def emit(self) -> None:
         """An event; once it was accepted, it is acted on, whoever crashes."""
         world, roll = self.world, self.world.chaos.random
-        level, at = roll.choice(list(Level)), world.clock.now
+        level = roll.choice(list(Level))
         event: Event = roll.choice(
             [
                 CompromiseSuspected(level=level),
@@ -341,23 +340,21 @@ class Worker:
                 LeakDetected(credential="name1"),
             ]
         )
-        there = _concerned(event, await self.store.keystore(), at)
+        there = _concerned(event, await self.store.keystore())
         if await self.bus.accept(event):
             world.events.append(event)
             world.suspected |= there
 
     async def compromise(self) -> None:
         level = self.world.chaos.random.choice(list(Level))
-        await declare(self.store, self.document, level=level, at=self.world.clock.now)
+        await declare(self.store, self.document, level=level)
 
     async def request(self) -> None:
-        level = self.world.chaos.random.choice(list(Level))
-        now = self.world.clock.now
-
-        def change(state: RotationState) -> RotationState:
-            return replace(state, requested={**state.requested, request_key(level): now})
-
-        await self.document.change(change)
+        level, keystore = (
+            self.world.chaos.random.choice(list(Level)),
+            await self.store.keystore(),
+        )
+        await order(self.document, newest(keystore, level, labels_of(keystore)))
 
 
 def _secret(name: str, text: str) -> tuple[str, Secret]:
@@ -397,7 +394,6 @@ async def life_of(world: World, number: int, actions: int) -> None:
             world.latest = max(world.latest, world.clock.now)
         elif roll < 0.27:
             world.clock.now -= world.chaos.random.choice([5.0, DAY, 200 * DAY])
-            world.set_back = True
         await asyncio.sleep(0)
         try:
             if worker is None:
@@ -451,14 +447,14 @@ async def _readable(worker: Worker) -> None:
             assert state in (KeyState.PRIMARY, KeyState.ACTIVE, KeyState.RETIRED)
 
 
-def _concerned(event: Event, keystore: Keystore, at: float) -> set[tuple[str, int]]:
+def _concerned(event: Event, keystore: Keystore) -> set[tuple[str, int]]:
     """The versions of DEKs and KEKs that were there, and that an event says to destroy."""
     if not isinstance(event, CompromiseSuspected):
         return set()
     chosen = [k for k in keystore.body.deks if k.label.endswith(event.service)]
     if event.level is not Level.DEK:
         chosen.append(keystore.root_header.keks)
-    return {(k.id, v.version) for k in chosen for v in k.versions if v.created < at}
+    return {(k.id, v.version) for k in chosen for v in k.versions}
 
 
 async def _acted_on(worker: Worker) -> None:
@@ -466,8 +462,7 @@ async def _acted_on(worker: Worker) -> None:
     keystore, world = await worker.store.keystore(), worker.world
     for keyset in (keystore.root_header.keks, *keystore.body.deks):
         for version in keyset.versions:
-            # One that was made while the clock was ahead is younger than the suspicion.
-            if (keyset.id, version.version) in world.suspected and not world.set_back:
+            if (keyset.id, version.version) in world.suspected:
                 assert version.state is KeyState.DESTROYED, (keyset.label, version)
 
 

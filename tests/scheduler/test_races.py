@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from apex_creds.model import ApiKey
-from apex_creds.scheduler.engine import Engine, request_key
+from apex_creds.scheduler.engine import Engine
+from apex_creds.scheduler.orders import request_key
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.reencrypt import reencrypt
 from apex_creds.scheduler.state import RotationState, rotation_document
@@ -80,7 +81,7 @@ class Two:
         quiet = Policies(master=never, kek=never, dek=never)
         wanted = {request_key(level, label): self.clock.now}
         await document.change(lambda _: RotationState(policies=quiet, requested=wanted))
-        engine = Engine(self.quick, document, holder="q", next_fire=lambda *_: None)
+        engine = Engine(self.quick, document, next_fire=lambda *_: None)
         outcome = await engine.run(lease=False)
         assert not outcome.failed
         assert not await engine.plan()

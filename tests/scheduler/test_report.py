@@ -8,14 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from apex_creds.errors import UnknownKeyError
-from apex_creds.keys.keyset import Keyset
 from apex_creds.keys.passphrase import PassphraseProvider
 from apex_creds.model import ApiKey
 from apex_creds.scheduler import report
-from apex_creds.scheduler.compromise import _master
-from apex_creds.scheduler.engine import request_key
+from apex_creds.scheduler.orders import request_key
 from apex_creds.scheduler.policy import DAY, Level
-from apex_creds.scheduler.state import RotationState
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from tests.vault.helpers import FakeClock, create, unseal, values
@@ -89,23 +86,6 @@ async def test_a_passphrase_is_left_to_a_person(tmp_path: Path) -> None:
             f"rotate {name}": f"a passphrase must be typed for it: apex-creds rotate {name}"
             for name in ("kek", "master")
         }
-
-
-def test_a_suspicion_of_the_instant_of_a_rotation_is_about_all_that_were_there_before() -> None:
-    keks = Keyset.new(id="ab" * 16, label="kek", material=b"m", parent=1, now=0.0)
-    for version, parent, now in ((2, 2, 10.0), (3, 3, 20.0)):
-        keks = keks.add_pending(material=b"m", parent=parent, now=now).promote(version, now=now)
-    for before, at, after in (
-        (0, 20.0, 3),
-        (1, 20.0, 2),
-        (1, 19.0, 2),
-        (1, 5.0, 1),
-        (3, 5.0, 3),
-    ):
-        state = RotationState(compromised_master=before)
-        assert _master(state, keks, 0, at).compromised_master == after
-    assert _master(RotationState(), keks, 2, 15.0).compromised_master == 2
-    assert _master(RotationState(), keks, 3, 15.0).compromised_master == 0
 
 
 async def test_a_key_file_needs_nobody(tmp_path: Path) -> None:

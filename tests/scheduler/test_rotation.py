@@ -110,17 +110,28 @@ def test_old_master_keys_go_in_their_order_also_if_the_clock_was_set_back() -> N
     assert [s.version for s in found] == [1, 2]
 
 
-def test_a_request_is_about_older_keys() -> None:
-    def requested(at: float) -> tuple[Step, ...]:
-        view = View(
-            master=MasterView(version=1, created=NOW),
-            keys=(dek(keyset(NOW - 10), 1),),
-            requested={(Level.DEK, "api_keys/x"): at},
-        )
-        return plan(view, Policies(), now=NOW, next_fire=never)
+@given(st.floats(-1e10, 1e10), st.integers(0, 3))
+def test_an_order_is_about_versions_whatever_their_times(created: float, number: int) -> None:
+    keys = keyset(created).add_pending(material=b"n", parent=1, now=-created)
+    view = View(
+        master=MasterView(version=2, created=NOW),
+        keys=(dek(keys.promote(2, now=-created), 2),),
+        requested={(Level.DEK, "api_keys/x"): number, (Level.MASTER, ""): number},
+    )
+    never_due = LevelPolicy(interval=None)
+    quiet = Policies(master=never_due, kek=never_due, dek=never_due)
+    found = plan(view, quiet, now=NOW, next_fire=never)
+    asked = {step.level for step in found if step.reason is Reason.REQUESTED}
+    assert asked == ({Level.DEK, Level.MASTER} if number >= 2 else set())
 
-    assert kinds(requested(NOW - 9)) == [("dek", "rotate")]
-    assert requested(NOW - 10) == ()
+
+def test_what_was_retired_while_the_clock_was_ahead_is_not_kept_for_years() -> None:
+    for ahead, kept in ((6 * DAY, True), (8 * DAY, False), (3650 * DAY, False)):
+        keys = keyset().add_pending(material=b"n", parent=1, now=NOW).promote(2, now=NOW)
+        found = steps(dek(keys.retire(1, now=NOW + ahead), 2))
+        assert kinds(found) == ([] if kept else [("dek", "destroy")])
+        found = steps(version=2, left={1: NOW + ahead})
+        assert kinds(found) == ([] if kept else [("master", "destroy")])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from apex_creds.errors import DecryptionError, StorageUnreachableError
 from apex_creds.model import ApiKey
 from apex_creds.scheduler import sharing
 from apex_creds.scheduler.reencrypt import Pace, left, reencrypt
-from apex_creds.scheduler.sharing import Leader
+from apex_creds.scheduler.sharing import ROTATION, Leader
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import Vault, dek
@@ -68,7 +68,7 @@ def store_of(vault: Vault) -> SharedStore:
 
 async def test_one_leads_until_it_leaves() -> None:
     storage = MemoryStorage(shards=4)
-    one, two = Leader(storage), Leader(storage.peer())
+    one, two = Leader(storage, ROTATION), Leader(storage.peer(), ROTATION)
     assert await one.hold()
     assert await one.hold()
     assert not await two.hold()
@@ -81,7 +81,7 @@ async def test_one_leads_until_it_leaves() -> None:
 
 async def test_who_is_cut_off_leads_no_more() -> None:
     storage = MemoryStorage(shards=4)
-    one, two = Leader(storage), Leader(storage.peer())
+    one, two = Leader(storage, ROTATION), Leader(storage.peer(), ROTATION)
     assert await one.hold()
     storage.reachable = False
     with pytest.raises(StorageUnreachableError):
@@ -104,7 +104,6 @@ async def test_a_worker_that_does_not_lead_helps(workplace: Workplace) -> None:
     await helps._help_reencrypt()
     assert await left(first.store, "api_keys") == 0
     assert not (await leads.run_once()).failed
-    await leads.engine.release()
     assert not (await helps.run_once()).waiting
     await helps.engine.release()
 

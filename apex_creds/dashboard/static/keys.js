@@ -217,7 +217,7 @@ function next() {
   const items = value.steps.slice(0, 12).map((item) => h("li", {}, word(step(item))));
   if (value.steps.length > 12) items.push(h("li", { class: "muted" }, `and ${value.steps.length - 12} more`));
   const events = value.waiting.length ? h("p", { class: "warning" }, `Security events that nobody acted on yet: ${value.waiting.map((kind) => kind.replaceAll("_", " ")).join(", ")}.`) : "";
-  const worker = value.worker ? "A worker rotates keys." : "No worker rotates keys just now.";
+  const worker = value.worker ? "A worker runs." : "No worker runs: keys that are due are not rotated.";
   const steps = items.length ? [h("h3", {}, "To be done now"), h("ul", { class: "steps" }, items)] : [];
   return [events, ...steps, h("p", { class: "fine" }, worker)];
 }

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apex_creds.model import ApiKey, GenericSecret
-from apex_creds.scheduler.engine import Engine, request_key
+from apex_creds.scheduler.engine import Engine
+from apex_creds.scheduler.orders import request_key
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.vault import Vault
@@ -66,7 +67,7 @@ async def finish(vault: Vault, level: Level) -> None:
 
 def engine(vault: Vault) -> Engine:
     document = rotation_document(vault.store)
-    return Engine(vault.store, document, holder="test", next_fire=lambda *_: None)
+    return Engine(vault.store, document, next_fire=lambda *_: None)
 
 
 @contextmanager
