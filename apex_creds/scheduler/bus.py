@@ -231,7 +231,6 @@ class EventBus:
         return {}
 
 
-
 def _level_of(event: Event) -> Level:
     if isinstance(event, OperatorRequest | CompromiseSuspected):
         return event.level

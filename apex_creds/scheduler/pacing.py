@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 from apex_creds.clocks import boot_time
@@ -37,6 +38,7 @@ class Turns:
         self._work = work
         self._now = now
         self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._over = False
 
     async def run(self) -> None:
@@ -48,8 +50,9 @@ class Turns:
             await self._rest()
 
     def wake(self) -> None:
-        """The next turn is now, or as soon as the present one ends."""
-        self._wake.set()
+        """The next turn is now, or as soon as the present one ends; from any thread."""
+        with suppress(RuntimeError):  # its loop is gone, and it with that
+            self._loop.call_soon_threadsafe(self._wake.set)
 
     def stop(self) -> None:
         """There is no further turn."""
