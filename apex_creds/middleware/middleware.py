@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import io
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
@@ -26,6 +25,7 @@ from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.gates import Ask, Responder
 from apex_creds.leases.invocation import current_invocation
 from apex_creds.middleware import logs, observe
+from apex_creds.middleware.awaited import GuardedCoroutine
 from apex_creds.middleware.call import NO_BASES, GuardedCall
 from apex_creds.middleware.consent import Bases, Consent
 from apex_creds.middleware.redact import OnLeak
@@ -274,7 +274,7 @@ class CredentialMiddleware:
             with call.inside():
                 result = function(*args, **keywords)
             if inspect.isawaitable(result):
-                return _guarded_awaitable(result, call)
+                return GuardedCoroutine(_await(result, call), result, call)
             return self._settle(call, result)
         except BaseException as error:
             result = None  # not redacted: it must not be in the frame that raises
@@ -409,23 +409,7 @@ def _untouched(manifest: Manifest, function: Callable[..., object]) -> bool:
     return not shape_of(function).takes_credentials
 
 
-def _guarded_awaitable(
-    awaitable: Awaitable[object], call: GuardedCall
-) -> Coroutine[object, object, object]:
-    never_started: list[weakref.finalize[..., object]] = []
-    coroutine = _await(awaitable, call, never_started)
-    never_started.append(weakref.finalize(coroutine, call.finish, "abandoned"))
-    never_started[0].atexit = False
-    return coroutine
-
-
-async def _await(
-    awaitable: Awaitable[object],
-    call: GuardedCall,
-    never_started: list[weakref.finalize[..., object]],
-) -> object:
-    # From here on the call is finished below, or by the stream that it comes to.
-    never_started.pop().detach()
+async def _await(awaitable: Awaitable[object], call: GuardedCall) -> object:
     try:
         with call.inside():
             result = await awaitable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import warnings
@@ -524,3 +525,66 @@ async def test_leases_end_in_time_if_a_stream_refuses_to_close(
     with anyio.fail_after(10):
         await stream.aclose()
     assert seen == [True]
+
+
+UNSTARTED = {
+    "closed": lambda made: made.close(),
+    "ValueError": lambda made: made.throw(ValueError("never mind")),
+    "CancelledError": lambda made: made.throw(asyncio.CancelledError),
+    "KeyboardInterrupt": lambda made: made.throw(KeyboardInterrupt()),
+}
+
+
+@pytest.mark.parametrize("outcome", UNSTARTED)
+async def test_a_coroutine_that_ends_before_its_first_step(world: World, outcome: str) -> None:
+    """Whoever still has it, has nothing of use; nor has the frame that was never started."""
+    kept = []
+
+    async def plugin(credentials):
+        pytest.fail("it must not run")
+
+    def action(credentials):
+        kept.append(credentials["key"])
+        made = plugin(credentials)
+        kept.append(made)
+        return made
+
+    with world.nothing_left():
+        result = world.middleware.invoke_sync(manifest_for("key"), "a", action)
+        with contextlib.suppress(ValueError, asyncio.CancelledError, KeyboardInterrupt):
+            UNSTARTED[outcome](result)
+        assert world.middleware.broker.open_leases == 0
+        assert not kept[0].active
+        assert inspect.getcoroutinestate(kept[1]) == inspect.CORO_CLOSED
+        with pytest.raises(RuntimeError, match="cannot reuse"):
+            await result
+        result.close()
+    assert [event.outcome for event in world.events("invocation")] == [outcome]
+
+
+async def test_a_task_that_is_cancelled_before_its_first_step(world: World) -> None:
+    async def plugin(credentials):
+        pytest.fail("it must not run")
+
+    made = world.middleware.invoke_sync(manifest_for("key"), "a", plugin)
+    task = asyncio.ensure_future(made)
+    assert "_await" in repr(task)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert world.middleware.broker.open_leases == 0
+
+
+async def test_what_a_synchronous_runtime_gets_of_a_coroutine_is_one(
+    world: World, held: Held
+) -> None:
+    made = world.middleware.invoke_sync(manifest_for("key"), "a", held.take)
+    assert inspect.iscoroutine(made)
+    assert asyncio.iscoroutine(made)
+    assert inspect.isawaitable(made)
+    assert inspect.getcoroutinestate(made) == inspect.CORO_CREATED
+    assert await asyncio.gather(made) == [None]
+    held.check_ended()
+    assert inspect.getcoroutinestate(made) == inspect.CORO_CLOSED
+    with pytest.raises(AttributeError):
+        _ = made.gi_frame
