@@ -9,11 +9,15 @@ from types import SimpleNamespace
 import psycopg
 import pytest
 
+from apex_creds.model import ApiKey
+from apex_creds.storage.select import StoragePlace, open_sql, remember_storage
 from apex_creds.storage.sql import SqlStorage
 from apex_creds.testing.shared_storage import MANY, SharedStorageContract
 from apex_creds.testing.storage import DOCUMENTS
+from apex_creds.vault import Vault
 from tests.e2e.postgres import Postgres
 from tests.storage.test_sql_sqlite import hashed
+from tests.vault.helpers import value_of
 
 pytestmark = pytest.mark.anyio
 
@@ -61,6 +65,26 @@ async def test_a_lock_is_free_when_its_block_ends_not_when_the_server_sees_the_l
         for connection in late:
             await closing(connection)
         await storage.close()
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JP"])
+async def test_the_encoding_of_a_database_changes_nothing(
+    server: Postgres, tmp_path: Path, encoding: str
+) -> None:
+    database = f"in_{encoding.lower()}"
+    server.sql(
+        f"CREATE DATABASE {database} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+    )
+    url, master = server.url(database=database), f"file:{tmp_path}/master.key"
+    async with await Vault.create(tmp_path / "one", master=master, storage=url) as vault:
+        await vault.put("snow☃", ApiKey("wért☃"))
+        await vault.grant("plugin", "snow☃", scopes=["läsen"])
+    await remember_storage(tmp_path / "two", open_sql(StoragePlace(url)))
+    async with await Vault.unseal(tmp_path / "two") as vault:
+        assert [info.name for info in await vault.list()] == ["snow☃"]
+        assert await value_of(vault, "snow☃") == "wért☃".encode()
+        async with vault.store.shared.leader("work") as lead:
+            assert lead
 
 
 class TestPostgresWithHashedNames(_OnPostgres, SharedStorageContract):

@@ -59,7 +59,9 @@ class Server:
         if self._target.keyring is not None:
             given["password"] = await anyio.to_thread.run_sync(_password, self._target.keyring)
         _check_loop()
-        said = psycopg.conninfo.make_conninfo("", **given)
+        # What a database of any encoding says is text, and the same (psycopg gives bytes for
+        # SQL_ASCII). All that is ours is ASCII or binary, so that no encoding can change it.
+        said = psycopg.conninfo.make_conninfo("", **given, client_encoding="UTF8")
         connection = await psycopg.AsyncConnection.connect(said, autocommit=True)
         try:
             await connection.execute(_DURABLE)
