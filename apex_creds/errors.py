@@ -43,6 +43,7 @@ __all__ = [
     "NotInstalledError",
     "RateLimitedError",
     "RequestNotAllowedError",
+    "RetiredKeyError",
     "RollbackDetectedError",
     "SecondFactorError",
     "SecretLeakError",
@@ -174,6 +175,10 @@ class UnsupportedFormatError(IntegrityError):
 
 class UnknownKeyError(IntegrityError):
     """A key id or key version is referred to that the key store does not hold."""
+
+
+class RetiredKeyError(UnknownKeyError):
+    """A document is sealed under a key version that nothing is under any more."""
 
 
 class DecryptionError(IntegrityError):

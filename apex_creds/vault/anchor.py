@@ -42,6 +42,7 @@ from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS
 from apex_creds.storage.layout import CREDENTIALS, SECURITY
 from apex_creds.vault.document import without_body
 from apex_creds.vault.keystore import Keystore
+from apex_creds.vault.seen import describe, primaries
 from apex_creds.vault.store import DocumentStore
 
 __all__ = ["Anchor", "Anchored", "open_signing_key"]
@@ -133,7 +134,12 @@ class Anchor:
         """
         if self._store.shared is not None:
             await self._store.shared.look()
-        found: list[str] = []
+        found = [
+            f"the key store is under {describe(name)} {at}; {anchored.documents[name]} was "
+            "anchored"
+            for name, at in primaries(self._store.unsealed().header).items()
+            if at < anchored.documents.get(name, 0)
+        ]
         for name in self._looked_at & anchored.documents.keys():
             at, known = await self._stored(name), anchored.documents[name]
             # One that is missing or malformed is an error of its own to whoever reads it.

@@ -34,7 +34,7 @@ from apex_creds.vault.config import home_config
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.keystore import KeystoreBody, root_key
 from apex_creds.vault.node import make_node
-from apex_creds.vault.reseal import authentic
+from apex_creds.vault.reseal import authentic, reseal
 from apex_creds.vault.shipping import Shipper
 from apex_creds.vault.store import DocumentStore
 
@@ -209,7 +209,9 @@ async def open_log(
     try:
         if accept_rollback:
             anchor.replace()
+            store.recovering = True
             await _accept(opened, store, behind, reason=accept_rollback, now=clock.time())
+            store.recovering = False
         elif anchored is None and anchor.keeps and signed_before:
             log.append(AuditEvent(clock.time(), EventKind.RECOVERED, detail=_NO_ANCHOR))
     except BaseException:
@@ -262,17 +264,20 @@ async def _accept(
     """Records that older documents are accepted, and has the key store expect them.
 
     Only those that are authentic: what a forged header claims is neither expected nor
-    anchored.
+    anchored. Those under a retired KEK are sealed again, under the primary.
     """
     detail = "; ".join(behind) or "accepted; no document is behind"
     opened.log.append(AuditEvent(now, EventKind.ROLLBACK, reason=reason, detail=detail))
     found = await authentic(store, store.unsealed().body.sections)
+    reached = {name: header.generation for name, header in found.items()}
 
     def lowered(body: KeystoreBody) -> KeystoreBody:
-        floors = {name: min(at, found.get(name, at)) for name, at in body.sections.items()}
+        floors = {name: min(at, reached.get(name, at)) for name, at in body.sections.items()}
         if floors == body.sections:
             return body
         return msgspec.structs.replace(body, sections=floors)
 
-    await store.commit_keystore(lowered)
+    keystore = await store.commit_keystore(lowered)
+    old = [name for name, h in found.items() if h.kek_version in keystore.retired_keks]
+    await reseal(store, *old)
     await opened.keep_anchor()

@@ -77,6 +77,12 @@ class Keystore:
         """The clear part that only the key store has."""
         return root_header(self.header)
 
+    @property
+    def retired_keks(self) -> frozenset[int]:
+        """The KEK versions that nothing is under any more, as a scan has shown."""
+        versions = self.root_header.keks.versions
+        return frozenset(v.version for v in versions if v.state is KeyState.RETIRED)
+
     def dek(self, key_id: bytes, version: int) -> SecretBytes:
         """The DEK that an envelope names; owned by the hierarchy.
 
@@ -156,6 +162,10 @@ def open_keystore(packed: Packed, *, token: Token | None, hierarchy: Hierarchy) 
     """
     keys = hierarchy.document_keys(KEYSTORE, packed.header.kek_version)
     plaintext = unpack(packed, keys)
+    if packed.header.kek_version != root_header(packed.header).keks.primary.version:
+        raise CorruptDocumentError(
+            "The key store is not sealed under its primary KEK.", hint=_RESTORE
+        )
     try:
         body = msgspec.msgpack.decode(plaintext, type=KeystoreBody)
     except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError):

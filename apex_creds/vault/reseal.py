@@ -120,13 +120,13 @@ async def _reseal_one(store: DocumentStore, name: str) -> None:
     raise too_busy(name)
 
 
-async def authentic(store: DocumentStore, names: Collection[str]) -> dict[str, int]:
-    """The generations of the documents that are the vault's own, however old they are.
+async def authentic(store: DocumentStore, names: Collection[str]) -> dict[str, Header]:
+    """The headers of the documents that are the vault's own, however old they are.
 
     For an older state that is accepted on purpose. What does not open is left out: whoever
     reads it gets the error.
     """
-    found: dict[str, int] = {}
+    found: dict[str, Header] = {}
     for name in names:
         stored = await store.storage.read(name)
         if stored is None:
@@ -135,8 +135,8 @@ async def authentic(store: DocumentStore, names: Collection[str]) -> dict[str, i
             packed = parse(stored.data, section=name, vault_id=store.unsealed().header.vault_id)
             keys = await store.keys_for(name, packed.header.kek_version)
             await off_loop(len(stored.data) >> 9, partial(check_mac, packed, keys))
-            found[name] = packed.header.generation
-            store.seen.note(name, (found[name], packed.mac))
+            found[name] = packed.header
+            store.seen.note(name, (packed.header.generation, packed.mac))
     return found
 
 

@@ -12,8 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from apex_creds.errors import CorruptDocumentError, RollbackDetectedError
-from apex_creds.storage.base import Token
+from apex_creds.storage.base import KEYSTORE, Token
+from apex_creds.vault.document import Header
+from apex_creds.vault.keystore import root_header
 
+KEK: Final = "keystore.kek"
+MASTER: Final = "keystore.master"
+"""Beside the documents, the primary key versions of the key store: they only rise, too. No
+document has a dot in its name."""
 Version = tuple[int, str]
 """A document's generation and MAC."""
 NOTHING: Final[Version] = (0, "")
@@ -64,6 +70,12 @@ class Seen:
         """The generation that a document must have reached."""
         return max(self._least.get(name, 0), self.newest(name)[0])
 
+    def note_keystore(self, header: Header, mac: str) -> None:
+        """Takes a key store that was authenticated, or written by this process."""
+        self.note(KEYSTORE, (header.generation, mac))
+        for name, version in primaries(header).items():
+            self.note(name, (version, ""))
+
     def generations(self) -> dict[str, int]:
         """The newest generation that was authenticated of each document."""
         return {name: version[0] for name, version in self._newest.copy().items()}
@@ -94,6 +106,34 @@ def refuse_rollback(
             f"The document for {name!r} is at generation {found[0]}; {least} was seen.",
             hint="An older copy was put back. Restore the newest one.",
         )
+
+
+def primaries(header: Header) -> dict[str, int]:
+    """The key versions that a key store is under."""
+    root = root_header(header)
+    return {KEK: root.keks.primary.version, MASTER: root.master.version}
+
+
+def refuse_old_keys(header: Header, *, floors: Mapping[str, int]) -> None:
+    """Refuses a key store under a key that was replaced.
+
+    Whoever has that key could have made it, with any generation in it.
+
+    Raises:
+        RollbackDetectedError: It is.
+    """
+    for name, version in primaries(header).items():
+        if version < floors[name]:
+            raise RollbackDetectedError(
+                f"The key store is under {describe(name)} {version}; {floors[name]} was seen.",
+                hint="An older copy was put back, or one made with an old key. Restore the "
+                "newest one.",
+            )
+
+
+def describe(name: str) -> str:
+    """What a number beside those of the documents is of, in words."""
+    return "KEK version" if name == KEK else "master key version"
 
 
 def missing(name: str) -> CorruptDocumentError:

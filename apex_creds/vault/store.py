@@ -25,6 +25,7 @@ from apex_creds.crypto import kdf
 from apex_creds.errors import (
     ConflictError,
     MasterKeyError,
+    RetiredKeyError,
     SecretWipedError,
     UnknownKeyError,
     VaultNotFoundError,
@@ -50,7 +51,14 @@ from apex_creds.vault.keystore import (
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.sealing import seal_part
 from apex_creds.vault.section import Record, Section, open_section
-from apex_creds.vault.seen import Seen, missing, refuse_rollback
+from apex_creds.vault.seen import (
+    KEK,
+    MASTER,
+    Seen,
+    missing,
+    refuse_old_keys,
+    refuse_rollback,
+)
 
 ATTEMPTS: Final = 100
 """Compare-and-set rounds before a commit gives up; each loses only to a commit that won."""
@@ -90,6 +98,7 @@ class DocumentStore(KeyHolding, Alone):
         seen: The newest versions that were authenticated.
         anchor: Has them anchored outside the vault, before it returns. Called for a commit
             that took something away; others are anchored with the next checkpoint.
+        recovering: Whether documents under retired KEKs are read, too.
     """
 
     def __init__(self, storage: Storage, *, clock: Clock, masters: Masters) -> None:
@@ -103,6 +112,7 @@ class DocumentStore(KeyHolding, Alone):
         self._writing = Lock()
         self.seen = Seen()
         self.anchor: Callable[[], Awaitable[None]] = _no_anchor
+        self.recovering = False
 
     # -- reading -----------------------------------------------------------------
 
@@ -186,7 +196,7 @@ class DocumentStore(KeyHolding, Alone):
                 raise
             return await self.unseal()
         self._keystore = keystore = _open(packed, stored, hierarchy)
-        self.seen.note(KEYSTORE, (keystore.header.generation, keystore.mac))
+        self.seen.note_keystore(keystore.header, keystore.mac)
         self.for_operator = keystore.body.lockdown is not None
         return keystore
 
@@ -325,10 +335,22 @@ class DocumentStore(KeyHolding, Alone):
         return max(keystore.body.sections.get(name, 0), self.seen.least(name))
 
     async def keys_for(self, name: str, kek_version: int) -> DocumentKeys:
-        """The keys of a document, also if another process has just made a new KEK."""
+        """The keys of a document, also if another process has just made a new KEK.
+
+        Raises:
+            RetiredKeyError: Nothing is under that KEK any more, and this is no recovery.
+            UnknownKeyError: There is no such KEK.
+        """
         keystore = self.unsealed()
         if kek_version not in keystore.hierarchy.kek_versions:
             keystore = await self.keystore()
+        if kek_version in keystore.retired_keks and not self.recovering:
+            raise RetiredKeyError(
+                f"The document for {name!r} is under KEK version {kek_version}, which is "
+                "retired: who has that key may have made it.",
+                hint="Restore the newest copy. To take over an older one on purpose: "
+                "apex-creds audit accept-rollback --reason …",
+            )
         return keystore.hierarchy.document_keys(name, kek_version)
 
     # -- inside ------------------------------------------------------------------
@@ -366,7 +388,7 @@ class DocumentStore(KeyHolding, Alone):
         """Reads the key store; ``written`` is what this process has just put there."""
         before = self.unsealed()
         # Taken before the read: what another task writes meanwhile is no rollback.
-        floor = self.seen.least(KEYSTORE)
+        floors = {name: self.seen.least(name) for name in (KEYSTORE, KEK, MASTER)}
         seen = max((before.header.generation, before.mac), self.seen.newest(KEYSTORE))
         stored = await self.storage.read(KEYSTORE)
         await self.settle()  # so that no section in memory counts as current that is older
@@ -385,8 +407,9 @@ class DocumentStore(KeyHolding, Alone):
                 return await self._reload_keystore()
         after = await off_loop(len(stored.data) >> 9, lambda: _open(packed, stored, hierarchy))
         found = (after.header.generation, after.mac)
-        refuse_rollback(KEYSTORE, floor=floor, seen=seen, found=found)
-        self.seen.note(KEYSTORE, found)
+        refuse_rollback(KEYSTORE, floor=floors[KEYSTORE], seen=seen, found=found)
+        refuse_old_keys(after.header, floors=floors)
+        self.seen.note_keystore(after.header, after.mac)
         if self.unsealed().header.generation <= after.header.generation:
             self._keystore = after
             hierarchy.forget_keks(needed)
@@ -466,7 +489,7 @@ class DocumentStore(KeyHolding, Alone):
                 await self.storage.write(KEYSTORE, data, expected=before.token, shred=True)
             ).token
             written = index(header, body, mac=mac_of(data), token=token, hierarchy=hierarchy)
-            self.seen.note(KEYSTORE, (header.generation, written.mac))
+            self.seen.note_keystore(header, written.mac)
             after = await self._reload_keystore(written)
         except BaseException:
             # If it was written all the same, the next read derives the keys again.
