@@ -14,12 +14,16 @@ from apex_creds.compat.errors import (
     StorageError,
 )
 from apex_creds.compat.manager import ApiKeyManager
+from apex_creds.compat.modes import ApiKeyMode, ModelCategory, ProviderType
 
 __all__ = [
     "ApiKeyManager",
     "ApiKeyManagerError",
+    "ApiKeyMode",
     "EncryptionError",
     "EnhancedApiKeyManager",
     "MasterKeyError",
+    "ModelCategory",
+    "ProviderType",
     "StorageError",
 ]

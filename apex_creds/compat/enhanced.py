@@ -7,18 +7,27 @@ in the log and tells the plugin nothing but None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.compat import rotation
-from apex_creds.compat.lookup import find_info, names_for, text_of, token_of
-from apex_creds.compat.manager import ApiKeyManager, _warn
-from apex_creds.migration.state import migration_document
-from apex_creds.model import CredentialInfo, CredentialKind
+from apex_creds.compat.errors import translated
+from apex_creds.compat.lookup import find_info, free_name, names_for, text_of, token_of
+from apex_creds.compat.manager import ApiKeyManager, _check_text, _checked, _warn
+from apex_creds.compat.modes import ApiKeyMode, parse_mode, read_mode, write_mode
+from apex_creds.compat.places import AnyPath
+from apex_creds.errors import CredentialNotFoundError, InvalidInputError
+from apex_creds.keys import MasterKeyProvider
+from apex_creds.migration.entries import api_key_entry, credential_name
+from apex_creds.migration.state import MigrationState, migration_document
+from apex_creds.model import CredentialInfo, CredentialKind, Secret, new_id
 from apex_creds.policy.decide import decide
 from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.manifest import Access, Need
@@ -39,7 +48,32 @@ _MAX_DAYS: Final = 36_500
 
 
 class EnhancedApiKeyManager(ApiKeyManager):
-    """As ``ApiKeyManager``, with permissions for plugins and rotation of keys."""
+    """As ``ApiKeyManager``, with permissions for plugins, several keys of a provider, rotation.
+
+    The methods of both builds: of the one that has ``set_api_key`` and permissions, and of
+    the present one, which has ``add_user_api_key`` and a mode.
+
+    Args:
+        config_dir: See ``ApiKeyManager``, as for the next three, and ``master``.
+        installation_config_dir: Where ``installation.json`` says the mode.
+    """
+
+    def __init__(
+        self,
+        config_dir: AnyPath | None = None,
+        credentials_dir: AnyPath | None = None,
+        create_dirs: bool = True,
+        migrate_legacy: bool = True,
+        *,
+        installation_config_dir: AnyPath | None = None,
+        master: str | MasterKeyProvider | None = None,
+    ) -> None:
+        super().__init__(
+            config_dir, credentials_dir, create_dirs, migrate_legacy, master=master
+        )
+        given = installation_config_dir
+        self._installation = Path(given) if given else self._vault.home.parent / "config"
+        self._mode = read_mode(self._installation)
 
     # -- access control ------------------------------------------------------------
 
@@ -47,21 +81,44 @@ class EnhancedApiKeyManager(ApiKeyManager):
         """Whether the ``…_secure`` methods ask for a permission; for good. They do at first."""
         self._call(partial(self._enable, bool(enabled)))
 
-    def set_plugin_permissions(self, plugin_id: str, allowed_services: Iterable[str]) -> None:
+    def set_plugin_permissions(
+        self, plugin_id: str, allowed_services: Iterable[str | Enum]
+    ) -> None:
         """Permits a plugin these services and no others.
 
         Raises:
             ApiKeyManagerError: The plugin's id can't be one, or it could not be stored.
         """
-        services = list(allowed_services)
+        services = [_checked(service) for service in allowed_services]
         self._call(partial(self._permit, plugin_id, services))
 
-    def check_plugin_permission(self, plugin_id: str, service: str) -> bool:
+    def check_plugin_permission(self, plugin_id: str, service_name: str | Enum) -> bool:
         """Whether a plugin may have a service's API key or token."""
-        return self._call(partial(self._may_any, plugin_id, service))
+        return self._call(partial(self._may_any, plugin_id, _checked(service_name)))
 
-    def get_api_key_secure(self, plugin_id: str, service: str) -> str | None:
+    def get_plugin_permissions(self, plugin_id: str) -> list[str]:
+        """The services that a plugin is permitted."""
+        return self._call(partial(self._permitted, plugin_id))
+
+    def audit_log(
+        self, plugin_id: str, action: str, service_name: str | Enum, success: bool
+    ) -> None:
+        """Puts what the program says of a use into the audit log, as said by it."""
+        service, decision = _checked(service_name), "allow" if success else "deny"
+        event = AuditEvent(
+            time=self._vault.clock.time(),
+            kind=EventKind.INVOCATION,
+            plugin=plugin_id,
+            action=f"compat.{action}",
+            credential=service,
+            decision=decision,
+            reason="reported by the program",
+        )
+        self._call(partial(self._append, event))
+
+    def get_api_key_secure(self, plugin_id: str, service_name: str | Enum) -> str | None:
         """A service's API key for a plugin; None when denied, or when there is none."""
+        service = _checked(service_name)
         _warn("get_api_key_secure", service)
         kind = CredentialKind.API_KEY
         action = "compat.get_api_key_secure"
@@ -69,12 +126,76 @@ class EnhancedApiKeyManager(ApiKeyManager):
             partial(self._secure, plugin_id, service, kind, action, lambda o, _: text_of(o))
         )
 
-    def get_oauth_token_secure(self, plugin_id: str, service: str) -> dict[str, object] | None:
+    def get_oauth_token_secure(
+        self, plugin_id: str, service_name: str | Enum
+    ) -> dict[str, object] | None:
         """A service's token for a plugin; None when denied, or when there is none."""
+        service = _checked(service_name)
         _warn("get_oauth_token_secure", service)
         kind = CredentialKind.OAUTH_TOKEN
         action = "compat.get_oauth_token_secure"
         return self._call(partial(self._secure, plugin_id, service, kind, action, token_of))
+
+    # -- keys of the user ----------------------------------------------------------
+
+    def get_api_key_mode(self) -> ApiKeyMode:
+        """Whose keys the installation uses, as it says. No key in the vault is hidden by it."""
+        return self._mode
+
+    def set_api_key_mode(self, mode: ApiKeyMode | Enum | str) -> None:
+        """Sets the mode, also in ``installation.json`` where there is one.
+
+        Raises:
+            ValueError: There is no such mode.
+        """
+        self._mode = parse_mode(mode)
+        write_mode(self._installation, self._mode)
+
+    def add_user_api_key(
+        self,
+        provider: str | Enum,
+        api_key: str,
+        name: str | None = None,
+        additional_config: Mapping[str, object] | None = None,
+    ) -> str:
+        """Stores one more API key of a provider; the first one stays the one that is used.
+
+        Args:
+            provider: Whose key it is.
+            api_key: The key.
+            name: To show.
+            additional_config: Kept with the key, encrypted.
+
+        Returns:
+            Its id, for ``remove_user_api_key``.
+
+        Raises:
+            ApiKeyManagerError: It could not be stored.
+        """
+        service = _checked(provider)
+        _check_text(api_key, "API key")
+        extra = {"metadata": {"name": name, "additional_config": additional_config}}
+        with translated():
+            entry = api_key_entry(service, api_key, extra=extra)
+            if entry.secret is None:
+                raise InvalidInputError(f"The API key can't be stored: {entry.detail}.")
+        return self._call(partial(self._add, service, entry.secret, name or ""))
+
+    def has_api_key(self, provider: str | Enum) -> bool:
+        """Whether there is an API key of a provider."""
+        return self._call(partial(self._has, _checked(provider)))
+
+    def list_user_api_keys(self) -> list[dict[str, object]]:
+        """All API keys, without their values, the first stored first.
+
+        Each has ``id``, ``provider_type``, ``created_at``, ``last_used`` (None: the audit log
+        has every use) and ``name``.
+        """
+        return self._call(self._user_keys)
+
+    def remove_user_api_key(self, key_id: str) -> bool:
+        """Deletes an API key by its id; whether there was one."""
+        return self._call(partial(self._remove, key_id))
 
     # -- rotation ------------------------------------------------------------------
 
@@ -101,7 +222,7 @@ class EnhancedApiKeyManager(ApiKeyManager):
         self._call(partial(rotation.rotate, self._vault, levels))
         return True
 
-    def set_key_rotation_interval(self, key_type: str, days: float) -> None:
+    def set_key_rotation_interval(self, key_type: str, interval_days: float) -> None:
         """How often the keys of a level are renewed.
 
         Raises:
@@ -109,15 +230,73 @@ class EnhancedApiKeyManager(ApiKeyManager):
         """
         if key_type not in rotation.LEVELS:
             raise ValueError(f"key_type is one of {', '.join(rotation.LEVELS)}.")
-        if isinstance(days, bool) or not 0 < days <= _MAX_DAYS:
-            raise ValueError("days is a number greater than zero.")
-        self._call(partial(rotation.set_intervals, self._vault, {key_type: days}))
+        if isinstance(interval_days, bool) or not 0 < interval_days <= _MAX_DAYS:
+            raise ValueError("interval_days is a number greater than zero.")
+        self._call(partial(rotation.set_intervals, self._vault, {key_type: interval_days}))
 
     def check_key_rotation_status(self) -> dict[str, dict[str, object]]:
         """By level: ``rotation_interval_days``, ``last_rotation``, and what follows."""
         return self._call(partial(rotation.status, self._vault))
 
     # -- in the event loop's thread ------------------------------------------------
+
+    async def _append(self, event: AuditEvent) -> None:
+        self._vault.audit.append(event)
+
+    async def _permitted(self, plugin: str) -> list[str]:
+        services = {info.name: info.service for info in await self._vault.list()}
+        found = [g for g in await self._vault.grants() if g.plugin == plugin and _permits(g)]
+        return sorted({services.get(grant.credential, grant.credential) for grant in found})
+
+    async def _add(self, service: str, secret: Secret, title: str) -> str:
+        infos = await self._vault.list()
+        first = find_info(infos, service, CredentialKind.API_KEY) is None
+        name = free_name(infos, service, CredentialKind.API_KEY)
+        if not first:
+            name = credential_name(f"{service}/{new_id()[:16]}")
+        info = await self._vault.put(name, secret, service=credential_name(service))
+        await self._entitle(info.name, title)
+        return info.id
+
+    async def _entitle(self, name: str, title: str) -> None:
+        def change(state: MigrationState) -> MigrationState:
+            titles = {key: text for key, text in state.titles.items() if key != name}
+            titles |= {name: title} if title else {}
+            return state if titles == state.titles else replace(state, titles=titles)
+
+        await migration_document(self._vault.store).change(change)
+
+    async def _has(self, service: str) -> bool:
+        infos = await self._vault.list()
+        if find_info(infos, service, CredentialKind.API_KEY) is not None:
+            return True
+        legacy = await self._fallback.entries() if self._fallback else ()
+        kind = CredentialKind.API_KEY
+        names = names_for(service, kind)
+        return any(entry.kind is kind and name in names for _, entry, name in legacy)
+
+    async def _user_keys(self) -> list[dict[str, object]]:
+        titles = (await migration_document(self._vault.store).read()).titles
+        infos = [i for i in await self._vault.list() if i.kind is CredentialKind.API_KEY]
+        return [
+            {
+                "id": info.id,
+                "provider_type": info.service,
+                "created_at": info.created,
+                "last_used": None,
+                "name": titles.get(info.name, f"{info.service} API Key"),
+            }
+            for info in sorted(infos, key=lambda info: (info.created, info.name))
+        ]
+
+    async def _remove(self, key_id: str) -> bool:
+        for info in await self._vault.list():
+            if info.id == key_id and info.kind is CredentialKind.API_KEY:
+                with suppress(CredentialNotFoundError):
+                    await self._vault.delete(info.name)
+                    await self._entitle(info.name, "")
+                    return True
+        return False
 
     async def _enable(self, enabled: bool) -> None:
         document = migration_document(self._vault.store)

@@ -1,7 +1,8 @@
 """From a service and a kind, as the old managers had them, to a credential.
 
 Guarantee: what migration or ``set_…`` stored for a service is found for that service; a
-credential that was stored under another name is found by its service, the newest first.
+credential that was stored under another name is found by its service: the manager's own keys
+the first one first, others the newest first.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ def find_info(
         return named
     wanted = credential_name(service)
     of_service = [info for info in found if info.service == wanted]
+    added = [info for info in of_service if info.name.startswith(f"{wanted}/")]
+    if added:  # the manager's own, which went by the order in which they came
+        return min(added, key=lambda info: (info.created, info.name))
     return max(of_service, key=lambda info: (info.updated, info.name), default=None)
 
 

@@ -12,8 +12,9 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from enum import Enum
 from functools import partial
-from typing import Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from apex_creds.compat.errors import translated
 from apex_creds.compat.lookup import (
@@ -24,6 +25,7 @@ from apex_creds.compat.lookup import (
     text_of,
     token_of,
 )
+from apex_creds.compat.modes import name_of
 from apex_creds.compat.opening import open_vault
 from apex_creds.compat.places import AnyPath, places
 from apex_creds.compat.portal import Portal
@@ -32,6 +34,7 @@ from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration import Fallback
 from apex_creds.migration.entries import credential_name, token_secret
 from apex_creds.model import ApiKey, CredentialInfo, CredentialKind, Secret
+from apex_creds.storage.layout import CREDENTIALS, SECURITY
 from apex_creds.vault import Opened, Vault
 
 T = TypeVar("T")
@@ -64,6 +67,10 @@ class ApiKeyManager:
         master: Where the master key is; by default as the vault says, and for a new one as
             ``$APEX_CREDS_MASTER`` does (a URI, never a key), or in the OS keyring.
 
+    Attributes:
+        config_dir: The vault's ``security`` folder.
+        credentials_dir: Its ``credentials`` folder.
+
     Raises:
         ApiKeyManagerError: One of its subclasses says what is wrong.
     """
@@ -89,6 +96,8 @@ class ApiKeyManager:
             self._portal.close()
             raise
         self._vault.heed_lockdown()
+        self.config_dir = str(self._vault.home / SECURITY)
+        self.credentials_dir = str(self._vault.home / CREDENTIALS)
         self._fallback = Fallback(self._vault) if migrate_legacy else None
         self._close = weakref.finalize(self, _close, self._portal, self._vault)
 
@@ -104,58 +113,69 @@ class ApiKeyManager:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            # Only what is not there comes here, as the attributes that held keys and secrets.
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute {name!r}. Keys and secrets are not "
+                "held in attributes any more; docs/MIGRATING.md says what there is instead."
+            )
+
     # -- API keys and tokens -------------------------------------------------------
 
-    def set_api_key(self, service: str, api_key: str) -> None:
+    def set_api_key(self, service_name: str | Enum, api_key: str) -> None:
         """Stores a service's API key, in place of the one before.
 
         Raises:
             ApiKeyManagerError: It could not be stored.
         """
-        _check_text(service, "service")
+        service = _checked(service_name)
         _check_text(api_key, "API key")
         with translated():
             secret = ApiKey(api_key)
         self._call(partial(self._store, service, secret))
 
-    def get_api_key(self, service: str) -> str | None:
+    def get_api_key(self, service_name: str | Enum) -> str | None:
         """A service's API key, or None. Audited as an exposure.
 
         Raises:
             ApiKeyManagerError: It could not be read.
         """
+        service = _checked(service_name)
         _warn("get_api_key", service)
         return self._read(service, CredentialKind.API_KEY, "compat.get_api_key", _text)
 
-    def set_oauth_token(self, service: str, token_data: dict[str, object]) -> None:
+    def set_oauth_token(self, service_name: str | Enum, token_data: dict[str, object]) -> None:
         """Stores a service's OAuth token, in place of the one before.
 
         Args:
-            service: Names it.
+            service_name: Names it.
             token_data: ``access_token``, ``refresh_token``, ``expires_at`` (Unix seconds),
                 ``token_type``, ``scope``; whatever else there is, is kept with it.
 
         Raises:
             ApiKeyManagerError: It could not be stored.
         """
-        _check_text(service, "service")
+        service = _checked(service_name)
         if not isinstance(token_data, dict):
             raise TypeError("The token is not a dict.")
         with translated():
             secret = token_secret(token_data)
         self._call(partial(self._store, service, secret))
 
-    def get_oauth_token(self, service: str) -> dict[str, object] | None:
+    def get_oauth_token(self, service_name: str | Enum) -> dict[str, object] | None:
         """A service's OAuth token as it was stored, or None. Audited as an exposure.
 
         Raises:
             ApiKeyManagerError: It could not be read.
         """
+        service = _checked(service_name)
         _warn("get_oauth_token", service)
         kind = CredentialKind.OAUTH_TOKEN
         return self._read(service, kind, "compat.get_oauth_token", token_of)
 
-    def delete_credential(self, service: str, credential_type: str = "all") -> bool:
+    def delete_credential(self, service_name: str | Enum, credential_type: str = "all") -> bool:
         """Deletes ``api_key``, ``oauth_token`` or ``all`` of a service.
 
         Returns:
@@ -165,6 +185,7 @@ class ApiKeyManager:
             ValueError: Another type.
             ApiKeyManagerError: It could not be deleted.
         """
+        service = _checked(service_name)
         kinds = _KINDS.get(credential_type)
         if kinds is None:
             raise ValueError(f"credential_type is one of {', '.join(_KINDS)}.")
@@ -278,6 +299,14 @@ def _closed() -> Exception:
     from apex_creds.compat.errors import ApiKeyManagerError
 
     return ApiKeyManagerError("The manager is closed.", hint="Make another one.")
+
+
+def _checked(service_name: object) -> str:
+    """A service's name, also as a member of the program's enumeration of providers."""
+    name = name_of(service_name)
+    _check_text(name, "service")
+    assert isinstance(name, str)
+    return name
 
 
 def _check_text(value: object, what: str) -> None:

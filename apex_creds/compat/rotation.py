@@ -89,6 +89,8 @@ async def status(vault: Vault) -> dict[str, dict[str, object]]:
             "last_rotation": last,
             "next_rotation": due,
             "rotation_needed": due is not None and due <= now,
+            "due_for_rotation": due is not None and due <= now,
+            "days_since_last_rotation": None if last is None else max(0.0, (now - last) / DAY),
             "days_until_rotation": None if due is None else max(0.0, (due - now) / DAY),
         }
     return result

@@ -67,6 +67,7 @@ class Entry:
         detail: More on the problem, in words.
         label: Tells entries of one service and kind apart; may be empty.
         like: Metadata to take over, of a credential of another vault.
+        title: What the old program's user called it.
     """
 
     service: str
@@ -76,6 +77,7 @@ class Entry:
     detail: str = ""
     label: str = ""
     like: CredentialInfo | None = None
+    title: str = ""
 
     @property
     def key(self) -> str:

@@ -232,8 +232,10 @@ def _item(
         return bad(Problem.INVALID, "is not text")
     extra = {name: value for name, value in item.items() if name != "encrypted_key"}
     if kind is CredentialKind.API_KEY:
-        return api_key_entry(service, text, label=label, extra=extra)
-    return token_entry(service, _token(text), label=label, extra={ENTRY: extra})
+        made = api_key_entry(service, text, label=label, extra=extra)
+    else:
+        made = token_entry(service, _token(text), label=label, extra={ENTRY: extra})
+    return replace(made, title=_first_text(_name(item)))
 
 
 def _is_bare(item: Mapping[str, object]) -> bool:

@@ -237,6 +237,14 @@ class _SourceRun:
             await self._note(written)
             if self._options.progress is not None:
                 self._options.progress(self._source.path, len(fates), len(entries))
+        if not self._options.dry_run:
+            await self._entitle(
+                {
+                    fates[entry.key].name: entry.title
+                    for entry in entries
+                    if entry.title and entry.key in fates and fates[entry.key].fate in _IN_VAULT
+                }
+            )
         return tuple(fates[entry.key] for entry in entries if entry.key in fates)
 
     async def end(self, entries: Sequence[EntryReport]) -> SourceState:
@@ -293,6 +301,12 @@ class _SourceRun:
         kept = tuple(item for item in self._state.written if item.key not in keys)
         self._state = replace(self._state, written=(*kept, *written))
         self._state = await finishing.record(self._vault, self._state)
+
+    async def _entitle(self, titles: dict[str, str]) -> None:
+        if titles:
+            await migration_document(self._vault.store).change(
+                lambda state: replace(state, titles=titles | state.titles)
+            )
 
     # -- permissions and intervals -----------------------------------------------
 

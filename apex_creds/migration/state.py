@@ -112,6 +112,7 @@ class MigrationState(
         access_control: What ``enable_access_control`` of the old manager was given.
         intervals: Days by level of key, as an old configuration had them.
         applied: Whether the intervals have become rotation policy.
+        titles: What the old manager's users call a credential, by its name.
     """
 
     sources: tuple[SourceState, ...] = ()
@@ -119,6 +120,7 @@ class MigrationState(
     access_control: bool = True
     intervals: dict[str, int] = {}
     applied: bool = False
+    titles: dict[str, str] = {}
 
     def source(self, path: str) -> SourceState | None:
         """The state of a source."""
