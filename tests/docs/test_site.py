@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-import apex_creds
+import apex_creds.errors
 from scripts import docs_hooks
 
 ROOT = Path(__file__).resolve().parents[2]
