@@ -196,7 +196,7 @@ async def test_streamed_bodies(world: World, here: Server) -> None:
     assert await fetch(world, use) == ["hello"]
 
 
-@pytest.mark.parametrize("value", ["line\nbreak", "nul\0", "ünicode", " around"])
+@pytest.mark.parametrize("value", ["line\nbreak", "nul\0", "ünicode", " sk-1234 "])
 async def test_what_is_no_header_text_is_not_sent(
     world: World, here: Server, value: str
 ) -> None:
