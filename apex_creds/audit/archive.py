@@ -39,7 +39,7 @@ __all__ = [
 MAX_SEGMENT: Final = 256 << 20
 """Bytes that a segment may have; a compressed one that claims more is not ours."""
 
-_NAME: Final = re.compile(r"(\d{6,})\.jsonl(\.gz)?")
+_NAME: Final = re.compile(r"([0-9]{6,18})\.jsonl(\.gz)?")
 # Flag 4: an extra field. No time and no name; "unknown" as the system.
 _HEAD: Final = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff" + struct.pack("<H2sH", 36, b"AX", 32)
 _TRAILER: Final = struct.Struct("<II")

@@ -24,7 +24,7 @@ from apex_creds.audit.files import (
     unlock,
     write_all,
 )
-from apex_creds.audit.note import Note, Signature, Signer, VerifierKey
+from apex_creds.audit.note import Note, Signer, VerifierKey
 from apex_creds.audit.tree import HASH_BYTES
 from apex_creds.errors import AuditTamperedError, IntegrityError, InvalidInputError
 
@@ -314,25 +314,31 @@ def _bad_keys() -> AuditTamperedError:
     )
 
 
-def check_signatures(checkpoint: Checkpoint, keys: tuple[VerifierKey, ...]) -> None:
-    """Returns if the log's key signed it, and known witnesses every other line.
+def check_signatures(
+    checkpoint: Checkpoint, keys: tuple[VerifierKey, ...], *, witnessed: bool = False
+) -> None:
+    """Returns if the log's key signed it; those of known witnesses must be right, too.
+
+    Lines of unknown keys are passed over (c2sp.org/signed-note): whoever can write to the
+    file could add one, and shows nothing by it.
+
+    Args:
+        checkpoint: What is signed.
+        keys: The log's own, then its witnesses'.
+        witnessed: Whether a witness must have signed it.
 
     Raises:
-        IntegrityError: The log's signature is missing, or any is wrong or of no known key.
+        IntegrityError: A signature that must be there is missing, or one by a known key is
+            wrong.
     """
-    for number, key in enumerate(keys):
-        if number == 0 or any(each.is_by(key) for each in checkpoint.note.signatures):
-            checkpoint.note.check(key)
-    strange = [s for s in checkpoint.note.signatures if not _known(s, keys)]
-    if strange:
+    known = [k for k in keys[1:] if any(s.is_by(k) for s in checkpoint.note.signatures)]
+    for key in (*keys[:1], *known):
+        checkpoint.note.check(key)
+    if witnessed and not known:
         raise IntegrityError(
-            f"It has a signature by {strange[0].name}, whose key is not known.",
+            "It is not signed by a known witness.",
             hint="Add a witness with: apex-creds audit cosign --add.",
         )
-
-
-def _known(signature: Signature, keys: tuple[VerifierKey, ...]) -> bool:
-    return any(signature.is_by(key) for key in keys)
 
 
 def _not_one() -> IntegrityError:

@@ -68,7 +68,7 @@ def _quick(
     try:
         events: Sequence[_Slim | Recorded]
         events = _decode_slim(body) if slim else lines.decode_all(body)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     hashes = [sha256(b"\x00" + text[:-_TAIL] + b"}") for text in found]
     right = (

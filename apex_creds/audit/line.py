@@ -60,7 +60,7 @@ TAIL_OF: Final = _MARK + b'%s"}'
 """That end without the newline, for ``%`` and the hash."""
 SEAL: Final = _VERSION + b'"sealed":'
 """What the last line of a sealed segment begins with."""
-_ANY_VERSION: Final = re.compile(rb'\{"v":(\d+),')
+_ANY_VERSION: Final = re.compile(rb'\{"v":([1-9][0-9]{0,8}),')
 
 _encode = msgspec.json.Encoder().encode
 _check = msgspec.json.Decoder(AuditEvent).decode
@@ -145,7 +145,7 @@ def fault(seq: int, line: bytes) -> str:
         return _explain(seq, line)
     try:
         return "" if _decode(line).seq == seq else "has two numbers"
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return "is not an event of this log's format"
 
 
@@ -192,7 +192,7 @@ def parse_header(line: bytes, *, segment: int, vault_id: str) -> Frontier | None
     try:
         read = msgspec.json.decode(line, type=_Header)
         edge = Frontier(read.first - 1, [bytes.fromhex(each) for each in read.edge])
-    except (msgspec.MsgspecError, ValueError, InvalidInputError):
+    except (msgspec.MsgspecError, ValueError, RecursionError, InvalidInputError):
         return None
     right = header(segment=segment, vault_id=vault_id, edge=edge)
     return edge if line == right else None

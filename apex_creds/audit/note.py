@@ -218,7 +218,8 @@ def _is_name(name: str) -> bool:
 
 
 def _is_text(text: str) -> bool:
-    return all(c >= " " or c == "\n" for c in text)
+    """Whether it is Unicode (no half of a surrogate pair) without control characters."""
+    return all((c >= " " and not "\ud800" <= c <= "\udfff") or c == "\n" for c in text)
 
 
 def _text(data: bytes) -> str:

@@ -9,6 +9,7 @@ last signed one has its own hash. Older segments are read only where an anchor n
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ from apex_creds.errors import (
 __all__ = ["HINT", "Content", "End", "add_segment", "find_end", "parse", "tampered"]
 
 HINT: Final = "Keep a copy, run `apex-creds audit verify`, and restore the file."
+_MAKING: Final = 30.0
+"""Seconds to wait for another process that makes the log."""
 _RESTORE: Final = (
     "Put the newest copy back. After a restore on purpose: "
     "apex-creds audit accept-rollback --reason …"
@@ -210,14 +213,29 @@ def _enter(
     if segments(directory):
         return alone
     _refuse_emptied(anchors, accept=accept)
-    if not alone and not files.wait_for_lock(presence, files.TRY_LOCK):
-        raise AuditUnavailableError(
-            "Another process is making the audit log.", hint="Try again in a moment."
-        )
+    if not alone and not _wait_to_make(presence, directory):
+        return False
     if not segments(directory):
         head = line.header(segment=1, vault_id=vault_id, edge=Frontier())
         files.create_whole(directory / file_name(1), head)
     return True
+
+
+def _wait_to_make(presence: int, directory: Path) -> bool:
+    """Whether it is for this process to make the first segment; waits for one that is at it.
+
+    Who has made it keeps the log open, so its lock alone says nothing.
+    """
+    deadline = time.monotonic() + _MAKING
+    while not segments(directory):
+        if files.wait_for_lock(presence, files.TRY_LOCK):
+            return True
+        if time.monotonic() > deadline:
+            raise AuditUnavailableError(
+                "Another process is making the audit log, and does not end.",
+                hint=f"See who has {directory} open.",
+            )
+    return False
 
 
 def _try_alone(presence: int) -> bool:

@@ -7,6 +7,7 @@ returns is an event that the signed log holds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,6 +24,7 @@ from apex_creds.errors import IntegrityError, InvalidInputError
 __all__ = ["Proved", "check_consistency", "check_inclusion", "consistency", "inclusion"]
 
 _FIRST: Final = "c2sp.org/tlog-proof@v1"
+_INDEX: Final = re.compile(r"index (0|[1-9][0-9]{0,18})")
 
 
 class Proved(NamedTuple):
@@ -40,11 +42,11 @@ class Proved(NamedTuple):
             IntegrityError: The entry is of a version that this program does not know.
         """
         try:
-            fields = msgspec.json.decode(self.entry)
+            fields = msgspec.json.decode(self.entry, type=dict[str, object])
             return msgspec.convert(
                 {k: v for k, v in fields.items() if k not in _OWN}, AuditEvent
             )
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise IntegrityError(
                 "The proved entry is no event known here.", hint="Upgrade."
             ) from None
@@ -85,25 +87,30 @@ def check_inclusion(text: str, *, keys: Sequence[VerifierKey]) -> Proved:
     """Returns what a proof shows, to whoever trusts ``keys``.
 
     Raises:
+        InvalidInputError: There is no key to trust.
         IntegrityError: It is malformed, not signed by every one of them, or shows nothing.
     """
+    if not keys:
+        raise InvalidInputError(
+            "A proof shows nothing without a key.", hint="Give the log's with --key."
+        )
     head, _, rest = text.partition("\n\n")
     first, extra, index, *hashes = [*head.split("\n"), *[""] * max(0, 2 - head.count("\n"))]
     entry = bytes_of(extra.removeprefix("extra "))
-    number = index.removeprefix("index ")
-    if first != _FIRST or not entry or not number.isdigit():
+    if first != _FIRST or not entry or _INDEX.fullmatch(index) is None:
         raise IntegrityError("That is not a proof of an event.", hint="Give the whole file.")
+    number = int(index.removeprefix("index "))
     checkpoint = Checkpoint.parse(rest)
     for key in keys:
         checkpoint.note.check(key)
     tree.verify_inclusion(
         tree.leaf_hash(entry),
-        index=int(number),
+        index=number,
         size=checkpoint.size,
         proof=[bytes_of(each) for each in hashes],
         root=checkpoint.root,
     )
-    return Proved(int(number) + 1, entry, checkpoint)
+    return Proved(number + 1, entry, checkpoint)
 
 
 def consistency(directory: Path, *, vault_id: str, old: int) -> tuple[list[bytes], Checkpoint]:

@@ -285,7 +285,7 @@ class _Check:
             self._segment = name
             file = CheckpointFile(self._directory, vault_id=self._vault_id, name=name)
             for number, each in enumerate(file.all(), start=1):
-                self._check_signed(each, keys, number)
+                self._check_signed(each, keys, number, witnessed=name == COSIGNED)
                 if name == "checkpoints" and found and each.size <= found[-1].size:
                     raise self._bad(each.size, f"is where checkpoint {number} is out of order")
                 found.append(each)
@@ -295,12 +295,12 @@ class _Check:
         return sorted([*known, *(c for c in found if c.size >= start)], key=lambda c: c.size)
 
     def _check_signed(
-        self, each: Checkpoint, keys: tuple[VerifierKey, ...], number: int
+        self, each: Checkpoint, keys: tuple[VerifierKey, ...], number: int, *, witnessed: bool
     ) -> None:
         why = "there is no verifier key"
         try:
             if keys:
-                check_signatures(each, keys)
+                check_signatures(each, keys, witnessed=witnessed)
                 return
         except IntegrityError as error:
             why = error.message.rstrip(".")

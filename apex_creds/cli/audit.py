@@ -176,7 +176,7 @@ def export(
     chosen = (event for event in events if event.time >= start)
     if form == "jsonl":
         for event in chosen:
-            sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+            output.json_line(msgspec.to_builtins(event))
         return
     writer = csv.writer(sys.stdout)
     writer.writerow(_FIELDS)
@@ -203,9 +203,11 @@ def _kept(path: Path) -> Checkpoint:
 
 
 def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
     # A spreadsheet takes text that begins like this for a formula.
-    risky = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-    return f"'{value}" if risky else value
+    risky = value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{output.safe(value)}" if risky else output.safe(value)
 
 
 def _progress(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
@@ -275,7 +277,7 @@ def _story(events: Sequence[Recorded], lease: str) -> list[Recorded]:
 def _print(events: Iterable[Recorded], *, json: bool, lines: bool = False) -> None:
     if json and lines:
         for event in events:
-            sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+            output.json_line(msgspec.to_builtins(event))
         sys.stdout.flush()
     elif json:
         output.json_out([msgspec.to_builtins(event) for event in events])

@@ -69,13 +69,9 @@ def prove(
 
 
 def _check(file: Path, keys: list[VerifierKey]) -> None:
-    if not keys:
-        raise InvalidInputError(
-            "A proof shows nothing without a key.", hint="Give the log's with --key."
-        )
     proved = proofs.check_inclusion(_text(file), keys=keys)
     output.say(f"Event {proved.seq} is in the log of {proved.checkpoint.size} events:")
-    output.say(proved.entry.decode())
+    output.say(proved.entry.decode(errors="backslashreplace"))
 
 
 def checkpoint(
@@ -174,7 +170,8 @@ def _add(settings: options.Settings, offered: Checkpoint, witness: str) -> None:
     known = CheckpointFile(directory, vault_id=vault_id).all()
     if offered.size not in {each.size for each in known if each.root == offered.root}:
         raise InvalidInputError("That is no checkpoint of this log.", hint="Check --home.")
-    check_signatures(offered, (own, *others, key))
+    check_signatures(offered, (own, *others))
+    offered.note.check(key)
     ensure_keys(directory, own, key)
     CheckpointFile(directory, vault_id=vault_id, name=COSIGNED).add(offered)
     output.say(f"Added the signature of {key.name} for {offered.size} events.")

@@ -64,6 +64,11 @@ def json_out(value: Json) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=True) + "\n")
 
 
+def json_line(value: Json) -> None:
+    """Prints a value as JSON in one line."""
+    sys.stdout.write(json.dumps(value, separators=(",", ":"), ensure_ascii=True) + "\n")
+
+
 def cell(text: object, *, style: str = "") -> Text:
     """A table's cell."""
     return Text(safe(text), style=style)

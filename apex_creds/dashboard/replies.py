@@ -47,7 +47,7 @@ async def body(request: Request, kind: type[T]) -> T:
                 break
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise InvalidInputError("That is not what the page sends.") from None
 
 

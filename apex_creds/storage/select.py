@@ -171,7 +171,7 @@ def _read_safely(path: Path) -> bytes:
 
 def _said(data: bytes) -> msgspec.Raw | None:
     """The object under ``storage``; an older program may have had something else there."""
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raw = msgspec.json.decode(data, type=_Part).storage
         return raw if bytes(raw).lstrip().startswith(b"{") else None
     return None
@@ -180,7 +180,7 @@ def _said(data: bytes) -> msgspec.Raw | None:
 def _decoded(raw: msgspec.Raw) -> StoragePlace:
     try:
         return msgspec.json.decode(raw, type=StoragePlace)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptDocumentError(
             f"What security/config.json says of the storage is not understood: {error}.",
             hint="Mend it as docs/SQL.md describes.",
@@ -190,7 +190,7 @@ def _decoded(raw: msgspec.Raw) -> StoragePlace:
 def _joined(data: bytes, config: StoragePlace) -> bytes:
     try:
         there = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise CorruptDocumentError(
             "security/config.json is not understood.", hint="Mend or remove it."
         ) from None

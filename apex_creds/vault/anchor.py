@@ -159,7 +159,7 @@ class Anchor:
             return 0
         try:
             return msgspec.json.decode(without_body(stored.data), type=_Peek).generation
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return 0  # whoever reads it gets the error
 
     @property

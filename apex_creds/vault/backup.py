@@ -330,7 +330,7 @@ def read_manifest(where: Path) -> tuple[Manifest, bytes, bytes]:
     Raises:
         CorruptDocumentError: There is none, or it is malformed.
     """
-    with contextlib.suppress(OSError, ValueError, msgspec.MsgspecError):
+    with contextlib.suppress(OSError, ValueError, msgspec.MsgspecError, RecursionError):
         with (where / MANIFEST).open("rb") as file:
             text, signature = file.read(_LONGEST).splitlines()
         made = msgspec.json.decode(text, type=Manifest)

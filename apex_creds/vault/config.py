@@ -80,7 +80,7 @@ async def read_config(storage: Storage) -> Config:
         return Config()
     try:
         return msgspec.json.decode(stored.data, type=Config)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptDocumentError(
             f"security/config.json is not understood: {error}.",
             hint="Mend it as docs/AUDIT.md describes, or remove it.",
