@@ -22,7 +22,7 @@ from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import _internal
-from opentelemetry.trace import Link, Span, SpanContext
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext
 
 from apex_creds.audit import metrics, names, spans
 from apex_creds.audit.spans import AttributeValue
@@ -151,9 +151,25 @@ class Step:
 
 
 class InvokeStep(Step):
-    """A plugin's invocation: outlives its block if the plugin returned a stream."""
+    """A plugin's invocation: outlives its block if the plugin returned a stream.
+
+    What is current while the plugin runs is no span but a reference to it: the plugin's own
+    spans are its children, and what the plugin sets on the current one goes nowhere.
+    """
 
     __slots__ = ("_within",)
+
+    def __init__(
+        self,
+        name: str,
+        attributes: Mapping[str, AttributeValue],
+        *,
+        record: Record | None = None,
+    ) -> None:
+        super().__init__(name, attributes, record=record)
+        if self._span is not None:
+            reference = NonRecordingSpan(self._span.get_span_context())
+            self._context = trace.set_span_in_context(reference)
 
     def enter(self) -> object:
         """As ``Step.enter``; nothing to do within the step's own block."""

@@ -15,7 +15,7 @@ from apex_creds.cli.options import HomeOption, JsonOption, MasterOption, NameArg
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.integrations.checksum import verified
 from apex_creds.integrations.metadata import load_metadata
-from apex_creds.model import CredentialInfo
+from apex_creds.model import CredentialInfo, check_name
 from apex_creds.policy.decide import UNVERIFIED
 from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.manifest import Manifest, parse_manifest
@@ -50,14 +50,25 @@ def grant(
             show_default=False,
         ),
     ] = None,
+    ahead: Annotated[
+        bool, typer.Option("--ahead", help="Grant it before there is such a credential.")
+    ] = False,
     home: HomeOption = None,
     master: MasterOption = None,
 ) -> None:
     """Permit a plugin the use of a credential; replaces an earlier grant of the two."""
+    check_name(name, what="credential name")
     manifest = None if folder is None else _manifest_in(folder, plugin)
     end = None if until is None else when.parse(until, now=time.time())
 
     async def work(vault: Vault) -> tuple[Grant, CredentialInfo | None]:
+        infos = await vault.list()
+        known = next((info for info in infos if info.name == name), None)
+        if known is None and not ahead:
+            raise CredentialNotFoundError(
+                "There is no credential of that name; nothing was granted.",
+                hint="See: apex-creds list; to grant it before it is there, add --ahead.",
+            )
         made = await vault.grant(
             plugin,
             name,
@@ -67,8 +78,7 @@ def grant(
             manifest=manifest,
             created_by="apex-creds",
         )
-        infos = await vault.list()
-        return made, next((info for info in infos if info.name == name), None)
+        return made, known
 
     made, known = session.with_vault(options.settings(ctx, home, master), work)
     ends = f" until {when.show(made.until)}" if made.until else ""

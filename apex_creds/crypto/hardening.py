@@ -29,13 +29,22 @@ class Hardening:
     no_core_files: bool
 
 
+_warned: Final[set[Hardening]] = set()
+
+
 def harden_process() -> Hardening:
     """Sets ``PR_SET_DUMPABLE=0`` and ``RLIMIT_CORE=0`` (prctl(2), getrlimit(2)).
 
-    Logs one warning for what this system does not offer; never raises.
+    The middleware, the worker, the dashboard and the commands do it; again it changes
+    nothing. From then on nobody but root attaches a debugger or a profiler to the process,
+    or reads its ``/proc`` entries ``mem`` and ``environ``, not the process itself either.
+    Programs that it starts can be looked at as ever, but write no core files either.
+
+    Logs one warning in a process for what this system does not offer; never raises.
     """
     result = Hardening(undumpable=_undumpable(), no_core_files=_no_core_files())
-    if not (result.undumpable and result.no_core_files):
+    if not (result.undumpable and result.no_core_files) and result not in _warned:
+        _warned.add(result)
         _log.warning("This process could not be hardened completely: %s.", result)
     return result
 

@@ -268,6 +268,7 @@ class SecretBytes:
     @classmethod
     def part_of(cls, data: SecretBytes, start: int, length: int) -> Self:
         """Copies ``length`` bytes of a secret, from ``start``; raises as ``copy_of``."""
+        data._expose()
         pointer, secret = data._pointer(), cls(length)
         if start < 0 or start + length > data._length:
             raise InvalidInputError("The part lies outside the secret.")
@@ -283,8 +284,12 @@ class SecretBytes:
         return secret
 
     def view(self) -> memoryview:
-        """Returns a read-only view, released when this secret is closed or collected."""
-        self._pointer()
+        """Returns a read-only view, released when this secret is closed or collected.
+
+        Of a secret that a handle revealed, this is audited first, as an exposure: nobody sees
+        what is copied out of a view.
+        """
+        self._expose()
         exports = self._exports
         view = _live_view(exports) if exports else None
         return self._export(readonly=True) if view is None else view
@@ -294,9 +299,7 @@ class SecretBytes:
 
         Of a secret that a handle revealed, this is audited first, as an exposure.
         """
-        self._pointer()  # a wiped secret is no exposure
-        if self._on_expose is not None:
-            self._on_expose()
+        self._expose()
         data: bytes = _buffer(self._pointer(), self._length)[:]
         self._still_open()
         return data
@@ -312,7 +315,7 @@ class SecretBytes:
         raise InvalidInputError("This secret is not text.", hint="Use expose_bytes().")
 
     def on_expose(self, hook: Callable[[], None]) -> None:
-        """Has ``hook`` called before each exposure; once only.
+        """Has ``hook`` called before each exposure: a copy or a view; once only.
 
         Raises:
             SecretMisuseError: There is a hook already.
@@ -347,6 +350,12 @@ class SecretBytes:
     def closed(self) -> bool:
         """Whether the secret was wiped."""
         return not self._held
+
+    def _expose(self) -> None:
+        """Before anybody gets at the contents by another way than a comparison."""
+        self._pointer()  # a wiped secret is no exposure
+        if self._on_expose is not None:
+            self._on_expose()
 
     def _pointer(self) -> _Pointer:
         """The slot's address; check with ``_still_open`` after having used it."""

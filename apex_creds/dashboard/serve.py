@@ -20,6 +20,7 @@ from typing import Final
 import anyio
 import uvicorn
 
+from apex_creds.crypto.memory import harden_process
 from apex_creds.dashboard.admission import Doorkeeper
 from apex_creds.dashboard.app import Dashboard, Site
 from apex_creds.dashboard.hub import Hub
@@ -45,6 +46,7 @@ class Settings:
         certificate: A TLS certificate chain and its key, PEM; with any other address than
             127.0.0.1, they are needed.
         hosts: More names that the page is opened by, ``NAME`` or ``NAME:PORT``.
+        harden: Whether to call ``harden_process()``.
     """
 
     port: int = PORT
@@ -53,6 +55,7 @@ class Settings:
     address: str = LOOPBACK
     certificate: tuple[Path, Path] | None = None
     hosts: tuple[str, ...] = ()
+    harden: bool = True
 
 
 Say = Callable[[str], None]
@@ -70,6 +73,8 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
         InvalidInputError: The address can't be listened on, or the settings don't go
             together.
     """
+    if settings.harden:
+        harden_process()
     names = await names_of(vault, named=settings.named)
     if names.hidden and settings.decisions:
         raise InvalidInputError(

@@ -17,7 +17,7 @@ from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import ApexCredsError, RateLimitedError
 from apex_creds.leases.basis import Basis, resting
-from apex_creds.leases.invocation import Invocation
+from apex_creds.leases.invocation import Invocation, caller
 from apex_creds.model import CredentialInfo
 from apex_creds.policy.cache import DecisionCache
 from apex_creds.policy.decide import Decision, Permission, Reason, decide
@@ -63,7 +63,7 @@ class Admission:
 
     Attributes:
         policy: The one in force when it was looked at last.
-        limited: Whether it has limits.
+        limited: Whether uses are counted: it has limits, or something was denied.
         shared: Those that are kept in the vault; None: there are none.
         on_denials: Told when a plugin was refused too often, from any thread.
 
@@ -170,19 +170,25 @@ class Admission:
     # -- audit -------------------------------------------------------------------
 
     def log_denial(
-        self, invocation: Invocation, credential: str, reason: Reason, *, detail: str = ""
+        self,
+        invocation: Invocation | None,
+        credential: str,
+        reason: Reason,
+        *,
+        lease: Lease | None = None,
+        detail: str = "",
     ) -> None:
-        """Audits a refusal."""
+        """Audits a refusal; ``invocation`` is that of the plugin that tried, if any."""
         metrics.denied(reason.value)
-        manifest = invocation.manifest
         self._vault.audit.append(
             AuditEvent(
                 time=self._vault.clock.time(),
                 kind=EventKind.DENIAL,
-                plugin=manifest.plugin,
-                plugin_version=manifest.version,
-                action=invocation.action,
-                invocation=invocation.id,
+                plugin=invocation.manifest.plugin if invocation else caller(),
+                plugin_version=invocation.manifest.version if invocation else "",
+                action=invocation.action if invocation else "",
+                invocation=invocation.id if invocation else "",
+                lease=lease.id if lease else "",
                 credential=credential,
                 decision="deny",
                 reason=reason.value,
@@ -246,15 +252,17 @@ class Admission:
         if breach is not None:
             self._refuse(invocation, lease.need.name, breach)
 
-    def count_denial(self, invocation: Invocation, credential: str) -> None:
-        """Counts a denial that was audited; called where ``limited`` only.
+    def count_denial(self, invocation: Invocation | None, credential: str) -> None:
+        """Counts a denial that was audited, of the plugin that tried.
 
         Raises:
             RateLimitedError: There were too many.
         """
-        plugin = invocation.manifest.plugin
+        plugin = invocation.manifest.plugin if invocation else caller()
         full: list[tuple[LimitRule, Breach]] = []
         with self._lock:
+            if not self.limited:
+                self._limit(self.policy)
             if self._limits is not None and self._windows is not None:
                 full += self._limits.deny(self._windows, [plugin], credential)
         if self.shared is not None:
@@ -290,30 +298,33 @@ class Admission:
             if policy is self.policy:
                 return
             old, self.shared, self._limits = self.shared, None, None
-            if policy.limits:
+            self.limited = False
+            # The limit that goes without saying costs nothing until something is denied.
+            if policy.limits or self._windows is not None:
                 self._limit(policy)
-            self.limited = bool(policy.limits)
             self.policy = policy
         if old is not None:
             old.close()
 
     def _limit(self, policy: Policy) -> None:
         from apex_creds.leases.shared_limits import SharedLimits
-        from apex_creds.policy.limits import RateLimits
+        from apex_creds.policy.limits import RateLimits, with_default
         from apex_creds.policy.windows import Windows
         from apex_creds.vault.limit_state import limit_document
 
         clock = self._vault.clock
         # Kept when the policy changes: what was counted stays counted.
         self._windows = self._windows or Windows(clock.monotonic)
-        self._limits = RateLimits(rule for rule in policy.limits if not rule.persist)
-        kept = RateLimits(rule for rule in policy.limits if rule.persist)
+        limits = with_default(policy.limits)
+        self._limits = RateLimits(rule for rule in limits if not rule.persist)
+        kept = RateLimits(rule for rule in limits if rule.persist)
+        self.limited = True
         if kept.rules:
             self.shared = SharedLimits(
                 kept, open_state=lambda: limit_document(self._vault), now=clock.time
             )
 
-    def _refuse(self, invocation: Invocation, credential: str, breach: Breach) -> None:
+    def _refuse(self, invocation: Invocation | None, credential: str, breach: Breach) -> None:
         """Audits a breach, and refuses.
 
         Raises:

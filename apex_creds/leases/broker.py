@@ -450,7 +450,7 @@ class LeaseBroker:
         passed_on = lease.parent is not None
         if invocation is not None and passed_on and invocation.is_live_within(owner):
             return invocation
-        self._log_denial(invocation or owner, lease.need.name, Reason.FOREIGN_HANDLE)
+        self._log_denial(invocation, lease.need.name, Reason.FOREIGN_HANDLE, lease=lease)
         raise HandleForeignError(
             "This credential handle belongs to another invocation.",
             hint="Have it passed on with handle.attenuate(…).",
@@ -461,10 +461,17 @@ class LeaseBroker:
         raise denied(name)
 
     def _log_denial(
-        self, invocation: Invocation, name: str, reason: Reason, *, counted: bool = True
+        self,
+        invocation: Invocation | None,
+        name: str,
+        reason: Reason,
+        *,
+        counted: bool = True,
+        lease: Lease | None = None,
     ) -> None:
-        self.admission.log_denial(invocation, name, reason)
-        if counted and self.admission.limited:
+        """Of the plugin that tried: never of the one whose handle it tried with."""
+        self.admission.log_denial(invocation, name, reason, lease=lease)
+        if counted:
             self.admission.count_denial(invocation, name)
 
     def _issue(

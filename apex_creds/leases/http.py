@@ -15,7 +15,7 @@ import httpx
 
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
 from apex_creds.leases.body import AsyncBody, Failure, SyncBody, failure
-from apex_creds.leases.invocation import current_invocation
+from apex_creds.leases.invocation import caller
 from apex_creds.leases.lease import Lease, find_lease
 from apex_creds.leases.outgoing import Outgoing, Snapshot, inject, snapshot, without_secret
 from apex_creds.leases.pools import AsyncPool, Key, Pool, Turn
@@ -154,8 +154,7 @@ def _snapshot(request: httpx.Request, lease: Lease) -> Snapshot:
 
 def _key(lease: Lease) -> Key:
     """Who sends, with what: the plugin that is running, whoever's handle it was given."""
-    caller = current_invocation()
-    return Key("" if caller is None else caller.manifest.plugin, lease.record_id)
+    return Key(caller(), lease.record_id)
 
 
 def _allowed(use: Use, lease: Lease) -> Origin | None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from apex_creds.leases.lease import Lease
 
 _current: ContextVar[Invocation | None] = ContextVar("apex_creds_invocation", default=None)
+_bare: ContextVar[str] = ContextVar("apex_creds_bare_plugin", default="")
+"""The plugin that is called without an invocation, as it has nothing to do with credentials."""
 
 
 class Invocation:
@@ -106,5 +108,13 @@ def current_credentials() -> CredentialMap:
     return invocation.credentials
 
 
+def caller() -> str:
+    """The id of the plugin that is running; empty: none that is known."""
+    invocation = _current.get()
+    return _bare.get() if invocation is None else invocation.manifest.plugin
+
+
 enter = _current.set
 leave = _current.reset
+enter_bare = _bare.set
+leave_bare = _bare.reset

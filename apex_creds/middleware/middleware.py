@@ -20,10 +20,11 @@ from anyio.from_thread import start_blocking_portal
 from apex_creds import migration
 from apex_creds.audit import telemetry
 from apex_creds.audit.telemetry import InvokeStep
+from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import InvalidInputError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.gates import Ask, Responder
-from apex_creds.leases.invocation import current_invocation
+from apex_creds.leases.invocation import current_invocation, enter_bare, leave_bare
 from apex_creds.middleware import logs, observe
 from apex_creds.middleware.awaited import GuardedCoroutine
 from apex_creds.middleware.call import NO_BASES, GuardedCall
@@ -68,6 +69,11 @@ class CredentialMiddleware:
         consent_deadline: Seconds that a question waits for its answer.
         responder: Signs challenges where no ``answering`` names another client; by default
             nobody, so that credentials which take a challenge are denied.
+        harden: Whether to call ``harden_process()``: no core files, and no debugger or
+            profiler that is attached by another process. See docs/OPERATIONS.md.
+
+    Raises:
+        InvalidInputError: An argument is not what it should be.
     """
 
     def __init__(
@@ -83,9 +89,12 @@ class CredentialMiddleware:
         second_factor: Ask | None = None,
         consent_deadline: float = DEADLINE,
         responder: Responder | None = None,
+        harden: bool = True,
     ) -> None:
         if not ttl > 0:
             raise InvalidInputError("The ttl of leases must be greater than zero.")
+        if harden:
+            harden_process()
         self._vault = vault
         self._broker = LeaseBroker(vault, transport=transport, sync_transport=sync_transport)
         self._broker.challenges.responder = responder
@@ -207,7 +216,11 @@ class CredentialMiddleware:
                 ``function`` only passes keywords on to it.
         """
         if _untouched(manifest, shape_from or function):
-            return await self._call_plain(function, args, kwargs or {})
+            named = enter_bare(manifest.plugin)
+            try:
+                return await self._call_plain(function, args, kwargs or {})
+            finally:
+                leave_bare(named)
         if self._legacy is not None:
             await self._legacy.adopt(need.name for need in manifest.needs)
         if telemetry.on():
@@ -242,7 +255,11 @@ class CredentialMiddleware:
         Nobody is asked: what a person has not decided yet is denied.
         """
         if _untouched(manifest, shape_from or function):
-            return function(*args, **(kwargs or {}))
+            named = enter_bare(manifest.plugin)
+            try:
+                return function(*args, **(kwargs or {}))
+            finally:
+                leave_bare(named)
         given, shape = kwargs or {}, shape_from or function
         if not telemetry.on():
             return self._run_sync(manifest, action, function, args, given, shape)

@@ -86,6 +86,18 @@ class _Window(NamedTuple):
         return key, rule.amount, rule.seconds
 
 
+DEFAULT: Final = LimitRule(
+    id="default-denials", per="plugin", of=DENIALS, amount=100, seconds=60
+)
+"""In force where the operator's policy says nothing of denials, or there is none."""
+
+
+def with_default(limits: Iterable[LimitRule]) -> tuple[LimitRule, ...]:
+    """A policy's limits, and the default one if none of them is on denials."""
+    found = tuple(limits)
+    return found if any(rule.of == DENIALS for rule in found) else (*found, DEFAULT)
+
+
 class RateLimits:
     """Some limits of a policy, those that are persisted or those that are not."""
 

@@ -28,6 +28,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.text import shown_label
 from apex_creds.clocks import boot_id, boot_time
+from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import (
     ApexCredsError,
     AuditTamperedError,
@@ -109,6 +110,7 @@ class RotationWorker:
         tell: Called as re-encryption proceeds.
         watching: Verify and count the audit log, and tell metrics what is due. A log that
             was altered is an ``AuditTampered`` event.
+        harden: Whether to call ``harden_process()``, as the middleware does.
     """
 
     def __init__(
@@ -124,7 +126,10 @@ class RotationWorker:
         help_others: bool = False,
         tell: Callable[[Progress], None] | None = None,
         watching: bool = False,
+        harden: bool = True,
     ) -> None:
+        if harden:
+            harden_process()
         self.id = new_id()
         self._vault = vault
         self._rhythm = rhythm or Rhythm()

@@ -123,7 +123,7 @@ def test_a_lockdown_takes_the_grants_and_not_the_denials(cli, error):
     cli("set", "openai", stdin=b"sk-secret")
     assert cli("grant", "demo", "openai").code == 0
     cli("lockdown", "--keep-grants")
-    assert "End that" in error(9, "grant", "demo", "other")
+    assert "End that" in error(9, "grant", "demo", "other", "--ahead")
     assert "in force again" in cli("unlock").out
     assert [grant["plugin"] for grant in cli("grants", "--json").json()] == ["demo"]
     assert "All grants are removed" in cli("lockdown").out

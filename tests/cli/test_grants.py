@@ -5,11 +5,12 @@ from __future__ import annotations
 
 def test_a_grant_comes_and_goes(cli):
     done = cli(
-        "grant", "demo.x", "openai", "--scope", "a", "--scope", "b", "--until", "2999-01-01"
-    )
+        "grant", "demo.x", "openai", "--scope", "a", "--scope", "b", "--until", "2999-01-01",
+        "--ahead",
+    )  # fmt: skip
     assert done.code == 0
     assert "no credential of that name" in done.err
-    cli("grant", "demo.y", "openai", "--reveal")
+    cli("grant", "demo.y", "openai", "--reveal", "--ahead")
     made = cli("grants", "--json").json()
     assert [(g["plugin"], g["reveal"], g["scopes"], g["until"]) for g in made] == [
         ("demo.x", False, ["a", "b"], "2999-01-01T00:00:00Z"),
@@ -24,9 +25,21 @@ def test_a_grant_comes_and_goes(cli):
     assert cli("grants", "--json").json() == []
 
 
+def test_a_grant_on_what_is_not_there_is_made_only_when_told_so(cli):
+    done = cli("grant", "demo.x", "opnai")
+    assert done.code == 8
+    assert "nothing was granted" in done.err
+    assert "--ahead" in done.err
+    assert cli("grants", "--json").json() == []
+    assert cli("grant", "demo.x", "opnai", "--ahead").code == 0
+    assert cli("set", "openai", stdin=b"sk-1").code == 0
+    assert cli("grant", "demo.x", "openai").code == 0
+    assert len(cli("grants", "--json").json()) == 2
+
+
 def test_a_plugin_loses_all(cli):
     for name in ("a", "b"):
-        cli("grant", "p", name)
+        cli("grant", "p", name, "--ahead")
     done = cli("revoke", "p")
     assert done.out.count("may no longer use") == 2
 
@@ -35,6 +48,6 @@ def test_mistakes(error):
     error(7, "revoke")
     error(8, "revoke", "nobody")
     error(7, "revoke", "p", "a", "--credential", "b")
-    error(7, "grant", "p\n", "a")
-    error(7, "grant", "p", "a", "--until", "2001-01-01")
+    error(7, "grant", "p\n", "a", "--ahead")
+    error(7, "grant", "p", "a", "--until", "2001-01-01", "--ahead")
     error(2, "grant", "p")

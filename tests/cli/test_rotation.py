@@ -234,7 +234,7 @@ def test_an_event_is_acted_on_once(vault):
 
 
 def test_the_plugins_that_are_gone_lose_their_services_keys(vault):
-    vault("grant", "demo.gone", "maps")
+    vault("grant", "demo.gone", "maps", "--ahead")
     assert vault("events", "emit", "plugin_removed", "plugin=demo.gone").code == 0
     assert states(vault, "dek", "api_keys/maps") == ["retired", "primary"]
     assert states(vault, "dek", SERVICE) == ["primary"]

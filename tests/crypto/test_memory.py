@@ -479,9 +479,11 @@ def test_harden_process_never_raises(
 ) -> None:
     from apex_creds.crypto import hardening
 
+    monkeypatch.setattr(hardening, "_warned", set())
     monkeypatch.setattr(hardening, "_undumpable", lambda: False)
     monkeypatch.setattr(hardening, "_no_core_files", lambda: True)
     with caplog.at_level(logging.WARNING):
+        assert not harden_process().undumpable
         assert not harden_process().undumpable
     assert len(caplog.records) == 1
 

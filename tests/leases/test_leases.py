@@ -10,7 +10,7 @@ import pytest
 from anyio import to_thread
 
 from apex_creds.audit.segment import Segment
-from apex_creds.crypto.memory import arena
+from apex_creds.crypto.memory import SecretBytes, arena
 from apex_creds.errors import (
     AccessDeniedError,
     AuditTamperedError,
@@ -24,6 +24,7 @@ from apex_creds.errors import (
     SecretWipedError,
     StorageError,
 )
+from apex_creds.policy.limits import DEFAULT
 from apex_creds.vault import vault as vault_module
 from tests.leases.world import KEY, World
 
@@ -352,6 +353,72 @@ async def test_a_handle_of_another_invocation(world: World) -> None:
         await world.call(thief)
     assert {reason for _, reason in world.reasons()} == {"foreign_handle"}
     assert world.events("redeem") == []
+
+
+async def test_a_theft_is_told_of_the_thief_and_never_of_its_victim(world: World) -> None:
+    """The victim keeps its credential, however often its handle is tried elsewhere."""
+    there, done = asyncio.Event(), asyncio.Event()
+    kept = []
+
+    async def victim(credentials):
+        kept.append(credentials["key"])
+        there.set()
+        await done.wait()
+        return await use(credentials["key"]) == KEY
+
+    def in_thread() -> None:
+        for _ in range(DEFAULT.amount + 5):
+            with pytest.raises(AccessDeniedError), kept[0].reveal():
+                pass
+
+    async def thief() -> None:
+        in_thread()
+
+    async def owner_of_some(credentials) -> None:
+        in_thread()
+
+    async with anyio.create_task_group() as tasks:
+        served = []
+
+        async def serve() -> None:
+            served.append(await world.call(victim))
+
+        tasks.start_soon(serve)
+        await there.wait()
+        in_thread()  # of no plugin
+        await world.call(thief, plugin="bare", needs=())  # of one without an invocation
+        await world.call(in_thread, plugin="bare-thread", needs=())
+        await world.call(owner_of_some, plugin="inner")
+        done.set()
+    assert served == [True]
+    told = {event.plugin for event in world.events("denial")}
+    assert told == {"", "bare", "bare-thread", "inner"}
+    foreign = [e for e in world.events("denial") if e.reason == "foreign_handle"]
+    assert {event.lease for event in foreign} == {kept[0].id}
+
+
+async def test_every_way_out_of_a_revealed_secret_is_an_exposure(world: World) -> None:
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            assert len(secret) == len(KEY)
+            assert secret.equals(KEY.encode())
+            assert world.events("expose") == []
+            seen = []
+            for way in (
+                lambda: bytes(secret.view()),
+                lambda: SecretBytes.copy_of(secret).expose_bytes(),
+                lambda: SecretBytes.part_of(secret, 0, 3).expose_bytes(),
+                lambda: SecretBytes.from_bytes(secret.view()).expose_str(),
+                secret.expose_bytes,
+                secret.expose_str,
+            ):
+                assert way()
+                seen.append(len(world.events("expose")))
+            return seen
+
+    seen = await world.call(plugin)
+    assert seen == sorted(set(seen))
+    assert seen[0] == 1
 
 
 async def test_passing_on_takes_an_attenuated_handle(world: World) -> None:

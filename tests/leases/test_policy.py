@@ -248,6 +248,34 @@ async def test_too_many_denials_are_told_once_and_refuse_more(world: World) -> N
     assert await world.call(read_key)
 
 
+@pytest.mark.parametrize("policy", ["none", "other limits", "denials"])
+async def test_denials_are_limited_without_being_told_to(world: World, policy: str) -> None:
+    """By default 100 a minute for each plugin; a limit of the operator's takes its place."""
+    amount = 3 if policy == "denials" else 100
+    if policy == "other limits":
+        write(world, limit(5000, "plugin", "redeems"))
+    if policy == "denials":
+        write(world, limit(3, "credential", "denials"))
+
+    async def snoop(credentials) -> list[str]:
+        assert await read_key(credentials)
+        found = []
+        for _ in range(amount + 2):
+            with pytest.raises(AccessDeniedError) as raised:
+                credentials["guess"]
+            found.append(type(raised.value).__name__)
+        return found
+
+    found = await world.call(snoop)
+    assert found == ["AccessDeniedError"] * amount + ["RateLimitedError"] * 2
+    if policy != "denials":
+        with pytest.raises(RateLimitedError):
+            await world.call(read_key)
+    assert await world.call(read_key, plugin="inner")
+    world.clock.now += 61
+    assert await world.call(read_key)
+
+
 async def test_a_listener_that_fails_undoes_no_refusal(world: World, caplog) -> None:
     write(world, limit(1, "plugin", "denials"))
     world.middleware.broker.admission.on_denials = lambda event: 1 / 0  # type: ignore[assignment]

@@ -6,6 +6,7 @@ import gc
 from collections.abc import AsyncIterator
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
 from apex_creds.audit import names, spans, telemetry
@@ -30,6 +31,44 @@ def _parents(seen: object) -> dict[str, str]:
     return {
         span.name: by_id.get(span.parent.span_id, "?") if span.parent else "" for span in found
     }
+
+
+async def test_what_a_plugin_sets_on_the_current_span_goes_nowhere(world: World) -> None:
+    """Its own spans are children of the invocation's, which nobody else writes to."""
+
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            value = secret.expose_str()
+        current = trace.get_current_span()
+        current.set_attribute(names.PLUGIN, "somebody-else")
+        current.set_attribute("key", value)
+        current.add_event(value)
+        current.update_name(value)
+        current.set_status(StatusCode.ERROR, value)
+        current.record_exception(ValueError(value))
+        current.end()
+        with trace.get_tracer("plugin").start_as_current_span("its own"):
+            async with credentials["key"].reveal():
+                pass
+
+    def in_thread(credentials):
+        trace.get_current_span().set_attribute(names.PLUGIN, "somebody-else")
+
+    async def stream(credentials):
+        trace.get_current_span().set_attribute(names.PLUGIN, "somebody-else")
+        yield 1
+
+    with recording() as seen:
+        await world.call(plugin)
+        await world.call(in_thread)
+        async for _ in await world.call(stream):
+            pass
+        invocations = [span for span in seen.spans() if span.name == names.INVOKE]
+        assert [dict(span.attributes)[names.PLUGIN] for span in invocations] == ["demo"] * 3
+        assert not [span for span in seen.spans() if KEY in span.to_json()]
+        assert {span.status.status_code for span in invocations} == {StatusCode.UNSET}
+        (own,) = [span for span in seen.spans() if span.name == "its own"]
+        assert own.parent.span_id in {span.context.span_id for span in invocations}
 
 
 async def test_three_spans_with_their_attributes(world: World) -> None:

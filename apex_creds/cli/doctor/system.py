@@ -53,10 +53,10 @@ def core_dumps() -> Check:
         return warning(
             name,
             "this process was not hardened",
-            "Run the apex-creds program; a runtime calls apex_creds.harden_process().",
+            "Run the apex-creds program; the middleware does it for a runtime.",
         )
     if _hardening.no_core_files and (_hardening.undumpable or sys.platform != "linux"):
-        return ok(name, "off for this program; a runtime calls apex_creds.harden_process()")
+        return ok(name, "off for this program, and for runtimes that use the middleware")
     return warning(
         name,
         "this system does not let a program switch them off",
