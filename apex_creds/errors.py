@@ -22,6 +22,7 @@ __all__ = [
     "DecryptionError",
     "EventLoopError",
     "ForeignDocumentError",
+    "ForeignVaultError",
     "GrantVoidError",
     "HandleExhaustedError",
     "HandleExpiredError",
@@ -167,6 +168,10 @@ class CorruptDocumentError(IntegrityError):
 
 class ForeignDocumentError(IntegrityError):
     """A document belongs to another vault or another section."""
+
+
+class ForeignVaultError(IntegrityError):
+    """A home has another vault than before, though its master key is known here."""
 
 
 class UnsupportedFormatError(IntegrityError):

@@ -19,7 +19,15 @@ from apex_creds.errors import MasterKeyUnavailableError, UnsafePathError
 from apex_creds.fs.private_files import make_directories, open_small
 from apex_creds.fs.replacing import remove_file, replace_file
 
-__all__ = ["MAX_ANCHOR", "AnchorFile", "AnchorRemover", "AnchorStore", "state_anchor"]
+__all__ = [
+    "MAX_ANCHOR",
+    "AnchorFile",
+    "AnchorRemover",
+    "AnchorStore",
+    "PinStore",
+    "state_anchor",
+    "state_pin",
+]
 
 MAX_ANCHOR: Final = 64 * 1024
 
@@ -52,6 +60,35 @@ class AnchorRemover(Protocol):
 
         Only for a vault that is not there any more: without its anchor, an older copy that
         is put back is not noticed.
+
+        Raises:
+            MasterKeyUnavailableError: It could not be taken away.
+        """
+
+
+@runtime_checkable
+class PinStore(Protocol):
+    """What a master key provider may offer besides keys: which vault a home has.
+
+    ``home`` names a home by 32 hexadecimal digits. All calls may block.
+    """
+
+    def read_pin(self, *, home: str) -> str | None:
+        """Returns what was written last; None if nothing was.
+
+        Raises:
+            MasterKeyUnavailableError: It can't be told.
+        """
+
+    def write_pin(self, *, home: str, text: str) -> None:
+        """Keeps ``text`` instead of what was written before.
+
+        Raises:
+            MasterKeyUnavailableError: It could not be kept.
+        """
+
+    def delete_pin(self, *, home: str) -> None:
+        """Takes away what was written, of a home that is not there any more.
 
         Raises:
             MasterKeyUnavailableError: It could not be taken away.
@@ -142,11 +179,19 @@ def state_anchor(vault_id: str) -> AnchorFile:
     Raises:
         MasterKeyUnavailableError: This user has none.
     """
+    return AnchorFile(_state() / "anchors" / vault_id)
+
+
+def state_pin(home: str) -> AnchorFile:
+    """As ``state_anchor``, for a home's pin."""
+    return AnchorFile(_state() / "homes" / home)
+
+
+def _state() -> Path:
     try:
-        state = platformdirs.user_state_path("apex-creds")
+        return Path(platformdirs.user_state_path("apex-creds"))
     except RuntimeError:  # no HOME, and no entry in the list of users
         raise MasterKeyUnavailableError(
             "This user has no directory for state: HOME is not set.",
             hint="Set HOME, or XDG_STATE_HOME, to a directory of this user that is kept.",
         ) from None
-    return AnchorFile(state / "anchors" / vault_id)

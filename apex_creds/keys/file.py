@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -29,7 +29,7 @@ from apex_creds.errors import (
     MasterKeyUnavailableError,
     WrongMasterKeyError,
 )
-from apex_creds.keys.anchor import AnchorFile, state_anchor
+from apex_creds.keys.anchor import AnchorFile, state_anchor, state_pin
 from apex_creds.keys.base import ADOPTED, MASTER_KEY_BYTES, check_reference
 from apex_creds.keys.file_read import Keys, close_keys, pick, read_keys, read_or_nothing
 from apex_creds.keys.file_write import (
@@ -130,30 +130,34 @@ class FileProvider:
     def read_anchor(self, *, vault_id: str) -> str | None:
         """See ``AnchorStore``: a file beside the keys, else in the state directory."""
         check_reference(vault_id, 1)
-        found = self._anchor(vault_id).read()
-        if found is None:
-            # Of a user without a state directory nothing can have been kept there.
-            with contextlib.suppress(MasterKeyUnavailableError):
-                found = state_anchor(vault_id).read()
-        return found
+        return _read(self._anchor(vault_id), lambda: state_anchor(vault_id))
 
     def write_anchor(self, *, vault_id: str, text: str) -> None:
         """See ``AnchorStore``; where the keys lie read-only, in the state directory."""
         check_reference(vault_id, 1)
-        beside = self._anchor(vault_id)
-        try:
-            beside.write(text)
-        except OSError as error:
-            # One that is there would be read before the one in the state directory.
-            if error.errno not in READ_ONLY or os.path.lexists(beside.path):
-                raise beside.unusable(error.strerror or "an error") from None
-            state_anchor(vault_id).write_or_refuse(text)
+        _write(self._anchor(vault_id), lambda: state_anchor(vault_id), text)
 
     def delete_anchor(self, *, vault_id: str) -> None:
         """See ``AnchorRemover``."""
         check_reference(vault_id, 1)
         self._anchor(vault_id).delete_or_refuse()
         state_anchor(vault_id).delete_or_refuse()
+
+    def read_pin(self, *, home: str) -> str | None:
+        """See ``PinStore``: as for anchors."""
+        return _read(self._pin(home), lambda: state_pin(home))
+
+    def write_pin(self, *, home: str, text: str) -> None:
+        """See ``PinStore``."""
+        _write(self._pin(home), lambda: state_pin(home), text)
+
+    def delete_pin(self, *, home: str) -> None:
+        """See ``PinStore``."""
+        self._pin(home).delete_or_refuse()
+        state_pin(home).delete_or_refuse()
+
+    def _pin(self, home: str) -> AnchorFile:
+        return self._beside(f"{home}.home")
 
     def _anchor(self, vault_id: str) -> AnchorFile:
         return self._beside(f"{vault_id}.anchor")
@@ -255,6 +259,25 @@ class FileProvider:
             self._made.discard(version)
         finally:
             close_keys(keys)
+
+
+def _read(beside: AnchorFile, elsewhere: Callable[[], AnchorFile]) -> str | None:
+    found = beside.read()
+    if found is None:
+        # Of a user without a state directory nothing can have been kept there.
+        with contextlib.suppress(MasterKeyUnavailableError):
+            found = elsewhere().read()
+    return found
+
+
+def _write(beside: AnchorFile, elsewhere: Callable[[], AnchorFile], text: str) -> None:
+    try:
+        beside.write(text)
+    except OSError as error:
+        # One that is there would be read before the one in the state directory.
+        if error.errno not in READ_ONLY or os.path.lexists(beside.path):
+            raise beside.unusable(error.strerror or "an error") from None
+        elsewhere().write_or_refuse(text)
 
 
 def _versions(path: Path) -> frozenset[int]:

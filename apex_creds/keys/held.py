@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.keys.anchor import AnchorStore
+from apex_creds.keys.anchor import AnchorStore, PinStore
 from apex_creds.keys.base import MasterKeyProvider, SharedPlace
 
 __all__ = ["HeldProvider", "MasterKeyReceiver", "hold"]
@@ -84,7 +84,28 @@ class _Anchoring(HeldProvider):
         self._behind.write_anchor(vault_id=vault_id, text=text)
 
 
+class _Pinning(_Anchoring):
+    """Of one that keeps pins, too."""
+
+    def read_pin(self, *, home: str) -> str | None:
+        """See ``PinStore``."""
+        assert isinstance(self._behind, PinStore)
+        return self._behind.read_pin(home=home)
+
+    def write_pin(self, *, home: str, text: str) -> None:
+        """See ``PinStore``."""
+        assert isinstance(self._behind, PinStore)
+        self._behind.write_pin(home=home, text=text)
+
+    def delete_pin(self, *, home: str) -> None:
+        """See ``PinStore``."""
+        assert isinstance(self._behind, PinStore)
+        self._behind.delete_pin(home=home)
+
+
 def hold(behind: MasterKeyProvider, *, version: int, key: SecretBytes) -> HeldProvider:
     """``behind``, but that version is ``key``, which stays the caller's to close."""
     kind = _Anchoring if isinstance(behind, AnchorStore) else HeldProvider
+    if kind is _Anchoring and isinstance(behind, PinStore):
+        kind = _Pinning
     return kind(behind, version=version, key=key)

@@ -124,24 +124,44 @@ class KeyringProvider:
     def read_anchor(self, *, vault_id: str) -> str | None:
         """See ``AnchorStore``: an entry beside the master key's."""
         check_reference(vault_id, 1)
-        for backend in self._backends():
-            found = _call(partial(_get, backend, f"{vault_id}:anchor"))
-            if found is not None:
-                return found
-        return None
+        return self._read(f"{vault_id}:anchor")
 
     def write_anchor(self, *, vault_id: str, text: str) -> None:
         """See ``AnchorStore``."""
         check_reference(vault_id, 1)
-        entry = f"{vault_id}:anchor"
-        holder = self._backends()[0]
-        _call(partial(_set, holder, entry, bytearray(text, "ascii")))
+        self._write(f"{vault_id}:anchor", text)
 
     def delete_anchor(self, *, vault_id: str) -> None:
         """See ``AnchorRemover``."""
         check_reference(vault_id, 1)
+        self._delete(f"{vault_id}:anchor")
+
+    def read_pin(self, *, home: str) -> str | None:
+        """See ``PinStore``."""
+        return self._read(f"home:{home}")
+
+    def write_pin(self, *, home: str, text: str) -> None:
+        """See ``PinStore``."""
+        self._write(f"home:{home}", text)
+
+    def delete_pin(self, *, home: str) -> None:
+        """See ``PinStore``."""
+        self._delete(f"home:{home}")
+
+    def _read(self, entry: str) -> str | None:
         for backend in self._backends():
-            _call(partial(_delete, backend, f"{vault_id}:anchor"))
+            found = _call(partial(_get, backend, entry))
+            if found is not None:
+                return found
+        return None
+
+    def _write(self, entry: str, text: str) -> None:
+        holder = self._backends()[0]
+        _call(partial(_set, holder, entry, bytearray(text, "ascii")))
+
+    def _delete(self, entry: str) -> None:
+        for backend in self._backends():
+            _call(partial(_delete, backend, entry))
 
     def _create(self, entry: str) -> SecretBytes:
         backends = self._backends()

@@ -31,7 +31,7 @@ from apex_creds.errors import (
     InvalidInputError,
     MasterKeyUnavailableError,
 )
-from apex_creds.keys.anchor import state_anchor
+from apex_creds.keys.anchor import state_anchor, state_pin
 from apex_creds.keys.base import Prompt, check_reference, wipe
 
 __all__ = ["MAX_PASSPHRASE_BYTES", "PassphraseProvider", "terminal_prompt"]
@@ -126,6 +126,18 @@ class PassphraseProvider:
         """See ``AnchorRemover``."""
         check_reference(vault_id, 1)
         state_anchor(vault_id).delete_or_refuse()
+
+    def read_pin(self, *, home: str) -> str | None:
+        """See ``PinStore``: in the state directory."""
+        return state_pin(home).read()
+
+    def write_pin(self, *, home: str, text: str) -> None:
+        """See ``PinStore``."""
+        state_pin(home).write_or_refuse(text)
+
+    def delete_pin(self, *, home: str) -> None:
+        """See ``PinStore``."""
+        state_pin(home).delete_or_refuse()
 
     def _derive(self, params: Mapping[str, str], confirm: bool) -> SecretBytes:
         salt, opslimit, memlimit = _checked(params)

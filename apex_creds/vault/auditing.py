@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,7 @@ from apex_creds.storage.threaded import ThreadedStorage
 from apex_creds.vault.anchor import Anchor, Anchored, open_signing_key
 from apex_creds.vault.config import home_config
 from apex_creds.vault.home import audit_directory
+from apex_creds.vault.identity import check_home
 from apex_creds.vault.keystore import KeystoreBody, root_key
 from apex_creds.vault.node import make_node
 from apex_creds.vault.reseal import authentic, reseal
@@ -92,6 +94,7 @@ class VaultLog:
     shipper: Shipper | None = None
     closed: bool = False
     anchored: bool = True
+    noted: str = ""
 
     async def begun(self) -> None:
         """Has the vault's first event of this process signed: no log is without checkpoint.
@@ -147,6 +150,7 @@ async def open_log(
     store: DocumentStore,
     provider: Callable[[str], MasterKeyProvider],
     clock: Clock,
+    made: bool = False,
     accept_rollback: str = "",
     destinations: Iterable[Destination] = (),
 ) -> VaultLog:
@@ -157,12 +161,14 @@ async def open_log(
         store: Its documents.
         provider: Finds the master key provider of a URI.
         clock: Dates what the log itself records.
+        made: The vault was just made: it is the one that its home is to have.
         accept_rollback: Why what is behind the anchor is accepted.
         destinations: Where events go beside the log's own file.
 
     Raises:
         RollbackDetectedError: The log or a document is behind; says which, by how much.
         IntegrityError: The anchor was not signed by this vault.
+        ForeignVaultError: The home had another vault before.
         AuditTamperedError: The log is not what was written.
         AuditUnavailableError: It can't be opened.
     """
@@ -173,8 +179,11 @@ async def open_log(
     try:
         key = LogKey(await _log_id(home, store), signer)
         keeper = provider(keystore.root_header.master.uri)
+        pin = partial(check_home, keeper, home, keystore.header.vault_id)
+        accept = bool(accept_rollback)
+        noted = await anyio.to_thread.run_sync(partial(pin, accept=made or accept))
         anchor = Anchor(keeper, key=key, store=store, home=home)
-        anchored, behind = await _compare(anchor, accept=bool(accept_rollback))
+        anchored, behind = await _compare(anchor, accept=accept)
         if anchored is not None and not accept_rollback:
             store.expect(anchored.documents)
             store.seen.expect(anchored.documents)
@@ -205,6 +214,7 @@ async def open_log(
         raise
     shipper = _shipper(store, key.vault_id, directory)
     opened = VaultLog(log, anchor, signer, pseudonyms, signed_before, shipper)
+    opened.noted = "" if made else noted
     opened.follow(store)
     try:
         if accept_rollback:

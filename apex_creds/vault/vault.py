@@ -143,6 +143,7 @@ class Vault(Locking):
             MasterKeyError: The master key can't be had, or is the wrong one.
             IntegrityError: The key store is not what was written.
             RollbackDetectedError: The log or a document is older than it was.
+            ForeignVaultError: The home had another vault, with the same master key, before.
             AuditUnavailableError: The log can't be written.
         """
         provider = None if master is None else _provider(master)
@@ -181,6 +182,7 @@ class Vault(Locking):
                 store=store,
                 provider=masters.provider,
                 clock=clock,
+                made=kind is EventKind.INIT,
                 accept_rollback=accept_rollback,
                 destinations=audit_to,
             )
@@ -190,7 +192,7 @@ class Vault(Locking):
             raise
         vault = cls(store=store, logged=logged, clock=clock, home=resolve_home(home))
         try:
-            vault.record(kind)
+            vault.record(kind, detail=logged.noted)
             await logged.begun()
         except BaseException:
             with anyio.CancelScope(shield=True):

@@ -138,8 +138,7 @@ async def distrust_a_dek(vault: Vault, _: Path) -> None:
 
 async def distrust(vault: Vault, level: Level) -> None:
     document = rotation_document(vault.store)
-    at = vault.clock.time() + 1
-    await compromise.declare(vault.store, document, level=level, at=at)
+    await compromise.declare(vault.store, document, level=level)
 
 
 async def distrust_the_kek(vault: Vault, _: Path) -> None:

@@ -28,6 +28,7 @@ from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.vault import Vault
 from apex_creds.vault.home import audit_directory
+from apex_creds.vault.identity import home_id
 
 PLUGINS: Final = Path(__file__).with_name("plugins")
 
@@ -116,6 +117,7 @@ async def _vault(home: Path, provider: MasterKeyProvider, say: Say) -> AsyncIter
             await provider.discard(vault_id=vault_id, version=1)
             forget = partial(provider.delete_anchor, vault_id=vault_id)
             await anyio.to_thread.run_sync(forget)
+            await anyio.to_thread.run_sync(partial(provider.delete_pin, home=home_id(home)))
 
 
 async def _fill(vault: Vault, env: Path, base: str, say: Say) -> None:
