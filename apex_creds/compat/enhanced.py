@@ -254,7 +254,7 @@ class EnhancedApiKeyManager(ApiKeyManager):
         name = free_name(infos, service, CredentialKind.API_KEY)
         if not first:
             name = credential_name(f"{service}/{new_id()[:16]}")
-        info = await self._vault.put(name, secret, service=credential_name(service))
+        info = await self._put(name, secret, credential_name(service))
         await self._entitle(info.name, title)
         return info.id
 

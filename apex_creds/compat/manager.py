@@ -35,7 +35,7 @@ from apex_creds.migration import Fallback
 from apex_creds.migration.entries import credential_name, token_secret
 from apex_creds.model import ApiKey, CredentialInfo, CredentialKind, Secret
 from apex_creds.storage.layout import CREDENTIALS, SECURITY
-from apex_creds.vault import Opened, Vault
+from apex_creds.vault import Opened, PutItem, Vault
 
 T = TypeVar("T")
 Use = Callable[[Opened, CredentialInfo | None], T]
@@ -240,14 +240,17 @@ class ApiKeyManager:
             known = named_info(infos, service, secret.kind)
             name = known.name if known else free_name(infos, service, secret.kind)
             try:
-                await self._vault.put(
-                    name, secret, service=None if known else credential_name(service)
-                )
+                await self._put(name, secret, None if known else credential_name(service))
             except CredentialExistsError:  # another writer took the name for another kind
                 if attempt + 1 == _ROUNDS:
                     raise
             else:
                 return
+
+    async def _put(self, name: str, secret: Secret, service: str | None) -> CredentialInfo:
+        """Stores any text, as the old managers did, also one that no request can carry."""
+        item = PutItem(name=name, secret=secret, service=service, as_is=True)
+        return (await self._vault.put_many([item]))[0]
 
     async def _delete(self, service: str, kind: CredentialKind) -> bool:
         forgotten = await self._forget(service, kind)
