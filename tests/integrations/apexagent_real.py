@@ -110,8 +110,17 @@ def module_of(path, file):
 
 class AsyncPluginManager(_Folders):
     NAMES = ("plugin.json", "metadata.json")
-    # What the schema in docs/plugin_metadata_schema.json asks for.
-    REQUIRED = ("id", "name", "version", "description", "author", "main_file", "main_class")
+    # What the schema in docs/plugin_metadata_schema.json asks for; actions is an array.
+    REQUIRED = (
+        "id",
+        "name",
+        "version",
+        "description",
+        "author",
+        "main_file",
+        "main_class",
+        "actions",
+    )
 
     def __init__(self, plugin_dirs=()):
         self.plugin_metadata_registry = {}
@@ -119,7 +128,7 @@ class AsyncPluginManager(_Folders):
         self.plugin_status = {}
         self.classes = {}
         for plugin_id, metadata, path, file in self.found_in(plugin_dirs):
-            if isinstance(metadata.get("actions", []), list):  # or the schema refuses it
+            if isinstance(metadata["actions"], list):
                 self._add(plugin_id, metadata, path, file)
 
     def _add(self, plugin_id, metadata, path, file):

@@ -58,20 +58,20 @@ METHODS = {
 }
 
 
-def put(root: Path, *, value: str | None = None) -> Path:
-    """A plugin that each build finds; states its own checksum, or another one."""
+def put(root: Path, make, *, value: str | None = None) -> Path:
+    """A plugin that the build finds; states its own checksum, or another one."""
     folder = root / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "demo_main.py").write_text(CODE)
     metadata = builds.metadata(
         "demo",
         "openai",
+        keyed=make is make_sync,
         main_file="demo_main.py",
         main_module="demo_main",
         class_name="Plugin",
         entry_point="plugins.demo.demo_main.Plugin",
     )
-    del metadata["actions"]
     value = tree_digest(folder) if value is None else value
     metadata["checksum"] = {"algorithm": "sha256", "value": value}
     (folder / "plugin.json").write_text(json.dumps(metadata))
@@ -86,7 +86,7 @@ async def run(manager, make) -> object:
 @pytest.mark.parametrize("make", METHODS)
 class TestEveryRealBuild:
     async def test_code_that_is_as_stated_runs(self, world: World, tmp_path, make) -> None:
-        put(tmp_path)
+        put(tmp_path, make)
         manager = make(tmp_path)
         with install(manager, world.middleware):
             assert await run(manager, make) == ["openai"]
@@ -95,7 +95,7 @@ class TestEveryRealBuild:
     async def test_code_that_is_not_is_refused_before_it_is_loaded(
         self, world: World, tmp_path, make
     ) -> None:
-        put(tmp_path, value="00" * 32)
+        put(tmp_path, make, value="00" * 32)
         manager = make(tmp_path)
         with install(manager, world.middleware):
             for _ in range(2):
@@ -106,7 +106,7 @@ class TestEveryRealBuild:
     async def test_one_whose_value_was_left_empty_states_nothing(
         self, world: World, tmp_path, make
     ) -> None:
-        put(tmp_path, value="")
+        put(tmp_path, make, value="")
         manager = make(tmp_path)
         with install(manager, world.middleware):
             assert await run(manager, make) == ["openai"]
@@ -114,7 +114,7 @@ class TestEveryRealBuild:
     async def test_a_checksum_that_nothing_can_be_compared_with_does_not_pass(
         self, world: World, tmp_path, make
     ) -> None:
-        folder = put(tmp_path)
+        folder = put(tmp_path, make)
         manager = make(tmp_path)
         for name in managers._PARTS:
             place = getattr(manager, name, manager)
@@ -132,7 +132,7 @@ class TestEveryRealBuild:
 async def test_what_comes_back_after_it_was_unloaded_is_compared_again(
     world: World, tmp_path, make
 ) -> None:
-    folder = put(tmp_path)
+    folder = put(tmp_path, make)
     manager = make(tmp_path)
     with install(manager, world.middleware):
         assert await run(manager, make) == ["openai"]
