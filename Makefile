@@ -39,6 +39,7 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing/program.py
 	$(BIN)/lint-imports --no-logo
 
 # The peers pin versions of their own, so they never share an environment with the tests.

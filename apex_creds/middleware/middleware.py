@@ -9,9 +9,17 @@ from __future__ import annotations
 import functools
 import inspect
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+)
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, overload
 
 import anyio
 import anyio.to_thread
@@ -47,6 +55,8 @@ from apex_creds.vault import Facts, Vault
 
 if TYPE_CHECKING:
     import httpx
+
+    from apex_creds.middleware.typed import P, T, TakesCredentials
 
 DEFAULT_TTL: Final = 300.0
 
@@ -157,6 +167,81 @@ class CredentialMiddleware:
 
     # -- calling -----------------------------------------------------------------
 
+    @overload
+    async def invoke(
+        self,
+        manifest: Manifest,
+        function: Callable[P, Coroutine[object, object, T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T: ...
+
+    @overload
+    async def invoke(
+        self,
+        manifest: Manifest,
+        function: TakesCredentials[Coroutine[object, object, T]],
+        /,
+        *args: object,
+        **kwargs: object,
+    ) -> T: ...
+
+    @overload
+    async def invoke(
+        self,
+        manifest: Manifest,
+        function: Callable[P, AsyncIterator[T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> AsyncGenerator[T, None]: ...
+
+    @overload
+    async def invoke(
+        self,
+        manifest: Manifest,
+        function: TakesCredentials[AsyncIterator[T]],
+        /,
+        *args: object,
+        **kwargs: object,
+    ) -> AsyncGenerator[T, None]: ...
+
+    @overload
+    async def invoke(
+        self,
+        manifest: Manifest,
+        function: Callable[P, Iterator[T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Generator[T, None, None]: ...
+
+    @overload
+    async def invoke(
+        self,
+        manifest: Manifest,
+        function: TakesCredentials[Iterator[T]],
+        /,
+        *args: object,
+        **kwargs: object,
+    ) -> Generator[T, None, None]: ...
+
+    @overload
+    async def invoke(
+        self, manifest: Manifest, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+
+    @overload
+    async def invoke(
+        self,
+        manifest: Manifest,
+        function: TakesCredentials[T],
+        /,
+        *args: object,
+        **kwargs: object,
+    ) -> T: ...
+
     async def invoke(
         self,
         manifest: Manifest,
@@ -170,6 +255,8 @@ class CredentialMiddleware:
         The function gets them as the keyword ``credentials`` if its signature names it, and
         from ``current_credentials()`` in any case. A synchronous function runs in a worker
         thread. The name of the action in the log is the function's; see ``invoke_action``.
+        To type checkers the result is the function's, and so are the arguments, unless a
+        parameter ``credentials`` is among them (after at most four others).
 
         Returns:
             What the function returns, awaited and redacted. A generator or iterator, of
@@ -182,6 +269,46 @@ class CredentialMiddleware:
         action = getattr(function, "__name__", "")
         named = action if isinstance(action, str) else ""
         return await self.invoke_action(manifest, named, function, args, kwargs)
+
+    @overload
+    def wrap(
+        self, manifest: Manifest, function: Callable[P, Coroutine[object, object, T]]
+    ) -> Callable[P, Coroutine[object, object, T]]: ...
+
+    @overload
+    def wrap(
+        self, manifest: Manifest, function: TakesCredentials[Coroutine[object, object, T]]
+    ) -> Callable[..., Coroutine[object, object, T]]: ...
+
+    @overload
+    def wrap(
+        self, manifest: Manifest, function: Callable[P, AsyncIterator[T]]
+    ) -> Callable[P, Coroutine[object, object, AsyncGenerator[T, None]]]: ...
+
+    @overload
+    def wrap(
+        self, manifest: Manifest, function: TakesCredentials[AsyncIterator[T]]
+    ) -> Callable[..., Coroutine[object, object, AsyncGenerator[T, None]]]: ...
+
+    @overload
+    def wrap(
+        self, manifest: Manifest, function: Callable[P, Iterator[T]]
+    ) -> Callable[P, Coroutine[object, object, Generator[T, None, None]]]: ...
+
+    @overload
+    def wrap(
+        self, manifest: Manifest, function: TakesCredentials[Iterator[T]]
+    ) -> Callable[..., Coroutine[object, object, Generator[T, None, None]]]: ...
+
+    @overload
+    def wrap(
+        self, manifest: Manifest, function: Callable[P, T]
+    ) -> Callable[P, Coroutine[object, object, T]]: ...
+
+    @overload
+    def wrap(
+        self, manifest: Manifest, function: TakesCredentials[T]
+    ) -> Callable[..., Coroutine[object, object, T]]: ...
 
     def wrap(
         self, manifest: Manifest, function: Callable[..., object]
