@@ -185,7 +185,7 @@ class Anchor:
             return
         with (
             translated(folder / _LOCK_NAME, writing=True),
-            Folder(self._home) as root,
+            Folder(self._home, outer=True) as root,
             Folder(folder, within=root) as security,
             self._lock.held(security),
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from logging import WARNING
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -243,7 +244,7 @@ async def test_both_formats_at_once(home: Path, place: Path, master: str) -> Non
 
 
 async def test_a_default_installation_is_closed_where_it_counts(
-    home: Path, master: str
+    home: Path, master: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its home can be looked into, and its configuration has no secret."""
     old.install_by_default(home, old.box_files(config={"version": "1.0.0"}))
@@ -253,6 +254,9 @@ async def test_a_default_installation_is_closed_where_it_counts(
     assert home.stat().st_mode & 0o777 == 0o755
     async with await Vault.unseal(home, master=master) as vault:
         assert sorted(await old.secrets(vault)) == old.NAMES
+        await vault.grant("p", "openai")
+        await vault.revoke(plugin="p")
+    assert not [entry.getMessage() for entry in caplog.records if entry.levelno >= WARNING]
 
 
 async def test_a_file_that_others_can_reach_is_named(
