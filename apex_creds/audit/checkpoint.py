@@ -165,9 +165,16 @@ class CheckpointFile:
             os.close(fd)
 
     def set_aside(self, stamp: int) -> str:
-        """Gives the file another name, after a rollback was accepted; returns the name."""
+        """Gives the file another name, after a rollback was accepted; returns the name.
+
+        Raises:
+            AuditUnavailableError: It can't be done.
+        """
         name = f"rolled-back-{stamp}-{CHECKPOINTS}"
-        self.path.rename(self.path.with_name(name))
+        try:
+            self.path.rename(self.path.with_name(name))
+        except OSError as error:
+            raise unavailable("set aside", error) from None
         return name
 
     def _add(self, fd: int, checkpoint: Checkpoint) -> bool:

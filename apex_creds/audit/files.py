@@ -67,6 +67,7 @@ __all__ = [
     "remove_unfinished",
     "save_new",
     "settled_size",
+    "status_of",
     "sync_directory",
     "unavailable",
     "unlock",
@@ -135,19 +136,28 @@ def lock(fd: int, path: Path) -> None:
 
 def unlock(fd: int) -> None:
     """Gives a lock back; harmless when it is not held."""
-    flock(fd, UNLOCK)
+    with suppress(OSError):  # the kernel lets go of it at the latest when the file is closed
+        flock(fd, UNLOCK)
 
 
 def wait_for_lock(fd: int, mode: int) -> bool:
-    """Tries for 250 ms to take a lock of that mode; tells whether it could."""
+    """Tries for 250 ms to take a lock of that mode; tells whether it could.
+
+    Raises:
+        AuditUnavailableError: There are no locks there.
+    """
     deadline = time.monotonic() + _PATIENCE
     pause = 0.00002
     while time.monotonic() < deadline:
         time.sleep(pause)
         pause = min(pause * 2, 0.002)
-        with suppress(BlockingIOError):
+        try:
             flock(fd, mode)
-            return True
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise unavailable("locked", error) from None
+        return True
     return False
 
 
@@ -157,11 +167,23 @@ def settled_size(fd: int) -> int:
     If one stays there for 250 ms it is taken as it is.
     """
     if not wait_for_lock(fd, TRY_SHARED):
-        return os.fstat(fd).st_size
+        return status_of(fd).st_size
     try:
-        return os.fstat(fd).st_size
+        return status_of(fd).st_size
     finally:
-        flock(fd, UNLOCK)
+        unlock(fd)
+
+
+def status_of(fd: int) -> os.stat_result:
+    """Returns the status of an open file.
+
+    Raises:
+        AuditUnavailableError: It can't be seen.
+    """
+    try:
+        return os.fstat(fd)
+    except OSError as error:
+        raise unavailable("read", error) from None
 
 
 _warned: list[bool] = []
@@ -268,7 +290,7 @@ def open_private(path: Path, *, create: bool = True) -> int:
     except OSError as error:
         raise _open_error(path, error) from None
     try:
-        check(path, os.fstat(fd), directory=False)
+        check(path, status_of(fd), directory=False)
     except BaseException:
         os.close(fd)
         raise
@@ -289,7 +311,12 @@ def open_to_read(path: Path) -> int:
         raise missing(path) from None
     except OSError as error:
         raise _open_error(path, error) from None
-    if stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        status = status_of(fd)
+    except AuditUnavailableError:
+        os.close(fd)
+        raise
+    if stat.S_ISREG(status.st_mode):
         return fd
     os.close(fd)
     raise _wrong_kind(path)
@@ -342,10 +369,13 @@ def _chunks(fd: int, start: int, end: int) -> Iterator[bytes]:
 
 
 def _pread(fd: int, count: int, offset: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(fd, count, offset)
-    os.lseek(fd, offset, os.SEEK_SET)  # pragma: no cover - Windows
-    return os.read(fd, count)  # pragma: no cover - Windows
+    try:
+        if hasattr(os, "pread"):
+            return os.pread(fd, count, offset)
+        os.lseek(fd, offset, os.SEEK_SET)  # pragma: no cover - Windows
+        return os.read(fd, count)  # pragma: no cover - Windows
+    except OSError as error:
+        raise unavailable("read", error) from None
 
 
 # -- writing -----------------------------------------------------------------------------

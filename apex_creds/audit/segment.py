@@ -48,7 +48,7 @@ class Segment:
         self.number = number
         self.path = directory / file_name(number)
         self.fd = files.open_private(self.path, create=False)
-        status = os.fstat(self.fd)
+        status = files.status_of(self.fd)
         self._inode = (status.st_dev, status.st_ino)
 
     def begin(self) -> int:
@@ -86,7 +86,7 @@ class Segment:
 
     def size(self) -> int:
         """Returns the length in bytes."""
-        return os.fstat(self.fd).st_size
+        return files.status_of(self.fd).st_size
 
     def in_place(self) -> bool:
         """Tells whether the path still leads to this file."""

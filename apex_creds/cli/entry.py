@@ -21,7 +21,7 @@ from apex_creds.cli import output, streams
 from apex_creds.cli.app import named, tree
 from apex_creds.cli.doctor import system
 from apex_creds.crypto.memory import harden_process
-from apex_creds.errors import ApexCredsError
+from apex_creds.errors import ApexCredsError, StorageError
 
 EXIT_CODES: Final[dict[int, str]] = {
     0: "Done.",
@@ -101,6 +101,13 @@ def _failed(error: Exception) -> int:
     if isinstance(error, _USAGE_ERROR):
         output.fail(*_usage(error))
         return _USAGE
+    if isinstance(error, OSError):  # no mistake of ours, though the message should be better
+        where = f" ({error.filename})" if error.filename else ""
+        output.fail(
+            f"The system refused something: {error.strerror or type(error).__name__}{where}.",
+            "Look at the disk and its permissions; then: apex-creds doctor.",
+        )
+        return StorageError.exit_code
     output.fail(
         f"Unexpected {type(error).__name__} {_where(error)}.",
         "This is a mistake in apex-creds; please report this line.",

@@ -25,6 +25,7 @@ from apex_creds.errors import VaultExistsError
 from apex_creds.model import CredentialKind
 from apex_creds.storage.select import has_vault
 from apex_creds.vault import Vault
+from apex_creds.vault.begun import Begun
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.keystore import root_header
 from apex_creds.vault.node import log_id
@@ -64,7 +65,7 @@ def init(
         return
     migrate.make_room(place)
     # Before a passphrase is asked for twice in vain.
-    if anyio.run(has_vault, place):
+    if anyio.run(has_vault, place) and not Begun(place).is_there():
         raise VaultExistsError(
             f"There is a vault in {place} already.",
             hint="Use it, or choose another directory with --home.",

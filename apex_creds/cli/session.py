@@ -21,8 +21,9 @@ from apex_creds.keys import MasterKeyProvider, Prompt, provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.keys.passphrase import terminal_prompt
 from apex_creds.migration import is_legacy
+from apex_creds.storage.file import FileStorage
 from apex_creds.storage.select import storage_for
-from apex_creds.vault import Vault
+from apex_creds.vault import Vault, remains
 from apex_creds.vault.document import Header, parse
 from apex_creds.vault.home import resolve_home
 from apex_creds.vault.keystore import root_header
@@ -120,10 +121,12 @@ async def _header(home: Path) -> Header:
         stored = await storage.read(KEYSTORE)
     finally:
         await storage.close()
+    if stored is None and isinstance(storage, FileStorage):
+        raise remains.not_found(home)
     if stored is None:
         raise VaultNotFoundError(
-            f"There is no vault in {home}.",
-            hint="Create one with apex-creds init, or name another directory with --home.",
+            f"There is no vault where {home} says that it is.",
+            hint="Look at the database, and at security/config.json.",
         )
     return parse(stored.data, section=KEYSTORE, vault_id=None).header
 

@@ -20,7 +20,7 @@ from apex_creds.migration.detect import is_ours
 from apex_creds.migration.files import read_file
 from apex_creds.migration.hook import tell
 from apex_creds.storage.select import has_vault
-from apex_creds.vault import Vault
+from apex_creds.vault import Vault, remains
 
 MASTER_VARIABLE: Final = "APEX_CREDS_MASTER"
 """A URI that says where the master key is; never the key."""
@@ -57,9 +57,10 @@ async def _open_or_make(
 ) -> Vault:
     there = await has_vault(home)
     if not create and (not there or is_legacy(home)):
-        raise VaultNotFoundError(
-            f"There is no vault in {home}.", hint="Let it be made: create_dirs=True."
-        )
+        hint = "Let it be made: create_dirs=True."
+        if there:
+            raise VaultNotFoundError(f"There is no vault in {home}.", hint=hint)
+        raise remains.not_found(home, hint=hint)
     if not there:
         with suppress(VaultExistsError):  # another process was first
             return await Vault.create(home, master=master or "keyring:")

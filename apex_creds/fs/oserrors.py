@@ -69,7 +69,8 @@ def storage_error(
 def _other(code: int | None, reason: str, path: str | os.PathLike[str]) -> StorageError:
     if code == errno.ENOENT:
         return StorageError(
-            f"The directory of {path} is missing.", hint="Create the vault: apex-creds init."
+            f"The directory of {path} is missing.",
+            hint="Put it back, from a backup if need be (apex-creds restore).",
         )
     if code in _REFUSED:
         return StorageError(

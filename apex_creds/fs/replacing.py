@@ -31,7 +31,16 @@ with contextlib.suppress(ImportError):  # Windows has none
     import fcntl
 
 
-__all__ = ["Pieces", "create_exclusive", "erase", "remove_file", "replace_file", "sweep"]
+__all__ = [
+    "Pieces",
+    "create_exclusive",
+    "erase",
+    "name_new",
+    "remove_file",
+    "replace_file",
+    "sweep",
+    "try_lock",
+]
 
 Pieces: TypeAlias = "Iterable[bytes | bytearray | memoryview]"
 _TRIES: Final = 100
@@ -59,11 +68,17 @@ def create_exclusive(path: Path, pieces: Pieces) -> None:
     """
     sweep(path)
     with _temporary(path, pieces) as temporary:
-        _name_new(temporary, path)
+        name_new(temporary, path)
     sync_directory(path.parent, renamed=True)
 
 
-def _name_new(temporary: Path, path: Path) -> None:
+def name_new(temporary: Path, path: Path) -> None:
+    """Renames a file where there is nothing yet.
+
+    Raises:
+        FileExistsError: There is something.
+        OSError: It could not be done.
+    """
     try:
         os.link(temporary, path)  # fails when something is there, unlike a rename
     except FileExistsError:
@@ -108,7 +123,7 @@ def _beside(path: Path) -> tuple[Path, int]:
     for _ in range(_TRIES):
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         fd = create_file(temporary)
-        if _locked(fd) is False or os.fstat(fd).st_nlink == 0:
+        if try_lock(fd) is False or os.fstat(fd).st_nlink == 0:
             os.close(fd)  # somebody sweeps, and took it for a dead writer's
             continue
         return temporary, fd
@@ -142,7 +157,7 @@ def _erase(path: Path, *, if_dead: bool) -> None:
         os.unlink(path)  # a link that somebody put there
         return
     try:
-        if if_dead and not _locked(fd):
+        if if_dead and not try_lock(fd):
             return
         os.unlink(path)
         overwrite(fd)
@@ -150,8 +165,8 @@ def _erase(path: Path, *, if_dead: bool) -> None:
         os.close(fd)
 
 
-def _locked(fd: int) -> bool | None:
-    """Takes the file's lock; None where there are no locks."""
+def try_lock(fd: int) -> bool | None:
+    """Takes the lock of an open file, unless another has it; None where there are no locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

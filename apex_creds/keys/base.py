@@ -110,6 +110,22 @@ class MasterKeyAdopter(Protocol):
 
 
 @runtime_checkable
+class MasterKeyPlacer(MasterKeyProvider, Protocol):
+    """What a provider may offer besides: to make a version of a key that is given.
+
+    Who gives the key can note which it is before it is anywhere, and so find out after a
+    crash whether what is there was made by it.
+    """
+
+    async def place(self, *, vault_id: str, version: int, key: SecretBytes) -> dict[str, str]:
+        """As ``create``, with this key; does nothing where this very key is there already.
+
+        Returns:
+            Parameters that go in clear into the key store.
+        """
+
+
+@runtime_checkable
 class SharedPlace(Protocol):
     """What a provider may offer besides, whose keys do not say which vault they are of."""
 

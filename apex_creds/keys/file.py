@@ -82,7 +82,19 @@ class FileProvider:
         Raises also the errors of ``load``, StorageFullError and StorageLockedError.
         """
         check_reference(vault_id, version)
-        return await anyio.to_thread.run_sync(self._create, version), {}
+        key = SecretBytes.random(MASTER_KEY_BYTES)
+        try:
+            await anyio.to_thread.run_sync(self._place, version, key, False)
+        except BaseException:
+            key.close()
+            raise
+        return key, {}
+
+    async def place(self, *, vault_id: str, version: int, key: SecretBytes) -> dict[str, str]:
+        """See ``MasterKeyPlacer``; raises as ``create``."""
+        check_reference(vault_id, version)
+        await anyio.to_thread.run_sync(self._place, version, key, True)
+        return {}
 
     async def adopt(self, *, vault_id: str, version: int) -> tuple[SecretBytes, dict[str, str]]:
         """See ``MasterKeyAdopter``."""
@@ -189,15 +201,16 @@ class FileProvider:
             hint="Use the file that the vault was initialised with, or its backup.",
         )
 
-    def _create(self, version: int) -> SecretBytes:
-        self._refuse(version, _versions(self._path))  # before anything else can fail
+    def _place(self, version: int, key: SecretBytes, again: bool) -> None:
+        if not again:  # before anything else can fail
+            self._refuse(version, _versions(self._path))
         with exclusive(self._path):
             keys = read_or_nothing(self._path)
             try:
-                self._refuse(version, frozenset(keys))
-                self._append(keys, version, SecretBytes.random(MASTER_KEY_BYTES))
+                if not (again and version in keys and keys[version].equals(key)):
+                    self._refuse(version, frozenset(keys))
+                    self._append(keys, version, SecretBytes.copy_of(key))
                 self._made.add(version)
-                return keys.pop(version)
             finally:
                 close_keys(keys)
 

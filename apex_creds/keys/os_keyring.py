@@ -115,6 +115,13 @@ class KeyringProvider:
         check_reference(vault_id, version)
         await anyio.to_thread.run_sync(self._discard, _entry(vault_id, version))
 
+    async def place(self, *, vault_id: str, version: int, key: SecretBytes) -> dict[str, str]:
+        """See ``MasterKeyPlacer``."""
+        check_reference(vault_id, version)
+        entry = _entry(vault_id, version)
+        await anyio.to_thread.run_sync(partial(self._place, entry, key))
+        return {}
+
     async def receive(self, *, vault_id: str, version: int, key: SecretBytes) -> None:
         """See ``MasterKeyReceiver``."""
         check_reference(vault_id, version)
@@ -170,10 +177,18 @@ class KeyringProvider:
             if found is None:
                 return _store(backends[0], entry)
         found.close()
-        raise MasterKeyExistsError(
-            f"The keyring has an entry {SERVICE!r} for {entry!r} already.",
-            hint="It was left alone. Make another version.",
-        )
+        raise _exists(entry)
+
+    def _place(self, entry: str, key: SecretBytes) -> None:
+        backends = self._backends()
+        with self._exclusive():
+            found = _find(backends, entry)
+            if found is None:
+                _keep(backends[0], entry, key)
+                return
+        with found:
+            if not found.equals(key):
+                raise _exists(entry)
 
     def _receive(self, entry: str, key: SecretBytes) -> None:
         backends = self._backends()
@@ -243,6 +258,13 @@ def _process_lock() -> Iterator[None]:
         yield
     finally:
         release(lock)
+
+
+def _exists(entry: str) -> MasterKeyExistsError:
+    return MasterKeyExistsError(
+        f"The keyring has an entry {SERVICE!r} for {entry!r} already.",
+        hint="It was left alone. Make another version.",
+    )
 
 
 def _entry(vault_id: str, version: int) -> str:

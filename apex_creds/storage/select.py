@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from apex_creds.errors import CorruptDocumentError, NotInstalledError
 from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import Folder
+from apex_creds.fs.private_files import Folder, read_small
 from apex_creds.storage.base import CONFIG, KEYSTORE, Storage
 from apex_creds.storage.file import FileStorage
 from apex_creds.storage.layout import SECURITY
@@ -152,11 +152,12 @@ async def has_vault(home: Path) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(_LARGEST)
-    except OSError:  # whoever needs it says what is wrong with it
-        return b""
+    """What is there, whoever owns it: an older program's says nothing of a storage."""
+    with translated(path):
+        try:
+            return read_small(path, limit=_LARGEST, follow=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
 
 
 def _read_safely(path: Path) -> bytes:

@@ -24,6 +24,7 @@ from apex_creds.fs.private_files import (
     sync_file,
     write_all,
 )
+from apex_creds.fs.replacing import name_new
 
 __all__ = ["copy_tree", "pack", "put_file", "unpack"]
 
@@ -66,19 +67,19 @@ def put_file(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def pack(folder: Path, file: Path, names: Iterable[str]) -> None:
-    """Puts files of a folder into a new tar file, durably and in one step."""
-    temporary = folder.with_name(f"{folder.name}.tar")
-    fd = create_file(temporary)
-    try:
-        with open(fd, "wb") as raw:
-            with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for name in names:
-                    _add(tar, folder / name, name)
-            raw.flush()
-            sync_file(raw.fileno())
-        os.link(temporary, file) if hasattr(os, "link") else os.rename(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Puts files of a folder into a new tar file beside it, durably and in one step.
+
+    Raises:
+        OSError: It could not be made, or there is something already.
+    """
+    temporary = folder / ".copy.tar"
+    with open(create_file(temporary), "wb") as raw:
+        with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for name in names:
+                _add(tar, folder / name, name)
+        raw.flush()
+        sync_file(raw.fileno())
+    name_new(temporary, file)
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:

@@ -15,7 +15,6 @@ import base64
 import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import Folder
+from apex_creds.fs.private_files import Folder, sync_directory
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.model import SECTIONS, Clock
@@ -49,6 +48,8 @@ from apex_creds.vault.document import parse
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.masters import Masters
+from apex_creds.vault.partial import KeystoreInMemory, partial_copy
+from apex_creds.vault.remains import KEYSTORE_FILE
 from apex_creds.vault.section import Section, open_record
 from apex_creds.vault.store import DocumentStore, off_loop
 from apex_creds.vault.vault import Vault
@@ -126,18 +127,18 @@ async def backup(vault: Vault, destination: Path, *, provider: MasterKeyProvider
     destination = _place(destination, vault.home)
     _log(vault, f"to {destination.name}")
     await anyio.to_thread.run_sync(vault.audit.sign)
-    partial_copy = destination.with_name(f".{destination.name}.{os.urandom(6).hex()}.partial")
-    try:
-        await _copy(vault, partial_copy)
-        manifest = await _sealed(vault, partial_copy, provider)
-        # In a thread: a large vault takes a while to pack and to make durable.
-        place = partial(_put_in_place, partial_copy, destination, sorted(manifest.files))
-        await anyio.to_thread.run_sync(place)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(
-                lambda: shutil.rmtree(partial_copy, ignore_errors=True)
-            )
+    with contextlib.ExitStack() as stack:
+        making = partial(stack.enter_context, partial_copy(destination))
+        where = await anyio.to_thread.run_sync(making)
+        try:
+            keystore = await _copy(vault, where)
+            manifest = await _sealed(vault, where, keystore, provider)
+            # In a thread: a large vault takes a while to pack and to make durable.
+            place = partial(_put_in_place, where, destination, keystore, manifest)
+            await anyio.to_thread.run_sync(place)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(stack.close)
     return manifest
 
 
@@ -167,17 +168,21 @@ def _log(vault: Vault, detail: str) -> None:
 # -- copying -----------------------------------------------------------------------------
 
 
-async def _copy(vault: Vault, where: Path) -> None:
+async def _copy(vault: Vault, where: Path) -> bytes:
+    """Copies all but the key store, which is returned."""
     storage, keystore = vault.store.storage, await vault.store.keystore()
     copy = FileStorage(where)
     try:
         await copy.prepare()
         genesis.map_names(copy, keystore)
-        for name, data in (await _documents(storage, vault.home)).items():
+        found = await _documents(storage, vault.home)
+        held = found.pop(KEYSTORE)
+        for name, data in found.items():
             await copy.write(name, data, expected=None)
     finally:
         await copy.close()
     await anyio.to_thread.run_sync(_copy_others, vault.home, where)
+    return held
 
 
 def copy_policy(home: Path, where: Path) -> None:
@@ -239,15 +244,21 @@ async def _read_all(storage: Storage) -> dict[str, bytes]:
 # -- opening the copy --------------------------------------------------------------------
 
 
-async def examine(where: Path, *, provider: MasterKeyProvider, clock: Clock) -> Contents:
+async def examine(
+    storage: FileStorage, *, provider: MasterKeyProvider, clock: Clock
+) -> Contents:
     """Opens a copy as a vault is opened, and everything in it; changes nothing in it.
+
+    Args:
+        storage: The copy; closed afterwards.
+        provider: Has its master key.
+        clock: The time.
 
     Raises:
         MasterKeyError: The master key of the copy can't be had.
         IntegrityError: A document, key or record is not what the vault wrote.
         AuditTamperedError: The log does not verify.
     """
-    storage = FileStorage(where)
     store = DocumentStore(storage, clock=clock, masters=Masters(provider))
     try:
         keystore = await store.unseal()
@@ -257,7 +268,7 @@ async def examine(where: Path, *, provider: MasterKeyProvider, clock: Clock) -> 
         for section in [await store.section(name) for name in reseal.SECTION_NAMES]:
             await off_loop(len(section.records), partial(_open_all, section, keystore))
             count += len(section.records)
-        events, head = await _check_log(where, keystore)
+        events, head = await _check_log(storage.root, keystore)
         return Contents(
             vault_id=keystore.header.vault_id,
             master_version=keystore.root_header.master.version,
@@ -297,15 +308,20 @@ async def _generations(storage: Storage) -> dict[str, int]:
 # -- the manifest ------------------------------------------------------------------------
 
 
-async def _sealed(vault: Vault, where: Path, provider: MasterKeyProvider) -> Manifest:
+async def _sealed(
+    vault: Vault, where: Path, keystore: bytes, provider: MasterKeyProvider
+) -> Manifest:
     """Opens the copy, and writes what it holds, signed, into its manifest."""
-    contents = await examine(where, provider=provider, clock=vault.clock)
+    copy = KeystoreInMemory(where, keystore)
+    contents = await examine(copy, provider=provider, clock=vault.clock)
     files = await anyio.to_thread.run_sync(lambda: dict(_files(where)))
+    files[KEYSTORE_FILE] = File(len(keystore), hashlib.sha256(keystore).hexdigest())
     made = Manifest(made=vault.clock.time(), contents=contents, files=files)
     text = msgspec.json.encode(made)
     with open_signing_key(await vault.store.keystore()) as signer:
         signature = base64.b64encode(signer.sign(_SIGNED + text))
-    put_file(where / MANIFEST, [text, b"\n", signature, b"\n"])
+    lines = [text, b"\n", signature, b"\n"]
+    await anyio.to_thread.run_sync(put_file, where / MANIFEST, lines)
     return made
 
 
@@ -358,26 +374,18 @@ async def check_signature(where: Path, *, provider: MasterKeyProvider, clock: Cl
             await store.close()
 
 
-def _put_in_place(copy: Path, destination: Path, files: list[str]) -> None:
+def _put_in_place(copy: Path, destination: Path, keystore: bytes, made: Manifest) -> None:
     with translated(destination, writing=True):
         for own in (".lock", ".epoch"):
             (copy / SECURITY / own).unlink(missing_ok=True)
+        put_file(copy / KEYSTORE_FILE, [keystore])
         if destination.suffix == ".tar":
-            pack(copy, destination, [MANIFEST, *files])
+            names = sorted(made.files, key=lambda name: (name == KEYSTORE_FILE, name))
+            pack(copy, destination, [MANIFEST, *names])
         else:
             os.rename(copy, destination)
-        _sync(destination.parent)
-
-
-def _sync(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # a parent that can't be synced is not ours
-            os.fsync(fd)
-    finally:
-        os.close(fd)
+        with contextlib.suppress(PermissionError):  # a parent that is not ours
+            sync_directory(destination.parent, renamed=True)
 
 
 __all__ += ["Contents", "File", "check_signature", "digest"]

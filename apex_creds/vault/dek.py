@@ -195,6 +195,25 @@ async def destroy_unused(store: DocumentStore, section: str, label: str, *, now:
     return keyset is None or not any(version.state in _LIVE for version in keyset.versions)
 
 
+async def left_behind(store: DocumentStore, section: str) -> list[str]:
+    """The labels with a version that no record needs and that still decrypts.
+
+    A deletion leaves none; one that was interrupted does, and so does a rotation for the
+    moment before it retires what it has moved away from.
+    """
+    known = (await store.keystore()).by_label.values()
+    used = keys_in_use(await store.section(section))
+    return [
+        keyset.label
+        for keyset in known
+        if keyset.label.startswith(f"{section}/")
+        and any(
+            version.state is KeyState.ACTIVE and (keyset.id, version.version) not in used
+            for version in keyset.versions
+        )
+    ]
+
+
 async def fence(store: DocumentStore, section: str, labels: Iterable[str]) -> Keystore:
     """Makes sure that no writer is left who could use a version that is not primary now.
 

@@ -2,25 +2,36 @@
 
 Guarantee: of any number of processes that create a vault at one place, exactly one
 succeeds; the others leave no key behind. A crash at any point leaves either a whole vault
-or none (and at most a master key that nothing refers to); so does a server that goes away.
+or none; a master key that nothing refers to yet is used by the next init, or taken back; so
+it is with a server that goes away.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 
 import anyio
+import msgspec
 
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
+    ApexCredsError,
     ConflictError,
     InvalidInputError,
+    MasterKeyError,
     MasterKeyExistsError,
+    MasterKeyNotFoundError,
     VaultExistsError,
 )
-from apex_creds.keys import MasterKeyAdopter, MasterKeyProvider
+from apex_creds.keys import (
+    MasterKeyAdopter,
+    MasterKeyPlacer,
+    MasterKeyProvider,
+    provider_from_uri,
+)
 from apex_creds.keys.hierarchy import (
     KEY_BYTES,
     KEYSTORE,
@@ -31,7 +42,8 @@ from apex_creds.keys.hierarchy import (
 from apex_creds.keys.keyset import Keyset
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import STATE_DOCUMENTS, Data, HidesNames, Storage, shared
-from apex_creds.vault.document import Header, MasterRecord, RootHeader
+from apex_creds.vault.begun import Begun, BegunNote
+from apex_creds.vault.document import Header, MasterRecord, RootHeader, parse
 from apex_creds.vault.keystore import (
     ROOT_LABEL,
     Keystore,
@@ -50,6 +62,7 @@ async def create(
     provider: MasterKeyProvider,
     hashed_names: bool,
     now: float,
+    begun: Begun,
     use_existing_key: bool = False,
 ) -> SecretBytes:
     """Makes a master key and a key store under it.
@@ -59,6 +72,8 @@ async def create(
         provider: Where its master key is to be.
         hashed_names: See ``KeystoreBody``.
         now: The time.
+        begun: What is noted of an init that was interrupted, whose key is used again, and
+            of this one.
         use_existing_key: The provider has the key already; it is used, and never deleted.
 
     Returns:
@@ -73,9 +88,16 @@ async def create(
     await storage.prepare()
     if await storage.read(KEYSTORE) is not None:
         raise _exists()
-    vault_id = os.urandom(16).hex()
+    wanted = await _noted(begun, provider, hashed_names=hashed_names)
+    vault_id = wanted.vault_id
     try:
-        master, params = await _first_key(provider, vault_id, use_existing=use_existing_key)
+        if use_existing_key:
+            master, params = await _adopted_key(provider, vault_id)
+        elif isinstance(provider, MasterKeyPlacer):
+            master, params = await _placed_key(provider, wanted, begun)
+        else:
+            begun.write(wanted)
+            master, params = await provider.create(vault_id=vault_id, version=FIRST)
     except MasterKeyExistsError:
         if await storage.read(KEYSTORE) is None:
             raise
@@ -97,17 +119,99 @@ async def create(
         known = shared(storage) is None or isinstance(error, ConflictError)
         if known and not use_existing_key:
             await _discard_unless_used(storage, provider, vault_id)
+            begun.clear()
         if isinstance(error, ConflictError):
             raise _exists() from None
         raise
     return master
 
 
-async def _first_key(
-    provider: MasterKeyProvider, vault_id: str, *, use_existing: bool
+async def is_unfinished(
+    storage: Storage, begun: Begun, *, provider: MasterKeyProvider, hashed_names: bool
+) -> bool:
+    """Whether the vault that is there is the one that an interrupted init was to make so.
+
+    It is whole then, and was never opened.
+    """
+    note = begun.read()
+    stored = None if note is None else await storage.read(KEYSTORE)
+    if note is None or stored is None:
+        return False
+    header = parse(stored.data, section=KEYSTORE, vault_id=None).header
+    wanted = (header.vault_id, provider.uri, hashed_names)
+    return wanted == (note.vault_id, note.uri, note.hashed_names)
+
+
+async def _noted(begun: Begun, provider: MasterKeyProvider, *, hashed_names: bool) -> BegunNote:
+    """The vault to make: that of the note, if its key is to be in the same place."""
+    note = begun.read()
+    if note is not None and note.uri == provider.uri:
+        return msgspec.structs.replace(note, hashed_names=hashed_names)
+    if note is not None:
+        await _take_back(note)
+        begun.clear()
+    fresh = os.urandom(16).hex()
+    return BegunNote(vault_id=fresh, uri=provider.uri, check="", hashed_names=hashed_names)
+
+
+async def _take_back(note: BegunNote) -> None:
+    """Removes the master key that an interrupted init made in another place, if it answers."""
+    with contextlib.suppress(MasterKeyError, InvalidInputError):
+        provider = provider_from_uri(note.uri)
+        if not isinstance(provider, MasterKeyPlacer):
+            return
+        key = await _made_key(provider, note)
+        if key is None:
+            return
+        with key:  # placed again, so that the provider knows that it made it
+            await provider.place(vault_id=note.vault_id, version=FIRST, key=key)
+        await provider.discard(vault_id=note.vault_id, version=FIRST)
+
+
+async def _made_key(provider: MasterKeyPlacer, note: BegunNote) -> SecretBytes | None:
+    """The key of the note, if it was made; another one in its place is left alone."""
+    try:
+        key = await provider.load(vault_id=note.vault_id, version=FIRST, params={})
+    except MasterKeyNotFoundError:
+        return None
+    if master_check(key, vault_id=note.vault_id).hex() == note.check:
+        return key
+    key.close()
+    return None
+
+
+async def _placed_key(
+    provider: MasterKeyPlacer, wanted: BegunNote, begun: Begun
 ) -> tuple[SecretBytes, dict[str, str]]:
-    if not use_existing:
-        return await provider.create(vault_id=vault_id, version=FIRST)
+    """Notes which key is made before it is made."""
+    key = await _made_key(provider, wanted)
+    key = key or SecretBytes.random(KEY_BYTES)
+    try:
+        check = master_check(key, vault_id=wanted.vault_id).hex()
+        begun.write(msgspec.structs.replace(wanted, check=check))
+        params = await provider.place(vault_id=wanted.vault_id, version=FIRST, key=key)
+    except BaseException as error:
+        key.close()
+        if isinstance(error, ApexCredsError):
+            await _forget(provider, begun)
+        raise
+    return key, params
+
+
+async def _forget(provider: MasterKeyPlacer, begun: Begun) -> None:
+    """Clears the note of a key that was not made."""
+    with contextlib.suppress(ApexCredsError):
+        note = begun.read()
+        key = None if note is None else await _made_key(provider, note)
+        if key is None:
+            begun.clear()
+        else:
+            key.close()
+
+
+async def _adopted_key(
+    provider: MasterKeyProvider, vault_id: str
+) -> tuple[SecretBytes, dict[str, str]]:
     if isinstance(provider, MasterKeyAdopter):
         return await provider.adopt(vault_id=vault_id, version=FIRST)
     raise InvalidInputError(

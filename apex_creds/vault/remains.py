@@ -1,12 +1,15 @@
 """What stands in the way of a new vault: a restore that goes on, or what a vault left.
 
 Guarantee: no vault is made where one lost its key store (rule 6), or where a restore was
-interrupted, nor while a restore goes on in any process.
+interrupted, nor while a restore goes on in any process; and nobody is told to make one there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,18 +18,37 @@ from typing import Final
 import anyio
 import filelock
 
-from apex_creds.errors import StorageLockedError, VaultExistsError
+from apex_creds.errors import (
+    StorageError,
+    StorageLockedError,
+    VaultExistsError,
+    VaultNotFoundError,
+)
 from apex_creds.fs.lock import lock_at, release
 from apex_creds.fs.oserrors import translated
 from apex_creds.storage.layout import make_home
+from apex_creds.vault.begun import NAME as INIT
+from apex_creds.vault.begun import Begun
 from apex_creds.vault.home import audit_directory
 
-__all__ = ["ASIDE", "STAGE", "alone", "making", "refuse_remains"]
+__all__ = [
+    "ASIDE",
+    "KEYSTORE_FILE",
+    "STAGE",
+    "alone",
+    "clear",
+    "making",
+    "not_found",
+    "refuse_remains",
+    "sweep",
+]
 
 STAGE: Final = ".restoring"
+_STAGE: Final = re.compile(rf"{re.escape(STAGE)}-[0-9a-f]{{12}}")
 ASIDE: Final = ".before-restore"
 _LOCK: Final = ".restore.lock"
-_KEYSTORE: Final = "security/keystore.enc"
+KEYSTORE_FILE: Final = "security/keystore.enc"
+_NEW: Final = "Create one with apex-creds init, or name another directory with --home."
 _WAIT: Final = 10.0
 _POLL: Final = 0.02
 
@@ -49,10 +71,14 @@ def alone(home: Path) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def making(home: Path, *, elsewhere: bool = False) -> AsyncIterator[None]:
+async def making(home: Path, *, elsewhere: bool = False) -> AsyncIterator[Begun]:
     """Holds the same lock while a new vault is made; waits some seconds for others.
 
-    Where there is a key store already, which whoever makes one finds, nothing is touched.
+    Where there is a key store already, which whoever makes one finds, nothing is touched,
+    unless it was made by an init that was interrupted.
+
+    Yields:
+        The note of such an init, and of this one.
 
     Args:
         home: Its home.
@@ -63,13 +89,15 @@ async def making(home: Path, *, elsewhere: bool = False) -> AsyncIterator[None]:
             home has the documents of another vault.
         StorageLockedError, StorageError: As ``alone``.
     """
+    begun = Begun(home)
     if _has_keystore(home):
         if elsewhere:
             raise VaultExistsError(
                 "That home has the documents of a vault.", hint="Choose another with --home."
             )
-        yield
-        return
+        if not begun.is_there():
+            yield begun
+            return
     lock = _lock_in(home)
     for _ in range(int(_WAIT / _POLL)):
         if _taken(lock, home):
@@ -79,7 +107,7 @@ async def making(home: Path, *, elsewhere: bool = False) -> AsyncIterator[None]:
         raise _locked()
     try:
         refuse_remains(home)
-        yield
+        yield begun
     finally:
         release(lock)
 
@@ -107,7 +135,7 @@ def _locked() -> StorageLockedError:
 
 
 def _has_keystore(home: Path) -> bool:
-    return os.path.lexists(home / _KEYSTORE)
+    return os.path.lexists(home / KEYSTORE_FILE)
 
 
 def refuse_remains(home: Path) -> None:
@@ -118,15 +146,54 @@ def refuse_remains(home: Path) -> None:
     """
     if _has_keystore(home):
         return
-    interrupted = [*home.glob(f"{ASIDE}-*"), *home.glob(f"{STAGE}-*")]
-    if interrupted:
-        raise VaultExistsError(
-            f"A restore was interrupted: there is no key store, but {interrupted[0]}.",
-            hint="Run apex-creds restore again, or choose another directory.",
+    left = _left(home)
+    if left is not None:
+        raise VaultExistsError(left[0], hint=f"{left[1]}, or choose another directory.")
+
+
+def not_found(home: Path, *, hint: str = _NEW) -> VaultNotFoundError:
+    """The error of a home without a key store: it leads to what is left there.
+
+    Args:
+        home: The home; its vault is not in a database.
+        hint: What to do where nothing is left.
+    """
+    left = _left(home)
+    if left is None:
+        return VaultNotFoundError(f"There is no vault in {home}.", hint=hint)
+    return VaultNotFoundError(left[0], hint=f"{left[1]}.")
+
+
+def _left(home: Path) -> tuple[str, str] | None:
+    """What there is of a vault without its key store, and what to do about it."""
+    with translated(home):
+        aside, stages = sorted(home.glob(f"{ASIDE}-*")), sorted(home.glob(f"{STAGE}-*"))
+        parts = [*home.glob("credentials/*.enc"), *audit_directory(home).glob("*.jsonl*")]
+    if aside or stages:
+        was = f"; what was there before is in {aside[-1]}" if aside else ""
+        return (
+            f"A restore into {home} was interrupted: there is no key store{was}.",
+            "Run the same apex-creds restore again",
         )
-    remains = [*home.glob("credentials/*.enc"), *audit_directory(home).glob("*.jsonl*")]
-    if remains:
-        raise VaultExistsError(
-            f"There is no key store, but {remains[0]} is what a vault left.",
-            hint="Restore security/keystore.enc from a backup, or choose another directory.",
+    if parts:
+        return (
+            f"There is no key store, but {min(parts)} is what a vault left, or a copy of one.",
+            "Restore security/keystore.enc from a backup, or run that apex-creds copy again",
         )
+    return None
+
+
+def clear(home: Path) -> None:
+    """Removes what a restore or an init left that was killed when its vault was whole."""
+    with contextlib.suppress(OSError, StorageError):
+        if any(_STAGE.fullmatch(name) or name == INIT for name in os.listdir(home)):
+            with alone(home):
+                sweep(home)
+                Begun(home).clear()
+
+
+def sweep(home: Path) -> None:
+    """As ``clear``, for whoever holds the lock."""
+    for path in home.iterdir():
+        if _STAGE.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)

@@ -10,14 +10,12 @@ recorded in the log before anything else is.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -29,6 +27,7 @@ from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder, make_directory
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
+from apex_creds.storage.file import FileStorage
 from apex_creds.storage.layout import CREDENTIALS, SECURITY
 from apex_creds.vault import archive, remains
 from apex_creds.vault.backup import (
@@ -44,8 +43,6 @@ from apex_creds.vault.remains import ASIDE, STAGE
 from apex_creds.vault.vault import Vault
 
 __all__ = ["Restored", "check_copy", "install", "record", "staged"]
-
-_OURS: Final = re.compile(rf"{re.escape(STAGE)}-[0-9a-f]{{12}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +67,7 @@ def staged(source: Path, home: Path) -> Iterator[Path]:
         StorageError: It can't be read safely, or there is no room for it.
     """
     with remains.alone(home):
-        _sweep(home)
+        remains.sweep(home)
         stage = home / f"{STAGE}-{os.urandom(6).hex()}"
         with translated(home, writing=True):
             make_directory(stage)
@@ -79,13 +76,6 @@ def staged(source: Path, home: Path) -> Iterator[Path]:
             yield stage
         finally:
             shutil.rmtree(stage, ignore_errors=True)
-
-
-def _sweep(home: Path) -> None:
-    """Removes the copies of restores that were killed; we hold the lock."""
-    for path in home.iterdir():
-        if _OURS.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 async def check_copy(stage: Path, *, provider: MasterKeyProvider, clock: Clock) -> Manifest:
@@ -99,7 +89,7 @@ async def check_copy(stage: Path, *, provider: MasterKeyProvider, clock: Clock) 
     await check_signature(stage, provider=provider, clock=clock)
     manifest, _, _ = read_manifest(stage)
     await anyio.to_thread.run_sync(_compare_files, stage, manifest)
-    found = await examine(stage, provider=provider, clock=clock)
+    found = await examine(FileStorage(stage), provider=provider, clock=clock)
     if found != manifest.contents:
         raise CorruptDocumentError(
             "The backup holds something else than its manifest says.", hint="Use another one."

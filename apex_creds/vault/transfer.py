@@ -38,7 +38,13 @@ from apex_creds.storage.base import (
 from apex_creds.vault import genesis
 from apex_creds.vault.config import Config, read_config, write_config
 from apex_creds.vault.document import parse, unpack
-from apex_creds.vault.keystore import Keystore, root_key, seal_keystore
+from apex_creds.vault.keystore import (
+    Keystore,
+    KeystoreBody,
+    open_keystore,
+    root_key,
+    seal_keystore,
+)
 from apex_creds.vault.sealing import seal_part
 from apex_creds.vault.section import Record, Section, open_record, open_section
 from apex_creds.vault.shards import ShardNames
@@ -79,22 +85,19 @@ async def transfer(
 
     Args:
         vault: The source.
-        target: Has no vault yet; what an interrupted copy left there is used.
+        target: Has no vault yet; what an interrupted copy left there is used. One that was
+            interrupted after its last write is only compared.
         progress: Told what is being done.
 
     Raises:
-        VaultExistsError: There is a vault in the target.
+        VaultExistsError: There is a vault in the target that is not this copy.
         ConflictError: The source keeps changing, or somebody else writes to the target.
         IntegrityError: The target does not give back what was written.
     """
     say = progress or (lambda _: None)
     await target.prepare()
-    if await target.read(KEYSTORE) is not None:
-        raise VaultExistsError(
-            "There is a vault in that place already.",
-            hint="Copy to another directory or database (or ?space=new in this one).",
-        )
-    copying = _Copying(vault, target, await vault.store.keystore())
+    there = await target.read(KEYSTORE)
+    copying = _Copying(vault, target, await vault.store.keystore(), finished=there)
     try:
         await copying.until_it_stands(say)
         say("the key store")
@@ -108,12 +111,15 @@ async def transfer(
 class _Copying:
     """One copy, round by round."""
 
-    def __init__(self, vault: Vault, target: Storage, keystore: Keystore) -> None:
+    def __init__(
+        self, vault: Vault, target: Storage, keystore: Keystore, *, finished: Stored | None
+    ) -> None:
         self._vault = vault
         self._store: DocumentStore = vault.store
         self._target = target
         self._several: SharedStorage | None = shared(target)
         self._keystore = keystore
+        self._finished = finished
         self._written: set[str] = set()
         self._there: dict[str, int] = {}
         self._done = Copied()
@@ -143,10 +149,15 @@ class _Copying:
 
     async def finish(self) -> Copied:
         """What is no part of the rounds; then the key store, which makes it a vault."""
-        await self._copy_config()
-        await self._copy_streams()
         header = self._keystore.header
         body = msgspec.structs.replace(self._keystore.body, sections=dict(self._there))
+        if self._finished is not None:
+            if not self._is_copy(self._finished, body):
+                raise _exists()
+            self._done.documents = len(self._there) + 1
+            return self._done
+        await self._copy_config()
+        await self._copy_streams()
         header = msgspec.structs.replace(header, generation=header.generation + 1)
         data = await off_loop(
             len(body.deks),
@@ -159,6 +170,16 @@ class _Copying:
         self._done.documents = len(self._there) + 1
         self._done.written = len(self._written) + 1
         return self._done
+
+    def _is_copy(self, stored: Stored, body: KeystoreBody) -> bool:
+        """Whether a key store in the target is the one that a copy ends with."""
+        ours = self._keystore
+        try:
+            packed = parse(stored.data, section=KEYSTORE, vault_id=ours.header.vault_id)
+            found = open_keystore(packed, token=stored.token, hierarchy=ours.hierarchy)
+        except IntegrityError:
+            return False
+        return (found.body, found.root_header) == (body, ours.root_header)
 
     async def _state(self) -> list[object]:
         """What moves when anything does that is copied."""
@@ -257,6 +278,7 @@ class _Copying:
         there = (await _read_all(self._target, [name])).get(name)
         if stored is None:
             if there is not None:
+                self._refuse_finished()
                 await self._target.delete(name, expected=there.token)
             return
         packed = parse(stored.data, section=name, vault_id=self._keystore.header.vault_id)
@@ -291,6 +313,9 @@ class _Copying:
             self._done.lines += count
 
     async def _write(self, writes: list[Write]) -> None:
+        if not writes:
+            return
+        self._refuse_finished()
         self._written.update(write.name for write in writes)
         if self._several is not None:
             await self._several.write_many(writes)
@@ -298,6 +323,11 @@ class _Copying:
         for write in writes:
             assert write.data is not None
             await self._target.write(write.name, write.data, expected=write.expected)
+
+    def _refuse_finished(self) -> None:
+        """Nothing is written into a vault."""
+        if self._finished is not None:
+            raise _exists()
 
 
 async def _read_all(storage: Storage, names: Iterable[str]) -> dict[str, Stored]:
@@ -310,6 +340,13 @@ async def _read_all(storage: Storage, names: Iterable[str]) -> dict[str, Stored]
 
 def _nothing(name: str, token: Token | None) -> Section:
     return Section(name=name, token=token, header=None, mac="", records=_EMPTY)
+
+
+def _exists() -> VaultExistsError:
+    return VaultExistsError(
+        "There is a vault in that place already, and it is no copy of this one as it is now.",
+        hint="Copy to another directory or database (or ?space=new in this one).",
+    )
 
 
 def _not_given_back(name: str) -> CorruptDocumentError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -20,7 +20,7 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.sinks import Destination
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import ConflictError, CredentialNotFoundError
+from apex_creds.errors import ConflictError, CredentialNotFoundError, VaultNotFoundError
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.model import (
     SECTIONS,
@@ -36,6 +36,7 @@ from apex_creds.storage.base import Storage
 from apex_creds.vault import finding, gauges, genesis, remains, writing
 from apex_creds.vault.auditing import VaultLog, open_log
 from apex_creds.vault.home import resolve_home
+from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.locking import Locking
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.opening import note_place, open_documents, storage_at
@@ -98,24 +99,31 @@ class Vault(Locking):
         provider = _provider(master)
         path = resolve_home(home)
         place = storage_at(path, storage)
-        try:
-            async with remains.making(path, elsewhere=storage is not None):
-                await note_place(path, place)
-                key = await genesis.create(
-                    place,
-                    provider=provider,
-                    hashed_names=hashed_names,
-                    now=clock.time(),
-                    use_existing_key=use_existing_key,
+        async with remains.making(path, elsewhere=storage is not None) as begun:
+            try:
+                key = None
+                if not await genesis.is_unfinished(
+                    place, begun, provider=provider, hashed_names=hashed_names
+                ):
+                    await note_place(path, place)
+                    key = await genesis.create(
+                        place,
+                        provider=provider,
+                        hashed_names=hashed_names,
+                        now=clock.time(),
+                        begun=begun,
+                        use_existing_key=use_existing_key,
+                    )
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await place.close()
+                raise
+            with key or nullcontext():
+                made = await cls._unseal(
+                    path, provider, clock, EventKind.INIT, key, audit_to=audit_to, storage=place
                 )
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await place.close()
-            raise
-        with key:
-            return await cls._unseal(
-                path, provider, clock, EventKind.INIT, key, audit_to=audit_to, storage=place
-            )
+            begun.clear()
+            return made
 
     @classmethod
     async def unseal(
@@ -175,7 +183,7 @@ class Vault(Locking):
         masters = Masters(provider, first=first_key, home=resolve_home(home))
         store = await open_documents(resolve_home(home), place, clock=clock, masters=masters)
         try:
-            keystore = await store.unseal()
+            keystore = await _unsealed(store, resolve_home(home))
             genesis.map_names(place, keystore)
             logged = await open_log(
                 resolve_home(home),
@@ -321,12 +329,20 @@ class Vault(Locking):
         """Deletes a credential by crypto-shredding, and overwrites what it can.
 
         Every other credential of the same service is re-encrypted under a new DEK
-        version and the old one destroyed: the cost grows with their number.
+        version and the old one destroyed: the cost grows with their number. Where there
+        is none of that name, what an interrupted deletion left is destroyed.
 
         Raises:
-            CredentialNotFoundError: There is none of that name.
+            CredentialNotFoundError: There is none of that name, and nothing was left.
         """
-        section = SECTIONS[(await self.find(name)).info.kind]
+        try:
+            section = SECTIONS[(await self.find(name)).info.kind]
+        except CredentialNotFoundError:
+            finished = await writing.finish_removals(self._store, clock=self._clock)
+            if finished is None:
+                raise
+            self.record(EventKind.DELETE, credential=name, detail="finished")
+            return Deletion(name=name, shredded=finished, overwritten="unverifiable")
         self.record(EventKind.DELETE, credential=name)
         deletion = await writing.remove(self._store, section, name, clock=self._clock)
         if deletion is None:
@@ -475,6 +491,18 @@ class Vault(Locking):
                 detail=detail,
             )
         )
+
+
+async def _unsealed(store: DocumentStore, home: Path) -> Keystore:
+    """The key store of a home; what interrupted work left beside it is cleared away."""
+    try:
+        keystore = await store.unseal()
+    except VaultNotFoundError:
+        if store.shared is not None:
+            raise
+        raise remains.not_found(home) from None
+    remains.clear(home)
+    return keystore
 
 
 def _not_found() -> CredentialNotFoundError:

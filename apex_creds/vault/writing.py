@@ -103,6 +103,20 @@ async def remove(
     return await _again(partial(_remove, store, section, name, clock=clock))
 
 
+async def finish_removals(store: DocumentStore, *, clock: Clock) -> bool | None:
+    """Shreds what removals that were interrupted had left to be shredded.
+
+    Returns:
+        Whether all of it is destroyed, as read back; None where there was nothing.
+    """
+    done = None
+    for section in SECTIONS.values():
+        for label in await dek.left_behind(store, section):
+            destroyed = await dek.destroy_unused(store, section, label, now=clock.time())
+            done = destroyed and done is not False
+    return done
+
+
 def _check(batch: Sequence[PutItem]) -> None:
     if len({item.name for item in batch}) != len(batch):
         raise InvalidInputError("A name is there twice.", hint="Put one after the other.")

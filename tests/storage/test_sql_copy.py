@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.errors import VaultExistsError
+from apex_creds.model import ApiKey
 from apex_creds.storage import FileStorage
 from apex_creds.storage.base import Storage
 from apex_creds.storage.select import storage_for
@@ -169,12 +170,35 @@ async def test_what_is_wrong_in_the_target_is_written_again(places: Places) -> N
             assert await values(copy) == known
 
 
-async def test_a_vault_is_not_copied_over_another(places: Places) -> None:
+@pytest.mark.parametrize("target", ["file", "sqlite"])
+async def test_a_vault_is_not_copied_over_another(places: Places, target: str) -> None:
+    """Nor over a copy that is not what the vault is now; one that is, is only compared."""
     async with await places.make("file") as vault:
-        await copied(places, vault, "sqlite", 2)
+        await fill(vault)
+        await copied(places, vault, target, 2)
+        storage = places.open(target)  # as after one that was killed before it said so
+        done = await transfer(vault, storage)
+        await storage.close()
+        assert (done.written, done.credentials > 0) == (0, True)
+        await vault.put("later", ApiKey("of the source"))
         for _ in range(2):
+            with pytest.raises(VaultExistsError, match="no copy of this one as it is now"):
+                await copied(places, vault, target, 2)
+        known = await values(vault)
+    async with await places.unseal(target, moved=target == "file") as copy:
+        assert await values(copy) == {n: v for n, v in known.items() if n != "later"}
+
+
+async def test_a_copy_that_is_in_use_is_not_written_to(places: Places) -> None:
+    async with await places.make("file") as vault:
+        await fill(vault)
+        await copied(places, vault, "sqlite", 2)
+        async with await places.unseal("sqlite") as copy:
+            await copy.put("later", ApiKey("of the copy"))
+            known = await values(copy)
             with pytest.raises(VaultExistsError):
                 await copied(places, vault, "sqlite", 2)
+            assert await values(copy) == known
 
 
 async def test_a_home_remembers_where_its_vault_is(places: Places) -> None:
