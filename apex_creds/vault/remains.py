@@ -172,7 +172,7 @@ def _left(home: Path) -> tuple[str, str] | None:
     if aside or stages:
         was = f"; what was there before is in {aside[-1]}" if aside else ""
         return (
-            f"A restore into {home} was interrupted: there is no key store{was}.",
+            f"A restore was interrupted: there is no key store in {home}{was}.",
             "Run the same apex-creds restore again",
         )
     if parts:

@@ -27,6 +27,7 @@ from apex_creds.errors import (
     UnsafePathError,
     UnsafePermissionsError,
     VaultExistsError,
+    VaultNotFoundError,
 )
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey, GenericSecret, OAuthToken, SystemClock
@@ -378,6 +379,10 @@ async def test_nothing_new_begins_where_a_restore_was_interrupted(
         (stage / "credentials").rename(home / "credentials")
     with pytest.raises(VaultExistsError, match="restore was interrupted"):
         await create(tmp_path)
+    with pytest.raises(VaultNotFoundError, match="restore was interrupted") as caught:
+        await unseal(tmp_path)
+    assert "apex-creds restore again" in caught.value.hint
+    assert "init" not in str(caught.value).replace(str(tmp_path), "")
     await restored(tmp_path, tmp_path / "copy")
     async with await unseal(tmp_path) as vault:
         assert await values(vault) == STORED
