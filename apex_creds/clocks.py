@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-__all__ = ["Clock", "Moment", "SystemClock", "boot_id", "boot_time"]
+__all__ = ["Clock", "Ends", "Moment", "SystemClock", "boot_id", "boot_time"]
 
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
@@ -80,6 +80,11 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """This moment."""
         return cls(wall=clock.time(), boot=_boot_of(clock), ticks=clock.monotonic())
 
+    @classmethod
+    def of(cls, now: float | Moment) -> Moment:
+        """A moment as it is; or the one of which only the wall clock is known."""
+        return now if isinstance(now, Moment) else cls(wall=now)
+
     def since(self, earlier: Moment) -> float:
         """Seconds from an earlier moment to this one.
 
@@ -88,6 +93,34 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.boot and self.boot == earlier.boot:
             return self.ticks - earlier.ticks
         return self.wall - earlier.wall
+
+    def wall_by(self, now: Moment) -> float:
+        """When this moment was, by the wall clock as it is ``now``."""
+        return now.wall - now.since(self)
+
+
+class Ends:
+    """What time it is for what ends at a time of the wall clock, such as a grant.
+
+    That clock, but not set back since this was made: what has ended does not begin again.
+
+    Args:
+        clock: The vault's.
+    """
+
+    __slots__ = ("_ahead", "_clock")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead = clock.time() - clock.monotonic()
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return self.at(self._clock.time(), self._clock.monotonic())
+
+    def at(self, wall: float, ticks: float) -> float:
+        """The same, for who has read both clocks."""
+        return max(wall, self._ahead + ticks)
 
 
 _others: Final[WeakKeyDictionary[Clock, str]] = WeakKeyDictionary()

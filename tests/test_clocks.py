@@ -9,22 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds import clocks
-from apex_creds.clocks import Moment, SystemClock, boot_id, boot_time
+from apex_creds.clocks import Ends, Moment, SystemClock, boot_id, boot_time
+from tests.support.clocks import TwoClocks
 
 seconds = st.floats(-1e9, 1e9)
-
-
-class TwoClocks:
-    """A wall clock that anybody sets, and one that goes on."""
-
-    def __init__(self) -> None:
-        self.wall, self.ticks = 1_700_000_000.0, 50.0
-
-    def time(self) -> float:
-        return self.wall
-
-    def monotonic(self) -> float:
-        return self.ticks
 
 
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="no such clock")
@@ -66,3 +54,34 @@ def test_moments_of_the_machine_s_clock_are_of_this_boot() -> None:
 
 def test_a_system_without_boot_ids_compares_by_the_wall_clock() -> None:
     assert Moment(wall=5.0).since(Moment(wall=3.0, ticks=1.0)) == 2.0
+
+
+@given(seconds, st.floats(0, 1e9))
+def test_a_moment_keeps_its_distance_when_the_clock_is_set(jump: float, passed: float) -> None:
+    clock = TwoClocks()
+    before = Moment.now(clock)
+    clock.go_on(passed)
+    clock.set_by(jump)
+    now = Moment.now(clock)
+    assert now.wall - before.wall_by(now) == pytest.approx(passed, abs=1e-3)
+
+
+@given(st.lists(seconds, max_size=8), st.floats(0, 1e6))
+def test_what_has_ended_does_not_begin_again(jumps: list[float], passed: float) -> None:
+    clock = TwoClocks()
+    ends = Ends(clock)
+    began = ends.now()
+    for jump in jumps:
+        clock.set_by(jump)
+        assert ends.now() >= began - 1e-3
+    clock.go_on(passed)
+    assert ends.now() >= began + passed - 1e-3
+
+
+def test_a_clock_that_was_behind_when_it_began_may_be_put_right() -> None:
+    clock = TwoClocks()
+    ends = Ends(clock)
+    clock.set_by(1e6)
+    assert ends.now() == clock.wall
+    clock.set_by(-1e6)
+    assert ends.now() == pytest.approx(clock.wall)

@@ -102,7 +102,7 @@ class Admission:
         if self.policy_at(now) is not lease.policy:
             return True
         recheck = lease.permission.recheck
-        return recheck is not None and self._vault.clock.time() >= recheck
+        return recheck is not None and self._vault.ends.now() >= recheck
 
     def reload(self) -> Policy:
         """Looks at the policy file now."""
@@ -159,7 +159,7 @@ class Admission:
             need=need,
             grant=grant,
             info=info,
-            now=self._vault.clock.time(),
+            now=self._vault.ends.now(),
             policy=self.policy,
             plugin=manifest.plugin,
             action=invocation.action,
@@ -342,7 +342,7 @@ class Admission:
         """Emits ``DenialsExceeded``, once in a window for each that exceeds it."""
         from apex_creds.policy.limits import DenialsExceeded
 
-        now = self._vault.clock.time()
+        now, wall = self._vault.clock.monotonic(), self._vault.clock.time()
         key = (rule.id, breach.plugin, breach.credential)
         with self._lock:
             if now - self._told.get(key, float("-inf")) < rule.seconds:
@@ -351,7 +351,7 @@ class Admission:
                 self._told.clear()
             self._told[key] = now
         event = DenialsExceeded(
-            rule.id, rule.per, plugin, credential, rule.amount, rule.seconds, now
+            rule.id, rule.per, plugin, credential, rule.amount, rule.seconds, wall
         )
         try:
             if self.on_denials is not None:

@@ -119,12 +119,13 @@ class LeaseBroker:
             AuditUnavailableError: It could not be logged.
         """
         now, began = self.clock.time(), self.clock.monotonic()
+        ends = self._vault.ends.at(now, began)
         policy = self.admission.policy_at(began)
         record = facts.record
         permission = None
         if record is not None:
             permission = self.admission.permission(
-                invocation, need, facts.grants, record.info, now, basis=basis
+                invocation, need, facts.grants, record.info, ends, basis=basis
             )
         if permission is None or record is None:
             self.refuse(invocation, need.name, facts, counted=need.required, basis=basis)
@@ -137,7 +138,7 @@ class LeaseBroker:
             permission=permission,
             grants=facts.grants,
             scopes=permission.scopes,
-            expires=began + (ttl if until is None else min(ttl, until - now)),
+            expires=began + (ttl if until is None else min(ttl, until - ends)),
             policy=policy,
             basis=basis,
         )
@@ -310,7 +311,7 @@ class LeaseBroker:
         if self.admission.moved(lease, at) or grants is not lease.grants:
             self._decide_again(lease, grants, record)
         until = lease.permission.until
-        if until is not None and self.clock.time() >= until:
+        if until is not None and self._vault.ends.now() >= until:
             lease.end()
             raise ended_error(HandleRevokedError)
         if use.scope is not None and use.scope not in lease.scopes:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from apex_creds.errors import HandleExpiredError
 from apex_creds.model import Clock
 
 if TYPE_CHECKING:
     from apex_creds.leases.lease import Lease
+
+
+LONGEST_SLEEP: Final = 5.0
+"""The loop's own timers stand still while the machine sleeps: look again after it."""
 
 
 class Deadlines:
@@ -69,7 +73,7 @@ class Deadlines:
                 return
             self._timer.cancel()
         self._at = lease.expires
-        delay = max(lease.expires - self._clock.monotonic(), 0.0)
+        delay = min(max(lease.expires - self._clock.monotonic(), 0.0), LONGEST_SLEEP)
         self._timer = asyncio.get_running_loop().call_later(delay, self._sweep)
 
     def _sweep(self) -> None:

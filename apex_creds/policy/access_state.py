@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from apex_creds.clocks import Moment
 from apex_creds.policy.consent import ConsentAnswer, ConsentRequest
 
 OPERATOR: Final = "operator"
@@ -28,8 +29,9 @@ class Factor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         created: Unix seconds.
         sealed: Its secret, in an envelope.
         settings: Its kind's parameters.
-        counter: The highest counter that was accepted (of TOTP: the time step). Only a
-            higher one passes, so that a code works once.
+        counter: The counter that was accepted last (of TOTP: the time step).
+        runs: From which to which counters were accepted; see ``counters``. Empty where
+            ``counter`` is the only one.
     """
 
     id: str
@@ -40,6 +42,12 @@ class Factor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sealed: bytes
     settings: dict[str, str] = {}
     counter: int = -1
+    runs: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def spent(self) -> tuple[tuple[int, int], ...]:
+        """``runs``, as a factor of an earlier program has them, too."""
+        return self.runs or (((self.counter, self.counter),) if self.counter >= 0 else ())
 
 
 class RecoverySet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,21 +67,38 @@ class RecoverySet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Lockout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Failures of a principal since it last passed; Unix seconds until it may try again."""
+    """Failures of a principal since it last passed.
+
+    Attributes:
+        last: When the last one was, Unix seconds.
+        until: When it may try again, if the clock is right.
+        moment: ``last`` on both clocks; None where an earlier program wrote it.
+    """
 
     principal: str
     failures: int
     last: float
     until: float
+    moment: Moment | None = None
 
 
 class Passed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A principal showed a second factor, for this plugin and that credential, then."""
+    """A principal showed a second factor, for this plugin and that credential, then.
+
+    Attributes:
+        at: Unix seconds.
+        moment: The same on both clocks; None where an earlier program wrote it.
+    """
 
     principal: str
     plugin: str
     credential: str
     at: float
+    moment: Moment | None = None
+
+    def at_by(self, now: Moment) -> float:
+        """When it was, by the wall clock as it is now."""
+        return self.at if self.moment is None else self.moment.wall_by(now)
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,6 +126,7 @@ class OpenChallenge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     client: str
     expires: float
     message: bytes
+    made: Moment | None = None
 
 
 class PendingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,6 +135,7 @@ class PendingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Attributes:
         id: 8 hexadecimal digits.
         answer: None: not yet.
+        moment: ``asked`` on both clocks; None where an earlier program wrote it.
     """
 
     id: str
@@ -116,6 +143,17 @@ class PendingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     asked: float
     expires: float
     answer: ConsentAnswer | None = None
+    moment: Moment | None = None
+
+    def seconds_left(self, now: Moment) -> float:
+        """How long it can still be answered; 0 if it can't.
+
+        One from far ahead was asked while the clock was wrong.
+        """
+        life = self.expires - self.asked
+        asked = self.asked if self.moment is None else self.moment.wall_by(now)
+        left = asked + life - now.wall
+        return min(left, life) if 0.0 < left <= 2 * life else 0.0
 
 
 class AccessState(

@@ -16,6 +16,7 @@ from typing import Final, Self
 
 import msgspec
 
+from apex_creds.clocks import Moment
 from apex_creds.crypto import kdf, signing
 from apex_creds.errors import ChallengeError, IntegrityError, InvalidInputError
 from apex_creds.model import check_name
@@ -172,7 +173,9 @@ def without_client(state: AccessState, client: Client) -> AccessState:
 # -- the vault's side ------------------------------------------------------------------
 
 
-def issue(state: AccessState, challenge: Challenge, *, now: float, ttl: float) -> AccessState:
+def issue(
+    state: AccessState, challenge: Challenge, *, now: float | Moment, ttl: float
+) -> AccessState:
     """The state in which ``challenge`` is open; those that are over are forgotten.
 
     Raises:
@@ -181,10 +184,10 @@ def issue(state: AccessState, challenge: Challenge, *, now: float, ttl: float) -
     """
     if not 0 < ttl <= MAX_TTL:
         raise InvalidInputError(f"A challenge is good for up to {MAX_TTL:.0f} seconds.")
-    client = find_client(state, challenge.client)
-    if not may_answer(client, challenge.credential, now=now):
+    client, now = find_client(state, challenge.client), Moment.of(now)
+    if not may_answer(client, challenge.credential, now=now.wall):
         raise refused()
-    alive = tuple(c for c in state.challenges if now < c.expires <= now + MAX_TTL)
+    alive = tuple(c for c in state.challenges if _is_open(c, now))
     if sum(c.client == challenge.client for c in alive) >= MAX_OPEN:
         raise ChallengeError(
             "The client has too many challenges open.", hint="Answer them, or wait a minute."
@@ -194,11 +197,14 @@ def issue(state: AccessState, challenge: Challenge, *, now: float, ttl: float) -
         client=challenge.client,
         expires=challenge.expires / 1000,
         message=challenge.encode(),
+        made=now if now.boot else None,
     )
     return msgspec.structs.replace(state, challenges=(*alive, made))
 
 
-def redeem(state: AccessState, answer: bytes, subject: Subject, *, now: float) -> Redeemed:
+def redeem(
+    state: AccessState, answer: bytes, subject: Subject, *, now: float | Moment
+) -> Redeemed:
     """Judges an answer. A challenge that it names is closed, whatever else is wrong."""
     if len(answer) != ANSWER_BYTES:
         return Redeemed(state=state, reason=Reason.MALFORMED)
@@ -209,7 +215,7 @@ def redeem(state: AccessState, answer: bytes, subject: Subject, *, now: float) -
     kept = tuple(c for c in state.challenges if c is not found[0])
     closed = msgspec.structs.replace(state, challenges=kept)
     client = find_client(state, found[0].client)
-    reason = _judge(found[0], client, signature, subject, now)
+    reason = _judge(found[0], client, signature, subject, Moment.of(now))
     return Redeemed(state=closed, client=None if reason else client, reason=reason)
 
 
@@ -218,11 +224,11 @@ def _judge(
     client: Client | None,
     signature: bytes,
     subject: Subject,
-    now: float,
+    now: Moment,
 ) -> Reason | None:
-    if not now < challenge.expires <= now + MAX_TTL:
+    if not _is_open(challenge, now):
         return Reason.EXPIRED
-    if client is None or not may_answer(client, subject.credential, now=now):
+    if client is None or not may_answer(client, subject.credential, now=now.wall):
         return Reason.CLIENT_NOT_ALLOWED
     signed = Challenge.decode(challenge.message)
     wanted = (subject.credential, subject.plugin, canonical_scopes(subject.scopes))
@@ -233,6 +239,14 @@ def _judge(
     except IntegrityError:
         return Reason.WRONG_SIGNATURE
     return None
+
+
+def _is_open(challenge: OpenChallenge, now: Moment) -> bool:
+    """By the boot-time clock while the machine runs on, whatever the wall clock does."""
+    made, expires = challenge.made, challenge.expires
+    if made is not None:
+        expires += made.wall_by(now) - made.wall
+    return now.wall < expires <= now.wall + MAX_TTL
 
 
 def refused() -> ChallengeError:

@@ -9,12 +9,14 @@ while its principal is locked out is refused even if it is right.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol, runtime_checkable
 
 import msgspec
 
+from apex_creds.clocks import Moment
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.policy import counters
 from apex_creds.policy.access_state import (
     OPERATOR,
     AccessState,
@@ -69,8 +71,20 @@ class SecondFactor(Protocol):
         Returns:
             The counter that it proves: a TOTP time step, a WebAuthn signature counter, or
             the time of a nonce that the kind itself gave out. It passes only if it is
-            higher than every one before. None: the answer is wrong, or of another kind.
+            higher than every one before (see ``TimeBased``). None: the answer is wrong, or
+            of another kind.
         """
+
+
+@runtime_checkable
+class TimeBased(Protocol):
+    """A kind of second factor whose counters are times by the wall clock.
+
+    A counter that was accepted while the clock was ahead keeps nobody out once it is right.
+    """
+
+    def newest(self, factor: Factor, *, now: float) -> int:
+        """The highest counter that there can be now."""
 
 
 class Outcome(StrEnum):
@@ -88,10 +102,12 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         counters: By factor id, what ``SecondFactor.check`` returned.
+        newest: By factor id, what ``TimeBased.newest`` returned.
         recovery: The digest of the answer as a recovery code; empty where it is none.
     """
 
     counters: dict[str, int] = {}
+    newest: dict[str, int] = {}
     recovery: bytes = b""
 
 
@@ -114,7 +130,7 @@ def settle(
     evidence: Evidence,
     *,
     principal: str,
-    now: float,
+    now: float | Moment,
     subject: Subject | None = None,
 ) -> Settled:
     """Judges an answer against the state it is committed to.
@@ -126,9 +142,10 @@ def settle(
         state: As stored now.
         evidence: What the answer proves.
         principal: Who answers.
-        now: Unix seconds.
+        now: This moment; or Unix seconds, where there is no other clock.
         subject: What it was asked for; remembered if it passes.
     """
+    now = Moment.of(now)
     enrolled = [factor for factor in state.factors if factor.principal == principal]
     if not enrolled:
         return Settled(state=state, outcome=Outcome.NOT_ENROLLED)
@@ -138,21 +155,30 @@ def settle(
         return _passed(after, used.id, principal, now, subject)
     wait = locked_for(state, principal, now)
     if wait > 0:
-        return Settled(state=state, outcome=Outcome.LOCKED, retry_after=wait)
+        kept = _restamped(state, principal, now)
+        return Settled(state=kept, outcome=Outcome.LOCKED, retry_after=wait)
     proven = [factor for factor in enrolled if factor.id in evidence.counters]
-    fresh = next((f for f in proven if evidence.counters[f.id] > f.counter), None)
+    fresh = next((factor for factor in proven if _is_fresh(factor, evidence)), None)
     if fresh is None:
         return _failed(state, principal, now, Outcome.REPLAYED if proven else Outcome.WRONG)
-    moved = msgspec.structs.replace(fresh, counter=evidence.counters[fresh.id])
+    counter, newest = evidence.counters[fresh.id], evidence.newest.get(fresh.id)
+    runs = counters.spend(fresh.spent, counter, newest=newest)
+    moved = msgspec.structs.replace(fresh, counter=counter, runs=runs)
     factors = tuple(moved if factor is fresh else factor for factor in state.factors)
     after = msgspec.structs.replace(state, factors=factors)
     return _passed(after, fresh.id, principal, now, subject)
 
 
-def locked_for(state: AccessState, principal: str, now: float) -> float:
-    """Seconds until an answer of the principal is looked at; 0: it is now."""
+def locked_for(state: AccessState, principal: str, now: float | Moment) -> float:
+    """Seconds until an answer of the principal is looked at; 0: it is now.
+
+    By the boot-time clock while the machine runs on; else by the wall clock, and never for
+    longer than that many failures lock.
+    """
     lock = _lockout(state, principal)
-    return max(0.0, lock.until - now) if lock else 0.0
+    if lock is None:
+        return 0.0
+    return min(max(0.0, _left(lock, Moment.of(now))), delay_after(lock.failures))
 
 
 def delay_after(failures: int) -> float:
@@ -163,22 +189,25 @@ def delay_after(failures: int) -> float:
     return min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(beyond, 32))
 
 
-def passed_since(state: AccessState, subject: Subject, *, since: float, now: float) -> bool:
+def passed_since(
+    state: AccessState, subject: Subject, *, since: float, now: float | Moment
+) -> bool:
     """Whether a factor was shown for the subject, at ``since`` or later, and not after now."""
-    return _find_pass(state, subject, since=since, now=now) is not None
+    return _find_pass(state, subject, since=since, now=Moment.of(now)) is not None
 
 
-def last_shown(state: AccessState, subject: Subject, *, now: float) -> float | None:
+def last_shown(state: AccessState, subject: Subject, *, now: float | Moment) -> float | None:
     """When a factor was last shown for the subject, Unix seconds; as ``decide`` wants it."""
+    now = Moment.of(now)
     found = _find_pass(state, subject, since=0.0, now=now)
-    return found.at if found else None
+    return found.at_by(now) if found else None
 
 
 def claim(
-    state: AccessState, subject: Subject, *, since: float, now: float
+    state: AccessState, subject: Subject, *, since: float, now: float | Moment
 ) -> AccessState | None:
     """The state without the subject's pass, which is used up; None where there is none."""
-    found = _find_pass(state, subject, since=since, now=now)
+    found = _find_pass(state, subject, since=since, now=Moment.of(now))
     if found is None:
         return None
     kept = tuple(item for item in state.passed if item is not found)
@@ -213,13 +242,13 @@ def without_factor(state: AccessState, factor_id: str) -> AccessState:
 
 
 def _find_pass(
-    state: AccessState, subject: Subject, *, since: float, now: float
+    state: AccessState, subject: Subject, *, since: float, now: Moment
 ) -> Passed | None:
     wanted = (subject.principal, subject.plugin, subject.credential)
-    earliest = max(since, now - MAX_WINDOW)
+    earliest = max(since, now.wall - MAX_WINDOW)
     for item in state.passed:
         same = (item.principal, item.plugin, item.credential) == wanted
-        if same and earliest <= item.at <= now:
+        if same and earliest <= item.at_by(now) <= now.wall:
             return item
     return None
 
@@ -242,32 +271,66 @@ def _without_code(state: AccessState, used: RecoverySet, digest: bytes) -> Acces
 
 
 def _passed(
-    state: AccessState, factor: str, principal: str, now: float, subject: Subject | None
+    state: AccessState, factor: str, principal: str, now: Moment, subject: Subject | None
 ) -> Settled:
     passed = state.passed
     if subject is not None:
         made = Passed(
-            principal=principal, plugin=subject.plugin, credential=subject.credential, at=now
+            principal=principal,
+            plugin=subject.plugin,
+            credential=subject.credential,
+            at=now.wall,
+            moment=now if now.boot else None,
         )
-        passed = (*(p for p in passed if _still_counts(p, made)), made)[-_MANY:]
+        passed = (*(p for p in passed if _still_counts(p, made, now)), made)[-_MANY:]
     lockouts = tuple(lock for lock in state.lockouts if lock.principal != principal)
     after = msgspec.structs.replace(state, passed=passed, lockouts=lockouts)
     return Settled(state=after, outcome=Outcome.PASSED, factor=factor)
 
 
-def _still_counts(old: Passed, made: Passed) -> bool:
-    replaced = msgspec.structs.replace(old, at=made.at) == made
-    return not replaced and old.at > made.at - MAX_WINDOW
+def _still_counts(old: Passed, made: Passed, now: Moment) -> bool:
+    replaced = msgspec.structs.replace(old, at=made.at, moment=made.moment) == made
+    return not replaced and old.at_by(now) > now.wall - MAX_WINDOW
 
 
-def _failed(state: AccessState, principal: str, now: float, outcome: Outcome) -> Settled:
+def _is_fresh(factor: Factor, evidence: Evidence) -> bool:
+    counter, newest = evidence.counters[factor.id], evidence.newest.get(factor.id)
+    return counters.passes(factor.spent, counter, newest=newest)
+
+
+def _failed(state: AccessState, principal: str, now: Moment, outcome: Outcome) -> Settled:
     before = _lockout(state, principal)
     failures = (before.failures if before else 0) + 1
-    wait = delay_after(failures)
-    lock = Lockout(principal=principal, failures=failures, last=now, until=now + wait)
-    others = tuple(item for item in state.lockouts if item is not before)
-    after = msgspec.structs.replace(state, lockouts=(*others, lock))
-    return Settled(state=after, outcome=outcome, retry_after=wait)
+    after = _locked(state, principal, failures, now)
+    return Settled(state=after, outcome=outcome, retry_after=delay_after(failures))
+
+
+def _locked(state: AccessState, principal: str, failures: int, now: Moment) -> AccessState:
+    """The state in which the principal waits from now on."""
+    lock = Lockout(
+        principal=principal,
+        failures=failures,
+        last=now.wall,
+        until=now.wall + delay_after(failures),
+        moment=now if now.boot else None,
+    )
+    others = tuple(item for item in state.lockouts if item.principal != principal)
+    return msgspec.structs.replace(state, lockouts=(*others, lock))
+
+
+def _restamped(state: AccessState, principal: str, now: Moment) -> AccessState:
+    """As it was; or with the wait begun now, if it was written while the clock was wrong."""
+    lock = _lockout(state, principal)
+    if lock is None or _left(lock, now) <= delay_after(lock.failures):
+        return state
+    return _locked(state, principal, lock.failures, now)
+
+
+def _left(lock: Lockout, now: Moment) -> float:
+    until = lock.until
+    if lock.moment is not None:
+        until = lock.moment.wall_by(now) + delay_after(lock.failures)
+    return until - now.wall
 
 
 def _lockout(state: AccessState, principal: str) -> Lockout | None:

@@ -98,6 +98,11 @@ class Totp:
         """
         return matching_step(secret, answer, settings=TotpSettings.of(factor), now=now)
 
+    def newest(self, factor: Factor, *, now: float) -> int:
+        """See ``TimeBased``."""
+        settings = TotpSettings.of(factor)
+        return int(now // settings.period) + settings.drift
+
 
 def matching_step(
     seed: SecretBytes, answer: str, *, settings: TotpSettings, now: float

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.clocks import Moment
 from apex_creds.crypto import envelope
 from apex_creds.crypto.envelope import Context
 from apex_creds.crypto.memory import SecretBytes
@@ -58,6 +59,7 @@ class Access:
         self._store = vault._store
         self.document = access_document(self._store)
         self.clock: Clock = vault.clock
+        self.ends = vault.ends
         self.vault_id = vault.vault_id
 
     def now(self) -> AccessState | None:
@@ -134,6 +136,10 @@ class Access:
             if keyset and version.state is KeyState.DESTROYED:
                 after.hierarchy.forget(keyset.id, version.version)
         return all(version.state not in _LIVE for version in versions)
+
+    def moment(self) -> Moment:
+        """This moment, on both clocks."""
+        return Moment.now(self.clock)
 
     def record(
         self,

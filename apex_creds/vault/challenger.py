@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import msgspec
 
 from apex_creds.audit.events import EventKind
+from apex_creds.clocks import Moment
 from apex_creds.crypto import signing
 from apex_creds.errors import ChallengeError, InvalidInputError
 from apex_creds.model import check_name, check_time
@@ -108,7 +109,7 @@ class Challenger:
             ChallengeError: There is no such client, it may not answer for the credential,
                 or has too many challenges open.
         """
-        nonce, now = os.urandom(challenge.NONCE_BYTES), self.access.clock.time()
+        nonce, now = os.urandom(challenge.NONCE_BYTES), self._now()
         made: Challenge | None = None
 
         def change(state: AccessState, _: Keystore) -> AccessState:
@@ -123,7 +124,7 @@ class Challenger:
                 credential=subject.credential,
                 plugin=subject.plugin,
                 scopes=challenge.canonical_scopes(subject.scopes),
-                expires=challenge.millis(now + self._ttl),
+                expires=challenge.millis(now.wall + self._ttl),
             )
             return challenge.issue(state, made, now=now, ttl=self._ttl)
 
@@ -145,7 +146,7 @@ class Challenger:
 
         def change(state: AccessState, _: Keystore) -> AccessState:
             nonlocal redeemed
-            now = self.access.clock.time()
+            now = self._now()
             redeemed = challenge.redeem(state, answer, subject, now=now)
             return redeemed.state
 
@@ -175,6 +176,9 @@ class Challenger:
         self._log_answer(subject, decision="deny", reason="not_answered", detail="")
 
     # -- inside ------------------------------------------------------------------
+
+    def _now(self) -> Moment:
+        return msgspec.structs.replace(self.access.moment(), wall=self.access.ends.now())
 
     def _log(self, action: str, *, detail: str) -> None:
         self.access.record(EventKind.CLIENT, action=action, detail=detail)

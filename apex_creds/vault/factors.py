@@ -25,7 +25,14 @@ from apex_creds.errors import (
 from apex_creds.model import check_name, new_id
 from apex_creds.policy import factors, recovery, totp
 from apex_creds.policy.access_state import OPERATOR, AccessState, Factor, RecoverySet
-from apex_creds.policy.factors import Evidence, Outcome, SecondFactor, Settled, Subject
+from apex_creds.policy.factors import (
+    Evidence,
+    Outcome,
+    SecondFactor,
+    Settled,
+    Subject,
+    TimeBased,
+)
 from apex_creds.policy.totp import Totp, TotpSettings
 from apex_creds.vault.access import Access
 from apex_creds.vault.keystore import Keystore
@@ -248,7 +255,7 @@ class Factors:
     async def locked_for(self, principal: str = OPERATOR) -> float:
         """Seconds until a code of the principal is looked at; 0: it is now."""
         state = await self.access.read()
-        return factors.locked_for(state, principal, self.access.clock.time())
+        return factors.locked_for(state, principal, self.access.moment())
 
     async def verify(
         self,
@@ -280,7 +287,7 @@ class Factors:
                 state,
                 evidence,
                 principal=who,
-                now=self.access.clock.time(),
+                now=self.access.moment(),
                 subject=subject if remember else None,
             )
             return settled.state
@@ -295,19 +302,19 @@ class Factors:
     def passed_now(self, subject: Subject, *, since: float) -> bool:
         """Whether a factor was shown for it since then, if memory can tell; else False."""
         state = self.access.now()
-        now = self.access.clock.time()
+        now = self.access.moment()
         return state is not None and factors.passed_since(state, subject, since=since, now=now)
 
     def shown_now(self, subject: Subject) -> float | None:
         """When a factor was last shown for it, if memory can tell; else None."""
         state = self.access.now()
-        now = self.access.clock.time()
+        now = self.access.moment()
         return None if state is None else factors.last_shown(state, subject, now=now)
 
     async def passed(self, subject: Subject, *, since: float) -> bool:
         """Whether a factor was shown for the subject since then, in any process."""
         state = await self.access.read()
-        now = self.access.clock.time()
+        now = self.access.moment()
         return factors.passed_since(state, subject, since=since, now=now)
 
     async def claim(self, subject: Subject, *, since: float) -> bool:
@@ -316,7 +323,7 @@ class Factors:
 
         def change(state: AccessState, _: Keystore) -> AccessState:
             nonlocal claimed
-            now = self.access.clock.time()
+            now = self.access.moment()
             after = factors.claim(state, subject, since=since, now=now)
             claimed = after is not None
             return state if after is None else after
@@ -336,15 +343,18 @@ class Factors:
 
     async def _evidence_now(self, answer: str, principal: str) -> Evidence:
         state = await self.access.read()
-        counters = {}
+        counters, newest = dict[str, int](), dict[str, int]()
         for factor in state.factors:
             kind = self._kinds.get(factor.kind)
             if factor.principal == principal and kind is not None:
                 counter = await self._check(kind, factor, answer)
                 if counter is not None:
                     counters[factor.id] = counter
+                    if isinstance(kind, TimeBased):
+                        now = self.access.clock.time()
+                        newest[factor.id] = kind.newest(factor, now=now)
         digest = await self._recovery_digest(state, answer, principal)
-        return Evidence(counters=counters, recovery=digest)
+        return Evidence(counters=counters, newest=newest, recovery=digest)
 
     async def _check(self, kind: SecondFactor, factor: Factor, answer: str) -> int | None:
         now = self.access.clock.time()

@@ -12,6 +12,7 @@ from typing import Final
 import anyio
 import msgspec
 
+from apex_creds.clocks import Moment
 from apex_creds.errors import AccessDeniedError, ApexCredsError, InvalidInputError
 from apex_creds.model import new_id
 from apex_creds.policy.access_state import AccessState, PendingRequest
@@ -45,9 +46,13 @@ class QueueConsent:
 
     async def ask(self, request: ConsentRequest) -> ConsentAnswer:
         """Posts the question and waits; it is withdrawn if nobody waits any more."""
-        now = self._access.clock.time()
+        now = self._access.moment()
         made = PendingRequest(
-            id=new_id()[:8], request=request, asked=now, expires=now + self._deadline
+            id=new_id()[:8],
+            request=request,
+            asked=now.wall,
+            expires=now.wall + self._deadline,
+            moment=now,
         )
         try:
             await self._access.change(lambda state, _: _posted(state, made, now))
@@ -76,9 +81,9 @@ class Requests:
 
     async def open(self) -> list[PendingRequest]:
         """Those that wait for an answer, oldest first."""
-        now = self._access.clock.time()
+        now = self._access.moment()
         state = await self._access.read()
-        return [item for item in state.requests if item.answer is None and now < item.expires]
+        return [r for r in state.requests if r.answer is None and r.seconds_left(now) > 0]
 
     async def find(self, request_id: str) -> PendingRequest:
         """The open question of that id.
@@ -102,7 +107,7 @@ class Requests:
         def change(state: AccessState, _: object) -> AccessState:
             nonlocal answered
             found = _find(state, request_id)
-            over = found is None or found.expires <= self._access.clock.time()
+            over = found is None or found.seconds_left(self._access.moment()) <= 0
             if found is None or over or found.answer is not None:
                 raise _no_such_request()
             answered = _replace(found, answer=answer)
@@ -114,8 +119,8 @@ class Requests:
         return answered
 
 
-def _posted(state: AccessState, made: PendingRequest, now: float) -> AccessState:
-    kept = [item for item in state.requests if now < item.expires]
+def _posted(state: AccessState, made: PendingRequest, now: Moment) -> AccessState:
+    kept = [item for item in state.requests if item.seconds_left(now) > 0]
     of_one = sum(item.request.plugin == made.request.plugin for item in kept)
     if len(kept) >= MAX_OPEN or of_one >= MAX_OPEN_OF_ONE:
         raise AccessDeniedError(

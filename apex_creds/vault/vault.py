@@ -19,6 +19,7 @@ import anyio
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.sinks import Destination
+from apex_creds.clocks import Ends
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import ConflictError, CredentialNotFoundError, VaultNotFoundError
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
@@ -57,6 +58,8 @@ class Vault(Locking):
         self._logged = logged
         self._audit = logged.log
         self._clock = clock
+        self.ends = Ends(clock)
+        """The time by which what ends is judged: it is not set back."""
         self._home = home
         self._where: dict[str, str] = {}
         self._id = store.unsealed().header.vault_id

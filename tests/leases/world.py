@@ -14,6 +14,7 @@ from pathlib import Path
 
 from apex_creds.audit import AuditEvent, verify
 from apex_creds.audit.verify import read
+from apex_creds.clocks import Clock
 from apex_creds.crypto.memory import arena
 from apex_creds.leases.lease import REGISTRY
 from apex_creds.middleware import CredentialMiddleware
@@ -53,7 +54,7 @@ def manifest_for(*needs: str | dict[str, object], plugin: str = "demo") -> Manif
 class World:
     """What a test works in."""
 
-    def __init__(self, where: Path, vault: Vault, clock: FakeClock) -> None:
+    def __init__(self, where: Path, vault: Vault, clock: Clock) -> None:
         self.where = where
         self.vault = vault
         self.clock = clock
@@ -106,10 +107,12 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world_in(where: Path, **options: object) -> AsyncIterator[World]:
+async def world_in(
+    where: Path, *, clock: Clock | None = None, **options: object
+) -> AsyncIterator[World]:
     """A world with the credentials and grants that most tests use."""
     await _copy_template(where / "home")
-    clock = FakeClock()
+    clock = clock or FakeClock()
     async with await Vault.unseal(where / "home", clock=clock) as vault:
         for info in await vault.list():  # so that its keys are in memory already
             vault.reopen(await vault.find(info.name)).close()

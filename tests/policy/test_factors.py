@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from apex_creds.clocks import Moment
 from apex_creds.policy import factors
 from apex_creds.policy.access_state import AccessState, Factor, RecoverySet
 from apex_creds.policy.factors import (
@@ -20,6 +21,7 @@ from apex_creds.policy.factors import (
     delay_after,
     settle,
 )
+from tests.support.clocks import TwoClocks
 
 PHONE = Factor(id="a" * 32, kind="totp", label="phone", created=0.0, sealed=b"", counter=10)
 TABLET = Factor(id="b" * 32, kind="totp", label="tablet", created=0.0, sealed=b"")
@@ -116,6 +118,48 @@ def test_in_a_lock_out_the_right_code_is_refused_and_not_used_up():
     assert locked.state is state
     assert answer(state, proof(11), now=129.9).outcome is Outcome.LOCKED
     assert answer(state, proof(11), now=130.0).outcome is Outcome.PASSED
+
+
+@pytest.fixture
+def locked():
+    clock, state = TwoClocks(), STATE
+    for _ in range(LOCKING_FAILURE):
+        state = answer(state, WRONG, now=Moment.now(clock)).state
+    return clock, state
+
+
+@pytest.mark.parametrize("jump", [-1e9, -31.0, 31.0, 3.2e8])
+def test_setting_the_clock_neither_ends_a_lock_out_nor_makes_it_longer(locked, jump):
+    clock, state = locked
+    clock.set_by(jump)
+    clock.go_on(29.0)
+    assert factors.locked_for(state, "operator", Moment.now(clock)) == pytest.approx(1.0)
+    assert answer(state, proof(11), now=Moment.now(clock)).outcome is Outcome.LOCKED
+    clock.go_on(1.1)
+    assert answer(state, proof(11), now=Moment.now(clock)).outcome is Outcome.PASSED
+
+
+def test_after_a_restart_a_lock_out_from_a_wrong_clock_begins_once_more(locked):
+    before, state = locked
+    clock = TwoClocks()
+    clock.wall = before.wall - 3.2e8
+    assert factors.locked_for(state, "operator", Moment.now(clock)) == 30.0
+    settled = answer(state, proof(11), now=Moment.now(clock))
+    assert (settled.outcome, settled.retry_after) == (Outcome.LOCKED, 30.0)
+    clock.go_on(30.1)
+    assert answer(settled.state, proof(11), now=Moment.now(clock)).outcome is Outcome.PASSED
+
+
+@pytest.mark.parametrize("jump", [-1e9, -250.0, 250.0, 3.2e8])
+def test_how_long_ago_a_factor_was_shown_does_not_change_with_the_clock(jump):
+    clock = TwoClocks()
+    state = answer(STATE, proof(11), now=Moment.now(clock), subject=SUBJECT).state
+    clock.set_by(jump)
+    clock.go_on(200.0)
+    for window, counts in ((201.0, True), (199.0, False)):
+        since, now = clock.wall - window, Moment.now(clock)
+        assert factors.passed_since(state, SUBJECT, since=since, now=now) is counts
+    assert factors.last_shown(state, SUBJECT, now=Moment.now(clock)) == clock.wall - 200.0
 
 
 def test_one_principals_lock_out_is_not_anothers():

@@ -15,6 +15,7 @@ from apex_creds.policy.factors import Subject
 from apex_creds.vault import Vault
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
+from tests.support.clocks import TwoClocks
 from tests.vault.helpers import FakeClock, create, home_in
 
 pytestmark = pytest.mark.anyio
@@ -174,3 +175,19 @@ async def test_the_log_says_why(tmp_path, vault, challenger, key):
         ("p", "c", "deny", "challenge_unknown", ""),
     ]
     assert [e.action for e in events if e.kind is EventKind.CLIENT] == ["enrol"]
+
+
+@pytest.mark.parametrize("jump", [-1e9, -60.0, 60.0, 3.2e8])
+async def test_a_challenge_is_open_for_as_long_as_it_was_made_for(tmp_path, jump):
+    clock = TwoClocks()
+    async with await create(tmp_path, clock=clock) as vault:
+        with ClientKey.generate(tmp_path / "client.key", clock=clock) as key:
+            challenger = Challenger(vault)
+            await challenger.enrol("worker", key.public, credentials=["c"])
+            first, second = [await answered(challenger, key) for _ in range(2)]
+            clock.set_by(jump)
+            clock.go_on(challenge.TTL - 1)
+            assert (await challenger.redeem(first, SUBJECT)).name == "worker"
+            clock.go_on(1.1)
+            with pytest.raises(ChallengeError):
+                await challenger.redeem(second, SUBJECT)

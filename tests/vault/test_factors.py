@@ -216,6 +216,23 @@ async def test_a_code_does_not_pass_again_when_the_clock_goes_back(factors, cloc
         await factors.verify(code)
 
 
+async def test_a_clock_that_was_ahead_keeps_nobody_out_once_it_is_right(factors, clock, app):
+    right = clock.now
+    clock.now += 10 * 365 * 86_400
+    far = app.code()
+    await factors.verify(far)
+    for later in (60, 3600, 30 * 86_400):
+        clock.now = right + later
+        code = app.code()
+        assert await factors.verify(code)
+        with pytest.raises(SecondFactorError):
+            await factors.verify(code)
+        clock.now += 60
+    clock.now = right + 10 * 365 * 86_400
+    with pytest.raises(SecondFactorError):
+        await factors.verify(far)
+
+
 async def test_a_lock_out_outlives_a_restart(tmp_path, clock, vault, factors, app):
     for _ in range(3):
         with pytest.raises(SecondFactorError):

@@ -1,0 +1,25 @@
+"""A clock of two hands: what the wall shows, which anybody may set, and what goes on."""
+
+from __future__ import annotations
+
+
+class TwoClocks:
+    """As the machine's: setting one does not move the other."""
+
+    def __init__(self) -> None:
+        self.wall, self.ticks = 1_700_000_000.0, 50.0
+
+    def time(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.ticks
+
+    def go_on(self, seconds: float) -> None:
+        """Time passes."""
+        self.wall += seconds
+        self.ticks += seconds
+
+    def set_by(self, seconds: float) -> None:
+        """Somebody sets the wall clock."""
+        self.wall += seconds
