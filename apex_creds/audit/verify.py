@@ -43,6 +43,7 @@ __all__ = [
     "check_now",
     "entries",
     "in_use",
+    "judged",
     "read",
     "verify",
 ]
@@ -136,12 +137,30 @@ def check(
     found = _Check(Path(directory), vault_id, tuple(keys), since).run(progress)
     if not found.ok or not found.unsigned:
         return found
+    if complete:
+        return _unsigned(directory, found, vault_id, _KILLED)
     first = next(read(directory, vault_id=vault_id, after=found.signed), None)
-    why = _KILLED if complete else ""
-    if not complete and now is not None and first is not None:
-        why = _overdue(found, waits=abs(now - first.time))
-    if not why:
+    if now is None or first is None:
         return found
+    return judged(directory, found, vault_id=vault_id, waits=abs(now - first.time))
+
+
+def judged(directory: Path, found: Report, *, vault_id: str, waits: float) -> Report:
+    """What ``check`` says where a process has the log open, which signs soon.
+
+    Args:
+        directory: The log's.
+        found: What ``check`` found without the time.
+        vault_id: Whose log it is.
+        waits: Seconds for which the first event that is not signed has been there.
+    """
+    if not found.ok or not found.unsigned:
+        return found
+    why = _overdue(found, waits=waits)
+    return _unsigned(directory, found, vault_id, why) if why else found
+
+
+def _unsigned(directory: Path, found: Report, vault_id: str, why: str) -> Report:
     paths = _found(Path(directory))
     return msgspec.structs.replace(
         found,

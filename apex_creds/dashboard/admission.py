@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
+
+from apex_creds.clocks import boot_time
 
 LINK_SECONDS: Final = 600.0
 SESSION_SECONDS: Final = 12 * 3600.0
@@ -53,7 +54,7 @@ class Doorkeeper:
         now: A monotonic clock.
     """
 
-    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, now: Callable[[], float] = boot_time) -> None:
         self._now = now
         self._link: tuple[bytes, float] | None = None
         self._sessions: dict[int, Session] = {}

@@ -61,7 +61,10 @@ class Windows:
 
     def _inside(self, key: str, seconds: int, now: float) -> list[float]:
         _, times = self._times.get(key, (0.0, []))
-        # An entry from the future (the clock was set back) counts until it is in the past.
+        if times and times[-1] > now:
+            # The clock was set back: what is from the future counts from now on, not for years.
+            times = [min(time, now) for time in times]
+            self._times[key] = (now + seconds, times)
         if times and times[0] <= now - seconds:
             times = [time for time in times if time > now - seconds]
         return times

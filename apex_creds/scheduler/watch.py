@@ -15,7 +15,7 @@ import anyio.to_thread
 from apex_creds.audit.checkpoint import LogKey, read_keys
 from apex_creds.audit.counting import EventCounts, What
 from apex_creds.audit.metrics import metering_on
-from apex_creds.audit.verify import check
+from apex_creds.audit.verify import Report, check, judged
 from apex_creds.audit.watched import LogCheck, watch
 from apex_creds.errors import ApexCredsError, AuditTamperedError
 from apex_creds.scheduler.engine import Engine
@@ -40,6 +40,7 @@ class Watch:
         self._directory = audit_directory(vault.home)
         self._counts = EventCounts(self._directory, vault_id=vault.audit.vault_id)
         self._checked: tuple[bool, float] | None = None
+        self._unsigned: tuple[int, float] | None = None
         self._due: dict[Level, float] = {}
         self.wrong: Mapping[str, str] = {}
         watch(self)
@@ -56,22 +57,36 @@ class Watch:
         try:
             await self._verify()
         except ApexCredsError:
-            self._checked = False, self._vault.clock.time()
+            self._checked = False, self._vault.clock.monotonic()
             raise
-        self._checked = True, self._vault.clock.time()
+        self._checked = True, self._vault.clock.monotonic()
 
     async def _verify(self) -> None:
         with open_signing_key(self._vault.store.unsealed()) as signer:
             key = LogKey(self._vault.audit.vault_id, signer).verifier
         keys = (key, *read_keys(self._directory)[1:])
-        vault_id, now = self._vault.audit.vault_id, self._vault.clock.time()
-        look = partial(check, self._directory, vault_id=vault_id, keys=keys, now=now)
-        report = await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
+        vault_id = self._vault.audit.vault_id
+        look = partial(check, self._directory, vault_id=vault_id, keys=keys)
+        found = await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
+        waits = self._waits(found)
+        report = judged(self._directory, found, vault_id=vault_id, waits=waits)
         if not report.ok:
             raise AuditTamperedError(
                 report.wrong,
                 hint="See: apex-creds audit verify. Keep a copy of the log.",
             )
+
+    def _waits(self, found: Report) -> float:
+        """Seconds since the first unsigned event was first seen, whatever its time says.
+
+        Not by that time: the clock may have been set since, or the machine have slept.
+        """
+        if not found.unsigned:
+            self._unsigned = None
+            return 0.0
+        if self._unsigned is None or self._unsigned[0] != found.signed:
+            self._unsigned = found.signed, self._vault.clock.monotonic()
+        return self._vault.clock.monotonic() - self._unsigned[1]
 
     async def count(self) -> None:
         """Counts the log's new events, where metrics are exported.
@@ -101,7 +116,7 @@ class Watch:
         if self._checked is None:
             return None
         intact, at = self._checked
-        return LogCheck(intact, max(0.0, self._vault.clock.time() - at))
+        return LogCheck(intact, self._vault.clock.monotonic() - at)
 
     def log_events(self) -> Mapping[What, int]:
         """See ``WatchSource``."""

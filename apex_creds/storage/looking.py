@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from typing import TYPE_CHECKING, Final
 
+from apex_creds.clocks import boot_time
 from apex_creds.errors import StorageError, StorageStaleError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Looking:
         self,
         ask: Callable[[], Coroutine[object, object, None]],
         *,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = boot_time,
     ) -> None:
         self._ask = ask
         self._monotonic = monotonic

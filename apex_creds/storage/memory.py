@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from anyio.lowlevel import checkpoint
 
+from apex_creds.clocks import boot_time
 from apex_creds.errors import ConflictError, StorageError, StorageUnreachableError
 from apex_creds.storage.base import (
     MAX_DOCUMENT_BYTES,
@@ -59,7 +59,7 @@ class MemoryStorage:
         *,
         shards: int = 0,
         staleness: float = 5.0,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = boot_time,
     ) -> None:
         self.staleness = staleness
         self.reachable = True

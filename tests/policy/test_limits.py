@@ -205,3 +205,19 @@ def test_counts_that_an_earlier_version_stored_still_count() -> None:
     limits, windows = RateLimits([limit("pair", amount=1)]), Windows(Now(), stored)
     assert limits.admit(windows, ["a/b"], "c") == ("pair-redeems", 60.0, "a/b", "c")
     assert windows.export() == stored
+
+
+@pytest.mark.parametrize("ahead", [1.0, 59.0, 61.0, 3.2e8])
+def test_what_was_counted_while_the_clock_was_ahead_counts_for_one_more_window(
+    ahead: float,
+) -> None:
+    now = [1000.0 + ahead]
+    windows = Windows(lambda: now[0])
+    assert windows.add("uses", 2, 60)
+    assert windows.add("uses", 2, 60)
+    now[0] = 1000.0
+    for _ in range(3):  # also if nobody but asks
+        assert windows.wait("uses", 2, 60) == pytest.approx(60.0)
+    assert not windows.add("uses", 2, 60)
+    now[0] += 60.0
+    assert windows.wait("uses", 2, 60) is None

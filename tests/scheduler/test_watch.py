@@ -6,12 +6,15 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from msgspec.structs import replace
 from opentelemetry.metrics import _internal as metering
 
 from apex_creds.audit import names
+from apex_creds.audit.verify import MAX_UNSIGNED_SECONDS, Report, check
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import ApiKey
+from apex_creds.scheduler import watch as watch_module
 from apex_creds.scheduler.events import AuditTampered
 from apex_creds.scheduler.policy import LevelPolicy, Policies
 from apex_creds.scheduler.watch import Watch
@@ -19,6 +22,7 @@ from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault import Vault, dek
 from apex_creds.vault.home import audit_directory
 from tests.audit.recording import Recording, recording
+from tests.support.clocks import TwoClocks
 from tests.vault.helpers import FakeClock, create
 
 pytestmark = pytest.mark.anyio
@@ -103,6 +107,33 @@ async def test_a_log_that_somebody_edited_is_not_intact(vault: Vault) -> None:
         assert seen.values(names.AUDIT_INTACT) == {(): 1}
 
 
+@pytest.mark.parametrize("jump", [-3.2e8, -3600.0, 3600.0, 3.2e8])
+async def test_what_is_not_signed_yet_is_an_alarm_after_its_time_whatever_the_clock_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    clock = TwoClocks()
+    async with await create(tmp_path, clock=clock) as vault:
+        await vault.put("openai", ApiKey("value"))
+        watch, found = _watch(vault), [1, 1]
+
+        def checked(*arguments: object, **options: object) -> Report:
+            whole = check(*arguments, **options)
+            return structs.replace(whole, signed=found[0], count=sum(found))
+
+        monkeypatch.setattr(watch_module, "check", checked)
+        await watch.verify()
+        clock.set_by(jump)
+        await watch.verify()
+        clock.go_on(MAX_UNSIGNED_SECONDS - 1)
+        await watch.verify()
+        clock.go_on(2)
+        with pytest.raises(AuditTamperedError, match="not signed"):
+            await watch.verify()
+        for found[:] in ([2, 1], [3, 0], [3, 0]):  # another one waits; none does
+            await watch.verify()
+            clock.go_on(MAX_UNSIGNED_SECONDS - 1)
+
+
 async def test_when_rotations_are_due(vault: Vault) -> None:
     with recording() as seen:
         worker = RotationWorker(vault)
@@ -147,8 +178,9 @@ async def test_a_worker_looks_by_itself_and_goes_on_after_what_is_wrong(vault: V
                     await asyncio.sleep(0.01)
                 assert seen.values(names.AUDIT_INTACT) == {(): 1}
                 _alter(vault, b'"put"', b'"get"')
-                while not seen.values(names.WORKER_PROBLEMS)[()]:
+                while "verify" not in worker.health()["problems"]:
                     await asyncio.sleep(0.01)
+                assert seen.values(names.WORKER_PROBLEMS)[()] >= 1
                 assert "Event 2" in str(worker.health()["problems"]["verify"])
                 while (await vault.grants()).lockdown is None:
                     await asyncio.sleep(0.01)
