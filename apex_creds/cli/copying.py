@@ -15,7 +15,7 @@ from apex_creds.errors import InvalidInputError, VaultExistsError
 from apex_creds.storage.base import Storage
 from apex_creds.storage.file import FileStorage
 from apex_creds.storage.layout import SECURITY
-from apex_creds.storage.select import InDatabase, StoragePlace, configured, open_sql
+from apex_creds.storage.select import Located, StoragePlace, configured, open_place, place_of
 from apex_creds.vault import Vault
 from apex_creds.vault.backup import POLICY, copy_policy
 from apex_creds.vault.home import resolve_home
@@ -57,8 +57,10 @@ def copy(
 
 async def _copy(vault: Vault, target: Storage) -> Copied:
     await target.prepare()
-    if isinstance(target, InDatabase):
-        output.note(f"To {target.url}, space {target.space}.", style="")
+    if isinstance(target, Located):
+        place = place_of(target)
+        space = f", space {place.space}" if place.space else ""
+        output.note(f"To {place.url}{space}.", style="")
     done = await transfer(
         vault, target, progress=lambda what: output.note(f"Copying {what} …", style="")
     )
@@ -69,7 +71,7 @@ async def _copy(vault: Vault, target: Storage) -> Copied:
 
 def _target(to: str, home: Path) -> Storage:
     if "://" in to:
-        return open_sql(StoragePlace(to))
+        return open_place(StoragePlace(to))
     where = resolve_home(to)
     if where == home or home in where.parents:
         raise InvalidInputError("That is the vault itself.", hint="Name another directory.")
@@ -81,9 +83,7 @@ def _target(to: str, home: Path) -> Storage:
 
 
 def _tell(done: Copied, target: Storage, *, json: bool) -> None:
-    place = (
-        StoragePlace(target.url, space=target.space) if isinstance(target, InDatabase) else None
-    )
+    place = place_of(target) if isinstance(target, Located) else None
     if json:
         said: dict[str, output.Json] = dict(dataclasses.asdict(done))
         if place is not None:

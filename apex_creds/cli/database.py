@@ -16,6 +16,7 @@ from apex_creds.storage.select import (
     StoragePlace,
     configured,
     has_vault,
+    open_place,
     open_sql,
     remember_storage,
 )
@@ -87,7 +88,7 @@ def join(home: Path, url: str | None) -> None:
 
 
 async def _join(home: Path, url: str) -> None:
-    storage = open_sql(StoragePlace(url))
+    storage = open_place(StoragePlace(url))
     try:
         if await storage.read(KEYSTORE) is None:
             raise VaultNotFoundError(

@@ -41,6 +41,7 @@ _ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456
 _DIGITS: Final = {byte: value for value, byte in enumerate(_ALPHABET)}
 
 
+@runtime_checkable
 class MasterKeyProvider(Protocol):
     """Where the versions of a vault's master key are kept.
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from apex_creds import extensions
 from apex_creds.errors import InvalidInputError
 from apex_creds.keys.base import MasterKeyProvider, Prompt
 
 __all__ = ["provider_from_uri"]
 
+_OWN: Final = ("keyring", "file", "passphrase")
 _FD: Final = re.compile(r"fd=(0|[1-9][0-9]{0,5})", re.ASCII)
 
 
@@ -21,7 +23,7 @@ def provider_from_uri(uri: str, *, prompt: Prompt | None = None) -> MasterKeyPro
     """The provider for ``keyring:``, ``file:PATH``, ``passphrase:`` or ``passphrase:fd=N``.
 
     Args:
-        uri: One of these forms.
+        uri: One of these forms, or of a package that is installed (``apex_creds.providers``).
         prompt: Asks for a passphrase without echo (``passphrase:`` alone needs it).
 
     Raises:
@@ -39,6 +41,10 @@ def provider_from_uri(uri: str, *, prompt: Prompt | None = None) -> MasterKeyPro
         return FileProvider(rest)
     if scheme == "passphrase" and colon:
         return _passphrase(rest, prompt)
+    made = None if scheme in _OWN else extensions.find(extensions.PROVIDERS, scheme)
+    provider = None if made is None else made(uri)
+    if isinstance(provider, MasterKeyProvider):
+        return provider
     raise _unknown()
 
 
@@ -56,5 +62,6 @@ def _passphrase(rest: str, prompt: Prompt | None) -> MasterKeyProvider:
 def _unknown() -> InvalidInputError:
     return InvalidInputError(
         "The master key provider is not one that is known.",
-        hint="Use keyring:, file:PATH, passphrase: or passphrase:fd=N.",
+        hint="Use keyring:, file:PATH, passphrase: or passphrase:fd=N, or install the package "
+        "that has it (docs/EXTENDING.md).",
     )

@@ -1,13 +1,15 @@
-"""Which storage a vault has: its home's own files, or a database that the home names.
+"""Which storage a vault has: its home's own files, or another one that the home names.
 
 Guarantee: ``security/config.json`` of a home says where the vault is, never with a password;
-a home that says nothing has its vault in files, and needs no library for databases.
+a home that says nothing has its vault in files, and needs no library for databases. Other
+packages add storages by entry point (see docs/EXTENDING.md).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Protocol, runtime_checkable
 
@@ -15,7 +17,8 @@ import anyio.to_thread
 import msgspec
 from msgspec import Meta
 
-from apex_creds.errors import CorruptDocumentError, NotInstalledError
+from apex_creds import extensions
+from apex_creds.errors import CorruptDocumentError, InvalidInputError, NotInstalledError
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder, read_small
 from apex_creds.storage.base import CONFIG, KEYSTORE, Storage
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE: Final = "config.json"
 _LARGEST: Final = 1 << 20
+_DATABASE: Final = re.compile(r"sqlite|postgres", re.IGNORECASE)
 _NEEDED: Final = frozenset({"aiosqlite", "alembic", "psycopg", "sqlalchemy", "stamina"})
 
 
@@ -34,8 +38,8 @@ class StoragePlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     """Where the documents of a vault are that has no files of its own.
 
     Attributes:
-        url: The database; there is no password in it.
-        space: Which of the vaults in it.
+        url: The database, or another package's storage; there is no password in it.
+        space: Which of the vaults in a database.
         staleness: Seconds for which what is in memory is used while the database can't be
             reached.
     """
@@ -70,16 +74,35 @@ def storage_for(home: Path, *, url: str | None = None) -> Storage:
 
     Args:
         home: The vault's directory.
-        url: A database, where the home says nothing yet.
+        url: Where it is, where the home says nothing yet.
 
     Raises:
         InvalidInputError: The URL can't be used.
-        NotInstalledError: The extra ``apex-creds[sql]`` is missing.
+        NotInstalledError: The extra ``apex-creds[sql]`` is missing, or another package.
     """
     if url is not None:
-        return open_sql(StoragePlace(url))
+        return open_place(StoragePlace(url))
     found = configured(home)
-    return FileStorage(home) if found is None else open_sql(found)
+    return FileStorage(home) if found is None else open_place(found)
+
+
+def open_place(place: StoragePlace) -> Storage:
+    """The storage that a URL names: a database, or what another package has for its scheme.
+
+    Raises:
+        InvalidInputError: Nobody has its scheme, or it can't be used.
+        NotInstalledError: As ``storage_for``.
+    """
+    scheme = place.url.partition(":")[0]
+    made = None if _DATABASE.match(scheme) else extensions.find(extensions.STORAGES, scheme)
+    if made is None:
+        return open_sql(place)
+    storage = made(place.url)
+    if not isinstance(storage, Storage):
+        raise InvalidInputError(
+            f"What a package has for {scheme}: is no storage.", hint="See docs/EXTENDING.md."
+        )
+    return storage
 
 
 def open_sql(config: StoragePlace) -> SqlStorage:
@@ -118,25 +141,27 @@ async def remember(home: Path, config: StoragePlace) -> None:
 
 
 @runtime_checkable
-class InDatabase(Protocol):
-    """A storage that a home can name."""
-
-    staleness: float
+class Located(Protocol):
+    """A storage that a home can name: what has its scheme makes it again from the URL."""
 
     @property
     def url(self) -> str:
         """Where it is; there is no password in it."""
 
-    @property
-    def space(self) -> str | None:
-        """Which of the vaults in the database."""
+
+def place_of(storage: Located) -> StoragePlace:
+    """What a home says of a storage; of a database also which vault in it."""
+    space, staleness = getattr(storage, "space", None), getattr(storage, "staleness", None)
+    place = StoragePlace(storage.url, space=space if isinstance(space, str) else None)
+    if not isinstance(staleness, int | float):
+        return place
+    return msgspec.structs.replace(place, staleness=float(staleness))
 
 
 async def remember_storage(home: Path, storage: Storage) -> None:
     """As ``remember``, for a storage that is open; does nothing for files and the like."""
-    if isinstance(storage, InDatabase):
-        place = StoragePlace(storage.url, space=storage.space, staleness=storage.staleness)
-        await remember(home, place)
+    if isinstance(storage, Located):
+        await remember(home, place_of(storage))
 
 
 async def has_vault(home: Path) -> bool:
@@ -144,7 +169,7 @@ async def has_vault(home: Path) -> bool:
     found = await anyio.to_thread.run_sync(configured, home)
     if found is None:
         return FileStorage(home).change_token(KEYSTORE) is not None
-    storage = open_sql(found)
+    storage = open_place(found)
     try:
         return await storage.read(KEYSTORE) is not None
     finally:

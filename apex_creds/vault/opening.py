@@ -14,8 +14,9 @@ import anyio.to_thread
 from apex_creds.errors import VaultExistsError
 from apex_creds.model import Clock
 from apex_creds.storage.base import KEYSTORE, Storage, shared
+from apex_creds.storage.file import FileStorage
 from apex_creds.storage.layout import make_folders
-from apex_creds.storage.select import InDatabase, remember_storage, storage_for
+from apex_creds.storage.select import Located, remember_storage, storage_for
 from apex_creds.storage.threaded import ThreadedStorage
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.shared import SharedStore
@@ -39,19 +40,21 @@ def storage_at(home: Path, storage: Storage | str | None = None) -> Storage:
 
 
 async def note_place(home: Path, storage: Storage) -> None:
-    """Before a vault is made: its home is to know in which database it is.
+    """Before a vault is made: its home is there, and is to know where its documents are.
 
     Raises:
         VaultExistsError: There is a vault in that place already; nothing was noted.
         StorageError: The database or the home can't be used.
     """
     inner = storage.inner if isinstance(storage, ThreadedStorage) else storage
-    if not isinstance(inner, InDatabase):
+    if not isinstance(inner, FileStorage):
+        await anyio.to_thread.run_sync(make_folders, home)
+    if not isinstance(inner, Located):
         return
     await storage.prepare()
     if await storage.read(KEYSTORE) is not None:
         raise VaultExistsError(
-            "There is a vault in that database already.",
+            f"There is a vault in {inner.url} already.",
             hint="Share it with apex-creds init --join, or make another one with ?space=new.",
         )
     await remember_storage(home, inner)
@@ -66,7 +69,8 @@ async def open_documents(
         StorageError: The home of a vault elsewhere can't be made.
     """
     several = shared(storage)
+    if not isinstance(storage, FileStorage):
+        await anyio.to_thread.run_sync(make_folders, home)
     if several is None:
         return DocumentStore(storage, clock=clock, masters=masters)
-    await anyio.to_thread.run_sync(make_folders, home)
     return SharedStore(several, clock=clock, masters=masters)

@@ -1,0 +1,48 @@
+"""Storages and master key providers of other packages, by entry point.
+
+Guarantee: only a package that is installed, and whose scheme a URI names, is loaded; what
+this package has itself is never replaced. An entry point is a function of the whole URI.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Final
+
+from apex_creds.errors import InvalidInputError, NotInstalledError
+
+__all__ = ["PROVIDERS", "STORAGES", "find"]
+
+STORAGES: Final = "apex_creds.storages"
+PROVIDERS: Final = "apex_creds.providers"
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]{1,31}", re.ASCII)
+
+
+def find(group: str, scheme: str) -> Callable[[str], object] | None:
+    """What an installed package has for ``scheme``; None: no package has anything.
+
+    Raises:
+        InvalidInputError: Two packages have something.
+        NotInstalledError: The package can't be loaded.
+    """
+    if _SCHEME.fullmatch(scheme) is None:
+        return None
+    found = list(entry_points(group=group, name=scheme))
+    if not found:
+        return None
+    if len({point.value for point in found}) > 1:
+        raise InvalidInputError(
+            f"Several packages have {scheme}: {', '.join(sorted(p.value for p in found))}.",
+            hint="Uninstall all but one.",
+        )
+    try:
+        made: Callable[[str], object] = found[0].load()
+    except Exception as error:  # noqa: BLE001 - whatever a package of others does
+        raise NotInstalledError(
+            f"{found[0].value}, which {scheme}: needs, can't be loaded "
+            f"({type(error).__name__}).",
+            hint="Install that package again, with what it needs.",
+        ) from None
+    return made
