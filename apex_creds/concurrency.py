@@ -18,10 +18,10 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
@@ -65,14 +65,16 @@ class Place:
         self.thread = threading.get_ident()
         self._asked: float | None = None
 
+    @property
+    def runs(self) -> bool:
+        """Whether the loop is neither closed nor stopped."""
+        return self.loop.is_running() and not self.loop.is_closed()
+
     def goes_on(self, seen_from: Place) -> bool:
         """Whether a task here can go on while one there waits, as far as can be told."""
-        loop = self.loop
-        if loop.is_closed():
-            return False
-        if loop is seen_from.loop:
-            return True
-        if not loop.is_running() or self.thread == seen_from.thread or self.thread in _blocked:
+        if self.loop is seen_from.loop:
+            return not self.loop.is_closed()
+        if not self.runs or self.thread == seen_from.thread or self.thread in _blocked:
             return False
         return self._answers()
 
@@ -109,7 +111,7 @@ class Event:
         """Wakes all who wait, and those who will; idempotent."""
         self._set = True
         for future, loop in list(self._waiting.items()):
-            _soon(loop, _wake, future)
+            soon(loop, _wake, future)
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - not an error
         """Returns when it is set, or the time is up: whether it is set."""
@@ -261,7 +263,7 @@ class _Flight(Place, Generic[T]):
     def cancel(self) -> None:
         """Cancels it, from any thread."""
         if self.task is not None:
-            _soon(self.loop, self.task.cancel)
+            soon(self.loop, self.task.cancel)
 
     def result(self) -> T:
         """What it brought, or raised; after its end."""
@@ -360,7 +362,7 @@ class SingleFlight(Generic[K, T]):
 class LoopThread:
     """An event loop in a thread of its own, for work that is not to end with a caller's loop.
 
-    It begins with the first work, also after a fork, and does not keep the interpreter from
+    It begins with the first work, again after a fork, and does not keep the interpreter from
     ending.
 
     Args:
@@ -373,10 +375,16 @@ class LoopThread:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end = Event()
+        self._closed = False
 
     def start(self, work: Work[T]) -> Future[T]:
-        """Begins ``work``, in the caller's context."""
-        return asyncio.run_coroutine_threadsafe(work(), self._running())
+        """Begins ``work``, in the caller's context.
+
+        Raises:
+            EventLoopError: It was closed.
+        """
+        loop = self._running()
+        return asyncio.run_coroutine_threadsafe(work(), loop)
 
     async def run(self, work: Work[T]) -> T:
         """Does ``work``, for a caller in any event loop, whose cancellation is passed on."""
@@ -390,26 +398,30 @@ class LoopThread:
         Raises:
             TimeoutError: It took too long, and was cancelled.
         """
-        future, thread = self.start(work), threading.get_ident()
-        _blocked.add(thread)
+        if threading.current_thread() is self._thread:
+            return _apart(work, timeout)
+        future = self.start(work)
         try:
-            return future.result(timeout)
+            with _standing_still():
+                return future.result(timeout)
         except FutureTimeoutError:
             future.cancel()
             raise
-        finally:
-            _blocked.discard(thread)
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Ends the loop and the thread; idempotent. What is under way there is cancelled."""
         with self._lock:
+            self._closed = True
             thread, self._thread = self._thread, None
             self._end.set()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        if wait and thread is not None and thread is not threading.current_thread():
+            with _standing_still():
+                thread.join()
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
+            if self._closed:
+                raise EventLoopError("The thread for this was closed.", hint="Open it anew.")
             if self._loop is None or self._thread is None or not self._thread.is_alive():
                 self._end = Event()
                 ready: Future[asyncio.AbstractEventLoop] = Future()
@@ -423,6 +435,15 @@ class LoopThread:
 
 BACKGROUND: Final = LoopThread("apex-creds")
 """For what is short, and is to be done whatever becomes of the loop that it comes from."""
+
+
+def _apart(work: Work[T], timeout: float | None) -> T:
+    """Does ``work`` for code that stands on a ``LoopThread`` itself."""
+    other = LoopThread("apex-creds-apart")
+    try:
+        return other.call(work, timeout=timeout)
+    finally:
+        other.close()
 
 
 async def outcome(future: Future[T]) -> T:
@@ -467,6 +488,16 @@ async def run_at(place: Place, work: Work[T]) -> T:
     )
 
 
+@contextmanager
+def _standing_still() -> Iterator[None]:
+    thread = threading.get_ident()
+    _blocked.add(thread)
+    try:
+        yield
+    finally:
+        _blocked.discard(thread)
+
+
 def _serve(ready: Future[asyncio.AbstractEventLoop], end: Event) -> None:
     async def body() -> None:
         ready.set_result(asyncio.get_running_loop())
@@ -474,14 +505,16 @@ def _serve(ready: Future[asyncio.AbstractEventLoop], end: Event) -> None:
 
     try:
         asyncio.run(body())
-    except RuntimeError as error:
+    except BaseException as error:
+        if not ready.done():
+            ready.set_exception(error)
         # Python 3.12.0 to 3.12.2 start no thread at exit (gh-113964), not even the one in
         # which asyncio ends its executor. By then all the work is done.
-        if "interpreter shutdown" not in str(error):
+        elif not (isinstance(error, RuntimeError) and "interpreter shutdown" in str(error)):
             raise
 
 
-def _soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: object) -> None:
+def soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: object) -> None:
     """Has ``call`` called in that loop; nowhere, if it is closed."""
     if asyncio._get_running_loop() is loop:
         call(*args)

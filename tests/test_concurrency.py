@@ -606,14 +606,14 @@ async def test_a_caller_that_is_cancelled_cancels_its_work(thread: LoopThread) -
         thread.call(Event().wait, timeout=0.0)
 
 
-def test_it_is_closed_again_and_again_and_begins_again() -> None:
-    thread = LoopThread("test")
-    thread.close()
+def test_it_is_closed_for_good_however_often() -> None:
+    unused, thread = LoopThread("test"), LoopThread("test")
     assert thread.call(_who) == "test"
-    thread.close()
-    thread.close()
-    assert thread.call(_who) == "test"
-    thread.close()
+    for each in (unused, thread):
+        each.close()
+        each.close()
+        with pytest.raises(EventLoopError, match="closed"):
+            each.call(_who)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from enum import Enum
 from functools import partial
@@ -28,7 +28,7 @@ from apex_creds.compat.lookup import (
 from apex_creds.compat.modes import name_of
 from apex_creds.compat.opening import open_vault
 from apex_creds.compat.places import AnyPath, places
-from apex_creds.compat.portal import Portal
+from apex_creds.concurrency import LoopThread, Work
 from apex_creds.errors import CredentialExistsError, CredentialNotFoundError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration import Fallback
@@ -85,21 +85,21 @@ class ApiKeyManager:
         master: str | MasterKeyProvider | None = None,
     ) -> None:
         found = places(config_dir, credentials_dir)
-        self._portal = Portal()
+        self._thread = LoopThread("apex-creds-compat")
         opening = partial(
             open_vault, found, create=create_dirs, migrating=migrate_legacy, master=master
         )
         try:
             with translated():
-                self._vault = self._portal.call(opening)
+                self._vault = self._thread.call(opening)
         except BaseException:
-            self._portal.close()
+            self._thread.close()
             raise
         self._vault.heed_lockdown()
         self.config_dir = str(self._vault.home / SECURITY)
         self.credentials_dir = str(self._vault.home / CREDENTIALS)
         self._fallback = Fallback(self._vault) if migrate_legacy else None
-        self._close = weakref.finalize(self, _close, self._portal, self._vault)
+        self._close = weakref.finalize(self, _close, self._thread, self._vault)
 
     # -- life --------------------------------------------------------------------
 
@@ -198,11 +198,11 @@ class ApiKeyManager:
 
     # -- in the event loop's thread ----------------------------------------------
 
-    def _call(self, work: Callable[[], Awaitable[T]]) -> T:
+    def _call(self, work: Work[T]) -> T:
         if not self._close.alive:
             raise _closed()
         with translated():
-            return self._portal.call(work)
+            return self._thread.call(work)
 
     def _read(self, service: str, kind: CredentialKind, action: str, use: Use[T]) -> T | None:
         return self._call(partial(self._use, service, kind, action, use))
@@ -292,10 +292,10 @@ def _text(opened: Opened, _: CredentialInfo | None) -> str:
     return text_of(opened)
 
 
-def _close(portal: Portal, vault: Vault) -> None:
+def _close(thread: LoopThread, vault: Vault) -> None:
     with suppress(RuntimeError):  # at the interpreter's end no thread can be started
-        portal.call(vault.close)
-    portal.close()
+        thread.call(vault.close)
+    thread.close()
 
 
 def _closed() -> Exception:

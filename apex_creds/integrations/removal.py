@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
-from anyio.from_thread import start_blocking_portal
-
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.concurrency import BACKGROUND
 from apex_creds.errors import AccessDeniedError, ApexCredsError, InvalidInputError
 from apex_creds.middleware import CredentialMiddleware
 
@@ -54,7 +54,6 @@ class Removals:
     def __init__(self, middleware: CredentialMiddleware) -> None:
         self._middleware = middleware
         self._unstored: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def unloaded(self, plugin: str) -> None:
         """Ends the open leases of a plugin."""
@@ -99,18 +98,18 @@ class Removals:
         self._unstored.discard(plugin)
 
     def removed_sync(self, plugin: str) -> None:
-        """As ``removed``, from a method that can't wait: soon, where a loop runs here."""
+        """As ``removed``, from a method that can't wait: soon, where a loop runs here.
+
+        In a thread of its own, so that it is done also if that loop ends.
+        """
         self._unstored.add(plugin)
         self.unloaded(plugin)
         try:
-            loop = asyncio.get_running_loop()
+            asyncio.get_running_loop()
         except RuntimeError:
-            with start_blocking_portal() as portal:
-                portal.call(self.removed, plugin)
+            BACKGROUND.call(partial(self.removed, plugin))
             return
-        task = loop.create_task(self._tried(plugin))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        BACKGROUND.start(partial(self._tried, plugin))
 
     async def settle(self, plugin: str) -> None:
         """Returns when no removal of a plugin is still to be stored.

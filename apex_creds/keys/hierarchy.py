@@ -122,7 +122,7 @@ class Hierarchy:
 
     def with_kek(self, version: int, kek: SecretBytes) -> Hierarchy:
         """Copies of these KEKs, and one more, which the new hierarchy owns."""
-        keks = {number: SecretBytes.copy_of(key) for number, key in self._keks.items()}
+        keks = {number: SecretBytes.copy_of(key) for number, key in list(self._keks.items())}
         return Hierarchy(
             vault_id=self._vault_id.hex(),
             kek_id=self._kek_id.hex(),
@@ -197,9 +197,9 @@ class Hierarchy:
     def forget_keks(self, keep: frozenset[int]) -> None:
         """Wipes the KEK versions that are not to be kept, after they were destroyed."""
         for version in self.kek_versions - keep:
-            gone = [self._keks.pop(version), self._wrapping.pop(version, None)]
-            for place in [place for place in self._documents if place[1] == version]:
-                gone += self._documents.pop(place)
+            gone = [self._keks.pop(version, None), self._wrapping.pop(version, None)]
+            for place in [place for place in list(self._documents) if place[1] == version]:
+                gone += self._documents.pop(place, ())
             for key in filter(None, gone):
                 key.close()
 
@@ -218,8 +218,8 @@ class Hierarchy:
         self._keks.clear()
         self._wrapping.clear()
         self._deks.clear()
-        while self._documents:
-            for key in self._documents.popitem()[1]:
+        for place in list(self._documents):
+            for key in self._documents.pop(place, ()):
                 key.close()
 
     def _open(self, wrapped: KeyVersion, key_id: str) -> SecretBytes:

@@ -15,6 +15,7 @@ from typing import Final
 
 import anyio
 
+from apex_creds.concurrency import Lock
 from apex_creds.errors import SecondFactorError
 from apex_creds.fs.private_files import write_all
 from apex_creds.policy.factors import Subject
@@ -38,7 +39,7 @@ class TerminalAsk:
 
     def __init__(self, path: str = "/dev/tty") -> None:
         self._path = path
-        self._one_at_a_time = anyio.Lock()
+        self._one_at_a_time = Lock()
 
     async def __call__(self, subject: Subject, why: str) -> str | None:
         """See ``Ask``; an empty line is a refusal.
@@ -46,7 +47,7 @@ class TerminalAsk:
         Raises:
             SecondFactorError: There is no terminal.
         """
-        async with self._one_at_a_time:
+        async with self._one_at_a_time.held():
             fd = self._open()
             try:
                 with _hidden(fd):

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import shlex
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn, cast
-
-from anyio.from_thread import start_blocking_portal
 
 from apex_creds.audit import spans, telemetry
 from apex_creds.audit.events import AuditEvent
+from apex_creds.concurrency import BACKGROUND
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     AuditUnavailableError,
@@ -35,7 +35,7 @@ from apex_creds.leases.challenged import Challenges, unanswered
 from apex_creds.leases.deadlines import Deadlines
 from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import Invocation, current_invocation
-from apex_creds.leases.lease import REGISTRY, Lease, ended_error, find_lease
+from apex_creds.leases.lease import REGISTRY, Lease, ended_error, find_lease, taken
 from apex_creds.leases.recent import Recent
 from apex_creds.leases.refusal import denied
 from apex_creds.leases.use import Use
@@ -99,8 +99,7 @@ class LeaseBroker:
             self._vault.store.look_blocking()
         found = self.facts_now(needs)
         if found is None:
-            with start_blocking_portal() as portal:
-                found = portal.call(self.facts, needs)
+            found = BACKGROUND.call(partial(self.facts, needs))
         return found
 
     def lease(
@@ -189,8 +188,8 @@ class LeaseBroker:
 
     def end_all(self, invocation: Invocation) -> None:
         """Ends every lease of an invocation."""
-        while invocation.leases:
-            invocation.leases.pop().end()
+        for lease in taken(invocation.leases):
+            lease.end()
 
     def revoke(self, *, plugin: str | None = None, credential: str | None = None) -> int:
         """Ends the open leases of a plugin, a credential, or both; returns how many."""

@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Final, Protocol
-from weakref import WeakValueDictionary
 
 import anyio
 
 from apex_creds.audit import names, telemetry
 from apex_creds.audit.telemetry import Step
+from apex_creds.concurrency import Queues
 from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
 from apex_creds.leases.turns import Turns
 from apex_creds.policy import challenge
@@ -66,9 +66,7 @@ class SecondFactorGate:
         self._ask = ask
         self._window = min(max(window, 0.0), MAX_WINDOW)
         self._deadline = deadline
-        self._locks: WeakValueDictionary[tuple[str, str, str], anyio.Lock] = (
-            WeakValueDictionary()
-        )
+        self._one_at_a_time: Queues[tuple[str, str, str]] = Queues()
 
     def second_factor_shown(self, subject: Subject) -> bool:
         """Whether one still counts, as far as memory can tell; without waiting."""
@@ -94,9 +92,8 @@ class SecondFactorGate:
             await self._required(subject, began)
 
     async def _required(self, subject: Subject, began: float) -> None:
-        lock = self._locks.setdefault(_key(subject), anyio.Lock())
         with anyio.move_on_after(self._deadline):
-            async with lock:
+            async with self._one_at_a_time.held(_key(subject)):
                 if self._window and await self._factors.passed(subject, since=self._since()):
                     return
                 await self._show(subject, began)

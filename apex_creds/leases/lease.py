@@ -7,7 +7,8 @@ under it and ends every lease attenuated from it.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from apex_creds.audit import telemetry
 from apex_creds.crypto.memory import SecretBytes
@@ -28,6 +29,7 @@ from apex_creds.policy.rules import NO_POLICY, Policy
 if TYPE_CHECKING:
     from apex_creds.leases.broker import LeaseBroker
 
+T = TypeVar("T")
 REGISTRY: Final[dict[str, Lease]] = {}
 """Every open lease of the process by its id: handles find theirs here, and only here."""
 _EXPIRED: Final[dict[str, None]] = {}
@@ -110,20 +112,19 @@ class Lease:
 
     def end(self, why: type[LeaseEndedError] = HandleRevokedError) -> None:
         """Ends the lease and what hangs on it; idempotent, from any thread."""
-        REGISTRY.pop(self.id, None)
-        if self.ended is not None:
+        if REGISTRY.pop(self.id, None) is None:  # of several threads, one ends it
             return
         self.ended = why
         if why is HandleExpiredError:
             _remember_expired(self.id)
         self.broker.deadlines.forget(self)
-        while self.revealed:
-            self.revealed.pop().close()
+        for secret in taken(self.revealed):
+            secret.close()
         while self.bodies:
             body, loop = self.bodies.popitem()
             body.abandon(loop)
-        while self.children:
-            self.children.pop().end(why)
+        for child in taken(self.children):
+            child.end(why)
         self.invocation.leases.discard(self)
         if telemetry.OPEN:
             telemetry.lease_ended(self.id, expired=why is HandleExpiredError)
@@ -160,6 +161,16 @@ class Lease:
             self.uses_left -= 1
         if self.parent is not None:
             self.parent.count_use()
+
+
+def taken(items: set[T]) -> Iterator[T]:
+    """Takes one after the other out of a set that other threads take from, too."""
+    while items:
+        try:
+            item = items.pop()
+        except KeyError:
+            return
+        yield item
 
 
 def find_lease(lease_id: str) -> Lease:

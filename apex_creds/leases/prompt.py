@@ -59,7 +59,7 @@ class TerminalConsent(TerminalAsk):
         Raises:
             AccessDeniedError: There is no terminal.
         """
-        async with self._one_at_a_time:
+        async with self._one_at_a_time.held():
             fd = self._open()
             try:
                 write_all(fd, "\n".join(["", *lines(request), ""]).encode())

@@ -9,16 +9,12 @@ event loop) can have its answer too. An admission costs a write of the document.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Callable
 from typing import Final, TypeVar
 
-import anyio
 import anyio.to_thread
-from anyio.from_thread import BlockingPortal
 
+from apex_creds.concurrency import LoopThread
 from apex_creds.errors import StorageLockedError
 from apex_creds.policy.limits import Breach, LimitState, Persistence, RateLimits
 from apex_creds.policy.rules import LimitRule
@@ -50,8 +46,7 @@ class SharedLimits:
         self._limits = limits
         self._open_state = open_state
         self._now = now
-        self._lock = threading.Lock()
-        self._portal: BlockingPortal | None = None
+        self._thread = LoopThread("apex-creds-limits")
         self._state: Persistence | None = None
 
     async def admit(self, plugins: tuple[str, ...], credential: str) -> Breach | None:
@@ -72,11 +67,8 @@ class SharedLimits:
 
     def close(self) -> None:
         """Stops the thread; idempotent."""
-        with self._lock:
-            portal, self._portal = self._portal, None
-            self._state = None
-        if portal is not None:
-            portal.start_task_soon(portal.stop)
+        self._thread.close(wait=False)
+        self._state = None
 
     def _count(self, count: Callable[[Windows], T]) -> T:
         """Runs ``count`` on the windows as stored, and stores them."""
@@ -93,36 +85,10 @@ class SharedLimits:
                 self._state = self._open_state()
             await self._state.change(change)
 
-        self._run(work)
-        return found[0]
-
-    def _run(self, work: Callable[[], Awaitable[None]]) -> None:
-        future: Future[None] = self._thread().start_task_soon(work)
         try:
-            future.result(DEADLINE)
-        except FutureTimeoutError:
-            future.cancel()
-        else:
-            return
-        raise StorageLockedError(
-            "The count of a limit could not be written in time.", hint="Try again."
-        )
-
-    def _thread(self) -> BlockingPortal:
-        with self._lock:
-            if self._portal is None:
-                ready: Future[BlockingPortal] = Future()
-                threading.Thread(
-                    target=_serve, args=(ready,), name="apex-creds-limits", daemon=True
-                ).start()
-                self._portal = ready.result()
-            return self._portal
-
-
-def _serve(ready: Future[BlockingPortal]) -> None:
-    async def body() -> None:
-        async with BlockingPortal() as portal:
-            ready.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    anyio.run(body)
+            self._thread.call(work, timeout=DEADLINE)
+        except TimeoutError:
+            raise StorageLockedError(
+                "The count of a limit could not be written in time.", hint="Try again."
+            ) from None
+        return found[0]

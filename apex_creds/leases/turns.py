@@ -10,38 +10,27 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
-from weakref import WeakValueDictionary
 
-import anyio
-from anyio.lowlevel import RunVar
-
+from apex_creds.concurrency import Queues
 from apex_creds.policy.challenge import MAX_OPEN
 
 PER_CLIENT: Final = MAX_OPEN // 2
 """Other processes ask the same client."""
 PER_PLUGIN: Final = PER_CLIENT // 2
 
-_Queues = WeakValueDictionary[tuple[str, str], anyio.Semaphore]
-
 
 class Turns:
-    """The turns of one gate; each event loop has its own."""
+    """The turns of one gate."""
 
     def __init__(self) -> None:
-        self._queues: RunVar[_Queues] = RunVar("apex_creds_turns")
+        self._plugins: Queues[tuple[str, str]] = Queues()
+        self._clients: Queues[str] = Queues()
 
     @asynccontextmanager
     async def turn(self, client: str, plugin: str) -> AsyncIterator[None]:
         """Waits until a client may be asked for a plugin; it may be within it."""
-        async with self._queue(client, plugin, PER_PLUGIN), self._queue(client, "", PER_CLIENT):
+        async with (
+            self._plugins.held((client, plugin), places=PER_PLUGIN),
+            self._clients.held(client, places=PER_CLIENT),
+        ):
             yield
-
-    def _queue(self, client: str, plugin: str, places: int) -> anyio.Semaphore:
-        queues = self._queues.get(None)
-        if queues is None:
-            queues = WeakValueDictionary()
-            self._queues.set(queues)
-        found = queues.get((client, plugin))
-        if found is None:
-            found = queues[client, plugin] = anyio.Semaphore(places)
-        return found

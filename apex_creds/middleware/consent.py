@@ -9,13 +9,15 @@ stands until all of them are gone. What does not exist is asked about, too, and 
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from collections.abc import Hashable
+from functools import partial
 from typing import Final
 
 import anyio
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.concurrency import SingleFlight
 from apex_creds.errors import AccessDeniedError, GrantVoidError, StorageReadOnlyError
 from apex_creds.leases.basis import Basis
 from apex_creds.leases.broker import LeaseBroker
@@ -46,16 +48,6 @@ _ROUNDS: Final = 4
 """An answer, a factor, and each of them once more where the ground moved."""
 
 
-class _Flight:
-    """A question that stands, and how many wait for its answer."""
-
-    __slots__ = ("task", "waiting")
-
-    def __init__(self, task: asyncio.Task[ConsentAnswer]) -> None:
-        self.task = task
-        self.waiting = 0
-
-
 class Consent:
     """What the middleware asks before it makes leases.
 
@@ -84,7 +76,7 @@ class Consent:
         self._deadline = deadline
         self._asks = provider is not None or second_factor is not None
         self._session: dict[tuple[str, str], Basis] = {}
-        self._flights: dict[object, _Flight] = {}
+        self._questions: SingleFlight[Hashable, ConsentAnswer] = SingleFlight()
         self._gates: dict[float, SecondFactorGate] = {}
         self._factors: Factors | None = None
         self._pinned: dict[str, tuple[Manifest, Grants]] = {}
@@ -143,10 +135,7 @@ class Consent:
     async def close(self) -> None:
         """Withdraws every question; what was allowed for the session is over."""
         self._session.clear()
-        tasks = [flight.task for flight in self._flights.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._questions.withdraw()
 
     # -- pinning -----------------------------------------------------------------------
 
@@ -238,8 +227,9 @@ class Consent:
         mark = known.grants.mark
         key = (request, wanted.manifest.digest, wanted.manifest.checksum, mark)
         with asking(wanted.manifest.plugin, "person"):
-            answer = await self._share(key, wanted, need, request, mark)
-        if not answer.choice.allows:
+            work = partial(self._question, wanted, need, request, mark)
+            answer = await self._questions.shared(key, work)
+        if answer is None or not answer.choice.allows:
             return None
         if answer.choice in (Choice.UNTIL, Choice.ALWAYS):
             return Basis(mark=mark)  # it is stored
@@ -248,29 +238,6 @@ class Consent:
         if answer.choice is Choice.SESSION:
             self._session[pair] = basis
         return basis
-
-    async def _share(
-        self, key: object, wanted: Wanted, need: Need, request: ConsentRequest, mark: int
-    ) -> ConsentAnswer:
-        """The answer to a question that others may ask, too."""
-        flight = self._flights.get(key)
-        if flight is None or flight.task.done():
-            work = self._question(wanted, need, request, mark)
-            flight = self._flights[key] = _Flight(asyncio.ensure_future(work))
-        flight.waiting += 1
-        try:
-            return await asyncio.shield(flight.task)
-        except asyncio.CancelledError:
-            this = asyncio.current_task()
-            if flight.task.cancelled() and this is not None and not this.cancelling():
-                return DENIED  # the middleware was closed
-            raise
-        finally:
-            flight.waiting -= 1
-            if flight.task.done() or not flight.waiting:
-                flight.task.cancel()
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
 
     async def _question(
         self, wanted: Wanted, need: Need, request: ConsentRequest, mark: int

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self, overload
 
 import anyio
 import anyio.to_thread
-from anyio.from_thread import start_blocking_portal
 
 from apex_creds import migration
 from apex_creds.audit import telemetry
 from apex_creds.audit.telemetry import InvokeStep
+from apex_creds.concurrency import BACKGROUND, Semaphore, running_loop
 from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import InvalidInputError
 from apex_creds.leases.broker import LeaseBroker
@@ -117,8 +117,7 @@ class CredentialMiddleware:
         )
         self._ttl = ttl
         self._on_leak = on_leak
-        self._max_threads = max_threads
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._threads = Semaphore(max_threads)
         self._legacy: Fallback | None = None
         self._closed = False
         logs.install(self._broker)
@@ -131,7 +130,12 @@ class CredentialMiddleware:
         return self._broker
 
     async def __aenter__(self) -> Self:
-        """Migrates first what older programs left beside the vault."""
+        """Migrates first what older programs left beside the vault.
+
+        Raises:
+            EventLoopError: It is not asyncio that runs here.
+        """
+        running_loop()
         self._legacy = await migration.look(self._vault)
         return self
 
@@ -407,8 +411,7 @@ class CredentialMiddleware:
     ) -> object:
         if self._legacy is not None:
             adopt = functools.partial(self._legacy.adopt, [n.name for n in manifest.needs])
-            with start_blocking_portal() as portal:
-                portal.call(adopt)
+            BACKGROUND.call(adopt)
         facts, bases = self._broker.facts_blocking(manifest.needs), None
         if not self._consent.is_settled(manifest, action, facts):
             bases = self._consent.settle_blocking(manifest, action, facts)
@@ -482,19 +485,15 @@ class CredentialMiddleware:
         kwargs: dict[str, object],
     ) -> object:
         if shape_of(function).in_thread:
-            self._broker.deadlines.use_running_loop()
             work = functools.partial(_caught, function, args, kwargs)
-            result = await anyio.to_thread.run_sync(work, limiter=self._threads())
+            async with self._threads.held():
+                one = anyio.CapacityLimiter(1)  # not the host's own forty, either
+                result = await anyio.to_thread.run_sync(work, limiter=one)
             if isinstance(result, _Raised):
                 raise result.error
         else:
             result = function(*args, **kwargs)
         return await result if inspect.isawaitable(result) else result
-
-    def _threads(self) -> anyio.CapacityLimiter:
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(self._max_threads)
-        return self._limiter
 
     @staticmethod
     def _settle(call: GuardedCall, result: object) -> object:

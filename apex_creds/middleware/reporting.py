@@ -1,16 +1,17 @@
 """Tells a worker of plugins that were refused too often, so that it reacts.
 
 Guarantee: what a limit on denials says is an event of the worker's, ``denials_exceeded``,
-stored before it is acted on, from whatever thread it comes; a worker that can't store it
-makes no refusal fail.
+stored before it is acted on, from whatever thread it comes and whatever becomes of its event
+loop; a worker that can't store it makes no refusal fail.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from apex_creds.concurrency import BACKGROUND
 from apex_creds.errors import ApexCredsError
 from apex_creds.middleware.middleware import CredentialMiddleware
 from apex_creds.scheduler.events import DenialsExceeded
@@ -28,19 +29,12 @@ def report_denials(middleware: CredentialMiddleware, worker: RotationWorker) -> 
 
     Args:
         middleware: Whose plugins are meant.
-        worker: Of the same vault, on the running event loop.
+        worker: Of the same vault.
     """
-    loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-
-    def start(event: DenialsExceeded) -> None:
-        task = loop.create_task(_emit(worker, event))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
 
     def tell(found: limits.DenialsExceeded) -> None:
         event = DenialsExceeded(plugin=found.plugin, count=found.amount, source=SOURCE)
-        loop.call_soon_threadsafe(start, event)
+        BACKGROUND.start(partial(_emit, worker, event))
 
     middleware.broker.admission.on_denials = tell
 

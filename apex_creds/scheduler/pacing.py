@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Final
 
 from apex_creds.clocks import boot_time
+from apex_creds.concurrency import running_loop, soon
 
 LONGEST_SLEEP: Final = 5.0
 """An event loop's own timers stand still while the machine sleeps: look again after it."""
@@ -37,8 +37,8 @@ class Turns:
         self.seconds = seconds
         self._work = work
         self._now = now
+        self._loop = running_loop()
         self._wake = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
         self._over = False
 
     async def run(self) -> None:
@@ -51,13 +51,12 @@ class Turns:
 
     def wake(self) -> None:
         """The next turn is now, or as soon as the present one ends; from any thread."""
-        with suppress(RuntimeError):  # its loop is gone, and it with that
-            self._loop.call_soon_threadsafe(self._wake.set)
+        soon(self._loop, self._wake.set)
 
     def stop(self) -> None:
-        """There is no further turn."""
+        """There is no further turn; from any thread."""
         self._over = True
-        self._wake.set()
+        self.wake()
 
     async def _rest(self) -> None:
         due = self._now() + self.seconds

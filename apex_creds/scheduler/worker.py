@@ -28,10 +28,12 @@ from apscheduler.triggers.cron import CronTrigger
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.text import shown_label
 from apex_creds.clocks import boot_id, boot_time
+from apex_creds.concurrency import Lock, Place, run_at
 from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import (
     ApexCredsError,
     AuditTamperedError,
+    EventLoopError,
     InvalidInputError,
     LockedDownError,
 )
@@ -98,6 +100,8 @@ def next_fire(cron: str, after: float) -> float | None:
 class RotationWorker:
     """Rotates the keys of a vault while the block runs: ``async with RotationWorker(vault)``.
 
+    It works in the loop that the block is entered in, and only as long as that one runs.
+
     Args:
         vault: Unsealed for longer than the block.
         rhythm: How often to look.
@@ -152,7 +156,8 @@ class RotationWorker:
         self.bus = EventBus(vault.store, document, reactor=self._reactor)
         self._turns: dict[str, Turns] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._busy = anyio.Lock()
+        self._place: Place | None = None
+        self._busy = Lock()
         self._since: dict[str, float] = {}
         self._moved = boot_time()
         self._known: set[str] = set()
@@ -171,6 +176,7 @@ class RotationWorker:
     async def __aenter__(self) -> Self:
         self._vault.heed_lockdown()
         self.engine.stopped = False
+        self._place = Place()
         await self._quietly("duty", self._duty.hold)
         with suppress(ApexCredsError):  # sealed: then every event counts as one of now
             self._known = {item.id for item in (await self._document.read()).acted}
@@ -188,7 +194,9 @@ class RotationWorker:
     ) -> None:
         self.engine.stopped = True
         with anyio.CancelScope(shield=True):
-            await self._end()
+            with suppress(EventLoopError):  # that loop is gone, and its tasks with it
+                await run_at(self._place or Place(), self._end)
+            self._turns, self._tasks, self._since, self._place = {}, {}, {}, None
             await self._quietly("duty", self._duty.release)
 
     async def _end(self) -> None:
@@ -198,7 +206,6 @@ class RotationWorker:
         for name in _ALONGSIDE & self._tasks.keys():
             self._tasks[name].cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        self._turns, self._tasks, self._since = {}, {}, {}
 
     def _jobs(self) -> dict[str, float]:
         rhythm = self._rhythm
@@ -210,7 +217,7 @@ class RotationWorker:
     # -- for callers ---------------------------------------------------------------
 
     async def emit(self, event: Event) -> bool:
-        """Accepts an event, durably, and has it acted on at once.
+        """Accepts an event, durably, and has it acted on at once; from any event loop.
 
         Returns:
             Whether it was new; see ``EventBus.accept``.
@@ -226,7 +233,7 @@ class RotationWorker:
         Raises:
             ApexCredsError: What was wrong with the first thing that failed.
         """
-        async with self._busy:
+        async with self._busy.held():
             await self.bus.act()
             if self._vault.store.sealed:  # by a lockdown, which one of them may have been
                 return Outcome(waiting=True)
@@ -239,6 +246,8 @@ class RotationWorker:
         is as old as that clock says. The other times are for people.
         """
         problems = self._problems | self._stalled()
+        if self._place is not None and not self._place.runs:
+            problems["loop"] = "the event loop that the worker was begun in has ended"
         return {
             "worker": self.id,
             "vault": self._vault.vault_id,
@@ -267,7 +276,7 @@ class RotationWorker:
         if name == "health" or name in _ALONGSIDE:
             await self._quietly(name, lambda: self._do(name))
         else:
-            async with self._busy:
+            async with self._busy.held():
                 if not self.engine.stopped:
                     await self._quietly(name, lambda: self._do(name))
         self._since.pop(name, None)

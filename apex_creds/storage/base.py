@@ -18,8 +18,7 @@ from typing import (
     runtime_checkable,
 )
 
-import anyio
-
+from apex_creds.concurrency import Event
 from apex_creds.errors import InvalidNameError
 
 if TYPE_CHECKING:
@@ -80,6 +79,9 @@ class Storage(Protocol):
     All methods raise ``InvalidNameError`` for a name that is not ``[a-z0-9_]{1,64}``,
     and ``StorageError`` (or a subclass) when the backend fails. A failed write leaves
     the previous version. A cancelled write either happens or not, never half.
+
+    A vault calls it from whatever event loops and threads it is used in, at the same time;
+    a ``SharedStorage`` from one loop, in a thread of its own.
     """
 
     def change_token(self, name: str) -> Token | None:
@@ -146,7 +148,7 @@ class Leadership:
     __slots__ = ("_ended",)
 
     def __init__(self, *, held: bool) -> None:
-        self._ended = anyio.Event()
+        self._ended = Event()
         if not held:
             self._ended.set()
 
@@ -158,7 +160,7 @@ class Leadership:
         self._ended.set()
 
     async def ended(self) -> None:
-        """Returns when this process is not the leader (any more)."""
+        """Returns when this process is not the leader (any more); in any event loop."""
         await self._ended.wait()
 
 

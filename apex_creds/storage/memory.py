@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,10 +43,13 @@ class _Place:
     leaders: dict[str, Leadership] = field(default_factory=dict)
     claimed: set[str] = field(default_factory=set)
     streams: dict[str, list[bytes]] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
 
 class MemoryStorage:
-    """A dictionary behind the ``Storage`` protocol; for one event loop.
+    """A dictionary behind the ``Storage`` protocol.
+
+    With ``shards`` for one event loop, else for any; peers may be in different ones.
 
     Args:
         shards: More than 0 makes it behave as a ``SharedStorage``: ``change_token`` is
@@ -113,9 +117,10 @@ class MemoryStorage:
         """See ``Storage``."""
         check_document_name(name)
         await self._visit()
-        self._check(name, expected)
-        del self._place.documents[name]
-        self._did(name, None)
+        with self._place.lock:
+            self._check(name, expected)
+            del self._place.documents[name]
+            self._did(name, None)
         return "unverifiable" if shred else "no"
 
     async def names(self) -> list[str]:
@@ -165,19 +170,21 @@ class MemoryStorage:
             if write.data is not None and len(write.data) > MAX_DOCUMENT_BYTES:
                 raise StorageError(f"The document {write.name!r} is larger than 1 GiB.")
         await self._visit()
-        for write in writes:
-            self._check(write.name, write.expected)
-        return [self._replace(write) for write in writes]
+        with self._place.lock:
+            for write in writes:
+                self._check(write.name, write.expected)
+            return [self._replace(write) for write in writes]
 
     @contextlib.asynccontextmanager
     async def leader(self, what: str) -> AsyncIterator[Leadership]:
         """See ``SharedStorage``."""
         await self._visit()
-        leaders = self._place.leaders
-        ours = Leadership(held=not leaders.get(what))
-        if ours:
-            leaders[what] = ours
-            self._leads.append(ours)
+        with self._place.lock:
+            leaders = self._place.leaders
+            ours = Leadership(held=not leaders.get(what))
+            if ours:
+                leaders[what] = ours
+                self._leads.append(ours)
         try:
             yield ours
         finally:
@@ -189,24 +196,28 @@ class MemoryStorage:
         wanted = dict.fromkeys(check_document_name(name) for name in names)
         await self._visit()
         claimed = self._place.claimed
-        ours = [name for name in wanted if name not in claimed][:limit]
-        claimed.update(ours)
+        with self._place.lock:
+            ours = [name for name in wanted if name not in claimed][:limit]
+            claimed.update(ours)
         try:
             yield ours
         finally:
-            claimed.difference_update(ours)
+            with self._place.lock:
+                claimed.difference_update(ours)
 
     async def append_lines(self, stream: str, lines: Sequence[bytes], *, first: int) -> None:
         """See ``SharedStorage``."""
         check_document_name(stream)
         await self._visit()
-        there = self._place.streams.get(stream, [])
-        if len(there) != first:
-            raise ConflictError(
-                f"The stream {stream!r} has {len(there)} lines, not {first}.",
-                hint="Ask how many it has, and go on from there.",
-            )
-        self._place.streams[stream] = [*there, *lines]
+        with self._place.lock:
+            there = self._place.streams.get(stream, [])
+            if len(there) == first:
+                self._place.streams[stream] = [*there, *lines]
+                return
+        raise ConflictError(
+            f"The stream {stream!r} has {len(there)} lines, not {first}.",
+            hint="Ask how many it has, and go on from there.",
+        )
 
     async def read_lines(self, stream: str, *, first: int = 0, limit: int) -> list[bytes]:
         """See ``SharedStorage``."""

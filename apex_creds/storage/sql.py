@@ -14,8 +14,10 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from apex_creds.concurrency import running_loop
 from apex_creds.errors import (
     ConflictError,
+    EventLoopError,
     InvalidInputError,
     StorageError,
     StorageUncertainError,
@@ -62,7 +64,7 @@ T = TypeVar("T")
 
 
 class SqlStorage:
-    """The database backend of ``Storage``; for one event loop.
+    """The database backend of ``Storage``; for one event loop, see ``ThreadedStorage``.
 
     Args:
         url: Where the database is; see docs/SQL.md.
@@ -372,6 +374,13 @@ class SqlStorage:
 
     async def _usable(self, *, patient: bool = True) -> str:
         """The space, when tables and space were found to be there."""
+        here = running_loop()
+        if self._loop not in (None, here):
+            raise EventLoopError(
+                "A storage of a database belongs to the event loop that used it first.",
+                hint="Give each loop one, or use it through storage.threaded.ThreadedStorage.",
+            )
+        self._loop = here
         if not self._ready:
             async with self._readying:
                 if not self._ready:
@@ -386,7 +395,6 @@ class SqlStorage:
             self._space = await self._choose(make=make, patient=patient)
         if make:
             await self._tried(partial(self._rows.add_space, self._space))
-        self._loop = asyncio.get_running_loop()
         self._rows.follow(self._space, self._heard)
         self._ready = True
 

@@ -7,13 +7,14 @@ too, and changes by others are noticed meanwhile. The thread ends with ``close``
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import threading
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import anyio.to_thread
+
+from apex_creds.concurrency import Event, Lock, LoopThread, Place, outcome
 from apex_creds.errors import StorageError, StorageTimeoutError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LONGEST: Final = 30.0
+_GLANCE: Final = 1.0
 
 
 class ThreadedStorage:
@@ -45,11 +47,9 @@ class ThreadedStorage:
     def __init__(self, inner: SharedStorage) -> None:
         self.inner = inner
         self.staleness = inner.staleness
-        self._lock = threading.Lock()
+        self._thread = LoopThread("apex-creds-storage")
+        self._closing = Lock()
         self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._stop: asyncio.Event | None = None
 
     @property
     def shards(self) -> int:
@@ -89,18 +89,18 @@ class ThreadedStorage:
             StorageStaleError: As ``look``.
             StorageTimeoutError: There was no answer.
         """
-        future = asyncio.run_coroutine_threadsafe(self.inner.look(), self._running())
+        self._refuse_closed()
         try:
-            future.result(_LONGEST)
+            self._thread.call(self.inner.look, timeout=_LONGEST)
         except TimeoutError:
-            future.cancel()
             raise StorageTimeoutError(
                 "The storage does not answer.", hint="See that it can be reached."
             ) from None
 
     def start(self, work: Callable[[], Coroutine[object, object, T]]) -> Future[T]:
         """Begins ``work`` in the storage's loop; its end is waited for by nobody."""
-        return asyncio.run_coroutine_threadsafe(work(), self._running())
+        self._refuse_closed()
+        return self._thread.start(work)
 
     # -- in the storage's loop -------------------------------------------------------
 
@@ -167,33 +167,31 @@ class ThreadedStorage:
 
     async def close(self) -> None:
         """See ``Storage``."""
-        if self._closed:
-            return
-        await self._call(self.inner.close)
-        self._closed = True
-        loop, stop, thread = self._loop, self._stop, self._thread
-        assert loop is not None
-        assert stop is not None
-        assert thread is not None
-        loop.call_soon_threadsafe(stop.set)
-        await asyncio.to_thread(thread.join)
+        async with self._closing.held():
+            if self._closed:
+                return
+            await self._thread.run(self.inner.close)
+            self._closed = True
+            await anyio.to_thread.run_sync(self._thread.close)
 
     # -- inside ----------------------------------------------------------------------
 
     async def _call(self, work: Callable[[], Coroutine[object, object, T]]) -> T:
-        loop = self._running()
-        if asyncio.get_running_loop() is loop:
-            return await work()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), loop))
+        self._refuse_closed()
+        return await self._thread.run(work)
 
     @contextlib.asynccontextmanager
     async def _held(
         self, enter: Callable[[], AbstractAsyncContextManager[T]]
     ) -> AsyncIterator[T]:
-        """A block of the inner storage's, all of it in one task of its loop."""
-        loop = self._running()
+        """A block of the inner storage's, all of it in one task of its loop.
+
+        It is left for a caller whose loop has ended within it.
+        """
+        self._refuse_closed()
+        here = Place()
         entered: Future[T] = Future()
-        leave = asyncio.Event()
+        leave, left = Event(), Event()
 
         async def hold() -> None:
             try:
@@ -201,37 +199,22 @@ class ThreadedStorage:
                     if not entered.set_running_or_notify_cancel():
                         return
                     entered.set_result(value)
-                    await leave.wait()
+                    while not await leave.wait(_GLANCE) and here.runs:
+                        pass
             except BaseException as error:
                 if entered.done():
                     raise
                 entered.set_exception(error)
 
-        held = asyncio.run_coroutine_threadsafe(hold(), loop)
+        held = self._thread.start(hold)
+        held.add_done_callback(lambda _: left.set())
         try:
-            yield await asyncio.wrap_future(entered)
+            yield await outcome(entered)
         finally:
-            loop.call_soon_threadsafe(leave.set)
-            await asyncio.shield(asyncio.wrap_future(held))
+            leave.set()
+            await left.wait()
+            held.result()
 
-    def _running(self) -> asyncio.AbstractEventLoop:
+    def _refuse_closed(self) -> None:
         if self._closed:
             raise StorageError("The storage is closed.", hint="Open it again.")
-        with self._lock:
-            if self._loop is None:
-                ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-                self._thread = threading.Thread(
-                    target=_serve, args=(ready,), name="apex-creds-storage", daemon=True
-                )
-                self._thread.start()
-                self._loop, self._stop = ready.result()
-            return self._loop
-
-
-def _serve(ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
-    async def body() -> None:
-        stop = asyncio.Event()
-        ready.set_result((asyncio.get_running_loop(), stop))
-        await stop.wait()
-
-    asyncio.run(body())

@@ -15,10 +15,12 @@ Subclass ``StorageContract`` in a test module and say how a storage is opened::
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from apex_creds.errors import ConflictError, InvalidNameError
@@ -183,6 +185,19 @@ class StorageContract:
             stored = await storage.read("a")
             assert stored is not None
             assert stored.data == b"20"
+
+    async def test_writers_in_several_event_loops_lose_nothing(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            if shared(storage) is not None:
+                pytest.skip("a vault uses it in one loop of its own")
+            await storage.write("a", b"0", expected=None)
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    count = functools.partial(anyio.run, _count_up, storage, 5)
+                    group.start_soon(anyio.to_thread.run_sync, count)
+            stored = await storage.read("a")
+            assert stored is not None
+            assert stored.data == b"15"
 
     async def test_one_creator_wins(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as storage:

@@ -9,6 +9,7 @@ it, and derives none again until it reads one without. What needs a key meanwhil
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -31,6 +32,8 @@ class KeyHolding:
         self._keystore: Keystore | None = None
         self._bases: dict[str, Keystore] = {}
         self._holds = 0
+        self._memory = threading.RLock()
+        """Held where what is in memory is compared and replaced: threads do so at once."""
 
     async def keystore(self) -> Keystore:
         """The key store as stored now."""
@@ -55,7 +58,13 @@ class KeyHolding:
             return
         if not keystore.hierarchy.closed and self.on_sealed is not None:
             self.on_sealed()
-        for each in (keystore, *self._bases.values()):
+        with self._memory:
+            self._wipe()
+
+    def _wipe(self) -> None:
+        if self._keystore is None or self._holds:
+            return
+        for each in (self._keystore, *self._bases.values()):
             each.hierarchy.close(locked_down=True)
         self._bases = {}
 
@@ -73,20 +82,24 @@ class KeyHolding:
         Args:
             reload: Derive them again where they were wiped.
         """
-        self._holds += 1
+        with self._memory:
+            self._holds += 1
         try:
             if reload:
                 await self.keystore()
                 await self._open_again()
             yield
         finally:
-            self._holds -= 1
+            with self._memory:
+                self._holds -= 1
             self.seal_if_locked()
 
     async def _open_again(self) -> None:
         while (keystore := self.unsealed()).hierarchy.closed:
             hierarchy = await self._derive(keystore.header)
-            if self._keystore is keystore:
-                self._keystore = dataclasses.replace(keystore, hierarchy=hierarchy)
-            else:
+            with self._memory:
+                ours = self._keystore is keystore
+                if ours:
+                    self._keystore = dataclasses.replace(keystore, hierarchy=hierarchy)
+            if not ours:
                 hierarchy.close()

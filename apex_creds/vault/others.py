@@ -8,6 +8,7 @@ it but how long a lease outlives its revocation unused: a redeem looks for itsel
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -43,6 +44,7 @@ class Others:
         self._tell = tell
         self._told = store.unsealed().grants.mark
         self._own: set[int] = set()
+        self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
         self._again = False
         self._end = store.shared.watch(self._moved)
@@ -50,7 +52,8 @@ class Others:
     def wrote(self, before: Keystore, body: KeystoreBody) -> None:
         """This process is about to write what it revoked itself."""
         mark = before.grants.mark
-        self._own.update(item.seq for item in body.revocations if item.seq > mark)
+        with self._lock:
+            self._own.update(item.seq for item in body.revocations if item.seq > mark)
 
     def close(self) -> None:
         """Tells nothing any more."""
@@ -82,4 +85,5 @@ class Others:
             self._told = item.seq
             if item.seq not in self._own:
                 self._tell(item.plugin or None, item.credential or None)
-        self._own = {seq for seq in self._own if seq > self._told}
+        with self._lock:
+            self._own = {seq for seq in self._own if seq > self._told}

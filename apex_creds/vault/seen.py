@@ -8,6 +8,7 @@ compared with what is here, and never gets in.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -32,24 +33,27 @@ class Seen:
         on_raised: Called, from any thread, after a document was seen at a newer generation.
     """
 
-    __slots__ = ("_keks", "_least", "_newest", "on_raised")
+    __slots__ = ("_keks", "_least", "_lock", "_newest", "on_raised")
 
     def __init__(self) -> None:
         self.on_raised: Callable[[], object] = _nothing
         self._newest: dict[str, Version] = {}
         self._least: dict[str, int] = {}
         self._keks: dict[str, tuple[Token | None, int]] = {}
+        self._lock = threading.Lock()
 
     def expect(self, generations: Mapping[str, int]) -> None:
         """Takes generations that the vault signed elsewhere: those of its anchor."""
-        for name, generation in generations.items():
-            self._least[name] = max(generation, self._least.get(name, 0))
+        with self._lock:
+            for name, generation in generations.items():
+                self._least[name] = max(generation, self._least.get(name, 0))
 
     def note(self, name: str, version: Version) -> None:
         """Takes a version that was authenticated, or written by this process."""
-        before = self.newest(name)[0]
-        if version[0] >= before:
-            self._newest[name] = version
+        with self._lock:
+            before = self.newest(name)[0]
+            if version[0] >= before:
+                self._newest[name] = version
         if version[0] > before:
             self.on_raised()
 

@@ -293,6 +293,8 @@ class SharedStore(DocumentStore):
             changes = self.shared.changes()
             try:
                 return await self._load_parts(name)
+            except SecretWipedError:  # while it was used, in another thread
+                continue
             except UnknownKeyError:  # its KEK was destroyed after it had moved away from it
                 await self.settle()
                 if self.shared.changes() == changes:

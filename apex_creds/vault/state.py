@@ -120,6 +120,8 @@ class StateDocument(Generic[T]):
             token = self._store.storage.change_token(self._name)
             try:
                 return await self._load_once()
+            except SecretWipedError:  # while it was used, in another thread
+                continue
             except UnknownKeyError:  # its KEK was destroyed after it had moved away from it
                 await self._store.settle()
                 if self._store.storage.change_token(self._name) == token:

@@ -410,10 +410,13 @@ class DocumentStore(KeyHolding, Alone):
         refuse_rollback(KEYSTORE, floor=floors[KEYSTORE], seen=seen, found=found)
         refuse_old_keys(after.header, floors=floors)
         self.seen.note_keystore(after.header, after.mac)
-        if self.unsealed().header.generation <= after.header.generation:
-            self._keystore = after
-            hierarchy.forget_keks(needed)
-            hierarchy.forget_destroyed(after.by_id)
+        with self._memory:
+            newest = self.unsealed().header.generation <= after.header.generation
+            if newest:
+                self._keystore = after
+                hierarchy.forget_keks(needed)
+                hierarchy.forget_destroyed(after.by_id)
+        if newest:
             self.seal_if_locked()
         return after
 
@@ -422,6 +425,8 @@ class DocumentStore(KeyHolding, Alone):
             token = self.storage.change_token(name)
             try:
                 return await self._load_section_once(name)
+            except SecretWipedError:  # while it was used, in another thread
+                continue
             except UnknownKeyError:  # its KEK was destroyed after it had moved away from it
                 if self._is_current(name, token):
                     raise
@@ -441,10 +446,14 @@ class DocumentStore(KeyHolding, Alone):
             refuse_rollback(name, floor=floor, seen=seen, found=found)
             self.seen.note(name, found)
         self.unsealed()
-        newest = self._sections.get(name)
-        if newest is None or newest.generation <= loaded.generation:
-            self._sections[name] = loaded
+        self._keep_section(loaded)
         return loaded
+
+    def _keep_section(self, section: Section) -> None:
+        with self._memory:
+            newest = self._sections.get(section.name)
+            if newest is None or newest.generation <= section.generation:
+                self._sections[section.name] = section
 
     async def _open_section(self, name: str, stored: Stored, keystore: Keystore) -> Section:
         packed = parse(stored.data, section=name, vault_id=keystore.header.vault_id)
@@ -514,7 +523,7 @@ class DocumentStore(KeyHolding, Alone):
         )
         result = await self.storage.write(before.name, data, expected=before.token, shred=shred)
         written = dataclasses.replace(made, token=result.token)
-        self._sections[before.name] = written
+        self._keep_section(written)
         self.seen.note(before.name, (written.generation, written.mac))
         return written, result.shredded
 

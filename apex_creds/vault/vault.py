@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -20,8 +21,15 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.sinks import Destination
 from apex_creds.clocks import Ends
+from apex_creds.concurrency import BACKGROUND, Lock, running_loop
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import ConflictError, CredentialNotFoundError, VaultNotFoundError
+from apex_creds.errors import (
+    ConflictError,
+    CredentialNotFoundError,
+    SecretWipedError,
+    UnknownKeyError,
+    VaultNotFoundError,
+)
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.model import (
     SECTIONS,
@@ -49,7 +57,10 @@ _SECTION_NAMES: Final = tuple(SECTIONS.values())
 
 
 class Vault(Locking):
-    """An unsealed vault, an async context manager. Made by ``create`` or ``unseal``."""
+    """An unsealed vault, an async context manager. Made by ``create`` or ``unseal``.
+
+    It may be used from every asyncio event loop, in every thread, at once.
+    """
 
     def __init__(
         self, *, store: DocumentStore, logged: VaultLog, clock: Clock, home: Path
@@ -62,6 +73,7 @@ class Vault(Locking):
         """The time by which what ends is judged: it is not set back."""
         self._home = home
         self._where: dict[str, str] = {}
+        self._closing = Lock()
         self._id = store.unsealed().header.vault_id
         self._id_bytes = bytes.fromhex(self._id)
         store.follow(self.tell_revoked)
@@ -94,10 +106,12 @@ class Vault(Locking):
             audit_to: Where audit events go beside the log's own file.
 
         Raises:
+            EventLoopError: It is not asyncio that runs here.
             VaultExistsError: There is one already, or another process was first.
             MasterKeyError: The provider can't make a key, or has one already.
             StorageError: The directory can't be used.
         """
+        running_loop()
         clock = clock or SystemClock()
         provider = _provider(master)
         path = resolve_home(home)
@@ -150,6 +164,7 @@ class Vault(Locking):
             audit_to: See ``create``.
 
         Raises:
+            EventLoopError: It is not asyncio that runs here.
             VaultNotFoundError: There is none.
             MasterKeyError: The master key can't be had, or is the wrong one.
             IntegrityError: The key store is not what was written.
@@ -157,6 +172,7 @@ class Vault(Locking):
             ForeignVaultError: The home had another vault, with the same master key, before.
             AuditUnavailableError: The log can't be written.
         """
+        running_loop()
         provider = None if master is None else _provider(master)
         return await cls._unseal(
             resolve_home(home),
@@ -212,14 +228,22 @@ class Vault(Locking):
         return vault
 
     async def close(self) -> None:
-        """Seals the vault: wipes every key, makes the log durable; idempotent."""
+        """Seals the vault: wipes every key, makes the log durable; idempotent.
+
+        From any event loop. What is under way in others fails with ``VaultSealedError``, or
+        with a ``StorageError`` where the storage was closed under it.
+        """
         with anyio.CancelScope(shield=True):
-            try:
-                if self._store.shared is not None:  # which takes the last of the log
-                    await self._logged.close()
-            finally:
-                await self._store.close()
-            await self._logged.close()
+            async with self._closing.held():
+                await self._close()
+
+    async def _close(self) -> None:
+        try:
+            if self._store.shared is not None:  # which takes the last of the log
+                await self._logged.close()
+        finally:
+            await self._store.close()
+        await self._logged.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -452,27 +476,41 @@ class Vault(Locking):
             AuditUnavailableError: The event could not be written; nothing was decrypted.
             IntegrityError: The record does not open.
         """
-        keystore = self._store.unsealed()
+        self._store.unsealed()
         self._audit.append_encoded(event)
-        whole = open_record(record, vault_id=self._id_bytes, find_key=keystore.dek)
-        return Opened(whole, record.info.kind)
+        return self._opened(record)
 
     def reopen(self, record: Record) -> Opened:
         """Opens again what an earlier ``release`` in the same invocation opened.
 
         For the redaction of that invocation's output and nothing else: the log has the
-        release already. If the record's key was destroyed since, the same version of the
-        credential under its present key is opened.
+        release already.
 
         Raises:
             IntegrityError: It does not open any more.
         """
-        keystore = self._store.unsealed()
-        facts = self.facts_now(record.info.name)
-        if facts is not None and facts.record is not None and facts.record.info == record.info:
-            record = facts.record
-        whole = open_record(record, vault_id=self._id_bytes, find_key=keystore.dek)
-        return Opened(whole, record.info.kind)
+        return self._opened(record)
+
+    def _opened(self, record: Record) -> Opened:
+        """The plaintext of a record, which may have been read a while ago.
+
+        If its key was destroyed since, or is right now by another thread, the same version
+        of the credential under its present key is opened.
+        """
+        for _ in range(ATTEMPTS):
+            find_key, name = self._store.unsealed().dek, record.info.name
+            try:
+                whole = open_record(record, vault_id=self._id_bytes, find_key=find_key)
+                return Opened(whole, record.info.kind)
+            except (UnknownKeyError, SecretWipedError) as error:
+                facts = self.facts_now(name) or BACKGROUND.call(partial(self.facts, name))
+                present = facts.record
+                if present is None or present.info != record.info:  # deleted, or replaced
+                    raise
+                if present is record and isinstance(error, UnknownKeyError):
+                    raise
+                record = present
+        raise ConflictError("Other writers keep changing that credential.", hint="Try again.")
 
     def record(
         self,

@@ -189,7 +189,7 @@ async def test_one_that_waits_goes_on_when_it_is_shown_elsewhere(factors, codes)
 async def test_a_cancelled_wait_leaves_the_gate_usable(factors, codes):
     gate = SecondFactorGate(factors, ask=Person(codes[0]), window=900)
     waiting = SecondFactorGate(factors, window=900)
-    waiting._locks = gate._locks
+    waiting._one_at_a_time = gate._one_at_a_time
     with anyio.move_on_after(0.05):
         await waiting.require_second_factor(SUBJECT)
     await gate.require_second_factor(SUBJECT)
