@@ -255,7 +255,8 @@ class Installation:
         def checksum(metadata: Mapping[str, object]) -> str:
             if not is_stated(metadata):
                 return ""
-            folder = managers.folder_of(self.manager, target.plugin_id, record)
+            plugin = target.plugin_id
+            folder = managers.folder_of(self.manager, plugin, record, ask=bool(nowhere))
             return nowhere if folder is None else verified(folder, metadata)
 
         try:
@@ -283,7 +284,9 @@ class Installation:
         self, hook: _Hook, target: _Target, manifest: Manifest
     ) -> Callable[..., object] | None:
         """Has the plugin's methods be given handles; else a method to pass them on to."""
-        plugin = managers.loaded(self.manager, target.plugin_id) if manifest.needs else None
+        if not manifest.needs:
+            return None
+        plugin = managers.loaded(self.manager, target.plugin_id, ask=True)
         if plugin is None:
             return None
         for name in target.methods:

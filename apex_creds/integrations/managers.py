@@ -1,8 +1,7 @@
 """What a plugin manager knows of its plugins, in every build of ApexAgent.
 
-Guarantee: looking asks tables and plain getters only, and has no plugin loaded; what a
-manager raises while it is asked is left for the invocation itself to say. ``load`` is the one
-function that has a plugin loaded.
+Guarantee: looking asks tables, and has no plugin loaded but where it is said (``ask``,
+``load``); what a manager raises while it is asked is left for the invocation itself to say.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import inspect
 import os
 import sys
 from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -28,7 +28,7 @@ _INSTANCES: Final = (
 _RECORDS: Final = ("plugin_metadata", "plugin_metadata_registry", "discovered_plugins")
 _PATHS: Final = "plugin_paths"
 _FOLDER_KEYS: Final = ("path", "folder", "directory", "plugin_path", "plugin_dir", "location")
-_LOADERS: Final = ("load_plugin", "get_plugin_instance", "get_plugin")
+_GETTERS: Final = ("get_plugin_instance", "get_plugin")
 
 
 def is_known(manager: object, plugin_id: str) -> bool:
@@ -44,33 +44,40 @@ def record_of(manager: object, plugin_id: str, *, can_wait: bool) -> object:
     return next(_entries(manager, _RECORDS, plugin_id), None)
 
 
-def loaded(manager: object, plugin_id: str) -> object | None:
-    """The plugin's instance, if the manager has it at hand."""
+def loaded(manager: object, plugin_id: str, *, ask: bool = False) -> object | None:
+    """The plugin's instance, if the manager has it at hand.
+
+    Args:
+        manager: Any.
+        plugin_id: Which plugin.
+        ask: It is about to be invoked: ask the manager's getters, too, which may load it.
+    """
     entry = next(_entries(manager, _INSTANCES, plugin_id), None)
+    getters = (getattr(manager, name, None) for name in _GETTERS if ask and entry is None)
+    for getter in getters:
+        if entry is None and callable(getter) and not inspect.iscoroutinefunction(getter):
+            with suppress(Exception):  # the invocation itself will say so
+                entry = getter(plugin_id)
     if isinstance(entry, Mapping):  # one around it
         return next((entry[key] for key in ("instance", "plugin") if key in entry), None)
     return entry
 
 
 def load(manager: object, plugin_id: str) -> object:
-    """Has the manager load a plugin, as it will when it invokes it.
-
-    Returns:
-        Its instance or None; perhaps to be awaited.
-    """
-    found = loaded(manager, plugin_id)
-    for name in _LOADERS:
-        method = getattr(manager, name, None)
-        if found is not None or not callable(method):
-            continue
-        try:
-            found = method(plugin_id)
-        except Exception:  # noqa: BLE001 - the invocation itself will say so
-            return None
-    return _then_loaded(found, manager, plugin_id) if inspect.isawaitable(found) else found
+    """Has the manager load a plugin, as it will when it invokes it; perhaps to be awaited."""
+    method = getattr(manager, "load_plugin", None)
+    if not callable(method) or loaded(manager, plugin_id) is not None:
+        return None
+    try:
+        loading = method(plugin_id)
+    except Exception:  # noqa: BLE001 - the invocation itself will say so
+        return None
+    return _quietly(loading) if inspect.isawaitable(loading) else None
 
 
-def folder_of(manager: object, plugin_id: str, record: object) -> Path | None:
+def folder_of(
+    manager: object, plugin_id: str, record: object, *, ask: bool = False
+) -> Path | None:
     """Where a plugin's code is: as the manager's records say, or where its class is from."""
     for entry in (record, *_entries(manager, _RECORDS, plugin_id)):
         if isinstance(entry, Mapping):
@@ -80,7 +87,7 @@ def folder_of(manager: object, plugin_id: str, record: object) -> Path | None:
     for path in _entries(manager, (_PATHS,), plugin_id):
         if isinstance(path, (str, os.PathLike)):
             return _folder(Path(path))
-    plugin = loaded(manager, plugin_id)
+    plugin = loaded(manager, plugin_id, ask=ask)
     module = sys.modules.get(type(plugin).__module__) if plugin is not None else None
     file = getattr(module, "__file__", None)
     return _folder(Path(file)) if isinstance(file, str) else None
@@ -100,11 +107,6 @@ def _folder(place: Path) -> Path | None:
     return folder if metadata_file(folder) is not None else None
 
 
-async def _then_loaded(
-    loading: Awaitable[object], manager: object, plugin_id: str
-) -> object | None:
-    try:
+async def _quietly(loading: Awaitable[object]) -> None:
+    with suppress(Exception):  # the invocation itself will say so
         await loading
-    except Exception:  # noqa: BLE001 - the invocation itself will say so
-        return None
-    return loaded(manager, plugin_id)

@@ -464,7 +464,28 @@ class NoQuestions(builds.SyncManager):
         raise AssertionError("a synchronous call can't wait for this")
 
 
+class Closed:
+    """A manager whose tables are nobody's business: there is only what it answers."""
+
+    def __init__(self, getter: str) -> None:
+        made = Plain("demo")
+        setattr(self, getter, lambda plugin_id: made)
+
+    def get_plugin_metadata(self, plugin_id):
+        return builds.metadata("demo", "openai")
+
+    def execute_plugin_action(self, plugin_id, action, *args, **kwargs):
+        getter = getattr(self, "get_plugin", None) or self.get_plugin_instance
+        return getattr(getter(plugin_id), action)(*args, **kwargs)
+
+
 class TestOddOnes:
+    @pytest.mark.parametrize("getter", ["get_plugin", "get_plugin_instance"])
+    async def test_what_a_manager_answers_is_enough(self, world: World, getter) -> None:
+        manager = Closed(getter)
+        with install(manager, world.middleware):
+            assert manager.execute_plugin_action("demo", "plain", q="x")["ok"]
+
     async def test_records_by_id_are_enough(self, world: World) -> None:
         manager = NoQuestions()
         manager.register(builds.metadata("demo", "openai", keyed=True), Plain)
