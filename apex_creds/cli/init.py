@@ -114,15 +114,21 @@ def status(
         output.json_out(facts)
         return
     shown = {name: value for name, value in facts.items() if value or name != "locked_down"}
+    del shown["rotation_due"]  # the line "rotation" says it
     output.fields((name.replace("_", " "), _shown(value)) for name, value in shown.items())
     recovery.remind(str(facts["recovery"]))
 
 
 async def _counts(vault: Vault) -> dict[str, output.Json]:
+    from apex_creds.cli.doctor.vault import rotation  # not needed to make a vault
+    from apex_creds.scheduler.report import undone
+    from apex_creds.scheduler.worker import RotationWorker
+
     listed, now = await vault.list(), time.time()
     kinds = Counter(info.kind for info in listed)
     ends = [info.expires for info in listed if info.expires is not None]
     granted = await vault.grants()
+    keys = await undone(RotationWorker(vault).engine)
     return {
         "locked_down": when.show(granted.lockdown.since) if granted.lockdown else "",
         "credentials": len(listed),
@@ -130,6 +136,9 @@ async def _counts(vault: Vault) -> dict[str, output.Json]:
         "expired": sum(end <= now for end in ends),
         "next_expiry": when.show(min((end for end in ends if end > now), default=None)),
         "grants": len(granted),
+        "rotation": rotation(keys).detail,
+        "rotation_due": [level.value for level in keys.levels],
+        "worker": keys.worker,
         "recovery": await recovery.status_of(vault),
     }
 
@@ -144,6 +153,8 @@ def _log_state(chosen: options.Settings, vault_id: str) -> dict[str, output.Json
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "runs" if value else "none runs"
     if isinstance(value, dict):
         return ", ".join(f"{count} {kind}" for kind, count in value.items()) or "none"
     return str(value) or "none"

@@ -8,15 +8,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from apex_creds.keys.keyset import KeyState, KeyVersion
 from apex_creds.scheduler.engine import BY_HAND, Engine
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.rotation import Action, Reason, Step, View, next_due, plan
+from apex_creds.scheduler.sharing import worker_runs
 from apex_creds.scheduler.state import RotationState
 from apex_creds.vault import reseal
 from apex_creds.vault.reseal import SECTION_NAMES
 from apex_creds.vault.store import DocumentStore
+
+_AHEAD: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,51 @@ async def status(engine: Engine, *, destroyed: bool = False) -> Status:
         steps=plan(view, state.policies, now=now, next_fire=fire),
         state=state,
         by_hand=frozenset(step.level for step in asked),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undone:
+    """What waits to be done about a vault's keys, and who would do it.
+
+    Attributes:
+        levels: Those with keys that are to be renewed, in order.
+        steps: How many steps could be taken now.
+        events: How many events wait to be acted on.
+        worker: Whether some worker runs; None where that can't be told.
+        ahead: Levels whose newest key is from a time that is still to come.
+    """
+
+    levels: tuple[Level, ...]
+    steps: int
+    events: int
+    worker: bool | None
+    ahead: tuple[Level, ...] = ()
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is left that nobody does."""
+        return bool(self.steps or self.events) and not self.worker
+
+
+async def undone(engine: Engine) -> Undone:
+    """Looks what waits to be done, and whether a worker runs.
+
+    Raises:
+        IntegrityError: A document is not what this vault wrote.
+    """
+    view, state = await engine.view(), await engine.document.read()
+    now = engine.store.clock.time()
+    steps = plan(view, state.policies, now=now, next_fire=engine.next_fire)
+    made = [(Level.MASTER, view.master.created)]
+    made += [(key.level, key.keyset.primary.created) for key in view.keys]
+    renewed = {step.level for step in steps if step.action in (Action.ROTATE, Action.PROMOTE)}
+    return Undone(
+        levels=tuple(level for level in Level if level in renewed),
+        steps=len(steps),
+        events=len(state.queue),
+        worker=await worker_runs(engine.store.storage),
+        ahead=tuple(dict.fromkeys(level for level, at in made if at > now + _AHEAD)),
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import runpy
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from apex_creds.cli import entry, session
 from apex_creds.cli.options import Settings
+from apex_creds.clocks import SystemClock
 from apex_creds.vault import dek
 from tests.cli.support import PROGRAM
 
@@ -129,6 +132,68 @@ def test_doctor_finds_an_interrupted_deletion(cli, monkeypatch):
     cli("set", "c", "--service", "svc", stdin=b"v3")
     cli("rm", "c", "--yes")
     assert ("deletions", "ok") in states(cli("doctor", "--json"))
+
+
+def test_doctor_calls_no_rotation_an_interrupted_deletion(cli):
+    cli("set", "a", stdin=b"v1")
+    for level in ("dek", "kek", "master"):
+        assert cli("rotate", level).code == 0
+    assert {("deletions", "ok"), ("rotation", "ok")} <= set(states(cli("doctor", "--json")))
+
+
+@pytest.mark.parametrize("document", ["rotation", "access", "recovery", "limits"])
+def test_doctor_finds_a_state_document_that_is_cut(cli, document):
+    cli("rotate", "dek")
+    cli("rotate", "kek")  # after which each of them is there
+    path = cli.home / "security" / f"{document}.enc"
+    path.write_bytes(path.read_bytes()[:300])
+    done = cli("doctor", "--json")
+    assert done.code == 1
+    assert ("vault", "failure") in states(done)
+    assert document in done.out
+
+
+@pytest.fixture
+def overdue(cli, monkeypatch):
+    cli("set", "a", stdin=b"v1")
+    monkeypatch.setattr(SystemClock, "time", staticmethod(lambda: time.time() + 91 * 86_400))
+    return cli
+
+
+def test_a_key_that_is_due_is_told_where_no_worker_runs(overdue):
+    done = overdue("doctor", "--json")
+    (found,) = [one for one in done.json() if one["name"] == "rotation"]
+    assert found["state"] == "warning"
+    assert found["detail"] == "keys are due: dek, and no worker runs"
+    assert "apex-creds worker" in found["fix"]
+    assert "apex-creds rotate dek" in found["fix"]
+    facts = overdue("status", "--json").json()
+    assert (facts["rotation_due"], facts["worker"]) == (["dek"], False)
+    shown = overdue("status").out
+    assert "keys are due: dek, and no worker runs" in " ".join(shown.split())
+    assert overdue("rotate", "dek").code == 0
+    assert ("rotation", "ok") in states(overdue("doctor", "--json"))
+    assert overdue("status", "--json").json()["rotation"] == "nothing is due"
+
+
+def test_a_key_that_is_due_is_well_where_a_worker_runs(overdue):
+    lock = overdue.home / "security" / ".worker.lock"
+    lock.touch(0o600)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert ("rotation", "ok") in states(overdue("doctor", "--json"))
+        assert overdue("status", "--json").json()["worker"] is True
+
+
+def test_doctor_finds_keys_that_were_made_while_the_clock_was_ahead(cli, monkeypatch):
+    with monkeypatch.context() as wrong:
+        wrong.setattr(SystemClock, "time", staticmethod(lambda: time.time() + 86_400))
+        cli("set", "a", stdin=b"v1")
+    (found,) = [one for one in cli("doctor", "--json").json() if one["name"] == "rotation"]
+    assert (found["state"], found["detail"]) == (
+        "warning",
+        "keys were made while the clock was ahead: dek",
+    )
 
 
 def test_the_log_is_checked_without_a_key(cli, error):
