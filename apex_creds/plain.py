@@ -96,12 +96,42 @@ def plain_seconds(value: object, *, what: str) -> float:
     return number
 
 
+def text_or_none(value: object) -> str | None:
+    """As ``plain_text``; None for what is no text."""
+    return plain_text(value, what="text") if _is(value, str) else None
+
+
+def check_is(value: object, kind: type, *, what: str) -> None:
+    """Checks an argument of a constructor at once, not where it is first used.
+
+    Raises:
+        InvalidInputError: It is of another type.
+    """
+    if not isinstance(value, kind):
+        raise _not(what, f"a {kind.__name__}", value)
+
+
+def check_can(value: object, *methods: str, what: str, hint: str = "") -> None:
+    """As ``check_is``, for protocols: it can be called, or has those methods.
+
+    Raises:
+        InvalidInputError: It can't, or has not.
+    """
+    if not methods:
+        if not callable(value):
+            raise _not(what, "something to call", value, hint=hint)
+        return
+    lacking = [name for name in methods if not hasattr(value, name)]
+    if lacking:
+        raise _not(what, f"something with {', '.join(methods)}", value, hint=hint)
+
+
 def _is(value: object, kind: type[T]) -> TypeGuard[T]:
     """As ``isinstance``, which asks the value's ``__class__`` as well."""
     return issubclass(type(value), kind)
 
 
-def _not(what: str, wanted: str, value: object) -> InvalidInputError:
+def _not(what: str, wanted: str, value: object, *, hint: str = "") -> InvalidInputError:
     kind = type.__getattribute__(type(value), "__name__")
     shown = kind[:80] if type(kind) is str and kind.isidentifier() else "something else"
-    return InvalidInputError(f"The {what} must be {wanted}, not {shown}.")
+    return InvalidInputError(f"The {what} must be {wanted}, not {shown}.", hint=hint)

@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import httpx
 
-from apex_creds.errors import InvalidInputError
+from apex_creds.errors import EventLoopError
 from apex_creds.leases.lease import Lease, let_go
 from apex_creds.leases.pools import Turn
 
@@ -105,7 +105,7 @@ class AsyncBody(_Body[httpx.AsyncByteStream], httpx.AsyncByteStream):
         failed: Failure | None = None
         opened = self._opened()
         if opened.loop is not asyncio.get_running_loop():
-            raise InvalidInputError(
+            raise EventLoopError(
                 "A response is read on the event loop that it was requested on.",
                 hint="Read it there, and pass on what it says.",
             )

@@ -23,6 +23,7 @@ from apex_creds.audit.telemetry import Step
 from apex_creds.concurrency import Queues
 from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
 from apex_creds.leases.turns import Turns
+from apex_creds.plain import check_can, check_is, plain_seconds
 from apex_creds.policy import challenge
 from apex_creds.policy.access_state import Client
 from apex_creds.policy.factors import MAX_WINDOW, Subject
@@ -62,10 +63,13 @@ class SecondFactorGate:
         window: float = 0.0,
         deadline: float = DEADLINE,
     ) -> None:
+        check_is(factors, Factors, what="factors")
+        if ask is not None:
+            check_can(ask, what="ask", hint="TerminalAsk() is such.")
         self._factors = factors
         self._ask = ask
-        self._window = min(max(window, 0.0), MAX_WINDOW)
-        self._deadline = deadline
+        self._window = min(plain_seconds(window, what="window"), MAX_WINDOW) if window else 0.0
+        self._deadline = plain_seconds(deadline, what="deadline")
         self._one_at_a_time: Queues[tuple[str, str, str]] = Queues()
 
     def second_factor_shown(self, subject: Subject) -> bool:
@@ -168,6 +172,8 @@ class LocalResponder:
     """
 
     def __init__(self, key: ClientKey, *, vault_id: str, allow: challenge.Allow) -> None:
+        check_is(key, ClientKey, what="key")
+        check_can(allow, what="allow")
         self._key = key
         self._vault_id = vault_id
         self._allow = allow

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, final
 
 from apex_creds.errors import SecretMisuseError
 from apex_creds.leases.lease import REGISTRY, find_lease
-from apex_creds.plain import plain_count, plain_seconds, plain_text, plain_texts
+from apex_creds.plain import plain_count, plain_seconds, plain_text, plain_texts, text_or_none
 
 if TYPE_CHECKING:
     import httpx
@@ -159,7 +159,7 @@ class CredentialMap(Mapping[str, CredentialHandle]):
         self._handles = handles
 
     def __getitem__(self, name: object) -> CredentialHandle:
-        handle = self._handles.get(name) if isinstance(name, str) else None
+        handle = self._handles.get(text_or_none(name) or "")
         if handle is None:
             from apex_creds.leases.refusal import refuse_unknown
 
@@ -168,11 +168,11 @@ class CredentialMap(Mapping[str, CredentialHandle]):
 
     def get(self, name: object, default: object = None) -> CredentialHandle | None:  # type: ignore[override]
         """The handle, or ``default`` (for optional credentials); asking is no offence."""
-        found = self._handles.get(name) if isinstance(name, str) else None
+        found = self._handles.get(text_or_none(name) or "")
         return default if found is None else found  # type: ignore[return-value]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._handles
+        return text_or_none(name) in self._handles
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._handles)

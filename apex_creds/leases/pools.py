@@ -25,6 +25,7 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 import anyio
 import httpx
 
+from apex_creds.concurrency import running_loop
 from apex_creds.leases.connections import AsyncConnections, Connections
 from apex_creds.model import Origin
 
@@ -267,7 +268,7 @@ class Pools:
         """The pool for the running loop."""
         if self._given is not None:
             return self._given
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         mine = self._loops.get(loop)
         if mine is None:
             mine = await self._new_loop(loop)

@@ -9,6 +9,7 @@ from typing import Final, NoReturn
 
 from apex_creds.errors import AccessDeniedError
 from apex_creds.leases.invocation import current_invocation
+from apex_creds.plain import text_or_none
 
 _LONGEST: Final = 256
 
@@ -30,7 +31,8 @@ def refuse_unknown(name: object) -> NoReturn:
     Raises:
         AccessDeniedError: Always.
     """
-    text = name[:_LONGEST] if isinstance(name, str) else f"<{type(name).__name__[:80]}>"
+    plain = text_or_none(name)
+    text = f"<{type(name).__name__[:80]}>" if plain is None else plain[:_LONGEST]
     text = text.encode("utf-8", "backslashreplace").decode()
     invocation = current_invocation()
     if invocation is not None:

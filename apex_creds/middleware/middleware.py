@@ -49,6 +49,14 @@ from apex_creds.middleware.size import is_large
 from apex_creds.middleware.stray import mark_before_sealing
 from apex_creds.middleware.streams import guard_async, guard_sync
 from apex_creds.migration import Fallback
+from apex_creds.plain import (
+    check_can,
+    check_is,
+    plain_count,
+    plain_seconds,
+    plain_text,
+    text_or_none,
+)
 from apex_creds.policy.consent import DEADLINE, ConsentProvider
 from apex_creds.policy.manifest import Manifest
 from apex_creds.vault import Facts, Vault
@@ -59,6 +67,11 @@ if TYPE_CHECKING:
     from apex_creds.middleware.typed import P, T, TakesCredentials
 
 DEFAULT_TTL: Final = 300.0
+_ASKED: Final = {
+    "consent": "TerminalConsent(), CallbackConsent(…) and PendingConsent(…) are such.",
+    "second_factor": "Pass what asks for a code, such as TerminalAsk(); the middleware makes "
+    "its SecondFactorGate itself.",
+}
 
 
 class CredentialMiddleware:
@@ -101,8 +114,16 @@ class CredentialMiddleware:
         responder: Responder | None = None,
         harden: bool = True,
     ) -> None:
-        if not ttl > 0:
-            raise InvalidInputError("The ttl of leases must be greater than zero.")
+        check_is(vault, Vault, what="vault")
+        for asked, methods, what in (
+            (consent, ("ask",), "consent"),
+            (second_factor, (), "second_factor"),
+            (responder, ("client", "answer"), "responder"),
+            (transport, ("handle_async_request", "aclose"), "transport"),
+            (sync_transport, ("handle_request", "close"), "sync_transport"),
+        ):
+            if asked is not None:
+                check_can(asked, *methods, what=what, hint=_ASKED.get(what, ""))
         if harden:
             harden_process()
         self._vault = vault
@@ -113,11 +134,11 @@ class CredentialMiddleware:
             self._broker,
             provider=consent,
             second_factor=second_factor,
-            deadline=consent_deadline,
+            deadline=plain_seconds(consent_deadline, what="consent_deadline"),
         )
-        self._ttl = ttl
-        self._on_leak = on_leak
-        self._threads = Semaphore(max_threads)
+        self._ttl = plain_seconds(ttl, what="ttl of leases")
+        self._on_leak = _on_leak(on_leak)
+        self._threads = Semaphore(plain_count(max_threads, what="max_threads"))
         self._legacy: Fallback | None = None
         self._closed = False
         logs.install(self._broker)
@@ -271,8 +292,9 @@ class CredentialMiddleware:
             AuditUnavailableError: The log can't be written.
         """
         action = getattr(function, "__name__", "")
-        named = action if isinstance(action, str) else ""
-        return await self.invoke_action(manifest, named, function, args, kwargs)
+        return await self.invoke_action(
+            manifest, text_or_none(action) or "", function, args, kwargs
+        )
 
     @overload
     def wrap(
@@ -346,6 +368,7 @@ class CredentialMiddleware:
             shape_from: The function whose signature decides on ``credentials``, where
                 ``function`` only passes keywords on to it.
         """
+        action = plain_text(action, what="action")
         if _untouched(manifest, shape_from or function):
             named = enter_bare(manifest.plugin)
             try:
@@ -385,6 +408,7 @@ class CredentialMiddleware:
         a coroutine, generator or async generator that holds the leases until it ends.
         Nobody is asked: what a person has not decided yet is denied.
         """
+        action = plain_text(action, what="action")
         if _untouched(manifest, shape_from or function):
             named = enter_bare(manifest.plugin)
             try:
@@ -513,6 +537,16 @@ class CredentialMiddleware:
         cleaned = call.clean(result, where="result")
         call.finish()
         return cleaned
+
+
+def _on_leak(value: object) -> OnLeak:
+    text = text_or_none(value)
+    if text not in set(OnLeak):
+        raise InvalidInputError(
+            "on_leak is none of the ways there are.",
+            hint=f"Use {' or '.join(map(str, OnLeak))}.",
+        )
+    return OnLeak(text)
 
 
 class _Raised(NamedTuple):

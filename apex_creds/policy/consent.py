@@ -17,6 +17,7 @@ import msgspec
 
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import check_time
+from apex_creds.plain import check_can
 from apex_creds.policy.manifest import Access
 from apex_creds.policy.text import named, quoted, shown
 
@@ -112,6 +113,7 @@ class CallbackConsent:
     """Asks through a function of the runtime's, synchronous or not; None is a denial."""
 
     def __init__(self, callback: Callback) -> None:
+        check_can(callback, what="callback")
         self._callback = callback
 
     async def ask(self, request: ConsentRequest) -> ConsentAnswer:

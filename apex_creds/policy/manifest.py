@@ -15,6 +15,7 @@ import msgspec
 
 from apex_creds.errors import InvalidInputError, InvalidManifestError
 from apex_creds.model import Origin, check_name
+from apex_creds.plain import plain_text, plain_texts, text_or_none
 from apex_creds.policy.text import check_plugin, check_version
 
 MAX_NEEDS: Final = 100
@@ -93,9 +94,9 @@ def parse_manifest(metadata: Mapping[str, object]) -> Manifest:
     """
     if not isinstance(metadata, Mapping):
         raise _invalid("it must be an object")
-    plugin = metadata.get("id")
-    version = metadata.get("version", "")
-    if not isinstance(plugin, str) or not isinstance(version, str):
+    plugin = text_or_none(metadata.get("id"))
+    version = text_or_none(metadata.get("version", ""))
+    if plugin is None or version is None:
         raise _invalid("id and version must be strings")
     try:
         check_plugin(plugin)
@@ -116,7 +117,8 @@ def parse_manifest(metadata: Mapping[str, object]) -> Manifest:
     return Manifest(plugin=plugin, version=version, needs=needs)
 
 
-def _need(raw: _RawNeed) -> Need:
+def _need(found: _RawNeed) -> Need:
+    raw = _plain(found)
     if max(map(len, (raw.scopes, raw.origins, raw.methods, raw.paths))) > MAX_ITEMS:
         raise _invalid(f"a list has more than {MAX_ITEMS} items")
     if len(raw.reason) > MAX_REASON:
@@ -136,6 +138,14 @@ def _need(raw: _RawNeed) -> Need:
         reason=raw.reason,
         required=raw.required,
     )
+
+
+def _plain(raw: _RawNeed) -> _RawNeed:
+    """With texts of the exact type: metadata that a plugin's code made may have others."""
+    for field in ("scopes", "origins", "methods", "paths"):
+        setattr(raw, field, list(plain_texts(getattr(raw, field), what=field)))
+    raw.name, raw.reason = (plain_text(t, what="name") for t in (raw.name, raw.reason))
+    return raw
 
 
 def _invalid(what: str) -> InvalidManifestError:

@@ -38,6 +38,7 @@ from apex_creds.errors import (
     LockedDownError,
 )
 from apex_creds.model import new_id
+from apex_creds.plain import check_can, check_is
 from apex_creds.scheduler import systemd
 from apex_creds.scheduler.bus import EventBus
 from apex_creds.scheduler.engine import Engine, Mover, Outcome
@@ -132,6 +133,18 @@ class RotationWorker:
         watching: bool = False,
         harden: bool = True,
     ) -> None:
+        check_is(vault, Vault, what="vault")
+        for value, kind, what in ((rhythm, Rhythm, "rhythm"), (pace, Pace, "pace")):
+            if value is not None:
+                check_is(value, kind, what=what)
+        for hook, what in (
+            (notify, "notify"),
+            (checkpoint, "checkpoint"),
+            (sweep, "sweep"),
+            (tell, "tell"),
+        ):
+            if hook is not None:
+                check_can(hook, what=what)
         if harden:
             harden_process()
         self.id = new_id()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import math
 import pickle
 import types
 
@@ -12,10 +13,11 @@ import msgspec
 import pytest
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import AccessDeniedError, SecretMisuseError
+from apex_creds.errors import AccessDeniedError, InvalidInputError, SecretMisuseError
 from apex_creds.keys.hierarchy import Hierarchy
 from apex_creds.leases import CredentialMap, LeaseBroker, current_credentials
 from apex_creds.leases.lease import Lease
+from apex_creds.policy.manifest import parse_manifest
 from apex_creds.vault import Vault
 from apex_creds.vault.section import Record
 from tests.leases.world import KEY, World
@@ -221,3 +223,84 @@ async def test_the_secret_is_not_in_a_refusals_text(world: World) -> None:
             assert secret.expose_str() == KEY
 
     await world.call(plugin)
+
+
+class Lying(str):
+    """Equals every text, and has the hash of one."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return hash("read")
+
+    def upper(self) -> str:
+        return "GET"
+
+
+async def test_arguments_that_lie_widen_nothing(world: World) -> None:
+    async def plugin(credentials):
+        handle = credentials["key"]
+        for use in (
+            lambda: handle.reveal(scope=Lying("admin")).__aenter__(),
+            lambda: handle.client(scope=Lying("admin")).get("https://api.example.com/"),
+        ):
+            with pytest.raises(AccessDeniedError):
+                await use()
+        with pytest.raises(AccessDeniedError):
+            handle.attenuate(scopes=(Lying("admin"),))
+        with pytest.raises(AccessDeniedError):
+            credentials[Lying("guess")]
+        assert credentials.get(Lying("guess")) is None
+        assert Lying("guess") not in credentials
+        for wrong in (
+            {"max_uses": 1.5}, {"max_uses": True}, {"max_uses": math.inf}, {"max_uses": 0},
+            {"ttl": math.nan}, {"ttl": math.inf}, {"ttl": "5"}, {"ttl": True},
+            {"scopes": "read"}, {"scopes": 5}, {"scopes": [b"read"]},
+        ):  # fmt: skip
+            with pytest.raises(InvalidInputError):
+                handle.attenuate(**wrong)
+        narrow = handle.attenuate(scopes=[Lying("read")])
+        assert [type(scope) for scope in narrow.scopes] == [str]
+
+    need = {"name": "key", "access": "reveal", "scopes": ["read"]}
+    await world.call(plugin, needs=(need,))
+
+
+async def test_an_action_that_lies_poisons_no_decision(world: World) -> None:
+    """A policy's answers are remembered by the action's name."""
+    policy = world.where / "home" / "security" / "policy.toml"
+    policy.write_text(
+        'version = 1\n[[rules]]\ndecision = "deny"\naction = "read"\ncredential = "key"\n'
+    )
+    policy.chmod(0o600)
+    world.clock.now += 1
+
+    async def named_so(credentials):
+        return list(credentials)
+
+    named_so.__name__ = Lying("other")
+    assert await world.call(named_so) == ["key"]
+    named_so.__name__ = "read"
+    with pytest.raises(AccessDeniedError):
+        await world.call(named_so)
+    named_so.__name__ = "other"
+    assert await world.call(named_so) == ["key"]
+
+
+def test_metadata_that_lies_is_what_it_is() -> None:
+    """A runtime may pass on what a plugin's code made."""
+
+    class Changing(list):
+        def __iter__(self):
+            return iter([Lying("admin")])
+
+    need = {
+        "name": Lying("key"), "scopes": Changing([Lying("read")]), "methods": [Lying("DELETE")],
+        "paths": [Lying("/v1/*")], "origins": [Lying("https://api.example.com")],
+    }  # fmt: skip
+    made = parse_manifest({"id": Lying("demo"), "version": Lying("1.0"), "credentials": [need]})
+    (found,) = made.needs
+    texts = [made.plugin, made.version, found.name, *found.scopes, *found.methods, *found.paths]
+    assert texts == ["demo", "1.0", "key", "read", "DELETE", "/v1/*"]
+    assert {type(text) for text in texts} == {str}
