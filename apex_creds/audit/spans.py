@@ -26,7 +26,7 @@ __all__ = [
     "tracing_on",
 ]
 
-AttributeValue = str | int | float | bool
+AttributeValue = str | int | float | bool | Sequence[str] | Sequence[int]
 NO_IDS: Final = ("", "")
 
 

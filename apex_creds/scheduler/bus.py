@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 from msgspec.structs import replace
 
+from apex_creds.clocks import Moment
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError, UnknownKeyError
 from apex_creds.model import new_id
 from apex_creds.scheduler.compromise import declare
@@ -129,7 +130,8 @@ class EventBus:
         )
         self._from[made.id] = heard_by
         try:
-            state = await self._document.change(lambda found: _with_event(found, made))
+            now = Moment.now(self._store.clock)
+            state = await self._document.change(lambda found: _with_event(found, made, now))
             new = any(item.id == made.id for item in (*state.queue, *state.acted))
             if new:
                 self._tell([made])
@@ -246,10 +248,10 @@ def _does(reactor: Reactor, reaction: Reaction) -> Callable[[Event], Awaitable[N
     }[reaction]
 
 
-def _with_event(state: RotationState, made: Accepted) -> RotationState:
-    mark, now = fingerprint(made.event), made.at
-    last = state.recent.get(mark)
-    if last is not None and 0 <= now - last < state.debounce:
+def _with_event(state: RotationState, made: Accepted, now: Moment) -> RotationState:
+    mark = fingerprint(made.event)
+    heard = {m: at for m, at in state.heard.items() if 0 <= now.since(at) < state.debounce}
+    if mark in heard:
         return state
     found = made.event.detail if isinstance(made.event, AuditTampered) else ""
     if found and found in state.tampering:
@@ -259,17 +261,16 @@ def _with_event(state: RotationState, made: Accepted) -> RotationState:
             "Too many events wait to be acted on.",
             hint="Is a worker running? Start one with: apex-creds worker",
         )
-    recent = {m: at for m, at in state.recent.items() if 0 <= now - at < state.debounce}
     reactions = tuple(state.table.get(kind_of(made.event), ()))
     if isinstance(made.event, PluginRemoved) and Reaction.REVOKE_GRANTS not in reactions:
         reactions += (Reaction.REVOKE_GRANTS,)  # whatever the table says
     item = replace(made, reactions=reactions)
-    recent[mark] = now
+    heard[mark] = now
     if found:
         state = replace(state, tampering=(*state.tampering, found)[-KEPT:])
     if not reactions:
-        return replace(state, acted=_kept(state, item), recent=recent)
-    return replace(state, queue=(*state.queue, item), recent=recent)
+        return replace(state, acted=_kept(state, item), recent={}, heard=heard)
+    return replace(state, queue=(*state.queue, item), recent={}, heard=heard)
 
 
 def _reacted(

@@ -29,7 +29,7 @@ from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
 from apex_creds.scheduler.rotation import Action, KeyView, MasterView, Step, View, plan
 from apex_creds.scheduler.sharing import ROTATION, Leader
 from apex_creds.scheduler.state import RotationState
-from apex_creds.vault import dek, reseal, rotate
+from apex_creds.vault import dek, observe, reseal, rotate
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.reseal import SECTION_NAMES, KekScan
 from apex_creds.vault.section import Section
@@ -217,7 +217,8 @@ class Engine:
             try:
                 if any(done[step] >= _REPEATS for step in group):
                     raise _stuck(group)
-                await self._take(group)
+                with observe.triggered(group[0].reason.value):
+                    await self._take(group)
             except ApexCredsError as error:
                 failed.update(dict.fromkeys(group, error))
             else:

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from apex_creds.clocks import Moment
 from apex_creds.scheduler.events import DEFAULT_TABLE, Event, Reaction, Table
 from apex_creds.scheduler.policy import Policies
 from apex_creds.vault.state import StateDocument
@@ -55,7 +56,8 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         lease: Not used any more.
         queue: Events that are not yet acted on, oldest first.
         acted: The last events that were acted on.
-        recent: When an event was last accepted, by fingerprint.
+        heard: When an event was last accepted, by fingerprint.
+        recent: Not used any more.
         renew: Keys (``level`` or ``level label``) whose primary is of this version, or an
             earlier one, are to be rotated.
         requested: The same by time, where an earlier program wrote it.
@@ -72,6 +74,7 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     lease: WorkerLease | None = None
     queue: tuple[Accepted, ...] = ()
     acted: tuple[Accepted, ...] = ()
+    heard: dict[str, Moment] = {}
     recent: dict[str, float] = {}
     renew: dict[str, int] = {}
     requested: dict[str, float] = {}

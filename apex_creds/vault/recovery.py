@@ -30,7 +30,7 @@ from apex_creds.keys import ADOPTED, MasterKeyProvider
 from apex_creds.keys.held import MasterKeyReceiver, hold
 from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy, master_check
 from apex_creds.storage.base import Storage
-from apex_creds.vault import rotate
+from apex_creds.vault import observe, rotate
 from apex_creds.vault.document import Header, MasterRecord, RootHeader, parse
 from apex_creds.vault.keystore import Keystore, open_keystore, root_header
 from apex_creds.vault.state import StateDocument
@@ -322,7 +322,8 @@ async def reset_master(vault: Vault, *, lost: MasterRecord) -> Reset:
     """
     _log(vault, "recovery reset-master", f"v{lost.version} is lost", version=lost.version)
     now = vault.clock.time()
-    after = await rotate.rotate_master(vault.store, replaces=lost.version, now=now)
+    with observe.triggered("recovery"):
+        after = await rotate.rotate_master(vault.store, replaces=lost.version, now=now)
     made = after.root_header.master
     if made.version <= lost.version:
         raise KeyStateError("The master key was replaced meanwhile.", hint="Look again.")

@@ -33,7 +33,7 @@ from apex_creds.model import (
     check_name,
     check_time,
 )
-from apex_creds.vault import dek
+from apex_creds.vault import dek, observe
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.section import Record, Section, seal_record
 from apex_creds.vault.store import DocumentStore, off_loop
@@ -173,7 +173,8 @@ async def _remove(
     if record is None:
         return None
     label, now = dek_label(record.info), clock.time()
-    await dek.renew(store, label, now=now)
+    with observe.triggered("deletion"):
+        await dek.renew(store, label, now=now)
     overwritten = await dek.move_records(store, section, label, without=name)
     destroyed = await dek.destroy_unused(store, section, label, now=now)
     return Deletion(name=name, shredded=destroyed, overwritten=overwritten)

@@ -29,14 +29,17 @@ from apex_creds.scheduler.events import (
     LeakDetected,
     OperatorRequest,
     PluginRemoved,
+    Reaction,
     parse_event,
 )
 from apex_creds.scheduler.orders import request_key
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.sharing import worker_runs
+from apex_creds.scheduler.state import Accepted, WorkerLease
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault import Vault
 from apex_creds.vault.config import AuditConfig, Config, write_config
+from tests.support.clocks import TwoClocks
 from tests.vault.helpers import FakeClock, create, master_in, unseal, values
 
 pytestmark = pytest.mark.anyio
@@ -140,6 +143,43 @@ async def test_the_same_event_is_accepted_once_within_the_debounce_time(vault: V
     assert await bus.accept(LeakDetected(credential="b"))
     vault.clock.now += 61
     assert await bus.accept(LeakDetected(credential="a"))
+
+
+@pytest.mark.parametrize("jump", [-3.2e8, -86_400.0, 3.2e8])
+async def test_a_clock_that_was_set_drops_no_event_and_doubles_none(
+    tmp_path: Path, jump: float
+) -> None:
+    clock = TwoClocks()
+    async with await create(tmp_path, clock=clock) as vault:
+        bus = RotationWorker(vault).bus
+        assert await bus.accept(LeakDetected(credential="a"))
+        clock.set_by(jump)
+        assert not await bus.accept(LeakDetected(credential="a"))
+        clock.go_on(61)
+        clock.set_by(-jump - 30)
+        assert await bus.accept(LeakDetected(credential="a"))
+
+
+async def test_what_an_earlier_program_left_is_done(vault: Vault) -> None:
+    """Orders by time, some from a wrong clock, and an event without key versions."""
+    worker = RotationWorker(vault)
+    requested = {"kek": 0.0, "dek api_keys/one": 9e12, "dek api_keys/gone": 1.0}
+    old = Accepted(
+        id="0" * 32,
+        event=CompromiseSuspected(service="two"),
+        at=0.0,
+        reactions=(Reaction.ROTATE_AND_DESTROY,),
+    )
+    lease = WorkerLease(holder="x", until=9e12)
+    await worker.engine.document.change(
+        lambda s: replace(s, requested=requested, queue=(old,), lease=lease)
+    )
+    assert not (await worker.run_once()).failed
+    assert await states(vault, "api_keys/one") == ["retired", "primary"]
+    assert await states(vault, "api_keys/two") == ["destroyed", "primary"]
+    assert (await vault.store.keystore()).root_header.keks.primary.version == 2
+    state = await worker.engine.document.read()
+    assert (state.requested, state.renew, state.queue) == ({}, {}, ())
 
 
 async def test_the_operator_asks_for_one_service(vault: Vault) -> None:

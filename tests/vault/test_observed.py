@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
 
 from apex_creds.audit import names
 from apex_creds.model import ApiKey
+from apex_creds.scheduler.compromise import declare
+from apex_creds.scheduler.orders import newest, order
+from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.reencrypt import reencrypt
+from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import dek, rotate
 from tests.audit.recording import Recording, recording
 from tests.vault.helpers import create
@@ -72,3 +77,39 @@ async def test_the_lease_of_a_rotated_key_is_linked(tmp_path: Path) -> None:
             await world.call(during)
             (link,) = seen.span(names.LEASE).links
             assert link.context.span_id == seen.span(names.ROTATE).context.span_id
+
+
+async def test_a_rotation_says_which_key_and_why(tmp_path: Path) -> None:
+    async with await create(tmp_path) as vault:
+        for name in ("one", "two"):
+            await vault.put(name, ApiKey(SECRET), service=name)
+        engine = RotationWorker(vault).engine
+        keystore = await vault.store.keystore()
+        ids = {label: keyset.id for label, keyset in keystore.by_label.items()}
+        with recording() as seen:
+            await order(engine.document, newest(keystore, Level.DEK, ["api_keys/one"]))
+            await engine.run()
+            for level in (Level.DEK, Level.KEK, Level.MASTER):
+                labels = ["api_keys/one", "api_keys/two"]
+                keystore = await vault.store.keystore()
+                await order(engine.document, newest(keystore, level, labels))
+                await engine.run()
+            await declare(vault.store, engine.document, level=Level.DEK, service="two")
+            await engine.run()
+            await vault.delete("two")
+            kek = keystore.root_header.keks.id
+            one, two = ids["api_keys/one"], ids["api_keys/two"]
+            assert [_facts(span) for span in seen.spans(names.ROTATE)] == [
+                ("dek", "requested", one, 2),
+                ("dek", "requested", (one, two), (3, 2)),
+                ("kek", "requested", kek, 2),
+                ("master", "requested", kek, 2),
+                ("dek", "compromised", two, 3),
+                ("dek", "deletion", two, 4),
+            ]
+            assert SECRET not in seen.everything()
+
+
+def _facts(span: ReadableSpan) -> tuple[object, ...]:
+    chosen = (names.KEY_LEVEL, names.TRIGGER, names.KEY_ID, names.KEY_VERSION)
+    return tuple((span.attributes or {})[name] for name in chosen)
