@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,12 +104,15 @@ class Tab:
 @contextlib.asynccontextmanager
 async def browser() -> AsyncIterator[Browser]:
     """Chromium, headless."""
-    async with async_playwright() as playwright:
-        made = await playwright.chromium.launch(executable_path=chromium(), args=[*FLAGS])
-        try:
-            yield made
-        finally:
-            await made.close()
+    with tempfile.TemporaryDirectory(prefix="browser-") as home:
+        async with async_playwright() as playwright:
+            made = await playwright.chromium.launch(
+                executable_path=chromium(), args=[*FLAGS], env={**os.environ, "HOME": home}
+            )
+            try:
+                yield made
+            finally:
+                await made.close()
 
 
 async def tab(made: Browser, origin: str, **options: Any) -> Tab:

@@ -126,14 +126,16 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Says nothing."""
 
 
-def test_a_browser_asks_nobody_but_the_site_and_finds_all(origin: str) -> None:
+def test_a_browser_asks_nobody_but_the_site_and_finds_all(origin: str, tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     asked: list[str] = []
     wrong: list[str] = []
     with sync_playwright() as play:
         browser = play.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
+            executable_path="/usr/bin/chromium",
+            args=["--no-sandbox"],
+            env={**os.environ, "HOME": str(tmp_path)},
         )
         page = browser.new_page(color_scheme="dark")
         page.on("request", lambda request: asked.append(request.url))
