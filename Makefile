@@ -1,5 +1,5 @@
-# make demo | check | test | lint | bench | docs | format | clean.  Each makes what it needs,
-# once; check is the quick part of test.
+# make demo | check | test | lint | audit | lock | bench | docs | format | clean.  Each makes what
+# it needs, once; check is the quick part of test.
 #
 #   make test ARGS='tests/crypto -k aead'      ARGS go to pytest
 #   make demo ARGS='--master keyring:'         ARGS go to `apex-creds demo`
@@ -12,7 +12,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test lint bench docs format clean core dev
+.PHONY: help demo check test lint audit lock bench docs format clean core dev
 
 help:
 	@sed -n '1,7s/^# \{0,1\}//p' Makefile
@@ -41,6 +41,14 @@ lint: dev
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing/program.py
 	$(BIN)/lint-imports --no-logo
+
+# What is installed against the lock and its own records; needs no network.
+audit: dev
+	@$(BIN)/python scripts/audit.py
+
+# The newest versions that pyproject.toml allows, into requirements/: ARGS=--upgrade.
+lock: dev
+	@scripts/lock.sh $(ARGS)
 
 # The peers pin versions of their own, so they never share an environment with the tests.
 bench:

@@ -129,7 +129,7 @@ make_venv() {
 }
 
 # What the stamp is about: an environment moved or made for another checkout is not this one.
-signature() { { pwd && cat pyproject.toml; } | cksum; }
+signature() { { pwd && cat pyproject.toml requirements/*.txt; } | cksum; }
 
 [ "$profile" = core ] || [ "${PACKAGES:-}" = no ] || real_parts
 if [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; then
@@ -148,7 +148,12 @@ case $profile in
     *) what=".[$profile]" ;;
 esac
 say "installing $what into $venv"
-quietly "$what in $venv" "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --no-input --root-user-action=ignore --editable "$what"
+pip_install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore "$@"; }
+# The environment of `make test` has the locked versions, each file compared with its hash; the
+# others have the newest, which CI so tries too.
+if [ "$profile" = dev ] && [ "$venv" = .venv ]; then
+    quietly "what requirements/dev.txt lists" pip_install --require-hashes --requirement requirements/dev.txt
+fi
+quietly "$what" pip_install --editable "$what"
 signature >"$stamp"
 prometheus_programs

@@ -84,4 +84,5 @@ def _opens(chosen: Settings, home: Path) -> Iterator[Check]:
 def _system(header: Header | None, latest: float) -> Iterator[Check]:
     yield system.memory_locking()
     yield system.core_dumps()
+    yield system.cryptography()
     yield system.clock(max(latest, header.written if header else 0.0))

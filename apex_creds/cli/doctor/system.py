@@ -9,6 +9,7 @@ from apex_creds.cli import when
 from apex_creds.cli.doctor.checks import Check, failure, ok, warning
 from apex_creds.crypto.hardening import Hardening
 from apex_creds.crypto.memory import SecretBytes, arena
+from apex_creds.crypto.versions import versions
 
 _TOLERANCE = 2.0
 _EARLIEST = 1_735_689_600.0  # 2025-01-01: before there was anything of this to run
@@ -62,6 +63,12 @@ def core_dumps() -> Check:
         "this system does not let a program switch them off",
         "Set ulimit -c 0 where the runtime is started.",
     )
+
+
+def cryptography() -> Check:
+    """Which cryptographic libraries are used; SECURITY.md says when to update them."""
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return ok("cryptography", found)
 
 
 def clock(latest: float) -> Check:
