@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import functools
@@ -11,6 +12,7 @@ import random
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import CancelledError as FutureCancelledError
+from pathlib import Path
 
 import pytest
 
@@ -664,3 +666,55 @@ def test_on_trio_it_says_what_is_needed() -> None:
     trio = pytest.importorskip("trio")
     with pytest.raises(EventLoopError, match="not on trio"):
         trio.run(take, Lock())
+
+
+# -- what belongs to one loop, and to which ---------------------------------------------
+
+ONE_LOOP = {
+    "cli/demo/calls.py": "the demo's",
+    "cli/worker.py": "the command's: it ends with its signals",
+    "dashboard/hub.py": "the server's, which alone tells it anything",
+    "dashboard/watch.py": "the server's",
+    "leases/answers.py": "that of a connection, which a pool has for one loop",
+    "leases/pools.py": "each pool is of one loop",
+    "leases/upload.py": "that of a request",
+    "middleware/middleware.py": "that of a call: made for it and dropped after it",
+    "scheduler/pacing.py": "the worker's; it is set through its loop",
+    "storage/sql.py": "the storage's own; another loop is refused",
+    "storage/sqldb/pool.py": "the storage's own",
+}
+"""Files with primitives of asyncio or anyio that are tied to a loop: whose it is."""
+TIED = {
+    "asyncio": {
+        "Barrier",
+        "BoundedSemaphore",
+        "Condition",
+        "Event",
+        "Lock",
+        "Queue",
+        "Semaphore",
+    },
+    "anyio": {"CapacityLimiter", "Condition", "Event", "Lock", "Semaphore"},
+}
+TIED_NAMES = {"RunVar", "BlockingPortal", "start_blocking_portal"}
+
+
+def _is_tied(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(value=ast.Name(id=module), attr=name):
+            return name in TIED.get(module, ())
+        case ast.ImportFrom(module=module, names=names):
+            tied = TIED.get(module or "", set()) | TIED_NAMES
+            return any(each.name in tied for each in names)
+    return False
+
+
+def test_nothing_else_is_tied_to_an_event_loop() -> None:
+    """Else use ``concurrency``, or say here which loop it is and why that is right."""
+    package = Path(concurrency.__file__).parent
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if any(map(_is_tied, ast.walk(ast.parse(path.read_text(encoding="utf-8")))))
+    }
+    assert found == set(ONE_LOOP)

@@ -35,7 +35,7 @@ from apex_creds.leases.challenged import Challenges, unanswered
 from apex_creds.leases.deadlines import Deadlines
 from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import Invocation, current_invocation
-from apex_creds.leases.lease import REGISTRY, Lease, ended_error, find_lease, taken
+from apex_creds.leases.lease import REGISTRY, Lease, drain, ended_error, find_lease
 from apex_creds.leases.recent import Recent
 from apex_creds.leases.refusal import denied
 from apex_creds.leases.use import Use
@@ -188,8 +188,8 @@ class LeaseBroker:
 
     def end_all(self, invocation: Invocation) -> None:
         """Ends every lease of an invocation."""
-        for lease in taken(invocation.leases):
-            lease.end()
+        if invocation.leases:
+            drain(invocation.leases, Lease.end)
 
     def revoke(self, *, plugin: str | None = None, credential: str | None = None) -> int:
         """Ends the open leases of a plugin, a credential, or both; returns how many."""

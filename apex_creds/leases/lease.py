@@ -7,7 +7,7 @@ under it and ends every lease attenuated from it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from apex_creds.audit import telemetry
@@ -118,13 +118,13 @@ class Lease:
         if why is HandleExpiredError:
             _remember_expired(self.id)
         self.broker.deadlines.forget(self)
-        for secret in taken(self.revealed):
-            secret.close()
+        if self.revealed:
+            drain(self.revealed, SecretBytes.close)
         while self.bodies:
             body, loop = self.bodies.popitem()
             body.abandon(loop)
-        for child in taken(self.children):
-            child.end(why)
+        if self.children:
+            drain(self.children, lambda child: child.end(why))
         self.invocation.leases.discard(self)
         if telemetry.OPEN:
             telemetry.lease_ended(self.id, expired=why is HandleExpiredError)
@@ -163,14 +163,14 @@ class Lease:
             self.parent.count_use()
 
 
-def taken(items: set[T]) -> Iterator[T]:
+def drain(items: set[T], end: Callable[[T], object]) -> None:
     """Takes one after the other out of a set that other threads take from, too."""
     while items:
         try:
             item = items.pop()
         except KeyError:
             return
-        yield item
+        end(item)
 
 
 def find_lease(lease_id: str) -> Lease:

@@ -332,7 +332,9 @@ class SqlStorage:
         if seen is not None:
             self._learn(seen, asked)
             if self._versions.changes != before and self._loop is not None:
-                self._loop.call_soon_threadsafe(partial(self._versions.tell, since=before))
+                with contextlib.suppress(RuntimeError):  # closed just now
+                    tell = partial(self._versions.tell, since=before)
+                    self._loop.call_soon_threadsafe(tell)
 
     def _learn(self, seen: Seen, asked: int) -> None:
         found = dict(seen.rows)

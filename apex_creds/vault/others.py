@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from apex_creds.concurrency import soon
 from apex_creds.errors import ApexCredsError
 from apex_creds.storage.base import KEYSTORE, SharedStorage
 from apex_creds.vault.keystore import Keystore, KeystoreBody
@@ -60,7 +61,7 @@ class Others:
         self._end()
         task, self._task = self._task, None
         if task is not None:
-            task.get_loop().call_soon_threadsafe(task.cancel)
+            soon(task.get_loop(), task.cancel)
 
     # -- in the storage's loop -----------------------------------------------------
 

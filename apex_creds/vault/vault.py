@@ -476,9 +476,9 @@ class Vault(Locking):
             AuditUnavailableError: The event could not be written; nothing was decrypted.
             IntegrityError: The record does not open.
         """
-        self._store.unsealed()
+        keystore = self._store.unsealed()
         self._audit.append_encoded(event)
-        return self._opened(record)
+        return self._opened(record, keystore)
 
     def reopen(self, record: Record) -> Opened:
         """Opens again what an earlier ``release`` in the same invocation opened.
@@ -489,27 +489,27 @@ class Vault(Locking):
         Raises:
             IntegrityError: It does not open any more.
         """
-        return self._opened(record)
+        return self._opened(record, self._store.unsealed())
 
-    def _opened(self, record: Record) -> Opened:
+    def _opened(self, record: Record, keystore: Keystore) -> Opened:
         """The plaintext of a record, which may have been read a while ago.
 
         If its key was destroyed since, or is right now by another thread, the same version
         of the credential under its present key is opened.
         """
         for _ in range(ATTEMPTS):
-            find_key, name = self._store.unsealed().dek, record.info.name
             try:
-                whole = open_record(record, vault_id=self._id_bytes, find_key=find_key)
+                whole = open_record(record, vault_id=self._id_bytes, find_key=keystore.dek)
                 return Opened(whole, record.info.kind)
             except (UnknownKeyError, SecretWipedError) as error:
+                name = record.info.name
                 facts = self.facts_now(name) or BACKGROUND.call(partial(self.facts, name))
                 present = facts.record
                 if present is None or present.info != record.info:  # deleted, or replaced
                     raise
                 if present is record and isinstance(error, UnknownKeyError):
                     raise
-                record = present
+                record, keystore = present, self._store.unsealed()
         raise ConflictError("Other writers keep changing that credential.", hint="Try again.")
 
     def record(
