@@ -148,8 +148,9 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
     """
     kind, before = item.secret.kind, old.info if old else None
     delivery = item.delivery or (before.delivery if before else _DEFAULT_DELIVERY[kind])
+    origins = _first(item.origins, before.origins if before else None, ())
     if not item.as_is:
-        _check_sendable(item, delivery)
+        _check_sendable(item, delivery, sent=bool(origins))
     oauth = item.secret if isinstance(item.secret, OAuthToken) else None
     expires = oauth.expires_at if oauth and item.expires is None else item.expires
     return CredentialInfo(
@@ -159,7 +160,7 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
         kind=kind,
         version=before.version + 1 if before else 1,
         delivery=delivery,
-        origins=_first(item.origins, before.origins if before else None, ()),
+        origins=origins,
         created=before.created if before else now,
         updated=now,
         expires=expires,
@@ -170,11 +171,14 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
     )
 
 
-def _check_sendable(item: PutItem, delivery: Delivery) -> None:
-    """Of a key or token: nothing in it that a page, a word processor or a shell put there."""
+def _check_sendable(item: PutItem, delivery: Delivery, *, sent: bool) -> None:
+    """Of a key or token: nothing in it that a page, a word processor or a shell put there.
+
+    What is sent nowhere, as it is for reveal(), may have any characters that are seen.
+    """
     if item.secret.kind is CredentialKind.GENERIC and item.delivery is None:
         return  # for reveal()
-    header = delivery.style in (DeliveryStyle.BEARER, DeliveryStyle.HEADER)
+    header = sent and delivery.style in (DeliveryStyle.BEARER, DeliveryStyle.HEADER)
     for part in ("value", "access", "refresh"):
         data = item.secret.parts.get(part, b"")
         wrong = _what_is_wrong(data.decode("utf-8", "surrogateescape"), header=header)

@@ -9,6 +9,7 @@ from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken
 from apex_creds.vault import Vault
 
 pytestmark = pytest.mark.anyio
+ORIGIN = "https://api.example.com"
 KEY = "sk-proj-madeUpCANARY0123456789"
 WRONG = {
     "byte order mark": ("\ufeff" + KEY, "U+FEFF"),
@@ -37,7 +38,7 @@ async def test_a_key_with_what_is_not_of_it_is_refused(vault, kind, delivery):
     text, why = WRONG[kind]
     for secret in (ApiKey(text), OAuthToken(text), OAuthToken("fine", refresh_token=text)):
         with pytest.raises(InvalidInputError) as refused:
-            await vault.put("openai", secret, delivery=delivery)
+            await vault.put("openai", secret, delivery=delivery, origins=[ORIGIN])
         assert why in str(refused.value)
         assert "'openai'" in str(refused.value)
         assert "CANARY" not in str(refused.value) + repr(refused.value)
@@ -47,9 +48,10 @@ async def test_a_key_with_what_is_not_of_it_is_refused(vault, kind, delivery):
 async def test_what_can_be_sent_is_stored(vault):
     await vault.put("plain", ApiKey(KEY))
     await vault.put("spaced", ApiKey("two words"))
+    await vault.put("for reveal", ApiKey("caf\u00e9 \u2013"))
     await vault.put("query", ApiKey("caf\u00e9"), delivery="query:key")
     await vault.put("basic", BasicAuth("b\u00f6b", " pass\u00a0word\n"))
     await vault.put("pem", GenericSecret(b"line\nline\n\xff"))
-    assert len(await vault.list()) == 5
+    assert len(await vault.list()) == 6
     with pytest.raises(InvalidInputError, match="white space around"):
         await vault.put("pem", GenericSecret(b"line\n"), delivery="header:X-Key")
