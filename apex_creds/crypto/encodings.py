@@ -43,8 +43,6 @@ _QUOTE: Final = frozenset({39})
 _MARKUP: Final = frozenset(b"&<>")
 _ESCAPED: Final = frozenset(b"\"'\\/&<>")
 """What is printable, and escaped by one encoder or another."""
-_UPPER_LETTERS: Final = frozenset(range(0x41, 0x5B))
-_LOWER_LETTERS: Final = frozenset(range(0x61, 0x7B))
 _ENTITIES: Final = {38: b"&amp;", 60: b"&lt;", 62: b"&gt;"}
 _HTML_QUOTES: Final = (
     (b"&#x27;", b"&quot;"),  # Python
@@ -111,7 +109,7 @@ def _usual(secret: memoryview) -> list[Maker]:
 def _all(secret: memoryview) -> list[Maker]:
     """All forms, but for those that every secret has."""
     makers: list[Maker] = [
-        _case(_UPPER_LETTERS, +32), _case(_LOWER_LETTERS, -32), _utf_16(little=True),
+        _case(str.upper), _case(str.lower), _utf_16(little=True),
         _utf_16(little=False), _every_u(_LOWER), _every_u(_UPPER), _every_percent(_LOWER),
         _every_percent(_UPPER),
     ]  # fmt: skip
@@ -309,10 +307,13 @@ def _html(single: bytes, double: bytes) -> Maker:
     return make
 
 
-def _case(letters: frozenset[int], change: int) -> Maker:
+def _case(change: Callable[[str], str]) -> Maker:
+    """All letters in one case; a string of one character says nothing of the secret."""
+
     def make(secret: memoryview) -> Iterator[int]:
-        for byte in secret:
-            yield byte + change if byte in letters else byte
+        for point, raw in _characters(secret):
+            known = point < 0x80 or (len(raw) > 1 and chr(point).isalpha())
+            yield from change(chr(point)).encode() if known else raw
 
     return make
 

@@ -51,8 +51,12 @@ TEXT_ENCODERS: dict[str, Callable[[str], str]] = {
     "HTML of Jinja": lambda text: html.escape(text).replace("&#x27;", "&#39;"),
     "HTML without quotes": lambda text: html.escape(text, quote=False),
     "percent, every byte": lambda text: "".join(f"%{byte:02x}" for byte in text.encode()),
-    "upper case": lambda text: "".join(c.upper() if c.isascii() else c for c in text),
-    "lower case": lambda text: "".join(c.lower() if c.isascii() else c for c in text),
+    "upper case": lambda text: "".join(
+        c.upper() if c.isascii() or c.isalpha() else c for c in text
+    ),
+    "lower case": lambda text: "".join(
+        c.lower() if c.isascii() or c.isalpha() else c for c in text
+    ),
     "requests": lambda text: urllib.parse.quote(text, safe="!#$%&'()*+,/:;=?@[]~"),
 }
 BYTES_ENCODERS: dict[str, Callable[[bytes], bytes]] = {
