@@ -16,6 +16,7 @@ from typing import Final
 from apex_creds.audit import note as notes
 from apex_creds.audit.files import (
     create_whole,
+    exists,
     lock,
     open_private,
     open_to_read,
@@ -128,6 +129,14 @@ class CheckpointFile:
         self._origin = origin_of(vault_id)
         self._ordered = name == CHECKPOINTS
 
+    def is_there(self) -> bool:
+        """Whether there is such a file yet.
+
+        Raises:
+            AuditUnavailableError: It can't be seen.
+        """
+        return exists(self.path)
+
     def last(self) -> Checkpoint | None:
         """Returns the newest one, not checked; None if there is none.
 
@@ -135,7 +144,7 @@ class CheckpointFile:
             AuditTamperedError: The end of the file is not one.
             AuditUnavailableError: It can't be read.
         """
-        if not self.path.exists():
+        if not exists(self.path):
             return None
         fd = open_to_read(self.path)
         try:
@@ -210,7 +219,7 @@ class CheckpointFile:
             AuditTamperedError: One is malformed, or the end is unfinished.
             AuditUnavailableError: The file can't be read.
         """
-        if not self.path.exists():
+        if not exists(self.path):
             return
         fd = open_to_read(self.path)
         try:
@@ -281,7 +290,7 @@ def read_keys(directory: Path) -> tuple[VerifierKey, ...]:
         AuditUnavailableError: It can't be read.
     """
     path = directory / VKEYS
-    if not path.exists():
+    if not exists(path):
         return ()
     fd = open_to_read(path)
     try:

@@ -54,6 +54,7 @@ __all__ = [
     "check",
     "create_whole",
     "end_of_lines",
+    "exists",
     "flock",
     "lines",
     "lock",
@@ -243,6 +244,21 @@ def lstat(path: Path) -> os.stat_result:
         raise missing(path) from None
     except OSError as error:
         raise unavailable("opened", error) from None
+
+
+def exists(path: Path) -> bool:
+    """Tells whether there is anything at a path, be it a link.
+
+    Raises:
+        AuditUnavailableError: It can't be seen.
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise unavailable("read", error) from None
+    return True
 
 
 def check(path: Path, status: os.stat_result, *, directory: bool) -> None:

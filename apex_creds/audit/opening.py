@@ -121,7 +121,7 @@ def add_segment(segment: Segment, edge: Frontier, *, vault_id: str) -> None:
     """
     number = segment.number + 1
     path = segment.directory / file_name(number)
-    if path.exists():
+    if files.exists(path):
         return
     segment.sync()
     files.create_whole(path, line.header(segment=number, vault_id=vault_id, edge=edge))

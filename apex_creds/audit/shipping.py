@@ -161,7 +161,7 @@ def differs_at(copy: Path, log: Path) -> int:
 
 
 def _read(path: Path, start: int) -> bytes:
-    if not path.exists():
+    if not files.exists(path):
         if path.name == CHECKPOINTS:
             return b""
         raise files.missing(path)

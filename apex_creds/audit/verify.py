@@ -28,7 +28,7 @@ from apex_creds.audit.checkpoint import (
     read_keys,
 )
 from apex_creds.audit.events import Recorded
-from apex_creds.audit.files import TRY_LOCK, flock, missing, open_directory
+from apex_creds.audit.files import TRY_LOCK, exists, flock, missing, open_directory
 from apex_creds.audit.leaves import leaves_of
 from apex_creds.audit.note import VerifierKey
 from apex_creds.audit.tree import Frontier
@@ -447,7 +447,7 @@ def _read_segment(path: Path, number: int) -> bytes:
     except AuditTamperedError:
         # Compressed meanwhile, by a process that uses the log.
         packed = path.with_name(f"{file_name(number)}.gz")
-        if path.exists() or not packed.exists():
+        if exists(path) or not exists(packed):
             raise
     return read_segment(packed)
 

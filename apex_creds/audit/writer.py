@@ -218,7 +218,7 @@ class Writer:
     def _follow(self) -> None:
         """Goes on in the segment after the one that is sealed, whose lock is held."""
         sealed = self._segment
-        if not sealed.path.with_name(file_name(sealed.number + 1)).exists():
+        if not files.exists(sealed.path.with_name(file_name(sealed.number + 1))):
             self._add_successor(sealed)
         self._take_over(Segment(sealed.directory, sealed.number + 1))
         self._current()

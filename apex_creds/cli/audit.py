@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-import platformdirs
 import typer
 from rich.progress import Progress, TaskID
 
@@ -25,7 +24,7 @@ from apex_creds.audit.verify import check_now
 from apex_creds.cli import audit_copies, options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import AuditTamperedError, InvalidInputError
-from apex_creds.keys.anchor import AnchorFile
+from apex_creds.keys.anchor import AnchorFile, state_folder
 from apex_creds.vault import Vault
 from apex_creds.vault.auditing import Pseudonyms, root_key
 from apex_creds.vault.factors import Factors
@@ -215,7 +214,7 @@ def _progress(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
 
 
 def _verified_file(vault_id: str) -> AnchorFile:
-    return AnchorFile(Path(platformdirs.user_state_path("apex-creds")) / "verified" / vault_id)
+    return AnchorFile(state_folder() / "verified" / vault_id)
 
 
 def _last_verified(vault_id: str) -> Checkpoint | None:

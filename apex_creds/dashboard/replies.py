@@ -6,11 +6,12 @@ nothing in it but what this package's own errors say, escaped.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import anyio
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from apex_creds.dashboard.shown import text
@@ -40,7 +41,7 @@ async def body(request: Request, kind: type[T]) -> T:
         InvalidInputError: It is not what is expected.
     """
     data = b""
-    with anyio.move_on_after(BODY_SECONDS):
+    with anyio.move_on_after(BODY_SECONDS), suppress(ClientDisconnect):
         async for chunk in request.stream():
             data += chunk
             if len(data) > MAX_BODY:

@@ -14,13 +14,13 @@ import os
 import shlex
 import stat
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from apex_creds.errors import UnsafePathError, UnsafePermissionsError
+from apex_creds.errors import InvalidInputError, UnsafePathError, UnsafePermissionsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 if sys.platform == "darwin":
     import fcntl
@@ -30,8 +30,10 @@ __all__ = [
     "Folder",
     "NotDurableError",
     "check",
+    "closing_hint",
     "create_file",
     "durable_name",
+    "expanded",
     "make_directories",
     "make_directory",
     "open_small",
@@ -95,8 +97,26 @@ def check(
         wanted = "700" if directory else "600"
         raise UnsafePermissionsError(
             f"{path} is open to other users (mode {mode:04o}).",
-            hint=f"Run: chmod {wanted} {shlex.quote(str(path))}",
+            hint=closing_hint(path, status, mode=wanted),
         )
+
+
+def closing_hint(path: str | Path, status: os.stat_result, *, mode: str) -> str:
+    """How to close ``path`` to others, where it lies: not every file can be changed."""
+    name = shlex.quote(str(path))
+    if status.st_uid == os.geteuid() and not _read_only(path):
+        return f"Run: chmod {mode} {name}"
+    return (
+        "It can't be changed from here. Copy it to a directory that only you can enter (in "
+        f"memory, say): install -m 600 {name} DIR/, and name the copy."
+    )
+
+
+def _read_only(path: str | Path) -> bool:
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except (OSError, AttributeError):
+        return False
 
 
 class Folder:
@@ -269,6 +289,21 @@ def make_directories(path: Path) -> None:
         # The parent is not ours to check, and perhaps not to read; then it can't be synced.
         with contextlib.suppress(PermissionError):
             sync_directory(directory.parent)
+
+
+def expanded(path: str | Path) -> Path:
+    """An absolute path, ``~`` replaced; its last component may be a link still.
+
+    Raises:
+        InvalidInputError: It begins with ``~``, and this user has no home directory.
+    """
+    try:
+        return Path(os.path.abspath(Path(path).expanduser()))
+    except RuntimeError:
+        raise InvalidInputError(
+            f"{path} can't be found: HOME is not set, and the system does not know this user.",
+            hint="Name the vault's directory with --home or APEX_CREDS_HOME, or set HOME.",
+        ) from None
 
 
 def open_small(path: Path, *, limit: int, follow: bool = False) -> int:

@@ -26,6 +26,7 @@ __all__ = [
     "AnchorStore",
     "PinStore",
     "state_anchor",
+    "state_folder",
     "state_pin",
 ]
 
@@ -179,15 +180,20 @@ def state_anchor(vault_id: str) -> AnchorFile:
     Raises:
         MasterKeyUnavailableError: This user has none.
     """
-    return AnchorFile(_state() / "anchors" / vault_id)
+    return AnchorFile(state_folder() / "anchors" / vault_id)
 
 
 def state_pin(home: str) -> AnchorFile:
     """As ``state_anchor``, for a home's pin."""
-    return AnchorFile(_state() / "homes" / home)
+    return AnchorFile(state_folder() / "homes" / home)
 
 
-def _state() -> Path:
+def state_folder() -> Path:
+    """The directory for what this user's programs keep.
+
+    Raises:
+        MasterKeyUnavailableError: This user has none.
+    """
     try:
         return Path(platformdirs.user_state_path("apex-creds"))
     except RuntimeError:  # no HOME, and no entry in the list of users

@@ -29,6 +29,7 @@ from apex_creds.errors import (
     MasterKeyUnavailableError,
     WrongMasterKeyError,
 )
+from apex_creds.fs.private_files import expanded
 from apex_creds.keys.anchor import AnchorFile, state_anchor, state_pin
 from apex_creds.keys.base import ADOPTED, MASTER_KEY_BYTES, check_reference
 from apex_creds.keys.file_read import Keys, close_keys, pick, read_keys, read_or_nothing
@@ -66,7 +67,7 @@ class FileProvider:
                 "The path of the master key file is empty or not printable.",
                 hint="Write file:PATH, like file:/etc/apex-creds/master.key.",
             )
-        self._path = Path(os.path.abspath(os.path.expanduser(text)))
+        self._path = expanded(text)
         self._made: set[int] = set()
 
     @property
@@ -152,8 +153,7 @@ class FileProvider:
     def delete_anchor(self, *, vault_id: str) -> None:
         """See ``AnchorRemover``."""
         check_reference(vault_id, 1)
-        self._anchor(vault_id).delete_or_refuse()
-        state_anchor(vault_id).delete_or_refuse()
+        _delete(self._anchor(vault_id), lambda: state_anchor(vault_id))
 
     def read_pin(self, *, home: str) -> str | None:
         """See ``PinStore``: as for anchors."""
@@ -165,8 +165,7 @@ class FileProvider:
 
     def delete_pin(self, *, home: str) -> None:
         """See ``PinStore``."""
-        self._pin(home).delete_or_refuse()
-        state_pin(home).delete_or_refuse()
+        _delete(self._pin(home), lambda: state_pin(home))
 
     def _pin(self, home: str) -> AnchorFile:
         return self._beside(f"{home}.home")
@@ -219,8 +218,8 @@ class FileProvider:
         if version in there or (version == _FIRST and there):
             raise MasterKeyExistsError(
                 f"{self._path} has master keys already.",
-                hint="Name another file. To use a key that was provisioned, or left by an "
-                "init that was killed: apex-creds init --use-existing-key.",
+                hint="Name another file. To use a key that was provisioned: "
+                "apex-creds init --use-existing-key.",
             )
 
     def _receive(self, version: int, key: SecretBytes) -> None:
@@ -291,6 +290,15 @@ def _write(beside: AnchorFile, elsewhere: Callable[[], AnchorFile], text: str) -
         if error.errno not in READ_ONLY or os.path.lexists(beside.path):
             raise beside.unusable(error.strerror or "an error") from None
         elsewhere().write_or_refuse(text)
+
+
+def _delete(beside: AnchorFile, elsewhere: Callable[[], AnchorFile]) -> None:
+    beside.delete_or_refuse()
+    try:
+        other = elsewhere()
+    except MasterKeyUnavailableError:  # as for reading
+        return
+    other.delete_or_refuse()
 
 
 def _versions(path: Path) -> frozenset[int]:

@@ -24,7 +24,7 @@ from apex_creds.errors import (
     UnsafePermissionsError,
     WrongMasterKeyError,
 )
-from apex_creds.fs.private_files import OPEN_FLAGS
+from apex_creds.fs.private_files import OPEN_FLAGS, closing_hint
 from apex_creds.keys.base import decode_key, wipe
 
 __all__ = ["Keys", "close_keys", "pick", "read_keys", "read_or_nothing"]
@@ -81,15 +81,22 @@ def read_keys(path: Path) -> Keys:
 def _read_once(path: Path) -> bytearray | None:
     """The file's bytes; None when it was replaced meanwhile (old versions are shredded)."""
     fd = _open(path)
+    text: bytearray | None = None
     try:
         _check(path, os.fstat(fd))
         text = _read_all(path, fd)
         if os.fstat(fd).st_nlink > 0:
             return text
-        wipe(text)
-        return None
+        failure = None
+    except OSError as error:
+        failure = _cannot_open(path, error)
     finally:
         os.close(fd)
+    if text is not None:
+        wipe(text)
+    if failure is not None:
+        raise failure
+    return None
 
 
 def _open(path: Path) -> int:
@@ -128,7 +135,8 @@ def _check(path: Path, info: os.stat_result) -> None:
     if info.st_mode & 0o077 and not _is_credential(path, info):
         raise UnsafePermissionsError(
             f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o}).",
-            hint=f"Run: chmod 600 {path} (and rotate the master key if others could log in).",
+            hint=f"{closing_hint(path, info, mode='600')} (If others could log in, rotate the "
+            "master key then.)",
         )
 
 

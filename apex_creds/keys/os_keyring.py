@@ -11,13 +11,11 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import ClassVar, Final, TypeVar
 
 import anyio.to_thread
 import filelock
 import keyring
-import platformdirs
 from keyring.backend import KeyringBackend
 from keyring.errors import KeyringLocked, NoKeyringError, PasswordDeleteError
 
@@ -32,6 +30,7 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.lock import lock_at, release
 from apex_creds.fs.private_files import make_directories
+from apex_creds.keys.anchor import state_folder
 from apex_creds.keys.base import (
     MASTER_KEY_BYTES,
     check_reference,
@@ -243,9 +242,8 @@ class KeyringProvider:
 @contextlib.contextmanager
 def _process_lock() -> Iterator[None]:
     lock: filelock.BaseFileLock | None = None
-    # RuntimeError: no HOME, and no entry in the list of users.
-    with contextlib.suppress(OSError, RuntimeError, filelock.Timeout):
-        directory = Path(platformdirs.user_state_path("apex-creds"))
+    with contextlib.suppress(OSError, MasterKeyUnavailableError, filelock.Timeout):
+        directory = state_folder()
         make_directories(directory)
         lock = lock_at(directory / "keyring.lock")
         lock.acquire(timeout=_LOCK_SECONDS)

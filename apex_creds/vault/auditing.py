@@ -190,7 +190,7 @@ async def open_log(
         config = (await home_config(home)).audit
         directory = audit_directory(home)
         hub = await open_destinations(destinations, config.to, clock=clock)
-        signed_before = CheckpointFile(directory, vault_id=key.vault_id).path.exists()
+        signed_before = CheckpointFile(directory, vault_id=key.vault_id).is_there()
         log = AuditLog(
             directory,
             vault_id=key.vault_id,

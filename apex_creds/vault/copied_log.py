@@ -38,7 +38,7 @@ def copy(source: Path, target: Path) -> None:
         ConflictError: Its segments kept being renamed.
     """
     for name in (CHECKPOINTS, COSIGNED, VKEYS):
-        if (source / name).exists():
+        if files.exists(source / name):
             put_file(target / name, _lines(source / name))
     _copy_segments(source, target)
     for path in sorted(source.iterdir()):

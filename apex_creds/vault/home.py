@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from apex_creds.fs.private_files import expanded
+
 HOME_VARIABLE: Final = "APEX_CREDS_HOME"
 
 
@@ -13,9 +15,12 @@ def resolve_home(home: str | os.PathLike[str] | None = None) -> Path:
     """``home``, else ``$APEX_CREDS_HOME``, else ``~/.apex_agent``; absolute.
 
     The last component is not resolved, so that a symbolic link there is refused later.
+
+    Raises:
+        InvalidInputError: It needs a home directory that this user does not have.
     """
     chosen = home or os.environ.get(HOME_VARIABLE) or "~/.apex_agent"
-    return Path(os.path.abspath(Path(chosen).expanduser()))
+    return expanded(os.fspath(chosen))
 
 
 def audit_directory(home: Path) -> Path:

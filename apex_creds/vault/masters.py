@@ -12,6 +12,7 @@ from pathlib import Path
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import MasterKeyUnavailableError
+from apex_creds.fs.private_files import expanded
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.vault.document import MasterRecord
 
@@ -78,7 +79,7 @@ def refuse_own(uri: str, home: Path) -> None:
     scheme, _, path = uri.partition(":")
     if scheme != "file":
         return
-    named = os.path.abspath(os.path.expanduser(path))
+    named = str(expanded(path))
     if any(_is_in(look(named), look(home)) for look in (os.path.abspath, os.path.realpath)):
         raise MasterKeyUnavailableError(
             "The key store names a master key inside the vault's own directory, which may "

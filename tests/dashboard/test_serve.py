@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -46,6 +47,26 @@ def refused(home: Path, **options: object) -> str:
         anyio.run(start)
     assert said == []
     return str(caught.value)
+
+
+def test_a_client_that_hangs_up_prints_nothing(home: Path) -> None:
+    """In its request's head, in its body, and while it is answered."""
+    with running(home) as made:
+        host = made.origin.removeprefix("http://")
+        address, _, port = host.partition(":")
+        head = (
+            f"POST /login HTTP/1.1\r\nHost: {host}\r\nOrigin: {made.origin}\r\n"
+            "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        )
+        page = f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"
+        for sent in ("", head[:40], head, head + '{"token":', page * 20):
+            with socket.create_connection((address, int(port))) as client:
+                client.sendall(sent.encode())
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with made.client() as client:
+            made.log_in(client)
+        code, said = made.stop()
+    assert (code, "Traceback" in said, "Exception" in said) == (0, False, False), said
 
 
 def test_it_is_reached_on_loopback_alone_and_ends_while_somebody_listens(home: Path) -> None:

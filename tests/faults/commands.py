@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey
-from apex_creds.vault import Vault
+from apex_creds.vault import Vault, dek
 from apex_creds.vault.backup import backup
 
 CANARY: Final = "canary-5f1c"
@@ -114,6 +114,14 @@ class World:
                 "kek": keystore.header.kek_version,
                 "master": keystore.root_header.master.version,
             }
+
+    def live_versions(self) -> list[str]:
+        """Keys that nothing needs and that could still decrypt what was deleted."""
+        return asyncio.run(self._live_versions())
+
+    async def _live_versions(self) -> list[str]:
+        async with await Vault.unseal(self.home) as vault:
+            return await dek.left_behind(vault.store, "api_keys")
 
     def leftovers(self) -> list[str]:
         odd = re.compile(r"\.(?:tmp|new|partial|tar\.tmp)$|^\.restoring-")

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode
 
 from apex_creds.errors import InvalidInputError
 from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import check
+from apex_creds.fs.private_files import check, expanded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,7 +127,7 @@ def _sqlite(parts: SplitResult, options: dict[str, str]) -> Target:
         raise _bad("names no file; write sqlite:////absolute/path/of/vault.db")
     if other := sorted(set(options) - {"space"}):
         raise _bad(f"has an option that SQLite has not: {other[0]}")
-    full = Path(os.path.abspath(Path(path).expanduser()))
+    full = expanded(path)
     return Target(
         dialect="sqlite",
         text=f"sqlite:///{quote(str(full))}",
@@ -214,7 +214,7 @@ def _tls(options: dict[str, str], *, local: bool) -> dict[str, str]:
         return found
     for option, name in (("tls_ca", "rootcert"), ("tls_cert", "cert"), ("tls_key", "key")):
         if option in options:
-            found[f"ssl{name}"] = str(Path(options[option]).expanduser())
+            found[f"ssl{name}"] = str(expanded(options[option]))
     if found["sslmode"] == "disable" and not local:
         found["require_auth"] = "!password,!md5"  # nothing that can be read on the way
     if found["sslmode"] == "verify-full" and not _has_root(options):
@@ -234,7 +234,7 @@ def _has_root(options: dict[str, str]) -> bool:
         return True
     if os.environ.get("PGSSLROOTCERT") or os.environ.get("PGSERVICE"):
         return True
-    return Path("~/.postgresql/root.crt").expanduser().exists()
+    return "HOME" in os.environ and expanded("~/.postgresql/root.crt").exists()
 
 
 def _limits(options: dict[str, str], *, local: bool) -> dict[str, str]:
@@ -265,7 +265,7 @@ def _keyring(text: str | None) -> tuple[str, str] | None:
 
 
 def _private(text: str) -> str:
-    path = Path(text).expanduser().absolute()
+    path = expanded(text)
     with translated(path):
         check(path, os.stat(path))
     return str(path)
