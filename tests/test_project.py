@@ -121,6 +121,14 @@ def test_the_version_is_said_before_anything_is_loaded() -> None:
     assert loaded(code) == ["apex_creds", "apex_creds.cli"]
 
 
+def test_a_command_loads_what_it_uses() -> None:
+    """Counted, since how long it takes says something about the machine."""
+    found = loaded("from apex_creds.cli import entry; entry.tree('list')")
+    late = {"rich.progress", "cryptography.hazmat.backends.openssl.backend", "httpx", "limits"}
+    assert not late & set(found)
+    assert len(found) < 600, len(found)
+
+
 def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
     assert set(apex_creds.__all__) <= set(dir(apex_creds))
     with pytest.raises(AttributeError, match="nothing_of_it"):

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Final
 
 from apex_creds.cli import output
 from apex_creds.migration import Report, SourceReport, on_unseal
 from apex_creds.migration.copying import Progress as Tell
 from apex_creds.migration.state import DOCUMENT
 from apex_creds.vault import Vault
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 LARGE: Final = 500
 """Entries from which on a bar is shown."""
@@ -73,16 +74,25 @@ def summary(source: SourceReport) -> str:
 @contextmanager
 def bar() -> Iterator[Tell]:
     """A progress bar on a terminal, for large sources."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    shown = output.console(sys.stderr)
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=shown, disable=not sys.stderr.isatty()) as progress:
+    with ExitStack() as stack:
+        progress: Progress | None = None
 
         def tell(path: str, done: int, total: int) -> None:
+            nonlocal progress
             if total < LARGE:
                 return
+            progress = progress or stack.enter_context(_progress())
             if path not in tasks:
                 tasks[path] = progress.add_task(output.safe(path))
             progress.update(tasks[path], total=total, completed=done)
 
         yield tell
+
+
+def _progress() -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    shown = output.console(sys.stderr)
+    return Progress(*columns, console=shown, disable=not sys.stderr.isatty())

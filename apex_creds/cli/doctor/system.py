@@ -9,7 +9,6 @@ from apex_creds.cli import when
 from apex_creds.cli.doctor.checks import Check, failure, ok, warning
 from apex_creds.crypto.hardening import Hardening
 from apex_creds.crypto.memory import SecretBytes, arena
-from apex_creds.crypto.versions import versions
 
 _TOLERANCE = 2.0
 _EARLIEST = 1_735_689_600.0  # 2025-01-01: before there was anything of this to run
@@ -67,6 +66,8 @@ def core_dumps() -> Check:
 
 def cryptography() -> Check:
     """Which cryptographic libraries are used; SECURITY.md says when to update them."""
+    from apex_creds.crypto.versions import versions
+
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     return ok("cryptography", found)
 
