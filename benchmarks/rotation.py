@@ -39,7 +39,7 @@ from rich.table import Table
 from apex_creds import ApiKey, Vault
 from apex_creds.keys.keyset import KeyState
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.orders import request_key
+from apex_creds.scheduler.orders import labels_of, newest
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.vault.values import PutItem
@@ -155,8 +155,9 @@ async def request(engine: Engine, level: Level) -> None:
     """Has the keys of a level rotated by the next run, old ones destroyed at once."""
     never = LevelPolicy(interval=None, grace=0.0)
     quiet = Policies(master=never, kek=never, dek=never)
-    now = engine.store.clock.time()
-    state = RotationState(policies=quiet, requested={request_key(level): now})
+    keystore = await engine.store.keystore()
+    wanted = newest(keystore, level, labels_of(keystore))
+    state = RotationState(policies=quiet, renew=wanted)
     await engine.document.change(lambda _: state)
 
 

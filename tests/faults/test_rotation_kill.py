@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from apex_creds.audit.verify import check
 from apex_creds.keys.keyset import KeyState
@@ -75,14 +76,14 @@ async def finished(home: Path, level: Level, point: str) -> None:
         assert not (await engine(vault).run(lease=False)).failed, point
         assert await values(vault) == STORED, point
         keystore = await vault.store.keystore()
-        requested = (await engine(vault).document.read()).requested
+        orders = (await engine(vault).document.read()).renew
         for keyset in (keystore.root_header.keks, *keystore.body.deks):
             states = {version.state for version in keyset.versions}
             assert states <= {KeyState.PRIMARY, KeyState.DESTROYED}, (point, states)
-        assert not requested, point
+        assert not orders, point
         vault_id = vault.vault_id
         # The next write in a folder sweeps what the killed process left there.
-        await engine(vault).hold()
+        await engine(vault).document.change(lambda s: replace(s, debounce=s.debounce + 1))
         await vault.put("further", ApiKey("further value"))
     async with await Vault.unseal(home) as vault:
         assert await values(vault) == {**STORED, "further": b"further value"}, point

@@ -48,7 +48,7 @@ from apex_creds.vault.masters import Masters
 from apex_creds.vault.section import open_record
 from apex_creds.vault.store import DocumentStore
 from apex_creds.vault.values import Opened, PutItem
-from tests.vault.helpers import FakeClock
+from tests.vault.helpers import FakeClock, NoNote
 
 NAMES = [f"name{number}" for number in range(4)]
 SERVICES = ["one", "one", "two"]
@@ -487,7 +487,11 @@ async def run(world: World) -> World:
     provider = ChaoticProvider(world.ring, world.chaos, first)
     (
         await genesis.create(
-            world.storage, provider=provider, hashed_names=False, now=world.clock.now
+            world.storage,
+            provider=provider,
+            hashed_names=False,
+            begun=NoNote(),
+            now=world.clock.now,
         )
     ).close()
     setup = Worker(world, "setup", mortal=False)

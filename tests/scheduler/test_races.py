@@ -13,7 +13,7 @@ import pytest
 
 from apex_creds.model import ApiKey
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.orders import request_key
+from apex_creds.scheduler.orders import labels_of, newest
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.reencrypt import reencrypt
 from apex_creds.scheduler.state import RotationState, rotation_document
@@ -23,7 +23,7 @@ from apex_creds.vault.masters import Masters
 from apex_creds.vault.store import DocumentStore
 from apex_creds.vault.values import PutItem
 from tests.scheduler.simulation import Chaos, ChaoticProvider, Keyring, Mortal, read
-from tests.vault.helpers import FakeClock
+from tests.vault.helpers import FakeClock, NoNote
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +62,11 @@ class Two:
 
     async def start(self) -> None:
         made = await genesis.create(
-            self.storage, provider=self.provider, hashed_names=False, now=self.clock.now
+            self.storage,
+            provider=self.provider,
+            hashed_names=False,
+            begun=NoNote(),
+            now=self.clock.now,
         )
         made.close()
         self.slow, self.quick = self.process(self.gate), self.process(self.storage)
@@ -79,8 +83,9 @@ class Two:
         document = rotation_document(self.quick)
         never = LevelPolicy(interval=None, grace=0.0)
         quiet = Policies(master=never, kek=never, dek=never)
-        wanted = {request_key(level, label): self.clock.now}
-        await document.change(lambda _: RotationState(policies=quiet, requested=wanted))
+        keystore = await self.quick.keystore()
+        wanted = newest(keystore, level, [label] if label else labels_of(keystore))
+        await document.change(lambda _: RotationState(policies=quiet, renew=wanted))
         engine = Engine(self.quick, document, next_fire=lambda *_: None)
         outcome = await engine.run(lease=False)
         assert not outcome.failed

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken, Secret
 from apex_creds.vault import Vault
+from apex_creds.vault.begun import Begun, BegunNote
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -27,6 +28,22 @@ class FakeClock:
 
     def monotonic(self) -> float:
         return self.now
+
+
+class NoNote(Begun):
+    """Of an init without a home, such as that of a storage in memory."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull))
+
+    def read(self) -> None:
+        return None
+
+    def write(self, note: BegunNote) -> None:
+        pass
+
+    def clear(self) -> None:
+        pass
 
 
 def home_in(where: Path) -> Path:

@@ -17,7 +17,7 @@ from apex_creds.vault import genesis, writing
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.shared import NOTE_AFTER, SharedStore
 from apex_creds.vault.values import PutItem
-from tests.vault.helpers import FakeClock
+from tests.vault.helpers import FakeClock, NoNote
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
 
@@ -32,7 +32,11 @@ class Database:
 
     async def create(self) -> None:
         made = await genesis.create(
-            self.storage, provider=self.provider, hashed_names=False, now=self.clock.now
+            self.storage,
+            provider=self.provider,
+            hashed_names=False,
+            begun=NoNote(),
+            now=self.clock.now,
         )
         made.close()
 
@@ -54,7 +58,7 @@ class Database:
     async def round(self, store: SharedStore) -> int:
         """A worker's; the key store's generation after it."""
         document = rotation_document(store)
-        await Engine(store, document, holder="w", next_fire=lambda *_: None).run()
+        await Engine(store, document, next_fire=lambda *_: None).run()
         return (await store.keystore()).header.generation
 
 

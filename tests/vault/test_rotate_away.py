@@ -22,7 +22,7 @@ from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import genesis, rotate
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.shared import SharedStore
-from tests.vault.helpers import FakeClock
+from tests.vault.helpers import FakeClock, NoNote
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
 
@@ -58,7 +58,7 @@ class Server:
     async def create(self) -> None:
         provider = provider_from_uri(f"file:{self.key_file}")
         made = await genesis.create(
-            self.storage, provider=provider, hashed_names=False, now=1.0
+            self.storage, provider=provider, hashed_names=False, begun=NoNote(), now=1.0
         )
         made.close()
 

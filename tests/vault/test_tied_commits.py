@@ -23,7 +23,7 @@ from apex_creds.vault.masters import Masters
 from apex_creds.vault.section import open_record
 from apex_creds.vault.shared import SharedStore
 from apex_creds.vault.values import PutItem
-from tests.vault.helpers import FakeClock
+from tests.vault.helpers import FakeClock, NoNote
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +56,11 @@ class Pair:
 
     async def open(self) -> None:
         made = await genesis.create(
-            self.storage, provider=self.provider, hashed_names=False, now=self.clock.now
+            self.storage,
+            provider=self.provider,
+            hashed_names=False,
+            begun=NoNote(),
+            now=self.clock.now,
         )
         made.close()
         await self.slow.unseal()
@@ -113,7 +117,6 @@ async def test_a_shard_is_never_left_under_a_kek_that_was_destroyed(pair: Pair) 
         engine = Engine(
             pair.quick,
             rotation_document(pair.quick),
-            holder="quick",
             next_fire=lambda *_: None,
         )
         await rotate.rotate_kek(pair.quick, replaces=1, now=pair.clock.now)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apex_creds.model import ApiKey, GenericSecret
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.orders import request_key
+from apex_creds.scheduler.orders import labels_of, newest
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.vault import Vault
@@ -58,10 +58,9 @@ async def finish(vault: Vault, level: Level) -> None:
     document = rotation_document(vault.store)
     never = LevelPolicy(interval=None, grace=0.0)
     quiet = Policies(master=never, kek=never, dek=never)
-    now = vault.clock.time()
-    await document.change(
-        lambda _: RotationState(policies=quiet, requested={request_key(level): now})
-    )
+    keystore = await vault.store.keystore()
+    wanted = newest(keystore, level, labels_of(keystore))
+    await document.change(lambda _: RotationState(policies=quiet, renew=wanted))
     await engine(vault).run(lease=False)
 
 
