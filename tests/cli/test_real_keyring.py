@@ -36,8 +36,9 @@ def test_the_whole_way_with_the_default_master(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["master"] == "keyring:"
         left = entries(env)
-        assert len(left) == 2, "the demo's master key or anchor is still in the keyring"
+        assert len(left) == 3, "the demo's master key, anchor or pin is still in the keyring"
         assert sum(":anchor'" in label for label in left) == 1
+        assert sum("'home:" in label for label in left) == 1
 
 
 def entries(env: dict[str, str]) -> list[str]:
