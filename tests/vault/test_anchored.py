@@ -6,14 +6,17 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from apex_creds.audit.checkpoint import Checkpoint
+from apex_creds.audit.checkpoint import Checkpoint, LogKey
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.crypto.signing import SigningKey
 from apex_creds.errors import (
     CorruptDocumentError,
+    IntegrityError,
     MasterKeyUnavailableError,
     RollbackDetectedError,
     SecondFactorError,
@@ -339,3 +342,36 @@ async def test_accepting_a_rollback_does_not_accept_a_forged_header(where: Path)
         with pytest.raises(CorruptDocumentError):
             await vault.list()
     assert anchored(where).get("api_keys", 0) < 7777
+
+
+# -- its text --------------------------------------------------------------------------
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "anchor_v1.json").read_text())
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Anchor]:
+    """Of the vault of the vectors."""
+    with SecretBytes.from_bytes(bytes.fromhex(VECTORS["seed"])) as seed:
+        signer = SigningKey.from_seed(seed)
+    with signer:
+        key = LogKey(VECTORS["vault_id"], signer)
+        yield Anchor(FileProvider(tmp_path / "k"), key=key, store=None, home=tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", VECTORS["good"], ids=lambda case: case["name"])
+def test_an_anchor_is_read_and_written_as_specified(
+    reader: Anchor, case: dict[str, object]
+) -> None:
+    found = reader._parse(str(case["text"]))
+    assert found.documents == case["documents"]
+    assert (found.accepted, found.checkpoint.size) == (case["accepted"], case["size"])
+    assert reader._text(found) == str(case["text"]).partition("\n\n")[0] + "\n"
+
+
+@pytest.mark.parametrize("case", VECTORS["bad"], ids=lambda case: case["name"])
+def test_an_anchor_that_was_not_signed_so_is_refused(
+    reader: Anchor, case: dict[str, str]
+) -> None:
+    with pytest.raises(IntegrityError):
+        reader._parse(case["text"])
