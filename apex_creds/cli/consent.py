@@ -16,6 +16,7 @@ import typer
 from apex_creds.cli import options, output, session, when
 from apex_creds.cli.factors import ask_for_one, read_code
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
+from apex_creds.clocks import Moment, SystemClock
 from apex_creds.errors import InvalidInputError
 from apex_creds.integrations.checksum import DEFAULT, tree_digest
 from apex_creds.policy.access_state import PendingRequest
@@ -47,8 +48,9 @@ def list_requests(
         output.json_out([_as_json(item) for item in found])
     elif not found:
         output.say("Nothing waits for an answer.")
+    now = Moment.now(SystemClock())
     for item in [] if json else found:
-        output.say(f"{item.id}  ({item.expires - time.time():.0f} seconds left)", style="bold")
+        output.say(f"{item.id}  ({item.seconds_left(now):.0f} seconds left)", style="bold")
         for line in lines(item.request):
             output.say(f"  {line}")
 

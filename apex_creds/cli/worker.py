@@ -75,10 +75,17 @@ def worker(
 
 @contextmanager
 def _signals() -> Iterator[asyncio.Event]:
+    """Set by the first signal; a second one ends the process at once, as it always may."""
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
     chosen = (signal.SIGTERM, signal.SIGINT)
+
+    def stop() -> None:
+        stopped.set()
+        for number in chosen:
+            loop.remove_signal_handler(number)
+
     for number in chosen:
-        loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, stop)
     try:
         yield stopped
     finally:

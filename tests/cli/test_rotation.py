@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -279,3 +280,20 @@ def test_the_worker_migrates_before_it_starts(cli):
         assert "4 migrated" in process.communicate(timeout=480)[1]
     assert process.returncode == 0
     assert not path.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
+def test_a_worker_that_can_not_get_on_ends_when_it_is_told_twice(vault):
+    """Its rotation waits for the lock of writers, which another process keeps."""
+    assert vault("rotation", "policy", "dek", "--interval", "1s").code == 0
+    command = [*PROGRAM, "--home", str(vault.home), "worker", "--every", "0.1"]
+    with (vault.home / "security" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+            assert "runs" in process.stdout.readline()
+            while process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.05)
+            process.communicate()
+        assert process.returncode in (0, -signal.SIGTERM)
