@@ -12,25 +12,32 @@ import os
 import re
 import struct
 import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 from apex_creds.audit.files import (
     create_whole,
+    exists,
     open_to_read,
     read_between,
     settled_size,
     sync_directory,
     unavailable,
 )
+from apex_creds.audit.line import MAX_LINE, parse_header
+from apex_creds.audit.tree import Frontier
 from apex_creds.errors import AuditTamperedError
 
 __all__ = [
     "MAX_SEGMENT",
     "compress",
     "file_name",
+    "find_segment",
     "pack",
+    "read_either",
     "read_segment",
     "segments",
     "unpack",
@@ -44,6 +51,8 @@ _NAME: Final = re.compile(r"([0-9]{6,18})\.jsonl(\.gz)?")
 _HEAD: Final = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff" + struct.pack("<H2sH", 36, b"AX", 32)
 _TRAILER: Final = struct.Struct("<II")
 _LEVEL: Final = 6
+_FIRST: Final = (1 << 10, 16 << 10)
+"""Bytes of a segment's file that mostly, and always, are enough for its first line."""
 
 
 def file_name(number: int) -> str:
@@ -96,11 +105,86 @@ def read_segment(path: Path) -> bytes:
         os.close(fd)
     plain = unpack(data) if data is not None and path.suffix == ".gz" else data
     if plain is None:
-        raise AuditTamperedError(
-            f"{path.name} of the audit log is not what was sealed, or is too long.",
-            hint="Keep a copy, find out who did it, and restore the file.",
-        )
+        raise _not_sealed(path)
     return plain
+
+
+def read_either(path: Path) -> bytes:
+    """As ``read_segment``, also where it was compressed since its folder was listed."""
+    return _either(path, read_segment)
+
+
+def find_segment(
+    paths: Mapping[int, Path], *, vault_id: str, after: int, known: dict[int, Frontier]
+) -> tuple[int, Frontier]:
+    """Returns the segment of the event after ``after``, and the tree's edge before it.
+
+    Only the first lines of a few segments are read. They are not proven: who reads on finds
+    that the lines do not fit to a wrong one.
+
+    Args:
+        paths: Of all segments.
+        vault_id: Whose.
+        after: The number of an event.
+        known: Edges that were read before; those that are read now are added.
+
+    Raises:
+        AuditTamperedError: The first line of a segment is not right.
+        AuditUnavailableError, UnsafePathError: As ``read_segment``.
+    """
+
+    def edge_of(number: int) -> Frontier:
+        if number not in known:
+            first = _either(paths[number], _read_first)
+            edge = parse_header(first, segment=number, vault_id=vault_id)
+            if edge is None:
+                raise _not_sealed(paths[number])
+            known[number] = edge
+        return known[number]
+
+    number = bisect_right(range(1, len(paths) + 1), after, key=lambda n: edge_of(n).size)
+    return max(number, 1), edge_of(max(number, 1))
+
+
+def _read_first(path: Path) -> bytes:
+    """A segment's first line; empty where it has none."""
+    fd = open_to_read(path)
+    try:
+        for count in _FIRST:
+            data = read_between(fd, 0, count)
+            plain = _inflated(data) if path.suffix == ".gz" else data
+            if end := plain.find(b"\n") + 1:
+                return plain[:end]
+    finally:
+        os.close(fd)
+    return b""
+
+
+def _inflated(data: bytes) -> bytes:
+    """What the beginning of a compressed segment begins with."""
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        return inflate.decompress(data[len(_HEAD) + 32 :], MAX_LINE)
+    except zlib.error:
+        return b""
+
+
+def _either(path: Path, read: Callable[[Path], bytes]) -> bytes:
+    try:
+        return read(path)
+    except AuditTamperedError:
+        # Compressed meanwhile, by a process that uses the log.
+        packed = path.with_name(f"{path.name}.gz")
+        if exists(path) or not exists(packed):
+            raise
+    return read(packed)
+
+
+def _not_sealed(path: Path) -> AuditTamperedError:
+    return AuditTamperedError(
+        f"{path.name} of the audit log is not what was sealed, or is too long.",
+        hint="Keep a copy, find out who did it, and restore the file.",
+    )
 
 
 def pack(data: bytes) -> bytes:

@@ -8,7 +8,8 @@ returns is an event that the signed log holds.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,9 +18,15 @@ import msgspec
 from apex_creds.audit import line, tree
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
 from apex_creds.audit.events import AuditEvent
+from apex_creds.audit.nodes import Subtrees
 from apex_creds.audit.note import VerifierKey, base64_of, bytes_of
 from apex_creds.audit.verify import entries
-from apex_creds.errors import IntegrityError, InvalidInputError
+from apex_creds.errors import (
+    ApexCredsError,
+    AuditTamperedError,
+    IntegrityError,
+    InvalidInputError,
+)
 
 __all__ = ["Proved", "check_consistency", "check_inclusion", "consistency", "inclusion"]
 
@@ -68,19 +75,16 @@ def inclusion(directory: Path, *, vault_id: str, seq: int) -> str:
             f"The newest checkpoint covers the events 1 to {newest.size}.",
             hint="Sign the later ones first: apex-creds audit checkpoint --sign.",
         )
-    found: list[bytes] = []
-
-    def leaves() -> Iterator[bytes]:
-        for number, text in entries(directory, vault_id=vault_id):
-            if number == seq:
-                found.append(line.entry_of(text))
-            yield line.leaf_of(text)
-
-    ranges = tree.inclusion_ranges(seq - 1, newest.size)
-    hashes = tree.hashes_of([*ranges, (seq - 1, seq)], leaves())[:-1]
+    found = next(entries(directory, vault_id=vault_id, after=seq - 1), (0, b""))
+    entry = line.entry_of(found[1])
+    leaf = (seq - 1, seq)
+    *hashes, proved = _roots(
+        directory, vault_id, newest, [*tree.inclusion_ranges(seq - 1, newest.size), leaf]
+    )
+    if found[0] != seq or tree.leaf_hash(entry) != proved:
+        raise _unlike(newest)
     proof = "".join(f"{base64_of(each)}\n" for each in hashes)
-    extra = base64_of(found[0])
-    return f"{_FIRST}\nextra {extra}\nindex {seq - 1}\n{proof}\n{newest}"
+    return f"{_FIRST}\nextra {base64_of(entry)}\nindex {seq - 1}\n{proof}\n{newest}"
 
 
 def check_inclusion(text: str, *, keys: Sequence[VerifierKey]) -> Proved:
@@ -122,8 +126,38 @@ def consistency(directory: Path, *, vault_id: str, old: int) -> tuple[list[bytes
     """
     newest = _newest(directory, vault_id)
     ranges = tree.consistency_ranges(old, newest.size)
+    # Together with the old tree, where it is a part by itself, they make up the new one.
+    more = [] if any(start == 0 for start, _ in ranges) else [(0, old)]
+    return _roots(directory, vault_id, newest, [*ranges, *more])[: len(ranges)], newest
+
+
+def _roots(
+    directory: Path, vault_id: str, newest: Checkpoint, ranges: Sequence[tuple[int, int]]
+) -> list[bytes]:
+    """The roots of ranges that make up a checkpoint's tree, and have its root."""
+    kept = Subtrees(directory, vault_id=vault_id)
+    with suppress(ApexCredsError):
+        roots = [kept.root(*each) for each in ranges]
+        if tree.join(dict(zip(ranges, roots, strict=True)), newest.size) == newest.root:
+            kept.discard()
+            return roots
+    # What is kept beside the segments was wrong, or the log is: that needs all of it.
     texts = (text for _, text in entries(directory, vault_id=vault_id))
-    return tree.hashes_of(ranges, map(line.leaf_of, texts)), newest
+    try:
+        roots = tree.hashes_of(ranges, map(line.leaf_of, texts))
+    except InvalidInputError:
+        raise _unlike(newest) from None
+    if tree.join(dict(zip(ranges, roots, strict=True)), newest.size) != newest.root:
+        raise _unlike(newest)
+    kept.discard(used=True)
+    return roots
+
+
+def _unlike(newest: Checkpoint) -> AuditTamperedError:
+    return AuditTamperedError(
+        f"The log's first {newest.size} events are not those signed.",
+        hint="Run: apex-creds audit verify. It says where.",
+    )
 
 
 def check_consistency(old: Checkpoint, new: Checkpoint, proof: Sequence[bytes]) -> None:

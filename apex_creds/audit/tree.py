@@ -8,7 +8,7 @@ and holds at most 64 hashes, however large the tree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Final
 
@@ -21,6 +21,7 @@ __all__ = [
     "consistency_ranges",
     "hashes_of",
     "inclusion_ranges",
+    "join",
     "leaf_hash",
     "node_hash",
     "verify_consistency",
@@ -187,6 +188,24 @@ def hashes_of(ranges: Sequence[Range], leaves: Iterable[bytes]) -> list[bytes]:
     if at != len(todo):
         raise InvalidInputError("The log has fewer events than the proof names.")
     return [roots[each] for each in ranges]
+
+
+def join(parts: Mapping[Range, bytes], size: int) -> bytes:
+    """Returns the root of a tree of ``size`` leaves from those of ranges that make it up.
+
+    Raises:
+        IntegrityError: They don't.
+    """
+
+    def root(start: int, end: int) -> bytes:
+        if (start, end) in parts:
+            return parts[start, end]
+        if end - start < 2:
+            raise _unproved("event")
+        middle = start + _split(end - start)
+        return node_hash(root(start, middle), root(middle, end))
+
+    return root(0, size)
 
 
 def _split(count: int) -> int:

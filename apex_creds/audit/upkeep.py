@@ -18,6 +18,7 @@ from typing import Final
 from apex_creds.audit import names, spans
 from apex_creds.audit.archive import MAX_SEGMENT, compress, segments
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile, LogKey
+from apex_creds.audit.nodes import has_nodes, keep_nodes
 from apex_creds.audit.opening import End
 from apex_creds.audit.tree import Frontier
 from apex_creds.audit.writer import Writer
@@ -89,7 +90,7 @@ class Upkeep:
         self._since = self._untold = 0.0
         self._asked = False
         self._packing: list[threading.Thread] = []
-        self._healthy = True
+        self._healthy, self._ending = True, False
         self.newest: Checkpoint | None = None
         if end.alone:
             self._pack(list(segments(self._directory).values())[:-1])
@@ -170,12 +171,13 @@ class Upkeep:
         return made
 
     def finish(self) -> None:
-        """Signs and compresses what is left, before the log closes."""
+        """Signs what is left, and compresses what is begun, before the log closes."""
         for work in (self.sign, self._tell_rest):
             try:
                 work()
             except ApexCredsError as error:
                 self._failed(error)
+        self._ending = True
         for thread in self._packing:
             thread.join()
 
@@ -207,10 +209,10 @@ class Upkeep:
             self._pack([sealed])
 
     def _pack(self, sealed: Sequence[Path]) -> None:
-        """Compresses segments, in a thread of its own: it takes long."""
-        plain = [path for path in sealed if path.suffix != ".gz"]
-        if plain:
-            work = threading.Thread(target=self._compress, args=(plain,), daemon=True)
+        """Compresses segments and keeps their nodes, in a thread: it takes long."""
+        todo = [path for path in sealed if path.suffix != ".gz" or not has_nodes(path)]
+        if todo:
+            work = threading.Thread(target=self._compress, args=(todo,), daemon=True)
             self._packing = [each for each in self._packing if each.is_alive()]
             self._packing.append(work)
             work.start()
@@ -218,7 +220,12 @@ class Upkeep:
     def _compress(self, paths: Sequence[Path]) -> None:
         try:
             for path in paths:
-                compress(path)
+                if path.suffix != ".gz":
+                    compress(path)
+            for path in reversed(paths):
+                keep_nodes(path, vault_id=self._writer.vault_id)
+                if self._ending:
+                    break  # an older log may have many: the next opening goes on
         except Exception as error:  # noqa: BLE001 - the next opening tries again
             self._failed(error)
 

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from apex_creds.audit import line as lines
-from apex_creds.audit.archive import file_name, read_segment, segments
+from apex_creds.audit.archive import file_name, find_segment, read_either, segments
 from apex_creds.audit.checkpoint import (
     COSIGNED,
     Checkpoint,
@@ -28,7 +28,7 @@ from apex_creds.audit.checkpoint import (
     read_keys,
 )
 from apex_creds.audit.events import Recorded
-from apex_creds.audit.files import TRY_LOCK, exists, flock, missing, open_directory
+from apex_creds.audit.files import TRY_LOCK, flock, missing, open_directory
 from apex_creds.audit.leaves import leaves_of
 from apex_creds.audit.note import VerifierKey
 from apex_creds.audit.tree import Frontier
@@ -44,6 +44,7 @@ __all__ = [
     "entries",
     "in_use",
     "judged",
+    "latest",
     "read",
     "verify",
 ]
@@ -355,16 +356,16 @@ class _Check:
         """The segments to read: all, or from the one with the checkpoint known before."""
         if self._since is None:
             return paths.items()
-        for number in sorted(paths, reverse=True):
-            head = _read_segment(paths[number], number).partition(b"\n")[0] + b"\n"
-            edge = lines.parse_header(head, segment=number, vault_id=self._vault_id)
-            if edge is not None and edge.size <= self._since.size:
-                self._edge = edge
-                return [(n, p) for n, p in paths.items() if n >= number]
-        return paths.items()
+        try:
+            first, self._edge = find_segment(
+                paths, vault_id=self._vault_id, after=self._since.size, known={}
+            )
+        except AuditTamperedError:
+            return paths.items()
+        return [(number, path) for number, path in paths.items() if number >= first]
 
     def _read_one(self, number: int, path: Path, *, last: bool) -> None:
-        data = _read_segment(path, number)
+        data = read_either(path)
         head, _, body = data.partition(b"\n")
         edge = lines.parse_header(head + b"\n", segment=number, vault_id=self._vault_id)
         if edge is None or (edge.size, edge.hashes) != (self._edge.size, self._edge.hashes):
@@ -407,19 +408,23 @@ def entries(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[tuple
     paths = _found(Path(directory))
     number = _segment_of(paths, vault_id, after)
     while number in paths:
-        data = _read_segment(paths[number], number)
-        head, _, body = data.partition(b"\n")
-        edge = lines.parse_header(head + b"\n", segment=number, vault_id=vault_id)
-        if edge is None:
-            raise _tampered(1, "is not in a segment of this vault", paths[number].name)
-        for seq, text in enumerate(body.splitlines(keepends=True), start=edge.size + 1):
-            if text == lines.seal(segment=number, last=seq - 1):
-                break
-            if wrong := lines.fault(seq, text):
-                raise _tampered(seq, wrong, paths[number].name)
+        for seq, text in _entries_of(paths[number], number, vault_id):
             if seq > after:
                 yield seq, text
         number += 1
+
+
+def _entries_of(path: Path, number: int, vault_id: str) -> Iterator[tuple[int, bytes]]:
+    head, _, body = read_either(path).partition(b"\n")
+    edge = lines.parse_header(head + b"\n", segment=number, vault_id=vault_id)
+    if edge is None:
+        raise _tampered(1, "is not in a segment of this vault", path.name)
+    for seq, text in enumerate(body.splitlines(keepends=True), start=edge.size + 1):
+        if text == lines.seal(segment=number, last=seq - 1):
+            break
+        if wrong := lines.fault(seq, text):
+            raise _tampered(seq, wrong, path.name)
+        yield seq, text
 
 
 def read(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[Recorded]:
@@ -428,28 +433,22 @@ def read(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[Recorded
         yield lines.decode(text)
 
 
+def latest(directory: Path, *, vault_id: str) -> Iterator[Recorded]:
+    """Yields the events, newest first; a segment is read when it is reached.
+
+    Raises as ``entries``, before any event of a segment with a bad line.
+    """
+    for number, path in reversed(_found(Path(directory)).items()):
+        for _, text in reversed(list(_entries_of(path, number, vault_id))):
+            yield lines.decode(text)
+
+
 def _segment_of(paths: dict[int, Path], vault_id: str, after: int) -> int:
     """The newest segment that begins at or before the event after ``after``."""
-    if not after:
-        return 1
-    for number in sorted(paths, reverse=True):
-        head = _read_segment(paths[number], number).partition(b"\n")[0] + b"\n"
-        edge = lines.parse_header(head, segment=number, vault_id=vault_id)
-        if edge is not None and edge.size <= after:
-            return number
-    return 1
-
-
-def _read_segment(path: Path, number: int) -> bytes:
-    """A segment's bytes, also where it was compressed since its folder was listed."""
     try:
-        return read_segment(path)
+        return find_segment(paths, vault_id=vault_id, after=after, known={})[0] if after else 1
     except AuditTamperedError:
-        # Compressed meanwhile, by a process that uses the log.
-        packed = path.with_name(f"{file_name(number)}.gz")
-        if exists(path) or not exists(packed):
-            raise
-    return read_segment(packed)
+        return 1  # who reads on from there finds what is wrong, and where
 
 
 def _found(directory: Path) -> dict[int, Path]:

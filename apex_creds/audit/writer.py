@@ -39,6 +39,7 @@ class Writer:
         lock: What guards it.
 
     Attributes:
+        vault_id: Whose it is.
         seq: The number of the last event written or seen.
         end: Length of the segment up to its last line.
         notes: Events that go out before everything else.
@@ -48,7 +49,7 @@ class Writer:
 
     def __init__(self, end: End, *, vault_id: str, clock: Clock, lock: threading.RLock) -> None:
         self._lock = lock
-        self._vault_id = vault_id
+        self.vault_id = vault_id
         self._clock = clock
         self._sync_lock = threading.RLock()
         self._segment = end.segment
@@ -170,7 +171,7 @@ class Writer:
                 data = line.seal(segment=sealed.number, last=self.seq)
                 sealed.append(data, end=self.end)
                 self.end += len(data)
-                add_segment(sealed, edge, vault_id=self._vault_id)
+                add_segment(sealed, edge, vault_id=self.vault_id)
                 self._take_over(Segment(sealed.directory, sealed.number + 1))
             except OSError as error:
                 raise unavailable("sealed", error) from None
@@ -226,16 +227,16 @@ class Writer:
     def _add_successor(self, sealed: Segment) -> None:
         """Does what a writer that was killed had begun."""
         data = files.read_between(sealed.fd, 0, sealed.size())
-        content = parse(data, number=sealed.number, vault_id=self._vault_id, trusted=self.seq)
+        content = parse(data, number=sealed.number, vault_id=self.vault_id, trusted=self.seq)
         edge = content.edge.copy()
         edge.extend(content.leaves)
-        add_segment(sealed, edge, vault_id=self._vault_id)
+        add_segment(sealed, edge, vault_id=self.vault_id)
 
     def _take_over(self, fresh: Segment) -> None:
         """Puts ``fresh`` in the place of the segment, and locks it."""
         fresh.lock()
         head = next(lines(fresh.fd, 0, fresh.size()), b"")
-        edge = line.parse_header(head, segment=fresh.number, vault_id=self._vault_id)
+        edge = line.parse_header(head, segment=fresh.number, vault_id=self.vault_id)
         if edge is None or edge.size != self.seq:
             fresh.close()
             raise AuditTamperedError(

@@ -6,8 +6,8 @@ import csv
 import re
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -20,7 +20,7 @@ from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.note import VerifierKey
 from apex_creds.audit.text import shown_label
-from apex_creds.audit.verify import check_now
+from apex_creds.audit.verify import check_now, latest
 from apex_creds.cli import audit_copies, options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import AuditTamperedError, InvalidInputError
@@ -123,12 +123,14 @@ def tail(
     settings = options.settings(ctx, home, master)
     directory, vault_id = place(settings)
     named = _namer(settings) if names else _same
-    events = (named(each) for each in read(directory, vault_id=vault_id))
     wanted = _filter(kind, plugin, credential)
-    last: deque[Recorded] = deque(filter(wanted, events), maxlen=count)
-    _print(last, json=json)
+    events = latest(directory, vault_id=vault_id)
+    newest = list(islice(events, 1))
+    last = list(islice(filter(wanted, map(named, chain(newest, events))), count))
+    _print(reversed(last), json=json)
     if follow:
-        _follow(directory, vault_id, lambda each: wanted(named(each)), named, json=json)
+        after = newest[0].seq if newest else 0
+        _follow(directory, vault_id, after, lambda each: wanted(named(each)), named, json=json)
 
 
 def show(
@@ -244,12 +246,12 @@ def _filter(
 def _follow(
     directory: Path,
     vault_id: str,
+    after: int,
     wanted: Callable[[Recorded], bool],
     named: Callable[[Recorded], Recorded],
     *,
     json: bool,
 ) -> None:
-    after = sum(1 for _ in read(directory, vault_id=vault_id))
     while True:
         for event in read(directory, vault_id=vault_id, after=after):
             after = event.seq

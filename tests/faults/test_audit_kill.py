@@ -11,6 +11,7 @@ import pytest
 
 from apex_creds.audit import EventKind, check, read
 from apex_creds.audit.archive import segments
+from apex_creds.audit.nodes import has_nodes
 from tests.faults.killer import Point, Scenario
 from tests.faults.scenarios.audit import VAULT, event, open_log
 
@@ -47,6 +48,7 @@ def test_a_rotation_killed_anywhere_loses_nothing_and_goes_on(tmp_path: Path) ->
                 assert name in found, point
             *sealed, _ = segments(directory).values()
             assert all(path.suffix == ".gz" for path in sealed), point
+            assert all(has_nodes(path) for path in sealed), point
             assert not list(directory.glob(".*")), point
 
 
