@@ -69,7 +69,7 @@ Maker = Callable[[memoryview], Iterator[int]]
 """Spells a secret, character by character."""
 
 
-def spellings(secret: memoryview) -> list[SecretBytes]:
+def spellings(secret: memoryview, *, plain: bool = False) -> list[SecretBytes]:
     """The secret itself, then its other spellings, each once.
 
     They are: hexadecimal; base64 and base64url at each of the three alignments, without
@@ -82,8 +82,16 @@ def spellings(secret: memoryview) -> list[SecretBytes]:
 
     Of more than ``LONG`` bytes (a PEM key, a document, whose parts are looked for as well,
     see ``contents``) the rare ones are left out: each costs about a microsecond a byte.
+
+    Args:
+        secret: What is spelled.
+        plain: Leaves out all but it and the usual escapes of JSON.
     """
     made = [SecretBytes.copy_of(secret)]
+    if plain:
+        for slash in (False, True):
+            _add_unless_known(made, collect(_json(digits=None, slash=slash)(secret)))
+        return made
     for digits in (_LOWER, _UPPER):
         _add_unless_known(made, _hex(secret, digits))
     if len(secret) >= _SHORTEST_BASE64:

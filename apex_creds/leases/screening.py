@@ -80,7 +80,7 @@ def check_url(url: httpx.URL) -> None:
             "The URL's host is not written in its canonical form.",
             hint=f"Write it as {canonical[:80]!r}.",
         )
-    for parameter in url.query.decode("ascii").split("&"):
+    for parameter in url.query.decode("ascii").replace(";", "&").split("&"):
         name = unquote_plus(parameter.partition("=")[0]).lower().replace("_", "-")
         if _OVERRIDING_PARAMETER.fullmatch(name):
             raise RequestNotAllowedError(

@@ -26,7 +26,10 @@ from apex_creds.middleware.stray import StrayRedactor
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _WHERE: Final = "log"
-_NAMES: Final = ("name", "threadName", "taskName", "processName", "funcName")
+_NAMES: Final = (
+    "name", "threadName", "taskName", "processName", "funcName", "levelname", "pathname",
+    "filename", "module",
+)  # fmt: skip
 _OF_OTHERS: Final = frozenset({"asyncio", "concurrent.futures"})
 """Loggers that tell of a failed task wherever it is collected: in any invocation."""
 _OWN: Final = "apex_creds."
@@ -107,6 +110,7 @@ def _redact(record: logging.LogRecord, redactor: Redactor) -> None:
         _redact_message(record, redactor)
         _redact_exception(record, redactor)
         _redact_names(record, redactor)
+        _redact_keys(record, redactor)
         for name in set(vars(record)) - _STANDARD:
             setattr(record, name, _redact_extra(getattr(record, name), redactor))
     except ApexCredsError as refused:
@@ -131,6 +135,16 @@ def _redact_names(record: logging.LogRecord, redactor: Redactor) -> None:
         return
     for name, text in texts.items():
         setattr(record, name, redactor.text(text, where=_WHERE))
+
+
+def _redact_keys(record: logging.LogRecord, redactor: Redactor) -> None:
+    """The names of ``extra`` fields."""
+    names = set(vars(record)) - _STANDARD
+    whole = "\n".join(map(str, names))
+    if redactor.text(whole, where=_WHERE) != whole:
+        for name in names:
+            clean = redactor.text(str(name), where=_WHERE)
+            vars(record)[clean] = vars(record).pop(name)
 
 
 def _redact_message(record: logging.LogRecord, redactor: Redactor) -> None:

@@ -41,11 +41,8 @@ class Needles:
         """
         made = spellings(part) if len(part) >= SHORTEST else []
         for inside, plain in contents(part):
-            if plain:
-                made.append(inside)
-                continue
             with inside, inside.view() as view:
-                made += spellings(view) if len(view) >= SHORTEST else []
+                made += spellings(view, plain=plain) if len(view) >= SHORTEST else []
         more = [*self._needles, *(_Needle(secret, name) for secret in made)]
         # A new list: another thread may be searching with the old one.
         self._needles = sorted(more, key=lambda needle: len(needle.secret), reverse=True)

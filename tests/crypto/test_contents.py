@@ -65,6 +65,16 @@ def inside(secret: str | bytes) -> set[bytes]:
         f"postgresql://bob:{TOKEN}@[::1]:5432/db?sslmode=require", json.dumps(TOKEN),
         json.dumps({"a": {"client_secret": TOKEN}}), json.dumps([{"v": TOKEN}], indent=1),
         json.dumps({"dsn": f"redis://:{TOKEN}@h/0"}), json.dumps(json.dumps({"token": TOKEN})),
+        f"Server=db,1433;User ID=u;Password={TOKEN};Encrypt=true", f"bob:{TOKEN}",
+        f"host=localhost user=me password={TOKEN} dbname=x", f"db:5432:app:bob:{TOKEN}",
+        f"jdbc:postgresql://h/db?user=x&password={TOKEN}", f"https://h/hooks/T0/{TOKEN}",
+        "Basic " + base64.b64encode(f"bob:{TOKEN}".encode()).decode(),
+        json.dumps({"auth": base64.b64encode(f"bob:{TOKEN}".encode()).decode()}),
+        f"machine h\nlogin bob\npassword {TOKEN}", f'A=1\nPASSWORD="{TOKEN}" # mine\n',
+        f"A=1\nPASSWORD={TOKEN} # mine\n", f"A=1\nTOKEN={TOKEN}\n{PEM}",
+        f"{PEM}token: {TOKEN}\n", base64.b64encode(TOKEN.encode()).decode(),
+        f"sessionid={TOKEN}; theme=dark", json.dumps([TOKEN, "another"], indent=1),
+        "\n".join(f"https://bob:{TOKEN}@host-{n}.example.com" for n in range(20)),
     ],
 )  # fmt: skip
 def test_the_token_in_it_is_a_part(stored: str) -> None:
@@ -79,13 +89,19 @@ def test_the_token_in_it_is_a_part(stored: str) -> None:
         f"{PEM}\n{PEM}",
         json.dumps(SERVICE_ACCOUNT),
         f"\ufeff{PEM}",
+        f'TOKEN=1234\nKEY="{PEM}"\nOTHER=1234\n',
+        "key: |\n  " + PEM.replace("\n", "\n  "),
+        f"{PEM}TOKEN={TOKEN}\n",
+        PEM.replace("\n", "\\n"),
+        "A=1\nKEY='" + PEM.replace("\n", "\\n") + "'\n",
     ],
 )
 def test_of_a_pem_key_the_lines_and_what_they_encode(stored: str) -> None:
     found = inside(stored)
     assert {line.encode() for line in BODY} <= found
     assert DER in found
-    assert not [part for part in found if part.startswith(b"-----") and b"\n" not in part]
+    edges = [part for part in found if part.startswith(b"-----") and b"\n" not in part]
+    assert all(b"\\n" in part for part in edges), "the whole key in one line"
 
 
 def test_escapes_in_json_are_undone() -> None:
@@ -99,6 +115,28 @@ def test_what_is_public_is_left_out() -> None:
     assert not found & {text.encode() for text in public}
     assert not inside("https://example.com/a/long/path/1234567890")
     assert not inside("region=us-east-1")
+
+
+@pytest.mark.parametrize(
+    "public",
+    [
+        "apiVersion: v1", "current-context: default", "server: https://10.0.0.1:6443",
+        "NODE_ENV=production", "DB_HOST=localhost", "AUTH_MODE=disabled", "AUTHOR=someone",
+        "SESSION_DRIVER=database", "PASSWORD_FILE=/run/secrets/password", "TOKEN_TYPE=access",
+    ],
+)  # fmt: skip
+def test_settings_that_everyone_has_are_no_parts(public: str) -> None:
+    found = inside(f"{public}\nAPI_TOKEN={TOKEN}\n")
+    value = public.replace("=", ": ").partition(": ")[2]
+    assert TOKEN.encode() in found
+    assert not {public.encode(), value.encode()} & found
+    connection = inside(f"Server=db.example.com;Database=stocks;Password={TOKEN};Encrypt=true")
+    assert TOKEN.encode() in connection
+    assert not [part for part in connection if TOKEN.encode() not in part]
+
+
+def test_a_password_is_looked_for_without_the_escapes_of_its_url() -> None:
+    assert b"p@ss/w0rd%zz" in inside("postgres://bob:p%40ss%2Fw0rd%zz@db/x")
 
 
 @pytest.mark.parametrize("secret", [TOKEN, "a", "", "p@ss word", "\n", base64.b64encode(DER)])

@@ -116,6 +116,14 @@ class AddsToken(logging.Filter):
         return True
 
 
+def log_at_level(text: str) -> None:
+    logging.addLevelName(33, text)
+    try:
+        logger.log(33, "x")
+    finally:
+        logging.addLevelName(33, "Level 33")
+
+
 def log_by_filter(text: str) -> None:
     added = AddsToken(text)
     logger.addFilter(added)
@@ -170,6 +178,8 @@ WRITERS = {
     "object as message": lambda s: logger.info(Shows(s)),
     "exception as message": lambda s: logger.info(ValueError(s)),
     "extra": lambda s: logger.info("x", extra={"token": s}),
+    "name of extra": lambda s: logger.info("x", extra={s: 1}),
+    "name of level": lambda s: log_at_level(s),
     "nested extra": lambda s: logger.info("x", extra={"request": {"headers": [s]}}),
     "object in extra": lambda s: logger.info("x", extra={"one": Shows(s)}),
     "str of extra": lambda s: logger.info("x", extra={"one": Shows(s, only="str")}),
