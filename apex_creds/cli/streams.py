@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
+
+_LAST_STANDARD: Final = 2
 
 
 class OutputError(OSError):
@@ -35,7 +37,15 @@ class _Error(io.FileIO):
 
 
 def replace_standard() -> None:
-    """Checks the process's own streams from now on; one that is closed shows nothing."""
+    """Checks the process's own streams from now on; one that is closed shows nothing.
+
+    What was closed is open to nothing then, so that no file of the vault gets its number.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
     sys.stdout = _checked(sys.stdout, _Output)
     sys.stderr = _checked(sys.stderr, _Error)
 

@@ -101,7 +101,7 @@ def _move_all(home: Path) -> None:
         sync_directory(home)
     if folder.is_symlink() or not folder.is_dir():
         raise UnsafePathError(f"{folder} is not a directory.", hint="Move it away.")
-    for path in section_paths(home / CREDENTIALS):
+    for path in (*section_paths(home / CREDENTIALS), *section_paths(home / SECURITY)):
         move(path, folder / path.name)
     move(home / SECURITY / CONFIG_FILE, folder / CONFIG_FILE)
     move(home / SECURITY / KEYSTORE_FILE, folder / KEYSTORE_FILE)

@@ -8,6 +8,7 @@ changes nothing that the first one did.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +22,7 @@ from apex_creds.errors import (
 )
 from apex_creds.migration.entries import FIELDS, Entry, credential_name
 from apex_creds.migration.known import Sending, sending
+from apex_creds.migration.layouts import only_describe
 from apex_creds.migration.naming import Target, assign
 from apex_creds.migration.report import MISSING, EntryReport, Fate
 from apex_creds.migration.state import SourceState, Written
@@ -31,6 +33,7 @@ from apex_creds.vault.section import Record
 ACTION: Final = "migrate"
 BATCH: Final = 200
 _ROUNDS: Final = 3
+_OF_A_TOKEN: Final = frozenset({"token_type", "scope", "expires_at"})
 _T = TypeVar("_T")
 
 Progress = Callable[[str, int, int], None]
@@ -151,17 +154,20 @@ class Copying:
         async with self._vault.open(target.name, action=ACTION) as opened:
             if same(opened, secret):
                 return _Decision(target, Fate.PRESENT)
+            differs = "another value"
             if same(opened, secret, but=FIELDS):
-                return _Decision(target, Fate.PRESENT, "other fields than the secret differ")
+                if not _tell_more(secret, opened):
+                    return _Decision(target, Fate.PRESENT, "other descriptions differ")
+                differs = "other fields beside the secret"
         if target.written and self._is_newer(info, target.written):
             return _Decision(target, Fate.CHANGED)
         if self._on_conflict is OnConflict.KEEP:
-            return _Decision(target, Fate.KEPT, "the vault has another value")
+            return _Decision(target, Fate.KEPT, f"the vault has {differs}")
         if self._on_conflict is OnConflict.REPLACE:
-            had = f"version {info.version} had another value"
+            had = f"version {info.version} had {differs}"
             detail = "; ".join([had, *_kept(info, target.entry.like)])
             return _Decision(target, Fate.REPLACED, detail, info)
-        return _Decision(target, Fate.CONFLICT, "the vault has another value")
+        return _Decision(target, Fate.CONFLICT, f"the vault has {differs}")
 
     def _is_newer(self, info: CredentialInfo, written: Written) -> bool:
         """Whether the vault's value came after the source's: set by hand since."""
@@ -217,6 +223,14 @@ def same(opened: Opened, secret: Secret, *, but: str = "") -> bool:
     wanted = {name: part for name, part in secret.parts.items() if part and name != but}
     names = {name for name in opened.names if len(opened.view(name)) and name != but}
     return names == set(wanted) and all(opened.view(name) == wanted[name] for name in names)
+
+
+def _tell_more(secret: Secret, opened: Opened) -> bool:
+    """Whether the fields beside a secret have what could be one, and the vault does not."""
+    here = json.loads(secret.parts.get(FIELDS) or b"{}")
+    there = json.loads(bytes(opened.view(FIELDS))) if FIELDS in opened.names else {}
+    others = {n: v for n, v in here.items() if n not in _OF_A_TOKEN and there.get(n) != v}
+    return not only_describe(others)
 
 
 def batches(targets: Sequence[_T], size: int = BATCH) -> Iterator[Sequence[_T]]:

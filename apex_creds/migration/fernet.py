@@ -45,7 +45,7 @@ def load_object(plaintext: bytes, *, what: str) -> dict[str, object]:
         CorruptDocumentError: It is none.
     """
     try:
-        found = json.loads(plaintext)
+        found = json.loads(plaintext, object_pairs_hook=_object)
     except (ValueError, RecursionError):
         found = None
     if isinstance(found, dict):
@@ -54,6 +54,22 @@ def load_object(plaintext: bytes, *, what: str) -> dict[str, object]:
         f"{what} opens, and holds something else than the old program wrote.",
         hint="It was left as it is. Look at it with that program.",
     )
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object of which nothing is lost: the last of a name counts, as for Python.
+
+    What it would have hidden gets a name that is its own.
+    """
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        hidden, number = found.pop(name, value), 1
+        if hidden != value:
+            while (another := f"{name} (hidden {number})") in found:
+                number += 1
+            found[another] = hidden
+        found[name] = value
+    return found
 
 
 def open_token(token: bytes, keys: Iterable[bytes]) -> bytes:

@@ -143,13 +143,16 @@ def _backups(source: Source) -> tuple[Backup, ...]:
 
 
 def _rename(backups: Sequence[Backup]) -> None:
+    """All of them or none: a file of credentials is nothing without its key store."""
+    moved: list[Backup] = []
     for item in backups:
         path, backup = Path(item.path), Path(item.backup)
-        if present(backup) and read_file(backup).digest == item.digest:
-            continue
-        move(path, backup)
+        if not (present(backup) and read_file(backup).digest == item.digest):
+            move(path, backup)
+        moved.append(item)
         if present(backup) and read_file(backup).digest != item.digest:
-            move(backup, path)  # written to in the instant before
+            for other in reversed(moved):  # written to since it was read
+                move(Path(other.backup), Path(other.path))
             raise _changed(path)
 
 

@@ -43,6 +43,7 @@ _ABOUT: Final = "metadata"
 _LIST: Final = "keys"
 _ABOUT_FIELDS: Final = frozenset({"encrypted_at", "dek_id", "credential_type"})
 _ITEM_FIELDS: Final = frozenset({"id", "provider_type", "created_at", "last_used"})
+_DESCRIPTIONS: Final = _ITEM_FIELDS | {_ABOUT, ENTRY}
 _ITEM_TEXTS: Final = frozenset({"name", "description"})
 _DEPTH: Final = 8
 
@@ -111,6 +112,16 @@ def may_hold_secret(value: object) -> bool:
     if isinstance(value, dict):
         return any(map(may_hold_secret, value.values()))
     return isinstance(value, str | list) and bool(value)
+
+
+def only_describe(fields: Mapping[str, object]) -> bool:
+    """Whether the fields beside a secret say what it is, and none could be another one."""
+    others = [value for name, value in fields.items() if name not in _DESCRIPTIONS]
+    about, entry = fields.get(_ABOUT), fields.get(ENTRY)
+    texts = about if isinstance(about, dict) else {"": about}
+    others += [value for name, value in texts.items() if name not in _ITEM_TEXTS]
+    around = only_describe(entry) if isinstance(entry, dict) else not entry
+    return around and not any(map(may_hold_secret, others))
 
 
 def told_apart(entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -219,7 +230,7 @@ def _item(
 
     sealed = item.get("encrypted_key")
     if sealed is None or sealed == "":
-        if _is_bare(item):
+        if only_describe(item):
             return bad(Problem.PLACEHOLDER)
         return bad(Problem.INVALID, "has no encrypted_key, but other fields")
     box = decoded(sealed)
@@ -235,16 +246,10 @@ def _item(
         made = api_key_entry(service, text, label=label, extra=extra)
     else:
         made = token_entry(service, _token(text), label=label, extra={ENTRY: extra})
-    return replace(made, title=_first_text(_name(item)))
-
-
-def _is_bare(item: Mapping[str, object]) -> bool:
-    """Whether nothing in an item without a key could be a secret."""
-    about = item.get(_ABOUT)
-    texts = about if isinstance(about, dict) else {"": about}
-    others = [value for name, value in item.items() if name not in {*_ITEM_FIELDS, _ABOUT}]
-    others += [value for name, value in texts.items() if name not in _ITEM_TEXTS]
-    return not any(map(may_hold_secret, others))
+    if made.problem in (Problem.EMPTY, Problem.PLACEHOLDER) and not only_describe(extra):
+        return bad(Problem.INVALID, "has an empty key, but other fields")
+    title = _first_text(_name(item)).encode("utf-8", "replace").decode()
+    return replace(made, title=title)
 
 
 def _token(text: str) -> object:

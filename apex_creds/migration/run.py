@@ -17,7 +17,12 @@ import anyio.to_thread
 from msgspec.structs import replace
 
 from apex_creds.audit import names, telemetry
-from apex_creds.errors import ApexCredsError, AuditUnavailableError
+from apex_creds.errors import (
+    ApexCredsError,
+    AuditUnavailableError,
+    ConflictError,
+    StorageError,
+)
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration import finishing, sources
 from apex_creds.migration.copying import Copying, OnConflict, Progress, batches, problems
@@ -103,11 +108,11 @@ async def migrate(
     async with exclusive(vault.home, wait=wait):
         state = await migration_document(vault.store).read()
         given = _default_paths(vault, state) if paths is None else [str(p) for p in paths]
+        reports: list[SourceReport | None] = []
         if not chosen.dry_run:
-            resumed = await resume(vault, state)
+            resumed, reports = await resume(vault, state)
             given = [name for name in given if name not in resumed or present(Path(name))]
         masters = LegacyMasters()
-        reports = []
         for name in dict.fromkeys(given):
             source, failed = await _found(name, chosen)
             if source is None:
@@ -122,18 +127,24 @@ async def migrate(
     return Report([report for report in reports if report], chosen.dry_run)
 
 
-async def resume(vault: Vault, state: MigrationState) -> frozenset[str]:
+async def resume(
+    vault: Vault, state: MigrationState
+) -> tuple[frozenset[str], list[SourceReport | None]]:
     """Goes on with renaming and erasing that a crash interrupted.
 
     Returns:
-        The sources that were renamed.
+        The sources that were to be renamed, and reports of those that were not.
     """
+    failed: list[SourceReport | None] = []
     copied = [source for source in state.sources if source.phase is Phase.COPIED]
     for source in copied:
-        await finishing.rename(vault, source)
+        try:
+            await finishing.rename(vault, source)
+        except (ConflictError, StorageError) as error:
+            failed.append(_failed(source.path, error, source.format))
     if any(source.phase is Phase.ERASING for source in state.sources):
         await finishing.erase_backups(vault, due_only=True)
-    return frozenset(source.path for source in copied)
+    return frozenset(source.path for source in copied), failed
 
 
 def _default_paths(vault: Vault, state: MigrationState) -> list[str]:
@@ -147,9 +158,11 @@ async def _found(name: str, options: Options) -> tuple[Source | None, SourceRepo
             lambda: sources.find(name, credentials=options.credentials)
         ), None
     except ApexCredsError as error:
-        return None, SourceReport(
-            path=name, format=None, problem=error.message, hint=error.hint
-        )
+        return None, _failed(name, error)
+
+
+def _failed(path: str, error: ApexCredsError, found: Format | None = None) -> SourceReport:
+    return SourceReport(path=path, format=found, problem=error.message, hint=error.hint)
 
 
 async def _one(

@@ -152,11 +152,9 @@ def _others(files: BoxFiles, keystore: Mapping[str, object], deks: Deks) -> Iter
     groups = keystore["data_encryption_keys"]
     assert isinstance(groups, dict)
     for group, named in groups.items():
-        if (
-            group not in KINDS
-            and may_hold_secret(named)
-            and f"{group}.enc" not in files.sections
-        ):
+        # Who stored no token has no file of them. Where there is none at all, it is elsewhere.
+        expected = group not in KINDS or not files.sections
+        if expected and may_hold_secret(named) and f"{group}.enc" not in files.sections:
             yield not_understood(group, kind, "has keys, and no file")
     for part, value in keystore.items():
         if part not in _KEYSTORE_PARTS and may_hold_secret(value):

@@ -7,6 +7,7 @@ told by content. Finding and reading change nothing.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from apex_creds.errors import (
     UnsupportedFormatError,
     VaultNotFoundError,
 )
+from apex_creds.fs.oserrors import translated
 from apex_creds.migration import masters
 from apex_creds.migration.detect import detect
 from apex_creds.migration.dotenv import read_dotenv
@@ -109,7 +111,10 @@ def _read_files(source: Source, keys: tuple[bytes, ...]) -> Reading:
     if source.format is Format.DOTENV:
         return read_dotenv(source.files[0].data)
     if source.format is Format.SECRETBOX:
-        named = {file.path.name: file.data for file in source.files}
+        named: dict[str, bytes] = {}
+        for file in source.files:  # of two files of one name the first is the section's
+            name = file.path.name
+            named[str(file.path) if name in named else name] = file.data
         keystore, config = named.pop(KEYSTORE_FILE), named.pop(CONFIG_FILE, b"")
         files = BoxFiles(keystore=keystore, sections=named, config=config)
         return read_secretbox(files, keys)
@@ -167,21 +172,22 @@ def _around(keystore: SourceFile, found: Format) -> Source:
                 hint="Put it into the folder security of its vault's directory.",
             )
         return Source(format=Format.VAULT, path=str(folder.parent))
-    places = [folder]
-    if folder.name == SECURITY:
-        places.append(folder.parent / CREDENTIALS)
-    sections: dict[str, Path] = {}
-    for place in places:
-        for path in section_paths(place):
-            sections.setdefault(path.name, path)
-    paths = [*sections.values(), *filter(present, [folder / CONFIG_FILE])]
+    places = [folder.parent / CREDENTIALS] if folder.name == SECURITY else []
+    sections = [path for place in (*places, folder) for path in section_paths(place)]
+    paths = [*sections, *filter(present, [folder / CONFIG_FILE])]
     files = (keystore, *map(read_file, paths))
     return Source(format=Format.SECRETBOX, path=str(keystore.path), files=files)
 
 
 def section_paths(folder: Path) -> list[Path]:
-    """The files of credentials in a folder, those of sections that are not known included."""
-    return sorted(path for path in folder.glob("*.enc") if path.name != KEYSTORE_FILE)
+    """The files of credentials in a folder, those of sections that are not known included.
+
+    Raises:
+        StorageError: There is something of that name that can't be looked into.
+    """
+    with translated(folder):
+        names = os.listdir(folder) if present(folder) else []
+    return [folder / n for n in sorted(names) if n.endswith(".enc") and n != KEYSTORE_FILE]
 
 
 def _with_credentials(source: Source, credentials: Path) -> Source:

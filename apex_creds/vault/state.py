@@ -19,6 +19,7 @@ from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
     IntegrityError,
+    InvalidInputError,
     SecretWipedError,
     UnknownKeyError,
 )
@@ -94,6 +95,7 @@ class StateDocument(Generic[T]):
 
         Raises:
             ConflictError: Other writers were first, a hundred times.
+            InvalidInputError: A text or number in the new value can't be stored.
         """
         async with self._writing.held():
             for _ in range(ATTEMPTS):
@@ -161,10 +163,21 @@ class StateDocument(Generic[T]):
             written=self._store.clock.time(),
         )
         keys = keystore.hierarchy.document_keys(self._name, header.kek_version)
-        data = pack(header, msgspec.msgpack.encode(value), keys)
+        data = pack(header, self._encode(value), keys)
         written = await self._store.storage.write(self._name, data, expected=before.token)
         self._seen = _Version(written.token, header.generation, mac_of(data), value)
         self._store.seen.note(self._name, (header.generation, self._seen.mac))
+
+    def _encode(self, value: T) -> bytes:
+        try:
+            return msgspec.msgpack.encode(value)
+        except (UnicodeEncodeError, OverflowError):
+            pass
+        raise InvalidInputError(
+            f"What was to be in {self._name!r} can't be stored: a number is too large, or a "
+            "name or path is not UTF-8.",
+            hint="Give another one. Nothing was changed.",
+        )
 
     def _decode(self, plaintext: Data) -> T:
         if not plaintext:  # made by ``reseal``, which does not know the type

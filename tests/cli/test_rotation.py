@@ -214,6 +214,7 @@ def test_a_policy_is_printed_and_changed(vault, error):
     assert vault("rotation", "policy", "kek", "--json").json()["interval"] == 180 * 86_400
     error(7, "rotation", "policy", "kek", "--cron", "whenever")
     error(7, "rotation", "policy", "kek", "--max-encryptions", "5")
+    error(7, "rotation", "policy", "dek", "--max-encryptions", str(10**30))
 
 
 # -- events ------------------------------------------------------------------------------

@@ -46,3 +46,9 @@ def test_what_nobody_sees_is_done(cli, redirected):
     cli("set", "openai", stdin=b"sk-made-up-1234")
     assert run(cli, "list", redirected=redirected).returncode == 0
     assert run(cli, "show", "nothing", redirected=redirected).returncode == 8
+
+
+def test_a_closed_standard_input_has_nothing(cli):
+    for command in (["set", "openai"], ["rm", "openai"], ["set", "k", "--kind", "generic"]):
+        done = run(cli, *command, redirected="<&-")
+        assert done.returncode in (7, 8), done.stderr

@@ -42,7 +42,8 @@ def b64(data: bytes) -> str:
 
 
 def fernet_bytes(content: object = CONTENT, key: bytes = MASTER) -> bytes:
-    return Fernet(base64.urlsafe_b64encode(key)).encrypt(json.dumps(content).encode())
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return Fernet(base64.urlsafe_b64encode(key)).encrypt(data)
 
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> Path:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apex_creds.migration import Options, finish, migrate, migration_document, set_aside
+from apex_creds.migration import (
+    OnConflict,
+    Options,
+    finish,
+    migrate,
+    migration_document,
+    set_aside,
+)
 from apex_creds.migration.entries import Entry, Problem
 from apex_creds.migration.fernet import read_fernet
 from apex_creds.migration.finishing import record, withheld
 from apex_creds.migration.report import SourceReport
 from apex_creds.migration.secretbox import BoxFiles, read_secretbox
 from apex_creds.migration.state import Phase
+from apex_creds.model import OAuthToken
 from apex_creds.vault import Vault
 from tests.migration import old
 
@@ -246,6 +254,102 @@ async def test_what_nobody_has_read_is_never_erased(
         assert [source.unread for source in withheld(state)] == [1]
     left = {path.read_bytes() for path in (place / ".apex_agent/legacy").iterdir()}
     assert left == set(files.values())
+
+
+def keystore_alone(home: Path) -> Path:
+    old.install(home, old.box_files({"a": "1"}))
+    (home / "credentials").rename(home / "moved")
+    return home
+
+
+def not_a_folder(home: Path) -> Path:
+    keystore_alone(home)
+    (home / "credentials").write_bytes(b"")
+    return home
+
+
+def two_of_one_name(home: Path) -> Path:
+    old.install(home, old.box_files({"a": "1"}))
+    old.write(home / "security/api_keys.enc", old.box(DEK, {"a": "2"}))
+    return home
+
+
+def a_name_twice(home: Path) -> Path:
+    document = b'{"api_keys": {"a": "1", "a": "2", "a": ["3"], "b": "4", "b": "4"}}'
+    return old.write(home / "old.enc", old.fernet_bytes(document))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("made", [keystore_alone, not_a_folder, two_of_one_name, a_name_twice])
+async def test_a_key_store_outlives_files_that_were_not_seen(
+    vault: Vault, tmp_path: Path, made: Callable[[Path], Path]
+) -> None:
+    source = made(tmp_path / "older")
+    report = await migrate(
+        vault, [source], options=Options(accept_partial=True), environ=old.ENV
+    )
+    assert not report.complete
+    assert not await finish(vault)
+
+
+@pytest.mark.anyio
+async def test_the_section_is_the_file_in_its_folder(vault: Vault, tmp_path: Path) -> None:
+    await migrate(vault, [two_of_one_name(tmp_path / "older")], environ=old.ENV)
+    assert await old.value(vault, "a") == "1"
+
+
+@pytest.mark.anyio
+async def test_everything_in_the_old_folders_is_set_aside(place: Path, master: str) -> None:
+    files = old.box_files() | {"security/certificates.enc": old.box(DEK, {"c": "1"})}
+    async with await moved(place / ".apex_agent", master, files) as vault:
+        assert [e.service for e in (await run(vault)).entries][-1] == "(certificates.enc)"
+
+
+def test_no_name_of_a_document_hides_another() -> None:
+    document = b'{"api_keys": {"a": "1", "a": "2", "a": "2"}, "api_keys": {"a": "3"}}'
+    found = read_fernet(old.fernet_bytes(document), [old.MASTER]).entries
+    assert {(e.service, e.problem) for e in found} == {
+        ("a", None),
+        ("(api_keys (hidden 1))", Problem.INVALID),
+    }
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("field", "fate"), [("id_token", "conflict"), ("scope", "present"), ("n", "present")]
+)
+async def test_fields_beside_a_secret_are_compared_too(
+    vault: Vault, place: Path, field: str, fate: str
+) -> None:
+    await vault.put("github", OAuthToken("at", refresh_token="rt"))
+    more: object = 7 if field == "n" else "sk-more"
+    token = {"access_token": "at", "refresh_token": "rt", field: more}
+    old.fernet_file(place, {"oauth_tokens": {"github": token}})
+    assert [entry.fate for entry in (await run(vault)).entries] == [fate]
+    if fate == "conflict":
+        await run(vault, on_conflict=OnConflict.REPLACE)
+        assert "sk-more" in await old.value(vault, "github", "fields")
+
+
+@pytest.mark.anyio
+async def test_an_item_with_an_empty_key_keeps_what_else_it_has(
+    vault: Vault, tmp_path: Path
+) -> None:
+    item = {"id": "x", "provider_type": "a", "encrypted_key": old.b64(old.box(DEK, b""))}
+    files = old.box_files({"keys": [item, item | {"id": "y", "token": "sk-x"}]})
+    found = [(e.label, e.problem) for e in entries(files) if e.service == "a"]
+    assert found == [("", Problem.EMPTY), ("y", Problem.INVALID)]
+
+
+@pytest.mark.anyio
+async def test_titles_and_paths_that_are_no_utf8(vault: Vault, tmp_path: Path) -> None:
+    """They came from JSON, and from a file system that takes any bytes."""
+    files = old.box_files(old.listed(DEK, [{"provider": "a", "key": "1", "name": "\udcff"}]))
+    report = await migrate(vault, [old.install(tmp_path / "o", files)], environ=old.ENV)
+    assert report.complete
+    odd = old.install(tmp_path / "o\udcff", files)
+    report = await migrate(vault, [odd], environ=old.ENV)
+    assert "not UTF-8" in report.sources[0].problem
 
 
 @pytest.mark.anyio

@@ -19,6 +19,7 @@ from apex_creds.migration import (
     SourceReport,
     files,
     finish,
+    finishing,
     migrate,
     migration_document,
     on_unseal,
@@ -450,3 +451,26 @@ async def test_a_report_holds_no_secret(vault: Vault, place: Path) -> None:
     with pytest.raises(CredentialNotFoundError):
         await vault.get("b")
     assert Fate.INVALID in report.sources[0].counts
+
+
+async def test_a_source_that_changed_after_a_kill_stays_whole_and_is_read_again(
+    vault: Vault, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the renaming; then the old program stores one more credential."""
+
+    async def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    home = old.install(tmp_path / "older", old.box_files({"a": "1"}))
+    with monkeypatch.context() as patched:
+        patched.setattr(finishing, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            await run(vault, home)
+    sealed = old.box(old.deks("dek_api")["dek_api_v1"], {"a": "1", "b": "2"})
+    old.write(home / "credentials/api_keys.enc", sealed)
+    old.fernet_file(place, {"api_keys": {"other": "3"}})
+    report = await migrate(vault, environ=old.ENV)
+    assert ["was changed" in source.problem for source in report.sources] == [True, False]
+    assert (home / "security/keystore.enc").exists()
+    assert (await migrate(vault, environ=old.ENV)).complete
+    assert {"a", "b", "other"} <= {info.name for info in await vault.list()}
