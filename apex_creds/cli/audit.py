@@ -23,7 +23,8 @@ from apex_creds.audit.text import shown_label
 from apex_creds.audit.verify import check_now, latest
 from apex_creds.cli import audit_copies, options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
-from apex_creds.errors import AuditTamperedError, InvalidInputError
+from apex_creds.errors import AuditTamperedError, InvalidInputError, UnsafePathError
+from apex_creds.fs.private_files import read_small
 from apex_creds.keys.anchor import AnchorFile, state_folder
 from apex_creds.vault import Vault
 from apex_creds.vault.auditing import Pseudonyms, root_key
@@ -34,6 +35,7 @@ from apex_creds.vault.node import node_of
 _FIELDS: Final = ("seq", *AuditEvent.__struct_fields__, "hash")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _POLL: Final = 0.3
+_LONGEST: Final = 1 << 20
 
 SinceOption = Annotated[
     str, typer.Option("--since", metavar="WHEN", help="A date, or the number of an event.")
@@ -193,11 +195,11 @@ def place(chosen: options.Settings) -> tuple[Path, str]:
 
 def _kept(path: Path) -> Checkpoint:
     try:
-        text = path.read_bytes()
+        return Checkpoint.parse(read_small(path, limit=_LONGEST, follow=True))
     except OSError as error:
         reason = error.strerror
-    else:
-        return Checkpoint.parse(text)
+    except UnsafePathError as error:
+        reason = error.message
     raise InvalidInputError(
         f"{path} can't be read ({reason}).", hint="Name the file of a checkpoint you kept."
     )

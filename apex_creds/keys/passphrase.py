@@ -160,6 +160,11 @@ class PassphraseProvider:
 
 
 def _checked(params: Mapping[str, str]) -> tuple[bytes, int, int]:
+    if not params:  # as for every other provider
+        raise MasterKeyUnavailableError(
+            "The key store says that its master key comes from no passphrase.",
+            hint="Name where it is, or nothing: the key store knows it.",
+        )
     salt = _salt(params.get("salt", ""))
     opslimit = _bounded(params.get("opslimit", ""), *_OPSLIMIT)
     memlimit = _bounded(params.get("memlimit", ""), *_MEMLIMIT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -143,3 +144,8 @@ def test_what_is_no_number_and_no_date(error, since):
 @pytest.mark.parametrize("name", ["nothing", "."])
 def test_a_checkpoint_that_can_not_be_read(error, tmp_path, name):
     assert "can't be read" in error(7, "audit", "verify", "--since", str(tmp_path / name))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no /dev/zero")
+def test_a_checkpoint_without_end(error):
+    assert "not a regular file" in error(7, "audit", "verify", "--since", "/dev/zero")

@@ -202,7 +202,6 @@ SALT = base64.b64encode(bytes(16)).decode()
 @pytest.mark.parametrize(
     "params",
     [
-        {},
         {"salt": SALT},
         {**MODERATE},
         {**MODERATE, "salt": ""},
@@ -229,6 +228,11 @@ async def test_parameters_out_of_bounds_are_refused_before_asking(params):
 
     with pytest.raises(CorruptDocumentError):
         await PassphraseProvider(prompt=prompt).load(vault_id=VAULT, version=1, params=params)
+
+
+async def test_a_vault_whose_key_is_elsewhere_is_not_called_damaged():
+    with pytest.raises(MasterKeyUnavailableError, match="from no passphrase"):
+        await PassphraseProvider(prompt=typing(PASS)).load(vault_id=VAULT, version=1, params={})
 
 
 def test_repr_and_uri_hold_nothing():
