@@ -11,22 +11,38 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Final
 
-from apex_creds.errors import InvalidInputError, NotInstalledError
+from apex_creds.errors import ApexCredsError, InvalidInputError, NotInstalledError
 
-__all__ = ["PROVIDERS", "STORAGES", "find"]
+__all__ = ["PROVIDERS", "STORAGES", "make"]
 
 STORAGES: Final = "apex_creds.storages"
 PROVIDERS: Final = "apex_creds.providers"
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]{1,31}", re.ASCII)
 
 
-def find(group: str, scheme: str) -> Callable[[str], object] | None:
-    """What an installed package has for ``scheme``; None: no package has anything.
+def make(group: str, uri: str) -> object:
+    """What an installed package makes of ``uri``; None: no package has its scheme.
 
     Raises:
-        InvalidInputError: Two packages have something.
+        InvalidInputError: Two packages have it, or the one that has it fails.
         NotInstalledError: The package can't be loaded.
     """
+    scheme = uri.partition(":")[0]
+    function = _find(group, scheme)
+    if function is None:
+        return None
+    try:
+        return function(uri)
+    except ApexCredsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a package of others does
+        raise InvalidInputError(
+            f"The package that has {scheme}: can't use this URI ({type(error).__name__}).",
+            hint="Look in its documentation how it is to be written.",
+        ) from None
+
+
+def _find(group: str, scheme: str) -> Callable[[str], object] | None:
     if _SCHEME.fullmatch(scheme) is None:
         return None
     found = list(entry_points(group=group, name=scheme))
@@ -38,11 +54,11 @@ def find(group: str, scheme: str) -> Callable[[str], object] | None:
             hint="Uninstall all but one.",
         )
     try:
-        made: Callable[[str], object] = found[0].load()
+        function: Callable[[str], object] = found[0].load()
     except Exception as error:  # noqa: BLE001 - whatever a package of others does
         raise NotInstalledError(
             f"{found[0].value}, which {scheme}: needs, can't be loaded "
             f"({type(error).__name__}).",
             hint="Install that package again, with what it needs.",
         ) from None
-    return made
+    return function

@@ -41,8 +41,7 @@ def provider_from_uri(uri: str, *, prompt: Prompt | None = None) -> MasterKeyPro
         return FileProvider(rest)
     if scheme == "passphrase" and colon:
         return _passphrase(rest, prompt)
-    made = None if scheme in _OWN else extensions.find(extensions.PROVIDERS, scheme)
-    provider = None if made is None else made(uri)
+    provider = None if scheme in _OWN else extensions.make(extensions.PROVIDERS, uri)
     if isinstance(provider, MasterKeyProvider):
         return provider
     raise _unknown()

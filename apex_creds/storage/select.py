@@ -94,10 +94,11 @@ def open_place(place: StoragePlace) -> Storage:
         NotInstalledError: As ``storage_for``.
     """
     scheme = place.url.partition(":")[0]
-    made = None if _DATABASE.match(scheme) else extensions.find(extensions.STORAGES, scheme)
-    if made is None:
+    if _DATABASE.match(scheme):
         return open_sql(place)
-    storage = made(place.url)
+    storage = extensions.make(extensions.STORAGES, place.url)
+    if storage is None:
+        return open_sql(place)
     if not isinstance(storage, Storage):
         raise InvalidInputError(
             f"What a package has for {scheme}: is no storage.", hint="See docs/EXTENDING.md."

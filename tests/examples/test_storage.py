@@ -127,6 +127,7 @@ async def test_what_a_package_names_wrongly_is_said(tmp_path, monkeypatch):
     points = {
         "broken": metadata.EntryPoint("broken", "no_such_module:x", "apex_creds.storages"),
         "other": metadata.EntryPoint("other", "builtins:str", "apex_creds.storages"),
+        "fails": metadata.EntryPoint("fails", "builtins:int", "apex_creds.storages"),
     }
     monkeypatch.setattr(
         "apex_creds.extensions.entry_points",
@@ -135,6 +136,7 @@ async def test_what_a_package_names_wrongly_is_said(tmp_path, monkeypatch):
     for scheme, error in {
         "broken": NotInstalledError,
         "other": InvalidInputError,
+        "fails": InvalidInputError,
         "nobody": InvalidInputError,
     }.items():
         with pytest.raises(error, match=scheme):

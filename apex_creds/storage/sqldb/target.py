@@ -92,6 +92,8 @@ def parse_target(url: str) -> Target:
     if dialect is None:
         raise _bad(f"is of no database that is known here ({parts.scheme or 'no scheme'})")
     options = _checked(query)
+    if not is_storage_url(url):
+        raise _bad("lacks its slashes")
     if dialect == "sqlite":
         return _sqlite(parts, options)
     return _postgresql(parts, query, options)
