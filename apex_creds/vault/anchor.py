@@ -261,8 +261,16 @@ class Anchor:
         return "".join(f"{line}\n" for line in lines)
 
     def _parse(self, text: str) -> Anchored:
-        note = notes.parse(_restored(text))
-        note.check(notes.VerifierKey(self._name, self._key.signer.public))
+        try:
+            note = notes.parse(_restored(text))
+            note.check(notes.VerifierKey(self._name, self._key.signer.public))
+        except IntegrityError as error:
+            raise IntegrityError(
+                "The anchor beside the master key is damaged, or another vault's: whether this "
+                "vault is an older copy can't be told.",
+                hint="Put the anchor back from a copy. If the vault is the newest one: "
+                "apex-creds audit accept-rollback.",
+            ) from error
         name, size, root, *documents = note.text.splitlines()
         if name != self._name:
             raise IntegrityError("The anchor is of another vault.")

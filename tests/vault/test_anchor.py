@@ -163,7 +163,7 @@ async def test_an_anchor_that_was_removed_is_recorded(place: Place) -> None:
 async def test_an_anchor_that_was_forged(place: Place) -> None:
     (anchor,) = Path(place.master[5:]).parent.glob("*.anchor")
     anchor.write_text(anchor.read_text().replace("api_keys 1", "api_keys 0"))
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match="accept-rollback"):
         await place.use()
     await place.use(reason="the anchor was damaged")
 
