@@ -11,6 +11,7 @@ import io
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,9 @@ import typer
 
 from apex_creds.cli import options, output, prompts, session
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
-from apex_creds.errors import ApexCredsError, InvalidInputError, StorageError
+from apex_creds.errors import ApexCredsError, InvalidInputError
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import open_small
 from apex_creds.model import ApiKey, CredentialKind, Origin, check_name
 from apex_creds.vault import PutItem, Vault
 
@@ -80,18 +83,15 @@ def read_file(path: Path) -> tuple[str, bool]:
 
     Raises:
         InvalidInputError: It is too large or not UTF-8.
-        StorageError: It can't be read.
+        StorageError: It can't be read, or is no file.
     """
     if str(path) == "-":
         return _decoded(prompts.read_input(MAX_FILE_BYTES)), False
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+    with translated(path):
+        fd = open_small(path, limit=sys.maxsize, follow=True)
+        with open(fd, "rb") as file:
+            mode = os.fstat(fd).st_mode
             data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise StorageError(
-            f"{path} can't be read ({error.strerror}).", hint="Check the name and its mode."
-        ) from None
     if len(data) > MAX_FILE_BYTES:
         raise InvalidInputError(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB.")
     return _decoded(data), os.name == "posix" and bool(stat.S_IMODE(mode) & 0o077)

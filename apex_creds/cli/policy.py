@@ -13,6 +13,7 @@ from apex_creds.cli import options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError, InvalidPolicyError
 from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import read_small
 from apex_creds.model import CredentialInfo, Origin, check_name
 from apex_creds.policy.decide import Decision, Reason, decide
 from apex_creds.policy.grants import Grant, Grants
@@ -171,8 +172,8 @@ class _Asked(NamedTuple):
 def _load(chosen: options.Settings, file: Path | None) -> Policy:
     if file is None:
         return load_policy(session.home_of(chosen))
-    with translated(file), file.open("rb") as opened:
-        data = opened.read(MAX_BYTES + 1)
+    with translated(file):
+        data = read_small(file, limit=MAX_BYTES, follow=True)
     return parse_policy(data, where=str(file))
 
 

@@ -17,9 +17,9 @@ from typing import Final
 
 from apex_creds.cli import output, prompts, qr
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import InvalidInputError
+from apex_creds.errors import InvalidInputError, StorageError
 from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import check
+from apex_creds.fs.private_files import check, open_small, read_small
 from apex_creds.keys.base import decode_key
 from apex_creds.keys.shares import MAX_SHARES, WORDS, Share, combine, parse_share
 
@@ -110,11 +110,10 @@ def read_sealed(file: Path) -> bytes:
         InvalidInputError: The file can't be read, or is nothing of the kind.
     """
     try:
-        with file.open(encoding="ascii") as text:
-            found = text.read(_LIMIT).strip()
+        found = read_small(file, limit=_LIMIT, follow=True).decode("ascii").strip()
         if found.startswith(_ARMOUR):
             return base64.b64decode(found.removeprefix(_ARMOUR), validate=True)
-    except (OSError, ValueError):
+    except (OSError, ValueError, StorageError):
         pass
     raise InvalidInputError(
         f"{file} is nothing that recovery export --to wrote.", hint="Check its name."
@@ -128,7 +127,10 @@ def read_private(file: Path) -> SecretBytes:
         InvalidInputError: It is none.
         StorageError: It can't be read, or others can read it.
     """
-    with translated(file), file.open("rb", 0) as raw:
+    with (
+        translated(file),
+        open(open_small(file, limit=_LIMIT, follow=True), "rb", 0) as raw,
+    ):
         check(file, os.fstat(raw.fileno()))
         key = decode_key((raw.read(_LIMIT) or b"").rstrip(b"\n"))
     if key is None:

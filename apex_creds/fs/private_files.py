@@ -330,7 +330,10 @@ def open_small(path: Path, *, limit: int, follow: bool = False) -> int:
             "Look what it is: that is too long for it.",
         )
     else:
-        what, hint = "is not a regular file", "Name a regular file."
+        what, hint = (
+            "is not a regular file",
+            "Name a file (or -, where that is standard input).",
+        )
     raise UnsafePathError(f"{path} {what}.", hint=hint)
 
 

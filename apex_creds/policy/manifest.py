@@ -104,7 +104,7 @@ def parse_manifest(metadata: Mapping[str, object]) -> Manifest:
             check_version(version)
         raw = msgspec.convert(metadata.get("credentials", []), list[_RawNeed])
         needs = tuple(_need(entry) for entry in raw[: MAX_NEEDS + 1])
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:  # half of a surrogate pair
         raise _invalid(f"credentials: {str(error)[:200]}") from None
     except InvalidManifestError:
         raise
@@ -123,6 +123,7 @@ def _need(found: _RawNeed) -> Need:
         raise _invalid(f"a list has more than {MAX_ITEMS} items")
     if len(raw.reason) > MAX_REASON:
         raise _invalid(f"a reason is longer than {MAX_REASON} characters")
+    raw.reason.encode()  # it is hashed, and shown
     methods = tuple(method.upper() for method in raw.methods)
     if not set(methods) <= _METHODS:
         raise _invalid(f"methods must be among {', '.join(sorted(_METHODS))}")

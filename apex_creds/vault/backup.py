@@ -327,17 +327,23 @@ async def _sealed(
 
 def _files(where: Path) -> Iterator[tuple[str, File]]:
     """The files of a copy; not the storage's own lock and counter."""
-    for path in sorted(where.rglob("*")):
+    with translated(where):
+        found = sorted(where.rglob("*"))
+    for path in found:
         if path.name.startswith(".") or not path.is_file():
             continue
         yield path.relative_to(where).as_posix(), digest(path)
 
 
 def digest(path: Path) -> File:
-    """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
+    """Size and SHA-256 of a file.
+
+    Raises:
+        StorageError: It can't be read.
+    """
+    with translated(path), path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    return File(path.stat().st_size, found)
+        return File(os.fstat(file.fileno()).st_size, found)
 
 
 def read_manifest(where: Path) -> tuple[Manifest, bytes, bytes]:

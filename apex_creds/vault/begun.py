@@ -42,14 +42,18 @@ class BegunNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Begun:
-    """The note in one home; its methods are for who holds the lock of ``remains.making``."""
+    """The note in one home; its methods are for who holds the lock of ``remains.making``.
 
-    def __init__(self, home: Path) -> None:
-        self._path = home / NAME
+    Args:
+        home: The home; None for a vault that is made without one, of which nothing is noted.
+    """
+
+    def __init__(self, home: Path | None) -> None:
+        self._path = None if home is None else home / NAME
 
     def is_there(self) -> bool:
         """Whether there is one at all."""
-        return os.path.lexists(self._path)
+        return self._path is not None and os.path.lexists(self._path)
 
     def read(self) -> BegunNote | None:
         """The note; None where there is none, or none that was written here.
@@ -57,6 +61,8 @@ class Begun:
         Raises:
             StorageError: It can't be read.
         """
+        if self._path is None:
+            return None
         with translated(self._path), contextlib.suppress(FileNotFoundError):
             data = read_small(self._path, limit=_LONGEST)
             with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
@@ -69,10 +75,13 @@ class Begun:
         Raises:
             StorageError: It could not be written.
         """
+        if self._path is None:
+            return
         with translated(self._path, writing=True):
             replace_file(self._path, [msgspec.json.encode(note), b"\n"])
 
     def clear(self) -> None:
         """Removes the note, as far as that can be done: one too many does no harm."""
         with contextlib.suppress(OSError, StorageError):
-            remove_file(self._path)
+            if self._path is not None:
+                remove_file(self._path)

@@ -7,21 +7,30 @@ secret readable.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from apex_creds.audit.archive import MAX_SEGMENT
 from apex_creds.audit.upkeep import Cadence
-from apex_creds.errors import CorruptDocumentError
+from apex_creds.errors import ConflictError, CorruptDocumentError
 from apex_creds.storage.base import CONFIG, Storage
 from apex_creds.storage.file import FileStorage
 from apex_creds.storage.select import StoragePlace
 
-__all__ = ["AuditConfig", "Config", "home_config", "read_config", "write_config"]
+__all__ = [
+    "AuditConfig",
+    "Config",
+    "ensure_config",
+    "home_config",
+    "read_config",
+    "write_config",
+]
 
+FORMAT: Final = "apex-creds/config"
 # Far below what audit.verify takes for a sign of tampering.
 _MOST_EVENTS: Final = 10_000
 _LONGEST: Final = 60.0
@@ -63,10 +72,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         audit: How the log is kept.
         storage: Where the vault is, where it is not in the home's own files; only in the
             file of a home, never in the database.
+        format: What this is.
+        version: Of that.
     """
 
     audit: AuditConfig = AuditConfig()
     storage: StoragePlace | None = None
+    format: Literal["apex-creds/config"] = FORMAT
+    version: Literal[1] = 1
 
 
 async def read_config(storage: Storage) -> Config:
@@ -103,5 +116,23 @@ async def write_config(storage: Storage, config: Config) -> None:
         ConflictError: Another process was first.
     """
     stored = await storage.read(CONFIG)
-    data = msgspec.json.format(msgspec.json.encode(config)) + b"\n"
+    what = {"format": config.format, "version": config.version}
+    text = msgspec.json.encode(what | msgspec.to_builtins(config))
+    data = msgspec.json.format(text) + b"\n"
     await storage.write(CONFIG, data, expected=stored.token if stored else None)
+
+
+async def ensure_config(home: Path) -> None:
+    """Gives a home a configuration that says nothing but what it is, where it has none.
+
+    Raises:
+        StorageError: It can't be written.
+    """
+    storage = FileStorage(home)
+    try:
+        await storage.prepare()
+        if await storage.read(CONFIG) is None:
+            with suppress(ConflictError):  # another process was first
+                await write_config(storage, Config())
+    finally:
+        await storage.close()

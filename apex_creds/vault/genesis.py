@@ -62,7 +62,7 @@ async def create(
     provider: MasterKeyProvider,
     hashed_names: bool,
     now: float,
-    begun: Begun,
+    begun: Begun | None = None,
     use_existing_key: bool = False,
 ) -> SecretBytes:
     """Makes a master key and a key store under it.
@@ -73,7 +73,7 @@ async def create(
         hashed_names: See ``KeystoreBody``.
         now: The time.
         begun: What is noted of an init that was interrupted, whose key is used again, and
-            of this one.
+            of this one; nothing is noted without.
         use_existing_key: The provider has the key already; it is used, and never deleted.
 
     Returns:
@@ -88,6 +88,7 @@ async def create(
     await storage.prepare()
     if await storage.read(KEYSTORE) is not None:
         raise _exists()
+    begun = begun or Begun(None)
     wanted = await _noted(begun, provider, hashed_names=hashed_names)
     vault_id = wanted.vault_id
     try:

@@ -36,7 +36,7 @@ from apex_creds.storage.base import (
     shared,
 )
 from apex_creds.vault import genesis
-from apex_creds.vault.config import Config, read_config, write_config
+from apex_creds.vault.config import read_config, write_config
 from apex_creds.vault.document import parse, unpack
 from apex_creds.vault.keystore import (
     Keystore,
@@ -293,7 +293,7 @@ class _Copying:
     async def _copy_config(self) -> None:
         config = await read_config(self._store.storage)
         config = msgspec.structs.replace(config, storage=None)
-        if config != Config() and await self._target.read(CONFIG) is None:
+        if await self._target.read(CONFIG) is None:
             await write_config(self._target, config)
 
     async def _copy_streams(self) -> None:

@@ -44,6 +44,7 @@ from apex_creds.model import (
 from apex_creds.storage.base import Storage
 from apex_creds.vault import finding, gauges, genesis, remains, writing
 from apex_creds.vault.auditing import VaultLog, open_log
+from apex_creds.vault.config import ensure_config
 from apex_creds.vault.home import resolve_home
 from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.locking import Locking
@@ -117,8 +118,8 @@ class Vault(Locking):
         path = resolve_home(home)
         place = storage_at(path, storage)
         async with remains.making(path, elsewhere=storage is not None) as begun:
+            key = None
             try:
-                key = None
                 if not await genesis.is_unfinished(
                     place, begun, provider=provider, hashed_names=hashed_names
                 ):
@@ -131,7 +132,10 @@ class Vault(Locking):
                         begun=begun,
                         use_existing_key=use_existing_key,
                     )
+                await ensure_config(path)
             except BaseException:
+                if key is not None:
+                    key.close()
                 with anyio.CancelScope(shield=True):
                     await place.close()
                 raise

@@ -105,6 +105,8 @@ def test_copy(cli, url, fresh_home):
     assert cli("--home", other, "init", "--join", "--storage", there, home=False).code == 0
     get = ["get", "openai", "--reveal", "--force"]
     assert cli("--home", other, *get, home=False).out == "value"
+    assert cli("copy", "--to", url, "--json").json()["written"] == 0  # it is a copy still
+    cli("set", "later", stdin=b"value")
     assert cli("copy", "--to", url).code == 3
     assert cli("copy", "--to", str(cli.home)).code == 7
     back = str(fresh_home / "back")

@@ -167,6 +167,20 @@ def test_anything_at_all_is_read_or_refused(
         assert isinstance(manifest, Manifest)
 
 
+@pytest.mark.parametrize("field", ["name", "scopes", "origins", "methods", "paths", "reason"])
+@pytest.mark.parametrize("half", ["\ud800", "a\udfffb"])
+def test_half_of_a_surrogate_pair_is_refused(field: str, half: str) -> None:
+    """JSON can say it, UTF-8 can't: nothing of it may come as far as the hash."""
+    value = half if field in ("name", "reason") else [half]
+    for credentials in ([{"name": "k", field: value}], half, [half], [{half: 1}]):
+        with pytest.raises(InvalidManifestError) as caught:
+            parse_manifest({"id": "p", "credentials": credentials})
+        str(caught.value).encode()
+    for metadata in ({"id": half}, {"id": "p", "version": half}):
+        with pytest.raises(InvalidManifestError):
+            parse_manifest(metadata)
+
+
 def test_the_digest_is_of_what_is_declared() -> None:
     def digest(*needs: object, **fields: object) -> str:
         return parse_manifest(metadata(*needs, **fields)).digest
