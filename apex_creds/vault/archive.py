@@ -101,10 +101,12 @@ def unpack(source: Path, target: Path) -> None:
     with translated(target, writing=True):
         for folder in _FOLDERS:
             make_directory(target / folder)
-    if source.is_dir():
+    with translated(source):
+        is_folder, is_file = source.is_dir(), source.is_file()
+    if is_folder:
         copy_tree(source, target)
         return
-    if not source.is_file():
+    if not is_file:
         raise InvalidInputError(f"There is no backup {source}.")
     wrong = False
     try:

@@ -98,11 +98,12 @@ async def check_copy(stage: Path, *, provider: MasterKeyProvider, clock: Clock) 
 
 
 def _compare_files(stage: Path, manifest: Manifest) -> None:
-    there = {
-        path.relative_to(stage).as_posix()
-        for path in stage.rglob("*")
-        if path.is_file() and not path.name.startswith(".")
-    }
+    with translated(stage):
+        there = {
+            path.relative_to(stage).as_posix()
+            for path in stage.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        }
     wrong = sorted(there ^ {*manifest.files, MANIFEST})
     for name, expected in manifest.files.items():
         if not wrong and digest(stage / name) != expected:
@@ -132,7 +133,7 @@ def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:
         StorageError: A process has the vault open, or it can't be moved.
     """
     audit = audit_directory(home)
-    if not force and audit.is_dir() and in_use(audit):
+    if not force and _has(audit) and in_use(audit):
         raise StorageError(
             "A process has the vault open.", hint="End it first, or use --force."
         )
@@ -144,6 +145,11 @@ def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:
             os.rename(stage / name, home / name)
             _sync(home)
     return aside
+
+
+def _has(directory: Path) -> bool:
+    with translated(directory):
+        return directory.is_dir()
 
 
 def _set_aside(home: Path) -> Path | None:
