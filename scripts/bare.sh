@@ -91,7 +91,7 @@ step() {
 # What appeared since the mark, beside the clones.
 left() {
     local found
-    found=$(cd "$root" && find root home/someone ${1:+"$1"} -mindepth 1 -newer "$root/mark" \
+    found=$(cd "$root" && find root home/someone ${1:+"$1"} \
         \( -path root/apex-creds -o -path home/someone/apex-creds -o -path '*/.cache/pip' \) -prune -o -newer "$root/mark" ! -type d -print)
     if [ -n "$found" ]; then
         say "left behind:" && echo "$found" >&2
