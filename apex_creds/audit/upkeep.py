@@ -213,9 +213,8 @@ class Upkeep:
         todo = [path for path in sealed if path.suffix != ".gz" or not has_nodes(path)]
         if todo:
             work = threading.Thread(target=self._compress, args=(todo,), daemon=True)
-            self._packing = [each for each in self._packing if each.is_alive()]
-            self._packing.append(work)
             work.start()
+            self._packing.append(work)  # one for each segment: few, so none is taken out
 
     def _compress(self, paths: Sequence[Path]) -> None:
         try:
