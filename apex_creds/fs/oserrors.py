@@ -70,7 +70,8 @@ def _other(code: int | None, reason: str, path: str | os.PathLike[str]) -> Stora
     if code == errno.ENOENT:
         return StorageError(
             f"The directory of {path} is missing.",
-            hint="Put it back, from a backup if need be (apex-creds restore).",
+            hint="Put it back, from a backup if need be (apex-creds restore). Where no vault "
+            "was, make one: apex-creds init.",
         )
     if code in _REFUSED:
         return StorageError(

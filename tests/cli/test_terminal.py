@@ -57,7 +57,7 @@ def test_rm_asks(terminal, cli):
 
 
 def test_a_stored_value_can_not_drive_the_terminal(terminal, cli):
-    cli("set", "evil", stdin=b"\x1b]0;owned\x07")
+    cli("set", "evil", "--kind", "generic", stdin=b"\x1b]0;owned\x07")
     shown = terminal("get", "evil", "--reveal")
     assert shown.end() == 7
     assert "\x1b]0;" not in shown.screen
