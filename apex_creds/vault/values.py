@@ -179,7 +179,7 @@ def _check_sendable(item: PutItem, delivery: Delivery, *, sent: bool) -> None:
     if item.secret.kind is CredentialKind.GENERIC and item.delivery is None:
         return  # for reveal()
     header = sent and delivery.style in (DeliveryStyle.BEARER, DeliveryStyle.HEADER)
-    for part in ("value", "access", "refresh"):
+    for part in ("value", "access"):  # a refresh token goes into a form, escaped
         data = item.secret.parts.get(part, b"")
         wrong = _what_is_wrong(data.decode("utf-8", "surrogateescape"), header=header)
         if wrong:
