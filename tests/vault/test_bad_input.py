@@ -25,6 +25,7 @@ from apex_creds.errors import (
     CredentialExistsError,
     CredentialNotFoundError,
     ForeignDocumentError,
+    ForeignVaultError,
     IntegrityError,
     InvalidInputError,
     InvalidNameError,
@@ -221,7 +222,7 @@ async def test_the_key_store_of_another_vault_under_the_same_master_key(
         path.unlink()
     for anchor in tmp_path.rglob("*.anchor"):
         anchor.unlink()
-    async with refused(small, ForeignDocumentError):
+    async with refused(small, ForeignVaultError):
         await everything(small)
 
 
