@@ -34,7 +34,10 @@ from apex_creds.vault.node import log_id
 def init(
     ctx: typer.Context,
     hashed_names: Annotated[
-        bool, typer.Option("--hashed-names", help="File names on disk tell nothing.")
+        bool,
+        typer.Option(
+            "--hashed-names", help="Files of sections are named by keyed hashes, for good."
+        ),
     ] = False,
     use_existing_key: Annotated[
         bool,

@@ -3,7 +3,8 @@
 Guarantee: the copy is the vault of one instant: every document as it was at the same
 moment, the audit log of then or a little later. It has its place only after it was opened
 as a vault is (each MAC, each record, the log), and is signed by the vault. It is 0600, with
-nothing in clear that is not in clear in the vault, and never the master key.
+nothing in clear that is not in clear in the vault, and never the master key. Files are
+streamed, a MiB at a time, in worker threads: one hand-off for each step, none for each piece.
 
 A copy is a directory (or a tar file of one) with the vault's own layout, and a manifest:
 ``backup.json``, one line of JSON, and a line with its Ed25519 signature in base64.

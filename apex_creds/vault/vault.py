@@ -101,7 +101,7 @@ class Vault(Locking):
             master: Where the master key is kept: a provider or its URI.
             storage: Has the documents, and is closed with the vault; or the URL of a
                 database (see docs/SQL.md); files in the home, by default.
-            hashed_names: File names on disk are keyed hashes of the section names.
+            hashed_names: Files of sections are named by keyed hashes; see docs/FORMAT.md.
             use_existing_key: Use the key that is in the file already; it is never deleted.
             clock: Stamps what is written.
             audit_to: Where audit events go beside the log's own file.
