@@ -260,8 +260,14 @@ def create_file(path: str | Path, *, at: int | None = None) -> int:
         at: An open directory that a relative ``path`` is relative to.
     """
     fd = os.open(path, _NEW_FILE | OPEN_FLAGS, 0o600, dir_fd=at)
-    if sys.platform != "win32" and os.fstat(fd).st_mode & 0o600 != 0o600:
-        os.fchmod(fd, 0o600)  # the umask took away what its owner needs
+    try:
+        if sys.platform != "win32" and os.fstat(fd).st_mode & 0o600 != 0o600:
+            os.fchmod(fd, 0o600)  # the umask took away what its owner needs
+    except BaseException:
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.unlink(path, dir_fd=at)
+        raise
     return fd
 
 

@@ -123,10 +123,15 @@ def _beside(path: Path) -> tuple[Path, int]:
     for _ in range(_TRIES):
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         fd = create_file(temporary)
-        if try_lock(fd) is False or os.fstat(fd).st_nlink == 0:
-            os.close(fd)  # somebody sweeps, and took it for a dead writer's
-            continue
-        return temporary, fd
+        try:
+            if try_lock(fd) is not False and os.fstat(fd).st_nlink > 0:
+                return temporary, fd
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        os.close(fd)  # somebody sweeps, and took it for a dead writer's
     raise FileExistsError(17, "exists")
 
 

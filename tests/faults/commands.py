@@ -35,7 +35,7 @@ COMMANDS: Final = {
     "init": Command("--home {w}/new init --master file:{w}/new.key", again=(0, 3)),
     "status": Command("status"),
     "list": Command("list"),
-    "get": Command("get first --force"),
+    "get": Command("get first --reveal --force"),
     "put": Command("set new", lambda w: "new" in w["values"], stdin=b"value"),
     "put-again": Command("set first", lambda w: w["values"]["first"] == "other", b"other"),
     "rm": Command("rm first --yes", lambda w: "first" not in w["values"], again=(0, 8)),

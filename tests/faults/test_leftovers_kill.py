@@ -27,7 +27,7 @@ EXPECTED = re.compile(
     r"copy\.tar|master\.key(\.[0-9a-f]{32}\.(?:anchor|home))?|\.master\.key\.lock"
     r"|[a-z]+/\.restore\.lock"
     r"|[a-z]+/(?:\.before-restore-\w+-\w+/)?(?:security|credentials)/"
-    r"(?:\.lock|\.anchor\.lock|\.epoch|\.migration\.lock|[a-z_0-9]+\.(?:enc|json|toml)"
+    r"(?:\.(?:[a-z]+\.)?lock|\.epoch|[a-z_0-9]+\.(?:enc|json|toml)"
     r"|audit/(?:\d{6}\.jsonl(?:\.gz)?|checkpoints|vkeys?|cosigned|(?:torn|rolled-back)-[\w.-]+))"
     r"|made/backup\.json|made\.tar|new\.key(\.[0-9a-f]{32}\.(?:anchor|home))?|\.new\.key\.lock"
 )  # fmt: skip
