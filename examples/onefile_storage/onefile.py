@@ -48,12 +48,12 @@ class OneFile:
     async def write(
         self, name: str, data: Data, *, expected: Token | None, shred: bool = False
     ) -> WriteResult:
-        version, put = secrets.randbits(62), "INSERT INTO documents VALUES (?2, ?1, ?3)"
-        if expected is not None:
-            put = (
-                "UPDATE documents SET version = ?1, data = ?3 WHERE (name, version) = (?2, ?4)"
-            )
-        await self._change(put, version, checked(name), bytes(data), *(expected or ())[:1])
+        version, name = secrets.randbits(62), checked(name)
+        if expected is None:
+            put = "INSERT INTO documents (version, data, name) VALUES (?, ?, ?)"
+        else:
+            put = "UPDATE documents SET version = ?, data = ? WHERE name = ? AND version = ?"
+        await self._change(put, version, bytes(data), name, *(expected or ())[:1])
         return WriteResult(Token((version,)), _shredded(shred and expected is not None))
 
     async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
