@@ -124,7 +124,7 @@ async def test_two_do_every_record_once_between_them(workplace: Workplace) -> No
         group.start_soon(work, 0)
         group.start_soon(work, 1)
     assert sum(done) == len(NAMES)
-    assert all(done)  # a batch is half of the shards
+    # How much each does is up to their threads; nothing is done twice, or by nobody.
     assert await left(vaults[1].store, "api_keys") == 0
     for name in NAMES[::50]:
         async with vaults[1].open(name) as opened:
