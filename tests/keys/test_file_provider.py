@@ -410,7 +410,7 @@ async def test_an_anchor_goes_elsewhere_only_where_the_keys_are_read_only(path, 
     """One beside the keys is read first: what is newer must not hide behind it."""
     provider = FileProvider(path)
     refuse = partial(_raise, OSError(errno.EROFS, "injected"))
-    monkeypatch.setattr(AnchorFile, "write", refuse)
+    monkeypatch.setattr(AnchorFile, "write", staticmethod(refuse))
     with pytest.raises(MasterKeyUnavailableError, match="anchors"):  # there neither
         provider.write_anchor(vault_id=VAULT, text="text")
     monkeypatch.undo()
