@@ -149,8 +149,8 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
     kind, before = item.secret.kind, old.info if old else None
     delivery = item.delivery or (before.delivery if before else _DEFAULT_DELIVERY[kind])
     origins = _first(item.origins, before.origins if before else None, ())
-    if not item.as_is:
-        _check_sendable(item, delivery, sent=bool(origins))
+    if origins and not item.as_is:  # what is sent nowhere is for reveal()
+        _check_sendable(item, delivery)
     oauth = item.secret if isinstance(item.secret, OAuthToken) else None
     expires = oauth.expires_at if oauth and item.expires is None else item.expires
     return CredentialInfo(
@@ -171,14 +171,11 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
     )
 
 
-def _check_sendable(item: PutItem, delivery: Delivery, *, sent: bool) -> None:
-    """Of a key or token: nothing in it that a page, a word processor or a shell put there.
-
-    What is sent nowhere, as it is for reveal(), may have any characters that are seen.
-    """
+def _check_sendable(item: PutItem, delivery: Delivery) -> None:
+    """Of a key or token: nothing in it that a page, a word processor or a shell put there."""
     if item.secret.kind is CredentialKind.GENERIC and item.delivery is None:
         return  # for reveal()
-    header = sent and delivery.style in (DeliveryStyle.BEARER, DeliveryStyle.HEADER)
+    header = delivery.style in (DeliveryStyle.BEARER, DeliveryStyle.HEADER)
     for part in ("value", "access"):  # a refresh token goes into a form, escaped
         data = item.secret.parts.get(part, b"")
         wrong = _what_is_wrong(data.decode("utf-8", "surrogateescape"), header=header)

@@ -47,11 +47,14 @@ async def test_a_key_with_what_is_not_of_it_is_refused(vault, kind, delivery):
 
 async def test_what_can_be_sent_is_stored(vault):
     await vault.put("plain", ApiKey(KEY))
-    await vault.put("spaced", ApiKey("two words"))
+    await vault.put("spaced", ApiKey("two words"), origins=[ORIGIN])
+    await vault.put("for reveal, as it was", ApiKey(" \n"))
     await vault.put("for reveal", ApiKey("caf\u00e9 \u2013"))
-    await vault.put("query", ApiKey("caf\u00e9"), delivery="query:key")
+    await vault.put("query", ApiKey("caf\u00e9"), delivery="query:key", origins=[ORIGIN])
     await vault.put("basic", BasicAuth("b\u00f6b", " pass\u00a0word\n"))
     await vault.put("pem", GenericSecret(b"line\nline\n\xff"))
-    assert len(await vault.list()) == 6
+    assert len(await vault.list()) == 7
     with pytest.raises(InvalidInputError, match="white space around"):
-        await vault.put("pem", GenericSecret(b"line\n"), delivery="header:X-Key")
+        await vault.put(
+            "pem", GenericSecret(b"line\n"), delivery="header:X-Key", origins=[ORIGIN]
+        )
