@@ -178,30 +178,27 @@ class KeyringProvider:
         found.close()
         raise _exists(entry)
 
-    def _place(self, entry: str, key: SecretBytes) -> None:
+    def _keeps(self, entry: str, key: SecretBytes) -> bool:
+        """Stores ``key`` unless there is one; whether it is this one that is there now."""
         backends = self._backends()
         with self._exclusive():
             found = _find(backends, entry)
             if found is None:
                 _keep(backends[0], entry, key)
-                return
+                return True
         with found:
-            if not found.equals(key):
-                raise _exists(entry)
+            return found.equals(key)
+
+    def _place(self, entry: str, key: SecretBytes) -> None:
+        if not self._keeps(entry, key):
+            raise _exists(entry)
 
     def _receive(self, entry: str, key: SecretBytes) -> None:
-        backends = self._backends()
-        with self._exclusive():
-            found = _find(backends, entry)
-            if found is None:
-                _keep(backends[0], entry, key)
-                return
-        with found:
-            if not found.equals(key):
-                raise WrongMasterKeyError(
-                    f"The keyring has another key as {entry!r}; it was left alone.",
-                    hint="Use apex-creds recovery reset-master, which makes a new version.",
-                )
+        if not self._keeps(entry, key):
+            raise WrongMasterKeyError(
+                f"The keyring has another key as {entry!r}; it was left alone.",
+                hint="Use apex-creds recovery reset-master, which makes a new version.",
+            )
 
     def _load(self, entry: str) -> SecretBytes:
         found = _find(self._backends(), entry)
