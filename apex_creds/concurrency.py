@@ -38,6 +38,8 @@ PATIENCE: Final = 2.0
 
 _blocked: Final[set[int]] = set()
 """The threads that wait in ``LoopThread.call``, and any loop of theirs with them."""
+_leaves: Final[set[int]] = set()
+"""The threads of every ``LoopThread`` that is a leaf, and runs."""
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
@@ -367,10 +369,13 @@ class LoopThread:
 
     Args:
         name: The thread's.
+        leaf: Other threads wait for this one, so that no code in it may wait for them: not
+            a log handler's, a watcher's or a driver's either. ``call`` refuses there.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, leaf: bool = False) -> None:
         self._name = name
+        self._leaf = leaf
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -397,7 +402,13 @@ class LoopThread:
 
         Raises:
             TimeoutError: It took too long, and was cancelled.
+            EventLoopError: The caller's thread is one that others wait for.
         """
+        if threading.get_ident() in _leaves:
+            raise EventLoopError(
+                "Others wait for the thread that this runs in, so it can't wait for them.",
+                hint="Do it in another thread or event loop.",
+            )
         if threading.current_thread() is self._thread:
             return _apart(work, timeout)
         future = self.start(work)
@@ -426,7 +437,10 @@ class LoopThread:
                 self._end = Event()
                 ready: Future[asyncio.AbstractEventLoop] = Future()
                 self._thread = threading.Thread(
-                    target=_serve, args=(ready, self._end), name=self._name, daemon=True
+                    target=_serve,
+                    args=(ready, self._end, self._leaf),
+                    name=self._name,
+                    daemon=True,
                 )
                 self._thread.start()
                 self._loop = ready.result()
@@ -498,11 +512,13 @@ def _standing_still() -> Iterator[None]:
         _blocked.discard(thread)
 
 
-def _serve(ready: Future[asyncio.AbstractEventLoop], end: Event) -> None:
+def _serve(ready: Future[asyncio.AbstractEventLoop], end: Event, leaf: bool) -> None:
     async def body() -> None:
         ready.set_result(asyncio.get_running_loop())
         await end.wait()
 
+    if leaf:
+        _leaves.add(threading.get_ident())
     try:
         asyncio.run(body())
     except BaseException as error:
@@ -512,6 +528,8 @@ def _serve(ready: Future[asyncio.AbstractEventLoop], end: Event) -> None:
         # which asyncio ends its executor. By then all the work is done.
         elif not (isinstance(error, RuntimeError) and "interpreter shutdown" in str(error)):
             raise
+    finally:
+        _leaves.discard(threading.get_ident())
 
 
 def soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: object) -> None:

@@ -26,13 +26,18 @@ _done = itertools.count(1)
 _OWN = ("APEX_CREDS_", "XDG_", "PYTHON_KEYRING_")
 _HOMES = ("HOME", "USERPROFILE")
 _in_its_place = pytest.StashKey[Path]()
+_seen: set[str] = set()
+_real_home: Path
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything is imported or started."""
-    if hasattr(config, "workerinput"):
-        return  # xdist's: has what the first process has
+    global _real_home
+    if hasattr(config, "workerinput"):  # xdist's: has what the first process has
+        _real_home = Path(os.environ["HOME"])
+        return
     home = config.stash[_in_its_place] = Path(tempfile.mkdtemp(prefix="apex-creds-no-home-"))
+    _real_home = home
     for name in [name for name in os.environ if name.startswith(_OWN)]:
         if name != "XDG_RUNTIME_DIR":
             del os.environ[name]
@@ -41,15 +46,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A test that wrote to the user's home, but for others' caches, fails the session."""
+    """A test that wrote to the user's home, but for what other programs keep, fails all."""
     if (home := session.config.stash.get(_in_its_place, None)) is None:
         return
-    left = [path for path in home.rglob("*") if not path.is_dir()]
-    left = [path.relative_to(home) for path in left if ".cache" not in path.parts]
+    left = _left(home)
+    seen = _log_of(home).read_text() if _log_of(home).exists() else ""
     shutil.rmtree(home, ignore_errors=True)
+    _log_of(home).unlink(missing_ok=True)
     if left:
-        print(f"\nLEFT IN THE USER'S HOME: {', '.join(map(str, left[:9]))}")
+        print(f"\nLEFT IN THE USER'S HOME: {', '.join(left[:9])}. Seen first after:\n{seen}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _left(home: Path) -> list[str]:
+    """What is there, but for caches, and what pip has rustup write when it asks for rustc."""
+    found: list[str] = []
+    for top in home.iterdir():
+        if top.name not in (".cache", ".rustup"):
+            found += [str(p.relative_to(home)) for p in (top, *top.rglob("*")) if p.is_file()]
+    return found
+
+
+def _log_of(home: Path) -> Path:
+    """Which test was the last to end in its process when something was found there."""
+    return home.with_suffix(".log")
 
 
 @pytest.fixture
@@ -64,10 +84,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown() -> None:
+def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Nor is what earlier tests have imported and reported, now and then."""
     if next(_done) % 50 == 0:
         _set_aside()
+    new = sorted(set(_left(_real_home)) - _seen)
+    if new:
+        _seen.update(new)
+        with _log_of(_real_home).open("a") as log:
+            log.write(f"{item.nodeid}: {', '.join(new)}\n")
 
 
 def _set_aside() -> None:

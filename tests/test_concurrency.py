@@ -718,3 +718,28 @@ def test_nothing_else_is_tied_to_an_event_loop() -> None:
         if any(map(_is_tied, ast.walk(ast.parse(path.read_text(encoding="utf-8")))))
     }
     assert found == set(ONE_LOOP)
+
+
+@pytest.mark.anyio
+async def test_code_in_a_thread_that_others_wait_for_does_not_wait_for_them() -> None:
+    """A log handler of a driver's logger, for one: it would wait for itself."""
+    leaf, other = LoopThread("test-leaf", leaf=True), LoopThread("test")
+
+    async def needs_the_leaf() -> int:
+        return await leaf.run(_one)
+
+    async def waits() -> int:
+        return other.call(needs_the_leaf)
+
+    try:
+        with pytest.raises(EventLoopError):
+            await leaf.run(waits)
+        assert await leaf.run(_one) == 1
+        assert other.call(needs_the_leaf) == 1
+    finally:
+        leaf.close()
+        other.close()
+
+
+async def _one() -> int:
+    return 1

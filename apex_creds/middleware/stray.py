@@ -16,7 +16,14 @@ from typing import Final
 from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import ApexCredsError, LockedDownError, SecretLeakError
+from apex_creds.errors import (
+    ApexCredsError,
+    IntegrityError,
+    LockedDownError,
+    SecretLeakError,
+    SecretWipedError,
+    VaultSealedError,
+)
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.recent import Key, Redeemed
 from apex_creds.middleware.needles import SHORTEST, Needles
@@ -81,11 +88,13 @@ class StrayRedactor(Redactor):
         key, recent = (record.info.name, record.info.version), self._broker.recent
         try:
             opened = self._broker.reopen(record)
-        except LockedDownError:
-            raise _unsearchable() from None
-        except ApexCredsError:
+        except (IntegrityError, SecretWipedError, VaultSealedError):
             recent.drop(key)
             return
+        except LockedDownError:
+            raise _unsearchable("End the lockdown: apex-creds unlock") from None
+        except ApexCredsError:  # it may open later, so that it is still to be looked for
+            raise _unsearchable("The vault's storage did not answer.") from None
         marks: set[int] = set()
         for spelling in self._take(needles, record, opened):
             with spelling.view()[:SHORTEST] as beginning:
@@ -118,10 +127,9 @@ def mark_before_sealing(broker: LeaseBroker) -> Revoked:
     return told
 
 
-def _unsearchable() -> SecretLeakError:
+def _unsearchable(hint: str) -> SecretLeakError:
     return SecretLeakError(
-        "What may have a secret in it can't be searched, so it is withheld.",
-        hint="End the lockdown: apex-creds unlock",
+        "What may have a secret in it can't be searched, so it is withheld.", hint=hint
     )
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CONFIG_FILE: Final = "config.json"
 _LARGEST: Final = 1 << 20
 _DATABASE: Final = re.compile(r"sqlite|postgres", re.IGNORECASE)
-_NEEDED: Final = frozenset({"aiosqlite", "alembic", "psycopg", "sqlalchemy", "stamina"})
+_NEEDED: Final = frozenset({"aiosqlite", "alembic", "psycopg", "sqlalchemy", "tenacity"})
 
 
 class StoragePlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -47,7 +47,7 @@ class ThreadedStorage:
     def __init__(self, inner: SharedStorage) -> None:
         self.inner = inner
         self.staleness = inner.staleness
-        self._thread = LoopThread("apex-creds-storage")
+        self._thread = LoopThread("apex-creds-storage", leaf=True)
         self._closing = Lock()
         self._closed = False
 

@@ -15,10 +15,6 @@ from tests.e2e.many_worker import GATE, GUEST, PLUGIN
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.skip(
-    reason="KNOWN FAULT: readers of PostgreSQL wait for ever after the server was away; "
-    "broken since the vault works on any event loop, to be mended first"
-)
 def test_eight_processes(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     print(whole(tmp_path, seconds=9, seed=1))

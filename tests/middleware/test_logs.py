@@ -12,7 +12,7 @@ import pytest
 import rich.console
 import rich.logging
 
-from apex_creds.errors import AuditUnavailableError
+from apex_creds.errors import AuditUnavailableError, EventLoopError, StorageStaleError
 from apex_creds.leases.recent import MANY
 from apex_creds.middleware import CredentialMiddleware, logs
 from tests.crypto.slots import open_slots
@@ -388,6 +388,29 @@ async def test_a_deleted_credential_is_not_looked_for_in_no_invocation(
     logger.info("it goes on")
     assert "the first few letters" in collected.all
     assert "it goes on" in collected.all
+
+
+async def test_what_can_not_be_opened_now_is_withheld_and_looked_for_later(
+    world: World, collected: Collect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage is away, or the record is written in the thread that reads it."""
+    await log_in(world, lambda s: None)
+    broker = world.middleware.broker
+    reopen = broker.reopen
+    for away in (StorageStaleError("away"), EventLoopError("in its thread")):
+        monkeypatch.setattr(type(broker), "reopen", _raiser(away))
+        logger.info("it may be here: %s", KEY)
+        monkeypatch.setattr(type(broker), "reopen", lambda _, record: reopen(record))
+        logger.info("it is here: %s", KEY)
+    assert KEY not in collected.all
+    assert collected.all.count(f"it is here: {MARK}") >= 2
+
+
+def _raiser(error: Exception):
+    def raises(*_: object) -> None:
+        raise error
+
+    return raises
 
 
 async def test_what_is_looked_for_in_no_invocation_is_bounded(world: World) -> None:

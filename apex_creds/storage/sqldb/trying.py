@@ -9,20 +9,17 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import stamina
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential
+from tenacity.wait import wait_random
 
 from apex_creds.storage.sqldb.dberrors import FailedError
 from apex_creds.storage.whole import to_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
 
-_WAITS: Final[Mapping[str, float]] = {
-    "wait_initial": 0.02,
-    "wait_max": 0.5,
-    "wait_jitter": 0.1,
-}
+_WAIT: Final = wait_exponential(multiplier=0.02, max=0.5) + wait_random(0, 0.1)
 
 T = TypeVar("T")
 
@@ -55,17 +52,20 @@ async def tried(work: Callable[[], Coroutine[object, object, T]], *, patience: f
         if not failure.again or not patience:
             raise failure.error from failure
     try:
-        async for turn in stamina.retry_context(
-            on=_may_help, attempts=None, timeout=patience, **_WAITS
+        async for turn in AsyncRetrying(
+            retry=retry_if_exception(_may_help),
+            stop=stop_after_delay(patience),
+            wait=_WAIT,
+            reraise=True,
         ):
             with turn:
                 return await to_the_end(work())
     except FailedError as failure:
         raise failure.error from failure
-    raise AssertionError("stamina ends by returning or raising")
+    raise AssertionError("it ends by returning or raising")
 
 
-def _may_help(error: Exception) -> bool:
+def _may_help(error: BaseException) -> bool:
     return isinstance(error, FailedError) and error.again
 
 
