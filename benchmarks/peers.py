@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 import httpx
 
 from benchmarks.harness import Operation, Subject, UnavailableError
-from tests.e2e import realparts
+from tests.support import realparts
 
 T = TypeVar("T")
 

@@ -44,7 +44,7 @@ from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.vault.values import PutItem
 from benchmarks.harness import Budget, UnavailableError, duration
-from tests.e2e import realparts
+from tests.support import realparts
 
 SIZES: Final = (1_000, 10_000, 100_000)
 STALL_LIMIT: Final = 0.020

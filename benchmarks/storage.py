@@ -35,8 +35,8 @@ from apex_creds.scheduler.policy import Level
 from apex_creds.storage.select import remember_storage, storage_for
 from benchmarks.harness import Operation, Run, Subject, UnavailableError, as_json, measure, show
 from benchmarks.rotation import engine_of, put_items, request, values
-from tests.e2e import realparts
-from tests.e2e.postgres import Postgres, postgres
+from tests.support import realparts
+from tests.support.postgres import Postgres, postgres
 
 PLACES: Final = ("file", "sqlite", "postgresql")
 CREDENTIALS: Final = 200

@@ -1,7 +1,7 @@
 """Follows README.md, or another page, as a newcomer with nothing but a clone, in order.
 
 Run by scripts/newcomer.sh in an empty home, with the system's own Python; needs nothing that
-is not in the clone. Blocks are those of tests/snippets.py; what is different: they are run in
+is not in the clone. Blocks are those of tests/support/snippets.py, but they are run in
 one session, so that ``cd`` and an environment that was activated hold for what follows, and
 those that are marked ``no-test`` are run as well, but for ``make test``, whose own time is not
 a newcomer's. Ends with 1 at the first command that fails, or prints something else than the
@@ -22,7 +22,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(SOURCE))
 
-from tests import snippets  # noqa: E402 - found by the line above
+from tests.support import snippets  # noqa: E402 - found by the line above
 
 NOT_HERE = ("make test",)
 SHOWN = 25

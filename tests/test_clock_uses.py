@@ -6,7 +6,7 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-from tests.vault.helpers import REPOSITORY
+from tests.support.vaults import REPOSITORY
 
 PACKAGE = REPOSITORY / "apex_creds"
 CLOCKS = {

@@ -29,7 +29,7 @@ from apex_creds.concurrency import (
     running_loop,
 )
 from apex_creds.errors import EventLoopError
-from tests.loops import KINDS, WITHIN, Make, Running, nested, running, threads
+from tests.support.loops import KINDS, WITHIN, Make, Running, nested, running, threads
 
 pytestmark = pytest.mark.filterwarnings(
     # A loop that is closed as it is leaves its tasks behind: that is what is tried here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import apex_creds
-from tests import snippets
+from tests.support import snippets
 
 ROOT = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = sorted((ROOT / "apex_creds").rglob("*.py"))
 
@@ -108,6 +110,16 @@ def loaded(code: str, *arguments: str) -> list[str]:
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return sorted(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("folder", sorted(p.name for p in TESTS.iterdir() if p.is_dir()))
+def test_what_two_folders_of_tests_need_is_in_support(folder: str) -> None:
+    own = (f"tests.{folder}", "tests.support", "tests.vectors")
+    for path in sorted((TESTS / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests."):
+                assert node.module is not None
+                assert node.module.startswith(own), f"{path}: {node.module}"
 
 
 def test_importing_the_package_costs_nothing_and_a_name_its_own_modules() -> None:

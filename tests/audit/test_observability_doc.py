@@ -15,8 +15,8 @@ from apex_creds.leases import CredentialMap
 from apex_creds.scheduler.orders import newest, order
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.worker import RotationWorker
-from tests.audit.recording import recording
-from tests.leases.world import world_in
+from tests.support.recording import recording
+from tests.support.worlds import world_in
 
 PAGE = (Path(__file__).parents[2] / "docs" / "OBSERVABILITY.md").read_text()
 

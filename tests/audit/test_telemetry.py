@@ -10,7 +10,7 @@ from opentelemetry import trace
 from opentelemetry.metrics import _internal as metering
 
 from apex_creds.audit import metrics, names, spans, telemetry
-from tests.audit.recording import recording
+from tests.support.recording import recording
 
 KEY, OTHER = "01" * 16, "02" * 16
 

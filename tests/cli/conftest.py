@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.cli.entry import run
-from tests.cli.support import PROGRAM
+from tests.support.commands import PROGRAM
 
 
 @dataclass

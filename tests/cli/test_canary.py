@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.cli.support import PROGRAM
+from tests.support.commands import PROGRAM
 
 CANARY = 'cAn/Ary+"' + secrets.token_urlsafe(24)
 

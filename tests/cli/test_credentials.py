@@ -72,7 +72,7 @@ def test_generic_keeps_every_byte(cli):
     import os
     import subprocess
 
-    from tests.cli.support import PROGRAM
+    from tests.support.commands import PROGRAM
 
     command = [*PROGRAM, "--home", str(cli.home), "get", "blob", "--reveal", "--force"]
     assert subprocess.run(command, stdout=subprocess.PIPE, env=os.environ).stdout == data

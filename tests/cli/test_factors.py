@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pyotp
 import pytest
 
-from tests.cli.support import PROGRAM, under_terminal
+from tests.support.commands import PROGRAM, under_terminal
 
 on_terminal = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import PROGRAM
-from tests.e2e.realparts import gnome_keyring, gnome_keyring_missing
+from tests.support.commands import PROGRAM
+from tests.support.realparts import gnome_keyring, gnome_keyring_missing
 
 pytestmark = [
     pytest.mark.e2e,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import PROGRAM, under_terminal
-from tests.e2e.realparts import gnome_keyring, gnome_keyring_missing
+from tests.support.commands import PROGRAM, under_terminal
+from tests.support.realparts import gnome_keyring, gnome_keyring_missing
 
 
 def exported(cli, *options: str) -> list[str]:

@@ -13,8 +13,8 @@ import pytest
 
 from apex_creds.clocks import SystemClock
 from apex_creds.scheduler.engine import Engine, Outcome
-from tests.cli.support import PROGRAM
-from tests.migration import old
+from tests.support import old
+from tests.support.commands import PROGRAM
 
 SERVICE = "api_keys/mail"
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.cli.support import PROGRAM
+from tests.support.commands import PROGRAM
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 NAME = "Kundenportal \u0141\u00f3d\u017a"

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.cli.support import under_terminal
+from tests.support.commands import under_terminal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 

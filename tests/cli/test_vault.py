@@ -16,7 +16,7 @@ from apex_creds.cli import entry, session
 from apex_creds.cli.options import Settings
 from apex_creds.clocks import SystemClock
 from apex_creds.vault import dek
-from tests.cli.support import PROGRAM
+from tests.support.commands import PROGRAM
 
 
 def states(done):

@@ -16,7 +16,7 @@ from apex_creds.compat import (
     EnhancedApiKeyManager,
 )
 from apex_creds.vault import Vault
-from tests.migration import old
+from tests.support import old
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -21,7 +21,7 @@ from apex_creds import compat
 from apex_creds.compat import ApiKeyMode, EnhancedApiKeyManager, ProviderType
 from apex_creds.migration.masters import VARIABLE
 from apex_creds.vault.home import audit_directory
-from tests.migration import old
+from tests.support import old
 
 PRESENT = {
     "get_api_key_mode": "",

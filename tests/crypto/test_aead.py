@@ -20,7 +20,7 @@ from apex_creds.errors import (
     InvalidInputError,
     SecretWipedError,
 )
-from tests.crypto.slots import open_slots
+from tests.support.slots import open_slots
 
 KEY = bytes(range(32))
 AAD = b"where it lies"

@@ -25,7 +25,7 @@ from apex_creds.errors import (
     UnknownKeyError,
     UnsupportedFormatError,
 )
-from tests.crypto.slots import open_slots
+from tests.support.slots import open_slots
 
 FOLDER = Path(__file__).parents[1] / "vectors"
 VECTORS: dict[str, Any] = json.loads((FOLDER / "envelope_v1.json").read_text())

@@ -14,7 +14,7 @@ from apex_creds.crypto import kdf
 from apex_creds.crypto.kdf import Purpose
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import InvalidInputError, SecretWipedError
-from tests.crypto.slots import open_slots
+from tests.support.slots import open_slots
 
 RFC_5869 = [  # key, salt, info, length, output: test cases 1 and 2 of appendix A
     (

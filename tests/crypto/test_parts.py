@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from apex_creds.crypto import parts
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CorruptDocumentError, InvalidInputError
-from tests.crypto.slots import open_slots
+from tests.support.slots import open_slots
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=64)
 ONE = st.fixed_dictionaries({"value": st.binary(max_size=300)})

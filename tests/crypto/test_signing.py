@@ -17,7 +17,7 @@ from apex_creds.errors import (
     SecretMisuseError,
     SecretWipedError,
 )
-from tests.crypto.slots import open_slots
+from tests.support.slots import open_slots
 
 RFC_8032 = [  # section 7.1, tests 1 to 3: seed, public key, message, signature
     (

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.files import DEPLOY, compose, healthcheck, load, run
-from tests.e2e.postgres import USER, Postgres, binary, postgres
+from tests.support.postgres import USER, Postgres, binary, postgres
 
 pytestmark = pytest.mark.e2e
 

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.deploy.workload import CANARY
-from tests.e2e.realparts import _free_port, prometheus
+from tests.support.realparts import _free_port, prometheus
 
 pytestmark = pytest.mark.e2e
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.test_dashboards import _attributes, _known, _metrics_of
-from tests.e2e.realparts import promtool_binary
+from tests.support.realparts import promtool_binary
 
 pytestmark = pytest.mark.e2e
 

@@ -13,8 +13,8 @@ import pytest
 
 from apex_creds import ApiKey, CredentialMiddleware, Vault
 from apex_creds.integrations.apexagent import install
-from tests.integrations import apexagent_real as real
-from tests.snippets import blocks
+from tests.support import apexagent_real as real
+from tests.support.snippets import blocks
 
 pytestmark = pytest.mark.anyio
 

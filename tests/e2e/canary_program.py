@@ -35,7 +35,7 @@ from apex_creds import (
     current_credentials,
     parse_manifest,
 )
-from tests.leases.loopback import ok, server
+from tests.support.loopback import ok, server
 
 logger = logging.getLogger("plugin")
 

@@ -31,7 +31,7 @@ from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import node_of
 from apex_creds.vault.shipping import copies, verify_copy
 from tests.e2e.many_worker import GATE, GUEST, NAMES, PLUGIN, PROCESSES, SECRET, name_of
-from tests.e2e.postgres import Postgres, postgres
+from tests.support.postgres import Postgres, postgres
 
 REPOSITORY: Final = Path(__file__).parents[2]
 CANARIES: Final = ("canary",)

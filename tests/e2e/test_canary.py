@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.middleware.test_redaction import SPELLINGS
+from tests.support.spellings import SPELLINGS
 
 pytestmark = pytest.mark.e2e
 REPOSITORY = Path(__file__).parents[2]

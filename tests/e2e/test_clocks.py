@@ -17,7 +17,7 @@ from apex_creds.model import ApiKey
 from apex_creds.scheduler.events import CompromiseSuspected
 from apex_creds.scheduler.worker import RotationWorker
 from tests.support.shifted import Shifted
-from tests.vault.helpers import create, home_in, master_in, unseal
+from tests.support.vaults import create, home_in, master_in, unseal
 
 pytestmark = [
     pytest.mark.anyio,

@@ -20,7 +20,7 @@ from apex_creds.errors import (
 from apex_creds.keys import provider_from_uri
 from apex_creds.keys.os_keyring import SERVICE, KeyringProvider
 from apex_creds.testing.providers import VAULT, MasterKeyProviderContract
-from tests.e2e.realparts import gnome_keyring, gnome_keyring_missing
+from tests.support.realparts import gnome_keyring, gnome_keyring_missing
 
 pytestmark = [
     pytest.mark.anyio,

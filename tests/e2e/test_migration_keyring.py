@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.realparts import gnome_keyring, gnome_keyring_missing
-from tests.migration import old
+from tests.support import old
+from tests.support.realparts import gnome_keyring, gnome_keyring_missing
 
 pytestmark = [
     pytest.mark.e2e,

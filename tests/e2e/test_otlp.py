@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from apex_creds.audit import names
 from tests.e2e.observed_plugin import CANARY
-from tests.e2e.realparts import _free_port
+from tests.support.realparts import _free_port
 
 oteltap = pytest.importorskip("oteltap")
 T = TypeVar("T")

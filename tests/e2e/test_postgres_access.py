@@ -17,8 +17,8 @@ from cryptography.x509.oid import NameOID
 
 from apex_creds.errors import StorageError, StorageUnreachableError
 from apex_creds.storage.sql import SqlStorage
-from tests.e2e.postgres import Postgres, as_server_user, postgres
-from tests.e2e.realparts import gnome_keyring
+from tests.support.postgres import Postgres, as_server_user, postgres
+from tests.support.realparts import gnome_keyring
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 

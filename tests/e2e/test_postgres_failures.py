@@ -22,8 +22,8 @@ from apex_creds.errors import (
 )
 from apex_creds.storage.base import Write
 from apex_creds.storage.sql import SqlStorage
-from tests.e2e.pgproxy import proxy
-from tests.e2e.postgres import Postgres, postgres
+from tests.support.pgproxy import proxy
+from tests.support.postgres import Postgres, postgres
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.e2e.observed_plugin import CANARY
-from tests.e2e.realparts import _free_port, prometheus, prometheus_binary
+from tests.support.realparts import _free_port, prometheus, prometheus_binary
 
 pytestmark = [
     pytest.mark.e2e,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.e2e.realparts import PartMissingError, openbao, openbao_binary
+from tests.support.realparts import PartMissingError, openbao, openbao_binary
 
 pytestmark = pytest.mark.e2e
 

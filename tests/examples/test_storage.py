@@ -14,7 +14,7 @@ from apex_creds import ApiKey, CredentialMiddleware, Vault, parse_manifest
 from apex_creds.errors import InvalidInputError, NotInstalledError
 from apex_creds.storage import MemoryStorage
 from apex_creds.testing.storage import StorageContract
-from tests.cli.support import PROGRAM
+from tests.support.commands import PROGRAM
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "onefile_storage"
 

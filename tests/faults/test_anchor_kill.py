@@ -13,7 +13,7 @@ from apex_creds.errors import RollbackDetectedError
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
 from tests.faults.anchored import copies
-from tests.faults.killer import Scenario
+from tests.support.killer import Scenario
 
 FILE = Path(__file__).parent / "scenarios" / "anchored.py"
 

@@ -12,8 +12,8 @@ import pytest
 from apex_creds.audit import EventKind, check, read
 from apex_creds.audit.archive import segments
 from apex_creds.audit.nodes import has_nodes
-from tests.faults.killer import Point, Scenario
 from tests.faults.scenarios.audit import VAULT, event, open_log
+from tests.support.killer import Point, Scenario
 
 pytestmark = pytest.mark.faults
 

@@ -15,8 +15,8 @@ from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 from apex_creds.vault.factors import Factors
 from tests.faults.anchored import copies
-from tests.faults.killer import Run, Scenario
 from tests.faults.scenarios.factors import SUBJECT
+from tests.support.killer import Run, Scenario
 
 FILE = Path(__file__).parent / "scenarios" / "factors.py"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.killer import (
+from tests.support.killer import (
     Boundary,
     Point,
     Run,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.commands import CANARY, COMMANDS, World
-from tests.faults.killer import Point, Run, Scenario
+from tests.support.killer import Point, Run, Scenario
 
 FILE = Path(__file__).parent / "scenarios" / "commands.py"
 EVERY = bool(os.environ.get("APEX_EVERY_BOUNDARY"))

@@ -18,9 +18,9 @@ import pytest
 from apex_creds.errors import VaultNotFoundError
 from apex_creds.migration import Fallback, finish, is_legacy, migrate, on_unseal, set_aside
 from apex_creds.vault import Vault
-from tests.faults.killer import Run, Scenario
 from tests.faults.scenarios.migration import FEW, NAMES
-from tests.migration import old
+from tests.support import old
+from tests.support.killer import Run, Scenario
 
 FILE = Path(__file__).parent / "scenarios" / "migration.py"
 

@@ -21,9 +21,9 @@ from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
 from apex_creds.vault.config import AuditConfig, Config, write_config
 from tests.faults.anchored import copies
-from tests.faults.killer import Run, Scenario
 from tests.faults.scenarios.vault import STORED
-from tests.vault.helpers import home_in, master_in, value_of, values
+from tests.support.killer import Run, Scenario
+from tests.support.vaults import home_in, master_in, value_of, values
 
 UNHURRIED = AuditConfig(durable_ms=60_000, checkpoint_seconds=60)
 """The log's own thread writes nothing while boundaries are counted."""

@@ -16,11 +16,11 @@ from apex_creds.errors import ApexCredsError
 from apex_creds.keys.shares import split
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault, recovery
-from tests.e2e.realparts import gnome_keyring, gnome_keyring_missing
-from tests.faults import killer
-from tests.faults.killer import Point, Scenario
 from tests.faults.scenarios import recovery as scenarios
-from tests.vault.helpers import values
+from tests.support import killer
+from tests.support.killer import Point, Scenario
+from tests.support.realparts import gnome_keyring, gnome_keyring_missing
+from tests.support.vaults import values
 
 FILE = Path(__file__).parent / "scenarios" / "recovery.py"
 OLD = {"a": b"old value", "b": b"second"}

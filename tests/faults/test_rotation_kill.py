@@ -22,10 +22,10 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
 from apex_creds.scheduler.policy import Level
 from apex_creds.vault import Vault
-from tests.e2e.realparts import gnome_keyring, gnome_keyring_missing
-from tests.faults.killer import Scenario
 from tests.faults.scenarios.rotation import LEVELS, engine, fill
-from tests.vault.helpers import values
+from tests.support.killer import Scenario
+from tests.support.realparts import gnome_keyring, gnome_keyring_missing
+from tests.support.vaults import values
 
 EVERY = int(os.environ.get("APEX_CREDS_EVERY", "9"))
 FIRST = int(time.time() // 86_400) % EVERY

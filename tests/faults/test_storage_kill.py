@@ -11,8 +11,8 @@ import pytest
 
 from apex_creds.errors import StorageError
 from apex_creds.storage import FileStorage
-from tests.faults.killer import Scenario, order
 from tests.faults.scenarios.storage import NAME, NEW, OLD, OTHER
+from tests.support.killer import Scenario, order
 
 STORAGE = Path(__file__).parent / "scenarios" / "storage.py"
 FOLDERS = ("", "security", "security/audit", "credentials")

@@ -14,9 +14,9 @@ from apex_creds import AccessDeniedError, current_credentials
 from apex_creds.errors import HandleForeignError, InvalidInputError, InvalidManifestError
 from apex_creds.integrations import managers
 from apex_creds.integrations.apexagent import Installation, install, uninstall
-from tests.integrations import apexagent_builds as builds
-from tests.integrations import apexagent_real as real
 from tests.integrations.conftest import OTHER, SECRET, World
+from tests.support import apexagent_builds as builds
+from tests.support import apexagent_real as real
 
 pytestmark = pytest.mark.anyio
 

@@ -12,14 +12,14 @@ from apex_creds import AccessDeniedError
 from apex_creds.integrations import managers
 from apex_creds.integrations.apexagent import install
 from apex_creds.integrations.checksum import tree_digest
-from tests.integrations import apexagent_builds as builds
-from tests.integrations import apexagent_real as real
 from tests.integrations.conftest import World
+from tests.support import apexagent_builds as builds
+from tests.support import apexagent_real as real
 
 pytestmark = pytest.mark.anyio
 
 CODE = """
-from tests.integrations import apexagent_real as real
+from tests.support import apexagent_real as real
 
 class Plugin(real.BaseEnhancedPlugin):
     def __init__(self, plugin_id, plugin_version="1.0.0", **_):

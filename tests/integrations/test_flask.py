@@ -25,9 +25,9 @@ from apex_creds.integrations.apexagent import install
 from apex_creds.scheduler.bridge import connect
 from apex_creds.scheduler.events import LeakDetected
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
-from tests.integrations import apexagent_builds as builds
-from tests.integrations import apexagent_events as events
-from tests.integrations import apexagent_real as real
+from tests.support import apexagent_builds as builds
+from tests.support import apexagent_events as events
+from tests.support import apexagent_real as real
 
 flask = pytest.importorskip("flask")
 

@@ -16,7 +16,7 @@ from apex_creds import parse_manifest
 from apex_creds.errors import InvalidManifestError, UnsafePathError
 from apex_creds.integrations.apexagent import load_metadata
 from apex_creds.integrations.metadata import MAX_BYTES, Manifests
-from tests.integrations import apexagent_builds as builds
+from tests.support import apexagent_builds as builds
 
 GOOD = builds.metadata("demo", "openai")
 

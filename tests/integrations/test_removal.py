@@ -10,9 +10,9 @@ from apex_creds import AccessDeniedError, current_credentials
 from apex_creds.errors import InvalidInputError, LeaseEndedError
 from apex_creds.integrations.apexagent import install
 from apex_creds.policy.grants import GrantDecision
-from tests.integrations import apexagent_builds as builds
-from tests.integrations import apexagent_real as real
 from tests.integrations.conftest import World
+from tests.support import apexagent_builds as builds
+from tests.support import apexagent_real as real
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import keyring.backend
 import pytest
 
 from apex_creds.crypto.memory import SecretBytes
@@ -18,27 +17,11 @@ from apex_creds.keys.anchor import AnchorStore
 from apex_creds.keys.file import FileProvider
 from apex_creds.keys.held import MasterKeyReceiver, hold
 from apex_creds.keys.os_keyring import KeyringProvider
+from tests.support.keyrings import Memory
 
 pytestmark = pytest.mark.anyio
 
 VAULT = "ab" * 16
-
-
-class Memory(keyring.backend.KeyringBackend):
-    priority = -1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries: dict[tuple[str, str], str] = {}
-
-    def get_password(self, service: str, username: str) -> str | None:
-        return self.entries.get((service, username))
-
-    def set_password(self, service: str, username: str, password: str) -> None:
-        self.entries[service, username] = password
-
-    def delete_password(self, service: str, username: str) -> None:
-        del self.entries[service, username]
 
 
 @pytest.fixture(params=["file", "keyring"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.leases.world import World, world_in
+from tests.support.worlds import World, world_in
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from apex_creds.policy.challenge import expecting
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 from tests.leases.test_challenge import READ, marked, read
-from tests.leases.world import REPOSITORY
+from tests.support.worlds import REPOSITORY
 
 pytestmark = pytest.mark.anyio
 

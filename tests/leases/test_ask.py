@@ -13,7 +13,7 @@ from apex_creds.policy.factors import Subject
 from apex_creds.vault.factors import Factors
 from tests.leases.test_gates import clock, codes, factors, vault  # noqa: F401 - fixtures
 from tests.support.terminals import Terminal
-from tests.vault.helpers import REPOSITORY, home_in
+from tests.support.vaults import REPOSITORY, home_in
 
 pytestmark = [
     pytest.mark.anyio,

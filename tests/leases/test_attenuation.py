@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from apex_creds.errors import AccessDeniedError, LeaseEndedError
-from tests.leases.world import KEY, world_in
+from tests.support.worlds import KEY, world_in
 
 SCOPES = ("a", "b", "c")
 

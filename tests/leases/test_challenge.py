@@ -34,7 +34,7 @@ from apex_creds.policy.factors import Subject
 from apex_creds.vault import marking
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
-from tests.leases.world import KEY, World, manifest_for, world_in
+from tests.support.worlds import KEY, World, manifest_for, world_in
 
 pytestmark = pytest.mark.anyio
 READ = "[redacted:key]"

@@ -11,8 +11,8 @@ import pytest
 
 from apex_creds.errors import AccessDeniedError, HandleExpiredError, LeaseEndedError
 from apex_creds.leases import deadlines
-from tests.leases.world import KEY, World, world_in
 from tests.support.clocks import TwoClocks
+from tests.support.worlds import KEY, World, world_in
 
 pytestmark = pytest.mark.anyio
 JUMPS = [-1e9, -3600.0, 3600.0, 3.2e8]

@@ -13,8 +13,8 @@ from apex_creds.policy.factors import Subject
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 from apex_creds.vault.factors import Factors
-from tests.audit.recording import recording
-from tests.leases.world import world_in
+from tests.support.recording import recording
+from tests.support.worlds import world_in
 
 pytestmark = pytest.mark.anyio
 SUBJECT = Subject(plugin="weather", credential="openai")

@@ -19,7 +19,7 @@ from apex_creds.policy.totp import code_at
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 from apex_creds.vault.factors import Factors
-from tests.vault.helpers import FakeClock, create
+from tests.support.vaults import FakeClock, create
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ from apex_creds.leases.lease import Lease
 from apex_creds.policy.manifest import parse_manifest
 from apex_creds.vault import Vault
 from apex_creds.vault.section import Record
-from tests.leases.world import KEY, World
+from tests.support.worlds import KEY, World
 
 pytestmark = pytest.mark.anyio
 

@@ -23,9 +23,9 @@ from apex_creds.errors import (
 )
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret
 from apex_creds.vault import PutItem, marking
-from tests.leases.loopback import Server, ok, server
 from tests.leases.test_handles import found_from
-from tests.leases.world import World
+from tests.support.loopback import Server, ok, server
+from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,8 @@ import pytest
 from apex_creds.errors import RequestNotAllowedError
 from apex_creds.leases.pools import _AT_ONCE, Key
 from apex_creds.model import ApiKey
-from tests.leases.loopback import Server, ok, server
-from tests.leases.world import World
+from tests.support.loopback import Server, ok, server
+from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio
 

@@ -11,9 +11,9 @@ import pytest
 
 from apex_creds.leases.invocation import current_credentials
 from apex_creds.model import ApiKey
-from tests.leases.loopback import Server, ok
 from tests.leases.test_http import found_from, frames_of, here  # noqa: F401
-from tests.leases.world import World
+from tests.support.loopback import Server, ok
+from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio
 

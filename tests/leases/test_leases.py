@@ -26,7 +26,7 @@ from apex_creds.errors import (
 )
 from apex_creds.policy.limits import DEFAULT
 from apex_creds.vault import vault as vault_module
-from tests.leases.world import KEY, World
+from tests.support.worlds import KEY, World
 
 pytestmark = pytest.mark.anyio
 REFUSED = (AuditUnavailableError, AuditTamperedError, StorageError)

@@ -21,7 +21,7 @@ from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey
 from apex_creds.policy.limits import DenialsExceeded
 from apex_creds.vault import Vault
-from tests.leases.world import KEY, REPOSITORY, World, in_other_process, manifest_for
+from tests.support.worlds import KEY, REPOSITORY, World, in_other_process, manifest_for
 
 pytestmark = pytest.mark.anyio
 

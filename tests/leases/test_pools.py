@@ -15,8 +15,8 @@ import pytest
 from apex_creds.leases import pools as pools_module
 from apex_creds.leases.pools import _IDLE, _MOST, Key, Pools
 from apex_creds.model import ApiKey, Origin
-from tests.leases.loopback import server
-from tests.leases.world import World
+from tests.support.loopback import server
+from tests.support.worlds import World
 
 KEY, OTHER = Key("demo", "1" * 32), Key("inner", "1" * 32)
 

@@ -23,8 +23,8 @@ from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import Vault
-from tests.audit.recording import recording
-from tests.leases.world import manifest_for
+from tests.support.recording import recording
+from tests.support.worlds import manifest_for
 
 pytestmark = pytest.mark.anyio
 Credentials = dict[str, CredentialHandle]

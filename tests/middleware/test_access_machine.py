@@ -40,7 +40,7 @@ from apex_creds.policy.manifest import Access, Manifest, Need, parse_manifest
 from apex_creds.vault import Vault, marking
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
-from tests.leases.world import FakeClock
+from tests.support.worlds import FakeClock
 
 NAMES = ("a", "b")
 SCOPES = ("read", "write")

@@ -14,7 +14,7 @@ import pytest
 from apex_creds.errors import AccessDeniedError, InvalidInputError
 from apex_creds.leases import CredentialMap, current_credentials, current_invocation
 from apex_creds.middleware import CredentialMiddleware
-from tests.leases.world import KEY, World, manifest_for
+from tests.support.worlds import KEY, World, manifest_for
 
 pytestmark = pytest.mark.anyio
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")

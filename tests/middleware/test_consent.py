@@ -18,7 +18,7 @@ from apex_creds.policy.consent import (
 )
 from apex_creds.policy.manifest import Access
 from apex_creds.vault.requests import QueueConsent, Requests
-from tests.leases.world import KEY, World, manifest_for, world_in
+from tests.support.worlds import KEY, World, manifest_for, world_in
 
 pytestmark = pytest.mark.anyio
 

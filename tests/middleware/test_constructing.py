@@ -16,7 +16,7 @@ from apex_creds.middleware import CredentialMiddleware, OnLeak
 from apex_creds.policy.consent import CallbackConsent
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault.factors import Factors
-from tests.leases.world import World
+from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from apex_creds.errors import LeaseEndedError, SecretWipedError
-from tests.leases.world import KEY, World, manifest_for
+from tests.support.worlds import KEY, World, manifest_for
 
 pytestmark = pytest.mark.anyio
 
@@ -303,7 +303,7 @@ async def test_a_stream_that_passes_its_deadline(world: World, held: Held, kind:
 
 
 async def test_the_clock_ends_a_stream_that_nobody_touches(world: World, held: Held) -> None:
-    from tests.leases.world import CredentialMiddleware
+    from tests.support.worlds import CredentialMiddleware
 
     async with CredentialMiddleware(world.vault, ttl=0.05) as middleware:
         kind = streams(held, fails=False)["async_generator"]

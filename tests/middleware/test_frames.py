@@ -7,7 +7,7 @@ from types import TracebackType
 
 import pytest
 
-from tests.leases.world import KEY, World
+from tests.support.worlds import KEY, World
 
 pytestmark = pytest.mark.anyio
 

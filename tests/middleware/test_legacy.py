@@ -9,7 +9,7 @@ import pytest
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.policy.manifest import Access, Manifest, Need
 from apex_creds.vault import Vault
-from tests.migration import old
+from tests.support import old
 
 pytestmark = pytest.mark.anyio
 MANIFEST = Manifest(

@@ -29,7 +29,7 @@ from apex_creds.policy.factors import Subject
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.vault.factors import Factors
 from apex_creds.vault.home import audit_directory
-from tests.leases.world import REPOSITORY, World, world_in
+from tests.support.worlds import REPOSITORY, World, world_in
 
 pytestmark = pytest.mark.anyio
 READ = "[redacted:key]"

@@ -15,8 +15,8 @@ import rich.logging
 from apex_creds.errors import AuditUnavailableError, EventLoopError, StorageStaleError
 from apex_creds.leases.recent import MANY
 from apex_creds.middleware import CredentialMiddleware, logs
-from tests.crypto.slots import open_slots
-from tests.leases.world import KEY, World, manifest_for
+from tests.support.slots import open_slots
+from tests.support.worlds import KEY, World, manifest_for
 
 pytestmark = pytest.mark.anyio
 MARK = "[redacted:key]"

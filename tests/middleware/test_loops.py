@@ -23,8 +23,8 @@ from apex_creds.policy.consent import Choice, ConsentAnswer, ConsentRequest
 from apex_creds.policy.factors import Subject
 from apex_creds.scheduler.events import DenialsExceeded
 from apex_creds.scheduler.worker import RotationWorker
-from tests.leases.world import FakeClock, manifest_for
-from tests.loops import WITHIN, Running, running, threads
+from tests.support.loops import WITHIN, Running, running, threads
+from tests.support.worlds import FakeClock, manifest_for
 
 pytestmark = pytest.mark.filterwarnings(
     # A loop that is closed as it is leaves its tasks behind: that is what is tried here.

@@ -13,8 +13,8 @@ from apex_creds.audit import names, spans, telemetry
 from apex_creds.errors import AccessDeniedError, ApexCredsError
 from apex_creds.leases import CredentialMap
 from apex_creds.vault import Vault
-from tests.audit.recording import recording
-from tests.leases.world import KEY, World
+from tests.support.recording import recording
+from tests.support.worlds import KEY, World
 
 pytestmark = pytest.mark.anyio
 
@@ -253,7 +253,7 @@ async def test_synchronous_runtimes_and_threads(world: World) -> None:
         with credentials["key"].reveal() as secret:
             return len(secret)
 
-    from tests.leases.world import manifest_for
+    from tests.support.worlds import manifest_for
 
     with recording() as seen:
         assert await world.call(plain) == len(KEY)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import collections
 import dataclasses
 import itertools
-import json
 import random
 import threading
 import types
-import urllib.parse
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,34 +23,12 @@ from apex_creds.errors import (
 from apex_creds.middleware import OnLeak
 from apex_creds.middleware.redact import Redactor
 from apex_creds.model import GenericSecret
-from tests.crypto.slots import open_slots
-from tests.leases.world import BLOB, KEY, PASSWORD, REFRESH, TOKEN, World, world_in
+from tests.support.slots import open_slots
+from tests.support.spellings import SPELLINGS
+from tests.support.worlds import BLOB, KEY, PASSWORD, REFRESH, TOKEN, World, world_in
 
 pytestmark = pytest.mark.anyio
 MARK = "[redacted:key]"
-
-SPELLINGS: dict[str, Callable[[str], str]] = {
-    "raw": str,
-    "hex": lambda s: s.encode().hex(),
-    "HEX": lambda s: s.encode().hex().upper(),
-    "base64": lambda s: base64.b64encode(s.encode()).decode(),
-    "base64url": lambda s: base64.urlsafe_b64encode(s.encode()).decode(),
-    "base64 of more": lambda s: base64.b64encode(b"user:" + s.encode() + b"!").decode(),
-    "base64 of yet more": lambda s: base64.b64encode(b"u:" + s.encode() + b"!!").decode(),
-    "quote": urllib.parse.quote,
-    "quote, all": lambda s: urllib.parse.quote(s, safe=""),
-    "quote_plus": urllib.parse.quote_plus,
-    "quoted in lower case": lambda s: lower_quotes(urllib.parse.quote(s, safe="")),
-    "JSON": lambda s: json.dumps(s)[1:-1],
-    "JSON, Unicode": lambda s: json.dumps(s, ensure_ascii=False)[1:-1],
-    "repr": lambda s: repr(s)[1:-1],
-    "repr of bytes": lambda s: repr(s.encode())[2:-1],
-}
-
-
-def lower_quotes(text: str) -> str:
-    first, *rest = text.split("%")
-    return "%".join([first, *(each[:2].lower() + each[2:] for each in rest)])
 
 
 def forms(secret: str) -> set[str]:

@@ -10,7 +10,7 @@ from apex_creds.leases.invocation import current_credentials
 from apex_creds.middleware.reporting import report_denials
 from apex_creds.scheduler.events import DenialsExceeded
 from apex_creds.scheduler.worker import RotationWorker
-from tests.leases.world import World, world_in
+from tests.support.worlds import World, world_in
 
 pytestmark = pytest.mark.anyio
 

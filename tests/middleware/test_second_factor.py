@@ -14,7 +14,7 @@ from apex_creds.model import ApiKey
 from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer, ConsentRequest
 from apex_creds.policy.factors import Subject
 from apex_creds.vault.factors import Factors
-from tests.leases.world import World, world_in
+from tests.support.worlds import World, world_in
 
 pytestmark = pytest.mark.anyio
 READ = "[redacted:key]"

@@ -10,7 +10,7 @@ import keyring.backends.fail
 import pytest
 
 from apex_creds.vault import Vault
-from tests.migration import old
+from tests.support import old
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 from apex_creds.errors import ApexCredsError
 from apex_creds.migration import Fallback, Options, migrate, on_unseal, set_aside
 from apex_creds.vault import Vault
-from tests.migration import old
+from tests.support import old
 
 pytestmark = pytest.mark.anyio
 CANARY = "Canary/7f3a+9c0e=5b1d"

@@ -10,7 +10,7 @@ from apex_creds.errors import CredentialNotFoundError, LockedDownError
 from apex_creds.migration import Fallback, Options, migrate
 from apex_creds.model import ApiKey, CredentialKind
 from apex_creds.vault import Vault
-from tests.migration import old
+from tests.support import old
 
 pytestmark = pytest.mark.anyio
 

@@ -26,7 +26,7 @@ from apex_creds.migration.secretbox import BoxFiles, read_secretbox
 from apex_creds.migration.state import Phase
 from apex_creds.model import OAuthToken
 from apex_creds.vault import Vault
-from tests.migration import old
+from tests.support import old
 
 MARK = "marked-"
 DEK = old.deks("dek_api")["dek_api_v1"]

@@ -29,7 +29,7 @@ from apex_creds.migration.lock import exclusive
 from apex_creds.migration.state import Phase
 from apex_creds.model import ApiKey, BasicAuth
 from apex_creds.vault import Vault
-from tests.migration import old
+from tests.support import old
 
 pytestmark = pytest.mark.anyio
 
@@ -200,7 +200,7 @@ async def test_a_hard_link_is_not_overwritten(vault: Vault, place: Path) -> None
 
 
 async def test_after_a_period_that_was_confirmed_it_is_erased(place: Path, master: str) -> None:
-    from tests.vault.helpers import FakeClock
+    from tests.support.vaults import FakeClock
 
     clock = FakeClock()
     async with await Vault.create(place / "v", master=master, clock=clock) as vault:

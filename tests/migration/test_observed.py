@@ -9,8 +9,8 @@ import pytest
 from apex_creds.audit import names
 from apex_creds.migration import migrate
 from apex_creds.vault import Vault
-from tests.audit.recording import recording
-from tests.migration import old
+from tests.support import old
+from tests.support.recording import recording
 
 pytestmark = pytest.mark.anyio
 

@@ -32,7 +32,7 @@ from apex_creds.migration.masters import decode_master
 from apex_creds.migration.naming import assign
 from apex_creds.migration.secretbox import BoxFiles, read_secretbox
 from apex_creds.model import CredentialKind, check_name
-from tests.migration import old
+from tests.support import old
 
 anything = st.text(max_size=40) | st.text(alphabet="a\n\u202e \u0301\ud800é/~", max_size=8)
 utf8 = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)

@@ -20,8 +20,8 @@ from apex_creds.migration.report import SourceReport
 from apex_creds.migration.state import migration_document
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
-from tests.migration import old
-from tests.vault.helpers import tree
+from tests.support import old
+from tests.support.vaults import tree
 
 pytestmark = pytest.mark.anyio
 

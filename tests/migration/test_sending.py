@@ -10,7 +10,7 @@ from apex_creds.migration import OnConflict, Options, migrate, preview
 from apex_creds.migration.known import _HOSTS, sending
 from apex_creds.model import ApiKey, CredentialKind
 from apex_creds.vault import Vault
-from tests.migration import old
+from tests.support import old
 
 KEY, TOKEN = CredentialKind.API_KEY, CredentialKind.OAUTH_TOKEN
 GEMINI = ["https://generativelanguage.googleapis.com"]

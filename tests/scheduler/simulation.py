@@ -48,7 +48,7 @@ from apex_creds.vault.masters import Masters
 from apex_creds.vault.section import open_record
 from apex_creds.vault.store import DocumentStore
 from apex_creds.vault.values import Opened, PutItem
-from tests.vault.helpers import FakeClock, NoNote
+from tests.support.vaults import FakeClock, NoNote
 
 NAMES = [f"name{number}" for number in range(4)]
 SERVICES = ["one", "one", "two"]

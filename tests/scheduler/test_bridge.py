@@ -29,9 +29,9 @@ from apex_creds.scheduler.events import (
 from apex_creds.scheduler.runtime_events import Maker, Priority
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
-from tests.integrations import apexagent_events as real
-from tests.loops import Running
-from tests.vault.helpers import create, unseal
+from tests.support import apexagent_events as real
+from tests.support.loops import Running
+from tests.support.vaults import create, unseal
 
 pytestmark = pytest.mark.anyio
 

@@ -14,8 +14,8 @@ from apex_creds.scheduler.events import OperatorRequest
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault import Vault
-from tests.loops import WITHIN, Running, running
-from tests.vault.helpers import create
+from tests.support.loops import WITHIN, Running, running
+from tests.support.vaults import create
 
 pytestmark = pytest.mark.filterwarnings(
     # A loop that is closed as it is leaves its tasks behind: that is what is tried here.

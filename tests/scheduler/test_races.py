@@ -23,7 +23,7 @@ from apex_creds.vault.masters import Masters
 from apex_creds.vault.store import DocumentStore
 from apex_creds.vault.values import PutItem
 from tests.scheduler.simulation import Chaos, ChaoticProvider, Keyring, Mortal, read
-from tests.vault.helpers import FakeClock, NoNote
+from tests.support.vaults import FakeClock, NoNote
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ from apex_creds.scheduler.orders import request_key
 from apex_creds.scheduler.policy import DAY, Level
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
-from tests.vault.helpers import FakeClock, create, unseal, values
+from tests.support.vaults import FakeClock, create, unseal, values
 
 pytestmark = pytest.mark.anyio
 

@@ -21,9 +21,9 @@ from apex_creds.scheduler.watch import Watch
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault import Vault, dek
 from apex_creds.vault.home import audit_directory
-from tests.audit.recording import Recording, recording
 from tests.support.clocks import TwoClocks
-from tests.vault.helpers import FakeClock, create
+from tests.support.recording import Recording, recording
+from tests.support.vaults import FakeClock, create
 
 pytestmark = pytest.mark.anyio
 HOUR = 3600.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.postgres import Postgres, postgres
+from tests.support.postgres import Postgres, postgres
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,8 +24,8 @@ from apex_creds.storage.memory import MemoryStorage
 from apex_creds.storage.sql import SqlStorage
 from apex_creds.storage.threaded import ThreadedStorage
 from apex_creds.vault.state import StateDocument
-from tests.e2e.postgres import Postgres
-from tests.loops import KINDS, WITHIN, Make, Running, nested, running, threads
+from tests.support.loops import KINDS, WITHIN, Make, Running, nested, running, threads
+from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.filterwarnings(
     # A loop that is closed as it is leaves its tasks behind: that is what is tried here.

@@ -15,8 +15,8 @@ from apex_creds.storage.select import storage_for
 from apex_creds.storage.sql import SqlStorage
 from apex_creds.vault import Vault
 from apex_creds.vault.transfer import transfer
-from tests.e2e.postgres import Postgres
-from tests.vault.helpers import master_in, secret_for, value_of, values
+from tests.support.postgres import Postgres
+from tests.support.vaults import master_in, secret_for, value_of, values
 
 pytestmark = pytest.mark.anyio
 _TARGETS = ("file", "sqlite", "postgres")

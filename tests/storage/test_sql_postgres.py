@@ -15,9 +15,9 @@ from apex_creds.storage.sql import SqlStorage
 from apex_creds.testing.shared_storage import MANY, SharedStorageContract
 from apex_creds.testing.storage import DOCUMENTS
 from apex_creds.vault import Vault
-from tests.e2e.postgres import Postgres
 from tests.storage.test_sql_sqlite import hashed
-from tests.vault.helpers import value_of
+from tests.support.postgres import Postgres
+from tests.support.vaults import value_of
 
 pytestmark = pytest.mark.anyio
 

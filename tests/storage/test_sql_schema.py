@@ -26,7 +26,7 @@ from apex_creds.errors import (
 )
 from apex_creds.storage.sql import SqlStorage
 from apex_creds.storage.sqldb.schema import REVISIONS, VERSION_TABLE, metadata
-from tests.e2e.postgres import Postgres, binary
+from tests.support.postgres import Postgres, binary
 
 pytestmark = pytest.mark.anyio
 ROLES = Path(__file__).parents[2] / "deploy" / "postgres" / "roles.sql"

@@ -13,7 +13,7 @@ from apex_creds.policy.factors import Subject
 from apex_creds.vault import Vault
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.factors import Factors
-from tests.vault.helpers import REPOSITORY
+from tests.support.vaults import REPOSITORY
 
 SUBJECT = Subject(plugin="p", credential="c")
 

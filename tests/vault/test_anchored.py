@@ -38,7 +38,7 @@ from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 from apex_creds.vault.config import AuditConfig, Config, write_config
 from apex_creds.vault.factors import Factors
-from tests.vault.helpers import create, home_in, keystore_file, section_file, unseal
+from tests.support.vaults import create, home_in, keystore_file, section_file, unseal
 
 pytestmark = pytest.mark.anyio
 

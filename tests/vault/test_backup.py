@@ -34,7 +34,7 @@ from apex_creds.model import ApiKey, GenericSecret, OAuthToken, SystemClock
 from apex_creds.vault import Vault, dek, restoring, rotate
 from apex_creds.vault import backup as backing
 from apex_creds.vault.backup import Manifest, backup
-from tests.vault.helpers import (
+from tests.support.vaults import (
     create,
     home_in,
     master_in,

@@ -48,7 +48,7 @@ from apex_creds.errors import (
 from apex_creds.keys.file import FileProvider
 from apex_creds.model import MAX_SECRET_BYTES, ApiKey, BasicAuth, GenericSecret
 from apex_creds.vault import PutItem, Vault
-from tests.vault.helpers import (
+from tests.support.vaults import (
     create,
     finish,
     home_in,

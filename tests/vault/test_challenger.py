@@ -16,7 +16,7 @@ from apex_creds.vault import Vault
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 from tests.support.clocks import TwoClocks
-from tests.vault.helpers import FakeClock, create, home_in
+from tests.support.vaults import FakeClock, create, home_in
 
 pytestmark = pytest.mark.anyio
 

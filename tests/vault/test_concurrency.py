@@ -18,7 +18,7 @@ from apex_creds.errors import (
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey, BasicAuth
 from apex_creds.vault import Vault, dek
-from tests.vault.helpers import (
+from tests.support.vaults import (
     create,
     home_in,
     section_file,

@@ -18,8 +18,8 @@ from apex_creds.audit.sinks import CallbackSink, Destination, Level
 from apex_creds.errors import AuditUnavailableError, InvalidInputError
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
-from tests.audit.sinks.held import FailingSink
-from tests.leases.world import manifest_for
+from tests.support.held import FailingSink
+from tests.support.worlds import manifest_for
 
 pytestmark = pytest.mark.anyio
 SECRET = "sk-canary-77"

@@ -16,8 +16,8 @@ from apex_creds.vault import Vault
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 from apex_creds.vault.factors import Factors
+from tests.support.vaults import create, finish, home_in, together, unseal
 from tests.vault.access_workers import SUBJECT, start
-from tests.vault.helpers import create, finish, home_in, together, unseal
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -35,7 +35,7 @@ from apex_creds.policy.totp import code_at
 from apex_creds.vault import Vault
 from apex_creds.vault.access import DEK_LABEL, Access
 from apex_creds.vault.factors import MAX_FACTORS, Factors
-from tests.vault.helpers import FakeClock, create, home_in, values
+from tests.support.vaults import FakeClock, create, home_in, values
 
 pytestmark = pytest.mark.anyio
 

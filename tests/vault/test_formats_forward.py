@@ -17,7 +17,7 @@ from apex_creds.audit import check
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
 from apex_creds.vault.document import VERSION
-from tests.vault.helpers import tree
+from tests.support.vaults import tree
 from tests.vectors.make_vault import VAULTS, expected
 
 pytestmark = pytest.mark.anyio

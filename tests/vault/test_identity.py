@@ -21,7 +21,7 @@ from apex_creds.vault import Vault, restoring
 from apex_creds.vault.backup import backup
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.identity import check_home, home_id
-from tests.keys.test_held import Memory
+from tests.support.keyrings import Memory
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,7 @@ from apex_creds.errors import CredentialExistsError, CredentialNotFoundError
 from apex_creds.model import SECTIONS, CredentialKind
 from apex_creds.storage import FileStorage
 from apex_creds.vault import PutItem, Vault, dek
-from tests.vault.helpers import (
+from tests.support.vaults import (
     FakeClock,
     home_in,
     master_in,

@@ -15,8 +15,8 @@ from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.reencrypt import reencrypt
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import dek, rotate
-from tests.audit.recording import Recording, recording
-from tests.vault.helpers import create
+from tests.support.recording import Recording, recording
+from tests.support.vaults import create
 
 pytestmark = pytest.mark.anyio
 SECRET = "sk-canary-observed"
@@ -64,7 +64,7 @@ async def test_a_sealed_vault_says_nothing(tmp_path: Path) -> None:
 
 async def test_the_lease_of_a_rotated_key_is_linked(tmp_path: Path) -> None:
     from apex_creds.leases import CredentialMap
-    from tests.leases.world import world_in
+    from tests.support.worlds import world_in
 
     async with world_in(tmp_path) as world:
 

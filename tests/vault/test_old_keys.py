@@ -20,7 +20,7 @@ from apex_creds.vault import Vault, reseal, rotate
 from apex_creds.vault.document import pack, parse, unpack
 from apex_creds.vault.keystore import Keystore, seal_keystore
 from apex_creds.vault.rotate import _rekeyed
-from tests.vault.helpers import (
+from tests.support.vaults import (
     create,
     home_in,
     keystore_file,

@@ -17,7 +17,7 @@ from apex_creds.vault import genesis, writing
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.shared import NOTE_AFTER, SharedStore
 from apex_creds.vault.values import PutItem
-from tests.vault.helpers import FakeClock, NoNote
+from tests.support.vaults import FakeClock, NoNote
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
 

@@ -25,7 +25,7 @@ from apex_creds.vault import Vault, recovery, rotate
 from apex_creds.vault.document import Header
 from apex_creds.vault.keystore import root_header
 from apex_creds.vault.recovery import Recovery, RecoveryState
-from tests.vault.helpers import create, home_in, master_in, unseal, values
+from tests.support.vaults import create, home_in, master_in, unseal, values
 
 pytestmark = pytest.mark.anyio
 

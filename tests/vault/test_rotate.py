@@ -22,7 +22,7 @@ from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault, dek, reseal, rotate
 from apex_creds.vault.state import StateDocument
 from apex_creds.vault.store import Rekeyed
-from tests.vault.helpers import FakeClock, create, home_in, secret_for, unseal, values
+from tests.support.vaults import FakeClock, create, home_in, secret_for, unseal, values
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,7 @@ from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import genesis, rotate
 from apex_creds.vault.masters import Masters
 from apex_creds.vault.shared import SharedStore
-from tests.vault.helpers import FakeClock, NoNote
+from tests.support.vaults import FakeClock, NoNote
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
 

@@ -32,7 +32,7 @@ from apex_creds.vault.node import node_of
 from apex_creds.vault.shards import shard_names
 from apex_creds.vault.shared import SharedStore
 from apex_creds.vault.shipping import copies, verify_copy
-from tests.vault.helpers import secret_for, value_of
+from tests.support.vaults import secret_for, value_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
 

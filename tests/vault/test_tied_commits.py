@@ -23,7 +23,7 @@ from apex_creds.vault.masters import Masters
 from apex_creds.vault.section import open_record
 from apex_creds.vault.shared import SharedStore
 from apex_creds.vault.values import PutItem
-from tests.vault.helpers import FakeClock, NoNote
+from tests.support.vaults import FakeClock, NoNote
 
 pytestmark = pytest.mark.anyio
 

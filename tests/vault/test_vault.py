@@ -18,7 +18,7 @@ from apex_creds.errors import (
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken, Secret
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.vault import PutItem, Vault
-from tests.vault.helpers import (
+from tests.support.vaults import (
     FakeClock,
     create,
     home_in,

@@ -10,7 +10,7 @@ import pytest
 from apex_creds.audit import AuditEvent, AuditLog, EventKind
 from apex_creds.audit.sinks import CallbackSink, Destination, Destinations, Level
 from apex_creds.errors import AuditUnavailableError, InvalidInputError
-from tests.audit.sinks.held import FailingSink, HeldSink, event
+from tests.support.held import FailingSink, HeldSink, event
 
 Attach = Callable[..., tuple[AuditLog, Destinations]]
 Recorded = Callable[[], list[AuditEvent]]

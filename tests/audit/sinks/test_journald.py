@@ -14,7 +14,7 @@ from apex_creds.audit import EventKind
 from apex_creds.audit.line import decode, encode, link
 from apex_creds.audit.sinks import JournalSink, Line
 from apex_creds.audit.sinks.journald import format_entry
-from tests.audit.sinks.held import event
+from tests.support.held import event
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no such sockets")
 

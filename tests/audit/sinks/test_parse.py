@@ -19,7 +19,7 @@ from apex_creds.audit.sinks import (
     parse,
 )
 from apex_creds.errors import InvalidInputError
-from tests.audit.sinks.held import event
+from tests.support.held import event
 
 
 def test_all_of_them() -> None:

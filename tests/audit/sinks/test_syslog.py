@@ -17,7 +17,7 @@ from apex_creds.audit import AuditEvent, AuditLog, EventKind
 from apex_creds.audit.line import decode, encode, link
 from apex_creds.audit.sinks import Destination, Destinations, Line, SyslogSink
 from apex_creds.audit.sinks.syslog import format_message
-from tests.audit.sinks.held import event
+from tests.support.held import event
 
 
 def _line(kind: EventKind = EventKind.REDEEM, **fields: object) -> Line:

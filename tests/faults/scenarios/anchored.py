@@ -6,7 +6,7 @@ import asyncio
 
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
-from tests.faults import killer
+from tests.support import killer
 
 
 def revoke(home: str) -> None:

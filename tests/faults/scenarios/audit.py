@@ -16,7 +16,7 @@ from apex_creds.audit.upkeep import Cadence
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
 from apex_creds.model import SystemClock
-from tests.faults import killer
+from tests.support import killer
 
 VAULT = "ab" * 16
 

@@ -6,7 +6,7 @@ import io
 import sys
 
 from apex_creds.cli import entry
-from tests.faults import killer
+from tests.support import killer
 
 
 def command(world: str, stdin: str, *line: str) -> None:

@@ -11,7 +11,7 @@ from apex_creds.policy.factors import Subject
 from apex_creds.vault import Vault
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.factors import Factors
-from tests.faults import killer
+from tests.support import killer
 
 SUBJECT = Subject(plugin="p", credential="c")
 

@@ -1,4 +1,4 @@
-"""What a migration does, to be killed in the middle of (run by tests.faults.killer)."""
+"""What a migration does, to be killed in the middle of (run by tests.support.killer)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import keyring.backends.fail
 
 from apex_creds.migration import finish, on_unseal, set_aside
 from apex_creds.vault import Vault
-from tests.faults import killer
-from tests.migration import old
+from tests.support import killer, old
 
 keyring.set_keyring(keyring.backends.fail.Keyring())
 FEW = {

@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from threading import Thread
 
-from tests.faults import killer
+from tests.support import killer
 
 
 def writes(home: str) -> None:

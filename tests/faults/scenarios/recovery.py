@@ -14,8 +14,8 @@ from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault, recovery, restoring
 from apex_creds.vault.backup import backup
 from apex_creds.vault.keystore import root_header
-from tests.faults import killer
 from tests.faults.scenarios.rotation import counted_keyring
+from tests.support import killer
 
 
 def restore_key(home: str, master: str, shares: str) -> None:

@@ -1,4 +1,4 @@
-"""Rotations of each level, to be killed in the middle of (run by tests.faults.killer)."""
+"""Rotations of each level, to be killed in the middle of (run by tests.support.killer)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apex_creds.scheduler.orders import labels_of, newest
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.vault import Vault
-from tests.faults import killer
+from tests.support import killer
 
 LEVELS = tuple(level.value for level in Level)
 

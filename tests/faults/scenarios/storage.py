@@ -1,4 +1,4 @@
-"""What the storage does, to be killed in the middle of (run by tests.faults.killer)."""
+"""What the storage does, to be killed in the middle of (run by tests.support.killer)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from apex_creds.storage import FileStorage
-from tests.faults import killer
+from tests.support import killer
 
 OLD = bytes(range(256)) * 512
 NEW = b"the new version " * 10_000

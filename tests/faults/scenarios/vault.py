@@ -1,4 +1,4 @@
-"""What the vault does, to be killed in the middle of (run by tests.faults.killer)."""
+"""What the vault does, to be killed in the middle of (run by tests.support.killer)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import anyio.to_thread
 
 from apex_creds.model import ApiKey, BasicAuth
 from apex_creds.vault import Vault
-from tests.faults import killer
+from tests.support import killer
 
 STORED = {"first": b"first value", "second": b"second value"}
 """What every prepared home has, in one service."""

@@ -124,7 +124,7 @@ class Scenario:
     """Runs one function of one file, again and again, in processes that can be killed.
 
     Args:
-        file: The Python file; it does ``from tests.faults import killer``.
+        file: The Python file; it does ``from tests.support import killer``.
         function: Its function; called with the strings given to ``run``.
         isolated: A new interpreter for each run, instead of a fork.
         env: The environment; this process's own by default.
@@ -515,6 +515,6 @@ def _serve(file: str, function: str) -> None:
 
 if __name__ == "__main__":
     # As the module that scenarios import, so that begin() reaches this state.
-    from tests.faults import killer
+    from tests.support import killer
 
     killer._serve(sys.argv[1], sys.argv[2])

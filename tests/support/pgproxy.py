@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e.postgres import Postgres
+from tests.support.postgres import Postgres
 
 _PORT = 5432
 

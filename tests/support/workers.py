@@ -14,7 +14,7 @@ from pathlib import Path
 from apex_creds.errors import ApexCredsError, CredentialExistsError, CredentialNotFoundError
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
-from tests.vault.helpers import create, home_in, secret_for, tree
+from tests.support.vaults import create, home_in, secret_for, tree
 
 
 def main(function: str, args: str) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.e2e.realparts import PartMissingError, _free_port
+from tests.support.realparts import PartMissingError, _free_port
 
 USER = "apex"
 _BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
