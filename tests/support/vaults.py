@@ -112,7 +112,7 @@ def keystore_file(where: Path) -> Path:
 
 def start(function: str, *args: object) -> subprocess.Popen[str]:
     """Runs a function of tests/support/workers.py in a process of its own."""
-    code = "import json, sys; from tests.vault import workers as w; w.main(*sys.argv[1:])"
+    code = "import json, sys; from tests.support import workers as w; w.main(*sys.argv[1:])"
     command = [sys.executable, "-B", "-W", "error", "-c", code, function, json.dumps(args)]
     return subprocess.Popen(
         command, cwd=REPOSITORY, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
