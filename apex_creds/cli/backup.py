@@ -13,6 +13,8 @@ from apex_creds.cli import options, output, prompts, recovery, session
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption, ReasonOption
 from apex_creds.cli.recovery import PrivateOption, SealedOption
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.document import Header
+from apex_creds.documents.keystore import root_header
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.held import hold
 from apex_creds.model import SystemClock
@@ -20,8 +22,6 @@ from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault, restoring
 from apex_creds.vault import backup as backing
 from apex_creds.vault import recovery as recovering
-from apex_creds.vault.document import Header
-from apex_creds.vault.keystore import root_header
 
 
 def backup(

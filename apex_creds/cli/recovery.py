@@ -23,6 +23,8 @@ from apex_creds.cli.options import HomeOption, JsonOption, MasterOption, Setting
 from apex_creds.cli.reveal import check_exit
 from apex_creds.crypto import sealedbox
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.document import Header
+from apex_creds.documents.keystore import root_header
 from apex_creds.errors import InvalidInputError, MasterKeyError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.base import encode_key
@@ -32,9 +34,7 @@ from apex_creds.storage.select import storage_for
 from apex_creds.vault import Vault
 from apex_creds.vault import recovery as recovering
 from apex_creds.vault.archive import put_file
-from apex_creds.vault.document import Header
 from apex_creds.vault.factors import Factors
-from apex_creds.vault.keystore import root_header
 from apex_creds.vault.recovery import Recovery, RecoveryState
 
 T = TypeVar("T")

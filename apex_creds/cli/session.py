@@ -16,6 +16,8 @@ import anyio
 
 from apex_creds.cli import automatic
 from apex_creds.cli.options import Settings
+from apex_creds.documents.document import Header, parse
+from apex_creds.documents.keystore import refuse_own, root_header
 from apex_creds.errors import VaultNotFoundError
 from apex_creds.keys import MasterKeyProvider, Prompt, provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
@@ -24,10 +26,7 @@ from apex_creds.migration import is_legacy
 from apex_creds.storage.file import FileStorage
 from apex_creds.storage.select import storage_for
 from apex_creds.vault import Vault, remains
-from apex_creds.vault.document import Header, parse
 from apex_creds.vault.home import resolve_home
-from apex_creds.vault.keystore import root_header
-from apex_creds.vault.masters import refuse_own
 
 T = TypeVar("T")
 

@@ -14,6 +14,8 @@ import anyio.to_thread
 import msgspec
 
 from apex_creds.dashboard.shown import Names
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.records import Section
 from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.events import kind_of
@@ -21,9 +23,7 @@ from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.rotation import MasterView, Step, View, next_due, plan
 from apex_creds.scheduler.sharing import worker_runs
 from apex_creds.vault import reseal
-from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.reseal import SECTION_NAMES, KekScan
-from apex_creds.vault.section import Section
 
 UNKNOWN: Final = -1
 """Only the provider, or another document, knows what it protects."""

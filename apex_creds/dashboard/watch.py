@@ -26,6 +26,7 @@ from apex_creds.dashboard.matrix import Matrix, matrix
 from apex_creds.dashboard.shown import Names, text
 from apex_creds.dashboard.tail import Batch, LogTail
 from apex_creds.dashboard.verification import Verified, Verifier
+from apex_creds.documents.records import Section
 from apex_creds.errors import ApexCredsError, InvalidPolicyError, LockedDownError, StorageError
 from apex_creds.policy.grants import Grants, Lockdown
 from apex_creds.policy.rules import Policy
@@ -36,7 +37,6 @@ from apex_creds.vault.access import Access
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.requests import Requests
 from apex_creds.vault.reseal import SECTION_NAMES
-from apex_creds.vault.section import Section
 
 _SHOWN_LEASES: Final = 200
 _POLICY_SECONDS: Final = 2.0

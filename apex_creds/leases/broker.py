@@ -18,6 +18,7 @@ from apex_creds.audit import spans, telemetry
 from apex_creds.audit.events import AuditEvent
 from apex_creds.concurrency import BACKGROUND
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.records import Record
 from apex_creds.errors import (
     AuditUnavailableError,
     ChallengeError,
@@ -44,7 +45,6 @@ from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Need
 from apex_creds.vault import Facts, Opened, Vault
-from apex_creds.vault.section import Record
 
 if TYPE_CHECKING:
     import httpx

@@ -11,10 +11,10 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from apex_creds.audit.text import Actor
+from apex_creds.documents.records import Record
 from apex_creds.leases.gates import RESPONDER
 from apex_creds.model import new_id
 from apex_creds.policy.manifest import Manifest
-from apex_creds.vault.section import Record
 
 if TYPE_CHECKING:
     from apex_creds.leases.broker import LeaseBroker

@@ -9,9 +9,9 @@ from typing import Final
 
 from apex_creds.audit import names, telemetry
 from apex_creds.audit.telemetry import Step
+from apex_creds.documents.records import Record
 from apex_creds.leases.lease import Lease
 from apex_creds.vault import Vault
-from apex_creds.vault.section import Record
 
 _NO_KEY: Final = ("", 0)
 _MANY: Final = 4096

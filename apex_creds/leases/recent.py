@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.records import Record
 from apex_creds.leases.invocation import Invocation
-from apex_creds.vault.section import Record
 
 MANY: Final = 256
 

@@ -17,6 +17,7 @@ from typing import Final
 from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.records import Record
 from apex_creds.errors import ApexCredsError, SecretLeakError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.invocation import Invocation
@@ -25,7 +26,6 @@ from apex_creds.middleware import frames
 from apex_creds.middleware.containers import Walk
 from apex_creds.middleware.needles import SHORTEST, Needles
 from apex_creds.vault import Opened
-from apex_creds.vault.section import Record
 
 _PLAIN: Final = (int, float, complex, bool, type(None))
 _PUBLIC_PARTS: Final = frozenset({"user"})

@@ -16,6 +16,7 @@ from typing import Final
 from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.records import Record
 from apex_creds.errors import (
     ApexCredsError,
     IntegrityError,
@@ -29,7 +30,6 @@ from apex_creds.leases.recent import Key, Redeemed
 from apex_creds.middleware.needles import SHORTEST, Needles
 from apex_creds.middleware.redact import Redactor
 from apex_creds.vault.granting import Revoked
-from apex_creds.vault.section import Record
 
 _PRIME: Final = (1 << 61) - 1
 _MARK: Final = (1 << 20) - 1

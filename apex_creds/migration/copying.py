@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.documents.records import Record
 from apex_creds.errors import (
     CorruptDocumentError,
     CredentialExistsError,
@@ -28,7 +29,6 @@ from apex_creds.migration.report import MISSING, EntryReport, Fate
 from apex_creds.migration.state import SourceState, Written
 from apex_creds.model import SECTIONS, CredentialInfo, Secret, Sensitivity
 from apex_creds.vault import Opened, PutItem, Vault
-from apex_creds.vault.section import Record
 
 ACTION: Final = "migrate"
 BATCH: Final = 200

@@ -19,7 +19,7 @@ import anyio.to_thread
 from msgspec.structs import replace
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.crypto import parts
+from apex_creds.documents.records import encode_parts
 from apex_creds.errors import (
     ApexCredsError,
     CredentialNotFoundError,
@@ -111,7 +111,7 @@ class Fallback:
                 detail=source.path,
             )
         )
-        return Opened(parts.encode(entry.secret.parts), entry.kind)
+        return Opened(encode_parts(entry.secret.parts), entry.kind)
 
     async def is_needed(self) -> bool:
         """Whether there is an old file that is not migrated, or not all of it."""

@@ -11,9 +11,9 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
+from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.store import DocumentStore
 from apex_creds.migration.entries import Format
-from apex_creds.vault.state import StateDocument
-from apex_creds.vault.store import DocumentStore
 
 DOCUMENT: Final = "migration"
 READER: Final = 1

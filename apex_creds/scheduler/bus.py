@@ -20,6 +20,8 @@ from typing import Final, Protocol
 from msgspec.structs import replace
 
 from apex_creds.clocks import Moment
+from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError, UnknownKeyError
 from apex_creds.model import new_id
 from apex_creds.scheduler.compromise import declare
@@ -37,8 +39,6 @@ from apex_creds.scheduler.events import (
 from apex_creds.scheduler.orders import Numbers, labels_of, newest_below, with_orders
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import Accepted, RotationState
-from apex_creds.vault.state import StateDocument
-from apex_creds.vault.store import DocumentStore
 
 MAX_QUEUE: Final = 1_000
 KEPT: Final = 64

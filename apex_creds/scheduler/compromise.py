@@ -12,15 +12,15 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
+from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError, UnknownKeyError
 from apex_creds.keys.keyset import Keyset
 from apex_creds.scheduler.orders import Numbers, labels_of, newest_below, request_key
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import RotationState
 from apex_creds.vault import dek, rotate
-from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.state import StateDocument
-from apex_creds.vault.store import DocumentStore
 
 
 async def declare(

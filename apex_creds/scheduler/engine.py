@@ -20,6 +20,10 @@ from typing import Final
 import anyio
 from msgspec.structs import replace
 
+from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.records import Section
+from apex_creds.documents.store import DocumentStore, off_loop
 from apex_creds.errors import ApexCredsError, ConflictError
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.keys.passphrase import PassphraseProvider
@@ -30,11 +34,7 @@ from apex_creds.scheduler.rotation import Action, KeyView, MasterView, Step, Vie
 from apex_creds.scheduler.sharing import ROTATION, Leader
 from apex_creds.scheduler.state import RotationState
 from apex_creds.vault import dek, observe, reseal, rotate
-from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.reseal import SECTION_NAMES, KekScan
-from apex_creds.vault.section import Section
-from apex_creds.vault.state import StateDocument
-from apex_creds.vault.store import DocumentStore, off_loop
 
 BY_HAND: Final = frozenset({Level.MASTER, Level.KEK})
 """Levels that somebody must be there for, where the master key is in ``passphrase:``."""

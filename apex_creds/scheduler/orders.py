@@ -12,15 +12,15 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import CredentialNotFoundError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import RotationState
 from apex_creds.vault.access import DEK_LABEL
-from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.reseal import SECTION_NAMES
-from apex_creds.vault.state import StateDocument
-from apex_creds.vault.store import DocumentStore
 
 Numbers = Mapping[str, int]
 """By ``request_key``: versions of that number and older ones."""

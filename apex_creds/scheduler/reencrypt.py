@@ -18,15 +18,15 @@ import anyio
 import anyio.to_thread
 
 from apex_creds.audit import names, telemetry
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.records import Record, Resealed, Section, reseal_records
+from apex_creds.documents.sections import Merged
+from apex_creds.documents.store import ATTEMPTS, DocumentStore, off_loop, too_busy
 from apex_creds.errors import DecryptionError, SecretWipedError, UnknownKeyError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.scheduler.sharing import over_shards
 from apex_creds.vault import dek
-from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.section import Record, Resealed, Section, reseal_records
-from apex_creds.vault.shards import Merged
-from apex_creds.vault.store import ATTEMPTS, DocumentStore, off_loop, too_busy
 
 PIECE: Final = 512
 """Records that one call of a worker thread encrypts."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from apex_creds.documents.store import DocumentStore
 from apex_creds.keys.keyset import KeyState, KeyVersion
 from apex_creds.scheduler.engine import BY_HAND, Engine
 from apex_creds.scheduler.policy import Level
@@ -18,7 +19,6 @@ from apex_creds.scheduler.sharing import worker_runs
 from apex_creds.scheduler.state import RotationState
 from apex_creds.vault import reseal
 from apex_creds.vault.reseal import SECTION_NAMES
-from apex_creds.vault.store import DocumentStore
 
 _AHEAD: Final = 60.0
 

@@ -12,10 +12,10 @@ from typing import Final
 import msgspec
 
 from apex_creds.clocks import Moment
+from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.store import DocumentStore
 from apex_creds.scheduler.events import DEFAULT_TABLE, Event, Reaction, Table
 from apex_creds.scheduler.policy import Policies
-from apex_creds.vault.state import StateDocument
-from apex_creds.vault.store import DocumentStore
 
 DOCUMENT: Final = "rotation"
 

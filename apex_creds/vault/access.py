@@ -18,14 +18,14 @@ from apex_creds.clocks import Moment
 from apex_creds.crypto import envelope
 from apex_creds.crypto.envelope import Context
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.keystore import Keystore, KeystoreBody
+from apex_creds.documents.store import ATTEMPTS, DocumentStore
 from apex_creds.errors import ConflictError, UnknownKeyError
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.model import Clock
 from apex_creds.policy.access_state import AccessState, takes_away
 from apex_creds.vault import dek
-from apex_creds.vault.keystore import Keystore, KeystoreBody
-from apex_creds.vault.state import StateDocument
-from apex_creds.vault.store import ATTEMPTS, DocumentStore
 from apex_creds.vault.vault import Vault
 
 DOCUMENT: Final = "access"

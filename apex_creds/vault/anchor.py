@@ -31,6 +31,10 @@ from apex_creds.audit.note import Note
 from apex_creds.audit.tree import Frontier
 from apex_creds.crypto import kdf
 from apex_creds.crypto.signing import SigningKey
+from apex_creds.documents.document import without_body
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.rollback import describe, primaries
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, IntegrityError
 from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.oserrors import translated
@@ -40,10 +44,6 @@ from apex_creds.keys.anchor import AnchorStore
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS
 from apex_creds.storage.layout import CREDENTIALS, SECURITY
-from apex_creds.vault.document import without_body
-from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.seen import describe, primaries
-from apex_creds.vault.store import DocumentStore
 
 __all__ = ["Anchor", "Anchored", "open_signing_key"]
 

@@ -26,6 +26,8 @@ from apex_creds.audit.sinks import Destination, Destinations, open_destinations
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
+from apex_creds.documents.keystore import KeystoreBody, root_key
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, IntegrityError, RollbackDetectedError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
@@ -34,11 +36,9 @@ from apex_creds.vault.anchor import Anchor, Anchored, open_signing_key
 from apex_creds.vault.config import home_config
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.identity import check_home
-from apex_creds.vault.keystore import KeystoreBody, root_key
 from apex_creds.vault.node import make_node
 from apex_creds.vault.reseal import authentic, reseal
 from apex_creds.vault.shipping import Shipper
-from apex_creds.vault.store import DocumentStore
 
 __all__ = ["Pseudonyms", "VaultLog", "open_log", "root_key"]
 

@@ -28,6 +28,10 @@ import msgspec
 from apex_creds.audit.checkpoint import LogKey
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.crypto import signing
+from apex_creds.documents.document import parse
+from apex_creds.documents.keystore import Keystore, Masters
+from apex_creds.documents.records import Section, open_record
+from apex_creds.documents.store import DocumentStore, off_loop
 from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
@@ -45,14 +49,9 @@ from apex_creds.storage.layout import CREDENTIALS, SECURITY
 from apex_creds.vault import copied_log, genesis, reseal
 from apex_creds.vault.anchor import open_signing_key
 from apex_creds.vault.archive import pack, put_file
-from apex_creds.vault.document import parse
 from apex_creds.vault.home import audit_directory
-from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.masters import Masters
 from apex_creds.vault.partial import KeystoreInMemory, partial_copy
 from apex_creds.vault.remains import KEYSTORE_FILE
-from apex_creds.vault.section import Section, open_record
-from apex_creds.vault.store import DocumentStore, off_loop
 from apex_creds.vault.vault import Vault
 
 __all__ = ["MANIFEST", "Manifest", "backup", "examine", "read_manifest"]

@@ -15,6 +15,7 @@ import msgspec
 from apex_creds.audit.events import EventKind
 from apex_creds.clocks import Moment
 from apex_creds.crypto import signing
+from apex_creds.documents.keystore import Keystore
 from apex_creds.errors import ChallengeError, InvalidInputError
 from apex_creds.model import check_name, check_time
 from apex_creds.policy import challenge
@@ -22,7 +23,6 @@ from apex_creds.policy.access_state import AccessState, Client
 from apex_creds.policy.challenge import Challenge, Redeemed
 from apex_creds.policy.factors import Subject
 from apex_creds.vault.access import Access
-from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.vault import Vault
 
 

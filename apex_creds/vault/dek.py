@@ -18,14 +18,14 @@ from typing import Final
 from msgspec.structs import replace
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.keystore import Keystore, KeystoreBody
+from apex_creds.documents.records import Record, Section, keys_used, reseal_record
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ConflictError
 from apex_creds.keys.hierarchy import KEY_BYTES
 from apex_creds.keys.keyset import Keyset, KeyState, grace_over
 from apex_creds.storage.base import Shredded
 from apex_creds.vault import observe
-from apex_creds.vault.keystore import Keystore, KeystoreBody
-from apex_creds.vault.section import Record, Section, keys_used, reseal_record
-from apex_creds.vault.store import DocumentStore
 
 _LIVE: Final = frozenset({KeyState.ACTIVE, KeyState.RETIRED})
 

@@ -16,6 +16,7 @@ import msgspec
 
 from apex_creds.audit.events import EventKind
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.keystore import Keystore
 from apex_creds.errors import (
     InvalidInputError,
     LockedOutError,
@@ -35,7 +36,6 @@ from apex_creds.policy.factors import (
 )
 from apex_creds.policy.totp import Totp, TotpSettings
 from apex_creds.vault.access import Access
-from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.vault import Vault
 
 MAX_FACTORS: Final = 16

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.records import Record
+from apex_creds.documents.shared import SharedStore
+from apex_creds.documents.store import ATTEMPTS, DocumentStore
 from apex_creds.errors import ConflictError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS
 from apex_creds.policy.grants import Grants
-from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.section import Record
-from apex_creds.vault.shared import SharedStore
-from apex_creds.vault.store import ATTEMPTS, DocumentStore
 from apex_creds.vault.values import Facts
 
 __all__ = ["facts", "search_now"]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from apex_creds.audit import metrics, names, telemetry
 from apex_creds.audit.metrics import KeyAge
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.records import Section
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import VaultSealedError
 from apex_creds.keys.keyset import Keyset, KeyState
-from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.section import Section
-from apex_creds.vault.store import DocumentStore
 
 if TYPE_CHECKING:
     from apex_creds.vault.vault import Vault

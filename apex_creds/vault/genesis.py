@@ -17,6 +17,15 @@ import msgspec
 
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.document import Header, MasterRecord, RootHeader, parse
+from apex_creds.documents.keystore import (
+    ROOT_LABEL,
+    Keystore,
+    KeystoreBody,
+    root_key,
+    seal_keystore,
+)
+from apex_creds.documents.sections import shard_names
 from apex_creds.errors import (
     ApexCredsError,
     ConflictError,
@@ -43,15 +52,6 @@ from apex_creds.keys.keyset import Keyset
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import STATE_DOCUMENTS, Data, HidesNames, Storage, shared
 from apex_creds.vault.begun import Begun, BegunNote
-from apex_creds.vault.document import Header, MasterRecord, RootHeader, parse
-from apex_creds.vault.keystore import (
-    ROOT_LABEL,
-    Keystore,
-    KeystoreBody,
-    root_key,
-    seal_keystore,
-)
-from apex_creds.vault.shards import shard_names
 
 FIRST = 1
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.documents.keystore import KeystoreBody
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ChallengeError,
     GrantVoidError,
@@ -31,8 +33,6 @@ from apex_creds.policy.grants import (
 )
 from apex_creds.policy.manifest import Manifest
 from apex_creds.policy.text import check_plugin
-from apex_creds.vault.keystore import KeystoreBody
-from apex_creds.vault.store import DocumentStore
 
 if TYPE_CHECKING:
     from apex_creds.audit.log import AuditLog

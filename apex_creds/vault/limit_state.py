@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from apex_creds.vault.state import StateDocument
+from apex_creds.documents.cached import StateDocument
 from apex_creds.vault.vault import Vault
 
 if TYPE_CHECKING:

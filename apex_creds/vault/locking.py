@@ -20,10 +20,10 @@ import anyio
 import msgspec
 
 from apex_creds.audit.events import EventKind
+from apex_creds.documents.keystore import KeystoreBody
 from apex_creds.errors import ApexCredsError, AuditUnavailableError, SecondFactorError
 from apex_creds.policy.grants import GrantDecision, Grants, Lockdown, with_revocation
 from apex_creds.vault.granting import Granting, Watchers, locked_down, with_grants
-from apex_creds.vault.keystore import KeystoreBody
 
 if TYPE_CHECKING:
     from apex_creds.vault.vault import Vault

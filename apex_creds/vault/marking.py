@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from apex_creds.audit.events import EventKind
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.records import Record, Section
 from apex_creds.errors import CredentialNotFoundError
 from apex_creds.model import SECTIONS, CredentialInfo, Delivery, Origin, Sensitivity
-from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.section import Record, Section
 from apex_creds.vault.values import marked, parse_level
 from apex_creds.vault.vault import Vault
 

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from apex_creds.audit import names, telemetry
-from apex_creds.vault.store import DocumentStore
+from apex_creds.documents.store import DocumentStore
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from apex_creds.documents.keystore import Masters
+from apex_creds.documents.shared import SharedStore
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import VaultExistsError
 from apex_creds.model import Clock
 from apex_creds.storage.base import KEYSTORE, Storage, shared
@@ -18,9 +21,6 @@ from apex_creds.storage.file import FileStorage
 from apex_creds.storage.layout import make_folders
 from apex_creds.storage.select import Located, remember_storage, storage_for
 from apex_creds.storage.threaded import ThreadedStorage
-from apex_creds.vault.masters import Masters
-from apex_creds.vault.shared import SharedStore
-from apex_creds.vault.store import DocumentStore
 
 __all__ = ["note_place", "open_documents", "storage_at"]
 

@@ -17,6 +17,10 @@ import msgspec
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.crypto import kdf, sealedbox
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.document import Header, MasterRecord, RootHeader, parse
+from apex_creds.documents.keystore import Keystore, open_keystore, root_header
+from apex_creds.documents.store import DocumentStore, Rekeyed
 from apex_creds.errors import (
     DecryptionError,
     InvalidInputError,
@@ -31,10 +35,6 @@ from apex_creds.keys.held import MasterKeyReceiver, hold
 from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy, master_check
 from apex_creds.storage.base import Storage
 from apex_creds.vault import observe, rotate
-from apex_creds.vault.document import Header, MasterRecord, RootHeader, parse
-from apex_creds.vault.keystore import Keystore, open_keystore, root_header
-from apex_creds.vault.state import StateDocument
-from apex_creds.vault.store import DocumentStore, Rekeyed
 from apex_creds.vault.vault import Vault
 
 __all__ = [

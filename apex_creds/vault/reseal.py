@@ -15,6 +15,10 @@ from functools import partial
 from typing import Final
 
 from apex_creds.crypto import envelope
+from apex_creds.documents.document import Header, check_mac, mac_of, pack, parse, unpack
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.rollback import missing, refuse_rollback
+from apex_creds.documents.store import ATTEMPTS, DocumentStore, off_loop, too_busy
 from apex_creds.errors import (
     ConflictError,
     IntegrityError,
@@ -25,10 +29,6 @@ from apex_creds.keys.hierarchy import is_wrapped
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import STATE_DOCUMENTS, Data, Token
-from apex_creds.vault.document import Header, check_mac, mac_of, pack, parse, unpack
-from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.seen import missing, refuse_rollback
-from apex_creds.vault.store import ATTEMPTS, DocumentStore, off_loop, too_busy
 
 SECTION_NAMES: Final = tuple(SECTIONS.values())
 DOCUMENTS: Final = (*SECTION_NAMES, *STATE_DOCUMENTS)

@@ -21,6 +21,9 @@ import anyio
 from msgspec.structs import replace
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.document import MasterRecord, RootHeader
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.store import DocumentStore, Rekeyed
 from apex_creds.errors import (
     ApexCredsError,
     ConflictError,
@@ -38,10 +41,7 @@ from apex_creds.keys.hierarchy import (
 )
 from apex_creds.keys.keyset import Keyset, KeyState, grace_over
 from apex_creds.vault import observe
-from apex_creds.vault.document import MasterRecord, RootHeader
-from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.reseal import scan, wrapped_under
-from apex_creds.vault.store import DocumentStore, Rekeyed
 
 _MAX_TRIES: Final = 2000
 

@@ -24,6 +24,7 @@ from apex_creds.audit.shipping import Piece, Source, differs_at, restore
 from apex_creds.audit.verify import Report, check
 from apex_creds.crypto import aead, kdf
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.keystore import Keystore, root_key
 from apex_creds.errors import (
     ApexCredsError,
     AuditTamperedError,
@@ -34,7 +35,6 @@ from apex_creds.errors import (
 )
 from apex_creds.storage.threaded import ThreadedStorage
 from apex_creds.vault.anchor import open_signing_key
-from apex_creds.vault.keystore import Keystore, root_key
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

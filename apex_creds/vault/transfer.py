@@ -17,6 +17,17 @@ from typing import Final
 import msgspec
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.documents.document import parse, unpack
+from apex_creds.documents.keystore import (
+    Keystore,
+    KeystoreBody,
+    open_keystore,
+    root_key,
+    seal_keystore,
+)
+from apex_creds.documents.records import Record, Section, open_record, open_section
+from apex_creds.documents.sections import ShardNames, seal_part
+from apex_creds.documents.store import DocumentStore, off_loop
 from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
@@ -37,18 +48,6 @@ from apex_creds.storage.base import (
 )
 from apex_creds.vault import genesis
 from apex_creds.vault.config import read_config, write_config
-from apex_creds.vault.document import parse, unpack
-from apex_creds.vault.keystore import (
-    Keystore,
-    KeystoreBody,
-    open_keystore,
-    root_key,
-    seal_keystore,
-)
-from apex_creds.vault.sealing import seal_part
-from apex_creds.vault.section import Record, Section, open_record, open_section
-from apex_creds.vault.shards import ShardNames
-from apex_creds.vault.store import DocumentStore, off_loop
 from apex_creds.vault.vault import Vault
 
 __all__ = ["Copied", "transfer"]

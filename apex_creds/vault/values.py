@@ -9,8 +9,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Self
 
-from apex_creds.crypto import parts
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.records import Record, parts_layout
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import (
     SECTIONS,
@@ -26,7 +26,6 @@ from apex_creds.model import (
 )
 from apex_creds.policy.grants import Grants
 from apex_creds.storage.base import Shredded
-from apex_creds.vault.section import Record
 
 MAIN_PART: Final[dict[CredentialKind, str]] = {
     CredentialKind.API_KEY: "value",
@@ -96,7 +95,7 @@ class Opened:
 
     def __init__(self, whole: SecretBytes, kind: CredentialKind) -> None:
         self._whole = whole
-        self._layout = parts.layout(whole.view())
+        self._layout = parts_layout(whole.view())
         self.kind = kind
 
     @property

@@ -23,6 +23,9 @@ from apex_creds.audit.sinks import Destination
 from apex_creds.clocks import Ends
 from apex_creds.concurrency import BACKGROUND, Lock, running_loop
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.keystore import Keystore, Masters
+from apex_creds.documents.records import Record, open_record
+from apex_creds.documents.store import ATTEMPTS, DocumentStore, off_loop
 from apex_creds.errors import (
     ConflictError,
     CredentialNotFoundError,
@@ -46,12 +49,9 @@ from apex_creds.vault import finding, gauges, genesis, remains, writing
 from apex_creds.vault.auditing import VaultLog, open_log
 from apex_creds.vault.config import ensure_config
 from apex_creds.vault.home import resolve_home
-from apex_creds.vault.keystore import Keystore
 from apex_creds.vault.locking import Locking
-from apex_creds.vault.masters import Masters
 from apex_creds.vault.opening import note_place, open_documents, storage_at
-from apex_creds.vault.section import Record, open_record
-from apex_creds.vault.store import ATTEMPTS, DocumentStore, off_loop
+from apex_creds.vault.others import PeerRevocations
 from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, parse_level
 
 _SECTION_NAMES: Final = tuple(SECTIONS.values())
@@ -77,7 +77,7 @@ class Vault(Locking):
         self._closing = Lock()
         self._id = store.unsealed().header.vault_id
         self._id_bytes = bytes.fromhex(self._id)
-        store.follow(self.tell_revoked)
+        self._peers = store.shared and PeerRevocations(store, store.shared, self.tell_revoked)
         self.begin_watching()
 
     # -- life --------------------------------------------------------------------
@@ -246,6 +246,8 @@ class Vault(Locking):
             if self._store.shared is not None:  # which takes the last of the log
                 await self._logged.close()
         finally:
+            if self._peers is not None:
+                self._peers.close()
             await self._store.close()
         await self._logged.close()
 

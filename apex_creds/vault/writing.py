@@ -24,6 +24,9 @@ from typing import Final, TypeVar
 import anyio
 import anyio.lowlevel
 
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.records import Record, Section, seal_record
+from apex_creds.documents.store import DocumentStore, off_loop
 from apex_creds.errors import ConflictError, CredentialExistsError, InvalidInputError
 from apex_creds.model import (
     SECTIONS,
@@ -34,9 +37,6 @@ from apex_creds.model import (
     check_time,
 )
 from apex_creds.vault import dek, observe
-from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.section import Record, Section, seal_record
-from apex_creds.vault.store import DocumentStore, off_loop
 from apex_creds.vault.values import (
     Deletion,
     PutItem,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.crypto import envelope, kdf, parts, sodium
+from apex_creds.crypto import envelope, kdf, sodium
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.records import encode_parts, parts_layout
 
 PAGE = (Path(__file__).parents[2] / "docs" / "FORMAT.md").read_text(encoding="utf-8")
 
@@ -78,7 +79,7 @@ def test_the_envelope_opens(example: dict[str, bytes]) -> None:
         envelope.decrypt(lambda *_: key, sealed, context=_context(example)) as opened,
     ):
         assert opened.expose_bytes() == example["plaintext"]
-        (at, length) = parts.layout(opened.view())["value"]
+        (at, length) = parts_layout(opened.view())["value"]
         assert opened.view()[at : at + length] == b"sk-test-123"
 
 
@@ -98,5 +99,5 @@ def test_every_purpose_is_listed() -> None:
 
 def test_the_parts() -> None:
     example = _example("parts")
-    with parts.encode({k: example[k] for k in ("user", "password")}) as encoded:
+    with encode_parts({k: example[k] for k in ("user", "password")}) as encoded:
         assert encoded.expose_bytes() == example["parts"]

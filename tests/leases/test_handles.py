@@ -13,13 +13,13 @@ import msgspec
 import pytest
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.records import Record
 from apex_creds.errors import AccessDeniedError, InvalidInputError, SecretMisuseError
 from apex_creds.keys.hierarchy import Hierarchy
 from apex_creds.leases import CredentialMap, LeaseBroker, current_credentials
 from apex_creds.leases.lease import Lease
 from apex_creds.policy.manifest import parse_manifest
 from apex_creds.vault import Vault
-from apex_creds.vault.section import Record
 from tests.support.worlds import KEY, World
 
 pytestmark = pytest.mark.anyio

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+from apex_creds.documents.sections import ShardNames
+from apex_creds.documents.shared import SharedStore
+from apex_creds.documents.store import DocumentStore
 from apex_creds.scheduler import sharing
 from apex_creds.storage.base import Leadership, Write
 from apex_creds.storage.memory import MemoryStorage
-from apex_creds.vault.shards import ShardNames
-from apex_creds.vault.shared import SharedStore
-from apex_creds.vault.store import DocumentStore
 from tests.scheduler.simulation import Chaos, ChaoticStorage, Mortal, World, simulate
 
 

@@ -24,6 +24,9 @@ from unittest import mock
 from msgspec.structs import replace
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.keystore import Keystore, Masters
+from apex_creds.documents.records import open_record
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ConflictError, MasterKeyNotFoundError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS, ApiKey, GenericSecret, Secret
@@ -43,10 +46,6 @@ from apex_creds.scheduler.reencrypt import Pace
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import genesis, writing
-from apex_creds.vault.keystore import Keystore
-from apex_creds.vault.masters import Masters
-from apex_creds.vault.section import open_record
-from apex_creds.vault.store import DocumentStore
 from apex_creds.vault.values import Opened, PutItem
 from tests.support.vaults import FakeClock, NoNote
 

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from apex_creds.documents.keystore import Masters
+from apex_creds.documents.store import DocumentStore
 from apex_creds.model import ApiKey
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.orders import labels_of, newest
@@ -19,8 +21,6 @@ from apex_creds.scheduler.reencrypt import reencrypt
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import dek, genesis, writing
-from apex_creds.vault.masters import Masters
-from apex_creds.vault.store import DocumentStore
 from apex_creds.vault.values import PutItem
 from tests.scheduler.simulation import Chaos, ChaoticProvider, Keyring, Mortal, read
 from tests.support.vaults import FakeClock, NoNote

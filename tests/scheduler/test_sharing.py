@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from apex_creds.documents.shared import SharedStore
 from apex_creds.errors import DecryptionError, StorageUnreachableError
 from apex_creds.model import ApiKey
 from apex_creds.scheduler import sharing
@@ -17,7 +18,6 @@ from apex_creds.scheduler.sharing import ROTATION, Leader
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import Vault, dek
-from apex_creds.vault.shared import SharedStore
 from apex_creds.vault.values import PutItem
 
 pytestmark = pytest.mark.anyio

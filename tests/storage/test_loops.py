@@ -14,6 +14,7 @@ import pytest
 
 from apex_creds import ApiKey, CredentialMiddleware, Vault, parse_manifest
 from apex_creds.concurrency import Event
+from apex_creds.documents.cached import StateDocument
 from apex_creds.errors import EventLoopError, StorageError, VaultSealedError
 from apex_creds.scheduler.events import OperatorRequest
 from apex_creds.scheduler.policy import Level
@@ -23,7 +24,6 @@ from apex_creds.storage.layout import make_folders
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.storage.sql import SqlStorage
 from apex_creds.storage.threaded import ThreadedStorage
-from apex_creds.vault.state import StateDocument
 from tests.support.loops import KINDS, WITHIN, Make, Running, nested, running, threads
 from tests.support.postgres import Postgres
 

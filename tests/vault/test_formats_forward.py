@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from apex_creds.audit import check
+from apex_creds.documents.document import VERSION
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
-from apex_creds.vault.document import VERSION
 from tests.support.vaults import tree
 from tests.vectors.make_vault import VAULTS, expected
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from apex_creds.documents.keystore import Masters
+from apex_creds.documents.shared import NOTE_AFTER, SharedStore
 from apex_creds.errors import RollbackDetectedError
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey
@@ -14,8 +16,6 @@ from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.state import rotation_document
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import genesis, writing
-from apex_creds.vault.masters import Masters
-from apex_creds.vault.shared import NOTE_AFTER, SharedStore
 from apex_creds.vault.values import PutItem
 from tests.support.vaults import FakeClock, NoNote
 

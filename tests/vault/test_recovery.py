@@ -9,6 +9,8 @@ import pytest
 from apex_creds.audit.verify import read
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.sealedbox import public_key
+from apex_creds.documents.document import Header
+from apex_creds.documents.keystore import root_header
 from apex_creds.errors import (
     DecryptionError,
     LockedDownError,
@@ -22,8 +24,6 @@ from apex_creds.keys.shares import combine, parse_share, split
 from apex_creds.model import ApiKey, SystemClock
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault, recovery, rotate
-from apex_creds.vault.document import Header
-from apex_creds.vault.keystore import root_header
 from apex_creds.vault.recovery import Recovery, RecoveryState
 from tests.support.vaults import create, home_in, master_in, unseal, values
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.store import Rekeyed
 from apex_creds.errors import (
     KeyStateError,
     MasterKeyExistsError,
@@ -20,8 +22,6 @@ from apex_creds.keys.hierarchy import is_wrapped, master_check
 from apex_creds.keys.keyset import KeyState
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault, dek, reseal, rotate
-from apex_creds.vault.state import StateDocument
-from apex_creds.vault.store import Rekeyed
 from tests.support.vaults import FakeClock, create, home_in, secret_for, unseal, values
 
 pytestmark = pytest.mark.anyio

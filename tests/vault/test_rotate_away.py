@@ -8,6 +8,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from apex_creds.documents.keystore import Masters
+from apex_creds.documents.shared import SharedStore
 from apex_creds.errors import (
     ApexCredsError,
     RollbackDetectedError,
@@ -20,8 +22,6 @@ from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.storage.base import Write, WriteResult
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import genesis, rotate
-from apex_creds.vault.masters import Masters
-from apex_creds.vault.shared import SharedStore
 from tests.support.vaults import FakeClock, NoNote
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]

@@ -12,6 +12,8 @@ import msgspec
 import pytest
 
 from apex_creds.audit.verify import check
+from apex_creds.documents.sections import shard_names
+from apex_creds.documents.shared import SharedStore
 from apex_creds.errors import (
     AuditTamperedError,
     CorruptDocumentError,
@@ -29,8 +31,6 @@ from apex_creds.vault import Vault
 from apex_creds.vault.anchor import Anchor
 from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import node_of
-from apex_creds.vault.shards import shard_names
-from apex_creds.vault.shared import SharedStore
 from apex_creds.vault.shipping import copies, verify_copy
 from tests.support.vaults import secret_for, value_of
 

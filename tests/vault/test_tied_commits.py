@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from apex_creds.documents.keystore import Masters
+from apex_creds.documents.records import open_record
+from apex_creds.documents.shared import SharedStore
 from apex_creds.keys import provider_from_uri
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
@@ -19,9 +22,6 @@ from apex_creds.scheduler.state import rotation_document
 from apex_creds.storage.base import Write, WriteResult
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import dek, genesis, rotate, writing
-from apex_creds.vault.masters import Masters
-from apex_creds.vault.section import open_record
-from apex_creds.vault.shared import SharedStore
 from apex_creds.vault.values import PutItem
 from tests.support.vaults import FakeClock, NoNote
 

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from apex_creds.compat import rotation
+from apex_creds.documents.document import VERSION
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken
 from apex_creds.scheduler.policy import Level
 from apex_creds.vault import Vault, reseal
-from apex_creds.vault.document import VERSION
 
 VAULTS = Path(__file__).parent / "vaults"
 

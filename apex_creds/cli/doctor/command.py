@@ -14,9 +14,9 @@ from apex_creds.cli import options, output, session
 from apex_creds.cli.doctor import files, system, vault
 from apex_creds.cli.doctor.checks import Check, State, failed
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption, Settings
+from apex_creds.documents.document import Header
+from apex_creds.documents.keystore import root_header
 from apex_creds.errors import ApexCredsError
-from apex_creds.vault.document import Header
-from apex_creds.vault.keystore import root_header
 
 _STYLE = {State.OK: "green", State.WARNING: "yellow", State.FAILURE: "bold red"}
 

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.keystore import root_header
 from apex_creds.keys import provider_from_uri
 from apex_creds.keys.held import hold
 from apex_creds.keys.shares import combine, parse_share
@@ -13,7 +14,6 @@ from apex_creds.model import SystemClock
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault, recovery, restoring
 from apex_creds.vault.backup import backup
-from apex_creds.vault.keystore import root_header
 from tests.faults.scenarios.rotation import counted_keyring
 from tests.support import killer
 

@@ -22,6 +22,30 @@ import msgspec
 
 from apex_creds.concurrency import Lock, SingleFlight
 from apex_creds.crypto import kdf
+from apex_creds.documents.alone import Alone
+from apex_creds.documents.document import Header, Packed, RootHeader, mac_of, parse
+from apex_creds.documents.keystore import (
+    KeyHolding,
+    Keystore,
+    KeystoreBody,
+    Masters,
+    index,
+    needed_keks,
+    open_keystore,
+    root_header,
+    seal_keystore,
+    takes_away,
+)
+from apex_creds.documents.records import Record, Section, open_section
+from apex_creds.documents.rollback import (
+    KEK,
+    MASTER,
+    Seen,
+    missing,
+    refuse_old_keys,
+    refuse_rollback,
+)
+from apex_creds.documents.sections import seal_part
 from apex_creds.errors import (
     ConflictError,
     MasterKeyError,
@@ -35,30 +59,6 @@ from apex_creds.errors import (
 from apex_creds.keys.hierarchy import KEYSTORE, DocumentKeys, Hierarchy, master_check
 from apex_creds.model import Clock
 from apex_creds.storage.base import Shredded, Storage, Stored
-from apex_creds.vault.alone import Alone
-from apex_creds.vault.document import Header, Packed, RootHeader, mac_of, parse
-from apex_creds.vault.holding import KeyHolding
-from apex_creds.vault.keystore import (
-    Keystore,
-    KeystoreBody,
-    index,
-    needed_keks,
-    open_keystore,
-    root_header,
-    seal_keystore,
-    takes_away,
-)
-from apex_creds.vault.masters import Masters
-from apex_creds.vault.sealing import seal_part
-from apex_creds.vault.section import Record, Section, open_section
-from apex_creds.vault.seen import (
-    KEK,
-    MASTER,
-    Seen,
-    missing,
-    refuse_old_keys,
-    refuse_rollback,
-)
 
 ATTEMPTS: Final = 100
 """Compare-and-set rounds before a commit gives up; each loses only to a commit that won."""
@@ -99,6 +99,8 @@ class DocumentStore(KeyHolding, Alone):
         anchor: Has them anchored outside the vault, before it returns. Called for a commit
             that took something away; others are anchored with the next checkpoint.
         recovering: Whether documents under retired KEKs are read, too.
+        on_keystore_commit: Called before the key store is written, with the one of before
+            and the new body.
     """
 
     def __init__(self, storage: Storage, *, clock: Clock, masters: Masters) -> None:
@@ -113,6 +115,7 @@ class DocumentStore(KeyHolding, Alone):
         self.seen = Seen()
         self.anchor: Callable[[], Awaitable[None]] = _no_anchor
         self.recovering = False
+        self.on_keystore_commit: list[Callable[[Keystore, KeystoreBody], object]] = []
 
     # -- reading -----------------------------------------------------------------
 
@@ -483,6 +486,8 @@ class DocumentStore(KeyHolding, Alone):
         hierarchy = rekeyed.hierarchy if rekeyed else before.hierarchy
         body = made.body if isinstance(made, Rekeyed) else made
         body = msgspec.structs.replace(body, sections=self.seen.raised(body.sections))
+        for call in self.on_keystore_commit:
+            call(before, body)
         header = msgspec.structs.replace(
             before.header,
             generation=before.header.generation + 1,

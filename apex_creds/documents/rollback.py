@@ -12,10 +12,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from apex_creds.documents.document import Header
+from apex_creds.documents.keystore import root_header
 from apex_creds.errors import CorruptDocumentError, RollbackDetectedError
 from apex_creds.storage.base import KEYSTORE, Token
-from apex_creds.vault.document import Header
-from apex_creds.vault.keystore import root_header
 
 KEK: Final = "keystore.kek"
 MASTER: Final = "keystore.master"

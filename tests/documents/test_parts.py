@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_creds.crypto import parts
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.records import encode_parts, parts_layout
 from apex_creds.errors import CorruptDocumentError, InvalidInputError
 from tests.support.slots import open_slots
 
@@ -20,28 +20,28 @@ PARTS = ONE | st.dictionaries(NAMES, st.binary(max_size=300), min_size=1, max_si
 
 def _read(encoded: SecretBytes) -> dict[str, bytes]:
     view = encoded.view()
-    return {name: bytes(view[at : at + n]) for name, (at, n) in parts.layout(view).items()}
+    return {name: bytes(view[at : at + n]) for name, (at, n) in parts_layout(view).items()}
 
 
 @given(PARTS)
 def test_what_goes_in_comes_out_in_any_order(values: dict[str, bytes]) -> None:
     backwards = dict(reversed(values.items()))
-    with parts.encode(values) as one, parts.encode(backwards) as two:
+    with encode_parts(values) as one, encode_parts(backwards) as two:
         assert _read(one) == values
         assert one.equals(two)
 
 
 def test_the_documented_example() -> None:
-    with parts.encode({"user": b"ada", "password": b"lovelace"}) as encoded:
+    with encode_parts({"user": b"ada", "password": b"lovelace"}) as encoded:
         assert encoded.expose_bytes() == (
             b"\x02\x08password\x00\x00\x00\x08\x04user\x00\x00\x00\x03lovelaceada"
         )
-        assert parts.layout(encoded.view()) == {"password": (23, 8), "user": (31, 3)}
+        assert parts_layout(encoded.view()) == {"password": (23, 8), "user": (31, 3)}
 
 
 def test_the_largest_credential_fits_a_pooled_slot() -> None:
     before = open_slots()
-    with parts.encode({"value": bytes(64 * 1024), "b" * 64: b""}) as encoded:
+    with encode_parts({"value": bytes(64 * 1024), "b" * 64: b""}) as encoded:
         assert len(_read(encoded)["value"]) == 64 * 1024
         assert open_slots() == before + 1
 
@@ -51,16 +51,16 @@ def test_the_largest_credential_fits_a_pooled_slot() -> None:
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(InvalidInputError):
-        parts.encode({name: b"x"})
+        encode_parts({name: b"x"})
 
 
 def test_none_and_too_many_parts_are_refused() -> None:
     with pytest.raises(InvalidInputError):
-        parts.encode({})
-    with parts.encode({f"p{i}": b"" for i in range(255)}) as most:
-        assert len(parts.layout(most.view())) == 255
+        encode_parts({})
+    with encode_parts({f"p{i}": b"" for i in range(255)}) as most:
+        assert len(parts_layout(most.view())) == 255
     with pytest.raises(InvalidInputError):
-        parts.encode({f"p{i}": b"" for i in range(256)})
+        encode_parts({f"p{i}": b"" for i in range(256)})
 
 
 BAD = {
@@ -91,23 +91,23 @@ BAD = {
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
 def test_anything_else_is_corrupt(data: bytes) -> None:
     with pytest.raises(CorruptDocumentError):
-        parts.layout(memoryview(data))
+        parts_layout(memoryview(data))
 
 
 @given(PARTS)
 def test_every_truncation_is_corrupt(values: dict[str, bytes]) -> None:
-    with parts.encode(values) as encoded:
+    with encode_parts(values) as encoded:
         data = encoded.expose_bytes()
     for end in itertools.chain(range(min(len(data), 200)), (len(data) - 1,)):
         with pytest.raises(CorruptDocumentError):
-            parts.layout(memoryview(data)[:end])
+            parts_layout(memoryview(data)[:end])
 
 
 @given(st.binary(max_size=60))
 def test_noise_is_refused_or_is_in_the_canonical_form(data: bytes) -> None:
     try:
-        places = parts.layout(memoryview(data))
+        places = parts_layout(memoryview(data))
     except CorruptDocumentError:
         return
-    with parts.encode({name: data[at : at + n] for name, (at, n) in places.items()}) as again:
+    with encode_parts({name: data[at : at + n] for name, (at, n) in places.items()}) as again:
         assert again.expose_bytes() == data

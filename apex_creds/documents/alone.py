@@ -5,7 +5,7 @@ Guarantee: none of it costs anything. ``shared.SharedStore`` has the other answe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from apex_creds.storage.base import SharedStorage
 
@@ -16,9 +16,6 @@ class Alone:
     shared: SharedStorage | None = None
     ties_commits: bool = False
     """Whether a commit of a section fails if the key store moved meanwhile."""
-
-    def follow(self, tell: Callable[[str | None, str | None], object]) -> None:
-        """Has ``tell`` called when another process revoked something."""
 
     def expect(self, sums: Mapping[str, int]) -> None:
         """Has sections refused whose shards' generations do not add up to these sums."""

@@ -14,12 +14,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Final
 
 import msgspec
 
+from apex_creds.documents.document import Packed, parse
+from apex_creds.documents.keystore import Keystore, KeystoreBody, Masters, root_key
+from apex_creds.documents.records import Record, Section, open_section
+from apex_creds.documents.rollback import missing, refuse_rollback
+from apex_creds.documents.sections import Merged, ShardNames, divided, merge, seal_part
+from apex_creds.documents.store import (
+    ATTEMPTS,
+    ChangeSection,
+    DocumentStore,
+    off_loop,
+    too_busy,
+)
 from apex_creds.errors import (
     ConflictError,
     SecretWipedError,
@@ -36,22 +48,6 @@ from apex_creds.storage.base import (
     Write,
 )
 from apex_creds.storage.threaded import ThreadedStorage
-from apex_creds.vault.document import Packed, parse
-from apex_creds.vault.keystore import Keystore, KeystoreBody, root_key
-from apex_creds.vault.masters import Masters
-from apex_creds.vault.others import Others
-from apex_creds.vault.sealing import seal_part
-from apex_creds.vault.section import Record, Section, open_section
-from apex_creds.vault.seen import missing, refuse_rollback
-from apex_creds.vault.shards import Merged, ShardNames, divided, merge
-from apex_creds.vault.store import (
-    ATTEMPTS,
-    ChangeSection,
-    DocumentStore,
-    Rekeyed,
-    off_loop,
-    too_busy,
-)
 
 __all__ = ["SharedStore"]
 
@@ -75,17 +71,12 @@ class SharedStore(DocumentStore):
     def __init__(self, storage: SharedStorage, *, clock: Clock, masters: Masters) -> None:
         super().__init__(storage, clock=clock, masters=masters)
         self.shared = storage
-        self._others: Others | None = None
         self._names: ShardNames | None = None
         self._whole: dict[str, tuple[Merged, int]] = {}
         self._least: Mapping[str, int] = {}
         self._noted = -math.inf
 
     # -- reading -----------------------------------------------------------------
-
-    def follow(self, tell: Callable[[str | None, str | None], object]) -> None:
-        """See ``DocumentStore``."""
-        self._others = Others(self, tell)
 
     def expect(self, sums: Mapping[str, int]) -> None:
         """See ``DocumentStore``."""
@@ -190,8 +181,6 @@ class SharedStore(DocumentStore):
     async def close(self) -> None:
         """See ``DocumentStore``."""
         self._whole = {}
-        if self._others is not None:
-            self._others.close()
         names, self._names = self._names, None
         if names is not None:
             names.close()
@@ -263,11 +252,6 @@ class SharedStore(DocumentStore):
         if now - self._noted >= NOTE_AFTER:
             await self.commit_keystore(note)
             self._noted = now
-
-    async def _write_keystore(self, before: Keystore, made: Rekeyed | KeystoreBody) -> Keystore:
-        if self._others is not None:
-            self._others.wrote(before, made if isinstance(made, KeystoreBody) else made.body)
-        return await super()._write_keystore(before, made)
 
     # -- inside ------------------------------------------------------------------
 

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.document import Header, pack, parse, unpack
+from apex_creds.documents.records import Counts, Record, _Body, decode_body, encode_body
 from apex_creds.errors import CorruptDocumentError, IntegrityError
 from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.model import CredentialInfo, CredentialKind, Delivery
-from apex_creds.vault import bodies
-from apex_creds.vault.bodies import Record
-from apex_creds.vault.document import Header, pack, parse, unpack
 
 MARK = "APXC\x01\x01"
 SIZES = (0, 1, 90, 240, 255, 256, 300, 60_000, 70_000)
@@ -35,23 +34,23 @@ def record(number: int, *, size: int = 120, note: str = "") -> Record:
     return Record(info, MARK.encode() + bytes(size))
 
 
-def body(records: list[Record], uses: bodies.Counts = ()) -> bytes:
-    return b"".join(bodies.encode(records, uses))
+def body(records: list[Record], uses: Counts = ()) -> bytes:
+    return b"".join(encode_body(records, uses))
 
 
-def whole(plaintext: bytes) -> tuple[list[Record], bodies.Counts]:
-    found = msgspec.msgpack.decode(plaintext, type=bodies._Body)
+def whole(plaintext: bytes) -> tuple[list[Record], Counts]:
+    found = msgspec.msgpack.decode(plaintext, type=_Body)
     return found.records, found.uses
 
 
-def flat(plaintext: bytes) -> tuple[list[Record], bodies.Counts]:
-    pieces, uses = bodies.decode(plaintext)
+def flat(plaintext: bytes) -> tuple[list[Record], Counts]:
+    pieces, uses = decode_body(plaintext)
     return [each for piece in pieces for each in piece], uses
 
 
 def test_a_large_body_comes_in_pieces() -> None:
     plaintext = body([record(n) for n in range(5_000)], (("ab" * 16, 1, 5_000),))
-    pieces, _ = bodies.decode(plaintext)
+    pieces, _ = decode_body(plaintext)
     assert len(pieces) > 3
     assert flat(plaintext) == whole(plaintext)
 
@@ -67,10 +66,10 @@ def test_a_large_body_comes_in_pieces() -> None:
 )
 def test_pieces_say_what_one_call_says(drawn: list[tuple[int, str]], more: int) -> None:
     """Also where the records hold what an envelope begins with."""
-    records = [record(n, size=size, note=note) for n, (size, note) in enumerate(drawn)]
-    records += [record(n) for n in range(more)]
-    plaintext = body(records, (("ab" * 16, 1, 5),))
-    assert flat(plaintext) == whole(plaintext) == (records, (("ab" * 16, 1, 5),))
+    made = [record(n, size=size, note=note) for n, (size, note) in enumerate(drawn)]
+    made += [record(n) for n in range(more)]
+    plaintext = body(made, (("ab" * 16, 1, 5),))
+    assert flat(plaintext) == whole(plaintext) == (made, (("ab" * 16, 1, 5),))
 
 
 @pytest.mark.parametrize("cut", [1, 40, 100, 300_000])
@@ -78,7 +77,7 @@ def test_a_body_that_is_cut_off_is_refused(cut: int) -> None:
     plaintext = body([record(n) for n in range(3_000)])
     for damaged in (plaintext[:-cut], plaintext + bytes(cut), plaintext[:40] + plaintext[41:]):
         with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
-            bodies.decode(damaged)
+            decode_body(damaged)
 
 
 # -- the document around a large one -------------------------------------------------

@@ -1,18 +1,38 @@
-"""The key store: KEK records, wrapped DEK keysets, grants, and which sections exist.
+"""The key store: its body, its look-up tables, the master key that opens it, its wiping.
 
 Guarantee: values are immutable; what ``seal_keystore`` wrote, ``open_keystore`` returns,
-or an ``IntegrityError`` says why not. Key material leaves only into a ``Hierarchy``. No I/O.
+or an ``IntegrityError`` says why not. Key material leaves only into a ``Hierarchy``. No
+master key is kept: one is asked for when KEKs must be derived, and closed right after.
+
+A store that reads a key store with a lockdown wipes every key before it returns it, and
+derives none again until it reads one without. What needs a key meanwhile is a
+``LockedDownError``; grants, lockdown and sections in memory need none. The exceptions are
+``holding``, and a store that was opened during the lockdown, ``for_operator``.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import CorruptDocumentError, IntegrityError, UnknownKeyError
+from apex_creds.documents.document import Header, MasterRecord, Packed, RootHeader, pack, unpack
+from apex_creds.errors import (
+    CorruptDocumentError,
+    IntegrityError,
+    MasterKeyUnavailableError,
+    UnknownKeyError,
+)
+from apex_creds.fs.private_files import expanded
+from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.policy.grants import (
@@ -24,7 +44,6 @@ from apex_creds.policy.grants import (
     SeenManifest,
 )
 from apex_creds.storage.base import Data, Token
-from apex_creds.vault.document import Header, Packed, RootHeader, pack, unpack
 
 _RESTORE: Final = "Restore it from a backup; nothing was changed or overwritten."
 
@@ -201,3 +220,166 @@ def seal_keystore(header: Header, body: KeystoreBody, *, hierarchy: Hierarchy) -
     """The document for ``header`` and ``body``."""
     keys = hierarchy.document_keys(KEYSTORE, header.kek_version)
     return pack(header, msgspec.msgpack.encode(body), keys)
+
+
+FindProvider = Callable[[str], MasterKeyProvider]
+
+
+class Masters:
+    """The master keys of one vault.
+
+    Args:
+        provider: Has them; by default the provider that the vault itself names.
+        first: Version 1, while it is open: a vault was just made with it.
+        find: Makes a provider from a URI.
+        home: The vault's directory; a key file in it is used only if ``provider`` says so.
+    """
+
+    def __init__(
+        self,
+        provider: MasterKeyProvider | None = None,
+        *,
+        first: SecretBytes | None = None,
+        find: FindProvider = provider_from_uri,
+        home: Path | None = None,
+    ) -> None:
+        self._provider = provider
+        self._find = find
+        self._home = home
+        self._first = first
+
+    def provider(self, uri: str) -> MasterKeyProvider:
+        """The provider for a vault whose key store names ``uri``.
+
+        Raises:
+            MasterKeyUnavailableError: Only the key store names it, and it is in the home.
+        """
+        if self._provider is not None:
+            return self._provider
+        if self._home is not None:
+            refuse_own(uri, self._home)
+        return self._find(uri)
+
+    async def load(self, record: MasterRecord, vault_id: str) -> SecretBytes:
+        """The master key that a key store names; the caller closes it.
+
+        Raises:
+            MasterKeyError: It can't be had.
+        """
+        first = self._first
+        if first is not None and not first.closed:
+            return SecretBytes.copy_of(first)
+        return await self.provider(record.uri).load(
+            vault_id=vault_id, version=record.version, params=record.params
+        )
+
+
+def refuse_own(uri: str, home: Path) -> None:
+    """Refuses a key file inside the vault's directory that only the key store names.
+
+    Whoever can replace the directory could bring a vault and a key of their own.
+
+    Raises:
+        MasterKeyUnavailableError: It is one.
+    """
+    scheme, _, path = uri.partition(":")
+    if scheme != "file":
+        return
+    named = str(expanded(path))
+    if any(_is_in(look(named), look(home)) for look in (os.path.abspath, os.path.realpath)):
+        raise MasterKeyUnavailableError(
+            "The key store names a master key inside the vault's own directory, which may "
+            "have been put there together with it.",
+            hint="If it is yours, name it: --master file:PATH. Better keep it elsewhere.",
+        )
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return Path(path).is_relative_to(folder)
+
+
+class KeyHolding:
+    """The part of a document store that seals it.
+
+    Attributes:
+        for_operator: Whether it keeps its keys in the present lockdown.
+        on_sealed: Told right before it wipes them, from any thread.
+    """
+
+    def __init__(self) -> None:
+        self.for_operator = False
+        self.on_sealed: Callable[[], None] | None = None
+        self._keystore: Keystore | None = None
+        self._bases: dict[str, Keystore] = {}
+        self._holds = 0
+        self._memory = threading.RLock()
+        """Held where what is in memory is compared and replaced: threads do so at once."""
+
+    async def keystore(self) -> Keystore:
+        """The key store as stored now."""
+        raise NotImplementedError
+
+    def unsealed(self) -> Keystore:
+        """The key store in memory."""
+        raise NotImplementedError
+
+    async def _derive(self, header: Header) -> Hierarchy:
+        raise NotImplementedError
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the keys were wiped."""
+        return self._keystore is None or self._keystore.hierarchy.closed
+
+    def seal(self) -> None:
+        """Wipes the keys, unless they are held; they come back with a current key store."""
+        keystore = self._keystore
+        if keystore is None or self._holds:
+            return
+        if not keystore.hierarchy.closed and self.on_sealed is not None:
+            self.on_sealed()
+        with self._memory:
+            self._wipe()
+
+    def _wipe(self) -> None:
+        if self._keystore is None or self._holds:
+            return
+        for each in (self._keystore, *self._bases.values()):
+            each.hierarchy.close(locked_down=True)
+        self._bases = {}
+
+    def seal_if_locked(self) -> None:
+        """Wipes the keys, if what was read last is a lockdown that this store must heed."""
+        if self._keystore is None or self._keystore.body.lockdown is None:
+            self.for_operator = False
+        elif not self.for_operator:
+            self.seal()
+
+    @asynccontextmanager
+    async def holding(self, *, reload: bool = True) -> AsyncIterator[None]:
+        """Keeps the keys in memory within it, also in a lockdown.
+
+        Args:
+            reload: Derive them again where they were wiped.
+        """
+        with self._memory:
+            self._holds += 1
+        try:
+            if reload:
+                await self.keystore()
+                await self._open_again()
+            yield
+        finally:
+            with self._memory:
+                self._holds -= 1
+            self.seal_if_locked()
+
+    async def _open_again(self) -> None:
+        while (keystore := self.unsealed()).hierarchy.closed:
+            hierarchy = await self._derive(keystore.header)
+            with self._memory:
+                ours = self._keystore is keystore
+                if ours:
+                    self._keystore = dataclasses.replace(keystore, hierarchy=hierarchy)
+            if not ours:
+                hierarchy.close()

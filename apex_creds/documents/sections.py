@@ -1,8 +1,10 @@
-"""Sections in pieces: which document of a section a credential is in, and the whole again.
+"""Sections in shards: which document of a section has a credential; sealed, and the whole.
 
-Guarantee: a credential's piece depends on the vault and its name alone, and tells nothing
-of the name to whoever has no key. Pieces are made together and never apart: a section has
-all of them or none. Values are immutable. No I/O. Specified in docs/FORMAT.md, "Shards".
+Guarantee: a credential's shard depends on the vault and its name alone, and discloses
+nothing of the name without a key. Shards are made together and never apart: a section has
+all of them or none. A sealed shard is the generation after the one it replaces, under the
+KEK that is primary in the key store it is given. Values are immutable. No I/O. Specified
+in docs/FORMAT.md, "Shards".
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from msgspec.structs import replace
 
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.document import Header, mac_of
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.records import Record, Section, count_uses, keys_used, seal_section
 from apex_creds.model import SECTIONS
-from apex_creds.vault.document import Header
-from apex_creds.vault.section import Record, Section
-
-__all__ = ["Merged", "ShardNames", "divided", "merge", "shard_names"]
+from apex_creds.storage.base import Data
 
 _DOMAIN: Final = b"\0shard\0"
 _MANY: Final = 100_000
@@ -160,3 +162,31 @@ def _header(name: str, headers: list[Header]) -> Header:
         written=max(header.written for header in headers),
         keys_used=tuple(sorted({key for header in headers for key in header.keys_used})),
     )
+
+
+def seal_part(
+    before: Section, records: Mapping[str, Record], keystore: Keystore, *, now: float
+) -> tuple[Data, Section]:
+    """A section's document, and the section as it is then (its token is not known yet)."""
+    keks, used = keystore.root_header.keks, keys_used(records.values())
+    header = Header(
+        vault_id=keystore.header.vault_id,
+        section=before.name,
+        generation=before.generation + 1,
+        kek_id=keks.id,
+        kek_version=keks.primary.version,
+        written=now,
+        keys_used=used,
+    )
+    keys = keystore.hierarchy.document_keys(before.name, header.kek_version)
+    uses = count_uses(before, records, used)
+    data = seal_section(header, records.values(), keys, uses=uses)
+    section = Section(
+        name=before.name,
+        token=None,
+        header=header,
+        mac=mac_of(data),
+        records=records,
+        uses=uses,
+    )
+    return data, section

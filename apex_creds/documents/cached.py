@@ -15,6 +15,9 @@ from typing import Generic, TypeVar
 import msgspec
 
 from apex_creds.concurrency import Lock
+from apex_creds.documents.document import Header, mac_of, pack, parse, unpack
+from apex_creds.documents.rollback import missing, refuse_rollback
+from apex_creds.documents.store import ATTEMPTS, DocumentStore, too_busy
 from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
@@ -24,9 +27,6 @@ from apex_creds.errors import (
     UnknownKeyError,
 )
 from apex_creds.storage.base import Data, Token
-from apex_creds.vault.document import Header, mac_of, pack, parse, unpack
-from apex_creds.vault.seen import missing, refuse_rollback
-from apex_creds.vault.store import ATTEMPTS, DocumentStore, too_busy
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Every document of a vault: loaded and committed one way, over any storage."""

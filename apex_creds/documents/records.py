@@ -1,0 +1,433 @@
+"""A section's records: metadata and the sealed secret of each credential; and their bytes.
+
+Guarantee: a record's secret opens only as the record and version it was sealed for, with
+the DEK version it names. The secret's parts have one canonical form, parsed strictly, and
+no value is turned into ``bytes``: ``parts_layout`` returns where it lies. What
+``decode_body`` returns is what one call over the whole body would; but no call into C goes
+over more than some hundred kilobytes, because it holds the interpreter, and with it the
+event loop, until it returns. Values are immutable. No I/O. Specified in docs/FORMAT.md.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from apex_creds.crypto import envelope
+from apex_creds.crypto.envelope import Context
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.document import Header, Packed, pack, unpack
+from apex_creds.errors import (
+    CorruptDocumentError,
+    DecryptionError,
+    IntegrityError,
+    InvalidInputError,
+)
+from apex_creds.keys.hierarchy import DocumentKeys
+from apex_creds.keys.keyset import Keyset
+from apex_creds.model import SECTIONS, CredentialInfo, Secret
+from apex_creds.storage.base import Data, Token
+
+FindKey = Callable[[bytes, int], SecretBytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A section as of one change token; ``header`` is None while it does not exist.
+
+    ``uses`` counts the messages that were sealed under each DEK version in use.
+    """
+
+    name: str
+    token: Token | None
+    header: Header | None
+    mac: str
+    records: Mapping[str, Record]
+    uses: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+    @property
+    def generation(self) -> int:
+        """Of the last write; 0 before the first."""
+        return self.header.generation if self.header else 0
+
+
+class Resealed(msgspec.Struct, frozen=True, gc=False):
+    """A record under a new key, beside the one that it takes the place of.
+
+    The garbage collector does not see it: tens of thousands of tuples at a time would have
+    it search the whole heap, and hold the event loop meanwhile.
+    """
+
+    old: Record
+    new: Record
+
+
+def seal_record(
+    info: CredentialInfo, secret: Secret, *, vault_id: bytes, keyset: Keyset, key: SecretBytes
+) -> Record:
+    """Encrypts a secret under ``key``, the primary of ``keyset``."""
+    with encode_parts(secret.parts) as plaintext:
+        return _seal(info, plaintext, vault_id=vault_id, keyset=keyset, key=key)
+
+
+def open_record(record: Record, *, vault_id: bytes, find_key: FindKey) -> SecretBytes:
+    """Decrypts a record's parts into locked memory; the caller closes it.
+
+    Raises:
+        DecryptionError: It does not open as this record.
+        UnknownKeyError: Its key is not to be had.
+    """
+    return envelope.decrypt(find_key, record.sealed, context=_context(record.info, vault_id))
+
+
+def reseal_record(
+    record: Record, *, vault_id: bytes, find_key: FindKey, keyset: Keyset, key: SecretBytes
+) -> Record:
+    """The same secret and version under another DEK version."""
+    with open_record(record, vault_id=vault_id, find_key=find_key) as plaintext:
+        return _seal(record.info, plaintext, vault_id=vault_id, keyset=keyset, key=key)
+
+
+def reseal_records(
+    records: Iterable[Record],
+    *,
+    section: str,
+    vault_id: bytes,
+    find_key: FindKey,
+    keyset: Keyset,
+    key: SecretBytes,
+) -> tuple[list[Resealed], list[Record]]:
+    """As ``reseal_record``, for many of a section that are all under one version.
+
+    Returns:
+        Each record and its new form, and the records that do not open.
+
+    Raises:
+        UnknownKeyError: Their key is not to be had.
+        SecretWipedError: A key was destroyed meanwhile.
+    """
+    done: list[Resealed] = []
+    failed: list[Record] = []
+    chosen = list(records)
+    if not chosen:
+        return done, failed
+    key_id, version = chosen[0].key
+    with envelope.Resealer(
+        find_key(key_id, version),
+        key,
+        vault_id=vault_id,
+        section=section,
+        key_id=key_id,
+        versions=(version, keyset.primary.version),
+    ) as resealer:
+        for record in chosen:
+            info = record.info
+            try:
+                sealed = resealer.reseal(
+                    record.sealed,
+                    record_id=bytes.fromhex(info.id),
+                    record_version=info.version,
+                )
+            except (DecryptionError, CorruptDocumentError):
+                failed.append(record)
+            else:
+                done.append(Resealed(record, Record(info, sealed)))
+    return done, failed
+
+
+def keys_used(records: Iterable[Record]) -> tuple[tuple[str, int], ...]:
+    """Every DEK id and version that the records name, sorted."""
+    heads = {record.sealed[: envelope.HEADER_BYTES]: record.sealed for record in records}
+    keys = map(envelope.header, heads.values())
+    return tuple(sorted({(key.hex(), version) for key, version in keys}))
+
+
+def count_uses(
+    before: Section, records: Mapping[str, Record], used: Iterable[tuple[str, int]]
+) -> dict[tuple[str, int], int]:
+    """``before.uses``, with the records that are new counted; keys out of use left out."""
+    known = before.records
+    heads = Counter(
+        record.sealed[: envelope.HEADER_BYTES]
+        for name, record in records.items()
+        if known.get(name) is not record
+    )
+    counts = dict.fromkeys(used, 0)
+    for key in counts:
+        head = envelope.head(bytes.fromhex(key[0]), key[1])
+        counts[key] = before.uses.get(key, 0) + heads[head]
+    return counts
+
+
+def seal_section(
+    header: Header,
+    records: Iterable[Record],
+    keys: DocumentKeys,
+    *,
+    uses: Mapping[tuple[str, int], int],
+) -> Data:
+    """The document for ``header`` and ``records``."""
+    counts = tuple((key, version, count) for (key, version), count in sorted(uses.items()))
+    return pack(header, encode_body(list(records), counts), keys)
+
+
+def open_section(packed: Packed, *, token: Token, keys: DocumentKeys) -> Section:
+    """Checks and decrypts a section; the secrets in it stay sealed.
+
+    Raises:
+        IntegrityError: It is not what this vault wrote.
+    """
+    header = packed.header
+    plaintext = unpack(packed, keys)
+    try:
+        pieces, uses = decode_body(plaintext)
+        records = {record.info.name: record for piece in pieces for record in piece}
+    except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError):
+        raise CorruptDocumentError(
+            f"The body of {header.section!r} is malformed.",
+            hint="Restore it from a backup; nothing was changed or overwritten.",
+        ) from None
+    return Section(
+        name=header.section,
+        token=token,
+        header=header,
+        mac=packed.mac,
+        records=records,
+        uses={(key, version): count for key, version, count in uses},
+    )
+
+
+def _seal(
+    info: CredentialInfo,
+    plaintext: SecretBytes,
+    *,
+    vault_id: bytes,
+    keyset: Keyset,
+    key: SecretBytes,
+) -> Record:
+    sealed = envelope.encrypt(
+        key,
+        plaintext,
+        context=_context(info, vault_id),
+        key_id=bytes.fromhex(keyset.id),
+        key_version=keyset.primary.version,
+    )
+    return Record(info, sealed)
+
+
+def _context(info: CredentialInfo, vault_id: bytes) -> Context:
+    return Context(
+        vault_id=vault_id,
+        section=SECTIONS[info.kind],
+        record_id=bytes.fromhex(info.id),
+        record_version=info.version,
+    )
+
+
+Counts = tuple[tuple[str, int, int], ...]
+"""How many messages were sealed under a key: its id, its version, the number."""
+
+_PIECE: Final = 1024
+_WINDOW: Final = 1 << 18
+_FRONT: Final = b"\x82" + msgspec.msgpack.encode("records") + b"\xdd"
+_MARK: Final = envelope.MAGIC + bytes([envelope.FORMAT, envelope.SUITE])
+_BINARY: Final = ((0xC4, 1), (0xC5, 2), (0xC6, 4))
+"""What MessagePack puts before bytes, and how many bytes of length come after it."""
+
+
+class Record(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True, gc=False
+):
+    """A credential at rest: what may be known of it, and its envelope."""
+
+    info: CredentialInfo
+    sealed: bytes
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        """Id (16 bytes) and version of the DEK that sealed it."""
+        return envelope.header(self.sealed)
+
+    @property
+    def head(self) -> bytes:
+        """The same, as the bytes that the envelope begins with; not checked."""
+        return self.sealed[: envelope.HEADER_BYTES]
+
+
+class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    records: list[Record]
+    uses: Counts = ()
+
+
+class _Tail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    uses: Counts
+
+
+def encode_body(records: Sequence[Record], uses: Counts) -> list[bytes]:
+    """The body, in pieces to be put in a row."""
+    pack = msgspec.msgpack.encode
+    parts = [_FRONT, len(records).to_bytes(4)]
+    for start in range(0, len(records), _PIECE):
+        piece = records[start : start + _PIECE]
+        parts.append(pack(piece)[1 if len(piece) < 16 else 3 :])  # without its own length
+    parts += [pack("uses"), pack(uses)]
+    return parts
+
+
+def decode_body(plaintext: Data) -> tuple[list[list[Record]], Counts]:
+    """The records, in pieces, and the counts.
+
+    Raises:
+        msgspec.DecodeError: It is no such body; or a ``UnicodeDecodeError``, or what a
+            record refuses.
+    """
+    if len(plaintext) > _WINDOW and plaintext[: len(_FRONT)] == _FRONT:
+        try:
+            return _in_pieces(memoryview(plaintext))
+        except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError, IndexError):
+            pass  # a mark where none was meant, or damage: one call over all of it decides
+    body = msgspec.msgpack.decode(plaintext, type=_Body)
+    return [body.records], body.uses
+
+
+def _in_pieces(plaintext: memoryview) -> tuple[list[list[Record]], Counts]:
+    """Cuts where a record seems to end.
+
+    No item of MessagePack is the beginning of another one, so pieces that are each a whole
+    number of records are the records, wherever the cuts came from.
+    """
+    at = len(_FRONT) + 4
+    left, pieces = int.from_bytes(plaintext[len(_FRONT) : at]), list[list[Record]]()
+    for count, end in _cuts(plaintext, at):
+        if left < count:
+            raise msgspec.DecodeError
+        pieces.append(_decoded(plaintext[at:end], count))
+        left, at = left - count, end
+        if not left:
+            break
+    tail = b"\x81" + bytes(plaintext[at:])
+    return pieces, msgspec.msgpack.decode(tail, type=_Tail).uses
+
+
+def _decoded(piece: memoryview, count: int) -> list[Record]:
+    whole = b"".join((b"\xdd", count.to_bytes(4), piece))
+    return msgspec.msgpack.decode(whole, type=list[Record])
+
+
+def _cuts(plaintext: memoryview, at: int) -> Iterator[tuple[int, int]]:
+    """Of each piece: how many records it seems to have, and where it ends."""
+    while True:
+        window = bytes(plaintext[at : at + _WINDOW])
+        last = window.rfind(_MARK)
+        if last < 0:
+            raise msgspec.DecodeError
+        yield window.count(_MARK), (at := at + last + _length(window[:last]))
+
+
+def _length(before: bytes) -> int:
+    """How long the bytes are that begin behind ``before``."""
+    for kind, digits in _BINARY:
+        if before[-digits - 1] == kind:
+            return int.from_bytes(before[-digits:])
+    raise msgspec.DecodeError
+
+
+MAX_PARTS: Final = 255
+_PART_NAME: Final = re.compile(rb"[a-z0-9_]{1,64}")
+_PART_SIZE: Final = struct.Struct(">I")
+# parts_layout() is on the way of every redeem: the commonest credential has a short cut, and
+# the usual names need no check.
+_SINGLE: Final = memoryview(b"\x01\x05value")
+_SINGLE_END: Final = len(_SINGLE)
+_SINGLE_START: Final = _SINGLE_END + _PART_SIZE.size
+_USUAL: Final = {n.encode(): n for n in ("value", "access", "refresh", "user", "password")}
+
+
+def encode_parts(parts: Mapping[str, bytes]) -> SecretBytes:
+    """Lays the parts out in locked memory: the count, the table, then the values.
+
+    Raises:
+        InvalidInputError: No part, too many, or a name that is not 1 to 64 of ``a-z``,
+            ``0-9`` and ``_``.
+    """
+    if not 0 < len(parts) <= MAX_PARTS:
+        raise InvalidInputError("A credential has 1 to 255 parts.")
+    ordered = sorted((_encoded_part_name(name), value) for name, value in parts.items())
+    table = bytes([len(ordered)]) + b"".join(
+        _part_entry(name, value) for name, value in ordered
+    )
+    secret = SecretBytes.allocate(len(table) + sum(len(value) for _, value in ordered))
+    with secret._mutable() as target:
+        end = len(table)
+        target[:end] = table
+        for _, value in ordered:
+            start, end = end, end + len(value)
+            target[start:end] = value
+    return secret
+
+
+def parts_layout(view: memoryview) -> dict[str, tuple[int, int]]:
+    """Returns where each part lies: name to (offset, length).
+
+    Raises:
+        CorruptDocumentError: ``view`` is not in the canonical form.
+    """
+    if view[:_SINGLE_END] == _SINGLE and len(view) >= _SINGLE_START:
+        (size,) = _PART_SIZE.unpack_from(view, _SINGLE_END)
+        if _SINGLE_START + size == len(view):
+            return {"value": (_SINGLE_START, size)}
+    places: dict[str, tuple[int, int]] = {}
+    table, total = _part_table(view)
+    at = total - sum(size for _, size in table)
+    for name, size in table:
+        places[name] = (at, size)
+        at += size
+    return places
+
+
+def _part_table(view: memoryview) -> tuple[list[tuple[str, int]], int]:
+    """The names and sizes, and the length of all; the sizes add up to what is there."""
+    total = len(view)
+    table: list[tuple[str, int]] = []
+    at, last, promised = 1, b"", 0
+    for _ in range(view[0] if total else 0):
+        stop = at + 1 + view[at] if at < total else total
+        if stop + _PART_SIZE.size > total:
+            raise _malformed()
+        name, (size,) = bytes(view[at + 1 : stop]), _PART_SIZE.unpack_from(view, stop)
+        if name <= last:
+            raise _malformed()
+        table.append((_USUAL.get(name) or _checked_part_name(name), size))
+        at, last, promised = stop + _PART_SIZE.size, name, promised + size
+    if not table or at + promised != total:
+        raise _malformed()
+    return table, total
+
+
+def _checked_part_name(name: bytes) -> str:
+    if not _PART_NAME.fullmatch(name):
+        raise _malformed()
+    return name.decode("ascii")
+
+
+def _encoded_part_name(name: str) -> bytes:
+    encoded = name.encode("utf-8", "replace")
+    if not _PART_NAME.fullmatch(encoded):
+        raise InvalidInputError("A part's name is 1 to 64 of a-z, 0-9 and _.")
+    return encoded
+
+
+def _part_entry(name: bytes, value: bytes) -> bytes:
+    return bytes([len(name)]) + name + _PART_SIZE.pack(len(value))
+
+
+def _malformed() -> CorruptDocumentError:
+    return CorruptDocumentError(
+        "The decrypted credential is malformed.", hint="Restore it from a backup."
+    )
