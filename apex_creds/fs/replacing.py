@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import secrets
+import shutil
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from apex_creds.fs.private_files import (
@@ -37,6 +39,7 @@ __all__ = [
     "erase",
     "name_new",
     "remove_file",
+    "remove_tree",
     "replace_file",
     "sweep",
     "try_lock",
@@ -44,6 +47,8 @@ __all__ = [
 
 Pieces: TypeAlias = "Iterable[bytes | bytearray | memoryview]"
 _TRIES: Final = 100
+
+_log = logging.getLogger(__name__)
 
 
 def replace_file(path: Path, pieces: Pieces) -> None:
@@ -100,6 +105,16 @@ def remove_file(path: Path) -> None:
     """
     os.unlink(path)
     sync_directory(path.parent, renamed=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory and what is in it; says in the log what is still there then."""
+    for _ in range(2):
+        with contextlib.suppress(OSError):  # of its fstat it lets one pass
+            shutil.rmtree(path, ignore_errors=True)
+        if not os.path.lexists(path):
+            return
+    _log.warning("%s could not be removed: remove it, it has a copy of a vault in it.", path)
 
 
 @contextlib.contextmanager

@@ -328,9 +328,9 @@ async def _sealed(
 def _files(where: Path) -> Iterator[tuple[str, File]]:
     """The files of a copy; not the storage's own lock and counter."""
     with translated(where):
-        found = sorted(where.rglob("*"))
+        found = [path for path in sorted(where.rglob("*")) if path.is_file()]
     for path in found:
-        if path.name.startswith(".") or not path.is_file():
+        if path.name.startswith("."):
             continue
         yield path.relative_to(where).as_posix(), digest(path)
 

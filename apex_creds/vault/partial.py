@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,7 +17,7 @@ from typing import Final
 from apex_creds.errors import ConflictError
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import make_directory
-from apex_creds.fs.replacing import try_lock
+from apex_creds.fs.replacing import remove_tree, try_lock
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.storage.base import Stored, Token
 from apex_creds.storage.file import FileStorage
@@ -64,7 +63,7 @@ def partial_copy(destination: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
         if fd >= 0:
             os.close(fd)
 
@@ -104,7 +103,7 @@ def _remove_if_dead(path: Path) -> None:
     fd = _open(path)
     try:
         if fd >= 0 and os.fstat(fd).st_uid == os.geteuid() and try_lock(fd):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
     finally:
         if fd >= 0:
             os.close(fd)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.lock import lock_at, release
 from apex_creds.fs.oserrors import translated
+from apex_creds.fs.replacing import remove_tree
 from apex_creds.storage.layout import make_home
 from apex_creds.vault.begun import NAME as INIT
 from apex_creds.vault.begun import Begun
@@ -196,4 +196,4 @@ def sweep(home: Path) -> None:
     """As ``clear``, for whoever holds the lock."""
     for path in home.iterdir():
         if _STAGE.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)

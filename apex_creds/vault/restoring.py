@@ -10,7 +10,6 @@ recorded in the log before anything else is.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from apex_creds.audit.verify import in_use
 from apex_creds.errors import CorruptDocumentError, StorageError
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder, make_directory
+from apex_creds.fs.replacing import remove_tree
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
 from apex_creds.storage.file import FileStorage
@@ -75,7 +75,7 @@ def staged(source: Path, home: Path) -> Iterator[Path]:
             archive.unpack(source, stage)
             yield stage
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            remove_tree(stage)
 
 
 async def check_copy(stage: Path, *, provider: MasterKeyProvider, clock: Clock) -> Manifest:

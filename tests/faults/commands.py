@@ -81,7 +81,7 @@ class World:
             await vault.grant("plugin", "first", reveal=True)
             provider = provider_from_uri(master)
             await backup(vault, self.live / "copy.tar", provider=provider)
-        (self.home / "security/policy.toml").write_text("")
+        (self.home / "security/policy.toml").write_text("version = 1\n")
         (self.home / "security/policy.toml").chmod(0o600)
 
     def fresh(self) -> None:

@@ -211,7 +211,8 @@ def _forked(work: Callable[[], object]) -> Any:
         os.close(reading)
         signal.alarm(_SECONDS)
         try:
-            answer = json.dumps({"done": work()})
+            with contextlib.redirect_stdout(io.StringIO()):
+                answer = json.dumps({"done": work()})
         except BaseException as error:
             answer = json.dumps({"raised": f"{type(error).__name__}: {error}"})
         data = answer.encode()

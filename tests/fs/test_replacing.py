@@ -16,7 +16,14 @@ import pytest
 
 from apex_creds.fs import private_files, replacing
 from apex_creds.fs.private_files import NotDurableError
-from apex_creds.fs.replacing import create_exclusive, erase, remove_file, replace_file, sweep
+from apex_creds.fs.replacing import (
+    create_exclusive,
+    erase,
+    remove_file,
+    remove_tree,
+    replace_file,
+    sweep,
+)
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX's calls")
 ROOT = Path(__file__).parents[2]
@@ -249,3 +256,38 @@ def test_a_second_name_is_not_overwritten(path: Path) -> None:
     os.link(path, left)
     erase(left)
     assert path.read_bytes() == OLD
+
+
+class TestRemoveTree:
+    @pytest.mark.parametrize("call", ["open", "fstat", "scandir", "unlink", "rmdir"])
+    def test_one_call_that_fails_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        tree = tmp_path / "copy"
+        (tree / "security").mkdir(parents=True)
+        (tree / "security/keystore.enc").write_bytes(NEW)
+        real, failed = getattr(os, call), []
+
+        def once(*args: object, **kwargs: object) -> object:
+            if not failed:
+                failed.append(call)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(os, call, once)
+        remove_tree(tree)
+        assert failed
+        assert not tree.exists()
+
+    def test_what_stays_is_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tree = tmp_path / "copy"
+        tree.mkdir()
+
+        def refused(*_: object, **__: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "rmdir", refused)
+        remove_tree(tree)
+        assert str(tree) in caplog.text
