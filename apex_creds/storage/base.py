@@ -19,7 +19,7 @@ from typing import (
 )
 
 from apex_creds.concurrency import Event
-from apex_creds.errors import InvalidNameError
+from apex_creds.errors import InvalidNameError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -72,6 +72,23 @@ class WriteResult:
     shredded: Shredded = "no"
 
 
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One of several writes that happen together; see ``Storage.write_many``.
+
+    Attributes:
+        name: The document.
+        data: All its bytes. None is a tie: nothing is written to the document, but it must
+            exist at ``expected`` when the others are written, and stay there until they
+            are; the result is ``expected`` again.
+        expected: See ``Storage.write``.
+    """
+
+    name: str
+    data: Data | None = field(repr=False)
+    expected: Token | None
+
+
 @runtime_checkable
 class Storage(Protocol):
     """Documents by name. Names are ``keystore``, ``config``, and those of sections.
@@ -108,6 +125,25 @@ class Storage(Protocol):
             ConflictError: The document is not at ``expected`` any more.
         """
 
+    async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
+        """Those of the documents that exist, each as of some moment after the call."""
+
+    async def write_many(
+        self, writes: Sequence[Write], *, shred: bool = False
+    ) -> list[WriteResult]:
+        """Writes all or nothing; durable on return. Every name at most once.
+
+        A storage that is not shared need take only one write with data at a time, and any
+        number of ties; it raises a ``StorageError`` for more.
+
+        Args:
+            writes: What is written, and what must stand still meanwhile.
+            shred: See ``write``.
+
+        Raises:
+            ConflictError: One of them is not at its ``expected`` any more.
+        """
+
     async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
         """Removes the version ``expected``; durable on return.
 
@@ -120,23 +156,6 @@ class Storage(Protocol):
 
     async def close(self) -> None:
         """Lets go of every resource; idempotent. Stored documents stay."""
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One of several writes that happen together; see ``Storage.write``.
-
-    Attributes:
-        name: The document.
-        data: All its bytes. None writes nothing: the document must exist at ``expected``
-            when the others are written, and stays there until they are; the result is
-            ``expected`` again.
-        expected: See ``Storage.write``.
-    """
-
-    name: str
-    data: Data | None = field(repr=False)
-    expected: Token | None
 
 
 class Leadership:
@@ -219,14 +238,12 @@ class SharedStorage(Storage, Leads, Protocol):
         """
 
     async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
-        """Those of the documents that exist, as they were at one moment."""
+        """See ``Storage``; all as they were at one moment."""
 
-    async def write_many(self, writes: Sequence[Write]) -> list[WriteResult]:
-        """Writes all or nothing; durable on return. Every name at most once.
-
-        Raises:
-            ConflictError: One of them is not at its ``expected`` any more.
-        """
+    async def write_many(
+        self, writes: Sequence[Write], *, shred: bool = False
+    ) -> list[WriteResult]:
+        """See ``Storage``; takes any number of writes."""
 
     def claim(
         self, names: Iterable[str], *, limit: int
@@ -268,6 +285,17 @@ class HidesNames(Protocol):
 def shared(storage: Storage) -> SharedStorage | None:
     """``storage`` where several processes may share it; None for files and the like."""
     return storage if isinstance(storage, SharedStorage) and storage.shards else None
+
+
+def tie_result(tie: Write) -> WriteResult:
+    """What a tie that held comes to; for storages.
+
+    Raises:
+        StorageError: It names no version, so there is nothing to hold.
+    """
+    if tie.expected is None:
+        raise StorageError("What a write is tied to must exist.")
+    return WriteResult(tie.expected)
 
 
 def check_document_name(name: str) -> str:

@@ -36,8 +36,10 @@ from apex_creds.storage.base import (
     Shredded,
     Stored,
     Token,
+    Write,
     WriteResult,
     check_document_name,
+    tie_result,
 )
 from apex_creds.storage.epoch import Epoch
 from apex_creds.storage.layout import CREDENTIALS, SECURITY, make_folders
@@ -45,7 +47,7 @@ from apex_creds.storage.pins import Pins
 from apex_creds.storage.whole import to_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 _FIXED: Final = {
     KEYSTORE: (SECURITY, "keystore.enc"),
@@ -137,9 +139,7 @@ class FileStorage:
     def _look(self, name: str, standing: int | None) -> Token | None:
         place = self._places.get(name) or self._place(name)
         try:
-            token = _token(os.lstat(place.path))
-        except FileNotFoundError:
-            token = None
+            token = _token_at(place)
         except OSError as error:
             raise storage_error(error, place.path) from error
         now = _monotonic()
@@ -215,11 +215,32 @@ class FileStorage:
             UnsafePathError: As for ``read``.
             UnsafePermissionsError: As for ``read``.
         """
-        place = self._place(name)
-        _check_size(place.path, len(data))
-        return await to_thread.run_sync(
-            partial(self._write, place, data, expected=expected, shred=shred)
+        return (await self.write_many([Write(name, data, expected)], shred=shred))[0]
+
+    async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
+        """See ``Storage``; raises what ``read`` raises."""
+        found = {name: await self.read(name) for name in names}
+        return {name: stored for name, stored in found.items() if stored is not None}
+
+    async def write_many(
+        self, writes: Sequence[Write], *, shred: bool = False
+    ) -> list[WriteResult]:
+        """See ``Storage``; one write with data, and any ties. Raises what ``write`` raises.
+
+        All documents are written under one lock, so what a write is tied to stands still
+        while it is compared and the other one is replaced.
+        """
+        for write in writes:
+            self._place(write.name)
+        results = {tie.name: tie_result(tie) for tie in writes if tie.data is None}
+        made = [write for write in writes if write.data is not None]
+        if len(made) != 1:
+            raise StorageError("In files, one document is written at a time.")
+        ties = [write for write in writes if write.data is None]
+        results[made[0].name] = await to_thread.run_sync(
+            partial(self._write, made[0], ties=ties, shred=shred)
         )
+        return [results[write.name] for write in writes]
 
     async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
         """See ``Storage``; raises what ``write`` raises."""
@@ -261,14 +282,25 @@ class FileStorage:
         ):
             return lock_file(security, name)
 
-    def _write(
-        self, place: _Place, data: Data, *, expected: Token | None, shred: bool
-    ) -> WriteResult:
+    def _write(self, write: Write, *, ties: Sequence[Write], shred: bool) -> WriteResult:
+        place, data = self._place(write.name), write.data or b""
+        _check_size(place.path, len(data))
         with self._writing(place) as folder, _opened(folder, place, for_shred=shred) as old:
-            _compare(place, None if old is None else _token(os.fstat(old)), expected)
+            self._compare(place, None if old is None else _token(os.fstat(old)), write.expected)
+            for tie in ties:  # nobody writes it meanwhile: all writers hold the one lock
+                tied = self._place(tie.name)
+                self._compare(tied, _token_at(tied), tie.expected)
             _sweep(folder)
             token = self._replace(folder, place, data, newer_than=_modified(old))
             return WriteResult(token, overwrite(old) if shred and old is not None else "no")
+
+    def _compare(self, place: _Place, current: Token | None, expected: Token | None) -> None:
+        if current == expected:
+            return
+        self._seen.pop(place.name, None)  # so that who reads again gets this one
+        raise ConflictError(
+            f"{place.path} was changed meanwhile.", hint="Read it again and retry."
+        )
 
     def _replace(self, folder: Folder, place: _Place, data: Data, *, newer_than: int) -> Token:
         temporary = f".{place.file}.{secrets.token_hex(8)}.tmp"
@@ -292,7 +324,7 @@ class FileStorage:
 
     def _delete(self, place: _Place, *, expected: Token, shred: bool) -> Shredded:
         with self._writing(place) as folder, _opened(folder, place, for_shred=shred) as old:
-            _compare(place, None if old is None else _token(os.fstat(old)), expected)
+            self._compare(place, None if old is None else _token(os.fstat(old)), expected)
             _sweep(folder)
             with self._epoch.moving():
                 folder.unlink(place.file)
@@ -374,11 +406,11 @@ def _check_size(path: str, size: int) -> None:
         )
 
 
-def _compare(place: _Place, current: Token | None, expected: Token | None) -> None:
-    if current != expected:
-        raise ConflictError(
-            f"{place.path} was changed meanwhile.", hint="Read it again and retry."
-        )
+def _token_at(place: _Place) -> Token | None:
+    try:
+        return _token(os.lstat(place.path))
+    except FileNotFoundError:
+        return None
 
 
 @contextlib.contextmanager

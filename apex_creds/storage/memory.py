@@ -26,6 +26,7 @@ from apex_creds.storage.base import (
     Write,
     WriteResult,
     check_document_name,
+    tie_result,
 )
 from apex_creds.storage.looking import Looking
 from apex_creds.storage.versions import Versions
@@ -108,10 +109,7 @@ class MemoryStorage:
         self, name: str, data: Data, *, expected: Token | None, shred: bool = False
     ) -> WriteResult:
         """See ``Storage``; freed memory is not wiped, so shredding is unverifiable."""
-        [result] = await self.write_many([Write(name, data, expected)])
-        return WriteResult(
-            result.token, "unverifiable" if shred and expected is not None else "no"
-        )
+        return (await self.write_many([Write(name, data, expected)], shred=shred))[0]
 
     async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
         """See ``Storage``."""
@@ -163,17 +161,21 @@ class MemoryStorage:
         self._versions.tell(since=before)
         return {name: stored for name, stored in found.items() if stored is not None}
 
-    async def write_many(self, writes: Sequence[Write]) -> list[WriteResult]:
+    async def write_many(
+        self, writes: Sequence[Write], *, shred: bool = False
+    ) -> list[WriteResult]:
         """See ``SharedStorage``."""
         for write in writes:
             check_document_name(write.name)
-            if write.data is not None and len(write.data) > MAX_DOCUMENT_BYTES:
+            if write.data is None:
+                tie_result(write)
+            elif len(write.data) > MAX_DOCUMENT_BYTES:
                 raise StorageError(f"The document {write.name!r} is larger than 1 GiB.")
         await self._visit()
         with self._place.lock:
             for write in writes:
                 self._check(write.name, write.expected)
-            return [self._replace(write) for write in writes]
+            return [self._replace(write, shred=shred) for write in writes]
 
     @contextlib.asynccontextmanager
     async def leader(self, what: str) -> AsyncIterator[Leadership]:
@@ -254,14 +256,14 @@ class MemoryStorage:
         stored = self._place.documents.get(name)
         return None if stored is None else stored.token
 
-    def _replace(self, write: Write) -> WriteResult:
-        if write.data is None and write.expected is not None:
-            return WriteResult(write.expected)
-        assert write.data is not None
+    def _replace(self, write: Write, *, shred: bool) -> WriteResult:
+        if write.data is None:
+            return tie_result(write)
         token = Token(("memory", next(self._place.versions)))
         self._place.documents[write.name] = Stored(bytes(write.data), token)
         self._did(write.name, token)
-        return WriteResult(token)
+        replaced = shred and write.expected is not None
+        return WriteResult(token, "unverifiable" if replaced else "no")
 
     def _did(self, name: str, token: Token | None) -> None:
         before = self._versions.changes

@@ -168,9 +168,7 @@ class SqlStorage:
         Raises:
             StorageUncertainError: The server went away, and the write may have happened.
         """
-        [result] = await self.write_many([Write(name, data, expected)])
-        replaced = shred and expected is not None
-        return WriteResult(result.token, "unverifiable" if replaced else "no")
+        return (await self.write_many([Write(name, data, expected)], shred=shred))[0]
 
     async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
         """See ``Storage``; raises what ``write`` raises."""
@@ -211,7 +209,9 @@ class SqlStorage:
         self._versions.tell(since=before)
         return {stems[s]: Stored(row.data, _token(row.version)) for s, row in found.items()}
 
-    async def write_many(self, writes: Sequence[Write]) -> list[WriteResult]:
+    async def write_many(
+        self, writes: Sequence[Write], *, shred: bool = False
+    ) -> list[WriteResult]:
         """See ``SharedStorage``; raises what ``write`` raises."""
         changes = [self._change(write) for write in writes]
         if not changes:
@@ -219,9 +219,7 @@ class SqlStorage:
         await self._apply(changes, [write.name for write in writes])
         tokens = [(c.name, _token(c.new)) for c in changes if c.new is not None]
         self._did(tokens)
-        return [
-            WriteResult(_token(c.new if c.new is not None else c.old or 0)) for c in changes
-        ]
+        return [_result(change, shred=shred) for change in changes]
 
     # -- what others did -------------------------------------------------------------
 
@@ -459,6 +457,13 @@ class SqlStorage:
         self, work: Callable[[], Coroutine[object, object, T]], *, patient: bool = True
     ) -> T:
         return await tried(work, patience=self._patience if patient else 0.0)
+
+
+def _result(change: Change, *, shred: bool) -> WriteResult:
+    if change.new is None:  # only held
+        return WriteResult(_token(change.old or 0))
+    replaced = shred and change.old is not None
+    return WriteResult(_token(change.new), "unverifiable" if replaced else "no")
 
 
 def _is_done(change: Change, found: Mapping[str, tuple[int, bool]]) -> bool:

@@ -137,9 +137,11 @@ class ThreadedStorage:
         """See ``SharedStorage``."""
         return await self._call(partial(self.inner.read_many, list(names)))
 
-    async def write_many(self, writes: Sequence[Write]) -> list[WriteResult]:
+    async def write_many(
+        self, writes: Sequence[Write], *, shred: bool = False
+    ) -> list[WriteResult]:
         """See ``SharedStorage``."""
-        return await self._call(partial(self.inner.write_many, writes))
+        return await self._call(partial(self.inner.write_many, writes, shred=shred))
 
     async def append_lines(self, stream: str, lines: Sequence[bytes], *, first: int) -> None:
         """See ``SharedStorage``."""

@@ -2,7 +2,7 @@
 
 Guarantee: a backend that passes keeps the promises of ``apex_creds.storage.base`` that
 can be seen from outside: whole documents, compare-and-set, no lost update, specific
-errors, nothing changed by a refusal. (Durability needs a killed process: see
+errors, ties that hold, nothing changed by a refusal. (Durability needs a killed process: see
 tests/faults in the source tree.)
 
 Subclass ``StorageContract`` in a test module and say how a storage is opened::
@@ -23,8 +23,8 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from apex_creds.errors import ConflictError, InvalidNameError
-from apex_creds.storage.base import Storage, Token, shared
+from apex_creds.errors import ConflictError, InvalidNameError, StorageError
+from apex_creds.storage.base import Storage, Token, Write, shared
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -222,6 +222,91 @@ class StorageContract:
             assert stored.data in (b"old" * 100_000, b"new" * 100_000)
             await storage.write("a", b"goes on", expected=stored.token)
 
+    # -- several documents at once ---------------------------------------------------
+
+    async def test_several_are_read(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            made = await storage.write("a", b"1", expected=None)
+            await storage.write("keystore", b"2", expected=None)
+            found = await storage.read_many(["a", "keystore", "config"])
+            assert {name: stored.data for name, stored in found.items()} == {
+                "a": b"1",
+                "keystore": b"2",
+            }
+            assert found["a"].token == made.token
+            assert await storage.read_many([]) == {}
+
+    async def test_a_tied_write_needs_what_it_is_tied_to(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            held = (await storage.write("keystore", b"1", expected=None)).token
+            [made, tie] = await storage.write_many(
+                [Write("a", b"1", None), Write("keystore", None, held)]
+            )
+            assert made.token == storage.change_token("a")
+            assert tie.token == held == storage.change_token("keystore")
+            moved = (await storage.write("keystore", b"2", expected=held)).token
+            for stale in (held, FOREIGN_TOKEN):
+                with pytest.raises(ConflictError):
+                    await storage.write_many(
+                        [Write("keystore", None, stale), Write("a", b"lost", made.token)]
+                    )
+            await storage.delete("keystore", expected=moved)
+            with pytest.raises(ConflictError):
+                await storage.write_many(
+                    [Write("a", b"lost", made.token), Write("keystore", None, moved)]
+                )
+            stored = await storage.read("a")
+            assert stored is not None
+            assert (stored.data, stored.token) == (b"1", made.token)
+
+    async def test_nothing_is_tied_to_what_does_not_exist(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            with pytest.raises(StorageError):
+                await storage.write_many([Write("a", b"1", None), Write("b", None, None)])
+            assert await storage.read("a") is None
+
+    async def test_a_tied_write_is_compared_itself_too(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            held = (await storage.write("keystore", b"1", expected=None)).token
+            first = (await storage.write("a", b"1", expected=None)).token
+            await storage.write("a", b"2", expected=first)
+            for stale in (None, first):
+                with pytest.raises(ConflictError):
+                    await storage.write_many(
+                        [Write("a", b"lost", stale), Write("keystore", None, held)]
+                    )
+            stored = await storage.read("a")
+            assert stored is not None
+            assert stored.data == b"2"
+
+    async def test_a_tied_write_says_what_it_shredded(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            tie = Write(
+                "keystore", None, (await storage.write("keystore", b"1", expected=None)).token
+            )
+            [first, _] = await storage.write_many([Write("a", b"1", None), tie], shred=True)
+            assert first.shredded == "no"
+            again = Write("a", b"2", first.token)
+            [second, kept] = await storage.write_many([again, tie], shred=True)
+            assert second.shredded in ("overwritten", "unverifiable")
+            assert kept.shredded == "no"
+
+    async def test_no_tied_write_overtakes_what_it_is_tied_to(self, tmp_path: Path) -> None:
+        """What was computed from an older key store is never written after a newer one."""
+        async with self.opened(tmp_path) as storage:
+            await storage.write("keystore", b"0", expected=None)
+            await storage.write("a", b"0", expected=None)
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(_follow, storage, 12)
+                for _ in range(12):
+                    await _count_up(storage, 1, name="keystore")
+            stored = await storage.read("a")
+            assert stored is not None
+            versions = [int(version) for version in stored.data.split(b",")]
+            assert versions == sorted(versions)
+            assert versions[-1] == 12
+
     # -- the rest --------------------------------------------------------------------
 
     async def test_shredding_says_what_it_did(self, tmp_path: Path) -> None:
@@ -246,7 +331,13 @@ class StorageContract:
             with pytest.raises(InvalidNameError):
                 await storage.read(name)
             with pytest.raises(InvalidNameError):
+                await storage.read_many(["a", name])
+            with pytest.raises(InvalidNameError):
                 await storage.write(name, b"", expected=None)
+            with pytest.raises(InvalidNameError):
+                await storage.write_many(
+                    [Write("a", b"", None), Write(name, None, FOREIGN_TOKEN)]
+                )
             with pytest.raises(InvalidNameError):
                 await storage.delete(name, expected=FOREIGN_TOKEN)
 
@@ -290,13 +381,27 @@ async def look(storage: Storage) -> None:
         await common.look()
 
 
-async def _count_up(storage: Storage, times: int) -> None:
+async def _count_up(storage: Storage, times: int, name: str = "a") -> None:
     while times:
-        stored = await storage.read("a")
+        stored = await storage.read(name)
         assert stored is not None
         with contextlib.suppress(ConflictError):
-            await storage.write("a", b"%d" % (int(stored.data) + 1), expected=stored.token)
+            await storage.write(name, b"%d" % (int(stored.data) + 1), expected=stored.token)
             times -= 1
+
+
+async def _follow(storage: Storage, last: int) -> None:
+    """Appends the number in the key store to "a", tied to it, until it is ``last``."""
+    number = -1
+    while number < last:
+        keystore = (await storage.read_many(["keystore"]))["keystore"]
+        before = (await storage.read_many(["a"]))["a"]
+        data = before.data + b"," + keystore.data
+        with contextlib.suppress(ConflictError):
+            await storage.write_many(
+                [Write("a", data, before.token), Write("keystore", None, keystore.token)]
+            )
+            number = int(keystore.data)
 
 
 async def _create(storage: Storage, number: int, won: list[int]) -> None:

@@ -7,14 +7,25 @@ that every storage should: `apex_creds.testing.storage.StorageContract`.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sqlite3
 import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import anyio.to_thread
 
 from apex_creds.errors import ConflictError, StorageError
-from apex_creds.storage.base import Data, Shredded, Stored, Token, WriteResult
+from apex_creds.storage.base import (
+    Data,
+    Shredded,
+    Stored,
+    Token,
+    Write,
+    WriteResult,
+    tie_result,
+)
 from apex_creds.storage.base import check_document_name as checked
 
 TABLE = "CREATE TABLE IF NOT EXISTS documents (name TEXT PRIMARY KEY, version INT, data BLOB)"
@@ -41,24 +52,30 @@ class OneFile:
         await anyio.to_thread.run_sync(self._run, TABLE)
 
     async def read(self, name: str) -> Stored | None:
-        query = "SELECT data, version FROM documents WHERE name = ?"
-        found = await anyio.to_thread.run_sync(self._run, query, checked(name))
-        return Stored(found[0][0], Token((found[0][1],))) if found else None
+        return (await self.read_many([name])).get(name)
 
     async def write(
         self, name: str, data: Data, *, expected: Token | None, shred: bool = False
     ) -> WriteResult:
-        version, name = secrets.randbits(62), checked(name)
-        if expected is None:
-            put = "INSERT INTO documents (version, data, name) VALUES (?, ?, ?)"
-        else:
-            put = "UPDATE documents SET version = ?, data = ? WHERE name = ? AND version = ?"
-        await self._change(put, version, bytes(data), name, *(expected or ())[:1])
-        return WriteResult(Token((version,)), _shredded(shred and expected is not None))
+        return (await self.write_many([Write(name, data, expected)], shred=shred))[0]
+
+    async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
+        query = "SELECT data, version FROM documents WHERE name = ?"
+        found: dict[str, Stored] = {}
+        for name in map(checked, names):
+            for data, version in await anyio.to_thread.run_sync(self._run, query, name):
+                found[name] = Stored(data, Token((version,)))
+        return found
+
+    async def write_many(
+        self, writes: Sequence[Write], *, shred: bool = False
+    ) -> list[WriteResult]:
+        return await anyio.to_thread.run_sync(self._write_all, writes, shred)
 
     async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
-        gone = "DELETE FROM documents WHERE (name, version) = (?, ?)"
-        await self._change(gone, checked(name), expected[0])
+        gone = "DELETE FROM documents WHERE (name, version) = (?, ?) RETURNING version"
+        if not await anyio.to_thread.run_sync(self._run, gone, checked(name), expected[0]):
+            raise ConflictError("The document was changed meanwhile.", hint="Try again.")
         return _shredded(shred)
 
     async def names(self) -> list[str]:
@@ -71,22 +88,24 @@ class OneFile:
         if database is not None:
             database.close()
 
-    async def _change(self, statement: str, *values: object) -> None:
-        """Compare-and-set: the statement changes one row, or nothing."""
-        changed = await anyio.to_thread.run_sync(
-            self._run, f"{statement} RETURNING version", *values
-        )
-        if not changed:
-            raise ConflictError("The document was changed meanwhile.", hint="Try again.")
+    def _write_all(self, writes: Sequence[Write], shred: bool) -> list[WriteResult]:
+        """All or nothing: an error rolls the transaction back."""
+        with self._lock, self._errors():
+            database = self._database()
+            database.execute("BEGIN IMMEDIATE")  # no other process writes until it ends
+            with database:
+                return [_write(database, write, shred) for write in writes]
 
-    def _run(self, statement: str, *values: object) -> list[tuple[object, ...]]:
-        with self._lock:
-            try:
-                return self._database().execute(statement, values).fetchall()
-            except sqlite3.IntegrityError:
-                raise ConflictError("The document is there already.", hint="Read it.") from None
-            except (sqlite3.Error, OverflowError) as error:
-                raise StorageError(f"{self.url}: {error}.", hint="Look at the file.") from None
+    def _run(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock, self._errors():
+            return self._database().execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OverflowError) as error:
+            raise StorageError(f"{self.url}: {error}.", hint="Look at the file.") from None
 
     def _database(self) -> sqlite3.Connection:
         if self._open is None:
@@ -95,6 +114,20 @@ class OneFile:
             )
             self._open.execute("PRAGMA synchronous = FULL")  # what returned is durable
         return self._open
+
+
+def _write(database: sqlite3.Connection, write: Write, shred: bool) -> WriteResult:
+    """Compare-and-set; a write without data only compares."""
+    query = "SELECT version FROM documents WHERE name = ?"
+    there = database.execute(query, [checked(write.name)]).fetchone()
+    if there != (None if write.expected is None else write.expected[:1]):
+        raise ConflictError("A document was changed meanwhile.", hint="Try again.")
+    if write.data is None:
+        return tie_result(write)
+    version = secrets.randbits(62)
+    put = "REPLACE INTO documents (name, version, data) VALUES (?, ?, ?)"
+    database.execute(put, [write.name, version, bytes(write.data)])
+    return WriteResult(Token((version,)), _shredded(shred and there is not None))
 
 
 def _shredded(asked: bool) -> Shredded:

@@ -20,7 +20,7 @@ from apex_creds.documents.sections import ShardNames
 from apex_creds.documents.shared import SharedStore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.scheduler import sharing
-from apex_creds.storage.base import Leadership, Write
+from apex_creds.storage.base import Leadership
 from apex_creds.storage.memory import MemoryStorage
 from tests.scheduler.simulation import Chaos, ChaoticStorage, Mortal, World, simulate
 
@@ -60,12 +60,6 @@ class ChaoticShare(ChaoticStorage):
 
     def watch(self, call: Callable[[], None]) -> Callable[[], None]:
         return self._inner.watch(call)
-
-    async def read_many(self, names: Iterable[str]) -> Any:
-        return await self._call(lambda: self._inner.read_many(names))
-
-    async def write_many(self, writes: Sequence[Write]) -> Any:
-        return await self._call(lambda: self._inner.write_many(writes))
 
     @asynccontextmanager
     async def leader(self, what: str) -> AsyncIterator[Leadership]:

@@ -15,7 +15,7 @@ import os
 import random
 import selectors
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +44,7 @@ from apex_creds.scheduler.orders import labels_of, newest, order
 from apex_creds.scheduler.policy import DAY, Level, LevelPolicy, Policies
 from apex_creds.scheduler.reencrypt import Pace
 from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.storage.base import Write
 from apex_creds.storage.memory import MemoryStorage
 from apex_creds.vault import genesis, writing
 from apex_creds.vault.values import Opened, PutItem
@@ -145,6 +146,12 @@ class ChaoticStorage:
 
     async def write(self, name: str, data: bytes, **options: Any) -> Any:
         return await self._call(lambda: self._inner.write(name, data, **options))
+
+    async def read_many(self, names: Iterable[str]) -> Any:
+        return await self._call(lambda: self._inner.read_many(names))
+
+    async def write_many(self, writes: Sequence[Write], **options: Any) -> Any:
+        return await self._call(lambda: self._inner.write_many(writes, **options))
 
     async def delete(self, name: str, **options: Any) -> Any:
         return await self._call(lambda: self._inner.delete(name, **options))

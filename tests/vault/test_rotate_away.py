@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -34,8 +35,10 @@ class Failing(MemoryStorage):
 
     around: Callable[[Writing], Awaitable[list[WriteResult]]] | None = None
 
-    async def write_many(self, writes: Sequence[Write]) -> list[WriteResult]:
-        around, inner = self.around, super().write_many
+    async def write_many(
+        self, writes: Sequence[Write], *, shred: bool = False
+    ) -> list[WriteResult]:
+        around, inner = self.around, partial(super().write_many, shred=shred)
         if around is None or writes[0].name != KEYSTORE:
             return await inner(writes)
         self.around = None

@@ -33,11 +33,13 @@ class Interrupted(MemoryStorage):
 
     first: Callable[[], Awaitable[object]] | None = None
 
-    async def write_many(self, writes: Sequence[Write]) -> list[WriteResult]:
+    async def write_many(
+        self, writes: Sequence[Write], *, shred: bool = False
+    ) -> list[WriteResult]:
         if self.first is not None and len(writes) > 1:
             first, self.first = self.first, None
             await first()
-        return await super().write_many(writes)
+        return await super().write_many(writes, shred=shred)
 
 
 class Pair:
