@@ -121,7 +121,7 @@ async def store(
     """
     known = {info.name: info.kind for info in await vault.list()}
     chosen = [item for item in plan.items.values() if item.name not in known]
-    for name in plan.items.keys() & known.keys():
+    for name in [name for name in plan.items if name in known]:
         if known[name] is not CredentialKind.API_KEY:
             plan.skipped.append((name, "a credential of another kind has that name"))
         elif replace:

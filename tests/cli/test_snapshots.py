@@ -1,8 +1,8 @@
 """What every command prints and ends with, byte for byte but for what differs each time.
 
-A file in ``snapshots/`` is a script and its record: lines that begin with ``$`` are run (``<<<``
-is standard input), those with ``%`` are steps of this module; what follows is standard output,
-standard error with ``! `` before it, and the exit code where it is not 0.
+A file in ``snapshots/`` is a script and its record: lines that begin with ``$`` are run
+(``<<<`` is standard input), those with ``%`` are steps of this module; what follows is standard
+output, standard error with ``! `` before it, and the exit code where it is not 0.
 ``SNAPSHOTS=write`` writes them anew.
 """
 
@@ -30,7 +30,7 @@ from apex_creds.policy.consent import ConsentRequest
 from apex_creds.policy.manifest import Access
 from apex_creds.vault.factors import Factors
 from tests.cli.conftest import Program
-from tests.migration import old
+from tests.support import old
 
 FOLDER = Path(__file__).with_name("snapshots")
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.txt") if path.stem != "help")
