@@ -19,9 +19,8 @@ def contract() -> list[set[str]]:
 
 
 def test_the_page_has_the_rooms_of_the_contract() -> None:
-    rows = re.findall(
-        r"^\| ((?:`\w+`(?:, )?)+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE
-    )
+    text = PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE)
     there = {path.stem for path in (ROOT / "apex_creds").iterdir()}
     rooms = [set(re.findall(r"\w+", row)) for row in rows]
     assert rooms == [layer & there for layer in contract() if layer & there]
