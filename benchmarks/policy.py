@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from apex_creds.model import CredentialInfo, CredentialKind, Delivery, Sensitivity
-from apex_creds.policy.cache import DecisionCache
 from apex_creds.policy.decide import decide
+from apex_creds.policy.decision_cache import DecisionCache
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
-from apex_creds.policy.policyfile import parse_policy
+from apex_creds.policy.policy_file import parse_policy
 from apex_creds.policy.rules import Policy
 from benchmarks.harness import (
     Budget,

@@ -25,7 +25,7 @@ from apex_creds.cli import audit_copies, options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import AuditTamperedError, InvalidInputError, UnsafePathError
 from apex_creds.fs.private_files import read_small
-from apex_creds.keys.anchor import AnchorFile, state_folder
+from apex_creds.keys.head_anchor import AnchorFile, state_folder
 from apex_creds.vault import Vault
 from apex_creds.vault.auditing import Pseudonyms, root_key
 from apex_creds.vault.factors import Factors

@@ -29,7 +29,7 @@ from apex_creds.errors import InvalidInputError
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import read_small
 from apex_creds.fs.replacing import create_exclusive, replace_file
-from apex_creds.keys.base import decode_key, encode_key, wipe
+from apex_creds.keys.provider import decode_key, encode_key, wipe
 from apex_creds.model import SystemClock
 from apex_creds.vault import Vault
 

@@ -16,7 +16,7 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.document import Header
 from apex_creds.documents.keystore import root_header
 from apex_creds.keys import MasterKeyProvider
-from apex_creds.keys.held import hold
+from apex_creds.keys.provider import hold
 from apex_creds.model import SystemClock
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault, restoring

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from apex_creds.policy.text import escaped
+from apex_creds.policy.display import escaped
 
 _UNLIMITED: Final = 10_000
 

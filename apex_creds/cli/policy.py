@@ -18,9 +18,8 @@ from apex_creds.model import CredentialInfo, Origin, check_name
 from apex_creds.policy.decide import Decision, Reason, decide
 from apex_creds.policy.grants import Grant, Grants
 from apex_creds.policy.manifest import Access, Need
-from apex_creds.policy.policyfile import MAX_BYTES, parse_policy
+from apex_creds.policy.policy_file import MAX_BYTES, load_policy, parse_policy
 from apex_creds.policy.rules import EACH_LEASE, NEVER, NO_POLICY, Policy, Rule
-from apex_creds.policy.source import load_policy
 from apex_creds.vault import Vault
 
 _OTHERS: Final = 10

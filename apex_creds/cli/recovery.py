@@ -27,8 +27,7 @@ from apex_creds.documents.document import Header
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import InvalidInputError, MasterKeyError
 from apex_creds.keys import MasterKeyProvider
-from apex_creds.keys.base import encode_key
-from apex_creds.keys.held import hold
+from apex_creds.keys.provider import encode_key, hold
 from apex_creds.keys.shares import MAX_SHARES, combine, parse_share, split
 from apex_creds.storage.select import storage_for
 from apex_creds.vault import Vault

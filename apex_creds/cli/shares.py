@@ -20,7 +20,7 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import InvalidInputError, StorageError
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import check, open_small, read_small
-from apex_creds.keys.base import decode_key
+from apex_creds.keys.provider import decode_key
 from apex_creds.keys.shares import MAX_SHARES, WORDS, Share, combine, parse_share
 
 __all__ = ["armour", "ask", "read_private", "read_sealed", "show"]

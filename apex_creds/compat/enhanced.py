@@ -29,10 +29,10 @@ from apex_creds.migration.entries import api_key_entry, credential_name
 from apex_creds.migration.state import MigrationState, migration_document
 from apex_creds.model import CredentialInfo, CredentialKind, Secret, new_id
 from apex_creds.policy.decide import decide
+from apex_creds.policy.display import check_plugin
 from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.manifest import Access, Need
-from apex_creds.policy.source import load_policy
-from apex_creds.policy.text import check_plugin
+from apex_creds.policy.policy_file import load_policy
 from apex_creds.scheduler.policy import Level
 from apex_creds.vault import Opened
 

@@ -14,7 +14,7 @@ import msgspec
 
 from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.audit.text import shown_label
-from apex_creds.policy.text import shown as escaped
+from apex_creds.policy.display import shown as escaped
 from apex_creds.vault import Vault
 from apex_creds.vault.config import home_config
 

@@ -6,7 +6,8 @@ only as ``SecretBytes``.
 
 from __future__ import annotations
 
-from apex_creds.keys.base import (
+from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
+from apex_creds.keys.provider import (
     ADOPTED,
     MASTER_KEY_BYTES,
     MasterKeyAdopter,
@@ -14,9 +15,8 @@ from apex_creds.keys.base import (
     MasterKeyProvider,
     Prompt,
     SharedPlace,
+    provider_from_uri,
 )
-from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
-from apex_creds.keys.select import provider_from_uri
 
 __all__ = [
     "ADOPTED",

@@ -30,8 +30,8 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.lock import lock_at, release
 from apex_creds.fs.private_files import make_directories
-from apex_creds.keys.anchor import state_folder
-from apex_creds.keys.base import (
+from apex_creds.keys.head_anchor import state_folder
+from apex_creds.keys.provider import (
     MASTER_KEY_BYTES,
     check_reference,
     decode_key,

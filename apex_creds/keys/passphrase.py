@@ -31,8 +31,8 @@ from apex_creds.errors import (
     InvalidInputError,
     MasterKeyUnavailableError,
 )
-from apex_creds.keys.anchor import state_anchor, state_pin
-from apex_creds.keys.base import Prompt, check_reference, wipe
+from apex_creds.keys.head_anchor import state_anchor, state_pin
+from apex_creds.keys.provider import Prompt, check_reference, wipe
 
 __all__ = ["MAX_PASSPHRASE_BYTES", "PassphraseProvider", "terminal_prompt"]
 

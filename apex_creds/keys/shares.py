@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import InvalidInputError, NotInstalledError, SecretMisuseError
-from apex_creds.keys.base import MASTER_KEY_BYTES
+from apex_creds.keys.provider import MASTER_KEY_BYTES
 
 if TYPE_CHECKING:
     from shamir_mnemonic.share import Share as Slip39

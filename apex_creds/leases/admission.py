@@ -19,20 +19,18 @@ from apex_creds.errors import ApexCredsError, RateLimitedError
 from apex_creds.leases.basis import Basis, resting
 from apex_creds.leases.invocation import Invocation, caller
 from apex_creds.model import CredentialInfo
-from apex_creds.policy.cache import DecisionCache
 from apex_creds.policy.decide import Decision, Permission, Reason, decide
+from apex_creds.policy.decision_cache import DecisionCache, Pins
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
-from apex_creds.policy.pinning import Pins
+from apex_creds.policy.policy_file import Change, PolicySource
 from apex_creds.policy.rules import NO_POLICY, LimitRule, Policy
-from apex_creds.policy.source import Change, PolicySource
 from apex_creds.vault import Vault
 
 if TYPE_CHECKING:
     from apex_creds.leases.lease import Lease
     from apex_creds.leases.shared_limits import SharedLimits
-    from apex_creds.policy.limits import Breach, DenialsExceeded, RateLimits
-    from apex_creds.policy.windows import Windows
+    from apex_creds.policy.rate_limits import Breach, DenialsExceeded, RateLimits, Windows
 
 _MANY: Final = 10_000
 _log = logging.getLogger(__name__)
@@ -308,8 +306,7 @@ class Admission:
 
     def _limit(self, policy: Policy) -> None:
         from apex_creds.leases.shared_limits import SharedLimits
-        from apex_creds.policy.limits import RateLimits, with_default
-        from apex_creds.policy.windows import Windows
+        from apex_creds.policy.rate_limits import RateLimits, Windows, with_default
         from apex_creds.vault.limit_state import limit_document
 
         clock = self._vault.clock
@@ -340,7 +337,7 @@ class Admission:
 
     def _tell(self, rule: LimitRule, breach: Breach, plugin: str, credential: str) -> None:
         """Emits ``DenialsExceeded``, once in a window for each that exceeds it."""
-        from apex_creds.policy.limits import DenialsExceeded
+        from apex_creds.policy.rate_limits import DenialsExceeded
 
         now, wall = self._vault.clock.monotonic(), self._vault.clock.time()
         key = (rule.id, breach.plugin, breach.credential)

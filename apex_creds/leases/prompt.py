@@ -16,8 +16,8 @@ from apex_creds.errors import AccessDeniedError, InvalidInputError
 from apex_creds.fs.private_files import write_all
 from apex_creds.leases.ask import TerminalAsk, read_line
 from apex_creds.model import Clock, SystemClock
-from apex_creds.policy import dates
 from apex_creds.policy.consent import DENIED, Choice, ConsentAnswer, ConsentRequest, lines
+from apex_creds.policy.display import parse_time
 
 _TRIES: Final = 3
 _BY: Final = "terminal"
@@ -91,7 +91,7 @@ def parse_answer(typed: str, *, now: Callable[[], float]) -> ConsentAnswer:
     """
     word, _, rest = typed.strip().partition(" ")
     if word.lower() in ("u", "until"):
-        return ConsentAnswer(choice=Choice.UNTIL, until=dates.parse(rest, now=now()), by=_BY)
+        return ConsentAnswer(choice=Choice.UNTIL, until=parse_time(rest, now=now()), by=_BY)
     choice = _CHOICES.get(word.lower())
     if choice is None or rest:
         raise InvalidInputError(

@@ -16,9 +16,8 @@ import anyio.to_thread
 
 from apex_creds.concurrency import LoopThread
 from apex_creds.errors import StorageLockedError
-from apex_creds.policy.limits import Breach, LimitState, Persistence, RateLimits
+from apex_creds.policy.rate_limits import Breach, LimitState, Persistence, RateLimits, Windows
 from apex_creds.policy.rules import LimitRule
-from apex_creds.policy.windows import Windows
 
 DEADLINE: Final = 10.0
 MAX_WINDOWS: Final = 5_000

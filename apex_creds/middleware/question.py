@@ -12,9 +12,9 @@ from apex_creds.leases.basis import resting
 from apex_creds.model import CredentialInfo, CredentialKind, Delivery, DeliveryStyle
 from apex_creds.policy.consent import ConsentRequest
 from apex_creds.policy.decide import UNVERIFIED, Decision, Reason
+from apex_creds.policy.decision_cache import added
 from apex_creds.policy.grants import Grant, Grants
 from apex_creds.policy.manifest import Access, Manifest, Need
-from apex_creds.policy.pinning import added
 from apex_creds.policy.rules import NEVER
 from apex_creds.vault import Facts
 

@@ -17,7 +17,7 @@ from apex_creds.middleware.middleware import CredentialMiddleware
 from apex_creds.scheduler.events import DenialsExceeded
 
 if TYPE_CHECKING:
-    from apex_creds.policy import limits
+    from apex_creds.policy import rate_limits
     from apex_creds.scheduler.worker import RotationWorker
 
 SOURCE: Final = "limits"
@@ -32,7 +32,7 @@ def report_denials(middleware: CredentialMiddleware, worker: RotationWorker) -> 
         worker: Of the same vault.
     """
 
-    def tell(found: limits.DenialsExceeded) -> None:
+    def tell(found: rate_limits.DenialsExceeded) -> None:
         event = DenialsExceeded(plugin=found.plugin, count=found.amount, source=SOURCE)
         BACKGROUND.start(partial(_emit, worker, event))
 

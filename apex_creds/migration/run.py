@@ -49,7 +49,7 @@ from apex_creds.migration.state import (
     Written,
     migration_document,
 )
-from apex_creds.policy.text import check_plugin
+from apex_creds.policy.display import check_plugin
 from apex_creds.vault import Vault
 
 _SEALED: Final = (Format.FERNET, Format.SECRETBOX)

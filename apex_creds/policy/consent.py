@@ -18,8 +18,8 @@ import msgspec
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import check_time
 from apex_creds.plain import check_can
+from apex_creds.policy.display import named, quoted, shown
 from apex_creds.policy.manifest import Access
-from apex_creds.policy.text import named, quoted, shown
 
 DEADLINE: Final = 120.0
 """Seconds that a question waits, where nothing else is said."""

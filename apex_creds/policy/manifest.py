@@ -16,7 +16,7 @@ import msgspec
 from apex_creds.errors import InvalidInputError, InvalidManifestError
 from apex_creds.model import Origin, check_name
 from apex_creds.plain import plain_text, plain_texts, text_or_none
-from apex_creds.policy.text import check_plugin, check_version
+from apex_creds.policy.display import check_plugin, check_version
 
 MAX_NEEDS: Final = 100
 MAX_ITEMS: Final = 64

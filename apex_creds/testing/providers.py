@@ -23,7 +23,7 @@ import pytest
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import InvalidInputError, MasterKeyExistsError, MasterKeyNotFoundError
-from apex_creds.keys.base import MASTER_KEY_BYTES, MasterKeyProvider
+from apex_creds.keys.provider import MASTER_KEY_BYTES, MasterKeyProvider
 
 __all__ = ["MasterKeyProviderContract"]
 

@@ -40,7 +40,7 @@ from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder
 from apex_creds.keys import MasterKeyProvider
-from apex_creds.keys.anchor import AnchorStore
+from apex_creds.keys.head_anchor import AnchorStore
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS
 from apex_creds.storage.layout import CREDENTIALS, SECURITY

@@ -29,7 +29,7 @@ from apex_creds.errors import (
 from apex_creds.fs.oserrors import storage_error
 from apex_creds.fs.private_files import OPEN_FLAGS, NotDurableError, check
 from apex_creds.fs.replacing import create_exclusive, sweep
-from apex_creds.keys.base import decode_key, encode_key, wipe
+from apex_creds.keys.provider import decode_key, encode_key, wipe
 from apex_creds.model import Clock, SystemClock
 from apex_creds.policy import challenge
 from apex_creds.policy.challenge import Allow

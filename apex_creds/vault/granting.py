@@ -24,6 +24,7 @@ from apex_creds.errors import (
 from apex_creds.keys.hierarchy import UNLOCK
 from apex_creds.model import Clock, CredentialInfo, check_name, check_time, new_id
 from apex_creds.policy.decide import Reason
+from apex_creds.policy.display import check_plugin
 from apex_creds.policy.grants import (
     Grant,
     GrantDecision,
@@ -32,7 +33,6 @@ from apex_creds.policy.grants import (
     with_revocation,
 )
 from apex_creds.policy.manifest import Manifest
-from apex_creds.policy.text import check_plugin
 
 if TYPE_CHECKING:
     from apex_creds.audit.log import AuditLog

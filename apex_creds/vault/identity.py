@@ -18,7 +18,7 @@ from typing import Final
 
 from apex_creds.errors import ForeignVaultError, MasterKeyUnavailableError
 from apex_creds.keys import MasterKeyProvider
-from apex_creds.keys.anchor import PinStore
+from apex_creds.keys.head_anchor import PinStore
 
 __all__ = ["check_home", "home_id"]
 

@@ -12,13 +12,13 @@ from apex_creds.documents.cached import StateDocument
 from apex_creds.vault.vault import Vault
 
 if TYPE_CHECKING:
-    from apex_creds.policy.limits import LimitState
+    from apex_creds.policy.rate_limits import LimitState
 
 DOCUMENT: Final = "limits"
 
 
 def limit_document(vault: Vault) -> StateDocument[LimitState]:
     """The document; a new object each time, to be used in one event loop."""
-    from apex_creds.policy.limits import LimitState
+    from apex_creds.policy.rate_limits import LimitState
 
     return StateDocument(vault._store, name=DOCUMENT, empty=LimitState())

@@ -31,8 +31,8 @@ from apex_creds.errors import (
     WrongMasterKeyError,
 )
 from apex_creds.keys import ADOPTED, MasterKeyProvider
-from apex_creds.keys.held import MasterKeyReceiver, hold
 from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy, master_check
+from apex_creds.keys.provider import MasterKeyReceiver, hold
 from apex_creds.storage.base import Storage
 from apex_creds.vault import observe, rotate
 from apex_creds.vault.vault import Vault
@@ -354,7 +354,7 @@ def parse_public(text: str) -> bytes:
     Raises:
         InvalidInputError: It is none.
     """
-    from apex_creds.keys.base import decode_key
+    from apex_creds.keys.provider import decode_key
 
     found = decode_key(text.strip())
     if found is None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.errors import UnsafePermissionsError
-from apex_creds.keys.file_read import read_keys
+from apex_creds.keys.key_file import read_keys
 from tests.deploy.files import BIN, DEPLOY, healthcheck, run
 
 pytestmark = pytest.mark.e2e

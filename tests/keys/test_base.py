@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.keys.base import decode_key, encode_key
+from apex_creds.keys.provider import decode_key, encode_key
 
 
 @given(st.binary(min_size=32, max_size=32))

@@ -13,10 +13,10 @@ from apex_creds.errors import (
     WrongMasterKeyError,
 )
 from apex_creds.keys import MasterKeyProvider
-from apex_creds.keys.anchor import AnchorStore
-from apex_creds.keys.file import FileProvider
-from apex_creds.keys.held import MasterKeyReceiver, hold
+from apex_creds.keys.head_anchor import AnchorStore
+from apex_creds.keys.key_file import FileProvider
 from apex_creds.keys.os_keyring import KeyringProvider
+from apex_creds.keys.provider import MasterKeyReceiver, hold
 from tests.support.keyrings import Memory
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,7 @@ import pytest
 
 from apex_creds.errors import InvalidInputError
 from apex_creds.keys import provider_from_uri
-from apex_creds.keys.file import FileProvider
+from apex_creds.keys.key_file import FileProvider
 from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.keys.passphrase import PassphraseProvider
 

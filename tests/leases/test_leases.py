@@ -24,7 +24,7 @@ from apex_creds.errors import (
     SecretWipedError,
     StorageError,
 )
-from apex_creds.policy.limits import DEFAULT
+from apex_creds.policy.rate_limits import DEFAULT
 from apex_creds.vault import vault as vault_module
 from tests.support.worlds import KEY, World
 

@@ -19,7 +19,7 @@ from apex_creds.errors import (
 )
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey
-from apex_creds.policy.limits import DenialsExceeded
+from apex_creds.policy.rate_limits import DenialsExceeded
 from apex_creds.vault import Vault
 from tests.support.worlds import KEY, REPOSITORY, World, in_other_process, manifest_for
 
@@ -403,7 +403,7 @@ async def test_without_limits_nothing_of_them_is_loaded(tmp_path: Path) -> None:
         f"    async with await Vault.unseal({str(tmp_path / 'home')!r}) as vault:\n"
         "        async with CredentialMiddleware(vault):\n"
         "            assert 'limits' not in sys.modules\n"
-        "            assert 'apex_creds.policy.limits' not in sys.modules\n"
+        "            assert 'apex_creds.policy.rate_limits' not in sys.modules\n"
         "anyio.run(main)\n"
     )
     command = [sys.executable, "-W", "error", "-c", code]

@@ -18,7 +18,7 @@ from apex_creds.integrations.removal import Removals
 from apex_creds.leases.gates import SecondFactorGate
 from apex_creds.leases.turns import PER_CLIENT, Turns
 from apex_creds.middleware.reporting import report_denials
-from apex_creds.policy import limits
+from apex_creds.policy import rate_limits
 from apex_creds.policy.consent import Choice, ConsentAnswer, ConsentRequest
 from apex_creds.policy.factors import Subject
 from apex_creds.scheduler.events import DenialsExceeded
@@ -186,7 +186,7 @@ def test_denials_reach_the_worker_when_the_loop_has_ended(opened: Opened) -> Non
 
     asyncio.run(begin())
     opened.middleware.broker.admission.on_denials(
-        limits.DenialsExceeded("rule", "plugin", "demo", "key", 2, 60, opened.clock.time())
+        rate_limits.DenialsExceeded("rule", "plugin", "demo", "key", 2, 60, opened.clock.time())
     )
     assert heard.wait(WITHIN)
     BACKGROUND.call(functools.partial(asyncio.sleep, 0))

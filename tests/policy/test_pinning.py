@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds.policy.decide import Permission
+from apex_creds.policy.decision_cache import added, removed
 from apex_creds.policy.grants import MAX_REVOCATIONS, Grants, Revocation, with_revocation
 from apex_creds.policy.manifest import Manifest, Need, parse_manifest
-from apex_creds.policy.pinning import added, removed
 
 BASE = {
     "name": "k",

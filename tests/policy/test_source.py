@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from apex_creds.errors import InvalidPolicyError, UnsafePathError, UnsafePermissionsError
-from apex_creds.policy import source as module
+from apex_creds.policy import policy_file as module
+from apex_creds.policy.policy_file import Change, PolicySource, load_policy
 from apex_creds.policy.rules import NO_POLICY, Policy
-from apex_creds.policy.source import Change, PolicySource, load_policy
 
 DENY = 'version = 1\n[[rules]]\nid = "{}"\ndecision = "deny"\n'
 

@@ -16,8 +16,8 @@ from apex_creds.errors import (
     MasterKeyUnavailableError,
     RollbackDetectedError,
 )
-from apex_creds.keys.anchor import AnchorFile
-from apex_creds.keys.file import FileProvider
+from apex_creds.keys.head_anchor import AnchorFile
+from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
 from apex_creds.vault.config import AuditConfig, Config, home_config, write_config

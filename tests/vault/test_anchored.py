@@ -21,7 +21,7 @@ from apex_creds.errors import (
     RollbackDetectedError,
     SecondFactorError,
 )
-from apex_creds.keys.file import FileProvider
+from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import ApiKey
 from apex_creds.policy.factors import Subject
 from apex_creds.policy.grants import GrantDecision
@@ -199,6 +199,9 @@ async def test_an_alarm_is_anchored_when_it_was_accepted(where: Path) -> None:
 
 
 async def test_an_ordinary_write_waits_for_the_checkpoint(where: Path) -> None:
+    await write_config(
+        FileStorage(home_in(where)), Config(AuditConfig(checkpoint_seconds=3600))
+    )
     async with await unseal(where) as vault:
         before = anchored(where)
         await vault.put("one", ApiKey("new"))

@@ -45,7 +45,7 @@ from apex_creds.errors import (
     VaultSealedError,
     WrongMasterKeyError,
 )
-from apex_creds.keys.file import FileProvider
+from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import MAX_SECRET_BYTES, ApiKey, BasicAuth, GenericSecret
 from apex_creds.vault import PutItem, Vault
 from tests.support.vaults import (

@@ -12,10 +12,10 @@ from apex_creds.audit import read
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import ForeignVaultError, MasterKeyUnavailableError
 from apex_creds.keys import MasterKeyProvider
-from apex_creds.keys.file import FileProvider
-from apex_creds.keys.held import hold
+from apex_creds.keys.key_file import FileProvider
 from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.keys.passphrase import PassphraseProvider
+from apex_creds.keys.provider import hold
 from apex_creds.model import ApiKey, SystemClock
 from apex_creds.vault import Vault, restoring
 from apex_creds.vault.backup import backup

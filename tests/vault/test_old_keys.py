@@ -14,8 +14,8 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.document import pack, parse, unpack
 from apex_creds.documents.keystore import Keystore, seal_keystore
 from apex_creds.errors import RetiredKeyError, RollbackDetectedError
-from apex_creds.keys.file import FileProvider
 from apex_creds.keys.hierarchy import DocumentKeys
+from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import ApiKey
 from apex_creds.scheduler.state import DOCUMENT, rotation_document
 from apex_creds.vault import Vault, reseal, rotate

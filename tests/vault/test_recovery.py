@@ -19,7 +19,7 @@ from apex_creds.errors import (
     WrongMasterKeyError,
 )
 from apex_creds.keys import provider_from_uri
-from apex_creds.keys.held import hold
+from apex_creds.keys.provider import hold
 from apex_creds.keys.shares import combine, parse_share, split
 from apex_creds.model import ApiKey, SystemClock
 from apex_creds.storage.file import FileStorage

@@ -17,8 +17,8 @@ from apex_creds.errors import (
     StorageFullError,
     UnknownKeyError,
 )
-from apex_creds.keys.file import FileProvider
 from apex_creds.keys.hierarchy import is_wrapped, master_check
+from apex_creds.keys.key_file import FileProvider
 from apex_creds.keys.keyset import KeyState
 from apex_creds.storage.file import FileStorage
 from apex_creds.vault import Vault, dek, reseal, rotate

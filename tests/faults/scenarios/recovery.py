@@ -8,7 +8,7 @@ from pathlib import Path
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.keystore import root_header
 from apex_creds.keys import provider_from_uri
-from apex_creds.keys.held import hold
+from apex_creds.keys.provider import hold
 from apex_creds.keys.shares import combine, parse_share
 from apex_creds.model import SystemClock
 from apex_creds.storage.file import FileStorage

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_creds.policy.limits import LimitState, RateLimits
 from apex_creds.policy.patterns import name_pattern
+from apex_creds.policy.rate_limits import MAX_WINDOWS, LimitState, RateLimits, Windows
 from apex_creds.policy.rules import LimitRule
-from apex_creds.policy.windows import MAX_WINDOWS, Windows
 
 
 class Now:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from apex_creds.errors import InvalidManifestError, InvalidNameError
 from apex_creds.policy.consent import ConsentRequest, lines
+from apex_creds.policy.display import check_plugin, check_version, escaped, named, quoted, shown
 from apex_creds.policy.manifest import Access, parse_manifest
-from apex_creds.policy.text import check_plugin, check_version, escaped, named, quoted, shown
 
 INVISIBLE = (
     "\ufe00\ufe0f\U000e0100\U000e01ef\u034f\u115f\u1160\u3164\uffa0\u17b4\u17b5"

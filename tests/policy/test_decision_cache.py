@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apex_creds.model import CredentialInfo, CredentialKind, Delivery
-from apex_creds.policy.cache import DecisionCache
 from apex_creds.policy.decide import decide
+from apex_creds.policy.decision_cache import DecisionCache
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.hours import window
 from apex_creds.policy.manifest import Manifest, Need

@@ -1,9 +1,10 @@
-"""Text from outside before a person's eyes: what is seen is what there is. Pure.
+"""Text from outside and points in time, as a person reads them. Pure.
 
 Guarantee: ``escaped`` leaves no character that can't be seen, moves others or hides in the
 one before; ``shown`` besides no gap that looks like a new line, and what is ``quoted`` can't
 end its quotation. A plugin's id that passes ``check_plugin`` has no invisible characters and
-letters of one script only.
+letters of one script only. Times are UTC, ISO 8601 (RFC 3339); what ``show_time`` prints,
+``parse_time`` reads.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Final
 
-from apex_creds.errors import InvalidNameError
+from apex_creds.errors import InvalidInputError, InvalidNameError
 from apex_creds.model import check_name
 
 # Default_Ignorable_Code_Point (Unicode 16) where Python calls it printable, and blanks.
@@ -100,3 +102,56 @@ def _script(letter: str) -> str:
     """The first word of the letter's name, as scripts of one writing count as one."""
     word = unicodedata.name(letter, "").partition(" ")[0]
     return "CJK" if word in _TOGETHER else word
+
+
+_SPAN: Final = re.compile(r"([0-9]{1,6})([smhdwy])", re.ASCII)
+_SECONDS: Final = {
+    "s": 1,
+    "m": 60,
+    "h": 3600,
+    "d": 86_400,
+    "w": 7 * 86_400,
+    "y": 365 * 86_400,
+}
+_HINT: Final = "Write 2030-12-31, 2030-12-31T18:00Z, or a time from now: 12h, 30d, 1y."
+
+
+def parse_time(text: str, *, now: float) -> float:
+    """Unix seconds of a date, a date and time (UTC where no offset is given), or a span.
+
+    Raises:
+        InvalidInputError: It is none of these, or not in the future.
+    """
+    span = _SPAN.fullmatch(text.strip())
+    when = now + int(span[1]) * _SECONDS[span[2]] if span else _timestamp(text.strip())
+    if when <= now:
+        raise InvalidInputError("That time is in the past.", hint=_HINT)
+    return when
+
+
+def parse_past_time(text: str, *, now: float) -> float:
+    """As ``parse``, looking back: a date and time that has been, or a span before now.
+
+    Raises:
+        InvalidInputError: It is none of these.
+    """
+    span = _SPAN.fullmatch(text.strip())
+    return now - int(span[1]) * _SECONDS[span[2]] if span else _timestamp(text.strip())
+
+
+def _timestamp(text: str) -> float:
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise InvalidInputError(f"{text[:40]!r} is not a time.", hint=_HINT) from None
+
+
+def show_time(when: float | None) -> str:
+    """``2030-12-31T18:00:00Z``; nothing for None."""
+    if when is None:
+        return ""
+    try:
+        return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return f"@{when:.0f}"

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from apex_creds.errors import InvalidPolicyError
 from apex_creds.model import Sensitivity
-from apex_creds.policy.policyfile import MAX_BYTES, MAX_LINE, parse_policy
+from apex_creds.policy.policy_file import MAX_BYTES, MAX_LINE, line_for, lines_of, parse_policy
 from apex_creds.policy.rules import EACH_LEASE, NEVER, Verdict
-from apex_creds.policy.toml_lines import line_for, lines_of
 
 WHOLE = """\
 version = 1

@@ -1,20 +1,29 @@
-"""``security/policy.toml``: what the operator writes, read strictly. No I/O.
+"""``security/policy.toml``: read strictly, and again when it changes.
 
 Guarantee: a text is a valid policy, or an ``InvalidPolicyError`` that names the line; an
 unknown field, a wrong type, a duplicate or an oversized file is an error, never ignored.
-The schema is in docs/POLICY.md.
+What is in force is always a whole, valid policy: a new file that is not valid, or not safe
+to read, leaves the old policy in force and is reported, as every change is. Whether the file
+changed costs one system call, at most every ``PERIOD`` seconds. The schema is in
+docs/POLICY.md.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import threading
 import tomllib
-from collections.abc import Callable
-from typing import Annotated, Final, Literal, TypeVar
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from apex_creds.errors import InvalidInputError, InvalidPolicyError
+from apex_creds.errors import ApexCredsError, InvalidInputError, InvalidPolicyError
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import Folder
 from apex_creds.model import Sensitivity, check_name
 from apex_creds.policy import hours
 from apex_creds.policy.patterns import Pattern, name_pattern, origin_pattern
@@ -22,13 +31,14 @@ from apex_creds.policy.rules import (
     DEFAULT_LEVELS,
     EACH_LEASE,
     NEVER,
+    NO_POLICY,
     Level,
     LimitRule,
     Policy,
     Rule,
     Verdict,
 )
-from apex_creds.policy.toml_lines import Path, line_for, lines_of
+from apex_creds.storage.layout import SECURITY
 
 POLICY_NAME: Final = "policy.toml"
 MAX_BYTES: Final = 4 << 20
@@ -171,14 +181,14 @@ def _toml(text: str, where: str) -> dict[str, object]:
     raise _invalid(where, line, problem)
 
 
-def _convert(data: dict[str, object], lines: dict[Path, int], where: str) -> _RawPolicy:
+def _convert(data: dict[str, object], lines: dict[Place, int], where: str) -> _RawPolicy:
     try:
         return msgspec.convert(data, _RawPolicy)
     except msgspec.ValidationError as error:
         found = _AT.fullmatch(str(error)[:500])
     message, at = (found[1], found[2] or "") if found else ("it is not valid", "")
     steps = _STEP.findall(at)
-    path: Path = tuple(name or (int(i) if i.isdigit() else i) for name, i in steps)
+    path: Place = tuple(name or (int(i) if i.isdigit() else i) for name, i in steps)
     unknown = re.search(r"unknown field `([^`]*)`", message)
     if unknown:
         path = (*path, unknown[1])
@@ -198,7 +208,7 @@ def _invalid(where: str, line: int, problem: str, hint: str = "") -> InvalidPoli
 class _Compiler:
     """From tables to rules; knows the lines of what it compiles."""
 
-    def __init__(self, lines: dict[Path, int], where: str) -> None:
+    def __init__(self, lines: dict[Place, int], where: str) -> None:
         self._lines = lines
         self._where = where
         self._ids: set[str] = set()
@@ -222,7 +232,7 @@ class _Compiler:
         return Level(raw.decision, second, line_for(self._lines, ("levels", name.value)))
 
     def _rule(self, number: int, raw: _RawRule) -> Rule:
-        at: Path = ("rules", number)
+        at: Place = ("rules", number)
         if raw.reveal and raw.decision is not Verdict.ALLOW:
             raise self._wrong((*at, "reveal"), "only a rule that allows can say reveal")
         return Rule(
@@ -240,7 +250,7 @@ class _Compiler:
         )
 
     def _limit(self, number: int, raw: _RawLimit) -> LimitRule:
-        at: Path = ("limits", number)
+        at: Place = ("limits", number)
         amount, seconds = self._rate((*at, "limit"), raw.limit)
         return LimitRule(
             id=self._id(at, raw.id),
@@ -254,7 +264,7 @@ class _Compiler:
             persist=raw.persist,
         )
 
-    def _rate(self, at: Path, text: str) -> tuple[int, int]:
+    def _rate(self, at: Place, text: str) -> tuple[int, int]:
         found = _RATE.fullmatch(text)
         amount = int(found["amount"]) if found else 0
         if found is None or not 0 < amount <= MAX_AMOUNT:
@@ -264,7 +274,7 @@ class _Compiler:
             raise self._wrong(at, "a limit is over at most 31 days")
         return amount, seconds
 
-    def _id(self, at: Path, text: str) -> str:
+    def _id(self, at: Place, text: str) -> str:
         name = text or f"{at[0]}[{at[1]}]"
         if text:
             self._try((*at, "id"), lambda: check_name(text, what="id"))
@@ -273,24 +283,24 @@ class _Compiler:
         self._ids.add(name)
         return name
 
-    def _names(self, at: Path, raw: str | list[str] | None) -> tuple[Pattern, ...]:
+    def _names(self, at: Place, raw: str | list[str] | None) -> tuple[Pattern, ...]:
         return self._some(at, raw, name_pattern)
 
     def _some(
-        self, at: Path, raw: str | list[str] | None, read: Callable[[str], Pattern]
+        self, at: Place, raw: str | list[str] | None, read: Callable[[str], Pattern]
     ) -> tuple[Pattern, ...]:
         texts = [raw] if isinstance(raw, str) else raw or []
         found = tuple(self._pattern(at, text, read) for text in texts)
         # A list that has a pattern for everything says nothing.
         return found if all(pattern.segments for pattern in found) else ()
 
-    def _pattern(self, at: Path, text: str, read: Callable[[str], Pattern]) -> Pattern:
+    def _pattern(self, at: Place, text: str, read: Callable[[str], Pattern]) -> Pattern:
         known = self._patterns.get((read, text))
         if known is None:
             known = self._patterns[read, text] = self._try(at, lambda: read(text))
         return known
 
-    def _window(self, at: Path, raw: _RawTime | None) -> hours.Window | None:
+    def _window(self, at: Place, raw: _RawTime | None) -> hours.Window | None:
         if raw is None:
             return None
         key = (tuple(raw.days or ()), raw.days is None, raw.start, raw.end, raw.zone)
@@ -306,14 +316,14 @@ class _Compiler:
             )
         return known
 
-    def _try(self, at: Path, read: Callable[[], T]) -> T:
+    def _try(self, at: Place, read: Callable[[], T]) -> T:
         try:
             return read()
         except InvalidInputError as error:
             problem, hint = error.message.removesuffix("."), error.hint
         raise self._wrong(at, problem, hint)
 
-    def _wrong(self, at: Path, problem: str, hint: str = "") -> InvalidPolicyError:
+    def _wrong(self, at: Place, problem: str, hint: str = "") -> InvalidPolicyError:
         place = f"{at[0]}[{at[1]}].{'.'.join(map(str, at[2:]))}"
         line = line_for(self._lines, at)
         return _invalid(self._where, line, f"{place}: {problem}", hint)
@@ -323,3 +333,228 @@ def _seconds(raw: str | float | None) -> float | None:
     if isinstance(raw, str):
         return EACH_LEASE if raw == "each_lease" else NEVER
     return None if raw is None else raw * 60
+
+
+_TOKEN: Final = re.compile(
+    r'(?P<text>"""(?:[^\\]|\\.)*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\')'
+    r"|(?P<comment>\#[^\n]*)|(?P<open>[\[{])|(?P<close>[\]}])|(?P<newline>\n)",
+    re.DOTALL,
+)
+_HEADER: Final = re.compile(r"\s*(\[\[?)([^\[\]]*)\]\]?")
+_KEY: Final = re.compile(r"\s*([^=\n#]*?)\s*=")
+
+Place = tuple[str | int, ...]
+
+
+def lines_of(text: str) -> dict[Place, int]:
+    """The line, from 1, of each table and key: ``("rules", 2, "plugin")``.
+
+    Inline tables and arrays are found by their key's line.
+    """
+    found: dict[Place, int] = {}
+    table: Place = ()
+    counts: dict[Place, int] = {}
+    for number, line in _statements(text):
+        header = _HEADER.match(line)
+        if header is None:
+            key = _KEY.match(line)
+            if key is not None:
+                found.setdefault((*table, *_parts(key[1])), number)
+            continue
+        table = _resolve(_parts(header[2]), counts, new=header[1] == "[[")
+        found.setdefault(table, number)
+    return found
+
+
+def line_for(lines: dict[Place, int], path: Place) -> int:
+    """The line of the innermost thing on ``path`` that has one; 0: there is none."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in lines:
+            return lines[path[:length]]
+    return 0
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that begin a header or a key, with their numbers."""
+    depth, number, start, begun = 0, 1, 0, 1
+    for token in _TOKEN.finditer(text):
+        kind = token.lastgroup
+        if kind == "open":
+            depth += 1
+        elif kind == "close":
+            depth = max(depth - 1, 0)
+        elif kind == "text":
+            number += token[0].count("\n")
+        elif kind == "newline":
+            number += 1
+            if depth == 0:
+                yield begun, text[start : token.start()]
+                start, begun = token.end(), number
+    yield begun, text[start:]
+
+
+def _parts(dotted: str) -> Place:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+
+
+def _resolve(parts: Place, counts: dict[Place, int], *, new: bool) -> Place:
+    """A header's path with the index of each array of tables that it goes through."""
+    at: Place = ()
+    for position, part in enumerate(parts):
+        at = (*at, part)
+        if new and position == len(parts) - 1:
+            counts[at] = counts.get(at, -1) + 1
+        if at in counts:
+            at = (*at, counts[at])
+    return at
+
+
+PERIOD: Final = 0.1
+INLINE_BYTES: Final = 16 << 10
+"""A larger file is compiled in a thread of its own, off the event loop."""
+
+_log = logging.getLogger(__name__)
+
+_Stamp = tuple[int, ...]
+_ABSENT: Final[_Stamp] = ()
+
+
+class Change(NamedTuple):
+    """A change of the file, or an attempt at one.
+
+    Attributes:
+        ok: Whether the new file is in force.
+        detail: What happened, in words; of an invalid file, which line and why.
+    """
+
+    ok: bool
+    detail: str
+
+
+def load_policy(home: Path) -> Policy:
+    """The policy of a vault's directory; ``NO_POLICY`` where there is no file.
+
+    Raises:
+        InvalidPolicyError: It is not valid.
+        StorageError: It can't be read safely.
+    """
+    data = _read(home)
+    return NO_POLICY if data is None else parse_policy(data, where=_where(home))
+
+
+class PolicySource:
+    """The policy of one vault, as it is now.
+
+    Args:
+        home: The vault's directory.
+        changed: Told of every change; may be called from another thread.
+
+    Raises:
+        InvalidPolicyError: There is a file and it is not valid: nothing is decided by it.
+        StorageError: It can't be read safely.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_home",
+        "_lock",
+        "_path",
+        "_seen",
+        "due",
+        "policy",
+    )
+
+    def __init__(self, home: Path, *, changed: Callable[[Change], None] | None = None) -> None:
+        self._home = home
+        self._path = str(home / SECURITY / POLICY_NAME)
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._seen = self._stamp()
+        self.policy = load_policy(home)
+        self.due = 0.0
+
+    def look(self, now: float) -> Policy:
+        """The policy in force at ``now``, on a monotonic clock in seconds.
+
+        Callers may compare ``now`` with ``due`` themselves and take ``policy``.
+        """
+        if now >= self.due:
+            self.due = now + PERIOD
+            self._look()
+        return self.policy
+
+    def reload(self) -> Policy:
+        """Looks at the file now, whatever the time, and waits until it is compiled."""
+        with self._lock:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._load(stamp)
+        return self.policy
+
+    def _look(self) -> None:
+        stamp = self._stamp()
+        if stamp == self._seen or not self._lock.acquire(blocking=False):
+            return
+        # An absent file has to stay so for a while: editors move it away and back.
+        if stamp == _ABSENT and self._seen != (0,):
+            self._seen = (0,)
+            self._lock.release()
+        elif stamp != _ABSENT and stamp[-1] > INLINE_BYTES:
+            threading.Thread(
+                target=self._load_and_release,
+                args=(stamp,),
+                name="apex-creds-policy",
+                daemon=True,
+            ).start()
+        else:
+            self._load_and_release(stamp)
+
+    def _load_and_release(self, stamp: _Stamp) -> None:
+        try:
+            self._load(stamp)
+        finally:
+            self._lock.release()
+
+    def _load(self, stamp: _Stamp) -> None:
+        """Puts the file in force if it is valid; says so either way."""
+        self._seen = stamp
+        try:
+            found = load_policy(self._home)
+        except ApexCredsError as error:
+            change = Change(False, f"{error.message} The policy as it was stays in force.")
+            _log.error("%s %s", change.detail, error.hint)
+        else:
+            gone = "There is no policy file any more." if found is NO_POLICY else ""
+            change = Change(True, gone or f"A new policy of {len(found.rules)} rules.")
+            self.policy = found
+            _log.warning("%s", change.detail)
+        if self._changed is not None:
+            self._changed(change)
+
+    def _stamp(self) -> _Stamp:
+        """What changes when the file does."""
+        try:
+            found = os.lstat(self._path)
+        except OSError:
+            return _ABSENT
+        mode, owner = found.st_mode, found.st_uid
+        return (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, mode, owner, found.st_size)
+
+
+def _where(home: Path) -> str:
+    return str(home / SECURITY / POLICY_NAME)
+
+
+def _read(home: Path) -> bytes | None:
+    path = home / SECURITY / POLICY_NAME
+    with translated(path, writing=False):
+        try:
+            with (
+                Folder(home, outer=True) as root,
+                Folder(home / SECURITY, within=root) as security,
+            ):
+                fd = security.open(POLICY_NAME)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(fd, "rb") as file:
+            return file.read(MAX_BYTES + 1)

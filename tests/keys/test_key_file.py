@@ -33,9 +33,9 @@ from apex_creds.errors import (
     WrongMasterKeyError,
 )
 from apex_creds.fs import replacing
-from apex_creds.keys import file_read, file_write
-from apex_creds.keys.anchor import AnchorFile
-from apex_creds.keys.file import FileProvider
+from apex_creds.keys import key_file
+from apex_creds.keys.head_anchor import AnchorFile
+from apex_creds.keys.key_file import FileProvider
 from apex_creds.testing.providers import OTHER_VAULT, VAULT, MasterKeyProviderContract
 
 pytestmark = pytest.mark.anyio
@@ -204,7 +204,7 @@ def test_one_changed_byte_gives_an_error_or_one_key(tmp_path, position, byte):
     data[min(position, len(data) - 1)] = byte
     put(path, bytes(data))
     try:
-        keys = file_read.read_keys(path)
+        keys = key_file.read_keys(path)
     except WrongMasterKeyError:
         return
     assert len(keys) == 1
@@ -316,15 +316,15 @@ async def test_a_discarded_key_is_overwritten_on_disk(path, tmp_path):
 async def test_a_reader_of_the_shredded_file_reads_the_new_one(path, monkeypatch):
     await create(path)
     second = await create(path, 2)
-    real = file_read._read_all
+    real = key_file._read_all
 
     def slow(where, fd):
-        monkeypatch.setattr(file_read, "_read_all", real)
-        file_read.read_keys(where)
+        monkeypatch.setattr(key_file, "_read_all", real)
+        key_file.read_keys(where)
         FileProvider(where)._discard(1)  # between this reader's open and its read
         return real(where, fd)
 
-    monkeypatch.setattr(file_read, "_read_all", slow)
+    monkeypatch.setattr(key_file, "_read_all", slow)
     assert await load(path, 2) == second
 
 
@@ -340,7 +340,7 @@ async def test_a_failed_write_changes_nothing(path, monkeypatch, call, number):
             return real(*args, **kwargs)
         raise OSError(number, "injected")
 
-    monkeypatch.setattr(file_write.os, call, failing)
+    monkeypatch.setattr(key_file.os, call, failing)
     with pytest.raises(ApexCredsError) as caught:
         await create(path, 2)
     monkeypatch.undo()
@@ -431,7 +431,7 @@ def _raise(error, *_):
 async def test_a_lock_that_is_held_is_said(path, monkeypatch, tmp_path):
     import filelock
 
-    monkeypatch.setattr(file_write, "_LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(key_file, "_LOCK_SECONDS", 0.05)
     with filelock.FileLock(tmp_path / ".master.key.lock"), pytest.raises(StorageLockedError):
         await create(path)
     assert not path.exists()
@@ -441,7 +441,7 @@ async def test_a_file_system_without_hard_links(path, monkeypatch):
     def link(*_args, **_kwargs):
         raise OSError(errno.EPERM, "no links here")
 
-    monkeypatch.setattr(file_write.os, "link", link)
+    monkeypatch.setattr(key_file.os, "link", link)
     assert await create(path) == await load(path)
     assert listing(path.parent) == ["master.key"]
 
@@ -450,7 +450,7 @@ def test_of_processes_that_race_one_makes_each_version(path):
     program = (
         "import sys, asyncio\n"
         "from apex_creds.errors import MasterKeyExistsError\n"
-        "from apex_creds.keys.file import FileProvider\n"
+        "from apex_creds.keys.key_file import FileProvider\n"
         "async def main():\n"
         "    for version in (1, 2, 3):\n"
         "        p = FileProvider(sys.argv[1])\n"

@@ -1,8 +1,12 @@
-"""What a master key provider is, and the text form that providers store keys in.
+"""Master key providers: what one is, how a URI names one, and one that holds a key for a while.
 
 Guarantee: a master key is 32 bytes and leaves a provider only as ``SecretBytes``. The text
-form is standard base64 in its one canonical form (RFC 4648, section 4); reading it makes
-no Python ``bytes`` of the key.
+form that providers store keys in is standard base64 in its one canonical form (RFC 4648,
+section 4); reading it makes no Python ``bytes`` of the key. Nothing of a URI that is not
+understood is repeated in an error, as it may be a passphrase in the wrong place. A
+``HeldProvider`` gives out copies of one key at hand and stores it nowhere; everything else is
+the other provider's: it is for recovering a key that the provider has lost, or for asking
+the provider once where the key is needed several times.
 """
 
 from __future__ import annotations
@@ -12,21 +16,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final, Protocol, runtime_checkable
 
+from apex_creds import extensions
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import InvalidInputError
-
-__all__ = [
-    "ADOPTED",
-    "MASTER_KEY_BYTES",
-    "MasterKeyAdopter",
-    "MasterKeyProvider",
-    "Prompt",
-    "SharedPlace",
-    "check_reference",
-    "decode_key",
-    "encode_key",
-    "wipe",
-]
+from apex_creds.keys.head_anchor import AnchorStore, PinStore
 
 MASTER_KEY_BYTES: Final = 32
 ADOPTED: Final = "adopted"
@@ -178,3 +171,148 @@ def decode_key(text: str | bytes | bytearray | memoryview) -> SecretBytes | None
 def wipe(buffer: bytearray) -> None:
     """Overwrites a buffer with zeros in place."""
     buffer[:] = bytes(len(buffer))
+
+
+@runtime_checkable
+class MasterKeyReceiver(Protocol):
+    """What a provider may offer besides: to keep a key that was made elsewhere."""
+
+    async def receive(self, *, vault_id: str, version: int, key: SecretBytes) -> None:
+        """Stores a version durably and reads it back; nothing happens if it is there.
+
+        Raises:
+            MasterKeyReadOnlyError: The provider can't be written.
+            MasterKeyUnavailableError: The provider does not answer, or did not keep it.
+            WrongMasterKeyError: Another key is there under that version; it stays.
+        """
+
+
+class HeldProvider:
+    """See ``hold``."""
+
+    scheme: ClassVar[str] = "held"
+
+    def __init__(self, behind: MasterKeyProvider, *, version: int, key: SecretBytes) -> None:
+        self._behind = behind
+        self._version = version
+        self._key = key
+
+    @property
+    def uri(self) -> str:
+        """See ``MasterKeyProvider``: that of the provider behind."""
+        return self._behind.uri
+
+    async def create(
+        self, *, vault_id: str, version: int
+    ) -> tuple[SecretBytes, dict[str, str]]:
+        """See ``MasterKeyProvider``."""
+        return await self._behind.create(vault_id=vault_id, version=version)
+
+    async def load(
+        self, *, vault_id: str, version: int, params: Mapping[str, str]
+    ) -> SecretBytes:
+        """See ``MasterKeyProvider``."""
+        if version == self._version and not self._key.closed:
+            return SecretBytes.copy_of(self._key)
+        return await self._behind.load(vault_id=vault_id, version=version, params=params)
+
+    async def discard(self, *, vault_id: str, version: int) -> None:
+        """See ``MasterKeyProvider``."""
+        await self._behind.discard(vault_id=vault_id, version=version)
+
+    async def share(self, *, vault_id: str) -> bool:
+        """See ``SharedPlace``."""
+        behind = self._behind
+        return isinstance(behind, SharedPlace) and await behind.share(vault_id=vault_id)
+
+
+class _Anchoring(HeldProvider):
+    """Of a provider that keeps anchors."""
+
+    def read_anchor(self, *, vault_id: str) -> str | None:
+        """See ``AnchorStore``."""
+        assert isinstance(self._behind, AnchorStore)
+        return self._behind.read_anchor(vault_id=vault_id)
+
+    def write_anchor(self, *, vault_id: str, text: str) -> None:
+        """See ``AnchorStore``."""
+        assert isinstance(self._behind, AnchorStore)
+        self._behind.write_anchor(vault_id=vault_id, text=text)
+
+
+class _Pinning(_Anchoring):
+    """Of one that keeps pins, too."""
+
+    def read_pin(self, *, home: str) -> str | None:
+        """See ``PinStore``."""
+        assert isinstance(self._behind, PinStore)
+        return self._behind.read_pin(home=home)
+
+    def write_pin(self, *, home: str, text: str) -> None:
+        """See ``PinStore``."""
+        assert isinstance(self._behind, PinStore)
+        self._behind.write_pin(home=home, text=text)
+
+    def delete_pin(self, *, home: str) -> None:
+        """See ``PinStore``."""
+        assert isinstance(self._behind, PinStore)
+        self._behind.delete_pin(home=home)
+
+
+def hold(behind: MasterKeyProvider, *, version: int, key: SecretBytes) -> HeldProvider:
+    """``behind``, but that version is ``key``, which stays the caller's to close."""
+    kind = _Anchoring if isinstance(behind, AnchorStore) else HeldProvider
+    if kind is _Anchoring and isinstance(behind, PinStore):
+        kind = _Pinning
+    return kind(behind, version=version, key=key)
+
+
+_OWN: Final = ("keyring", "file", "passphrase")
+_FD: Final = re.compile(r"fd=(0|[1-9][0-9]{0,5})", re.ASCII)
+
+
+def provider_from_uri(uri: str, *, prompt: Prompt | None = None) -> MasterKeyProvider:
+    """The provider for ``keyring:``, ``file:PATH``, ``passphrase:`` or ``passphrase:fd=N``.
+
+    Args:
+        uri: One of these forms, or of a package that is installed (``apex_creds.providers``).
+        prompt: Asks for a passphrase without echo (``passphrase:`` alone needs it).
+
+    Raises:
+        InvalidInputError: Anything else.
+    """
+    scheme, colon, rest = uri.partition(":")
+    # Late imports: only the provider that is used is loaded (keyring looks for plugins).
+    if scheme == "keyring" and colon and not rest:
+        from apex_creds.keys.os_keyring import KeyringProvider
+
+        return KeyringProvider()
+    if scheme == "file" and rest:
+        from apex_creds.keys.key_file import FileProvider
+
+        return FileProvider(rest)
+    if scheme == "passphrase" and colon:
+        return _passphrase(rest, prompt)
+    provider = None if scheme in _OWN else extensions.make(extensions.PROVIDERS, uri)
+    if isinstance(provider, MasterKeyProvider):
+        return provider
+    raise _unknown()
+
+
+def _passphrase(rest: str, prompt: Prompt | None) -> MasterKeyProvider:
+    from apex_creds.keys.passphrase import PassphraseProvider
+
+    if not rest:
+        return PassphraseProvider(prompt=prompt)
+    match = _FD.fullmatch(rest)
+    if match is None:
+        raise _unknown()
+    return PassphraseProvider(fd=int(match[1]))
+
+
+def _unknown() -> InvalidInputError:
+    return InvalidInputError(
+        "The master key provider is not one that is known.",
+        hint="Use keyring:, file:PATH, passphrase: or passphrase:fd=N, or install the package "
+        "that has it (docs/EXTENDING.md).",
+    )
