@@ -71,8 +71,9 @@ only as trustworthy as the directory.
   checkpoint kept elsewhere, shows it.
 - What is anchored when: what takes something away, before it is acknowledged (`revoke`, a
   denial, `lockdown` and `unlock`, a code or challenge that was used and each failure, a key
-  declared compromised, an alarm, a key or credential destroyed); every other commit with the
-  next checkpoint, at most {DEFAULT_CADENCE.seconds:.0f} seconds later, and on closing.
+  declared compromised, an alarm, a key or credential destroyed, a credential that may be sent
+  to fewer places or otherwise, takes more to be used, or ends sooner); every other commit with
+  the next checkpoint, at most {DEFAULT_CADENCE.seconds:.0f} seconds later, and on closing.
   **The window**: a process that is killed within it leaves ordinary writes (a put, a new
   grant, a policy) that an older copy can undo unnoticed, until any process has read the
   document and signed a checkpoint. `checkpoint_seconds` makes it shorter. Where the anchor

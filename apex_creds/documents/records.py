@@ -31,7 +31,7 @@ from apex_creds.errors import (
 )
 from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.keyset import Keyset
-from apex_creds.model import SECTIONS, CredentialInfo, Secret
+from apex_creds.model import SECTIONS, CredentialInfo, Secret, Sensitivity
 from apex_creds.storage.base import Data, Token
 
 FindKey = Callable[[bytes, int], SecretBytes]
@@ -66,6 +66,25 @@ class Resealed(msgspec.Struct, frozen=True, gc=False):
 
     old: Record
     new: Record
+
+
+def narrows(
+    before: Mapping[str, Record], after: Mapping[str, Record], names: Iterable[str]
+) -> bool:
+    """Whether less is allowed of a credential than was, so that it must not come back."""
+    pairs = ((before.get(name), after.get(name)) for name in names)
+    return any(old and new and _narrows(old.info, new.info) for old, new in pairs)
+
+
+def _narrows(old: CredentialInfo, new: CredentialInfo) -> bool:
+    levels = list(Sensitivity)
+    return (
+        not set(old.origins) <= set(new.origins)
+        or (old.delivery, old.service) != (new.delivery, new.service)
+        or levels.index(old.sensitivity) < levels.index(new.sensitivity)
+        or (new.challenge and not old.challenge)
+        or (new.expires is not None and (old.expires is None or new.expires < old.expires))
+    )
 
 
 def seal_record(

@@ -217,7 +217,7 @@ class SharedStore(DocumentStore):
                 break
             else:
                 raise too_busy(name)
-        await self.note(name)
+        await self._written(name, before, records, only)
         return written, "unverifiable" if shred else "no"
 
     async def recommit(self, documents: Collection[str]) -> None:

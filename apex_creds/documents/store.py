@@ -36,7 +36,7 @@ from apex_creds.documents.keystore import (
     seal_keystore,
     takes_away,
 )
-from apex_creds.documents.records import Record, Section, open_section
+from apex_creds.documents.records import Record, Section, narrows, open_section
 from apex_creds.documents.rollback import (
     KEK,
     MASTER,
@@ -272,6 +272,8 @@ class DocumentStore(KeyHolding, Alone):
     ) -> tuple[Section, Shredded]:
         """Applies ``change`` to a section's records, in a worker thread where it is large.
 
+        What allows less of a credential in ``only`` is anchored on return.
+
         Args:
             name: The section.
             change: Given the section and the key store, returns the new records.
@@ -301,8 +303,21 @@ class DocumentStore(KeyHolding, Alone):
                 break
             else:
                 raise too_busy(name)
-        await self.note(name)
+        await self._written(name, before, records, only)
         return written
+
+    async def _written(
+        self,
+        name: str,
+        before: Section,
+        after: Mapping[str, Record],
+        only: Collection[str] | None,
+    ) -> None:
+        """What follows a commit of a section in which only these credentials changed."""
+        await self.note(name)
+        names = only or ()
+        if await off_loop(len(names), lambda: narrows(before.records, after, names)):
+            await self.anchor()
 
     def basis(self, name: str) -> Keystore | None:
         """The key store on which this process's last commit of a section was based.

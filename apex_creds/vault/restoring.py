@@ -9,6 +9,7 @@ recorded in the log before anything else is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:
     """Puts a copy that was checked in the place of the vault.
 
     The directory with the key store goes first and comes last: in between there is no
-    vault, rather than one of two halves.
+    vault, rather than one of two halves. Where that fails, what was there is put back.
 
     Args:
         stage: Inside ``home``.
@@ -138,12 +139,18 @@ def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:
             "A process has the vault open.", hint="End it first, or use --force."
         )
     with translated(home, writing=True):
-        aside = _set_aside(home)
         for name in (CREDENTIALS, SECURITY):
             for own in (".lock", ".epoch"):
                 (stage / name / own).unlink(missing_ok=True)
-            os.rename(stage / name, home / name)
-            _sync(home)
+        aside = _aside(home)
+        try:
+            for name in (SECURITY, CREDENTIALS):
+                _move(name, home, aside)
+            for name in (CREDENTIALS, SECURITY):
+                _move(name, stage, home)
+        except (OSError, StorageError):
+            _put_back(stage, home, aside)
+            raise
     return aside
 
 
@@ -152,18 +159,36 @@ def _has(directory: Path) -> bool:
         return directory.is_dir()
 
 
-def _set_aside(home: Path) -> Path | None:
-    there = [name for name in (SECURITY, CREDENTIALS) if os.path.lexists(home / name)]
-    if not there:
+def _aside(home: Path) -> Path | None:
+    """A new directory for what is there; None if there is nothing."""
+    if not any(os.path.lexists(home / name) for name in (SECURITY, CREDENTIALS)):
         return None
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     aside = home / f"{ASIDE}-{stamp}-{os.urandom(2).hex()}"
     make_directory(aside)
-    for name in there:
-        os.rename(home / name, aside / name)
-        _sync(aside)
-        _sync(home)
     return aside
+
+
+def _move(name: str, source: Path, target: Path | None) -> None:
+    if target is None or not os.path.lexists(source / name):
+        return
+    os.rename(source / name, target / name)
+    _sync(target)
+    _sync(source)
+
+
+def _put_back(stage: Path, home: Path, aside: Path | None) -> None:
+    """As it was before, as far as that can be done; else as after a crash."""
+    with contextlib.suppress(OSError, StorageError):
+        for name in (SECURITY, CREDENTIALS):
+            if not os.path.lexists(stage / name):
+                os.rename(home / name, stage / name)
+        if aside is not None:
+            for name in (CREDENTIALS, SECURITY):
+                if os.path.lexists(aside / name):
+                    os.rename(aside / name, home / name)
+            aside.rmdir()
+        _sync(home)
 
 
 def _sync(folder: Path) -> None:

@@ -32,7 +32,7 @@ from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import rotation_document
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.file import FileStorage
-from apex_creds.vault import Vault, dek, reseal, rotate
+from apex_creds.vault import Vault, dek, marking, reseal, rotate
 from apex_creds.vault.anchor import Anchor
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
@@ -63,7 +63,7 @@ def stored(where: Path, name: str) -> int:
 async def where(tmp_path: Path) -> Path:
     """A vault that signs no checkpoint by itself while a test runs."""
     async with await create(tmp_path) as vault:
-        await vault.put("one", ApiKey("1"))
+        await vault.put("one", ApiKey("1"), origins=["https://a.example", "https://b.example"])
         await vault.put("two", ApiKey("2"))
         await vault.grant("p", "one", scopes=["read"])
         factors = Factors(vault)
@@ -94,6 +94,26 @@ async def deny(vault: Vault, _: Path) -> None:
 
 async def narrow(vault: Vault, _: Path) -> None:
     await vault.grant("p", "one", until=vault.clock.time() + 1)
+
+
+async def raise_the_level(vault: Vault, _: Path) -> None:
+    await marking.edit(vault, "one", sensitivity="critical")
+
+
+async def ask_for_a_challenge(vault: Vault, _: Path) -> None:
+    await marking.edit(vault, "one", challenge=True)
+
+
+async def take_an_origin(vault: Vault, _: Path) -> None:
+    await marking.edit(vault, "one", origins=["https://b.example"])
+
+
+async def send_otherwise(vault: Vault, _: Path) -> None:
+    await marking.edit(vault, "one", delivery="header:x-key")
+
+
+async def put_with_an_end(vault: Vault, _: Path) -> None:
+    await vault.put("one", ApiKey("3"), expires=vault.clock.time() + 60)
 
 
 async def lockdown(vault: Vault, _: Path) -> None:
@@ -167,6 +187,11 @@ async def destroy_a_kek(vault: Vault, _: Path) -> None:
         (revoke_nothing_stored, "keystore"),
         (deny, "keystore"),
         (narrow, "keystore"),
+        (raise_the_level, "api_keys"),
+        (ask_for_a_challenge, "api_keys"),
+        (take_an_origin, "api_keys"),
+        (send_otherwise, "api_keys"),
+        (put_with_an_end, "api_keys"),
         (lockdown, "keystore"),
         (unlock, "keystore access"),
         (use_code, "access"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -351,6 +352,33 @@ async def test_a_vault_in_use_is_not_replaced_unless_forced(tmp_path: Path) -> N
         await vault.list()
     with contextlib.suppress(AuditTamperedError):  # nor is its log, if it has more to write
         await vault.close()
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("number", range(4))
+async def test_what_was_there_is_put_back_where_one_step_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, after: bool
+) -> None:
+    await filled(tmp_path)
+    await backed_up(tmp_path, "copy")
+    async with await unseal(tmp_path) as vault:
+        await vault.put("later", ApiKey("later"))
+    names, real, calls = sorted(os.listdir(home_in(tmp_path))), os.rename, []
+
+    def rename(*args: object, **kwargs: object) -> None:
+        calls.append(args)
+        if len(calls) == number + 1 and not after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*args, **kwargs)
+        if len(calls) == number + 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(StorageError):
+        await restored(tmp_path, tmp_path / "copy")
+    assert sorted(os.listdir(home_in(tmp_path))) == sorted({*names, ".restore.lock"})
+    async with await unseal(tmp_path) as vault:
+        assert await values(vault) == {**STORED, "later": b"later"}
 
 
 async def test_one_restore_at_a_time(tmp_path: Path) -> None:
