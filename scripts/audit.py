@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Final
@@ -59,9 +59,9 @@ def _here(versions: dict[str, str]) -> str | None:
     return next(fit, None)
 
 
-def problems() -> Iterator[str]:
-    """What is wrong with this environment, a line each."""
-    here = {canonicalize_name(d.metadata["Name"]): d for d in distributions()}
+def problems(installed: Iterable[Distribution]) -> Iterator[str]:
+    """What is wrong with an environment, a line each."""
+    here = {canonicalize_name(d.metadata["Name"]): d for d in installed}
     runtime, every = pins("runtime.txt"), pins("dev.txt")
     for name, found in sorted(here.items()):
         version = found.version
@@ -133,7 +133,7 @@ def main() -> int:
     if sys.argv[1:] == ["--sbom"]:
         SBOM.write_text(sbom(), encoding="utf-8")
         return 0
-    found = list(problems())
+    found = list(problems(distributions()))
     print(
         *found or ["everything installed is as the lock says, and its files as installed"],
         sep="\n",

@@ -131,12 +131,23 @@ make_venv() {
 # What the stamp is about: an environment moved or made for another checkout is not this one.
 signature() { { pwd && cat pyproject.toml requirements/*.txt; } | cksum; }
 
+# The lock that this environment is made from, each file compared with its hash. Environments
+# of other Pythons and of the benchmarks have the newest versions, which CI so tries too.
+lock=
+[ "$venv" != .venv ] || case $profile in core | dev) lock=requirements/$profile.txt ;; esac
+
+stale() { [ -e "$1" ] && [ "$(cat "$1")" != "$(signature)" ]; }
+
 [ "$profile" = core ] || [ "${PACKAGES:-}" = no ] || real_parts
 if [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; then
     for done in "$stamp" "$venv/.apex-creds-dev"; do
         [ "$profile" = bench ] && [ "$done" != "$stamp" ] && continue
         [ "$(cat "$done" 2>/dev/null)" = "$(signature)" ] && prometheus_programs && exit 0
     done
+    # Anew, so that nothing stays of an older lock.
+    if [ -n "$lock" ] && { stale "$venv/.apex-creds-core" || stale "$venv/.apex-creds-dev"; }; then
+        make_venv
+    fi
 else
     make_venv
 fi
@@ -149,11 +160,7 @@ case $profile in
 esac
 say "installing $what into $venv"
 pip_install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore "$@"; }
-# The environment of `make test` has the locked versions, each file compared with its hash; the
-# others have the newest, which CI so tries too.
-if [ "$profile" = dev ] && [ "$venv" = .venv ]; then
-    quietly "what requirements/dev.txt lists" pip_install --require-hashes --requirement requirements/dev.txt
-fi
+[ -z "$lock" ] || quietly "what $lock lists" pip_install --require-hashes --requirement "$lock"
 quietly "$what" pip_install --editable "$what"
 signature >"$stamp"
 prometheus_programs

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Writes requirements/: every package of a run-time (runtime.txt) and of a development
-# environment (dev.txt), with the hashes of its files, for Python 3.11 to 3.14; and the SBOM
-# of the run-time (sbom.json, CycloneDX). As `make lock` runs it: with the newest versions that
+# Writes requirements/: every package of a run-time (runtime.txt), of one without extras
+# (core.txt) and of a development environment (dev.txt), with the hashes of its files, for Python
+# 3.11 to 3.14; and the SBOM of the run-time (sbom.json, CycloneDX). As `make lock` runs it: with the newest versions that
 # pyproject.toml allows, without an address of any index.
 #
 #   scripts/lock.sh            what has to change changes
@@ -18,5 +18,6 @@ compile() {
         --no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file "$output" "$@"
 }
 compile requirements/runtime.txt --extra dashboard --extra factors --extra otel --extra recovery --extra sql "$@"
+compile requirements/core.txt --constraint requirements/runtime.txt "$@"
 compile requirements/dev.txt --extra dev --extra deploy --constraint requirements/runtime.txt "$@"
 "${uv%/uv}/python" scripts/audit.py --sbom
