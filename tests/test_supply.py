@@ -71,7 +71,8 @@ class TestAudit:
         info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         (folder / f"{name}.py").write_bytes(code)
-        (info / "METADATA").write_text(f"Name: {name}\nVersion: {version}\nLicense: {licence}\n")
+        about = {"Name": name, "Version": version, "License": licence}
+        (info / "METADATA").write_text("".join(f"{k}: {v}\n" for k, v in about.items()))
         (info / "RECORD").write_text(f"{name}.py,sha256={digest},{len(code)}\n")
         return folder / f"{name}.py"
 

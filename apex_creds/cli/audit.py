@@ -7,13 +7,13 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 import typer
-from rich.progress import Progress, TaskID
 
 from apex_creds.audit import Recorded, read
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
@@ -78,15 +78,13 @@ def verify(
         known.note.check(keys[0])
     if incremental and known is None:
         known = _last_verified(vault_id)
-    shown = output.console(sys.stderr)
-    with Progress(console=shown, transient=True, disable=not shown.is_terminal) as bar:
-        task = bar.add_task("audit log")
+    with output.bars(transient=True) as bar:
         report = check_now(
             directory,
             vault_id=vault_id,
             keys=keys,
             since=known,
-            progress=_progress(bar, task),
+            progress=partial(bar, "audit log"),
         )
     if json:
         output.json_out({"ok": report.ok, **msgspec.to_builtins(report)})
@@ -211,10 +209,6 @@ def _cell(value: object) -> object:
     # A spreadsheet takes text that begins like this for a formula.
     risky = value[:1] in ("=", "+", "-", "@", "\t", "\r")
     return f"'{output.safe(value)}" if risky else output.safe(value)
-
-
-def _progress(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
-    return lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _verified_file(vault_id: str) -> AnchorFile:

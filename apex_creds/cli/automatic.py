@@ -6,19 +6,13 @@ command itself.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from apex_creds.cli import output
 from apex_creds.migration import Report, SourceReport, on_unseal
-from apex_creds.migration.copying import Progress as Tell
 from apex_creds.migration.state import DOCUMENT
 from apex_creds.vault import Vault
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 LARGE: Final = 500
 """Entries from which on a bar is shown."""
@@ -27,7 +21,7 @@ _NAMED: Final = 20
 
 async def look(vault: Vault) -> None:
     """Migrates what lies beside the vault."""
-    with bar() as tell:
+    with output.bars(least=LARGE) as tell:
         report = await on_unseal(vault, progress=tell)
     await take_config(vault)
     announce(report)
@@ -69,30 +63,3 @@ def summary(source: SourceReport) -> str:
     """How many entries had which fate, in words."""
     counts = sorted(source.counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {fate.value}" for fate, count in counts) or "nothing in it"
-
-
-@contextmanager
-def bar() -> Iterator[Tell]:
-    """A progress bar on a terminal, for large sources."""
-    tasks: dict[str, TaskID] = {}
-    with ExitStack() as stack:
-        progress: Progress | None = None
-
-        def tell(path: str, done: int, total: int) -> None:
-            nonlocal progress
-            if total < LARGE:
-                return
-            progress = progress or stack.enter_context(_progress())
-            if path not in tasks:
-                tasks[path] = progress.add_task(output.safe(path))
-            progress.update(tasks[path], total=total, completed=done)
-
-        yield tell
-
-
-def _progress() -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    shown = output.console(sys.stderr)
-    return Progress(*columns, console=shown, disable=not sys.stderr.isatty())

@@ -129,7 +129,7 @@ def migrate_command(
         _make_vault(chosen)
 
     async def work(vault: Vault) -> Report:
-        with automatic.bar() as tell:
+        with output.bars(least=automatic.LARGE) as tell:
             made = await migrate(vault, source, options=_telling(wanted, tell))
         await automatic.take_config(vault)
         return made

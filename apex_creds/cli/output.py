@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, TextIO, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Final, TextIO, TypeAlias
 
 from rich import box
 from rich.console import Console
@@ -19,6 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from apex_creds.policy.display import escaped
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _UNLIMITED: Final = 10_000
 
@@ -91,3 +95,37 @@ def fields(rows: Iterable[tuple[str, object]]) -> None:
     for name, value in pairs:
         line = Text(safe(name).ljust(width), style="bold").append(f"  {value}", "not bold")
         console().print(line, soft_wrap=True)
+
+
+@contextmanager
+def bars(
+    *, least: int = 0, transient: bool = False
+) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars on standard error, where that is a terminal; gives what moves them.
+
+    Args:
+        least: A total from which on there is a bar.
+        transient: Nothing is left of them at the end.
+    """
+    tasks: dict[str, TaskID] = {}
+    shown = sys.stderr.isatty()
+    with ExitStack() as stack:
+        progress: Progress | None = None
+
+        def move(name: str, done: int, total: int) -> None:
+            nonlocal progress
+            if total < least or not shown:
+                return
+            progress = progress or stack.enter_context(_progress(transient=transient))
+            if name not in tasks:
+                tasks[name] = progress.add_task(safe(name))
+            progress.update(tasks[name], total=total, completed=done)
+
+        yield move
+
+
+def _progress(*, transient: bool) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, console=console(sys.stderr), transient=transient)

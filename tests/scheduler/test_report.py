@@ -65,7 +65,7 @@ async def test_what_an_earlier_program_deleted_is_shown_from_when_it_was_left(
         assert (await masters(worker))[0] == (1, "destroyed", began, began + DAY)
 
 
-async def test_a_passphrase_is_left_to_a_person(tmp_path: Path) -> None:
+async def test_a_passphrase_is_left_to_a_person(fresh_home: Path, tmp_path: Path) -> None:
     provider = PassphraseProvider(prompt=lambda _: "four words are few")
     clock = FakeClock()
     async with await Vault.create(tmp_path / "home", master=provider, clock=clock) as vault:
