@@ -680,8 +680,10 @@ ONE_LOOP = {
     "leases/upload.py": "that of a request",
     "middleware/middleware.py": "that of a call: made for it and dropped after it",
     "scheduler/pacing.py": "the worker's; it is set through its loop",
-    "storage/sql.py": "the storage's own; another loop is refused",
-    "storage/sqldb/pool.py": "the storage's own",
+    "storage/postgres.py": "the storage's own",
+    "storage/sql_retry.py": "that of a database's connections",
+    "storage/sql_storage.py": "the storage's own; another loop is refused",
+    "storage/sqlite.py": "the storage's own",
 }
 """Files with primitives of asyncio or anyio that are tied to a loop: whose it is."""
 TIED = {

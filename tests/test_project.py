@@ -76,8 +76,8 @@ import httpx, keyring.backends, msgspec, nacl.bindings, opentelemetry.trace
 import opentelemetry.sdk.trace, platformdirs, rich.table, typer, concurrent.futures.thread
 import asyncio, getpass, logging, random, subprocess, tempfile, threading
 
-# Programs, not modules: for `python -m`, for Alembic, and what needs pytest.
-programs = ("__main__", ".migrations.env", ".testing")
+# Programs, not modules: for `python -m`, and what needs pytest.
+programs = ("__main__", ".testing")
 missing = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "secretstorage", "jeepney"}
 real = builtins.__import__
 
@@ -150,7 +150,7 @@ def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
 
 
 def test_what_few_programs_need_is_imported_when_they_need_it() -> None:
-    late = ["httpx", "keyring", "cryptography.fernet", "apscheduler", "sqlalchemy", "rich"]
+    late = ["httpx", "keyring", "cryptography.fernet", "apscheduler", "psycopg", "rich"]
     code = f"import sys, apex_creds; print([name for name in {late} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done

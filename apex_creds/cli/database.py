@@ -22,7 +22,7 @@ from apex_creds.storage.select import (
 )
 
 if TYPE_CHECKING:
-    from apex_creds.storage.sql import SqlStorage
+    from apex_creds.storage.sql_storage import SqlStorage
 
 StorageOption = Annotated[
     str | None,
@@ -101,15 +101,13 @@ async def _join(home: Path, url: str) -> None:
 
 
 async def _facts(place: StoragePlace) -> dict[str, output.Json]:
-    from apex_creds.storage.sqldb.upgrade import HEAD
-
     storage = open_sql(place)
     try:
         schema = await storage.schema()
         return {
             "database": storage.url,
             "tables": schema.current,
-            "needed": HEAD,
+            "needed": schema.needed,
             "state": schema.state,
             "space": storage.space,
             **(await _content(storage) if schema.is_current else {}),

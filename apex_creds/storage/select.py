@@ -26,12 +26,12 @@ from apex_creds.storage.file import FileStorage
 from apex_creds.storage.layout import SECURITY
 
 if TYPE_CHECKING:
-    from apex_creds.storage.sql import SqlStorage
+    from apex_creds.storage.sql_storage import SqlStorage
 
 CONFIG_FILE: Final = "config.json"
 _LARGEST: Final = 1 << 20
 _DATABASE: Final = re.compile(r"sqlite|postgres", re.IGNORECASE)
-_NEEDED: Final = frozenset({"aiosqlite", "alembic", "psycopg", "sqlalchemy", "tenacity"})
+_NEEDED: Final = frozenset({"psycopg", "tenacity"})
 
 
 class StoragePlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -113,7 +113,9 @@ def open_sql(config: StoragePlace) -> SqlStorage:
         InvalidInputError, NotInstalledError: As ``storage_for``.
     """
     try:
-        from apex_creds.storage.sql import SqlStorage
+        from apex_creds.storage.sql_storage import SqlStorage
+
+        return SqlStorage(config.url, space=config.space, staleness=config.staleness)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _NEEDED:
             raise
@@ -121,7 +123,6 @@ def open_sql(config: StoragePlace) -> SqlStorage:
             "A vault in a database needs an optional part of the program.",
             hint="Install it: pip install 'apex-creds[sql]'",
         ) from None
-    return SqlStorage(config.url, space=config.space, staleness=config.staleness)
 
 
 async def remember(home: Path, config: StoragePlace) -> None:

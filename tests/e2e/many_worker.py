@@ -33,7 +33,7 @@ from apex_creds.scheduler.orders import labels_of, newest, order
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import rotation_document
 from apex_creds.scheduler.worker import RotationWorker
-from apex_creds.storage.sql import SqlStorage
+from apex_creds.storage.sql_storage import SqlStorage
 from apex_creds.vault import Vault
 
 PROCESSES: Final = 8
@@ -210,7 +210,7 @@ async def opened(home: Path) -> AsyncIterator[Vault]:
 
 async def main(home: str, index: str, number: str) -> None:
     if is_deaf(int(index)):
-        SqlStorage._heard = lambda _: None  # type: ignore[method-assign]
+        SqlStorage._on_notify = lambda _: None  # type: ignore[method-assign]
     async with opened(Path(home)) as vault, CredentialMiddleware(vault) as middleware:
         await Worker(vault, middleware, int(index), int(number)).run()
     say("closed")

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from apex_creds.errors import StorageError, StorageUnreachableError
-from apex_creds.storage.sql import SqlStorage
+from apex_creds.storage.sql_storage import SqlStorage
 from tests.support.postgres import Postgres, as_server_user, postgres
 from tests.support.realparts import gnome_keyring
 
@@ -115,11 +115,10 @@ async def attempt(address: str) -> str | None:
     storage = SqlStorage(address, patience=0.2)
     try:
         await storage.prepare()
-        async with storage._rows.connected() as connection:  # type: ignore[attr-defined]
-            found = await connection.exec_driver_sql(
-                "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
-            )
-            return found.scalar_one()
+        [(version,)] = await storage._dialect._rows(  # type: ignore[attr-defined]
+            "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+        )
+        return version
     finally:
         await storage.close()
 
@@ -174,7 +173,7 @@ async def test_a_service_file_says_all(
 
 _PROGRAM = """
 import asyncio, sys, keyring
-from apex_creds.storage.sql import SqlStorage
+from apex_creds.storage.sql_storage import SqlStorage
 async def main():
     storage = SqlStorage(sys.argv[1], patience=0.2)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterator
@@ -21,7 +22,8 @@ from apex_creds.errors import (
     StorageUnreachableError,
 )
 from apex_creds.storage.base import Write
-from apex_creds.storage.sql import SqlStorage
+from apex_creds.storage.postgres import connect
+from apex_creds.storage.sql_storage import SqlStorage
 from tests.support.pgproxy import proxy
 from tests.support.postgres import Postgres, postgres
 
@@ -308,6 +310,45 @@ async def test_no_connection_to_be_had(server: Postgres, space: str) -> None:
     await storage.close()
 
 
+async def test_who_waits_too_long_for_a_connection_is_told(
+    server: Postgres, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apex_creds.storage.postgres._POOL_SECONDS", 0.05)
+    async with opened(server.url(space=space, pool="1"), patience=0.0) as storage:
+        pool = storage._dialect._pool  # type: ignore[attr-defined]
+        async with pool.connection():
+            with pytest.raises(StorageBusyError, match="became free"):
+                await storage.read("a")
+        assert await storage.read("a") is None
+
+
+async def test_of_connections_that_broke_together_one_fails(
+    server: Postgres, space: str
+) -> None:
+    async with opened(server.url(space=space), patience=0.0) as storage:
+        pool = storage._dialect._pool  # type: ignore[attr-defined]
+        async with contextlib.AsyncExitStack() as held:
+            for _ in range(4):
+                await held.enter_async_context(pool.connection())
+        await in_thread(kick, server)
+        with pytest.raises(StorageUnreachableError):
+            await storage.read("a")
+        for _ in range(4):
+            assert await storage.read("a") is None
+
+
+async def test_why_no_connection_can_be_made_is_told_to_all_who_wait(
+    server: Postgres, space: str
+) -> None:
+    async with opened(server.url(space=space)):
+        pass
+    url = server.url(user="nobody_there", space=space, pool="2")
+    storage = SqlStorage(url, patience=0.0)
+    said = await asyncio.gather(*(storage.read("a") for _ in range(6)), return_exceptions=True)
+    assert all(type(each) is StorageError and "login" in str(each) for each in said), said
+    await storage.close()
+
+
 async def test_more_callers_than_connections(server: Postgres, space: str) -> None:
     async with opened(server.url(space=space, pool="2")) as storage:
         names = [f"n_{number}" for number in range(40)]
@@ -342,7 +383,7 @@ async def test_a_lock_that_is_not_let_go(server: Postgres, space: str) -> None:
     url = server.url(space=space, statement_timeout="400")
     async with opened(url, patience=0.5) as storage:
         token = (await storage.write("a", b"1", expected=None)).token
-        holder = await storage._rows.server.connect()  # type: ignore[attr-defined]
+        holder = await connect(storage.target)
         await holder.execute("BEGIN")
         await holder.execute(
             "SELECT 1 FROM apex_documents WHERE space = %s FOR UPDATE", [space]

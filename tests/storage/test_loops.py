@@ -22,7 +22,7 @@ from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.base import Storage
 from apex_creds.storage.layout import make_folders
 from apex_creds.storage.memory import MemoryStorage
-from apex_creds.storage.sql import SqlStorage
+from apex_creds.storage.sql_storage import SqlStorage
 from apex_creds.storage.threaded import ThreadedStorage
 from tests.support.loops import KINDS, WITHIN, Make, Running, nested, running, threads
 from tests.support.postgres import Postgres

@@ -16,7 +16,7 @@ from apex_creds.storage.select import (
     remember,
     storage_for,
 )
-from apex_creds.storage.sql import SqlStorage
+from apex_creds.storage.sql_storage import SqlStorage
 
 pytestmark = pytest.mark.anyio
 

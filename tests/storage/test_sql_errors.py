@@ -14,10 +14,11 @@ from apex_creds.errors import (
     StorageUncertainError,
     StorageUnreachableError,
 )
-from apex_creds.storage.sql import SqlStorage
-from apex_creds.storage.sqldb.dberrors import FailedError, failed
-from apex_creds.storage.sqldb.rows import Change
-from apex_creds.storage.sqldb.sqlite import SqliteRows
+from apex_creds.storage.postgres import meaning_of
+from apex_creds.storage.sql_retry import StatementError
+from apex_creds.storage.sql_schema import RowWrite
+from apex_creds.storage.sql_storage import SqlStorage
+from apex_creds.storage.sqlite import SqliteDialect
 
 pytestmark = pytest.mark.anyio
 
@@ -33,8 +34,8 @@ pytestmark = pytest.mark.anyio
     ],
 )
 def test_a_line_that_was_cut_is_tried_again(said: str) -> None:
-    meant = failed(psycopg.OperationalError(said))
-    assert (meant.again, meant.lost) == (True, True)
+    meant = meaning_of(psycopg.OperationalError(said))
+    assert (meant.retryable, meant.uncertain) == (True, True)
     assert "certificate" not in str(meant.error)
 
 
@@ -48,8 +49,8 @@ def test_a_line_that_was_cut_is_tried_again(said: str) -> None:
     ],
 )
 def test_a_server_that_is_not_trusted_is_not_asked_again(said: str) -> None:
-    meant = failed(psycopg.OperationalError(said))
-    assert not meant.again
+    meant = meaning_of(psycopg.OperationalError(said))
+    assert not meant.retryable
     assert "certificate" in str(meant.error)
 
 
@@ -61,14 +62,14 @@ async def test_a_write_of_which_one_try_is_unknown_is_uncertain_whatever_came_la
     storage = SqlStorage(f"sqlite:///{tmp_path}/vault.db")
     await storage.prepare()
     failures = [
-        FailedError(StorageUnreachableError("cut"), again=True, lost=True),
-        FailedError(last("then this")),
+        StatementError(StorageUnreachableError("cut"), retryable=True, uncertain=True),
+        StatementError(last("then this")),
     ]
 
-    async def apply(rows: SqliteRows, space: str, changes: Sequence[Change]) -> bool:
+    async def apply(dialect: SqliteDialect, space: str, writes: Sequence[RowWrite]) -> bool:
         raise failures.pop(0)
 
-    monkeypatch.setattr(SqliteRows, "apply", apply)
+    monkeypatch.setattr(SqliteDialect, "apply", apply)
     with pytest.raises(StorageUncertainError):
         await storage.write("a", b"1", expected=None)
     assert not failures

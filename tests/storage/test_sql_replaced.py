@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from apex_creds.errors import (
     StorageError,
@@ -17,9 +16,9 @@ from apex_creds.errors import (
     UnsafePathError,
     UnsafePermissionsError,
 )
-from apex_creds.storage.sql import SqlStorage
-from apex_creds.storage.sqldb import sqlite
-from apex_creds.storage.sqldb.rows import Change
+from apex_creds.storage import sqlite
+from apex_creds.storage.sql_schema import RowWrite
+from apex_creds.storage.sql_storage import SqlStorage
 
 pytestmark = pytest.mark.anyio
 
@@ -127,8 +126,10 @@ async def test_a_write_during_which_the_file_went_is_not_acknowledged(
     token = (await storage.write("a", b"1", expected=None)).token
     apply = sqlite._apply
 
-    async def then_removed(connection: AsyncConnection, space: str, change: Change) -> None:
-        await apply(connection, space, change)
+    def then_removed(
+        connection: sqlite3.Connection, space: str, writes: Sequence[RowWrite]
+    ) -> None:
+        apply(connection, space, writes)
         remove(path)
 
     monkeypatch.setattr(sqlite, "_apply", then_removed)

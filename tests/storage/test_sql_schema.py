@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import stat
 import subprocess
 from pathlib import Path
+from typing import Final
 
 import anyio
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
 
 from apex_creds.errors import (
+    ConflictError,
     InvalidInputError,
     StorageError,
     StorageReadOnlyError,
@@ -24,12 +22,15 @@ from apex_creds.errors import (
     UnsafePermissionsError,
     VaultNotFoundError,
 )
-from apex_creds.storage.sql import SqlStorage
-from apex_creds.storage.sqldb.schema import REVISIONS, VERSION_TABLE, metadata
+from apex_creds.storage.sql_schema import UPGRADES, VERSION_TABLE
+from apex_creds.storage.sql_storage import SqlStorage
 from tests.support.postgres import Postgres, binary
 
 pytestmark = pytest.mark.anyio
 ROLES = Path(__file__).parents[2] / "deploy" / "postgres" / "roles.sql"
+MADE: Final = Path(__file__).parent / "made_by_alembic"
+"""Databases of version 0001 as Alembic made them, which the program used at first."""
+SPACE: Final = "00112233"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -47,30 +48,137 @@ def fresh(server: Postgres, where: Path) -> str:
     return name
 
 
-async def run(storage: SqlStorage, statement: str) -> None:
-    async with storage._rows.connected() as connection:  # type: ignore[attr-defined]
-        await connection.exec_driver_sql(statement)
+def execute(server: Postgres, url: str, script: str) -> None:
+    """Statements on the database itself."""
+    if url.startswith("sqlite"):
+        path = Path(url.removeprefix("sqlite:///").partition("?")[0])
+        path.touch(mode=0o600)
+        with sqlite3.connect(path) as connection:
+            connection.executescript(script)
+        connection.close()
+    else:
+        server.sql(script, database=database_of(url))
 
 
-def test_the_revisions_are_those_of_the_migrations() -> None:
-    config = Config()
-    config.set_main_option("script_location", "apex_creds.storage.sqldb:migrations")
-    scripts = ScriptDirectory.from_config(config)
-    assert [one.revision for one in scripts.walk_revisions()][::-1] == list(REVISIONS)
+def database_of(url: str) -> str:
+    return url.partition("@/")[2].partition("?")[0]
 
 
-async def test_the_tables_are_those_that_the_program_means(url: str) -> None:
+def tables(server: Postgres, url: str) -> list[str]:
+    """What defines the tables of the database, in the database's own words."""
+    if url.startswith("sqlite"):
+        with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+            found = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+            said = [" ".join(text.split()) for (text,) in found]
+        connection.close()
+        return sorted(text.replace("( ", "(").replace(" )", ")") for text in said)
+    dump = server._run("pg_dump", "-s", "-U", "apex", database_of(url)).stdout.decode()
+    return [line for line in dump.splitlines() if not line.startswith(("--", "\\"))]
+
+
+def made_by_alembic(server: Postgres, url: str) -> str:
+    """A database with a document, one that was deleted, and lines; the URL of its vault."""
+    kind = "sqlite" if url.startswith("sqlite") else "postgresql"
+    execute(server, url, (MADE / f"{kind}.sql").read_text(encoding="utf-8"))
+    return f"{url}{'&' if '?' in url else '?'}space={SPACE}"
+
+
+# -- versions ----------------------------------------------------------------------------
+
+
+async def test_the_tables_are_as_alembic_made_them(
+    url: str, server: Postgres, tmp_path: Path
+) -> None:
+    if url.startswith("sqlite"):
+        other = f"sqlite:///{tmp_path}/other.db"
+    else:
+        other = server.url(database=fresh(server, tmp_path / "other"))
+    made_by_alembic(server, other)
     storage = SqlStorage(url)
     await storage.upgrade()
-    async with storage._rows.connected() as connection:  # type: ignore[attr-defined]
-        assert await connection.run_sync(_differences) == []
     await storage.close()
+    assert tables(server, url) == tables(server, other)
+    assert len(tables(server, url)) > 5
 
 
-def _differences(connection: Connection) -> list[object]:
-    options = {"version_table": VERSION_TABLE, "compare_type": True}
-    context = MigrationContext.configure(connection, opts=options)
-    return list(compare_metadata(context, metadata))
+async def test_a_database_that_alembic_made_is_used_as_it_is(
+    url: str, server: Postgres
+) -> None:
+    url = made_by_alembic(server, url)
+    storage = SqlStorage(url)
+    assert (await storage.schema()).state == "current"
+    assert (await storage.upgrade()).current == "0001"
+    await storage.prepare()
+    assert await storage.names() == ["a", "keystore"]
+    stored = await storage.read("a")
+    assert stored is not None
+    assert stored.data == b"second"
+    assert await storage.read("gone") is None
+    token = (await storage.write("a", b"third", expected=stored.token)).token
+    with pytest.raises(ConflictError):
+        await storage.write("a", b"lost", expected=stored.token)
+    await storage.write("gone", b"again", expected=None)
+    assert await storage.read_lines("node", limit=9) == [b"one", b"two"]
+    await storage.append_lines("node", [b"three"], first=2)
+    await storage.close()
+    again = SqlStorage(url)
+    await again.look()
+    assert again.change_token("a") == token
+    assert await again.names() == ["a", "gone", "keystore"]
+    assert await again.streams() == {"node": 3}
+    await again.close()
+
+
+LATER: Final = (
+    "CREATE TABLE apex_later (space VARCHAR(64) NOT NULL, data {bytes})",
+    "ALTER TABLE apex_documents ADD COLUMN later {bytes}",
+)
+
+
+async def test_an_older_database_is_upgraded_when_asked_and_not_before(
+    url: str, server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = made_by_alembic(server, url)
+    with monkeypatch.context() as later:
+        later.setitem(UPGRADES, "0002", LATER)
+        storages = [SqlStorage(url) for _ in range(3)]
+        assert (await storages[0].schema()).state == "older"
+        for refused in (storages[0].prepare, lambda: storages[0].read("a")):
+            with pytest.raises(StorageSchemaError, match="0002 is needed"):
+                await refused()
+        found: list[str | None] = []
+
+        async def upgrade(storage: SqlStorage) -> None:
+            found.append((await storage.upgrade()).current)
+
+        async with anyio.create_task_group() as group:
+            for storage in storages:
+                group.start_soon(upgrade, storage)
+        assert sorted(found, key=str) == ["0001", "0002", "0002"]
+        await storages[0].prepare()
+        stored = await storages[0].read("a")
+        assert stored is not None
+        assert stored.data == b"second"
+        for storage in storages:
+            await storage.close()
+    old = SqlStorage(url)
+    assert (await old.schema()).state == "newer"
+    await old.close()
+
+
+async def test_an_upgrade_that_fails_leaves_nothing(
+    url: str, server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = made_by_alembic(server, url)
+    monkeypatch.setitem(UPGRADES, "0002", (*LATER, "ALTER TABLE apex_nothing RENAME TO x"))
+    storage = SqlStorage(url)
+    with pytest.raises(StorageError):
+        await storage.upgrade()
+    assert (await storage.schema()).current == "0001"
+    monkeypatch.setitem(UPGRADES, "0002", LATER)
+    assert (await storage.upgrade()).current == "0001"
+    assert (await storage.schema()).is_current
+    await storage.close()
 
 
 async def test_an_empty_database_is_said_to_be_empty(url: str) -> None:
@@ -95,35 +203,22 @@ async def test_many_upgrade_at_once(url: str) -> None:
     async with anyio.create_task_group() as group:
         for storage in storages:
             group.start_soon(upgrade, storage)
-    assert sorted(found, key=str) == [*[REVISIONS[-1]] * 3, None]
+    assert sorted(found, key=str) == [*[list(UPGRADES)[-1]] * 3, None]
     for storage in storages:
         await storage.close()
 
 
-async def test_a_newer_programs_tables_are_left_alone(url: str) -> None:
+async def test_a_newer_programs_tables_are_left_alone(url: str, server: Postgres) -> None:
     first = SqlStorage(url)
     await first.prepare()
-    await run(first, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     await first.close()
+    execute(server, url, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     storage = SqlStorage(url)
     assert (await storage.schema()).state == "newer"
     for refused in (storage.upgrade, storage.prepare, lambda: storage.read("a"), storage.look):
         with pytest.raises(StorageError, match="newer"):
             await refused()
     assert (await storage.schema()).current == "9999"
-    await storage.close()
-
-
-async def test_an_older_programs_tables_are_not_upgraded_unasked(url: str) -> None:
-    first = SqlStorage(url)
-    await first.prepare()
-    await run(first, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
-    await first.close()
-    storage = SqlStorage(url)
-    storage_schema = await storage.schema()
-    assert not storage_schema.is_current
-    with pytest.raises(StorageSchemaError):
-        await storage.prepare()
     await storage.close()
 
 

@@ -12,8 +12,8 @@ from apex_creds.errors import (
     UnsafePathError,
     UnsafePermissionsError,
 )
-from apex_creds.storage.sql import SqlStorage
-from apex_creds.storage.sqldb.target import is_storage_url, parse_target
+from apex_creds.storage.database_url import is_storage_url, parse_target
+from apex_creds.storage.sql_storage import SqlStorage
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,12 @@ class Proxy:
         finally:
             for one in both:
                 one.cancel()
-            await asyncio.gather(*both, return_exceptions=True)
-            for end in (writer, forth):
+            for end in (
+                writer,
+                forth,
+            ):  # first: this task may be cancelled below
                 end.transport.abort()
+            await asyncio.gather(*both, return_exceptions=True)
             self._tasks.discard(task)
 
     async def _ask(

@@ -23,8 +23,12 @@ from apex_creds.errors import (
     StorageUncertainError,
     VaultNotFoundError,
 )
+from apex_creds.model import SECTIONS
 from apex_creds.storage.base import (
+    CONFIG,
+    KEYSTORE,
     MAX_DOCUMENT_BYTES,
+    STATE_DOCUMENTS,
     Data,
     Shredded,
     Stored,
@@ -33,19 +37,17 @@ from apex_creds.storage.base import (
     WriteResult,
     check_document_name,
 )
+from apex_creds.storage.database_url import NEW_SPACE, parse_target
 from apex_creds.storage.looking import Looking
-from apex_creds.storage.sqldb.dberrors import FailedError
-from apex_creds.storage.sqldb.naming import Naming
-from apex_creds.storage.sqldb.rows import Change
-from apex_creds.storage.sqldb.target import NEW_SPACE, parse_target
-from apex_creds.storage.sqldb.trying import Outcome, entered, tried
-from apex_creds.storage.sqldb.upgrade import SchemaStatus
+from apex_creds.storage.sql_retry import StatementError, WriteOutcome, entered, retried
+from apex_creds.storage.sql_schema import RowWrite, SchemaStatus
 from apex_creds.storage.versions import Versions
 
 if TYPE_CHECKING:
     from collections.abc import (
         AsyncIterator,
         Callable,
+        Collection,
         Coroutine,
         Iterable,
         Mapping,
@@ -53,11 +55,12 @@ if TYPE_CHECKING:
     )
 
     from apex_creds.storage.base import Leadership
-    from apex_creds.storage.sqldb.rows import Rows, Seen
-    from apex_creds.storage.sqldb.target import Target
+    from apex_creds.storage.database_url import Target
+    from apex_creds.storage.sql_schema import Changes, Dialect
 
 SHARDS: Final = 256
 """In how many documents a section is kept."""
+_CLEAR: Final = frozenset({KEYSTORE, CONFIG})
 _LARGEST: Final = min(MAX_DOCUMENT_BYTES, 900_000_000)  # below what both databases take
 
 T = TypeVar("T")
@@ -91,15 +94,15 @@ class SqlStorage:
         self._patience = patience
         self._shards = shards
         self._space = space or self.target.space
-        self._rows = _rows(self.target)
+        self._dialect = _dialect_of(self.target)
         self._versions = Versions()
         self._looking = Looking(self._take_in)
-        self._naming = Naming()
+        self._names = _Names()
         self._ready = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readying = asyncio.Lock()
-        self._hearing: asyncio.Task[None] | None = None
-        self._to_hear = False
+        self._refreshing: asyncio.Task[None] | None = None
+        self._notified = False
         self._closed = False
 
     @property
@@ -128,15 +131,15 @@ class SqlStorage:
             stem_of: A keyed hash; 1 to 64 of a-z, 0-9 and underscore.
             candidates: What ``names()`` can find, beside what was used here before.
         """
-        self._naming.map(stem_of, candidates)
+        self._names.map(stem_of, candidates)
 
     # -- one document ----------------------------------------------------------------
 
     def change_token(self, name: str) -> Token | None:
         """See ``Storage``."""
-        stem = self._naming.known.get(name) or self._naming.stem(name)
-        if self._rows.exact and self._ready:
-            self._glance()
+        stem = self._names.known.get(name) or self._names.stem(name)
+        if self._dialect.exact and self._ready:
+            self._poll()
         return self._versions.get(stem)
 
     async def prepare(self) -> None:
@@ -149,7 +152,7 @@ class SqlStorage:
             return
         async with self._readying:
             if not self._ready:
-                await self._tried(partial(self._rows.make_tables, fresh_only=True))
+                await self._retried(partial(self._dialect.make_tables, fresh_only=True))
                 await self._get_ready(make=True)
         await self.look()
 
@@ -172,7 +175,7 @@ class SqlStorage:
 
     async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
         """See ``Storage``; raises what ``write`` raises."""
-        change = Change(self._naming.stem(name), _version(expected), _random(), None)
+        change = RowWrite(self._names.stem(name), _version(expected), _random(), None)
         await self._apply([change], [name])
         self._did([(change.name, None)])
         return "unverifiable" if shred else "no"
@@ -181,28 +184,28 @@ class SqlStorage:
         """See ``Storage``; with mapped names, those that can be known."""
         await self._usable()
         await self.look()
-        return self._naming.of(self._versions.known())
+        return self._names.of(self._versions.known())
 
     async def close(self) -> None:
         """See ``Storage``."""
         self._closed = True
         self._ready = False
         await self._looking.stop()
-        if self._hearing is not None:
-            self._hearing.cancel()
-            await asyncio.gather(self._hearing, return_exceptions=True)
-        await self._rows.close()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
+        await self._dialect.close()
 
     # -- several ---------------------------------------------------------------------
 
     async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
         """See ``SharedStorage``."""
-        stems = {self._naming.stem(name): name for name in names}
+        stems = {self._names.stem(name): name for name in names}
         if not stems:
             return {}
         space = await self._usable()
         asked, before = self._versions.asked(), self._versions.changes
-        found = await self._tried(partial(self._rows.read, space, list(stems)))
+        found = await self._retried(partial(self._dialect.read, space, list(stems)))
         for stem in stems:
             row = found.get(stem)
             self._versions.learn(stem, _token(row.version) if row else None, asked=asked)
@@ -226,7 +229,7 @@ class SqlStorage:
     async def look(self) -> None:
         """See ``SharedStorage``."""
         # Nothing is in between that could be away for a while: a file is there or not.
-        await self._looking.look(staleness=0.0 if self._rows.exact else self.staleness)
+        await self._looking.look(staleness=0.0 if self._dialect.exact else self.staleness)
 
     def stale_for(self) -> float:
         """See ``SharedStorage``."""
@@ -234,8 +237,8 @@ class SqlStorage:
 
     def changes(self) -> int:
         """See ``SharedStorage``."""
-        if self._rows.exact and self._ready:
-            self._glance()
+        if self._dialect.exact and self._ready:
+            self._poll()
         return self._versions.changes
 
     def watch(self, call: Callable[[], None]) -> Callable[[], None]:
@@ -249,15 +252,15 @@ class SqlStorage:
         """See ``SharedStorage``."""
         check_document_name(what)
         space = await self._usable()
-        async with entered(self._rows.lead(space, what)) as lead:
+        async with entered(self._dialect.lead(space, what)) as lead:
             yield lead
 
     @contextlib.asynccontextmanager
     async def claim(self, names: Iterable[str], *, limit: int) -> AsyncIterator[list[str]]:
         """See ``SharedStorage``."""
-        stems = {self._naming.stem(name): name for name in names}
+        stems = {self._names.stem(name): name for name in names}
         space = await self._usable()
-        async with entered(self._rows.claim(space, list(stems), limit)) as ours:
+        async with entered(self._dialect.claim(space, list(stems), limit)) as ours:
             yield [stems[stem] for stem in ours]
 
     # -- streams ---------------------------------------------------------------------
@@ -267,7 +270,7 @@ class SqlStorage:
         check_document_name(stream)
         space = await self._usable()
         given = [bytes(line) for line in lines]
-        done = await self._tried(partial(self._rows.append, space, stream, given, first))
+        done = await self._retried(partial(self._dialect.append, space, stream, given, first))
         if not done and await self.read_lines(stream, first=first, limit=len(given)) != given:
             raise ConflictError(
                 f"The stream {stream!r} does not have {first} lines.",
@@ -278,18 +281,18 @@ class SqlStorage:
         """See ``SharedStorage``."""
         check_document_name(stream)
         space = await self._usable()
-        return await self._tried(partial(self._rows.lines, space, stream, first, limit))
+        return await self._retried(partial(self._dialect.lines, space, stream, first, limit))
 
     async def streams(self) -> dict[str, int]:
         """See ``SharedStorage``."""
         space = await self._usable()
-        return await self._tried(partial(self._rows.streams, space))
+        return await self._retried(partial(self._dialect.streams, space))
 
     # -- the tables ------------------------------------------------------------------
 
     async def schema(self) -> SchemaStatus:
         """The version of the tables that are there."""
-        return SchemaStatus(await self._tried(self._rows.schema))
+        return SchemaStatus(await self._retried(self._dialect.schema))
 
     async def upgrade(self) -> SchemaStatus:
         """Brings the tables to this program's version; returns what was there before.
@@ -297,36 +300,36 @@ class SqlStorage:
         Raises:
             StorageSchemaError: A newer program made them.
         """
-        upgrade = partial(self._rows.make_tables, fresh_only=False)
-        return SchemaStatus(await self._tried(upgrade))
+        upgrade = partial(self._dialect.make_tables, fresh_only=False)
+        return SchemaStatus(await self._retried(upgrade))
 
     async def spaces(self) -> list[str]:
         """The vaults in this database."""
-        return await self._tried(self._rows.spaces)
+        return await self._retried(self._dialect.spaces)
 
     # -- inside: names and versions --------------------------------------------------
 
-    def _change(self, write: Write) -> Change:
-        stem = self._naming.stem(write.name)
+    def _change(self, write: Write) -> RowWrite:
+        stem = self._names.stem(write.name)
         old = None if write.expected is None else _version(write.expected)
         if write.data is None:
             if old is None:
                 raise StorageError("What is only held must exist.")
-            return Change(stem, old, None, None)
+            return RowWrite(stem, old, None, None)
         if len(write.data) > _LARGEST:
             raise StorageError(f"The document {write.name!r} is too large for a database.")
-        return Change(stem, old, _random(), bytes(write.data))
+        return RowWrite(stem, old, _random(), bytes(write.data))
 
     def _did(self, tokens: Sequence[tuple[str, Token | None]]) -> None:
         before = self._versions.changes
         for stem, token in tokens:
             self._versions.put(stem, token)
-        self._rows.told()
+        self._dialect.notify_peers()
         self._versions.tell(since=before)
 
-    def _glance(self) -> None:
+    def _poll(self) -> None:
         asked, before = self._versions.asked(), self._versions.changes
-        seen = self._rows.glance()
+        seen = self._dialect.poll()
         if seen is not None:
             self._learn(seen, asked)
             if self._versions.changes != before and self._loop is not None:
@@ -334,7 +337,7 @@ class SqlStorage:
                     tell = partial(self._versions.tell, since=before)
                     self._loop.call_soon_threadsafe(tell)
 
-    def _learn(self, seen: Seen, asked: int) -> None:
+    def _learn(self, seen: Changes, asked: int) -> None:
         found = dict(seen.rows)
         gone = set(self._versions.known()) - found.keys() if seen.whole else ()
         found.update(dict.fromkeys(gone))
@@ -343,30 +346,30 @@ class SqlStorage:
             for stem, v in found.items()
         ]
         if not all(believed):
-            self._rows.again()
+            self._dialect.invalidate()
 
     async def _take_in(self) -> None:
         space = await self._usable(patient=False)
         asked, before = self._versions.asked(), self._versions.changes
         try:
-            seen = await self._rows.look(space)
-        except FailedError as failure:
+            seen = await self._dialect.refresh(space)
+        except StatementError as failure:
             raise failure.error from failure
         self._learn(seen, asked)
         self._versions.tell(since=before)
 
-    def _heard(self) -> None:
+    def _on_notify(self) -> None:
         """Somebody may have written."""
-        if self._rows.exact:
-            self._glance()
+        if self._dialect.exact:
+            self._poll()
             return
-        self._to_hear = True
-        if self._hearing is None or self._hearing.done():
-            self._hearing = asyncio.ensure_future(self._hear())
+        self._notified = True
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.ensure_future(self._refresh_after_notify())
 
-    async def _hear(self) -> None:
-        while self._to_hear:
-            self._to_hear = False
+    async def _refresh_after_notify(self) -> None:
+        while self._notified:
+            self._notified = False
             with contextlib.suppress(StorageError):  # whoever relies on it is told
                 await self.look()
 
@@ -390,16 +393,16 @@ class SqlStorage:
     async def _get_ready(self, *, make: bool, patient: bool = True) -> None:
         if self._closed:
             raise StorageError("The storage is closed.", hint="Open it again.")
-        SchemaStatus(await self._tried(self._rows.schema, patient=patient)).check()
+        SchemaStatus(await self._retried(self._dialect.schema, patient=patient)).check()
         if self._space in (None, NEW_SPACE):
             self._space = await self._choose(make=make, patient=patient)
         if make:
-            await self._tried(partial(self._rows.add_space, self._space))
-        self._rows.follow(self._space, self._heard)
+            await self._retried(partial(self._dialect.add_space, self._space))
+        self._dialect.subscribe(self._space, self._on_notify)
         self._ready = True
 
     async def _choose(self, *, make: bool, patient: bool) -> str:
-        found = await self._tried(self._rows.spaces, patient=patient)
+        found = await self._retried(self._dialect.spaces, patient=patient)
         if make and (self._space == NEW_SPACE or not found):
             return secrets.token_hex(8)
         if len(found) == 1:
@@ -414,8 +417,8 @@ class SqlStorage:
             hint="Say which with ?space=, as the vault's config.json does.",
         )
 
-    async def _apply(self, changes: Sequence[Change], names: Sequence[str]) -> None:
-        outcome = Outcome()
+    async def _apply(self, changes: Sequence[RowWrite], names: Sequence[str]) -> None:
+        outcome = WriteOutcome()
         try:
             done = await self._settled(changes, outcome)
         except StorageError as error:  # whatever the last try failed for
@@ -431,21 +434,21 @@ class SqlStorage:
                 hint="Read it again and retry.",
             )
 
-    async def _settled(self, changes: Sequence[Change], outcome: Outcome) -> bool:
+    async def _settled(self, changes: Sequence[RowWrite], outcome: WriteOutcome) -> bool:
         """Whether the changes were made; if not, what is there instead is known now."""
         space = await self._usable()
-        work = partial(self._rows.apply, space, changes)
-        if await self._tried(partial(outcome.of, work)):
+        work = partial(self._dialect.apply, space, changes)
+        if await self._retried(partial(outcome.of, work)):
             return True
         rows = [change.name for change in changes]
-        found = await self._tried(partial(self._rows.versions, space, rows))
+        found = await self._retried(partial(self._dialect.versions, space, rows))
         if outcome.unknown and all(_is_done(change, found) for change in changes):
             return True
         self._learn_now(changes, found)
         return False
 
     def _learn_now(
-        self, changes: Sequence[Change], found: Mapping[str, tuple[int, bool]]
+        self, changes: Sequence[RowWrite], found: Mapping[str, tuple[int, bool]]
     ) -> None:
         before = self._versions.changes
         for change in changes:
@@ -453,34 +456,78 @@ class SqlStorage:
             self._versions.put(change.name, _token(version) if there else None)
         self._versions.tell(since=before)
 
-    async def _tried(
+    async def _retried(
         self, work: Callable[[], Coroutine[object, object, T]], *, patient: bool = True
     ) -> T:
-        return await tried(work, patience=self._patience if patient else 0.0)
+        return await retried(work, patience=self._patience if patient else 0.0)
 
 
-def _result(change: Change, *, shred: bool) -> WriteResult:
+def _result(change: RowWrite, *, shred: bool) -> WriteResult:
     if change.new is None:  # only held
         return WriteResult(_token(change.old or 0))
     replaced = shred and change.old is not None
     return WriteResult(_token(change.new), "unverifiable" if replaced else "no")
 
 
-def _is_done(change: Change, found: Mapping[str, tuple[int, bool]]) -> bool:
+class _Names:
+    """What documents are called in the database.
+
+    The key store and the configuration keep their names, which are needed before there is a
+    key; all others have a keyed hash, once the layer above has given one.
+    """
+
+    __slots__ = ("_candidates", "_stem", "known")
+
+    def __init__(self) -> None:
+        self._stem: Callable[[str], str] | None = None
+        self._candidates: tuple[str, ...] = (*SECTIONS.values(), *STATE_DOCUMENTS)
+        self.known: dict[str, str] = {name: name for name in _CLEAR}
+        """Those that were asked for."""
+
+    def map(self, stem_of: Callable[[str], str], candidates: Iterable[str] | None) -> None:
+        """See ``SqlStorage.map_names``."""
+        self._stem = stem_of
+        self.known = {name: name for name in _CLEAR}
+        if candidates is not None:
+            names = dict.fromkeys(check_document_name(name) for name in candidates)
+            self._candidates = (*names, *STATE_DOCUMENTS)
+
+    def stem(self, name: str) -> str:
+        """What a document is called in the database.
+
+        Raises:
+            InvalidNameError: No document can be called ``name``.
+        """
+        stem = self.known.get(name)
+        if stem is None:
+            check_document_name(name)
+            stem = name if self._stem is None else check_document_name(self._stem(name))
+            self.known[name] = stem
+        return stem
+
+    def of(self, stems: Collection[str]) -> list[str]:
+        """The names that ``stems`` are of, as far as they can be known; sorted."""
+        if self._stem is None:
+            return sorted(stems)
+        there, known = set(stems), {*self.known, *self._candidates}
+        return sorted(name for name in known if self.stem(name) in there)
+
+
+def _is_done(change: RowWrite, found: Mapping[str, tuple[int, bool]]) -> bool:
     version, there = found.get(change.name, (0, False))
     if change.new is None:
         return True  # it was held when the others were written; they were
     return version == change.new and there == (change.data is not None)
 
 
-def _rows(target: Target) -> Rows:
+def _dialect_of(target: Target) -> Dialect:
     if target.path is not None:
-        from apex_creds.storage.sqldb.sqlite import SqliteRows
+        from apex_creds.storage.sqlite import SqliteDialect
 
-        return SqliteRows(target.path)
-    from apex_creds.storage.sqldb.postgres import PostgresRows
+        return SqliteDialect(target.path)
+    from apex_creds.storage.postgres import PostgresDialect
 
-    return PostgresRows(target)
+    return PostgresDialect(target)
 
 
 def _random() -> int:

@@ -22,9 +22,9 @@ from apex_creds.fs.private_files import check, expanded
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Dialect = Literal["sqlite", "postgresql"]
+Kind = Literal["sqlite", "postgresql"]
 
-_SCHEMES: Final[Mapping[str, Dialect]] = {
+_SCHEMES: Final[Mapping[str, Kind]] = {
     "sqlite": "sqlite",
     "sqlite+aiosqlite": "sqlite",
     "postgres": "postgresql",
@@ -58,7 +58,7 @@ class Target:
     """A database, and the part of it that one vault has.
 
     Attributes:
-        dialect: Which kind.
+        kind: Of database.
         text: The URL without its space, to be shown and stored.
         space: Which of the vaults in the database; None: the only one.
         path: The file of an SQLite database.
@@ -67,7 +67,7 @@ class Target:
         pool: Connections at most, beside the few that are kept for one purpose.
     """
 
-    dialect: Dialect
+    kind: Kind
     text: str
     space: str | None = None
     path: Path | None = None
@@ -88,13 +88,13 @@ def parse_target(url: str) -> Target:
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         raise _bad("is malformed") from None
-    dialect = _SCHEMES.get(parts.scheme.lower())
-    if dialect is None:
+    kind = _SCHEMES.get(parts.scheme.lower())
+    if kind is None:
         raise _bad(f"is of no database that is known here ({parts.scheme or 'no scheme'})")
     options = _checked(query)
     if not is_storage_url(url):
         raise _bad("lacks its slashes")
-    if dialect == "sqlite":
+    if kind == "sqlite":
         return _sqlite(parts, options)
     return _postgresql(parts, query, options)
 
@@ -131,7 +131,7 @@ def _sqlite(parts: SplitResult, options: dict[str, str]) -> Target:
         raise _bad(f"has an option that SQLite has not: {other[0]}")
     full = expanded(path)
     return Target(
-        dialect="sqlite",
+        kind="sqlite",
         text=f"sqlite:///{quote(str(full))}",
         space=options.get("space"),
         path=full,
@@ -153,7 +153,7 @@ def _postgresql(
         **_limits(options, local=local),
     }
     return Target(
-        dialect="postgresql",
+        kind="postgresql",
         text=_without_space(parts, query),
         space=options.get("space"),
         connect=connect,

@@ -1,3 +1,0 @@
-"""One module for each version of the tables."""
-
-from __future__ import annotations
