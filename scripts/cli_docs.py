@@ -9,8 +9,7 @@ from typing import Any
 
 import typer.main
 
-from apex_creds.cli.app import tree
-from apex_creds.cli.entry import EXIT_CODES
+from apex_creds.cli.app import EXIT_CODES, tree
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "CLI.md"
 

@@ -135,7 +135,7 @@ def test_the_version_is_said_before_anything_is_loaded() -> None:
 
 def test_a_command_loads_what_it_uses() -> None:
     """Counted, since how long it takes says something about the machine."""
-    found = loaded("from apex_creds.cli import entry; entry.tree('list')")
+    found = loaded("from apex_creds.cli import app; app.tree('list')")
     late = {"rich.progress", "cryptography.hazmat.backends.openssl.backend", "httpx", "limits"}
     assert not late & set(found)
     assert len(found) < 600, len(found)

@@ -17,9 +17,9 @@ def main() -> int:
 
         print(f"apex-creds {__version__}")  # noqa: T201
         return 0
-    from apex_creds.cli import entry
+    from apex_creds.cli import app
 
-    return entry.main()
+    return app.main()
 
 
 __all__ = ["main"]

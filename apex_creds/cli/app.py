@@ -1,56 +1,87 @@
-"""The tree of commands, of which only what is asked for is imported.
+"""The program: from the process's start to its exit code, and the tree of its commands.
 
-Guarantee: a command works the same whether it was made alone or with all others; the help of
-the program names them all.
+Guarantee: the process is hardened first; every exception ends as at most two lines on
+standard error, without a traceback (frames and exception texts may carry secrets) and
+without repeating arguments (a secret may have been typed among them). Of the commands only
+what is asked for is imported; a command works the same whether it was made alone or with all
+others, and the help of the program names them all.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 
 from apex_creds import __version__
-from apex_creds.cli import options
-from apex_creds.cli.options import HomeOption, MasterOption
+from apex_creds.audit import otel
+from apex_creds.cli import command, console, streams
+from apex_creds.cli.command import HomeOption, MasterOption
+from apex_creds.cli.doctor import system
+from apex_creds.crypto.hardening import Hardening
+from apex_creds.crypto.memory import harden_process
+from apex_creds.errors import ApexCredsError, StorageError
+
+EXIT_CODES: Final[dict[int, str]] = {
+    0: "Done.",
+    1: "A check of `doctor` or of `demo` failed, `migrate` left something over, or a question "
+    "was answered with no.",
+    2: "The command line is not understood.",
+    3: "Vault: there is none, there is one already, or it is sealed.",
+    4: "Master key: missing, unavailable, read-only, in an unsafe keyring, or the wrong one.",
+    5: "Integrity: a stored document is not what this vault wrote. Nothing was changed.",
+    6: "Storage: permissions, links, a full or read-only disk, a lock, a conflict.",
+    7: "Input: a name, value, date, origin or manifest that is not acceptable.",
+    8: "Credential or grant: there is none of that name, or the name is taken.",
+    9: "Access: denied, a lease that has ended, a secret that leaked or was wiped.",
+    10: "Audit: the log can't be written, or does not verify.",
+    70: "An error that should not happen; please report it.",
+    74: "Standard output could not be written (a full disk); what was done is done.",
+    130: "Interrupted.",
+}
+"""What the process ends with; docs/CLI.md is made from this."""
 
 COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "init": "init:init",
         "copy": "copying:copy",
-        "set": "credentials:set_credential",
-        "list": "credentials:list_credentials",
-        "edit": "credentials:edit",
-        "show": "credentials:show",
-        "get": "credentials:get",
-        "rm": "credentials:remove",
-        "grant": "grants:grant",
-        "grants": "grants:list_grants",
-        "revoke": "grants:revoke",
+        "set": "credential_commands:set_credential",
+        "list": "credential_commands:list_credentials",
+        "edit": "credential_commands:edit",
+        "show": "credential_commands:show",
+        "get": "credential_commands:get",
+        "rm": "credential_commands:remove",
+        "grant": "grant_commands:grant",
+        "grants": "grant_commands:list_grants",
+        "revoke": "grant_commands:revoke",
         "status": "init:status",
         "doctor": "doctor.command:doctor",
         "import": "dotenv:import_file",
         "migrate": "migrate:migrate_command",
-        "recovery-codes": "factors:recovery_codes",
+        "recovery-codes": "access_commands:recovery_codes",
         "rotate": "rotation:rotate",
         "backup": "backup:backup",
         "restore": "backup:restore",
         "worker": "worker:worker",
         "dashboard": "dashboard:dashboard",
-        "requests": "consent:list_requests",
-        "approve": "consent:approve",
-        "deny": "consent:deny",
-        "checksum": "consent:checksum",
-        "lockdown": "consent:lockdown",
-        "unlock": "consent:unlock",
+        "requests": "consent_commands:list_requests",
+        "approve": "consent_commands:approve",
+        "deny": "consent_commands:deny",
+        "checksum": "consent_commands:checksum",
+        "lockdown": "consent_commands:lockdown",
+        "unlock": "consent_commands:unlock",
         "demo": "demo.command:demo",
         "db": "database:db",
         "audit": "log:log",
-        "factor": "factors:factor",
-        "client": "clients:client",
+        "factor": "access_commands:factor",
+        "client": "access_commands:client",
         "policy": "policy:policy",
         "rotation": "rotation:rotation",
         "events": "rotation:events",
@@ -59,14 +90,113 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Where each command, or group of commands, is: a module of this package, and a name in it."""
 
+hardening: Hardening | None = None
+"""What was reached at the start; None where this process did not begin as the program."""
+
+_USAGE: Final = 2
+_BUG: Final = 70
+_NOT_SHOWN: Final = 74
+_INTERRUPTED: Final = 130
+_STOPPED: Final = "Interrupted; nothing more was done."
+_USAGE_ERROR: Final = typer.BadParameter.__bases__[0]
 _TAKES_A_VALUE: Final = frozenset({"--home", "--master"})
+
+
+def main() -> int:
+    """The program: hardens the process, then runs the command of ``sys.argv``."""
+    global hardening
+    hardening = harden_process()
+    system.remember(hardening)
+    streams.replace_standard()
+    # asyncio leaves a handler that is not the default one alone. Its own would hold the
+    # first Ctrl-C back while a prompt waits.
+    signal.signal(signal.SIGINT, _interrupt)
+    return run(sys.argv[1:])
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - a signal handler's
+    raise KeyboardInterrupt
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        with otel.exporting():
+            app = tree(named(arguments))
+            code = app(list(arguments), prog_name="apex-creds", standalone_mode=False)
+        sys.stdout.flush()
+    except ApexCredsError as error:
+        console.fail(error.message, error.hint)
+        return error.exit_code
+    except (KeyboardInterrupt, EOFError, typer.Abort):
+        console.fail(_STOPPED)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        streams.silence_stdout()
+        return 1
+    except streams.OutputError as error:
+        streams.silence_stdout()
+        console.fail(
+            f"The output can't be written: {error.strerror}.",
+            "What was done is done, and was not shown. See: apex-creds audit tail",
+        )
+        return _NOT_SHOWN
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        return _failed(error)
+    if code == _INTERRUPTED:  # typer makes this of Ctrl-C, and says nothing
+        console.fail(_STOPPED)
+    return code if isinstance(code, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    if isinstance(error, _USAGE_ERROR):
+        console.fail(*_usage(error))
+        return _USAGE
+    if isinstance(error, OSError):  # no mistake of ours, though the message should be better
+        where = f" ({error.filename})" if error.filename else ""
+        console.fail(
+            f"The system refused something: {error.strerror or type(error).__name__}{where}.",
+            "Look at the disk and its permissions; then: apex-creds doctor.",
+        )
+        return StorageError.exit_code
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "apex_creds" in frame.filename] or frames
+    last = ours[-1] if ours else None
+    where = f"at {os.path.basename(last.filename)}:{last.lineno}" if last else "somewhere"
+    console.fail(
+        f"Unexpected {type(error).__name__} {where}.",
+        "This is a mistake in apex-creds; please report this line.",
+    )
+    return _BUG
+
+
+def _usage(error: Exception) -> tuple[str, str]:
+    """The message and hint for a command line that was not understood."""
+    context = getattr(error, "ctx", None)
+    path = getattr(context, "command_path", "apex-creds")
+    text = str(getattr(error, "format_message", lambda: "")())
+    hint = f"See: {path} -h"
+    if "unexpected extra argument" in text:
+        text = "There are more arguments than this command takes."
+        if path.endswith(" set"):
+            hint = "The value is never an argument: it is asked for, or read from stdin."
+    elif text.startswith("No such command"):
+        text = "There is no such command."
+    return text, hint
 
 
 def tree(only: str | None = None) -> typer.Typer:
     """The program, with all its commands; or with one, where there is one of that name."""
     app = typer.Typer(
         name="apex-creds",
-        context_settings=options.HELP,
+        context_settings=command.HELP,
         add_completion=False,
         pretty_exceptions_enable=False,
         invoke_without_command=True,
@@ -88,7 +218,7 @@ def named(arguments: Sequence[str]) -> str | None:
     for word in rest:
         if word in _TAKES_A_VALUE:
             next(rest, None)
-        elif word in options.HELP["help_option_names"]:
+        elif word in command.HELP["help_option_names"]:
             return None
         elif not word.startswith("-"):
             return word
@@ -102,8 +232,8 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Keep secrets encrypted, and give plugins short-lived handles instead of them."""
-    ctx.obj = options.settings(ctx, home, master)
+    ctx.obj = command.settings(ctx, home, master)
     if version:
         typer.echo(f"apex-creds {__version__}")
         raise typer.Exit
-    options.help_without_command(ctx)
+    command.help_without_command(ctx)

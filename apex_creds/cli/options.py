@@ -5,11 +5,24 @@ Guarantee: the one nearer to the command wins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+
+from apex_creds.cli.command import Settings, help_without_command, settings
+
+__all__ = [
+    "HELP",
+    "HomeOption",
+    "JsonOption",
+    "MasterOption",
+    "NameArgument",
+    "ReasonOption",
+    "Settings",
+    "help_without_command",
+    "settings",
+]
 
 HELP: Final = {"help_option_names": ["-h", "--help"]}
 """The context settings of the program and of its groups."""
@@ -44,27 +57,3 @@ ReasonOption = Annotated[
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="The credential's name.", show_default=False)
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What ``--home`` and ``--master`` say."""
-
-    home: Path | None = None
-    master: str | None = None
-
-
-def settings(ctx: typer.Context, home: Path | None, master: str | None) -> Settings:
-    """The settings of a command, from its own options and those before its name."""
-    outer = ctx.obj if isinstance(ctx.obj, Settings) else Settings()
-    return Settings(
-        home=outer.home if home is None else home,
-        master=outer.master if master is None else master,
-    )
-
-
-def help_without_command(ctx: typer.Context) -> None:
-    """Shows the help of a group that was named alone."""
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
-        raise typer.Exit

@@ -18,9 +18,10 @@ import anyio
 import msgspec
 import typer
 
-from apex_creds.cli import automatic, factors, options, output, session, shares, when
+from apex_creds.cli import access_commands as factors
+from apex_creds.cli import automatic, options, output, session, shares, when
+from apex_creds.cli.credential_commands import check_exit
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption, Settings
-from apex_creds.cli.reveal import check_exit
 from apex_creds.crypto import sealedbox
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.document import Header

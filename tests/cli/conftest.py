@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.cli.entry import run
+from apex_creds.cli.app import run
 from tests.support.commands import PROGRAM
 
 

@@ -136,7 +136,7 @@ def test_a_value_typed_as_an_argument_is_not_repeated(cli, error):
 def test_expired_is_marked(cli, monkeypatch):
     put(cli, "openai", "--expires", "1h")
     later = time.time() + 7200
-    monkeypatch.setattr("apex_creds.cli.credentials.time.time", lambda: later)
+    monkeypatch.setattr("apex_creds.cli.credential_commands.time.time", lambda: later)
     assert "(expired)" in cli("list").out
     assert cli("show", "openai", "--json").json()["expired"] is True
 

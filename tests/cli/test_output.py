@@ -8,28 +8,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_creds.cli import output, when
+from apex_creds.cli import console
 from apex_creds.errors import InvalidInputError
+from apex_creds.policy import display
 
 NASTY = "a\x1b]0;title\x07\x9b31m\r\n\u202e\u2028\ud800[bold]"
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=40))
 def test_safe_text_is_printable_and_can_be_encoded(text):
-    assert output.safe(text).isprintable()
-    output.safe(text).encode()
+    assert console.safe(text).isprintable()
+    console.safe(text).encode()
 
 
 @pytest.mark.parametrize("show", ["say", "note", "fail", "table", "fields", "json_out"])
 def test_no_way_of_printing_lets_control_characters_through(show, capsys):
     if show == "table":
-        output.table(["a"], [[NASTY]])
+        console.table(["a"], [[NASTY]])
     elif show == "fields":
-        output.fields([(NASTY, NASTY)])
+        console.fields([(NASTY, NASTY)])
     elif show == "fail":
-        output.fail(NASTY, NASTY)
+        console.fail(NASTY, NASTY)
     else:
-        getattr(output, show)(NASTY)
+        getattr(console, show)(NASTY)
     captured = capsys.readouterr()
     text = captured.out + captured.err
     assert text.replace("\n", "").isprintable()
@@ -37,15 +38,15 @@ def test_no_way_of_printing_lets_control_characters_through(show, capsys):
 
 
 def test_long_lines_are_not_cut_where_no_terminal_is(capsys):
-    output.table(["a", "b"], [["x" * 500, "y" * 500]])
-    output.say("z" * 500)
+    console.table(["a", "b"], [["x" * 500, "y" * 500]])
+    console.say("z" * 500)
     lines = capsys.readouterr().out.splitlines()
     assert any("x" * 500 in line and "y" * 500 in line for line in lines)
     assert "z" * 500 in lines
 
 
 def test_json_is_ascii(capsys):
-    output.json_out({"a": NASTY})
+    console.json_out({"a": NASTY})
     text = capsys.readouterr().out
     assert text.isascii()
     assert json.loads(text) == {"a": NASTY}
@@ -64,21 +65,21 @@ def test_json_is_ascii(capsys):
     ],
 )
 def test_times(text, wanted):
-    assert when.parse(text, now=1000.0) == wanted
+    assert display.parse_time(text, now=1000.0) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0s", "-1h", "1970-01-01", "٣h", "99999-01-01"])
 def test_what_is_no_time_in_the_future(text):
     with pytest.raises(InvalidInputError):
-        when.parse(text, now=1000.0)
+        display.parse_time(text, now=1000.0)
 
 
 @given(st.integers(1, 200_000_000_000))
 def test_what_is_shown_can_be_read(seconds):
-    assert when.parse(when.show(float(seconds)), now=0.0) == seconds
+    assert display.parse_time(display.show_time(float(seconds)), now=0.0) == seconds
 
 
 def test_any_number_can_be_shown():
-    assert when.show(None) == ""
-    assert when.show(1e300)
-    assert when.show(float("inf"))
+    assert display.show_time(None) == ""
+    assert display.show_time(1e300)
+    assert display.show_time(float("inf"))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.cli import entry, session
-from apex_creds.cli.options import Settings
+from apex_creds.cli import app, command
+from apex_creds.cli.command import Settings
 from apex_creds.clocks import SystemClock
 from apex_creds.vault import dek
 from tests.support.commands import PROGRAM
@@ -54,8 +54,8 @@ def test_options_go_before_and_after_and_the_nearer_wins(cli, tmp_path):
 
 def test_help_and_version_everywhere(cli):
     groups = ["init", "set", "list", "show", "get", "rm", "grant", "grants", "revoke"]
-    for command in [*groups, "status", "doctor", "import", "demo", "audit"]:
-        assert "Usage" in cli(command, "-h").out, command
+    for name in [*groups, "status", "doctor", "import", "demo", "audit"]:
+        assert "Usage" in cli(name, "-h").out, name
     assert "Usage" in cli("audit", "tail", "-h").out
     assert "Usage" in cli(home=False).out
     assert "apex-creds 0." in cli("--version").out
@@ -229,14 +229,14 @@ def test_every_error_class_has_a_documented_exit_code():
     from apex_creds import errors
 
     for name in errors.__all__:
-        assert getattr(errors, name).exit_code in entry.EXIT_CODES
+        assert getattr(errors, name).exit_code in app.EXIT_CODES
 
 
 def test_an_unexpected_error_says_where_and_nothing_else(cli, monkeypatch):
-    def broken(*args):
+    def broken(*args, **options):
         raise ValueError("sk-secret-in-an-exception")
 
-    monkeypatch.setattr(session, "with_vault", broken)
+    monkeypatch.setattr(command, "with_vault", broken)
     done = cli("list")
     assert done.code == 70
     assert "sk-secret" not in done.err
@@ -259,7 +259,7 @@ def test_the_page_is_current():
 
 def test_reading_a_header_needs_no_key(cli):
     cli.key.unlink()
-    assert session.read_header(Settings(home=cli.home)).section == "keystore"
+    assert command.read_header(Settings(home=cli.home)).section == "keystore"
 
 
 @pytest.mark.parametrize("command", ["list", "status", "grants", "doctor"])
@@ -295,8 +295,8 @@ def test_a_key_in_the_vaults_own_directory_is_named_each_time(bare):
     bare.home.mkdir(mode=0o700)
     key = f"file:{bare.home}/k"
     assert bare("init", "--master", key).code == 0
-    for command in (("list",), ("rotate", "dek"), ("doctor",), ("worker",)):
-        done = bare(*command)
+    for words in (("list",), ("rotate", "dek"), ("doctor",), ("worker",)):
+        done = bare(*words)
         assert done.code != 0
         assert "own directory" in done.out + done.err
     assert bare("--master", key, "list").code == 0

@@ -175,7 +175,7 @@ def test_nobody_decides_on_pseudonyms(home: Path) -> None:
 def test_without_the_extra_it_says_what_to_install(home: Path) -> None:
     program = (
         "import sys; sys.modules['starlette'] = sys.modules['uvicorn'] = None\n"
-        "from apex_creds.cli.entry import run; sys.exit(run(sys.argv[1:]))"
+        "from apex_creds.cli.app import run; sys.exit(run(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, "--home", str(home), "dashboard"],

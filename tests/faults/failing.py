@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import apex_creds
-from apex_creds.cli import entry
+from apex_creds.cli import app
 from tests.faults.commands import COMMANDS, World
 
 _DESCRIPTORS: Final = ("read", "pread", "write", "pwrite", "fsync", "ftruncate", "fstat")
@@ -238,7 +238,7 @@ def run(world: World, line: list[str], stdin: bytes, at: Point | None) -> Any:
         sys.stdin = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
         calls = Calls(world.live, at)
         raised = []
-        real = entry._failed
+        real = app._failed
 
         def failed(error: Exception) -> int:
             import traceback
@@ -249,10 +249,10 @@ def run(world: World, line: list[str], stdin: bytes, at: Point | None) -> Any:
             raised.append(f"RAW {type(error).__name__} {' > '.join(ours[-4:])}")
             return real(error)
 
-        entry._failed = failed
+        app._failed = failed
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out):
             calls.install()
-            code = entry.run(line)
+            code = app.run(line)
         outcome = Outcome(
             code, said.getvalue() + "".join(raised), raw.getvalue().decode(), calls.points
         )
@@ -279,7 +279,7 @@ def broken(world: World, name: str, at: Point) -> Iterator[str]:
     command = COMMANDS[name]
     world.fresh()
     if command.before:
-        _forked(lambda: entry.run(world.line(command, command.before)))
+        _forked(lambda: app.run(world.line(command, command.before)))
     before = _forked(world.state)["done"]
     world_line = world.line(command)
     ended = run(world, world_line, command.stdin, at)
@@ -325,7 +325,7 @@ def main(where: str, name: str, step: int = 1) -> None:
     world = World(Path(where))
     command = COMMANDS[name]
     if command.before:
-        _forked(lambda: entry.run(world.line(command, command.before)))
+        _forked(lambda: app.run(world.line(command, command.before)))
     dry = run(world, world.line(command), command.stdin, None)
     if "done" not in dry or dry["done"]["code"] != 0:
         print(json.dumps({"dry": dry}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,26 +9,38 @@ from typing import Annotated
 import msgspec
 import typer
 
-from apex_creds.cli import options, output, session, when
-from apex_creds.cli.options import HomeOption, JsonOption, MasterOption, NameArgument
+from apex_creds.cli import console
+from apex_creds.cli.command import (
+    PluginArgument,
+    Settings,
+    UntilOption,
+    command,
+    name_of,
+    with_vault,
+)
+from apex_creds.cli.console import Cell, Json, Line, Note, Report, Rows, Text
+from apex_creds.cli.credential_commands import sent_nowhere
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
-from apex_creds.integrations.checksum import verified
-from apex_creds.integrations.metadata import load_metadata
-from apex_creds.model import CredentialInfo, check_name
-from apex_creds.policy.decide import UNVERIFIED
+from apex_creds.model import CredentialInfo
+from apex_creds.policy.display import show_time
 from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.manifest import Manifest, parse_manifest
 from apex_creds.vault import Vault
 
-PluginArgument = Annotated[
-    str, typer.Argument(metavar="PLUGIN", help="The plugin's id.", show_default=False)
-]
 
-
+@command()
 def grant(
-    ctx: typer.Context,
+    chosen: Settings,
     plugin: PluginArgument,
-    name: NameArgument,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            parser=name_of("credential name"),
+            help="The credential's name.",
+            show_default=False,
+        ),
+    ],
     scope: Annotated[
         list[str] | None,
         typer.Option(metavar="SCOPE", help="It may ask for this; repeat.", show_default=False),
@@ -37,10 +48,7 @@ def grant(
     reveal: Annotated[
         bool, typer.Option("--reveal", help="It may read the secret itself.")
     ] = False,
-    until: Annotated[
-        str | None,
-        typer.Option(metavar="WHEN", help="2030-12-31, 12h, 30d; without end by default."),
-    ] = None,
+    until: UntilOption = None,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -53,17 +61,12 @@ def grant(
     ahead: Annotated[
         bool, typer.Option("--ahead", help="Grant it before there is such a credential.")
     ] = False,
-    home: HomeOption = None,
-    master: MasterOption = None,
-) -> None:
+) -> Text:
     """Permit a plugin the use of a credential; replaces an earlier grant of the two."""
-    check_name(name, what="credential name")
     manifest = None if folder is None else _manifest_in(folder, plugin)
-    end = None if until is None else when.parse(until, now=time.time())
 
     async def work(vault: Vault) -> tuple[Grant, CredentialInfo | None]:
-        infos = await vault.list()
-        known = next((info for info in infos if info.name == name), None)
+        known = next((info for info in await vault.list() if info.name == name), None)
         if known is None and not ahead:
             raise CredentialNotFoundError(
                 "There is no credential of that name; nothing was granted.",
@@ -74,97 +77,77 @@ def grant(
             name,
             scopes=scope or (),
             reveal=reveal,
-            until=end,
+            until=until,
             manifest=manifest,
             created_by="apex-creds",
         )
         return made, known
 
-    made, known = session.with_vault(options.settings(ctx, home, master), work)
-    ends = f" until {when.show(made.until)}" if made.until else ""
-    output.say(
-        f"{made.plugin} may {_access(made)} {made.credential}{_scopes(made)}{ends}.",
-        style="green",
-    )
+    made, known = with_vault(chosen, work)
+    notes = [] if known is None or made.reveal else sent_nowhere(known)
     if known is None:
-        output.note("There is no credential of that name yet: apex-creds set NAME")
-    elif not known.origins and not made.reveal:
-        output.note(
-            f"It may be sent nowhere yet: apex-creds edit {shlex.quote(name)} --origin URL"
-        )
+        notes = [Note("There is no credential of that name yet: apex-creds set NAME")]
+    access = "use and read" if made.reveal else "use"
+    scopes = f" ({', '.join(made.scopes)})" if made.scopes else ""
+    ends = f" until {show_time(made.until)}" if made.until else ""
+    said = f"{made.plugin} may {access} {made.credential}{scopes}{ends}."
+    return Text(Line(said, "green"), *notes)
 
 
 def _manifest_in(folder: Path, plugin: str) -> Manifest:
+    from apex_creds.integrations.checksum import verified
+    from apex_creds.integrations.metadata import load_metadata
+    from apex_creds.policy.decide import UNVERIFIED
+
     metadata = load_metadata(folder)
     manifest = parse_manifest(metadata)
     if manifest.plugin != plugin:
         raise InvalidInputError("The plugin in that folder has another id.")
     checksum = verified(folder, metadata)
     if checksum.startswith(UNVERIFIED):
-        output.note("Its code is not what its metadata says (checksum).", style="bold red")
-        output.note(f"See what is wrong with: apex-creds checksum {folder}")
+        console.note("Its code is not what its metadata says (checksum).", style="bold red")
+        console.note(f"See what is wrong with: apex-creds checksum {folder}")
     return msgspec.structs.replace(manifest, checksum=checksum)
 
 
-def _access(made: Grant) -> str:
-    return "use and read" if made.reveal else "use"
-
-
-def _scopes(made: Grant) -> str:
-    return f" ({', '.join(made.scopes)})" if made.scopes else ""
-
-
-def list_grants(
-    ctx: typer.Context,
-    json: JsonOption = False,
-    home: HomeOption = None,
-    master: MasterOption = None,
-) -> None:
+@command()
+async def list_grants(vault: Vault) -> Report:
     """List the grants."""
-    found = session.with_vault(options.settings(ctx, home, master), lambda v: v.grants())
-    made = sorted(found, key=lambda g: (g.plugin, g.credential))
-    if json:
-        output.json_out([as_json(item) for item in made])
-    elif not made:
-        output.say("No grants yet. Make one with: apex-creds grant PLUGIN NAME")
-    else:
-        output.table(
-            ("plugin", "credential", "access", "scopes", "since", "until"), map(_row, made)
-        )
-
-
-def _row(made: Grant) -> tuple[object, ...]:
-    return (
-        made.plugin,
-        made.credential,
-        _kind(made),
-        ", ".join(made.scopes) or "-",
-        when.show(made.created),
-        _until(made),
+    made = sorted(await vault.grants(), key=lambda g: (g.plugin, g.credential))
+    return Report(
+        [_as_json(item) for item in made],
+        Rows(
+            ("plugin", "credential", "access", "scopes", "since", "until"),
+            [_row(item) for item in made],
+            empty="No grants yet. Make one with: apex-creds grant PLUGIN NAME",
+        ),
     )
 
 
-def _kind(made: Grant) -> object:
+def _row(made: Grant) -> tuple[object, ...]:
+    access: object = "reveal" if made.reveal else "inject"
     if made.decision is GrantDecision.DENY:
-        return output.cell("denied", style="red")
-    return "reveal" if made.reveal else "inject"
+        access = Cell("denied", "red")
+    scopes = ", ".join(made.scopes) or "-"
+    since = show_time(made.created)
+    return made.plugin, made.credential, access, scopes, since, end_of(made.until)
 
 
-def _until(made: Grant) -> object:
-    if made.until is not None and made.until <= time.time():
-        return output.cell(f"{when.show(made.until)} (over)", style="red")
-    return when.show(made.until) or "without end"
+def end_of(until: float | None) -> object:
+    """When something ends, for a table."""
+    if until is not None and until <= time.time():
+        return Cell(f"{show_time(until)} (over)", "red")
+    return show_time(until) or "without end"
 
 
-def as_json(made: Grant) -> dict[str, output.Json]:
-    """A grant for ``--json``."""
+def _as_json(made: Grant) -> dict[str, Json]:
     return {
         "plugin": made.plugin,
         "credential": made.credential,
         "reveal": made.reveal,
         "scopes": list(made.scopes),
-        "created": when.show(made.created),
-        "until": when.show(made.until) or None,
+        "created": show_time(made.created),
+        "until": show_time(made.until) or None,
         "decision": made.decision.value,
         "manifest": made.manifest or None,
         "checksum": made.checksum or None,
@@ -172,8 +155,9 @@ def as_json(made: Grant) -> dict[str, output.Json]:
     }
 
 
+@command()
 def revoke(
-    ctx: typer.Context,
+    chosen: Settings,
     plugin: Annotated[
         str | None, typer.Argument(metavar="PLUGIN", help="Its grants.", show_default=False)
     ] = None,
@@ -187,9 +171,7 @@ def revoke(
             metavar="NAME", help="The grants of all plugins on it.", show_default=False
         ),
     ] = None,
-    home: HomeOption = None,
-    master: MasterOption = None,
-) -> None:
+) -> Text:
     """Take grants back: those of a plugin, of a credential, or of the two."""
     if plugin is None and credential is None:
         raise InvalidInputError(
@@ -197,14 +179,13 @@ def revoke(
         )
     if name is not None and credential is not None:
         raise InvalidInputError("Name the credential once.")
-    chosen = options.settings(ctx, home, master)
-    removed = session.with_vault(
-        chosen, lambda v: v.revoke(plugin=plugin, credential=name or credential)
+    removed = with_vault(
+        chosen, lambda vault: vault.revoke(plugin=plugin, credential=name or credential)
     )
     if not removed:
         raise CredentialNotFoundError(
             "There is no such grant. What was allowed for a session is taken back.",
             hint="See: apex-creds grants",
         )
-    for item in removed:
-        output.say(f"{item.plugin} may no longer use {item.credential}.", style="green")
+    said = (f"{item.plugin} may no longer use {item.credential}." for item in removed)
+    return Text(*(Line(text, "green") for text in said))

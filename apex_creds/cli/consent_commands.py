@@ -1,0 +1,171 @@
+"""``requests``, ``approve``, ``deny``, ``lockdown``, ``unlock``: what a person decides.
+
+Guarantee: what a plugin says of itself is shown escaped; an approval is of the question
+that is shown, and for once unless more is said. Where a second factor is needed it is asked
+for before the answer is given, as it is before a lockdown ends.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apex_creds.cli import console
+from apex_creds.cli.access_commands import ask_for_one, read_code
+from apex_creds.cli.command import Settings, command, parse_time, with_vault
+from apex_creds.cli.console import Json, Line, Note, Part, Report, Text
+from apex_creds.clocks import Moment, SystemClock
+from apex_creds.errors import InvalidInputError
+from apex_creds.integrations.checksum import DEFAULT, tree_digest
+from apex_creds.policy.access_state import PendingRequest
+from apex_creds.policy.consent import Choice, ConsentAnswer, lines
+from apex_creds.policy.display import show_time
+from apex_creds.policy.factors import Subject
+from apex_creds.vault import Vault
+from apex_creds.vault.factors import Factors
+from apex_creds.vault.requests import Requests
+
+_BY = "apex-creds"
+
+IdArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="As `requests` shows it.", show_default=False)
+]
+
+
+@command()
+async def list_requests(vault: Vault) -> Report:
+    """List what plugins wait for: the questions that somebody has to answer."""
+    found, now = await Requests(vault).open(), Moment.now(SystemClock())
+    parts: list[Part] = [] if found else ["Nothing waits for an answer."]
+    for item in found:
+        parts.append(Line(f"{item.id}  ({item.seconds_left(now):.0f} seconds left)", "bold"))
+        parts += [f"  {line}" for line in lines(item.request)]
+    return Report([_as_json(item) for item in found], *parts)
+
+
+def _as_json(item: PendingRequest) -> dict[str, Json]:
+    request = item.request
+    return {
+        "id": item.id,
+        "asked": show_time(item.asked),
+        "expires": show_time(item.expires),
+        "plugin": request.plugin,
+        "version": request.version,
+        "action": request.action,
+        "credential": request.credential,
+        "level": request.level,
+        "access": request.access.value,
+        "scopes": list(request.scopes),
+        "origins": list(request.origins),
+        "methods": list(request.methods),
+        "paths": list(request.paths),
+        "reason": request.reason,
+        "why": request.why,
+        "before": request.before,
+        "changes": list(request.changes),
+        "unverified": request.unverified,
+        "second_factor": request.second_factor,
+    }
+
+
+@command()
+def approve(
+    chosen: Settings,
+    request_id: IdArgument,
+    for_session: Annotated[
+        bool, typer.Option("--session", help="Until the runtime that asks ends.")
+    ] = False,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            metavar="WHEN",
+            parser=parse_time,
+            help="2030-12-31, 12h, 30d.",
+            show_default=False,
+        ),
+    ] = None,
+    always: Annotated[bool, typer.Option("--always", help="Without end.")] = False,
+) -> Text:
+    """Say yes to a request: once, unless an option says more."""
+    if for_session + always + (until is not None) > 1:
+        raise InvalidInputError("Say one of --session, --until and --always, or none.")
+    choice = Choice.ALWAYS if always else Choice.SESSION if for_session else Choice.ONCE
+    if until is not None:
+        choice = Choice.UNTIL
+    answer = ConsentAnswer(choice=choice, until=until, by=_BY)
+
+    async def work(vault: Vault) -> PendingRequest:
+        await vault.refuse_lockdown()
+        requests = Requests(vault)
+        request = (await requests.find(request_id)).request
+        for line in lines(request):
+            console.note(line, style="")
+        if request.second_factor:
+            subject = Subject(plugin=request.plugin, credential=request.credential)
+            await ask_for_one(Factors(vault), subject=subject)
+        return await requests.answer(request_id, answer)
+
+    done = with_vault(chosen, work).request
+    how = f" until {show_time(until)}" if until is not None else f" ({choice.value})"
+    return Text(Line(f"{done.plugin} may use {done.credential}{how}.", "green"))
+
+
+@command()
+async def deny(
+    vault: Vault,
+    request_id: IdArgument,
+    never: Annotated[bool, typer.Option("--never", help="And don't ask again.")] = False,
+) -> Text:
+    """Say no to a request."""
+    answer = ConsentAnswer(choice=Choice.NEVER if never else Choice.DENY, by=_BY)
+    done = (await Requests(vault).answer(request_id, answer)).request
+    again = ", and is not asked about again" if never else ""
+    return Text(Line(f"{done.plugin} may not use {done.credential}{again}.", "green"))
+
+
+@command()
+async def lockdown(
+    vault: Vault,
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="For the log.", show_default=False)
+    ] = "",
+    keep_grants: Annotated[
+        bool, typer.Option("--keep-grants", help="Have them back after the unlocking.")
+    ] = False,
+) -> Text:
+    """Seal the vault: end everything, take back all grants, release nothing until `unlock`."""
+    async with vault.store.holding():
+        made = await vault.lockdown(reason=reason, keep_grants=keep_grants)
+        protected = await Factors(vault).enrolled()
+    parts: list[Part] = [f"Locked down since {show_time(made.since)}. No secret is released."]
+    if not keep_grants:
+        parts.append("All grants are removed; what was denied stays denied.")
+    parts.append("To end it: apex-creds unlock")
+    if not protected:
+        parts.append(Note("No second factor is enrolled, so unlock asks for none."))
+    return Text(*parts)
+
+
+@command()
+async def unlock(vault: Vault) -> Text:
+    """End a lockdown; asks for the second factor, if one is enrolled."""
+    if (await vault.grants()).lockdown is None:
+        return Text("The vault is not locked down.")
+    await vault.unlock(read_code("Code") if await Factors(vault).enrolled() else None)
+    if len(await vault.grants()) > 0:
+        return Text(Line("Unlocked; grants are in force again.", "green"))
+    return Text(Line("Unlocked; nothing is granted to any plugin.", "green"))
+
+
+@command()
+def checksum(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The plugin's.", show_default=False)
+    ],
+    algorithm: Annotated[str, typer.Option(metavar="NAME", help="The hash.")] = DEFAULT,
+) -> Report:
+    """Print the checksum of a plugin's code, as its metadata should state it."""
+    value = tree_digest(folder, algorithm=algorithm)
+    return Report({"algorithm": algorithm, "value": value}, f"{algorithm} {value}")

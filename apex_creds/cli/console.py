@@ -1,0 +1,381 @@
+"""What the commands print and read: lines, tables, JSON, QR codes; secrets that are typed.
+
+Guarantee: no text from outside reaches the terminal with control characters, direction
+marks, invisible characters or markup in it: every character that is not plainly seen is
+shown as an escape, and nothing is read as rich markup. JSON goes out as ASCII, for the same
+reason. A secret is read only where nothing shows it; standard input is read up to the size
+limit and no further.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TextIO, TypeAlias
+
+import typer
+
+from apex_creds.errors import (
+    ApexCredsError,
+    InvalidInputError,
+    NotInstalledError,
+    ValueTooLargeError,
+)
+from apex_creds.model import (
+    MAX_SECRET_BYTES,
+    ApiKey,
+    BasicAuth,
+    CredentialKind,
+    GenericSecret,
+    OAuthToken,
+    Secret,
+)
+from apex_creds.policy.display import escaped
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+    from rich.text import Text as RichText
+
+_UNLIMITED: Final = 10_000
+_HIDDEN: Final = " (not shown): "
+_AROUND: Final = " \t\r\n\v\f\ufeff\u00a0\u200b"
+"""White space, and the byte order mark that PowerShell writes to a pipe."""
+
+Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
+"""What can be printed with ``--json``."""
+
+
+# -- what a command returns ----------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """A line on standard output."""
+
+    text: str
+    style: str = ""
+
+    def show(self) -> None:
+        """Prints it."""
+        say(self.text, style=self.style)
+
+
+class Note(NamedTuple):
+    """A line on standard error."""
+
+    text: str
+    style: str = "yellow"
+
+    def show(self) -> None:
+        """Prints it."""
+        note(self.text, style=self.style)
+
+
+class Cell(NamedTuple):
+    """What stands in a table, in a colour."""
+
+    text: object
+    style: str
+
+
+class Rows(NamedTuple):
+    """A table; a line in its place when it has no rows."""
+
+    columns: Sequence[str]
+    items: Sequence[Sequence[object]]
+    empty: str = ""
+
+    def show(self) -> None:
+        """Prints it."""
+        if self.empty and not self.items:
+            say(self.empty)
+        else:
+            table(self.columns, self.items)
+
+
+class Fields(NamedTuple):
+    """Names and values in two columns."""
+
+    items: Iterable[tuple[str, object]]
+
+    def show(self) -> None:
+        """Prints them."""
+        fields(self.items)
+
+
+Part: TypeAlias = "str | Line | Note | Rows | Fields"
+
+
+class Text:
+    """What a command prints.
+
+    Args:
+        parts: In this order; a plain string is a line.
+        code: The exit code.
+    """
+
+    has_json: ClassVar[bool] = False
+
+    def __init__(self, *parts: Part, code: int = 0) -> None:
+        self.parts, self.code = parts, code
+
+    def show(self, *, as_json: bool) -> None:  # noqa: ARG002 - there is none
+        """Prints it, and ends the command if it failed."""
+        self._end(self.parts)
+
+    def _end(self, parts: Iterable[Part], error: ApexCredsError | None = None) -> None:
+        for part in parts:
+            (Line(part) if isinstance(part, str) else part).show()
+        if error is not None:
+            raise error
+        if self.code:
+            raise typer.Exit(self.code)
+
+
+class Report(Text):
+    """What a command prints, or its JSON with ``--json``.
+
+    Args:
+        data: For ``--json``.
+        parts: Without it.
+        notes: Either way, afterwards.
+        error: Either way, at the end.
+        code: The exit code.
+    """
+
+    has_json: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        data: Json,
+        *parts: Part,
+        notes: Iterable[Note] = (),
+        error: ApexCredsError | None = None,
+        code: int = 0,
+    ) -> None:
+        super().__init__(*parts, code=code)
+        self.data, self._notes, self._error = data, notes, error
+
+    def show(self, *, as_json: bool) -> None:
+        """Prints it, and ends the command if it failed."""
+        if as_json:
+            json_out(self.data)
+        self._end((*(() if as_json else self.parts), *self._notes), self._error)
+
+
+# -- printing ------------------------------------------------------------------------------
+
+
+def safe(text: object) -> str:
+    """``text`` with every character that is not plainly seen as a Python escape."""
+    return escaped(str(text))
+
+
+def terminal(stream: TextIO | None = None) -> Console:
+    """A console on a stream (standard output by default), resolved now.
+
+    Where that is not a terminal, lines are never folded or cut.
+    """
+    from rich.console import Console
+
+    stream = stream or sys.stdout
+    width = None if stream.isatty() else _UNLIMITED
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def _styled(text: object, style: str = "") -> RichText:
+    from rich.text import Text as RichText
+
+    return RichText(safe(text), style=style)
+
+
+def say(text: str, *, style: str = "") -> None:
+    """Prints a line."""
+    terminal().print(_styled(text, style), soft_wrap=True)
+
+
+def note(text: str, *, style: str = "yellow") -> None:
+    """Prints a line on standard error."""
+    terminal(sys.stderr).print(_styled(text, style), soft_wrap=True)
+
+
+def fail(message: str, hint: str = "") -> None:
+    """Prints an error and what to do about it on standard error."""
+    out = terminal(sys.stderr)
+    out.print(_styled("error: ", "bold red").append(safe(message), style="not bold default"))
+    if hint:
+        out.print(_styled("hint: ", "bold").append(safe(hint), style="not bold"))
+
+
+def json_out(value: Json) -> None:
+    """Prints a value as JSON."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=True) + "\n")
+
+
+def json_line(value: Json) -> None:
+    """Prints a value as JSON in one line."""
+    sys.stdout.write(json.dumps(value, separators=(",", ":"), ensure_ascii=True) + "\n")
+
+
+def table(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a table; its cells are a ``Cell``, or anything with a ``str``."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name in columns:
+        made.add_column(name, overflow="fold")
+    for row in rows:
+        made.add_row(*(_styled(*i) if isinstance(i, Cell) else _styled(i) for i in row))
+    terminal().print(made)
+
+
+def fields(rows: Iterable[tuple[str, object]]) -> None:
+    """Prints names and values in two columns."""
+    pairs = [(name, safe(value)) for name, value in rows]
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        line = _styled(name.ljust(width), "bold").append(f"  {value}", "not bold")
+        terminal().print(line, soft_wrap=True)
+
+
+@contextmanager
+def bars(
+    *, least: int = 0, transient: bool = False
+) -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on a terminal's standard error, one for each name.
+
+    Args:
+        least: None for what is smaller.
+        transient: They go away at the end.
+
+    Yields:
+        To be called with a name, how much of it is done, and all of it.
+    """
+    with ExitStack() as stack:
+        bars: Progress | None = None
+        tasks: dict[str, TaskID] = {}
+
+        def update(name: str, done: int, total: int) -> None:
+            nonlocal bars
+            if total < least or not sys.stderr.isatty():
+                return
+            if bars is None:
+                from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+                made = Progress(*columns, console=terminal(sys.stderr), transient=transient)
+                bars = stack.enter_context(made)
+            if name not in tasks:
+                tasks[name] = bars.add_task(safe(name))
+            bars.update(tasks[name], total=total, completed=done)
+
+        yield update
+
+
+def draw_qr(text: str, stream: TextIO) -> None:
+    """Draws ``text`` on ``stream``: in half blocks where it can, else in reversed spaces.
+
+    Raises:
+        NotInstalledError: segno is not there.
+    """
+    try:
+        import segno
+    except ImportError:
+        raise NotInstalledError(
+            "QR codes need the package segno, which is not installed.",
+            hint="Run: pip install 'apex-creds[factors]', or add --no-qr.",
+        ) from None
+    code = segno.make(text, micro=False, error="l")
+    blocks = (stream.encoding or "").lower().replace("-", "") == "utf8"
+    code.terminal(out=stream, compact=blocks, border=2)
+
+
+# -- reading -------------------------------------------------------------------------------
+
+
+def read_input(limit: int) -> bytes:
+    """All of standard input.
+
+    Raises:
+        ValueTooLargeError: It is longer than ``limit``.
+    """
+    data = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise ValueTooLargeError(f"Standard input is larger than {limit // 1024} KiB.")
+    return data
+
+
+def read_reason(given: str) -> str:
+    """Why something is done: as given, or as typed.
+
+    Raises:
+        InvalidInputError: Neither.
+    """
+    if not given and sys.stdin.isatty():
+        given = typer.prompt("Reason", err=True)
+    if not given.strip():
+        raise InvalidInputError("There is no reason.", hint="Say why, with --reason.")
+    return given
+
+
+def read_secret(kind: CredentialKind) -> Secret:
+    """Asks for the parts of a secret, or reads them from standard input.
+
+    Standard input is the value itself (one line feed at its end is taken off, except for
+    ``generic``). For ``basic`` it is two lines: user, password. For ``oauth_token`` up to
+    three: access token, refresh token, scope.
+
+    Raises:
+        InvalidInputError: Empty, not text, or without the parts of its kind.
+        ValueTooLargeError: Larger than 64 KiB.
+    """
+    if not sys.stdin.isatty():
+        return _secret_of(kind, read_input(MAX_SECRET_BYTES))
+    if kind is CredentialKind.BASIC:
+        user = typer.prompt("User", err=True)
+        return BasicAuth(user, getpass.getpass("Password" + _HIDDEN))
+    if kind is CredentialKind.OAUTH_TOKEN:
+        access = getpass.getpass("Access token" + _HIDDEN)
+        refresh = getpass.getpass("Refresh token (not shown; Enter for none): ")
+        scope = typer.prompt("Scope (Enter for none)", default="", show_default=False, err=True)
+        return OAuthToken(_trimmed(access), refresh_token=_trimmed(refresh), scope=scope)
+    value = getpass.getpass("Value" + _HIDDEN)
+    if kind is CredentialKind.GENERIC:
+        return GenericSecret(ApiKey(value).parts["value"])
+    return ApiKey(_trimmed(value))
+
+
+def _secret_of(kind: CredentialKind, data: bytes) -> Secret:
+    if kind is CredentialKind.GENERIC:
+        return GenericSecret(data)
+    text = data.decode(errors="replace")
+    if "\0" in text or text.encode() != data:
+        raise InvalidInputError(
+            "Standard input is not text.", hint="For other bytes use --kind generic."
+        )
+    text = text.replace("\r\n", "\n").removesuffix("\n")
+    if kind is CredentialKind.API_KEY:
+        return ApiKey(_trimmed(text))
+    lines = text.split("\n")
+    if kind is CredentialKind.BASIC:
+        if len(lines) != 2:
+            raise InvalidInputError("Standard input must be two lines: user, password.")
+        return BasicAuth(*lines)
+    if len(lines) > 3:
+        raise InvalidInputError(
+            "Standard input must be at most three lines: access token, refresh token, scope."
+        )
+    access, refresh, scope = (*lines, "", "")[:3]
+    return OAuthToken(_trimmed(access), refresh_token=_trimmed(refresh), scope=scope)
+
+
+def _trimmed(text: str) -> str:
+    """A key without what a shell or a page put around it, and says so."""
+    trimmed = text.strip(_AROUND)
+    if trimmed != text:
+        note("White space around the value was left out.")
+    return trimmed

@@ -1,0 +1,343 @@
+"""``set``, ``list``, ``edit``, ``show``, ``get`` and ``rm``: one credential, or all of them.
+
+Guarantee: ``get`` is the one place where a command prints a secret. It goes to a terminal, or
+elsewhere only by ``--force``; to a terminal only as text without control characters, so that
+a stored value can't drive the terminal. As raw output it leaves from locked memory without a
+Python copy, where the stream has a file descriptor.
+"""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import sys
+import time
+from typing import Annotated, TextIO
+
+import typer
+
+from apex_creds.cli import console
+from apex_creds.cli.command import (
+    DeliveryOption,
+    JsonOption,
+    NameArgument,
+    OriginOption,
+    Settings,
+    command,
+    parse_time,
+    with_vault,
+)
+from apex_creds.cli.console import Cell, Fields, Json, Line, Note, Report, Rows, Text
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import CredentialNotFoundError, InvalidInputError
+from apex_creds.fs.private_files import write_all
+from apex_creds.model import CredentialInfo, CredentialKind, Sensitivity
+from apex_creds.policy.display import show_time
+from apex_creds.vault import Vault
+
+ChallengeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--challenge/--no-challenge",
+        help="Each use takes a nonce that a client has signed; as it was, or not, by default.",
+        show_default=False,
+    ),
+]
+
+
+@command()
+async def set_credential(
+    vault: Vault,
+    name: NameArgument,
+    service: Annotated[
+        str | None,
+        typer.Option(help="Chooses the key that encrypts it; NAME by default.", metavar="TEXT"),
+    ] = None,
+    kind: Annotated[
+        CredentialKind | None,
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help="api_key, oauth_token, basic or generic; as it was, or api_key by default.",
+            show_default=False,
+        ),
+    ] = None,
+    delivery: DeliveryOption = None,
+    origin: OriginOption = None,
+    expires: Annotated[
+        float | None,
+        typer.Option(
+            metavar="WHEN",
+            parser=parse_time,
+            help="2030-12-31, 2030-12-31T18:00Z, 12h, 30d, 1y.",
+        ),
+    ] = None,
+    sensitivity: Annotated[
+        Sensitivity | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="normal, sensitive or critical; as it was, or sensitive by default.",
+            show_default=False,
+        ),
+    ] = None,
+    challenge: ChallengeOption = None,
+) -> Text:
+    """Store a credential, or a new version of it.
+
+    The value is asked for without echo, or read from standard input; never an argument.
+    """
+    if kind is None:
+        try:
+            kind = (await vault.get(name)).kind
+        except CredentialNotFoundError:
+            kind = CredentialKind.API_KEY
+    info = await vault.put(
+        name,
+        console.read_secret(kind),
+        service=service,
+        delivery=delivery,
+        origins=origin,
+        expires=expires,
+        sensitivity=sensitivity,
+        challenge=challenge,
+    )
+    return Text(
+        Line(f"Stored {info.name} ({info.kind}), version {info.version}.", "green"),
+        *sent_nowhere(info),
+    )
+
+
+def sent_nowhere(info: CredentialInfo) -> list[Note]:
+    """What to do about a credential that has no origin."""
+    advice = f"apex-creds edit {shlex.quote(info.name)} --origin URL"
+    return [] if info.origins else [Note(f"It may be sent nowhere yet: {advice}")]
+
+
+@command()
+async def list_credentials(vault: Vault) -> Report:
+    """List the credentials, without their values."""
+    found, now = await vault.list(), time.time()
+    columns = ("name", "kind", "service", "sent as", "origins", "level", "version", "expires")
+    return Report(
+        [_as_json(info, now) for info in found],
+        Rows(
+            columns,
+            [_row(info, now) for info in found],
+            empty="No credentials yet. Store one with: apex-creds set NAME",
+        ),
+    )
+
+
+def _row(info: CredentialInfo, now: float) -> tuple[object, ...]:
+    expires: object = show_time(info.expires) or "never"
+    if info.expires is not None and info.expires <= now:
+        expires = Cell(f"{expires} (expired)", "red")
+    origins = ", ".join(map(str, info.origins)) or "nowhere"
+    delivered = (info.name, info.kind, info.service, info.delivery, origins)
+    return (*delivered, _level(info), info.version, expires)
+
+
+def _level(info: CredentialInfo) -> str:
+    return f"{info.sensitivity.value}{', challenge' if info.challenge else ''}"
+
+
+def _as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
+    return {
+        "name": info.name,
+        "kind": info.kind.value,
+        "service": info.service,
+        "delivery": str(info.delivery),
+        "origins": [str(origin) for origin in info.origins],
+        "sensitivity": info.sensitivity.value,
+        "challenge": info.challenge,
+        "version": info.version,
+        "created": show_time(info.created),
+        "updated": show_time(info.updated),
+        "expires": show_time(info.expires) or None,
+        "expired": info.expires is not None and info.expires <= now,
+        "token_type": info.token_type,
+        "scope": info.scope,
+        "id": info.id,
+    }
+
+
+@command()
+async def show(vault: Vault, name: NameArgument) -> Report:
+    """Show what is known of a credential, without its value."""
+    facts = _as_json(await vault.get(name), time.time())
+    return Report(facts, Fields((key.replace("_", " "), _plain(v)) for key, v in facts.items()))
+
+
+def _plain(value: Json) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "nowhere"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) if value not in ("", None) else "-"
+
+
+@command()
+def edit(
+    chosen: Settings,
+    name: NameArgument,
+    challenge: ChallengeOption = None,
+    sensitivity: Annotated[
+        Sensitivity | None,
+        typer.Option(
+            metavar="LEVEL", help="normal, sensitive or critical.", show_default=False
+        ),
+    ] = None,
+    origin: OriginOption = None,
+    delivery: DeliveryOption = None,
+) -> Text:
+    """Change where and how a credential is sent and what a use takes; its value stays.
+
+    Origins that are given replace those that it has.
+    """
+    from apex_creds.vault import marking
+
+    if challenge is None and sensitivity is None and origin is None and delivery is None:
+        raise InvalidInputError(
+            "There is nothing to change.",
+            hint="Say --origin, --delivery, --sensitivity, --challenge or --no-challenge.",
+        )
+    info = with_vault(
+        chosen,
+        lambda vault: marking.edit(
+            vault,
+            name,
+            challenge=challenge,
+            sensitivity=sensitivity,
+            origins=origin,
+            delivery=delivery,
+        ),
+    )
+    places = ", ".join(map(str, info.origins)) or "nowhere"
+    return Text(
+        Line(f"{info.name} is {_level(info)} from now on.", "green"),
+        f"It may be sent to {places}, as {info.delivery}.",
+    )
+
+
+@command()
+def remove(
+    chosen: Settings,
+    name: NameArgument,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)
+    ] = False,
+) -> Text:
+    """Delete a credential for good: its key is destroyed, its file overwritten."""
+    if not yes and not sys.stdin.isatty():
+        raise InvalidInputError(
+            "There is no terminal to ask whether to delete it.", hint="Add --yes."
+        )
+    if not yes and not typer.confirm(f"Delete {console.safe(name)} for good?", err=True):
+        return Text(Note("Nothing was deleted."), code=1)
+    done = with_vault(chosen, lambda vault: vault.delete(name))
+    overwritten = {
+        "overwritten": "verified: zeros were read back in its place",
+        "unverifiable": "tried, but this file system can't prove it (copies may remain)",
+        "no": "not done: there was nothing to overwrite",
+    }[done.overwritten]
+    shredded = "verified: the key is destroyed" if done.shredded else "NOT verified"
+    return Text(
+        Line(f"Deleted {done.name}.", "green"),
+        f"  shredding    {shredded}",
+        f"  overwriting  {overwritten}",
+    )
+
+
+# -- a secret, printed ---------------------------------------------------------------------
+
+
+@command()
+def get(
+    chosen: Settings,
+    name: NameArgument,
+    reveal: Annotated[
+        bool, typer.Option("--reveal", help="Yes, print the secret.", show_default=False)
+    ] = False,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="PART",
+            help="value, access, refresh, user or password; the main one by default.",
+            show_default=False,
+        ),
+    ] = "",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also where standard output is not a terminal."),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Print a secret; audited as an exposure."""
+    from apex_creds.vault.values import MAIN_PART
+
+    if not reveal:
+        raise InvalidInputError(
+            "This prints the secret, and asks you to say so.",
+            hint="Add --reveal; for the rest there is: apex-creds show NAME",
+        )
+    check_exit(sys.stdout, force=force)
+
+    async def work(vault: Vault) -> None:
+        async with vault.open(name, action="get") as opened:
+            with opened.part(part) as secret:
+                if json:
+                    _write_json(name, part or MAIN_PART[opened.kind], secret)
+                else:
+                    _write(sys.stdout, secret)
+
+    with_vault(chosen, work)
+
+
+def check_exit(stream: TextIO, *, force: bool) -> None:
+    """Refuses a stream that is no terminal, unless forced.
+
+    Raises:
+        InvalidInputError: It may be a file or a log.
+    """
+    if not force and not stream.isatty():
+        raise InvalidInputError(
+            "Standard output is not a terminal; the secret would stay in a file or a pipe.",
+            hint="Add --force if that is what you want.",
+        )
+
+
+def _write(stream: TextIO, secret: SecretBytes) -> None:
+    """The exact bytes; on a terminal with a line feed after them."""
+    terminal = stream.isatty()
+    if terminal and not _is_printable(secret):
+        raise InvalidInputError(
+            "The secret is not printable text.",
+            hint="Write it to a file: apex-creds get NAME --reveal --force > FILE",
+        )
+    stream.flush()
+    with secret.view() as view:
+        try:
+            write_all(stream.fileno(), view)
+        except (AttributeError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            stream.buffer.write(view)
+    stream.write("\n" if terminal else "")
+
+
+def _is_printable(secret: SecretBytes) -> bool:
+    try:
+        text = secret.expose_bytes().decode()
+    except UnicodeDecodeError:
+        return False
+    return all(c.isprintable() or c in "\n\t" for c in text)
+
+
+def _write_json(name: str, part: str, secret: SecretBytes) -> None:
+    """As JSON; bytes that are not text as base64."""
+    data = secret.expose_bytes()
+    try:
+        value, encoding = data.decode(), "utf-8"
+    except UnicodeDecodeError:
+        value, encoding = base64.b64encode(data).decode(), "base64"
+    console.json_out({"name": name, "part": part, "encoding": encoding, "value": value})
