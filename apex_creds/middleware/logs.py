@@ -107,12 +107,13 @@ def _redact_stray(record: logging.LogRecord) -> None:
 def _redact(record: logging.LogRecord, redactor: Redactor) -> None:
     """Never raises: a record that can't be searched is withheld."""
     try:
-        _redact_message(record, redactor)
-        _redact_exception(record, redactor)
-        _redact_names(record, redactor)
-        _redact_keys(record, redactor)
-        for name in set(vars(record)) - _STANDARD:
-            setattr(record, name, _redact_extra(getattr(record, name), redactor))
+        with redactor.held():
+            _redact_message(record, redactor)
+            _redact_exception(record, redactor)
+            _redact_names(record, redactor)
+            _redact_keys(record, redactor)
+            for name in set(vars(record)) - _STANDARD:
+                setattr(record, name, _redact_extra(getattr(record, name), redactor))
     except ApexCredsError as refused:
         _withhold(record, str(refused))
     except Exception as failed:

@@ -1,22 +1,32 @@
 """Finds and replaces secrets in bytes, whole or cut in two.
 
 Guarantee: every occurrence of a needle is replaced by ``[redacted:NAME]``, also one whose
-parts come in two pieces; the needles lie in locked memory until ``close``. No I/O.
+parts come in two pieces; the needles lie in locked memory until ``close``. The work grows
+with the text and with the needles' bytes, whatever both consist of. No I/O.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from apex_creds.crypto.contents import contents
 from apex_creds.crypto.encodings import spellings
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.middleware.marks import SHORTEST, mark_of, marks
 
-SHORTEST: Final = 4
-"""Secrets of fewer bytes are not looked for: they would be found everywhere."""
+__all__ = ["SHORTEST", "Needles"]
+
 _PIECE: Final = 1 << 22
 """Bytes searched at once: some milliseconds, in which no other thread runs."""
+_MANY: Final = 256
+"""From so many needles on, a short text is held against marks."""
+_OFTEN: Final = 8
+"""The marks of all needles cost about as much as so many searches without them."""
+_TRIES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +35,22 @@ class _Needle:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Needles by their marks; what is looked for in short texts."""
+
+    needles: list[_Needle]
+    salt: SecretBytes
+    by_mark: dict[int, list[_Needle]]
+
+
 class Needles:
     """What to look for."""
 
     def __init__(self) -> None:
         self._needles: list[_Needle] = []
+        self._index: _Index | None = None
+        self._searches = 0
 
     def add(self, name: str, part: memoryview) -> list[SecretBytes]:
         """Looks for ``part`` and what is secret in it from now on, in all spellings.
@@ -57,12 +78,26 @@ class Needles:
         """
         if len(data) > _PIECE:
             return self._replace_in_pieces(data, found)
-        for needle in self._needles:
+        for needle in self._possible(data):
             view = needle.secret.view()
             if data.find(view) >= 0:
                 data = data.replace(view, f"[redacted:{needle.name}]".encode())
                 found.add(needle.name)
         return data
+
+    def _possible(self, data: bytes) -> Sequence[_Needle]:
+        """The needles that may be in ``data``, longest first."""
+        needles, index = self._needles, self._index
+        if len(needles) < _MANY or len(data) * 2 > len(needles):
+            return needles
+        if index is None or index.needles is not needles:
+            self._searches += 1
+            if self._searches <= _OFTEN:
+                return needles
+            index = self._index = _index(needles)
+        hits = marks(data, index.salt) & index.by_mark.keys()
+        found = chain.from_iterable(index.by_mark[mark] for mark in hits)
+        return sorted(found, key=lambda needle: len(needle.secret), reverse=True)
 
     def _replace_in_pieces(self, data: bytes, found: set[str]) -> bytes:
         """As ``replace``; other threads can run between the pieces."""
@@ -94,35 +129,82 @@ class Needles:
         of a secret are needles like the whole, and must not be found before it.
         """
         cut = self.pending(data, least=least)
-        while 0 < cut < len(data):
-            across = min(
-                (at for each in self._needles if 0 <= (at := _across(data, each, cut)) < cut),
-                default=cut,
-            )
-            if across == cut:
-                break
-            cut = across
+        if not 0 < cut < len(data):
+            return cut
+        if not any(_is_across(data, each.secret.view(), cut) for each in self._needles):
+            return cut
+        return self._before(data, cut)
+
+    def _before(self, data: bytes, cut: int) -> int:
+        """``cut``, or where what ``replace`` finds across it begins."""
+        start, end = 0, len(data)  # around the cut, between what longer needles have
+        for needle in self._needles:
+            view = needle.secret.view()
+            at = data.find(view, start, end)
+            while 0 <= at < cut:
+                if at + len(view) > cut:
+                    return at
+                start = at + len(view)
+                at = data.find(view, start, end)
+            end = at if at >= 0 else end
         return cut
 
     def close(self) -> None:
         """Wipes the needles; idempotent."""
         while self._needles:
             self._needles.pop().secret.close()
+        index, self._index = self._index, None
+        if index is not None:
+            index.salt.close()
 
 
-def _across(data: bytes, needle: _Needle, cut: int) -> int:
-    """Where a needle is that begins before ``cut`` and ends behind it; -1: nowhere."""
-    view = needle.secret.view()
-    return data.find(view, max(cut - len(view) + 1, 0), cut + len(view) - 1)
+def _index(needles: list[_Needle]) -> _Index:
+    made = _Index(needles, SecretBytes.random(8), {})
+    for needle in needles:
+        mark = mark_of(needle.secret.view(), made.salt)
+        made.by_mark.setdefault(mark, []).append(needle)
+    return made
+
+
+def _is_across(data: bytes, view: memoryview, cut: int) -> bool:
+    """Whether ``view`` is where it begins before ``cut`` and ends behind it."""
+    return data.find(view, max(cut - len(view) + 1, 0), cut + len(view) - 1) >= 0
 
 
 def _beginning(data: bytes, view: memoryview, last: int) -> int:
     """Where an end of ``data`` begins that ``view`` begins with; ``len(data)``: nowhere."""
-    with view[:1] as first:
-        at = data.find(first, max(len(data) - len(view) + 1, 0), last)
-        while at >= 0:
-            with view[: len(data) - at] as prefix:
-                if data.endswith(prefix):
-                    return at
-            at = data.find(first, at + 1, last)
-    return len(data)
+    start = max(len(data) - len(view) + 1, 0)
+    with view[:SHORTEST] as first:
+        for _ in range(_TRIES):
+            at = data.find(first, start, last + SHORTEST - 1)
+            if at < 0:
+                break
+            if _ends_with(data, view, at):
+                return at
+            start = at + 1
+        else:  # it repeats itself, or what it begins with is everywhere
+            return _overlap(data, view, start, last)
+    ends = range(max(start, len(data) - SHORTEST + 1), last)
+    return next((at for at in ends if _ends_with(data, view, at)), len(data))
+
+
+def _ends_with(data: bytes, view: memoryview, at: int) -> bool:
+    with view[: len(data) - at] as prefix:
+        return data.endswith(prefix)
+
+
+def _overlap(data: bytes, view: memoryview, start: int, last: int) -> int:
+    """As ``_beginning``, from ``start`` on, in linear time (Knuth, Morris and Pratt)."""
+    borders, size = array("I", [0]), 0
+    for byte in view[1:]:
+        while size and view[size] != byte:
+            size = borders[size - 1]
+        size += view[size] == byte
+        borders.append(size)
+    size = 0
+    for byte in data[start:]:
+        while size and (size == len(view) or view[size] != byte):
+            size = borders[size - 1]
+        size += view[size] == byte
+    at = len(data) - size
+    return at if at < last else len(data)

@@ -7,6 +7,8 @@ made (the secret can't be opened any more), the value is withheld, not passed.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import UserString
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
@@ -24,13 +26,15 @@ from apex_creds.leases.invocation import Invocation
 from apex_creds.leases.recent import Key
 from apex_creds.middleware import frames
 from apex_creds.middleware.containers import Walk
-from apex_creds.middleware.needles import SHORTEST, Needles
+from apex_creds.middleware.marks import LONG, SHORTEST, mark_of, marks
+from apex_creds.middleware.needles import Needles
 from apex_creds.vault import Opened
 
 _PLAIN: Final = (int, float, complex, bool, type(None))
 _PUBLIC_PARTS: Final = frozenset({"user"})
 _RAISED: Final = "exception"
 _LONGEST: Final = 200
+_holding = threading.RLock()  # garbage is collected anywhere, and may be logged about
 
 
 class OnLeak(StrEnum):
@@ -43,16 +47,22 @@ class OnLeak(StrEnum):
 class Redactor:
     """Searches one invocation's output for what was redeemed in it.
 
-    Needles are built when there is first something to search, and wiped by ``close``.
+    Needles are built when there is first something to search, and wiped by ``close``. They
+    are built again for what comes later and may have a secret in it, by its marks.
     """
 
-    __slots__ = ("_broker", "_closed", "_invocation", "_known", "_needles", "leaks")
+    __slots__ = (
+        "_broker", "_closed", "_holders", "_invocation", "_known", "_marks", "_needles",
+        "leaks",
+    )  # fmt: skip
 
     def __init__(self, broker: LeaseBroker, invocation: Invocation) -> None:
         self._broker = broker
         self._invocation = invocation
         self._needles: Needles | None = None
         self._known: set[tuple[str, int]] = set()
+        self._marks: dict[Key, frozenset[int]] = {}
+        self._holders = 0
         self._closed = False
         self.leaks: set[tuple[str, str]] = set()
 
@@ -70,10 +80,10 @@ class Redactor:
         """
         if self.idle or isinstance(value, _PLAIN):
             return value
-        try:
-            return self._walk(value, where, set())
-        finally:
-            self._let_go()
+        if self._closed:
+            with self.held():
+                return self._walk(value, where, set())
+        return self._walk(value, where, set())
 
     def text(self, text: str, *, where: str) -> str:
         """A string without secrets."""
@@ -86,6 +96,8 @@ class Redactor:
     def data(self, data: bytes, *, where: str) -> bytes:
         """Bytes without secrets; the same object if there is none."""
         if self.idle or len(data) < SHORTEST:
+            return data
+        if self._closed and not self._suspected(data):
             return data
         found: set[str] = set()
         try:
@@ -104,10 +116,8 @@ class Redactor:
         """
         if self.idle:
             return error
-        try:
+        with self.held():
             return self._exception(error, set())
-        finally:
-            self._let_go()
 
     def needles(self) -> Needles:
         """What to look for, up to date with what was redeemed.
@@ -123,6 +133,18 @@ class Redactor:
                 self._known.add(key)
         return self._needles
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the needles through several searches in a row, also after ``close``."""
+        with _holding:
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with _holding:
+                self._holders -= 1
+            self._let_go()
+
     def close(self) -> None:
         """Wipes the needles, for good; they are made again for each later search."""
         self._closed = True
@@ -136,8 +158,11 @@ class Redactor:
     def _let_go(self) -> None:
         if not self._closed:
             return
-        needles, self._needles = self._needles, None
-        self._known.clear()
+        with _holding:
+            if self._holders:
+                return
+            needles, self._needles = self._needles, None
+            self._known.clear()
         if needles is not None:
             needles.close()
 
@@ -148,7 +173,22 @@ class Redactor:
                 "The plugin's output can't be searched for secrets, so it is withheld.",
                 hint="The credential was deleted or the vault sealed meanwhile.",
             )
-        self._take(needles, record, opened)
+        made = self._take(needles, record, opened)
+        if self._closed:
+            self._mark(record, made)
+
+    def _suspected(self, data: bytes) -> bool:
+        """Whether a secret may be in ``data``: one that has no marks yet, or by them."""
+        known, keys = self._marks, [key for key, _ in self._used()]
+        if len(data) >= LONG or not all(key in known for key in keys):
+            return True
+        found = marks(data, self._broker.recent.salt)
+        return any(not found.isdisjoint(known[key]) for key in keys)
+
+    def _mark(self, record: Record, made: Iterable[SecretBytes]) -> None:
+        salt = self._broker.recent.salt
+        key = record.info.name, record.info.version
+        self._marks[key] = frozenset(mark_of(spelling.view(), salt) for spelling in made)
 
     def _take(self, needles: Needles, record: Record, opened: Opened) -> list[SecretBytes]:
         """Looks for each part; returns all their spellings, which the needles own."""

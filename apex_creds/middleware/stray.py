@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import weakref
 from contextlib import suppress
-from typing import Final
 
 from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.records import Record
 from apex_creds.errors import (
     ApexCredsError,
@@ -27,15 +25,10 @@ from apex_creds.errors import (
 )
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.recent import Key, Redeemed
-from apex_creds.middleware.needles import SHORTEST, Needles
+from apex_creds.middleware.marks import LONG, SHORTEST, marks
+from apex_creds.middleware.needles import Needles
 from apex_creds.middleware.redact import Redactor
 from apex_creds.vault.granting import Revoked
-
-_PRIME: Final = (1 << 61) - 1
-_MARK: Final = (1 << 20) - 1
-_WINDOW: Final = (1 << 8 * SHORTEST) - 1
-_LONG: Final = 1 << 16
-"""From here on marking costs more than opening."""
 
 
 class StrayRedactor(Redactor):
@@ -47,6 +40,8 @@ class StrayRedactor(Redactor):
         self._broker = broker
         self._needles: Needles | None = None
         self._known: set[Key] = set()
+        self._marks = broker.recent.marks
+        self._holders = 0
         self._closed = False
         self.leaks: set[tuple[str, str]] = set()
         self._recent: dict[Key, Redeemed] = broker.recent.all()
@@ -65,17 +60,16 @@ class StrayRedactor(Redactor):
         return super().data(data, where=where) if self._suspects else data
 
     def _suspect(self, data: bytes) -> None:
-        recent = self._broker.recent
-        found = _marks(data, recent.salt) if len(data) < _LONG else None
+        found = marks(data, self._broker.recent.salt) if len(data) < LONG else None
         for key, redeemed in self._recent.items():
-            marks = recent.marks.get(key)
-            if marks is None or found is None or not found.isdisjoint(marks):
+            known = self._marks.get(key)
+            if known is None or found is None or not found.isdisjoint(known):
                 self._suspects[key] = redeemed.record
 
     def mark_all(self) -> None:
         """Has marks made of everything, while it can be opened."""
-        marks = self._broker.recent.marks
-        self._suspects = {k: r.record for k, r in self._recent.items() if k not in marks}
+        known = self._marks
+        self._suspects = {k: r.record for k, r in self._recent.items() if k not in known}
         try:
             self.needles()
         finally:
@@ -95,11 +89,7 @@ class StrayRedactor(Redactor):
             raise _unsearchable("End the lockdown: apex-creds unlock") from None
         except ApexCredsError:  # it may open later, so that it is still to be looked for
             raise _unsearchable("The vault's storage did not answer.") from None
-        marks: set[int] = set()
-        for spelling in self._take(needles, record, opened):
-            with spelling.view()[:SHORTEST] as beginning:
-                marks |= _marks(beginning, recent.salt)
-        recent.marks[key] = frozenset(marks)
+        self._mark(record, self._take(needles, record, opened))
 
     def _report(self, name: str, where: str) -> None:
         recent = self._broker.recent
@@ -145,15 +135,3 @@ def _event(now: float, redeemed: Redeemed, where: str) -> AuditEvent:
         outcome="redacted",
         detail=where,
     )
-
-
-def _marks(data: bytes | memoryview, salt: SecretBytes) -> set[int]:
-    """A keyed hash of each ``SHORTEST`` bytes in a row."""
-    factor = int.from_bytes(salt.view(), "big") | 1
-    window, found = 0, set()
-    for byte in data[: SHORTEST - 1]:
-        window = window << 8 | byte
-    for byte in data[SHORTEST - 1 :]:
-        window = (window << 8 | byte) & _WINDOW
-        found.add(window * factor % _PRIME & _MARK)
-    return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import io
+import json
 import logging
 import threading
 
@@ -12,9 +14,12 @@ import pytest
 import rich.console
 import rich.logging
 
+from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import AuditUnavailableError, EventLoopError, StorageStaleError
+from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.recent import MANY
 from apex_creds.middleware import CredentialMiddleware, logs
+from apex_creds.model import ApiKey
 from tests.support.slots import open_slots
 from tests.support.worlds import KEY, World, manifest_for
 
@@ -285,6 +290,74 @@ async def test_a_task_that_outlives_its_invocation(world: World, collected: Coll
     assert KEY not in collected.all
     assert collected.all.count(MARK) >= 3
     assert open_slots() <= before, "its needles are wiped after each search"
+
+
+class TestMany:
+    """A secret with hundreds of tokens in it, each of them with dozens of spellings."""
+
+    @pytest.fixture
+    async def opened(self, world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What is opened for a search, or looked for."""
+        tokens = {f"token{n}": f"{n:04}abcdefghijklmnopqrstuv{n:04}" for n in range(220)}
+        await world.vault.put("key", ApiKey(json.dumps(tokens)))
+        opened: list[str] = []
+        reopen, view = LeaseBroker.reopen, SecretBytes.view
+
+        def counted_reopen(*args: object) -> object:
+            opened.append("credential")
+            return reopen(*args)
+
+        def counted_view(self: SecretBytes) -> memoryview:
+            opened.append("needle")
+            return view(self)
+
+        monkeypatch.setattr(LeaseBroker, "reopen", counted_reopen)
+        monkeypatch.setattr(SecretBytes, "view", counted_view)
+        return opened
+
+    async def lines(self, opened: list[str], number: int) -> list[tuple[int, int]]:
+        """How often that is, for each of some log lines."""
+        found = []
+        for _ in range(number):
+            opened.clear()
+            logger.info("request %s done", "/a/b", extra={"status": 200, "path": "/a/b"})
+            found.append((opened.count("credential"), opened.count("needle")))
+        return found
+
+    async def test_in_the_invocation(
+        self, world: World, collected: Collect, opened: list[str]
+    ) -> None:
+        async def plugin(credentials):
+            async with credentials["key"].reveal():
+                return await self.lines(opened, 12)
+
+        found = await world.call(plugin)
+        assert sum(credentials for credentials, _ in found) == 1
+        assert found[0][1] > 1000
+        assert all(needles < 200 for _, needles in found[6:])
+
+    @pytest.mark.parametrize("inherits", [True, False])
+    async def test_after_it(
+        self, world: World, collected: Collect, opened: list[str], inherits: bool
+    ) -> None:
+        tasks = []
+
+        async def plugin(credentials):
+            async with credentials["key"].reveal():
+                pass
+            context = None if inherits else contextvars.Context()
+            loop = asyncio.get_running_loop()
+            tasks.append(loop.create_task(self.later(opened), context=context))
+
+        await world.call(plugin)
+        found = await tasks.pop()
+        assert found[0][0] == 1, "one record is searched at once, not field by field"
+        assert sum(credentials for credentials, _ in found[2:]) <= 1, "but by accident"
+        assert min(needles for _, needles in found[2:]) < 200
+
+    async def later(self, opened: list[str]) -> list[tuple[int, int]]:
+        await asyncio.sleep(0)
+        return await self.lines(opened, 12)
 
 
 async def test_a_record_whose_leak_can_not_be_logged_is_withheld(
