@@ -22,8 +22,10 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
+
+from anyio import CancelScope
 
 from apex_creds.errors import EventLoopError
 
@@ -500,6 +502,23 @@ async def run_at(place: Place, work: Work[T]) -> T:
         "The event loop that this belongs to has ended, or does not answer.",
         hint="Begin it again in the loop that runs now.",
     )
+
+
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
+    """Awaits ``work``, which must be short; a cancellation is delivered after it.
+
+    For what would be left half done: a file that a thread opens for a caller who is gone
+    would be closed by nobody.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with CancelScope(shield=True):
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # the caller does not want it; it is not "never retrieved"
+        raise
 
 
 @contextmanager

@@ -24,12 +24,12 @@ from apex_creds.audit.verify import check_now, latest
 from apex_creds.cli import audit_copies, options, output, session, when
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import AuditTamperedError, InvalidInputError, UnsafePathError
+from apex_creds.fs.home import audit_directory
 from apex_creds.fs.private_files import read_small
 from apex_creds.keys.head_anchor import AnchorFile, state_folder
 from apex_creds.vault import Vault
 from apex_creds.vault.auditing import Pseudonyms, root_key
 from apex_creds.vault.factors import Factors
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import node_of
 
 _FIELDS: Final = ("seq", *AuditEvent.__struct_fields__, "hash")

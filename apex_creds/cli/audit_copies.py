@@ -13,8 +13,8 @@ import msgspec
 from apex_creds.audit.verify import Report
 from apex_creds.cli import options, output, session
 from apex_creds.errors import AuditTamperedError, InvalidInputError
+from apex_creds.fs.home import audit_directory
 from apex_creds.vault import Vault
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import node_of
 from apex_creds.vault.shipping import copies, verify_copy
 

@@ -18,7 +18,7 @@ from apex_creds.documents.keystore import root_header
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.provider import hold
 from apex_creds.model import SystemClock
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault, restoring
 from apex_creds.vault import backup as backing
 from apex_creds.vault import recovery as recovering

@@ -12,13 +12,18 @@ import typer
 from apex_creds.cli import options, output, session
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import InvalidInputError, VaultExistsError
+from apex_creds.fs.home import SECURITY, resolve_home
 from apex_creds.storage.base import Storage
-from apex_creds.storage.file import FileStorage
-from apex_creds.storage.layout import SECURITY
-from apex_creds.storage.select import Located, StoragePlace, configured, open_place, place_of
+from apex_creds.storage.file_storage import FileStorage
+from apex_creds.storage.storage_factory import (
+    Located,
+    StoragePlace,
+    configured,
+    open_place,
+    place_of,
+)
 from apex_creds.vault import Vault
 from apex_creds.vault.backup import POLICY, copy_policy
-from apex_creds.vault.home import resolve_home
 from apex_creds.vault.transfer import Copied, transfer
 
 ToOption = Annotated[

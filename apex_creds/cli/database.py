@@ -12,7 +12,7 @@ from apex_creds.cli import options, output, session
 from apex_creds.cli.options import HomeOption, JsonOption
 from apex_creds.errors import InvalidInputError, VaultExistsError, VaultNotFoundError
 from apex_creds.storage.base import KEYSTORE
-from apex_creds.storage.select import (
+from apex_creds.storage.storage_factory import (
     StoragePlace,
     configured,
     has_vault,

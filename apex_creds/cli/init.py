@@ -23,11 +23,11 @@ from apex_creds.cli import (
 from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import VaultExistsError
+from apex_creds.fs.home import audit_directory
 from apex_creds.model import CredentialKind
-from apex_creds.storage.select import has_vault
+from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault
 from apex_creds.vault.begun import Begun
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import log_id
 
 

@@ -37,7 +37,7 @@ from apex_creds.migration.masters import VARIABLE
 from apex_creds.migration.report import EntryReport, Fate
 from apex_creds.migration.state import OPEN, MigrationState, SourceState
 from apex_creds.model import Origin
-from apex_creds.storage.select import has_vault
+from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault, marking
 
 _QUIET = frozenset({Fate.MIGRATED, Fate.PRESENT})

@@ -30,7 +30,7 @@ from apex_creds.errors import InvalidInputError, MasterKeyError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.provider import encode_key, hold
 from apex_creds.keys.shares import MAX_SHARES, combine, parse_share, split
-from apex_creds.storage.select import storage_for
+from apex_creds.storage.storage_factory import storage_for
 from apex_creds.vault import Vault
 from apex_creds.vault import recovery as recovering
 from apex_creds.vault.archive import put_file

@@ -19,14 +19,14 @@ from apex_creds.cli.options import Settings
 from apex_creds.documents.document import Header, parse
 from apex_creds.documents.keystore import refuse_own, root_header
 from apex_creds.errors import VaultNotFoundError
+from apex_creds.fs.home import resolve_home
 from apex_creds.keys import MasterKeyProvider, Prompt, provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.keys.passphrase import terminal_prompt
 from apex_creds.migration import is_legacy
-from apex_creds.storage.file import FileStorage
-from apex_creds.storage.select import storage_for
+from apex_creds.storage.file_storage import FileStorage
+from apex_creds.storage.storage_factory import storage_for
 from apex_creds.vault import Vault, remains
-from apex_creds.vault.home import resolve_home
 
 T = TypeVar("T")
 

@@ -30,11 +30,11 @@ from apex_creds.compat.opening import open_vault
 from apex_creds.compat.places import AnyPath, places
 from apex_creds.concurrency import LoopThread, Work
 from apex_creds.errors import CredentialExistsError, CredentialNotFoundError
+from apex_creds.fs.home import CREDENTIALS, SECURITY
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration import Fallback
 from apex_creds.migration.entries import credential_name, token_secret
 from apex_creds.model import ApiKey, CredentialInfo, CredentialKind, Secret
-from apex_creds.storage.layout import CREDENTIALS, SECURITY
 from apex_creds.vault import Opened, PutItem, Vault
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from apex_creds.migration import Options, is_legacy, look, migrate, set_aside
 from apex_creds.migration.detect import is_ours
 from apex_creds.migration.files import read_file
 from apex_creds.migration.hook import tell
-from apex_creds.storage.select import has_vault
+from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault, remains
 
 MASTER_VARIABLE: Final = "APEX_CREDS_MASTER"

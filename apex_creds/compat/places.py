@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from apex_creds.storage.layout import CREDENTIALS, SECURITY
-from apex_creds.vault.home import resolve_home
+from apex_creds.fs.home import CREDENTIALS, SECURITY, resolve_home
 
 AnyPath = str | os.PathLike[str]
 

@@ -41,8 +41,8 @@ from apex_creds.dashboard.shown import Names
 from apex_creds.dashboard.story import earlier, story
 from apex_creds.dashboard.watch import Watcher
 from apex_creds.errors import ApexCredsError, InvalidInputError
+from apex_creds.fs.home import audit_directory
 from apex_creds.vault import Vault
-from apex_creds.vault.home import audit_directory
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 Inside = Callable[[Request, Session], Coroutine[Any, Any, Response]]

@@ -28,13 +28,13 @@ from apex_creds.dashboard.tail import Batch, LogTail
 from apex_creds.dashboard.verification import Verified, Verifier
 from apex_creds.documents.records import Section
 from apex_creds.errors import ApexCredsError, InvalidPolicyError, LockedDownError, StorageError
+from apex_creds.fs.home import audit_directory
 from apex_creds.policy.grants import Grants, Lockdown
 from apex_creds.policy.policy_file import Change, PolicySource
 from apex_creds.policy.rules import Policy
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from apex_creds.vault.access import Access
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.requests import Requests
 from apex_creds.vault.reseal import SECTION_NAMES
 

@@ -48,7 +48,7 @@ class StateDocument(Generic[T]):
 
     Args:
         store: The vault's documents.
-        name: The document's name; ``storage.file`` puts it under security/.
+        name: The document's name; ``FileStorage`` puts it under security/.
         empty: Its value before the first write; its type is the document's.
         takes_away: Whether something that was there before a change must not come back:
             then it is anchored before ``change`` returns, not with the next checkpoint.

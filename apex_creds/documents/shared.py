@@ -47,7 +47,7 @@ from apex_creds.storage.base import (
     Token,
     Write,
 )
-from apex_creds.storage.threaded import ThreadedStorage
+from apex_creds.storage.portal import StoragePortal
 
 __all__ = ["SharedStore"]
 
@@ -92,7 +92,7 @@ class SharedStore(DocumentStore):
 
     def look_blocking(self) -> None:
         """See ``DocumentStore``; raises what ``look`` raises."""
-        if isinstance(self.shared, ThreadedStorage):
+        if isinstance(self.shared, StoragePortal):
             self.shared.look_blocking()
 
     async def settle(self) -> None:

@@ -16,6 +16,7 @@ from typing import Final
 import anyio.to_thread
 
 from apex_creds.errors import UnsafePathError, VaultExistsError
+from apex_creds.fs.home import AUDIT, CREDENTIALS, SECURITY
 from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder, make_directory
@@ -24,7 +25,6 @@ from apex_creds.migration.files import move, read_file, read_head, sync_director
 from apex_creds.migration.masters import find_masters
 from apex_creds.migration.secretbox import KEYSTORE_FILE, open_keystore
 from apex_creds.migration.sources import CONFIG_FILE, LEGACY, section_paths
-from apex_creds.storage.layout import AUDIT, CREDENTIALS, SECURITY
 
 _SECONDS: Final = 10.0
 _HEAD: Final = 4096

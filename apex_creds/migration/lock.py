@@ -15,9 +15,9 @@ import anyio
 from filelock import FileLock, Timeout
 
 from apex_creds.errors import StorageLockedError
+from apex_creds.fs.home import SECURITY
 from apex_creds.fs.lock import lock_at, release
 from apex_creds.fs.oserrors import translated
-from apex_creds.storage.layout import SECURITY
 
 LOCK_NAME: Final = ".migration.lock"
 _POLL: Final = 0.05

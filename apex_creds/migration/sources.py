@@ -21,6 +21,7 @@ from apex_creds.errors import (
     UnsupportedFormatError,
     VaultNotFoundError,
 )
+from apex_creds.fs.home import CREDENTIALS, SECURITY
 from apex_creds.fs.oserrors import translated
 from apex_creds.migration import masters
 from apex_creds.migration.detect import detect
@@ -29,7 +30,6 @@ from apex_creds.migration.entries import Format, Reading, api_key_entry
 from apex_creds.migration.fernet import read_fernet
 from apex_creds.migration.files import SourceFile, present, read_file
 from apex_creds.migration.secretbox import KEYSTORE_FILE, BoxFiles, read_secretbox
-from apex_creds.storage.layout import CREDENTIALS, SECURITY
 
 FERNET_NAME: Final = ".apex_agent_api_keys.enc"
 """Beside the vault's directory, as ``~/.apex_agent`` and the old file are."""

@@ -22,6 +22,7 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 import msgspec
 
 from apex_creds.errors import ApexCredsError, InvalidInputError, InvalidPolicyError
+from apex_creds.fs.home import SECURITY
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder
 from apex_creds.model import Sensitivity, check_name
@@ -38,7 +39,6 @@ from apex_creds.policy.rules import (
     Rule,
     Verdict,
 )
-from apex_creds.storage.layout import SECURITY
 
 POLICY_NAME: Final = "policy.toml"
 MAX_BYTES: Final = 4 << 20

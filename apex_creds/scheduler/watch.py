@@ -18,12 +18,12 @@ from apex_creds.audit.metrics import metering_on
 from apex_creds.audit.verify import Report, check, judged
 from apex_creds.audit.watched import LogCheck, watch
 from apex_creds.errors import ApexCredsError, AuditTamperedError
+from apex_creds.fs.home import audit_directory
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.rotation import next_due
 from apex_creds.vault import Vault
 from apex_creds.vault.anchor import open_signing_key
-from apex_creds.vault.home import audit_directory
 
 
 class Watch:

@@ -16,8 +16,8 @@ from apex_creds.storage.base import (
     WriteResult,
     shared,
 )
-from apex_creds.storage.file import FileStorage
-from apex_creds.storage.memory import MemoryStorage
+from apex_creds.storage.file_storage import FileStorage
+from apex_creds.storage.memory_storage import MemoryStorage
 
 __all__ = [
     "FileStorage",

@@ -185,7 +185,7 @@ class Leadership:
 
 @runtime_checkable
 class Leads(Protocol):
-    """A storage that can tell, of several processes, one that leads."""
+    """A storage in which, of several processes, one leads at a time."""
 
     def leader(self, what: str) -> AbstractAsyncContextManager[Leadership]:
         """Whether this caller leads in ``what`` during the block; never waits for it.

@@ -62,7 +62,7 @@ class Target:
         text: The URL without its space, to be shown and stored.
         space: Which of the vaults in the database; None: the only one.
         path: The file of an SQLite database.
-        connect: What libpq is told; never a password.
+        connect: The parameters for libpq; never a password.
         keyring: The service and user name under which the OS keyring has the password.
         pool: Connections at most, beside the few that are kept for one purpose.
     """

@@ -1,9 +1,9 @@
 """Documents in PostgreSQL, for processes on any number of machines.
 
 Guarantee: a write is one statement in one round trip, committed and durable on return, also
-where the server's default is otherwise. A refresh is one statement on a connection of its
-own; it misses no commit, in whatever order transactions that run at the same time commit:
-it asks for every row whose transaction was not over at the refresh before. After a
+where the server's default is otherwise. A refresh is one statement on a separate
+connection; it misses no commit, in whatever order transactions that run at the same time
+commit: it asks for every row whose transaction was not over at the refresh before. After a
 reconnect, which may be to another server, it asks for all. A subscriber is notified soon
 after another process said that it wrote, and every second in any case; a leader whose
 connection broke learns it at once, and one whose server went silent within seconds.
@@ -354,7 +354,7 @@ class PostgresDialect:
 
     @contextlib.asynccontextmanager
     async def lead(self, space: str, what: str) -> AsyncIterator[Leadership]:
-        """See ``Dialect``; by an advisory lock on a connection of its own."""
+        """See ``Dialect``; by an advisory lock on a separate connection."""
         key = int.from_bytes(
             hashlib.blake2b(f"{space}.{what}".encode(), digest_size=8).digest(), signed=True
         )
@@ -376,7 +376,7 @@ class PostgresDialect:
     async def claim(
         self, space: str, names: Sequence[str], limit: int
     ) -> AsyncIterator[list[str]]:
-        """See ``Dialect``; by row locks, on a connection of its own."""
+        """See ``Dialect``; by row locks, on a separate connection."""
         values = {"space": space, "names": list(names), "limit": limit}
         async with self._own_connection("ROLLBACK") as connection:
             with postgres_errors():
@@ -598,7 +598,7 @@ class _Pool:
 
 
 class _Listener:
-    """A task that listens on a connection of its own.
+    """A task that listens on a separate connection.
 
     Args:
         target: Where to.

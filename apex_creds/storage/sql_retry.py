@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential
 from tenacity.wait import wait_random
 
+from apex_creds.concurrency import run_to_completion
 from apex_creds.errors import (
     StorageBusyError,
     StorageError,
@@ -25,7 +26,6 @@ from apex_creds.errors import (
     StorageSchemaError,
     StorageUnreachableError,
 )
-from apex_creds.storage.whole import to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -40,7 +40,7 @@ class StatementError(Exception):
     """A statement failed.
 
     Attributes:
-        error: What to tell the caller.
+        error: For the caller.
         retryable: The same again may help, and can do no harm (reads, compare-and-set).
         uncertain: There was no answer, so a write may have happened.
     """
@@ -138,7 +138,7 @@ async def retried(work: Callable[[], Coroutine[object, object, T]], *, patience:
         StorageError: What the last failure means.
     """
     try:
-        return await to_the_end(work())
+        return await run_to_completion(work())
     except StatementError as failure:
         if not failure.retryable or not patience:
             raise failure.error from failure
@@ -150,7 +150,7 @@ async def retried(work: Callable[[], Coroutine[object, object, T]], *, patience:
             reraise=True,
         ):
             with attempt:
-                return await to_the_end(work())
+                return await run_to_completion(work())
     except StatementError as failure:
         raise failure.error from failure
     raise AssertionError("it ends by returning or raising")

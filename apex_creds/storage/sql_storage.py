@@ -3,7 +3,7 @@
 Guarantee: what ``SharedStorage`` promises. The database sees random version numbers, sizes
 and times; the names of documents are keyed hashes once the layer above gave it the key. A
 statement that failed is repeated where that can do no harm, for a limited time; a write
-whose outcome is not known is settled by the random version that it carried.
+whose answer was lost is recognized by the random version that it carried.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ from apex_creds.storage.base import (
     check_document_name,
 )
 from apex_creds.storage.database_url import NEW_SPACE, parse_target
-from apex_creds.storage.looking import Looking
 from apex_creds.storage.sql_retry import StatementError, WriteOutcome, entered, retried
 from apex_creds.storage.sql_schema import RowWrite, SchemaStatus
-from apex_creds.storage.versions import Versions
+from apex_creds.storage.version_map import Refresher, VersionMap
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -67,7 +66,7 @@ T = TypeVar("T")
 
 
 class SqlStorage:
-    """The database backend of ``Storage``; for one event loop, see ``ThreadedStorage``.
+    """The database backend of ``Storage``; for one event loop, see ``StoragePortal``.
 
     Args:
         url: Where the database is; see docs/SQL.md.
@@ -95,8 +94,8 @@ class SqlStorage:
         self._shards = shards
         self._space = space or self.target.space
         self._dialect = _dialect_of(self.target)
-        self._versions = Versions()
-        self._looking = Looking(self._take_in)
+        self._versions = VersionMap()
+        self._refresher = Refresher(self._ask)
         self._names = _Names()
         self._ready = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -177,7 +176,7 @@ class SqlStorage:
         """See ``Storage``; raises what ``write`` raises."""
         change = RowWrite(self._names.stem(name), _version(expected), _random(), None)
         await self._apply([change], [name])
-        self._did([(change.name, None)])
+        self._note_own([(change.name, None)])
         return "unverifiable" if shred else "no"
 
     async def names(self) -> list[str]:
@@ -190,7 +189,7 @@ class SqlStorage:
         """See ``Storage``."""
         self._closed = True
         self._ready = False
-        await self._looking.stop()
+        await self._refresher.stop()
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
@@ -209,7 +208,7 @@ class SqlStorage:
         for stem in stems:
             row = found.get(stem)
             self._versions.learn(stem, _token(row.version) if row else None, asked=asked)
-        self._versions.tell(since=before)
+        self._versions.notify(since=before)
         return {stems[s]: Stored(row.data, _token(row.version)) for s, row in found.items()}
 
     async def write_many(
@@ -221,7 +220,7 @@ class SqlStorage:
             return []
         await self._apply(changes, [write.name for write in writes])
         tokens = [(c.name, _token(c.new)) for c in changes if c.new is not None]
-        self._did(tokens)
+        self._note_own(tokens)
         return [_result(change, shred=shred) for change in changes]
 
     # -- what others did -------------------------------------------------------------
@@ -229,11 +228,11 @@ class SqlStorage:
     async def look(self) -> None:
         """See ``SharedStorage``."""
         # Nothing is in between that could be away for a while: a file is there or not.
-        await self._looking.look(staleness=0.0 if self._dialect.exact else self.staleness)
+        await self._refresher.refresh(staleness=0.0 if self._dialect.exact else self.staleness)
 
     def stale_for(self) -> float:
         """See ``SharedStorage``."""
-        return self._looking.stale_for()
+        return self._refresher.stale_for()
 
     def changes(self) -> int:
         """See ``SharedStorage``."""
@@ -320,12 +319,12 @@ class SqlStorage:
             raise StorageError(f"The document {write.name!r} is too large for a database.")
         return RowWrite(stem, old, _random(), bytes(write.data))
 
-    def _did(self, tokens: Sequence[tuple[str, Token | None]]) -> None:
+    def _note_own(self, tokens: Sequence[tuple[str, Token | None]]) -> None:
         before = self._versions.changes
         for stem, token in tokens:
             self._versions.put(stem, token)
         self._dialect.notify_peers()
-        self._versions.tell(since=before)
+        self._versions.notify(since=before)
 
     def _poll(self) -> None:
         asked, before = self._versions.asked(), self._versions.changes
@@ -334,8 +333,8 @@ class SqlStorage:
             self._learn(seen, asked)
             if self._versions.changes != before and self._loop is not None:
                 with contextlib.suppress(RuntimeError):  # closed just now
-                    tell = partial(self._versions.tell, since=before)
-                    self._loop.call_soon_threadsafe(tell)
+                    notify = partial(self._versions.notify, since=before)
+                    self._loop.call_soon_threadsafe(notify)
 
     def _learn(self, seen: Changes, asked: int) -> None:
         found = dict(seen.rows)
@@ -348,7 +347,7 @@ class SqlStorage:
         if not all(believed):
             self._dialect.invalidate()
 
-    async def _take_in(self) -> None:
+    async def _ask(self) -> None:
         space = await self._usable(patient=False)
         asked, before = self._versions.asked(), self._versions.changes
         try:
@@ -356,7 +355,7 @@ class SqlStorage:
         except StatementError as failure:
             raise failure.error from failure
         self._learn(seen, asked)
-        self._versions.tell(since=before)
+        self._versions.notify(since=before)
 
     def _on_notify(self) -> None:
         """Somebody may have written."""
@@ -370,7 +369,7 @@ class SqlStorage:
     async def _refresh_after_notify(self) -> None:
         while self._notified:
             self._notified = False
-            with contextlib.suppress(StorageError):  # whoever relies on it is told
+            with contextlib.suppress(StorageError):  # those who rely on it get the error
                 await self.look()
 
     # -- inside: the database --------------------------------------------------------
@@ -381,7 +380,7 @@ class SqlStorage:
         if self._loop not in (None, here):
             raise EventLoopError(
                 "A storage of a database belongs to the event loop that used it first.",
-                hint="Give each loop one, or use it through storage.threaded.ThreadedStorage.",
+                hint="Give each loop one, or use it through storage.portal.StoragePortal.",
             )
         self._loop = here
         if not self._ready:
@@ -420,7 +419,7 @@ class SqlStorage:
     async def _apply(self, changes: Sequence[RowWrite], names: Sequence[str]) -> None:
         outcome = WriteOutcome()
         try:
-            done = await self._settled(changes, outcome)
+            done = await self._compare_and_set(changes, outcome)
         except StorageError as error:  # whatever the last try failed for
             if not outcome.unknown:
                 raise
@@ -434,7 +433,9 @@ class SqlStorage:
                 hint="Read it again and retry.",
             )
 
-    async def _settled(self, changes: Sequence[RowWrite], outcome: WriteOutcome) -> bool:
+    async def _compare_and_set(
+        self, changes: Sequence[RowWrite], outcome: WriteOutcome
+    ) -> bool:
         """Whether the changes were made; if not, what is there instead is known now."""
         space = await self._usable()
         work = partial(self._dialect.apply, space, changes)
@@ -454,7 +455,7 @@ class SqlStorage:
         for change in changes:
             version, there = found.get(change.name, (0, False))
             self._versions.put(change.name, _token(version) if there else None)
-        self._versions.tell(since=before)
+        self._versions.notify(since=before)
 
     async def _retried(
         self, work: Callable[[], Coroutine[object, object, T]], *, patient: bool = True

@@ -36,6 +36,7 @@ from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.rollback import describe, primaries
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, IntegrityError
+from apex_creds.fs.home import CREDENTIALS, SECURITY
 from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder
@@ -43,7 +44,6 @@ from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.head_anchor import AnchorStore
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS
-from apex_creds.storage.layout import CREDENTIALS, SECURITY
 
 __all__ = ["Anchor", "Anchored", "open_signing_key"]
 

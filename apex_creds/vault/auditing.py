@@ -29,12 +29,12 @@ from apex_creds.crypto.signing import SigningKey
 from apex_creds.documents.keystore import KeystoreBody, root_key
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, IntegrityError, RollbackDetectedError
+from apex_creds.fs.home import audit_directory
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
-from apex_creds.storage.threaded import ThreadedStorage
+from apex_creds.storage.portal import StoragePortal
 from apex_creds.vault.anchor import Anchor, Anchored, open_signing_key
 from apex_creds.vault.config import home_config
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.identity import check_home
 from apex_creds.vault.node import make_node
 from apex_creds.vault.reseal import authentic, reseal
@@ -241,7 +241,7 @@ async def _log_id(home: Path, store: DocumentStore) -> str:
 
 
 def _shipper(store: DocumentStore, node: str, directory: Path) -> Shipper | None:
-    if not isinstance(store.shared, ThreadedStorage):
+    if not isinstance(store.shared, StoragePortal):
         return None
     return Shipper(store.shared, store.unsealed(), node=node, directory=directory)
 

@@ -37,6 +37,7 @@ from apex_creds.errors import (
     CorruptDocumentError,
     InvalidInputError,
 )
+from apex_creds.fs.home import CREDENTIALS, SECURITY, audit_directory
 from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder, sync_directory
@@ -44,12 +45,10 @@ from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.model import SECTIONS, Clock
 from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage
-from apex_creds.storage.file import FileStorage
-from apex_creds.storage.layout import CREDENTIALS, SECURITY
+from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import copied_log, genesis, reseal
 from apex_creds.vault.anchor import open_signing_key
 from apex_creds.vault.archive import pack, put_file
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.partial import KeystoreInMemory, partial_copy
 from apex_creds.vault.remains import KEYSTORE_FILE
 from apex_creds.vault.vault import Vault

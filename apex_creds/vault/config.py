@@ -18,8 +18,8 @@ from apex_creds.audit.archive import MAX_SEGMENT
 from apex_creds.audit.upkeep import Cadence
 from apex_creds.errors import ConflictError, CorruptDocumentError
 from apex_creds.storage.base import CONFIG, Storage
-from apex_creds.storage.file import FileStorage
-from apex_creds.storage.select import StoragePlace
+from apex_creds.storage.file_storage import FileStorage
+from apex_creds.storage.storage_factory import StoragePlace
 
 __all__ = [
     "AuditConfig",

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from apex_creds.errors import CorruptDocumentError
+from apex_creds.fs.home import SECURITY
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder, sync_file, write_all
-from apex_creds.storage.layout import SECURITY
 
 __all__ = ["NODE", "log_id", "make_node", "node_of"]
 

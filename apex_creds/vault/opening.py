@@ -15,12 +15,12 @@ from apex_creds.documents.keystore import Masters
 from apex_creds.documents.shared import SharedStore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import VaultExistsError
+from apex_creds.fs.home import make_folders
 from apex_creds.model import Clock
 from apex_creds.storage.base import KEYSTORE, Storage, shared
-from apex_creds.storage.file import FileStorage
-from apex_creds.storage.layout import make_folders
-from apex_creds.storage.select import Located, remember_storage, storage_for
-from apex_creds.storage.threaded import ThreadedStorage
+from apex_creds.storage.file_storage import FileStorage
+from apex_creds.storage.portal import StoragePortal
+from apex_creds.storage.storage_factory import Located, remember_storage, storage_for
 
 __all__ = ["note_place", "open_documents", "storage_at"]
 
@@ -34,9 +34,9 @@ def storage_at(home: Path, storage: Storage | str | None = None) -> Storage:
     if storage is None or isinstance(storage, str):
         storage = storage_for(home, url=storage)
     several = shared(storage)
-    if several is None or isinstance(storage, ThreadedStorage):
+    if several is None or isinstance(storage, StoragePortal):
         return storage
-    return ThreadedStorage(several)
+    return StoragePortal(several)
 
 
 async def note_place(home: Path, storage: Storage) -> None:
@@ -46,7 +46,7 @@ async def note_place(home: Path, storage: Storage) -> None:
         VaultExistsError: There is a vault in that place already; nothing was noted.
         StorageError: The database or the home can't be used.
     """
-    inner = storage.inner if isinstance(storage, ThreadedStorage) else storage
+    inner = storage.inner if isinstance(storage, StoragePortal) else storage
     if not isinstance(inner, FileStorage):
         await anyio.to_thread.run_sync(make_folders, home)
     if not isinstance(inner, Located):

@@ -20,7 +20,7 @@ from apex_creds.fs.private_files import make_directory
 from apex_creds.fs.replacing import remove_tree, try_lock
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.storage.base import Stored, Token
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.file_storage import FileStorage
 
 __all__ = ["KeystoreInMemory", "left_copies", "partial_copy"]
 

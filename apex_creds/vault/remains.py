@@ -23,13 +23,12 @@ from apex_creds.errors import (
     VaultExistsError,
     VaultNotFoundError,
 )
+from apex_creds.fs.home import audit_directory, make_home
 from apex_creds.fs.lock import lock_at, release
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.replacing import remove_tree
-from apex_creds.storage.layout import make_home
 from apex_creds.vault.begun import NAME as INIT
 from apex_creds.vault.begun import Begun
-from apex_creds.vault.home import audit_directory
 
 __all__ = [
     "ASIDE",

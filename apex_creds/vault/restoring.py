@@ -23,13 +23,13 @@ import anyio.to_thread
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.verify import in_use
 from apex_creds.errors import CorruptDocumentError, StorageError
+from apex_creds.fs.home import CREDENTIALS, SECURITY, audit_directory
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder, make_directory
 from apex_creds.fs.replacing import remove_tree
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
-from apex_creds.storage.file import FileStorage
-from apex_creds.storage.layout import CREDENTIALS, SECURITY
+from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import archive, remains
 from apex_creds.vault.backup import (
     MANIFEST,
@@ -39,7 +39,6 @@ from apex_creds.vault.backup import (
     examine,
     read_manifest,
 )
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.remains import ASIDE, STAGE
 from apex_creds.vault.vault import Vault
 

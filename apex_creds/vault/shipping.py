@@ -33,7 +33,7 @@ from apex_creds.errors import (
     CorruptDocumentError,
     StorageError,
 )
-from apex_creds.storage.threaded import ThreadedStorage
+from apex_creds.storage.portal import StoragePortal
 from apex_creds.vault.anchor import open_signing_key
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Shipper:
     """
 
     def __init__(
-        self, storage: ThreadedStorage, keystore: Keystore, *, node: str, directory: Path
+        self, storage: StoragePortal, keystore: Keystore, *, node: str, directory: Path
     ) -> None:
         self._storage = storage
         self._directory = directory

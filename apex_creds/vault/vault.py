@@ -33,6 +33,7 @@ from apex_creds.errors import (
     UnknownKeyError,
     VaultNotFoundError,
 )
+from apex_creds.fs.home import resolve_home
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.model import (
     SECTIONS,
@@ -48,7 +49,6 @@ from apex_creds.storage.base import Storage
 from apex_creds.vault import finding, gauges, genesis, remains, writing
 from apex_creds.vault.auditing import VaultLog, open_log
 from apex_creds.vault.config import ensure_config
-from apex_creds.vault.home import resolve_home
 from apex_creds.vault.locking import Locking
 from apex_creds.vault.opening import note_place, open_documents, storage_at
 from apex_creds.vault.others import PeerRevocations

@@ -24,9 +24,9 @@ from apex_creds.audit.note import Signature, VerifierKey
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
 from apex_creds.errors import ApexCredsError, IntegrityError, InvalidInputError
+from apex_creds.fs.home import audit_directory
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
-from apex_creds.vault.home import audit_directory
 
 ORIGIN = "ab" * 16
 

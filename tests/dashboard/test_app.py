@@ -12,7 +12,7 @@ from apex_creds.dashboard.app import KEY_HEADER
 from apex_creds.dashboard.files import page_files
 from apex_creds.dashboard.hub import MAX_READERS
 from apex_creds.errors import AccessDeniedError
-from apex_creds.vault.home import audit_directory
+from apex_creds.fs.home import audit_directory
 from tests.dashboard.conftest import Served, serve
 from tests.dashboard.town import BOOKS, SECRET, WEATHER, manifest, need
 

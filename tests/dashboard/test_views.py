@@ -16,10 +16,10 @@ from apex_creds.dashboard.shown import Names, text
 from apex_creds.dashboard.story import story
 from apex_creds.dashboard.verification import Verifier
 from apex_creds.errors import AuditTamperedError
+from apex_creds.fs.home import audit_directory
 from apex_creds.keys.keyset import KeyState
 from apex_creds.scheduler import report
 from apex_creds.scheduler.worker import RotationWorker
-from apex_creds.vault.home import audit_directory
 from tests.dashboard.conftest import Served, serve
 from tests.dashboard.town import WEATHER, Town, manifest, need, town_in, turn_kek
 

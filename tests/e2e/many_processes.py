@@ -23,11 +23,11 @@ import anyio
 
 from apex_creds.audit.verify import check
 from apex_creds.errors import CredentialNotFoundError
+from apex_creds.fs.home import audit_directory
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS, ApiKey
-from apex_creds.storage.select import configured, open_sql, remember_storage
+from apex_creds.storage.storage_factory import configured, open_sql, remember_storage
 from apex_creds.vault import Vault
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import node_of
 from apex_creds.vault.shipping import copies, verify_copy
 from tests.e2e.many_worker import GATE, GUEST, NAMES, PLUGIN, PROCESSES, SECRET, name_of

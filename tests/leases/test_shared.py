@@ -21,7 +21,7 @@ from apex_creds.errors import (
 from apex_creds.leases.handle import CredentialHandle
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey
-from apex_creds.storage.memory import MemoryStorage
+from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import Vault
 from tests.support.recording import recording
 from tests.support.worlds import manifest_for

@@ -22,13 +22,13 @@ from apex_creds.errors import (
     LockedDownError,
     SecretLeakError,
 )
+from apex_creds.fs.home import audit_directory
 from apex_creds.leases.invocation import current_credentials
 from apex_creds.model import ApiKey
 from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer
 from apex_creds.policy.factors import Subject
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.vault.factors import Factors
-from apex_creds.vault.home import audit_directory
 from tests.support.worlds import REPOSITORY, World, world_in
 
 pytestmark = pytest.mark.anyio

@@ -21,7 +21,7 @@ from apex_creds.documents.shared import SharedStore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.scheduler import sharing
 from apex_creds.storage.base import Leadership
-from apex_creds.storage.memory import MemoryStorage
+from apex_creds.storage.memory_storage import MemoryStorage
 from tests.scheduler.simulation import Chaos, ChaoticStorage, Mortal, World, simulate
 
 

@@ -45,7 +45,7 @@ from apex_creds.scheduler.policy import DAY, Level, LevelPolicy, Policies
 from apex_creds.scheduler.reencrypt import Pace
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.storage.base import Write
-from apex_creds.storage.memory import MemoryStorage
+from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import genesis, writing
 from apex_creds.vault.values import Opened, PutItem
 from tests.support.vaults import FakeClock, NoNote

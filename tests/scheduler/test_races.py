@@ -19,7 +19,7 @@ from apex_creds.scheduler.orders import labels_of, newest
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.reencrypt import reencrypt
 from apex_creds.scheduler.state import RotationState, rotation_document
-from apex_creds.storage.memory import MemoryStorage
+from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import dek, genesis, writing
 from apex_creds.vault.values import PutItem
 from tests.scheduler.simulation import Chaos, ChaoticProvider, Keyring, Mortal, read

@@ -16,7 +16,7 @@ from apex_creds.scheduler import sharing
 from apex_creds.scheduler.reencrypt import Pace, left, reencrypt
 from apex_creds.scheduler.sharing import ROTATION, Leader
 from apex_creds.scheduler.worker import RotationWorker
-from apex_creds.storage.memory import MemoryStorage
+from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import Vault, dek
 from apex_creds.vault.values import PutItem
 

@@ -13,6 +13,7 @@ from opentelemetry.metrics import _internal as metering
 from apex_creds.audit import names
 from apex_creds.audit.verify import MAX_UNSIGNED_SECONDS, Report, check
 from apex_creds.errors import AuditTamperedError
+from apex_creds.fs.home import audit_directory
 from apex_creds.model import ApiKey
 from apex_creds.scheduler import watch as watch_module
 from apex_creds.scheduler.events import AuditTampered
@@ -20,7 +21,6 @@ from apex_creds.scheduler.policy import LevelPolicy, Policies
 from apex_creds.scheduler.watch import Watch
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault import Vault, dek
-from apex_creds.vault.home import audit_directory
 from tests.support.clocks import TwoClocks
 from tests.support.recording import Recording, recording
 from tests.support.vaults import FakeClock, create

@@ -260,7 +260,7 @@ async def test_who_dies_while_it_rotates_holds_nobody_up(vault: Vault) -> None:
     code = (
         "import asyncio, sys\n"
         "from apex_creds.scheduler.sharing import ROTATION, Leader\n"
-        "from apex_creds.storage.file import FileStorage\n"
+        "from apex_creds.storage.file_storage import FileStorage\n"
         "from pathlib import Path\n"
         "async def main():\n"
         "    assert await Leader(FileStorage(Path(sys.argv[1])), ROTATION).hold()\n"

@@ -16,14 +16,14 @@ from apex_creds import ApiKey, CredentialMiddleware, Vault, parse_manifest
 from apex_creds.concurrency import Event
 from apex_creds.documents.cached import StateDocument
 from apex_creds.errors import EventLoopError, StorageError, VaultSealedError
+from apex_creds.fs.home import make_folders
 from apex_creds.scheduler.events import OperatorRequest
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.base import Storage
-from apex_creds.storage.layout import make_folders
-from apex_creds.storage.memory import MemoryStorage
+from apex_creds.storage.memory_storage import MemoryStorage
+from apex_creds.storage.portal import StoragePortal
 from apex_creds.storage.sql_storage import SqlStorage
-from apex_creds.storage.threaded import ThreadedStorage
 from tests.support.loops import KINDS, WITHIN, Make, Running, nested, running, threads
 from tests.support.postgres import Postgres
 
@@ -300,7 +300,7 @@ def test_a_database_without_a_thread_of_its_own_refuses_a_second_loop(tmp_path: 
 @pytest.mark.parametrize("how", ["stop", "close"])
 def test_what_a_loop_leads_is_left_when_the_loop_is_gone(how: str) -> None:
     inner = MemoryStorage(shards=4)
-    storage, peer = ThreadedStorage(inner), inner.peer()
+    storage, peer = StoragePortal(inner), inner.peer()
     gone, has = Running(), threading.Event()
 
     async def lead() -> None:
@@ -330,7 +330,7 @@ def test_the_end_of_a_leadership_is_heard_in_another_loop() -> None:
         return bool(leads)
 
     inner = MemoryStorage(shards=4)
-    storage = ThreadedStorage(inner)
+    storage = StoragePortal(inner)
 
     @contextlib.asynccontextmanager
     async def leading() -> AsyncIterator[object]:

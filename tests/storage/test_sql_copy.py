@@ -11,8 +11,8 @@ from apex_creds.errors import VaultExistsError
 from apex_creds.model import ApiKey
 from apex_creds.storage import FileStorage
 from apex_creds.storage.base import Storage
-from apex_creds.storage.select import storage_for
 from apex_creds.storage.sql_storage import SqlStorage
+from apex_creds.storage.storage_factory import storage_for
 from apex_creds.vault import Vault
 from apex_creds.vault.transfer import transfer
 from tests.support.postgres import Postgres

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from apex_creds.model import ApiKey
-from apex_creds.storage.select import StoragePlace, open_sql, remember_storage
 from apex_creds.storage.sql_storage import SqlStorage
+from apex_creds.storage.storage_factory import StoragePlace, open_sql, remember_storage
 from apex_creds.testing.shared_storage import MANY, SharedStorageContract
 from apex_creds.testing.storage import DOCUMENTS
 from apex_creds.vault import Vault

@@ -14,8 +14,8 @@ import pytest
 
 from apex_creds.errors import NotInstalledError, StorageBusyError, StorageLockedError
 from apex_creds.storage import sqlite
-from apex_creds.storage.select import StoragePlace, open_sql
 from apex_creds.storage.sql_storage import SqlStorage
+from apex_creds.storage.storage_factory import StoragePlace, open_sql
 from apex_creds.testing.shared_storage import MANY, SharedStorageContract
 from apex_creds.testing.storage import DOCUMENTS
 

@@ -16,12 +16,12 @@ from apex_creds.errors import (
     MasterKeyUnavailableError,
     RollbackDetectedError,
 )
+from apex_creds.fs.home import audit_directory
 from apex_creds.keys.head_anchor import AnchorFile
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
 from apex_creds.vault.config import AuditConfig, Config, home_config, write_config
-from apex_creds.vault.home import audit_directory
 
 pytestmark = pytest.mark.anyio
 
@@ -169,7 +169,7 @@ async def test_an_anchor_that_was_forged(place: Place) -> None:
 
 
 async def test_pseudonyms(place: Place) -> None:
-    from apex_creds.storage.file import FileStorage
+    from apex_creds.storage.file_storage import FileStorage
 
     storage = FileStorage(place.home)
     await write_config(storage, Config(AuditConfig(pseudonyms=True)))

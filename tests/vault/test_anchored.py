@@ -31,7 +31,7 @@ from apex_creds.scheduler.events import CompromiseSuspected
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import rotation_document
 from apex_creds.scheduler.worker import RotationWorker
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault, dek, marking, reseal, rotate
 from apex_creds.vault.anchor import Anchor
 from apex_creds.vault.challenger import Challenger

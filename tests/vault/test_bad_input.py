@@ -72,7 +72,7 @@ as_root = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is changed by hand here does not tell the storage's counter."""
-    monkeypatch.setattr("apex_creds.storage.file._LOOK_EVERY", 0.0, raising=False)
+    monkeypatch.setattr("apex_creds.storage.file_storage._LOOK_EVERY", 0.0, raising=False)
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ async def test_an_older_copy_undoes_no_lock_out_while_the_vault_is_open(
     vault, tmp_path, clock, app, monkeypatch
 ):
     """Whoever asks: nobody keeps the document from one question to the next."""
-    monkeypatch.setattr("apex_creds.storage.file._LOOK_EVERY", 0.0)
+    monkeypatch.setattr("apex_creds.storage.file_storage._LOOK_EVERY", 0.0)
     file = home_in(tmp_path) / "security/access.enc"
     old, code = file.read_bytes(), app.code()
     await Factors(vault).verify(code)
@@ -137,7 +137,7 @@ async def test_an_older_copy_undoes_no_lock_out_while_the_vault_is_open(
 async def test_a_document_never_looked_at_is_as_new_as_it_was_at_unseal(
     vault, tmp_path, clock, factors, app, monkeypatch
 ):
-    monkeypatch.setattr("apex_creds.storage.file._LOOK_EVERY", 0.0)
+    monkeypatch.setattr("apex_creds.storage.file_storage._LOOK_EVERY", 0.0)
     file = home_in(tmp_path) / "security/access.enc"
     old = file.read_bytes()
     await factors.verify(app.code())
@@ -151,7 +151,7 @@ async def test_the_key_store_notes_how_far_the_factors_are(
     vault, tmp_path, clock, factors, app, monkeypatch
 ):
     """So a process that never looked knows, too, once another wrote the key store."""
-    monkeypatch.setattr("apex_creds.storage.file._LOOK_EVERY", 0.0)
+    monkeypatch.setattr("apex_creds.storage.file_storage._LOOK_EVERY", 0.0)
     file = home_in(tmp_path) / "security/access.enc"
     old = file.read_bytes()
     async with await Vault.unseal(home_in(tmp_path), clock=clock) as other:

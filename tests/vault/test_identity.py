@@ -11,6 +11,7 @@ import pytest
 from apex_creds.audit import read
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import ForeignVaultError, MasterKeyUnavailableError
+from apex_creds.fs.home import audit_directory
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.keys.os_keyring import KeyringProvider
@@ -19,7 +20,6 @@ from apex_creds.keys.provider import hold
 from apex_creds.model import ApiKey, SystemClock
 from apex_creds.vault import Vault, restoring
 from apex_creds.vault.backup import backup
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.identity import check_home, home_id
 from tests.support.keyrings import Memory
 

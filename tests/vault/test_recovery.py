@@ -22,7 +22,7 @@ from apex_creds.keys import provider_from_uri
 from apex_creds.keys.provider import hold
 from apex_creds.keys.shares import combine, parse_share, split
 from apex_creds.model import ApiKey, SystemClock
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault, recovery, rotate
 from apex_creds.vault.recovery import Recovery, RecoveryState
 from tests.support.vaults import create, home_in, master_in, unseal, values

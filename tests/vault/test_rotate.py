@@ -20,7 +20,7 @@ from apex_creds.errors import (
 from apex_creds.keys.hierarchy import is_wrapped, master_check
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.keys.keyset import KeyState
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault, dek, reseal, rotate
 from tests.support.vaults import FakeClock, create, home_in, secret_for, unseal, values
 

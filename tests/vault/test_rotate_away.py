@@ -21,7 +21,7 @@ from apex_creds.errors import (
 from apex_creds.keys import provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.storage.base import Write, WriteResult
-from apex_creds.storage.memory import MemoryStorage
+from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import genesis, rotate
 from tests.support.vaults import FakeClock, NoNote
 

@@ -24,12 +24,12 @@ from apex_creds.errors import (
     StorageUnreachableError,
     VaultExistsError,
 )
+from apex_creds.fs.home import audit_directory
 from apex_creds.model import ApiKey
 from apex_creds.scheduler.state import rotation_document
-from apex_creds.storage.memory import MemoryStorage
+from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import Vault
 from apex_creds.vault.anchor import Anchor
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import node_of
 from apex_creds.vault.shipping import copies, verify_copy
 from tests.support.vaults import secret_for, value_of

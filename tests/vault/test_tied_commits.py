@@ -20,7 +20,7 @@ from apex_creds.model import ApiKey
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.state import rotation_document
 from apex_creds.storage.base import Write, WriteResult
-from apex_creds.storage.memory import MemoryStorage
+from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import dek, genesis, rotate, writing
 from apex_creds.vault.values import PutItem
 from tests.support.vaults import FakeClock, NoNote

@@ -22,12 +22,12 @@ from apex_creds.cli.demo.calls import Call, LogLines, Tally
 from apex_creds.cli.demo.findings import Findings
 from apex_creds.cli.demo.manager import PluginManager
 from apex_creds.cli.demo.service import DemoService
+from apex_creds.fs.home import audit_directory
 from apex_creds.integrations.apexagent import install
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.vault import Vault
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.identity import home_id
 
 PLUGINS: Final = Path(__file__).with_name("plugins")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from apex_creds.cli.doctor.checks import Check, failed, failure, ok
 from apex_creds.errors import StorageError
+from apex_creds.fs.home import AUDIT, CREDENTIALS, SECURITY
 from apex_creds.fs.private_files import check
-from apex_creds.storage.layout import AUDIT, CREDENTIALS, SECURITY
 
 _NAME = "permissions"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from apex_creds.audit import Report, check, read
 from apex_creds.cli.doctor.checks import Check, failed, failure, ok, warning
 from apex_creds.errors import ApexCredsError
+from apex_creds.fs.home import audit_directory
 from apex_creds.keys import KeyState, MasterKeyProvider
 from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.model import SECTIONS
@@ -15,7 +16,6 @@ from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.report import Undone, undone
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
-from apex_creds.vault.home import audit_directory
 from apex_creds.vault.node import log_id
 
 _DELETIONS = "deletions"

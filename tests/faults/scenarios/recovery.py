@@ -11,7 +11,7 @@ from apex_creds.keys import provider_from_uri
 from apex_creds.keys.provider import hold
 from apex_creds.keys.shares import combine, parse_share
 from apex_creds.model import SystemClock
-from apex_creds.storage.file import FileStorage
+from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault, recovery, restoring
 from apex_creds.vault.backup import backup
 from tests.faults.scenarios.rotation import counted_keyring

@@ -340,7 +340,7 @@ async def test_a_document_that_never_stands_still_is_an_error(
         fields = {name: getattr(status, name) for name in dir(status) if name[:3] == "st_"}
         return SimpleNamespace(**fields | {"st_mtime_ns": next(calls)})
 
-    monkeypatch.setattr("apex_creds.storage.file.os.fstat", moving)
+    monkeypatch.setattr("apex_creds.storage.file_storage.os.fstat", moving)
     with pytest.raises(StorageError, match="all the time"):
         await storage.read("keystore")
 
@@ -352,7 +352,7 @@ async def test_a_huge_document_is_refused_unread(
     storage = FileStorage(home)
     with pytest.raises(StorageError, match="larger than 1 GiB"):
         await storage.read("keystore")
-    monkeypatch.setattr("apex_creds.storage.file.MAX_DOCUMENT_BYTES", 10)
+    monkeypatch.setattr("apex_creds.storage.file_storage.MAX_DOCUMENT_BYTES", 10)
     with pytest.raises(StorageError, match="larger than 1 GiB"):
         await storage.write("oauth_tokens", b"x" * 11, expected=None)
 
@@ -387,7 +387,7 @@ async def test_a_failing_call_leaves_the_old_version(
 
     with monkeypatch.context() as patch:
         patch.setattr(f"apex_creds.fs.private_files.os.{call}", fail)
-        patch.setattr("apex_creds.storage.file.os.supports_fd", {fail, os.utime})
+        patch.setattr("apex_creds.storage.file_storage.os.supports_fd", {fail, os.utime})
         with pytest.raises(StorageError):
             await storage.write("api_keys", b"new", expected=stored.token)
     assert await storage.read("api_keys") == stored
@@ -491,7 +491,7 @@ async def test_a_write_that_has_begun_ends_even_if_its_caller_is_cancelled(
         assert go_on.wait(20)
         os.fsync(fd)
 
-    monkeypatch.setattr("apex_creds.storage.file.sync_file", hold)
+    monkeypatch.setattr("apex_creds.storage.file_storage.sync_file", hold)
     token = storage.change_token("api_keys")
     task = asyncio.create_task(storage.write("api_keys", b"whole", expected=token))
     await to_thread.run_sync(begun.wait)

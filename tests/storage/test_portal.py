@@ -12,8 +12,8 @@ from anyio import to_thread
 
 from apex_creds.errors import ConflictError, StorageError, StorageStaleError
 from apex_creds.storage.base import Stored
-from apex_creds.storage.memory import MemoryStorage
-from apex_creds.storage.threaded import ThreadedStorage
+from apex_creds.storage.memory_storage import MemoryStorage
+from apex_creds.storage.portal import StoragePortal
 from apex_creds.testing.shared_storage import SharedStorageContract
 
 pytestmark = pytest.mark.anyio
@@ -24,13 +24,13 @@ class TestThreaded(SharedStorageContract):
     def _known(self) -> None:
         self.known: dict[Path, MemoryStorage] = {}
 
-    async def open_storage(self, where: Path) -> ThreadedStorage:
+    async def open_storage(self, where: Path) -> StoragePortal:
         place = self.known.setdefault(where, MemoryStorage(shards=4))
-        return ThreadedStorage(place.peer())
+        return StoragePortal(place.peer())
 
 
 async def test_callers_in_several_loops_use_it_at_the_same_time() -> None:
-    storage = ThreadedStorage(MemoryStorage(shards=4))
+    storage = StoragePortal(MemoryStorage(shards=4))
     await storage.write("a", b"0", expected=None)
 
     async def count() -> None:
@@ -49,7 +49,7 @@ async def test_callers_in_several_loops_use_it_at_the_same_time() -> None:
     await storage.close()
 
 
-async def _add_one(storage: ThreadedStorage) -> None:
+async def _add_one(storage: StoragePortal) -> None:
     while True:
         stored = await storage.read("a")
         assert isinstance(stored, Stored)
@@ -63,7 +63,7 @@ async def _add_one(storage: ThreadedStorage) -> None:
 
 async def test_code_that_stands_on_the_loop_can_look() -> None:
     inner = MemoryStorage(shards=4, staleness=0.0)
-    storage, other = ThreadedStorage(inner), inner.peer()
+    storage, other = StoragePortal(inner), inner.peer()
     token = (await other.write("a", b"1", expected=None)).token
     storage.look_blocking()
     assert storage.change_token("a") == token
@@ -75,7 +75,7 @@ async def test_code_that_stands_on_the_loop_can_look() -> None:
 
 async def test_a_block_is_left_by_another_task_than_entered_it() -> None:
     inner = MemoryStorage(shards=4)
-    storage = ThreadedStorage(inner)
+    storage = StoragePortal(inner)
     block = storage.leader("rotation")
     assert await asyncio.create_task(block.__aenter__())
     async with inner.peer().leader("rotation") as other:
@@ -88,7 +88,7 @@ async def test_a_block_is_left_by_another_task_than_entered_it() -> None:
 
 async def test_a_caller_that_is_cancelled_leaves_nothing_held() -> None:
     inner = MemoryStorage(shards=4)
-    storage = ThreadedStorage(inner)
+    storage = StoragePortal(inner)
 
     async def holds(entered: anyio.Event) -> None:
         async with storage.leader("rotation"):
@@ -107,7 +107,7 @@ async def test_a_caller_that_is_cancelled_leaves_nothing_held() -> None:
 
 async def test_its_thread_ends_with_it() -> None:
     before = set(threading.enumerate())
-    storage = ThreadedStorage(MemoryStorage(shards=4))
+    storage = StoragePortal(MemoryStorage(shards=4))
     await storage.prepare()
     [own] = [t for t in set(threading.enumerate()) - before if t.name == "apex-creds-storage"]
     await storage.close()

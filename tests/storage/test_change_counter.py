@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from apex_creds.errors import StorageError, UnsafePathError, UnsafePermissionsError
-from apex_creds.storage import FileStorage, epoch
-from apex_creds.storage import file as file_module
-from apex_creds.storage.epoch import EPOCH_NAME
+from apex_creds.storage import FileStorage, change_counter
+from apex_creds.storage import file_storage as file_module
+from apex_creds.storage.change_counter import COUNTER_NAME
 
 pytestmark = [
     pytest.mark.anyio,
@@ -80,7 +80,7 @@ async def test_the_next_read_sees_another_processs_write(storage: FileStorage) -
     """Thousands of times, with nothing but the counter to tell."""
     writer = start_writer(storage.root)
     tokens = {storage.change_token("keystore")}
-    assert storage._epoch.standing() is not None
+    assert storage._counter.standing() is not None
     for n in range(2000):
         ask(writer, f"write {n}")
         token = storage.change_token("keystore")
@@ -144,23 +144,23 @@ async def test_a_writer_that_dies_while_it_replaces(storage: FileStorage) -> Non
         cwd=REPOSITORY, input="killed\n", text=True, capture_output=True,
     )  # fmt: skip
     assert writer.returncode == -signal.SIGKILL
-    assert storage._epoch.standing() is None
+    assert storage._counter.standing() is None
     token = storage.change_token("keystore")
     assert token != before
     assert await content(storage) == b"killed"
-    assert storage._seen["keystore"].epoch != token
+    assert storage._seen["keystore"].counted != token
 
     after = start_writer(storage.root)
     for n in range(50):
         ask(after, f"again {n}")
-        assert storage._epoch.standing() is not None
+        assert storage._counter.standing() is not None
         assert storage.change_token("keystore") != token
         token = storage.change_token("keystore")
     stop(after)
 
 
 async def test_an_odd_counter_is_never_believed(storage: FileStorage) -> None:
-    counter = storage._epoch
+    counter = storage._counter
     begun = counter.standing()
     with counter.moving():
         assert counter.standing() is None
@@ -178,7 +178,7 @@ async def test_a_counter_that_is_taken_away(
     storage: FileStorage, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Then it is the time that makes readers look: within a tenth of a second."""
-    counter = storage.root / "security" / EPOCH_NAME
+    counter = storage.root / "security" / COUNTER_NAME
     token = storage.change_token("keystore")
     counter.unlink()
     if how == "replaced":
@@ -206,7 +206,7 @@ async def test_a_file_that_is_not_the_counter_is_never_written_into(
     storage: FileStorage, tmp_path: Path, content_: bytes, linked: bool
 ) -> None:
     """A hard link to the master key, say: writers go on, without a counter."""
-    counter, other = storage.root / "security" / EPOCH_NAME, tmp_path / "other"
+    counter, other = storage.root / "security" / COUNTER_NAME, tmp_path / "other"
     other.write_bytes(content_)
     other.chmod(0o600)
     counter.unlink()
@@ -220,7 +220,7 @@ async def test_a_file_that_is_not_the_counter_is_never_written_into(
         await fresh.write("keystore", b"%d" % n, expected=stored.token)
         assert await content(fresh) == b"%d" % n
     usable = content_ == bytes(8) and not linked
-    assert (fresh._epoch.standing() is not None) is usable
+    assert (fresh._counter.standing() is not None) is usable
     assert usable or counter.read_bytes() == content_
     assert other.read_bytes() == content_
     await fresh.close()
@@ -228,22 +228,22 @@ async def test_a_file_that_is_not_the_counter_is_never_written_into(
 
 async def test_a_link_that_is_made_later(storage: FileStorage, tmp_path: Path) -> None:
     """Whoever had it mapped lets go of it at the next write."""
-    counter = storage.root / "security" / EPOCH_NAME
+    counter = storage.root / "security" / COUNTER_NAME
     os.link(counter, tmp_path / "other")
     before = counter.read_bytes()
     stored = await storage.read("keystore")
     await storage.write("keystore", b"second", expected=stored.token)
-    assert storage._epoch.standing() is None
+    assert storage._counter.standing() is None
     assert counter.read_bytes() == before
     assert await content(storage) == b"second"
 
 
 async def test_no_counter_at_all(storage: FileStorage) -> None:
     """A reader of a home that no cooperating writer has touched looks each time."""
-    (storage.root / "security" / EPOCH_NAME).unlink()
+    (storage.root / "security" / COUNTER_NAME).unlink()
     reader = FileStorage(storage.root)
     token = reader.change_token("keystore")
-    assert reader._epoch.standing() is None
+    assert reader._counter.standing() is None
     stored = await storage.read("keystore")
     await storage.write("keystore", b"second", expected=stored.token)
     assert reader.change_token("keystore") != token
@@ -261,10 +261,10 @@ async def test_no_counter_at_all(storage: FileStorage) -> None:
 )
 async def test_a_counter_that_is_not_ours(storage: FileStorage, spoil, error) -> None:
     """It is not used, and what is read is right without it; a writer says what is wrong."""
-    spoil(storage.root / "security" / EPOCH_NAME)
+    spoil(storage.root / "security" / COUNTER_NAME)
     reader = FileStorage(storage.root)
     reader.change_token("keystore")
-    assert reader._epoch.standing() is None
+    assert reader._counter.standing() is None
     assert await content(reader) == b"first"
     stored = await reader.read("keystore")
     with pytest.raises(error):
@@ -276,7 +276,7 @@ async def test_a_counter_that_is_not_ours(storage: FileStorage, spoil, error) ->
 @pytest.mark.parametrize("spoil", ["cut", "copied over", "longer", "zeros"])
 async def test_a_counter_that_others_cut_or_copy_over(storage: FileStorage, spoil: str) -> None:
     """In place, while it is in use (``rsync --inplace``): no change is missed, nothing dies."""
-    counter = storage.root / "security" / EPOCH_NAME
+    counter = storage.root / "security" / COUNTER_NAME
     earlier = counter.read_bytes()
     writer = start_writer(storage.root)
     for n in range(20):
@@ -312,23 +312,23 @@ async def test_a_disk_that_does_not_take_the_counter(
         return real(fd, data, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(epoch.os, "pwrite", fail)
+        patch.setattr(change_counter.os, "pwrite", fail)
         with pytest.raises(StorageError):
             await storage.write("keystore", b"second", expected=stored.token)
         assert await content(storage) == b"first"
         written = await storage.write("keystore", b"second", expected=stored.token)
-    assert storage._epoch.standing() is None
+    assert storage._counter.standing() is None
     assert await content(storage) == b"second"
     await storage.write("keystore", b"third", expected=written.token)
-    assert storage._epoch.standing() is not None
+    assert storage._counter.standing() is not None
 
 
 async def test_a_reader_that_lets_go_while_a_writer_marks(storage: FileStorage) -> None:
     """The writer's marks go to the file that it opened, not to a descriptor used again."""
-    counter = storage.root / "security" / EPOCH_NAME
+    counter = storage.root / "security" / COUNTER_NAME
     begun = int.from_bytes(counter.read_bytes(), sys.byteorder)
-    with storage._epoch.moving():
-        storage._epoch.detach()
+    with storage._counter.moving():
+        storage._counter.detach()
         other = os.open(storage.root / "other", os.O_RDWR | os.O_CREAT, 0o600)
     assert os.fstat(other).st_size == 0
     os.close(other)
@@ -336,14 +336,14 @@ async def test_a_reader_that_lets_go_while_a_writer_marks(storage: FileStorage) 
 
 
 async def test_a_counter_whose_maker_died(storage: FileStorage) -> None:
-    counter = storage.root / "security" / EPOCH_NAME
+    counter = storage.root / "security" / COUNTER_NAME
     counter.unlink()
     counter.touch(0o600)
     reader = FileStorage(storage.root)
     reader.change_token("keystore")
-    assert reader._epoch.standing() is None
+    assert reader._counter.standing() is None
     stored = await reader.read("keystore")
     await reader.write("keystore", b"second", expected=stored.token)
     assert counter.stat().st_size == 8
-    assert reader._epoch.standing() is not None
+    assert reader._counter.standing() is not None
     await reader.close()

@@ -1,4 +1,4 @@
-"""The directories of a vault's home, and how they come to be.
+"""Where a vault lies on disk: the directories of its home, and how they are made.
 
 Guarantee: made 0700 from their first instant, durably, and never loosened or tightened
 afterwards: one that others may use is refused, not mended. They may look into the home itself
@@ -8,16 +8,35 @@ where it was made before (0755, as ApexAgent does), since all that lies in it is
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Final
 
 from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import Folder, make_directories, make_directory
+from apex_creds.fs.private_files import Folder, expanded, make_directories, make_directory
 
+HOME_VARIABLE: Final = "APEX_CREDS_HOME"
 SECURITY: Final = "security"
 AUDIT: Final = "audit"
 """Inside ``SECURITY``."""
 CREDENTIALS: Final = "credentials"
+
+
+def resolve_home(home: str | os.PathLike[str] | None = None) -> Path:
+    """``home``, else ``$APEX_CREDS_HOME``, else ``~/.apex_agent``; absolute.
+
+    The last component is not resolved, so that a symbolic link there is refused later.
+
+    Raises:
+        InvalidInputError: It needs a home directory that this user does not have.
+    """
+    chosen = home or os.environ.get(HOME_VARIABLE) or "~/.apex_agent"
+    return expanded(os.fspath(chosen))
+
+
+def audit_directory(home: Path) -> Path:
+    """Where the log's segments lie."""
+    return home / SECURITY / AUDIT
 
 
 def make_folders(root: Path) -> None:

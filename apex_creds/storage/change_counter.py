@@ -25,13 +25,13 @@ from apex_creds.fs.private_files import Folder, write_all
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EPOCH_NAME: Final = ".epoch"
+COUNTER_NAME: Final = ".epoch"
 _SIZE: Final = 8
 _WRAP: Final = 1 << 63
 _USABLE: Final = hasattr(os, "pread")  # elsewhere an open file can't be replaced either
 
 
-class Epoch:
+class ChangeCounter:
     """The counter of one storage, open in this process."""
 
     __slots__ = ("_fd", "_inode", "_lock", "_writable")
@@ -58,7 +58,7 @@ class Epoch:
         if not _USABLE:
             return
         try:
-            status = security.status(EPOCH_NAME)
+            status = security.status(COUNTER_NAME)
         except FileNotFoundError:
             self.detach()
             if not write:
@@ -112,7 +112,7 @@ class Epoch:
             return os.dup(self._fd) if self._fd >= 0 and self._writable else None
 
     def _open(self, security: Folder, *, write: bool) -> None:
-        fd = security.open(EPOCH_NAME, os.O_RDWR if write else os.O_RDONLY)
+        fd = security.open(COUNTER_NAME, os.O_RDWR if write else os.O_RDONLY)
         try:
             status = os.fstat(fd)
             usable = _may_be_ours(status) and bool(status.st_size or write)
@@ -150,9 +150,9 @@ def _may_be_ours(status: os.stat_result) -> bool:
 
 def _create(security: Folder) -> os.stat_result:
     with contextlib.suppress(FileExistsError):
-        fd = security.create(EPOCH_NAME)
+        fd = security.create(COUNTER_NAME)
         try:
             write_all(fd, bytes(_SIZE))
         finally:
             os.close(fd)
-    return security.status(EPOCH_NAME)
+    return security.status(COUNTER_NAME)

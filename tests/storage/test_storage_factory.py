@@ -9,14 +9,14 @@ import pytest
 
 from apex_creds.errors import CorruptDocumentError, InvalidInputError, UnsafePermissionsError
 from apex_creds.storage import FileStorage
-from apex_creds.storage.select import (
+from apex_creds.storage.sql_storage import SqlStorage
+from apex_creds.storage.storage_factory import (
     StoragePlace,
     configured,
     has_vault,
     remember,
     storage_for,
 )
-from apex_creds.storage.sql_storage import SqlStorage
 
 pytestmark = pytest.mark.anyio
 

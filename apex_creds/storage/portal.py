@@ -1,8 +1,8 @@
-"""A shared storage with an event loop of its own, for callers in any loop or thread.
+"""A blocking portal to a shared storage: callers in any event loop or thread, one that works.
 
-Guarantee: everything that the storage does, it does in one loop, in a thread of its own,
-whoever asks; so a caller whose own loop stands still (code that can't wait) gets its answer
-too, and changes by others are noticed meanwhile. The thread ends with ``close``.
+Guarantee: the storage runs in one event loop, in a thread that does nothing else. So callers
+that block their own loop get an answer too, and changes by other processes are noticed
+meanwhile. The thread ends with ``close``.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LONGEST: Final = 30.0
-_GLANCE: Final = 1.0
+_POLL_SECONDS: Final = 1.0
 
 
-class ThreadedStorage:
+class StoragePortal:
     """See ``SharedStorage``, whose promises it passes on.
 
     Args:
@@ -188,7 +188,8 @@ class ThreadedStorage:
     ) -> AsyncIterator[T]:
         """A block of the inner storage's, all of it in one task of its loop.
 
-        It is left for a caller whose loop has ended within it.
+        It is left for a caller whose loop has ended within it: that is polled, since asyncio
+        has nothing that is called when a loop is stopped or closed as it is.
         """
         self._refuse_closed()
         here = Place()
@@ -201,7 +202,7 @@ class ThreadedStorage:
                     if not entered.set_running_or_notify_cancel():
                         return
                     entered.set_result(value)
-                    while not await leave.wait(_GLANCE) and here.runs:
+                    while not await leave.wait(_POLL_SECONDS) and here.runs:
                         pass
             except BaseException as error:
                 if entered.done():

@@ -9,8 +9,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from apex_creds.concurrency import run_to_completion
 from apex_creds.storage import FileStorage
-from apex_creds.storage.whole import to_the_end
 
 pytestmark = pytest.mark.anyio
 
@@ -24,7 +24,7 @@ async def test_a_cancellation_is_delivered_when_the_work_is_done() -> None:
         await asyncio.sleep(0)
         done.append("whole")
 
-    task = asyncio.create_task(to_the_end(work()))
+    task = asyncio.create_task(run_to_completion(work()))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -32,7 +32,7 @@ async def test_a_cancellation_is_delivered_when_the_work_is_done() -> None:
     assert done == ["half", "whole"]
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await to_the_end(work())
+        await run_to_completion(work())
     assert scope.cancelled_caught
 
 
@@ -42,8 +42,8 @@ async def test_an_error_is_the_callers_and_nobodys_after_a_cancellation() -> Non
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        await to_the_end(work())
-    task = asyncio.create_task(to_the_end(work()))
+        await run_to_completion(work())
+    task = asyncio.create_task(run_to_completion(work()))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -11,6 +11,8 @@ import contextlib
 import os
 import re
 import secrets
+import sys
+import threading
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +22,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import aiofiles
 from anyio import to_thread
 
+from apex_creds.concurrency import run_to_completion
 from apex_creds.errors import ConflictError, StorageError
+from apex_creds.fs.home import CREDENTIALS, SECURITY, make_folders
 from apex_creds.fs.lock import HeldLock, WriteLock, lock_file
 from apex_creds.fs.oserrors import storage_error, translated
 from apex_creds.fs.private_files import Folder, durable_name, sync_file, write_all
@@ -41,10 +45,7 @@ from apex_creds.storage.base import (
     check_document_name,
     tie_result,
 )
-from apex_creds.storage.epoch import Epoch
-from apex_creds.storage.layout import CREDENTIALS, SECURITY, make_folders
-from apex_creds.storage.pins import Pins
-from apex_creds.storage.whole import to_the_end
+from apex_creds.storage.change_counter import ChangeCounter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -58,6 +59,7 @@ _SUFFIX: Final = ".enc"
 _TEMPORARY: Final = re.compile(r"\.[a-z0-9_]{1,64}\.(?:enc|json)\.[0-9a-f]{16}\.tmp", re.ASCII)
 _READ_ATTEMPTS: Final = 64
 _LOOK_EVERY: Final = 0.1
+_CAN_PIN: Final = sys.platform != "win32"  # there, an open file can't be replaced
 _monotonic: Final = time.monotonic
 
 
@@ -74,7 +76,7 @@ class _Place:
 class _Seen(NamedTuple):
     """A token, and the value of the counter and the time up to which it holds."""
 
-    epoch: int
+    counted: int
     token: Token | None
     until: float
 
@@ -94,11 +96,11 @@ class FileStorage:
     def __init__(self, root: Path, *, lock_timeout: float = 10.0) -> None:
         self.root = Path(root).absolute()
         self._lock = WriteLock(timeout=lock_timeout)
-        self._pins = Pins()
+        self._pins = InodePins()
         self._places: dict[str, _Place] = {}
         self._stem: Callable[[str], str] | None = None
         self._candidates: tuple[str, ...] = tuple(SECTIONS.values())
-        self._epoch = Epoch()
+        self._counter = ChangeCounter()
         self._seen: dict[str, _Seen] = {}
         self._attach_again = 0.0
 
@@ -130,9 +132,9 @@ class FileStorage:
         call. A file that was replaced without telling the counter (restored by hand, say)
         is noticed within 0.1 seconds.
         """
-        standing = self._epoch.standing()
+        standing = self._counter.standing()
         seen = self._seen.get(name)
-        if seen is not None and seen.epoch == standing and _monotonic() < seen.until:
+        if seen is not None and seen.counted == standing and _monotonic() < seen.until:
             return seen.token
         return self._look(name, standing)
 
@@ -148,7 +150,7 @@ class FileStorage:
         if now >= self._attach_again:
             self._attach_again = now + _LOOK_EVERY
             with contextlib.suppress(OSError, StorageError), self._folder(SECURITY) as security:
-                self._epoch.attach(security)
+                self._counter.attach(security)
         return token
 
     async def prepare(self) -> None:
@@ -172,7 +174,7 @@ class FileStorage:
         for _ in range(_READ_ATTEMPTS):
             try:
                 with translated(place.path):
-                    return await to_the_end(self._read_once(place))
+                    return await run_to_completion(self._read_once(place))
             except _MovedError:
                 continue
         raise StorageError(f"{place.path} is replaced all the time.", hint="Retry.")
@@ -270,7 +272,7 @@ class FileStorage:
     async def close(self) -> None:
         """See ``Storage``."""
         self._pins.close()
-        self._epoch.detach()
+        self._counter.detach()
 
     # -- in worker threads -------------------------------------------------------
 
@@ -309,7 +311,7 @@ class FileStorage:
             write_all(fd, data)
             _stamp(fd, newer_than)
             sync_file(fd)
-            with self._epoch.moving():
+            with self._counter.moving():
                 folder.replace(temporary, place.file)
         except BaseException:
             os.close(fd)
@@ -326,7 +328,7 @@ class FileStorage:
         with self._writing(place) as folder, _opened(folder, place, for_shred=shred) as old:
             self._compare(place, None if old is None else _token(os.fstat(old)), expected)
             _sweep(folder)
-            with self._epoch.moving():
+            with self._counter.moving():
                 folder.unlink(place.file)
             with durable_name():
                 folder.sync()
@@ -355,7 +357,7 @@ class FileStorage:
             self._lock.held(security),
             self._folder(place.folder) as folder,
         ):
-            self._epoch.attach(security, write=True)
+            self._counter.attach(security, write=True)
             yield folder
 
     @contextlib.contextmanager
@@ -379,6 +381,45 @@ class FileStorage:
             stem = name if self._stem is None else check_document_name(self._stem(name))
             folder, file = CREDENTIALS, stem + _SUFFIX
         return _Place(name, folder, file, str(self.root / folder / file))
+
+
+class InodePins:
+    """One open descriptor for each document name; safe to use from several threads.
+
+    While a version's descriptor is pinned its inode is not freed, so no later version of the
+    document can have the same device and inode (no ABA in tokens).
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def hold(self, name: str, fd: int) -> None:
+        """Takes ownership of ``fd``, and lets go of the one held for ``name`` before."""
+        with self._lock:
+            if self._closed or not _CAN_PIN:
+                old: int | None = fd
+            else:
+                old = self._held.get(name)
+                self._held[name] = fd
+        if old is not None:
+            os.close(old)
+
+    def release(self, name: str) -> None:
+        """Lets go of what is held for ``name``."""
+        with self._lock:
+            old = self._held.pop(name, None)
+        if old is not None:
+            os.close(old)
+
+    def close(self) -> None:
+        """Lets go of everything, now and from now on; idempotent."""
+        with self._lock:
+            self._closed = True
+            held, self._held = self._held, {}
+        for fd in held.values():
+            os.close(fd)
 
 
 def _token(status: os.stat_result) -> Token:

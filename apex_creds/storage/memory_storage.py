@@ -28,8 +28,7 @@ from apex_creds.storage.base import (
     check_document_name,
     tie_result,
 )
-from apex_creds.storage.looking import Looking
-from apex_creds.storage.versions import Versions
+from apex_creds.storage.version_map import Refresher, VersionMap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -72,8 +71,8 @@ class MemoryStorage:
         self._shards = shards
         self._monotonic = monotonic
         self._place = _Place()
-        self._versions = Versions()
-        self._looking = Looking(self._take_in, monotonic=monotonic)
+        self._versions = VersionMap()
+        self._refresher = Refresher(self._ask, monotonic=monotonic)
         self._leads: list[Leadership] = []
 
     def peer(self) -> MemoryStorage:
@@ -128,18 +127,18 @@ class MemoryStorage:
 
     async def close(self) -> None:
         """See ``Storage``."""
-        await self._looking.stop()
+        await self._refresher.stop()
         await checkpoint()
 
     # -- shared ----------------------------------------------------------------------
 
     async def look(self) -> None:
         """See ``SharedStorage``."""
-        await self._looking.look(staleness=self.staleness)
+        await self._refresher.refresh(staleness=self.staleness)
 
     def stale_for(self) -> float:
         """See ``SharedStorage``."""
-        return self._looking.stale_for()
+        return self._refresher.stale_for()
 
     def changes(self) -> int:
         """See ``SharedStorage``."""
@@ -158,7 +157,7 @@ class MemoryStorage:
         await checkpoint()  # an answer takes its time too
         for name, stored in found.items():
             self._versions.learn(name, stored.token if stored else None, asked=asked)
-        self._versions.tell(since=before)
+        self._versions.notify(since=before)
         return {name: stored for name, stored in found.items() if stored is not None}
 
     async def write_many(
@@ -242,7 +241,7 @@ class MemoryStorage:
                 lead.lose()
             raise StorageUnreachableError("The memory storage can't be reached.")
 
-    async def _take_in(self) -> None:
+    async def _ask(self) -> None:
         asked, before = self._versions.asked(), self._versions.changes
         await self._visit()
         documents = dict(self._place.documents)
@@ -250,7 +249,7 @@ class MemoryStorage:
         for name in {*documents, *self._versions.known()}:
             stored = documents.get(name)
             self._versions.learn(name, stored.token if stored else None, asked=asked)
-        self._versions.tell(since=before)
+        self._versions.notify(since=before)
 
     def _now(self, name: str) -> Token | None:
         stored = self._place.documents.get(name)
@@ -268,7 +267,7 @@ class MemoryStorage:
     def _did(self, name: str, token: Token | None) -> None:
         before = self._versions.changes
         self._versions.put(name, token)
-        self._versions.tell(since=before)
+        self._versions.notify(since=before)
 
     def _check(self, name: str, expected: Token | None) -> None:
         if self._now(name) == expected:
