@@ -62,9 +62,9 @@ def span(text: str) -> float:
     """Seconds of ``30d`` and the like.
 
     Raises:
-        InvalidInputError: It is no time.
+        InvalidInputError: It is no span of time.
     """
-    return display.parse_time(text, now=0.0)
+    return display.parse_span(text)
 
 
 def name_of(what: str) -> Callable[[str], str]:

@@ -19,6 +19,7 @@ from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
 from apex_creds.errors import ConflictError, InvalidInputError
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.keys.passphrase import terminal_prompt
+from apex_creds.policy.display import parse_span
 from apex_creds.scheduler import report
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.events import (
@@ -256,14 +257,14 @@ def policy(
     """Print when the keys of a level rotate; change what is given."""
     changes: dict[str, object] = {}
     if interval is not None:
-        changes["interval"] = None if interval == "never" else _span(interval)
+        changes["interval"] = None if interval == "never" else parse_span(interval)
     if cron is not None:
         next_fire(cron or "0 0 * * *", 0.0)
         changes["cron"] = cron
     if max_encryptions is not None:
         changes["max_encryptions"] = max_encryptions or None
     changes |= {
-        name: _span(text) for name, text in (("jitter", jitter), ("grace", grace)) if text
+        name: parse_span(text) for name, text in (("jitter", jitter), ("grace", grace)) if text
     }
 
     async def work(vault: Vault) -> LevelPolicy:
@@ -280,10 +281,6 @@ def policy(
         output.json_out(found)
     else:
         output.fields((name, "-" if v in (None, "") else v) for name, v in found.items())
-
-
-def _span(text: str) -> float:
-    return 0.0 if text == "0" else when.parse(text, now=0.0)
 
 
 # -- events ----------------------------------------------------------------------------

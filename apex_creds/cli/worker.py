@@ -24,7 +24,7 @@ from apex_creds.vault import Vault
 def worker(
     ctx: typer.Context,
     every: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.05, help="How often to look.")
+        float, typer.Option(metavar="SECONDS", min=0.05, max=86_400, help="How often to look.")
     ] = 60.0,
     rate: Annotated[
         float | None,

@@ -41,6 +41,9 @@ Passed = bool | logging.LogRecord
 _lock = threading.RLock()  # garbage is collected anywhere, also while it is held
 _brokers: list[weakref.ref[LeaseBroker]] = []
 _original: Callable[[logging.Filterer, logging.LogRecord], Passed] = logging.Filterer.filter
+_original_handle: Callable[[logging.Handler, logging.LogRecord], Passed] = (
+    logging.Handler.handle
+)
 _searching = threading.local()
 
 
@@ -48,14 +51,17 @@ def install(broker: LeaseBroker) -> None:
     """Redacts from now on; what is written outside of invocations, of this broker too.
 
     Hooks ``logging.Filterer.filter``, which loggers and handlers both call: whatever their
-    filters add, and however a record came to a handler, it is searched behind them.
+    filters add, and however a record came to a handler, it is searched behind them. Where a
+    handler has a ``filter`` of its own, its record is searched in ``logging.Handler.handle``.
     """
-    global _original, _brokers
+    global _original, _original_handle, _brokers
     with _lock:
         _brokers = [*_brokers, weakref.ref(broker, _forget)]
         if len(_brokers) == 1:
             _original = logging.Filterer.filter
             logging.Filterer.filter = _filter  # type: ignore[assignment, method-assign]
+            _original_handle = logging.Handler.handle
+            logging.Handler.handle = _handle  # type: ignore[assignment, method-assign]
 
 
 def uninstall(broker: LeaseBroker) -> None:
@@ -71,26 +77,50 @@ def _forget(broker: weakref.ref[LeaseBroker]) -> None:
         _brokers = [other for other in _brokers if other is not broker]
         if not _brokers and logging.Filterer.filter is _filter:
             logging.Filterer.filter = _original  # type: ignore[assignment, method-assign]
+        if not _brokers and logging.Handler.handle is _handle:
+            logging.Handler.handle = _original_handle  # type: ignore[assignment, method-assign]
 
 
 def _filter(self: logging.Filterer, record: logging.LogRecord) -> Passed:
     passed = _original(self, record)
     if passed:
-        shown = passed if isinstance(passed, logging.LogRecord) else record
-        invocation = current_invocation()
-        if invocation is None or shown.name in _OF_OTHERS:
-            _redact_stray(shown)
-        while invocation is not None:
-            if isinstance(invocation, GuardedInvocation) and not invocation.redactor.idle:
-                _redact(shown, invocation.redactor)
-            invocation = invocation.parent
+        _search(_passed_on(passed, record))
     return passed
+
+
+def _handle(self: logging.Handler, record: logging.LogRecord) -> Passed:
+    if getattr(self.filter, "__func__", None) is _filter:
+        return _original_handle(self, record)
+    passed = self.filter(record)  # a method of its own, which may call the hooked one or not
+    if passed:
+        shown = _passed_on(passed, record)
+        _search(shown)
+        self.acquire()
+        try:
+            self.emit(shown)
+        finally:
+            self.release()
+    return passed
+
+
+def _passed_on(passed: Passed, record: logging.LogRecord) -> logging.LogRecord:
+    return passed if isinstance(passed, logging.LogRecord) else record
+
+
+def _search(record: logging.LogRecord) -> None:
+    invocation = current_invocation()
+    if invocation is None or str(record.name) in _OF_OTHERS:
+        _redact_stray(record)
+    while invocation is not None:
+        if isinstance(invocation, GuardedInvocation) and not invocation.redactor.idle:
+            _redact(record, invocation.redactor)
+        invocation = invocation.parent
 
 
 def _redact_stray(record: logging.LogRecord) -> None:
     """Searches for all that was redeemed lately, in whatever invocation."""
     # The vault's own records hold no secret, and may be written under its locks.
-    if record.name.startswith(_OWN) or getattr(_searching, "now", False):
+    if str(record.name).startswith(_OWN) or getattr(_searching, "now", False):
         return
     for known in _brokers:
         broker = known()

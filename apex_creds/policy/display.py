@@ -129,6 +129,20 @@ def parse_time(text: str, *, now: float) -> float:
     return when
 
 
+def parse_span(text: str) -> float:
+    """Seconds of a span of time; ``0`` is none.
+
+    Raises:
+        InvalidInputError: It is none: a date is no span.
+    """
+    span = _SPAN.fullmatch(text.strip())
+    if span is None and text.strip() != "0":
+        raise InvalidInputError(
+            f"{text[:40]!r} is not a span of time.", hint="Write 12h, 30d or 1y."
+        )
+    return 0.0 if span is None else float(int(span[1]) * _SECONDS[span[2]])
+
+
 def parse_past_time(text: str, *, now: float) -> float:
     """As ``parse``, looking back: a date and time that has been, or a span before now.
 

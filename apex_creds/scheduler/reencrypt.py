@@ -8,6 +8,7 @@ cancelled or killed, what was committed stays, and the next run goes on from the
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -22,7 +23,12 @@ from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.records import Record, Resealed, Section, reseal_records
 from apex_creds.documents.sections import Merged
 from apex_creds.documents.store import ATTEMPTS, DocumentStore, off_loop, too_busy
-from apex_creds.errors import DecryptionError, SecretWipedError, UnknownKeyError
+from apex_creds.errors import (
+    DecryptionError,
+    InvalidInputError,
+    SecretWipedError,
+    UnknownKeyError,
+)
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.scheduler.sharing import over_shards
@@ -43,11 +49,21 @@ class Pace:
         per_second: Records; None for as fast as it goes.
         slice_records: Records of one commit; None for a third of the section.
         backwards: Begin at the end: for one who helps another that begins at the front.
+
+    Raises:
+        InvalidInputError: ``per_second`` is no number above 0.
     """
 
     per_second: float | None = None
     slice_records: int | None = None
     backwards: bool = False
+
+    def __post_init__(self) -> None:
+        if self.per_second is not None and not 0 < self.per_second < math.inf:
+            raise InvalidInputError(
+                f"{self.per_second} records a second is no pace.",
+                hint="Give a number above 0, or nothing for as fast as it goes.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

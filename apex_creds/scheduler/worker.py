@@ -14,7 +14,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -60,13 +60,18 @@ Hook = Callable[[], object | Awaitable[object]]
 _log: Final = logging.getLogger(__name__)
 _ALONGSIDE: Final = frozenset({"verify", "count", "due"})
 """Jobs that only look, and wait for no other."""
+_LONGEST: Final = 10 * 366 * 86_400
 _STALLED: Final = 300.0
 """A job that neither ended nor got on for so many seconds (or five of its turns) is stalled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rhythm:
-    """How often each job looks, in seconds."""
+    """How often each job looks, in seconds; at most ten years.
+
+    Raises:
+        InvalidInputError: A number is none of seconds.
+    """
 
     check: float = 60.0
     events: float = 2.0
@@ -76,6 +81,15 @@ class Rhythm:
     verify: float = 3600.0
     count: float = 10.0
     due: float = 60.0
+
+    def __post_init__(self) -> None:
+        for job in fields(self):
+            seconds = getattr(self, job.name)
+            if not 0 < seconds <= _LONGEST:  # nor if it is not a number
+                raise InvalidInputError(
+                    f"{seconds} seconds is not how often a worker can look.",
+                    hint="Give a number above 0, 60 for example.",
+                )
 
 
 def next_fire(cron: str, after: float) -> float | None:

@@ -292,6 +292,43 @@ async def test_a_task_that_outlives_its_invocation(world: World, collected: Coll
     assert open_slots() <= before, "its needles are wiped after each search"
 
 
+class FiltersItself(Collect):
+    """What it filters, it decides alone; and it adds to the record."""
+
+    def filter(self, record):
+        record.added = record.secret_of_a_thread.value
+        return True
+
+
+class Hidden:
+    value = ""
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("on_the_instance", [True, False])
+async def test_a_handler_with_a_filter_of_its_own(
+    world: World, collected: Collect, inside: bool, on_the_instance: bool
+) -> None:
+    handler = Collect() if on_the_instance else FiltersItself()
+    if on_the_instance:
+        handler.filter = FiltersItself.filter.__get__(handler)
+    hidden = Hidden()
+    record = logging.makeLogRecord({"msg": "done", "secret_of_a_thread": hidden})
+
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            hidden.value = secret.expose_str()
+        if inside:
+            handler.handle(record)
+
+    await world.call(plugin)
+    if not inside:
+        contextvars.Context().run(handler.handle, record)
+    assert len(handler.shown) == 1
+    assert KEY not in handler.all
+    assert MARK in handler.all
+
+
 class TestMany:
     """A secret with hundreds of tokens in it, each of them with dozens of spellings."""
 

@@ -6,9 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_creds.errors import InvalidManifestError, InvalidNameError
+from apex_creds.errors import InvalidInputError, InvalidManifestError, InvalidNameError
 from apex_creds.policy.consent import ConsentRequest, lines
-from apex_creds.policy.display import check_plugin, check_version, escaped, named, quoted, shown
+from apex_creds.policy.display import (
+    check_plugin,
+    check_version,
+    escaped,
+    named,
+    parse_span,
+    quoted,
+    shown,
+)
 from apex_creds.policy.manifest import Access, parse_manifest
 
 INVISIBLE = (
@@ -122,3 +130,11 @@ def test_changes_that_are_not_shown_are_counted() -> None:
 
 def test_access_is_told() -> None:
     assert "wants to read the secret of" in lines(request(access=Access.REVEAL))[0]
+
+
+def test_a_span_is_no_date() -> None:
+    assert parse_span("30d") == 30 * 86_400.0
+    assert parse_span("0") == 0.0
+    for text in ("2030-12-31", "inf", "1e9", "-5d", "9999999y", ""):
+        with pytest.raises(InvalidInputError):
+            parse_span(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ from apex_creds.scheduler.events import (
 )
 from apex_creds.scheduler.orders import request_key
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
+from apex_creds.scheduler.reencrypt import Pace
 from apex_creds.scheduler.sharing import worker_runs
 from apex_creds.scheduler.state import Accepted, WorkerLease
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
@@ -630,3 +632,12 @@ async def test_the_log_names_no_service_where_it_has_pseudonyms(tmp_path: Path) 
     raw = b"".join(path.read_bytes() for path in (home / "security/audit").glob("*.jsonl"))
     assert b"very private service" not in raw
     assert b"api_keys/" + shown.encode() in raw
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan, 0.0, -1.0, 1e300])
+def test_how_often_and_how_fast_are_numbers_that_can_be_waited_for(number: float) -> None:
+    with pytest.raises(InvalidInputError):
+        Rhythm(check=number)
+    if number != 1e300:
+        with pytest.raises(InvalidInputError):
+            Pace(per_second=number)
