@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from apex_creds.audit import names, spans
 from apex_creds.audit.archive import MAX_SEGMENT, compress, segments
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile, LogKey
 from apex_creds.audit.nodes import has_nodes, keep_nodes
@@ -23,6 +22,7 @@ from apex_creds.audit.opening import End
 from apex_creds.audit.tree import Frontier
 from apex_creds.audit.writer import Writer
 from apex_creds.errors import ApexCredsError, InvalidInputError
+from apex_creds.telemetry import semconv, tracing
 
 __all__ = ["DEFAULT_CADENCE", "Cadence", "Upkeep"]
 
@@ -183,8 +183,11 @@ class Upkeep:
 
     def _announce(self, made: Checkpoint) -> None:
         size, root = made.size, made.root.hex()
-        what: dict[str, spans.AttributeValue] = {names.AUDIT_SIZE: size, names.AUDIT_ROOT: root}
-        with spans.span(names.CHECKPOINT, what):
+        what: dict[str, tracing.AttributeValue] = {
+            semconv.AUDIT_SIZE: size,
+            semconv.AUDIT_ROOT: root,
+        }
+        with tracing.span(semconv.CHECKPOINT, what):
             self._tell_of(made)
 
     def _tell_rest(self) -> None:

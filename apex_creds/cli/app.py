@@ -21,13 +21,13 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from apex_creds import __version__
-from apex_creds.audit import otel
 from apex_creds.cli import command, console, streams
 from apex_creds.cli.command import HomeOption, MasterOption
 from apex_creds.cli.doctor import system
 from apex_creds.crypto.hardening import Hardening
 from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import ApexCredsError, StorageError
+from apex_creds.telemetry import sdk
 
 EXIT_CODES: Final[dict[int, str]] = {
     0: "Done.",
@@ -128,7 +128,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit code.
     """
     try:
-        with otel.exporting():
+        with sdk.exporting():
             app = tree(named(arguments))
             code = app(list(arguments), prog_name="apex-creds", standalone_mode=False)
         sys.stdout.flush()

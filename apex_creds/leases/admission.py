@@ -13,18 +13,18 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
-from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import ApexCredsError, RateLimitedError
 from apex_creds.leases.basis import Basis, resting
 from apex_creds.leases.invocation import Invocation, caller
 from apex_creds.model import CredentialInfo
-from apex_creds.policy.decide import Decision, Permission, Reason, decide
+from apex_creds.policy.decide import REFUSALS, Decision, Permission, Reason, decide
 from apex_creds.policy.decision_cache import DecisionCache, Pins
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
 from apex_creds.policy.policy_file import Change, PolicySource
 from apex_creds.policy.rules import NO_POLICY, LimitRule, Policy
+from apex_creds.telemetry import instruments
 from apex_creds.vault import Vault
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from apex_creds.policy.rate_limits import Breach, DenialsExceeded, RateLimits, Windows
 
 _MANY: Final = 10_000
+instruments.expect_denials(reason.value for reason in REFUSALS)
 _log = logging.getLogger(__name__)
 
 OnDenials = Callable[["DenialsExceeded"], None]
@@ -177,7 +178,7 @@ class Admission:
         detail: str = "",
     ) -> None:
         """Audits a refusal; ``invocation`` is that of the plugin that tried, if any."""
-        metrics.denied(reason.value)
+        instruments.denied(reason.value)
         self._vault.audit.append(
             AuditEvent(
                 time=self._vault.clock.time(),

@@ -14,7 +14,6 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from apex_creds.audit import spans, telemetry
 from apex_creds.audit.events import AuditEvent
 from apex_creds.concurrency import BACKGROUND
 from apex_creds.crypto.memory import SecretBytes
@@ -44,6 +43,7 @@ from apex_creds.model import Clock, CredentialInfo
 from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Need
+from apex_creds.telemetry import tracing
 from apex_creds.vault import Facts, Opened, Vault
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class LeaseBroker:
     def _redeem_traced(
         self, lease: Lease, use: Use, facts: Facts, *, signed: bool = False
     ) -> tuple[Lease, Record, Opened]:
-        if not telemetry.on():
+        if not tracing.on():
             return self._redeem(lease, use, facts, signed)
         with observe.redeem(lease, use.method, facts.record, self._vault):
             return self._redeem(lease, use, facts, signed)
@@ -494,7 +494,7 @@ class LeaseBroker:
         invocation.leases.add(lease)
         if lease.ended is not None:
             invocation.leases.discard(lease)
-        if telemetry.on():
+        if tracing.on():
             observe.lease_made(lease, record, self._vault)
         return CredentialHandle(
             id=lease.id,
@@ -515,5 +515,5 @@ class LeaseBroker:
             key=record.key,
             method=use.method,
             origin="" if use.origin is None else str(use.origin),
-            ids=spans.current_ids(),
+            ids=tracing.current_ids(),
         )

@@ -18,8 +18,6 @@ from typing import Final, Protocol
 
 import anyio
 
-from apex_creds.audit import names, telemetry
-from apex_creds.audit.telemetry import Step
 from apex_creds.concurrency import Queues
 from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
 from apex_creds.leases.turns import Turns
@@ -27,6 +25,8 @@ from apex_creds.plain import check_can, check_is, plain_seconds
 from apex_creds.policy import challenge
 from apex_creds.policy.access_state import Client
 from apex_creds.policy.factors import MAX_WINDOW, Subject
+from apex_creds.telemetry import semconv, tracing
+from apex_creds.telemetry.tracing import Step
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 from apex_creds.vault.factors import Factors
@@ -307,7 +307,7 @@ def nobody() -> ChallengeError:
 
 def asking(plugin: str, method: str) -> Step:
     """A wait for somebody's answer, as a span."""
-    return telemetry.step(names.CONSENT, {names.PLUGIN: plugin, names.METHOD: method})
+    return tracing.step(semconv.CONSENT, {semconv.PLUGIN: plugin, semconv.METHOD: method})
 
 
 def _key(subject: Subject) -> tuple[str, str, str]:

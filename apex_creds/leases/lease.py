@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from apex_creds.audit import telemetry
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     HandleExhaustedError,
@@ -25,6 +24,7 @@ from apex_creds.policy.decide import Permission
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Need
 from apex_creds.policy.rules import NO_POLICY, Policy
+from apex_creds.telemetry import tracing
 
 if TYPE_CHECKING:
     from apex_creds.leases.broker import LeaseBroker
@@ -126,8 +126,8 @@ class Lease:
         if self.children:
             drain(self.children, lambda child: child.end(why))
         self.invocation.leases.discard(self)
-        if telemetry.OPEN:
-            telemetry.lease_ended(self.id, expired=why is HandleExpiredError)
+        if tracing.OPEN:
+            tracing.lease_ended(self.id, expired=why is HandleExpiredError)
         if self.parent is not None:
             self.parent.children.discard(self)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from apex_creds.audit import names, telemetry
-from apex_creds.audit.telemetry import Step
 from apex_creds.documents.records import Record
 from apex_creds.leases.lease import Lease
+from apex_creds.telemetry import semconv, tracing
+from apex_creds.telemetry.tracing import Step
 from apex_creds.vault import Vault
 
 _NO_KEY: Final = ("", 0)
@@ -33,7 +33,7 @@ def _key(record: Record | None) -> tuple[str, int]:
 
 def redeem(lease: Lease, method: str, record: Record | None, vault: Vault) -> Step:
     """A redeem begins."""
-    step = telemetry.redeem(
+    step = tracing.redeem(
         plugin=lease.invocation.manifest.plugin,
         credential=vault.audit.shown(lease.need.name),
         lease=lease.id,
@@ -42,7 +42,7 @@ def redeem(lease: Lease, method: str, record: Record | None, vault: Vault) -> St
     )
     several = vault.store.shared
     if several is not None and (stale := several.stale_for()):
-        step.set(names.STALE_MS, round(stale * 1000))  # the storage can't be reached
+        step.set(semconv.STALE_MS, round(stale * 1000))  # the storage can't be reached
     return step
 
 
@@ -51,11 +51,11 @@ def lease_made(lease: Lease, record: Record | None, vault: Vault) -> None:
     if record is None:
         facts = vault.facts_now(lease.need.name)
         record = facts.record if facts is not None else None
-    telemetry.lease_made(
+    tracing.lease_made(
         lease=lease.id,
         parent=lease.parent.id if lease.parent else "",
         credential=vault.audit.shown(lease.need.name),
         key=_key(record),
     )
     if lease.ended is not None:  # meanwhile, in another thread
-        telemetry.lease_ended(lease.id, expired=False)
+        tracing.lease_ended(lease.id, expired=False)

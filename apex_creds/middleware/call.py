@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, final
 
-from apex_creds.audit.telemetry import InvokeStep
 from apex_creds.errors import AccessDeniedError, SecretLeakError
 from apex_creds.leases.basis import Basis
 from apex_creds.leases.broker import LeaseBroker
@@ -21,6 +20,7 @@ from apex_creds.leases.invocation import Invocation, current_invocation, enter, 
 from apex_creds.middleware.observe import ObservedInside, outcome_of
 from apex_creds.middleware.redact import OnLeak, Redactor, class_of, shown, withheld
 from apex_creds.policy.manifest import Manifest
+from apex_creds.telemetry.tracing import InvokeStep
 from apex_creds.vault import Facts
 
 _OWN_OUTCOMES: Final = frozenset({"ok", "closed", "abandoned"})

@@ -25,8 +25,6 @@ import anyio
 import anyio.to_thread
 
 from apex_creds import migration
-from apex_creds.audit import telemetry
-from apex_creds.audit.telemetry import InvokeStep
 from apex_creds.concurrency import BACKGROUND, Semaphore, running_loop
 from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import InvalidInputError
@@ -59,6 +57,8 @@ from apex_creds.plain import (
 )
 from apex_creds.policy.consent import DEADLINE, ConsentProvider
 from apex_creds.policy.manifest import Manifest
+from apex_creds.telemetry import tracing
+from apex_creds.telemetry.tracing import InvokeStep
 from apex_creds.vault import Facts, Vault
 
 if TYPE_CHECKING:
@@ -377,7 +377,7 @@ class CredentialMiddleware:
                 leave_bare(named)
         if self._legacy is not None:
             await self._legacy.adopt(need.name for need in manifest.needs)
-        if telemetry.on():
+        if tracing.on():
             with observe.invocation(manifest, action) as step:
                 facts, bases = await self._settled(manifest, action)
                 call = self._begin(manifest, action, facts, step, bases=bases)
@@ -416,7 +416,7 @@ class CredentialMiddleware:
             finally:
                 leave_bare(named)
         given, shape = kwargs or {}, shape_from or function
-        if not telemetry.on():
+        if not tracing.on():
             return self._run_sync(manifest, action, function, args, given, shape)
         with observe.invocation(manifest, action) as step:
             return self._run_sync(manifest, action, function, args, given, shape, step)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from apex_creds.audit import telemetry
-from apex_creds.audit.telemetry import InvokeStep
 from apex_creds.leases.gates import hide, show
 from apex_creds.leases.invocation import Invocation, enter, leave
 from apex_creds.middleware.redact import Redactor
 from apex_creds.policy.manifest import Manifest
+from apex_creds.telemetry import tracing
+from apex_creds.telemetry.tracing import InvokeStep
 
 _OTHER: Final = "_OTHER"
 _LONGEST: Final = 200
@@ -22,7 +22,7 @@ _LONGEST: Final = 200
 
 def invocation(manifest: Manifest, action: str) -> InvokeStep:
     """An invocation begins."""
-    return telemetry.invoke(
+    return tracing.invoke(
         plugin=manifest.plugin,
         version=manifest.version,
         action=action[:_LONGEST],

@@ -16,7 +16,6 @@ from pathlib import PurePath
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Final
 
-from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.records import Record
@@ -28,6 +27,7 @@ from apex_creds.middleware import frames
 from apex_creds.middleware.containers import Walk
 from apex_creds.middleware.marks import LONG, SHORTEST, mark_of, marks
 from apex_creds.middleware.needles import Needles
+from apex_creds.telemetry import instruments
 from apex_creds.vault import Opened
 
 _PLAIN: Final = (int, float, complex, bool, type(None))
@@ -291,7 +291,7 @@ class Redactor:
             flush=True,
         )
         self.leaks.add((name, where))
-        metrics.leaked(where)
+        instruments.leaked(where)
 
 
 def class_of(error: BaseException) -> str:

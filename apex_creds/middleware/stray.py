@@ -12,7 +12,6 @@ from __future__ import annotations
 import weakref
 from contextlib import suppress
 
-from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.documents.records import Record
 from apex_creds.errors import (
@@ -28,6 +27,7 @@ from apex_creds.leases.recent import Key, Redeemed
 from apex_creds.middleware.marks import LONG, SHORTEST, marks
 from apex_creds.middleware.needles import Needles
 from apex_creds.middleware.redact import Redactor
+from apex_creds.telemetry import instruments
 from apex_creds.vault.granting import Revoked
 
 
@@ -98,7 +98,7 @@ class StrayRedactor(Redactor):
                 continue
             self._broker.log(_event(self._broker.clock.time(), redeemed, where), flush=True)
             recent.told[key] = redeemed.invocation
-            metrics.leaked(where)
+            instruments.leaked(where)
 
 
 def mark_before_sealing(broker: LeaseBroker) -> Revoked:

@@ -16,7 +16,6 @@ from typing import Final
 import anyio.to_thread
 from msgspec.structs import replace
 
-from apex_creds.audit import names, telemetry
 from apex_creds.errors import (
     ApexCredsError,
     AuditUnavailableError,
@@ -50,6 +49,7 @@ from apex_creds.migration.state import (
     migration_document,
 )
 from apex_creds.policy.display import check_plugin
+from apex_creds.telemetry import semconv, tracing
 from apex_creds.vault import Vault
 
 _SEALED: Final = (Format.FERNET, Format.SECRETBOX)
@@ -120,9 +120,9 @@ async def migrate(
                 continue
             if source.format in _SEALED and not masters.keys:
                 masters = await find_masters(environ)
-            with telemetry.step(names.MIGRATE, {names.FORMAT: source.format.value}) as step:
+            with tracing.step(semconv.MIGRATE, {semconv.FORMAT: source.format.value}) as step:
                 report = await _one(vault, source, masters, chosen)
-                step.set(names.RECORDS, len(report.entries))
+                step.set(semconv.RECORDS, len(report.entries))
             reports.append(report)
     return Report([report for report in reports if report], chosen.dry_run)
 

@@ -18,7 +18,6 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from apex_creds.audit import names, telemetry
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.records import Record, Resealed, Section, reseal_records
 from apex_creds.documents.sections import Merged
@@ -32,6 +31,7 @@ from apex_creds.errors import (
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.scheduler.sharing import over_shards
+from apex_creds.telemetry import semconv, tracing
 from apex_creds.vault import dek
 
 PIECE: Final = 512
@@ -138,9 +138,9 @@ async def _over(run: Run) -> AsyncGenerator[Progress, None]:
         size = await _slice_size(run)
         taken, todo = todo[:size], todo[size:]
         pairs = await _slice(run, taken)
-        with telemetry.step(names.REENCRYPT, {names.SECTION: section}) as step:
+        with tracing.step(semconv.REENCRYPT, {semconv.SECTION: section}) as step:
             committed = await _commit(run, pairs)
-            step.set(names.RECORDS, committed)
+            step.set(semconv.RECORDS, committed)
         fruitless = 0 if committed else fruitless + 1
         if fruitless == ATTEMPTS:
             raise too_busy(section)

@@ -7,21 +7,20 @@ and stays one in ``log_check`` until it verifies again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import anyio.to_thread
 
 from apex_creds.audit.checkpoint import LogKey, read_keys
 from apex_creds.audit.counting import EventCounts, What
-from apex_creds.audit.metrics import metering_on
 from apex_creds.audit.verify import Report, check, judged
-from apex_creds.audit.watched import LogCheck, watch
 from apex_creds.errors import ApexCredsError, AuditTamperedError
 from apex_creds.fs.home import audit_directory
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.rotation import next_due
+from apex_creds.telemetry.instruments import LogCheck, metering_on, watch_worker
 from apex_creds.vault import Vault
 from apex_creds.vault.anchor import open_signing_key
 
@@ -43,7 +42,7 @@ class Watch:
         self._unsigned: tuple[int, float] | None = None
         self._due: dict[Level, float] = {}
         self.wrong: Mapping[str, str] = {}
-        watch(self)
+        watch_worker(self)
 
     # -- looking -----------------------------------------------------------------
 
@@ -118,9 +117,9 @@ class Watch:
         intact, at = self._checked
         return LogCheck(intact, self._vault.clock.monotonic() - at)
 
-    def log_events(self) -> Mapping[What, int]:
+    def log_events(self) -> Iterable[tuple[What, int]]:
         """See ``WatchSource``."""
-        return self._counts.read()
+        return self._counts.read().items()
 
     def rotations_due(self) -> Mapping[str, float]:
         """See ``WatchSource``."""

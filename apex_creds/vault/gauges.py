@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from apex_creds.audit import metrics, names, telemetry
-from apex_creds.audit.metrics import KeyAge
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.records import Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import VaultSealedError
 from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.telemetry import instruments, semconv, tracing
+from apex_creds.telemetry.instruments import KeyAge
 
 if TYPE_CHECKING:
     from apex_creds.vault.vault import Vault
@@ -82,19 +82,19 @@ def observed(unseal: Callable[P, Awaitable[V]]) -> Callable[P, Awaitable[V]]:
 
     @functools.wraps(unseal)
     async def wrapped(*args: P.args, **kwargs: P.kwargs) -> V:
-        if not telemetry.on():
+        if not tracing.on():
             return _watched(await unseal(*args, **kwargs))
-        with telemetry.step(names.UNSEAL) as step:
+        with tracing.step(semconv.UNSEAL) as step:
             vault = _watched(await unseal(*args, **kwargs))
-            step.set(names.VAULT, vault.vault_id)
-            step.set(names.AUDIT_SIZE, vault.audit.seq)
+            step.set(semconv.VAULT, vault.vault_id)
+            step.set(semconv.AUDIT_SIZE, vault.audit.seq)
             return vault
 
     return wrapped
 
 
 def _watched(vault: V) -> V:
-    metrics.watch_keys(vault, KeyGauges(vault._store))
+    instruments.watch_keys(vault, KeyGauges(vault._store))
     return vault
 
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from apex_creds.audit import names, telemetry
 from apex_creds.documents.store import DocumentStore
+from apex_creds.telemetry import semconv, tracing
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,16 +46,16 @@ def rotating(level: str) -> Callable[[Rotates[P, T]], Rotates[P, T]]:
     def decorate(rotate: Rotates[P, T]) -> Rotates[P, T]:
         @functools.wraps(rotate)
         async def wrapped(store: DocumentStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            if not telemetry.on():
+            if not tracing.on():
                 return await rotate(store, *args, **kwargs)
             before = store.unsealed()
             keys = [keyset.id for keyset in before.body.deks]
-            with telemetry.rotation(level=level, keys=keys, trigger=_trigger.get()) as step:
-                step.set(names.KEY_ID, before.root_header.keks.id)
+            with tracing.rotation(level=level, keys=keys, trigger=_trigger.get()) as step:
+                step.set(semconv.KEY_ID, before.root_header.keks.id)
                 done = await rotate(store, *args, **kwargs)
                 root = store.unsealed().root_header
                 chosen = root.master if level == "master" else root.keks.primary
-                step.set(names.KEY_VERSION, chosen.version)
+                step.set(semconv.KEY_VERSION, chosen.version)
                 return done
 
         return wrapped
@@ -71,17 +71,17 @@ def renewing(renew: RotatesSome[P, T]) -> RotatesSome[P, T]:
         store: DocumentStore, labels: Iterable[str], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         chosen = frozenset(labels)
-        if not telemetry.on() or not chosen:
+        if not tracing.on() or not chosen:
             return await renew(store, chosen, *args, **kwargs)
         by_label = store.unsealed().by_label
         labels = sorted(chosen & by_label.keys())
         keys = [by_label[label].id for label in labels]
-        with telemetry.rotation(level="dek", keys=keys, trigger=_trigger.get()) as step:
-            step.set(names.KEY_ID, _one_or_many(keys))
+        with tracing.rotation(level="dek", keys=keys, trigger=_trigger.get()) as step:
+            step.set(semconv.KEY_ID, _one_or_many(keys))
             done = await renew(store, chosen, *args, **kwargs)
             after = store.unsealed().by_label
             versions = [after[label].primary.version for label in labels if label in after]
-            step.set(names.KEY_VERSION, _one_or_many(versions))
+            step.set(semconv.KEY_VERSION, _one_or_many(versions))
             return done
 
     return wrapped
@@ -98,9 +98,9 @@ def reencrypting(move: Moves[P, T]) -> Moves[P, T]:
     async def wrapped(
         store: DocumentStore, section: str, /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        if not telemetry.on():
+        if not tracing.on():
             return await move(store, section, *args, **kwargs)
-        with telemetry.step(names.REENCRYPT, {names.SECTION: section}):
+        with tracing.step(semconv.REENCRYPT, {semconv.SECTION: section}):
             return await move(store, section, *args, **kwargs)
 
     return wrapped

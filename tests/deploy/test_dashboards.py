@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from apex_creds.audit import names
+from apex_creds.telemetry import semconv
 
 pytestmark = pytest.mark.e2e
 
@@ -72,7 +72,7 @@ def _metrics_of(text: str) -> set[str]:
 
 
 def _known() -> set[str]:
-    return {name.replace(".", "_") + suffix for name in names.METRICS for suffix in SUFFIXES}
+    return {name.replace(".", "_") + suffix for name in semconv.METRICS for suffix in SUFFIXES}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -84,13 +84,13 @@ def test_queries_ask_for_metrics_that_exist(name: str) -> None:
 
 
 def _attributes() -> set[str]:
-    values = {v for n, v in vars(names).items() if n.isupper() and isinstance(v, str)}
-    return {value.replace(".", "_") for value in values - set(names.METRICS)}
+    values = {v for n, v in vars(semconv).items() if n.isupper() and isinstance(v, str)}
+    return {value.replace(".", "_") for value in values - set(semconv.METRICS)}
 
 
 def test_every_metric_is_on_a_dashboard() -> None:
     text = " ".join(json.dumps(_panels(name)) for name in FILES)
-    missing = {n for n in names.METRICS if n.replace(".", "_") not in text}
+    missing = {n for n in semconv.METRICS if n.replace(".", "_") not in text}
     assert missing == set()
 
 

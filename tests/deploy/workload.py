@@ -24,13 +24,13 @@ from apex_creds import (
     Vault,
     parse_manifest,
 )
-from apex_creds.audit import otel
 from apex_creds.audit.sinks import CallbackSink, Destination
 from apex_creds.policy.manifest import Manifest
 from apex_creds.policy.totp import code_at
 from apex_creds.scheduler.orders import labels_of, newest, order
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
+from apex_creds.telemetry import sdk
 from apex_creds.vault.factors import Enrolment, Factors
 
 CANARY = "sk-canary-77c1e0"
@@ -125,5 +125,5 @@ async def work(home: Path) -> None:
 
 
 if __name__ == "__main__":
-    with otel.exporting():
+    with sdk.exporting():
         anyio.run(work, Path(sys.argv[1]))

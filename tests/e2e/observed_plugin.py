@@ -20,10 +20,10 @@ from apex_creds import (
     Vault,
     parse_manifest,
 )
-from apex_creds.audit import names, otel, telemetry
 from apex_creds.audit.sinks import CallbackSink, Destination
 from apex_creds.scheduler.watch import Watch
 from apex_creds.scheduler.worker import RotationWorker
+from apex_creds.telemetry import sdk, semconv, tracing
 
 CANARY = "sk-canary-4f1d9a"
 MANIFEST = parse_manifest(
@@ -62,13 +62,13 @@ async def work(home: Path) -> None:
             watch = Watch(vault, RotationWorker(vault).engine)
             for look in (watch.verify, watch.count, watch.due):
                 await look()
-            with telemetry.rotation(level="dek", keys=["00" * 16], trigger="manual") as step:
-                step.set(names.RECORDS, 1)
+            with tracing.rotation(level="dek", keys=["00" * 16], trigger="manual") as step:
+                step.set(semconv.RECORDS, 1)
             if sys.argv[2:] == ["wait"]:
                 print("ready", flush=True)
                 await anyio.to_thread.run_sync(sys.stdin.read)
 
 
 if __name__ == "__main__":
-    with otel.exporting():
+    with sdk.exporting():
         anyio.run(work, Path(sys.argv[1]))

@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from apex_creds.audit import names
+from apex_creds.telemetry import semconv
 from tests.e2e.observed_plugin import CANARY
 from tests.support.realparts import _free_port
 
@@ -69,15 +69,17 @@ async def _received(tmp_path: Path) -> tuple[list[Span], list[Metric]]:
 
 
 def _all_spans(spans: list[Span]) -> bool:
-    return {names.ROTATE, names.UNSEAL} <= {span.name for span in spans} and _ours(spans) == 12
+    return {semconv.ROTATE, semconv.UNSEAL} <= {span.name for span in spans} and _ours(
+        spans
+    ) == 12
 
 
 def _ours(spans: list[Span]) -> int:
-    return sum(span.name in names.SPANS and span.name != names.CHECKPOINT for span in spans)
+    return sum(span.name in semconv.SPANS and span.name != semconv.CHECKPOINT for span in spans)
 
 
-_ALL = names.METRICS
-_LAST = names.ROTATION_DURATION
+_ALL = semconv.METRICS
+_LAST = semconv.ROTATION_DURATION
 """Recorded after all the others: what comes from then on is final."""
 
 
@@ -94,9 +96,9 @@ async def test_spans_and_metrics_come_back_as_they_were_meant(tmp_path: Path) ->
     for span in spans:
         by_name.setdefault(span.name, []).append(span)
     counts = {name: len(found) for name, found in by_name.items()}
-    assert counts[names.INVOKE] == 4
-    assert counts[names.LEASE] == counts[names.REDEEM] == 3
-    assert counts[names.UNSEAL] == counts[names.ROTATE] == 1
+    assert counts[semconv.INVOKE] == 4
+    assert counts[semconv.LEASE] == counts[semconv.REDEEM] == 3
+    assert counts[semconv.UNSEAL] == counts[semconv.ROTATE] == 1
     _check_tree(by_name)
     _check_metrics({metric.name: metric for metric in metrics})
     _check_exemplars(metrics, by_name)
@@ -112,21 +114,21 @@ def _attributes(span: Span) -> dict[str, object]:
 
 
 def _check_tree(by_name: dict[str, list[Span]]) -> None:
-    invocations = {span.span_id: span for span in by_name[names.INVOKE]}
-    for span in (*by_name[names.REDEEM], *by_name[names.LEASE]):
+    invocations = {span.span_id: span for span in by_name[semconv.INVOKE]}
+    for span in (*by_name[semconv.REDEEM], *by_name[semconv.LEASE]):
         assert invocations[span.parent_span_id].trace_id == span.trace_id
     failed = [s for s in invocations.values() if s.status.code == Status.STATUS_CODE_ERROR]
-    assert [_attributes(span)[names.ERROR_TYPE] for span in failed] == ["AccessDeniedError"]
-    assert {_attributes(span)[names.GEN_AI_TOOL] for span in invocations.values()} == {
+    assert [_attributes(span)[semconv.ERROR_TYPE] for span in failed] == ["AccessDeniedError"]
+    assert {_attributes(span)[semconv.GEN_AI_TOOL] for span in invocations.values()} == {
         "forecast"
     }
 
 
 def _check_metrics(found: dict[str, Metric]) -> None:
-    assert sum(p.as_int for p in found[names.REDEEMS].sum.data_points) == 3
-    assert sum(p.as_int for p in found[names.DENIALS].sum.data_points) == 1
-    assert sum(p.as_int for p in found[names.LEAKS].sum.data_points) == 3
-    (redeems,) = found[names.REDEEM_DURATION].histogram.data_points
+    assert sum(p.as_int for p in found[semconv.REDEEMS].sum.data_points) == 3
+    assert sum(p.as_int for p in found[semconv.DENIALS].sum.data_points) == 1
+    assert sum(p.as_int for p in found[semconv.LEAKS].sum.data_points) == 3
+    (redeems,) = found[semconv.REDEEM_DURATION].histogram.data_points
     assert redeems.count == 3
 
 
@@ -134,9 +136,9 @@ def _check_exemplars(metrics: list[Metric], by_name: dict[str, list[Span]]) -> N
     points = [
         point
         for metric in metrics
-        if metric.name == names.REDEEM_DURATION
+        if metric.name == semconv.REDEEM_DURATION
         for point in metric.histogram.data_points
     ]
     came = {exemplar.span_id for point in points for exemplar in point.exemplars}
     assert came
-    assert came <= {span.span_id for span in by_name[names.REDEEM]}
+    assert came <= {span.span_id for span in by_name[semconv.REDEEM]}

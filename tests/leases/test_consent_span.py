@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from apex_creds.audit import names
 from apex_creds.errors import AccessDeniedError, SecondFactorError
 from apex_creds.leases.gates import ChallengeGate, LocalResponder, SecondFactorGate
 from apex_creds.policy.challenge import expecting
 from apex_creds.policy.consent import CallbackConsent
 from apex_creds.policy.factors import Subject
+from apex_creds.telemetry import semconv
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 from apex_creds.vault.factors import Factors
@@ -31,14 +31,14 @@ async def test_consent(tmp_path) -> None:
                 with pytest.raises(SecondFactorError):
                     await SecondFactorGate(Factors(vault)).require_second_factor(SUBJECT)
                 await ChallengeGate(challenger).require_challenge(SUBJECT, worker)
-                spans = [dict(span.attributes or {}) for span in seen.spans(names.CONSENT)]
+                spans = [dict(span.attributes or {}) for span in seen.spans(semconv.CONSENT)]
     refused, given = spans
     assert refused == {
-        names.PLUGIN: "weather",
-        names.METHOD: "second_factor",
-        names.ERROR_TYPE: "SecondFactorError",
+        semconv.PLUGIN: "weather",
+        semconv.METHOD: "second_factor",
+        semconv.ERROR_TYPE: "SecondFactorError",
     }
-    assert given == {names.PLUGIN: "weather", names.METHOD: "challenge"}
+    assert given == {semconv.PLUGIN: "weather", semconv.METHOD: "challenge"}
 
 
 async def test_a_question_to_a_person(tmp_path) -> None:
@@ -46,5 +46,5 @@ async def test_a_question_to_a_person(tmp_path) -> None:
         with recording() as seen:
             with pytest.raises(AccessDeniedError):
                 await world.call(lambda: 1, needs=("ungranted",))
-            spans = [dict(span.attributes or {}) for span in seen.spans(names.CONSENT)]
-    assert spans == [{names.PLUGIN: "demo", names.METHOD: "person"}]
+            spans = [dict(span.attributes or {}) for span in seen.spans(semconv.CONSENT)]
+    assert spans == [{semconv.PLUGIN: "demo", semconv.METHOD: "person"}]

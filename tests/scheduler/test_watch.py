@@ -10,7 +10,6 @@ from msgspec import structs
 from msgspec.structs import replace
 from opentelemetry.metrics import _internal as metering
 
-from apex_creds.audit import names
 from apex_creds.audit.verify import MAX_UNSIGNED_SECONDS, Report, check
 from apex_creds.errors import AuditTamperedError
 from apex_creds.fs.home import audit_directory
@@ -20,6 +19,7 @@ from apex_creds.scheduler.events import AuditTampered
 from apex_creds.scheduler.policy import LevelPolicy, Policies
 from apex_creds.scheduler.watch import Watch
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
+from apex_creds.telemetry import semconv
 from apex_creds.vault import Vault, dek
 from tests.support.clocks import TwoClocks
 from tests.support.recording import Recording, recording
@@ -42,8 +42,10 @@ def _watch(vault: Vault) -> Watch:
 
 
 def _events(seen: Recording, kind: str) -> float:
-    found = seen.values(names.AUDIT_EVENTS).items()
-    return sum(number for attributes, number in found if (names.AUDIT_KIND, kind) in attributes)
+    found = seen.values(semconv.AUDIT_EVENTS).items()
+    return sum(
+        number for attributes, number in found if (semconv.AUDIT_KIND, kind) in attributes
+    )
 
 
 def _alter(vault: Vault, old: bytes, new: bytes) -> None:
@@ -58,9 +60,9 @@ async def test_nothing_is_said_before_a_look(vault: Vault) -> None:
     with recording() as seen:
         watch = _watch(vault)
         found = seen.metrics()
-        assert names.AUDIT_INTACT not in found
-        assert names.ROTATION_DUE not in found
-        assert seen.values(names.WORKER_PROBLEMS) == {(): 0}
+        assert semconv.AUDIT_INTACT not in found
+        assert semconv.ROTATION_DUE not in found
+        assert seen.values(semconv.WORKER_PROBLEMS) == {(): 0}
         assert watch.log_check() is None
 
 
@@ -74,8 +76,8 @@ async def test_the_log_is_counted_and_found_whole(vault: Vault) -> None:
         vault.clock.now += 5
         assert _events(seen, "revoke") == 1
         assert _events(seen, "put") == 1
-        assert seen.values(names.AUDIT_INTACT) == {(): 1}
-        assert seen.values(names.AUDIT_CHECK_AGE) == {(): 5}
+        assert seen.values(semconv.AUDIT_INTACT) == {(): 1}
+        assert seen.values(semconv.AUDIT_CHECK_AGE) == {(): 5}
 
 
 async def test_what_only_metrics_want_costs_nothing_without_them(
@@ -85,7 +87,7 @@ async def test_what_only_metrics_want_costs_nothing_without_them(
     watch = _watch(vault)
     await watch.count()
     await watch.due()
-    assert watch.log_events() == {}
+    assert dict(watch.log_events()) == {}
     assert watch.rotations_due() == {}
     await watch.verify()
     check = watch.log_check()
@@ -101,10 +103,10 @@ async def test_a_log_that_somebody_edited_is_not_intact(vault: Vault) -> None:
         segment.write_bytes(data.replace(b'"put"', b'"get"'))
         with pytest.raises(AuditTamperedError, match="Event 2"):
             await watch.verify()
-        assert seen.values(names.AUDIT_INTACT) == {(): 0}
+        assert seen.values(semconv.AUDIT_INTACT) == {(): 0}
         segment.write_bytes(data)
         await watch.verify()
-        assert seen.values(names.AUDIT_INTACT) == {(): 1}
+        assert seen.values(semconv.AUDIT_INTACT) == {(): 1}
 
 
 @pytest.mark.parametrize("jump", [-3.2e8, -3600.0, 3600.0, 3.2e8])
@@ -146,9 +148,9 @@ async def test_when_rotations_are_due(vault: Vault) -> None:
         watch = Watch(vault, worker.engine)
         await watch.due()
         vault.clock.now += 1.5 * HOUR
-        due = seen.values(names.ROTATION_DUE)
-        assert due[((names.KEY_LEVEL, "dek"),)] == pytest.approx(-HOUR / 2, abs=60)
-        assert due[((names.KEY_LEVEL, "kek"),)] == pytest.approx(HOUR / 2, abs=60)
+        due = seen.values(semconv.ROTATION_DUE)
+        assert due[((semconv.KEY_LEVEL, "dek"),)] == pytest.approx(-HOUR / 2, abs=60)
+        assert due[((semconv.KEY_LEVEL, "kek"),)] == pytest.approx(HOUR / 2, abs=60)
 
 
 async def test_versions_of_each_level_and_state(vault: Vault) -> None:
@@ -156,8 +158,8 @@ async def test_versions_of_each_level_and_state(vault: Vault) -> None:
         await dek.renew(vault.store, "api_keys/openai", now=vault.clock.time())
 
         def counted(level: str, state: str) -> float:
-            wanted = ((names.KEY_LEVEL, level), (names.KEY_STATE, state))
-            return seen.values(names.KEY_VERSIONS).get(wanted, 0)
+            wanted = ((semconv.KEY_LEVEL, level), (semconv.KEY_STATE, state))
+            return seen.values(semconv.KEY_VERSIONS).get(wanted, 0)
 
         assert counted("master", "primary") == 1
         assert counted("kek", "primary") == 1
@@ -172,23 +174,23 @@ async def test_a_worker_looks_by_itself_and_goes_on_after_what_is_wrong(vault: V
     with recording() as seen:
         async with RotationWorker(vault, rhythm=quick, watching=True) as worker:
             async with asyncio.timeout(60):
-                while names.ROTATION_DUE not in seen.metrics() or not _events(seen, "put"):
+                while semconv.ROTATION_DUE not in seen.metrics() or not _events(seen, "put"):
                     await asyncio.sleep(0.01)
-                while names.AUDIT_INTACT not in seen.metrics():
+                while semconv.AUDIT_INTACT not in seen.metrics():
                     await asyncio.sleep(0.01)
-                assert seen.values(names.AUDIT_INTACT) == {(): 1}
+                assert seen.values(semconv.AUDIT_INTACT) == {(): 1}
                 _alter(vault, b'"put"', b'"get"')
                 while "verify" not in worker.health()["problems"]:
                     await asyncio.sleep(0.01)
-                assert seen.values(names.WORKER_PROBLEMS)[()] >= 1
+                assert seen.values(semconv.WORKER_PROBLEMS)[()] >= 1
                 assert "Event 2" in str(worker.health()["problems"]["verify"])
                 while (await vault.grants()).lockdown is None:
                     await asyncio.sleep(0.01)
                 _alter(vault, b'"get"', b'"put"')
                 await vault.unlock()
-                while seen.values(names.WORKER_PROBLEMS)[()]:
+                while seen.values(semconv.WORKER_PROBLEMS)[()]:
                     await asyncio.sleep(0.01)
-        assert seen.values(names.AUDIT_INTACT) == {(): 1}
+        assert seen.values(semconv.AUDIT_INTACT) == {(): 1}
 
 
 async def _looked(worker: RotationWorker) -> bool:

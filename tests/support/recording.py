@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from apex_creds.audit import metrics, telemetry, watched
+from apex_creds.telemetry import instruments, tracing
 
 Point = Any
 
@@ -62,16 +62,16 @@ class Recording:
 
 
 @contextmanager
-def recording(*, tracing: bool = True, metering_too: bool = True) -> Iterator[Recording]:
+def recording(*, spans: bool = True, metering_too: bool = True) -> Iterator[Recording]:
     made = Recording()
     before = trace._TRACER_PROVIDER, metering._METER_PROVIDER
-    trace._TRACER_PROVIDER = made.tracer_provider if tracing else None
+    trace._TRACER_PROVIDER = made.tracer_provider if spans else None
     metering._METER_PROVIDER = made.meter_provider if metering_too else None
-    for tally in (metrics._redeems, metrics._denials, metrics._leaks):
+    for tally in (instruments._redeems, instruments._denials, instruments._leaks):
         tally._counts.clear()
-    telemetry._rotations.clear()
-    watched._sources.clear()
-    assert telemetry.on()
+    tracing._rotations.clear()
+    instruments._sources.clear()
+    assert tracing.on()
     try:
         yield made
     finally:

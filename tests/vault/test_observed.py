@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from apex_creds.audit import names
 from apex_creds.model import ApiKey
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.orders import newest, order
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.reencrypt import reencrypt
 from apex_creds.scheduler.worker import RotationWorker
+from apex_creds.telemetry import semconv
 from apex_creds.vault import dek, rotate
 from tests.support.recording import Recording, recording
 from tests.support.vaults import create
@@ -23,7 +23,7 @@ SECRET = "sk-canary-observed"
 
 
 def _levels(seen: Recording) -> list[object]:
-    return [(span.attributes or {})[names.KEY_LEVEL] for span in seen.spans(names.ROTATE)]
+    return [(span.attributes or {})[semconv.KEY_LEVEL] for span in seen.spans(semconv.ROTATE)]
 
 
 async def test_rotations_of_each_level(tmp_path: Path) -> None:
@@ -36,18 +36,18 @@ async def test_rotations_of_each_level(tmp_path: Path) -> None:
             await rotate.rotate_kek(vault.store, replaces=1, now=now)
             await rotate.rotate_master(vault.store, replaces=1, now=now)
             assert _levels(seen) == ["dek", "kek", "master"]
-            counts = seen.values(names.ROTATION_DURATION)
+            counts = seen.values(semconv.ROTATION_DURATION)
             assert counts == {
-                ((names.KEY_LEVEL, level),): 1 for level in ("dek", "kek", "master")
+                ((semconv.KEY_LEVEL, level),): 1 for level in ("dek", "kek", "master")
             }
             await vault.refresh()
-            assert sum(seen.values(names.RECORDS_LEFT).values()) == 1
+            assert sum(seen.values(semconv.RECORDS_LEFT).values()) == 1
             async for _ in reencrypt(vault.store, "api_keys"):
                 pass
-            assert sum(seen.values(names.RECORDS_LEFT).values()) == 0
-            moved = dict(seen.span(names.REENCRYPT).attributes or {})
-            assert moved == {names.SECTION: "api_keys", names.RECORDS: 1}
-            states = {dict(key)[names.KEY_STATE] for key in seen.values(names.KEY_AGE)}
+            assert sum(seen.values(semconv.RECORDS_LEFT).values()) == 0
+            moved = dict(seen.span(semconv.REENCRYPT).attributes or {})
+            assert moved == {semconv.SECTION: "api_keys", semconv.RECORDS: 1}
+            states = {dict(key)[semconv.KEY_STATE] for key in seen.values(semconv.KEY_AGE)}
             assert states == {"primary", "active"}
             assert SECRET not in seen.everything()
             assert "openai" not in seen.everything()
@@ -56,10 +56,10 @@ async def test_rotations_of_each_level(tmp_path: Path) -> None:
 async def test_a_sealed_vault_says_nothing(tmp_path: Path) -> None:
     with recording() as seen:
         vault = await create(tmp_path)
-        assert seen.values(names.KEY_AGE)
+        assert seen.values(semconv.KEY_AGE)
         await vault.close()
-        assert not seen.values(names.KEY_AGE)
-        assert sum(seen.values(names.RECORDS_LEFT).values()) == 0
+        assert not seen.values(semconv.KEY_AGE)
+        assert sum(seen.values(semconv.RECORDS_LEFT).values()) == 0
 
 
 async def test_the_lease_of_a_rotated_key_is_linked(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ async def test_the_lease_of_a_rotated_key_is_linked(tmp_path: Path) -> None:
 
         with recording() as seen:
             await world.call(during)
-            (link,) = seen.span(names.LEASE).links
-            assert link.context.span_id == seen.span(names.ROTATE).context.span_id
+            (link,) = seen.span(semconv.LEASE).links
+            assert link.context.span_id == seen.span(semconv.ROTATE).context.span_id
 
 
 async def test_a_rotation_says_which_key_and_why(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ async def test_a_rotation_says_which_key_and_why(tmp_path: Path) -> None:
             await vault.delete("two")
             kek = keystore.root_header.keks.id
             one, two = ids["api_keys/one"], ids["api_keys/two"]
-            assert [_facts(span) for span in seen.spans(names.ROTATE)] == [
+            assert [_facts(span) for span in seen.spans(semconv.ROTATE)] == [
                 ("dek", "requested", one, 2),
                 ("dek", "requested", (one, two), (3, 2)),
                 ("kek", "requested", kek, 2),
@@ -111,5 +111,5 @@ async def test_a_rotation_says_which_key_and_why(tmp_path: Path) -> None:
 
 
 def _facts(span: ReadableSpan) -> tuple[object, ...]:
-    chosen = (names.KEY_LEVEL, names.TRIGGER, names.KEY_ID, names.KEY_VERSION)
+    chosen = (semconv.KEY_LEVEL, semconv.TRIGGER, semconv.KEY_ID, semconv.KEY_VERSION)
     return tuple((span.attributes or {})[name] for name in chosen)

@@ -12,13 +12,13 @@ import contextlib
 from collections.abc import Iterable
 from typing import Final
 
-from apex_creds.audit import metrics
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.sinks.base import Destination
 from apex_creds.audit.sinks.outlet import Outlet
 from apex_creds.errors import AuditUnavailableError, InvalidInputError
 from apex_creds.model import Clock
+from apex_creds.telemetry import instruments
 
 __all__ = ["Destinations"]
 
@@ -56,7 +56,7 @@ class Destinations:
         self._required = [each for each in self.outlets if each.destination.required]
         self._takers = _takers(self.outlets)
         self._start()
-        metrics.watch_outlets(self)
+        instruments.watch_outlets(self)
 
     def bind(self, log: AuditLog) -> None:
         """Names the log in which losses are recorded."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from apex_creds.audit import otel
 from apex_creds.errors import InvalidInputError
+from apex_creds.telemetry import sdk
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from apex_creds.errors import InvalidInputError
     ],
 )
 def test_wanted(environment: Mapping[str, str], expected: bool) -> None:
-    assert otel.wanted(environment) is expected
+    assert sdk.wanted(environment) is expected
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_wanted(environment: Mapping[str, str], expected: bool) -> None:
 )
 def test_what_can_not_be_done_is_said(environment: Mapping[str, str]) -> None:
     with pytest.raises(InvalidInputError) as refused:
-        otel.configure(environment)
+        sdk.configure(environment)
     assert refused.value.hint
 
 
 def test_nothing_asked_for_costs_no_import() -> None:
     program = (
-        "import sys\nfrom apex_creds.audit import otel\nwith otel.exporting({}):\n    pass\n"
+        "import sys\nfrom apex_creds.telemetry import sdk\nwith sdk.exporting({}):\n    pass\n"
         "assert not [m for m in sys.modules if m.startswith('opentelemetry.sdk')]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=480)
@@ -59,8 +59,8 @@ def test_a_provider_of_the_program_stays() -> None:
         "from opentelemetry.sdk.trace import TracerProvider\n"
         "own = TracerProvider(), MeterProvider()\n"
         "trace.set_tracer_provider(own[0])\nmetrics.set_meter_provider(own[1])\n"
-        "from apex_creds.audit import otel\n"
-        "with otel.exporting({'OTEL_TRACES_EXPORTER': 'console',\n"
+        "from apex_creds.telemetry import sdk\n"
+        "with sdk.exporting({'OTEL_TRACES_EXPORTER': 'console',\n"
         "                     'OTEL_METRICS_EXPORTER': 'console'}):\n"
         "    assert trace.get_tracer_provider() is own[0]\n"
         "    assert metrics.get_meter_provider() is own[1]\n"
@@ -72,10 +72,11 @@ def test_a_provider_of_the_program_stays() -> None:
 def test_the_extra_is_named_where_it_is_missing() -> None:
     program = (
         "import sys\nsys.modules['opentelemetry.exporter'] = None\n"
-        "from apex_creds.audit import otel\nfrom apex_creds.errors import InvalidInputError\n"
+        "from apex_creds.telemetry import sdk\n"
+        "from apex_creds.errors import InvalidInputError\n"
         "wanted = (('TRACES', 'otlp'), ('METRICS', 'otlp'), ('METRICS', 'prometheus'))\n"
         "for kind, name in wanted:\n"
-        "    try:\n        otel.configure({f'OTEL_{kind}_EXPORTER': name})\n"
+        "    try:\n        sdk.configure({f'OTEL_{kind}_EXPORTER': name})\n"
         "    except InvalidInputError as error:\n"
         "        assert 'apex-creds[otel]' in error.hint\n"
         "    else:\n        raise SystemExit(1)\n"

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from apex_creds.audit import metrics as instruments
 from apex_creds.errors import InvalidInputError
+from apex_creds.telemetry import instruments
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
-__all__ = ["Exporters", "configure", "exporting", "wanted"]
 
 _SERVICE: Final = "apex-creds"
 _FLUSH_MILLISECONDS: Final = 5000

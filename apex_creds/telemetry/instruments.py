@@ -1,11 +1,15 @@
 """Metrics through the OpenTelemetry API; free while no meter provider is configured.
 
-Guarantee: attributes are reasons, states and names from closed sets, and the names of
-plugins as the log shows them; never a credential's name, an identifier, or a secret.
+Guarantee: counting costs a dictionary look-up under a lock, and no count is lost between
+threads; what is expected to happen is there from the beginning, as 0. Collecting reads what
+is in memory: no document, and no log. Attributes are reasons, states and names from closed
+sets, and the names of plugins as the log shows them; never a credential's name, an
+identifier, or a secret.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,25 +28,7 @@ from opentelemetry.metrics import (
 )
 from opentelemetry.trace import Span, set_span_in_context
 
-from apex_creds.audit import names, watched
-from apex_creds.audit.tallies import Tally
-from apex_creds.policy.decide import REFUSALS
-
-__all__ = [
-    "KeyAge",
-    "KeySource",
-    "OutletSource",
-    "denied",
-    "invoked",
-    "leaked",
-    "lease_ended",
-    "lease_made",
-    "metering_on",
-    "redeemed",
-    "rotated",
-    "watch_keys",
-    "watch_outlets",
-]
+from apex_creds.telemetry import semconv
 
 _FAST: Final = tuple(
     step * 10.0**power for power in (-6, -5, -4, -3, -2, -1, 0, 1) for step in (1, 2.5, 5)
@@ -95,9 +81,44 @@ class OutletSource(Protocol):
         """Each with its name, how many events wait, and how many were dropped."""
 
 
-_redeems: Final = Tally(names.PLUGIN, names.METHOD, names.ERROR_TYPE)
-_denials: Final = Tally(names.REASON, expected=((reason.value,) for reason in REFUSALS))
-_leaks: Final = Tally(names.WHERE, expected=((where,) for where in names.WHERES))
+class Tally:
+    """How often something happened, by what tells the cases apart.
+
+    Args:
+        attributes: The names of the values that ``add`` gets.
+        expected: Values that are read, as 0, before they were added.
+    """
+
+    __slots__ = ("_attributes", "_counts", "_expected", "_lock")
+
+    def __init__(self, *attributes: str, expected: Iterable[tuple[str, ...]] = ()) -> None:
+        self._attributes = attributes
+        self._expected = dict.fromkeys(expected, 0)
+        self._counts: dict[tuple[str, ...], int] = {}
+        self._lock = threading.Lock()
+
+    def expect(self, values: Iterable[tuple[str, ...]]) -> None:
+        """Has more of them read, as 0, before they were added."""
+        with self._lock:
+            self._expected.update(dict.fromkeys(values, 0))
+
+    def add(self, *values: str) -> None:
+        """One more; an empty value is left out of the attributes."""
+        with self._lock:
+            self._counts[values] = self._counts.get(values, 0) + 1
+
+    def read(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Each count with its attributes."""
+        with self._lock:
+            counts = self._expected | self._counts
+        for values, count in counts.items():
+            named = zip(self._attributes, values, strict=True)
+            yield count, {name: value for name, value in named if value}
+
+
+_redeems: Final = Tally(semconv.PLUGIN, semconv.METHOD, semconv.ERROR_TYPE)
+_denials: Final = Tally(semconv.REASON)
+_leaks: Final = Tally(semconv.WHERE, expected=((where,) for where in semconv.WHERES))
 _leases: Final[dict[str, float]] = {}
 _keys: Final[WeakKeyDictionary[object, KeySource]] = WeakKeyDictionary()
 _hubs: Final[WeakSet[OutletSource]] = WeakSet()
@@ -109,10 +130,10 @@ class _Instruments:
     __slots__ = ("invoke", "lease", "redeem", "rotation")
 
     def __init__(self, meter: Meter) -> None:
-        self.redeem = _seconds(meter, names.REDEEM_DURATION, "Handle to secret.", _FAST)
-        self.invoke = _seconds(meter, names.INVOKE_DURATION, "Plugin invocations.", _FAST)
-        self.lease = _seconds(meter, names.LEASE_DURATION, "Life of leases.", _SLOW)
-        self.rotation = _seconds(meter, names.ROTATION_DURATION, "Key rotations.", _SLOW)
+        self.redeem = _seconds(meter, semconv.REDEEM_DURATION, "Handle to secret.", _FAST)
+        self.invoke = _seconds(meter, semconv.INVOKE_DURATION, "Plugin invocations.", _FAST)
+        self.lease = _seconds(meter, semconv.LEASE_DURATION, "Life of leases.", _SLOW)
+        self.rotation = _seconds(meter, semconv.ROTATION_DURATION, "Key rotations.", _SLOW)
         _observe(meter)
 
 
@@ -161,7 +182,7 @@ def redeemed(
     found = _found()
     if found is not None:
         _redeems.add(plugin, method, error)
-        found.redeem.record(seconds, _attributes(error, (names.METHOD, method)), context)
+        found.redeem.record(seconds, _attributes(error, (semconv.METHOD, method)), context)
 
 
 def invoked(
@@ -170,7 +191,7 @@ def invoked(
     """An invocation ended."""
     found = _found()
     if found is not None:
-        attributes = _attributes(error, (names.PLUGIN, plugin), (names.GEN_AI_TOOL, action))
+        attributes = _attributes(error, (semconv.PLUGIN, plugin), (semconv.GEN_AI_TOOL, action))
         found.invoke.record(seconds, attributes, context)
 
 
@@ -178,7 +199,7 @@ def rotated(seconds: float, error: str, *, level: str, context: Context | None =
     """A rotation ended."""
     found = _found()
     if found is not None:
-        found.rotation.record(seconds, _attributes(error, (names.KEY_LEVEL, level)), context)
+        found.rotation.record(seconds, _attributes(error, (semconv.KEY_LEVEL, level)), context)
 
 
 def lease_made(lease: str) -> None:
@@ -193,6 +214,11 @@ def lease_ended(lease: str, span: Span | None = None) -> None:
     if started is not None and found is not None:
         context = None if span is None else set_span_in_context(span)
         found.lease.record(time.perf_counter() - started, None, context)
+
+
+def expect_denials(reasons: Iterable[str]) -> None:
+    """Has each reason counted from the beginning, as 0."""
+    _denials.expect((reason,) for reason in reasons)
 
 
 def denied(reason: str) -> None:
@@ -210,7 +236,7 @@ def leaked(where: str) -> None:
 def _attributes(error: str, *pairs: tuple[str, str]) -> dict[str, str]:
     found = dict(pairs)
     if error:
-        found[names.ERROR_TYPE] = error
+        found[semconv.ERROR_TYPE] = error
     return found
 
 
@@ -229,17 +255,17 @@ def watch_outlets(source: OutletSource) -> None:
 
 def _observe(meter: Meter) -> None:
     count, gauge = meter.create_observable_counter, meter.create_observable_gauge
-    count(names.REDEEMS, [_reader(_redeems)], description="Redeems, also refused ones.")
-    count(names.DENIALS, [_reader(_denials)], description="Refusals, by reason.")
-    count(names.LEAKS, [_reader(_leaks)], description="Secrets redacted from output.")
-    count(names.AUDIT_DROPS, [_drops], description="Events a destination lost.")
-    gauge(names.AUDIT_QUEUE, [_queues], description="Events that wait for a destination.")
-    gauge(names.LEASES, [_open_leases], description="Open leases.")
-    gauge(names.LEASE_AGE, [_oldest_lease], unit="s", description="Age of the oldest lease.")
-    gauge(names.KEY_AGE, [_key_ages], unit="s", description="Age of the oldest key version.")
-    gauge(names.KEY_VERSIONS, [_key_versions], description="Key versions.")
-    gauge(names.RECORDS_LEFT, [_left], description="Credentials left to re-encrypt.")
-    watched.observe(meter)
+    count(semconv.REDEEMS, [_reader(_redeems)], description="Redeems, also refused ones.")
+    count(semconv.DENIALS, [_reader(_denials)], description="Refusals, by reason.")
+    count(semconv.LEAKS, [_reader(_leaks)], description="Secrets redacted from output.")
+    count(semconv.AUDIT_DROPS, [_drops], description="Events a destination lost.")
+    gauge(semconv.AUDIT_QUEUE, [_queues], description="Events that wait for a destination.")
+    gauge(semconv.LEASES, [_open_leases], description="Open leases.")
+    gauge(semconv.LEASE_AGE, [_oldest_lease], unit="s", description="Age of the oldest lease.")
+    gauge(semconv.KEY_AGE, [_key_ages], unit="s", description="Age of the oldest key version.")
+    gauge(semconv.KEY_VERSIONS, [_key_versions], description="Key versions.")
+    gauge(semconv.RECORDS_LEFT, [_left], description="Credentials left to re-encrypt.")
+    _observe_workers(meter)
 
 
 def _reader(tally: Tally) -> Callable[[CallbackOptions], Iterator[Observation]]:
@@ -260,12 +286,12 @@ def _oldest_lease(_: CallbackOptions) -> Iterator[Observation]:
 
 def _drops(_: CallbackOptions) -> Iterator[Observation]:
     totals = _sum((outlet.name, outlet.dropped) for hub in _hubs for outlet in hub.outlets)
-    return (Observation(n, {names.DESTINATION: name}) for name, n in totals.items())
+    return (Observation(n, {semconv.DESTINATION: name}) for name, n in totals.items())
 
 
 def _queues(_: CallbackOptions) -> Iterator[Observation]:
     totals = _sum((outlet.name, outlet.waiting) for hub in _hubs for outlet in hub.outlets)
-    return (Observation(n, {names.DESTINATION: name}) for name, n in totals.items())
+    return (Observation(n, {semconv.DESTINATION: name}) for name, n in totals.items())
 
 
 def _sum(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -281,7 +307,7 @@ def _key_ages(_: CallbackOptions) -> Iterator[Observation]:
         for level, state, seconds in source.key_ages():
             oldest[level, state] = max(seconds, oldest.get((level, state), 0.0))
     for (level, state), seconds in oldest.items():
-        yield Observation(seconds, {names.KEY_LEVEL: level, names.KEY_STATE: state})
+        yield Observation(seconds, {semconv.KEY_LEVEL: level, semconv.KEY_STATE: state})
 
 
 def _key_versions(_: CallbackOptions) -> Iterator[Observation]:
@@ -289,8 +315,96 @@ def _key_versions(_: CallbackOptions) -> Iterator[Observation]:
     for source in list(_keys.values()):
         totals.update(source.key_versions())
     for (level, state), number in totals.items():
-        yield Observation(number, {names.KEY_LEVEL: level, names.KEY_STATE: state})
+        yield Observation(number, {semconv.KEY_LEVEL: level, semconv.KEY_STATE: state})
 
 
 def _left(_: CallbackOptions) -> Iterator[Observation]:
     yield Observation(sum(source.records_left() for source in list(_keys.values())))
+
+
+class LogCheck(NamedTuple):
+    """The last check of a log.
+
+    Attributes:
+        intact: Whether everything verified.
+        age: Seconds since it ended.
+    """
+
+    intact: bool
+    age: float
+
+
+class WatchSource(Protocol):
+    """Who looks at a vault regularly: a worker."""
+
+    def log_check(self) -> LogCheck | None:
+        """The last check of the audit log; None before the first."""
+
+    def log_events(self) -> Iterable[tuple[tuple[str, str], int]]:
+        """How many events are in the log, by kind and reason (empty where there is none)."""
+
+    def rotations_due(self) -> Mapping[str, float]:
+        """Seconds until the next key of each level is due; negative when it was."""
+
+    def problems(self) -> int:
+        """How much is wrong now."""
+
+
+_sources: Final[WeakSet[WatchSource]] = WeakSet()
+
+
+def watch_worker(source: WatchSource) -> None:
+    """Observes a worker, for as long as it is referred to elsewhere."""
+    _sources.add(source)
+
+
+def _observe_workers(meter: Meter) -> None:
+    """Sets up the metrics of all that are watched."""
+    gauge = meter.create_observable_gauge
+    meter.create_observable_counter(
+        semconv.AUDIT_EVENTS,
+        [_events],
+        description="Events in the audit log, whoever wrote them.",
+    )
+    gauge(semconv.AUDIT_INTACT, [_intact], description="1: the log verified when last checked.")
+    gauge(semconv.AUDIT_CHECK_AGE, [_age], unit="s", description="Since the log was checked.")
+    gauge(semconv.ROTATION_DUE, [_due], unit="s", description="Until the next rotation is due.")
+    gauge(semconv.WORKER_PROBLEMS, [_problems], description="What is wrong with the worker.")
+
+
+def _checks() -> Iterable[LogCheck]:
+    found = (source.log_check() for source in list(_sources))
+    return [check for check in found if check is not None]
+
+
+def _intact(_: CallbackOptions) -> Iterator[Observation]:
+    if checks := _checks():
+        yield Observation(int(all(check.intact for check in checks)))
+
+
+def _age(_: CallbackOptions) -> Iterator[Observation]:
+    if checks := _checks():
+        yield Observation(max(check.age for check in checks))
+
+
+def _events(_: CallbackOptions) -> Iterator[Observation]:
+    totals: Counter[tuple[str, str]] = Counter()
+    for source in list(_sources):
+        totals.update(dict(source.log_events()))
+    for (kind, reason), number in totals.items():
+        reasons = {semconv.REASON: reason} if reason else {}
+        yield Observation(number, {semconv.AUDIT_KIND: kind, **reasons})
+
+
+def _due(_: CallbackOptions) -> Iterator[Observation]:
+    nearest: dict[str, float] = {}
+    for source in list(_sources):
+        for level, seconds in source.rotations_due().items():
+            nearest[level] = min(seconds, nearest.get(level, seconds))
+    for level, seconds in nearest.items():
+        yield Observation(seconds, {semconv.KEY_LEVEL: level})
+
+
+def _problems(_: CallbackOptions) -> Iterator[Observation]:
+    if sources := list(_sources):
+        yield Observation(sum(source.problems() for source in sources))

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from apex_creds.audit import spans
+from apex_creds.telemetry import tracing
 
 
 @pytest.fixture
@@ -29,27 +29,27 @@ def tracing_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tracing_off")
 def test_off_by_default() -> None:
-    assert not spans.tracing_on()
-    with spans.span("apex_creds.invoke", {"apex_creds.plugin": "p"}) as span:
+    assert not tracing.tracing_on()
+    with tracing.span("apex_creds.invoke", {"apex_creds.plugin": "p"}) as span:
         span.set("apex_creds.x", 1)
-        assert span.ids() == spans.current_ids() == ("", "")
-    assert spans.span("a") is spans.span("b")
+        assert span.ids() == tracing.current_ids() == ("", "")
+    assert tracing.span("a") is tracing.span("b")
 
 
 def test_a_no_op_provider_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", trace.NoOpTracerProvider())
-    assert not spans.tracing_on()
+    assert not tracing.tracing_on()
 
 
 def test_nesting_attributes_and_ids(exported: InMemorySpanExporter) -> None:
-    assert spans.tracing_on()
-    with spans.span("apex_creds.invoke", {"apex_creds.plugin": "p"}) as outer:
-        assert outer.ids() == spans.current_ids()
-        with spans.span("apex_creds.redeem") as inner:
+    assert tracing.tracing_on()
+    with tracing.span("apex_creds.invoke", {"apex_creds.plugin": "p"}) as outer:
+        assert outer.ids() == tracing.current_ids()
+        with tracing.span("apex_creds.redeem") as inner:
             inner.set("apex_creds.decision", "allow")
-            assert spans.current_ids() == inner.ids()
+            assert tracing.current_ids() == inner.ids()
             assert inner.ids()[0] == outer.ids()[0]
-    assert spans.current_ids() == ("", "")
+    assert tracing.current_ids() == ("", "")
     redeem, invoke = exported.get_finished_spans()
     assert redeem.parent is not None
     assert redeem.parent.span_id == int(outer_id(invoke), 16)
@@ -61,7 +61,7 @@ def outer_id(span: object) -> str:
 
 
 def test_an_exception_leaves_its_class_only(exported: InMemorySpanExporter) -> None:
-    with pytest.raises(ValueError, match="hunter2"), spans.span("apex_creds.invoke"):
+    with pytest.raises(ValueError, match="hunter2"), tracing.span("apex_creds.invoke"):
         raise ValueError("hunter2")
     (span,) = exported.get_finished_spans()
     assert "hunter2" not in span.to_json()
@@ -71,8 +71,8 @@ def test_an_exception_leaves_its_class_only(exported: InMemorySpanExporter) -> N
 
 
 def test_a_span_that_is_not_current(exported: InMemorySpanExporter) -> None:
-    span = spans.span("apex_creds.invoke", current=False)
-    assert spans.current_ids() == ("", "")
+    span = tracing.span("apex_creds.invoke", current=False)
+    assert tracing.current_ids() == ("", "")
     span.end()
     span.end()
     assert len(exported.get_finished_spans()) == 1

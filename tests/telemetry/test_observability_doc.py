@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.audit import names
 from apex_creds.audit.sinks import Level as Severity
 from apex_creds.audit.sinks.parse import _MAKERS, _OPTIONS
 from apex_creds.leases import CredentialMap
 from apex_creds.scheduler.orders import newest, order
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.worker import RotationWorker
+from apex_creds.telemetry import semconv
 from tests.support.recording import recording
 from tests.support.worlds import world_in
 
@@ -24,7 +24,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "OBSERVABILITY.md").read_text()
 def test_every_name_is_on_the_page() -> None:
     own = {
         value
-        for name, value in vars(names).items()
+        for name, value in vars(semconv).items()
         if name.isupper() and isinstance(value, str) and "." in value
     }
     assert {name for name in own if f"`{name}`" not in PAGE} == set()
@@ -47,11 +47,11 @@ def _rows() -> dict[str, set[str]]:
 
 
 NOW_AND_THEN = {
-    names.PARENT_LEASE,
-    names.LEASE_EXPIRED,
-    names.OUTCOME,
-    names.STALE_MS,
-    names.ERROR_TYPE,
+    semconv.PARENT_LEASE,
+    semconv.LEASE_EXPIRED,
+    semconv.OUTCOME,
+    semconv.STALE_MS,
+    semconv.ERROR_TYPE,
 }
 """Attributes that what is done here does not have."""
 
@@ -78,8 +78,8 @@ async def test_the_spans_of_a_vault_s_life_have_the_attributes_of_the_page(
         for span in found.spans():
             seen[span.name] |= set(span.attributes or {})
     rows = _rows()
-    assert rows.keys() == set(names.SPANS)
-    elsewhere = {names.CONSENT, names.MIGRATE}
+    assert rows.keys() == set(semconv.SPANS)
+    elsewhere = {semconv.CONSENT, semconv.MIGRATE}
     assert seen.keys() >= rows.keys() - elsewhere
     for name, attributes in seen.items():
         assert attributes - NOW_AND_THEN == rows[name] - NOW_AND_THEN, name

@@ -1,8 +1,9 @@
-"""What the rest of the package calls: spans and metrics together, for each thing done.
+"""Spans, and spans and metrics together for each thing done, over the OpenTelemetry API.
 
-Guarantee: ``on`` costs two look-ups; while it is false nothing here need be called. A span
-has names, identifiers and counts in it, and an error's class: never a secret, an error's
-text, or a name that the log does not show. Spans and metrics never make a call fail.
+Guarantee: ``on`` costs two look-ups; while it is false nothing here need be called, and all
+of it is nearly free. A span has names, identifiers and counts in it, and the class of an
+error: never a secret, an error's text or traceback, or a name that the log does not show.
+Nothing here makes a call fail.
 
 A lease and the rotations that touch its key while it lives are linked both ways in time: a
 new lease links to the last rotations of its key in this process, and a rotation adds a link
@@ -13,32 +14,162 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from opentelemetry import context as contexts
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import _internal
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    NoOpTracerProvider,
+    Span,
+    SpanContext,
+    Status,
+    StatusCode,
+    Tracer,
+)
 
-from apex_creds.audit import metrics, names, spans
-from apex_creds.audit.spans import AttributeValue
+from apex_creds.telemetry import instruments, semconv
 
-__all__ = [
-    "OPEN",
-    "InvokeStep",
-    "Step",
-    "invoke",
-    "lease_ended",
-    "lease_made",
-    "on",
-    "redeem",
-    "rotation",
-    "step",
-]
+AttributeValue = str | int | float | bool | Sequence[str] | Sequence[int]
+NO_IDS: Final = ("", "")
+
+
+class _Seen:
+    """The provider that was looked at last, and the tracer it gave, if it records."""
+
+    __slots__ = ("provider", "tracer")
+
+    def __init__(self) -> None:
+        self.provider: object = None
+        self.tracer: Tracer | None = None
+
+
+_seen: Final = _Seen()
+
+
+def _tracer() -> Tracer | None:
+    # The API's public getter costs a microsecond while no provider is set.
+    provider = trace._TRACER_PROVIDER
+    if provider is not _seen.provider:
+        off = provider is None or isinstance(provider, NoOpTracerProvider)
+        tracer = None if off or provider is None else provider.get_tracer("apex_creds")
+        _seen.tracer = None if isinstance(tracer, trace.NoOpTracer) else tracer
+        _seen.provider = provider
+    return _seen.tracer
+
+
+def tracing_on() -> bool:
+    """Tells whether a tracer provider is configured that may record."""
+    return _tracer() is not None
+
+
+class ActiveSpan:
+    """A span as a context manager; without a tracer it does nothing."""
+
+    __slots__ = ("_span", "_token")
+
+    def __init__(self, started: Span | None, *, current: bool) -> None:
+        self._span = started
+        self._token = (
+            context.attach(trace.set_span_in_context(started)) if started and current else None
+        )
+
+    def set(self, name: str, value: AttributeValue) -> None:
+        """Sets one more attribute."""
+        if self._span is not None:
+            self._span.set_attribute(name, value)
+
+    def fail(self, error_type: str) -> None:
+        """Marks the span as failed with the name of an error's class."""
+        if self._span is not None:
+            mark_failed(self._span, error_type)
+
+    def ids(self) -> tuple[str, str]:
+        """Returns trace id and span id in hexadecimal, or two empty strings."""
+        return NO_IDS if self._span is None else _ids(self._span)
+
+    def end(self) -> None:
+        """Ends the span; again does nothing."""
+        started, self._span = self._span, None
+        token, self._token = self._token, None
+        if token is not None:
+            context.detach(token)
+        if started is not None:
+            started.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace_back: TracebackType | None,
+    ) -> None:
+        if kind is not None and kind is not GeneratorExit:
+            self.fail(kind.__qualname__)
+        self.end()
+
+
+_OFF: Final = ActiveSpan(None, current=False)
+
+
+def span(
+    name: str, attributes: Mapping[str, AttributeValue] | None = None, *, current: bool = True
+) -> ActiveSpan:
+    """Starts a span ``name``; use it with ``with``, or call ``end``.
+
+    Args:
+        name: Like ``apex_creds.redeem``.
+        attributes: Named ``apex_creds.*`` or by a convention; never a secret.
+        current: Whether spans started meanwhile are its children. False where it may end
+            in another context than it started in (a stream).
+    """
+    started = start(name, attributes)
+    return _OFF if started is None else ActiveSpan(started, current=current)
+
+
+def start(
+    name: str,
+    attributes: Mapping[str, AttributeValue] | None = None,
+    *,
+    links: Sequence[Link] | None = None,
+) -> Span | None:
+    """Starts a span that the caller ends; None while tracing is off."""
+    tracer = _tracer()
+    if tracer is None:
+        return None
+    return tracer.start_span(
+        name,
+        attributes=attributes,
+        links=links,
+        record_exception=False,
+        set_status_on_exception=False,
+    )
+
+
+def mark_failed(started: Span, error_type: str) -> None:
+    """Gives a span the status of an error, with the name of the error's class only."""
+    started.set_status(Status(StatusCode.ERROR, error_type))
+    started.set_attribute(semconv.ERROR_TYPE, error_type)
+
+
+def current_ids() -> tuple[str, str]:
+    """Returns trace id (32 hexadecimal digits) and span id (16), or two empty strings."""
+    return NO_IDS if _tracer() is None else _ids(trace.get_current_span())
+
+
+def _ids(started: Span) -> tuple[str, str]:
+    found = started.get_span_context()
+    if not found.is_valid:
+        return NO_IDS
+    return trace.format_trace_id(found.trace_id), trace.format_span_id(found.span_id)
+
 
 _KEYS: Final = 1024
 _ROTATIONS: Final = 8
@@ -47,7 +178,7 @@ _perf_counter: Final = time.perf_counter
 Record = Callable[[float, str, Context | None], None]
 
 
-class _Seen:
+class _Providers:
     """The providers that were looked at last, and whether either records."""
 
     __slots__ = ("meters", "on", "tracers")
@@ -58,17 +189,17 @@ class _Seen:
         self.on = False
 
 
-_seen: Final = _Seen()
+_providers: Final = _Providers()
 
 
 def on() -> bool:
     """Tells whether a tracer or meter provider is configured."""
     meters, tracers = _internal._METER_PROVIDER, trace._TRACER_PROVIDER
-    if meters is not _seen.meters or tracers is not _seen.tracers:
+    if meters is not _providers.meters or tracers is not _providers.tracers:
         # Not `or`: the look at the meters is what sets up the gauges.
-        _seen.on = metrics.metering_on() | spans.tracing_on()
-        _seen.meters, _seen.tracers = meters, tracers
-    return _seen.on
+        _providers.on = instruments.metering_on() | tracing_on()
+        _providers.meters, _providers.tracers = meters, tracers
+    return _providers.on
 
 
 class _OpenLease(NamedTuple):
@@ -101,7 +232,7 @@ class Step:
         record: Record | None = None,
     ) -> None:
         self._record = record
-        self._span = spans.start(name, attributes)
+        self._span = start(name, attributes)
         self._context = None if self._span is None else trace.set_span_in_context(self._span)
         self._token: object = None
         self._started = _perf_counter()
@@ -118,12 +249,12 @@ class Step:
 
     def enter(self) -> object:
         """Makes the span current; ``leave`` takes it back. May be done many times."""
-        return None if self._context is None else contexts.attach(self._context)
+        return None if self._context is None else context.attach(self._context)
 
     def leave(self, token: object) -> None:
         """Takes an ``enter`` back, unless that was in another context."""
-        if token is not None and contexts.get_current() is self._context:
-            contexts.detach(token)  # type: ignore[arg-type]
+        if token is not None and context.get_current() is self._context:
+            context.detach(token)  # type: ignore[arg-type]
 
     def end(self, error: str = "") -> None:
         """Ends it; again does nothing. ``error`` is the name of an error's class."""
@@ -133,7 +264,7 @@ class Step:
             record(_perf_counter() - self._started, error, self._context)
         if started is not None:
             if error:
-                spans.mark_failed(started, error)
+                mark_failed(started, error)
             started.end()
 
     def __enter__(self) -> Self:
@@ -180,7 +311,7 @@ class InvokeStep(Step):
         if outcome == "ok":
             self.end()
             return
-        self.set(names.OUTCOME, outcome)
+        self.set(semconv.OUTCOME, outcome)
         self.end("" if outcome == _ABANDONED else outcome)
 
     def __enter__(self) -> Self:
@@ -213,15 +344,15 @@ def invoke(*, plugin: str, version: str, action: str) -> InvokeStep:
     """An invocation; names as the log shows them."""
 
     def record(seconds: float, error: str, context: Context | None) -> None:
-        metrics.invoked(seconds, error, plugin=plugin, action=action, context=context)
+        instruments.invoked(seconds, error, plugin=plugin, action=action, context=context)
 
     attributes: dict[str, AttributeValue] = {
-        names.GEN_AI_OPERATION: names.EXECUTE_TOOL,
-        names.GEN_AI_TOOL: action,
-        names.PLUGIN: plugin,
-        names.PLUGIN_VERSION: version,
+        semconv.GEN_AI_OPERATION: semconv.EXECUTE_TOOL,
+        semconv.GEN_AI_TOOL: action,
+        semconv.PLUGIN: plugin,
+        semconv.PLUGIN_VERSION: version,
     }
-    return InvokeStep(names.INVOKE, attributes, record=record)
+    return InvokeStep(semconv.INVOKE, attributes, record=record)
 
 
 def redeem(
@@ -230,16 +361,16 @@ def redeem(
     """A redeem; names as the log shows them."""
 
     def record(seconds: float, error: str, context: Context | None) -> None:
-        metrics.redeemed(seconds, error, plugin=plugin, method=method, context=context)
+        instruments.redeemed(seconds, error, plugin=plugin, method=method, context=context)
 
     attributes: dict[str, AttributeValue] = {
-        names.CREDENTIAL: credential,
-        names.LEASE_ID: lease,
-        names.METHOD: method,
-        names.KEY_ID: key[0],
-        names.KEY_VERSION: key[1],
+        semconv.CREDENTIAL: credential,
+        semconv.LEASE_ID: lease,
+        semconv.METHOD: method,
+        semconv.KEY_ID: key[0],
+        semconv.KEY_VERSION: key[1],
     }
-    return Step(names.REDEEM, attributes, record=record)
+    return Step(semconv.REDEEM, attributes, record=record)
 
 
 def rotation(
@@ -255,12 +386,12 @@ def rotation(
     """
 
     def record(seconds: float, error: str, context: Context | None) -> None:
-        metrics.rotated(seconds, error, level=level, context=context)
+        instruments.rotated(seconds, error, level=level, context=context)
 
-    given = {names.KEY_LEVEL: level, **attributes}
+    given = {semconv.KEY_LEVEL: level, **attributes}
     if trigger:
-        given[names.TRIGGER] = trigger
-    made = Step(names.ROTATE, given, record=record)
+        given[semconv.TRIGGER] = trigger
+    made = Step(semconv.ROTATE, given, record=record)
     if made.span_context is not None and made.span_context.is_valid:
         _link(frozenset(keys), made.span_context)
     return made
@@ -282,17 +413,17 @@ def lease_made(*, lease: str, parent: str, credential: str, key: tuple[str, int]
     """A lease begins, when ``on``; its span ends with it."""
     key_id = key[0]
     attributes: dict[str, AttributeValue] = {
-        names.LEASE_ID: lease,
-        names.CREDENTIAL: credential,
-        names.KEY_ID: key_id,
-        names.KEY_VERSION: key[1],
+        semconv.LEASE_ID: lease,
+        semconv.CREDENTIAL: credential,
+        semconv.KEY_ID: key_id,
+        semconv.KEY_VERSION: key[1],
     }
     if parent:
-        attributes[names.PARENT_LEASE] = parent
+        attributes[semconv.PARENT_LEASE] = parent
     known = _rotations.get(key_id)
     links = None if known is None else [Link(context) for context in list(known)]
-    OPEN[lease] = _OpenLease(spans.start(names.LEASE, attributes, links=links), key_id)
-    metrics.lease_made(lease)
+    OPEN[lease] = _OpenLease(start(semconv.LEASE, attributes, links=links), key_id)
+    instruments.lease_made(lease)
 
 
 def lease_ended(lease: str, *, expired: bool) -> None:
@@ -301,8 +432,8 @@ def lease_ended(lease: str, *, expired: bool) -> None:
     if found is None:
         return
     started = found.span
-    metrics.lease_ended(lease, started)
+    instruments.lease_ended(lease, started)
     if started is not None:
         if expired:
-            started.set_attribute(names.LEASE_EXPIRED, expired)
+            started.set_attribute(semconv.LEASE_EXPIRED, expired)
         started.end()

@@ -1,0 +1,1 @@
+"""Spans and metrics over the OpenTelemetry API; plain strings and numbers in."""
