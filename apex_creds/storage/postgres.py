@@ -30,25 +30,15 @@ from psycopg import sql
 from psycopg.errors import DivisionByZero, UndefinedTable, UniqueViolation
 from psycopg.pq import TransactionStatus
 
-from apex_creds.errors import (
-    StorageBusyError,
-    StorageError,
-    StorageReadOnlyError,
-    StorageTimeoutError,
-    StorageUnreachableError,
-)
+from apex_creds.errors import StorageError
 from apex_creds.storage.base import KEYSTORE, Leadership
 from apex_creds.storage.sql_retry import (
-    BUSY,
-    FULL,
     GONE,
-    LOCKED,
-    NO_TABLES,
     OTHER,
-    READ_ONLY,
-    Meaning,
     StatementError,
     acquire_in_time,
+    meaning_of_state,
+    meaning_of_text,
 )
 from apex_creds.storage.sql_schema import (
     STREAMS,
@@ -664,65 +654,6 @@ async def _watch_over(connection: Connection, lead: Leadership) -> None:
 
 # -- errors ------------------------------------------------------------------------------
 
-_UNDONE: Final = Meaning(
-    StorageBusyError,
-    "The database undid a statement for another's sake.",
-    "Retry.",
-    retryable=True,
-)
-_REFUSED: Final = Meaning(
-    StorageError,
-    "The database server refused the login.",
-    "Check user and password: ?passfile=, ?service= or ?keyring=, and pg_hba.conf.",
-)
-_NO_RIGHT: Final = Meaning(
-    StorageReadOnlyError,
-    "The database role may not do that.",
-    "Give it the rights that deploy/postgres/roles.sql gives.",
-)
-_TOO_LONG: Final = Meaning(
-    StorageTimeoutError,
-    "A statement took longer than it may.",
-    "Look what the database is busy with, or raise ?statement_timeout=.",
-)
-_NO_DATABASE: Final = Meaning(
-    StorageError, "There is no such database.", "Make it: createdb NAME."
-)
-_UNTRUSTED: Final = Meaning(
-    StorageUnreachableError,
-    "The database server's certificate does not verify.",
-    "Name the authority with ?tls_ca=FILE, and the host as the certificate does.",
-)
-_STATES: Final = {
-    "25006": READ_ONLY,
-    "28000": _REFUSED,
-    "28P01": _REFUSED,
-    "3D000": _NO_DATABASE,
-    "40001": _UNDONE,
-    "40P01": _UNDONE,
-    "42501": _NO_RIGHT,
-    "42P01": NO_TABLES,
-    "42703": NO_TABLES,
-    "53100": FULL,
-    "53200": BUSY,
-    "53300": BUSY,
-    "55P03": LOCKED,
-    "57014": _TOO_LONG,
-    "57P01": GONE,
-    "57P02": GONE,
-    "57P03": GONE,
-    "57P05": GONE,
-}
-# What libpq itself says, before there is a session or after it broke. Anything else that TLS
-# says ("SSL error: unexpected eof") means that the line was cut.
-_SAID: Final = (
-    (BUSY, ("too many clients", "remaining connection slots", "too many connections")),
-    (_REFUSED, ("authentication failed", "no password supplied", "pg_hba.conf", 'role "')),
-    (_UNTRUSTED, ("certificate", "does not support SSL", "for a verified SSL connection")),
-    (READ_ONLY, ("read-only", "is in recovery", "not in recovery")),
-    (_NO_DATABASE, ("does not exist",)),
-)
-
 
 @contextlib.contextmanager
 def postgres_errors(*, sent: bool = True) -> Iterator[None]:
@@ -743,14 +674,9 @@ def meaning_of(error: Exception) -> StatementError:
     """What an exception of ``DATABASE_ERRORS`` means for the caller."""
     if not isinstance(error, psycopg.Error):
         return GONE.failure()
-    state = error.sqlstate
-    if state is not None:
-        meaning = GONE if state.startswith("08") else _STATES.get(state, OTHER)
-        return meaning.failure(detail=state)
+    if error.sqlstate is not None:
+        return meaning_of_state(error.sqlstate).failure(detail=error.sqlstate)
     # No answer of the server, so what it did is not known.
     lost = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-    for meaning, texts in _SAID:
-        if any(text in str(error) for text in texts):
-            return meaning.failure(uncertain=lost)
-    meaning = GONE if lost else OTHER
+    meaning = meaning_of_text(str(error)) or (GONE if lost else OTHER)
     return meaning.failure(detail=type(error).__name__, uncertain=lost)

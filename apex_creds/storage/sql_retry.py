@@ -24,6 +24,7 @@ from apex_creds.errors import (
     StorageLockedError,
     StorageReadOnlyError,
     StorageSchemaError,
+    StorageTimeoutError,
     StorageUnreachableError,
 )
 
@@ -110,6 +111,74 @@ NO_TABLES: Final = Meaning(
     "Run: apex-creds db status",
 )
 OTHER: Final = Meaning(StorageError, "The database failed", "See its log.")
+_UNDONE: Final = Meaning(
+    StorageBusyError,
+    "The database undid a statement for another's sake.",
+    "Retry.",
+    retryable=True,
+)
+_REFUSED: Final = Meaning(
+    StorageError,
+    "The database server refused the login.",
+    "Check user and password: ?passfile=, ?service= or ?keyring=, and pg_hba.conf.",
+)
+_NO_RIGHT: Final = Meaning(
+    StorageReadOnlyError,
+    "The database role may not do that.",
+    "Give it the rights that deploy/postgres/roles.sql gives.",
+)
+_TOO_LONG: Final = Meaning(
+    StorageTimeoutError,
+    "A statement took longer than it may.",
+    "Look what the database is busy with, or raise ?statement_timeout=.",
+)
+_NO_DATABASE: Final = Meaning(
+    StorageError, "There is no such database.", "Make it: createdb NAME."
+)
+_UNTRUSTED: Final = Meaning(
+    StorageUnreachableError,
+    "The database server's certificate does not verify.",
+    "Name the authority with ?tls_ca=FILE, and the host as the certificate does.",
+)
+_STATES: Final = {
+    "25006": READ_ONLY,
+    "28000": _REFUSED,
+    "28P01": _REFUSED,
+    "3D000": _NO_DATABASE,
+    "40001": _UNDONE,
+    "40P01": _UNDONE,
+    "42501": _NO_RIGHT,
+    "42P01": NO_TABLES,
+    "42703": NO_TABLES,
+    "53100": FULL,
+    "53200": BUSY,
+    "53300": BUSY,
+    "55P03": LOCKED,
+    "57014": _TOO_LONG,
+    "57P01": GONE,
+    "57P02": GONE,
+    "57P03": GONE,
+    "57P05": GONE,
+}
+# What libpq itself says, before there is a session or after it broke. Anything else that TLS
+# says ("SSL error: unexpected eof") means that the line was cut.
+_SAID: Final = (
+    (BUSY, ("too many clients", "remaining connection slots", "too many connections")),
+    (_REFUSED, ("authentication failed", "no password supplied", "pg_hba.conf", 'role "')),
+    (_UNTRUSTED, ("certificate", "does not support SSL", "for a verified SSL connection")),
+    (READ_ONLY, ("read-only", "is in recovery", "not in recovery")),
+    (_NO_DATABASE, ("does not exist",)),
+)
+
+
+def meaning_of_state(sqlstate: str) -> Meaning:
+    """What a server's error code means, in the classes of the SQL standard and PostgreSQL."""
+    return GONE if sqlstate.startswith("08") else _STATES.get(sqlstate, OTHER)
+
+
+def meaning_of_text(said: str) -> Meaning | None:
+    """What libpq means where it has no code; None: nothing that is known."""
+    return next((m for m, texts in _SAID if any(text in said for text in texts)), None)
 
 
 class WriteOutcome:
