@@ -136,9 +136,11 @@ def test_the_version_is_said_before_anything_is_loaded() -> None:
 def test_a_command_loads_what_it_uses() -> None:
     """Counted, since how long it takes says something about the machine."""
     found = loaded("from apex_creds.cli import app; app.tree('list')")
-    late = {"rich.progress", "cryptography.hazmat.backends.openssl.backend", "httpx", "limits"}
+    late = {"rich.progress", "cryptography.hazmat.backends.openssl.backend", "httpx"}
+    # Old files are looked for by every command, and read by few.
+    late |= {"apex_creds.migration.run", "apex_creds.migration.secretbox", "sqlalchemy"}
     assert not late & set(found)
-    assert len(found) < 600, len(found)
+    assert len(found) < 560, len(found)
 
 
 def test_a_name_that_there_is_not_is_an_attribute_error() -> None:

@@ -7,12 +7,15 @@ command itself.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from apex_creds.cli import output
-from apex_creds.migration import Report, SourceReport, on_unseal
+from apex_creds.migration.beside import is_due
 from apex_creds.migration.state import DOCUMENT
 from apex_creds.vault import Vault
+
+if TYPE_CHECKING:
+    from apex_creds.migration import Report, SourceReport
 
 LARGE: Final = 500
 """Entries from which on a bar is shown."""
@@ -21,6 +24,10 @@ _NAMED: Final = 20
 
 async def look(vault: Vault) -> None:
     """Migrates what lies beside the vault."""
+    if not is_due(vault):
+        return
+    from apex_creds.migration import on_unseal
+
     with output.bars(least=LARGE) as tell:
         report = await on_unseal(vault, progress=tell)
     await take_config(vault)

@@ -23,7 +23,7 @@ from apex_creds.fs.home import resolve_home
 from apex_creds.keys import MasterKeyProvider, Prompt, provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.keys.passphrase import terminal_prompt
-from apex_creds.migration import is_legacy
+from apex_creds.migration.beside import is_legacy
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.storage_factory import storage_for
 from apex_creds.vault import Vault, remains

@@ -20,27 +20,14 @@ from apex_creds.fs.home import AUDIT, CREDENTIALS, SECURITY
 from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder, make_directory
+from apex_creds.migration.beside import KEYSTORE_FILE, LEGACY, is_legacy
 from apex_creds.migration.detect import is_ours
-from apex_creds.migration.files import move, read_file, read_head, sync_directory
+from apex_creds.migration.files import move, read_file, sync_directory
 from apex_creds.migration.masters import find_masters
-from apex_creds.migration.secretbox import KEYSTORE_FILE, open_keystore
-from apex_creds.migration.sources import CONFIG_FILE, LEGACY, section_paths
+from apex_creds.migration.secretbox import open_keystore
+from apex_creds.migration.sources import CONFIG_FILE, section_paths
 
 _SECONDS: Final = 10.0
-_HEAD: Final = 4096
-
-
-def is_legacy(home: Path) -> bool:
-    """Whether the key store in a vault's place is an older program's, by its looks.
-
-    Raises:
-        StorageError: It can't be read safely.
-    """
-    path = home / SECURITY / KEYSTORE_FILE
-    if not os.path.lexists(path):
-        return False
-    head = read_head(path, _HEAD)
-    return bool(head) and not is_ours(head)
 
 
 async def set_aside(home: Path, *, environ: Mapping[str, str] | None = None) -> bool:

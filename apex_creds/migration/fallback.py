@@ -26,6 +26,7 @@ from apex_creds.errors import (
     StorageLockedError,
 )
 from apex_creds.migration import finishing, sources
+from apex_creds.migration.beside import automatic_paths
 from apex_creds.migration.copying import Copying, OnConflict
 from apex_creds.migration.entries import Entry, Format
 from apex_creds.migration.lock import exclusive
@@ -116,7 +117,7 @@ class Fallback:
     async def is_needed(self) -> bool:
         """Whether there is an old file that is not migrated, or not all of it."""
         if self._vault.store.storage.change_token(DOCUMENT) is None:
-            return bool(sources.automatic_paths(self._vault.home))
+            return bool(automatic_paths(self._vault.home))
         return bool(self._paths(await migration_document(self._vault.store).read()))
 
     async def find(self, name: str, *, kind: CredentialKind | None = None) -> Found | None:
@@ -213,7 +214,7 @@ class Fallback:
 
     def _paths(self, state: MigrationState) -> list[str]:
         done = {s.path for s in finishing.settled(state)}
-        beside = [str(path) for path in sources.automatic_paths(self._vault.home)]
+        beside = [str(path) for path in automatic_paths(self._vault.home)]
         begun = [source.path for source in state.sources if source.phase in OPEN]
         return [path for path in dict.fromkeys((*beside, *begun)) if path not in done]
 
@@ -232,7 +233,7 @@ class Fallback:
 def _stamp(home: Path) -> _Stamp:
     """Changes with the old files beside a vault."""
     found = []
-    for path in sources.automatic_paths(home):
+    for path in automatic_paths(home):
         with contextlib.suppress(FileNotFoundError):
             status = os.lstat(path)
             found.append((str(path), status.st_mtime_ns, status.st_size))

@@ -14,6 +14,7 @@ from typing import Final
 
 from apex_creds.errors import ApexCredsError, AuditUnavailableError, StorageLockedError
 from apex_creds.migration import finishing, sources
+from apex_creds.migration.beside import automatic_paths
 from apex_creds.migration.copying import Progress
 from apex_creds.migration.fallback import Fallback
 from apex_creds.migration.lock import exclusive
@@ -54,7 +55,7 @@ async def on_unseal(
     """
     if (os.environ if environ is None else environ).get(SWITCH, "").lower() in _OFF:
         return Report()
-    found = [str(path) for path in sources.automatic_paths(vault.home)]
+    found = [str(path) for path in automatic_paths(vault.home)]
     if not found and vault.store.storage.change_token(DOCUMENT) is None:
         return Report()
     try:

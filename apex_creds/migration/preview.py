@@ -14,7 +14,7 @@ import anyio.to_thread
 
 from apex_creds.errors import ApexCredsError
 from apex_creds.migration import sources
-from apex_creds.migration.aside import is_legacy
+from apex_creds.migration.beside import automatic_paths, is_legacy
 from apex_creds.migration.copying import problems, proposed
 from apex_creds.migration.entries import Format
 from apex_creds.migration.masters import find_masters
@@ -41,7 +41,7 @@ async def preview(
 
 
 def _default_paths(home: Path) -> list[str]:
-    beside = [str(path) for path in sources.automatic_paths(home)]
+    beside = [str(path) for path in automatic_paths(home)]
     return [str(home), *beside] if is_legacy(home) else beside
 
 

@@ -24,6 +24,7 @@ from apex_creds.errors import (
 )
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration import finishing, sources
+from apex_creds.migration.beside import automatic_paths
 from apex_creds.migration.copying import Copying, OnConflict, Progress, batches, problems
 from apex_creds.migration.entries import Format, Reading, credential_name
 from apex_creds.migration.files import present
@@ -148,7 +149,7 @@ async def resume(
 
 
 def _default_paths(vault: Vault, state: MigrationState) -> list[str]:
-    found = [str(path) for path in sources.automatic_paths(vault.home)]
+    found = [str(path) for path in automatic_paths(vault.home)]
     return found + [source.path for source in state.sources if source.phase in OPEN]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from apex_creds.errors import CorruptDocumentError, DecryptionError
+from apex_creds.migration.beside import KEYSTORE_FILE
 from apex_creds.migration.config import read_config
 from apex_creds.migration.entries import Entry, Problem, Reading
 from apex_creds.migration.fernet import load_object, no_key, open_token
@@ -27,7 +28,6 @@ from apex_creds.migration.layouts import (
 )
 from apex_creds.model import CredentialKind
 
-KEYSTORE_FILE: Final = "keystore.enc"
 SECTION_FILES: Final = tuple(f"{name}.enc" for name in KINDS)
 _KEYSTORE_PARTS: Final = ("key_encryption_keys", "data_encryption_keys", "metadata")
 _KEY_BYTES: Final = 32

@@ -24,17 +24,14 @@ from apex_creds.errors import (
 from apex_creds.fs.home import CREDENTIALS, SECURITY
 from apex_creds.fs.oserrors import translated
 from apex_creds.migration import masters
+from apex_creds.migration.beside import FERNET_NAME, KEYSTORE_FILE
 from apex_creds.migration.detect import detect
 from apex_creds.migration.dotenv import read_dotenv
 from apex_creds.migration.entries import Format, Reading, api_key_entry
 from apex_creds.migration.fernet import read_fernet
 from apex_creds.migration.files import SourceFile, present, read_file
-from apex_creds.migration.secretbox import KEYSTORE_FILE, BoxFiles, read_secretbox
+from apex_creds.migration.secretbox import BoxFiles, read_secretbox
 
-FERNET_NAME: Final = ".apex_agent_api_keys.enc"
-"""Beside the vault's directory, as ``~/.apex_agent`` and the old file are."""
-LEGACY: Final = "legacy"
-"""In the vault's directory: where ``set_aside`` puts files of the SecretBox format."""
 CONFIG_FILE: Final = "config.json"
 KEYRING_SCHEME: Final = "keyring:"
 
@@ -64,12 +61,6 @@ class Source:
     def exposed(self) -> tuple[Path, ...]:
         """Those of its files that other users can read; a configuration has no secrets."""
         return tuple(f.path for f in self.files if f.exposed and f.path.name != CONFIG_FILE)
-
-
-def automatic_paths(home: Path) -> list[Path]:
-    """Where old files would be that belong to this vault; those that are there."""
-    candidates = (home / LEGACY / KEYSTORE_FILE, home.parent / FERNET_NAME)
-    return [path for path in candidates if present(path)]
 
 
 def find(path: Path | str, *, credentials: Path | None = None) -> Source:
