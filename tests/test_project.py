@@ -143,6 +143,15 @@ def test_a_command_loads_what_it_uses() -> None:
     assert len(found) < 560, len(found)
 
 
+def test_ci_names_tests_that_there_are() -> None:
+    words = (ROOT / ".ci/run").read_text(encoding="utf-8").split()
+    named = [word for word in words if word.startswith("tests/")]
+    assert named
+    for word in named:
+        shown = subprocess.run(["bash", "-c", f"ls -d {word}"], cwd=ROOT, capture_output=True)
+        assert shown.returncode == 0, word
+
+
 def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
     assert set(apex_creds.__all__) <= set(dir(apex_creds))
     with pytest.raises(AttributeError, match="nothing_of_it"):
