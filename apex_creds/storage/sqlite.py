@@ -58,7 +58,7 @@ from apex_creds.storage.sql_schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _BUSY_SECONDS: Final = 10
@@ -224,10 +224,10 @@ class SqliteDialect:
 
     async def streams(self, space: str) -> dict[str, int]:
         """See ``Dialect``."""
-        return dict(await self._rows(STREAMS.format(of="?1"), (space,)))
+        return dict(await self._rows(STREAMS.format(of=":of"), {"of": space}))
 
     async def _rows(
-        self, statement: str, values: Sequence[object] = ()
+        self, statement: str, values: Sequence[object] | Mapping[str, object] = ()
     ) -> list[tuple[Any, ...]]:
         return await self._read(
             lambda connection: connection.execute(statement, values).fetchall()
