@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, TypeAlias, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, TypeVar, cast, get_args
 
 import anyio
 import typer
@@ -28,13 +28,16 @@ from apex_creds.fs.home import resolve_home
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.keys.passphrase import terminal_prompt
-from apex_creds.migration import SourceReport, is_legacy, on_unseal
+from apex_creds.migration.beside import is_due, is_legacy
 from apex_creds.migration.state import DOCUMENT
 from apex_creds.model import Delivery, Origin, check_name
 from apex_creds.policy import display
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.storage_factory import storage_for
 from apex_creds.vault import Vault, remains
+
+if TYPE_CHECKING:
+    from apex_creds.migration import SourceReport
 
 T = TypeVar("T")
 
@@ -352,6 +355,10 @@ async def _header(home: Path) -> Header:
 
 async def migrate_first(vault: Vault) -> None:
     """Migrates what older programs left beside the vault, and says what came of it."""
+    if not is_due(vault):
+        return
+    from apex_creds.migration import on_unseal
+
     with bars(least=LARGE_MIGRATION) as update:
         report = await on_unseal(vault, progress=update)
     await take_config(vault)
