@@ -55,6 +55,7 @@ def _examine(chosen: Settings) -> Iterator[Check]:
         yield from _without_vault(chosen, home, error)
         return
     yield from files.permissions(home)
+    yield files.leftovers(home)
     uri = chosen.master or root_header(header).master.uri
     yield anyio.run(functools.partial(vault.keyring_backend, needed=uri.startswith("keyring:")))
     yield from _opens(chosen, home)
@@ -67,6 +68,7 @@ def _without_vault(chosen: Settings, home: Path, error: ApexCredsError) -> Itera
     yield failed("vault", error)
     if home.exists():
         yield from files.permissions(home)
+        yield files.leftovers(home)
     needed = (chosen.master or "keyring:").startswith("keyring:")
     yield anyio.run(functools.partial(vault.keyring_backend, needed=needed))
     yield from _system(None, 0.0)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from apex_creds.cli.doctor.checks import Check, failed, failure, ok
+from apex_creds.cli.doctor.checks import Check, failed, failure, ok, warning
 from apex_creds.errors import StorageError
 from apex_creds.fs.home import AUDIT, CREDENTIALS, SECURITY
 from apex_creds.fs.private_files import check
+from apex_creds.vault.partial import left_copies
+from apex_creds.vault.remains import ASIDE
 
 _NAME = "permissions"
 
@@ -32,6 +35,23 @@ def permissions(home: Path) -> Iterator[Check]:
         yield from wrong
     else:
         yield ok(_NAME, f"{seen} files and directories, all closed to others")
+
+
+def leftovers(home: Path) -> Check:
+    """Whether an interrupted backup left a copy in the home or beside it."""
+    name, left = "copies", [*left_copies(home), *left_copies(home.parent)]
+    aside = []
+    with suppress(OSError):
+        aside = sorted(each for each in os.listdir(home) if each.startswith(f"{ASIDE}-"))
+    if left:
+        return warning(
+            name,
+            f"left unfinished: {', '.join(map(str, left))}",
+            "Remove them; the next backup to the same directory does, too.",
+        )
+    if aside:
+        return ok(name, f"a restore kept what was there before: {', '.join(aside)}")
+    return ok(name, "no unfinished one here or beside the vault")
 
 
 def _entries(home: Path) -> Iterator[Path]:
