@@ -671,7 +671,7 @@ def test_on_trio_it_says_what_is_needed() -> None:
 # -- what belongs to one loop, and to which ---------------------------------------------
 
 ONE_LOOP = {
-    "cli/demo/calls.py": "the demo's",
+    "cli/demo/scenario.py": "the demo's",
     "cli/worker.py": "the command's: it ends with its signals",
     "dashboard/hub.py": "the server's, which alone tells it anything",
     "dashboard/watch.py": "the server's",

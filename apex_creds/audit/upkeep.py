@@ -234,6 +234,4 @@ class Upkeep:
     def _failed(self, error: Exception) -> None:
         if self._healthy:
             self._healthy = False
-            known = isinstance(error, ApexCredsError)
-            what = str(error) if known else type(error).__name__
-            _logger.warning("The upkeep of the audit log failed: %s", what)
+            _logger.warning("The upkeep of the audit log failed: %s", type(error).__name__)

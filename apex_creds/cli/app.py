@@ -23,7 +23,6 @@ import typer
 from apex_creds import __version__
 from apex_creds.cli import command, console, streams
 from apex_creds.cli.command import HomeOption, MasterOption
-from apex_creds.cli.doctor import system
 from apex_creds.crypto.hardening import Hardening
 from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import ApexCredsError, StorageError
@@ -50,8 +49,8 @@ EXIT_CODES: Final[dict[int, str]] = {
 
 COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "init": "init:init",
-        "copy": "copying:copy",
+        "init": "init_command:init",
+        "copy": "import_export:copy",
         "set": "credential_commands:set_credential",
         "list": "credential_commands:list_credentials",
         "edit": "credential_commands:edit",
@@ -61,31 +60,31 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "grant": "grant_commands:grant",
         "grants": "grant_commands:list_grants",
         "revoke": "grant_commands:revoke",
-        "status": "init:status",
-        "doctor": "doctor.command:doctor",
-        "import": "dotenv:import_file",
-        "migrate": "migrate:migrate_command",
+        "status": "init_command:status",
+        "doctor": "doctor_command:doctor",
+        "import": "import_export:import_file",
+        "migrate": "migrate_commands:migrate_command",
         "recovery-codes": "access_commands:recovery_codes",
-        "rotate": "rotation:rotate",
-        "backup": "backup:backup",
-        "restore": "backup:restore",
-        "worker": "worker:worker",
-        "dashboard": "dashboard:dashboard",
+        "rotate": "rotation_commands:rotate",
+        "backup": "storage_commands:backup",
+        "restore": "storage_commands:restore",
+        "worker": "service_commands:worker",
+        "dashboard": "service_commands:dashboard",
         "requests": "consent_commands:list_requests",
         "approve": "consent_commands:approve",
         "deny": "consent_commands:deny",
         "checksum": "consent_commands:checksum",
         "lockdown": "consent_commands:lockdown",
         "unlock": "consent_commands:unlock",
-        "demo": "demo.command:demo",
-        "db": "database:db",
-        "audit": "log:log",
+        "demo": "demo_command:demo",
+        "db": "storage_commands:db",
+        "audit": "audit_commands:audit",
         "factor": "access_commands:factor",
         "client": "access_commands:client",
-        "policy": "policy:policy",
-        "rotation": "rotation:rotation",
-        "events": "rotation:events",
-        "recovery": "recovery:recovery",
+        "policy": "policy_commands:policy",
+        "rotation": "rotation_commands:rotation",
+        "events": "rotation_commands:events",
+        "recovery": "recovery_commands:recovery",
     }
 )
 """Where each command, or group of commands, is: a module of this package, and a name in it."""
@@ -106,7 +105,6 @@ def main() -> int:
     """The program: hardens the process, then runs the command of ``sys.argv``."""
     global hardening
     hardening = harden_process()
-    system.remember(hardening)
     streams.replace_standard()
     # asyncio leaves a handler that is not the default one alone. Its own would hold the
     # first Ctrl-C back while a prompt waits.

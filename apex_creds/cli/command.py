@@ -28,6 +28,7 @@ from apex_creds.fs.home import resolve_home
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.keys.passphrase import terminal_prompt
+from apex_creds.keys.provider import hold
 from apex_creds.migration.beside import is_due, is_legacy
 from apex_creds.migration.state import DOCUMENT
 from apex_creds.model import Delivery, Origin, check_name
@@ -176,7 +177,7 @@ Command: TypeAlias = Callable[..., None]
 Work: TypeAlias = Callable[..., Awaitable[Text | None] | Text | None]
 
 
-def command(*, asks_again: bool = False) -> Callable[[Work], Command]:
+def command(*, asks_again: bool = False, keyless: bool = False) -> Callable[[Work], Command]:
     """Makes a command of a function, for typer.
 
     The function's first parameter may be a ``Vault``, which is opened for it and closed
@@ -187,6 +188,7 @@ def command(*, asks_again: bool = False) -> Callable[[Work], Command]:
     Args:
         asks_again: The master key may be needed more than once: a passphrase is asked for
             each time.
+        keyless: It needs no master key, and has no ``--master``.
     """
 
     def decorate(work: Work) -> Command:
@@ -200,14 +202,16 @@ def command(*, asks_again: bool = False) -> Callable[[Work], Command]:
             del own[0]
         added = [_parameter("json", JsonOption, False)] if is_report else []
         if takes_settings:
-            added += [_parameter("home", HomeOption), _parameter("master", MasterOption)]
+            added.append(_parameter("home", HomeOption))
+        if takes_settings and not keyless:
+            added.append(_parameter("master", MasterOption))
 
         @functools.wraps(work)
         def run(ctx: typer.Context, **options: object) -> None:
             as_json = is_report and bool(options.pop("json"))
             if takes_settings:
                 home = cast("Path | None", options.pop("home"))
-                chosen = settings(ctx, home, cast("str | None", options.pop("master")))
+                chosen = settings(ctx, home, cast("str | None", options.pop("master", None)))
                 if first is Vault:
                     made = with_vault(
                         chosen,
@@ -220,6 +224,7 @@ def command(*, asks_again: bool = False) -> Callable[[Work], Command]:
                 made = cast("Text | None", work(**options))
             if made is not None:
                 made.show(as_json=as_json)
+                made.end()
 
         context = inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context)
         parameters = [context, *(each.replace(kind=_KEYWORD) for each in own), *added]
@@ -351,6 +356,44 @@ async def _header(home: Path) -> Header:
             hint="Look at the database, and at security/config.json.",
         )
     return parse(stored.data, section=KEYSTORE, vault_id=None).header
+
+
+def with_master_key(
+    chosen: Settings, work: Callable[[Vault, MasterKeyProvider], Awaitable[T]]
+) -> T:
+    """As ``with_vault``, with a provider that has the master key at hand.
+
+    Where it comes from (a passphrase, a keyring's prompt) is asked once.
+    """
+    header, _ = anyio.run(read_root, chosen)
+    provider = find_provider(master_uri(chosen, read_header(chosen)))
+    current = root_header(header).master
+
+    async def body() -> T:
+        with await provider.load(
+            vault_id=header.vault_id, version=current.version, params=current.params
+        ) as key:
+            held = hold(provider, version=current.version, key=key)
+            async with await Vault.unseal(chosen.folder, master=held) as vault:
+                await migrate_first(vault)
+                return await work(vault, held)
+
+    return anyio.run(body)
+
+
+async def read_root(chosen: Settings) -> tuple[Header, bytes]:
+    """The key store as stored: its header, and all its bytes. Nothing is checked yet.
+
+    Raises:
+        VaultNotFoundError: There is none.
+    """
+    from apex_creds.vault.recovery import read_root
+
+    storage = storage_for(chosen.folder)
+    try:
+        return await read_root(storage)
+    finally:
+        await storage.close()
 
 
 async def migrate_first(vault: Vault) -> None:

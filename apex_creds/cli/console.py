@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO, TypeAlias
 
 import typer
 
@@ -117,22 +117,21 @@ class Text:
         code: The exit code.
     """
 
-    has_json: ClassVar[bool] = False
-
     def __init__(self, *parts: Part, code: int = 0) -> None:
         self.parts, self.code = parts, code
 
     def show(self, *, as_json: bool) -> None:  # noqa: ARG002 - there is none
-        """Prints it, and ends the command if it failed."""
-        self._end(self.parts)
+        """Prints it."""
+        self._print(self.parts)
 
-    def _end(self, parts: Iterable[Part], error: ApexCredsError | None = None) -> None:
-        for part in parts:
-            (Line(part) if isinstance(part, str) else part).show()
-        if error is not None:
-            raise error
+    def end(self) -> None:
+        """Ends the command if it failed."""
         if self.code:
             raise typer.Exit(self.code)
+
+    def _print(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            (Line(part) if isinstance(part, str) else part).show()
 
 
 class Report(Text):
@@ -146,8 +145,6 @@ class Report(Text):
         code: The exit code.
     """
 
-    has_json: ClassVar[bool] = True
-
     def __init__(
         self,
         data: Json,
@@ -160,10 +157,18 @@ class Report(Text):
         self.data, self._notes, self._error = data, notes, error
 
     def show(self, *, as_json: bool) -> None:
-        """Prints it, and ends the command if it failed."""
+        """Prints it."""
         if as_json:
             json_out(self.data)
-        self._end((*(() if as_json else self.parts), *self._notes), self._error)
+        else:
+            self._print(self.parts)
+        self._print(self._notes)
+
+    def end(self) -> None:
+        """Ends the command if it failed."""
+        if self._error is not None:
+            raise self._error
+        super().end()
 
 
 # -- printing ------------------------------------------------------------------------------
@@ -256,22 +261,22 @@ def bars(
         To be called with a name, how much of it is done, and all of it.
     """
     with ExitStack() as stack:
-        bars: Progress | None = None
+        display: Progress | None = None
         tasks: dict[str, TaskID] = {}
 
         def update(name: str, done: int, total: int) -> None:
-            nonlocal bars
+            nonlocal display
             if total < least or not sys.stderr.isatty():
                 return
-            if bars is None:
+            if display is None:
                 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
                 columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
                 made = Progress(*columns, console=terminal(sys.stderr), transient=transient)
-                bars = stack.enter_context(made)
+                display = stack.enter_context(made)
             if name not in tasks:
-                tasks[name] = bars.add_task(safe(name))
-            bars.update(tasks[name], total=total, completed=done)
+                tasks[name] = display.add_task(safe(name))
+            display.update(tasks[name], total=total, completed=done)
 
         yield update
 

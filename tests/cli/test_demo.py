@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-from apex_creds.cli.demo import calls, findings, run
+from apex_creds.cli.demo import checks, scenario
 from apex_creds.middleware.redact import Redactor
 
 
@@ -57,12 +57,12 @@ def test_it_fails_when_redaction_does_not_work(demo, monkeypatch):
 
 
 def test_it_fails_when_the_service_gets_a_wrong_secret(demo, monkeypatch):
-    real = run.write_env
+    real = scenario.write_env
 
     def tampered(path):
         return {**real(path), "WEATHER_API_KEY": "something else"}
 
-    monkeypatch.setattr(run, "write_env", tampered)
+    monkeypatch.setattr(scenario, "write_env", tampered)
     done = demo("--json")
     assert done.code == 1
     assert not json.loads(done.out)["checks"][1]["ok"]
@@ -98,7 +98,7 @@ def test_each_row_can_be_wrong():
         "overhead": 1e6,
         "samples": (),
     }
-    assert findings.Findings(**good).ok
+    assert checks.Findings(**good).ok
     bad = {
         "as_expected": 14,
         "right": 11,
@@ -112,16 +112,16 @@ def test_each_row_can_be_wrong():
         "events": 0,
     }
     for name, value in bad.items():
-        assert not findings.Findings(**{**good, name: value}).ok, name
+        assert not checks.Findings(**{**good, name: value}).ok, name
 
 
 def test_the_plan_has_every_kind_of_call():
-    assert set(calls.plan(15)) == {
-        calls.FORECAST,
-        calls.STORY_CALL,
-        calls.SEND,
-        calls.CRASH,
-        calls.DRIP,
-        calls.STRAY,
-        calls.SNOOP,
+    assert set(scenario.plan(15)) == {
+        scenario.FORECAST,
+        scenario.STORY_CALL,
+        scenario.SEND,
+        scenario.CRASH,
+        scenario.DRIP,
+        scenario.STRAY,
+        scenario.SNOOP,
     }

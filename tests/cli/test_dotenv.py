@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from apex_creds.cli.dotenv import read_plan
+from apex_creds.cli.import_export import read_plan
 
 FILE = """\
 # a comment

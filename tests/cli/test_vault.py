@@ -112,7 +112,7 @@ def test_doctor_finds_a_wrong_key(cli, tmp_path):
 
 
 def test_doctor_finds_a_clock_that_went_back(cli, monkeypatch):
-    monkeypatch.setattr("apex_creds.cli.doctor.system.time.time", lambda: 1_735_700_000.0)
+    monkeypatch.setattr("apex_creds.cli.doctor_command.time.time", lambda: 1_735_700_000.0)
     assert ("clock", "failure") in states(cli("doctor", "--json"))
 
 

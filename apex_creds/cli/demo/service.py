@@ -1,18 +1,30 @@
-"""The web service of the demo: HTTP/1.1 on the loopback interface.
+"""What stands around the vault in the demo: a web service, a plugin manager, a keyring.
 
 Guarantee: a request is served only if its Authorization header is exactly the one for its
-path, compared in constant time; every other one is a 401, and counted.
+path, compared in constant time; every other one is a 401, and counted. The plugin manager
+behaves like ApexAgent's, the habit of logging included, and knows nothing of apex-creds:
+``integrations.apexagent.install`` hooks it as it would hook the real one. ``keyring`` itself
+never selects the keyring (its priority is below that of the backend that always fails), so it
+is used only where it is passed in.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import importlib.util
+import inspect
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
+
+from keyring.backend import KeyringBackend
+
+_log = logging.getLogger("apexagent.plugins")
 
 STORY: Final = ("Once upon a time, ", "a plugin asked for ", "{topic}", " and got a handle.")
 """What ``/v1/story`` streams."""
@@ -110,3 +122,85 @@ async def _stream(writer: asyncio.StreamWriter, topic: str) -> None:
         await writer.drain()
     writer.write(b"0\r\n\r\n")
     await writer.drain()
+
+
+# -- plugins -------------------------------------------------------------------------------
+
+
+class BasePlugin:
+    """What ApexAgent's plugins derive from."""
+
+    async def execute_action(self, action_name: str, **kwargs: object) -> object:
+        """Logs the call with all it was given, then makes it."""
+        # As the runtime does it, which is the point: nothing secret may be in there.
+        _log.info(f"{type(self).__name__}: executing '{action_name}' with {kwargs}")
+        result = getattr(self, action_name)(**kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    async def shutdown(self) -> None:
+        """Called once at the end."""
+
+
+class PluginManager:
+    """Loads a folder of plugins and invokes their actions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.plugins: dict[str, BasePlugin] = {}
+        self._metadata: dict[str, dict[str, object]] = {}
+        for path in sorted(folder.glob("*/plugin.json")):
+            metadata = json.loads(path.read_bytes())
+            self._metadata[metadata["id"]] = metadata
+            self.plugins[metadata["id"]] = _instance(path.parent, metadata)
+
+    def get_plugin_metadata(self, plugin_id: str) -> dict[str, object] | None:
+        """A plugin's record; its ``metadata`` is the content of plugin.json."""
+        metadata = self._metadata.get(plugin_id)
+        return None if metadata is None else {"id": plugin_id, "metadata": metadata}
+
+    async def invoke_plugin_action(
+        self, plugin_id: str, action_name: str, **kwargs: object
+    ) -> object:
+        """Calls an action; a stream is returned un-iterated."""
+        return await self.plugins[plugin_id].execute_action(action_name, **kwargs)
+
+    async def shutdown(self) -> None:
+        """Ends all plugins."""
+        for plugin in self.plugins.values():
+            await plugin.shutdown()
+
+
+def _instance(folder: Path, metadata: dict[str, str]) -> BasePlugin:
+    path = folder / metadata["main_file"]
+    spec = importlib.util.spec_from_file_location(f"_demo_{folder.name}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no plugin in {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = getattr(module, metadata["main_class"])()
+    assert isinstance(made, BasePlugin)
+    return made
+
+
+# -- the keyring ---------------------------------------------------------------------------
+
+
+class InProcessKeyring(KeyringBackend):
+    """Entries in a dictionary; gone with the process."""
+
+    priority = -1
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._entries: dict[tuple[str, str], str] = {}
+
+    def get_password(self, service: str, username: str) -> str | None:
+        """The entry, or None."""
+        return self._entries.get((service, username))
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        """Stores an entry."""
+        self._entries[service, username] = password
+
+    def delete_password(self, service: str, username: str) -> None:
+        """Deletes an entry."""
+        self._entries.pop((service, username), None)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 
 from apex_creds import CredentialMap
-from apex_creds.cli.demo.manager import BasePlugin
+from apex_creds.cli.demo.service import BasePlugin
 
 _log = logging.getLogger("apexagent.plugins.chatter")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from apex_creds import CredentialMap
-from apex_creds.cli.demo.manager import BasePlugin
+from apex_creds.cli.demo.service import BasePlugin
 
 
 class NarratorPlugin(BasePlugin):

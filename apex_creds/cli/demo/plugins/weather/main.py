@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apex_creds import CredentialMap
-from apex_creds.cli.demo.manager import BasePlugin
+from apex_creds.cli.demo.service import BasePlugin
 
 
 class WeatherPlugin(BasePlugin):

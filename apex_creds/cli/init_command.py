@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Annotated
 
 import anyio
 import typer
 
-from apex_creds.audit.verify import check_now
-from apex_creds.cli import (
-    automatic,
-    database,
-    migrate,
-    options,
-    output,
-    recovery,
-    session,
-    when,
+from apex_creds.cli import console
+from apex_creds.cli.command import (
+    Settings,
+    command,
+    find_provider,
+    migrate_first,
+    read_header,
+    with_vault,
 )
-from apex_creds.cli.options import HomeOption, JsonOption, MasterOption
+from apex_creds.cli.console import Fields, Json, Line, Report, Text
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import VaultExistsError
-from apex_creds.fs.home import audit_directory
 from apex_creds.model import CredentialKind
+from apex_creds.policy.display import show_time
 from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault
 from apex_creds.vault.begun import Begun
-from apex_creds.vault.node import log_id
 
 
+@command()
 def init(
-    ctx: typer.Context,
+    chosen: Settings,
     hashed_names: Annotated[
         bool,
         typer.Option(
@@ -57,73 +56,90 @@ def init(
     join: Annotated[
         bool, typer.Option("--join", help="The vault is in that database already: share it.")
     ] = False,
-    home: HomeOption = None,
-    master: MasterOption = None,
-) -> None:
+) -> Text:
     """Make a vault, and a master key for it (in the OS keyring by default)."""
-    chosen = options.settings(ctx, home, master)
-    place = session.home_of(chosen)
+    home = chosen.folder
     if join:
-        database.join(place, storage)
-        return
-    migrate.make_room(place)
+        from apex_creds.cli import storage_commands
+
+        return storage_commands.join(home, storage)
+    make_room(home)
     # Before a passphrase is asked for twice in vain.
-    if anyio.run(has_vault, place) and not Begun(place).is_there():
+    if anyio.run(has_vault, home) and not Begun(home).is_there():
         raise VaultExistsError(
-            f"There is a vault in {place} already.",
+            f"There is a vault in {home} already.",
             hint="Use it, or choose another directory with --home.",
         )
-    provider = session.provider(chosen.master or "keyring:", new=True)
+    provider = find_provider(chosen.master or "keyring:", new=True)
 
     async def create() -> str:
         made = await Vault.create(
-            place,
+            home,
             master=provider,
             storage=storage,
             hashed_names=hashed_names,
             use_existing_key=use_existing_key,
         )
         async with made as vault:
-            await automatic.look(vault)
+            await migrate_first(vault)
             return vault.vault_id
 
-    vault_id = anyio.run(create)
-    output.say(f"Made vault {vault_id} in {place}.", style="green")
-    output.say(f"Master key: {provider.uri} (without it the vault can't be opened)")
-    output.say("Next: apex-creds set NAME, apex-creds grant PLUGIN NAME, apex-creds doctor")
+    return Text(
+        Line(f"Made vault {anyio.run(create)} in {home}.", "green"),
+        f"Master key: {provider.uri} (without it the vault can't be opened)",
+        "Next: apex-creds set NAME, apex-creds grant PLUGIN NAME, apex-creds doctor",
+    )
 
 
-def status(
-    ctx: typer.Context,
-    json: JsonOption = False,
-    home: HomeOption = None,
-    master: MasterOption = None,
-) -> None:
+def make_room(home: Path) -> None:
+    """Before a vault is made: moves an older program's files out of its place.
+
+    Raises:
+        DecryptionError: They don't open; nothing was moved.
+        StorageError: They can't be moved.
+    """
+    from apex_creds.migration import set_aside
+
+    if anyio.run(set_aside, home):
+        console.note(f"An older program's files were moved to {home / 'legacy'}.")
+
+
+@command()
+def status(chosen: Settings) -> Report:
     """Unseal the vault and say what is in it."""
-    chosen = options.settings(ctx, home, master)
-    header = session.read_header(chosen)
+    from apex_creds.audit.verify import check_now
+    from apex_creds.cli.recovery_commands import reminder
+    from apex_creds.fs.home import audit_directory
+    from apex_creds.vault.node import log_id
+
+    header, home = read_header(chosen), chosen.folder
     record = root_header(header).master
-    found = session.with_vault(chosen, _counts)
-    facts: dict[str, output.Json] = {
-        "home": str(session.home_of(chosen)),
+    counts = with_vault(chosen, _counts)
+    log = check_now(audit_directory(home), vault_id=log_id(home, header.vault_id))
+    facts: dict[str, Json] = {
+        "home": str(home),
         "vault_id": header.vault_id,
         "master": record.uri,
         "master_version": record.version,
         "kek_version": header.kek_version,
-        **found,
-        **_log_state(chosen, header.vault_id),
+        **counts,
+        "audit_events": log.count,
+        "audit_chain": "ok" if log.ok else f"broken at line {log.bad_line}",
     }
-    if json:
-        output.json_out(facts)
-        return
-    shown = {name: value for name, value in facts.items() if value or name != "locked_down"}
-    del shown["rotation_due"]  # the line "rotation" says it
-    output.fields((name.replace("_", " "), _shown(value)) for name, value in shown.items())
-    recovery.remind(str(facts["recovery"]))
+    left_out = {"rotation_due"}  # the line "rotation" says it
+    if not facts["locked_down"]:
+        left_out.add("locked_down")
+    shown = [
+        (name.replace("_", " "), _shown(value))
+        for name, value in facts.items()
+        if name not in left_out
+    ]
+    return Report(facts, Fields(shown), *reminder(str(facts["recovery"])))
 
 
-async def _counts(vault: Vault) -> dict[str, output.Json]:
-    from apex_creds.cli.doctor.vault import rotation  # not needed to make a vault
+async def _counts(vault: Vault) -> dict[str, Json]:
+    from apex_creds.cli.doctor_command import rotation_check
+    from apex_creds.cli.recovery_commands import recovery_state
     from apex_creds.scheduler.report import undone
     from apex_creds.scheduler.worker import RotationWorker
 
@@ -133,29 +149,20 @@ async def _counts(vault: Vault) -> dict[str, output.Json]:
     granted = await vault.grants()
     keys = await undone(RotationWorker(vault).engine)
     return {
-        "locked_down": when.show(granted.lockdown.since) if granted.lockdown else "",
+        "locked_down": show_time(granted.lockdown.since) if granted.lockdown else "",
         "credentials": len(listed),
         "kinds": {kind.value: kinds[kind] for kind in CredentialKind if kinds[kind]},
         "expired": sum(end <= now for end in ends),
-        "next_expiry": when.show(min((end for end in ends if end > now), default=None)),
+        "next_expiry": show_time(min((end for end in ends if end > now), default=None)),
         "grants": len(granted),
-        "rotation": rotation(keys).detail,
+        "rotation": rotation_check(keys).detail,
         "rotation_due": [level.value for level in keys.levels],
         "worker": keys.worker,
-        "recovery": await recovery.status_of(vault),
+        "recovery": await recovery_state(vault),
     }
 
 
-def _log_state(chosen: options.Settings, vault_id: str) -> dict[str, output.Json]:
-    home = session.home_of(chosen)
-    report = check_now(audit_directory(home), vault_id=log_id(home, vault_id))
-    return {
-        "audit_events": report.count,
-        "audit_chain": "ok" if report.ok else f"broken at line {report.bad_line}",
-    }
-
-
-def _shown(value: object) -> str:
+def _shown(value: Json) -> str:
     if isinstance(value, bool):
         return "runs" if value else "none runs"
     if isinstance(value, dict):

@@ -1,0 +1,545 @@
+"""``audit``: the log read, checked, exported and proved; most of it without any key.
+
+Guarantee: every event that is shown was checked before. A copy of this home's log, in the
+database that several share, is bad if it is not the beginning of that log itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Annotated, Final, TypeAlias
+
+import anyio.lowlevel
+import msgspec
+import typer
+
+from apex_creds.audit import Recorded, proofs, read
+from apex_creds.audit import Report as LogReport
+from apex_creds.audit import note as notes
+from apex_creds.audit.checkpoint import (
+    COSIGNED,
+    Checkpoint,
+    CheckpointFile,
+    check_signatures,
+    ensure_keys,
+    read_keys,
+)
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.note import VerifierKey, base64_of, bytes_of
+from apex_creds.audit.text import shown_label
+from apex_creds.audit.verify import check_now, latest
+from apex_creds.cli import console
+from apex_creds.cli.command import (
+    JsonOption,
+    ReasonOption,
+    Settings,
+    command,
+    find_provider,
+    group,
+    master_uri,
+    read_header,
+    with_vault,
+)
+from apex_creds.cli.console import Cell, Line, Part, Report, Text
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.crypto.signing import SigningKey
+from apex_creds.errors import AuditTamperedError, InvalidInputError, UnsafePathError
+from apex_creds.fs.home import audit_directory
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import read_small
+from apex_creds.fs.replacing import create_exclusive, replace_file
+from apex_creds.keys.head_anchor import AnchorFile, state_folder
+from apex_creds.keys.provider import decode_key, encode_key, wipe
+from apex_creds.model import SystemClock
+from apex_creds.policy.display import parse_past_time, show_time
+from apex_creds.vault import Vault
+from apex_creds.vault.auditing import Pseudonyms, root_key
+from apex_creds.vault.factors import Factors
+from apex_creds.vault.node import node_of
+from apex_creds.vault.shipping import copies, verify_copy
+
+_FIELDS: Final = ("seq", *AuditEvent.__struct_fields__, "hash")
+_COLUMNS: Final = ("#", "time", "event", "plugin", "credential", "what", "result")
+_NUMBER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+_POLL: Final = 0.3
+_LONGEST_CHECKPOINT: Final = 1 << 20
+_LONGEST_PROOF: Final = 16 << 20
+
+Naming: TypeAlias = Callable[[Recorded], Recorded]
+"""Gives events the names that their pseudonyms stand for, or leaves them as they are."""
+
+NamesOption = Annotated[
+    bool, typer.Option("--names", help="Pseudonyms as names; needs the master key.")
+]
+
+audit = group("Read, check and prove the audit log.")
+
+
+def _log_of(chosen: Settings) -> tuple[Path, str]:
+    """The log's directory, and the id that is in it."""
+    home = chosen.folder
+    return audit_directory(home), node_of(home) or read_header(chosen).vault_id
+
+
+# -- verify --------------------------------------------------------------------------------
+
+
+@audit.command("verify")
+@command()
+def verify(
+    chosen: Settings,
+    incremental: Annotated[
+        bool, typer.Option("--incremental", help="Only what is new since the last time.")
+    ] = False,
+    since: Annotated[
+        Path | None,
+        typer.Option("--since", metavar="FILE", help="A checkpoint that you kept."),
+    ] = None,
+    key: Annotated[
+        list[VerifierKey] | None,
+        typer.Option(
+            "--key",
+            metavar="VKEY",
+            parser=VerifierKey.parse,
+            help="The log's verifier key, as you know it.",
+        ),
+    ] = None,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="The copies of every home's log in the shared database."),
+    ] = False,
+) -> Report:
+    """Check every event and checkpoint of the audit log; says which one fails and how."""
+    if every:
+        return _verify_copies(chosen)
+    directory, vault_id = _log_of(chosen)
+    last_verified = AnchorFile(state_folder() / "verified" / vault_id)
+    known = None if since is None else _kept_checkpoint(since)
+    if known is not None and key:
+        known.note.check(key[0])
+    if incremental and known is None:
+        text = last_verified.read()
+        known = None if text is None else Checkpoint.parse(text)
+    with console.bars(transient=True) as update:
+        report = check_now(
+            directory,
+            vault_id=vault_id,
+            keys=key or (),
+            since=known,
+            progress=partial(update, "audit log"),
+        )
+    data = {"ok": report.ok, **msgspec.to_builtins(report)}
+    if not report.ok:
+        hint = f"The {report.count} events before it verify. Keep a copy of the log."
+        return Report(data, error=AuditTamperedError(report.wrong, hint=hint))
+    if incremental:
+        newest = CheckpointFile(directory, vault_id=vault_id).last()
+        if newest is not None:
+            last_verified.write_or_refuse(str(newest))
+    return Report(
+        data,
+        Line(f"{report.count} events, unbroken.", "green"),
+        f"{report.signed} signed, by {report.checkpoints} checkpoints",
+        f"head {report.head}",
+    )
+
+
+def _kept_checkpoint(path: Path) -> Checkpoint:
+    try:
+        return Checkpoint.parse(read_small(path, limit=_LONGEST_CHECKPOINT, follow=True))
+    except OSError as error:
+        reason = error.strerror
+    except UnsafePathError as error:
+        reason = error.message
+    raise InvalidInputError(
+        f"{path} can't be read ({reason}).", hint="Name the file of a checkpoint you kept."
+    )
+
+
+def _verify_copies(chosen: Settings) -> Report:
+    """Checks the copy of each home's log in the shared database, as far as it has come."""
+    home = chosen.folder
+    own, log = node_of(home), audit_directory(home)
+
+    async def work(vault: Vault) -> dict[str, LogReport]:
+        several = vault.store.shared
+        if several is None:
+            raise InvalidInputError(
+                "This vault is in the files of one home.", hint="Leave out --all."
+            )
+        keystore = vault.store.unsealed()
+        return {
+            node: await verify_copy(several, keystore, node, log=log if node == own else None)
+            for node in await copies(several)
+        }
+
+    reports = with_vault(chosen, work)
+    bad = [node for node, report in reports.items() if not report.ok]
+    parts: list[Part] = []
+    for node, report in reports.items():
+        mine = " (this home)" if node == own else ""
+        state = f"{report.count} events, {report.signed} signed" if report.ok else "bad"
+        parts.append(Line(f"{node}{mine}: {state}", "green" if report.ok else "red"))
+    error = None
+    if bad:
+        found = reports[bad[0]]
+        error = AuditTamperedError(
+            f"Event {found.bad_line} in the copy of the log of home {bad[0]} {found.how}.",
+            hint="Keep a copy of the database, and compare with that home's own log.",
+        )
+    homes = {node: msgspec.to_builtins(report) for node, report in reports.items()}
+    return Report({"ok": not bad, "homes": homes}, *parts, error=error)
+
+
+# -- events --------------------------------------------------------------------------------
+
+
+@audit.command("tail")
+@command()
+def tail(
+    chosen: Settings,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=100_000, help="How many events.")
+    ] = 20,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")
+    ] = False,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="Only these.")] = None,
+    plugin: Annotated[str, typer.Option("--plugin", help="Only of this plugin.")] = "",
+    credential: Annotated[
+        str, typer.Option("--credential", help="Only of this credential.")
+    ] = "",
+    names: NamesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Print the last events of the audit log, each checked."""
+    directory, vault_id = _log_of(chosen)
+    named = _naming(chosen, names)
+
+    def wanted(event: Recorded) -> bool:
+        return (
+            (not kind or event.kind in kind)
+            and (not plugin or event.plugin == plugin)
+            and (not credential or event.credential == credential)
+        )
+
+    events = latest(directory, vault_id=vault_id)
+    newest = list(islice(events, 1))
+    last = list(islice(filter(wanted, map(named, chain(newest, events))), count))
+    _print(list(reversed(last)), json=json)
+    after = newest[0].seq if newest else 0
+    while follow:
+        for event in read(directory, vault_id=vault_id, after=after):
+            after = event.seq
+            if not wanted(named(event)):
+                continue
+            if json:
+                console.json_line(msgspec.to_builtins(named(event)))
+                sys.stdout.flush()
+            else:
+                _print([named(event)], json=False)
+        time.sleep(_POLL)
+
+
+@audit.command("show")
+@command()
+def show(
+    chosen: Settings,
+    lease: Annotated[str, typer.Argument(metavar="LEASE", help="A lease, or its beginning.")],
+    names: NamesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Print the whole story of the invocation that a lease belongs to."""
+    directory, vault_id = _log_of(chosen)
+    named = _naming(chosen, names)
+    story = _story([named(each) for each in read(directory, vault_id=vault_id)], lease)
+    if not story:
+        raise InvalidInputError(
+            "The audit log has no such lease.", hint="See: apex-creds audit tail --json"
+        )
+    _print(story, json=json)
+
+
+def _story(events: Sequence[Recorded], lease: str) -> list[Recorded]:
+    """Every event of the invocations that the lease and its kin belong to."""
+    ids = {e.lease for e in events if lease and e.lease.startswith(lease)}
+    if len(ids) > 1:
+        raise InvalidInputError("Several leases begin so.", hint="Give more of it.")
+    size = -1
+    while size != len(ids):
+        size = len(ids)
+        for event in events:
+            own = {event.lease, event.invocation} - {""}
+            if own & ids:
+                ids |= own
+    return [e for e in events if ({e.lease, e.invocation, e.parent} - {""}) & ids]
+
+
+def _print(events: Sequence[Recorded], *, json: bool) -> None:
+    if json:
+        console.json_out([msgspec.to_builtins(event) for event in events])
+    else:
+        console.table(_COLUMNS, map(_row, events))
+
+
+def _row(event: Recorded) -> tuple[object, ...]:
+    what = " ".join(filter(None, (event.action, event.method, event.origin)))
+    outcome = (event.decision, event.rule, event.reason, event.outcome)
+    result = " ".join(filter(None, outcome)) or event.detail
+    red = event.decision == "deny" or event.kind in ("leak", "denial")
+    kind = Cell(event.kind, "red" if red else "")
+    at = show_time(event.time)
+    return event.seq, at, kind, event.plugin or "-", event.credential or "-", what, result
+
+
+@audit.command("export")
+@command()
+def export(
+    chosen: Settings,
+    since: Annotated[
+        str,
+        typer.Option("--since", metavar="WHEN", help="A date, or the number of an event."),
+    ] = "",
+    form: Annotated[
+        str, typer.Option("--format", metavar="jsonl|csv", help="What to write.")
+    ] = "jsonl",
+    names: NamesOption = False,
+) -> None:
+    """Write events to standard output, each checked."""
+    if form not in ("jsonl", "csv"):
+        raise InvalidInputError("There is no such format.", hint="Use jsonl or csv.")
+    directory, vault_id = _log_of(chosen)
+    named = _naming(chosen, names)
+    numbered = _NUMBER.fullmatch(since) is not None
+    after = max(int(since) - 1, 0) if numbered else 0
+    start = parse_past_time(since, now=time.time()) if since and not numbered else 0.0
+    events = map(named, read(directory, vault_id=vault_id, after=after))
+    wanted = (event for event in events if event.time >= start)
+    if form == "jsonl":
+        for event in wanted:
+            console.json_line(msgspec.to_builtins(event))
+        return
+    writer = csv.writer(sys.stdout)
+    writer.writerow(_FIELDS)
+    writer.writerows([_csv(getattr(event, name)) for name in _FIELDS] for event in wanted)
+
+
+def _csv(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    # A spreadsheet takes text that begins like this for a formula.
+    risky = value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{console.safe(value)}" if risky else console.safe(value)
+
+
+def _naming(chosen: Settings, names: bool) -> Naming:
+    """What gives events the names behind their pseudonyms, as far as the vault has them."""
+    if not names:
+        return lambda event: event
+    known = with_vault(chosen, _pseudonyms)
+
+    def named(event: Recorded) -> Recorded:
+        changes = {
+            field: known[value]
+            for field in ("credential", "principal")
+            if (value := getattr(event, field)) in known
+        }
+        if event.kind is EventKind.ROTATION:
+            changes["detail"] = shown_label(event.detail, lambda name: known.get(name, name))
+        return msgspec.structs.replace(event, **changes) if changes else event
+
+    return named
+
+
+async def _pseudonyms(vault: Vault) -> dict[str, str]:
+    infos = await vault.list()
+    names = {info.name for info in infos} | {info.service for info in infos}
+    names |= {grant.credential for grant in await vault.grants()}
+    names |= {factor.principal for factor in await Factors(vault).listed()}
+    pseudonym = Pseudonyms(root_key(vault.store.unsealed()))
+    try:
+        return {pseudonym(name): name for name in sorted(names)}
+    finally:
+        pseudonym.close()
+
+
+# -- what is signed ------------------------------------------------------------------------
+
+
+@audit.command("prove")
+@command()
+def prove(
+    chosen: Settings,
+    seq: Annotated[int, typer.Argument(metavar="SEQ", help="The number of an event.")] = 0,
+    since: Annotated[
+        int, typer.Option("--from", metavar="SIZE", help="Prove that these begin the log.")
+    ] = 0,
+    check: Annotated[
+        Path | None, typer.Option("--check", metavar="FILE", help="Check a proof instead.")
+    ] = None,
+    key: Annotated[
+        list[VerifierKey] | None,
+        typer.Option(
+            "--key",
+            metavar="VKEY",
+            parser=VerifierKey.parse,
+            help="Trusted keys to check with.",
+        ),
+    ] = None,
+) -> Text | None:
+    """Print a proof that an event is in the signed log, or check one."""
+    if check is not None:
+        proved = proofs.check_inclusion(_text(check), keys=key or ())
+        return Text(
+            f"Event {proved.seq} is in the log of {proved.checkpoint.size} events:",
+            proved.entry.decode(errors="backslashreplace"),
+        )
+    directory, vault_id = _log_of(chosen)
+    if since:
+        hashes, _ = proofs.consistency(directory, vault_id=vault_id, old=since)
+        sys.stdout.write("".join(f"{base64_of(each)}\n" for each in hashes))
+    else:
+        sys.stdout.write(proofs.inclusion(directory, vault_id=vault_id, seq=seq))
+    return None
+
+
+@audit.command("checkpoint")
+@command()
+def checkpoint(
+    chosen: Settings,
+    sign: Annotated[
+        bool, typer.Option("--sign", help="Unseal, and sign all events there are now.")
+    ] = False,
+    key: Annotated[
+        bool, typer.Option("--key", help="Print the verifier keys instead.")
+    ] = False,
+) -> None:
+    """Print the newest checkpoint of the audit log, for a witness or to keep."""
+    if sign:
+        with_vault(chosen, lambda _: anyio.lowlevel.checkpoint())  # closing signs
+    directory, vault_id = _log_of(chosen)
+    if key:
+        sys.stdout.write("".join(f"{each}\n" for each in read_keys(directory)))
+        return
+    newest = CheckpointFile(directory, vault_id=vault_id).last()
+    if newest is None:
+        raise InvalidInputError("There is no checkpoint yet.", hint="Use --sign.")
+    sys.stdout.write(str(newest))
+
+
+@audit.command("cosign")
+@command()
+def cosign(
+    chosen: Settings,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file; - is standard input.")],
+    add: Annotated[
+        bool, typer.Option("--add", help="Add a witness's signatures to this log.")
+    ] = False,
+    witness: Annotated[
+        str, typer.Option("--witness", metavar="VKEY", help="With --add: the witness's key.")
+    ] = "",
+    name: Annotated[
+        str, typer.Option("--name", help="As a witness: your name, like example.com/w1.")
+    ] = "",
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", help="As a witness: your key; made when absent."),
+    ] = None,
+    log: Annotated[
+        str, typer.Option("--log", metavar="VKEY", help="As a witness: the log's key.")
+    ] = "",
+    seen: Annotated[
+        Path | None,
+        typer.Option("--seen", help="As a witness: the last checkpoint you signed; kept here."),
+    ] = None,
+    proof: Annotated[
+        Path | None,
+        typer.Option("--proof", help="As a witness: from `audit prove --from SIZE`."),
+    ] = None,
+) -> Text | None:
+    """Sign a checkpoint as a witness, or add what a witness signed to the log."""
+    offered = Checkpoint.parse(_text(file))
+    if add:
+        return _add_signature(chosen, offered, witness)
+    if not (name and key_file and log and seen):
+        raise InvalidInputError(
+            "A witness needs --name, --key-file, --log and --seen.",
+            hint="Or use --add and --witness, to add its signature to the log.",
+        )
+    offered.note.check(VerifierKey.parse(log))
+    if seen.exists():
+        old = Checkpoint.parse(_bytes(seen), origin=offered.origin)
+        lines = _text(proof).splitlines() if proof is not None else []
+        proofs.check_consistency(old, offered, [bytes_of(each) for each in lines])
+    with _witness_key(key_file) as key:
+        at = int(SystemClock().time())
+        made = notes.cosign(offered.note, name=name, key=key, time=at)
+        vkey = VerifierKey(name, key.public, notes.Algorithm.COSIGNATURE)
+    with translated(seen, writing=True):
+        replace_file(seen, [str(offered).encode()])
+    console.note(f"Your verifier key: {vkey}")
+    sys.stdout.write(str(offered.note.with_signatures([made])))
+    return None
+
+
+def _add_signature(chosen: Settings, offered: Checkpoint, witness: str) -> Text:
+    directory, vault_id = _log_of(chosen)
+    own, *others = read_keys(directory)
+    key = VerifierKey.parse(witness)
+    known = CheckpointFile(directory, vault_id=vault_id).all()
+    if offered.size not in {each.size for each in known if each.root == offered.root}:
+        raise InvalidInputError("That is no checkpoint of this log.", hint="Check --home.")
+    check_signatures(offered, (own, *others))
+    offered.note.check(key)
+    ensure_keys(directory, own, key)
+    CheckpointFile(directory, vault_id=vault_id, name=COSIGNED).add(offered)
+    return Text(f"Added the signature of {key.name} for {offered.size} events.")
+
+
+def _witness_key(file: Path) -> SigningKey:
+    if not file.exists():
+        with SecretBytes.random(32) as seed:
+            text = encode_key(seed)
+            with translated(file, writing=True):
+                create_exclusive(file, [text, b"\n"])
+            wipe(text)
+    found = decode_key(_bytes(file).strip())
+    if found is None:
+        raise InvalidInputError("The key file holds no key.", hint="Name one to be made.")
+    with found:
+        return SigningKey.from_seed(found)
+
+
+def _text(file: Path) -> str:
+    try:
+        return sys.stdin.read() if str(file) == "-" else _bytes(file).decode()
+    except UnicodeDecodeError:
+        raise InvalidInputError("The file can't be read.", hint="Check its name.") from None
+
+
+def _bytes(file: Path) -> bytes:
+    with translated(file):
+        return read_small(file, limit=_LONGEST_PROOF, follow=True)
+
+
+@audit.command("accept-rollback")
+@command()
+def accept_rollback(chosen: Settings, reason: ReasonOption = "") -> Text:
+    """After a restore on purpose: accept that the vault is older than its anchor says."""
+    reason = console.read_reason(reason)
+    provider = find_provider(master_uri(chosen, read_header(chosen)))
+
+    async def accept() -> int:
+        opened = await Vault.unseal(chosen.home, master=provider, accept_rollback=reason)
+        async with opened as vault:
+            return vault.audit.seq
+
+    count = anyio.run(accept)
+    return Text(f"Accepted and recorded. The log has {count} events.")

@@ -1,0 +1,339 @@
+"""``doctor``: is everything around the vault as it should be, and if not, what to do.
+
+Guarantee: every check is made, whatever the others found; nothing is mended.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from apex_creds.audit import check, read
+from apex_creds.cli import app
+from apex_creds.cli.command import Settings, command, find_provider, master_uri, read_header
+from apex_creds.cli.console import Cell, Line, Report, Rows
+from apex_creds.crypto.memory import SecretBytes, arena
+from apex_creds.documents.document import Header
+from apex_creds.documents.keystore import root_header
+from apex_creds.errors import ApexCredsError, StorageError
+from apex_creds.fs import private_files
+from apex_creds.fs.home import AUDIT, CREDENTIALS, SECURITY, audit_directory
+from apex_creds.keys import KeyState, MasterKeyProvider
+from apex_creds.keys.os_keyring import KeyringProvider
+from apex_creds.model import SECTIONS
+from apex_creds.policy.display import show_time
+from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.report import Undone, undone
+from apex_creds.scheduler.worker import RotationWorker
+from apex_creds.vault import Vault
+from apex_creds.vault.node import log_id
+
+_TOLERANCE: Final = 2.0
+_EARLIEST: Final = 1_735_689_600.0  # 2025-01-01: before there was anything of this to run
+
+
+class State(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILURE = "failure"
+
+
+_STYLE: Final = {State.OK: "green", State.WARNING: "yellow", State.FAILURE: "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the doctor's.
+
+    Attributes:
+        name: What was examined.
+        detail: What was found.
+        fix: What to do; empty where nothing is needed.
+    """
+
+    name: str
+    state: State
+    detail: str
+    fix: str = ""
+
+
+def _ok(name: str, detail: str) -> Check:
+    return Check(name, State.OK, detail)
+
+
+def _warning(name: str, detail: str, fix: str) -> Check:
+    """It works, with less protection than there could be."""
+    return Check(name, State.WARNING, detail, fix)
+
+
+def _failure(name: str, detail: str, fix: str) -> Check:
+    """It does not work, or is not safe."""
+    return Check(name, State.FAILURE, detail, fix)
+
+
+def _failed(name: str, error: ApexCredsError) -> Check:
+    return _failure(name, error.message, error.hint)
+
+
+@command()
+def doctor(chosen: Settings) -> Report:
+    """Check the keyring, the files, the memory, the clock, the log; say what to mend.
+
+    Ends with 1 if anything is a failure; warnings alone end with 0.
+    """
+    found = list(_examine(chosen))
+    rows = [(one.name, Cell(one.state, _STYLE[one.state]), one.detail) for one in found]
+    return Report(
+        [{**asdict(one), "state": one.state.value} for one in found],
+        Rows(("check", "state", "found"), rows),
+        *(Line(f"{one.name}: {one.fix}", _STYLE[one.state]) for one in found if one.fix),
+        code=int(any(one.state is State.FAILURE for one in found)),
+    )
+
+
+def _examine(chosen: Settings) -> Iterator[Check]:
+    home = chosen.folder
+    header, latest = None, 0.0
+    try:
+        header = read_header(chosen)
+    except ApexCredsError as error:
+        yield _failed("vault", error)
+    if header is not None or home.exists():
+        yield from _permissions(home)
+    uri = chosen.master or (root_header(header).master.uri if header else "keyring:")
+    yield anyio.run(functools.partial(_keyring, needed=uri.startswith("keyring:")))
+    if header is not None:
+        yield from _opens(chosen, header)
+        chain, latest = _audit_chain(home, header.vault_id)
+        yield chain
+        latest = max(latest, header.written)
+    yield _memory_locking()
+    yield _core_dumps()
+    yield _cryptography()
+    yield _clock(latest)
+
+
+# -- files ---------------------------------------------------------------------------------
+
+
+def _permissions(home: Path) -> Iterator[Check]:
+    """One line for each thing that is wrong, or one that nothing is."""
+    name, fix = "permissions", "Look who changed it."
+    seen, wrong = 0, []
+    try:
+        for path in _entries(home):
+            seen += 1
+            try:
+                status = os.lstat(path)
+                named = path.name in (SECURITY, CREDENTIALS, AUDIT)
+                folder = named or stat.S_ISDIR(status.st_mode)
+                private_files.check(path, status, directory=folder, outer=path == home)
+            except StorageError as error:
+                wrong.append(_failed(name, error))
+            except OSError as error:
+                wrong.append(_failure(name, f"{path}: {error.strerror}", fix))
+    except OSError as error:
+        wrong.append(_failure(name, f"{error.filename}: {error.strerror}", fix))
+    if wrong:
+        yield from wrong
+    else:
+        yield _ok(name, f"{seen} files and directories, all closed to others")
+
+
+def _entries(home: Path) -> Iterator[Path]:
+    """The home, its directories, and what lies in them."""
+    yield home
+    for folder in (home / SECURITY, home / SECURITY / AUDIT, home / CREDENTIALS):
+        if not os.path.lexists(folder):
+            continue
+        if folder.name != AUDIT:
+            yield folder
+        if not folder.is_symlink() and folder.is_dir():
+            yield from sorted(folder.iterdir())
+
+
+# -- the vault -----------------------------------------------------------------------------
+
+
+async def _keyring(*, needed: bool) -> Check:
+    """Which keyring backend there is, and whether it may be trusted with a key."""
+    name = "keyring"
+    try:
+        return _ok(name, await KeyringProvider().backend_name())
+    except ApexCredsError as error:
+        if needed:
+            return _failed(name, error)
+        return _ok(name, "none that is safe to use; this vault does not need one")
+
+
+def _opens(chosen: Settings, header: Header) -> Iterator[Check]:
+    try:
+        provider = find_provider(master_uri(chosen, header))
+        yield from anyio.run(_unsealed, chosen.folder, provider)
+    except ApexCredsError as error:
+        yield _failed("vault", error)
+
+
+async def _unsealed(home: Path, provider: MasterKeyProvider) -> list[Check]:
+    """Unseals the vault and reads every document."""
+    async with await Vault.unseal(home, master=provider) as vault:
+        count = len(await vault.list())
+        found = await undone(RotationWorker(vault).engine)  # which reads the others
+        opened = _ok("vault", f"opens; {count} credentials, every document verifies")
+        return [opened, await _deletions(vault), rotation_check(found)]
+
+
+async def _deletions(vault: Vault) -> Check:
+    """Keys that no credential uses any more, and that are not on their way out.
+
+    A retired one is: a rotation left it, and it is destroyed after its grace.
+    """
+    name = "deletions"
+    used = {(await vault.find(info.name)).key for info in await vault.list()}
+    # The store below the vault: nothing above it lists keysets, and nobody else needs to.
+    keystore = await vault._store.keystore()
+    left = [
+        keyset.label
+        for keyset in keystore.body.deks
+        if keyset.label.partition("/")[0] in SECTIONS.values()
+        for version in keyset.versions
+        if version.state is KeyState.ACTIVE
+        and (bytes.fromhex(keyset.id), version.version) not in used
+    ]
+    if not left:
+        return _ok(name, "none was interrupted")
+    services = ", ".join(sorted({label.partition("/")[2] for label in left}))
+    return _warning(
+        name,
+        f"one (or a rotation) was interrupted before its old key was left; service: {services}",
+        "Store a credential with that --service and delete it: this destroys the key.",
+    )
+
+
+def rotation_check(found: Undone) -> Check:
+    """Whether keys are due and nobody renews them."""
+    name, waiting = "rotation", []
+    if found.levels:
+        waiting.append(f"keys are due: {_names(found.levels)}")
+    elif found.steps:
+        waiting.append("a rotation is not at its end")
+    if found.events:
+        waiting.append(f"{found.events} events wait")
+    due = ", ".join(waiting)
+    if found.waits:
+        seen = "no worker runs" if found.worker is False else "no worker was seen"
+        now = f", or for once: {_commands(found.levels)}" if found.levels else ""
+        fix = f"Have one run always: apex-creds worker{now}"
+        return _warning(name, f"{due}, and {seen}", fix)
+    if found.ahead:
+        return _warning(
+            name,
+            f"keys were made while the clock was ahead: {_names(found.ahead)}",
+            f"They rotate late by as much. Renew them: {_commands(found.ahead)}",
+        )
+    if found.steps or found.events:
+        return _ok(name, f"{due}; a worker is at it")
+    return _ok(name, "nothing is due")
+
+
+def _names(levels: tuple[Level, ...]) -> str:
+    return ", ".join(level.value for level in levels)
+
+
+def _commands(levels: tuple[Level, ...]) -> str:
+    return "; ".join(f"apex-creds rotate {level.value}" for level in levels)
+
+
+def _audit_chain(home: Path, vault_id: str) -> tuple[Check, float]:
+    """Whether the log verifies; and the time of its last event, 0 if that can't be had."""
+    name = "audit chain"
+    directory, log = audit_directory(home), log_id(home, vault_id)
+    try:
+        report = check(directory, vault_id=log)
+    except ApexCredsError as error:
+        return _failed(name, error), 0.0
+    if not report.ok:
+        broken = (
+            f"line {report.bad_line} {report.how}; the {report.count} events before it verify"
+        )
+        fix = "Keep a copy of the log, find out who changed it, and restore it."
+        return _failure(name, broken, fix), 0.0
+    last = [event.time for event in read(directory, vault_id=log, after=report.count - 1)]
+    return _ok(name, f"{report.count} events, unbroken"), last[-1] if last else 0.0
+
+
+# -- the machine ---------------------------------------------------------------------------
+
+
+def _memory_locking() -> Check:
+    """Whether secrets in memory are kept out of swap."""
+    name = "memory locking"
+    with SecretBytes.random(32):
+        locked = arena().locked
+    try:
+        import resource
+    except ImportError:
+        limit = ""
+    else:
+        soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+        limit = "" if soft < 0 else f" (limit {soft // 1024} KiB)"
+    if locked:
+        return _ok(name, f"secrets are locked in memory{limit}")
+    return _warning(
+        name,
+        f"the system refuses to lock memory: secrets may be swapped to disk{limit}",
+        "Raise the limit (ulimit -l, LimitMEMLOCK= of systemd), or encrypt the swap.",
+    )
+
+
+def _core_dumps() -> Check:
+    """Whether a crash could write secrets to a file."""
+    name, reached = "core dumps", app.hardening
+    if reached is None:
+        return _warning(
+            name,
+            "this process was not hardened",
+            "Run the apex-creds program; the middleware does it for a runtime.",
+        )
+    if reached.no_core_files and (reached.undumpable or sys.platform != "linux"):
+        return _ok(name, "off for this program, and for runtimes that use the middleware")
+    return _warning(
+        name,
+        "this system does not let a program switch them off",
+        "Set ulimit -c 0 where the runtime is started.",
+    )
+
+
+def _cryptography() -> Check:
+    """Which cryptographic libraries are used; SECURITY.md says when to update them."""
+    from apex_creds.crypto.versions import versions
+
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return _ok("cryptography", found)
+
+
+def _clock(latest: float) -> Check:
+    """Whether the clock goes on from the last time that the vault saw.
+
+    Args:
+        latest: Unix seconds of the newest event or document; 0 when there is none.
+    """
+    name, now = "clock", time.time()
+    fix = "Set the clock (timedatectl set-ntp true): expiry and the log depend on it."
+    if now < _EARLIEST:
+        return _failure(name, f"it says {show_time(now)}", fix)
+    if now + _TOLERANCE < latest:
+        return _failure(name, f"it is {latest - now:.0f} s behind the vault's last event", fix)
+    return _ok(name, f"{show_time(now)}, not before anything that the vault has seen")

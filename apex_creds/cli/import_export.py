@@ -1,0 +1,261 @@
+"""``import`` and ``copy``: secrets out of a .env file; the vault into another place.
+
+Guarantee: the grammar of a .env file is python-dotenv's; names and reasons are reported,
+values never. Nothing is taken from the environment: a value that refers to another variable
+is skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final
+
+import anyio
+import typer
+
+from apex_creds.cli import console
+from apex_creds.cli.command import Settings, command, with_vault
+from apex_creds.cli.console import Json, Line, Note, Report
+from apex_creds.errors import ApexCredsError, InvalidInputError, VaultExistsError
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import open_small
+from apex_creds.model import ApiKey, CredentialKind, Origin, check_name
+from apex_creds.vault import PutItem, Vault
+
+MAX_FILE_BYTES: Final = 1024 * 1024
+
+_REFERENCE: Final = re.compile(r"\$\{[^}]*\}")
+
+
+# -- import --------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a file holds: what to store by name, and what is left out and why."""
+
+    items: dict[str, PutItem] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+@command()
+async def import_file(
+    vault: Vault,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .env file; - is standard input.")
+    ],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="New versions of those that are there.")
+    ] = False,
+    origin: Annotated[
+        list[Origin] | None,
+        typer.Option(
+            metavar="URL",
+            parser=Origin.parse,
+            help="Where all of them may be sent; repeat.",
+            show_default=False,
+        ),
+    ] = None,
+) -> Report:
+    """Store the secrets of a .env file, each as an API key of its name."""
+    text, exposed = read_file(file)
+    plan = read_plan(text)
+    imported = await store(vault, plan, replace=replace, origins=origin)
+    notes = []
+    if imported and str(file) != "-":
+        notes.append(f"{file} still holds these secrets in clear: delete it (shred -u).")
+    if exposed:
+        notes.append(f"Other users can read {file}: consider its secrets known to them.")
+    return Report(
+        {
+            "imported": imported,
+            "skipped": [{"name": name, "reason": why} for name, why in plan.skipped],
+        },
+        Line(f"{len(imported)} imported, {len(plan.skipped)} skipped.", "bold"),
+        *(Line(f"  imported  {name}", "green") for name in imported),
+        *(Line(f"  skipped   {name}: {why}", "yellow") for name, why in plan.skipped),
+        *map(Note, notes),
+    )
+
+
+def read_file(path: Path) -> tuple[str, bool]:
+    """A file's text (``-``: standard input), and whether others can read it.
+
+    Raises:
+        InvalidInputError: It is too large or not UTF-8.
+        StorageError: It can't be read, or is no file.
+    """
+    mode = 0
+    if str(path) == "-":
+        data = console.read_input(MAX_FILE_BYTES)
+    else:
+        with translated(path):
+            fd = open_small(path, limit=sys.maxsize, follow=True)
+            with open(fd, "rb") as file:
+                mode = os.fstat(fd).st_mode
+                data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise InvalidInputError(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB.")
+    text = data.decode("utf-8-sig", errors="replace")
+    if text.encode() != data.removeprefix(b"\xef\xbb\xbf"):
+        raise InvalidInputError("The file is not UTF-8 text.")
+    return text, os.name == "posix" and bool(stat.S_IMODE(mode) & 0o077)
+
+
+def read_plan(text: str) -> Plan:
+    """Reads a .env file's text; the last of several values for a name counts."""
+    from dotenv.parser import parse_stream
+
+    plan = Plan()
+    for binding in parse_stream(io.StringIO(text)):
+        name, value = binding.key, binding.value
+        if binding.error:
+            plan.skipped.append((f"line {binding.original.line}", "not understood"))
+            continue
+        if name is None:
+            continue
+        if plan.items.pop(name, None):
+            plan.skipped.append((name, "an earlier value: a later line replaces it"))
+        why = _objection(name, value)
+        if why or value is None:
+            plan.skipped.append((name, why))
+        else:
+            plan.items[name] = PutItem(name=name, secret=ApiKey(value))
+    return plan
+
+
+def _objection(name: str, value: str | None) -> str:
+    if not value:
+        return "no value"
+    if _REFERENCE.search(value):
+        return "refers to another variable: set it yourself"
+    try:
+        check_name(name)
+        ApiKey(value)
+    except ApexCredsError as error:
+        return error.message
+    return ""
+
+
+async def store(
+    vault: Vault, plan: Plan, *, replace: bool, origins: Iterable[Origin] | None = None
+) -> list[str]:
+    """Stores a plan's items, all or none; what is kept out is added to ``skipped``.
+
+    Args:
+        vault: Where to.
+        plan: What.
+        replace: Whether those that are there get a new version.
+        origins: Where all of them may be sent; as it was, or nowhere by default.
+
+    Returns:
+        The names that were stored.
+    """
+    known = {info.name: info.kind for info in await vault.list()}
+    chosen = []
+    for name, item in plan.items.items():
+        if name not in known or (replace and known[name] is CredentialKind.API_KEY):
+            chosen.append(item)
+        elif known[name] is not CredentialKind.API_KEY:
+            plan.skipped.append((name, "a credential of another kind has that name"))
+        else:
+            plan.skipped.append((name, "there already: --replace stores a new version"))
+    where = None if origins is None else tuple(origins)
+    await vault.put_many(dataclasses.replace(item, origins=where) for item in chosen)
+    return sorted(item.name for item in chosen)
+
+
+# -- copy ----------------------------------------------------------------------------------
+
+
+@command()
+def copy(
+    chosen: Settings,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="URL|DIR",
+            help="A database, or a directory, without a vault in it.",
+            show_default=False,
+        ),
+    ],
+) -> Report:
+    """Copy the vault to a database or directory, record by record, each one checked.
+
+    Stop what uses the vault before. When it is interrupted, run it again: it goes on.
+    """
+    from apex_creds.fs.home import SECURITY, resolve_home
+    from apex_creds.storage.file_storage import FileStorage
+    from apex_creds.storage.storage_factory import (
+        Located,
+        StoragePlace,
+        configured,
+        open_place,
+        place_of,
+    )
+    from apex_creds.vault.backup import POLICY, copy_policy
+    from apex_creds.vault.transfer import Copied, transfer
+
+    if "://" in to:
+        target = open_place(StoragePlace(to))
+    else:
+        folder, home = resolve_home(to), chosen.folder
+        if folder == home or home in folder.parents:
+            raise InvalidInputError("That is the vault itself.", hint="Name another directory.")
+        if configured(folder) is not None:
+            raise VaultExistsError(
+                f"The vault of {folder} is in a database.", hint="Name another directory."
+            )
+        target = FileStorage(folder)
+
+    async def work(vault: Vault) -> Copied:
+        try:
+            await target.prepare()
+            if isinstance(target, Located):
+                place = place_of(target)
+                space = f", space {place.space}" if place.space else ""
+                console.note(f"To {place.url}{space}.", style="")
+            done = await transfer(
+                vault, target, progress=lambda what: console.note(f"Copying {what} …", style="")
+            )
+            if (
+                isinstance(target, FileStorage)
+                and not (target.root / SECURITY / POLICY).exists()
+            ):
+                await anyio.to_thread.run_sync(copy_policy, vault.home, target.root)
+            return done
+        finally:
+            await target.close()
+
+    done = with_vault(chosen, work)
+    data: dict[str, Json] = dict(dataclasses.asdict(done))
+    copied = Line(
+        f"Copied {done.credentials} credentials in {done.documents} documents"
+        f" ({done.written} written now), each read back and opened.",
+        "green",
+    )
+    if isinstance(target, Located):
+        place = place_of(target)
+        url = f"{place.url}{'&' if '?' in place.url else '?'}space={place.space}"
+        return Report(
+            data | {"database": place.url, "space": place.space},
+            copied,
+            "Next, in each home that is to use it:",
+            f"  apex-creds --home DIR init --join --storage '{url}'",
+        )
+    return Report(
+        data,
+        copied,
+        "Next: apex-creds --home DIR status, with the same master key. If that is",
+        "refused, since the log of the vault in its old place is longer: stop using",
+        "that one, then apex-creds --home DIR audit accept-rollback --reason moved",
+    )

@@ -1,0 +1,319 @@
+"""``migrate``: credentials of older programs, .env files, other vaults and keyring entries.
+
+Guarantee: names and fates are printed, values never. Without a vault one is made first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import Annotated, Final
+
+import anyio
+import typer
+
+from apex_creds.cli import console
+from apex_creds.cli.command import (
+    LARGE_MIGRATION,
+    JsonOption,
+    Settings,
+    command,
+    fates,
+    find_provider,
+    left_to_do,
+    span,
+    take_config,
+    with_vault,
+)
+from apex_creds.cli.console import Json, Line, Note, Part, Report, Text
+from apex_creds.cli.init_command import make_room
+from apex_creds.errors import InvalidInputError
+from apex_creds.migration import (
+    Erased,
+    OnConflict,
+    Options,
+    SourceReport,
+    finish,
+    is_legacy,
+    migrate,
+    migration_document,
+    preview,
+    switch,
+)
+from apex_creds.migration import Report as MigrationReport
+from apex_creds.migration.finishing import withheld
+from apex_creds.migration.masters import VARIABLE
+from apex_creds.migration.report import EntryReport, Fate
+from apex_creds.migration.state import OPEN, MigrationState, SourceState
+from apex_creds.model import Origin
+from apex_creds.storage.storage_factory import has_vault
+from apex_creds.vault import Vault, marking
+
+_QUIET: Final = frozenset({Fate.MIGRATED, Fate.PRESENT})
+
+
+class Action(StrEnum):
+    """What to do instead of migrating."""
+
+    FINISH = "finish"
+    ON = "on"
+    OFF = "off"
+
+
+@command()
+def migrate_command(
+    chosen: Settings,
+    action: Annotated[
+        Action | None,
+        typer.Argument(
+            metavar="ACTION",
+            help="finish: erase the .bak files. on, off: migrate by itself, or not.",
+            show_default=False,
+        ),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="PATH",
+            help="A file, a directory, keyring:SERVICE or keyring:SERVICE/USER; repeat. What "
+            "old programs left beside the vault, by default.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
+    ] = False,
+    on_conflict: Annotated[
+        OnConflict,
+        typer.Option(
+            metavar="WHAT", help="report, keep or replace: where the vault has another value."
+        ),
+    ] = OnConflict.REPORT,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the source as it is when all is migrated.")
+    ] = False,
+    accept_partial: Annotated[
+        bool,
+        typer.Option(
+            "--accept-partial",
+            help="Rename it although some entries are only there. What could not be read is "
+            "never erased.",
+        ),
+    ] = False,
+    erase_after: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SPAN",
+            parser=span,
+            help="Erase the .bak files by itself after 30d, say; else never.",
+        ),
+    ] = None,
+    from_master: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Master key of another vault that is the source."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Take over the credentials of older programs; their files become .bak when all is safe."""
+    if action is not None:
+        if source or dry_run:
+            raise InvalidInputError(f"{action.value} takes no --from and no --dry-run.")
+        acted = _finish(chosen) if action is Action.FINISH else _switch(chosen, action)
+        acted.show(as_json=json)
+        return acted.end()
+    other_master = None if from_master is None else find_provider(from_master)
+    home = chosen.folder
+    has_none = not anyio.run(has_vault, home) or is_legacy(home)
+    if has_none and not dry_run:
+        _make_vault(chosen)
+
+    async def work(vault: Vault) -> MigrationReport:
+        with console.bars(least=LARGE_MIGRATION) as update:
+            options = Options(
+                on_conflict=on_conflict,
+                keep_source=keep,
+                accept_partial=accept_partial,
+                erase_after=erase_after,
+                dry_run=dry_run,
+                master=other_master,
+                progress=update,
+            )
+            made = await migrate(vault, source, options=options)
+        await take_config(vault)
+        return made
+
+    if has_none and dry_run:
+        made = anyio.run(preview, home, source)
+    else:
+        made = with_vault(chosen, work, migrates=False)
+    report = _report(made)
+    report.show(as_json=json)
+    if not json and not dry_run and sys.stdin.isatty():
+        _ask_where(chosen, [name for found in made.sources for name in found.nowhere])
+    return report.end()
+
+
+def _make_vault(chosen: Settings) -> None:
+    home = chosen.folder
+    make_room(home)
+    provider = find_provider(chosen.master or "keyring:", new=True)
+
+    async def create() -> str:
+        async with await Vault.create(home, master=provider) as vault:
+            return vault.vault_id
+
+    console.note(f"Made vault {anyio.run(create)} in {home}; master key: {provider.uri}")
+
+
+def _ask_where(chosen: Settings, names: Sequence[str]) -> None:
+    """Asks for what no table knows; what is not answered stays to be done."""
+    places: dict[str, list[Origin]] = {}
+    for name in dict.fromkeys(names):
+        text = typer.prompt(
+            f"Where may {console.safe(name)} be sent (https://host; empty: later)",
+            default="",
+            show_default=False,
+            err=True,
+        )
+        if text.strip():
+            places[name] = [Origin.parse(part) for part in text.split()]
+
+    async def work(vault: Vault) -> None:
+        for name, origins in places.items():
+            await marking.edit(vault, name, origins=origins)
+
+    if places:
+        with_vault(chosen, work, migrates=False)
+
+
+# -- what was migrated ---------------------------------------------------------------------
+
+
+def _report(made: MigrationReport) -> Report:
+    parts = [part for source in made.sources for part in _shown(source, dry_run=made.dry_run)]
+    if not parts:
+        parts.append("There is nothing to migrate. Name something with --from.")
+    data: dict[str, Json] = {
+        "complete": made.complete,
+        "dry_run": made.dry_run,
+        "sources": [_as_json(source) for source in made.sources],
+    }
+    return Report(data, *parts, code=int(not made.complete))
+
+
+def _shown(source: SourceReport, *, dry_run: bool) -> Iterator[Part]:
+    title = f"{source.path} ({source.format.value if source.format else 'unknown'})"
+    if source.problem:
+        yield Note(f"{title}: {source.problem}", "red")
+        if source.hint:
+            yield Note(source.hint)
+    else:
+        yield Line(f"{title}: {'would be: ' if dry_run else ''}{fates(source)}", "bold")
+    for entry in source.entries:
+        yield Line(_line(entry), "green" if entry.fate in _QUIET else "yellow")
+    yield from map(Note, (*source.notes, *left_to_do(source)))
+    if dry_run:
+        return
+    if source.missing and not source.backups:
+        ways = ["--accept-partial renames it all the same"]
+        if source.counts[Fate.CONFLICT]:
+            ways.insert(0, "--on-conflict keep or replace decides on conflicts")
+        if source.unread:
+            ways.append("what could not be read is never erased")
+        left = f"{source.missing} are only in the source, which stays"
+        yield Note(f"{left}: {'; '.join(ways)}.")
+    yield from (f"  renamed to {backup}" for backup in source.backups)
+    if source.backups:
+        yield "When all works: apex-creds migrate finish"
+
+
+def _line(entry: EntryReport) -> str:
+    name = f" as {entry.name}" if entry.name and entry.name != entry.service else ""
+    detail = f": {entry.detail}" if entry.detail else ""
+    sent = f", to {' '.join(entry.origins)} as {entry.delivery}" if entry.origins else ""
+    return f"  {entry.fate.value:<12}{entry.service}{name} ({entry.kind}){sent}{detail}"
+
+
+def _as_json(source: SourceReport) -> dict[str, Json]:
+    return {
+        "path": source.path,
+        "format": source.format.value if source.format else None,
+        "phase": source.phase.value if source.phase else None,
+        "complete": source.complete,
+        "problem": source.problem,
+        "hint": source.hint,
+        "backups": list(source.backups),
+        "notes": list(source.notes),
+        "counts": {fate.value: count for fate, count in source.counts.items()},
+        "entries": [
+            {
+                "service": entry.service,
+                "kind": entry.kind,
+                "name": entry.name,
+                "fate": entry.fate.value,
+                "detail": entry.detail,
+                "origins": list(entry.origins),
+                "delivery": entry.delivery,
+            }
+            for entry in source.entries
+        ],
+    }
+
+
+# -- on, off, finish -----------------------------------------------------------------------
+
+
+def _switch(chosen: Settings, action: Action) -> Text:
+    on = action is Action.ON
+    with_vault(chosen, lambda vault: switch(vault, automatic=on), migrates=False)
+    return Text(Line(f"Migrating by itself is {action.value}.", "green"))
+
+
+def _finish(chosen: Settings) -> Report:
+    async def work(vault: Vault) -> tuple[list[Erased], MigrationState]:
+        return await finish(vault), await migration_document(vault.store).read()
+
+    erased, state = with_vault(chosen, work, migrates=False)
+    left = [found.path for found in state.sources if found.phase in OPEN]
+    kept = withheld(state)
+    parts: list[Part] = []
+    for source in kept:
+        parts.append(Note(_why_kept(source), "red"))
+        parts += [f"  kept {backup.backup}" for backup in source.backups]
+    if not erased and not kept:
+        parts.append("There is nothing to erase.")
+    parts += map(_erasure, erased)
+    for path in left:
+        text = f"{path} still has entries that are only there: apex-creds migrate"
+        parts.append(Note(text))
+    if erased and not left and not kept:
+        key = f"{VARIABLE}, or its keyring entry"
+        parts.append(f"The old master key ({key}) opens nothing now.")
+    data: dict[str, Json] = {
+        "erased": [{"path": item.path, "shredded": item.shredded} for item in erased],
+        "left": left,
+        "kept": [item.backup for source in kept for item in source.backups],
+    }
+    return Report(data, *parts, code=int(bool(left or kept)))
+
+
+def _erasure(item: Erased) -> Part:
+    if item.shredded == "no":
+        return Note(f"{item.path} is gone: if it was moved, erase it yourself.")
+    how = "overwritten" if item.shredded == "overwritten" else "copies may remain"
+    return Line(f"Erased {item.path} ({how}).", "green")
+
+
+def _why_kept(source: SourceState) -> str:
+    if source.unread:
+        return (
+            f"{source.path} has entries ({source.unread}) that could not be read: nothing of "
+            "it was erased. Look at its files with the old program; then remove them yourself."
+        )
+    return (
+        f"{source.path} was read by an older version, which overlooked some layouts: nothing "
+        "of it was erased. Take the .bak from the names of its files, and run: "
+        "apex-creds migrate"
+    )

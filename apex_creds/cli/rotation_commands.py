@@ -1,0 +1,356 @@
+"""``rotate``, ``rotation`` and ``events``: keys renewed, looked at, and declared lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Final
+
+import anyio
+import typer
+from msgspec import to_builtins
+from msgspec.structs import replace
+
+from apex_creds.cli import console
+from apex_creds.cli.command import HELP, Settings, command, span, with_vault
+from apex_creds.cli.console import Cell, Fields, Json, Line, Note, Part, Report, Rows, Text
+from apex_creds.errors import ConflictError, InvalidInputError
+from apex_creds.policy.display import show_time
+from apex_creds.scheduler import report
+from apex_creds.scheduler.compromise import declare
+from apex_creds.scheduler.events import (
+    DEFAULT_TABLE,
+    CompromiseSuspected,
+    Event,
+    Reaction,
+    fingerprint,
+    kind_of,
+    parse_event,
+)
+from apex_creds.scheduler.orders import (
+    Numbers,
+    labels_of,
+    newest,
+    newest_below,
+    order,
+    surviving,
+    undone,
+)
+from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.report import VersionLine
+from apex_creds.scheduler.worker import RotationWorker, next_fire
+from apex_creds.vault import Vault
+
+_POLL: Final = 0.2
+_BY_HAND: Final = (
+    "The master key is a passphrase: no worker rotates it or the KEK, as somebody must type "
+    "it. Run apex-creds rotate master (or kek). DEKs rotate by themselves."
+)
+
+rotation = typer.Typer(context_settings=HELP, help="How the keys are, and when they rotate.")
+events = typer.Typer(context_settings=HELP, help="Security events.")
+
+LevelArgument = Annotated[Level, typer.Argument(help="dek, kek or master.", show_default=False)]
+
+
+@command()
+def rotate(
+    chosen: Settings,
+    level: LevelArgument,
+    service: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="DEK: of this service alone.", show_default=False),
+    ] = "",
+    version: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="With --compromised: this version.", show_default=False
+        ),
+    ] = None,
+    compromised: Annotated[
+        bool,
+        typer.Option(
+            "--compromised",
+            help="It may be in wrong hands: re-encrypt at once, destroy without grace, "
+            "and everything below it, too.",
+        ),
+    ] = False,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait/--no-wait", help="Wait while another process rotates, or fail (code 6)."
+        ),
+    ] = True,
+) -> Text:
+    """Renew keys now: DEKs, the KEK, or the master key."""
+    if version and not compromised:
+        raise InvalidInputError(
+            "Only the primary version is renewed.", hint="Did you mean --compromised?"
+        )
+    if service and level is not Level.DEK:
+        raise InvalidInputError("Only DEKs are of a service.")
+
+    async def work(vault: Vault) -> None:
+        with console.bars() as bar:
+            worker = RotationWorker(
+                vault, tell=lambda moved: bar(moved.section, moved.done, moved.total)
+            )
+            document, keystore = worker.engine.document, await vault.store.keystore()
+            labels = labels_of(keystore, service) if level is Level.DEK else ()
+            if not compromised:
+                numbers = newest(keystore, level, labels)
+                await order(document, numbers)
+                await _finish(worker, numbers, wait=wait)
+                return
+            upto = newest_below(keystore, level, labels)
+            await declare(
+                vault.store,
+                document,
+                level=level,
+                service=service,
+                version=version or 0,
+                upto=upto,
+            )
+            lost = Lost(level=level, version=version or 0, upto=upto)
+            await _finish(worker, lost=lost, wait=wait)
+
+    with_vault(chosen, work, asks_again=True)
+    return Text(Line(f"The {level.value} rotation is done.", "green"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Versions that are to be destroyed; see ``orders.surviving``."""
+
+    level: Level
+    version: int = 0
+    upto: Numbers
+
+
+async def _finish(
+    worker: RotationWorker,
+    orders: Numbers | None = None,
+    *,
+    lost: Lost | None = None,
+    wait: bool,
+) -> None:
+    """Has everything done that is due, and checks that what was asked for is.
+
+    Raises:
+        ConflictError: It is not: another process is at it, or gets in the way.
+    """
+    announced = False
+    while (outcome := await worker.engine.run()).waiting and not outcome.failed and wait:
+        if not announced:
+            console.note("Another process is rotating keys; waiting until it is done.")
+            announced = True
+        await anyio.sleep(_POLL)
+    for failure in outcome.failed.values():
+        raise failure
+    keystore = await worker.engine.store.keystore()
+    state = await worker.engine.document.read()
+    left = undone(keystore, orders or {})
+    if lost is not None:
+        left += surviving(keystore, state, lost.upto, level=lost.level, version=lost.version)
+    if left:
+        raise ConflictError(
+            f"Another process is rotating keys; this is not done yet: {', '.join(left[:3])}.",
+            hint="It stays asked for. See: apex-creds rotation status",
+        )
+
+
+# -- rotation ------------------------------------------------------------------------------
+
+
+@rotation.command("status")
+@command(asks_again=True)
+async def status(vault: Vault) -> Report:
+    """Levels, versions and states; what each version still protects; what is next."""
+    found = await report.status(RotationWorker(vault).engine, destroyed=False)
+    data: dict[str, Json] = {
+        "versions": [_as_json(line) for line in found.lines],
+        "next_due": {level.value: show_time(at) for level, at in found.due.items()},
+        "due_now": [
+            {
+                "level": step.level.value,
+                "action": step.action.value,
+                "key": step.label,
+                "version": step.version,
+                "reason": step.reason.value,
+            }
+            for step in found.steps
+        ],
+        "by_hand": sorted(level.value for level in found.by_hand),
+        "waiting_events": [kind_of(item.event) for item in found.state.queue],
+    }
+    columns = ("level", "key", "version", "state", "protects", "encryptions", "since")
+    parts: list[Part] = [Rows(columns, [_row(line) for line in found.lines])]
+    parts += [f"{level.value}: next due {show_time(at)}" for level, at in found.due.items()]
+    if found.by_hand:
+        parts.append(Note(_BY_HAND))
+    for step in found.steps:
+        about = f" {step.label}" if step.label else ""
+        text = f"due now: {step.action.value} {step.level.value}{about} ({step.reason})"
+        parts.append(Note(text))
+    return Report(data, *parts)
+
+
+@rotation.command("history")
+@command(asks_again=True)
+async def history(vault: Vault) -> Report:
+    """The life of every key version, and the events that were acted on."""
+    found = await report.status(RotationWorker(vault).engine, destroyed=True)
+    lines = sorted(found.lines, key=lambda line: (line.created, line.level, line.label))
+    past = [
+        (show_time(item.at), kind_of(item.event), item.event.source)
+        for item in found.state.acted
+    ]
+    columns = ("level", "key", "version", "made", "state", "since", "compromised")
+    rows = [
+        (
+            line.level.value,
+            line.label or "-",
+            line.version,
+            show_time(line.created),
+            line.state,
+            show_time(line.changed),
+            "yes" if line.compromised else "-",
+        )
+        for line in lines
+    ]
+    return Report(
+        {
+            "versions": [_as_json(line) for line in lines],
+            "events": [{"event": kind, "at": at, "source": by} for at, kind, by in past],
+        },
+        Rows(columns, rows),
+        *(f"{at}  {kind}  by {by}" for at, kind, by in past),
+    )
+
+
+def _row(line: VersionLine) -> tuple[object, ...]:
+    state: object = line.state
+    if line.compromised:
+        state = Cell(f"{line.state} (compromised)", "red")
+    return (
+        line.level.value,
+        line.label or "-",
+        line.version,
+        state,
+        "all" if line.protects < 0 else line.protects,
+        line.encryptions or "-",
+        show_time(line.changed),
+    )
+
+
+def _as_json(line: VersionLine) -> dict[str, Json]:
+    return {
+        "level": line.level.value,
+        "key": line.label,
+        "version": line.version,
+        "state": line.state,
+        "compromised": line.compromised,
+        "protects": line.protects if line.protects >= 0 else None,
+        "encryptions": line.encryptions,
+        "created": show_time(line.created),
+        "changed": show_time(line.changed),
+    }
+
+
+@rotation.command("policy")
+@command()
+def policy(
+    chosen: Settings,
+    level: LevelArgument,
+    interval: Annotated[
+        str | None, typer.Option(metavar="SPAN", help="90d, 1y; never: no interval.")
+    ] = None,
+    cron: Annotated[
+        str | None, typer.Option(metavar="FIELDS", help="Five fields, UTC; empty: none.")
+    ] = None,
+    jitter: Annotated[str | None, typer.Option(metavar="SPAN", help="Up to so late.")] = None,
+    max_encryptions: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="DEKs; 0: no limit.")
+    ] = None,
+    grace: Annotated[
+        str | None, typer.Option(metavar="SPAN", help="How long retired keys are kept.")
+    ] = None,
+) -> Report:
+    """Print when the keys of a level rotate; change what is given."""
+    changes: dict[str, object] = {}
+    if interval is not None:
+        changes["interval"] = None if interval == "never" else span(interval)
+    if cron is not None:
+        next_fire(cron or "0 0 * * *", 0.0)
+        changes["cron"] = cron
+    if max_encryptions is not None:
+        changes["max_encryptions"] = max_encryptions or None
+    changes |= {
+        name: span(text) for name, text in (("jitter", jitter), ("grace", grace)) if text
+    }
+
+    async def work(vault: Vault) -> dict[str, Json]:
+        document = RotationWorker(vault).engine.document
+        state = await document.read()
+        if changes:
+            made = replace(state.policies.of(level), **changes)
+            new = replace(state.policies, **{level.value: made})
+            state = await document.change(lambda s: replace(s, policies=new))
+        data: dict[str, Json] = to_builtins(state.policies.of(level))
+        return data
+
+    found = with_vault(chosen, work, asks_again=True)
+    return Report(found, Fields((n, "-" if v in (None, "") else v) for n, v in found.items()))
+
+
+# -- events --------------------------------------------------------------------------------
+
+
+@events.command("emit")
+@command()
+def emit(
+    chosen: Settings,
+    kind: Annotated[
+        str, typer.Argument(help=f"One of {', '.join(DEFAULT_TABLE)}.", show_default=False)
+    ],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=VALUE]...", help="What the event is about."),
+    ] = None,
+) -> Text:
+    """Tell the vault what happened; a worker acts on it, or this command does."""
+    pairs = dict(_pair(text) for text in fields or ())
+    event = parse_event(kind, {**pairs, "source": "operator"})
+    if with_vault(chosen, partial(_act_on, event=event), asks_again=True):
+        return Text(Line("Accepted, and acted on.", "green"))
+    return Text("The same event was accepted a moment ago, and acted on.")
+
+
+def _pair(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or name in ("event", "source"):
+        raise InvalidInputError(f"{text[:40]!r} is not NAME=VALUE.")
+    return name, value
+
+
+async def _act_on(vault: Vault, *, event: Event) -> bool:
+    """Does what an event asks for, as its place in the document says; whether it was new."""
+    worker = RotationWorker(vault)
+    if service := getattr(event, "service", ""):
+        labels_of(await vault.store.keystore(), service)
+    new = await worker.bus.accept(event)
+    await worker.bus.act()
+    if vault.store.sealed:  # by a lockdown, which it may have been
+        return new
+    state = await worker.engine.document.read()
+    mark, reactions = fingerprint(event), state.table.get(kind_of(event), ())
+    found = [item for item in (*state.acted, *state.queue) if fingerprint(item.event) == mark]
+    upto = found[-1].concerns if found else None
+    if Reaction.ROTATE_AND_DESTROY in reactions and upto:
+        level, version = Level.DEK, 0
+        if isinstance(event, CompromiseSuspected):
+            level, version = event.level, event.version
+        await _finish(worker, lost=Lost(level=level, version=version, upto=upto), wait=True)
+    else:
+        await _finish(worker, state.renew, wait=True)
+    return new

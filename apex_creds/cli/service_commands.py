@@ -1,0 +1,174 @@
+"""``worker`` and ``dashboard``: what runs until it is stopped.
+
+Guarantee: what serves the dashboard is imported here only, when the command runs, so that
+everything else works without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from apex_creds.cli import console
+from apex_creds.cli.command import Settings, command, with_vault
+from apex_creds.errors import InvalidInputError, NotInstalledError
+from apex_creds.vault import Vault
+
+_EXTRA: Final = ("starlette", "uvicorn")
+
+
+@command(asks_again=True)
+async def worker(
+    vault: Vault,
+    every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.05, max=86_400, help="How often to look.")
+    ] = 60.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(metavar="N", min=1, help="At most so many credentials a second."),
+    ] = None,
+    health: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write how it is, as JSON.", show_default=False),
+    ] = None,
+    help_others: Annotated[
+        bool, typer.Option("--help-others", help="Re-encrypt while another one rotates.")
+    ] = False,
+) -> None:
+    """Rotate keys when they are due, until it is told to stop (SIGTERM, SIGINT)."""
+    from apex_creds.scheduler import systemd
+    from apex_creds.scheduler.reencrypt import Pace
+    from apex_creds.scheduler.worker import Rhythm, RotationWorker
+
+    made = RotationWorker(
+        vault,
+        rhythm=Rhythm(
+            check=every,
+            events=min(2.0, every),
+            health=min(10.0, every),
+            verify=min(3600.0, 60 * every),
+            count=min(10.0, every),
+            due=every,
+        ),
+        pace=Pace(per_second=rate),
+        health_file=health,
+        help_others=help_others,
+        watching=True,
+    )
+    with _signals() as stopped:
+        async with made:
+            systemd.notify(READY="1")
+            console.say(f"worker {made.id[:8]} runs; stop it with Ctrl-C")
+            await stopped.wait()
+            systemd.notify(STOPPING="1")
+
+
+@contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """Set by the first signal; a second one ends the process at once, as it always may."""
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    chosen = (signal.SIGTERM, signal.SIGINT)
+
+    def stop() -> None:
+        stopped.set()
+        for number in chosen:
+            loop.remove_signal_handler(number)
+
+    for number in chosen:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number in chosen:
+            loop.remove_signal_handler(number)
+
+
+@command()
+def dashboard(
+    chosen: Settings,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="0: any that is free.")
+    ] = 8765,
+    allow_decisions: Annotated[
+        bool,
+        typer.Option(
+            "--allow-decisions",
+            help="Requests can be approved and denied on the page; else it only shows.",
+        ),
+    ] = False,
+    names: Annotated[
+        bool, typer.Option("--names", help="Names, though the log has pseudonyms.")
+    ] = False,
+    expose: Annotated[
+        str | None,
+        typer.Option(
+            "--expose-to-network",
+            metavar="ADDRESS",
+            help="Listen there, where other machines can reach it; needs a certificate.",
+            show_default=False,
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-certificate",
+            metavar="FILE",
+            help="PEM, with its chain.",
+            show_default=False,
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--tls-key", metavar="FILE", help="Of it, PEM.", show_default=False),
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host-name",
+            metavar="NAME[:PORT]",
+            help="The page is opened by this name, too; repeat.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show keys, leases, permissions, requests and the log live, in a browser.
+
+    On this machine alone, to whoever opens the link that is printed; it works once.
+    """
+    if (certificate is None) is not (key is None):
+        raise InvalidInputError("Give both, --tls-certificate and --tls-key, or neither.")
+    try:
+        from apex_creds.dashboard import serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        raise NotInstalledError(
+            "What serves the dashboard is not installed.",
+            hint="Install it: pip install 'apex-creds[dashboard]'",
+        ) from None
+    settings = serve.Settings(
+        port=port,
+        decisions=allow_decisions,
+        named=names,
+        address=expose or serve.LOOPBACK,
+        certificate=None if certificate is None or key is None else (certificate, key),
+        hosts=tuple(host or ()),
+    )
+
+    def say(text: str) -> None:
+        console.say(text)
+        sys.stdout.flush()  # a reader of a pipe waits for the link
+
+    async def work(vault: Vault) -> None:
+        vault.heed_lockdown()
+        await serve.serve(vault, settings, say=say)
+
+    # The master key may be rotated while this runs.
+    with_vault(chosen, work, asks_again=True)

@@ -1,0 +1,265 @@
+"""``backup``, ``restore`` and ``db``: the vault as a whole, and the database that it is in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import typer
+from msgspec import to_builtins
+
+from apex_creds.cli import console
+from apex_creds.cli.command import (
+    HELP,
+    ReasonOption,
+    Settings,
+    command,
+    find_provider,
+    master_uri,
+    with_master_key,
+)
+from apex_creds.cli.console import Fields, Json, Line, Report, Text
+from apex_creds.cli.recovery_commands import (
+    PrivateOption,
+    SealedOption,
+    read_key,
+    recovery_state,
+    reminder,
+)
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.document import Header
+from apex_creds.documents.keystore import root_header
+from apex_creds.errors import InvalidInputError, VaultExistsError, VaultNotFoundError
+from apex_creds.keys import MasterKeyProvider
+from apex_creds.keys.provider import hold
+from apex_creds.model import SystemClock
+from apex_creds.storage.base import KEYSTORE
+from apex_creds.storage.file_storage import FileStorage
+from apex_creds.storage.storage_factory import (
+    StoragePlace,
+    configured,
+    has_vault,
+    open_place,
+    open_sql,
+    remember_storage,
+)
+from apex_creds.vault import Vault, restoring
+from apex_creds.vault import backup as backing
+from apex_creds.vault import recovery as recovering
+
+# -- backups -------------------------------------------------------------------------------
+
+
+@command()
+def backup(
+    chosen: Settings,
+    destination: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DEST", help="A new directory, or a new file that ends with .tar."
+        ),
+    ],
+) -> Report:
+    """Copy the vault as of one instant, while work goes on; the copy is opened and checked.
+
+    The master key is not in it: see `recovery export`.
+    """
+
+    async def work(vault: Vault, provider: MasterKeyProvider) -> tuple[backing.Manifest, str]:
+        made = await backing.backup(vault, destination, provider=provider)
+        return made, await recovery_state(vault)
+
+    made, state = with_master_key(chosen, work)
+    held = made.contents
+    return Report(
+        to_builtins(held),
+        Line(f"Backed up to {destination}, opened and checked.", "green"),
+        f"{held.credentials} credentials, {held.events} events",
+        f"It opens with master key v{held.master_version}, which is not in it.",
+        notes=reminder(state),
+    )
+
+
+@command()
+def restore(
+    chosen: Settings,
+    source: Annotated[
+        Path, typer.Argument(metavar="BACKUP", help="What apex-creds backup made.")
+    ],
+    reason: ReasonOption = "",
+    shares: Annotated[
+        bool,
+        typer.Option("--shares", help="The master key is gone, too: ask for its shares."),
+    ] = False,
+    sealed: SealedOption = None,
+    private_key: PrivateOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the backup; replace nothing.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if a process has the vault open.")
+    ] = False,
+) -> Text:
+    """Put a backup in the vault's place, after checking all of it; keep what was there."""
+    reason = console.read_reason(reason)
+    home, clock = chosen.folder, SystemClock()
+    with restoring.staged(source, home) as stage:
+        header, data = anyio.run(_root, stage)
+        provider = find_provider(master_uri(chosen, header))
+        current = root_header(header).master
+        recovered = shares or sealed is not None
+
+        async def load() -> SecretBytes:
+            return await provider.load(
+                vault_id=header.vault_id, version=current.version, params=current.params
+            )
+
+        with read_key(header, sealed, private_key) if recovered else anyio.run(load) as key:
+            held = hold(provider, version=current.version, key=key)
+
+            async def check_copy() -> backing.Manifest:
+                return await restoring.check_copy(stage, provider=held, clock=clock)
+
+            async def record() -> None:
+                await restoring.record(
+                    home, manifest, provider=held, reason=reason, clock=clock
+                )
+                if recovered:
+                    async with await Vault.unseal(home, master=held) as vault:
+                        await recovering.note_provider(vault, provider)
+
+            manifest = anyio.run(check_copy)
+            if check:
+                return Text(Line("The backup is whole.", "green"))
+            if recovered:
+                anyio.run(recovering.restore_key, key, data, provider)
+            aside = restoring.install(stage, home, force=force)
+            anyio.run(record)
+    restored = f"Restored {manifest.contents.credentials} credentials to {home}."
+    advice = f"What was there is in {aside}; remove it when you don't need it."
+    return Text(Line(restored, "green"), *([] if aside is None else [advice]))
+
+
+async def _root(stage: Path) -> tuple[Header, bytes]:
+    storage = FileStorage(stage)
+    try:
+        return await recovering.read_root(storage)
+    finally:
+        await storage.close()
+
+
+# -- databases -----------------------------------------------------------------------------
+
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="The database; the one of the vault in --home by default.",
+        show_default=False,
+    ),
+]
+
+db = typer.Typer(
+    context_settings=HELP,
+    no_args_is_help=True,
+    help="The tables of a vault that is in a database.",
+)
+
+
+@db.command("status")
+@command(keyless=True)
+def status(chosen: Settings, storage: StorageOption = None) -> Report:
+    """Say which version the tables have, and what is in them."""
+    facts = anyio.run(_facts, _place(chosen, storage))
+    shown = ((name.replace("_", " "), _shown(value)) for name, value in facts.items())
+    return Report(facts, Fields(shown), code=int(facts["state"] != "current"))
+
+
+async def _facts(place: StoragePlace) -> dict[str, Json]:
+    storage = open_sql(place)
+    try:
+        schema = await storage.schema()
+        facts: dict[str, Json] = {
+            "database": storage.url,
+            "tables": schema.current,
+            "needed": schema.needed,
+            "state": schema.state,
+            "space": storage.space,
+        }
+        if schema.is_current:
+            facts["vaults"] = await storage.spaces()
+        return facts
+    finally:
+        await storage.close()
+
+
+def _shown(value: Json) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value) if value is not None else "none"
+
+
+@db.command("upgrade")
+@command(keyless=True)
+def upgrade(chosen: Settings, storage: StorageOption = None) -> Text:
+    """Make the tables, or bring them to this program's version."""
+    before = anyio.run(_upgrade, _place(chosen, storage))
+    if before is None:
+        return Text(Line("Made the tables.", "green"))
+    return Text(Line(f"The tables were of version {before}, and are current.", "green"))
+
+
+async def _upgrade(place: StoragePlace) -> str | None:
+    storage = open_sql(place)
+    try:
+        return (await storage.upgrade()).current
+    finally:
+        await storage.close()
+
+
+def _place(chosen: Settings, url: str | None) -> StoragePlace:
+    if url is not None:
+        return StoragePlace(url)
+    found = configured(chosen.folder)
+    if found is None:
+        raise InvalidInputError(
+            f"The vault in {chosen.folder} is not in a database.",
+            hint="Name one with --storage URL.",
+        )
+    return found
+
+
+def join(home: Path, url: str | None) -> Text:
+    """Makes ``home`` one that shares a vault which is in a database.
+
+    Raises:
+        VaultExistsError: The home has a vault already.
+        VaultNotFoundError: There is none in the database.
+    """
+    if url is None:
+        raise InvalidInputError("--join needs --storage URL.", hint="Say where the vault is.")
+    if anyio.run(has_vault, home):
+        raise VaultExistsError(
+            f"There is a vault in {home} already.",
+            hint="Use it, or choose another directory with --home.",
+        )
+    anyio.run(_join, home, url)
+    return Text(
+        Line(f"{home} shares the vault in that database now.", "green"),
+        "Next: make its master key available here, then apex-creds status",
+    )
+
+
+async def _join(home: Path, url: str) -> None:
+    storage = open_place(StoragePlace(url))
+    try:
+        if await storage.read(KEYSTORE) is None:
+            raise VaultNotFoundError(
+                "There is no vault in that database.",
+                hint="Make one: apex-creds init --storage URL",
+            )
+        await remember_storage(home, storage)
+    finally:
+        await storage.close()
