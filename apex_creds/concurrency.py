@@ -18,16 +18,17 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
+import anyio.to_thread
 from anyio import CancelScope
 
-from apex_creds.errors import EventLoopError
+from apex_creds.errors import ConflictError, EventLoopError
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -37,6 +38,11 @@ LOOK: Final = 0.05
 """Seconds between two looks at a loop that is waited for."""
 PATIENCE: Final = 2.0
 """Seconds without an answer after which a loop counts as one that can't go on."""
+
+ATTEMPTS: Final = 100
+"""Compare-and-set rounds before a commit gives up; each loses only to a commit that won."""
+INLINE_ITEMS: Final = 256
+"""Work on more than these is done in a worker thread, off the event loop."""
 
 _blocked: Final[set[int]] = set()
 """The threads that wait in ``LoopThread.call``, and any loop of theirs with them."""
@@ -549,6 +555,37 @@ def _serve(ready: Future[asyncio.AbstractEventLoop], end: Event, leaf: bool) -> 
             raise
     finally:
         _leaves.discard(threading.get_ident())
+
+
+async def off_loop(size: int, work: Callable[[], T]) -> T:
+    """Does ``work`` here if it is small, else in a worker thread."""
+    if size < INLINE_ITEMS:
+        return work()
+    return await anyio.to_thread.run_sync(work)
+
+
+async def until_committed(name: str, attempt: Callable[[], Awaitable[T | None]]) -> T:
+    """Runs a compare-and-set until it comes first.
+
+    Args:
+        name: What is written, for the error.
+        attempt: Computes from fresh state, and writes; None where another writer was first.
+
+    Raises:
+        ConflictError: Other writers were first, ``ATTEMPTS`` times.
+    """
+    for _ in range(ATTEMPTS):
+        made = await attempt()
+        if made is not None:
+            return made
+    raise too_busy(name)
+
+
+def too_busy(name: str) -> ConflictError:
+    """The error of a commit that always came second."""
+    return ConflictError(
+        f"Other writers kept changing the document for {name!r}.", hint="Try again."
+    )
 
 
 def soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: object) -> None:

@@ -22,7 +22,7 @@ import typer
 
 from apex_creds.cli.console import Report, Text, bars, note, safe
 from apex_creds.documents.document import Header, parse
-from apex_creds.documents.keystore import refuse_own, root_header
+from apex_creds.documents.keystore import refuse_own_directory, root_header
 from apex_creds.errors import VaultNotFoundError
 from apex_creds.fs.home import resolve_home
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
@@ -308,7 +308,7 @@ def master_uri(chosen: Settings, header: Header) -> str:
     if chosen.master:
         return chosen.master
     recorded = root_header(header).master.uri
-    refuse_own(recorded, chosen.folder)
+    refuse_own_directory(recorded, chosen.folder)
     return recorded
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from apex_creds.dashboard.shown import Names
 from apex_creds.documents.keystore import Keystore
-from apex_creds.documents.records import Section
+from apex_creds.documents.sections import Section
 from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.events import kind_of
@@ -89,7 +89,7 @@ async def hierarchy(engine: Engine, *, names: Names) -> Hierarchy:
     """
     view, state = await engine.view(), await engine.document.read()
     scan = await reseal.scan(engine.store)
-    sections = [await engine.store.section(name) for name in SECTION_NAMES]
+    sections = [await engine.store.sections.read(name) for name in SECTION_NAMES]
     keystore = await engine.store.keystore()
     worker = await worker_runs(engine.store.storage)
     now = engine.store.clock.time()

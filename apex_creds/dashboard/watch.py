@@ -26,7 +26,7 @@ from apex_creds.dashboard.matrix import Matrix, matrix
 from apex_creds.dashboard.shown import Names, text
 from apex_creds.dashboard.tail import Batch, LogTail
 from apex_creds.dashboard.verification import Verified, Verifier
-from apex_creds.documents.records import Section
+from apex_creds.documents.sections import Section
 from apex_creds.errors import ApexCredsError, InvalidPolicyError, LockedDownError, StorageError
 from apex_creds.fs.home import audit_directory
 from apex_creds.policy.grants import Grants, Lockdown
@@ -205,7 +205,7 @@ class Watcher:
         self._permissions_seen = seen
 
     async def _sections(self) -> list[Section]:
-        return [await self._vault.store.section(name) for name in SECTION_NAMES]
+        return [await self._vault.store.sections.read(name) for name in SECTION_NAMES]
 
     def _ticks(self, *numbers: int) -> tuple[int, ...]:
         """The numbers; the same object as before while they are equal to it."""

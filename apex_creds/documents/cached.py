@@ -1,55 +1,62 @@
-"""Typed documents beside the credentials: what the layers above keep in the vault.
+"""Typed documents beside the sections: what the layers above keep in the vault.
 
-Guarantee: as for sections. Encrypted and authenticated under KEK-derived keys, read as
-stored now, never rolled back within the life of a store (whoever holds the document, and
-lets it go), committed by compare-and-set. One that the key store has noted can't go
-missing unnoticed.
+Guarantee: those of ``store``; a value is never decoded again while its token stands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgspec
 
-from apex_creds.concurrency import Lock
-from apex_creds.documents.document import Header, mac_of, pack, parse, unpack
-from apex_creds.documents.rollback import missing, refuse_rollback
-from apex_creds.documents.store import ATTEMPTS, DocumentStore, too_busy
+from apex_creds.concurrency import Lock, until_committed
+from apex_creds.documents.document import Header, Packed, mac_of, pack, unpack
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
     IntegrityError,
     InvalidInputError,
     SecretWipedError,
-    UnknownKeyError,
 )
+from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.storage.base import Data, Token
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Version(Generic[T]):
+class Version(Generic[T]):
+    """One authenticated version of one document; of none while it does not exist.
+
+    Attributes:
+        token: Its change token.
+        generation: Counts its writes.
+        kek_version: The KEK version that protects it.
+        value: What it holds.
+    """
+
     token: Token | None
     generation: int
-    mac: str
+    kek_version: int
     value: T
 
 
-def _never(before: object, after: object) -> bool:  # noqa: ARG001 - see StateDocument
+def _never(before: object, after: object) -> bool:  # noqa: ARG001 - see Document
     return False
 
 
-class StateDocument(Generic[T]):
-    """One document of a type of its own.
+class Document(Generic[T]):
+    """One document of one type.
 
     Args:
         store: The vault's documents.
-        name: The document's name; ``FileStorage`` puts it under security/.
-        empty: Its value before the first write; its type is the document's.
+        name: The document's name; ``storage.file_storage`` puts it under security/.
+        empty: Its value before the first write; its type is the document's. Of ``bytes``,
+            the body is the value.
         takes_away: Whether something that was there before a change must not come back:
             then it is anchored before ``change`` returns, not with the next checkpoint.
     """
@@ -67,15 +74,15 @@ class StateDocument(Generic[T]):
         self._empty = empty
         self._type: type[T] = type(empty)
         self._takes_away = takes_away
-        self._seen: _Version[T] | None = None
+        self._known: Version[T] | None = None
         self._writing = Lock()
 
     def now(self) -> T | None:
         """The value if what is in memory is current, without waiting; else None."""
-        seen = self._seen
-        if seen is None or self._store.storage.change_token(self._name) != seen.token:
+        known = self._known
+        if known is None or self._store.storage.change_token(self._name) != known.token:
             return None
-        return seen.value
+        return known.value
 
     async def read(self) -> T:
         """The value as stored now.
@@ -83,9 +90,7 @@ class StateDocument(Generic[T]):
         Raises:
             IntegrityError: What is stored is not what this vault wrote.
         """
-        await self._store.look()
-        found = self.now()
-        return found if found is not None else (await self._load()).value
+        return (await self._read()).value
 
     async def change(self, change: Callable[[T], T]) -> T:
         """Applies ``change`` and commits; durable on return.
@@ -97,62 +102,74 @@ class StateDocument(Generic[T]):
             ConflictError: Other writers were first, a hundred times.
             InvalidInputError: A text or number in the new value can't be stored.
         """
+        return await self.change_keyed(lambda value, _: change(value))
+
+    async def change_keyed(self, change: Callable[[T, Keystore], T]) -> T:
+        """As ``change``, for changes that need keys: the key store of the commit's moment."""
+
+        async def attempt() -> tuple[T, T] | None:
+            before = await self._read()
+            keystore = await self._store.keystore(refresh=False)
+            value = await self._store.computed(
+                {self._name: before.token}, keystore, lambda: (change(before.value, keystore),)
+            )
+            if value is None:
+                return None
+            if value[0] is not before.value and not await self._write(
+                before, self._encode(value[0]), value[0], keystore
+            ):
+                return None
+            return before.value, value[0]
+
         async with self._writing.held():
-            for _ in range(ATTEMPTS):
-                await self.read()
-                before = self._seen
-                assert before is not None
-                value = change(before.value)
-                if value is before.value:
-                    return value
-                try:
-                    await self._write(before, value)
-                except (ConflictError, SecretWipedError):  # wiped: its KEK was destroyed
-                    continue
-                break
-            else:
-                raise too_busy(self._name)
-        await self._store.note(self._name)
-        if self._takes_away(before.value, value):
-            await self._store.anchor()
+            before, value = await until_committed(self._name, attempt)
+        if value is not before:
+            await self._store.note([self._name])
+            if self._takes_away(before, value):
+                await self._store.anchor()
         return value
 
-    async def _load(self) -> _Version[T]:
-        while True:
-            token = self._store.storage.change_token(self._name)
-            try:
-                return await self._load_once()
-            except SecretWipedError:  # while it was used, in another thread
-                continue
-            except UnknownKeyError:  # its KEK was destroyed after it had moved away from it
-                await self._store.settle()
-                if self._store.storage.change_token(self._name) == token:
-                    raise
+    async def reseal(self) -> None:
+        """Commits it as it is under the keys of now; an empty one where there is none."""
 
-    async def _load_once(self) -> _Version[T]:
-        keystore = await self._store.keystore()
-        # Taken before the read: what another task writes meanwhile is no rollback.
-        floor = self._store.floor(self._name, keystore)
-        seen = self._store.seen.newest(self._name)
-        stored = await self._store.storage.read(self._name)
-        if stored is None:
-            if floor:
-                raise missing(self._name)
-            loaded = _Version(None, 0, "", self._empty)
-        else:
-            packed = parse(stored.data, section=self._name, vault_id=keystore.header.vault_id)
-            keys = await self._store.keys_for(self._name, packed.header.kek_version)
-            value = self._decode(unpack(packed, keys))
-            loaded = _Version(stored.token, packed.header.generation, packed.mac, value)
-            found = (loaded.generation, loaded.mac)
-            refuse_rollback(self._name, floor=floor, seen=seen, found=found)
-            self._store.seen.note(self._name, found)
-        if self._seen is None or self._seen.generation <= loaded.generation:
-            self._seen = loaded
-        return loaded
+        async def attempt() -> bool | None:
+            before = await self._read()
+            keystore = await self._store.keystore(refresh=False)
+            body = self._encode(before.value) if before.token is not None else b""
+            return await self._write(before, body, before.value, keystore) or None
 
-    async def _write(self, before: _Version[T], value: T) -> None:
-        keystore = await self._store.keystore()
+        async with self._writing.held():
+            await until_committed(self._name, attempt)
+        await self._store.note([self._name])
+
+    async def kek_version(self) -> int:
+        """The KEK version that protects it; 0: it does not exist. Cached at its token."""
+        token = self._store.storage.change_token(self._name)
+        known = self._store.rollback.kek_version(self._name, token)
+        return (await self._read()).kek_version if known is None else known
+
+    async def _read(self) -> Version[T]:
+        await self._store.refresh()
+        known = self._known
+        if known is None or self._store.storage.change_token(self._name) != known.token:
+            found = await self._store.load([self._name], self._open)
+            known = found.get(self._name) or Version(None, 0, 0, self._empty)
+            self._keep(known)
+        return known
+
+    def _keep(self, made: Version[T]) -> None:
+        known = self._known
+        if known is None or known.generation <= made.generation:
+            self._known = made
+
+    def _open(self, packed: Packed, token: Token, keys: DocumentKeys) -> Version[T]:
+        value = self._decode(unpack(packed, keys))
+        return Version(token, packed.header.generation, packed.header.kek_version, value)
+
+    async def _write(
+        self, before: Version[T], body: bytes, value: T, keystore: Keystore
+    ) -> bool:
+        """Whether it was written: no other writer was first."""
         keks = keystore.root_header.keks
         header = Header(
             vault_id=keystore.header.vault_id,
@@ -162,13 +179,19 @@ class StateDocument(Generic[T]):
             kek_version=keks.primary.version,
             written=self._store.clock.time(),
         )
-        keys = keystore.hierarchy.document_keys(self._name, header.kek_version)
-        data = pack(header, self._encode(value), keys)
-        written = await self._store.storage.write(self._name, data, expected=before.token)
-        self._seen = _Version(written.token, header.generation, mac_of(data), value)
-        self._store.seen.note(self._name, (header.generation, self._seen.mac))
+        try:
+            keys = keystore.hierarchy.document_keys(self._name, header.kek_version)
+            data = pack(header, body, keys)
+            [made] = await self._store.commit([(self._name, data, before.token)], keystore)
+        except (ConflictError, SecretWipedError):  # wiped: its KEK was destroyed
+            return False
+        self._keep(Version(made.token, header.generation, header.kek_version, value))
+        self._store.rollback.register(self._name, (header.generation, mac_of(data)))
+        return True
 
     def _encode(self, value: T) -> bytes:
+        if self._type is bytes:
+            return cast("bytes", value)
         try:
             return msgspec.msgpack.encode(value)
         except (UnicodeEncodeError, OverflowError):
@@ -179,11 +202,13 @@ class StateDocument(Generic[T]):
             hint="Give another one. Nothing was changed.",
         )
 
-    def _decode(self, plaintext: Data) -> T:
-        if not plaintext:  # made by ``reseal``, which does not know the type
+    def _decode(self, body: Data) -> T:
+        if self._type is bytes:
+            return cast("T", bytes(body))
+        if not body:  # made by ``reseal``
             return self._empty
         try:
-            return msgspec.msgpack.decode(plaintext, type=self._type)
+            return msgspec.msgpack.decode(body, type=self._type)
         except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError):
             pass
         raise CorruptDocumentError(

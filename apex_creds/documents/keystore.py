@@ -225,7 +225,7 @@ def seal_keystore(header: Header, body: KeystoreBody, *, hierarchy: Hierarchy) -
 FindProvider = Callable[[str], MasterKeyProvider]
 
 
-class Masters:
+class MasterKeySource:
     """The master keys of one vault.
 
     Args:
@@ -257,7 +257,7 @@ class Masters:
         if self._provider is not None:
             return self._provider
         if self._home is not None:
-            refuse_own(uri, self._home)
+            refuse_own_directory(uri, self._home)
         return self._find(uri)
 
     async def load(self, record: MasterRecord, vault_id: str) -> SecretBytes:
@@ -274,7 +274,7 @@ class Masters:
         )
 
 
-def refuse_own(uri: str, home: Path) -> None:
+def refuse_own_directory(uri: str, home: Path) -> None:
     """Refuses a key file inside the vault's directory that only the key store names.
 
     Whoever can replace the directory could bring a vault and a key of their own.
@@ -298,7 +298,7 @@ def _is_in(path: str, folder: str) -> bool:
     return Path(path).is_relative_to(folder)
 
 
-class KeyHolding:
+class SealState:
     """The part of a document store that seals it.
 
     Attributes:
@@ -310,7 +310,6 @@ class KeyHolding:
         self.for_operator = False
         self.on_sealed: Callable[[], None] | None = None
         self._keystore: Keystore | None = None
-        self._bases: dict[str, Keystore] = {}
         self._holds = 0
         self._memory = threading.RLock()
         """Held where what is in memory is compared and replaced: threads do so at once."""
@@ -339,16 +338,10 @@ class KeyHolding:
         if not keystore.hierarchy.closed and self.on_sealed is not None:
             self.on_sealed()
         with self._memory:
-            self._wipe()
+            if self._keystore is not None and not self._holds:
+                self._keystore.hierarchy.close(locked_down=True)
 
-    def _wipe(self) -> None:
-        if self._keystore is None or self._holds:
-            return
-        for each in (self._keystore, *self._bases.values()):
-            each.hierarchy.close(locked_down=True)
-        self._bases = {}
-
-    def seal_if_locked(self) -> None:
+    def seal_if_locked_down(self) -> None:
         """Wipes the keys, if what was read last is a lockdown that this store must heed."""
         if self._keystore is None or self._keystore.body.lockdown is None:
             self.for_operator = False
@@ -372,7 +365,7 @@ class KeyHolding:
         finally:
             with self._memory:
                 self._holds -= 1
-            self.seal_if_locked()
+            self.seal_if_locked_down()
 
     async def _open_again(self) -> None:
         while (keystore := self.unsealed()).hierarchy.closed:

@@ -38,8 +38,8 @@ FindKey = Callable[[bytes, int], SecretBytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """A section as of one change token; ``header`` is None while it does not exist.
+class Shard:
+    """One document of a section, as of one change token; no ``header``: it does not exist.
 
     ``uses`` counts the messages that were sealed under each DEK version in use.
     """
@@ -55,6 +55,11 @@ class Section:
     def generation(self) -> int:
         """Of the last write; 0 before the first."""
         return self.header.generation if self.header else 0
+
+    @property
+    def keys_used(self) -> tuple[tuple[str, int], ...]:
+        """Id and version of every DEK that the records name."""
+        return self.header.keys_used if self.header else ()
 
 
 class Resealed(msgspec.Struct, frozen=True, gc=False):
@@ -168,7 +173,7 @@ def keys_used(records: Iterable[Record]) -> tuple[tuple[str, int], ...]:
 
 
 def count_uses(
-    before: Section, records: Mapping[str, Record], used: Iterable[tuple[str, int]]
+    before: Shard, records: Mapping[str, Record], used: Iterable[tuple[str, int]]
 ) -> dict[tuple[str, int], int]:
     """``before.uses``, with the records that are new counted; keys out of use left out."""
     known = before.records
@@ -184,7 +189,7 @@ def count_uses(
     return counts
 
 
-def seal_section(
+def seal_shard_body(
     header: Header,
     records: Iterable[Record],
     keys: DocumentKeys,
@@ -196,7 +201,7 @@ def seal_section(
     return pack(header, encode_body(list(records), counts), keys)
 
 
-def open_section(packed: Packed, *, token: Token, keys: DocumentKeys) -> Section:
+def open_shard(packed: Packed, *, token: Token, keys: DocumentKeys) -> Shard:
     """Checks and decrypts a section; the secrets in it stay sealed.
 
     Raises:
@@ -212,7 +217,7 @@ def open_section(packed: Packed, *, token: Token, keys: DocumentKeys) -> Section
             f"The body of {header.section!r} is malformed.",
             hint="Restore it from a backup; nothing was changed or overwritten.",
         ) from None
-    return Section(
+    return Shard(
         name=header.section,
         token=token,
         header=header,

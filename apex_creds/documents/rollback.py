@@ -1,9 +1,8 @@
-"""What a store has seen of its documents: that none of them may be older than that.
+"""Rollback detection: the newest authenticated generation of each document.
 
-Guarantee: what was seen once is kept for the life of the store, whoever held the document
-and let it go; a document older than that, or another one of the same generation, is
-refused. Only what was authenticated is remembered: a header that nobody checked may be
-compared with what is here, and never gets in.
+Guarantee: what was authenticated once is remembered for the life of the store; a document
+of an older generation, or another one of the same generation, is refused. A header that
+nobody authenticated may be compared with what is here, and is never remembered.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ Version = tuple[int, str]
 NOTHING: Final[Version] = (0, "")
 
 
-class Seen:
+class RollbackGuard:
     """The newest version that was seen of each document of one vault.
 
     Attributes:
         on_raised: Called, from any thread, after a document was seen at a newer generation.
     """
 
-    __slots__ = ("_keks", "_least", "_lock", "_newest", "on_raised")
+    __slots__ = ("_keks", "_lock", "_minima", "_newest", "on_raised")
 
     def __init__(self) -> None:
         self.on_raised: Callable[[], object] = _nothing
         self._newest: dict[str, Version] = {}
-        self._least: dict[str, int] = {}
+        self._minima: dict[str, int] = {}
         self._keks: dict[str, tuple[Token | None, int]] = {}
         self._lock = threading.Lock()
 
-    def expect(self, generations: Mapping[str, int]) -> None:
+    def require(self, generations: Mapping[str, int]) -> None:
         """Takes generations that the vault signed elsewhere: those of its anchor."""
         with self._lock:
             for name, generation in generations.items():
-                self._least[name] = max(generation, self._least.get(name, 0))
+                self._minima[name] = max(generation, self._minima.get(name, 0))
 
-    def note(self, name: str, version: Version) -> None:
+    def register(self, name: str, version: Version) -> None:
         """Takes a version that was authenticated, or written by this process."""
         with self._lock:
             before = self.newest(name)[0]
@@ -57,7 +56,7 @@ class Seen:
         if version[0] > before:
             self.on_raised()
 
-    def note_kek_version(self, name: str, token: Token | None, version: int) -> None:
+    def register_kek(self, name: str, token: Token | None, version: int) -> None:
         """Takes the KEK version of a document that was authenticated, as of that token."""
         self._keks[name] = (token, version)
 
@@ -70,15 +69,15 @@ class Seen:
         """The newest version that was authenticated; ``NOTHING`` for none."""
         return self._newest.get(name, NOTHING)
 
-    def least(self, name: str) -> int:
+    def minimum(self, name: str) -> int:
         """The generation that a document must have reached."""
-        return max(self._least.get(name, 0), self.newest(name)[0])
+        return max(self._minima.get(name, 0), self.newest(name)[0])
 
-    def note_keystore(self, header: Header, mac: str) -> None:
+    def register_keystore(self, header: Header, mac: str) -> None:
         """Takes a key store that was authenticated, or written by this process."""
-        self.note(KEYSTORE, (header.generation, mac))
+        self.register(KEYSTORE, (header.generation, mac))
         for name, version in primaries(header).items():
-            self.note(name, (version, ""))
+            self.register(name, (version, ""))
 
     def generations(self) -> dict[str, int]:
         """The newest generation that was authenticated of each document."""

@@ -1,173 +1,539 @@
-"""Sections in shards: which document of a section has a credential; sealed, and the whole.
+"""Sections: sets of documents, one for files, many where processes share a storage.
 
-Guarantee: a credential's shard depends on the vault and its name alone, and discloses
-nothing of the name without a key. Shards are made together and never apart: a section has
-all of them or none. A sealed shard is the generation after the one it replaces, under the
-KEK that is primary in the key store it is given. Values are immutable. No I/O. Specified
-in docs/FORMAT.md, "Shards".
+Guarantee: a credential's document depends on the vault and its name alone, and discloses
+nothing of the name without a key; shards are made together: a section has all of them or
+none. Reads and commits are those of ``store``; only shards that change are read and
+written, all or nothing. With one shard nothing is merged, copied or hashed: the section IS
+its document. Specified in docs/FORMAT.md, "Shards".
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import dataclasses
+import math
+import threading
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Final, Protocol
 
-from msgspec.structs import replace
+import msgspec
 
+from apex_creds.concurrency import Lock, SingleFlight, off_loop, until_committed
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.document import Header, mac_of
-from apex_creds.documents.keystore import Keystore
-from apex_creds.documents.records import Record, Section, count_uses, keys_used, seal_section
-from apex_creds.model import SECTIONS
-from apex_creds.storage.base import Data
+from apex_creds.documents.document import Header, Packed, mac_of
+from apex_creds.documents.keystore import Keystore, KeystoreBody, root_key
+from apex_creds.documents.records import (
+    Record,
+    Shard,
+    count_uses,
+    keys_used,
+    narrows,
+    open_shard,
+    seal_shard_body,
+)
+from apex_creds.documents.rollback import RollbackGuard, missing, refuse_rollback
+from apex_creds.errors import ConflictError, SecretWipedError
+from apex_creds.keys.hierarchy import DocumentKeys
+from apex_creds.keys.keyset import Keyset
+from apex_creds.model import SECTIONS, Clock
+from apex_creds.storage.base import Data, SharedStorage, Shredded, Storage, Token, WriteResult
+
+UNTIED_WRITERS: Final = True
+"""Whether a program that does not tie its commits of files to the key store may run beside
+this one. To be False one release after that in which commits of files were tied."""
+NOTE_AFTER: Final = 3600.0
+"""Seconds between commits of the key store that only note what generations were reached."""
 
 _DOMAIN: Final = b"\0shard\0"
 _MANY: Final = 100_000
+_SECTIONS: Final = tuple(SECTIONS.values())
+_NO_RECORDS: Final[Mapping[str, Record]] = {}
+
+Changed = Mapping[str, Mapping[str, Record]]
+"""The new records of each shard that changes."""
+Written = tuple["Section", Shredded]
+"""A section as it was written, and what became of the bytes that it replaced."""
 
 
-def shard_names(section: str, count: int) -> tuple[str, ...]:
-    """The documents of a section that is kept in ``count`` of them."""
-    digits = max(2, len(f"{count - 1:x}"))
-    return tuple(f"{section}_{number:0{digits}x}" for number in range(count))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A section as of some moment: its shards, and all their records.
+
+    Attributes:
+        name: The section's.
+        shards: Its documents by name; none while it does not exist.
+        records: Of all of them, by credential.
+        uses: How many messages were sealed under each DEK version in use.
+    """
+
+    name: str
+    shards: Mapping[str, Shard]
+    records: Mapping[str, Record]
+    uses: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+    @property
+    def generation(self) -> int:
+        """Sum over its shards; 0 while it does not exist."""
+        return sum(shard.generation for shard in self.shards.values())
+
+    @property
+    def keys_used(self) -> frozenset[tuple[str, int]]:
+        """Id and version of every DEK that its records name."""
+        return frozenset(key for shard in self.shards.values() for key in shard.keys_used)
+
+    def only(self, documents: Collection[str]) -> Section:
+        """What is in some of the shards."""
+        chosen = {name: shard for name, shard in self.shards.items() if name in documents}
+        return self if len(chosen) == len(self.shards) else merge(self.name, chosen)
+
+
+ChangeSection = Callable[[Section, Keystore], Mapping[str, Record]]
+
+
+class Documents(Protocol):
+    """What a set of sections asks of the document store."""
+
+    storage: Storage
+    shared: SharedStorage | None
+    clock: Clock
+    rollback: RollbackGuard
+    writing: Lock
+    anchor: Callable[[], Awaitable[None]]
+
+    def unsealed(self) -> Keystore:
+        """The key store in memory, current or not."""
+
+    async def keystore(self, *, refresh: bool = True) -> Keystore:
+        """The key store as stored now."""
+
+    async def refresh(self) -> None:
+        """Compares what is in memory with what is stored, where that costs a trip."""
+
+    async def load(
+        self, names: Collection[str], open_one: Callable[[Packed, Token, DocumentKeys], Shard]
+    ) -> dict[str, Shard]:
+        """Those of the documents that exist, opened and checked."""
+
+    async def commit(
+        self,
+        made: Iterable[tuple[str, Data, Token | None]],
+        keystore: Keystore,
+        *,
+        shred: bool = False,
+    ) -> list[WriteResult]:
+        """Writes documents, tied to the key store."""
+
+    async def computed(
+        self,
+        given: Mapping[str, Token | None],
+        keystore: Keystore,
+        work: Callable[[], Mapping[str, Record]],
+        *,
+        size: int = 0,
+    ) -> Mapping[str, Record] | None:
+        """What ``work`` returns; None where what it was given has lost its keys."""
+
+    async def commit_keystore(self, change: Callable[[KeystoreBody], KeystoreBody]) -> Keystore:
+        """Applies a change to the key store."""
+
+    async def note(self, names: Iterable[str]) -> None:
+        """Has the key store note that documents exist."""
 
 
 class ShardNames:
-    """Where each credential of a vault is.
+    """Which document has a credential: a keyed hash, or the section's own name.
 
     Args:
-        root: The vault's root key; what is derived from it is wiped by ``close``.
+        root: The vault's root key; what is derived from it is wiped by ``close``. None
+            where there is one document, so that there is nothing to hash.
         count: In how many documents a section is.
 
     Attributes:
         by_section: The documents of each section, in the order of look-ups.
     """
 
-    def __init__(self, root: SecretBytes, count: int) -> None:
-        self._key = kdf.derive(root, kdf.Purpose.NAME_INDEX)
+    def __init__(self, root: SecretBytes | None, count: int) -> None:
+        self._key = None if root is None else kdf.derive(root, kdf.Purpose.NAME_INDEX)
         self._count = count
-        self.by_section = {name: shard_names(name, count) for name in SECTIONS.values()}
+        self.by_section = {name: shard_names(name, count) for name in _SECTIONS}
         self._sections = {name: s for s, names in self.by_section.items() for name in names}
         self._known: dict[str, int] = {}
 
     def all(self, section: str) -> tuple[str, ...]:
         """Every document of a section."""
-        return self.by_section[section]
+        return self.by_section.get(section) or shard_names(section, self._count)
 
     def of(self, section: str, credential: str) -> str:
         """The document of a section that has, or would have, a credential."""
+        if self._key is None:
+            return section
         number = self._known.get(credential)
         if number is None:
             if len(self._known) >= _MANY:
                 self._known.clear()
-            number = self._known[credential] = self._number(credential)
+            number = self._known[credential] = self._number(self._key, credential)
         return self.by_section[section][number]
 
+    def _number(self, key: SecretBytes, credential: str) -> int:
+        tag = kdf.hmac_sha256(key, _DOMAIN + credential.encode())
+        return int.from_bytes(tag[:8], "big") % self._count
+
     def section_of(self, document: str) -> str | None:
-        """Whose piece a document is; None for those that are no piece."""
+        """Whose shard a document is; None for those that are none."""
         return self._sections.get(document)
 
     def close(self) -> None:
         """Wipes the key."""
-        self._key.close()
+        if self._key is not None:
+            self._key.close()
         self._known.clear()
 
-    def _number(self, credential: str) -> int:
-        tag = kdf.hmac_sha256(self._key, _DOMAIN + credential.encode())
-        return int.from_bytes(tag[:8], "big") % self._count
+
+def shard_names(section: str, count: int) -> tuple[str, ...]:
+    """The documents of a section that is kept in ``count`` of them; 0: in its own."""
+    if not count:
+        return (section,)
+    digits = max(2, len(f"{count - 1:x}"))
+    return tuple(f"{section}_{number:0{digits}x}" for number in range(count))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Merged(Section):
-    """A section out of its pieces.
-
-    Its header is nobody's: the generation is the sum of the pieces', the KEK version the
-    oldest, ``keys_used`` all of theirs.
-    """
-
-    parts: Mapping[str, Section] = field(default_factory=dict)
-
-    def only(self, documents: Collection[str]) -> Merged:
-        """What is in some of the pieces."""
-        chosen = {name: part for name, part in self.parts.items() if name in documents}
-        return merge(self.name, chosen)
-
-
-def merge(name: str, parts: Mapping[str, Section], *, before: Merged | None = None) -> Merged:
-    """The whole section.
+class SectionSet:
+    """All sections of a vault, over its document store.
 
     Args:
-        name: The section's.
-        parts: All its pieces; none while it does not exist.
-        before: An earlier whole, so that only what moved since has to be looked at.
+        store: Loads and commits their documents.
     """
-    records = _records(parts, before)
-    uses: dict[tuple[str, int], int] = {}
-    for part in parts.values():
-        for key, count in part.uses.items():
-            uses[key] = uses.get(key, 0) + count
-    headers = [part.header for part in parts.values() if part.header is not None]
-    return Merged(
-        name=name,
-        token=None,
-        header=_header(name, headers) if headers else None,
-        mac="",
-        records=records,
-        uses=uses,
-        parts=parts,
-    )
+
+    def __init__(self, store: Documents) -> None:
+        self._store = store
+        self._names: ShardNames | None = None
+        self._flights: SingleFlight[str, Section] = SingleFlight()
+        self._kept: dict[str, Section] = {}
+        self._stamps: dict[str, tuple[Section, int]] = {}
+        self._where: dict[str, str] = {}
+        self._floors: Mapping[str, int] = {}
+        self._noted = -math.inf
+        self._memory = threading.Lock()
+        self._bases: dict[str, Mapping[str, Keyset]] = {}
+
+    # -- reading -----------------------------------------------------------------
+
+    def now(self, name: str) -> Section | None:
+        """A section if what is in memory is current, without waiting; else None."""
+        section, shared = self._kept.get(name), self._store.shared
+        if section is None:
+            return None
+        if shared is None:
+            return section if self._is_current(section) else None
+        stamp = (section, shared.changes())
+        known, seen = self._stamps.get(name, (None, -1))
+        if known is section and seen == stamp[1]:
+            return section
+        if not self._is_current(section):
+            return None
+        self._stamps[name] = stamp
+        return section
+
+    def find_now(self, credential: str) -> Mapping[str, Record] | None:
+        """The records beside a credential, none if there is none of that name.
+
+        Returns:
+            None where what is in memory is not current.
+        """
+        known = self._where.get(credential)
+        if known is not None:
+            records = self._beside(known, credential)
+            if records is not None and credential in records:
+                return records
+        for name in _SECTIONS:
+            records = self._beside(name, credential)
+            if records is None:
+                return None
+            if credential in records:
+                self._where[credential] = name
+                return records
+        return _NO_RECORDS
+
+    async def read(self, name: str) -> Section:
+        """A section as stored now; empty where it was never written.
+
+        Raises:
+            IntegrityError: What is stored is not what this vault wrote.
+        """
+        await self._store.refresh()
+        return await self._read(name)
+
+    async def read_all(self, names: Iterable[str] = _SECTIONS) -> list[Section]:
+        """Several sections, each as of some moment after the call."""
+        await self._store.refresh()
+        return [await self._read(name) for name in names]
+
+    async def reread(self, name: str) -> Section:
+        """A section out of the storage, not out of memory."""
+        self.forget(name)
+        return await self.read(name)
+
+    def in_memory(self) -> list[Section]:
+        """The sections in memory, current or not."""
+        return list(self._kept.values())
+
+    def forget(self, name: str) -> None:
+        """Has a section read again when it is asked for."""
+        with self._memory:
+            self._kept.pop(name, None)
+
+    def shard_of(self, name: str, credential: str) -> str:
+        """The document of a section that has, or would have, a credential."""
+        return self.names.of(name, credential)
+
+    @property
+    def names(self) -> ShardNames:
+        """Which document has what."""
+        if self._names is None:
+            shared = self._store.shared
+            root = None if shared is None else root_key(self._store.unsealed())
+            self._names = ShardNames(root, shared.shards if shared else 0)
+        return self._names
+
+    def open(self) -> None:
+        """Derives what names the shards, while there are keys to do so; idempotent."""
+        self.names.all(_SECTIONS[0])
+
+    def close(self) -> None:
+        """Forgets the records, and wipes what the shards are named with; idempotent."""
+        with self._memory:
+            self._kept = {}
+        names, self._names = self._names, None
+        if names is not None:
+            names.close()
+
+    # -- writing -----------------------------------------------------------------
+
+    async def commit(
+        self,
+        name: str,
+        change: ChangeSection,
+        *,
+        shred: bool = False,
+        only: Collection[str] | None = None,
+    ) -> Written:
+        """Applies ``change`` to a section's records, in a worker thread where it is large.
+
+        What allows less of a credential in ``only`` is anchored on return.
+
+        Args:
+            name: The section.
+            change: Given the section and the key store, returns the new records; nothing
+                is written if they are the old ones.
+            shred: See ``Storage.write``.
+            only: The credentials that may change; ``change`` is then given the shards that
+                have them, and returns the new records of those.
+
+        Returns:
+            The section as written, and what became of the bytes it replaced.
+
+        Raises:
+            ConflictError: Other writers were first, a hundred times.
+        """
+        names = only or ()
+
+        async def attempt() -> tuple[Written, bool] | None:
+            section = await self.read(name)
+            keystore = await self._store.keystore(refresh=False)
+            before = section
+            if only is not None:
+                before = section.only({self.names.of(name, each) for each in only})
+            size = max(len(before.records), len(names))
+            given = {each: shard.token for each, shard in before.shards.items()}
+            work = partial(change, before, keystore)
+            records = await self._store.computed(given, keystore, work, size=size)
+            if records is None:
+                return None
+            spread = size if len(self.names.all(name)) > 1 else 0
+            changed = await off_loop(spread, lambda: divided(before, records, self.names))
+            if changed and not section.shards:  # all are made together
+                changed = {each: changed.get(each, {}) for each in self.names.all(name)}
+            written = await self._write(section, changed, keystore, shred=shred)
+            narrower = partial(narrows, before.records, records, names)
+            return written and (written, await off_loop(len(names), narrower))
+
+        async with self._store.writing.held():
+            written, to_anchor = await until_committed(name, attempt)
+        await self._note(written[0])
+        if to_anchor:
+            await self._store.anchor()
+        return written
+
+    async def recommit(self, documents: Collection[str]) -> None:
+        """Commits shards again as they are, under the keys of now.
+
+        Raises:
+            ConflictError: Other writers were first, a hundred times.
+        """
+        for name in _SECTIONS:
+            chosen = [each for each in documents if self.names.section_of(each) == name]
+            if chosen:
+                async with self._store.writing.held():
+                    written = await until_committed(name, partial(self._recommit, name, chosen))
+                await self._note(written[0])
+
+    async def kek_versions(self, name: str) -> dict[str, int]:
+        """The KEK version of each shard of a section; 0 for one that is to be made.
+
+        What does not exist needs none: whoever makes it is tied to a newer key store.
+        """
+        shards = (await self.read(name)).shards
+        if not shards and UNTIED_WRITERS and self._store.shared is None:
+            return dict.fromkeys(self.names.all(name), 0)
+        return {
+            each: shard.header.kek_version for each, shard in shards.items() if shard.header
+        }
+
+    async def fenced(self, name: str, labels: Collection[str]) -> Mapping[str, Keyset]:
+        """Keysets by label, as of a moment after which nobody seals under older primaries.
+
+        Commits are tied to the key store, so that is now. For a program that ties none, a
+        section in files is committed as it is: that program fails to write what it has
+        read before, and finds a key store at least as new when it reads again.
+        """
+        keysets = (await self._store.keystore()).by_label
+        if not UNTIED_WRITERS or self._store.shared is not None:
+            return keysets
+        basis = self._bases.get(name)
+        if basis is None or any(_moved(basis, keysets, label) for label in labels):
+            await self.recommit(self.names.all(name))
+            basis = self._bases[name]
+        return basis
+
+    # -- against rollbacks -------------------------------------------------------
+
+    def require(self, sums: Mapping[str, int]) -> None:
+        """Has sections refused whose generation is less than that."""
+        self._floors = {name: sums[name] for name in _SECTIONS if name in sums}
+
+    async def note_generations(self) -> None:
+        """Has the key store say how far each shard has come, as far as is known here.
+
+        At the first call, and an hour after the last one that did. A section of one document
+        is anchored itself, so there is nothing to do.
+        """
+        if self._store.shared is None:
+            return
+        rollback, section_of = self._store.rollback, self.names.section_of
+
+        def note(body: KeystoreBody) -> KeystoreBody:
+            raised = rollback.raised(body.sections)
+            behind = [name for name, at in raised.items() if at > body.sections[name]]
+            if not any(map(section_of, behind)):
+                return body
+            return msgspec.structs.replace(body, sections=raised)
+
+        now = self._store.clock.monotonic()
+        if now - self._noted >= NOTE_AFTER:
+            await self._store.commit_keystore(note)
+            self._noted = now
+
+    # -- inside ------------------------------------------------------------------
+
+    def _beside(self, name: str, credential: str) -> Mapping[str, Record] | None:
+        section = self._kept.get(name)
+        if section is None:
+            return None
+        if section.shards:
+            shard = section.shards[self.names.of(name, credential)]
+            current = self._store.storage.change_token(shard.name) == shard.token
+            return shard.records if current else None
+        return _NO_RECORDS if self._is_current(section) else None
+
+    def _is_current(self, section: Section) -> bool:
+        token = self._store.storage.change_token
+        if not section.shards:
+            return token(self.names.all(section.name)[0]) is None
+        return all(token(name) == shard.token for name, shard in section.shards.items())
+
+    async def _read(self, name: str) -> Section:
+        return await self._flights.fresh(
+            name, now=partial(self.now, name), load=partial(self._load, name)
+        )
+
+    async def _load(self, name: str) -> Section:
+        before, token = self._kept.get(name), self._store.storage.change_token
+        shards = {} if before is None else dict(before.shards)
+        names = self.names.all(name)
+        moved = [
+            each for each in names if each not in shards or token(each) != shards[each].token
+        ]
+        loaded = await self._store.load(moved, _open)
+        if loaded or shards:
+            for each in moved:
+                if each not in loaded:
+                    raise missing(each)
+        shards |= loaded
+        found = sum(shard.generation for shard in shards.values())
+        refuse_rollback(name, floor=self._floors.get(name, 0), found=(found, ""))
+        return await self._keep(name, shards)
+
+    async def _keep(self, name: str, shards: Mapping[str, Shard]) -> Section:
+        """The section out of shards; of each, the newest that this process has."""
+        while True:
+            self._store.unsealed()
+            before = self._kept.get(name)
+            newer = {
+                each: shard
+                for each, shard in (before.shards if before else {}).items()
+                if each not in shards or shard.generation > shards[each].generation
+            }
+            newest = {**shards, **newer}
+            size = sum(len(each.records) for each in newest.values()) if len(newest) > 1 else 0
+            section = await off_loop(size >> 4, partial(merge, name, newest, before=before))
+            with self._memory:
+                if self._kept.get(name) is before:
+                    self._kept[name] = section
+                    return section
+
+    async def _note(self, section: Section) -> None:
+        """One that was not written is not noted: it would be missing from then on."""
+        if section.shards:
+            await self._store.note(self.names.all(section.name))
+
+    async def _recommit(self, name: str, chosen: Collection[str]) -> Written | None:
+        section = await self.read(name)
+        keystore = await self._store.keystore(refresh=False)
+        there = {each: _shard(section, each).records for each in chosen}
+        return await self._write(section, there, keystore, shred=False)
+
+    async def _write(
+        self, section: Section, changed: Changed, keystore: Keystore, *, shred: bool
+    ) -> Written | None:
+        """The section as written; None where another writer was first."""
+        if not changed:
+            return section, "no"
+        size, now = sum(map(len, changed.values())), self._store.clock.time()
+        before = {each: _shard(section, each) for each in changed}
+
+        def sealed() -> list[tuple[Data, Shard]]:
+            return [seal_shard(before[n], r, keystore, now=now) for n, r in changed.items()]
+
+        try:
+            made = await off_loop(max(size, 8 * (len(changed) - 1)), sealed)
+            writes = [(shard.name, data, before[shard.name].token) for data, shard in made]
+            results = await self._store.commit(writes, keystore, shred=shred)
+        except (ConflictError, SecretWipedError):  # wiped: its KEK was destroyed
+            return None
+        shards = dict(section.shards)
+        for (_, shard), result in zip(made, results, strict=True):
+            shards[shard.name] = dataclasses.replace(shard, token=result.token)
+            self._store.rollback.register(shard.name, (shard.generation, shard.mac))
+        self._bases[section.name] = keystore.by_label
+        return await self._keep(section.name, shards), results[0].shredded
 
 
-def divided(
-    before: Merged, records: Mapping[str, Record], names: ShardNames
-) -> dict[str, dict[str, Record]]:
-    """The new records of each piece whose records are to be others than ``before``."""
-    if records is before.records:
-        return {}
-    changed: dict[str, dict[str, Record]] = {}
-    left = dict(records)
-    for shard, part in before.parts.items():
-        kept = {name: left.pop(name) for name in part.records if name in left}
-        if any(kept.get(name) is not record for name, record in part.records.items()):
-            changed[shard] = kept
-    for name, record in left.items():
-        shard = names.of(before.name, name)
-        if shard not in changed:
-            part_before = before.parts.get(shard)
-            changed[shard] = dict(part_before.records) if part_before is not None else {}
-        changed[shard][name] = record
-    return changed
-
-
-def _records(parts: Mapping[str, Section], before: Merged | None) -> dict[str, Record]:
-    if before is None or not before.parts:
-        return {name: r for part in parts.values() for name, r in part.records.items()}
-    records = dict(before.records)
-    moved = [(n, part) for n, part in parts.items() if before.parts.get(n) is not part]
-    for shard, _ in moved:
-        for name in before.parts[shard].records:
-            del records[name]
-    for _, part in moved:
-        records.update(part.records)
-    return records
-
-
-def _header(name: str, headers: list[Header]) -> Header:
-    return replace(
-        headers[0],
-        section=name,
-        generation=sum(header.generation for header in headers),
-        kek_version=min(header.kek_version for header in headers),
-        written=max(header.written for header in headers),
-        keys_used=tuple(sorted({key for header in headers for key in header.keys_used})),
-    )
-
-
-def seal_part(
-    before: Section, records: Mapping[str, Record], keystore: Keystore, *, now: float
-) -> tuple[Data, Section]:
-    """A section's document, and the section as it is then (its token is not known yet)."""
+def seal_shard(
+    before: Shard, records: Mapping[str, Record], keystore: Keystore, *, now: float
+) -> tuple[Data, Shard]:
+    """A shard's next document, and the shard as it is then (its token is not known yet)."""
     keks, used = keystore.root_header.keks, keys_used(records.values())
     header = Header(
         vault_id=keystore.header.vault_id,
@@ -180,8 +546,8 @@ def seal_part(
     )
     keys = keystore.hierarchy.document_keys(before.name, header.kek_version)
     uses = count_uses(before, records, used)
-    data = seal_section(header, records.values(), keys, uses=uses)
-    section = Section(
+    data = seal_shard_body(header, records.values(), keys, uses=uses)
+    shard = Shard(
         name=before.name,
         token=None,
         header=header,
@@ -189,4 +555,78 @@ def seal_part(
         records=records,
         uses=uses,
     )
-    return data, section
+    return data, shard
+
+
+def merge(name: str, shards: Mapping[str, Shard], *, before: Section | None = None) -> Section:
+    """The section out of its shards.
+
+    Args:
+        name: The section's.
+        shards: All its shards; none while it does not exist.
+        before: An earlier state, so that only what moved since has to be looked at.
+    """
+    if len(shards) == 1:
+        [only] = shards.values()
+        return Section(name=name, shards=shards, records=only.records, uses=only.uses)
+    uses: dict[tuple[str, int], int] = {}
+    for shard in shards.values():
+        for key, count in shard.uses.items():
+            uses[key] = uses.get(key, 0) + count
+    return Section(name=name, shards=shards, records=_records(shards, before), uses=uses)
+
+
+def divided(before: Section, records: Mapping[str, Record], names: ShardNames) -> Changed:
+    """The new records of each shard whose records are to be others than ``before``."""
+    if records is before.records:
+        return {}
+    [first, *others] = names.all(before.name)
+    if not others:
+        return {first: records}
+    changed: dict[str, dict[str, Record]] = {}
+    left = dict(records)
+    for each, shard in before.shards.items():
+        kept = {name: left.pop(name) for name in shard.records if name in left}
+        if any(kept.get(name) is not record for name, record in shard.records.items()):
+            changed[each] = kept
+    for name, record in left.items():
+        each = names.of(before.name, name)
+        if each not in changed:
+            changed[each] = dict(_shard(before, each).records)
+        changed[each][name] = record
+    return changed
+
+
+def _open(packed: Packed, token: Token, keys: DocumentKeys) -> Shard:
+    return open_shard(packed, token=token, keys=keys)
+
+
+def _shard(section: Section, name: str) -> Shard:
+    """A shard of a section, which may have to be made."""
+    return section.shards.get(name) or Shard(
+        name=name, token=None, header=None, mac="", records={}
+    )
+
+
+def _records(shards: Mapping[str, Shard], before: Section | None) -> dict[str, Record]:
+    if before is None or not before.shards:
+        return {name: r for shard in shards.values() for name, r in shard.records.items()}
+    records = dict(before.records)
+    moved = [(n, shard) for n, shard in shards.items() if before.shards.get(n) is not shard]
+    for name, _ in moved:
+        for credential in before.shards[name].records:
+            del records[credential]
+    for _, shard in moved:
+        records.update(shard.records)
+    return records
+
+
+def _moved(basis: Mapping[str, Keyset], keysets: Mapping[str, Keyset], label: str) -> bool:
+    """Whether a keyset has got another primary since the basis."""
+    before, after = basis.get(label), keysets.get(label)
+    if after is None:
+        return False
+    return before is None or (before.id, before.primary.version) != (
+        after.id,
+        after.primary.version,
+    )

@@ -1,34 +1,41 @@
-"""Loads, caches and commits the vault's documents over a storage backend.
+"""Loads, caches and commits the documents of one vault over any storage.
 
-Guarantee: a read returns the document that the backend holds now (its change token is
-compared on every read), never an older generation than was seen before; a commit is a
-compare-and-set that is computed again from fresh state when another writer was first,
-so no update is lost (rule 3); the key store is read back after every commit (rule 4).
+Guarantee: one load and one commit for every document there is.
 
-Order: a section is read before the key store that its change uses. A writer that finds a
-section of generation g therefore sees every key version that was made before g.
+R1 A load takes the key store before the document; a commit takes it again after. Whoever
+   finds a document of generation g has every key version that was made before g.
+R2 A commit is tied: it fails if the key store moved since it was computed. So nothing is
+   ever stored under a key version that is not primary at that moment, and a version may be
+   destroyed after one scan.
+R3 No lost update: compare-and-set, computed again from fresh state, ``ATTEMPTS`` times.
+R4 No rollback: floor and newest generation are taken before a read and checked after it.
+R5 A document that the key store has noted can't be missing; every commit of the key store
+   raises its floors to what was authenticated.
+R6 The key store is read back after each of its commits before anything refers to it.
+R7 A key that is missing while a document is opened, or changed, is looked for again as long
+   as the document, or the key store, moves.
+R8 In a lockdown no key is in memory: see ``keystore``.
+R9 Reads cost no trip while tokens stand; all who wait for one document share one load.
+R10 What is large is opened and sealed in a worker thread.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
-import anyio.to_thread
 import msgspec
 
-from apex_creds.concurrency import Lock, SingleFlight
+from apex_creds.concurrency import Lock, SingleFlight, off_loop, until_committed
 from apex_creds.crypto import kdf
-from apex_creds.documents.alone import Alone
 from apex_creds.documents.document import Header, Packed, RootHeader, mac_of, parse
 from apex_creds.documents.keystore import (
-    KeyHolding,
     Keystore,
     KeystoreBody,
-    Masters,
+    MasterKeySource,
+    SealState,
     index,
     needed_keks,
     open_keystore,
@@ -36,21 +43,21 @@ from apex_creds.documents.keystore import (
     seal_keystore,
     takes_away,
 )
-from apex_creds.documents.records import Record, Section, narrows, open_section
 from apex_creds.documents.rollback import (
     KEK,
     MASTER,
-    Seen,
+    RollbackGuard,
     missing,
     refuse_old_keys,
     refuse_rollback,
 )
-from apex_creds.documents.sections import seal_part
+from apex_creds.documents.sections import SectionSet
 from apex_creds.errors import (
     ConflictError,
     MasterKeyError,
     RetiredKeyError,
     SecretWipedError,
+    StorageStaleError,
     UnknownKeyError,
     VaultNotFoundError,
     VaultSealedError,
@@ -58,16 +65,11 @@ from apex_creds.errors import (
 )
 from apex_creds.keys.hierarchy import KEYSTORE, DocumentKeys, Hierarchy, master_check
 from apex_creds.model import Clock
-from apex_creds.storage.base import Shredded, Storage, Stored
-
-ATTEMPTS: Final = 100
-"""Compare-and-set rounds before a commit gives up; each loses only to a commit that won."""
-INLINE_RECORDS: Final = 256
-"""Larger sections are sealed and opened in a worker thread, off the event loop."""
+from apex_creds.storage.base import Data, Storage, Stored, Token, Write, WriteResult, shared
+from apex_creds.storage.portal import StoragePortal
 
 T = TypeVar("T")
 ChangeKeystore = Callable[[KeystoreBody], KeystoreBody]
-ChangeSection = Callable[[Section, Keystore], Mapping[str, Record]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,7 @@ class Rekeyed:
 ChangeRoot = Callable[[Keystore], Rekeyed | KeystoreBody | None]
 
 
-class DocumentStore(KeyHolding, Alone):
+class DocumentStore(SealState):
     """The documents of one vault.
 
     Args:
@@ -95,7 +97,9 @@ class DocumentStore(KeyHolding, Alone):
             they are.
 
     Attributes:
-        seen: The newest versions that were authenticated.
+        shared: The storage, where several processes may share it over a network.
+        sections: The credentials.
+        rollback: The newest versions that were authenticated.
         anchor: Has them anchored outside the vault, before it returns. Called for a commit
             that took something away; others are anchored with the next checkpoint.
         recovering: Whether documents under retired KEKs are read, too.
@@ -103,21 +107,22 @@ class DocumentStore(KeyHolding, Alone):
             and the new body.
     """
 
-    def __init__(self, storage: Storage, *, clock: Clock, masters: Masters) -> None:
+    def __init__(self, storage: Storage, *, clock: Clock, masters: MasterKeySource) -> None:
         super().__init__()
         self.storage = storage
+        self.shared = shared(storage)
         self.clock = clock
         self.masters = masters
-        self._keystores: SingleFlight[str, Keystore] = SingleFlight()
-        self._flights: SingleFlight[str, Section] = SingleFlight()
-        self._sections: dict[str, Section] = {}
-        self._writing = Lock()
-        self.seen = Seen()
+        self.rollback = RollbackGuard()
+        self.writing = Lock()
+        """Held for a commit of sections or the key store: each would only undo the others'."""
+        self.sections = SectionSet(self)
         self.anchor: Callable[[], Awaitable[None]] = _no_anchor
         self.recovering = False
         self.on_keystore_commit: list[Callable[[Keystore, KeystoreBody], object]] = []
+        self._keystores: SingleFlight[str, Keystore] = SingleFlight()
 
-    # -- reading -----------------------------------------------------------------
+    # -- the key store -----------------------------------------------------------------
 
     def keystore_now(self) -> Keystore | None:
         """The key store if what is in memory is current, without waiting; else None.
@@ -128,19 +133,18 @@ class DocumentStore(KeyHolding, Alone):
         keystore = self.unsealed()
         return keystore if self._is_current(KEYSTORE, keystore.token) else None
 
-    def section_now(self, name: str) -> Section | None:
-        """A section if what is in memory is current, without waiting; else None."""
-        section = self._sections.get(name)
-        if section is not None and self._is_current(name, section.token):
-            return section
-        return None
-
-    async def keystore(self) -> Keystore:
+    async def keystore(self, *, refresh: bool = True) -> Keystore:
         """The key store as stored now.
+
+        Args:
+            refresh: Whether memory is compared with the storage first; not needed right
+                after something else was.
 
         Raises:
             IntegrityError: What is stored is not what this vault wrote.
         """
+        if refresh:
+            await self.refresh()
         return await self._keystores.fresh(
             KEYSTORE, now=self.keystore_now, load=self._reload_keystore
         )
@@ -152,32 +156,40 @@ class DocumentStore(KeyHolding, Alone):
             IntegrityError: What is stored is not what this vault wrote.
             StorageError: The storage can't be read, or reached.
         """
-        await self.settle()
+        await self.refresh_strict()
         return await self._reload_keystore()
 
-    async def section(self, name: str) -> Section:
-        """A section as stored now; empty where it was never written.
+    async def refresh(self) -> None:
+        """Has what is in memory compared with what is stored, where that costs a trip.
+
+        Where the storage can't be reached, what was seen last goes on to be used for as long
+        as its ``staleness``.
 
         Raises:
-            IntegrityError: What is stored is not what this vault wrote.
+            StorageStaleError: It can't be reached for too long.
         """
-        return await self._flights.fresh(
-            name, now=lambda: self.section_now(name), load=lambda: self._load_section(name)
-        )
+        if self.shared is not None:
+            await self.shared.look()
 
-    async def sections(self, names: Iterable[str]) -> list[Section]:
-        """Several sections, each as of some moment after the call."""
-        return [await self.section(name) for name in names]
+    async def refresh_strict(self) -> None:
+        """As ``refresh``, for what must not be decided on what was true a while ago.
 
-    async def reread(self, name: str) -> Section:
-        """A section out of the storage, not out of memory."""
-        self._sections.pop(name, None)
-        return await self.section(name)
+        Raises:
+            StorageStaleError: The storage can't be reached.
+        """
+        if self.shared is None:
+            return
+        await self.shared.look()
+        if self.shared.stale_for():
+            raise StorageStaleError(
+                "The storage can't be reached, and this is not to be decided without it.",
+                hint="It will be tried again.",
+            )
 
-    async def kek_versions(self, name: str) -> dict[str, int]:
-        """The KEK version of each document of a section; 0 for one that is to be made."""
-        header = (await self.section(name)).header
-        return {name: header.kek_version if header else 0}
+    def refresh_blocking(self) -> None:
+        """As ``refresh``, from code that can't wait."""
+        if isinstance(self.shared, StoragePortal):
+            self.shared.look_blocking()
 
     async def unseal(self) -> Keystore:
         """Reads the key store for the first time.
@@ -199,147 +211,101 @@ class DocumentStore(KeyHolding, Alone):
                 raise
             return await self.unseal()
         self._keystore = keystore = _open(packed, stored, hierarchy)
-        self.seen.note_keystore(keystore.header, keystore.mac)
+        self.rollback.register_keystore(keystore.header, keystore.mac)
         self.for_operator = keystore.body.lockdown is not None
+        self.sections.open()
         return keystore
 
     async def close(self) -> None:
         """Wipes the keys, forgets the records, closes the storage; idempotent."""
+        self.sections.close()
         keystore, self._keystore = self._keystore, None
-        self._sections = {}
-        self._bases = {}
         if keystore is not None:
             keystore.hierarchy.close()
         await self.storage.close()
 
-    def in_memory(self) -> list[Section]:
-        """The sections in memory, current or not."""
-        return list(self._sections.values())
+    # -- any document ------------------------------------------------------------
 
-    # -- writing -----------------------------------------------------------------
-
-    async def commit_keystore(self, change: ChangeKeystore) -> Keystore:
-        """Applies ``change`` to the key store and reads the result back.
-
-        What takes something away (a grant, a key, the right to release anything) is
-        anchored on return, so that it does not come back with an older copy.
-
-        The replaced version is overwritten as far as the file system lets that be done,
-        so that a destroyed key does not live on in free blocks. ``change`` may be called
-        several times; if it returns its argument, nothing is written.
-
-        Raises:
-            ConflictError: Other writers were first, a hundred times.
-        """
-        return await self.commit_root(lambda before: change(before.body))
-
-    async def commit_root(self, change: ChangeRoot, *, size: int = 0) -> Keystore:
-        """As ``commit_keystore``, for changes that need the keys, or replace them.
-
-        ``change`` returns a new body, the whole key store under other keys, or None (or
-        the old body) for nothing to do. It runs in a worker thread where the key store
-        is large, or the change (``size`` keysets).
-
-        Raises:
-            ConflictError: Other writers were first, a hundred times.
-        """
-        async with self._writing.held():
-            for _ in range(ATTEMPTS):
-                before = await self.keystore()
-                many = max(len(before.body.deks), size)
-                made = await off_loop(many, partial(change, before))
-                if made is None or made is before.body:
-                    return before
-                try:
-                    after = await self._write_keystore(before, made)
-                except ConflictError:
-                    continue
-                break
-            else:
-                raise too_busy(KEYSTORE)
-        body = made.body if isinstance(made, Rekeyed) else made
-        if takes_away(before.body, body) or before.header.root != after.header.root:
-            await self.anchor()
-        return after
-
-    async def commit_section(
-        self,
-        name: str,
-        change: ChangeSection,
-        *,
-        shred: bool = False,
-        only: Collection[str] | None = None,
-    ) -> tuple[Section, Shredded]:
-        """Applies ``change`` to a section's records, in a worker thread where it is large.
-
-        What allows less of a credential in ``only`` is anchored on return.
+    async def load(
+        self, names: Collection[str], open_one: Callable[[Packed, Token, DocumentKeys], T]
+    ) -> dict[str, T]:
+        """Those of the documents that exist, authenticated, none older than was seen.
 
         Args:
-            name: The section.
-            change: Given the section and the key store, returns the new records.
-            shred: See ``Storage.write``.
-            only: The credentials that may change; ``change`` may then be given a part of
-                the section that has them, and returns the new records of that part.
-
-        Returns:
-            The section as written, and what became of the bytes it replaced.
+            names: Which.
+            open_one: Makes the value out of a document; called in a worker thread where they
+                are large.
 
         Raises:
-            ConflictError: Other writers were first, a hundred times.
+            IntegrityError: What is stored is not what this vault wrote.
         """
-        async with self._writing.held():
-            for _ in range(ATTEMPTS):
-                before = await self.section(name)
-                keystore = await self.keystore()
-                size = max(len(before.records), len(only or ()))
-                records = await self._changed(change, before, keystore, size=size)
-                if records is None:
-                    continue
-                try:
-                    written = await self._write_section(before, keystore, records, shred=shred)
-                except (ConflictError, SecretWipedError):  # wiped: its KEK was destroyed
-                    continue
-                self._bases[name] = keystore
-                break
-            else:
-                raise too_busy(name)
-        await self._written(name, before, records, only)
-        return written
+        while True:
+            before = self._tokens(names)
+            try:
+                return await self._load_once(names, open_one)
+            except SecretWipedError:  # while it was used, in another thread
+                continue
+            except UnknownKeyError:  # its KEK was destroyed after it had moved away from it
+                await self.refresh_strict()
+                if self._tokens(names) == before:
+                    raise
 
-    async def _written(
+    async def computed(
         self,
-        name: str,
-        before: Section,
-        after: Mapping[str, Record],
-        only: Collection[str] | None,
-    ) -> None:
-        """What follows a commit of a section in which only these credentials changed."""
-        await self.note(name)
-        names = only or ()
-        if await off_loop(len(names), lambda: narrows(before.records, after, names)):
-            await self.anchor()
+        given: Mapping[str, Token | None],
+        keystore: Keystore,
+        work: Callable[[], T],
+        *,
+        size: int = 0,
+    ) -> T | None:
+        """What ``work`` returns that needs keys.
 
-    def basis(self, name: str) -> Keystore | None:
-        """The key store on which this process's last commit of a section was based.
+        Another process may destroy a key version between the read of a document and that of
+        the key store, after it has moved the document away from it.
 
-        Every later writer of that section, in any process, bases itself on this key store
-        or a newer one.
+        Args:
+            given: The documents that it is computed from, and their tokens.
+            keystore: Has their keys.
+            work: Computes it, in a worker thread where ``size`` is large.
+            size: See ``off_loop``.
+
+        Returns:
+            None where a key is gone, and one of them has moved: read them again.
         """
-        return self._bases.get(name)
+        try:
+            return await off_loop(size, work)
+        except (UnknownKeyError, SecretWipedError):
+            await self.refresh_strict()
+            if self._tokens(given) == [*given.values(), keystore.token]:
+                raise
+            return None
 
-    async def recommit(self, documents: Collection[str]) -> None:
-        """Commits documents of sections again as they are, under the keys of now."""
-        for name in documents:
-            await self.commit_section(name, lambda before, _: before.records)
+    async def commit(
+        self,
+        made: Iterable[tuple[str, Data, Token | None]],
+        keystore: Keystore,
+        *,
+        shred: bool = False,
+    ) -> list[WriteResult]:
+        """Writes documents, all or nothing, if the key store is still that one.
 
-    async def note(self, name: str) -> None:
-        """Records that a document exists, so that its absence is an error from now on."""
-        if name not in (await self.keystore()).body.sections:
-            await self.note_all([name])
+        Args:
+            made: Name, bytes and the token that they are based on, of each.
+            keystore: What they were computed from.
+            shred: See ``Storage.write``.
 
-    async def note_all(self, names: Iterable[str]) -> None:
-        """As ``note``, for several at once."""
+        Raises:
+            ConflictError: One of them, or the key store, moved.
+        """
+        writes = [Write(name, data, before) for name, data, before in made]
+        tie = Write(KEYSTORE, None, keystore.token)
+        return (await self.storage.write_many([*writes, tie], shred=shred))[:-1]
+
+    async def note(self, names: Iterable[str]) -> None:
+        """Has the key store note that documents exist: their absence is an error then."""
         made = dict.fromkeys(names, 1)
+        if made.keys() <= self.unsealed().body.sections.keys():
+            return
         await self.commit_keystore(
             lambda body: (
                 body
@@ -348,9 +314,9 @@ class DocumentStore(KeyHolding, Alone):
             )
         )
 
-    def floor(self, name: str, keystore: Keystore) -> int:
+    def minimum_generation(self, name: str, keystore: Keystore) -> int:
         """The generation that a document must have reached, as far as is known here."""
-        return max(keystore.body.sections.get(name, 0), self.seen.least(name))
+        return max(keystore.body.sections.get(name, 0), self.rollback.minimum(name))
 
     async def keys_for(self, name: str, kek_version: int) -> DocumentKeys:
         """The keys of a document, also if another process has just made a new KEK.
@@ -371,6 +337,54 @@ class DocumentStore(KeyHolding, Alone):
             )
         return keystore.hierarchy.document_keys(name, kek_version)
 
+    # -- writing -----------------------------------------------------------------
+
+    async def commit_keystore(self, change: ChangeKeystore) -> Keystore:
+        """Applies ``change`` to the key store and reads the result back.
+
+        What takes something away (a grant, a key, the right to release anything) is
+        anchored on return, so that it does not come back with an older copy.
+
+        The replaced version is overwritten as far as the file system lets that be done,
+        so that a destroyed key does not live on in free blocks. ``change`` may be called
+        several times; if it returns its argument, nothing is written.
+
+        Raises:
+            ConflictError: Other writers were first, a hundred times.
+        """
+        return await self.commit_rekeyed(lambda before: change(before.body))
+
+    async def commit_rekeyed(self, change: ChangeRoot, *, size: int = 0) -> Keystore:
+        """As ``commit_keystore``, for changes that need the keys, or replace them.
+
+        ``change`` returns a new body, the whole key store under other keys, or None (or
+        the old body) for nothing to do. It runs in a worker thread where the key store
+        is large, or the change (``size`` keysets).
+
+        Raises:
+            ConflictError: Other writers were first, a hundred times.
+        """
+
+        async def attempt() -> tuple[Keystore, bool] | None:
+            before = await self.keystore()
+            many = max(len(before.body.deks), size)
+            made = await off_loop(many, partial(change, before))
+            if made is None or made is before.body:
+                return before, False
+            try:
+                after = await self._write_keystore(before, made)
+            except ConflictError:
+                return None
+            body = made.body if isinstance(made, Rekeyed) else made
+            rekeyed = before.header.root != after.header.root
+            return after, rekeyed or takes_away(before.body, body)
+
+        async with self.writing.held():
+            after, to_anchor = await until_committed(KEYSTORE, attempt)
+        if to_anchor:
+            await self.anchor()
+        return after
+
     # -- inside ------------------------------------------------------------------
 
     def unsealed(self) -> Keystore:
@@ -383,12 +397,15 @@ class DocumentStore(KeyHolding, Alone):
             raise VaultSealedError("The vault is sealed.", hint="Unseal it again.")
         return self._keystore
 
+    def _tokens(self, names: Iterable[str]) -> list[Token | None]:
+        return [self.storage.change_token(name) for name in (*names, KEYSTORE)]
+
     def _is_current(self, name: str, token: object) -> bool:
         return self.storage.change_token(name) == token
 
     async def _stands(self, stored: Stored) -> bool:
         """Whether the key store is still that one; a later one has another master key."""
-        await self.settle()
+        await self.refresh_strict()
         return self._is_current(KEYSTORE, stored.token)
 
     async def _derive(self, header: Header) -> Hierarchy:
@@ -406,10 +423,10 @@ class DocumentStore(KeyHolding, Alone):
         """Reads the key store; ``written`` is what this process has just put there."""
         before = self.unsealed()
         # Taken before the read: what another task writes meanwhile is no rollback.
-        floors = {name: self.seen.least(name) for name in (KEYSTORE, KEK, MASTER)}
-        seen = max((before.header.generation, before.mac), self.seen.newest(KEYSTORE))
+        floors = {name: self.rollback.minimum(name) for name in (KEYSTORE, KEK, MASTER)}
+        seen = max((before.header.generation, before.mac), self.rollback.newest(KEYSTORE))
         stored = await self.storage.read(KEYSTORE)
-        await self.settle()  # so that no section in memory counts as current that is older
+        await self.refresh_strict()  # so that no older section in memory is current
         if stored is None:
             raise missing(KEYSTORE)
         packed = parse(stored.data, section=KEYSTORE, vault_id=before.header.vault_id)
@@ -427,7 +444,7 @@ class DocumentStore(KeyHolding, Alone):
         found = (after.header.generation, after.mac)
         refuse_rollback(KEYSTORE, floor=floors[KEYSTORE], seen=seen, found=found)
         refuse_old_keys(after.header, floors=floors)
-        self.seen.note_keystore(after.header, after.mac)
+        self.rollback.register_keystore(after.header, after.mac)
         with self._memory:
             newest = self.unsealed().header.generation <= after.header.generation
             if newest:
@@ -435,72 +452,47 @@ class DocumentStore(KeyHolding, Alone):
                 hierarchy.forget_keks(needed)
                 hierarchy.forget_destroyed(after.by_id)
         if newest:
-            self.seal_if_locked()
+            self.seal_if_locked_down()
         return after
 
-    async def _load_section(self, name: str) -> Section:
-        while True:
-            token = self.storage.change_token(name)
-            try:
-                return await self._load_section_once(name)
-            except SecretWipedError:  # while it was used, in another thread
-                continue
-            except UnknownKeyError:  # its KEK was destroyed after it had moved away from it
-                if self._is_current(name, token):
-                    raise
-
-    async def _load_section_once(self, name: str) -> Section:
-        keystore = await self.keystore()
+    async def _load_once(
+        self, names: Collection[str], open_one: Callable[[Packed, Token, DocumentKeys], T]
+    ) -> dict[str, T]:
+        keystore = await self.keystore(refresh=False)
         # Taken before the read: what another task writes meanwhile is no rollback.
-        floor, seen = self.floor(name, keystore), self.seen.newest(name)
-        stored = await self.storage.read(name)
-        if stored is None:
-            if floor:
+        floors = {name: self.minimum_generation(name, keystore) for name in names}
+        newest = {name: self.rollback.newest(name) for name in names}
+        token = self.storage.change_token
+        wanted = [name for name in names if floors[name] or token(name) is not None]
+        stored = await self.storage.read_many(wanted) if wanted else {}
+        if wanted:
+            await self.refresh_strict()  # so that no older key store in memory is current
+        packed: dict[str, tuple[Packed, Token, DocumentKeys]] = {}
+        for name in wanted:
+            if name in stored:
+                each = stored[name]
+                made = parse(each.data, section=name, vault_id=keystore.header.vault_id)
+                keys = await self.keys_for(name, made.header.kek_version)
+                packed[name] = (made, each.token, keys)
+            elif floors[name]:
                 raise missing(name)
-            loaded = Section(name=name, token=None, header=None, mac="", records={})
-        else:
-            loaded = await self._open_section(name, stored, keystore)
-            found = (loaded.generation, loaded.mac)
-            refuse_rollback(name, floor=floor, seen=seen, found=found)
-            self.seen.note(name, found)
-        self.unsealed()
-        self._keep_section(loaded)
-        return loaded
-
-    def _keep_section(self, section: Section) -> None:
-        with self._memory:
-            newest = self._sections.get(section.name)
-            if newest is None or newest.generation <= section.generation:
-                self._sections[section.name] = section
-
-    async def _open_section(self, name: str, stored: Stored, keystore: Keystore) -> Section:
-        packed = parse(stored.data, section=name, vault_id=keystore.header.vault_id)
-        keys = await self.keys_for(name, packed.header.kek_version)
-        return await off_loop(
-            len(stored.data) >> 9, lambda: open_section(packed, token=stored.token, keys=keys)
+        size = sum(len(each.data) for each in stored.values())
+        opened = await off_loop(
+            size >> 9, lambda: {name: open_one(*each) for name, each in packed.items()}
         )
-
-    async def _changed(
-        self, change: ChangeSection, before: Section, keystore: Keystore, *, size: int
-    ) -> Mapping[str, Record] | None:
-        """The changed records; None where the section has moved away from its keys.
-
-        Another process may destroy a key version between the two reads, after it took the
-        last record away from it.
-        """
-        try:
-            return await off_loop(size, lambda: change(before, keystore))
-        except (UnknownKeyError, SecretWipedError):
-            if self._is_current(before.name, before.token):
-                raise
-            return None
+        for name, (made, at, _) in packed.items():
+            found = (made.header.generation, made.mac)
+            refuse_rollback(name, floor=floors[name], seen=newest[name], found=found)
+            self.rollback.register(name, found)
+            self.rollback.register_kek(name, at, made.header.kek_version)
+        return opened
 
     async def _write_keystore(self, before: Keystore, made: Rekeyed | KeystoreBody) -> Keystore:
         rekeyed = made if isinstance(made, Rekeyed) else None
         root = rekeyed.root if rekeyed else before.root_header
         hierarchy = rekeyed.hierarchy if rekeyed else before.hierarchy
         body = made.body if isinstance(made, Rekeyed) else made
-        body = msgspec.structs.replace(body, sections=self.seen.raised(body.sections))
+        body = msgspec.structs.replace(body, sections=self.rollback.raised(body.sections))
         for call in self.on_keystore_commit:
             call(before, body)
         header = msgspec.structs.replace(
@@ -518,7 +510,7 @@ class DocumentStore(KeyHolding, Alone):
                 await self.storage.write(KEYSTORE, data, expected=before.token, shred=True)
             ).token
             written = index(header, body, mac=mac_of(data), token=token, hierarchy=hierarchy)
-            self.seen.note_keystore(header, written.mac)
+            self.rollback.register_keystore(header, written.mac)
             after = await self._reload_keystore(written)
         except BaseException:
             # If it was written all the same, the next read derives the keys again.
@@ -529,42 +521,10 @@ class DocumentStore(KeyHolding, Alone):
             hierarchy.close()
         return after
 
-    async def _write_section(
-        self,
-        before: Section,
-        keystore: Keystore,
-        records: Mapping[str, Record],
-        *,
-        shred: bool,
-    ) -> tuple[Section, Shredded]:
-        now = self.clock.time()
-        data, made = await off_loop(
-            len(records), lambda: seal_part(before, records, keystore, now=now)
-        )
-        result = await self.storage.write(before.name, data, expected=before.token, shred=shred)
-        written = dataclasses.replace(made, token=result.token)
-        self._keep_section(written)
-        self.seen.note(before.name, (written.generation, written.mac))
-        return written, result.shredded
-
 
 async def _no_anchor() -> None:
     """There is none before the vault's log is open."""
 
 
-async def off_loop(size: int, work: Callable[[], T]) -> T:
-    """Does ``work`` here if it is small, else in a worker thread."""
-    if size < INLINE_RECORDS:
-        return work()
-    return await anyio.to_thread.run_sync(work)
-
-
 def _open(packed: Packed, stored: Stored, hierarchy: Hierarchy) -> Keystore:
     return open_keystore(packed, token=stored.token, hierarchy=hierarchy)
-
-
-def too_busy(name: str) -> ConflictError:
-    """The error of a commit that always came second."""
-    return ConflictError(
-        f"Other writers kept changing the document for {name!r}.", hint="Try again."
-    )

@@ -96,7 +96,7 @@ class LeaseBroker:
     def facts_blocking(self, needs: tuple[Need, ...]) -> list[Facts]:
         """As ``facts``, from code that can't wait."""
         if self.shared:
-            self._vault.store.look_blocking()
+            self._vault.store.refresh_blocking()
         found = self.facts_now(needs)
         if found is None:
             found = BACKGROUND.call(partial(self.facts, needs))
@@ -221,7 +221,7 @@ class LeaseBroker:
         """
         lease = find_lease(lease_id)
         if self.shared:
-            await self._vault.store.look()
+            await self._vault.store.refresh()
         facts = self._vault.facts_now(lease.need.name)
         if facts is None:
             facts = await self._vault.facts(lease.need.name)

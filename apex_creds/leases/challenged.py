@@ -57,7 +57,7 @@ class Challenges:
             scopes=lease.scopes if use.scope is None else (use.scope,),
         )
         client = await self._gated().require_challenge(subject, self._who(invocation))
-        await self._vault.store.look()  # it may have taken a minute
+        await self._vault.store.refresh()  # it may have taken a minute
         return client
 
     def _who(self, invocation: Invocation) -> Responder:

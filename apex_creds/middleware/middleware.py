@@ -385,7 +385,7 @@ class CredentialMiddleware:
                     call, function, args, kwargs or {}, shape_from or function
                 )
         if self._broker.shared:
-            await self._vault.store.look()
+            await self._vault.store.refresh()
         known, asked = self._broker.facts_now(manifest.needs), None
         if known is None or not self._consent.is_settled(manifest, action, known):
             known, asked = await self._settled(manifest, action)

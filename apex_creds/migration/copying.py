@@ -188,8 +188,8 @@ class Copying:
     async def _stored(self, section: str) -> Mapping[str, Record]:
         """A section's records out of the storage, not out of memory."""
         store = self._vault.store
-        found = await store.reread(section)
-        if found.header is None:
+        found = await store.sections.reread(section)
+        if not found.shards:
             raise _lost()
         await store.keystore()  # whoever moved a record to a new key made that key before
         return found.records

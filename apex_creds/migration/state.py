@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.cached import Document
 from apex_creds.documents.store import DocumentStore
 from apex_creds.migration.entries import Format
 
@@ -132,15 +132,13 @@ class MigrationState(
         return msgspec.structs.replace(self, sources=(*others, source))
 
 
-_documents: WeakKeyDictionary[DocumentStore, StateDocument[MigrationState]] = (
-    WeakKeyDictionary()
-)
+_documents: WeakKeyDictionary[DocumentStore, Document[MigrationState]] = WeakKeyDictionary()
 
 
-def migration_document(store: DocumentStore) -> StateDocument[MigrationState]:
+def migration_document(store: DocumentStore) -> Document[MigrationState]:
     """The document; one object for all that use it in this process."""
     found = _documents.get(store)
     if found is None:
-        found = StateDocument(store, name=DOCUMENT, empty=MigrationState())
+        found = Document(store, name=DOCUMENT, empty=MigrationState())
         _documents[store] = found
     return found

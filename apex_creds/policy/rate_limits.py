@@ -65,7 +65,7 @@ class LimitState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Persistence(Protocol):
-    """Where ``LimitState`` is kept; a ``StateDocument`` is one."""
+    """Where ``LimitState`` is kept; a ``Document`` is one."""
 
     async def change(self, change: Callable[[LimitState], LimitState]) -> LimitState:
         """Applies ``change`` by compare-and-set; it may be called again."""

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from msgspec.structs import replace
 
 from apex_creds.clocks import Moment
-from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.cached import Document
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError, UnknownKeyError
 from apex_creds.model import new_id
@@ -81,7 +81,7 @@ class EventBus:
     def __init__(
         self,
         store: DocumentStore,
-        document: StateDocument[RotationState],
+        document: Document[RotationState],
         *,
         reactor: Reactor,
     ) -> None:

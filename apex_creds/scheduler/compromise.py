@@ -12,20 +12,21 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
-from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.cached import Document
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError, UnknownKeyError
 from apex_creds.keys.keyset import Keyset
+from apex_creds.scheduler import dek_rotation
 from apex_creds.scheduler.orders import Numbers, labels_of, newest_below, request_key
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import RotationState
-from apex_creds.vault import dek, rotate
+from apex_creds.vault import rotate
 
 
 async def declare(
     store: DocumentStore,
-    document: StateDocument[RotationState],
+    document: Document[RotationState],
     *,
     level: Level,
     service: str = "",
@@ -55,7 +56,9 @@ async def declare(
         labels = labels_of(keystore, service) if level is Level.DEK else ()
         upto = newest_below(keystore, level, labels)
     if level is Level.DEK:
-        await dek.mark_compromised(store, _deks(keystore, upto, version=version), now=now)
+        await dek_rotation.mark_compromised(
+            store, _deks(keystore, upto, version=version), now=now
+        )
         return
     keks = keystore.root_header.keks
     if level is Level.KEK:
@@ -70,7 +73,7 @@ async def declare(
         most = state.compromised_master
         chosen = frozenset(v.version for v in keks.versions if v.parent <= most)
     await rotate.mark_keks_compromised(store, chosen, now=now)
-    await dek.mark_compromised(store, _deks(keystore, upto, under=chosen), now=now)
+    await dek_rotation.mark_compromised(store, _deks(keystore, upto, under=chosen), now=now)
 
 
 def _deks(

@@ -20,20 +20,23 @@ from typing import Final
 import anyio
 from msgspec.structs import replace
 
-from apex_creds.documents.cached import StateDocument
+from apex_creds.concurrency import off_loop
+from apex_creds.documents import key_versions, observe
+from apex_creds.documents.cached import Document
 from apex_creds.documents.keystore import Keystore
-from apex_creds.documents.records import Section
-from apex_creds.documents.store import DocumentStore, off_loop
+from apex_creds.documents.sections import Section
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, ConflictError
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.keys.passphrase import PassphraseProvider
+from apex_creds.scheduler import dek_rotation
 from apex_creds.scheduler.orders import adopt, by_time, request_key, undone
 from apex_creds.scheduler.policy import Level, NextFire
 from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
 from apex_creds.scheduler.rotation import Action, KeyView, MasterView, Step, View, plan
 from apex_creds.scheduler.sharing import ROTATION, Leader
 from apex_creds.scheduler.state import RotationState
-from apex_creds.vault import dek, observe, reseal, rotate
+from apex_creds.vault import reseal, rotate
 from apex_creds.vault.reseal import SECTION_NAMES, KekScan
 
 BY_HAND: Final = frozenset({Level.MASTER, Level.KEK})
@@ -82,7 +85,7 @@ class Engine:
     def __init__(
         self,
         store: DocumentStore,
-        document: StateDocument[RotationState],
+        document: Document[RotationState],
         *,
         next_fire: NextFire,
         movers: Mapping[str, Mover] | None = None,
@@ -120,7 +123,7 @@ class Engine:
         """
         state = await self.document.read()
         kek_use = await reseal.scan(self.store)
-        sections = [await self.store.section(name) for name in SECTION_NAMES]
+        sections = [await self.store.sections.read(name) for name in SECTION_NAMES]
         keystore = await self.store.keystore()
         many = len(keystore.body.deks)
         return await off_loop(many, lambda: self._seen(state, kek_use, sections, keystore))
@@ -135,7 +138,7 @@ class Engine:
         used: set[tuple[str, int]] = set()
         uses: dict[tuple[str, int], int] = {}
         for section in sections:
-            used |= dek.keys_in_use(section)
+            used |= section.keys_used
             uses.update(section.uses)
         keys = [_kek_view(keystore, kek_use)]
         keys += [
@@ -212,7 +215,7 @@ class Engine:
             group = _first_group([s for s in steps if s not in failed and s not in alone])
             if not group:
                 await self._forget_orders()
-                await self.store.note_reached()
+                await self.store.sections.note_generations()
                 return Outcome(done=tuple(done.elements()), failed=failed, by_hand=alone)
             try:
                 if any(done[step] >= _REPEATS for step in group):
@@ -279,8 +282,8 @@ class Engine:
             return
         if steps[0].action in (Action.ROTATE, Action.PROMOTE):
             replaces = {s.label: s.version for s in steps if s.action is Action.ROTATE}
-            await dek.promote_all(self.store, {s.label for s in steps}, now=now)
-            await dek.renew_all(self.store, replaces, now=now, replaces=replaces)
+            await key_versions.promote_all(self.store, {s.label for s in steps}, now=now)
+            await key_versions.renew_all(self.store, replaces, now=now, replaces=replaces)
             return
         for section, labels in _by_section(steps):
             await self._take_section(steps[0].action, section, labels, now)
@@ -296,10 +299,12 @@ class Engine:
                     if self.stopped:
                         return
         elif action is Action.RETIRE:
-            await dek.retire_unused(self.store, section, labels, now=now)
+            await dek_rotation.retire_unused(self.store, section, labels, now=now)
         else:
             grace = (await self.document.read()).policies.dek.grace
-            await dek.destroy_retired(self.store, section, labels, before=now - grace, now=now)
+            await dek_rotation.destroy_retired(
+                self.store, section, labels, before=now - grace, now=now
+            )
 
     async def _forget_orders(self) -> None:
         """Drops the orders that are done."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.cached import Document
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import CredentialNotFoundError
@@ -73,7 +73,7 @@ def newest_below(keystore: Keystore, level: Level, labels: Iterable[str]) -> dic
     return found
 
 
-async def order(document: StateDocument[RotationState], numbers: Numbers) -> None:
+async def order(document: Document[RotationState], numbers: Numbers) -> None:
     """Has keys renewed that are of these versions, or older; durable on return."""
     await document.change(lambda state: with_orders(state, numbers))
 
@@ -129,7 +129,7 @@ def _primary(keystore: Keystore, name: str) -> int:
     return 0 if keyset is None else keyset.primary.version
 
 
-async def adopt(store: DocumentStore, document: StateDocument[RotationState]) -> None:
+async def adopt(store: DocumentStore, document: Document[RotationState]) -> None:
     """Turns orders of an earlier program, which were by time, into orders by number.
 
     Its clock may have been wrong, so they are about every version that there is.

@@ -18,10 +18,11 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from apex_creds.concurrency import ATTEMPTS, off_loop, too_busy
 from apex_creds.documents.keystore import Keystore
-from apex_creds.documents.records import Record, Resealed, Section, reseal_records
-from apex_creds.documents.sections import Merged
-from apex_creds.documents.store import ATTEMPTS, DocumentStore, off_loop, too_busy
+from apex_creds.documents.records import Record, Resealed, Shard, reseal_records
+from apex_creds.documents.sections import Section
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     DecryptionError,
     InvalidInputError,
@@ -32,7 +33,6 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.scheduler.sharing import over_shards
 from apex_creds.telemetry import semconv, tracing
-from apex_creds.vault import dek
 
 PIECE: Final = 512
 """Records that one call of a worker thread encrypts."""
@@ -159,16 +159,16 @@ async def left(store: DocumentStore, section: str) -> int:
 
 async def _stale_shards(run: Run) -> list[str]:
     """The documents of a shared section that have records to do."""
-    section = await run.store.section(run.section)
+    section = await run.store.sections.read(run.section)
     keystore = await run.store.keystore()
-    assert isinstance(section, Merged)
-    return [n for n, part in section.parts.items() if _any_stale(part, keystore, run.labels)]
+    shards = section.shards.items()
+    return [name for name, shard in shards if _any_stale(shard, keystore, run.labels)]
 
 
 async def _todo(run: Run) -> list[Record]:
-    section = await run.store.section(run.section)
+    section = await run.store.sections.read(run.section)
     keystore = await run.store.keystore()
-    if run.within is not None and isinstance(section, Merged):
+    if run.within is not None:
         section = section.only(run.within)
     if not _any_stale(section, keystore, run.labels):
         return []
@@ -178,10 +178,12 @@ async def _todo(run: Run) -> list[Record]:
     return found[::-1] if run.pace.backwards else found
 
 
-def _any_stale(section: Section, keystore: Keystore, labels: frozenset[str] | None) -> bool:
+def _any_stale(
+    section: Section | Shard, keystore: Keystore, labels: frozenset[str] | None
+) -> bool:
     return any(
         _is_stale(keystore, bytes.fromhex(key), version, labels)
-        for key, version in dek.keys_in_use(section)
+        for key, version in section.keys_used
     )
 
 
@@ -223,7 +225,7 @@ def _let_go(*lists: list[Resealed] | list[Record]) -> None:
 
 
 async def _slice_size(run: Run) -> int:
-    section = await run.store.section(run.section)
+    section = await run.store.sections.read(run.section)
     return run.pace.slice_records or max(MIN_SLICE, -(-len(section.records) // SLICES))
 
 
@@ -294,7 +296,7 @@ async def _commit(run: Run, pairs: Sequence[Resealed]) -> int:
 
     only = None if run.within is None else [pair.old.info.name for pair in pairs]
     try:
-        await run.store.commit_section(run.section, change, only=only)
+        await run.store.sections.commit(run.section, change, only=only)
     except _NothingLeft:
         return 0
     return replaced

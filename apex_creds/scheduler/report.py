@@ -140,7 +140,7 @@ async def undone(engine: Engine) -> Undone:
 async def _lines(store: DocumentStore, view: View) -> AsyncIterator[VersionLine]:
     protects: Counter[tuple[str, int]] = Counter()
     for name in SECTION_NAMES:
-        records = (await store.section(name)).records.values()
+        records = (await store.sections.read(name)).records.values()
         protects.update((key.hex(), version) for key, version in (r.key for r in records))
     for line in _masters(view):
         yield line

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from apex_creds.clocks import Moment
-from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.cached import Document
 from apex_creds.documents.store import DocumentStore
 from apex_creds.scheduler.events import DEFAULT_TABLE, Event, Reaction, Table
 from apex_creds.scheduler.policy import Policies
@@ -84,9 +84,9 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tampering: tuple[str, ...] = ()
 
 
-def rotation_document(store: DocumentStore) -> StateDocument[RotationState]:
+def rotation_document(store: DocumentStore) -> Document[RotationState]:
     """The document of a vault."""
-    return StateDocument(store, name=DOCUMENT, empty=RotationState(), takes_away=_alarms)
+    return Document(store, name=DOCUMENT, empty=RotationState(), takes_away=_alarms)
 
 
 def _alarms(before: RotationState, after: RotationState) -> bool:

@@ -8,6 +8,7 @@ as that is when the change is committed, so none is ever left under a destroyed 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -18,14 +19,13 @@ from apex_creds.clocks import Moment
 from apex_creds.crypto import envelope
 from apex_creds.crypto.envelope import Context
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.cached import StateDocument
-from apex_creds.documents.keystore import Keystore, KeystoreBody
-from apex_creds.documents.store import ATTEMPTS, DocumentStore
-from apex_creds.errors import ConflictError, UnknownKeyError
-from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.documents import key_versions
+from apex_creds.documents.cached import Document
+from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.store import DocumentStore
+from apex_creds.errors import UnknownKeyError
 from apex_creds.model import Clock
 from apex_creds.policy.access_state import AccessState, takes_away
-from apex_creds.vault import dek
 from apex_creds.vault.vault import Vault
 
 DOCUMENT: Final = "access"
@@ -35,20 +35,16 @@ DEK_LABEL: Final = "access/factors"
 Change = Callable[[AccessState, Keystore], AccessState]
 
 # By the id of their store, which a document keeps alive.
-_documents: WeakValueDictionary[int, StateDocument[AccessState]] = WeakValueDictionary()
+_documents: WeakValueDictionary[int, Document[AccessState]] = WeakValueDictionary()
 
 
-def access_document(store: DocumentStore) -> StateDocument[AccessState]:
+def access_document(store: DocumentStore) -> Document[AccessState]:
     """The document; one object for all that use it in this process."""
     found = _documents.get(id(store))
     if found is None:
-        found = StateDocument(store, name=DOCUMENT, empty=AccessState(), takes_away=takes_away)
+        found = Document(store, name=DOCUMENT, empty=AccessState(), takes_away=takes_away)
         _documents[id(store)] = found
     return found
-
-
-class _KeysMoved(Exception):  # noqa: N818 - a signal, never seen outside
-    """The key store in memory is not current; read it and compute again."""
 
 
 class Access:
@@ -71,22 +67,16 @@ class Access:
         return await self.document.read()
 
     async def change(self, change: Change) -> AccessState:
-        """Commits ``change(state, keystore)``; see ``StateDocument.change``.
+        """Commits ``change(state, keystore)``; see ``Document.change_keyed``.
 
         Raises:
             ConflictError: Other writers were first, again and again.
         """
-        for _ in range(ATTEMPTS):
-            await self._store.keystore()
-            try:
-                return await self.document.change(lambda s: change(s, self._keystore()))
-            except _KeysMoved:
-                continue
-        raise ConflictError("Other writers keep changing the key store.", hint="Try again.")
+        return await self.document.change_keyed(change)
 
     async def ensure_key(self) -> None:
         """Makes the DEK that ``seal`` uses, where there is none yet."""
-        await dek.ensure(self._store, [DEK_LABEL], now=self.clock.time())
+        await key_versions.ensure(self._store, [DEK_LABEL], now=self.clock.time())
 
     async def open(self, record_id: str, sealed: bytes) -> SecretBytes:
         """The secret in an envelope, in locked memory; the caller closes it.
@@ -118,24 +108,15 @@ class Access:
             Whether no old version is left that could decrypt.
         """
         now = self.clock.time()
-        await dek.renew(self._store, DEK_LABEL, now=now)
+        await key_versions.renew(self._store, DEK_LABEL, now=now)
         state = await self.change(self._moved)
-        used = {envelope.header(sealed)[1] for sealed in _sealed(state)}
-
-        def destroy(body: KeystoreBody) -> KeystoreBody:
-            deks = tuple(
-                _destroyed(keyset, used, now) if keyset.label == DEK_LABEL else keyset
-                for keyset in body.deks
-            )
-            return body if deks == body.deks else msgspec.structs.replace(body, deks=deks)
-
-        after = await self._store.commit_keystore(destroy)
-        keyset = after.by_label.get(DEK_LABEL)
-        versions = keyset.versions if keyset else ()
-        for version in versions:
-            if keyset and version.state is KeyState.DESTROYED:
-                after.hierarchy.forget(keyset.id, version.version)
-        return all(version.state not in _LIVE for version in versions)
+        headers = [envelope.header(sealed) for sealed in _sealed(state)]
+        used = {(key_id.hex(), version) for key_id, version in headers}
+        keyset = (await self._store.keystore()).by_label.get(DEK_LABEL)
+        if keyset is not None:
+            step = partial(key_versions.destroy_now, now=now)
+            await key_versions.step_spent(self._store, [keyset], used, step)
+        return key_versions.is_alone((await self._store.keystore()).by_label.get(DEK_LABEL))
 
     def moment(self) -> Moment:
         """This moment, on both clocks."""
@@ -174,12 +155,6 @@ class Access:
 
     # -- inside ------------------------------------------------------------------
 
-    def _keystore(self) -> Keystore:
-        found = self._store.keystore_now()
-        if found is None:
-            raise _KeysMoved
-        return found
-
     def _open(self, keystore: Keystore, record_id: str, sealed: bytes) -> SecretBytes:
         return envelope.decrypt(keystore.dek, sealed, context=self._context(record_id))
 
@@ -211,17 +186,5 @@ class Access:
         )
 
 
-_LIVE: Final = frozenset({KeyState.ACTIVE, KeyState.RETIRED})
-
-
 def _sealed(state: AccessState) -> list[bytes]:
     return [f.sealed for f in state.factors] + [r.sealed for r in state.recovery]
-
-
-def _destroyed(keyset: Keyset, used: set[int], now: float) -> Keyset:
-    for version in keyset.versions:
-        if version.state in _LIVE and version.version not in used:
-            if version.state is KeyState.ACTIVE:
-                keyset = keyset.retire(version.version, now=now)
-            keyset = keyset.destroy(version.version, now=now)
-    return keyset

@@ -202,7 +202,7 @@ class Anchor:
         elif kept is not None and kept.accepted != accepted:
             return
         base = None if self._replace else kept
-        known, seen = base.documents if base else {}, self._store.seen.generations()
+        known, seen = base.documents if base else {}, self._store.rollback.generations()
         merged = {name: max(known.get(name, 0), at) for name, at in seen.items()}
         documents = {n: at for n, at in {**known, **merged}.items() if self._states(n, at)}
         signed = (base.checkpoint if base else None, self._signed, checkpoint)
@@ -214,7 +214,7 @@ class Anchor:
             keeper.write_anchor(vault_id=self._key.vault_id, text=_ascii(note))
         self._accepted, self._replace = accepted, False
         self._signed = checkpoint or self._signed
-        self._store.seen.expect(documents)
+        self._store.rollback.require(documents)
 
     def _kept(self, keeper: AnchorStore) -> Anchored | None:
         text = keeper.read_anchor(vault_id=self._key.vault_id)

@@ -110,7 +110,7 @@ class VaultLog:
     def follow(self, store: DocumentStore) -> None:
         """Has what a store commits and reads anchored: soon, or at once where it asks."""
         if self.anchor.keeps:
-            store.anchor, store.seen.on_raised = self.keep_anchor, self.log.tell_soon
+            store.anchor, store.rollback.on_raised = self.keep_anchor, self.log.tell_soon
 
     async def keep_anchor(self) -> None:
         """Anchors what was authenticated, before what took it away is acknowledged.
@@ -185,8 +185,8 @@ async def open_log(
         anchor = Anchor(keeper, key=key, store=store, home=home)
         anchored, behind = await _compare(anchor, accept=accept)
         if anchored is not None and not accept_rollback:
-            store.expect(anchored.documents)
-            store.seen.expect(anchored.documents)
+            store.sections.require(anchored.documents)
+            store.rollback.require(anchored.documents)
         config = (await home_config(home)).audit
         directory = audit_directory(home)
         hub = await open_destinations(destinations, config.to, clock=clock)

@@ -27,11 +27,13 @@ import msgspec
 
 from apex_creds.audit.checkpoint import LogKey
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.concurrency import off_loop
 from apex_creds.crypto import signing
 from apex_creds.documents.document import parse
-from apex_creds.documents.keystore import Keystore, Masters
-from apex_creds.documents.records import Section, open_record
-from apex_creds.documents.store import DocumentStore, off_loop
+from apex_creds.documents.keystore import Keystore, MasterKeySource
+from apex_creds.documents.records import open_record
+from apex_creds.documents.sections import Section
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
@@ -258,13 +260,13 @@ async def examine(
         IntegrityError: A document, key or record is not what the vault wrote.
         AuditTamperedError: The log does not verify.
     """
-    store = DocumentStore(storage, clock=clock, masters=Masters(provider))
+    store = DocumentStore(storage, clock=clock, masters=MasterKeySource(provider))
     try:
         keystore = await store.unseal()
         genesis.map_names(storage, keystore)
         await reseal.scan(store)
         count = 0
-        for section in [await store.section(name) for name in reseal.SECTION_NAMES]:
+        for section in [await store.sections.read(name) for name in reseal.SECTION_NAMES]:
             await off_loop(len(section.records), partial(_open_all, section, keystore))
             count += len(section.records)
         events, head = await _check_log(storage.root, keystore)
@@ -370,7 +372,7 @@ async def check_signature(where: Path, *, provider: MasterKeyProvider, clock: Cl
     """
     _, text, signature = read_manifest(where)
     storage = FileStorage(where)
-    store = DocumentStore(storage, clock=clock, masters=Masters(provider))
+    store = DocumentStore(storage, clock=clock, masters=MasterKeySource(provider))
     try:
         with open_signing_key(await store.unseal()) as signer:
             signing.verify(signer.public, _SIGNED + text, signature)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from apex_creds.documents.keystore import Keystore
-from apex_creds.documents.records import Section
+from apex_creds.documents.sections import Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import VaultSealedError
 from apex_creds.keys.keyset import Keyset, KeyState
@@ -67,7 +67,9 @@ class KeyGauges:
             keystore = self._store.unsealed()
         except VaultSealedError:
             return 0
-        return sum(self._left(section, keystore) for section in self._store.in_memory())
+        return sum(
+            self._left(section, keystore) for section in self._store.sections.in_memory()
+        )
 
     def _left(self, section: Section, keystore: Keystore) -> int:
         known = self._counted.get(section.name)
@@ -111,8 +113,7 @@ def _ages(level: str, keysets: tuple[Keyset, ...], now: float) -> Iterator[KeyAg
 
 def _count(section: Section, keystore: Keystore) -> int:
     primary = {key: keyset.primary.version for key, keyset in keystore.by_id.items()}
-    used = section.header.keys_used if section.header is not None else ()
-    if all(primary.get(bytes.fromhex(key)) == version for key, version in used):
+    if all(primary.get(bytes.fromhex(key)) == at for key, at in section.keys_used):
         return 0
     keys = (record.key for record in section.records.values())
     return sum(primary.get(key) != version for key, version in keys)

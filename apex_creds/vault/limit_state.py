@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.cached import Document
 from apex_creds.vault.vault import Vault
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 DOCUMENT: Final = "limits"
 
 
-def limit_document(vault: Vault) -> StateDocument[LimitState]:
+def limit_document(vault: Vault) -> Document[LimitState]:
     """The document; a new object each time, to be used in one event loop."""
     from apex_creds.policy.rate_limits import LimitState
 
-    return StateDocument(vault._store, name=DOCUMENT, empty=LimitState())
+    return Document(vault._store, name=DOCUMENT, empty=LimitState())

@@ -130,7 +130,7 @@ class Locking(Granting):
     def heed_lockdown(self) -> None:
         """From now on no key is kept while the vault is locked down."""
         self._store.for_operator = False
-        self._store.seal_if_locked()
+        self._store.seal_if_locked_down()
 
     def tell_revoked(self, plugin: str | None, credential: str | None) -> None:
         """Ends what is open in this process: of a plugin, a credential, both, or all."""

@@ -13,7 +13,8 @@ import msgspec
 
 from apex_creds.audit.events import EventKind
 from apex_creds.documents.keystore import Keystore
-from apex_creds.documents.records import Record, Section
+from apex_creds.documents.records import Record
+from apex_creds.documents.sections import Section
 from apex_creds.errors import CredentialNotFoundError
 from apex_creds.model import SECTIONS, CredentialInfo, Delivery, Origin, Sensitivity
 from apex_creds.vault.values import marked, parse_level
@@ -67,7 +68,7 @@ async def edit(
     vault.record(
         EventKind.PUT, credential=name, detail=_in_words(challenge, level, places, how)
     )
-    await vault.store.commit_section(section, change, only=[name])
+    await vault.store.sections.commit(section, change, only=[name])
     assert made is not None
     return made
 

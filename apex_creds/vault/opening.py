@@ -11,8 +11,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from apex_creds.documents.keystore import Masters
-from apex_creds.documents.shared import SharedStore
+from apex_creds.documents.keystore import MasterKeySource
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import VaultExistsError
 from apex_creds.fs.home import make_folders
@@ -61,16 +60,13 @@ async def note_place(home: Path, storage: Storage) -> None:
 
 
 async def open_documents(
-    home: Path, storage: Storage, *, clock: Clock, masters: Masters
+    home: Path, storage: Storage, *, clock: Clock, masters: MasterKeySource
 ) -> DocumentStore:
     """The documents of one vault, still sealed; see ``DocumentStore``.
 
     Raises:
         StorageError: The home of a vault elsewhere can't be made.
     """
-    several = shared(storage)
     if not isinstance(storage, FileStorage):
         await anyio.to_thread.run_sync(make_folders, home)
-    if several is None:
-        return DocumentStore(storage, clock=clock, masters=masters)
-    return SharedStore(several, clock=clock, masters=masters)
+    return DocumentStore(storage, clock=clock, masters=masters)

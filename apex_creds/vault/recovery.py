@@ -17,7 +17,8 @@ import msgspec
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.crypto import kdf, sealedbox
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.cached import StateDocument
+from apex_creds.documents import observe
+from apex_creds.documents.cached import Document
 from apex_creds.documents.document import Header, MasterRecord, RootHeader, parse
 from apex_creds.documents.keystore import Keystore, open_keystore, root_header
 from apex_creds.documents.store import DocumentStore, Rekeyed
@@ -34,7 +35,7 @@ from apex_creds.keys import ADOPTED, MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy, master_check
 from apex_creds.keys.provider import MasterKeyReceiver, hold
 from apex_creds.storage.base import Storage
-from apex_creds.vault import observe, rotate
+from apex_creds.vault import rotate
 from apex_creds.vault.vault import Vault
 
 __all__ = [
@@ -103,9 +104,9 @@ class RecoveryState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return "" if any(one.tested for one in current) else "it was never tried"
 
 
-def recovery_document(store: DocumentStore) -> StateDocument[RecoveryState]:
+def recovery_document(store: DocumentStore) -> Document[RecoveryState]:
     """The document of a vault."""
-    return StateDocument(store, name=DOCUMENT, empty=RecoveryState())
+    return Document(store, name=DOCUMENT, empty=RecoveryState())
 
 
 async def record(vault: Vault, made: Recovery) -> None:
@@ -279,7 +280,7 @@ async def note_provider(vault: Vault, provider: MasterKeyProvider) -> None:
         root = RootHeader(master=named, keks=found.root_header.keks)
         return Rekeyed(root=root, body=found.body, hierarchy=found.hierarchy)
 
-    await vault.store.commit_root(change)
+    await vault.store.commit_rekeyed(change)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,7 @@
 
 Guarantee: a document keeps its content and loses no concurrent write. ``KekScan.only``
 says that no document, key or KEK refers to another KEK version than the primary, and that
-no writer is left who could: each document was committed under the primary, so that a
-writer either read it after that, and knows the key store it was based on, or comes second.
+no writer is left who could: each commit is tied to the key store that it was computed from.
 """
 
 from __future__ import annotations
@@ -14,27 +13,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from apex_creds.concurrency import off_loop
 from apex_creds.crypto import envelope
-from apex_creds.documents.document import Header, check_mac, mac_of, pack, parse, unpack
+from apex_creds.documents.cached import Document
+from apex_creds.documents.document import Header, check_mac, parse
 from apex_creds.documents.keystore import Keystore
-from apex_creds.documents.rollback import missing, refuse_rollback
-from apex_creds.documents.store import ATTEMPTS, DocumentStore, off_loop, too_busy
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
-    ConflictError,
     IntegrityError,
-    SecretWipedError,
-    UnknownKeyError,
 )
 from apex_creds.keys.hierarchy import is_wrapped
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS
-from apex_creds.storage.base import STATE_DOCUMENTS, Data, Token
+from apex_creds.storage.base import STATE_DOCUMENTS
 
 SECTION_NAMES: Final = tuple(SECTIONS.values())
 DOCUMENTS: Final = (*SECTION_NAMES, *STATE_DOCUMENTS)
 """All that is sealed under KEK-derived keys, but for the key store itself."""
-
-_ABSENT: Final = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +68,12 @@ async def scan(store: DocumentStore) -> KekScan:
     Raises:
         IntegrityError: A document is not what this vault wrote.
     """
-    await store.settle()
+    await store.refresh_strict()
     documents: dict[str, int] = {}
     for name in SECTION_NAMES:
-        documents |= await store.kek_versions(name)
+        documents |= await store.sections.kek_versions(name)
     for name in STATE_DOCUMENTS:
-        documents[name] = await _state_version(store, name)
+        documents[name] = await _document(store, name).kek_version()
     keystore = await store.keystore()
     primary = keystore.root_header.keks.primary.version
     return KekScan(primary=primary, documents=documents, keys=wrapped_under(keystore))
@@ -103,21 +98,10 @@ async def reseal(store: DocumentStore, *names: str) -> None:
     Raises:
         ConflictError: Other writers were first, a hundred times.
     """
-    await store.recommit([name for name in names if name not in STATE_DOCUMENTS])
+    await store.sections.recommit([name for name in names if name not in STATE_DOCUMENTS])
     for name in names:
         if name in STATE_DOCUMENTS:
-            await _reseal_one(store, name)
-
-
-async def _reseal_one(store: DocumentStore, name: str) -> None:
-    for _ in range(ATTEMPTS):
-        try:
-            await _reseal_state(store, name)
-        except (ConflictError, SecretWipedError):
-            continue
-        await store.note(name)
-        return
-    raise too_busy(name)
+            await _document(store, name).reseal()
 
 
 async def authentic(store: DocumentStore, names: Collection[str]) -> dict[str, Header]:
@@ -136,59 +120,10 @@ async def authentic(store: DocumentStore, names: Collection[str]) -> dict[str, H
             keys = await store.keys_for(name, packed.header.kek_version)
             await off_loop(len(stored.data) >> 9, partial(check_mac, packed, keys))
             found[name] = packed.header
-            store.seen.note(name, (packed.header.generation, packed.mac))
+            store.rollback.register(name, (packed.header.generation, packed.mac))
     return found
 
 
-async def _state_version(store: DocumentStore, name: str) -> int:
-    while True:
-        token = store.storage.change_token(name)
-        known = store.seen.kek_version(name, token)
-        if known is not None:
-            return known
-        try:
-            found = await _read(store, name)
-        except UnknownKeyError:
-            await store.settle()
-            if store.storage.change_token(name) == token:
-                raise
-        else:
-            version = found[0].kek_version if found else _ABSENT
-            store.seen.note_kek_version(name, found[2] if found else None, version)
-            return version
-
-
-async def _reseal_state(store: DocumentStore, name: str) -> None:
-    before = await _read(store, name)
-    keystore = await store.keystore()  # after the document, as for every writer
-    keks = keystore.root_header.keks
-    header = Header(
-        vault_id=keystore.header.vault_id,
-        section=name,
-        generation=before[0].generation + 1 if before else 1,
-        kek_id=keks.id,
-        kek_version=keks.primary.version,
-        written=store.clock.time(),
-    )
-    keys = keystore.hierarchy.document_keys(name, header.kek_version)
-    data = pack(header, before[1] if before else b"", keys)
-    await store.storage.write(name, data, expected=before[2] if before else None)
-    store.seen.note(name, (header.generation, mac_of(data)))
-
-
-async def _read(store: DocumentStore, name: str) -> tuple[Header, Data, Token] | None:
-    """Header, body and token of a state document, checked; None where there is none."""
-    keystore = await store.keystore()
-    floor, seen = store.floor(name, keystore), store.seen.newest(name)
-    stored = await store.storage.read(name)
-    if stored is None:
-        if floor:
-            raise missing(name)
-        return None
-    packed = parse(stored.data, section=name, vault_id=keystore.header.vault_id)
-    keys = await store.keys_for(name, packed.header.kek_version)
-    body = unpack(packed, keys)
-    found = (packed.header.generation, packed.mac)
-    refuse_rollback(name, floor=floor, seen=seen, found=found)
-    store.seen.note(name, found)
-    return packed.header, body, stored.token
+def _document(store: DocumentStore, name: str) -> Document[bytes]:
+    """A document whose type nobody here knows."""
+    return Document(store, name=name, empty=b"")

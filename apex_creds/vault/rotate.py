@@ -21,6 +21,7 @@ import anyio
 from msgspec.structs import replace
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents import observe
 from apex_creds.documents.document import MasterRecord, RootHeader
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.store import DocumentStore, Rekeyed
@@ -40,7 +41,6 @@ from apex_creds.keys.hierarchy import (
     master_check,
 )
 from apex_creds.keys.keyset import Keyset, KeyState, grace_over
-from apex_creds.vault import observe
 from apex_creds.vault.reseal import scan, wrapped_under
 
 _MAX_TRIES: Final = 2000
@@ -70,7 +70,7 @@ async def rotate_kek(store: DocumentStore, *, replaces: int, now: float) -> Keys
                 return None
             return _rekeyed(found, master, record, now=now)
 
-        return await store.commit_root(change)
+        return await store.commit_rekeyed(change)
 
 
 @observe.rotating("master")
@@ -106,7 +106,7 @@ async def rotate_master(store: DocumentStore, *, replaces: int, now: float) -> K
             return _rekeyed(found, master, record, now=now)
 
         try:
-            after = await store.commit_root(change)
+            after = await store.commit_rekeyed(change)
         except ApexCredsError as error:
             if _was_not_written(store, error):
                 await _discard_unless_named(store, provider, vault_id, record)
@@ -270,7 +270,7 @@ async def _change_keks(
         root = RootHeader(master=found.root_header.master, keks=after)
         return Rekeyed(root=root, body=found.body, hierarchy=found.hierarchy)
 
-    await store.commit_root(commit)
+    await store.commit_rekeyed(commit)
     return moved
 
 

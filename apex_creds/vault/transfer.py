@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.concurrency import off_loop
 from apex_creds.documents.document import parse, unpack
 from apex_creds.documents.keystore import (
     Keystore,
@@ -25,9 +26,9 @@ from apex_creds.documents.keystore import (
     root_key,
     seal_keystore,
 )
-from apex_creds.documents.records import Record, Section, open_record, open_section
-from apex_creds.documents.sections import ShardNames, seal_part
-from apex_creds.documents.store import DocumentStore, off_loop
+from apex_creds.documents.records import Record, Shard, open_record, open_shard
+from apex_creds.documents.sections import Section, ShardNames, seal_shard
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
@@ -124,11 +125,11 @@ class _Copying:
         self._done = Copied()
         genesis.map_names(target, keystore)
         several = self._several
-        self._names = ShardNames(root_key(keystore), several.shards) if several else None
+        root = None if several is None else root_key(keystore)
+        self._names = ShardNames(root, several.shards if several else 0)
 
     def close(self) -> None:
-        if self._names is not None:
-            self._names.close()
+        self._names.close()
 
     async def until_it_stands(self, say: Callable[[str], None]) -> None:
         """Copies until nothing moved while it was copied."""
@@ -138,7 +139,7 @@ class _Copying:
             self._there, self._done = {}, Copied()
             for name in SECTIONS.values():
                 say(name)
-                await self._copy_section(await self._store.section(name))
+                await self._copy_section(await self._store.sections.read(name))
             for name in STATE_DOCUMENTS:
                 if name != _ONE_HOMES:
                     await self._copy_state(name)
@@ -183,18 +184,18 @@ class _Copying:
     async def _state(self) -> list[object]:
         """What moves when anything does that is copied."""
         keystore = await self._store.keystore()
-        sections = [await self._store.section(name) for name in SECTIONS.values()]
-        states = await _read_all(self._store.storage, STATE_DOCUMENTS)
+        sections = [await self._store.sections.read(name) for name in SECTIONS.values()]
+        states = await self._store.storage.read_many(STATE_DOCUMENTS)
         return [
             (keystore.header.generation, keystore.mac),
-            [(section.generation, section.mac) for section in sections],
+            [shard.mac for section in sections for shard in section.shards.values()],
             {name: stored.token for name, stored in states.items()},
         ]
 
     # -- sections --------------------------------------------------------------------
 
     async def _copy_section(self, section: Section) -> None:
-        if section.header is None:
+        if not section.shards:
             return
         wanted = list(self._divided(section).items())
         for at in range(0, len(wanted), _TOGETHER):
@@ -206,8 +207,6 @@ class _Copying:
     def _divided(self, section: Section) -> dict[str, Mapping[str, Record]]:
         """The documents that the target keeps a section in, and their records."""
         names = self._names
-        if names is None:
-            return {section.name: section.records}
         parts: dict[str, dict[str, Record]] = {name: {} for name in names.all(section.name)}
         for credential, record in section.records.items():
             parts[names.of(section.name, credential)][credential] = record
@@ -228,7 +227,7 @@ class _Copying:
             writes = []
             for name, records in stale.items():
                 before = found.get(name) or _nothing(name, None)
-                data, _ = seal_part(before, records, keystore, now=now)
+                data, _ = seal_shard(before, records, keystore, now=now)
                 writes.append(Write(name, data, before.token))
             return writes
 
@@ -243,7 +242,7 @@ class _Copying:
         self._there.update({name: found[name].generation for name in wanted})
 
     def _compare(
-        self, wanted: Mapping[str, Mapping[str, Record]], found: Mapping[str, Section]
+        self, wanted: Mapping[str, Mapping[str, Record]], found: Mapping[str, Shard]
     ) -> None:
         vault_id = bytes.fromhex(self._keystore.header.vault_id)
         for name, records in wanted.items():
@@ -253,19 +252,19 @@ class _Copying:
             for record in part.records.values():
                 open_record(record, vault_id=vault_id, find_key=self._keystore.dek).close()
 
-    async def _parts(self, names: Iterable[str]) -> dict[str, Section]:
+    async def _parts(self, names: Iterable[str]) -> dict[str, Shard]:
         """The documents in the target; empty where this vault's keys don't open one."""
-        stored = await _read_all(self._target, names)
+        stored = await self._target.read_many(names)
         size = sum(len(each.data) for each in stored.values())
         return await off_loop(
             size >> 9, lambda: {name: self._opened(name, each) for name, each in stored.items()}
         )
 
-    def _opened(self, name: str, stored: Stored) -> Section:
+    def _opened(self, name: str, stored: Stored) -> Shard:
         try:
             packed = parse(stored.data, section=name, vault_id=self._keystore.header.vault_id)
             keys = self._keystore.hierarchy.document_keys(name, packed.header.kek_version)
-            return open_section(packed, token=stored.token, keys=keys)
+            return open_shard(packed, token=stored.token, keys=keys)
         except IntegrityError:  # of a copy under keys that the source has left since
             return _nothing(name, stored.token)
 
@@ -273,8 +272,8 @@ class _Copying:
 
     async def _copy_state(self, name: str) -> None:
         """A state document is the same bytes everywhere; its keys must open them."""
-        stored = (await _read_all(self._store.storage, [name])).get(name)
-        there = (await _read_all(self._target, [name])).get(name)
+        stored = (await self._store.storage.read_many([name])).get(name)
+        there = (await self._target.read_many([name])).get(name)
         if stored is None:
             if there is not None:
                 self._refuse_finished()
@@ -284,7 +283,7 @@ class _Copying:
         unpack(packed, await self._store.keys_for(name, packed.header.kek_version))
         if there is None or there.data != stored.data:
             await self._write([Write(name, stored.data, there.token if there else None)])
-        again = (await _read_all(self._target, [name])).get(name)
+        again = (await self._target.read_many([name])).get(name)
         if again is None or again.data != stored.data:
             raise _not_given_back(name)
         self._there[name] = packed.header.generation
@@ -316,12 +315,8 @@ class _Copying:
             return
         self._refuse_finished()
         self._written.update(write.name for write in writes)
-        if self._several is not None:
-            await self._several.write_many(writes)
-            return
-        for write in writes:
-            assert write.data is not None
-            await self._target.write(write.name, write.data, expected=write.expected)
+        for some in [writes] if self._several else [[write] for write in writes]:
+            await self._target.write_many(some)
 
     def _refuse_finished(self) -> None:
         """Nothing is written into a vault."""
@@ -329,16 +324,8 @@ class _Copying:
             raise _exists()
 
 
-async def _read_all(storage: Storage, names: Iterable[str]) -> dict[str, Stored]:
-    several = shared(storage)
-    if several is not None:
-        return await several.read_many(names)
-    found = {name: await storage.read(name) for name in names}
-    return {name: stored for name, stored in found.items() if stored is not None}
-
-
-def _nothing(name: str, token: Token | None) -> Section:
-    return Section(name=name, token=token, header=None, mac="", records=_EMPTY)
+def _nothing(name: str, token: Token | None) -> Shard:
+    return Shard(name=name, token=token, header=None, mac="", records=_EMPTY)
 
 
 def _exists() -> VaultExistsError:

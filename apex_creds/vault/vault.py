@@ -21,11 +21,11 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.sinks import Destination
 from apex_creds.clocks import Ends
-from apex_creds.concurrency import BACKGROUND, Lock, running_loop
+from apex_creds.concurrency import ATTEMPTS, BACKGROUND, Lock, off_loop, running_loop
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.keystore import Keystore, Masters
+from apex_creds.documents.keystore import Keystore, MasterKeySource
 from apex_creds.documents.records import Record, open_record
-from apex_creds.documents.store import ATTEMPTS, DocumentStore, off_loop
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ConflictError,
     CredentialNotFoundError,
@@ -73,7 +73,6 @@ class Vault(Locking):
         self.ends = Ends(clock)
         """The time by which what ends is judged: it is not set back."""
         self._home = home
-        self._where: dict[str, str] = {}
         self._closing = Lock()
         self._id = store.unsealed().header.vault_id
         self._id_bytes = bytes.fromhex(self._id)
@@ -203,7 +202,7 @@ class Vault(Locking):
         storage: Storage | str | None = None,
     ) -> Self:
         place = storage_at(resolve_home(home), storage)
-        masters = Masters(provider, first=first_key, home=resolve_home(home))
+        masters = MasterKeySource(provider, first=first_key, home=resolve_home(home))
         store = await open_documents(resolve_home(home), place, clock=clock, masters=masters)
         try:
             keystore = await _unsealed(store, resolve_home(home))
@@ -354,7 +353,7 @@ class Vault(Locking):
 
     async def list(self) -> list[CredentialInfo]:
         """The metadata of all credentials, sorted by name."""
-        sections = await self._store.sections(_SECTION_NAMES)
+        sections = await self._store.sections.read_all(_SECTION_NAMES)
         found = (record.info for section in sections for record in section.records.values())
         return sorted(found, key=lambda info: info.name)
 
@@ -423,33 +422,22 @@ class Vault(Locking):
             CredentialNotFoundError: There is none.
         """
         for section in _SECTION_NAMES:
-            found = (await self._store.section(section)).records.get(name)
+            found = (await self._store.sections.read(section)).records.get(name)
             if found is not None:
                 return found
         raise _not_found()
 
     async def _find_with_key(self, name: str) -> Record:
-        """The record, with a key store in memory that is sure to have its key.
-
-        That is so if it is current after the section was read, and the section still is.
-        """
-        if self._store.shared is not None:
-            facts = await self.facts(name)
-            if facts.record is None:
-                raise _not_found()
-            return facts.record
-        for _ in range(ATTEMPTS):
-            record = await self.find(name)
-            await self._store.keystore()
-            section = self._store.section_now(SECTIONS[record.info.kind])
-            if section is not None and section.records.get(name) is record:
-                return record
-        raise ConflictError("Other writers keep changing that credential.", hint="Try again.")
+        """The record, with a key store in memory that is sure to have its key."""
+        found = (await self.facts(name)).record
+        if found is None:
+            raise _not_found()
+        return found
 
     async def refresh(self) -> None:
         """Brings the key store and every section in memory up to date."""
         await self._store.keystore()
-        await self._store.sections(_SECTION_NAMES)
+        await self._store.sections.read_all(_SECTION_NAMES)
 
     def facts_now(self, name: str) -> Facts | None:
         """The grants and the record of that name, as stored now; without waiting.
@@ -457,19 +445,11 @@ class Vault(Locking):
         Returns:
             None where memory is not current, so that ``refresh`` is needed first.
         """
-        keystore = self._store.keystore_now()
-        if keystore is None:
-            return None
-        known = self._where.get(name)
-        if known is not None:
-            section = self._store.section_now(known)
-            if section is not None and name in section.records:
-                return Facts(keystore.grants, section.records[name])
-        return finding.search_now(self._store, name, keystore.grants, self._where)
+        return finding.facts_now(self._store, name)
 
     async def facts(self, name: str) -> Facts:
         """As ``facts_now``, as of some moment after the call."""
-        return await finding.facts(self._store, name, self._where)
+        return await finding.facts(self._store, name)
 
     def release(self, record: Record, event: bytes) -> Opened:
         """The only exit of plaintext: writes ``event``, then decrypts into locked memory.

@@ -24,9 +24,12 @@ from typing import Final, TypeVar
 import anyio
 import anyio.lowlevel
 
+from apex_creds.concurrency import off_loop
+from apex_creds.documents import key_versions, observe
 from apex_creds.documents.keystore import Keystore
-from apex_creds.documents.records import Record, Section, seal_record
-from apex_creds.documents.store import DocumentStore, off_loop
+from apex_creds.documents.records import Record, seal_record
+from apex_creds.documents.sections import Section
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ConflictError, CredentialExistsError, InvalidInputError
 from apex_creds.model import (
     SECTIONS,
@@ -36,7 +39,6 @@ from apex_creds.model import (
     check_name,
     check_time,
 )
-from apex_creds.vault import dek, observe
 from apex_creds.vault.values import (
     Deletion,
     PutItem,
@@ -111,8 +113,10 @@ async def finish_removals(store: DocumentStore, *, clock: Clock) -> bool | None:
     """
     done = None
     for section in SECTIONS.values():
-        for label in await dek.left_behind(store, section):
-            destroyed = await dek.destroy_unused(store, section, label, now=clock.time())
+        for label in await key_versions.left_behind(store, section):
+            destroyed = await key_versions.destroy_unused(
+                store, section, label, now=clock.time()
+            )
             done = destroyed and done is not False
     return done
 
@@ -149,10 +153,10 @@ async def _put(
             written[item.name] = _seal(info, item, keystore)
         return {**replaced, **written}
 
-    known = (await store.section(section)).records
+    known = (await store.sections.read(section)).records
     labels = await off_loop(len(items), partial(_labels, section, items, known))
-    await dek.ensure(store, labels, now=clock.time())
-    await store.commit_section(section, change, only=[item.name for item in items])
+    await key_versions.ensure(store, labels, now=clock.time())
+    await store.sections.commit(section, change, only=[item.name for item in items])
     try:
         await _refuse_taken(store, section, written)
     except CredentialExistsError:
@@ -169,20 +173,20 @@ def _labels(section: str, items: Iterable[PutItem], known: Mapping[str, Record])
 async def _remove(
     store: DocumentStore, section: str, name: str, *, clock: Clock
 ) -> Deletion | None:
-    record = (await store.section(section)).records.get(name)
+    record = (await store.sections.read(section)).records.get(name)
     if record is None:
         return None
     label, now = dek_label(record.info), clock.time()
     with observe.triggered("deletion"):
-        await dek.renew(store, label, now=now)
-    overwritten = await dek.move_records(store, section, label, without=name)
-    destroyed = await dek.destroy_unused(store, section, label, now=now)
+        await key_versions.renew(store, label, now=now)
+    overwritten = await key_versions.move_records(store, section, label, without=name)
+    destroyed = await key_versions.destroy_unused(store, section, label, now=now)
     return Deletion(name=name, shredded=destroyed, overwritten=overwritten)
 
 
 async def _refuse_taken(store: DocumentStore, section: str, names: Collection[str]) -> None:
     others = [other for other in SECTIONS.values() if other != section]
-    found = await store.sections(others)
+    found = await store.sections.read_all(others)
 
     def taken() -> bool:
         return any(name in other.records for other in found for name in names)
@@ -213,7 +217,7 @@ async def _withdraw(
         return kept | {name: replaced[name] for name in ours & set(replaced)}
 
     with anyio.CancelScope(shield=True):
-        await store.commit_section(section, change, only=written)
+        await store.sections.commit(section, change, only=written)
 
 
 def _seal(info: CredentialInfo, item: PutItem, keystore: Keystore) -> Record:

@@ -15,7 +15,7 @@ import pytest
 from apex_creds.cli import app, command
 from apex_creds.cli.command import Settings
 from apex_creds.clocks import SystemClock
-from apex_creds.vault import dek
+from apex_creds.documents import key_versions
 from tests.support.commands import PROGRAM
 
 
@@ -124,7 +124,7 @@ def test_doctor_finds_an_interrupted_deletion(cli, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(dek, "destroy_unused", interrupted)
+        patch.setattr(key_versions, "destroy_unused", interrupted)
         assert cli("rm", "a", "--yes").code == 130
     done = cli("doctor", "--json")
     assert done.code == 0

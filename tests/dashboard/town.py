@@ -10,6 +10,7 @@ import anyio
 
 from apex_creds import ApiKey, CredentialMiddleware, Vault, current_credentials, parse_manifest
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents import key_versions
 from apex_creds.errors import AccessDeniedError
 from apex_creds.model import Origin, Sensitivity
 from apex_creds.policy.grants import GrantDecision
@@ -17,7 +18,7 @@ from apex_creds.policy.manifest import Manifest
 from apex_creds.policy.totp import TotpSettings, code_at
 from apex_creds.scheduler.reencrypt import Pace, reencrypt
 from apex_creds.scheduler.worker import RotationWorker
-from apex_creds.vault import dek, rotate
+from apex_creds.vault import rotate
 from apex_creds.vault.factors import Factors
 from apex_creds.vault.requests import QueueConsent
 from apex_creds.vault.values import PutItem
@@ -122,7 +123,7 @@ class Town:
     async def half_rotate(self, label: str, *, moved: int) -> None:
         """A new key for a service; of its credentials, only some are under it yet."""
         store = self.vault.store
-        await dek.renew(store, label, now=self.vault.clock.time())
+        await key_versions.renew(store, label, now=self.vault.clock.time())
         pace = Pace(slice_records=moved)
         async for _ in reencrypt(store, label.partition("/")[0], labels=[label], pace=pace):
             break

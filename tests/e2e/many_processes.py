@@ -271,7 +271,7 @@ async def judge_vault(home: Path, story: Story) -> None:
             states = [version.state for version in keyset.versions]
             assert states.count(KeyState.PRIMARY) == 1, (keyset.label, states)
         for section in SECTIONS.values():
-            for record in (await vault.store.section(section)).records.values():
+            for record in (await vault.store.sections.read(section)).records.values():
                 state = keystore.by_id[record.key[0]].get(record.key[1]).state
                 assert state is not KeyState.DESTROYED
 

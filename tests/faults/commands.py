@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from apex_creds.documents import key_versions
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey
-from apex_creds.vault import Vault, dek
+from apex_creds.vault import Vault
 from apex_creds.vault.backup import backup
 
 CANARY: Final = "canary-5f1c"
@@ -121,7 +122,7 @@ class World:
 
     async def _live_versions(self) -> list[str]:
         async with await Vault.unseal(self.home) as vault:
-            return await dek.left_behind(vault.store, "api_keys")
+            return await key_versions.left_behind(vault.store, "api_keys")
 
     def leftovers(self) -> list[str]:
         odd = re.compile(r"\.(?:tmp|new|partial|tar\.tmp)$|^\.restoring-")

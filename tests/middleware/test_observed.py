@@ -160,11 +160,11 @@ async def test_keys_and_leaks(world: World) -> None:
 
 
 async def test_records_left_while_a_key_moves(world: World) -> None:
-    from apex_creds.vault import dek
+    from apex_creds.documents import key_versions
 
     with recording() as seen:
         label = "api_keys/key"
-        await dek.renew(world.vault._store, label, now=world.clock.time())
+        await key_versions.renew(world.vault._store, label, now=world.clock.time())
         await world.vault.refresh()
         assert sum(seen.values(semconv.RECORDS_LEFT).values()) >= 1
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.sections import ShardNames
-from apex_creds.documents.shared import SharedStore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.scheduler import sharing
 from apex_creds.storage.base import Leadership
@@ -92,10 +92,10 @@ class SharedWorld(World):
 
     def documents(self, life: Mortal) -> DocumentStore:
         storage = ChaoticShare(self.storage, self.chaos, life)
-        return SharedStore(storage, clock=self.clock, masters=self.masters(life))
+        return DocumentStore(storage, clock=self.clock, masters=self.masters(life))
 
 
-def _number(names: ShardNames, credential: str) -> int:
+def _number(names: ShardNames, _key: SecretBytes, credential: str) -> int:
     """A seed replays only if it does not depend on a random key."""
     return zlib.crc32(credential.encode()) % names._count
 

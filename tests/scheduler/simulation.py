@@ -24,7 +24,7 @@ from unittest import mock
 from msgspec.structs import replace
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.keystore import Keystore, Masters
+from apex_creds.documents.keystore import Keystore, MasterKeySource
 from apex_creds.documents.records import open_record
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ConflictError, MasterKeyNotFoundError
@@ -233,8 +233,8 @@ class World:
             masters=self.masters(life),
         )
 
-    def masters(self, life: Mortal) -> Masters:
-        return Masters(ChaoticProvider(self.ring, self.chaos, life))
+    def masters(self, life: Mortal) -> MasterKeySource:
+        return MasterKeySource(ChaoticProvider(self.ring, self.chaos, life))
 
 
 class Reactor:
@@ -376,9 +376,9 @@ def _allowed(world: World, name: str) -> set[str | None]:
 async def read(store: DocumentStore, section: str, name: str) -> str | None:
     """As ``Vault._find_with_key`` and ``release`` do it."""
     while True:
-        record = (await store.section(section)).records.get(name)
+        record = (await store.sections.read(section)).records.get(name)
         keystore = await store.keystore()
-        now = store.section_now(section)
+        now = store.sections.now(section)
         if now is None or now.records.get(name) is not record:
             continue
         if record is None:
@@ -448,7 +448,7 @@ async def _readable(worker: Worker) -> None:
         states = [version.state for version in keyset.versions]
         assert states.count(KeyState.PRIMARY) == 1
     for section in SECTIONS.values():
-        for record in (await fresh.store.section(section)).records.values():
+        for record in (await fresh.store.sections.read(section)).records.values():
             state = keystore.by_id[record.key[0]].get(record.key[1]).state
             assert state in (KeyState.PRIMARY, KeyState.ACTIVE, KeyState.RETIRED)
 

@@ -7,20 +7,23 @@ its end, without any grace. What the slow one is told is stored must open afterw
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from apex_creds.documents.keystore import Masters
+from apex_creds.documents import key_versions
+from apex_creds.documents.keystore import MasterKeySource
 from apex_creds.documents.store import DocumentStore
 from apex_creds.model import ApiKey
+from apex_creds.scheduler import dek_rotation
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.orders import labels_of, newest
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.reencrypt import reencrypt
 from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.storage.base import Token, Write, WriteResult
 from apex_creds.storage.memory_storage import MemoryStorage
-from apex_creds.vault import dek, genesis, writing
+from apex_creds.vault import genesis, writing
 from apex_creds.vault.values import PutItem
 from tests.scheduler.simulation import Chaos, ChaoticProvider, Keyring, Mortal, read
 from tests.support.vaults import FakeClock, NoNote
@@ -39,12 +42,19 @@ class Gate:
     def __getattr__(self, name: str) -> object:
         return getattr(self.inner, name)
 
-    async def write(self, name: str, data: bytes, **options: object) -> object:
-        if name == self.name:
+    async def write(
+        self, name: str, data: bytes, *, expected: Token | None, shred: bool = False
+    ) -> WriteResult:
+        return (await self.write_many([Write(name, data, expected)], shred=shred))[0]
+
+    async def write_many(
+        self, writes: Sequence[Write], *, shred: bool = False
+    ) -> list[WriteResult]:
+        if self.name in [write.name for write in writes if write.data is not None]:
             self.name = ""
             self.reached.set()
             await self.open.wait()
-        return await self.inner.write(name, data, **options)
+        return await self.inner.write_many(writes, shred=shred)
 
 
 class Two:
@@ -58,7 +68,7 @@ class Two:
         self.gate = Gate(self.storage)
 
     def process(self, storage: object) -> DocumentStore:
-        return DocumentStore(storage, clock=self.clock, masters=Masters(self.provider))
+        return DocumentStore(storage, clock=self.clock, masters=MasterKeySource(self.provider))
 
     async def start(self) -> None:
         made = await genesis.create(
@@ -135,7 +145,7 @@ async def test_a_put_into_an_existing_section(two: Two, level: Level) -> None:
 @pytest.mark.parametrize("level", list(Level))
 async def test_a_put_for_a_key_that_nothing_uses(two: Two, level: Level) -> None:
     """No record moves, so only the fence stops the writer who has the old key."""
-    await dek.ensure(two.quick, ["api_keys/service"], now=two.clock.now)
+    await key_versions.ensure(two.quick, ["api_keys/service"], now=two.clock.now)
     await two.put(two.quick, "other", "value", "other")
     await two.meanwhile(
         "api_keys",
@@ -148,7 +158,7 @@ async def test_a_put_for_a_key_that_nothing_uses(two: Two, level: Level) -> None
 @pytest.mark.parametrize("level", list(Level))
 async def test_the_first_put_of_a_section(two: Two, level: Level) -> None:
     """The document does not exist, so nothing in it tells which KEK it will be under."""
-    await dek.ensure(two.quick, ["api_keys/service"], now=two.clock.now)
+    await key_versions.ensure(two.quick, ["api_keys/service"], now=two.clock.now)
     await two.meanwhile(
         "api_keys",
         lambda: two.put(two.slow, "new", "a new value", "service"),
@@ -185,7 +195,7 @@ async def test_a_slice_whose_new_key_was_replaced_and_destroyed(two: Two) -> Non
     """Sealed under version 2, while another one went on to version 3 and destroyed 2."""
     label = "api_keys/service"
     await two.put(two.quick, "a", "value a", "service")
-    await dek.renew(two.quick, label, now=two.clock.now)
+    await key_versions.renew(two.quick, label, now=two.clock.now)
 
     async def slowly() -> None:
         async for _ in reencrypt(two.slow, "api_keys"):
@@ -193,9 +203,11 @@ async def test_a_slice_whose_new_key_was_replaced_and_destroyed(two: Two) -> Non
 
     async def quickly() -> None:
         now = two.clock.now
-        await dek.renew(two.quick, label, now=now)
-        assert await dek.retire_unused(two.quick, "api_keys", [label], now=now)
-        assert await dek.destroy_retired(two.quick, "api_keys", [label], before=now, now=now)
+        await key_versions.renew(two.quick, label, now=now)
+        assert await dek_rotation.retire_unused(two.quick, "api_keys", [label], now=now)
+        assert await dek_rotation.destroy_retired(
+            two.quick, "api_keys", [label], before=now, now=now
+        )
 
     await two.meanwhile("api_keys", slowly, quickly)
     await two.all_of({"a": "value a"})
@@ -204,7 +216,7 @@ async def test_a_slice_whose_new_key_was_replaced_and_destroyed(two: Two) -> Non
 async def test_a_slice_commits_only_what_nobody_changed(two: Two) -> None:
     await two.put(two.quick, "a", "value a", "service")
     await two.put(two.quick, "b", "value b", "service")
-    await dek.renew(two.quick, "api_keys/service", now=two.clock.now)
+    await key_versions.renew(two.quick, "api_keys/service", now=two.clock.now)
 
     async def slowly() -> None:
         async for _ in reencrypt(two.slow, "api_keys"):
@@ -215,7 +227,7 @@ async def test_a_slice_commits_only_what_nobody_changed(two: Two) -> None:
     )
     await two.all_of({"a": "a newer value", "b": "value b"})
     keystore = await two.quick.keystore()
-    for record in (await two.quick.section("api_keys")).records.values():
+    for record in (await two.quick.sections.read("api_keys")).records.values():
         assert record.key[1] == keystore.by_id[record.key[0]].primary.version
 
 
@@ -224,7 +236,7 @@ async def test_two_that_rotate_at_once_rotate_once(two: Two) -> None:
     label = "api_keys/service"
 
     async def renewed(store: DocumentStore) -> None:
-        await dek.renew_all(store, [label], now=two.clock.now, replaces={label: 1})
+        await key_versions.renew_all(store, [label], now=two.clock.now, replaces={label: 1})
 
     await two.meanwhile("keystore", lambda: renewed(two.slow), lambda: renewed(two.quick))
     keyset = (await two.quick.keystore()).by_label[label]

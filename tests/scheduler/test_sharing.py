@@ -9,7 +9,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from apex_creds.documents.shared import SharedStore
+from apex_creds.documents import key_versions
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import DecryptionError, StorageUnreachableError
 from apex_creds.model import ApiKey
 from apex_creds.scheduler import sharing
@@ -17,7 +18,7 @@ from apex_creds.scheduler.reencrypt import Pace, left, reencrypt
 from apex_creds.scheduler.sharing import ROTATION, Leader
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.memory_storage import MemoryStorage
-from apex_creds.vault import Vault, dek
+from apex_creds.vault import Vault
 from apex_creds.vault.values import PutItem
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +50,7 @@ class Workplace:
 
     async def rotated(self) -> None:
         """Nothing is under its primary."""
-        await dek.renew(self.vaults[0].store, "api_keys/one", now=1.0)
+        await key_versions.renew(self.vaults[0].store, "api_keys/one", now=1.0)
 
 
 @pytest.fixture
@@ -58,8 +59,8 @@ async def workplace(tmp_path: Path) -> AsyncIterator[Workplace]:
         yield Workplace(tmp_path, stack)
 
 
-def store_of(vault: Vault) -> SharedStore:
-    assert isinstance(vault.store, SharedStore)
+def store_of(vault: Vault) -> DocumentStore:
+    assert isinstance(vault.store, DocumentStore)
     return vault.store
 
 
@@ -138,7 +139,7 @@ async def test_what_others_keep_and_do_not_do_is_done_at_last(
     await workplace.rotated()
     monkeypatch.setattr(sharing, "PATIENCE", 3)
     monkeypatch.setattr(sharing, "PERIOD", 0.0)
-    names = store_of(vault)._shards.by_section["api_keys"]
+    names = store_of(vault).sections.names.by_section["api_keys"]
     async with workplace.storage.peer().claim(names, limit=SHARDS) as kept:
         assert len(kept) == SHARDS
         helping = reencrypt(vault.store, "api_keys", pace=Pace(backwards=True))
@@ -155,11 +156,11 @@ async def test_only_the_shards_that_have_something_to_do_are_written(
     await vault.put("alone", ApiKey("x"), service="two")
     documents = workplace.storage._place.documents
     before = {name: stored.token for name, stored in documents.items()}
-    await dek.renew(vault.store, "api_keys/two", now=1.0)
+    await key_versions.renew(vault.store, "api_keys/two", now=1.0)
     async for _ in reencrypt(vault.store, "api_keys", labels=["api_keys/two"]):
         pass
     moved = {n for n, s in documents.items() if s.token != before[n]} - {"keystore"}
-    assert moved == {store_of(vault).shard_of("api_keys", "alone")}
+    assert moved == {store_of(vault).sections.shard_of("api_keys", "alone")}
 
 
 async def test_a_record_that_does_not_open_keeps_nothing_else_back(
@@ -167,10 +168,10 @@ async def test_a_record_that_does_not_open_keeps_nothing_else_back(
 ) -> None:
     vault = await workplace.home()
     store = store_of(vault)
-    whole = await store.section("api_keys")
+    whole = await store.sections.read("api_keys")
     bad = whole.records["name7"]
     forged = type(bad)(bad.info, bad.sealed[:-1] + bytes([bad.sealed[-1] ^ 1]))
-    await store.commit_section(
+    await store.sections.commit(
         "api_keys", lambda before, _: {**before.records, "name7": forged}, only=["name7"]
     )
     await workplace.rotated()

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from opentelemetry.metrics import _internal as metering
 
 from apex_creds.audit.verify import MAX_UNSIGNED_SECONDS, Report, check
+from apex_creds.documents import key_versions
 from apex_creds.errors import AuditTamperedError
 from apex_creds.fs.home import audit_directory
 from apex_creds.model import ApiKey
@@ -20,7 +21,7 @@ from apex_creds.scheduler.policy import LevelPolicy, Policies
 from apex_creds.scheduler.watch import Watch
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.telemetry import semconv
-from apex_creds.vault import Vault, dek
+from apex_creds.vault import Vault
 from tests.support.clocks import TwoClocks
 from tests.support.recording import Recording, recording
 from tests.support.vaults import FakeClock, create
@@ -155,7 +156,7 @@ async def test_when_rotations_are_due(vault: Vault) -> None:
 
 async def test_versions_of_each_level_and_state(vault: Vault) -> None:
     with recording() as seen:
-        await dek.renew(vault.store, "api_keys/openai", now=vault.clock.time())
+        await key_versions.renew(vault.store, "api_keys/openai", now=vault.clock.time())
 
         def counted(level: str, state: str) -> float:
             wanted = ((semconv.KEY_LEVEL, level), (semconv.KEY_STATE, state))

@@ -14,7 +14,7 @@ import pytest
 
 from apex_creds import ApiKey, CredentialMiddleware, Vault, parse_manifest
 from apex_creds.concurrency import Event
-from apex_creds.documents.cached import StateDocument
+from apex_creds.documents.cached import Document
 from apex_creds.errors import EventLoopError, StorageError, VaultSealedError
 from apex_creds.fs.home import make_folders
 from apex_creds.scheduler.events import OperatorRequest
@@ -109,7 +109,7 @@ def test_a_loop_for_each_call_as_flask_and_apexagent_have_it(
 
 def test_loops_that_run_at_once_lose_no_update(tmp_path: Path, where: Where) -> None:
     vault = asyncio.run(made(tmp_path, where))
-    document = StateDocument(vault.store, name="migration", empty=())
+    document = Document(vault.store, name="migration", empty=())
 
     async def add(who: int) -> None:
         await asyncio.gather(*(document.change(lambda found: (*found, who)) for _ in range(3)))
@@ -176,7 +176,7 @@ def test_code_that_blocks_its_loop_does_not_wait_for_what_that_loop_has_begun(
         begun = [asyncio.create_task(vault.put(f"n{i}", ApiKey(KEY))) for i in range(3)]
         for _ in range(3):
             await asyncio.sleep(0)
-            vault.store._sections.clear()  # so that it has to be read
+            vault.store.sections.forget("api_keys")  # so that it has to be read
             assert middleware.invoke_sync(MANIFEST, "sync", use_sync) == len(KEY)
         await asyncio.gather(*begun)
         await middleware.close()
@@ -193,7 +193,7 @@ def test_a_loop_that_is_gone_in_the_middle_of_a_commit_keeps_nobody_back(
     gone, holds = Running(), threading.Event()
 
     async def in_the_middle() -> None:
-        async with vault.store._writing.held():
+        async with vault.store.writing.held():
             holds.set()
             await Event().wait()
 
@@ -217,7 +217,7 @@ def test_a_wait_for_a_commit_is_cancelled_from_another_loop(
     holds, let_go = threading.Event(), Event()
 
     async def commit() -> None:
-        async with vault.store._writing.held():
+        async with vault.store.writing.held():
             holds.set()
             await let_go.wait()
 
@@ -225,7 +225,7 @@ def test_a_wait_for_a_commit_is_cancelled_from_another_loop(
         holding = one.begin(commit())
         assert holds.wait(WITHIN)
         waiting = two.begin(vault.put("never", ApiKey(KEY)))
-        while not vault.store._writing._queue:
+        while not vault.store.writing._queue:
             two.turn()
         waiting.cancel()
         two.turn()

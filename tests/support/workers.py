@@ -97,16 +97,16 @@ async def put_and_delete(home: str, who: str, service: str, rounds: int) -> dict
 
 async def renew(home: str, section: str, service: str, rounds: int) -> int:
     """Gives a service new keys, re-encrypts, destroys the old ones."""
-    from apex_creds.vault import dek
+    from apex_creds.documents import key_versions
 
     async with await Vault.unseal(home) as vault:
         store = vault._store
         for _ in range(rounds):
             now = vault.clock.time()
             label = f"{section}/{service}"
-            await dek.renew(store, label, now=now)
-            await dek.move_records(store, section, label)
-            await dek.destroy_unused(store, section, label, now=now)
+            await key_versions.renew(store, label, now=now)
+            await key_versions.move_records(store, section, label)
+            await key_versions.destroy_unused(store, section, label, now=now)
     return rounds
 
 

@@ -26,13 +26,13 @@ from apex_creds.model import ApiKey
 from apex_creds.policy.factors import Subject
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.policy.totp import code_at
-from apex_creds.scheduler import compromise
+from apex_creds.scheduler import compromise, dek_rotation
 from apex_creds.scheduler.events import CompromiseSuspected
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import rotation_document
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import Vault, dek, marking, reseal, rotate
+from apex_creds.vault import Vault, marking, reseal, rotate
 from apex_creds.vault.anchor import Anchor
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
@@ -156,7 +156,9 @@ async def delete(vault: Vault, _: Path) -> None:
 
 
 async def distrust_a_dek(vault: Vault, _: Path) -> None:
-    await dek.mark_compromised(vault.store, {"api_keys/one": [1]}, now=vault.clock.time())
+    await dek_rotation.mark_compromised(
+        vault.store, {"api_keys/one": [1]}, now=vault.clock.time()
+    )
 
 
 async def distrust(vault: Vault, level: Level) -> None:
@@ -252,7 +254,7 @@ async def test_a_commit_without_an_event_is_anchored_in_the_time_of_a_checkpoint
     monkeypatch.setattr(Anchor, "keep", seen)
     async with await unseal(where) as vault:
         vault.audit.sign()
-        await vault.store.commit_section("api_keys", lambda before, _: before.records)
+        await vault.store.sections.recommit(["api_keys"])
         assert kept.wait(600)
 
 
@@ -323,7 +325,7 @@ async def test_a_forged_generation_is_neither_anchored_nor_remembered(where: Pat
         await vault.revoke(plugin="p")
         vault.audit.sign()
         section_file(where).write_bytes(genuine)
-        assert len((await vault.store.reread("api_keys")).records) == 2
+        assert len((await vault.store.sections.reread("api_keys")).records) == 2
     assert anchored(where)["api_keys"] == stored(where, "api_keys") < 7777
     async with await unseal(where) as vault:
         assert len(await vault.list()) == 2
@@ -343,7 +345,7 @@ async def test_an_anchor_that_an_older_program_let_be_poisoned_is_left_behind(
     where: Path,
 ) -> None:
     async with await unseal(where) as vault:
-        vault.store.seen._newest["api_keys"] = (7777, "")
+        vault.store.rollback._newest["api_keys"] = (7777, "")
         vault._logged.anchor.keep()
     assert anchored(where)["api_keys"] == 7777
     with pytest.raises(RollbackDetectedError, match="accept-rollback"):

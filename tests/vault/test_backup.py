@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit.verify import check, read
+from apex_creds.documents import key_versions
 from apex_creds.errors import (
     ApexCredsError,
     AuditTamperedError,
@@ -32,7 +33,7 @@ from apex_creds.errors import (
 )
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey, GenericSecret, OAuthToken, SystemClock
-from apex_creds.vault import Vault, dek, restoring, rotate
+from apex_creds.vault import Vault, restoring, rotate
 from apex_creds.vault import backup as backing
 from apex_creds.vault.backup import Manifest, backup
 from tests.support.vaults import (
@@ -148,9 +149,9 @@ async def test_four_processes_write_and_keys_rotate_meanwhile(tmp_path: Path) ->
         for number in range(4):
             now = vault.clock.time()
             await rotate.rotate_kek(store, replaces=number + 1, now=now)
-            await dek.renew(store, label, now=now)
-            await dek.move_records(store, "api_keys", label)
-            await dek.destroy_unused(store, "api_keys", label, now=now)
+            await key_versions.renew(store, label, now=now)
+            await key_versions.move_records(store, "api_keys", label)
+            await key_versions.destroy_unused(store, "api_keys", label, now=now)
             await backup(vault, tmp_path / f"copy{number}", provider=provider)
         await working
     last: dict[str, int] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit.verify import verify
+from apex_creds.documents import key_versions
 from apex_creds.errors import (
     ApexCredsError,
     ConflictError,
@@ -17,7 +18,7 @@ from apex_creds.errors import (
 )
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey, BasicAuth
-from apex_creds.vault import Vault, dek
+from apex_creds.vault import Vault
 from tests.support.vaults import (
     create,
     home_in,
@@ -120,13 +121,15 @@ async def test_a_deletion_that_another_overtakes_still_shreds(home: Path) -> Non
     async with await Vault.unseal(home) as mine, await Vault.unseal(home) as other:
         for name in "abc":
             await mine.put(name, ApiKey(name * 8), service="s")
-        await dek.renew(mine._store, "api_keys/s", now=1.0)  # mine has begun to delete b
-        record = (await mine._store.section("api_keys")).records["b"]
+        await key_versions.renew(
+            mine._store, "api_keys/s", now=1.0
+        )  # mine has begun to delete b
+        record = (await mine._store.sections.read("api_keys")).records["b"]
         await other.delete("a")  # moves b to the present key
-        moved = (await other._store.section("api_keys")).records["b"]
+        moved = (await other._store.sections.read("api_keys")).records["b"]
         assert moved.key != record.key
         with pytest.raises(ConflictError):
-            await dek.move_records(mine._store, "api_keys", "api_keys/s", without="b")
+            await key_versions.move_records(mine._store, "api_keys", "api_keys/s", without="b")
         assert (await mine.delete("b")).shredded
         with pytest.raises(ApexCredsError):
             mine.release(moved, event())
@@ -152,18 +155,18 @@ async def test_a_name_given_to_two_kinds_in_the_same_moment(home: Path) -> None:
 async def test_a_put_whose_credential_loses_its_service_meanwhile(home: Path) -> None:
     async with await Vault.unseal(home) as mine, await Vault.unseal(home) as other:
         await mine.put("a", ApiKey("first"), service="s")
-        ensure = dek.ensure
+        ensure = key_versions.ensure
 
         async def overtaken(*args: object, **kwargs: object) -> None:
             await ensure(*args, **kwargs)
-            dek.ensure = ensure
+            key_versions.ensure = ensure
             await other.delete("a")
 
-        dek.ensure = overtaken
+        key_versions.ensure = overtaken
         try:
             info = await mine.put("a", ApiKey("second"))
         finally:
-            dek.ensure = ensure
+            key_versions.ensure = ensure
         assert (info.service, info.version) == ("a", 1)
         assert await value_of(other, "a") == b"second"
 
@@ -253,9 +256,9 @@ async def no_old_key_is_left(vault: Vault, label: str) -> None:
     """All that is stored is under the primary, and at the end nothing else can decrypt."""
     store = vault._store
     section = label.partition("/")[0]
-    await dek.renew(store, label, now=1.0)
-    await dek.move_records(store, section, label)
-    assert await dek.destroy_unused(store, section, label, now=1.0)
+    await key_versions.renew(store, label, now=1.0)
+    await key_versions.move_records(store, section, label)
+    assert await key_versions.destroy_unused(store, section, label, now=1.0)
     keyset = (await store.keystore()).by_label[label]
     assert {v.state for v in keyset.versions} <= {KeyState.PRIMARY, KeyState.DESTROYED}
 

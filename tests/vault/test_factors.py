@@ -466,7 +466,7 @@ async def test_nobody_passes_if_it_can_not_be_written_down(
 
     code = app.code()
     with monkeypatch.context() as patch:
-        patch.setattr(vault._store.storage, "write", full)
+        patch.setattr(vault._store.storage, "write_many", full)
         with pytest.raises(OSError, match="full"):
             await factors.verify(code)
     assert await factors.verify(code)

@@ -18,10 +18,11 @@ from hypothesis.stateful import (
     rule,
 )
 
+from apex_creds.documents import key_versions
 from apex_creds.errors import CredentialExistsError, CredentialNotFoundError
 from apex_creds.model import SECTIONS, CredentialKind
 from apex_creds.storage import FileStorage
-from apex_creds.vault import PutItem, Vault, dek
+from apex_creds.vault import PutItem, Vault
 from tests.support.vaults import (
     FakeClock,
     home_in,
@@ -138,10 +139,10 @@ class VaultMachine(RuleBasedStateMachine):
         kind, service, _, _ = self.model[data.draw(st.sampled_from(sorted(self.model)))]
         section, store = SECTIONS[CredentialKind(kind)], self.vault._store
         label = f"{section}/{service}"
-        self.do(dek.renew(store, label, now=self.clock.now))
+        self.do(key_versions.renew(store, label, now=self.clock.now))
         if data.draw(st.booleans()):
-            self.do(dek.move_records(store, section, label))
-            self.do(dek.destroy_unused(store, section, label, now=self.clock.now))
+            self.do(key_versions.move_records(store, section, label))
+            self.do(key_versions.destroy_unused(store, section, label, now=self.clock.now))
 
     @rule()
     def reopen(self) -> None:

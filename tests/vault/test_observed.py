@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
+from apex_creds.documents import key_versions
 from apex_creds.model import ApiKey
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.orders import newest, order
@@ -14,7 +15,7 @@ from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.reencrypt import reencrypt
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.telemetry import semconv
-from apex_creds.vault import dek, rotate
+from apex_creds.vault import rotate
 from tests.support.recording import Recording, recording
 from tests.support.vaults import create
 
@@ -32,7 +33,7 @@ async def test_rotations_of_each_level(tmp_path: Path) -> None:
         await vault.put("other", ApiKey(SECRET))
         with recording() as seen:
             now = vault.clock.time()
-            await dek.renew(vault.store, "api_keys/openai", now=now)
+            await key_versions.renew(vault.store, "api_keys/openai", now=now)
             await rotate.rotate_kek(vault.store, replaces=1, now=now)
             await rotate.rotate_master(vault.store, replaces=1, now=now)
             assert _levels(seen) == ["dek", "kek", "master"]
@@ -69,7 +70,7 @@ async def test_the_lease_of_a_rotated_key_is_linked(tmp_path: Path) -> None:
     async with world_in(tmp_path) as world:
 
         async def during(credentials: CredentialMap) -> None:
-            await dek.renew(world.vault.store, "api_keys/key", now=world.clock.time())
+            await key_versions.renew(world.vault.store, "api_keys/key", now=world.clock.time())
             async with credentials["key"].reveal():
                 pass
 

@@ -103,11 +103,11 @@ async def test_a_section_under_a_retired_kek_is_refused(tmp_path: Path) -> None:
             genuine = section_file(tmp_path).read_bytes()
             forger.forge(section_file(tmp_path), "api_keys", old)
             with pytest.raises(RetiredKeyError, match="accept-rollback"):
-                await vault.store.reread("api_keys")
+                await vault.store.sections.reread("api_keys")
             with pytest.raises(RetiredKeyError):
                 await reseal.scan(vault.store)
             section_file(tmp_path).write_bytes(genuine)
-            assert "a" in (await vault.store.reread("api_keys")).records
+            assert "a" in (await vault.store.sections.reread("api_keys")).records
             forger.forge(section_file(tmp_path), "api_keys", old)
     async with await unseal(tmp_path) as vault:
         with pytest.raises(RetiredKeyError):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.documents.keystore import Masters
-from apex_creds.documents.shared import NOTE_AFTER, SharedStore
+from apex_creds.documents.keystore import MasterKeySource
+from apex_creds.documents.sections import NOTE_AFTER
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import RollbackDetectedError
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey
@@ -40,22 +41,22 @@ class Database:
         )
         made.close()
 
-    async def process(self) -> SharedStore:
-        masters = Masters(self.provider)
-        store = SharedStore(self.storage.peer(), clock=self.clock, masters=masters)
+    async def process(self) -> DocumentStore:
+        masters = MasterKeySource(self.provider)
+        store = DocumentStore(self.storage.peer(), clock=self.clock, masters=masters)
         await store.unseal()
         return store
 
     async def put(self, value: str) -> str:
         """In a process of its own; the shard that it is in."""
         store = await self.process()
-        shard = store.shard_of("api_keys", "x")
+        shard = store.sections.shard_of("api_keys", "x")
         item = PutItem(name="x", secret=ApiKey(value), service="one")
         await writing.put(store, "api_keys", [item], clock=self.clock)
         await store.close()
         return shard
 
-    async def round(self, store: SharedStore) -> int:
+    async def round(self, store: DocumentStore) -> int:
         """A worker's; the key store's generation after it."""
         document = rotation_document(store)
         await Engine(store, document, next_fire=lambda *_: None).run()
@@ -82,7 +83,7 @@ async def test_a_shard_put_back_after_a_round_is_refused_by_a_new_process(
     documents[shard] = old
     store = await database.process()
     with pytest.raises(RollbackDetectedError, match=shard):
-        await store.section("api_keys")
+        await store.sections.read("api_keys")
     await store.close()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from apex_creds.documents.cached import StateDocument
+from apex_creds.documents import key_versions
+from apex_creds.documents.cached import Document
 from apex_creds.documents.store import Rekeyed
 from apex_creds.errors import (
     KeyStateError,
@@ -20,8 +21,9 @@ from apex_creds.errors import (
 from apex_creds.keys.hierarchy import is_wrapped, master_check
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.keys.keyset import KeyState
+from apex_creds.scheduler import dek_rotation
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import Vault, dek, reseal, rotate
+from apex_creds.vault import Vault, reseal, rotate
 from tests.support.vaults import FakeClock, create, home_in, secret_for, unseal, values
 
 pytestmark = pytest.mark.anyio
@@ -81,7 +83,7 @@ async def test_an_old_kek_stays_while_a_document_needs_it(vault: Vault) -> None:
 
 async def test_after_a_kek_is_destroyed_all_opens(vault: Vault, tmp_path: Path) -> None:
     before = await stored(vault)
-    document = StateDocument(vault.store, name="rotation", empty={"a": 1})
+    document = Document(vault.store, name="rotation", empty={"a": 1})
     await document.change(lambda _: {"a": 2})
     async with await unseal(tmp_path) as other:
         assert await stored(other) == before
@@ -229,15 +231,15 @@ async def test_a_service_without_records_gets_a_fence_before_its_key_goes(
     """A writer in another process that took the old primary must come second."""
     store = vault.store
     async with await Vault.unseal(vault.home) as other:
-        section = await other.store.section("api_keys")
+        section = await other.store.sections.read("api_keys")
         await other.put("x", secret_for("api_key", "v"), service="shared")
         await other.delete("x")
         label = "api_keys/shared"
-        before = (await other.store.section("api_keys")).generation
-        await dek.renew(store, label, now=5.0)
-        await dek.retire_unused(store, "api_keys", [label], now=6.0)
-        await dek.destroy_retired(store, "api_keys", [label], before=7.0, now=7.0)
-        assert (await other.store.section("api_keys")).generation > before
+        before = (await other.store.sections.read("api_keys")).generation
+        await key_versions.renew(store, label, now=5.0)
+        await dek_rotation.retire_unused(store, "api_keys", [label], now=6.0)
+        await dek_rotation.destroy_retired(store, "api_keys", [label], before=7.0, now=7.0)
+        assert (await other.store.sections.read("api_keys")).generation > before
         assert section.generation < before
     keyset = (await store.keystore()).by_label[label]
     live = {v.state for v in keyset.versions} - {KeyState.DESTROYED}

@@ -9,8 +9,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from apex_creds.documents.keystore import Masters
-from apex_creds.documents.shared import SharedStore
+from apex_creds.documents.keystore import MasterKeySource
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ApexCredsError,
     RollbackDetectedError,
@@ -54,9 +54,9 @@ class Server:
         self.store = self.open(self.storage)
         self.others = self.storage.peer()
 
-    def open(self, storage: MemoryStorage) -> SharedStore:
-        masters = Masters(provider_from_uri(f"file:{self.key_file}"))
-        return SharedStore(storage, clock=FakeClock(), masters=masters)
+    def open(self, storage: MemoryStorage) -> DocumentStore:
+        masters = MasterKeySource(provider_from_uri(f"file:{self.key_file}"))
+        return DocumentStore(storage, clock=FakeClock(), masters=masters)
 
     async def create(self) -> None:
         provider = provider_from_uri(f"file:{self.key_file}")
@@ -193,7 +193,7 @@ async def test_a_rotation_that_came_second_discards_only_what_it_can_look_up(
 
 async def test_no_key_is_made_or_deleted_while_the_server_is_away(server: Server) -> None:
     await rotate.rotate_master(server.store, replaces=1, now=5.0)
-    await server.store.look()
+    await server.store.refresh()
     server.storage.reachable = False
     assert (await server.store.keystore()).root_header.master.version == 2  # from memory
     with pytest.raises(StorageStaleError):
@@ -246,7 +246,7 @@ async def test_a_key_store_that_is_put_back_right_after_its_commit_is_refused(
 ) -> None:
     server.storage.around = lambda write: put_back(server, write)
     with pytest.raises(RollbackDetectedError):
-        await server.store.note_all(["custom"])
+        await server.store.note(["custom"])
     with pytest.raises(RollbackDetectedError):
         await server.store.stored_keystore()
 

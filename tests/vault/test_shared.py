@@ -13,7 +13,7 @@ import pytest
 
 from apex_creds.audit.verify import check
 from apex_creds.documents.sections import shard_names
-from apex_creds.documents.shared import SharedStore
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     AuditTamperedError,
     CorruptDocumentError,
@@ -92,8 +92,8 @@ async def test_a_put_writes_one_shard_and_a_section_has_all(place: Place) -> Non
         await vault.put("first", ApiKey("2"))
         after = {name: s.token for name, s in place.storage._place.documents.items()}
         moved = {name for name in after if after[name] != before.get(name)}
-        assert isinstance(vault.store, SharedStore)
-        assert moved == {vault.store.shard_of("api_keys", "first")}
+        assert isinstance(vault.store, DocumentStore)
+        assert moved == {vault.store.sections.shard_of("api_keys", "first")}
 
 
 async def test_where_a_credential_is_depends_on_the_vault(tmp_path: Path) -> None:
@@ -102,8 +102,10 @@ async def test_where_a_credential_is_depends_on_the_vault(tmp_path: Path) -> Non
         where = tmp_path / str(number)
         where.mkdir()
         async with Place(where).homes("one") as (vault,):
-            assert isinstance(vault.store, SharedStore)
-            found.append([vault.store.shard_of("api_keys", f"n{i}") for i in range(64)])
+            assert isinstance(vault.store, DocumentStore)
+            found.append(
+                [vault.store.sections.shard_of("api_keys", f"n{i}") for i in range(64)]
+            )
     assert found[0] != found[1]
     assert set(found[0]) == set(shard_names("api_keys", 4))
 
@@ -132,9 +134,9 @@ async def test_all_shards_missing_are_an_error_too(place: Place) -> None:
 
 async def test_a_shard_that_is_put_back_is_refused(place: Place) -> None:
     async with place.homes("one") as (vault,):
-        assert isinstance(vault.store, SharedStore)
+        assert isinstance(vault.store, DocumentStore)
         await vault.put("first", ApiKey("1"))
-        shard = vault.store.shard_of("api_keys", "first")
+        shard = vault.store.sections.shard_of("api_keys", "first")
         old = place.storage._place.documents[shard]
         await vault.put("first", ApiKey("2"))
         place.storage._place.documents[shard] = old
@@ -173,11 +175,11 @@ async def test_a_row_that_is_put_back_is_noticed_though_others_moved_on(place: P
     documents = place.storage._place.documents
     async with place.homes("one") as (vault,):
         await vault.put("first", ApiKey("1"))
-        shard = vault.store.shard_of("api_keys", "first")
+        shard = vault.store.sections.shard_of("api_keys", "first")
         elsewhere = next(
             name
             for name in map(str, range(99))
-            if vault.store.shard_of("api_keys", name) != shard
+            if vault.store.sections.shard_of("api_keys", name) != shard
         )
         await vault.put(elsewhere, ApiKey("1"))
         old = documents[shard]
@@ -213,9 +215,9 @@ async def test_the_sums_in_an_older_programs_anchor_are_heeded_and_not_kept(
         anchor = vault._logged.anchor
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Anchor, "_states", lambda *_: True)
-            vault.store.seen._newest["api_keys"] = (9, "")
+            vault.store.rollback._newest["api_keys"] = (9, "")
             anchor.keep()
-        del vault.store.seen._newest["api_keys"]
+        del vault.store.rollback._newest["api_keys"]
         (path,) = place.where.glob("*.anchor")
         older = path.read_text()
         assert "api_keys 9\n" in older
@@ -275,12 +277,12 @@ async def test_memory_goes_on_within_the_bound_and_no_longer(tmp_path: Path) -> 
         with pytest.raises(StorageUnreachableError):
             await vault.put("a", ApiKey("2"))
         with pytest.raises(StorageStaleError):
-            await vault.store.settle()  # what destroys keys does not guess
+            await vault.store.refresh_strict()  # what destroys keys does not guess
         now[0] += 0.2
         with pytest.raises(StorageStaleError):
             await vault.get("a")
         with pytest.raises(StorageStaleError):
-            vault.store.look_blocking()
+            vault.store.refresh_blocking()
         storage.reachable = True
         now[0] += 0.2
         assert (await vault.get("a")).version == 1
@@ -306,7 +308,7 @@ async def test_what_others_revoke_is_told_once(place: Place) -> None:
 async def _until(vault: Vault, true: Callable[[], bool]) -> None:
     with anyio.fail_after(10):
         while not true():
-            await vault.store.look()
+            await vault.store.refresh()
             await anyio.sleep(0)
 
 

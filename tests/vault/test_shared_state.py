@@ -116,6 +116,6 @@ async def test_an_event_is_acted_on_by_whichever_worker_comes_to_it(place: Place
         ]
         with anyio.fail_after(10):
             while not ended:
-                await one.store.look()
+                await one.store.refresh()
                 await anyio.sleep(0)
         assert ended[0] == (None, None)

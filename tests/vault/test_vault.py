@@ -97,7 +97,7 @@ async def test_a_batch_is_one_commit_for_each_section(tmp_path: Path) -> None:
         items = [PutItem(name=str(n), secret=GenericSecret(b"v%d" % n)) for n in range(50)]
         infos = await vault.put_many([*items, PutItem(name="x", secret=ApiKey("x"))])
         assert [info.name for info in infos] == [*map(str, range(50)), "x"]
-        assert (await vault._store.section("generic")).generation == 1
+        assert (await vault._store.sections.read("generic")).generation == 1
         assert await vault.put_many([]) == []
         assert len(await values(vault)) == 51
 

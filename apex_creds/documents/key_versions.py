@@ -1,10 +1,9 @@
-"""Steps in the life of a DEK: made, renewed, moved away from, destroyed.
+"""DEK versions: made, promoted, moved away from, destroyed; what all who change keys share.
 
 Guarantee: each step is idempotent, and safe with writers in other processes. A version is
-durable and read back before anything refers to it (rule 4). It is destroyed only after
-every record of its section was read, in a generation that was committed after the version
-stopped being primary: a writer that comes later bases itself on that generation, and so
-on a key store in which the version no longer encrypts.
+durable and read back before anything refers to it (rule 4). It is destroyed only after a
+scan that shows that no record names it; every commit is tied to the key store, so nobody
+seals under it any more.
 """
 
 from __future__ import annotations
@@ -18,14 +17,15 @@ from typing import Final
 from msgspec.structs import replace
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents import observe
 from apex_creds.documents.keystore import Keystore, KeystoreBody
-from apex_creds.documents.records import Record, Section, keys_used, reseal_record
+from apex_creds.documents.records import Record, reseal_record
+from apex_creds.documents.sections import Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ConflictError
 from apex_creds.keys.hierarchy import KEY_BYTES
 from apex_creds.keys.keyset import Keyset, KeyState, grace_over
 from apex_creds.storage.base import Shredded
-from apex_creds.vault import observe
 
 _LIVE: Final = frozenset({KeyState.ACTIVE, KeyState.RETIRED})
 
@@ -41,7 +41,7 @@ async def ensure(store: DocumentStore, labels: Iterable[str], *, now: float) -> 
         made = (_new_keyset(before, label, now) for label in missing)
         return replace(before.body, deks=(*before.body.deks, *made)) if missing else before.body
 
-    await store.commit_root(change, size=len(wanted))
+    await store.commit_rekeyed(change, size=len(wanted))
 
 
 async def renew(store: DocumentStore, label: str, *, now: float) -> None:
@@ -84,66 +84,14 @@ async def renew_all(
             ),
         )
 
-    await store.commit_root(change)
+    await store.commit_rekeyed(change)
     await promote_all(store, chosen, now=now)
 
 
 async def promote_all(store: DocumentStore, labels: Iterable[str], *, now: float) -> None:
     """Makes the pending versions primary; one that is compromised is given up."""
     chosen = frozenset(labels)
-    await store.commit_root(lambda ks: map_deks(ks.body, chosen, lambda k: _promote(k, now)))
-
-
-async def retire_unused(
-    store: DocumentStore, section: str, labels: Iterable[str], *, now: float
-) -> frozenset[tuple[str, int]]:
-    """Retires the active versions that no record of the section refers to.
-
-    Returns:
-        Key id and version of each that was retired.
-    """
-    return await _step_unused(store, section, labels, partial(_retire, now=now))
-
-
-async def destroy_retired(
-    store: DocumentStore,
-    section: str,
-    labels: Iterable[str],
-    *,
-    before: float,
-    now: float,
-) -> frozenset[tuple[str, int]]:
-    """Destroys the retired versions whose grace is over, after another scan.
-
-    Args:
-        store: The vault's documents.
-        section: The section whose records the keysets protect.
-        labels: The keysets.
-        before: Those retired at that time or earlier go; compromised ones at once.
-        now: The time of the change.
-
-    Returns:
-        Key id and version of each that was destroyed.
-    """
-    return await _step_unused(store, section, labels, partial(_destroy, before=before, now=now))
-
-
-async def mark_compromised(
-    store: DocumentStore, which: Mapping[str, Collection[int]], *, now: float
-) -> None:
-    """Flags versions by label; those that do not exist, or are destroyed, are passed over."""
-
-    def mark(keyset: Keyset) -> Keyset:
-        for version in keyset.versions:
-            if (
-                version.version in which[keyset.label]
-                and version.state is not KeyState.DESTROYED
-            ):
-                keyset = keyset.mark_compromised(version.version, now=now)
-        return keyset
-
-    chosen = frozenset(which)
-    await store.commit_keystore(lambda body: map_deks(body, chosen, mark))
+    await store.commit_rekeyed(lambda ks: map_deks(ks.body, chosen, lambda k: _promote(k, now)))
 
 
 @observe.reencrypting
@@ -176,7 +124,7 @@ async def move_records(
                 )
         return kept
 
-    return (await store.commit_section(section, change, shred=True))[1]
+    return (await store.sections.commit(section, change, shred=True))[1]
 
 
 async def destroy_unused(store: DocumentStore, section: str, label: str, *, now: float) -> bool:
@@ -185,13 +133,17 @@ async def destroy_unused(store: DocumentStore, section: str, label: str, *, now:
     Returns:
         Whether, as read back, no version but the primary is left that could decrypt.
     """
+    await step_unused(store, section, [label], partial(destroy_now, now=now))
+    return is_alone((await store.keystore()).by_label.get(label))
 
-    def destroy(keyset: Keyset, spent: Collection[int]) -> Keyset:
-        retired = _retire(keyset, spent, now=now)
-        return _destroy(retired, spent, before=math.inf, now=now)
 
-    await _step_unused(store, section, [label], destroy)
-    keyset = (await store.keystore()).by_label.get(label)
+def destroy_now(keyset: Keyset, spent: Collection[int], *, now: float) -> Keyset:
+    """A step: destroys versions without grace."""
+    return destroy(retire(keyset, spent, now=now), spent, before=math.inf, now=now)
+
+
+def is_alone(keyset: Keyset | None) -> bool:
+    """Whether no version of a keyset but the primary could decrypt."""
     return keyset is None or not any(version.state in _LIVE for version in keyset.versions)
 
 
@@ -202,7 +154,7 @@ async def left_behind(store: DocumentStore, section: str) -> list[str]:
     moment before it retires what it has moved away from.
     """
     known = (await store.keystore()).by_label.values()
-    used = keys_in_use(await store.section(section))
+    used = (await store.sections.read(section)).keys_used
     return [
         keyset.label
         for keyset in known
@@ -214,42 +166,39 @@ async def left_behind(store: DocumentStore, section: str) -> list[str]:
     ]
 
 
-async def fence(store: DocumentStore, section: str, labels: Iterable[str]) -> Keystore:
-    """Makes sure that no writer is left who could use a version that is not primary now.
-
-    Returns:
-        The key store of that moment: what is not primary in it, nobody uses again.
-
-    A commit of the section does that: whoever read it before will fail to write it, and
-    whoever reads it after finds a key store at least as new. One that this process made
-    since the versions stopped being primary will do. Where commits are tied to the key
-    store, there is no such writer.
-    """
-    await store.settle()
-    keystore = await store.keystore()
-    if store.ties_commits:
-        return keystore
-    basis = store.basis(section)
-    if basis is None or not all(_as_new(basis, keystore, label) for label in labels):
-        await store.commit_section(section, lambda before, _: before.records)
-        basis = store.basis(section)
-    assert basis is not None
-    return basis
-
-
-async def _step_unused(
+async def step_unused(
     store: DocumentStore,
     section: str,
     labels: Iterable[str],
     step: Callable[[Keyset, Collection[int]], Keyset],
 ) -> frozenset[tuple[str, int]]:
-    """Takes ``step`` with the versions that nothing refers to; what changed its state."""
+    """Takes ``step`` with the versions that no record of a section names.
+
+    Returns:
+        Key id and version of each whose state changed.
+    """
     chosen = frozenset(labels)
-    known = (await fence(store, section, chosen)).by_label
-    used = keys_in_use(await store.section(section))
+    await store.refresh_strict()
+    keysets = await store.sections.fenced(section, chosen)
+    known = [keysets[label] for label in chosen & keysets.keys()]
+    used = (await store.sections.read(section)).keys_used
+    return await step_spent(store, known, used, step)
+
+
+async def step_spent(
+    store: DocumentStore,
+    known: Iterable[Keyset],
+    used: Collection[tuple[str, int]],
+    step: Callable[[Keyset, Collection[int]], Keyset],
+) -> frozenset[tuple[str, int]]:
+    """As ``step_unused``, where the keysets and the versions in use are known."""
     spent = {
-        label: [v for v in _live(known[label]) if (known[label].id, v) not in used]
-        for label in chosen & set(known)
+        keyset.label: [
+            version.version
+            for version in keyset.versions
+            if version.state in _LIVE and (keyset.id, version.version) not in used
+        ]
+        for keyset in known
     }
     changed: frozenset[tuple[str, int]] = frozenset()
 
@@ -266,13 +215,6 @@ async def _step_unused(
     return changed
 
 
-def keys_in_use(section: Section) -> frozenset[tuple[str, int]]:
-    """Key id and version of every DEK that the section's records name."""
-    if section.header is not None:
-        return frozenset(section.header.keys_used)
-    return frozenset(keys_used(section.records.values()))
-
-
 def map_deks(
     body: KeystoreBody, labels: Collection[str], change: Callable[[Keyset], Keyset]
 ) -> KeystoreBody:
@@ -283,30 +225,16 @@ def map_deks(
     return replace(body, deks=deks)
 
 
-def _as_new(basis: Keystore, keystore: Keystore, label: str) -> bool:
-    """Whether the basis had the keyset's present primary already."""
-    before, after = basis.by_label.get(label), keystore.by_label.get(label)
-    if after is None:
-        return True
-    return (
-        before is not None
-        and before.id == after.id
-        and before.primary.version == after.primary.version
-    )
-
-
-def _live(keyset: Keyset) -> list[int]:
-    return [v.version for v in keyset.versions if v.state in _LIVE]
-
-
-def _retire(keyset: Keyset, spent: Collection[int], *, now: float) -> Keyset:
+def retire(keyset: Keyset, spent: Collection[int], *, now: float) -> Keyset:
+    """A step: retires versions that are active."""
     for number in spent:
         if keyset.get(number).state is KeyState.ACTIVE:
             keyset = keyset.retire(number, now=now)
     return keyset
 
 
-def _destroy(keyset: Keyset, spent: Collection[int], *, before: float, now: float) -> Keyset:
+def destroy(keyset: Keyset, spent: Collection[int], *, before: float, now: float) -> Keyset:
+    """A step: destroys versions that are retired, and whose grace is over."""
     for number in spent:
         version = keyset.get(number)
         due = version.compromised or grace_over(version.changed, before=before, now=now)

@@ -1,4 +1,4 @@
-"""A commit of shards holds only with the key store that it was computed from.
+"""A commit holds only with the key store that it was computed from, on every storage.
 
 Each test lets another process get a whole change done at the worst moment: after a writer
 has sealed its records, and before they are stored.
@@ -11,27 +11,32 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.documents.keystore import Masters
+from apex_creds.documents import key_versions, sections
+from apex_creds.documents.cached import Document
+from apex_creds.documents.keystore import Keystore, MasterKeySource
 from apex_creds.documents.records import open_record
-from apex_creds.documents.shared import SharedStore
+from apex_creds.documents.store import DocumentStore
+from apex_creds.errors import ConflictError
 from apex_creds.keys import provider_from_uri
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.state import rotation_document
-from apex_creds.storage.base import Write, WriteResult
+from apex_creds.storage.base import Storage, Write, WriteResult
+from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.memory_storage import MemoryStorage
-from apex_creds.vault import dek, genesis, rotate, writing
+from apex_creds.vault import genesis, rotate, writing
 from apex_creds.vault.values import PutItem
 from tests.support.vaults import FakeClock, NoNote
 
 pytestmark = pytest.mark.anyio
 
 
-class Interrupted(MemoryStorage):
-    """Calls ``first`` once, before it writes several documents."""
+class Interrupted:
+    """A storage that calls ``first`` once, before it writes what is tied to another."""
 
     first: Callable[[], Awaitable[object]] | None = None
+    refused = 0
 
     async def write_many(
         self, writes: Sequence[Write], *, shred: bool = False
@@ -39,22 +44,40 @@ class Interrupted(MemoryStorage):
         if self.first is not None and len(writes) > 1:
             first, self.first = self.first, None
             await first()
+            try:
+                return await super().write_many(writes, shred=shred)
+            except ConflictError:
+                self.refused += 1
+                raise
         return await super().write_many(writes, shred=shred)
+
+
+class InterruptedMemory(Interrupted, MemoryStorage):
+    pass
+
+
+class InterruptedFiles(Interrupted, FileStorage):
+    pass
 
 
 class Pair:
     """Two processes on one vault; the first one's writes can be interrupted."""
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path, kind: str) -> None:
         self.clock = FakeClock()
         self.provider = provider_from_uri(f"file:{where}/k")
-        self.storage = Interrupted(shards=4)
-        other = MemoryStorage(shards=4)
-        other._place = self.storage._place
+        if kind == "files":
+            self.storage = InterruptedFiles(where / "home")
+            other = FileStorage(where / "home")
+        else:
+            shards = 4 if kind == "shared" else 0
+            self.storage = InterruptedMemory(shards=shards)
+            other = MemoryStorage(shards=shards)
+            other._place = self.storage._place
         self.slow, self.quick = self._store(self.storage), self._store(other)
 
-    def _store(self, storage: MemoryStorage) -> SharedStore:
-        return SharedStore(storage, clock=self.clock, masters=Masters(self.provider))
+    def _store(self, storage: Storage) -> DocumentStore:
+        return DocumentStore(storage, clock=self.clock, masters=MasterKeySource(self.provider))
 
     async def open(self) -> None:
         made = await genesis.create(
@@ -69,12 +92,12 @@ class Pair:
         await self.quick.unseal()
         await self.put(self.quick, "other", "of the same service")
 
-    async def put(self, store: SharedStore, name: str, value: str) -> None:
+    async def put(self, store: DocumentStore, name: str, value: str) -> None:
         item = PutItem(name=name, secret=ApiKey(value), service="one")
         await writing.put(store, "api_keys", [item], clock=self.clock)
 
     async def value(self, name: str) -> bytes:
-        record = (await self.quick.section("api_keys")).records[name]
+        record = (await self.quick.sections.read("api_keys")).records[name]
         keystore = await self.quick.keystore()
         vault_id = bytes.fromhex(keystore.header.vault_id)
         opened = open_record(record, vault_id=vault_id, find_key=keystore.dek)
@@ -84,18 +107,22 @@ class Pair:
     async def destroyed(self) -> None:
         """Renews the service's key, moves its records, destroys the old version."""
         now = self.clock.now
-        await dek.renew(self.quick, "api_keys/one", now=now)
-        await dek.move_records(self.quick, "api_keys", "api_keys/one")
-        assert await dek.destroy_unused(self.quick, "api_keys", "api_keys/one", now=now)
+        await key_versions.renew(self.quick, "api_keys/one", now=now)
+        await key_versions.move_records(self.quick, "api_keys", "api_keys/one")
+        assert await key_versions.destroy_unused(
+            self.quick, "api_keys", "api_keys/one", now=now
+        )
 
     async def close(self) -> None:
         await self.slow.close()
         await self.quick.close()
 
 
-@pytest.fixture
-async def pair(tmp_path: Path):
-    made = Pair(tmp_path)
+@pytest.fixture(params=["shared", "memory", "files"])
+async def pair(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    # Without the commits that only a program of before would need.
+    monkeypatch.setattr(sections, "UNTIED_WRITERS", False)
+    made = Pair(tmp_path, request.param)
     await made.open()
     yield made
     await made.close()
@@ -104,7 +131,7 @@ async def pair(tmp_path: Path):
 async def test_a_record_is_never_left_under_a_key_that_was_destroyed(pair: Pair) -> None:
     pair.storage.first = pair.destroyed
     await pair.put(pair.slow, "mine", "value")
-    assert pair.storage.first is None
+    assert pair.storage.refused == 1
     assert b"value" in await pair.value("mine")
     assert b"service" in await pair.value("other")
     keyset = (await pair.quick.keystore()).by_label["api_keys/one"]
@@ -130,7 +157,8 @@ async def test_a_shard_is_never_left_under_a_kek_that_was_destroyed(pair: Pair) 
     assert b"value" in await pair.value("mine")
     versions = (await pair.quick.keystore()).root_header.keks.versions
     assert versions[0].state is KeyState.DESTROYED
-    assert set((await pair.quick.kek_versions("api_keys")).values()) == {2}
+    assert set((await pair.quick.sections.kek_versions("api_keys")).values()) == {2}
+    assert pair.storage.refused == 1
 
 
 async def test_no_write_to_the_same_shard_is_lost(pair: Pair) -> None:
@@ -140,5 +168,44 @@ async def test_no_write_to_the_same_shard_is_lost(pair: Pair) -> None:
 
     pair.storage.first = others
     await pair.put(pair.slow, "mine", "value")
-    records = (await pair.slow.section("api_keys")).records
+    records = (await pair.slow.sections.read("api_keys")).records
     assert set(records) == {"mine", "other", *(f"theirs {number}" for number in range(8))}
+
+
+async def test_a_state_document_is_never_left_under_a_kek_that_was_destroyed(
+    pair: Pair,
+) -> None:
+    async def turned() -> None:
+        await rotate.rotate_kek(pair.quick, replaces=1, now=pair.clock.now)
+
+    document = Document(pair.slow, name="recovery", empty=b"")
+    pair.storage.first = turned
+    await document.change(lambda _: b"mine")
+    assert pair.storage.refused == 1
+    assert await document.kek_version() == 2
+    assert await Document(pair.quick, name="recovery", empty=b"").read() == b"mine"
+
+
+async def test_a_change_that_needs_keys_is_given_those_of_its_commit(pair: Pair) -> None:
+    """What it was computed from is what is there when it is written."""
+    found: list[int] = []
+
+    def change(value: bytes, keystore: Keystore) -> bytes:
+        found.append(keystore.by_label["api_keys/one"].primary.version)
+        return value + b"!"
+
+    pair.storage.first = pair.destroyed
+    document = Document(pair.slow, name="recovery", empty=b"")
+    assert await document.change_keyed(change) == b"!"
+    assert found == [1, 2]
+
+
+async def test_what_is_not_changed_is_neither_written_nor_noted(pair: Pair) -> None:
+    """Noted, it would be missing from then on."""
+    document = Document(pair.slow, name="recovery", empty=b"")
+    assert await document.change(lambda value: value) == b""
+    await pair.slow.sections.commit("generic", lambda before, _: before.records)
+    assert not {"recovery", *pair.slow.sections.names.all("generic")} & set(
+        (await pair.slow.keystore()).body.sections
+    )
+    assert (await pair.slow.sections.reread("generic")).shards == {}
