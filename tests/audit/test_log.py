@@ -21,6 +21,7 @@ from apex_creds.errors import (
     UnsafePathError,
     UnsafePermissionsError,
 )
+from tests.support.loops import WITHIN
 
 VAULT = "ab" * 16
 Opener = Callable[..., AuditLog]
@@ -181,7 +182,7 @@ def test_the_thread_makes_appends_durable(
     for _ in range(3):
         synced.clear()
         log.append(make_event())
-        assert synced.wait(20)
+        assert synced.wait(WITHIN)
 
 
 def test_a_bad_event_is_refused_and_does_no_harm(
@@ -290,7 +291,7 @@ def test_the_thread_survives_anything(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         log.append(make_event("before"))
-        assert failed.wait(20)
+        assert failed.wait(WITHIN)
         settled = threading.Event()
         while not log._writer.fault:
             settled.wait(0.005)

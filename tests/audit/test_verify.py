@@ -23,6 +23,7 @@ from apex_creds.audit.upkeep import Cadence
 from apex_creds.audit.verify import MAX_UNSIGNED_SECONDS, in_use
 from apex_creds.errors import AuditTamperedError, UnsafePathError
 from apex_creds.model import SystemClock
+from tests.support.loops import WITHIN
 
 VAULT = "ab" * 16
 SMALL, LARGE = 6, 70
@@ -333,7 +334,7 @@ def test_a_log_signs_soon_when_it_is_told_to(
     )
     log.append(AuditEvent(1.0, EventKind.UNSEAL))
     log.sign_soon()
-    assert signed.wait(30)
+    assert signed.wait(WITHIN)
     assert check(audit_dir, vault_id=VAULT).signed == 1
 
 

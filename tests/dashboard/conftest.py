@@ -17,6 +17,7 @@ from apex_creds.dashboard.hub import Hub
 from apex_creds.dashboard.shown import names_of
 from apex_creds.dashboard.watch import Watcher
 from tests.dashboard.town import Town, town_in
+from tests.support.loops import WITHIN
 
 ORIGIN = "http://127.0.0.1:8765"
 
@@ -64,7 +65,7 @@ class Served:
 
     async def question(self) -> dict[str, object]:
         """The first question, as soon as it is asked."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             while True:
                 await self.watcher.look_at_vault()
                 found = self.told("requests")

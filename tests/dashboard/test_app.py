@@ -15,6 +15,7 @@ from apex_creds.errors import AccessDeniedError
 from apex_creds.fs.home import audit_directory
 from tests.dashboard.conftest import Served, serve
 from tests.dashboard.town import BOOKS, SECRET, WEATHER, manifest, need
+from tests.support.loops import WITHIN
 
 pytestmark = pytest.mark.anyio
 
@@ -146,7 +147,7 @@ async def test_the_stream_tells_everything_and_no_secret(served: Served) -> None
 
 async def test_a_stream_ends_with_its_session(served: Served) -> None:
     await served.log_in()
-    with anyio.fail_after(10):
+    with anyio.fail_after(WITHIN):
         async with anyio.create_task_group() as group:
             group.start_soon(served.get, "/api/stream")
             while not served.hub.readers:

@@ -19,6 +19,7 @@ from apex_creds import Vault
 from apex_creds.dashboard.serve import Settings, serve
 from apex_creds.errors import InvalidInputError
 from tests.dashboard.running import running
+from tests.support.loops import WITHIN
 
 pytestmark = pytest.mark.e2e
 
@@ -40,7 +41,7 @@ def refused(home: Path, **options: object) -> str:
 
     async def start() -> None:
         async with await Vault.unseal(home) as vault:
-            with anyio.fail_after(20):
+            with anyio.fail_after(WITHIN):
                 await serve(vault, Settings(**options), say=said.append)
 
     with pytest.raises(InvalidInputError) as caught:

@@ -24,6 +24,7 @@ from apex_creds.errors import (
 from apex_creds.storage.base import Write
 from apex_creds.storage.postgres import connect
 from apex_creds.storage.sql_storage import SqlStorage
+from tests.support.loops import WITHIN
 from tests.support.pgproxy import proxy
 from tests.support.postgres import Postgres, postgres
 
@@ -180,7 +181,7 @@ async def test_a_server_that_is_silent_does_not_stop_a_redeem(
     ):
         token = (await storage.write("a", b"1", expected=None)).token
         between.silent = True
-        with anyio.fail_after(10):  # far below what the network would take to notice
+        with anyio.fail_after(60):  # far below what the network would take to notice
             await storage.look()
         assert storage.stale_for() > 0.0
         after = (await other.write("a", b"2", expected=token)).token
@@ -190,7 +191,7 @@ async def test_a_server_that_is_silent_does_not_stop_a_redeem(
 
 async def _until(storage: SqlStorage, true: object) -> None:
     """Waits for what the storage itself will notice."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(WITHIN):
         while not true():  # type: ignore[operator]
             await anyio.sleep(0.02)
             with contextlib.suppress(StorageError):
@@ -202,7 +203,7 @@ async def test_others_hear_of_a_write(server: Postgres, space: str) -> None:
         heard = anyio.Event()
         other.watch(heard.set)
         token = (await one.write("a", b"1", expected=None)).token
-        with anyio.fail_after(30):
+        with anyio.fail_after(WITHIN):
             await heard.wait()
         assert other.change_token("a") == token
 
@@ -246,7 +247,7 @@ async def _over_to(primary: Postgres, standby: Postgres, space: str, token: obje
         await in_thread(_wait_for_replay, primary, standby)
         await in_thread(lambda: primary.stop(crash=True))
         await in_thread(standby.promote)
-        with anyio.fail_after(30):
+        with anyio.fail_after(WITHIN):
             await lead.ended()
         stored = await one.read("a")
         assert stored is not None

@@ -28,12 +28,11 @@ from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from tests.support import apexagent_builds as builds
 from tests.support import apexagent_events as events
 from tests.support import apexagent_real as real
+from tests.support.loops import WITHIN
 
 flask = pytest.importorskip("flask")
 
 SECRET = "sk-under-flask-0123456789"
-WITHIN = 60.0
-"""Against hanging only."""
 
 
 class Actions:

@@ -25,6 +25,7 @@ from apex_creds.model import ApiKey, BasicAuth, GenericSecret
 from apex_creds.vault import PutItem, marking
 from tests.leases.test_handles import found_from
 from tests.support.loopback import Server, ok, server
+from tests.support.loops import WITHIN
 from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio
@@ -510,7 +511,8 @@ async def test_broken_answers_show_no_secret(world: World, here: Server, kind: s
 
 async def test_a_time_out_shows_no_secret(world: World, here: Server) -> None:
     here.hang = asyncio.Event()
-    assert await failure(world, here.origin, timeout=0.2) == "ReadTimeout"
+    late = httpx.Timeout(WITHIN, read=0.2)
+    assert await failure(world, here.origin, timeout=late) == "ReadTimeout"
 
 
 async def test_a_refused_connection_shows_no_secret(world: World, here: Server) -> None:

@@ -17,6 +17,7 @@ from apex_creds.errors import RequestNotAllowedError
 from apex_creds.leases.pools import _AT_ONCE, Key
 from apex_creds.model import ApiKey
 from tests.support.loopback import Server, ok, server
+from tests.support.loops import WITHIN
 from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio
@@ -123,7 +124,7 @@ async def test_responses_left_open_are_closed_with_the_lease(
         async with credentials["web"].client() as http:
             return (await http.get(f"{here.origin}/v1/a")).status_code
 
-    with anyio.fail_after(30):
+    with anyio.fail_after(WITHIN):
         for _ in range(_AT_ONCE + 3):
             await world.call(forgetful, needs=(NEED,))
         assert await world.call(plugin, needs=(NEED,)) == 200
@@ -242,7 +243,7 @@ async def test_a_slow_origin_keeps_no_other_waiting(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: world.call(stuck, needs=(NEED,)))
         await here.hang.wait()
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             assert await world.call(quick, needs=({"name": "other"},)) == 200
         tasks.cancel_scope.cancel()
 

@@ -26,6 +26,7 @@ from apex_creds.errors import (
 )
 from apex_creds.policy.rate_limits import DEFAULT
 from apex_creds.vault import vault as vault_module
+from tests.support.loops import WITHIN
 from tests.support.worlds import KEY, World
 
 pytestmark = pytest.mark.anyio
@@ -71,7 +72,7 @@ async def test_the_deadline_wipes_what_is_revealed(world: World) -> None:
             await use(narrow)
         assert await use(credentials["key"]) == KEY
 
-    with anyio.fail_after(30):
+    with anyio.fail_after(WITHIN):
         await world.call(plugin)
 
 
@@ -87,7 +88,7 @@ async def test_the_deadline_reaches_worker_threads(world: World) -> None:
                 wiped.wait(0.001)
         return "wiped"
 
-    with anyio.fail_after(30):
+    with anyio.fail_after(WITHIN):
         assert await world.call(plugin) == "wiped"
 
 
@@ -101,7 +102,7 @@ async def test_the_nearest_deadline_comes_first(world: World) -> None:
             await asyncio.sleep(0.001)
         assert [secret.closed for secret in secrets] == [False, False, True, False]
 
-    with anyio.fail_after(30), world.nothing_left():
+    with anyio.fail_after(WITHIN), world.nothing_left():
         await world.call(plugin)
 
 

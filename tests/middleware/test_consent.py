@@ -203,8 +203,10 @@ async def test_a_question_nobody_waits_for_is_withdrawn(tmp_path):
     person = Person()
     person.may_answer = anyio.Event()
     async with asking(tmp_path, person) as world:
-        with anyio.move_on_after(0.05):
-            await ask(world)
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, world)
+            await person.was_asked.wait()
+            group.cancel_scope.cancel()
         await anyio.wait_all_tasks_blocked()
         assert person.cancelled == 1
 

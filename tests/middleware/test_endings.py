@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from apex_creds.errors import LeaseEndedError, SecretWipedError
+from tests.support.loops import WITHIN
 from tests.support.worlds import KEY, World, manifest_for
 
 pytestmark = pytest.mark.anyio
@@ -310,7 +311,7 @@ async def test_the_clock_ends_a_stream_that_nobody_touches(world: World, held: H
         stream = await middleware.invoke(manifest_for("key"), kind)
         assert await step(stream) == 1
         world.clock.now += 0.05
-        with anyio.fail_after(30):
+        with anyio.fail_after(WITHIN):
             while not held.secret.closed:
                 await asyncio.sleep(0.001)
         held.check_ended()
@@ -495,7 +496,7 @@ async def test_a_stream_that_does_not_close(
 
     stream = await world.call(plugin)
     assert await anext(stream) == 1
-    with anyio.fail_after(10), anyio.CancelScope() as scope:
+    with anyio.fail_after(WITHIN), anyio.CancelScope() as scope:
         if cancelled:
             scope.cancel()
         await stream.aclose()
@@ -522,7 +523,7 @@ async def test_leases_end_in_time_if_a_stream_refuses_to_close(
 
     stream = await world.call(plugin)
     await anext(stream)
-    with anyio.fail_after(10):
+    with anyio.fail_after(WITHIN):
         await stream.aclose()
     assert seen == [True]
 

@@ -12,6 +12,7 @@ from apex_creds.errors import InvalidPolicyError, UnsafePathError, UnsafePermiss
 from apex_creds.policy import policy_file as module
 from apex_creds.policy.policy_file import Change, PolicySource, load_policy
 from apex_creds.policy.rules import NO_POLICY, Policy
+from tests.support.loops import WITHIN
 
 DENY = 'version = 1\n[[rules]]\nid = "{}"\ndecision = "deny"\n'
 
@@ -140,7 +141,7 @@ def test_a_large_file_is_compiled_off_the_calling_thread(home: Path) -> None:
     rules = "".join(f'[[rules]]\nid = "{n}"\ndecision = "deny"\n' for n in range(1000))
     write(home, f"version = 1\n{rules}")
     source.look(1.0)
-    assert done.wait(30)
+    assert done.wait(WITHIN)
     assert where == ["apex-creds-policy"]
     assert len(source.look(2.0).rules) == 1000
 

@@ -30,15 +30,13 @@ from apex_creds.scheduler.runtime_events import Maker, Priority
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from tests.support import apexagent_events as real
-from tests.support.loops import Running
+from tests.support.loops import WITHIN, Running
 from tests.support.vaults import create, unseal
 
 pytestmark = pytest.mark.anyio
 
 ALL = "security.*"
 ONE = CompromiseSuspected(service="x", version=3)
-WITHIN = 60.0
-"""Against hanging only."""
 
 
 @pytest.fixture

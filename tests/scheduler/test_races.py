@@ -26,6 +26,7 @@ from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import genesis, writing
 from apex_creds.vault.values import PutItem
 from tests.scheduler.simulation import Chaos, ChaoticProvider, Keyring, Mortal, read
+from tests.support.loops import WITHIN
 from tests.support.vaults import FakeClock, NoNote
 
 pytestmark = pytest.mark.anyio
@@ -110,10 +111,10 @@ class Two:
         """``quickly`` runs while ``slowly`` is about to write ``name``."""
         self.gate.name = name
         task = asyncio.ensure_future(slowly())
-        await asyncio.wait_for(self.gate.reached.wait(), 10)
+        await asyncio.wait_for(self.gate.reached.wait(), WITHIN)
         await quickly()
         self.gate.open.set()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, WITHIN)
 
     async def all_of(self, names: dict[str, str]) -> None:
         """What a third process reads."""

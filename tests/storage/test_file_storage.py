@@ -27,6 +27,7 @@ from apex_creds.errors import (
 from apex_creds.fs import private_files
 from apex_creds.storage import FileStorage
 from apex_creds.storage import base as storage_base
+from tests.support.loops import WITHIN
 
 pytestmark = [
     pytest.mark.anyio,
@@ -488,7 +489,7 @@ async def test_a_write_that_has_begun_ends_even_if_its_caller_is_cancelled(
 
     def hold(fd: int) -> None:
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(WITHIN)
         os.fsync(fd)
 
     monkeypatch.setattr("apex_creds.storage.file_storage.sync_file", hold)

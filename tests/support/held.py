@@ -6,6 +6,7 @@ import threading
 
 from apex_creds.audit import AuditEvent, EventKind
 from apex_creds.audit.sinks import Line
+from tests.support.loops import WITHIN
 
 
 class HeldSink:
@@ -21,7 +22,7 @@ class HeldSink:
 
     def deliver(self, line: Line) -> None:
         self.entered.set()
-        assert self.go.wait(30)
+        assert self.go.wait(WITHIN)
         self.taken.append(line)
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from apex_creds.errors import AuditUnavailableError, InvalidInputError
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
 from tests.support.held import FailingSink
+from tests.support.loops import WITHIN
 from tests.support.worlds import manifest_for
 
 pytestmark = pytest.mark.anyio
@@ -89,7 +90,7 @@ async def test_nothing_is_redeemed_while_a_required_one_fails(tmp_path: Path) ->
 
             assert await middleware.invoke(manifest_for("key"), use) == len(SECRET)
             sink.broken = True
-            with anyio.fail_after(30):
+            with anyio.fail_after(WITHIN):
                 while await _works(middleware, use):
                     pass
             with pytest.raises(AuditUnavailableError, match="siem"):
@@ -98,7 +99,7 @@ async def test_nothing_is_redeemed_while_a_required_one_fails(tmp_path: Path) ->
             sink.broken = False
             await anyio.to_thread.run_sync(sink.delivered.wait, 30)
             # The sink has taken one; the outlet says so a moment later.
-            with anyio.fail_after(30):
+            with anyio.fail_after(WITHIN):
                 while not await _works(middleware, use):
                     await anyio.lowlevel.checkpoint()
 

@@ -32,6 +32,7 @@ from apex_creds.vault import Vault
 from apex_creds.vault.anchor import Anchor
 from apex_creds.vault.node import node_of
 from apex_creds.vault.shipping import copies, verify_copy
+from tests.support.loops import WITHIN
 from tests.support.vaults import secret_for, value_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
@@ -306,7 +307,7 @@ async def test_what_others_revoke_is_told_once(place: Place) -> None:
 
 
 async def _until(vault: Vault, true: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(WITHIN):
         while not true():
             await vault.store.refresh()
             await anyio.sleep(0)
@@ -379,7 +380,7 @@ async def test_a_log_that_was_cut_is_not_copied_over(
         anchor.unlink()
     async with place.homes("one") as (one,):
         await one.put("a", ApiKey("2"))
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             while "is not copied" not in caplog.text:
                 await anyio.sleep(0.01)
     assert place.storage._place.streams[f"audit_{node}"] == before

@@ -22,6 +22,7 @@ from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
 from apex_creds.vault.factors import Factors
 from apex_creds.vault.requests import QueueConsent, Requests
+from tests.support.loops import WITHIN
 from tests.vault.test_shared import Place
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +42,7 @@ async def test_a_question_is_answered_from_another_home(place: Place) -> None:
             queue = QueueConsent(one, period=0.01)
             answers.append(await queue.ask(ConsentRequest(plugin="p", credential="c")))
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(WITHIN):
             async with anyio.create_task_group() as group:
                 group.start_soon(ask)
                 while not (waiting := await Requests(two).open()):
@@ -114,7 +115,7 @@ async def test_an_event_is_acted_on_by_whichever_worker_comes_to_it(place: Place
             KeyState.DESTROYED,
             KeyState.PRIMARY,
         ]
-        with anyio.fail_after(10):
+        with anyio.fail_after(WITHIN):
             while not ended:
                 await one.store.refresh()
                 await anyio.sleep(0)

@@ -11,6 +11,7 @@ from apex_creds.audit import AuditEvent, AuditLog, EventKind
 from apex_creds.audit.sinks import CallbackSink, Destination, Destinations, Level
 from apex_creds.errors import AuditUnavailableError, InvalidInputError
 from tests.support.held import FailingSink, HeldSink, event
+from tests.support.loops import WITHIN
 
 Attach = Callable[..., tuple[AuditLog, Destinations]]
 Recorded = Callable[[], list[AuditEvent]]
@@ -49,7 +50,7 @@ def test_a_sink_that_blocks_blocks_nothing_and_its_drops_are_audited(
         Destination(name="slow", sink=slow, capacity=16), Destination(name="quick", sink=quick)
     )
     log.append(event())
-    assert slow.entered.wait(10)
+    assert slow.entered.wait(WITHIN)
     for _ in range(40):
         log.append(event())
     assert not slow.taken
@@ -72,7 +73,7 @@ def test_a_sink_that_never_returns_does_not_keep_the_log_open(
     stuck = HeldSink()
     log, _ = attach(Destination(name="stuck", sink=stuck), patience=0.01)
     log.append(event())
-    assert stuck.entered.wait(10)
+    assert stuck.entered.wait(WITHIN)
     log.append(event())
     log.close()
     assert "stuck: 2 events lost, of numbers 1 to 2" in [e.detail for e in recorded()]
@@ -86,9 +87,9 @@ def test_what_failed_is_delivered_when_the_sink_is_back(
     log, hub = attach(Destination(name="away", sink=sink))
     for _ in range(5):
         log.append(event())
-    assert sink.failed.wait(10)
+    assert sink.failed.wait(WITHIN)
     sink.broken = False
-    assert sink.delivered.wait(10)
+    assert sink.delivered.wait(WITHIN)
     log.close()
     assert sink.taken == [1, 2, 3, 4, 5]
     assert hub.outlets[0].dropped == 0
@@ -102,10 +103,10 @@ def test_a_required_destination_that_fails_refuses_until_it_is_back(
     sink = FailingSink(broken=False)
     log, _ = attach(Destination(name="siem", sink=sink, required=True))
     log.append(event())
-    assert sink.delivered.wait(10)
+    assert sink.delivered.wait(WITHIN)
     sink.broken = True
     log.append(event(detail="taken before anyone can know"))
-    assert sink.failed.wait(10)
+    assert sink.failed.wait(WITHIN)
     while not _refuses(log):
         pass
     with pytest.raises(AuditUnavailableError, match="siem") as refused:
@@ -114,7 +115,7 @@ def test_a_required_destination_that_fails_refuses_until_it_is_back(
     assert log.append(event(EventKind.INVOCATION, detail="nothing waits"), flush=False) is None
     sink.delivered.clear()
     sink.broken = False
-    assert sink.delivered.wait(10)
+    assert sink.delivered.wait(WITHIN)
     while _refuses(log):
         pass
     log.append(event(detail="again"))

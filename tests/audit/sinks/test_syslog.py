@@ -18,6 +18,7 @@ from apex_creds.audit.line import decode, encode, link
 from apex_creds.audit.sinks import Destination, Destinations, Line, SyslogSink
 from apex_creds.audit.sinks.syslog import format_message
 from tests.support.held import event
+from tests.support.loops import WITHIN
 
 
 def _line(kind: EventKind = EventKind.REDEEM, **fields: object) -> Line:
@@ -72,7 +73,7 @@ class _Server:
 
     def wait(self, enough: Callable[[list[bytes]], bool]) -> list[bytes]:
         with self.changed:
-            assert self.changed.wait_for(lambda: enough(self.got), 20)
+            assert self.changed.wait_for(lambda: enough(self.got), WITHIN)
             return list(self.got)
 
 
@@ -133,7 +134,7 @@ def _send(attach: Attach, sink: SyslogSink) -> tuple[AuditLog, list[bytes]]:
     log, _ = attach(also, Destination(name="syslog", sink=sink))
     log.append(event(plugin="schlüssel"))
     log.append(event(EventKind.DENIAL, reason="undeclared"))
-    assert kept.wait(20)
+    assert kept.wait(WITHIN)
     host = "".join(c for c in socket.gethostname() if "!" <= c <= "~")
     return log, [format_message(line, host=host, process=os.getpid()) for line in lines]
 
