@@ -71,7 +71,7 @@ class Copying:
     Args:
         vault: Where to.
         before: What earlier runs did with this source; None for none.
-        unchanged: Whether the source has the content that it had then.
+        unchanged: Whether the source has the content that ``before`` describes.
         on_conflict: See ``OnConflict``.
         dry_run: Decide and compare; write nothing.
     """
@@ -142,11 +142,20 @@ class Copying:
             return _decide_twin(target, target.twin)
         info = infos.get(target.name)
         if info is None:
-            removed = target.written is not None
-            return _Decision(target, Fate.REMOVED if removed else Fate.MIGRATED)
+            return self._decide_absent(target)
         if info.kind is not target.entry.kind:
             return _Decision(target, Fate.CONFLICT, f"its name belongs to a {info.kind} now")
         return await self._decide_against(target, info)
+
+    def _decide_absent(self, target: Target) -> _Decision:
+        """Of what is not in the vault: whether it was deleted there, or is new."""
+        if target.written is None or self._on_conflict is OnConflict.REPLACE:
+            return _Decision(target, Fate.MIGRATED)
+        if self._unchanged or self._on_conflict is OnConflict.KEEP:
+            return _Decision(target, Fate.REMOVED)
+        return _Decision(
+            target, Fate.CONFLICT, "it was deleted in the vault, and the source changed since"
+        )
 
     async def _decide_against(self, target: Target, info: CredentialInfo) -> _Decision:
         secret = target.entry.secret

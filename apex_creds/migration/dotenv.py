@@ -2,7 +2,7 @@
 
 Guarantee: pure. Every name is told once, with its last value; that there was another one is
 told, too. Nothing is taken from the environment: a value that refers to another variable is
-told, and left where it is.
+told, and left where it is; so is a comment that has what could be a secret in it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from apex_creds.migration.entries import Entry, Problem, Reading, api_key_entry
 from apex_creds.model import CredentialKind
 
 _REFERENCE: Final = re.compile(r"\$\{[^}]*\}")
+_WORD: Final = re.compile(r"(?=\S*[0-9])(?=\S*[A-Za-z])[^\s=:,;'\"`<>()]{12,}")
 
 
 def read_dotenv(data: bytes) -> Reading:
@@ -38,7 +39,16 @@ def read_dotenv(data: bytes) -> Reading:
                 line = f"(before line {binding.original.line})"
                 entries[line] = _skipped(line, f"{binding.key} had another value")
             entries[binding.key] = made
+        if _hides_a_secret(binding.original.string.rpartition(binding.value or "#")[2]):
+            line = f"(in line {binding.original.line})"
+            entries[line] = _skipped(line, "is a comment that may have a secret in it")
     return Reading(entries=tuple(entries.values()))
+
+
+def _hides_a_secret(comment: str) -> bool:
+    """Whether a comment has a word that no language has, and that is no plain URL."""
+    words = _WORD.findall(comment)
+    return any(not word.startswith("//") or "@" in word for word in words)
 
 
 def _entry(name: str, value: str | None) -> Entry:

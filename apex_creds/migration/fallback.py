@@ -204,6 +204,7 @@ class Fallback:
                 format=source.format,
                 path=source.path,
                 digest="",
+                agreed=source.digest,
                 phase=Phase.PARTIAL,
                 began=now,
                 changed=now,

@@ -236,7 +236,8 @@ class _SourceRun:
         copying = Copying(
             self._vault,
             before=known,
-            unchanged=known is not None and known.digest == self._source.digest,
+            unchanged=known is not None
+            and (known.agreed or known.digest) == self._source.digest,
             on_conflict=self._options.on_conflict,
             dry_run=self._options.dry_run,
         )
@@ -278,6 +279,8 @@ class _SourceRun:
             reader=READER,
             digest=self._source.digest,
         )
+        if all(entry.fate is not Fate.CONFLICT for entry in entries):
+            state = replace(state, agreed=state.digest)
         if missing and not self._options.accept_partial:
             return await finishing.record(self._vault, replace(state, phase=Phase.PARTIAL))
         if self._options.keep_source or not self._source.files:
@@ -300,6 +303,7 @@ class _SourceRun:
             format=self._source.format,
             path=self._source.path,
             digest=self._source.digest,
+            agreed=self._source.digest,
             phase=Phase.COPYING,
             began=now,
             changed=now,

@@ -79,6 +79,8 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         granted: Whether its permissions have become grants.
         unread: How many of its entries nobody could read. Its files are never erased then.
         reader: Which readers read it; 0: those of a version that overlooked some layouts.
+        agreed: Of the content that was last read without a conflict, which ``written``
+            describes; empty where an earlier program wrote it.
     """
 
     format: Format
@@ -95,6 +97,7 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     granted: bool = False
     unread: int = 0
     reader: int = 0
+    agreed: str = ""
 
     @property
     def erasable(self) -> bool:

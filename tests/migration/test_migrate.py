@@ -156,6 +156,36 @@ async def test_what_changed_in_the_vault_since_is_no_conflict(
     assert path.exists()
 
 
+@pytest.mark.parametrize("choice", [OnConflict.KEEP, OnConflict.REPLACE])
+async def test_what_was_deleted_in_the_vault_and_changed_in_the_source_is_not_erased(
+    vault: Vault, place: Path, choice: OnConflict
+) -> None:
+    path = old.fernet_file(place, {"api_keys": {"a": "1", "bad": 7}})
+    await run(vault)
+    await vault.delete("a")
+    old.fernet_file(place, {"api_keys": {"a": "changed since"}})
+    for _ in range(2):
+        report = await run(vault)
+        assert (fates(report), report.phase) == ({"api_key:a": "conflict"}, Phase.PARTIAL)
+        assert not await finish(vault)
+    assert path.exists()
+    report = await run(vault, on_conflict=choice)
+    fate = "removed" if choice is OnConflict.KEEP else "migrated"
+    assert (fates(report), report.phase) == ({"api_key:a": fate}, Phase.BACKED_UP)
+    found = {} if choice is OnConflict.KEEP else {"a": "changed since"}
+    assert await old.secrets(vault) == found
+
+
+async def test_a_conflict_of_two_changes_stays_one(vault: Vault, place: Path) -> None:
+    path = old.fernet_file(place, {"api_keys": {"a": "1", "bad": 7}})
+    await run(vault)
+    await vault.put("a", ApiKey("newer"))
+    old.fernet_file(place, {"api_keys": {"a": "changed there, too"}})
+    for _ in range(2):
+        assert fates(await run(vault)) == {"api_key:a": "conflict"}
+    assert path.exists()
+
+
 async def test_partial_damage_leaves_the_source(vault: Vault, place: Path) -> None:
     content = {"api_keys": {"good": "1", "empty": "", "none": None, "list": ["x"]}}
     path = old.fernet_file(place, content)

@@ -299,3 +299,22 @@ def test_a_token_entry_is_never_an_error(value: object) -> None:
     told(entry)
     with contextlib.suppress(ApexCredsError):
         token_secret({"access_token": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "hides"),
+    [
+        ("# OPENAI_API_KEY=sk-proj-0123456789abcdef", True),
+        ("A=1\n#old: ghp_0123456789abcdefABCDEF", True),
+        ("A=value # before: sk-0123456789abcdef", True),
+        ("# postgres://user:pa55word0123@host/db", True),
+        ("# https://docs.example.com/v2/keys", False),
+        ("# DEBUG=true, PORT=8080", False),
+        ("A='value # with a sharp 0123456789abc'", False),
+        ("A=0123456789abcdef", False),
+    ],
+)
+def test_a_comment_with_what_could_be_a_secret_is_told(text: str, hides: bool) -> None:
+    told = [e for e in read_dotenv(text.encode()).entries if "comment" in e.detail]
+    assert bool(told) is hides
+    assert all(entry.problem is Problem.SKIPPED for entry in told)
