@@ -672,7 +672,7 @@ def test_on_trio_it_says_what_is_needed() -> None:
 
 ONE_LOOP = {
     "cli/demo/scenario.py": "the demo's",
-    "cli/worker.py": "the command's: it ends with its signals",
+    "cli/service_commands.py": "the command's: it ends with its signals",
     "dashboard/hub.py": "the server's, which alone tells it anything",
     "dashboard/watch.py": "the server's",
     "leases/answers.py": "that of a connection, which a pool has for one loop",
