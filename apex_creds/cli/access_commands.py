@@ -23,8 +23,11 @@ from apex_creds.cli.command import (
     ForceOption,
     Settings,
     UntilOption,
+    argument,
     command,
+    flag,
     group,
+    option,
     with_vault,
 )
 from apex_creds.cli.console import Json, Line, Note, Part, Report, Rows, Text
@@ -50,12 +53,8 @@ client = group("Enrol, list and revoke programs that answer challenges; make the
 LabelArgument = Annotated[
     str, typer.Argument(metavar="LABEL", help="What you call it.", show_default=False)
 ]
-FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="The client's key file.", show_default=False)
-]
-ClientArgument = Annotated[
-    str, typer.Argument(metavar="CLIENT", help="The client's name.", show_default=False)
-]
+FileArgument = Annotated[Path, argument("FILE", "The client's key file.")]
+ClientArgument = Annotated[str, argument("CLIENT", "The client's name.")]
 
 
 # -- second factors ------------------------------------------------------------------------
@@ -66,7 +65,7 @@ ClientArgument = Annotated[
 def enrol_factor(
     chosen: Settings,
     label: LabelArgument = "phone",
-    plain: Annotated[bool, typer.Option("--no-qr", help="Without the QR code.")] = False,
+    plain: Annotated[bool, flag("Without the QR code.", "--no-qr")] = False,
     force: ForceOption = False,
 ) -> Text:
     """Enrol an authenticator app: shows a QR code, then asks for a code of the app."""
@@ -134,11 +133,11 @@ def verify_factor(
     chosen: Settings,
     plugin: Annotated[
         str | None,
-        typer.Option(metavar="PLUGIN", help="Show it for this plugin.", show_default=False),
+        option("PLUGIN", "Show it for this plugin."),
     ] = None,
     credential: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="And this credential.", show_default=False),
+        option("NAME", "And this credential."),
     ] = None,
 ) -> Text:
     """Show a second factor: to try it, or for a plugin that waits for one."""
@@ -245,15 +244,11 @@ def enrol_client(
     name: ClientArgument,
     public_key: Annotated[
         str,
-        typer.Argument(metavar="PUBLIC", help="What keygen printed.", show_default=False),
+        argument("PUBLIC", "What keygen printed."),
     ],
     credential: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="It may answer for this; repeat; * for all.",
-            show_default=False,
-        ),
+        option("NAME", "It may answer for this; repeat; * for all."),
     ] = None,
     until: UntilOption = None,
 ) -> Text:

@@ -22,7 +22,7 @@ import typer
 
 from apex_creds import __version__
 from apex_creds.cli import command, console, streams
-from apex_creds.cli.command import HomeOption, MasterOption
+from apex_creds.cli.command import HomeOption, MasterOption, flag
 from apex_creds.crypto.hardening import Hardening
 from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import ApexCredsError, StorageError
@@ -227,7 +227,7 @@ def _root(
     ctx: typer.Context,
     home: HomeOption = None,
     master: MasterOption = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, flag("Print the version.", "--version")] = False,
 ) -> None:
     """Keep secrets encrypted, and give plugins short-lived handles instead of them."""
     ctx.obj = command.settings(ctx, home, master)

@@ -40,10 +40,13 @@ from apex_creds.cli.command import (
     JsonOption,
     ReasonOption,
     Settings,
+    argument,
     command,
     find_provider,
+    flag,
     group,
     master_uri,
+    option,
     read_header,
     with_vault,
 )
@@ -75,9 +78,7 @@ _LONGEST_PROOF: Final = 16 << 20
 Naming: TypeAlias = Callable[[Recorded], Recorded]
 """Gives events the names that their pseudonyms stand for, or leaves them as they are."""
 
-NamesOption = Annotated[
-    bool, typer.Option("--names", help="Pseudonyms as names; needs the master key.")
-]
+NamesOption = Annotated[bool, flag("Pseudonyms as names; needs the master key.", "--names")]
 
 audit = group("Read, check and prove the audit log.")
 
@@ -96,24 +97,21 @@ def _log_of(chosen: Settings) -> tuple[Path, str]:
 def verify(
     chosen: Settings,
     incremental: Annotated[
-        bool, typer.Option("--incremental", help="Only what is new since the last time.")
+        bool, flag("Only what is new since the last time.", "--incremental")
     ] = False,
     since: Annotated[
         Path | None,
-        typer.Option("--since", metavar="FILE", help="A checkpoint that you kept."),
+        option("FILE", "A checkpoint that you kept.", "--since"),
     ] = None,
     key: Annotated[
         list[VerifierKey] | None,
-        typer.Option(
-            "--key",
-            metavar="VKEY",
-            parser=VerifierKey.parse,
-            help="The log's verifier key, as you know it.",
+        option(
+            "VKEY", "The log's verifier key, as you know it.", "--key", parser=VerifierKey.parse
         ),
     ] = None,
     every: Annotated[
         bool,
-        typer.Option("--all", help="The copies of every home's log in the shared database."),
+        flag("The copies of every home's log in the shared database.", "--all"),
     ] = False,
 ) -> Report:
     """Check every event and checkpoint of the audit log; says which one fails and how."""
@@ -209,7 +207,7 @@ def tail(
         int, typer.Option("--count", "-n", min=1, max=100_000, help="How many events.")
     ] = 20,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")
+        bool, flag("Go on with what is written from now on.", "--follow", "-f")
     ] = False,
     kind: Annotated[list[str] | None, typer.Option("--kind", help="Only these.")] = None,
     plugin: Annotated[str, typer.Option("--plugin", help="Only of this plugin.")] = "",
@@ -252,7 +250,7 @@ def tail(
 @command()
 def show(
     chosen: Settings,
-    lease: Annotated[str, typer.Argument(metavar="LEASE", help="A lease, or its beginning.")],
+    lease: Annotated[str, argument("LEASE", "A lease, or its beginning.")],
     names: NamesOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -305,11 +303,9 @@ def export(
     chosen: Settings,
     since: Annotated[
         str,
-        typer.Option("--since", metavar="WHEN", help="A date, or the number of an event."),
+        option("WHEN", "A date, or the number of an event.", "--since"),
     ] = "",
-    form: Annotated[
-        str, typer.Option("--format", metavar="jsonl|csv", help="What to write.")
-    ] = "jsonl",
+    form: Annotated[str, option("jsonl|csv", "What to write.", "--format")] = "jsonl",
     names: NamesOption = False,
 ) -> None:
     """Write events to standard output, each checked."""
@@ -377,21 +373,12 @@ async def _pseudonyms(vault: Vault) -> dict[str, str]:
 @command()
 def prove(
     chosen: Settings,
-    seq: Annotated[int, typer.Argument(metavar="SEQ", help="The number of an event.")] = 0,
-    since: Annotated[
-        int, typer.Option("--from", metavar="SIZE", help="Prove that these begin the log.")
-    ] = 0,
-    check: Annotated[
-        Path | None, typer.Option("--check", metavar="FILE", help="Check a proof instead.")
-    ] = None,
+    seq: Annotated[int, argument("SEQ", "The number of an event.")] = 0,
+    since: Annotated[int, option("SIZE", "Prove that these begin the log.", "--from")] = 0,
+    check: Annotated[Path | None, option("FILE", "Check a proof instead.", "--check")] = None,
     key: Annotated[
         list[VerifierKey] | None,
-        typer.Option(
-            "--key",
-            metavar="VKEY",
-            parser=VerifierKey.parse,
-            help="Trusted keys to check with.",
-        ),
+        option("VKEY", "Trusted keys to check with.", "--key", parser=VerifierKey.parse),
     ] = None,
 ) -> Text | None:
     """Print a proof that an event is in the signed log, or check one."""
@@ -414,12 +401,8 @@ def prove(
 @command()
 def checkpoint(
     chosen: Settings,
-    sign: Annotated[
-        bool, typer.Option("--sign", help="Unseal, and sign all events there are now.")
-    ] = False,
-    key: Annotated[
-        bool, typer.Option("--key", help="Print the verifier keys instead.")
-    ] = False,
+    sign: Annotated[bool, flag("Unseal, and sign all events there are now.", "--sign")] = False,
+    key: Annotated[bool, flag("Print the verifier keys instead.", "--key")] = False,
 ) -> None:
     """Print the newest checkpoint of the audit log, for a witness or to keep."""
     if sign:
@@ -438,13 +421,9 @@ def checkpoint(
 @command()
 def cosign(
     chosen: Settings,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file; - is standard input.")],
-    add: Annotated[
-        bool, typer.Option("--add", help="Add a witness's signatures to this log.")
-    ] = False,
-    witness: Annotated[
-        str, typer.Option("--witness", metavar="VKEY", help="With --add: the witness's key.")
-    ] = "",
+    file: Annotated[Path, argument("FILE", "A file; - is standard input.")],
+    add: Annotated[bool, flag("Add a witness's signatures to this log.", "--add")] = False,
+    witness: Annotated[str, option("VKEY", "With --add: the witness's key.", "--witness")] = "",
     name: Annotated[
         str, typer.Option("--name", help="As a witness: your name, like example.com/w1.")
     ] = "",
@@ -452,9 +431,7 @@ def cosign(
         Path | None,
         typer.Option("--key-file", help="As a witness: your key; made when absent."),
     ] = None,
-    log: Annotated[
-        str, typer.Option("--log", metavar="VKEY", help="As a witness: the log's key.")
-    ] = "",
+    log: Annotated[str, option("VKEY", "As a witness: the log's key.", "--log")] = "",
     seen: Annotated[
         Path | None,
         typer.Option("--seen", help="As a witness: the last checkpoint you signed; kept here."),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, TypeVar, cast, ge
 
 import anyio
 import typer
+from typer.models import ArgumentInfo, OptionInfo
 
 from apex_creds.cli.console import Report, Text, bars, note, safe
 from apex_creds.documents.document import Header, parse
@@ -53,6 +54,31 @@ _PASSPHRASE: Final = "passphrase:"  # noqa: S105 - a scheme
 # -- options -------------------------------------------------------------------------------
 
 
+def option(
+    metavar: str,
+    text: str,
+    *names: str,
+    parser: Callable[[str], object] | None = None,
+    min: float | None = None,  # noqa: A002 - typer's names
+    max: float | None = None,  # noqa: A002
+) -> OptionInfo:
+    """An option that has a value; ``text`` is its help."""
+    made = typer.Option(*names, metavar=metavar, help=text, parser=parser, min=min, max=max)
+    return cast("OptionInfo", made)
+
+
+def flag(text: str, *names: str) -> OptionInfo:
+    """An option that has none."""
+    return cast("OptionInfo", typer.Option(*names, help=text))
+
+
+def argument(
+    metavar: str, text: str, *, parser: Callable[[str], object] | None = None
+) -> ArgumentInfo:
+    """What is named by its place."""
+    return cast("ArgumentInfo", typer.Argument(metavar=metavar, help=text, parser=parser))
+
+
 def parse_time(text: str) -> float:
     """A point in time as it is typed.
 
@@ -83,23 +109,19 @@ def name_of(what: str) -> Callable[[str], str]:
 
 HomeOption = Annotated[
     Path | None,
-    typer.Option(
-        "--home",
-        metavar="DIR",
-        help="The vault's directory; $APEX_CREDS_HOME or ~/.apex_agent by default.",
-        show_default=False,
+    option(
+        "DIR", "The vault's directory; $APEX_CREDS_HOME or ~/.apex_agent by default.", "--home"
     ),
 ]
 MasterOption = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "URI",
+        "Where the master key is: keyring:, file:PATH, passphrase: or passphrase:fd=N.",
         "--master",
-        metavar="URI",
-        help="Where the master key is: keyring:, file:PATH, passphrase: or passphrase:fd=N.",
-        show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.", show_default=False)]
+JsonOption = Annotated[bool, flag("Print JSON.", "--json")]
 ReasonOption = Annotated[
     str,
     typer.Option(
@@ -110,43 +132,31 @@ ReasonOption = Annotated[
 ]
 UntilOption = Annotated[
     float | None,
-    typer.Option(
-        metavar="WHEN", parser=parse_time, help="2030-12-31, 12h, 30d; without end by default."
-    ),
+    option("WHEN", "2030-12-31, 12h, 30d; without end by default.", parser=parse_time),
 ]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Even if standard output is not a terminal.")
-]
+ForceOption = Annotated[bool, flag("Even if standard output is not a terminal.", "--force")]
 DeliveryOption = Annotated[
     Delivery | None,
-    typer.Option(
-        metavar="HOW",
+    option(
+        "HOW",
+        "How it is sent: bearer, basic, header:NAME or query:NAME.",
         parser=Delivery.parse,
-        help="How it is sent: bearer, basic, header:NAME or query:NAME.",
     ),
 ]
 OriginOption = Annotated[
     list[Origin] | None,
-    typer.Option(
+    option(
+        "URL",
+        "Where it may be sent, like https://api.example.com; repeat for more.",
         "--origin",
-        metavar="URL",
         parser=Origin.parse,
-        help="Where it may be sent, like https://api.example.com; repeat for more.",
-        show_default=False,
     ),
 ]
 NameArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="NAME",
-        parser=name_of("name"),
-        help="The credential's name.",
-        show_default=False,
-    ),
+    argument("NAME", "The credential's name.", parser=name_of("name")),
 ]
-PluginArgument = Annotated[
-    str, typer.Argument(metavar="PLUGIN", help="The plugin's id.", show_default=False)
-]
+PluginArgument = Annotated[str, argument("PLUGIN", "The plugin's id.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

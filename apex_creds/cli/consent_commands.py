@@ -10,11 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from apex_creds.cli import console
 from apex_creds.cli.access_commands import ask_for_one, read_code
-from apex_creds.cli.command import Settings, command, parse_time, with_vault
+from apex_creds.cli.command import (
+    Settings,
+    argument,
+    command,
+    flag,
+    option,
+    parse_time,
+    with_vault,
+)
 from apex_creds.cli.console import Json, Line, Note, Part, Report, Text
 from apex_creds.clocks import Moment, SystemClock
 from apex_creds.errors import InvalidInputError
@@ -29,9 +35,7 @@ from apex_creds.vault.requests import Requests
 
 _BY = "apex-creds"
 
-IdArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="As `requests` shows it.", show_default=False)
-]
+IdArgument = Annotated[str, argument("ID", "As `requests` shows it.")]
 
 
 @command()
@@ -75,18 +79,13 @@ def approve(
     chosen: Settings,
     request_id: IdArgument,
     for_session: Annotated[
-        bool, typer.Option("--session", help="Until the runtime that asks ends.")
+        bool, flag("Until the runtime that asks ends.", "--session")
     ] = False,
     until: Annotated[
         float | None,
-        typer.Option(
-            metavar="WHEN",
-            parser=parse_time,
-            help="2030-12-31, 12h, 30d.",
-            show_default=False,
-        ),
+        option("WHEN", "2030-12-31, 12h, 30d.", parser=parse_time),
     ] = None,
-    always: Annotated[bool, typer.Option("--always", help="Without end.")] = False,
+    always: Annotated[bool, flag("Without end.", "--always")] = False,
 ) -> Text:
     """Say yes to a request: once, unless an option says more."""
     if for_session + always + (until is not None) > 1:
@@ -116,7 +115,7 @@ def approve(
 async def deny(
     vault: Vault,
     request_id: IdArgument,
-    never: Annotated[bool, typer.Option("--never", help="And don't ask again.")] = False,
+    never: Annotated[bool, flag("And don't ask again.", "--never")] = False,
 ) -> Text:
     """Say no to a request."""
     answer = ConsentAnswer(choice=Choice.NEVER if never else Choice.DENY, by=_BY)
@@ -128,11 +127,9 @@ async def deny(
 @command()
 async def lockdown(
     vault: Vault,
-    reason: Annotated[
-        str, typer.Option(metavar="TEXT", help="For the log.", show_default=False)
-    ] = "",
+    reason: Annotated[str, option("TEXT", "For the log.")] = "",
     keep_grants: Annotated[
-        bool, typer.Option("--keep-grants", help="Have them back after the unlocking.")
+        bool, flag("Have them back after the unlocking.", "--keep-grants")
     ] = False,
 ) -> Text:
     """Seal the vault: end everything, take back all grants, release nothing until `unlock`."""
@@ -161,10 +158,8 @@ async def unlock(vault: Vault) -> Text:
 
 @command()
 def checksum(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The plugin's.", show_default=False)
-    ],
-    algorithm: Annotated[str, typer.Option(metavar="NAME", help="The hash.")] = DEFAULT,
+    folder: Annotated[Path, argument("DIR", "The plugin's.")],
+    algorithm: Annotated[str, option("NAME", "The hash.")] = DEFAULT,
 ) -> Report:
     """Print the checksum of a plugin's code, as its metadata should state it."""
     value = tree_digest(folder, algorithm=algorithm)

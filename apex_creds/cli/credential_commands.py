@@ -24,6 +24,8 @@ from apex_creds.cli.command import (
     OriginOption,
     Settings,
     command,
+    flag,
+    option,
     parse_time,
     with_vault,
 )
@@ -37,10 +39,9 @@ from apex_creds.vault import Vault
 
 ChallengeOption = Annotated[
     bool | None,
-    typer.Option(
+    flag(
+        "Each use takes a nonce that a client has signed; as it was, or not, by default.",
         "--challenge/--no-challenge",
-        help="Each use takes a nonce that a client has signed; as it was, or not, by default.",
-        show_default=False,
     ),
 ]
 
@@ -51,34 +52,25 @@ async def set_credential(
     name: NameArgument,
     service: Annotated[
         str | None,
-        typer.Option(help="Chooses the key that encrypts it; NAME by default.", metavar="TEXT"),
+        option("TEXT", "Chooses the key that encrypts it; NAME by default."),
     ] = None,
     kind: Annotated[
         CredentialKind | None,
-        typer.Option(
+        option(
+            "KIND",
+            "api_key, oauth_token, basic or generic; as it was, or api_key by default.",
             "--kind",
-            metavar="KIND",
-            help="api_key, oauth_token, basic or generic; as it was, or api_key by default.",
-            show_default=False,
         ),
     ] = None,
     delivery: DeliveryOption = None,
     origin: OriginOption = None,
     expires: Annotated[
         float | None,
-        typer.Option(
-            metavar="WHEN",
-            parser=parse_time,
-            help="2030-12-31, 2030-12-31T18:00Z, 12h, 30d, 1y.",
-        ),
+        option("WHEN", "2030-12-31, 2030-12-31T18:00Z, 12h, 30d, 1y.", parser=parse_time),
     ] = None,
     sensitivity: Annotated[
         Sensitivity | None,
-        typer.Option(
-            metavar="LEVEL",
-            help="normal, sensitive or critical; as it was, or sensitive by default.",
-            show_default=False,
-        ),
+        option("LEVEL", "normal, sensitive or critical; as it was, or sensitive by default."),
     ] = None,
     challenge: ChallengeOption = None,
 ) -> Text:
@@ -183,9 +175,7 @@ def edit(
     challenge: ChallengeOption = None,
     sensitivity: Annotated[
         Sensitivity | None,
-        typer.Option(
-            metavar="LEVEL", help="normal, sensitive or critical.", show_default=False
-        ),
+        option("LEVEL", "normal, sensitive or critical."),
     ] = None,
     origin: OriginOption = None,
     delivery: DeliveryOption = None,
@@ -223,9 +213,7 @@ def edit(
 def remove(
     chosen: Settings,
     name: NameArgument,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)
-    ] = False,
+    yes: Annotated[bool, flag("Do not ask.", "--yes", "-y")] = False,
 ) -> Text:
     """Delete a credential for good: its key is destroyed, its file overwritten."""
     if not yes and not sys.stdin.isatty():
@@ -255,20 +243,14 @@ def remove(
 def get(
     chosen: Settings,
     name: NameArgument,
-    reveal: Annotated[
-        bool, typer.Option("--reveal", help="Yes, print the secret.", show_default=False)
-    ] = False,
+    reveal: Annotated[bool, flag("Yes, print the secret.", "--reveal")] = False,
     part: Annotated[
         str,
-        typer.Option(
-            metavar="PART",
-            help="value, access, refresh, user or password; the main one by default.",
-            show_default=False,
-        ),
+        option("PART", "value, access, refresh, user or password; the main one by default."),
     ] = "",
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also where standard output is not a terminal."),
+        flag("Also where standard output is not a terminal.", "--force"),
     ] = False,
     json: JsonOption = False,
 ) -> None:

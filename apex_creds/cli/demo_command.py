@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import anyio
-import typer
 
 from apex_creds.cli import console
-from apex_creds.cli.command import JsonOption, Settings, command, find_provider
+from apex_creds.cli.command import JsonOption, Settings, command, find_provider, option
 from apex_creds.cli.console import Cell, Fields, Json, Line, Part, Report, Rows
 from apex_creds.keys import MasterKeyProvider
 
@@ -31,9 +30,7 @@ _REAL: Final = "The real one: apex-creds demo --master keyring:"
 @command()
 def demo(
     chosen: Settings,
-    calls: Annotated[
-        int, typer.Option(metavar="N", min=15, max=100_000, help="How many invocations.")
-    ] = 300,
+    calls: Annotated[int, option("N", "How many invocations.", min=15, max=100_000)] = 300,
     json: JsonOption = False,
 ) -> None:
     """Run three plugins on a real HTTP service, in a fresh temporary vault, and judge it.

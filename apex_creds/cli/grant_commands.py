@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import typer
 
 from apex_creds.cli import console
 from apex_creds.cli.command import (
     PluginArgument,
     Settings,
     UntilOption,
+    argument,
     command,
+    flag,
     name_of,
+    option,
     with_vault,
 )
 from apex_creds.cli.console import Cell, Json, Line, Note, Report, Rows, Text
@@ -34,32 +36,24 @@ def grant(
     plugin: PluginArgument,
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="NAME",
-            parser=name_of("credential name"),
-            help="The credential's name.",
-            show_default=False,
-        ),
+        argument("NAME", "The credential's name.", parser=name_of("credential name")),
     ],
     scope: Annotated[
         list[str] | None,
-        typer.Option(metavar="SCOPE", help="It may ask for this; repeat.", show_default=False),
+        option("SCOPE", "It may ask for this; repeat."),
     ] = None,
-    reveal: Annotated[
-        bool, typer.Option("--reveal", help="It may read the secret itself.")
-    ] = False,
+    reveal: Annotated[bool, flag("It may read the secret itself.", "--reveal")] = False,
     until: UntilOption = None,
     folder: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "DIR",
+            "Bind the grant to the plugin there; by default, to its first use.",
             "--plugin-dir",
-            metavar="DIR",
-            help="Bind the grant to the plugin there; by default, to its first use.",
-            show_default=False,
         ),
     ] = None,
     ahead: Annotated[
-        bool, typer.Option("--ahead", help="Grant it before there is such a credential.")
+        bool, flag("Grant it before there is such a credential.", "--ahead")
     ] = False,
 ) -> Text:
     """Permit a plugin the use of a credential; replaces an earlier grant of the two."""
@@ -158,18 +152,14 @@ def _as_json(made: Grant) -> dict[str, Json]:
 @command()
 def revoke(
     chosen: Settings,
-    plugin: Annotated[
-        str | None, typer.Argument(metavar="PLUGIN", help="Its grants.", show_default=False)
-    ] = None,
+    plugin: Annotated[str | None, argument("PLUGIN", "Its grants.")] = None,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="Only that credential.", show_default=False),
+        argument("NAME", "Only that credential."),
     ] = None,
     credential: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="The grants of all plugins on it.", show_default=False
-        ),
+        option("NAME", "The grants of all plugins on it."),
     ] = None,
 ) -> Text:
     """Take grants back: those of a plugin, of a credential, or of the two."""

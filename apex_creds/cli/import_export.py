@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import anyio
-import typer
 
 from apex_creds.cli import console
-from apex_creds.cli.command import Settings, command, with_vault
+from apex_creds.cli.command import Settings, argument, command, flag, option, with_vault
 from apex_creds.cli.console import Json, Line, Note, Report
 from apex_creds.errors import ApexCredsError, InvalidInputError, VaultExistsError
 from apex_creds.fs.oserrors import translated
@@ -49,20 +48,13 @@ class Plan:
 @command()
 async def import_file(
     vault: Vault,
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A .env file; - is standard input.")
-    ],
+    file: Annotated[Path, argument("FILE", "A .env file; - is standard input.")],
     replace: Annotated[
-        bool, typer.Option("--replace", help="New versions of those that are there.")
+        bool, flag("New versions of those that are there.", "--replace")
     ] = False,
     origin: Annotated[
         list[Origin] | None,
-        typer.Option(
-            metavar="URL",
-            parser=Origin.parse,
-            help="Where all of them may be sent; repeat.",
-            show_default=False,
-        ),
+        option("URL", "Where all of them may be sent; repeat.", parser=Origin.parse),
     ] = None,
 ) -> Report:
     """Store the secrets of a .env file, each as an API key of its name."""
@@ -181,12 +173,7 @@ def copy(
     chosen: Settings,
     to: Annotated[
         str,
-        typer.Option(
-            "--to",
-            metavar="URL|DIR",
-            help="A database, or a directory, without a vault in it.",
-            show_default=False,
-        ),
+        option("URL|DIR", "A database, or a directory, without a vault in it.", "--to"),
     ],
 ) -> Report:
     """Copy the vault to a database or directory, record by record, each one checked.

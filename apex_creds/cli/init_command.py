@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 import anyio
-import typer
 
 from apex_creds.cli import console
 from apex_creds.cli.command import (
     Settings,
     command,
     find_provider,
+    flag,
     migrate_first,
+    option,
     read_header,
     with_vault,
 )
@@ -34,27 +35,22 @@ def init(
     chosen: Settings,
     hashed_names: Annotated[
         bool,
-        typer.Option(
-            "--hashed-names", help="Files of sections are named by keyed hashes, for good."
-        ),
+        flag("Files of sections are named by keyed hashes, for good.", "--hashed-names"),
     ] = False,
     use_existing_key: Annotated[
         bool,
-        typer.Option(
-            "--use-existing-key", help="The file has the key already; no other vault uses it."
-        ),
+        flag("The file has the key already; no other vault uses it.", "--use-existing-key"),
     ] = False,
     storage: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "URL",
+            "Keep the vault in a database (sqlite:////PATH, postgresql://USER@HOST/DB).",
             "--storage",
-            metavar="URL",
-            help="Keep the vault in a database (sqlite:////PATH, postgresql://USER@HOST/DB).",
-            show_default=False,
         ),
     ] = None,
     join: Annotated[
-        bool, typer.Option("--join", help="The vault is in that database already: share it.")
+        bool, flag("The vault is in that database already: share it.", "--join")
     ] = False,
 ) -> Text:
     """Make a vault, and a master key for it (in the OS keyring by default)."""

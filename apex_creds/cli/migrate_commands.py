@@ -18,10 +18,13 @@ from apex_creds.cli.command import (
     LARGE_MIGRATION,
     JsonOption,
     Settings,
+    argument,
     command,
     fates,
     find_provider,
+    flag,
     left_to_do,
+    option,
     span,
     take_config,
     with_vault,
@@ -66,53 +69,44 @@ def migrate_command(
     chosen: Settings,
     action: Annotated[
         Action | None,
-        typer.Argument(
-            metavar="ACTION",
-            help="finish: erase the .bak files. on, off: migrate by itself, or not.",
-            show_default=False,
-        ),
+        argument("ACTION", "finish: erase the .bak files. on, off: migrate by itself, or not."),
     ] = None,
     source: Annotated[
         list[str] | None,
-        typer.Option(
-            "--from",
-            metavar="PATH",
-            help="A file, a directory, keyring:SERVICE or keyring:SERVICE/USER; repeat. What "
+        option(
+            "PATH",
+            "A file, a directory, keyring:SERVICE or keyring:SERVICE/USER; repeat. What "
             "old programs left beside the vault, by default.",
-            show_default=False,
+            "--from",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
+        bool, flag("Say what would be done; change nothing.", "--dry-run")
     ] = False,
     on_conflict: Annotated[
         OnConflict,
-        typer.Option(
-            metavar="WHAT", help="report, keep or replace: where the vault has another value."
-        ),
+        option("WHAT", "report, keep or replace: where the vault has another value."),
     ] = OnConflict.REPORT,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the source as it is when all is migrated.")
+        bool, flag("Leave the source as it is when all is migrated.", "--keep")
     ] = False,
     accept_partial: Annotated[
         bool,
-        typer.Option(
-            "--accept-partial",
-            help="Rename it although some entries are only there. What could not be read is "
+        flag(
+            "Rename it although some entries are only there. What could not be read is "
             "never erased.",
+            "--accept-partial",
         ),
     ] = False,
     erase_after: Annotated[
         float | None,
-        typer.Option(
-            metavar="SPAN",
-            parser=span,
-            help="Erase the .bak files by itself after 30d, say; else never.",
+        option(
+            "SPAN", "Erase the .bak files by itself after 30d, say; else never.", parser=span
         ),
     ] = None,
     from_master: Annotated[
         str | None,
-        typer.Option(metavar="URI", help="Master key of another vault that is the source."),
+        option("URI", "Master key of another vault that is the source."),
     ] = None,
     json: JsonOption = False,
 ) -> None:

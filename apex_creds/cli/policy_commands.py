@@ -7,9 +7,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
-import typer
-
-from apex_creds.cli.command import Settings, command, group, name_of, with_vault
+from apex_creds.cli.command import (
+    Settings,
+    argument,
+    command,
+    group,
+    name_of,
+    option,
+    with_vault,
+)
 from apex_creds.cli.console import Fields, Json, Line, Note, Part, Report
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError, InvalidPolicyError
 from apex_creds.fs.oserrors import translated
@@ -35,9 +41,7 @@ def check(
     chosen: Settings,
     file: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="FILE", help="That of the vault by default.", show_default=False
-        ),
+        argument("FILE", "That of the vault by default."),
     ] = None,
 ) -> Report:
     """Check a policy file; says on which line it is wrong. Needs no key."""
@@ -103,38 +107,28 @@ def explain(
     chosen: Settings,
     plugin: Annotated[
         str,
-        typer.Argument(metavar="PLUGIN", parser=name_of("plugin id"), help="Its id."),
+        argument("PLUGIN", "Its id.", parser=name_of("plugin id")),
     ],
     credential: Annotated[
         str,
-        typer.Argument(
-            metavar="CREDENTIAL", parser=name_of("credential name"), help="Its name."
-        ),
+        argument("CREDENTIAL", "Its name.", parser=name_of("credential name")),
     ],
-    action: Annotated[
-        str, typer.Argument(metavar="ACTION", help="What the plugin is to do.")
-    ] = "",
+    action: Annotated[str, argument("ACTION", "What the plugin is to do.")] = "",
     scope: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="SCOPE",
-            parser=name_of("scope"),
-            help="It asks for this; repeat.",
-            show_default=False,
-        ),
+        option("SCOPE", "It asks for this; repeat.", parser=name_of("scope")),
     ] = None,
     origin: Annotated[
         list[Origin] | None,
-        typer.Option(
-            metavar="URL",
+        option(
+            "URL",
+            "It asks to send there; the credential's origins by default.",
             parser=Origin.parse,
-            help="It asks to send there; the credential's origins by default.",
-            show_default=False,
         ),
     ] = None,
     at: Annotated[
         float | None,
-        typer.Option(metavar="TIME", parser=_moment, help="2030-12-31T18:00Z; now by default."),
+        option("TIME", "2030-12-31T18:00Z; now by default.", parser=_moment),
     ] = None,
 ) -> Report:
     """Say whether a plugin that declares a credential gets it, and which rule decides."""

@@ -25,10 +25,13 @@ from apex_creds.cli.access_commands import ask_for_one
 from apex_creds.cli.command import (
     ForceOption,
     Settings,
+    argument,
     command,
     find_provider,
+    flag,
     group,
     master_uri,
+    option,
     read_root,
     with_master_key,
 )
@@ -59,11 +62,11 @@ _ARMOUR: Final = "apex-creds-recovery-v1:"
 
 SealedOption = Annotated[
     Path | None,
-    typer.Option("--sealed", metavar="FILE", help="What export --to printed, not shares."),
+    option("FILE", "What export --to printed, not shares.", "--sealed"),
 ]
 PrivateOption = Annotated[
     Path | None,
-    typer.Option("--private-key", metavar="FILE", help="Opens it; made by recovery keygen."),
+    option("FILE", "Opens it; made by recovery keygen.", "--private-key"),
 ]
 
 recovery = group("Keep the master key in shares, and bring it back when it is lost.")
@@ -82,10 +85,10 @@ def export(
     count: Annotated[
         int, typer.Option("--shares", "-n", max=MAX_SHARES, help="So many are made.")
     ] = 5,
-    qr: Annotated[bool, typer.Option("--qr", help="A QR code beside the words.")] = False,
+    qr: Annotated[bool, flag("A QR code beside the words.", "--qr")] = False,
     to: Annotated[
         str,
-        typer.Option("--to", metavar="PUBLIC", help="Seal it to this public key instead."),
+        option("PUBLIC", "Seal it to this public key instead.", "--to"),
     ] = "",
     private_key: PrivateOption = None,
     force: ForceOption = False,
@@ -236,7 +239,7 @@ async def list_made(vault: Vault) -> Report:
 @recovery.command("keygen")
 @command()
 def keygen(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the private key goes.")],
+    file: Annotated[Path, argument("FILE", "Where the private key goes.")],
 ) -> Text:
     """Make a key pair for export --to: the private key in FILE, the public one printed."""
     with SecretBytes.random(sealedbox.KEY_BYTES) as private:

@@ -12,7 +12,16 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from apex_creds.cli import console
-from apex_creds.cli.command import HELP, Settings, command, span, with_vault
+from apex_creds.cli.command import (
+    HELP,
+    Settings,
+    argument,
+    command,
+    flag,
+    option,
+    span,
+    with_vault,
+)
 from apex_creds.cli.console import Cell, Fields, Json, Line, Note, Part, Report, Rows, Text
 from apex_creds.errors import ConflictError, InvalidInputError
 from apex_creds.policy.display import show_time
@@ -59,27 +68,23 @@ def rotate(
     level: LevelArgument,
     service: Annotated[
         str,
-        typer.Option(metavar="NAME", help="DEK: of this service alone.", show_default=False),
+        option("NAME", "DEK: of this service alone."),
     ] = "",
     version: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", min=1, help="With --compromised: this version.", show_default=False
-        ),
+        option("N", "With --compromised: this version.", min=1),
     ] = None,
     compromised: Annotated[
         bool,
-        typer.Option(
-            "--compromised",
-            help="It may be in wrong hands: re-encrypt at once, destroy without grace, "
+        flag(
+            "It may be in wrong hands: re-encrypt at once, destroy without grace, "
             "and everything below it, too.",
+            "--compromised",
         ),
     ] = False,
     wait: Annotated[
         bool,
-        typer.Option(
-            "--wait/--no-wait", help="Wait while another process rotates, or fail (code 6)."
-        ),
+        flag("Wait while another process rotates, or fail (code 6).", "--wait/--no-wait"),
     ] = True,
 ) -> Text:
     """Renew keys now: DEKs, the KEK, or the master key."""
@@ -262,19 +267,11 @@ def _as_json(line: VersionLine) -> dict[str, Json]:
 def policy(
     chosen: Settings,
     level: LevelArgument,
-    interval: Annotated[
-        str | None, typer.Option(metavar="SPAN", help="90d, 1y; never: no interval.")
-    ] = None,
-    cron: Annotated[
-        str | None, typer.Option(metavar="FIELDS", help="Five fields, UTC; empty: none.")
-    ] = None,
-    jitter: Annotated[str | None, typer.Option(metavar="SPAN", help="Up to so late.")] = None,
-    max_encryptions: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="DEKs; 0: no limit.")
-    ] = None,
-    grace: Annotated[
-        str | None, typer.Option(metavar="SPAN", help="How long retired keys are kept.")
-    ] = None,
+    interval: Annotated[str | None, option("SPAN", "90d, 1y; never: no interval.")] = None,
+    cron: Annotated[str | None, option("FIELDS", "Five fields, UTC; empty: none.")] = None,
+    jitter: Annotated[str | None, option("SPAN", "Up to so late.")] = None,
+    max_encryptions: Annotated[int | None, option("N", "DEKs; 0: no limit.", min=0)] = None,
+    grace: Annotated[str | None, option("SPAN", "How long retired keys are kept.")] = None,
 ) -> Report:
     """Print when the keys of a level rotate; change what is given."""
     changes: dict[str, object] = {}
@@ -315,7 +312,7 @@ def emit(
     ],
     fields: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME=VALUE]...", help="What the event is about."),
+        argument("[NAME=VALUE]...", "What the event is about."),
     ] = None,
 ) -> Text:
     """Tell the vault what happened; a worker acts on it, or this command does."""

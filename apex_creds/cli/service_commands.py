@@ -14,10 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
-import typer
-
 from apex_creds.cli import console
-from apex_creds.cli.command import Settings, command, with_vault
+from apex_creds.cli.command import Settings, command, flag, option, with_vault
 from apex_creds.errors import InvalidInputError, NotInstalledError
 from apex_creds.vault import Vault
 
@@ -28,18 +26,18 @@ _EXTRA: Final = ("starlette", "uvicorn")
 async def worker(
     vault: Vault,
     every: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.05, max=86_400, help="How often to look.")
+        float, option("SECONDS", "How often to look.", min=0.05, max=86_400)
     ] = 60.0,
     rate: Annotated[
         float | None,
-        typer.Option(metavar="N", min=1, help="At most so many credentials a second."),
+        option("N", "At most so many credentials a second.", min=1),
     ] = None,
     health: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write how it is, as JSON.", show_default=False),
+        option("FILE", "Write how it is, as JSON."),
     ] = None,
     help_others: Annotated[
-        bool, typer.Option("--help-others", help="Re-encrypt while another one rotates.")
+        bool, flag("Re-encrypt while another one rotates.", "--help-others")
     ] = False,
 ) -> None:
     """Rotate keys when they are due, until it is told to stop (SIGTERM, SIGINT)."""
@@ -93,49 +91,34 @@ def _signals() -> Iterator[asyncio.Event]:
 @command()
 def dashboard(
     chosen: Settings,
-    port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="0: any that is free.")
-    ] = 8765,
+    port: Annotated[int, option("N", "0: any that is free.", min=0, max=65535)] = 8765,
     allow_decisions: Annotated[
         bool,
-        typer.Option(
+        flag(
+            "Requests can be approved and denied on the page; else it only shows.",
             "--allow-decisions",
-            help="Requests can be approved and denied on the page; else it only shows.",
         ),
     ] = False,
-    names: Annotated[
-        bool, typer.Option("--names", help="Names, though the log has pseudonyms.")
-    ] = False,
+    names: Annotated[bool, flag("Names, though the log has pseudonyms.", "--names")] = False,
     expose: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "ADDRESS",
+            "Listen there, where other machines can reach it; needs a certificate.",
             "--expose-to-network",
-            metavar="ADDRESS",
-            help="Listen there, where other machines can reach it; needs a certificate.",
-            show_default=False,
         ),
     ] = None,
     certificate: Annotated[
         Path | None,
-        typer.Option(
-            "--tls-certificate",
-            metavar="FILE",
-            help="PEM, with its chain.",
-            show_default=False,
-        ),
+        option("FILE", "PEM, with its chain.", "--tls-certificate"),
     ] = None,
     key: Annotated[
         Path | None,
-        typer.Option("--tls-key", metavar="FILE", help="Of it, PEM.", show_default=False),
+        option("FILE", "Of it, PEM.", "--tls-key"),
     ] = None,
     host: Annotated[
         list[str] | None,
-        typer.Option(
-            "--host-name",
-            metavar="NAME[:PORT]",
-            help="The page is opened by this name, too; repeat.",
-            show_default=False,
-        ),
+        option("NAME[:PORT]", "The page is opened by this name, too; repeat.", "--host-name"),
     ] = None,
 ) -> None:
     """Show keys, leases, permissions, requests and the log live, in a browser.

@@ -14,9 +14,12 @@ from apex_creds.cli.command import (
     HELP,
     ReasonOption,
     Settings,
+    argument,
     command,
     find_provider,
+    flag,
     master_uri,
+    option,
     with_master_key,
 )
 from apex_creds.cli.console import Fields, Json, Line, Report, Text
@@ -56,9 +59,7 @@ def backup(
     chosen: Settings,
     destination: Annotated[
         Path,
-        typer.Argument(
-            metavar="DEST", help="A new directory, or a new file that ends with .tar."
-        ),
+        argument("DEST", "A new directory, or a new file that ends with .tar."),
     ],
 ) -> Report:
     """Copy the vault as of one instant, while work goes on; the copy is opened and checked.
@@ -84,22 +85,16 @@ def backup(
 @command()
 def restore(
     chosen: Settings,
-    source: Annotated[
-        Path, typer.Argument(metavar="BACKUP", help="What apex-creds backup made.")
-    ],
+    source: Annotated[Path, argument("BACKUP", "What apex-creds backup made.")],
     reason: ReasonOption = "",
     shares: Annotated[
         bool,
-        typer.Option("--shares", help="The master key is gone, too: ask for its shares."),
+        flag("The master key is gone, too: ask for its shares.", "--shares"),
     ] = False,
     sealed: SealedOption = None,
     private_key: PrivateOption = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Only check the backup; replace nothing.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Even if a process has the vault open.")
-    ] = False,
+    check: Annotated[bool, flag("Only check the backup; replace nothing.", "--check")] = False,
+    force: Annotated[bool, flag("Even if a process has the vault open.", "--force")] = False,
 ) -> Text:
     """Put a backup in the vault's place, after checking all of it; keep what was there."""
     reason = console.read_reason(reason)
@@ -153,12 +148,7 @@ async def _root(stage: Path) -> tuple[Header, bytes]:
 
 StorageOption = Annotated[
     str | None,
-    typer.Option(
-        "--storage",
-        metavar="URL",
-        help="The database; the one of the vault in --home by default.",
-        show_default=False,
-    ),
+    option("URL", "The database; the one of the vault in --home by default.", "--storage"),
 ]
 
 db = typer.Typer(
