@@ -77,10 +77,6 @@ class Result:
         """How many times as long as ``other`` it takes, paired by round."""
         return median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
-    def over(self, other: Result) -> float:
-        """How many seconds longer than ``other`` it takes, paired by round."""
-        return median(a - b for a, b in zip(self.seconds, other.seconds, strict=True))
-
 
 @dataclass(frozen=True, slots=True)
 class Budget:

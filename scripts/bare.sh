@@ -2,8 +2,9 @@
 # Runs the README's commands on a bare Debian 12: Debian's own Python 3.11.2, git, make and
 # python3-venv, nothing else; from a clone of the last commit. As root, on any Linux.
 #
-#   scripts/bare.sh            make demo as a user and as root, then `make check`, and the real
-#                              parts once: a browser, PostgreSQL, a keyring, a kill
+#   scripts/bare.sh --demo     make demo, as a user and as root
+#   scripts/bare.sh            that, then `make check` (before any Debian package is installed),
+#                              and the real parts once: a browser, PostgreSQL, a keyring, a kill
 #   scripts/bare.sh --all      make demo as a user and as root, then `make test`
 #   scripts/bare.sh COMMAND…   any command there, as root, in the clone
 #
@@ -120,16 +121,18 @@ failed=0
 
 say "$(chroot "$root" python3 --version), $(cat "$root/etc/debian_version"), $(git rev-parse --short HEAD)"
 case ${1:-} in
-    --all | "")
+    --all | --demo | "")
         step "make demo, as a user" as_user make demo
         step "make demo, as root" as_root make demo
-        left
-        step "the environment of the tests" as_root make dev
-        touch "$root/mark"
+        [ -n "${1:-}" ] || step "make check" as_root make check
+        left etc
+        if [ "${1:-}" != --demo ]; then
+            step "the environment of the tests" as_root make dev
+            touch "$root/mark"
+        fi
         if [ "${1:-}" = --all ]; then
             step "make test" as_root make test
-        else
-            step "make check" as_root make check
+        elif [ -z "${1:-}" ]; then
             step "real parts" as_root make test ARGS="-q tests/dashboard/test_browser.py \
                 tests/storage/test_sql_postgres.py tests/e2e/test_gnome_keyring.py \
                 tests/faults/test_put_kill.py tests/deploy/test_contained.py"
