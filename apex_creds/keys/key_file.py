@@ -52,6 +52,7 @@ from apex_creds.keys.head_anchor import AnchorFile, state_anchor, state_pin
 from apex_creds.keys.provider import (
     ADOPTED,
     MASTER_KEY_BYTES,
+    Prompt,
     check_reference,
     decode_key,
     encode_key,
@@ -653,3 +654,8 @@ def _open_to_shred(path: Path) -> int:
     except OSError as error:
         failure = _cannot_write(path, error)
     raise failure
+
+
+def from_uri(rest: str, _: Prompt | None) -> FileProvider | None:
+    """``file:PATH``; see ``provider.FromUri``."""
+    return FileProvider(rest) if rest else None

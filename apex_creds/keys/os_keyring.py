@@ -33,6 +33,7 @@ from apex_creds.fs.private_files import make_directories
 from apex_creds.keys.head_anchor import state_folder
 from apex_creds.keys.provider import (
     MASTER_KEY_BYTES,
+    Prompt,
     check_reference,
     decode_key,
     encode_key,
@@ -397,3 +398,8 @@ def _unsafe(cls: type) -> bool:
 
 def _name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def from_uri(rest: str, _: Prompt | None) -> KeyringProvider | None:
+    """``keyring:``; see ``provider.FromUri``."""
+    return None if rest else KeyringProvider()

@@ -15,6 +15,7 @@ import binascii
 import contextlib
 import getpass
 import os
+import re
 import secrets
 import sys
 import unicodedata
@@ -43,6 +44,7 @@ _OPSLIMIT: Final = (3, 16)
 _MEMLIMIT: Final = (256 * 1024**2, 1024**3)
 _FIELDS: Final = frozenset({"salt", "opslimit", "memlimit"})
 _NEWLINE: Final = ord("\n")
+_FD: Final = re.compile(r"fd=(0|[1-9][0-9]{0,5})", re.ASCII)
 
 
 def terminal_prompt(text: str) -> str:
@@ -284,3 +286,11 @@ def _accepted(data: bytearray) -> SecretBytes:
     if empty:
         raise InvalidInputError("The passphrase is empty.", hint="Give one; longer is better.")
     raise InvalidInputError(f"The passphrase is longer than {MAX_PASSPHRASE_BYTES} bytes.")
+
+
+def from_uri(rest: str, prompt: Prompt | None) -> PassphraseProvider | None:
+    """``passphrase:`` and ``passphrase:fd=N``; see ``provider.FromUri``."""
+    if not rest:
+        return PassphraseProvider(prompt=prompt)
+    descriptor = _FD.fullmatch(rest)
+    return PassphraseProvider(fd=int(descriptor[1])) if descriptor else None

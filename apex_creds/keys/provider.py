@@ -14,6 +14,7 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from apex_creds import extensions
@@ -267,8 +268,15 @@ def hold(behind: MasterKeyProvider, *, version: int, key: SecretBytes) -> HeldPr
     return kind(behind, version=version, key=key)
 
 
-_OWN: Final = ("keyring", "file", "passphrase")
-_FD: Final = re.compile(r"fd=(0|[1-9][0-9]{0,5})", re.ASCII)
+_BUILT_IN: Final = {
+    "keyring": "apex_creds.keys.os_keyring",
+    "file": "apex_creds.keys.key_file",
+    "passphrase": "apex_creds.keys.passphrase",
+}
+"""The module of each scheme; its ``from_uri`` is a ``FromUri``."""
+
+FromUri = Callable[[str, Prompt | None], MasterKeyProvider | None]
+"""Makes a provider of what follows the scheme and its colon; None for what it can't read."""
 
 
 def provider_from_uri(uri: str, *, prompt: Prompt | None = None) -> MasterKeyProvider:
@@ -282,37 +290,17 @@ def provider_from_uri(uri: str, *, prompt: Prompt | None = None) -> MasterKeyPro
         InvalidInputError: Anything else.
     """
     scheme, colon, rest = uri.partition(":")
-    # Late imports: only the provider that is used is loaded (keyring looks for plugins).
-    if scheme == "keyring" and colon and not rest:
-        from apex_creds.keys.os_keyring import KeyringProvider
-
-        return KeyringProvider()
-    if scheme == "file" and rest:
-        from apex_creds.keys.key_file import FileProvider
-
-        return FileProvider(rest)
-    if scheme == "passphrase" and colon:
-        return _passphrase(rest, prompt)
-    provider = None if scheme in _OWN else extensions.make(extensions.PROVIDERS, uri)
-    if isinstance(provider, MasterKeyProvider):
-        return provider
-    raise _unknown()
-
-
-def _passphrase(rest: str, prompt: Prompt | None) -> MasterKeyProvider:
-    from apex_creds.keys.passphrase import PassphraseProvider
-
-    if not rest:
-        return PassphraseProvider(prompt=prompt)
-    match = _FD.fullmatch(rest)
-    if match is None:
-        raise _unknown()
-    return PassphraseProvider(fd=int(match[1]))
-
-
-def _unknown() -> InvalidInputError:
-    return InvalidInputError(
-        "The master key provider is not one that is known.",
-        hint="Use keyring:, file:PATH, passphrase: or passphrase:fd=N, or install the package "
-        "that has it (docs/EXTENDING.md).",
-    )
+    if scheme in _BUILT_IN:
+        # Only the provider that is used is loaded (keyring looks for plugins).
+        make: FromUri = import_module(_BUILT_IN[scheme]).from_uri
+        provider = make(rest, prompt) if colon else None
+    else:
+        made = extensions.make(extensions.PROVIDERS, uri)
+        provider = made if isinstance(made, MasterKeyProvider) else None
+    if provider is None:
+        raise InvalidInputError(
+            "The master key provider is not one that is known.",
+            hint="Use keyring:, file:PATH, passphrase: or passphrase:fd=N, or install the "
+            "package that has it (docs/EXTENDING.md).",
+        )
+    return provider
