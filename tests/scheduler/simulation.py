@@ -44,7 +44,7 @@ from apex_creds.scheduler.orders import labels_of, newest, order
 from apex_creds.scheduler.policy import DAY, Level, LevelPolicy, Policies
 from apex_creds.scheduler.reencrypt import Pace
 from apex_creds.scheduler.state import RotationState, rotation_document
-from apex_creds.storage.base import Write
+from apex_creds.storage.base import Write, tie_result
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import genesis, writing
 from apex_creds.vault.values import Opened, PutItem
@@ -125,10 +125,14 @@ class Mortal:
 
 
 class ChaoticStorage:
-    """One worker's way to the storage that all share."""
+    """One worker's way to the storage that all share.
+
+    Where it is not shared over a network, some are of programs that tie no commits.
+    """
 
     def __init__(self, inner: MemoryStorage, chaos: Chaos, owner: Mortal) -> None:
         self._inner, self._chaos, self._owner = inner, chaos, owner
+        self._ties = bool(inner.shards) or chaos.random.random() < 0.7
 
     def change_token(self, name: str) -> Any:
         return self._inner.change_token(name)
@@ -151,7 +155,10 @@ class ChaoticStorage:
         return await self._call(lambda: self._inner.read_many(names))
 
     async def write_many(self, writes: Sequence[Write], **options: Any) -> Any:
-        return await self._call(lambda: self._inner.write_many(writes, **options))
+        ties = [] if self._ties else [write for write in writes if write.data is None]
+        made = [write for write in writes if write not in ties]
+        done = await self._call(lambda: self._inner.write_many(made, **options))
+        return [*done, *map(tie_result, ties)]
 
     async def delete(self, name: str, **options: Any) -> Any:
         return await self._call(lambda: self._inner.delete(name, **options))

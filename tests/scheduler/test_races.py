@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from apex_creds.documents import key_versions
+from apex_creds.documents import key_versions, sections
 from apex_creds.documents.keystore import MasterKeySource
 from apex_creds.documents.store import DocumentStore
 from apex_creds.model import ApiKey
@@ -21,7 +21,7 @@ from apex_creds.scheduler.orders import labels_of, newest
 from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
 from apex_creds.scheduler.reencrypt import reencrypt
 from apex_creds.scheduler.state import RotationState, rotation_document
-from apex_creds.storage.base import Token, Write, WriteResult
+from apex_creds.storage.base import Token, Write, WriteResult, tie_result
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import genesis, writing
 from apex_creds.vault.values import PutItem
@@ -33,10 +33,15 @@ pytestmark = pytest.mark.anyio
 
 
 class Gate:
-    """A storage whose next write of one document waits until it is opened."""
+    """A storage whose next write of one document waits until it is opened.
 
-    def __init__(self, inner: MemoryStorage) -> None:
-        self.inner = inner
+    Args:
+        inner: Has the documents.
+        ties: Whether its program ties its commits to the key store; one of before does not.
+    """
+
+    def __init__(self, inner: MemoryStorage, *, ties: bool) -> None:
+        self.inner, self.ties = inner, ties
         self.name = ""
         self.reached, self.open = asyncio.Event(), asyncio.Event()
 
@@ -55,18 +60,23 @@ class Gate:
             self.name = ""
             self.reached.set()
             await self.open.wait()
-        return await self.inner.write_many(writes, shred=shred)
+        if self.ties:
+            return await self.inner.write_many(writes, shred=shred)
+        made = await self.inner.write_many(
+            [w for w in writes if w.data is not None], shred=shred
+        )
+        return [*made, *(tie_result(w) for w in writes if w.data is None)]
 
 
 class Two:
     """A slow process and a quick one, on one vault."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ties: bool) -> None:
         self.storage, self.clock = MemoryStorage(), FakeClock()
         chaos = Chaos(0)
         chaos.armed = False
         self.provider = ChaoticProvider(Keyring(), chaos, Mortal(mortal=False))
-        self.gate = Gate(self.storage)
+        self.gate = Gate(self.storage, ties=ties)
 
     def process(self, storage: object) -> DocumentStore:
         return DocumentStore(storage, clock=self.clock, masters=MasterKeySource(self.provider))
@@ -124,9 +134,11 @@ class Two:
             assert await read(fresh, "api_keys", name) == value
 
 
-@pytest.fixture
-async def two() -> Two:
-    made = Two()
+@pytest.fixture(params=["tied", "one of before", "tied and not fenced"])
+async def two(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Two:
+    fenced = request.param != "tied and not fenced"
+    monkeypatch.setattr(sections, "UNTIED_WRITERS", fenced)
+    made = Two(ties=request.param != "one of before")
     await made.start()
     return made
 
