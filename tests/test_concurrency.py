@@ -673,8 +673,7 @@ def test_on_trio_it_says_what_is_needed() -> None:
 ONE_LOOP = {
     "cli/demo/scenario.py": "the demo's",
     "cli/service_commands.py": "the command's: it ends with its signals",
-    "dashboard/hub.py": "the server's, which alone tells it anything",
-    "dashboard/watch.py": "the server's",
+    "dashboard/live_feed.py": "the server's",
     "leases/answers.py": "that of a connection, which a pool has for one loop",
     "leases/pools.py": "each pool is of one loop",
     "leases/upload.py": "that of a request",

@@ -128,7 +128,7 @@ def dashboard(
     if (certificate is None) is not (key is None):
         raise InvalidInputError("Give both, --tls-certificate and --tls-key, or neither.")
     try:
-        from apex_creds.dashboard import serve
+        from apex_creds.dashboard import server
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
@@ -136,11 +136,11 @@ def dashboard(
             "What serves the dashboard is not installed.",
             hint="Install it: pip install 'apex-creds[dashboard]'",
         ) from None
-    settings = serve.Settings(
+    settings = server.Settings(
         port=port,
         decisions=allow_decisions,
         named=names,
-        address=expose or serve.LOOPBACK,
+        address=expose or server.LOOPBACK,
         certificate=None if certificate is None or key is None else (certificate, key),
         hosts=tuple(host or ()),
     )
@@ -151,7 +151,7 @@ def dashboard(
 
     async def work(vault: Vault) -> None:
         vault.heed_lockdown()
-        await serve.serve(vault, settings, say=say)
+        await server.serve(vault, settings, say=say)
 
     # The master key may be rotated while this runs.
     with_vault(chosen, work, asks_again=True)

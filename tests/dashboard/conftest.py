@@ -11,11 +11,10 @@ import anyio
 import httpx
 import pytest
 
-from apex_creds.dashboard.admission import Doorkeeper
-from apex_creds.dashboard.app import KEY_HEADER, Dashboard, Site
-from apex_creds.dashboard.hub import Hub
-from apex_creds.dashboard.shown import names_of
-from apex_creds.dashboard.watch import Watcher
+from apex_creds.dashboard.lease_view import names_of
+from apex_creds.dashboard.live_feed import LiveFeed, Watcher
+from apex_creds.dashboard.routes import KEY_HEADER, Dashboard, Site
+from apex_creds.dashboard.sessions import SessionGate
 from tests.dashboard.town import Town, town_in
 from tests.support.loops import WITHIN
 
@@ -28,8 +27,8 @@ class Served:
 
     town: Town
     client: httpx.AsyncClient
-    doorkeeper: Doorkeeper
-    hub: Hub
+    doorkeeper: SessionGate
+    hub: LiveFeed
     watcher: Watcher
     headers: dict[str, str] = field(default_factory=dict)
     bodies: list[str] = field(default_factory=list)
@@ -55,8 +54,8 @@ class Served:
     async def look(self) -> None:
         """What the watcher does again and again, once."""
         self.town.vault.audit.flush()
-        await self.watcher.look_at_log()
-        await self.watcher.look_at_vault()
+        await self.watcher.read_log()
+        await self.watcher.read_vault()
 
     def told(self, topic: str) -> object:
         text = self.hub.latest(topic).decode()
@@ -67,7 +66,7 @@ class Served:
         """The first question, as soon as it is asked."""
         with anyio.fail_after(WITHIN):
             while True:
-                await self.watcher.look_at_vault()
+                await self.watcher.read_vault()
                 found = self.told("requests")
                 if found:
                     return found[0]
@@ -76,12 +75,10 @@ class Served:
 
 async def serve(town: Town, *, decisions: bool = False, named: bool = False) -> Served:
     names = await names_of(town.vault, named=named)
-    hub, doorkeeper = Hub(), Doorkeeper()
+    hub, doorkeeper = LiveFeed(), SessionGate()
     watcher = Watcher(town.vault, hub, names=names)
     site = Site(origins=(ORIGIN,), decisions=decisions)
-    made = Dashboard(
-        town.vault, site, names=names, doorkeeper=doorkeeper, hub=hub, watcher=watcher
-    )
+    made = Dashboard(town.vault, site, names=names, gate=doorkeeper, feed=hub, watcher=watcher)
     transport = httpx.ASGITransport(made.app(), raise_app_exceptions=False)
     client = httpx.AsyncClient(transport=transport, base_url=ORIGIN)
     return Served(town, client, doorkeeper, hub, watcher)

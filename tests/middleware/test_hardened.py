@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
 import asyncio, ctypes, resource, sys
 from apex_creds import CredentialMiddleware, Vault
-from apex_creds.dashboard.serve import Settings, serve
+from apex_creds.dashboard.server import Settings, serve
 from apex_creds.errors import InvalidInputError
 from apex_creds.scheduler.worker import RotationWorker
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from apex_creds.dashboard.admission import (
+from apex_creds.dashboard.sessions import (
     LINK_SECONDS,
     MAX_SESSIONS,
     SESSION_SECONDS,
-    Doorkeeper,
+    SessionGate,
 )
 
 
@@ -26,30 +26,30 @@ def time() -> Time:
 
 
 @pytest.fixture
-def door(time: Time) -> Doorkeeper:
-    return Doorkeeper(now=time)
+def door(time: Time) -> SessionGate:
+    return SessionGate(now=time)
 
 
-def test_a_link_works_once(door: Doorkeeper) -> None:
+def test_a_link_works_once(door: SessionGate) -> None:
     token = door.new_link()
     assert door.admit(token) is not None
     assert door.admit(token) is None
 
 
-def test_a_link_is_void_when_another_is_made(door: Doorkeeper) -> None:
+def test_a_link_is_void_when_another_is_made(door: SessionGate) -> None:
     first, second = door.new_link(), door.new_link()
     assert door.admit(first) is None
     assert door.admit(second) is not None
 
 
-def test_a_wrong_guess_does_not_use_a_link_up(door: Doorkeeper) -> None:
+def test_a_wrong_guess_does_not_use_a_link_up(door: SessionGate) -> None:
     token = door.new_link()
     assert door.admit(token[:-1]) is None
     assert door.admit("") is None
     assert door.admit(token) is not None
 
 
-def test_a_link_is_good_for_ten_minutes(door: Doorkeeper, time: Time) -> None:
+def test_a_link_is_good_for_ten_minutes(door: SessionGate, time: Time) -> None:
     token = door.new_link()
     time.now += LINK_SECONDS
     assert door.admit(token) is None
@@ -57,11 +57,11 @@ def test_a_link_is_good_for_ten_minutes(door: Doorkeeper, time: Time) -> None:
     assert door.admit(token) is None, "used up all the same"
 
 
-def test_nobody_is_let_in_before_a_link_was_made(door: Doorkeeper) -> None:
+def test_nobody_is_let_in_before_a_link_was_made(door: SessionGate) -> None:
     assert door.admit("") is None
 
 
-def test_a_session_takes_cookie_and_key(door: Doorkeeper) -> None:
+def test_a_session_takes_cookie_and_key(door: SessionGate) -> None:
     one, other = door.admit(door.new_link()), door.admit(door.new_link())
     assert one is not None
     assert other is not None
@@ -72,7 +72,7 @@ def test_a_session_takes_cookie_and_key(door: Doorkeeper) -> None:
     assert door.find(one.cookie, other.key) is None
 
 
-def test_a_session_ends_when_it_is_left_or_old(door: Doorkeeper, time: Time) -> None:
+def test_a_session_ends_when_it_is_left_or_old(door: SessionGate, time: Time) -> None:
     one, other = door.admit(door.new_link()), door.admit(door.new_link())
     assert one is not None
     assert other is not None
@@ -85,13 +85,13 @@ def test_a_session_ends_when_it_is_left_or_old(door: Doorkeeper, time: Time) -> 
     assert not door.lasts(other.session)
 
 
-def test_the_oldest_session_makes_room(door: Doorkeeper) -> None:
+def test_the_oldest_session_makes_room(door: SessionGate) -> None:
     made = [door.admit(door.new_link()) for _ in range(MAX_SESSIONS + 1)]
     alive = [one is not None and door.lasts(one.session) for one in made]
     assert alive == [False] + [True] * MAX_SESSIONS
 
 
-def test_values_are_not_shown_nor_kept(door: Doorkeeper) -> None:
+def test_values_are_not_shown_nor_kept(door: SessionGate) -> None:
     token = door.new_link()
     made = door.admit(token)
     assert made is not None

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds.audit.events import EventKind, Recorded
-from apex_creds.dashboard.activity import MAX_PAIRS, Activity
-from apex_creds.dashboard.leases import MAX_OPEN, OpenLeases
+from apex_creds.dashboard.lease_view import MAX_OPEN, OpenLeases
+from apex_creds.dashboard.log_status import MAX_PAIRS, Activity
 
 DAY = 86_400.0
 

@@ -10,11 +10,10 @@ import pytest
 
 from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.audit.verify import read
-from apex_creds.dashboard.hierarchy import hierarchy
-from apex_creds.dashboard.hub import KEPT, Hub
-from apex_creds.dashboard.shown import Names, text
-from apex_creds.dashboard.story import story
-from apex_creds.dashboard.verification import Verifier
+from apex_creds.dashboard.lease_view import Names, text
+from apex_creds.dashboard.live_feed import KEPT, LiveFeed
+from apex_creds.dashboard.log_status import Verifier, trace
+from apex_creds.dashboard.vault_views import hierarchy
 from apex_creds.errors import AuditTamperedError
 from apex_creds.fs.home import audit_directory
 from apex_creds.keys.keyset import KeyState
@@ -163,17 +162,17 @@ async def test_a_story_of_altered_lines_is_not_told(town: Town) -> None:
     directory, vault = audit_directory(town.vault.home), town.vault.vault_id
     events = list(read(directory, vault_id=vault))
     mine = next(e.invocation for e in events if e.kind == "redeem")
-    found, whole = story(directory, vault_id=vault, invocation=mine)
+    found, whole = trace(directory, vault_id=vault, invocation=mine)
     assert [e.kind for e in found] == ["lease", "redeem", "invocation"]
     assert whole
     path = directory / "000001.jsonl"
     lines = path.read_bytes()
     path.write_bytes(lines.replace(b'"kind":"redeem"', b'"kind":"expose"'))
     with pytest.raises(AuditTamperedError):
-        story(directory, vault_id=vault, invocation=mine)
+        trace(directory, vault_id=vault, invocation=mine)
     path.write_bytes(lines.replace(vault.encode(), b"0" * 32, 1))
     with pytest.raises(AuditTamperedError):
-        story(directory, vault_id=vault, invocation=mine)
+        trace(directory, vault_id=vault, invocation=mine)
     path.write_bytes(lines)
 
 
@@ -219,7 +218,7 @@ def test_a_log_that_is_not_there_is_bad(tmp_path: Path) -> None:
 
 
 async def test_a_reader_that_comes_late_gets_the_newest_of_each() -> None:
-    hub = Hub()
+    hub = LiveFeed()
     for n in range(5):
         hub.publish("keys", n)
     hub.log({"seq": n} for n in range(1, KEPT + 10))
@@ -242,7 +241,7 @@ async def test_a_line_found_altered_is_told_to_who_reads_already(served: Served)
     town.vault.audit.flush()
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'"kind":"redeem"', b'"kind":"expose"'))
-    await served.watcher.look_at_log()
+    await served.watcher.read_log()
     path.write_bytes(whole)
     kept = [json.loads(data) for _, data in served.hub._log]
     faults = [event for event in kept if "fault" in event]
@@ -252,7 +251,7 @@ async def test_a_line_found_altered_is_told_to_who_reads_already(served: Served)
 
 
 async def test_a_reader_is_told_that_it_is_alive() -> None:
-    hub = Hub()
+    hub = LiveFeed()
     async for frame in hub.frames(lasts=lambda: True, alive=0.01):
         assert frame == b": alive\n\n"
         hub.close()

@@ -8,9 +8,8 @@ import anyio
 import pytest
 
 from apex_creds.audit.verify import read
-from apex_creds.dashboard.app import KEY_HEADER
-from apex_creds.dashboard.files import page_files
-from apex_creds.dashboard.hub import MAX_READERS
+from apex_creds.dashboard.live_feed import MAX_READERS
+from apex_creds.dashboard.routes import KEY_HEADER, page_files
 from apex_creds.errors import AccessDeniedError
 from apex_creds.fs.home import audit_directory
 from tests.dashboard.conftest import Served, serve

@@ -47,7 +47,7 @@ class Admitted:
     key: str = field(repr=False)
 
 
-class Doorkeeper:
+class SessionGate:
     """Links and sessions of one process.
 
     Args:

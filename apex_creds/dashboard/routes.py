@@ -1,8 +1,8 @@
 """The web application: the page's files, the login, one stream, a few questions, answers.
 
-Guarantee: but for the page's own files, which say nothing, every answer takes a session;
-nothing is changed in the vault unless decisions were allowed when it was started. No
-error has more in it than this package's own errors say.
+Guarantee: but for the page's own files, which say nothing and are all that is ever served
+from the disk, every answer takes a session; nothing is changed in the vault unless decisions
+were allowed when it was started. No error has more in it than this package's own errors say.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -22,12 +23,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.dashboard.admission import Doorkeeper, Session
-from apex_creds.dashboard.asked import Answer, answer
-from apex_creds.dashboard.files import page_files
-from apex_creds.dashboard.guard import Guard
-from apex_creds.dashboard.hub import MAX_READERS, Hub
-from apex_creds.dashboard.replies import (
+from apex_creds.dashboard.lease_view import Answer, Names, answer
+from apex_creds.dashboard.live_feed import MAX_READERS, LiveFeed, Watcher
+from apex_creds.dashboard.log_status import earlier, trace
+from apex_creds.dashboard.sessions import Session, SessionGate
+from apex_creds.dashboard.web_security import (
+    Guard,
     Nothing,
     body,
     broken,
@@ -35,14 +36,29 @@ from apex_creds.dashboard.replies import (
     failed,
     not_found,
     refused,
-    told,
+    reply,
 )
-from apex_creds.dashboard.shown import Names
-from apex_creds.dashboard.story import earlier, story
-from apex_creds.dashboard.watch import Watcher
 from apex_creds.errors import ApexCredsError, InvalidInputError
 from apex_creds.fs.home import audit_directory
 from apex_creds.vault import Vault
+
+TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+def page_files() -> dict[str, tuple[bytes, str]]:
+    """Bytes and media type of each file by its name."""
+    found = {}
+    for item in files("apex_creds.dashboard").joinpath("static").iterdir():
+        kind = TYPES.get(item.name[item.name.rfind(".") :])
+        if kind is not None and item.is_file():
+            found[item.name] = (item.read_bytes(), kind)
+    return found
+
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 Inside = Callable[[Request, Session], Coroutine[Any, Any, Response]]
@@ -61,7 +77,7 @@ class Site:
     """How the dashboard is reached and what it may do.
 
     Attributes:
-        origins: Where the page is opened; the first is told.
+        origins: Where the page is opened; the first is in links.
         decisions: Whether questions may be answered.
     """
 
@@ -76,9 +92,9 @@ class Dashboard:
         vault: Unsealed for as long as it is served.
         site: How it is reached.
         names: How credentials are called.
-        doorkeeper: Lets people in.
-        hub: What the page is told.
-        watcher: Tells the hub.
+        gate: Lets people in.
+        feed: What is sent to the page.
+        watcher: Fills the feed.
     """
 
     def __init__(
@@ -87,15 +103,15 @@ class Dashboard:
         site: Site,
         *,
         names: Names,
-        doorkeeper: Doorkeeper,
-        hub: Hub,
+        gate: SessionGate,
+        feed: LiveFeed,
         watcher: Watcher,
     ) -> None:
         self._vault = vault
         self._site = site
         self._names = names
-        self._doorkeeper = doorkeeper
-        self._hub = hub
+        self._gate = gate
+        self._feed = feed
         self._watcher = watcher
         self._files = page_files()
         self._directory = audit_directory(vault.home)
@@ -144,7 +160,7 @@ class Dashboard:
 
     async def _login(self, request: Request) -> Response:
         said = await body(request, _Login)
-        admitted = self._doorkeeper.admit(said.token)
+        admitted = self._gate.admit(said.token)
         await self._log_login(good=admitted is not None)
         if admitted is None:
             return refused(
@@ -182,7 +198,7 @@ class Dashboard:
     def _api(self, path: str, inside: Inside, method: str) -> Route:
         async def endpoint(request: Request) -> Response:
             cookie = request.cookies.get(self._cookie, "")
-            session = self._doorkeeper.find(cookie, request.headers.get(KEY_HEADER, ""))
+            session = self._gate.find(cookie, request.headers.get(KEY_HEADER, ""))
             if session is None:
                 return refused(
                     401,
@@ -194,7 +210,7 @@ class Dashboard:
         return Route(path, endpoint, methods=[method])
 
     async def _stream(self, _: Request, session: Session) -> Response:
-        if self._hub.readers >= MAX_READERS:
+        if self._feed.readers >= MAX_READERS:
             return refused(503, "Too many tabs are open.")
         frames = self._frames(session)
         return StreamingResponse(frames, media_type="text/event-stream")
@@ -209,45 +225,45 @@ class Dashboard:
             "now": self._vault.clock.time(),
         }
         yield b"event: hello\ndata: " + encode(hello) + b"\n\n"
-        lasts = partial(self._doorkeeper.lasts, session)
-        async for frame in self._hub.frames(lasts=lasts):
+        lasts = partial(self._gate.lasts, session)
+        async for frame in self._feed.frames(lasts=lasts):
             yield frame
 
     async def _story(self, request: Request, _: Session) -> Response:
-        tell = partial(
-            story,
+        read = partial(
+            trace,
             self._directory,
             vault_id=self._vault.audit.vault_id,
             invocation=request.path_params["id"],
         )
-        events, whole = await anyio.to_thread.run_sync(tell)
-        return told({"events": [self._watcher.shown(e) for e in events], "whole": whole})
+        events, whole = await anyio.to_thread.run_sync(read)
+        return reply({"events": [self._watcher.shown(e) for e in events], "whole": whole})
 
     async def _earlier(self, request: Request, _: Session) -> Response:
         before = request.query_params.get("before", "")
         if not before.isdecimal() or len(before) > 15 or not before.isascii():
             raise InvalidInputError("That is not the number of an event.")
-        tell = partial(
+        read = partial(
             earlier,
             self._directory,
             vault_id=self._vault.audit.vault_id,
             before=int(before),
             count=_PAGE,
         )
-        events = await anyio.to_thread.run_sync(tell)
-        return told({"events": [self._watcher.shown(event) for event in events]})
+        events = await anyio.to_thread.run_sync(read)
+        return reply({"events": [self._watcher.shown(event) for event in events]})
 
     async def _logout(self, request: Request, session: Session) -> Response:
         await body(request, Nothing)
-        self._doorkeeper.leave(session)
-        made = told({})
+        self._gate.leave(session)
+        made = reply({})
         made.delete_cookie(self._cookie, path="/api", httponly=True, samesite="strict")
         return made
 
     async def _verify(self, request: Request, _: Session) -> Response:
         await body(request, Nothing)
         self._watcher.verify_all()
-        return told({})
+        return reply({})
 
     async def _answer(self, request: Request, _: Session) -> Response:
         if not self._site.decisions:
@@ -258,4 +274,4 @@ class Dashboard:
             )
         said = await body(request, Answer)
         done = await answer(self._vault, request.path_params["id"], said)
-        return told({"id": done.id, "choice": said.choice.value})
+        return reply({"id": done.id, "choice": said.choice.value})

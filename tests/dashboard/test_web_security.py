@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apex_creds.dashboard.guard import CSP, HEADERS
+from apex_creds.dashboard.web_security import CSP, HEADERS
 from tests.dashboard.conftest import ORIGIN, Served
 
 pytestmark = pytest.mark.anyio

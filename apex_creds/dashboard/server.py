@@ -1,4 +1,4 @@
-"""Serves a vault's dashboard until it is told to stop (SIGINT, SIGTERM).
+"""Serves a vault's dashboard until it is stopped (SIGINT, SIGTERM).
 
 Guarantee: it listens on 127.0.0.1 unless another address was asked for, and there with TLS
 only; the socket is this process's alone. When it ends, every session has ended.
@@ -21,11 +21,10 @@ import anyio
 import uvicorn
 
 from apex_creds.crypto.memory import harden_process
-from apex_creds.dashboard.admission import Doorkeeper
-from apex_creds.dashboard.app import Dashboard, Site
-from apex_creds.dashboard.hub import Hub
-from apex_creds.dashboard.shown import names_of
-from apex_creds.dashboard.watch import Watcher
+from apex_creds.dashboard.lease_view import names_of
+from apex_creds.dashboard.live_feed import LiveFeed, Watcher
+from apex_creds.dashboard.routes import Dashboard, Site
+from apex_creds.dashboard.sessions import SessionGate
 from apex_creds.errors import InvalidInputError
 from apex_creds.vault import Vault
 
@@ -67,7 +66,7 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
     Args:
         vault: Unsealed.
         settings: How.
-        say: Told where it is, and each login link.
+        say: Given where it is, and each login link.
 
     Raises:
         InvalidInputError: The address can't be listened on, or the settings don't go
@@ -84,19 +83,17 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
     _check_certificate(settings)
     with _listening(settings) as bound:
         origins = _origins(settings, bound.getsockname()[1])
-        hub, doorkeeper = Hub(), Doorkeeper()
-        watcher = Watcher(vault, hub, names=names)
+        feed, gate = LiveFeed(), SessionGate()
+        watcher = Watcher(vault, feed, names=names)
         site = Site(origins=origins, decisions=settings.decisions)
-        made = Dashboard(
-            vault, site, names=names, doorkeeper=doorkeeper, hub=hub, watcher=watcher
-        )
+        made = Dashboard(vault, site, names=names, gate=gate, feed=feed, watcher=watcher)
         server = _Server(_config(made, settings))
 
         def link() -> None:
-            where = f"{origins[0]}/#login={doorkeeper.new_link()}"
+            where = f"{origins[0]}/#login={gate.new_link()}"
             say(f"Open this once, within ten minutes: {where}")
 
-        with _signals(server, hub), _enter(link):
+        with _signals(server, feed), _enter(link):
             async with anyio.create_task_group() as group:
                 group.start_soon(watcher.run)
                 mode = "takes decisions" if settings.decisions else "only shows"
@@ -104,12 +101,12 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
                 say(f"The dashboard {mode}; it ends with Ctrl-C.{more}")
                 link()
                 await server.serve([bound])
-                hub.close()
+                feed.close()
                 group.cancel_scope.cancel()
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to whoever serves."""
+    """Leaves signals to ``serve``."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -194,12 +191,12 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _signals(server: uvicorn.Server, hub: Hub) -> Iterator[None]:
+def _signals(server: uvicorn.Server, feed: LiveFeed) -> Iterator[None]:
     """Signals end the streams, then the server."""
     loop, chosen = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
 
     def stop() -> None:
-        hub.close()
+        feed.close()
         server.should_exit = True
 
     with suppress(NotImplementedError):  # Windows

@@ -11,7 +11,7 @@ from apex_creds.audit.archive import segments
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.upkeep import Cadence
-from apex_creds.dashboard.tail import LogTail
+from apex_creds.dashboard.live_feed import LogTail
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import SystemClock
 
@@ -37,7 +37,7 @@ def fill_segment(log: AuditLog, directory: Path) -> None:
 
 
 def numbers(tail: LogTail) -> list[int]:
-    return [event.seq for event in tail.look().events]
+    return [event.seq for event in tail.poll().events]
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_only_the_newest_segments_are_read_at_first(directory: Path) -> None:
     for _ in range(4):
         fill_segment(log, directory)
     log.close()
-    batch = LogTail(directory, vault_id=VAULT, newest=2).look()
+    batch = LogTail(directory, vault_id=VAULT, newest=2).poll()
     assert batch.first > 1
     assert batch.events[0].seq == batch.first
 
@@ -96,7 +96,7 @@ def test_a_line_that_was_altered_is_told_and_the_rest_goes_on(directory: Path) -
     log.close()
     path = directory / "000001.jsonl"
     path.write_bytes(path.read_bytes().replace(b"name-1", b"name-X"))
-    batch = LogTail(directory, vault_id=VAULT).look()
+    batch = LogTail(directory, vault_id=VAULT).poll()
     assert [event.seq for event in batch.events] == [1, 3, 4]
     assert [fault.seq for fault in batch.faults] == [2]
     assert batch.faults[0].how
@@ -109,7 +109,7 @@ def test_a_line_that_was_removed_is_told(directory: Path) -> None:
     path = directory / "000001.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2] + lines[3:]))
-    batch = LogTail(directory, vault_id=VAULT).look()
+    batch = LogTail(directory, vault_id=VAULT).poll()
     assert [event.seq for event in batch.events] == [1, 3, 4]
     assert [fault.seq for fault in batch.faults] == [2]
 
@@ -123,7 +123,7 @@ def test_a_log_that_is_cut_under_it_is_an_error(directory: Path) -> None:
     path = directory / "000001.jsonl"
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(AuditTamperedError):
-        tail.look()
+        tail.poll()
 
 
 def test_another_vault_s_log_is_an_error(directory: Path) -> None:
@@ -133,7 +133,7 @@ def test_another_vault_s_log_is_an_error(directory: Path) -> None:
     tail = LogTail(directory, vault_id="cd" * 16)
     for _ in range(2):
         with pytest.raises(AuditTamperedError):
-            tail.look()
+            tail.poll()
 
 
 def test_half_a_line_waits_for_its_end(directory: Path) -> None:

@@ -1,0 +1,514 @@
+"""Follows the vault and its log, and sends what changed to the page as server-sent events.
+
+Guarantee: it only reads. Each event of the log is checked by itself (its own hash) before it
+is given out, once, in order; a line that is not what was written is reported, and what comes
+after it goes on. A slow reader holds nothing up and costs no memory: it gets the newest state
+of each topic when it reads again, and of the log what is still kept. What blocks, or grows
+with the vault or the log, is done in threads; what goes wrong in one place is shown there
+and tried again, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from apex_creds.audit import line as lines
+from apex_creds.audit.archive import file_name, read_segment, segments
+from apex_creds.audit.events import Recorded
+from apex_creds.audit.files import open_to_read, read_between, settled_size
+from apex_creds.dashboard.lease_view import (
+    LIFETIME,
+    Names,
+    OpenLease,
+    OpenLeases,
+    question,
+    text,
+)
+from apex_creds.dashboard.log_status import Activity, Verified, Verifier, number_of
+from apex_creds.dashboard.vault_views import Matrix, hierarchy, matrix
+from apex_creds.documents.sections import Section
+from apex_creds.errors import (
+    ApexCredsError,
+    AuditTamperedError,
+    InvalidPolicyError,
+    LockedDownError,
+    StorageError,
+)
+from apex_creds.fs.home import audit_directory
+from apex_creds.policy.grants import Grants, Lockdown
+from apex_creds.policy.policy_file import Change, PolicySource
+from apex_creds.policy.rules import Policy
+from apex_creds.scheduler.worker import RotationWorker
+from apex_creds.vault import Vault
+from apex_creds.vault.access import Access
+from apex_creds.vault.requests import Requests
+from apex_creds.vault.reseal import SECTION_NAMES
+
+# -- the feed -------------------------------------------------------------------------------
+
+
+KEPT: Final = 500
+"""Events of the log that a new reader gets at once."""
+MAX_READERS: Final = 16
+ALIVE: Final = 10.0
+"""Seconds between signs of life."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class LiveFeed:
+    """Topics of one process; used from its event loop alone."""
+
+    def __init__(self) -> None:
+        self._topics: dict[str, tuple[int, bytes]] = {}
+        self._log: deque[tuple[int, bytes]] = deque(maxlen=KEPT)
+        self._version = 0
+        self._arrived = 0
+        self._changed = anyio.Event()
+        self._closed = False
+        self.readers = 0
+
+    def publish(self, topic: str, value: object) -> None:
+        """The new state of a topic; nobody is woken if it is as before."""
+        data = _encode(value)
+        before = self._topics.get(topic)
+        if before is None or before[1] != data:
+            self._version += 1
+            self._topics[topic] = (self._version, data)
+            self._wake()
+
+    def log(self, events: Iterable[object]) -> None:
+        """More events of the log, in the order in which readers get them."""
+        before = self._arrived
+        for event in events:
+            self._arrived += 1
+            self._log.append((self._arrived, _encode(event)))
+        if self._arrived > before:
+            self._wake()
+
+    def latest(self, topic: str) -> bytes:
+        """A topic's state as JSON; ``null`` where there is none yet."""
+        return self._topics.get(topic, (0, b"null"))[1]
+
+    def close(self) -> None:
+        """Ends all readers."""
+        self._closed = True
+        self._wake()
+
+    async def frames(
+        self, *, lasts: Callable[[], bool], alive: float = ALIVE
+    ) -> AsyncIterator[bytes]:
+        """Server-sent events, until the feed is closed or ``lasts`` says no."""
+        seen: dict[str, int] = {}
+        last = 0
+        self.readers += 1
+        try:
+            while not self._closed and lasts():
+                changed = self._changed
+                for topic, (version, data) in list(self._topics.items()):
+                    if seen.get(topic) != version:
+                        seen[topic] = version
+                        yield frame(topic, data)
+                new = [item for item in self._log if item[0] > last]
+                if new:
+                    last = new[-1][0]
+                    yield frame("log", b"[" + b",".join(data for _, data in new) + b"]")
+                with anyio.move_on_after(alive) as scope:
+                    await changed.wait()
+                if scope.cancelled_caught:
+                    yield b": alive\n\n"
+        finally:
+            self.readers -= 1
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+
+def frame(topic: str, data: bytes) -> bytes:
+    """One server-sent event; JSON has no line feeds of its own."""
+    return b"event: %b\ndata: %b\n\n" % (topic.encode(), data)
+
+
+# -- the log --------------------------------------------------------------------------------
+
+
+SEGMENTS: Final = 3
+"""How many of the newest segments are read at first."""
+_MANY_FAULTS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A line that is not what was written."""
+
+    seq: int
+    how: str
+    segment: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one reading found.
+
+    Attributes:
+        first: Number of the first event that the tail ever read.
+    """
+
+    first: int = 0
+    events: list[Recorded] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+class LogTail:
+    """Follows one vault's log.
+
+    Args:
+        directory: The log's.
+        vault_id: Whose it is.
+        newest: How many of the newest segments to begin with.
+    """
+
+    def __init__(self, directory: Path, *, vault_id: str, newest: int = SEGMENTS) -> None:
+        self._directory = directory
+        self._vault_id = vault_id
+        self._newest = newest
+        self._number = 0
+        self._offset = 0
+        self._sealed = False
+        self._next = 0
+        self._first = 0
+        self._faults = 0
+
+    def poll(self) -> Batch:
+        """What is new.
+
+        Raises:
+            AuditTamperedError: A segment is missing, cut, or not this vault's.
+            AuditUnavailableError: It can't be read.
+            UnsafePathError: A file is a symbolic link or not a regular file.
+        """
+        if not self._number:
+            self._number = max(1, len(segments(self._directory)) - self._newest + 1)
+        batch = Batch()
+        self._read_one(batch)
+        while self._sealed and self._exists(self._number + 1):
+            self._number, self._offset, self._sealed = self._number + 1, 0, False
+            self._read_one(batch)
+        batch.first = self._first
+        return batch
+
+    def _read_one(self, batch: Batch) -> None:
+        """Reads what is new in the present segment."""
+        data = b"" if self._sealed else self._data()
+        end = data.rfind(b"\n") + 1
+        for line in data[:end].splitlines(keepends=True):
+            begun = self._offset > 0
+            self._offset += len(line)
+            if not begun:
+                self._begin(line)
+            elif line == lines.seal(segment=self._number, last=self._next - 1):
+                self._sealed = True
+                return
+            else:
+                self._take(line, batch)
+
+    def _data(self) -> bytes:
+        plain = self._directory / file_name(self._number)
+        packed = plain.with_name(f"{plain.name}.gz")
+        if not plain.exists() and packed.exists():
+            return read_segment(packed)[self._offset :]
+        try:
+            fd = open_to_read(plain)
+        except AuditTamperedError:
+            if not packed.exists():
+                raise
+            return read_segment(packed)[self._offset :]
+        try:
+            size = settled_size(fd)
+            if size < self._offset:
+                raise AuditTamperedError(
+                    f"{plain.name} of the audit log was cut.",
+                    hint="Keep a copy, and run: apex-creds audit verify",
+                )
+            return read_between(fd, self._offset, size)
+        finally:
+            os.close(fd)
+
+    def _exists(self, number: int) -> bool:
+        plain = self._directory / file_name(number)
+        return plain.exists() or plain.with_name(f"{plain.name}.gz").exists()
+
+    def _begin(self, head: bytes) -> None:
+        edge = lines.parse_header(head, segment=self._number, vault_id=self._vault_id)
+        if edge is None:
+            self._offset = 0
+            raise AuditTamperedError(
+                f"{file_name(self._number)} is not a segment of this vault's log.",
+                hint="Run: apex-creds audit verify",
+            )
+        self._next = edge.size + 1
+        self._first = self._first or self._next
+
+    def _take(self, text: bytes, batch: Batch) -> None:
+        wrong = lines.fault(self._next, text)
+        if wrong:
+            self._faults += 1
+            if self._faults <= _MANY_FAULTS:
+                batch.faults.append(Fault(self._next, wrong, file_name(self._number)))
+            number = number_of(text)
+            if not number:
+                self._next += 1
+                return
+            self._next = number
+        batch.events.append(lines.decode(text))
+        self._next += 1
+
+
+# -- the watcher ----------------------------------------------------------------------------
+
+
+_SHOWN_LEASES: Final = 200
+_POLICY_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rhythm:
+    """How often each part is read, in seconds."""
+
+    log: float = 0.4
+    vault: float = 0.5
+    verify: float = 5.0
+
+
+class Watcher:
+    """Watches one vault.
+
+    Args:
+        vault: Unsealed for longer than ``run``.
+        feed: What is sent to the page.
+        names: How credentials are called.
+        rhythm: How often to read.
+    """
+
+    def __init__(
+        self, vault: Vault, feed: LiveFeed, *, names: Names, rhythm: Rhythm | None = None
+    ) -> None:
+        self._vault = vault
+        self._feed = feed
+        self._names = names
+        self._rhythm = rhythm or Rhythm()
+        directory = audit_directory(vault.home)
+        self._tail = LogTail(directory, vault_id=vault.audit.vault_id)
+        self._verifier = Verifier(directory, vault_id=vault.audit.vault_id)
+        self._engine = RotationWorker(vault).engine
+        self._access = Access(vault)
+        self._requests = Requests(vault)
+        self.leases = OpenLeases()
+        self.activity = Activity()
+        self._keys_seen: tuple[object, ...] = ()
+        self._permissions_seen: tuple[object, ...] = ()
+        self._numbers: tuple[int, ...] = ()
+        self._source: PolicySource | None = None
+        self._policy: Policy | None = None
+        self._policy_due = float("-inf")
+        self._policy_fault: ApexCredsError | None = None
+        self._verify_now = anyio.Event()
+        self._troubles: dict[str, dict[str, str]] = {}
+
+    async def run(self) -> None:
+        """Watches until it is cancelled."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._again, "log", self.read_log, self._rhythm.log)
+            group.start_soon(self._again, "vault", self.read_vault, self._rhythm.vault)
+            group.start_soon(self._verify_again)
+
+    def verify_all(self) -> None:
+        """Has everything in the log checked as soon as possible."""
+        self._verify_now.set()
+
+    # -- the loops -------------------------------------------------------------------
+
+    async def _again(
+        self, place: str, step: Callable[[], Awaitable[None]], every: float
+    ) -> None:
+        while True:
+            began = time.perf_counter()
+            await self._try(place, step)
+            # A vault that takes long to read is read less often.
+            await anyio.sleep(max(every, 3 * (time.perf_counter() - began)))
+
+    async def _try(self, place: str, step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except LockedDownError:  # meanwhile; the next reading says so
+            self._trouble(place, None)
+        except ApexCredsError as error:
+            self._trouble(place, error)
+        else:
+            self._trouble(place, None)
+
+    def _trouble(self, place: str, error: ApexCredsError | None) -> None:
+        self._troubles.pop(place, None)
+        if error is not None:
+            what = {"error": text(error.message), "hint": text(error.hint)}
+            self._troubles[place] = what
+        self._feed.publish("trouble", self._troubles)
+
+    # -- the log ---------------------------------------------------------------------
+
+    async def read_log(self) -> None:
+        """Sends what is new in the log, and which leases are open."""
+        batch = await anyio.to_thread.run_sync(self._tail.poll)
+        shown = await anyio.to_thread.run_sync(self._digest, batch)
+        self._feed.log(shown)
+        self._feed.log({"seq": each.seq, "fault": text(each.how)} for each in batch.faults)
+        now = self._vault.clock.time()
+        found = self.leases.open(now)
+        self._feed.publish(
+            "leases",
+            {
+                "open": [self._lease(item) for item in found[:_SHOWN_LEASES]],
+                "count": len(found),
+                "since": batch.first,
+                "lifetime": LIFETIME,
+            },
+        )
+
+    def _digest(self, batch: Batch) -> list[dict[str, object]]:
+        """Takes events in; returns the last of them as the page gets them."""
+        for event in batch.events:
+            self.leases.take(event)
+            self.activity.take(event)
+        return [self.shown(event) for event in batch.events[-KEPT:]]
+
+    def shown(self, event: Recorded) -> dict[str, object]:
+        """An event as the page gets it."""
+        return self._names.event(event)
+
+    def _lease(self, item: OpenLease) -> dict[str, object]:
+        found: dict[str, object] = msgspec.to_builtins(item)
+        for name in ("plugin", "action", "version", "method", "origin"):
+            found[name] = text(str(found[name]))
+        found["credential"] = self._names.logged(str(found["credential"]))
+        return found
+
+    # -- the vault -------------------------------------------------------------------
+
+    async def read_vault(self) -> None:
+        """Sends what changed in the vault; of one that is sealed, what can be known."""
+        store = self._vault.store
+        grants = (await store.keystore()).grants
+        sealed = grants.lockdown is not None and store.sealed
+        self._feed.publish("lockdown", _lockdown(grants.lockdown, sealed=sealed))
+        if sealed:
+            self._feed.publish("requests", [])
+            self._keys_seen = ()
+        else:
+            waiting = await self._requests.open()
+            self._feed.publish("requests", [question(i, names=self._names) for i in waiting])
+            await self._read_keys()
+        await self._read_permissions()
+
+    async def _read_keys(self) -> None:
+        sections = await self._sections()
+        access, rotation = await self._access.read(), await self._engine.document.read()
+        keystore = await self._vault.store.keystore()
+        seen = (*sections, keystore, rotation, access.factors, access.recovery)
+        if _same(seen, self._keys_seen):
+            return
+        self._feed.publish("keys", await hierarchy(self._engine, names=self._names))
+        self._keys_seen = seen
+
+    async def _read_permissions(self) -> None:
+        sections, policy = await self._sections(), await self._current_policy()
+        keystore = await self._vault.store.keystore()
+        now = self._vault.clock.time()
+        # Ends of grants are compared twice a minute.
+        seen = (*sections, keystore, policy, self._ticks(self.activity.changes, int(now / 30)))
+        if _same(seen, self._permissions_seen):
+            return
+        stored = [name for section in sections for name in section.records]
+        self._names.learn([*stored, *(grant.credential for grant in keystore.grants)])
+        made = partial(self._matrix, sections, keystore.grants, policy, now)
+        self._feed.publish("matrix", await anyio.to_thread.run_sync(made))
+        self._permissions_seen = seen
+
+    async def _sections(self) -> list[Section]:
+        return [await self._vault.store.sections.read(name) for name in SECTION_NAMES]
+
+    def _ticks(self, *numbers: int) -> tuple[int, ...]:
+        """The numbers; the same object as before while they are equal to it."""
+        if numbers != self._numbers:
+            self._numbers = numbers
+        return self._numbers
+
+    def _matrix(
+        self, sections: list[Section], grants: Grants, policy: Policy | None, now: float
+    ) -> Matrix:
+        infos = [r.info for section in sections for r in section.records.values()]
+        uses = dict(self.activity.pairs)
+        return matrix(infos, grants, uses, policy, names=self._names, now=now)
+
+    async def _current_policy(self) -> Policy | None:
+        """The policy in force, read now and then; None: its file can't be read."""
+        if time.monotonic() < self._policy_due:
+            return self._policy
+        self._policy_due = time.monotonic() + _POLICY_SECONDS
+        try:
+            if self._source is None:
+                made = partial(PolicySource, self._vault.home, changed=self._policy_changed)
+                self._source = await anyio.to_thread.run_sync(made)
+                self._policy_fault = None
+            self._policy = await anyio.to_thread.run_sync(self._source.reload)
+        except (InvalidPolicyError, StorageError) as error:
+            self._policy_fault = error
+        self._trouble("policy", self._policy_fault)
+        return self._policy
+
+    def _policy_changed(self, change: Change) -> None:
+        self._policy_fault = None if change.ok else InvalidPolicyError(change.detail)
+
+    # -- verification ----------------------------------------------------------------
+
+    async def _verify_again(self) -> None:
+        full = True
+        while True:
+            checking = {**_verification(self._verifier.last), "busy": True}
+            self._feed.publish("verified", checking)
+            check = partial(self._verifier.check, full=full)
+            found = await anyio.to_thread.run_sync(check)
+            self._feed.publish("verified", _verification(found))
+            self._verify_now = anyio.Event()
+            pause = max(self._rhythm.verify, 20 * found.took)
+            with anyio.move_on_after(pause) as waited:
+                await self._verify_now.wait()
+            full = not waited.cancelled_caught
+
+
+def _verification(found: Verified) -> dict[str, object]:
+    shown: dict[str, object] = {**msgspec.to_builtins(found), "busy": False}
+    shown["what"] = text(found.what)
+    return shown
+
+
+def _lockdown(found: Lockdown | None, *, sealed: bool) -> dict[str, object] | None:
+    if found is None:
+        return None
+    return {"since": found.since, "reason": text(found.reason), "sealed": sealed}
+
+
+def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
+    """Whether all values are the same objects: what is stored is never changed in place."""
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))

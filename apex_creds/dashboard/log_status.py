@@ -1,0 +1,270 @@
+"""The log as the page shows it: whether it verifies, what plugins did, one invocation's trace.
+
+Guarantee: ``ok`` is only said of what was checked against the vault's signed checkpoints;
+what an incremental check does not read again, the next full one does. Each event of a trace
+is checked by itself. What plugins did is bounded, however many names there are. What reads
+the log blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from apex_creds.audit import line as lines
+from apex_creds.audit.archive import read_segment, segments
+from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
+from apex_creds.audit.events import EventKind, Recorded
+from apex_creds.audit.verify import Progress, Report, check_now, entries
+from apex_creds.errors import ApexCredsError, AuditTamperedError, InvalidInputError
+
+# -- verification ---------------------------------------------------------------------------
+
+
+FULL_SECONDS: Final = 900.0
+"""How old a check of everything may get."""
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """How the log is.
+
+    Attributes:
+        state: ``checking``, ``ok``, ``bad``, or ``unknown``: it could not be read.
+        count: Events that verify; ``signed`` of them by a checkpoint.
+        what: What is wrong, or why it is not known.
+        at: When that was found, Unix seconds; ``full`` is when all was last read.
+        took: Seconds.
+    """
+
+    state: str = "checking"
+    count: int = 0
+    signed: int = 0
+    checkpoints: int = 0
+    head: str = ""
+    bad: int = 0
+    what: str = ""
+    at: float = 0.0
+    full: float = 0.0
+    took: float = 0.0
+
+
+class Verifier:
+    """Checks one vault's log again and again."""
+
+    def __init__(self, directory: Path, *, vault_id: str) -> None:
+        self._directory = directory
+        self._vault_id = vault_id
+        self._known: Checkpoint | None = None
+        self._full = 0.0
+        self.last = Verified()
+
+    def check(self, *, full: bool = False, progress: Progress | None = None) -> Verified:
+        """Checks what is new, or everything where that is due or asked for."""
+        began, now = time.perf_counter(), time.time()
+        full = full or self._known is None or now - self._full > FULL_SECONDS
+        try:
+            newest = CheckpointFile(self._directory, vault_id=self._vault_id).last()
+            report = check_now(
+                self._directory,
+                vault_id=self._vault_id,
+                since=None if full else self._known,
+                progress=progress,
+            )
+        except AuditTamperedError as error:
+            found = Verified(state="bad", what=error.message, at=now, full=self._full)
+        except ApexCredsError as error:
+            found = Verified(state="unknown", what=error.message, at=now, full=self._full)
+        else:
+            found = self._judge(report, newest, now, full=full)
+        took = time.perf_counter() - began
+        self.last = msgspec.structs.replace(found, took=took)
+        return self.last
+
+    def _judge(
+        self, report: Report, newest: Checkpoint | None, now: float, *, full: bool
+    ) -> Verified:
+        if report.ok:
+            self._full = now if full else self._full
+            if newest is not None and newest.size <= report.signed:
+                self._known = newest
+        else:
+            self._known = None
+        where = f"Event {report.bad_line} ({report.segment}) {report.how}."
+        return Verified(
+            state="ok" if report.ok else "bad",
+            count=report.count,
+            signed=report.signed,
+            checkpoints=report.checkpoints,
+            head=report.head,
+            bad=report.bad_line,
+            what="" if report.ok else where,
+            at=now,
+            full=self._full,
+        )
+
+
+# -- activity -------------------------------------------------------------------------------
+
+
+MAX_PAIRS: Final = 20_000
+_ASKED: Final = "consent_"
+
+
+class Use(msgspec.Struct):
+    """One plugin and one credential.
+
+    Attributes:
+        used: When it was last redeemed; ``denied`` likewise; 0: never.
+        why: The reason of the last denial.
+        answer: What a person last answered, and when.
+    """
+
+    redeems: int = 0
+    used: float = 0.0
+    denials: int = 0
+    denied: float = 0.0
+    why: str = ""
+    answer: str = ""
+    answered: float = 0.0
+
+
+class Activity:
+    """Takes events in their order; knows what was done."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[tuple[str, str], Use] = {}
+        self.changes = 0
+
+    def take(self, event: Recorded) -> None:
+        """One more event."""
+        if not event.plugin or not event.credential:
+            return
+        if event.kind is EventKind.REDEEM:
+            use = self._pair(event)
+            use.redeems, use.used = use.redeems + 1, event.time
+        elif event.kind is EventKind.DENIAL:
+            use = self._pair(event)
+            use.denials, use.denied, use.why = use.denials + 1, event.time, event.reason
+        elif event.kind is EventKind.GRANT and event.reason.startswith(_ASKED):
+            use = self._pair(event)
+            use.answer, use.answered = event.reason.removeprefix(_ASKED), event.time
+
+    def _pair(self, event: Recorded) -> Use:
+        self.changes += 1
+        key = (event.plugin, event.credential)
+        found = self.pairs.get(key)
+        if found is None:
+            if len(self.pairs) >= MAX_PAIRS:
+                self.pairs.pop(next(iter(self.pairs)))
+            found = self.pairs[key] = Use()
+        return found
+
+
+# -- traces ---------------------------------------------------------------------------------
+
+
+MAX_EVENTS: Final = 1000
+_ROUNDS: Final = 6
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+_NUMBER: Final = re.compile(rb'\{"v":\d{1,9},"seq":(\d{1,18}),')
+
+
+def trace(directory: Path, *, vault_id: str, invocation: str) -> tuple[list[Recorded], bool]:
+    """The events of an invocation and its kin, oldest first; and whether that is all.
+
+    Raises:
+        InvalidInputError: That is no id, or the log has no such invocation.
+        AuditTamperedError: One of these lines is not what was written.
+        AuditUnavailableError: The log can't be read.
+    """
+    if _ID.fullmatch(invocation) is None:
+        raise InvalidInputError("That is not the id of an invocation or lease.")
+    ids, found, whole = {invocation}, dict[int, Recorded](), False
+    for _ in range(_ROUNDS):
+        found = _mentioning(directory, vault_id, ids)
+        kin = {i for event in found.values() for i in (event.invocation, event.lease) if i}
+        whole = kin <= ids and len(found) <= MAX_EVENTS
+        if kin <= ids or len(found) > MAX_EVENTS:
+            break
+        ids |= kin
+    if not found:
+        raise InvalidInputError("The audit log has no such invocation.")
+    return [found[seq] for seq in sorted(found)][:MAX_EVENTS], whole
+
+
+def _mentioning(directory: Path, vault_id: str, ids: set[str]) -> dict[int, Recorded]:
+    wanted = re.compile(b"|".join(sorted(i.encode() for i in ids)))
+    found: dict[int, Recorded] = {}
+    for number, path in segments(directory).items():
+        data = segment_bytes(path)
+        head = data[: data.find(b"\n") + 1]
+        if lines.parse_header(head, segment=number, vault_id=vault_id) is None:
+            raise _altered(path.name)
+        for text in _lines_with(wanted, data, len(head)):
+            if not number_of(text):
+                raise _altered(path.name)
+            event = lines.decode(text)
+            if ids & {event.invocation, event.lease, event.parent}:
+                found[event.seq] = event
+        if len(found) > MAX_EVENTS:
+            break
+    return found
+
+
+def segment_bytes(path: Path) -> bytes:
+    """A segment's lines; it may have been compressed since the folder was listed.
+
+    Raises:
+        AuditTamperedError: It is missing.
+    """
+    try:
+        return read_segment(path)
+    except AuditTamperedError:
+        packed = path.with_name(f"{path.name}.gz")
+        if path.exists() or not packed.exists():
+            raise
+        return read_segment(packed)
+
+
+def _lines_with(wanted: re.Pattern[bytes], data: bytes, start: int) -> Iterator[bytes]:
+    """The lines in which something is found, each once; nothing else is read."""
+    while match := wanted.search(data, start):
+        begin = data.rfind(b"\n", 0, match.start()) + 1
+        start = data.find(b"\n", match.end()) + 1
+        if not start:
+            return  # its end is being written
+        yield data[begin:start]
+
+
+def number_of(text: bytes) -> int:
+    """The number that a line gives itself, where that is what was written; else 0."""
+    found = _NUMBER.match(text)
+    number = int(found[1]) if found else 0
+    return 0 if not number or lines.fault(number, text) else number
+
+
+def _altered(segment: str) -> AuditTamperedError:
+    return AuditTamperedError(
+        f"A line of {segment} is not what was written.", hint="Run: apex-creds audit verify"
+    )
+
+
+def earlier(directory: Path, *, vault_id: str, before: int, count: int) -> list[Recorded]:
+    """The events before a number, oldest first.
+
+    Raises:
+        AuditTamperedError: A line of the log is not what was written.
+        AuditUnavailableError: It can't be read.
+    """
+    after = max(0, before - 1 - count)
+    found = []
+    for seq, text in entries(directory, vault_id=vault_id, after=after):
+        if seq >= before:
+            break
+        found.append(lines.decode(text))
+    return found

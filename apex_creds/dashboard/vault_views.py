@@ -1,0 +1,376 @@
+"""Keys and their states, and which plugin may use which credential, as the page draws them.
+
+Guarantee: read from what is stored, and nothing changed; no key material is in it. A cell of
+the matrix says what is stored (a grant, a refusal), what the policy file says where nothing
+is, and the use that is in the log; how many are sent is bounded. What grows with the number
+of credentials is counted in a thread.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+import anyio.to_thread
+import msgspec
+
+from apex_creds.dashboard.lease_view import Names, text
+from apex_creds.dashboard.log_status import Use
+from apex_creds.documents.keystore import Keystore
+from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
+from apex_creds.model import CredentialInfo, Sensitivity
+from apex_creds.policy.grants import Grant, GrantDecision, Grants
+from apex_creds.policy.rules import EACH_LEASE, NEVER, Policy, Verdict
+from apex_creds.scheduler.engine import Engine
+from apex_creds.scheduler.events import kind_of
+from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.rotation import MasterView, Step, View, next_due, plan
+from apex_creds.scheduler.sharing import worker_runs
+from apex_creds.vault import reseal
+from apex_creds.vault.reseal import SECTION_NAMES, KekScan
+
+# -- keys -----------------------------------------------------------------------------------
+
+
+UNKNOWN: Final = -1
+"""Only the provider, or another document, knows what it protects."""
+_ROOT: Final = "root"
+
+
+class VersionOf(msgspec.Struct, frozen=True, kw_only=True):
+    """One version; times in Unix seconds.
+
+    Attributes:
+        parent: The version of the level above that wraps it.
+        protects: Credentials for a DEK; documents and keys for a KEK.
+    """
+
+    version: int
+    state: str
+    compromised: bool = False
+    parent: int = 0
+    protects: int = 0
+    encryptions: int = 0
+    created: float = 0.0
+    changed: float = 0.0
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """One key with the versions that are left.
+
+    Attributes:
+        label: ``section/service``; ``root`` for the vault's own; empty above the DEKs.
+        destroyed: How many versions are no more.
+    """
+
+    level: str
+    versions: tuple[VersionOf, ...]
+    label: str = ""
+    destroyed: int = 0
+
+
+class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
+    """All keys.
+
+    Attributes:
+        master: Where the master key is kept: the provider's kind alone.
+        due: When the next key of a level is due, Unix seconds.
+        steps: What could be done now, in words of the state machine.
+        worker: Whether one runs; None where that can't be told.
+        waiting: Security events that nobody acted on yet.
+    """
+
+    master: str
+    keys: tuple[Key, ...]
+    due: dict[str, float]
+    steps: tuple[dict[str, object], ...]
+    worker: bool | None = None
+    waiting: tuple[str, ...] = ()
+
+
+async def hierarchy(engine: Engine, *, names: Names) -> Hierarchy:
+    """Reads how the keys are.
+
+    Raises:
+        IntegrityError: A document is not what this vault wrote.
+    """
+    view, state = await engine.view(), await engine.document.read()
+    scan = await reseal.scan(engine.store)
+    sections = [await engine.store.sections.read(name) for name in SECTION_NAMES]
+    keystore = await engine.store.keystore()
+    worker = await worker_runs(engine.store.storage)
+    now = engine.store.clock.time()
+
+    def build() -> Hierarchy:
+        records = (record for section in sections for record in section.records.values())
+        counted = Counter(record.key for record in records)
+        keys = (
+            _master(view.master),
+            _kek(keystore, scan),
+            *_deks(keystore, view, counted, names),
+        )
+        steps = plan(view, state.policies, now=now, next_fire=engine.next_fire)
+        due = next_due(view, state.policies, next_fire=engine.next_fire)
+        return Hierarchy(
+            master=keystore.root_header.master.uri.partition(":")[0],
+            keys=keys,
+            due={level.value: at for level, at in due.items()},
+            steps=tuple(_step(step, names) for step in steps),
+            worker=worker,
+            waiting=tuple(kind_of(item.event) for item in state.queue),
+        )
+
+    return await anyio.to_thread.run_sync(build)
+
+
+def _master(master: MasterView) -> Key:
+    ages = {**master.left, master.version: master.created}
+    versions = tuple(
+        VersionOf(
+            version=version,
+            state=(KeyState.PRIMARY if version == master.version else KeyState.RETIRED).value,
+            compromised=version <= master.compromised,
+            protects=UNKNOWN if version == master.version else 0,
+            created=at,
+            changed=at,
+        )
+        for version, at in sorted(ages.items())
+    )
+    return Key(level=Level.MASTER.value, versions=versions)
+
+
+def _kek(keystore: Keystore, scan: KekScan) -> Key:
+    keks = keystore.root_header.keks
+    counts = {v.version: scan.protects(v.version) for v in keks.versions}
+    return _key(Level.KEK, keks, counts)
+
+
+def _deks(
+    keystore: Keystore, view: View, counted: Counter[tuple[bytes, int]], names: Names
+) -> Iterator[Key]:
+    """The vault's own key, then those of the sections, then others."""
+    uses = {key.keyset.id: key.encryptions for key in view.keys}
+    unknown = dict.fromkeys((v.version for v in keystore.body.root.versions), UNKNOWN)
+    yield _key(Level.DEK, keystore.body.root, unknown, label=_ROOT)
+    for keyset in keystore.body.deks:
+        known = keyset.label.partition("/")[0] in SECTION_NAMES
+        key_id = bytes.fromhex(keyset.id)
+        counts = {
+            v.version: counted[key_id, v.version] if known else UNKNOWN for v in keyset.versions
+        }
+        label = names.label(keyset.label)
+        yield _key(Level.DEK, keyset, counts, label=label, uses=uses.get(keyset.id))
+
+
+def _key(
+    level: Level,
+    keyset: Keyset,
+    counts: Mapping[int, int],
+    *,
+    label: str = "",
+    uses: Mapping[int, int] | None = None,
+) -> Key:
+    live = [v for v in keyset.versions if v.state is not KeyState.DESTROYED]
+    return Key(
+        level=level.value,
+        label=label,
+        versions=tuple(_version(v, counts.get(v.version, 0), uses or {}) for v in live),
+        destroyed=len(keyset.versions) - len(live),
+    )
+
+
+def _version(version: KeyVersion, protects: int, uses: Mapping[int, int]) -> VersionOf:
+    return VersionOf(
+        version=version.version,
+        state=version.state.value,
+        compromised=version.compromised,
+        parent=version.parent,
+        protects=protects,
+        encryptions=uses.get(version.version, 0),
+        created=version.created,
+        changed=version.changed,
+    )
+
+
+def _step(step: Step, names: Names) -> dict[str, object]:
+    return {
+        "action": step.action.value,
+        "level": step.level.value,
+        "label": names.label(step.label),
+        "version": step.version,
+        "reason": step.reason.value,
+    }
+
+
+# -- permissions ----------------------------------------------------------------------------
+
+
+MAX_CREDENTIALS: Final = 300
+MAX_PLUGINS: Final = 60
+_NO_USE: Final = Use()
+_MANY: Final = 20
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One credential.
+
+    Attributes:
+        kind: Empty: there is none of that name (any more).
+        rule: What its level decides where no rule matches: ``allow``, ``ask``, ``deny``.
+        factor: Whether its level takes a second factor: ``each``, ``window`` or empty.
+    """
+
+    name: str
+    kind: str = ""
+    level: str = ""
+    expires: float | None = None
+    origins: tuple[str, ...] = ()
+    rule: str = ""
+    factor: str = ""
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known of one plugin (``p``) and one credential (``c``), by their places.
+
+    Attributes:
+        grant: ``allow``, ``deny``, ``over``, or empty: there is none.
+        bound: Whether the grant is for one version of the plugin alone.
+        verdict: What the policy file says, where it says more than the level.
+        use: What the log tells.
+    """
+
+    p: int
+    c: int
+    grant: str = ""
+    scopes: tuple[str, ...] = ()
+    reveal: bool = False
+    until: float | None = None
+    created: float = 0.0
+    by: str = ""
+    bound: bool = False
+    verdict: str = ""
+    rule: str = ""
+    use: Use | None = None
+
+
+class Matrix(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it.
+
+    Attributes:
+        more: Credentials and plugins that are not in it, since there are too many.
+        rules: How many rules the policy file has; -1: it can't be read.
+    """
+
+    plugins: tuple[str, ...]
+    credentials: tuple[Row, ...]
+    cells: tuple[Cell, ...]
+    more: tuple[int, int] = (0, 0)
+    rules: int = 0
+
+
+def matrix(
+    infos: Iterable[CredentialInfo],
+    grants: Grants,
+    uses: Mapping[tuple[str, str], Use],
+    policy: Policy | None,
+    *,
+    names: Names,
+    now: float,
+) -> Matrix:
+    """Puts it together.
+
+    Args:
+        infos: All credentials.
+        grants: All grants.
+        uses: By plugin and by credential as the log calls it.
+        policy: In force; None: it can't be read.
+        names: How credentials are called.
+        now: Unix seconds.
+    """
+    known = {info.name: info for info in infos}
+    logged = {names.as_logged(name): name for name in known}
+    used = {(p, logged[c]): use for (p, c), use in uses.items() if c in logged}
+    granted = {(grant.plugin, grant.credential): grant for grant in grants}
+    plugins = sorted({p for p, _ in granted} | {p for p, _ in uses})
+    busy = {c for _, c in (*granted, *used)}
+    ordered = sorted(known.keys() | busy, key=lambda name: (name not in busy, name))
+    rows = ordered[:MAX_CREDENTIALS]
+    columns = plugins[:MAX_PLUGINS]
+    at = {name: place for place, name in enumerate(rows)}
+    cells = tuple(_cells(columns, at, known, granted, used, policy, now))
+    return Matrix(
+        plugins=tuple(text(plugin) for plugin in columns),
+        credentials=tuple(_row(name, known.get(name), policy, names) for name in rows),
+        cells=cells,
+        more=(len(ordered) - len(rows), len(plugins) - len(columns)),
+        rules=-1 if policy is None else len(policy.rules),
+    )
+
+
+def _row(name: str, info: CredentialInfo | None, policy: Policy | None, names: Names) -> Row:
+    if info is None:
+        return Row(name=names.credential(name))
+    level = None if policy is None else policy.levels[info.sensitivity]
+    factor = NEVER if level is None else level.second_factor
+    return Row(
+        name=names.credential(name),
+        kind=info.kind.value,
+        level=info.sensitivity.value,
+        expires=info.expires,
+        origins=() if names.hidden else tuple(map(str, info.origins[:_MANY])),
+        rule="" if level is None else level.decision.value,
+        factor="" if factor == NEVER else "each" if factor == EACH_LEASE else "window",
+    )
+
+
+def _cells(
+    plugins: list[str],
+    at: Mapping[str, int],
+    known: Mapping[str, CredentialInfo],
+    granted: Mapping[tuple[str, str], Grant],
+    used: Mapping[tuple[str, str], Use],
+    policy: Policy | None,
+    now: float,
+) -> Iterator[Cell]:
+    for p, plugin in enumerate(plugins):
+        for name, c in at.items():
+            grant, use = granted.get((plugin, name)), used.get((plugin, name))
+            verdict, rule = _verdict(policy, plugin, known.get(name), now)
+            if grant is None and use is None and not rule:
+                continue
+            cell = Cell(p=p, c=c, verdict=verdict, rule=text(rule), use=use)
+            yield cell if grant is None else _with(cell, grant, now)
+
+
+def _with(cell: Cell, grant: Grant, now: float) -> Cell:
+    over = grant.until is not None and grant.until <= now
+    deny = grant.decision is GrantDecision.DENY
+    return msgspec.structs.replace(
+        cell,
+        grant="over" if over else "deny" if deny else "allow",
+        scopes=tuple(text(scope) for scope in grant.scopes[:_MANY]),
+        reveal=grant.reveal,
+        until=grant.until,
+        created=grant.created,
+        by=text(grant.created_by),
+        bound=bool(grant.manifest or grant.checksum),
+    )
+
+
+def _verdict(
+    policy: Policy | None, plugin: str, info: CredentialInfo | None, now: float
+) -> tuple[str, str]:
+    """What a rule of the file says, and which; empty where only the level does."""
+    if policy is None or not policy.rules or info is None:
+        return "", ""
+    ruling = policy.rule_on(
+        plugin=plugin,
+        action="",
+        credential=info.name,
+        level=info.sensitivity,
+        origins=info.origins,
+        now=now,
+    )
+    by_level = ruling.rule == f"levels.{Sensitivity(info.sensitivity).value}"
+    return ("", "") if by_level else (Verdict(ruling.decision).value, ruling.rule)
