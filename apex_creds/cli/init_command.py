@@ -103,15 +103,11 @@ def make_room(home: Path) -> None:
 @command()
 def status(chosen: Settings) -> Report:
     """Unseal the vault and say what is in it."""
-    from apex_creds.audit.verify import check_now
     from apex_creds.cli.recovery_commands import reminder
-    from apex_creds.fs.home import audit_directory
-    from apex_creds.vault.node import log_id
 
     header, home = read_header(chosen), chosen.folder
     record = root_header(header).master
     counts = with_vault(chosen, _counts)
-    log = check_now(audit_directory(home), vault_id=log_id(home, header.vault_id))
     facts: dict[str, Json] = {
         "home": str(home),
         "vault_id": header.vault_id,
@@ -119,8 +115,7 @@ def status(chosen: Settings) -> Report:
         "master_version": record.version,
         "kek_version": header.kek_version,
         **counts,
-        "audit_events": log.count,
-        "audit_chain": "ok" if log.ok else f"broken at line {log.bad_line}",
+        **_audit(home, header.vault_id),
     }
     left_out = {"rotation_due"}  # the line "rotation" says it
     if not facts["locked_down"]:
@@ -131,6 +126,23 @@ def status(chosen: Settings) -> Report:
         if name not in left_out
     ]
     return Report(facts, Fields(shown), *reminder(str(facts["recovery"])))
+
+
+def _audit(home: Path, vault_id: str) -> dict[str, Json]:
+    """Of the log, what its newest segment tells."""
+    from apex_creds.audit.verify import check_newest
+    from apex_creds.errors import AuditTamperedError
+    from apex_creds.fs.home import audit_directory
+    from apex_creds.vault.node import log_id
+
+    try:
+        found = check_newest(audit_directory(home), vault_id=log_id(home, vault_id))
+    except AuditTamperedError as error:
+        return {"audit_events": None, "audit_chain": f"broken: {error.message}"}
+    seen = "ok"
+    if found.start > 1:
+        seen = f"ok from event {found.start} on; all: apex-creds audit verify"
+    return {"audit_events": found.stop - 1, "audit_chain": seen}
 
 
 async def _counts(vault: Vault) -> dict[str, Json]:
