@@ -58,6 +58,9 @@ line and its hash with it, the place is known up to the two checkpoints around i
 `--key` with the log's verifier key as you got it from the vault's owner: the `vkeys` file is
 only as trustworthy as the directory.
 
+- Unsealing (`list`, `set`, a runtime's start) looks at the newest checkpoint alone: that it is
+  signed, and no older than the anchored one. An earlier one that was altered is for `audit
+  verify`, and the worker's.
 - A log cut at its end together with its checkpoints, or an older copy of the whole
   directory, verifies by itself: a copy is not wrong, it is old. The vault knows: the newest
   checkpoint and each document's generation are anchored beside the master key, and

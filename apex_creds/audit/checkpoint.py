@@ -187,11 +187,11 @@ class CheckpointFile:
         return name
 
     def _add(self, fd: int, checkpoint: Checkpoint) -> bool:
+        last = self._last(fd)
         size = os.fstat(fd).st_size
         whole = _whole_until(fd, size)
         if whole < size:
             os.ftruncate(fd, whole)
-        last = self._last(fd)
         if last is not None and self._ordered and last.size >= checkpoint.size:
             return False
         try:
@@ -203,7 +203,12 @@ class CheckpointFile:
         return True
 
     def _last(self, fd: int) -> Checkpoint | None:
-        end = _whole_until(fd, os.fstat(fd).st_size)
+        size = os.fstat(fd).st_size
+        end = _whole_until(fd, size)
+        torn = read_between(fd, end, size).rstrip(b"\0")  # of a disk that lost its power
+        begins = f"{self._origin}\n".encode()
+        if torn[: len(begins)] != begins[: len(torn)]:
+            raise altered("what follows the last one is no beginning of another")
         if not end:
             return None
         data = read_between(fd, max(0, end - _LONGEST), end)

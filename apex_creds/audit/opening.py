@@ -345,6 +345,13 @@ class _Finder:
                 name = self._checkpoints.set_aside(int(now * 1000))
                 behind.append(f"its checkpoints are now in {name}")
                 signed = None
+        anchored = max((each.size for each in anchors), default=0)
+        if not behind and self._key is not None and anchored > (signed.size if signed else 0):
+            # One is anchored when it is durable, so that it was there.
+            lost = altered(f"that of {anchored} events, which was anchored, is not there")
+            if not accept:
+                raise lost
+            behind.append(lost.message.rstrip("."))
         edge = content.edge.copy()
         edge.extend(content.leaves)
         size = signed.size if signed else 0

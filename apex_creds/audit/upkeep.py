@@ -234,4 +234,6 @@ class Upkeep:
     def _failed(self, error: Exception) -> None:
         if self._healthy:
             self._healthy = False
-            _logger.warning("The upkeep of the audit log failed: %s", type(error).__name__)
+            known = isinstance(error, ApexCredsError)
+            what = str(error) if known else type(error).__name__
+            _logger.warning("The upkeep of the audit log failed: %s", what)

@@ -11,6 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +38,8 @@ from apex_creds.scheduler.report import Undone, undone
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from apex_creds.vault.node import log_id
+from apex_creds.vault.partial import left_copies
+from apex_creds.vault.remains import ASIDE
 
 _TOLERANCE: Final = 2.0
 _EARLIEST: Final = 1_735_689_600.0  # 2025-01-01: before there was anything of this to run
@@ -112,6 +115,7 @@ def _examine(chosen: Settings) -> Iterator[Check]:
         yield _failed("vault", error)
     if header is not None or home.exists():
         yield from _permissions(home)
+        yield _copies(home)
     uri = chosen.master or (root_header(header).master.uri if header else "keyring:")
     yield anyio.run(functools.partial(_keyring, needed=uri.startswith("keyring:")))
     if header is not None:
@@ -150,6 +154,22 @@ def _permissions(home: Path) -> Iterator[Check]:
         yield from wrong
     else:
         yield _ok(name, f"{seen} files and directories, all closed to others")
+
+
+def _copies(home: Path) -> Check:
+    """Whether an interrupted backup left a copy in the home or beside it."""
+    name, left, aside = "copies", [*left_copies(home), *left_copies(home.parent)], list[str]()
+    with suppress(OSError):
+        aside = sorted(each for each in os.listdir(home) if each.startswith(f"{ASIDE}-"))
+    if left:
+        return _warning(
+            name,
+            f"left unfinished: {', '.join(map(str, left))}",
+            "Remove them; the next backup to the same directory does, too.",
+        )
+    if aside:
+        return _ok(name, f"a restore kept what was there before: {', '.join(aside)}")
+    return _ok(name, "no unfinished one here or beside the vault")
 
 
 def _entries(home: Path) -> Iterator[Path]:

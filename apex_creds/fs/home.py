@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from apex_creds.errors import StorageReadOnlyError
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder, expanded, make_directories, make_directory
 
@@ -64,10 +65,15 @@ def make_folders(root: Path) -> None:
 
 def make_home(root: Path) -> None:
     """Makes ``root`` and its parents where they are missing; raises as ``make_folders``."""
-    with translated(root, writing=True):
-        make_directories(root)
-        with Folder(root, outer=True):
-            pass
+    try:
+        with translated(root, writing=True):
+            make_directories(root)
+            with Folder(root, outer=True):
+                pass
+    except StorageReadOnlyError as error:
+        raise StorageReadOnlyError(
+            error.message, hint=f"{error.hint} Or name another: --home DIR, or APEX_CREDS_HOME."
+        ) from error
 
 
 def _make(path: Path) -> None:

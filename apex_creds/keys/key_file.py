@@ -560,8 +560,9 @@ def _cannot_write(path: Path, error: OSError) -> ApexCredsError:
         )
     if error.errno in READ_ONLY:
         return MasterKeyReadOnlyError(
-            f"{path} can't be written.",
-            hint="Make it writable (chmod 600), or provision the new version from outside.",
+            f"{path} can't be written ({error.strerror}).",
+            hint="Make it writable (chmod 600), or provision the new version from outside; for "
+            "a new vault, name another file.",
         )
     if error.errno in _FULL:
         return StorageFullError(f"There is no space left for {path}.", hint="Free some space.")

@@ -174,13 +174,12 @@ async def _awake(emitting: Awaitable[object]) -> None:
 
 def _read(event: object) -> Event | None:
     """The event as this package knows it; None if it is none, or one of ours."""
-    kind = getattr(event, "event_type", "")
-    kind = str(getattr(kind, "value", kind)).removeprefix(PREFIX)
-    source, data = getattr(event, "source", ""), getattr(event, "data", None)
+    kind = _part(event, "event_type")
+    kind = _text(_part(kind, "value") or kind).removeprefix(PREFIX)
+    source = _text(_part(event, "source"))
     if source == SOURCE or kind not in DEFAULT_TABLE:
         return None
-    named = data if isinstance(data, Mapping) else {}
-    fields = {str(name): value for name, value in named.items()}
+    fields = _fields(_part(event, "data"))
     fields["source"] = f"{_FROM_RUNTIME}{source}".encode(errors="replace")[:200].decode(
         errors="ignore"
     )
@@ -192,3 +191,28 @@ def _read(event: object) -> Event | None:
     if left_out:
         _log.warning("of an event of the runtime, %s, was left out: %s", kind, left_out)
     return read
+
+
+# What a runtime has in an event may raise; an alarm is no less one for it.
+
+
+def _part(event: object, name: str) -> object:
+    try:
+        return getattr(event, name, "")
+    except Exception:  # noqa: BLE001
+        return ""
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001
+        return f"<{type(value).__name__[:80]}>"
+
+
+def _fields(data: object) -> dict[str, object]:
+    try:
+        named = dict(data) if isinstance(data, Mapping) else {}
+    except Exception:  # noqa: BLE001
+        named = {}
+    return {_text(name): value for name, value in named.items()}

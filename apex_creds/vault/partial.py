@@ -58,7 +58,7 @@ def partial_copy(destination: Path) -> Iterator[Path]:
     """
     for left in left_copies(destination.parent):
         with contextlib.suppress(OSError):
-            _remove_if_dead(left)
+            _remove(left)
     path, fd = _make(destination)
     try:
         yield path
@@ -69,12 +69,13 @@ def partial_copy(destination: Path) -> Iterator[Path]:
 
 
 def left_copies(folder: Path) -> list[Path]:
-    """Copies in a folder that are not in their place: being made, or left by a killed maker."""
+    """Copies in a folder that their makers left unfinished, and that are ours to remove."""
     try:
         names = os.listdir(folder)
     except OSError:
         return []
-    return [folder / name for name in names if _NAME.fullmatch(name)]
+    found = (folder / name for name in sorted(names) if _NAME.fullmatch(name))
+    return [path for path in found if _is_dead(path)]
 
 
 def _make(destination: Path) -> tuple[Path, int]:
@@ -96,14 +97,31 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-def _remove_if_dead(path: Path) -> None:
+def _is_dead(path: Path) -> bool:
+    """Whether nobody makes it any more; an earlier program's tar file was never locked."""
+    try:
+        if not path.is_dir():
+            return os.lstat(path).st_uid == os.geteuid()
+        with _opened(path) as fd:
+            return fd >= 0 and os.fstat(fd).st_uid == os.geteuid() and bool(try_lock(fd))
+    except OSError:
+        return False
+
+
+def _remove(path: Path) -> None:
     if not path.is_dir():
-        path.unlink()  # an earlier program's tar file
+        path.unlink()
         return
+    with _opened(path) as fd:
+        if try_lock(fd):  # held while it is removed: two that sweep don't disturb each other
+            remove_tree(path)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
     fd = _open(path)
     try:
-        if fd >= 0 and os.fstat(fd).st_uid == os.geteuid() and try_lock(fd):
-            remove_tree(path)
+        yield fd
     finally:
         if fd >= 0:
             os.close(fd)

@@ -20,7 +20,7 @@ from apex_creds.audit.archive import compress, pack, read_segment
 from apex_creds.audit.checkpoint import CheckpointFile, LogKey
 from apex_creds.audit.tree import leaf_hash
 from apex_creds.audit.upkeep import Cadence
-from apex_creds.audit.verify import MAX_UNSIGNED_SECONDS, in_use
+from apex_creds.audit.verify import MAX_UNSIGNED_SECONDS, check_newest, in_use
 from apex_creds.errors import AuditTamperedError, UnsafePathError
 from apex_creds.model import SystemClock
 from tests.support.loops import WITHIN
@@ -442,3 +442,41 @@ def test_links_and_pipes_are_refused(tmp_path: Path, place: Path) -> None:
 def test_the_leaf_is_that_of_the_rfc(place: Path) -> None:
     text = (place / "small" / PLAIN).read_bytes().splitlines(keepends=True)[1]
     assert line.leaf_of(text) == leaf_hash(line.entry_of(text))
+
+
+def test_the_newest_segment_is_checked_alone(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    module, real = sys.modules[MODULE], sys.modules[MODULE].read_either  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        module, "read_either", lambda path: [opened.append(path), real(path)][1]
+    )
+    found = check_newest(large, vault_id=VAULT)
+    assert len(opened) == 1
+    assert found.start > 1
+    assert found.stop - 1 == LARGE
+
+
+@pytest.mark.parametrize("where", [0.1, 0.5, 0.9])
+def test_a_change_in_the_newest_segment_is_found(
+    copy: Callable[[str], Path], where: float
+) -> None:
+    directory = copy("small")
+    path = directory / PLAIN
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * where)] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(AuditTamperedError):
+        check_newest(directory, vault_id=VAULT)
+
+
+def test_lines_that_are_not_as_signed_are_found(
+    copy: Callable[[str], Path], place: Path, tmp_path: Path
+) -> None:
+    """Right by themselves: of another history of the same length."""
+    directory = copy("small")
+    write_log(tmp_path / "other", None, SMALL, reason="another")
+    shutil.copy(tmp_path / "other" / PLAIN, directory / PLAIN)
+    with pytest.raises(AuditTamperedError, match="signed"):
+        check_newest(directory, vault_id=VAULT)

@@ -73,6 +73,7 @@ CHANGING = [
     # A slow machine has one for two events now and then.
     (r"by \d+ checkpoints", "by <n> checkpoints"),
     (r'"checkpoints": \d+', '"checkpoints": <n>'),
+    (r'"signed": \d+', '"signed": <n>'),
     # What the machine is like, and not what the program does.
     (r"\b\d+\.\d+\.\d+\b", "<version>"),
     (r"(?m)^ (memory locking|core dumps)( +)\w+ .*|^(memory locking|core dumps): .*\n", r" \1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import UserDict
 from pathlib import Path
 from typing import get_args
 
@@ -289,6 +290,57 @@ async def test_an_alarm_is_not_passed_over_for_what_is_odd_in_it(
     errors = [r.message for r in caplog.records if r.levelname == "ERROR"]
     assert len(errors) == 3
     assert runtime.manager.errors == []
+
+
+class Raises:
+    """Whatever is asked of it."""
+
+    def __getattribute__(self, name: str) -> object:
+        if name in ("__class__", "__dict__"):
+            return object.__getattribute__(self, name)
+        raise RuntimeError("no")
+
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+class RaisingData(UserDict[str, object]):
+    def keys(self):
+        raise RuntimeError("no")
+
+    __iter__ = keys
+
+
+class Said:
+    def __init__(self, **fields: object) -> None:
+        vars(self).update({"event_type": "security.compromise_suspected", **fields})
+
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"source": Raises(), "data": {"service": "openai"}},
+        {"source": "a", "data": {"service": Raises()}},
+        {"source": "a", "data": {Raises(): 1, "service": "openai"}},
+        {"source": "a", "data": RaisingData(service="openai")},
+        {"source": "a"},
+        {"data": Raises()},
+    ],
+)
+async def test_an_alarm_whose_parts_raise_is_one(
+    vault: Vault, runtime: Runtime, fields: dict[str, object]
+) -> None:
+    worker = RotationWorker(vault)
+    connection = await connect(runtime.manager, worker.bus)
+    await connection._accept(Said(**fields))
+    (heard,) = await queue(worker)
+    assert isinstance(heard, CompromiseSuspected)
+    assert heard.source.startswith("runtime:")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from apex_creds.audit import EventKind, check, read
 from apex_creds.audit.verify import MAX_UNSIGNED, MAX_UNSIGNED_SECONDS, check_now
 from apex_creds.errors import (
+    AuditTamperedError,
     IntegrityError,
     MasterKeyUnavailableError,
     RollbackDetectedError,
@@ -90,6 +91,43 @@ async def test_an_older_copy_of_the_directory(place: Place) -> None:
     assert "events; 10 were anchored" in accepted[2] or "were anchored" in accepted[2]
     report = check(audit_directory(place.home), vault_id=place.id, complete=True)
     assert report.ok
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda data: data + b"garbage\n",
+        lambda data: b"garbage\n" * 20,
+        lambda data: data[: data.index(b"\n\n") + 2],
+        lambda data: data[:-5],
+        lambda data: b"",
+        lambda data: None,
+    ],
+)
+async def test_checkpoints_that_were_altered_stop_every_unsealing(
+    place: Place, alter: Callable[[bytes], bytes | None]
+) -> None:
+    await place.use("one", "two")
+    path = audit_directory(place.home) / "checkpoints"
+    kept = path.read_bytes()
+    made = alter(kept)
+    path.unlink() if made is None else path.write_bytes(made)
+    with pytest.raises(AuditTamperedError, match="checkpoints"):
+        await place.use()
+    path.write_bytes(kept)
+    path.chmod(0o600)
+    await place.use()
+
+
+async def test_a_checkpoint_that_lost_its_power_is_no_alteration(place: Place) -> None:
+    await place.use("one")
+    path = audit_directory(place.home) / "checkpoints"
+    begun = path.read_bytes().splitlines(keepends=True)[0]
+    for torn in (begun, begun[:20] + bytes(40), bytes(100)):
+        with path.open("ab") as file:
+            file.write(torn)
+        await place.use("one")
+    assert check(audit_directory(place.home), vault_id=place.id).ok
 
 
 async def test_a_log_that_was_cut_with_its_checkpoints(place: Place) -> None:

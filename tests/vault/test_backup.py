@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit.verify import check, read
+from apex_creds.cli import doctor_command as doctor
 from apex_creds.documents import key_versions
 from apex_creds.errors import (
     ApexCredsError,
@@ -36,6 +37,7 @@ from apex_creds.model import ApiKey, GenericSecret, OAuthToken, SystemClock
 from apex_creds.vault import Vault, restoring, rotate
 from apex_creds.vault import backup as backing
 from apex_creds.vault.backup import Manifest, backup
+from apex_creds.vault.partial import left_copies, partial_copy
 from tests.support.vaults import (
     create,
     home_in,
@@ -380,6 +382,23 @@ async def test_what_was_there_is_put_back_where_one_step_fails(
     assert sorted(os.listdir(home_in(tmp_path))) == sorted({*names, ".restore.lock"})
     async with await unseal(tmp_path) as vault:
         assert await values(vault) == {**STORED, "later": b"later"}
+
+
+async def test_unfinished_copies_are_seen_unless_their_maker_lives(tmp_path: Path) -> None:
+    dead = tmp_path / ".copy.0123456789ab.partial"
+    dead.mkdir()
+    (tmp_path / ".copy.0123456789ab.partial.tar").touch()
+    (tmp_path / ".somebody.partial").mkdir()
+    with partial_copy(tmp_path / "other") as living:
+        assert living.is_dir()
+        assert left_copies(tmp_path) == []
+        dead.mkdir()
+        assert left_copies(tmp_path) == [dead]
+        check = doctor._copies(home_in(tmp_path))
+    assert check.state == "warning"
+    assert str(dead) in check.detail
+    dead.rmdir()
+    assert doctor._copies(home_in(tmp_path)).state == "ok"
 
 
 async def test_one_restore_at_a_time(tmp_path: Path) -> None:
