@@ -30,8 +30,8 @@ from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.keys.passphrase import terminal_prompt
 from apex_creds.keys.provider import hold
-from apex_creds.migration.beside import is_due, is_legacy
-from apex_creds.migration.state import DOCUMENT
+from apex_creds.migration.legacy_files import is_due, is_legacy
+from apex_creds.migration.progress import DOCUMENT
 from apex_creds.model import Delivery, Origin, check_name
 from apex_creds.policy import display
 from apex_creds.storage.file_storage import FileStorage

@@ -45,10 +45,9 @@ from apex_creds.migration import (
     switch,
 )
 from apex_creds.migration import Report as MigrationReport
-from apex_creds.migration.finishing import withheld
-from apex_creds.migration.masters import VARIABLE
-from apex_creds.migration.report import EntryReport, Fate
-from apex_creds.migration.state import OPEN, MigrationState, SourceState
+from apex_creds.migration.cleanup import withheld
+from apex_creds.migration.legacy_readers import VARIABLE
+from apex_creds.migration.progress import OPEN, EntryReport, Fate, MigrationState, SourceState
 from apex_creds.model import Origin
 from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault, marking

@@ -26,7 +26,7 @@ from apex_creds.compat.places import AnyPath
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration.entries import api_key_entry, credential_name
-from apex_creds.migration.state import MigrationState, migration_document
+from apex_creds.migration.progress import MigrationState, migration_document
 from apex_creds.model import CredentialInfo, CredentialKind, Secret, new_id
 from apex_creds.policy.decide import decide
 from apex_creds.policy.display import check_plugin

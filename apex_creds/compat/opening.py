@@ -15,10 +15,9 @@ from apex_creds.compat.places import Places
 from apex_creds.compat.rotation import take_intervals
 from apex_creds.errors import VaultExistsError, VaultNotFoundError
 from apex_creds.keys import MasterKeyProvider
-from apex_creds.migration import Options, is_legacy, look, migrate, set_aside
-from apex_creds.migration.detect import is_ours
-from apex_creds.migration.files import read_file
-from apex_creds.migration.hook import tell
+from apex_creds.migration import Options, is_legacy, migrate, on_unseal_logged, set_aside
+from apex_creds.migration.auto_migrate import log_problems
+from apex_creds.migration.legacy_files import is_ours, read_file
 from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault, remains
 
@@ -70,11 +69,11 @@ async def _open_or_make(
 
 
 async def _migrate(vault: Vault, found: Places) -> None:
-    await look(vault)
+    await on_unseal_logged(vault)
     place = found.old_keystore
     if place is not None and _has_old_keystore(place):
         options = Options(credentials=found.old_credentials)
-        tell(await migrate(vault, [place / "keystore.enc"], options=options))
+        log_problems(await migrate(vault, [place / "keystore.enc"], options=options))
     await take_intervals(vault)
 
 

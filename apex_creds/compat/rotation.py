@@ -11,7 +11,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from apex_creds.errors import ConflictError
-from apex_creds.migration.state import migration_document
+from apex_creds.migration.progress import migration_document
 from apex_creds.scheduler import report
 from apex_creds.scheduler.orders import labels_of, newest, order, undone
 from apex_creds.scheduler.policy import DAY, Level

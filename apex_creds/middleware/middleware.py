@@ -157,7 +157,7 @@ class CredentialMiddleware:
             EventLoopError: It is not asyncio that runs here.
         """
         running_loop()
-        self._legacy = await migration.look(self._vault)
+        self._legacy = await migration.on_unseal_logged(self._vault)
         return self
 
     async def __aexit__(

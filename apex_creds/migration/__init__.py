@@ -1,7 +1,7 @@
 """Credentials out of older programs' files, other vaults and keyrings, into the vault.
 
 Guarantee: a source is untouched until every credential in it was written, read back and
-compared; nothing in the vault is silently replaced; every entry's fate is told.
+compared; nothing in the vault is silently replaced; every entry's fate is reported.
 """
 
 from __future__ import annotations
@@ -10,16 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from apex_creds.migration.aside import set_aside
-    from apex_creds.migration.beside import is_legacy
-    from apex_creds.migration.copying import OnConflict
+    from apex_creds.migration.auto_migrate import (
+        SWITCH,
+        on_unseal,
+        on_unseal_logged,
+        switch,
+    )
+    from apex_creds.migration.cleanup import Erased, finish, set_aside
+    from apex_creds.migration.copy_verify import OnConflict
     from apex_creds.migration.fallback import Fallback
-    from apex_creds.migration.finishing import Erased, finish
-    from apex_creds.migration.hook import SWITCH, look, on_unseal, switch
-    from apex_creds.migration.preview import preview
-    from apex_creds.migration.report import EntryReport, Fate, Report, SourceReport
-    from apex_creds.migration.run import Options, migrate
-    from apex_creds.migration.state import migration_document
+    from apex_creds.migration.importer import Options, migrate, preview
+    from apex_creds.migration.legacy_files import is_legacy
+    from apex_creds.migration.progress import (
+        EntryReport,
+        Fate,
+        Report,
+        SourceReport,
+        migration_document,
+    )
 
 __all__ = [
     "SWITCH",
@@ -33,10 +41,10 @@ __all__ = [
     "SourceReport",
     "finish",
     "is_legacy",
-    "look",
     "migrate",
     "migration_document",
     "on_unseal",
+    "on_unseal_logged",
     "preview",
     "set_aside",
     "switch",
@@ -45,16 +53,13 @@ __all__ = [
 # As the package's own face: every command looks for old files, and few find any.
 if not TYPE_CHECKING:
     _MODULES = {
-        "aside": ("set_aside",),
-        "beside": ("is_legacy",),
-        "copying": ("OnConflict",),
+        "auto_migrate": ("SWITCH", "on_unseal", "on_unseal_logged", "switch"),
+        "cleanup": ("Erased", "finish", "set_aside"),
+        "copy_verify": ("OnConflict",),
         "fallback": ("Fallback",),
-        "finishing": ("Erased", "finish"),
-        "hook": ("SWITCH", "look", "on_unseal", "switch"),
-        "preview": ("preview",),
-        "report": ("EntryReport", "Fate", "Report", "SourceReport"),
-        "run": ("Options", "migrate"),
-        "state": ("migration_document",),
+        "importer": ("Options", "migrate", "preview"),
+        "legacy_files": ("is_legacy",),
+        "progress": ("EntryReport", "Fate", "Report", "SourceReport", "migration_document"),
     }
 
     def __getattr__(name: str) -> object:

@@ -25,15 +25,12 @@ from apex_creds.errors import (
     CredentialNotFoundError,
     StorageLockedError,
 )
-from apex_creds.migration import finishing, sources
-from apex_creds.migration.beside import automatic_paths
-from apex_creds.migration.copying import Copying, OnConflict
+from apex_creds.migration import cleanup, sources
+from apex_creds.migration.copy_verify import Copying, OnConflict, Target, assign
 from apex_creds.migration.entries import Entry, Format
-from apex_creds.migration.lock import exclusive
-from apex_creds.migration.masters import find_masters
-from apex_creds.migration.naming import Target, assign
-from apex_creds.migration.sources import Source
-from apex_creds.migration.state import (
+from apex_creds.migration.legacy_files import automatic_paths, exclusive
+from apex_creds.migration.legacy_readers import find_masters
+from apex_creds.migration.progress import (
     DOCUMENT,
     OPEN,
     MigrationState,
@@ -42,6 +39,7 @@ from apex_creds.migration.state import (
     Written,
     migration_document,
 )
+from apex_creds.migration.sources import Source
 from apex_creds.model import CredentialKind
 from apex_creds.vault import Opened, Vault
 
@@ -141,10 +139,10 @@ class Fallback:
         found: list[Found] = []
         for path in paths:
             known = state.source(path)
-            settled = {item.key for item in known.written} if known else set()
+            done_before = {item.key for item in known.written} if known else set()
             source, entries = await self._read(path)
             for target in assign(entries, infos, known.written if known else ()):
-                fresh = target.entry.key not in settled and target.name not in infos
+                fresh = target.entry.key not in done_before and target.name not in infos
                 if source is not None and target.name and fresh and target.twin is None:
                     found.append((source, target.entry, target.name))
         return found
@@ -214,13 +212,13 @@ class Fallback:
         await migration_document(self._vault.store).change(change)
 
     def _paths(self, state: MigrationState) -> list[str]:
-        done = {s.path for s in finishing.settled(state)}
+        done = {s.path for s in cleanup.imported(state)}
         beside = [str(path) for path in automatic_paths(self._vault.home)]
         begun = [source.path for source in state.sources if source.phase in OPEN]
         return [path for path in dict.fromkeys((*beside, *begun)) if path not in done]
 
     async def _read(self, path: str) -> tuple[Source | None, Sequence[Entry]]:
-        """What does not open is the migration's to tell; a look-up just does not find it."""
+        """What does not open is reported by the migration; a look-up just does not find it."""
         try:
             source = await anyio.to_thread.run_sync(sources.find, path)
             if source.format is Format.VAULT:

@@ -1,13 +1,18 @@
-"""Finding what there is to migrate, and reading it.
+"""What there is to import, by format: old files, .env files, other vaults, keyring entries.
 
-Guarantee: what is found by itself is found beside this vault and nowhere else; a format is
-told by content. Finding and reading change nothing.
+Guarantee: what is found without being named is found beside this vault and nowhere else; a
+format is known by its content. Finding and reading change nothing. Nothing is taken from the
+environment: a value of a .env file that refers to another variable is reported, and left
+where it is; so is a comment that has what could be a secret in it. Another vault is read
+through its public API, so that each opening is in its log.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +21,7 @@ from typing import Final
 import anyio.to_thread
 
 from apex_creds.errors import (
+    CorruptDocumentError,
     InvalidInputError,
     StorageError,
     UnsupportedFormatError,
@@ -23,14 +29,23 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.home import CREDENTIALS, SECURITY
 from apex_creds.fs.oserrors import translated
-from apex_creds.migration import masters
-from apex_creds.migration.beside import FERNET_NAME, KEYSTORE_FILE
-from apex_creds.migration.detect import detect
-from apex_creds.migration.dotenv import read_dotenv
-from apex_creds.migration.entries import Format, Reading, api_key_entry
-from apex_creds.migration.fernet import read_fernet
-from apex_creds.migration.files import SourceFile, present, read_file
-from apex_creds.migration.secretbox import BoxFiles, read_secretbox
+from apex_creds.keys import MasterKeyProvider
+from apex_creds.migration import legacy_readers
+from apex_creds.migration.entries import Entry, Format, Problem, Reading, api_key_entry
+from apex_creds.migration.legacy_files import (
+    FERNET_NAME,
+    KEYSTORE_FILE,
+    SourceFile,
+    detect,
+    present,
+    read_file,
+)
+from apex_creds.migration.legacy_readers import BoxFiles, read_fernet, read_secretbox
+from apex_creds.model import CredentialInfo, CredentialKind, OAuthToken, Secret
+from apex_creds.vault import Opened, Vault
+
+# -- sources --------------------------------------------------------------------------------
+
 
 CONFIG_FILE: Final = "config.json"
 KEYRING_SCHEME: Final = "keyring:"
@@ -51,7 +66,7 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """Changes with its content; empty where that can't be told."""
+        """Changes with its content; empty where that is not known."""
         if not self.files:
             return ""
         digests = "".join(file.digest for file in self.files)
@@ -118,14 +133,14 @@ async def _read_keyring(text: str) -> Reading:
         raise InvalidInputError(
             "Which entry of the keyring?", hint="Write keyring:SERVICE or keyring:SERVICE/USER."
         )
-    value = await masters.keyring_text(service, user or None)
+    value = await legacy_readers.keyring_text(service, user or None)
     if value is None:
         raise VaultNotFoundError(
             f"The keyring has no entry {text!r}, or does not answer.",
             hint="Write keyring:SERVICE or keyring:SERVICE/USER; unlock the keyring.",
         )
     # ApexAgent keeps one entry per service under its own name.
-    own = service == masters.KEYRING_SERVICE and user
+    own = service == legacy_readers.KEYRING_SERVICE and user
     return Reading(entries=(api_key_entry(user if own else service, value),))
 
 
@@ -187,3 +202,124 @@ def _with_credentials(source: Source, credentials: Path) -> Source:
     kept = [f for f in source.files if f.path.name in (KEYSTORE_FILE, CONFIG_FILE)]
     files = (*kept, *map(read_file, section_paths(credentials)))
     return Source(format=source.format, path=source.path, files=files)
+
+
+# -- .env files -----------------------------------------------------------------------------
+
+
+_REFERENCE: Final = re.compile(r"\$\{[^}]*\}")
+_WORD: Final = re.compile(r"(?=\S*[0-9])(?=\S*[A-Za-z])[^\s=:,;'\"`<>()]{12,}")
+
+
+def read_dotenv(data: bytes) -> Reading:
+    """Everything in the file, each as an API key of its name.
+
+    Raises:
+        CorruptDocumentError: It is not UTF-8 text.
+    """
+    from dotenv.parser import parse_stream
+
+    entries: dict[str, Entry] = {}
+    for binding in parse_stream(io.StringIO(_text(data))):
+        if binding.error:
+            line = f"(line {binding.original.line})"
+            entries[line] = _skipped(line, "is not understood")
+        elif binding.key is not None:
+            made = _entry(binding.key, binding.value)
+            earlier = entries.pop(binding.key, made)
+            if earlier.secret is not None and not _same(earlier, made):
+                line = f"(before line {binding.original.line})"
+                entries[line] = _skipped(line, f"{binding.key} had another value")
+            entries[binding.key] = made
+        if _hides_a_secret(binding.original.string.rpartition(binding.value or "#")[2]):
+            line = f"(in line {binding.original.line})"
+            entries[line] = _skipped(line, "is a comment that may have a secret in it")
+    return Reading(entries=tuple(entries.values()))
+
+
+def _hides_a_secret(comment: str) -> bool:
+    """Whether a comment has a word that no language has, and that is no plain URL."""
+    words = _WORD.findall(comment)
+    return any(not word.startswith("//") or "@" in word for word in words)
+
+
+def _entry(name: str, value: str | None) -> Entry:
+    if value and _REFERENCE.search(value):
+        return _skipped(name, "refers to another variable: set it yourself")
+    return api_key_entry(name, value)
+
+
+def _same(one: Entry, two: Entry) -> bool:
+    return (
+        one.secret is not None
+        and two.secret is not None
+        and (one.secret.parts == two.secret.parts)
+    )
+
+
+def _skipped(name: str, detail: str) -> Entry:
+    return Entry(
+        service=name, kind=CredentialKind.API_KEY, problem=Problem.SKIPPED, detail=detail
+    )
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        failure = CorruptDocumentError(
+            "The file is not UTF-8 text.", hint="Convert it, and try again."
+        )
+    raise failure
+
+
+# -- other vaults ---------------------------------------------------------------------------
+
+
+async def read_vault(
+    path: str, *, into: Vault, master: str | MasterKeyProvider | None = None
+) -> Reading:
+    """Every credential of the vault at ``path``.
+
+    Args:
+        path: Its directory.
+        into: The vault that takes them.
+        master: Where its master key is; as it says itself, by default.
+
+    Raises:
+        InvalidInputError: It is the very same vault.
+        ApexCredsError: It can't be unsealed.
+    """
+    async with await Vault.unseal(path, master=master) as vault:
+        if vault.vault_id == into.vault_id:
+            raise InvalidInputError(
+                "That is this vault itself.", hint="Name another one with --from."
+            )
+        entries = []
+        for info in await vault.list():
+            async with vault.open(info.name, action="migrate") as opened:
+                entries.append(_vault_entry(info, opened))
+        granted = len(await vault.grants())
+    notes = (f"Its {granted} grants are not taken: grant again what you want.",)
+    return Reading(entries=tuple(entries), notes=notes if granted else ())
+
+
+def _vault_entry(info: CredentialInfo, opened: Opened) -> Entry:
+    parts = {name: bytes(opened.view(name)) for name in opened.names}
+    return Entry(
+        service=info.service,
+        kind=info.kind,
+        secret=_secret(info, parts),
+        label=info.name,
+        like=info,
+    )
+
+
+def _secret(info: CredentialInfo, parts: dict[str, bytes]) -> Secret:
+    if info.kind is not CredentialKind.OAUTH_TOKEN:
+        return Secret(info.kind, parts)
+    made = OAuthToken(
+        "-", expires_at=info.expires, token_type=info.token_type, scope=info.scope
+    )
+    made.parts = parts
+    return made

@@ -20,7 +20,7 @@ import pytest
 from apex_creds import compat
 from apex_creds.compat import ApiKeyMode, EnhancedApiKeyManager, ProviderType
 from apex_creds.fs.home import audit_directory
-from apex_creds.migration.masters import VARIABLE
+from apex_creds.migration.legacy_readers import VARIABLE
 from tests.support import old
 
 PRESENT = {

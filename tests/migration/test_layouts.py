@@ -18,12 +18,10 @@ from apex_creds.migration import (
     migration_document,
     set_aside,
 )
+from apex_creds.migration.cleanup import record, withheld
 from apex_creds.migration.entries import Entry, Problem
-from apex_creds.migration.fernet import read_fernet
-from apex_creds.migration.finishing import record, withheld
-from apex_creds.migration.report import SourceReport
-from apex_creds.migration.secretbox import BoxFiles, read_secretbox
-from apex_creds.migration.state import Phase
+from apex_creds.migration.legacy_readers import BoxFiles, read_fernet, read_secretbox
+from apex_creds.migration.progress import Phase, SourceReport
 from apex_creds.model import OAuthToken
 from apex_creds.vault import Vault
 from tests.support import old
@@ -403,7 +401,7 @@ async def test_a_partial_source_is_tried_again_by_newer_readers(
 def test_states_of_older_versions_are_read_as_that() -> None:
     from msgspec import json as msgjson
 
-    from apex_creds.migration.state import MigrationState
+    from apex_creds.migration.progress import MigrationState
 
     data = {"format": "secretbox", "path": "/x", "digest": "", "phase": "backed up",
             "began": 0.0, "changed": 0.0, "missing": 2}  # fmt: skip

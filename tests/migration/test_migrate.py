@@ -17,16 +17,16 @@ from apex_creds.migration import (
     Options,
     Report,
     SourceReport,
-    files,
+    cleanup,
     finish,
-    finishing,
+    legacy_files,
     migrate,
     migration_document,
     on_unseal,
     switch,
 )
-from apex_creds.migration.lock import exclusive
-from apex_creds.migration.state import Phase
+from apex_creds.migration.legacy_files import exclusive
+from apex_creds.migration.progress import Phase
 from apex_creds.model import ApiKey, BasicAuth
 from apex_creds.vault import Vault
 from tests.support import old
@@ -330,7 +330,9 @@ async def test_another_users_file_is_refused(vault: Vault, place: Path) -> None:
 async def test_an_open_file_is_read_and_told(
     vault: Vault, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_is_reachable", lambda _: True)  # pytest's folder is closed
+    monkeypatch.setattr(
+        legacy_files, "_is_reachable", lambda _: True
+    )  # pytest's folder is closed
     old.fernet_file(place).chmod(0o644)
     report = (await on_unseal(vault, environ=old.ENV)).sources[0]
     assert report.complete
@@ -493,7 +495,7 @@ async def test_a_source_that_changed_after_a_kill_stays_whole_and_is_read_again(
 
     home = old.install(tmp_path / "older", old.box_files({"a": "1"}))
     with monkeypatch.context() as patched:
-        patched.setattr(finishing, "rename", killed)
+        patched.setattr(cleanup, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             await run(vault, home)
     sealed = old.box(old.deks("dek_api")["dek_api_v1"], {"a": "1", "b": "2"})

@@ -13,9 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apex_creds.errors import ApexCredsError, CorruptDocumentError, DecryptionError
-from apex_creds.migration.config import read_config
-from apex_creds.migration.detect import detect, is_ours
-from apex_creds.migration.dotenv import read_dotenv
+from apex_creds.migration.copy_verify import assign
 from apex_creds.migration.entries import (
     FIELDS,
     Entry,
@@ -27,10 +25,15 @@ from apex_creds.migration.entries import (
     token_fields,
     token_secret,
 )
-from apex_creds.migration.fernet import read_fernet
-from apex_creds.migration.masters import decode_master
-from apex_creds.migration.naming import assign
-from apex_creds.migration.secretbox import BoxFiles, read_secretbox
+from apex_creds.migration.legacy_files import detect, is_ours
+from apex_creds.migration.legacy_readers import (
+    BoxFiles,
+    decode_master,
+    read_fernet,
+    read_secretbox,
+)
+from apex_creds.migration.progress import read_config
+from apex_creds.migration.sources import read_dotenv
 from apex_creds.model import CredentialKind, check_name
 from tests.support import old
 

@@ -16,8 +16,7 @@ from apex_creds.errors import (
     VaultExistsError,
 )
 from apex_creds.migration import Options, is_legacy, migrate, on_unseal, set_aside
-from apex_creds.migration.report import SourceReport
-from apex_creds.migration.state import migration_document
+from apex_creds.migration.progress import SourceReport, migration_document
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
 from tests.support import old

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.migration import OnConflict, Options, migrate, preview
-from apex_creds.migration.known import _HOSTS, sending
+from apex_creds.migration.entries import _HOSTS, sending
 from apex_creds.model import ApiKey, CredentialKind
 from apex_creds.vault import Vault
 from tests.support import old

@@ -16,19 +16,84 @@ from typing import Final, TypeVar
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.documents.records import Record
-from apex_creds.errors import (
-    CorruptDocumentError,
-    CredentialExistsError,
-    InvalidInputError,
+from apex_creds.errors import CorruptDocumentError, CredentialExistsError, InvalidInputError
+from apex_creds.migration.entries import (
+    FIELDS,
+    Entry,
+    Sending,
+    alternative_name,
+    credential_name,
+    sending,
 )
-from apex_creds.migration.entries import FIELDS, Entry, credential_name
-from apex_creds.migration.known import Sending, sending
-from apex_creds.migration.layouts import only_describe
-from apex_creds.migration.naming import Target, assign
-from apex_creds.migration.report import MISSING, EntryReport, Fate
-from apex_creds.migration.state import SourceState, Written
+from apex_creds.migration.legacy_readers import only_describe
+from apex_creds.migration.progress import MISSING, EntryReport, Fate, SourceState, Written
 from apex_creds.model import SECTIONS, CredentialInfo, Secret, Sensitivity
 from apex_creds.vault import Opened, PutItem, Vault
+
+# -- names ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An entry and its credential's name.
+
+    Attributes:
+        name: Empty where every name that it could have belongs to another kind.
+        written: What an earlier run did with it.
+        twin: An earlier entry of the source that has the same name and kind.
+    """
+
+    entry: Entry
+    name: str
+    written: Written | None = None
+    twin: Entry | None = None
+
+
+def assign(
+    entries: Iterable[Entry],
+    infos: Mapping[str, CredentialInfo],
+    written: Iterable[Written] = (),
+) -> list[Target]:
+    """A target for each entry that has a secret.
+
+    Args:
+        entries: Of one source.
+        infos: The vault's credentials by name.
+        written: What earlier runs did with this source.
+    """
+    earlier = {item.key: item for item in written}
+    taken: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.secret is not None and entry.key in earlier:
+            taken.setdefault(earlier[entry.key].name, entry)
+    targets = []
+    for entry in entries:
+        if entry.secret is None:
+            continue
+        known = earlier.get(entry.key)
+        name = known.name if known else _choose(entry, infos, taken)
+        first = taken.setdefault(name, entry) if name else entry
+        twin = first if first is not entry else None
+        targets.append(Target(entry, name, written=known, twin=twin))
+    return targets
+
+
+def _choose(
+    entry: Entry, infos: Mapping[str, CredentialInfo], taken: Mapping[str, Entry]
+) -> str:
+    candidates = (entry.name, alternative_name(entry.name, entry.kind))
+    for name in candidates:
+        if name in infos and infos[name].kind is entry.kind:
+            return name
+    for name in candidates:
+        other = taken.get(name)
+        if name not in infos and (other is None or other.kind is entry.kind):
+            return name
+    return ""
+
+
+# -- copying --------------------------------------------------------------------------------
+
 
 ACTION: Final = "migrate"
 BATCH: Final = 200
@@ -200,7 +265,7 @@ class Copying:
         found = await store.sections.reread(section)
         if not found.shards:
             raise _lost()
-        await store.keystore()  # whoever moved a record to a new key made that key before
+        await store.keystore()  # a key is made before a record is moved to it
         return found.records
 
     def _compare(self, target: Target, record: Record | None, info: CredentialInfo) -> None:

@@ -1,7 +1,7 @@
 """A migration from beginning to end.
 
 Guarantee: whatever happens at whatever moment, every credential is in the source or in the
-vault, and the next run goes on where this one ended. An error with one source is told in
+vault, and the next run goes on where this one ended. An error with one source is in
 its report and stops none of the others.
 """
 
@@ -10,48 +10,50 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import anyio.to_thread
 from msgspec.structs import replace
 
-from apex_creds.errors import (
-    ApexCredsError,
-    AuditUnavailableError,
-    ConflictError,
-    StorageError,
-)
+from apex_creds.errors import ApexCredsError, AuditUnavailableError, ConflictError, StorageError
 from apex_creds.keys import MasterKeyProvider
-from apex_creds.migration import finishing, sources
-from apex_creds.migration.beside import automatic_paths
-from apex_creds.migration.copying import Copying, OnConflict, Progress, batches, problems
+from apex_creds.migration import cleanup, sources
+from apex_creds.migration.copy_verify import (
+    Copying,
+    OnConflict,
+    Progress,
+    assign,
+    batches,
+    problems,
+    proposed,
+)
 from apex_creds.migration.entries import Format, Reading, credential_name
-from apex_creds.migration.files import present
-from apex_creds.migration.lock import exclusive
-from apex_creds.migration.masters import VARIABLE, LegacyMasters, find_masters
-from apex_creds.migration.other_vault import read_vault
-from apex_creds.migration.report import (
+from apex_creds.migration.legacy_files import automatic_paths, exclusive, is_legacy, present
+from apex_creds.migration.legacy_readers import VARIABLE, LegacyMasters, find_masters
+from apex_creds.migration.progress import (
     MISSING,
+    OPEN,
+    READER,
     UNREAD,
     EntryReport,
     Fate,
-    Report,
-    SourceReport,
-)
-from apex_creds.migration.sources import Source
-from apex_creds.migration.state import (
-    OPEN,
-    READER,
     MigrationState,
     Phase,
+    Report,
+    SourceReport,
     SourceState,
     Written,
     migration_document,
 )
+from apex_creds.migration.sources import Source, read_vault
 from apex_creds.policy.display import check_plugin
 from apex_creds.telemetry import semconv, tracing
 from apex_creds.vault import Vault
+
+# -- import ---------------------------------------------------------------------------------
+
 
 _SEALED: Final = (Format.FERNET, Format.SECRETBOX)
 _IN_VAULT: Final = frozenset(Fate) - MISSING - {Fate.PLACEHOLDER, Fate.EMPTY, Fate.REMOVED}
@@ -140,11 +142,11 @@ async def resume(
     copied = [source for source in state.sources if source.phase is Phase.COPIED]
     for source in copied:
         try:
-            await finishing.rename(vault, source)
+            await cleanup.rename(vault, source)
         except (ConflictError, StorageError) as error:
             failed.append(_failed(source.path, error, source.format))
     if any(source.phase is Phase.ERASING for source in state.sources):
-        await finishing.erase_backups(vault, due_only=True)
+        await cleanup.erase_backups(vault, due_only=True)
     return frozenset(source.path for source in copied), failed
 
 
@@ -282,12 +284,12 @@ class _SourceRun:
         if all(entry.fate is not Fate.CONFLICT for entry in entries):
             state = replace(state, agreed=state.digest)
         if missing and not self._options.accept_partial:
-            return await finishing.record(self._vault, replace(state, phase=Phase.PARTIAL))
+            return await cleanup.record(self._vault, replace(state, phase=Phase.PARTIAL))
         if self._options.keep_source or not self._source.files:
-            return await finishing.record(self._vault, replace(state, phase=Phase.LEFT))
+            return await cleanup.record(self._vault, replace(state, phase=Phase.LEFT))
         after = self._options.erase_after
         erase_at = None if after is None else self._vault.clock.time() + after
-        return await finishing.retire(
+        return await cleanup.retire(
             self._vault, self._source, replace(state, erase_at=erase_at)
         )
 
@@ -295,7 +297,7 @@ class _SourceRun:
         """Keeps the state of an earlier file of that name, which has backups to erase."""
         if known.backups and not self._options.dry_run:
             earlier = replace(known, path=known.backups[0].backup)
-            await finishing.record(self._vault, earlier)
+            await cleanup.record(self._vault, earlier)
 
     async def _begin(self, known: SourceState | None) -> None:
         now = self._vault.clock.time()
@@ -310,7 +312,7 @@ class _SourceRun:
         )
         state = fresh if known is None else replace(known, phase=Phase.COPYING)
         total = len(self._reading.entries)
-        self._state = await finishing.record(self._vault, replace(state, total=total))
+        self._state = await cleanup.record(self._vault, replace(state, total=total))
 
     async def _note(self, written: Sequence[Written]) -> None:
         if self._state is None or not written:
@@ -318,7 +320,7 @@ class _SourceRun:
         keys = {item.key for item in written}
         kept = tuple(item for item in self._state.written if item.key not in keys)
         self._state = replace(self._state, written=(*kept, *written))
-        self._state = await finishing.record(self._vault, self._state)
+        self._state = await cleanup.record(self._vault, self._state)
 
     async def _entitle(self, titles: dict[str, str]) -> None:
         if titles:
@@ -343,7 +345,7 @@ class _SourceRun:
             if entry.fate in fates:
                 names.setdefault(entry.service, []).append(entry.name)
         await self._grant(names)
-        self._state = await finishing.record(self._vault, replace(self._state, granted=True))
+        self._state = await cleanup.record(self._vault, replace(self._state, granted=True))
 
     async def _grant(self, names: Mapping[str, Sequence[str]]) -> None:
         everything = [name for found in names.values() for name in found]
@@ -368,3 +370,58 @@ def _is_name(plugin: str) -> bool:
     except ApexCredsError:
         return False
     return credential_name(plugin) == plugin
+
+
+# -- before there is a vault ----------------------------------------------------------------
+
+
+async def preview(
+    home: Path,
+    paths: Sequence[str | os.PathLike[str]] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> Report:
+    """The report of a dry run into a vault that is still to be made in ``home``.
+
+    Args:
+        home: The vault's directory, in which an older program's files may be.
+        paths: See ``migrate``.
+        environ: Instead of the process's environment, for the old master key.
+    """
+    names = _paths_without_vault(home) if paths is None else [str(path) for path in paths]
+    keys = (await find_masters(environ)).keys
+    return Report([await _previewed(name, keys) for name in names], dry_run=True)
+
+
+def _paths_without_vault(home: Path) -> list[str]:
+    beside = [str(path) for path in automatic_paths(home)]
+    return [str(home), *beside] if is_legacy(home) else beside
+
+
+async def _previewed(name: str, keys: tuple[bytes, ...]) -> SourceReport:
+    found: Format | None = None
+    try:
+        source = await anyio.to_thread.run_sync(partial(sources.find, name))
+        found = source.format
+        if found is Format.VAULT:
+            note = ("Another vault is looked into once there is one to compare with.",)
+            return SourceReport(path=source.path, format=found, notes=note)
+        reading = await sources.read(source, keys)
+    except ApexCredsError as error:
+        return SourceReport(path=name, format=found, problem=error.message, hint=error.hint)
+    fates = problems(reading.entries)
+    for target in assign(reading.entries, {}):
+        entry = target.entry
+        lost = not target.name or target.twin is not None
+        fate = Fate.CONFLICT if lost else Fate.MIGRATED
+        origins, delivery = proposed(entry, fate, None)
+        fates[entry.key] = EntryReport(
+            service=entry.service,
+            kind=entry.kind.value,
+            name=target.name,
+            fate=fate,
+            origins=origins,
+            delivery=delivery,
+        )
+    entries = tuple(fates[entry.key] for entry in reading.entries)
+    return SourceReport(path=source.path, format=found, entries=entries, notes=reading.notes)

@@ -1,25 +1,48 @@
-"""Old files, read, renamed and erased without being led astray.
+"""Files of old programs: found, recognised, locked, read, moved and erased.
 
-Guarantee: nothing is read through a symbolic link, from something that is not a regular
-file, from another user's file, or without end. A rename never replaces anything; what is
-erased is the file that was backed up, and no other.
+Guarantee: files are found by where they are and by what is in their first bytes, never by
+their name alone; a document of this project, however damaged, is never taken for one of an
+older program. Finding changes nothing, and loads nothing of what a migration needs. The lock
+ends with the process that holds it; a wait is as long as was said and never keeps the event
+loop.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import re
 import stat
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from apex_creds.errors import ConflictError, StorageError, UnsafePathError, ValueTooLargeError
+import anyio
+from filelock import FileLock, Timeout
+
+from apex_creds.errors import (
+    ConflictError,
+    StorageError,
+    StorageLockedError,
+    UnsafePathError,
+    ValueTooLargeError,
+)
+from apex_creds.fs.home import SECURITY
+from apex_creds.fs.lock import lock_at, release
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import sync_file
 from apex_creds.fs.shred import overwrite
+from apex_creds.migration.entries import Format
+from apex_creds.migration.progress import DOCUMENT
 from apex_creds.storage.base import Shredded
+from apex_creds.vault import Vault
+
+# -- reading, moving, erasing ---------------------------------------------------------------
+
 
 MAX_BYTES: Final = 64 << 20
 
@@ -209,3 +232,138 @@ def _too_large(path: Path) -> ValueTooLargeError:
         f"{path} is larger than {MAX_BYTES >> 20} MiB.",
         hint="No file of credentials is: look what it is.",
     )
+
+
+# -- the lock -------------------------------------------------------------------------------
+
+
+LOCK_NAME: Final = ".migration.lock"
+_POLL: Final = 0.05
+
+
+@asynccontextmanager
+async def exclusive(home: Path, *, wait: float = 0.0) -> AsyncIterator[None]:
+    """Holds the vault's migration lock for the block.
+
+    Raises:
+        StorageLockedError: Another process (or task) is migrating.
+    """
+    path = home / SECURITY / LOCK_NAME
+    with translated(path, writing=True):
+        lock = lock_at(path)
+    for _ in range(int(wait / _POLL)):
+        if _acquired(lock, path):
+            break
+        await anyio.sleep(_POLL)
+    if not lock.is_locked and not _acquired(lock, path):
+        raise StorageLockedError(
+            "Another process is migrating into this vault.", hint="Wait for it to finish."
+        )
+    try:
+        yield
+    finally:
+        release(lock)
+
+
+def _acquired(lock: FileLock, path: Path) -> bool:
+    with translated(path, writing=True):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+    return True
+
+
+# -- what a file is -------------------------------------------------------------------------
+
+
+OURS: Final = b"apex-creds/document"
+
+_FERNET: Final = re.compile(rb"gAAAAA[A-Za-z0-9_-]{60,}={0,2}")
+_BOX_OVERHEAD: Final = 24 + 16
+_TEXT: Final = frozenset(b"\t\n\r" + bytes(range(0x20, 0x7F)))
+_TEXT_SHARE: Final = 0.7
+"""Of random bytes, 38 in 100 are printable; of a damaged document nearly all."""
+
+
+def is_ours(data: bytes) -> bool:
+    """Whether this is a document of this project, or what is left of one."""
+    return OURS in data or is_text(data)
+
+
+def is_text(data: bytes) -> bool:
+    """Whether most of it is printable ASCII."""
+    sample = data[: 64 * 1024]
+    return bool(sample) and sum(byte in _TEXT for byte in sample) > _TEXT_SHARE * len(sample)
+
+
+def detect(data: bytes) -> Format | None:
+    """The format of a file's bytes; None for one that is not known.
+
+    A vault's document is ``VAULT``; a ``SECRETBOX`` is only what can be one.
+    """
+    stripped = data.strip()
+    if not stripped:
+        return Format.EMPTY
+    if OURS in data[:4096]:
+        return Format.VAULT
+    if _FERNET.fullmatch(stripped):
+        return Format.FERNET
+    if is_dotenv(data):
+        return Format.DOTENV
+    if len(data) >= _BOX_OVERHEAD and not is_text(data):
+        return Format.SECRETBOX
+    return None
+
+
+def is_dotenv(data: bytes) -> bool:
+    """Whether it reads as a .env file: UTF-8, and more assignments than mistakes."""
+    from dotenv.parser import parse_stream
+
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return False
+    if "\0" in text or text.lstrip().startswith(("{", "[", "<")):
+        return False
+    good = bad = 0
+    for binding in parse_stream(io.StringIO(text)):
+        good += binding.key is not None and binding.value is not None
+        bad += binding.error
+    return good > bad
+
+
+# -- beside a vault -------------------------------------------------------------------------
+
+
+FERNET_NAME: Final = ".apex_agent_api_keys.enc"
+"""Beside the vault's directory, as ``~/.apex_agent`` and the old file are."""
+LEGACY: Final = "legacy"
+"""In the vault's directory: where ``set_aside`` puts files of the SecretBox format."""
+KEYSTORE_FILE: Final = "keystore.enc"
+_HEAD: Final = 4096
+
+
+def automatic_paths(home: Path) -> list[Path]:
+    """Where old files would be that belong to this vault; those that are there."""
+    candidates = (home / LEGACY / KEYSTORE_FILE, home.parent / FERNET_NAME)
+    return [path for path in candidates if present(path)]
+
+
+def is_due(vault: Vault) -> bool:
+    """Whether there is anything to migrate by itself, or to go on with."""
+    found = automatic_paths(vault.home)
+    return bool(found) or vault.store.storage.change_token(DOCUMENT) is not None
+
+
+def is_legacy(home: Path) -> bool:
+    """Whether the key store in a vault's place is an older program's, by its looks.
+
+    Raises:
+        StorageError: It can't be read safely.
+    """
+    path = home / SECURITY / KEYSTORE_FILE
+    if not os.path.lexists(path):
+        return False
+    head = read_head(path, _HEAD)
+    return bool(head) and not is_ours(head)

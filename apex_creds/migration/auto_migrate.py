@@ -1,6 +1,6 @@
-"""What an unsealed vault does about old files, by itself.
+"""Migrates old files when a vault is unsealed.
 
-Guarantee: costs two looks at the disk where there is nothing to do. Never raises for what
+Guarantee: asks the disk twice where there is nothing to do. Never raises for what
 an old file is or for another process that migrates; never replaces anything in the vault.
 What was tried once and left something over is not tried again until the source changes.
 """
@@ -12,19 +12,21 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from apex_creds.errors import ApexCredsError, AuditUnavailableError, StorageLockedError
-from apex_creds.migration import finishing, sources
-from apex_creds.migration.beside import automatic_paths
-from apex_creds.migration.copying import Progress
+from apex_creds.migration import cleanup, sources
+from apex_creds.migration.copy_verify import Progress
 from apex_creds.migration.fallback import Fallback
-from apex_creds.migration.lock import exclusive
-from apex_creds.migration.report import Report, SourceReport
-from apex_creds.migration.run import Options, migrate
-from apex_creds.migration.state import (
+from apex_creds.migration.importer import Options, migrate
+from apex_creds.migration.legacy_files import automatic_paths, exclusive
+from apex_creds.migration.progress import (
     DOCUMENT,
     READER,
     MigrationState,
     Phase,
+    Report,
+    SourceReport,
     SourceState,
     migration_document,
 )
@@ -36,7 +38,7 @@ SWITCH: Final = "APEX_CREDS_AUTO_MIGRATE"
 _log = logging.getLogger(__name__)
 
 _OFF: Final = frozenset({"0", "off", "no", "false"})
-_SETTLED: Final = (Phase.PARTIAL, Phase.LEFT)
+_FINISHED: Final = (Phase.PARTIAL, Phase.LEFT)
 
 
 async def on_unseal(
@@ -70,7 +72,7 @@ async def on_unseal(
         return Report([problem])
 
 
-def tell(report: Report) -> None:
+def log_problems(report: Report) -> None:
     """Logs what was not migrated; no more than paths, numbers and reasons."""
     for source in report.sources:
         if source.problem:
@@ -83,13 +85,13 @@ def tell(report: Report) -> None:
             )
 
 
-async def look(vault: Vault) -> Fallback | None:
+async def on_unseal_logged(vault: Vault) -> Fallback | None:
     """``on_unseal``, with what went wrong in Python's log.
 
     Returns:
         The old files, if not everything in them is in the vault now.
     """
-    tell(await on_unseal(vault))
+    log_problems(await on_unseal(vault))
     fallback = Fallback(vault)
     return fallback if await fallback.is_needed() else None
 
@@ -97,7 +99,11 @@ async def look(vault: Vault) -> Fallback | None:
 async def switch(vault: Vault, *, automatic: bool) -> None:
     """Switches the automatic migration of a vault on or off, for good."""
     document = migration_document(vault.store)
-    await document.change(lambda state: _switched(state, automatic))
+    await document.change(
+        lambda state: (
+            state if state.automatic is automatic else replace(state, automatic=automatic)
+        )
+    )
 
 
 async def _migrate(
@@ -110,7 +116,7 @@ async def _migrate(
     if not state.automatic:
         return Report()
     interrupted = [s.path for s in state.sources if s.phase is Phase.COPYING]
-    paths = [path for path in found if not _settled(path, state)]
+    paths = [path for path in found if not _is_finished(path, state)]
     resuming = any(s.phase in (Phase.COPIED, Phase.ERASING) for s in state.sources)
     report = Report()
     if paths or interrupted or resuming:
@@ -121,24 +127,18 @@ async def _migrate(
             environ=environ,
             wait=0.0,
         )
-    if any(s.phase is Phase.BACKED_UP and finishing.is_due(s, vault) for s in state.sources):
+    if any(s.phase is Phase.BACKED_UP and cleanup.is_due(s, vault) for s in state.sources):
         async with exclusive(vault.home):
-            await finishing.erase_backups(vault, due_only=True)
+            await cleanup.erase_backups(vault, due_only=True)
     return report
 
 
-def _settled(path: str, state: MigrationState) -> bool:
+def _is_finished(path: str, state: MigrationState) -> bool:
     """Whether this very content was dealt with: what is left is for the operator."""
     known: SourceState | None = state.source(path)
-    if known is None or known.phase not in _SETTLED or known.reader < READER:
+    if known is None or known.phase not in _FINISHED or known.reader < READER:
         return False
     try:
         return sources.find(path).digest == known.digest
     except ApexCredsError:
         return False
-
-
-def _switched(state: MigrationState, automatic: bool) -> MigrationState:
-    from msgspec.structs import replace
-
-    return state if state.automatic is automatic else replace(state, automatic=automatic)

@@ -1,32 +1,56 @@
-"""The end of a source: its ``.bak`` name, and later its erasure.
+"""What becomes of old files: moved aside, renamed to ``.bak``, later erased.
 
 Guarantee: a file is renamed only after every entry is safe and only while it still is what
 was read; it is erased only when somebody said so, or the time has come that somebody set.
-Each step is recorded before it is taken, and taken again after a crash.
+Each step is recorded before it is taken, and taken again after a crash. What lies at the paths
+of this project's own is moved only if its key store opens under an old master key, which a
+document of this project, however damaged, can't; the key store goes last, so that after a
+crash the next call sees what it has to go on with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import anyio.to_thread
 from msgspec.structs import replace
 
-from apex_creds.errors import ConflictError
-from apex_creds.migration.files import erase, free_name, move, present, read_file
-from apex_creds.migration.lock import exclusive
-from apex_creds.migration.sources import Source
-from apex_creds.migration.state import (
+from apex_creds.errors import ConflictError, UnsafePathError, VaultExistsError
+from apex_creds.fs.home import AUDIT, CREDENTIALS, SECURITY
+from apex_creds.fs.lock import WriteLock
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import Folder, make_directory
+from apex_creds.migration.legacy_files import (
+    KEYSTORE_FILE,
+    LEGACY,
+    erase,
+    exclusive,
+    free_name,
+    is_legacy,
+    is_ours,
+    move,
+    present,
+    read_file,
+    sync_directory,
+)
+from apex_creds.migration.legacy_readers import find_masters, open_keystore
+from apex_creds.migration.progress import (
     Backup,
     MigrationState,
     Phase,
     SourceState,
     migration_document,
 )
+from apex_creds.migration.sources import CONFIG_FILE, Source, section_paths
 from apex_creds.storage.base import Shredded
 from apex_creds.vault import Vault
+
+# -- backups --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +144,7 @@ def withheld(state: MigrationState) -> Sequence[SourceState]:
     return [s for s in state.sources if s.phase is Phase.BACKED_UP and not s.erasable]
 
 
-def settled(state: MigrationState) -> Sequence[SourceState]:
+def imported(state: MigrationState) -> Sequence[SourceState]:
     """The sources of which everything is in the vault, though they still lie there."""
     return [s for s in state.sources if s.phase in (Phase.COPIED, Phase.LEFT)]
 
@@ -179,3 +203,73 @@ def _changed(path: Path) -> ConflictError:
         f"{path} was changed while it was migrated.",
         hint="Stop the program that writes it, and run: apex-creds migrate",
     )
+
+
+# -- moved aside ----------------------------------------------------------------------------
+
+
+_SECONDS: Final = 10.0
+
+
+async def set_aside(home: Path, *, environ: Mapping[str, str] | None = None) -> bool:
+    """Moves the files of the SecretBox format into ``legacy/``; to be called before ``init``.
+
+    Args:
+        home: The vault's directory.
+        environ: Instead of the process's environment, for the old master key.
+
+    Returns:
+        Whether there were any.
+
+    Raises:
+        DecryptionError: The key store does not open; nothing was moved.
+        VaultExistsError: Files of a vault of this project lie among them.
+        StorageError: They can't be read or moved.
+    """
+    if not await anyio.to_thread.run_sync(is_legacy, home):
+        return False
+    masters = await find_masters(environ)
+    return await anyio.to_thread.run_sync(partial(_set_aside, home, masters.keys))
+
+
+def _set_aside(home: Path, keys: tuple[bytes, ...]) -> bool:
+    with (
+        translated(home, writing=True),
+        Folder(home, outer=True) as root,
+        Folder(home / SECURITY, within=root) as security,
+        WriteLock(timeout=_SECONDS).held(security),
+    ):
+        if not is_legacy(home):
+            return False  # another process was first
+        keystore = home / SECURITY / KEYSTORE_FILE
+        open_keystore(read_file(keystore).data, keys)
+        _refuse_ours(home)
+        _move_all(home)
+    return True
+
+
+def _refuse_ours(home: Path) -> None:
+    """A vault whose key store was replaced by an old one is not to be taken apart."""
+    remains = list((home / SECURITY / AUDIT).glob("*.jsonl"))
+    for path in section_paths(home / CREDENTIALS):
+        data = read_file(path).data
+        if data and is_ours(data):
+            remains.append(path)
+    if remains:
+        raise VaultExistsError(
+            f"The key store is an old program's, but {remains[0]} is of a vault.",
+            hint="Restore security/keystore.enc from a backup, or choose another directory.",
+        )
+
+
+def _move_all(home: Path) -> None:
+    folder = home / LEGACY
+    if not os.path.lexists(folder):
+        make_directory(folder)
+        sync_directory(home)
+    if folder.is_symlink() or not folder.is_dir():
+        raise UnsafePathError(f"{folder} is not a directory.", hint="Move it away.")
+    for path in (*section_paths(home / CREDENTIALS), *section_paths(home / SECURITY)):
+        move(path, folder / path.name)
+    move(home / SECURITY / CONFIG_FILE, folder / CONFIG_FILE)
+    move(home / SECURITY / KEYSTORE_FILE, folder / KEYSTORE_FILE)
