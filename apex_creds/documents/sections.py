@@ -227,7 +227,7 @@ class SectionSet:
             return None
         if shared is None:
             return section if self._is_current(section) else None
-        stamp = (section, shared.changes())
+        stamp = (section, shared.change_count())
         known, seen = self._stamps.get(name, (None, -1))
         if known is section and seen == stamp[1]:
             return section

@@ -169,7 +169,7 @@ class DocumentStore(SealState):
             StorageStaleError: It can't be reached for too long.
         """
         if self.shared is not None:
-            await self.shared.look()
+            await self.shared.refresh()
 
     async def refresh_strict(self) -> None:
         """As ``refresh``, for what must not be decided on what was true a while ago.
@@ -179,7 +179,7 @@ class DocumentStore(SealState):
         """
         if self.shared is None:
             return
-        await self.shared.look()
+        await self.shared.refresh()
         if self.shared.stale_for():
             raise StorageStaleError(
                 "The storage can't be reached, and this is not to be decided without it.",
@@ -189,7 +189,7 @@ class DocumentStore(SealState):
     def refresh_blocking(self) -> None:
         """As ``refresh``, from code that can't wait."""
         if isinstance(self.shared, StoragePortal):
-            self.shared.look_blocking()
+            self.shared.refresh_blocking()
 
     async def unseal(self) -> Keystore:
         """Reads the key store for the first time.

@@ -202,7 +202,7 @@ class Leads(Protocol):
 class SharedStorage(Storage, Leads, Protocol):
     """A storage that several processes on several machines share.
 
-    ``change_token`` answers from a map of what was there at the last ``look()`` (and of
+    ``change_token`` answers from a map of what was there at the last ``refresh()`` (and of
     what this storage read or wrote itself since), so that it costs no round trip.
     """
 
@@ -213,7 +213,7 @@ class SharedStorage(Storage, Leads, Protocol):
     def shards(self) -> int:
         """In how many documents the layer above keeps a section; 0: this is not shared."""
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Brings the map up to date; callers at the same time share one round trip.
 
         It sees every write that had returned, in any process, when it was called. Where
@@ -225,12 +225,12 @@ class SharedStorage(Storage, Leads, Protocol):
         """
 
     def stale_for(self) -> float:
-        """Seconds since the last good look began; 0.0 while looks succeed."""
+        """Seconds since the last good refresh began; 0.0 while they succeed."""
 
-    def changes(self) -> int:
+    def change_count(self) -> int:
         """Grows whenever a token in the map changes: equal means that all still hold."""
 
-    def watch(self, call: Callable[[], None]) -> Callable[[], None]:
+    def subscribe(self, call: Callable[[], None]) -> Callable[[], None]:
         """Calls ``call`` on the event loop after the map changed, for whatever reason.
 
         Returns:

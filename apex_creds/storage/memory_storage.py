@@ -53,7 +53,7 @@ class MemoryStorage:
 
     Args:
         shards: More than 0 makes it behave as a ``SharedStorage``: ``change_token`` is
-            then as of the last ``look()``.
+            then as of the last ``refresh()``.
         staleness: See ``SharedStorage``.
         monotonic: What staleness is measured with.
     """
@@ -132,7 +132,7 @@ class MemoryStorage:
 
     # -- shared ----------------------------------------------------------------------
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """See ``SharedStorage``."""
         await self._refresher.refresh(staleness=self.staleness)
 
@@ -140,11 +140,11 @@ class MemoryStorage:
         """See ``SharedStorage``."""
         return self._refresher.stale_for()
 
-    def changes(self) -> int:
+    def change_count(self) -> int:
         """See ``SharedStorage``."""
         return self._versions.changes
 
-    def watch(self, call: Callable[[], None]) -> Callable[[], None]:
+    def subscribe(self, call: Callable[[], None]) -> Callable[[], None]:
         """See ``SharedStorage``."""
         return self._versions.watch(call)
 

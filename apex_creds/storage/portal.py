@@ -70,28 +70,28 @@ class StoragePortal:
         """See ``Storage``."""
         return self.inner.change_token(name)
 
-    def changes(self) -> int:
+    def change_count(self) -> int:
         """See ``SharedStorage``."""
-        return self.inner.changes()
+        return self.inner.change_count()
 
     def stale_for(self) -> float:
         """See ``SharedStorage``."""
         return self.inner.stale_for()
 
-    def watch(self, call: Callable[[], None]) -> Callable[[], None]:
+    def subscribe(self, call: Callable[[], None]) -> Callable[[], None]:
         """See ``SharedStorage``; ``call`` is called in the storage's thread."""
-        return self.inner.watch(call)
+        return self.inner.subscribe(call)
 
-    def look_blocking(self) -> None:
-        """As ``look``, from code that can't wait.
+    def refresh_blocking(self) -> None:
+        """As ``refresh``, from code that can't wait.
 
         Raises:
-            StorageStaleError: As ``look``.
+            StorageStaleError: As ``refresh``.
             StorageTimeoutError: There was no answer.
         """
         self._refuse_closed()
         try:
-            self._thread.call(self.inner.look, timeout=_LONGEST)
+            self._thread.call(self.inner.refresh, timeout=_LONGEST)
         except TimeoutError:
             raise StorageTimeoutError(
                 "The storage does not answer.", hint="See that it can be reached."
@@ -129,9 +129,9 @@ class StoragePortal:
         """See ``Storage``."""
         return await self._call(self.inner.names)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """See ``SharedStorage``."""
-        await self._call(self.inner.look)
+        await self._call(self.inner.refresh)
 
     async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
         """See ``SharedStorage``."""

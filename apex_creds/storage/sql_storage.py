@@ -153,7 +153,7 @@ class SqlStorage:
             if not self._ready:
                 await self._retried(partial(self._dialect.make_tables, fresh_only=True))
                 await self._get_ready(make=True)
-        await self.look()
+        await self.refresh()
 
     async def read(self, name: str) -> Stored | None:
         """See ``Storage``."""
@@ -182,7 +182,7 @@ class SqlStorage:
     async def names(self) -> list[str]:
         """See ``Storage``; with mapped names, those that can be known."""
         await self._usable()
-        await self.look()
+        await self.refresh()
         return self._names.of(self._versions.known())
 
     async def close(self) -> None:
@@ -225,7 +225,7 @@ class SqlStorage:
 
     # -- what others did -------------------------------------------------------------
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """See ``SharedStorage``."""
         # Nothing is in between that could be away for a while: a file is there or not.
         await self._refresher.refresh(staleness=0.0 if self._dialect.exact else self.staleness)
@@ -234,13 +234,13 @@ class SqlStorage:
         """See ``SharedStorage``."""
         return self._refresher.stale_for()
 
-    def changes(self) -> int:
+    def change_count(self) -> int:
         """See ``SharedStorage``."""
         if self._dialect.exact and self._ready:
             self._poll()
         return self._versions.changes
 
-    def watch(self, call: Callable[[], None]) -> Callable[[], None]:
+    def subscribe(self, call: Callable[[], None]) -> Callable[[], None]:
         """See ``SharedStorage``."""
         return self._versions.watch(call)
 
@@ -370,7 +370,7 @@ class SqlStorage:
         while self._notified:
             self._notified = False
             with contextlib.suppress(StorageError):  # those who rely on it get the error
-                await self.look()
+                await self.refresh()
 
     # -- inside: the database --------------------------------------------------------
 

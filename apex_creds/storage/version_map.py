@@ -72,7 +72,7 @@ class VersionMap:
             return True
 
     def watch(self, call: Callable[[], None]) -> Callable[[], None]:
-        """See ``SharedStorage.watch``."""
+        """See ``SharedStorage.subscribe``."""
         self._watchers.append(call)
 
         def end() -> None:
@@ -127,7 +127,7 @@ class Refresher:
         return 0.0 if self._failure is None else self._monotonic() - self._succeeded_at
 
     async def refresh(self, *, staleness: float) -> None:
-        """See ``SharedStorage.look``."""
+        """See ``SharedStorage.refresh``."""
         if self._failure is None or self._monotonic() - self._failed_at >= RETRY_SECONDS:
             await asyncio.shield(self._next_flight())
         failure = self._failure

@@ -47,37 +47,39 @@ class SharedStorageContract(StorageContract):
         async with self.opened(tmp_path) as storage:
             assert isinstance(storage, SharedStorage)
             assert storage.shards > 0
-            await storage.look()
+            await storage.refresh()
             assert storage.stale_for() == 0.0
 
-    # -- looking ---------------------------------------------------------------------
+    # -- refreshing ---------------------------------------------------------------------
 
-    async def test_a_look_sees_writes_replacements_and_deletions(self, tmp_path: Path) -> None:
+    async def test_a_refresh_sees_writes_replacements_and_deletions(
+        self, tmp_path: Path
+    ) -> None:
         async with self.two(tmp_path) as (one, other):
             made = await one.write_many([Write(name, b"1", None) for name in MANY])
-            await other.look()
+            await other.refresh()
             assert [other.change_token(name) for name in MANY] == [r.token for r in made]
             token = (await one.write(MANY[3], b"2", expected=made[3].token)).token
             await one.delete(MANY[4], expected=made[4].token)
-            await other.look()
+            await other.refresh()
             assert other.change_token(MANY[3]) == token
             assert other.change_token(MANY[4]) is None
 
     async def test_changes_stand_still_while_nothing_changes(self, tmp_path: Path) -> None:
         async with self.two(tmp_path) as (one, other):
             token = (await one.write("a", b"1", expected=None)).token
-            await other.look()
-            before = other.changes()
-            await other.look()
+            await other.refresh()
+            before = other.change_count()
+            await other.refresh()
             await other.read("a")
-            assert other.changes() == before
+            assert other.change_count() == before
             await one.write("a", b"2", expected=token)
-            await other.look()
-            assert other.changes() > before
+            await other.refresh()
+            assert other.change_count() > before
 
     async def test_what_was_read_is_in_the_map(self, tmp_path: Path) -> None:
         async with self.two(tmp_path) as (one, other):
-            await other.look()
+            await other.refresh()
             await one.write("a", b"1", expected=None)
             stored = await other.read("a")
             assert stored is not None
@@ -86,40 +88,40 @@ class SharedStorageContract(StorageContract):
     async def test_who_lost_a_race_knows_the_winner(self, tmp_path: Path) -> None:
         async with self.two(tmp_path) as (one, other):
             first = (await one.write("a", b"1", expected=None)).token
-            await other.look()
+            await other.refresh()
             second = (await one.write("a", b"2", expected=first)).token
             with pytest.raises(ConflictError):
                 await other.write("a", b"lost", expected=first)
             assert other.change_token("a") == second
 
-    async def test_watchers_are_told(self, tmp_path: Path) -> None:
+    async def test_subscribers_are_called(self, tmp_path: Path) -> None:
         async with self.two(tmp_path) as (one, other):
-            await other.look()
+            await other.refresh()
             told: list[int] = []
-            end = other.watch(lambda: told.append(other.changes()))
+            end = other.subscribe(lambda: told.append(other.change_count()))
             token = (await one.write("a", b"1", expected=None)).token
-            await other.look()
+            await other.refresh()
             assert told
             end()
             told.clear()
             await one.write("a", b"2", expected=token)
-            await other.look()
+            await other.refresh()
             assert not told
 
-    async def test_many_look_at_once(self, tmp_path: Path) -> None:
+    async def test_many_refresh_at_once(self, tmp_path: Path) -> None:
         async with self.two(tmp_path) as (one, other):
             token = (await one.write("a", b"1", expected=None)).token
             async with anyio.create_task_group() as group:
                 for _ in range(20):
-                    group.start_soon(other.look)
+                    group.start_soon(other.refresh)
             assert other.change_token("a") == token
 
-    async def test_a_look_that_is_cancelled_disturbs_nobody(self, tmp_path: Path) -> None:
+    async def test_a_refresh_that_is_cancelled_disturbs_nobody(self, tmp_path: Path) -> None:
         async with self.two(tmp_path) as (one, other):
             token = (await one.write("a", b"1", expected=None)).token
             async with anyio.create_task_group() as group:
-                group.start_soon(_cancelled_look, other)
-                group.start_soon(other.look)
+                group.start_soon(_cancelled_refresh, other)
+                group.start_soon(other.refresh)
             assert other.change_token("a") == token
 
     # -- many at once ----------------------------------------------------------------
@@ -226,7 +228,7 @@ class SharedStorageContract(StorageContract):
             assert await one.streams() == {"node_1": 3, "node_2": 1}
 
 
-async def _cancelled_look(storage: SharedStorage) -> None:
+async def _cancelled_refresh(storage: SharedStorage) -> None:
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await storage.look()
+        await storage.refresh()

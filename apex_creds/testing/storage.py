@@ -353,10 +353,10 @@ class StorageContract:
             pytest.skip("this storage is not shared")
         async with self.opened(tmp_path) as one, self.opened(tmp_path) as other:
             first = (await one.write("a", b"1", expected=None)).token
-            await look(other)
+            await refresh(other)
             assert other.change_token("a") == first
             second = (await other.write("a", b"2", expected=first)).token
-            await look(one)
+            await refresh(one)
             assert one.change_token("a") == second
             with pytest.raises(ConflictError):
                 await one.write("a", b"lost", expected=first)
@@ -374,11 +374,11 @@ class StorageContract:
             assert (stored.data, stored.token) == (b"kept", token)
 
 
-async def look(storage: Storage) -> None:
+async def refresh(storage: Storage) -> None:
     """Lets a shared storage see what others did; files need nothing of the kind."""
     common = shared(storage)
     if common is not None:
-        await common.look()
+        await common.refresh()
 
 
 async def _count_up(storage: Storage, times: int, name: str = "a") -> None:

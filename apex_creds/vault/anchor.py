@@ -133,7 +133,7 @@ class Anchor:
         its MAC when it is read. So nothing of them is remembered.
         """
         if self._store.shared is not None:
-            await self._store.shared.look()
+            await self._store.shared.refresh()
         found = [
             f"the key store is under {describe(name)} {at}; {anchored.documents[name]} was "
             "anchored"

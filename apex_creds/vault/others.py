@@ -40,7 +40,7 @@ class PeerRevocations:
         self._task: asyncio.Task[None] | None = None
         self._again = False
         store.on_keystore_commit.append(self._own_revocations)
-        self._end = storage.watch(self._moved)
+        self._end = storage.subscribe(self._moved)
 
     def close(self) -> None:
         """Passes nothing on any more."""

@@ -75,11 +75,11 @@ async def test_sessions_that_the_server_ended_are_made_again(
 ) -> None:
     async with opened(server.url(space=space)) as one, opened(server.url(space=space)) as other:
         token = (await one.write("a", b"1", expected=None)).token
-        await other.look()
+        await other.refresh()
         for number in range(3):
             await in_thread(kick, server)
             token = (await one.write("a", b"%d" % number, expected=token)).token
-            await other.look()
+            await other.refresh()
             assert other.change_token("a") == token
             stored = await other.read("a")
             assert stored is not None
@@ -157,15 +157,15 @@ async def test_a_write_that_can_not_be_settled_says_so(server: Postgres, space: 
 async def test_memory_is_relied_on_for_a_while(server: Postgres, space: str) -> None:
     async with opened(server.url(space=space), staleness=3600.0) as storage:
         await storage.write("a", b"1", expected=None)
-        await storage.look()
+        await storage.refresh()
         await in_thread(server.stop)
         try:
-            await storage.look()
+            await storage.refresh()
             assert storage.stale_for() > 0.0
             assert storage.change_token("a") is not None
             storage.staleness = 0.0
             with pytest.raises(StorageStaleError):
-                await storage.look()
+                await storage.refresh()
         finally:
             await in_thread(server.start)
         await _until(storage, lambda: storage.stale_for() == 0.0)
@@ -182,7 +182,7 @@ async def test_a_server_that_is_silent_does_not_stop_a_redeem(
         token = (await storage.write("a", b"1", expected=None)).token
         between.silent = True
         with anyio.fail_after(60):  # far below what the network would take to notice
-            await storage.look()
+            await storage.refresh()
         assert storage.stale_for() > 0.0
         after = (await other.write("a", b"2", expected=token)).token
         between.silent = False
@@ -195,13 +195,13 @@ async def _until(storage: SqlStorage, true: object) -> None:
         while not true():  # type: ignore[operator]
             await anyio.sleep(0.02)
             with contextlib.suppress(StorageError):
-                await storage.look()
+                await storage.refresh()
 
 
 async def test_others_hear_of_a_write(server: Postgres, space: str) -> None:
     async with opened(server.url(space=space)) as one, opened(server.url(space=space)) as other:
         heard = anyio.Event()
-        other.watch(heard.set)
+        other.subscribe(heard.set)
         token = (await one.write("a", b"1", expected=None)).token
         with anyio.fail_after(WITHIN):
             await heard.wait()
@@ -213,12 +213,12 @@ async def test_a_key_store_whose_row_is_passed_off_as_unchanged_is_seen(
 ) -> None:
     async with opened(server.url(space=space)) as storage:
         old = (await storage.write("keystore", b"1", expected=None)).token
-        await storage.look()
-        await storage.look()
+        await storage.refresh()
+        await storage.refresh()
         server.sql(
             f"UPDATE apex_documents SET version = 7, changed = 0 WHERE space = '{space}'"
         )
-        await storage.look()
+        await storage.refresh()
         assert storage.change_token("keystore") not in (old, None)
 
 
@@ -242,7 +242,7 @@ async def _over_to(primary: Postgres, standby: Postgres, space: str, token: obje
     url = f"{primary.url(space=space)}&host={standby.place}"
     async with opened(url) as one, opened(url) as other, one.leader("work") as lead:
         assert lead
-        await other.look()
+        await other.refresh()
         token = (await one.write("a", b"2", expected=token)).token  # type: ignore[arg-type]
         await in_thread(_wait_for_replay, primary, standby)
         await in_thread(lambda: primary.stop(crash=True))

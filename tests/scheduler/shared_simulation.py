@@ -49,17 +49,17 @@ class ChaoticShare(ChaoticStorage):
     def shards(self) -> int:
         return self._inner.shards
 
-    async def look(self) -> None:
-        await self._call(self._inner.look)
+    async def refresh(self) -> None:
+        await self._call(self._inner.refresh)
 
     def stale_for(self) -> float:
         return self._inner.stale_for()
 
-    def changes(self) -> int:
-        return self._inner.changes()
+    def change_count(self) -> int:
+        return self._inner.change_count()
 
-    def watch(self, call: Callable[[], None]) -> Callable[[], None]:
-        return self._inner.watch(call)
+    def subscribe(self, call: Callable[[], None]) -> Callable[[], None]:
+        return self._inner.subscribe(call)
 
     @asynccontextmanager
     async def leader(self, what: str) -> AsyncIterator[Leadership]:

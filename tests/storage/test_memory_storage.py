@@ -45,19 +45,19 @@ async def test_a_storage_out_of_reach_is_relied_on_for_a_while() -> None:
     clock = Clock()
     storage = MemoryStorage(shards=4, staleness=5.0, monotonic=clock)
     await storage.write("a", b"1", expected=None)
-    await storage.look()
+    await storage.refresh()
     storage.reachable = False
     clock.now += 3
-    await storage.look()
+    await storage.refresh()
     assert storage.stale_for() == 3.0
     with pytest.raises(StorageUnreachableError):
         await storage.read("a")
     clock.now += 3
     with pytest.raises(StorageStaleError):
-        await storage.look()
+        await storage.refresh()
     storage.reachable = True
     clock.now += 1
-    await storage.look()
+    await storage.refresh()
     assert storage.stale_for() == 0.0
 
 
@@ -65,7 +65,7 @@ async def test_what_was_never_seen_is_not_relied_on() -> None:
     storage = MemoryStorage(shards=4)
     storage.reachable = False
     with pytest.raises(StorageStaleError):
-        await storage.look()
+        await storage.refresh()
 
 
 async def test_who_is_cut_off_leads_no_more() -> None:

@@ -65,11 +65,11 @@ async def test_code_that_stands_on_the_loop_can_look() -> None:
     inner = MemoryStorage(shards=4, staleness=0.0)
     storage, other = StoragePortal(inner), inner.peer()
     token = (await other.write("a", b"1", expected=None)).token
-    storage.look_blocking()
+    storage.refresh_blocking()
     assert storage.change_token("a") == token
     inner.reachable = False
     with pytest.raises(StorageStaleError):
-        storage.look_blocking()
+        storage.refresh_blocking()
     await storage.close()
 
 

@@ -62,7 +62,7 @@ async def test_of_a_file_that_was_removed_nothing_is_current(
     remove(path)
     assert storage.change_token("a") is None
     with pytest.raises(StorageStaleError):
-        await storage.look()
+        await storage.refresh()
     with pytest.raises(StorageError):
         await storage.read("a")
     with pytest.raises(StorageError):
@@ -80,12 +80,12 @@ async def test_what_took_the_place_of_the_file_is_what_is_seen(
     new = (await storage.write("a", b"new", expected=old)).token
     await storage.write("b", b"later", expected=None)
     assert storage.change_token("a") == new
-    changes = storage.changes()
+    changes = storage.change_count()
     remove(path)
     os.replace(older, path)
     assert storage.change_token("a") == old
     assert storage.change_token("b") is None
-    assert storage.changes() > changes
+    assert storage.change_count() > changes
     stored = await storage.read("a")
     assert stored is not None
     assert stored.data == b"old"

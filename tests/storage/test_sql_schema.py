@@ -122,7 +122,7 @@ async def test_a_database_that_alembic_made_is_used_as_it_is(
     await storage.append_lines("node", [b"three"], first=2)
     await storage.close()
     again = SqlStorage(url)
-    await again.look()
+    await again.refresh()
     assert again.change_token("a") == token
     assert await again.names() == ["a", "gone", "keystore"]
     assert await again.streams() == {"node": 3}
@@ -215,7 +215,12 @@ async def test_a_newer_programs_tables_are_left_alone(url: str, server: Postgres
     execute(server, url, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     storage = SqlStorage(url)
     assert (await storage.schema()).state == "newer"
-    for refused in (storage.upgrade, storage.prepare, lambda: storage.read("a"), storage.look):
+    for refused in (
+        storage.upgrade,
+        storage.prepare,
+        lambda: storage.read("a"),
+        storage.refresh,
+    ):
         with pytest.raises(StorageError, match="newer"):
             await refused()
     assert (await storage.schema()).current == "9999"
@@ -319,7 +324,7 @@ async def test_a_dump_of_another_server_is_made_at_home(
     server.sql(f"UPDATE apex_documents SET changed = {far}", database=database)
     await storage.upgrade()
     assert int(server.sql("SELECT max(changed) FROM apex_documents", database=database)) < far
-    await storage.look()
+    await storage.refresh()
     assert storage.change_token("a") == token
     await storage.close()
 
