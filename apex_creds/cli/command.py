@@ -447,6 +447,6 @@ def left_to_do(source: SourceReport) -> Iterator[str]:
 async def take_config(vault: Vault) -> None:
     """Makes policy of what a migrated configuration says about rotation."""
     if vault.store.storage.change_token(DOCUMENT) is not None:
-        from apex_creds.compat.rotation import take_intervals  # loads the scheduler
+        from apex_creds.compat.vault_session import take_intervals  # loads the scheduler
 
         await take_intervals(vault)

@@ -24,7 +24,7 @@ from apex_creds.cli.command import (
 from apex_creds.cli.console import Json, Line, Note, Part, Report, Text
 from apex_creds.clocks import Moment, SystemClock
 from apex_creds.errors import InvalidInputError
-from apex_creds.integrations.checksum import DEFAULT, tree_digest
+from apex_creds.integrations.plugin_metadata import DEFAULT, tree_digest
 from apex_creds.policy.access_state import PendingRequest
 from apex_creds.policy.consent import Choice, ConsentAnswer, lines
 from apex_creds.policy.display import show_time

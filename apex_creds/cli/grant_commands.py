@@ -89,8 +89,7 @@ def grant(
 
 
 def _manifest_in(folder: Path, plugin: str) -> Manifest:
-    from apex_creds.integrations.checksum import verified
-    from apex_creds.integrations.metadata import load_metadata
+    from apex_creds.integrations.plugin_metadata import load_metadata, verified
     from apex_creds.policy.decide import UNVERIFIED
 
     metadata = load_metadata(folder)

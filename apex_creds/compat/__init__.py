@@ -7,14 +7,14 @@ out is in the audit log first. docs/MIGRATING.md shows what replaces them.
 from __future__ import annotations
 
 from apex_creds.compat.enhanced import EnhancedApiKeyManager
-from apex_creds.compat.errors import (
+from apex_creds.compat.manager import ApiKeyManager
+from apex_creds.compat.modes import ApiKeyMode, ModelCategory, ProviderType
+from apex_creds.compat.vault_session import (
     ApiKeyManagerError,
     EncryptionError,
     MasterKeyError,
     StorageError,
 )
-from apex_creds.compat.manager import ApiKeyManager
-from apex_creds.compat.modes import ApiKeyMode, ModelCategory, ProviderType
 
 __all__ = [
     "ApiKeyManager",

@@ -17,12 +17,20 @@ from typing import Final, TypeVar
 from msgspec.structs import replace
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.compat import rotation
-from apex_creds.compat.errors import translated
-from apex_creds.compat.lookup import find_info, free_name, names_for, text_of, token_of
-from apex_creds.compat.manager import ApiKeyManager, _check_text, _checked, _warn
+from apex_creds.compat import vault_session
+from apex_creds.compat.manager import (
+    ApiKeyManager,
+    _check_text,
+    _checked,
+    _warn,
+    find_info,
+    free_name,
+    names_for,
+    text_of,
+    token_of,
+)
 from apex_creds.compat.modes import ApiKeyMode, parse_mode, read_mode, write_mode
-from apex_creds.compat.places import AnyPath
+from apex_creds.compat.vault_session import AnyPath, translated
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration.entries import api_key_entry, credential_name
@@ -206,7 +214,7 @@ class EnhancedApiKeyManager(ApiKeyManager):
             MasterKeyError: The provider can't make one.
             StorageError: Another worker rotates at this moment.
         """
-        self._call(partial(rotation.rotate, self._vault, (Level.MASTER,)))
+        self._call(partial(vault_session.rotate_levels, self._vault, (Level.MASTER,)))
         return True
 
     def rotate_encryption_keys(self, key_type: str = "all") -> bool:
@@ -219,7 +227,7 @@ class EnhancedApiKeyManager(ApiKeyManager):
         levels = _ROTATIONS.get(key_type)
         if levels is None:
             raise ValueError(f"key_type is one of {', '.join(_ROTATIONS)}.")
-        self._call(partial(rotation.rotate, self._vault, levels))
+        self._call(partial(vault_session.rotate_levels, self._vault, levels))
         return True
 
     def set_key_rotation_interval(self, key_type: str, interval_days: float) -> None:
@@ -228,15 +236,15 @@ class EnhancedApiKeyManager(ApiKeyManager):
         Raises:
             ValueError: No such level, or no such interval.
         """
-        if key_type not in rotation.LEVELS:
-            raise ValueError(f"key_type is one of {', '.join(rotation.LEVELS)}.")
+        if key_type not in vault_session.LEVELS:
+            raise ValueError(f"key_type is one of {', '.join(vault_session.LEVELS)}.")
         if isinstance(interval_days, bool) or not 0 < interval_days <= _MAX_DAYS:
             raise ValueError("interval_days is a number greater than zero.")
-        self._call(partial(rotation.set_intervals, self._vault, {key_type: interval_days}))
+        self._call(partial(vault_session.set_intervals, self._vault, {key_type: interval_days}))
 
     def check_key_rotation_status(self) -> dict[str, dict[str, object]]:
         """By level: ``rotation_interval_days``, ``last_rotation``, and what follows."""
-        return self._call(partial(rotation.status, self._vault))
+        return self._call(partial(vault_session.rotation_status, self._vault))
 
     # -- in the event loop's thread ------------------------------------------------
 

@@ -7,35 +7,114 @@ and from inside a running event loop (which then waits, as it did for the old ma
 
 from __future__ import annotations
 
+import json
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from apex_creds.compat.errors import translated
-from apex_creds.compat.lookup import (
-    find_info,
-    free_name,
-    named_info,
-    names_for,
-    text_of,
-    token_of,
-)
 from apex_creds.compat.modes import name_of
-from apex_creds.compat.opening import open_vault
-from apex_creds.compat.places import AnyPath, places
+from apex_creds.compat.vault_session import AnyPath, open_vault, places, translated
 from apex_creds.concurrency import LoopThread, Work
-from apex_creds.errors import CredentialExistsError, CredentialNotFoundError
+from apex_creds.errors import (
+    CorruptDocumentError,
+    CredentialExistsError,
+    CredentialNotFoundError,
+)
 from apex_creds.fs.home import CREDENTIALS, SECURITY
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration import Fallback
-from apex_creds.migration.entries import credential_name, token_secret
+from apex_creds.migration.entries import (
+    FIELDS,
+    alternative_name,
+    credential_name,
+    plain_fields,
+    token_fields,
+    token_secret,
+)
 from apex_creds.model import ApiKey, CredentialInfo, CredentialKind, Secret
 from apex_creds.vault import Opened, PutItem, Vault
+
+# -- from a service to a credential ---------------------------------------------------------
+
+
+def names_for(service: str, kind: CredentialKind) -> tuple[str, str]:
+    """The names that a service's credential may have, the first one first."""
+    name = credential_name(service)
+    return name, alternative_name(name, kind)
+
+
+def find_info(
+    infos: Iterable[CredentialInfo], service: str, kind: CredentialKind
+) -> CredentialInfo | None:
+    """A service's credential of a kind, whatever its name is."""
+    found = [info for info in infos if info.kind is kind]
+    named = named_info(found, service, kind)
+    if named is not None:
+        return named
+    wanted = credential_name(service)
+    of_service = [info for info in found if info.service == wanted]
+    added = [info for info in of_service if info.name.startswith(f"{wanted}/")]
+    if added:  # the manager's own, which went by the order in which they came
+        return min(added, key=lambda info: (info.created, info.name))
+    return max(of_service, key=lambda info: (info.updated, info.name), default=None)
+
+
+def named_info(
+    infos: Iterable[CredentialInfo], service: str, kind: CredentialKind
+) -> CredentialInfo | None:
+    """The credential of a kind that has one of a service's own names."""
+    by_name = {info.name: info for info in infos if info.kind is kind}
+    found = (by_name.get(name) for name in names_for(service, kind))
+    return next((info for info in found if info is not None), None)
+
+
+def free_name(infos: Iterable[CredentialInfo], service: str, kind: CredentialKind) -> str:
+    """A name for a new credential of a service."""
+    first, second = names_for(service, kind)
+    return second if first in {info.name for info in infos} else first
+
+
+def text_of(opened: Opened) -> str:
+    """An API key."""
+    return bytes(opened.view()).decode()
+
+
+def token_of(opened: Opened, info: CredentialInfo | None) -> dict[str, object]:
+    """A token as the old managers had it; the very mapping, if they stored it.
+
+    Raises:
+        CorruptDocumentError: What was kept beside the token is not what was stored.
+    """
+    access = bytes(opened.view("access")).decode()
+    refresh = bytes(opened.view("refresh")).decode() if "refresh" in opened.names else ""
+    if FIELDS in opened.names:
+        return _from_fields(bytes(opened.view(FIELDS)), access, refresh)
+    return plain_fields(
+        access=access,
+        refresh=refresh,
+        expires=info.expires if info else None,
+        token_type=(info.token_type if info else "") or "Bearer",
+        scope=info.scope if info else "",
+    )
+
+
+def _from_fields(data: bytes, access: str, refresh: str) -> dict[str, object]:
+    try:
+        return token_fields(data, access=access, refresh=refresh)
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
+        failure = CorruptDocumentError(
+            "The fields of the token are malformed.", hint="Store it again."
+        )
+    raise failure
+
+
+# -- the manager ----------------------------------------------------------------------------
+
 
 T = TypeVar("T")
 Use = Callable[[Opened, CredentialInfo | None], T]
@@ -299,7 +378,7 @@ def _close(thread: LoopThread, vault: Vault) -> None:
 
 
 def _closed() -> Exception:
-    from apex_creds.compat.errors import ApiKeyManagerError
+    from apex_creds.compat.vault_session import ApiKeyManagerError
 
     return ApiKeyManagerError("The manager is closed.", hint="Make another one.")
 

@@ -82,7 +82,7 @@ def read_mode(folder: Path) -> ApiKeyMode:
 
 
 def write_mode(folder: Path, mode: ApiKeyMode) -> None:
-    """Keeps the mode in an installation's file, if there is one; told in the log if not."""
+    """Keeps the mode in an installation's file, if there is one; in the log if not."""
     found = _installation(folder)
     if not found:
         return

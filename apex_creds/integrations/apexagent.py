@@ -28,11 +28,20 @@ from typing import Final, NamedTuple, Self, final
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import InvalidInputError, InvalidManifestError
 from apex_creds.integrations import managers
-from apex_creds.integrations.binding import Bindings
-from apex_creds.integrations.checksum import UNLOCATED, is_stated, verified
-from apex_creds.integrations.meant import NotBoundError, plugin_meant, signature_of
-from apex_creds.integrations.metadata import Manifests, load_metadata
-from apex_creds.integrations.removal import REMOVING, UNLOADING, Removals
+from apex_creds.integrations.call_arguments import (
+    Bindings,
+    NotBoundError,
+    plugin_meant,
+    signature_of,
+)
+from apex_creds.integrations.plugin_metadata import (
+    UNLOCATED,
+    Manifests,
+    is_stated,
+    load_metadata,
+    verified,
+)
+from apex_creds.integrations.plugin_removal import REMOVING, UNLOADING, Removals
 from apex_creds.leases.invocation import current_invocation
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.middleware.shape import shape_of

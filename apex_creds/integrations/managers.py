@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, cast
 
-from apex_creds.integrations.folder import metadata_file
+from apex_creds.integrations.plugin_metadata import metadata_file
 
 _PARTS: Final = ("registry", "discovery")
 """Where a manager keeps its tables if not itself: ``PluginSystem`` has both."""

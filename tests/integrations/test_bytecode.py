@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from apex_creds.errors import InvalidInputError
 from apex_creds.integrations import bytecode
-from apex_creds.integrations.checksum import UNREADABLE, tree_digest, verified
+from apex_creds.integrations.plugin_metadata import UNREADABLE, tree_digest, verified
 
 TAG = sys.implementation.cache_tag
 GOOD = """

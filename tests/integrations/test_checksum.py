@@ -12,9 +12,8 @@ import types
 import pytest
 
 from apex_creds.errors import UnsafePathError
-from apex_creds.integrations.checksum import tree_digest, verified
 from apex_creds.integrations.managers import folder_of
-from apex_creds.integrations.metadata import Manifests
+from apex_creds.integrations.plugin_metadata import Manifests, tree_digest, verified
 
 CODE = b"class Plugin: ...\n"
 

@@ -11,7 +11,7 @@ import pytest
 from apex_creds import AccessDeniedError
 from apex_creds.integrations import managers
 from apex_creds.integrations.apexagent import install
-from apex_creds.integrations.checksum import tree_digest
+from apex_creds.integrations.plugin_metadata import tree_digest
 from tests.integrations.conftest import World
 from tests.support import apexagent_builds as builds
 from tests.support import apexagent_real as real

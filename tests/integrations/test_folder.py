@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.errors import UnsafePathError
-from apex_creds.integrations.checksum import tree_digest
-from apex_creds.integrations.folder import files
-from apex_creds.integrations.metadata import load_metadata
+from apex_creds.integrations.plugin_metadata import files, load_metadata, tree_digest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX links")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from apex_creds import parse_manifest
 from apex_creds.errors import InvalidManifestError, UnsafePathError
 from apex_creds.integrations.apexagent import load_metadata
-from apex_creds.integrations.metadata import MAX_BYTES, Manifests
+from apex_creds.integrations.plugin_metadata import MAX_METADATA_BYTES, Manifests
 from tests.support import apexagent_builds as builds
 
 GOOD = builds.metadata("demo", "openai")
@@ -59,7 +59,7 @@ class TestLoading:
             b'\xef\xbb\xbf{"id": "a"}',
             '{"x": ' + "[" * 100_000 + "]" * 100_000 + "}",
             '{"n": ' + "9" * 5000 + "}",
-            '{"x": "' + "a" * MAX_BYTES + '"}',
+            '{"x": "' + "a" * MAX_METADATA_BYTES + '"}',
         ],
     )
     def test_what_is_not_strict_is_refused(self, tmp_path: Path, text) -> None:
@@ -67,8 +67,8 @@ class TestLoading:
             load_metadata(put(tmp_path, text))
 
     def test_the_largest_file_is_read(self, tmp_path: Path) -> None:
-        text = json.dumps({"x": "a" * (MAX_BYTES - len('{"x": ""}'))})
-        assert len(text) == MAX_BYTES
+        text = json.dumps({"x": "a" * (MAX_METADATA_BYTES - len('{"x": ""}'))})
+        assert len(text) == MAX_METADATA_BYTES
         assert load_metadata(put(tmp_path, text))
 
     def test_a_folder_without_is_said_to_be_so(self, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from apex_creds import ApiKey, CredentialMiddleware, Vault
 from apex_creds.concurrency import BACKGROUND, Event
 from apex_creds.errors import EventLoopError
-from apex_creds.integrations.removal import Removals
+from apex_creds.integrations.plugin_removal import Removals
 from apex_creds.leases.gates import SecondFactorGate
 from apex_creds.leases.turns import PER_CLIENT, Turns
 from apex_creds.middleware.reporting import report_denials

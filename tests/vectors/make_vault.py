@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from apex_creds.compat import rotation
+from apex_creds.compat import vault_session
 from apex_creds.documents.document import VERSION
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken
 from apex_creds.scheduler.policy import Level
@@ -23,8 +23,8 @@ VAULTS = Path(__file__).parent / "vaults"
 
 async def fill(vault: Vault) -> None:
     await vault.put("before", ApiKey("value before"), service="shared")
-    await rotation.rotate(vault, (Level.DEK,))
-    await rotation.rotate(vault, (Level.KEK,))
+    await vault_session.rotate_levels(vault, (Level.DEK,))
+    await vault_session.rotate_levels(vault, (Level.KEK,))
     await vault.put(
         "key", ApiKey("välue"), service="shared", delivery="header:X-Key",
         origins=["https://api.example.com"], sensitivity="critical",
