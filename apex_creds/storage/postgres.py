@@ -240,14 +240,11 @@ class PostgresDialect:
             if connection is not None:
                 connection.pgconn.finish()
             raise
-        self._note_oldest(rows[0][0])
+        oldest: int = rows[0][0]
+        # A server that was put back to an earlier state counts from there again.
+        self._before, self._since = (self._since, oldest) if oldest >= self._since else (0, 0)
         found = [(name, None if gone else version) for _, name, version, gone in rows if name]
         return Changes(found, whole=whole)
-
-    def _note_oldest(self, oldest: int) -> None:
-        # A server that was put back to an earlier state counts from there again.
-        self._before = 0 if oldest < self._since else self._since
-        self._since = 0 if oldest < self._since else oldest
 
     # -- the tables ------------------------------------------------------------------
 

@@ -417,9 +417,15 @@ class SqlStorage:
         )
 
     async def _apply(self, changes: Sequence[RowWrite], names: Sequence[str]) -> None:
+        """Makes all changes, or raises; what is there instead is known then."""
         outcome = WriteOutcome()
         try:
-            done = await self._compare_and_set(changes, outcome)
+            space = await self._usable()
+            work = partial(self._dialect.apply, space, changes)
+            if await self._retried(partial(outcome.of, work)):
+                return
+            rows = [change.name for change in changes]
+            found = await self._retried(partial(self._dialect.versions, space, rows))
         except StorageError as error:  # whatever the last try failed for
             if not outcome.unknown:
                 raise
@@ -427,35 +433,17 @@ class SqlStorage:
                 f"A write was cut off, and may have happened. {error.message}",
                 hint="See that the database can be reached, and look whether it did.",
             ) from error
-        if not done:
-            raise ConflictError(
-                f"The document {names[0]!r} was changed meanwhile.",
-                hint="Read it again and retry.",
-            )
-
-    async def _compare_and_set(
-        self, changes: Sequence[RowWrite], outcome: WriteOutcome
-    ) -> bool:
-        """Whether the changes were made; if not, what is there instead is known now."""
-        space = await self._usable()
-        work = partial(self._dialect.apply, space, changes)
-        if await self._retried(partial(outcome.of, work)):
-            return True
-        rows = [change.name for change in changes]
-        found = await self._retried(partial(self._dialect.versions, space, rows))
         if outcome.unknown and all(_is_done(change, found) for change in changes):
-            return True
-        self._learn_now(changes, found)
-        return False
-
-    def _learn_now(
-        self, changes: Sequence[RowWrite], found: Mapping[str, tuple[int, bool]]
-    ) -> None:
+            return
         before = self._versions.changes
         for change in changes:
             version, there = found.get(change.name, (0, False))
             self._versions.put(change.name, _token(version) if there else None)
         self._versions.notify(since=before)
+        raise ConflictError(
+            f"The document {names[0]!r} was changed meanwhile.",
+            hint="Read it again and retry.",
+        )
 
     async def _retried(
         self, work: Callable[[], Coroutine[object, object, T]], *, patient: bool = True

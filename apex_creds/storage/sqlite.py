@@ -176,7 +176,11 @@ class SqliteDialect:
 
     async def make_tables(self, *, fresh_only: bool) -> str | None:
         """See ``Dialect``."""
-        _make_file(self.path)
+        with translated(self.path, writing=True):
+            if not self.path.parent.exists():
+                make_home(self.path.parent)
+            with contextlib.suppress(FileExistsError):
+                os.close(create_file(self.path))
         return await self._write(_upgrade, fresh_only)
 
     async def spaces(self) -> list[str]:
@@ -253,7 +257,12 @@ class SqliteDialect:
                 with _transaction(connection):
                     result = work(connection, *args, **kwargs)
                 if not _is_there(self.path, identity):
-                    raise StatementError(_gone(self.path), retryable=True, uncertain=True)
+                    gone = StorageUnreachableError(
+                        f"The SQLite database {self.path} was removed or replaced during a "
+                        "write.",
+                        hint="Look who did that; stop every process before replacing it.",
+                    )
+                    raise StatementError(gone, retryable=True, uncertain=True)
                 return result
 
         return await self._in_thread(writing, self._writing)
@@ -574,28 +583,12 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _make_file(path: Path) -> None:
-    with translated(path, writing=True):
-        if not path.parent.exists():
-            make_home(path.parent)
-        with contextlib.suppress(FileExistsError):
-            os.close(create_file(path))
-    check_file(path)
-
-
 def _is_there(path: Path, identity: FileIdentity | None) -> bool:
     """Whether the file at ``path`` is still the one that was opened."""
     try:
         return identity_of(path) == identity
     except StorageError:
         return False
-
-
-def _gone(path: Path) -> StorageUnreachableError:
-    return StorageUnreachableError(
-        f"The SQLite database {path} was removed or replaced during a write.",
-        hint="Look who did that; stop every process before replacing it.",
-    )
 
 
 # -- errors ------------------------------------------------------------------------------

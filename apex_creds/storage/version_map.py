@@ -60,7 +60,13 @@ class VersionMap:
         with self._lock:
             self._clock += 1
             self._learned_at[name] = self._clock
-            self._set(name, token)
+            if self._tokens.get(name) == token:
+                return
+            if token is None:
+                del self._tokens[name]
+            else:
+                self._tokens[name] = token
+            self._changes += 1  # last: readers take no lock, and look at this first
 
     def learn(self, name: str, token: Token | None, *, asked: int) -> bool:
         """What an answer says; not believed, and False, where later knowledge is here."""
@@ -86,15 +92,6 @@ class VersionMap:
         if self._changes != since:
             for call in list(self._watchers):
                 call()
-
-    def _set(self, name: str, token: Token | None) -> None:
-        if self._tokens.get(name) == token:
-            return
-        if token is None:
-            del self._tokens[name]
-        else:
-            self._tokens[name] = token
-        self._changes += 1
 
 
 class Refresher:
