@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from rich.console import Console
 
-from benchmarks import harness, invoke
+from benchmarks import growth, harness, invoke
 
 pytestmark = pytest.mark.anyio
 
@@ -117,3 +118,42 @@ async def test_table_and_json_say_the_same() -> None:
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert harness.duration(seconds) == text
+
+
+def figure(what: str, size: int, *, seconds: float, moved: int) -> growth.Figure:
+    return growth.Figure(what=what, size=size, seconds=seconds, read=moved, written=moved)
+
+
+def test_growth_is_judged_by_bytes_and_by_time() -> None:
+    found = growth.budgets(
+        [
+            figure("put", 100, seconds=9.0, moved=1),  # smaller than what the budget names
+            figure("put", 1_000, seconds=1.0, moved=10),
+            figure("put", 100_000, seconds=1.5, moved=30),
+            figure("status", 10, seconds=1.0, moved=10),
+            figure("status", 1_000, seconds=2.0, moved=10),
+        ]
+    )
+    assert [(each.what, each.measured, each.kept) for each in found] == [
+        ("put, 100,000 over 1,000: bytes", 3.0, False),
+        ("put, 100,000 over 1,000: time", 1.5, True),
+        ("status, 1,000 over 10: bytes", 1.0, True),
+        ("status, 1,000 over 10: time", 2.0, False),
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts bytes in /proc")
+async def test_growth_counts_what_a_put_writes() -> None:
+    [put, kek, master] = (await growth.run([3], [], []))[:3]
+    assert (put.what, put.size) == ("put", 3)
+    assert put.written > 1_000
+    assert kek.written > put.written  # the key store, too
+    assert master.seconds > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts bytes in /proc")
+async def test_growth_of_commands_is_measured_in_their_own_process() -> None:
+    found = await growth.run([], [], [20])
+    assert [each.what for each in found] == list(growth.COMMANDS)
+    assert all(each.read > 1_000 for each in found)
