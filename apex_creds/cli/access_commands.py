@@ -30,7 +30,7 @@ from apex_creds.cli.command import (
     option,
     with_vault,
 )
-from apex_creds.cli.console import Json, Line, Note, Part, Report, Rows, Text
+from apex_creds.cli.console import Json, Line, Note, Part, Report, Rows, Text, success
 from apex_creds.cli.credential_commands import check_exit
 from apex_creds.cli.grant_commands import end_of
 from apex_creds.errors import InvalidInputError, LockedOutError, SecondFactorError
@@ -84,7 +84,7 @@ def enrol_factor(
 
     made, left = with_vault(chosen, work)
     advice = "Next: apex-creds recovery-codes, for the day when the phone is lost."
-    return Text(Line(f"Enrolled {made.label}.", "green"), *([] if left else [advice]))
+    return success(f"Enrolled {made.label}.", *([] if left else [advice]))
 
 
 def _show(new: Enrolment, *, plain: bool) -> None:
@@ -148,7 +148,7 @@ def verify_factor(
         subject = Subject(plugin=plugin, credential=credential)
     with_vault(chosen, lambda vault: ask_for_one(Factors(vault), subject=subject))
     what = f" {plugin} may use {credential} now." if subject else ""
-    return Text(Line(f"The code was accepted.{what}", "green"))
+    return success(f"The code was accepted.{what}")
 
 
 @factor.command("remove")
@@ -163,7 +163,7 @@ async def remove_factor(vault: Vault, label: LabelArgument) -> Text:
         )
     await ask_for_one(factors)
     await factors.remove(found[0].id)
-    return Text(Line(f"Removed {label}.", "green"))
+    return success(f"Removed {label}.")
 
 
 @command()
@@ -262,7 +262,7 @@ def enrol_client(
     )
     ends = f" until {show_time(made.expires)}" if made.expires else ""
     said = f"{made.name} may answer for {', '.join(made.credentials)}{ends}."
-    return Text(Line(said, "green"))
+    return success(said)
 
 
 @client.command("list")
@@ -294,7 +294,7 @@ async def list_clients(vault: Vault) -> Report:
 async def revoke_client(vault: Vault, name: ClientArgument) -> Text:
     """Take a client's right away, by name or id; its open challenges are closed."""
     gone = await Challenger(vault).revoke(name)
-    return Text(Line(f"{gone.name} may answer no more.", "green"))
+    return success(f"{gone.name} may answer no more.")
 
 
 def _public_text(key: bytes) -> str:

@@ -34,6 +34,7 @@ from apex_creds.migration.legacy_files import is_due, is_legacy
 from apex_creds.migration.progress import DOCUMENT
 from apex_creds.model import Delivery, Origin, check_name
 from apex_creds.policy import display
+from apex_creds.storage.base import Storage
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.storage_factory import storage_for
 from apex_creds.vault import Vault, remains
@@ -376,7 +377,7 @@ def with_master_key(
 
     Where it comes from (a passphrase, a keyring's prompt) is asked once.
     """
-    header, _ = anyio.run(read_root, chosen)
+    header, _ = anyio.run(read_root, storage_for(chosen.folder))
     provider = find_provider(master_uri(chosen, read_header(chosen)))
     current = root_header(header).master
 
@@ -392,17 +393,18 @@ def with_master_key(
     return anyio.run(body)
 
 
-async def read_root(chosen: Settings) -> tuple[Header, bytes]:
+async def read_root(storage: Storage) -> tuple[Header, bytes]:
     """The key store as stored: its header, and all its bytes. Nothing is checked yet.
+
+    The storage is closed.
 
     Raises:
         VaultNotFoundError: There is none.
     """
-    from apex_creds.vault.recovery import read_root
+    from apex_creds.vault import recovery
 
-    storage = storage_for(chosen.folder)
     try:
-        return await read_root(storage)
+        return await recovery.read_root(storage)
     finally:
         await storage.close()
 

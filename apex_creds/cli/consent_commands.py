@@ -21,7 +21,7 @@ from apex_creds.cli.command import (
     parse_time,
     with_vault,
 )
-from apex_creds.cli.console import Json, Line, Note, Part, Report, Text
+from apex_creds.cli.console import Json, Line, Note, Part, Report, Text, success
 from apex_creds.clocks import Moment, SystemClock
 from apex_creds.errors import InvalidInputError
 from apex_creds.integrations.plugin_metadata import DEFAULT, tree_digest
@@ -108,7 +108,7 @@ def approve(
 
     done = with_vault(chosen, work).request
     how = f" until {show_time(until)}" if until is not None else f" ({choice.value})"
-    return Text(Line(f"{done.plugin} may use {done.credential}{how}.", "green"))
+    return success(f"{done.plugin} may use {done.credential}{how}.")
 
 
 @command()
@@ -121,7 +121,7 @@ async def deny(
     answer = ConsentAnswer(choice=Choice.NEVER if never else Choice.DENY, by=_BY)
     done = (await Requests(vault).answer(request_id, answer)).request
     again = ", and is not asked about again" if never else ""
-    return Text(Line(f"{done.plugin} may not use {done.credential}{again}.", "green"))
+    return success(f"{done.plugin} may not use {done.credential}{again}.")
 
 
 @command()
@@ -152,8 +152,8 @@ async def unlock(vault: Vault) -> Text:
         return Text("The vault is not locked down.")
     await vault.unlock(read_code("Code") if await Factors(vault).enrolled() else None)
     if len(await vault.grants()) > 0:
-        return Text(Line("Unlocked; grants are in force again.", "green"))
-    return Text(Line("Unlocked; nothing is granted to any plugin.", "green"))
+        return success("Unlocked; grants are in force again.")
+    return success("Unlocked; nothing is granted to any plugin.")
 
 
 @command()

@@ -134,6 +134,11 @@ class Text:
             (Line(part) if isinstance(part, str) else part).show()
 
 
+def success(text: str, *parts: Part) -> Text:
+    """What was done, in green, and more."""
+    return Text(Line(text, "green"), *parts)
+
+
 class Report(Text):
     """What a command prints, or its JSON with ``--json``.
 

@@ -29,7 +29,7 @@ from apex_creds.cli.command import (
     parse_time,
     with_vault,
 )
-from apex_creds.cli.console import Cell, Fields, Json, Line, Note, Report, Rows, Text
+from apex_creds.cli.console import Cell, Fields, Json, Note, Report, Rows, Text, success
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.fs.private_files import write_all
@@ -93,8 +93,8 @@ async def set_credential(
         sensitivity=sensitivity,
         challenge=challenge,
     )
-    return Text(
-        Line(f"Stored {info.name} ({info.kind}), version {info.version}.", "green"),
+    return success(
+        f"Stored {info.name} ({info.kind}), version {info.version}.",
         *sent_nowhere(info),
     )
 
@@ -203,8 +203,8 @@ def edit(
         ),
     )
     places = ", ".join(map(str, info.origins)) or "nowhere"
-    return Text(
-        Line(f"{info.name} is {_level(info)} from now on.", "green"),
+    return success(
+        f"{info.name} is {_level(info)} from now on.",
         f"It may be sent to {places}, as {info.delivery}.",
     )
 
@@ -229,8 +229,8 @@ def remove(
         "no": "not done: there was nothing to overwrite",
     }[done.overwritten]
     shredded = "verified: the key is destroyed" if done.shredded else "NOT verified"
-    return Text(
-        Line(f"Deleted {done.name}.", "green"),
+    return success(
+        f"Deleted {done.name}.",
         f"  shredding    {shredded}",
         f"  overwriting  {overwritten}",
     )

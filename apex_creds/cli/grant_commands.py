@@ -20,7 +20,7 @@ from apex_creds.cli.command import (
     option,
     with_vault,
 )
-from apex_creds.cli.console import Cell, Json, Line, Note, Report, Rows, Text
+from apex_creds.cli.console import Cell, Json, Line, Note, Report, Rows, Text, success
 from apex_creds.cli.credential_commands import sent_nowhere
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.model import CredentialInfo
@@ -85,7 +85,7 @@ def grant(
     scopes = f" ({', '.join(made.scopes)})" if made.scopes else ""
     ends = f" until {show_time(made.until)}" if made.until else ""
     said = f"{made.plugin} may {access} {made.credential}{scopes}{ends}."
-    return Text(Line(said, "green"), *notes)
+    return success(said, *notes)
 
 
 def _manifest_in(folder: Path, plugin: str) -> Manifest:

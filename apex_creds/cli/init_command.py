@@ -20,7 +20,7 @@ from apex_creds.cli.command import (
     read_header,
     with_vault,
 )
-from apex_creds.cli.console import Fields, Json, Line, Report, Text
+from apex_creds.cli.console import Fields, Json, Report, Text, success
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import VaultExistsError
 from apex_creds.model import CredentialKind
@@ -80,8 +80,8 @@ def init(
             await migrate_first(vault)
             return vault.vault_id
 
-    return Text(
-        Line(f"Made vault {anyio.run(create)} in {home}.", "green"),
+    return success(
+        f"Made vault {anyio.run(create)} in {home}.",
         f"Master key: {provider.uri} (without it the vault can't be opened)",
         "Next: apex-creds set NAME, apex-creds grant PLUGIN NAME, apex-creds doctor",
     )

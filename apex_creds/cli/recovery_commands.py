@@ -35,7 +35,7 @@ from apex_creds.cli.command import (
     read_root,
     with_master_key,
 )
-from apex_creds.cli.console import Json, Line, Note, Report, Rows, Text
+from apex_creds.cli.console import Json, Note, Report, Rows, Text, success
 from apex_creds.cli.credential_commands import check_exit
 from apex_creds.crypto import sealedbox
 from apex_creds.crypto.memory import SecretBytes
@@ -48,6 +48,7 @@ from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.provider import decode_key, encode_key, hold
 from apex_creds.keys.shares import MAX_SHARES, WORDS, Share, combine, parse_share, split
 from apex_creds.policy.display import show_time
+from apex_creds.storage.storage_factory import storage_for
 from apex_creds.vault import Vault
 from apex_creds.vault import recovery as recovering
 from apex_creds.vault.archive import put_file
@@ -213,7 +214,7 @@ def verify(
         return version
 
     version = with_master_key(chosen, work)
-    return Text(Line(f"They restore master key v{version}.", "green"))
+    return success(f"They restore master key v{version}.")
 
 
 @recovery.command("list")
@@ -270,7 +271,7 @@ def restore(
     chosen: Settings, sealed: SealedOption = None, private_key: PrivateOption = None
 ) -> Text:
     """Give a keyring (or a file) the master key again, from shares."""
-    header, data = anyio.run(read_root, chosen)
+    header, data = anyio.run(read_root, storage_for(chosen.folder))
     provider = find_provider(master_uri(chosen, header))
     version = root_header(header).master.version
 
@@ -291,7 +292,7 @@ def reset_master(
     chosen: Settings, sealed: SealedOption = None, private_key: PrivateOption = None
 ) -> Text:
     """After the keyring lost the master key: make a new one, with the shares of the old."""
-    header, data = anyio.run(read_root, chosen)
+    header, data = anyio.run(read_root, storage_for(chosen.folder))
     lost = root_header(header).master
     provider = find_provider(master_uri(chosen, header), new=True)
     if anyio.run(recovering.has_key, provider, header):

@@ -22,7 +22,17 @@ from apex_creds.cli.command import (
     span,
     with_vault,
 )
-from apex_creds.cli.console import Cell, Fields, Json, Line, Note, Part, Report, Rows, Text
+from apex_creds.cli.console import (
+    Cell,
+    Fields,
+    Json,
+    Note,
+    Part,
+    Report,
+    Rows,
+    Text,
+    success,
+)
 from apex_creds.errors import ConflictError, InvalidInputError
 from apex_creds.policy.display import show_time
 from apex_creds.scheduler import report
@@ -120,7 +130,7 @@ def rotate(
             await _finish(worker, lost=lost, wait=wait)
 
     with_vault(chosen, work, asks_again=True)
-    return Text(Line(f"The {level.value} rotation is done.", "green"))
+    return success(f"The {level.value} rotation is done.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,7 +329,7 @@ def emit(
     pairs = dict(_pair(text) for text in fields or ())
     event = parse_event(kind, {**pairs, "source": "operator"})
     if with_vault(chosen, partial(_act_on, event=event), asks_again=True):
-        return Text(Line("Accepted, and acted on.", "green"))
+        return success("Accepted, and acted on.")
     return Text("The same event was accepted a moment ago, and acted on.")
 
 

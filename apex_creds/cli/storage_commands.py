@@ -20,9 +20,10 @@ from apex_creds.cli.command import (
     flag,
     master_uri,
     option,
+    read_root,
     with_master_key,
 )
-from apex_creds.cli.console import Fields, Json, Line, Report, Text
+from apex_creds.cli.console import Fields, Json, Line, Report, Text, success
 from apex_creds.cli.recovery_commands import (
     PrivateOption,
     SealedOption,
@@ -31,7 +32,6 @@ from apex_creds.cli.recovery_commands import (
     reminder,
 )
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.document import Header
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import InvalidInputError, VaultExistsError, VaultNotFoundError
 from apex_creds.keys import MasterKeyProvider
@@ -100,7 +100,7 @@ def restore(
     reason = console.read_reason(reason)
     home, clock = chosen.folder, SystemClock()
     with restoring.staged(source, home) as stage:
-        header, data = anyio.run(_root, stage)
+        header, data = anyio.run(read_root, FileStorage(stage))
         provider = find_provider(master_uri(chosen, header))
         current = root_header(header).master
         recovered = shares or sealed is not None
@@ -126,22 +126,14 @@ def restore(
 
             manifest = anyio.run(check_copy)
             if check:
-                return Text(Line("The backup is whole.", "green"))
+                return success("The backup is whole.")
             if recovered:
                 anyio.run(recovering.restore_key, key, data, provider)
             aside = restoring.install(stage, home, force=force)
             anyio.run(record)
     restored = f"Restored {manifest.contents.credentials} credentials to {home}."
     advice = f"What was there is in {aside}; remove it when you don't need it."
-    return Text(Line(restored, "green"), *([] if aside is None else [advice]))
-
-
-async def _root(stage: Path) -> tuple[Header, bytes]:
-    storage = FileStorage(stage)
-    try:
-        return await recovering.read_root(storage)
-    finally:
-        await storage.close()
+    return success(restored, *([] if aside is None else [advice]))
 
 
 # -- databases -----------------------------------------------------------------------------
@@ -197,8 +189,8 @@ def upgrade(chosen: Settings, storage: StorageOption = None) -> Text:
     """Make the tables, or bring them to this program's version."""
     before = anyio.run(_upgrade, _place(chosen, storage))
     if before is None:
-        return Text(Line("Made the tables.", "green"))
-    return Text(Line(f"The tables were of version {before}, and are current.", "green"))
+        return success("Made the tables.")
+    return success(f"The tables were of version {before}, and are current.")
 
 
 async def _upgrade(place: StoragePlace) -> str | None:
@@ -236,8 +228,8 @@ def join(home: Path, url: str | None) -> Text:
             hint="Use it, or choose another directory with --home.",
         )
     anyio.run(_join, home, url)
-    return Text(
-        Line(f"{home} shares the vault in that database now.", "green"),
+    return success(
+        f"{home} shares the vault in that database now.",
         "Next: make its master key available here, then apex-creds status",
     )
 
