@@ -147,6 +147,11 @@ def test_a_command_loads_what_it_uses() -> None:
     assert len(found) < 560, len(found)
 
 
+def test_a_line_that_is_not_for_a_terminal_needs_no_rich() -> None:
+    found = loaded("from apex_creds.cli.console import fail, say; say('x'); fail('x', 'y')")
+    assert not [name for name in found if name.startswith("rich")]
+
+
 def test_ci_names_tests_that_there_are() -> None:
     words = (ROOT / ".ci/run").read_text(encoding="utf-8").split()
     named = [word for word in words if word.startswith("tests/")]

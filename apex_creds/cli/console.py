@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -202,22 +203,33 @@ def _styled(text: object, style: str = "") -> RichText:
     return RichText(safe(text), style=style)
 
 
+def _line(stream: TextIO, *parts: tuple[str, str], fold: bool = False) -> None:
+    """Prints a line of texts and their styles; rich is loaded where there are styles to see."""
+    if stream.isatty() or "FORCE_COLOR" in os.environ:
+        whole = _styled("")
+        for text, style in parts:
+            whole.append(safe(text), style=style)
+        terminal(stream).print(whole, soft_wrap=not fold)
+    else:
+        stream.write("".join(safe(text) for text, _ in parts) + "\n")
+        stream.flush()
+
+
 def say(text: str, *, style: str = "") -> None:
     """Prints a line."""
-    terminal().print(_styled(text, style), soft_wrap=True)
+    _line(sys.stdout, (text, style))
 
 
 def note(text: str, *, style: str = "yellow") -> None:
     """Prints a line on standard error."""
-    terminal(sys.stderr).print(_styled(text, style), soft_wrap=True)
+    _line(sys.stderr, (text, style))
 
 
 def fail(message: str, hint: str = "") -> None:
     """Prints an error and what to do about it on standard error."""
-    out = terminal(sys.stderr)
-    out.print(_styled("error: ", "bold red").append(safe(message), style="not bold default"))
+    _line(sys.stderr, ("error: ", "bold red"), (message, ""), fold=True)
     if hint:
-        out.print(_styled("hint: ", "bold").append(safe(hint), style="not bold"))
+        _line(sys.stderr, ("hint: ", "bold"), (hint, ""), fold=True)
 
 
 def json_out(value: Json) -> None:
@@ -245,11 +257,10 @@ def table(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
 
 def fields(rows: Iterable[tuple[str, object]]) -> None:
     """Prints names and values in two columns."""
-    pairs = [(name, safe(value)) for name, value in rows]
+    pairs = list(rows)
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
-        line = _styled(name.ljust(width), "bold").append(f"  {value}", "not bold")
-        terminal().print(line, soft_wrap=True)
+        _line(sys.stdout, (name.ljust(width), "bold"), (f"  {value}", ""))
 
 
 @contextmanager
