@@ -129,7 +129,7 @@ def status(chosen: Settings) -> Report:
 
 
 def _audit(home: Path, vault_id: str) -> dict[str, Json]:
-    """Of the log, what its newest segment tells."""
+    """Of the log, what its newest segment says."""
     from apex_creds.audit.verify import check_newest
     from apex_creds.errors import AuditTamperedError
     from apex_creds.fs.home import audit_directory

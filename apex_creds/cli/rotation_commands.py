@@ -1,4 +1,4 @@
-"""``rotate``, ``rotation`` and ``events``: keys renewed, looked at, and declared lost."""
+"""``rotate``, ``rotation`` and ``events``: keys renewed, shown, and declared lost."""
 
 from __future__ import annotations
 

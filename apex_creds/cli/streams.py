@@ -1,6 +1,6 @@
 """Standard output and error of the command, where what is shown may fail.
 
-Guarantee: what an encoding does not have is shown as an escape; a failure to show is told
+Guarantee: what an encoding does not have is shown as an escape; a failure to show is kept
 apart from a failure to do (``OutputError``); standard error never fails.
 """
 

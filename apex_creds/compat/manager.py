@@ -183,7 +183,7 @@ class ApiKeyManager:
     # -- life --------------------------------------------------------------------
 
     def close(self) -> None:
-        """Seals the vault; idempotent. At the interpreter's end it happens by itself."""
+        """Seals the vault; idempotent. It happens at the interpreter's end, too."""
         self._close()
 
     def __enter__(self) -> Self:

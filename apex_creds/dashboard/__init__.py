@@ -1,7 +1,7 @@
-"""A page of its own: what a vault's keys, leases, permissions and log are doing, live.
+"""A page: what a vault's keys, leases, permissions and log are doing, live.
 
 Guarantee: nothing secret is ever sent to the page; it changes nothing unless it was started
-to take decisions; it answers only on the addresses and names that it was told, and only to
+to take decisions; it answers only on the addresses and names that it was given, and only to
 who showed the one-time link that was printed on the terminal.
 """
 

@@ -47,7 +47,7 @@ class Names:
     """How credentials are called.
 
     Args:
-        pseudonym: What the vault's log calls a name; None: by itself.
+        pseudonym: What the vault's log calls a name; None: the name.
         named: Show names although the log has pseudonyms.
     """
 

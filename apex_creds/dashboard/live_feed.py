@@ -1,6 +1,6 @@
 """Follows the vault and its log, and sends what changed to the page as server-sent events.
 
-Guarantee: it only reads. Each event of the log is checked by itself (its own hash) before it
+Guarantee: it only reads. Each event of the log is checked (against its own hash) before it
 is given out, once, in order; a line that is not what was written is reported, and what comes
 after it goes on. A slow reader holds nothing up and costs no memory: it gets the newest state
 of each topic when it reads again, and of the log what is still kept. What blocks, or grows
@@ -137,7 +137,7 @@ class LiveFeed:
 
 
 def frame(topic: str, data: bytes) -> bytes:
-    """One server-sent event; JSON has no line feeds of its own."""
+    """One server-sent event; its JSON has no line feeds."""
     return b"event: %b\ndata: %b\n\n" % (topic.encode(), data)
 
 

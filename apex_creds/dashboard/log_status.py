@@ -2,7 +2,7 @@
 
 Guarantee: ``ok`` is only said of what was checked against the vault's signed checkpoints;
 what an incremental check does not read again, the next full one does. Each event of a trace
-is checked by itself. What plugins did is bounded, however many names there are. What reads
+is checked. What plugins did is bounded, however many names there are. What reads
 the log blocks: call it in a thread.
 """
 

@@ -220,7 +220,7 @@ class Dashboard:
             "vault": self._vault.vault_id,
             "decisions": self._site.decisions,
             "hidden": self._names.hidden,
-            # One of several homes of a vault in a database: each keeps a log of its own.
+            # One of several homes of a vault in a database: each keeps its own log.
             "shared": self._vault.audit.vault_id != self._vault.vault_id,
             "now": self._vault.clock.time(),
         }

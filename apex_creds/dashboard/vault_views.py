@@ -77,7 +77,7 @@ class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
         master: Where the master key is kept: the provider's kind alone.
         due: When the next key of a level is due, Unix seconds.
         steps: What could be done now, in words of the state machine.
-        worker: Whether one runs; None where that can't be told.
+        worker: Whether one runs; None where that is not known.
         waiting: Security events that nobody acted on yet.
     """
 
@@ -237,7 +237,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         grant: ``allow``, ``deny``, ``over``, or empty: there is none.
         bound: Whether the grant is for one version of the plugin alone.
         verdict: What the policy file says, where it says more than the level.
-        use: What the log tells.
+        use: What is in the log.
     """
 
     p: int

@@ -5,14 +5,14 @@ its grants allow, from ``current_credentials()`` and as ``credentials`` where it
 names that; they never pass through the manager's keyword arguments, which it logs, unless
 the plugin can't be given them otherwise, and show themselves masked there. A plugin that
 declares nothing is called as if there were no hook. A plugin that the manager removes loses
-its leases and its grants (see ``removal``). ``uninstall`` restores the manager and
+its leases and its grants (see ``plugin_removal``). ``uninstall`` restores the manager and
 its plugins exactly; if somebody wrapped the hook since, it stays as a call-through.
 
 Builds that differ in what they call things are all covered: the asynchronous
 ``PluginManager`` (``invoke_plugin_action``), the synchronous one (``execute_action``), the
 ``PluginSystem`` (``execute_plugin_action``), the ``PluginMarketplaceSystem``, which removes
 plugins and invokes none, and plugins that have an ``execute_action(action_name, params, …)``
-of their own, with or without ``**kwargs``.
+themselves, with or without ``**kwargs``.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Installation:
         if not manifest.needs and current_invocation() is None:
             return await _awaited(hook.original(*args, **kwargs))
         if manifest.needs:
-            await self._removals.settle(target.plugin_id)
+            await self._removals.finish(target.plugin_id)
             await _awaited(managers.load(self.manager, target.plugin_id))
             manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)
@@ -205,7 +205,7 @@ class Installation:
         if not manifest.needs and current_invocation() is None:
             return hook.original(*args, **kwargs)
         if manifest.needs:
-            self._removals.refuse_unsettled(target.plugin_id)
+            self._removals.refuse_unfinished(target.plugin_id)
             _at_once(managers.load(self.manager, target.plugin_id))
             manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)

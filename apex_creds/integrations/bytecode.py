@@ -1,7 +1,7 @@
 """Whether the bytecode in a ``__pycache__`` is what Python makes of the source beside it.
 
 Guarantee: a cache that this Python would run is accepted only if its code is, object by
-object, that of the source as it is now; a header that fits is no proof, since whoever writes
+object, that of the source as it is now; a header that fits is no proof, since the writer of
 the file writes the header. Nothing is unmarshalled: ``marshal`` may be led to corrupt memory
 by data that was made for it. What is read here is digested instead, in one pass and in time
 that grows with its length.
@@ -35,7 +35,7 @@ class Cache(NamedTuple):
     Attributes:
         source: The module's source, as a path in the folder.
         level: The optimization that it was compiled with.
-        is_read: Whether this Python would look at it; other versions' caches it does not.
+        is_read: Whether this Python would read it; other versions' caches it does not.
     """
 
     source: str
@@ -73,7 +73,7 @@ def _is_stale(data: bytes, source: Path) -> bool:
     magic, flags, mtime, size = _HEADER.unpack_from(data)
     if magic != importlib.util.MAGIC_NUMBER or flags & ~0b11:
         return True
-    if flags:  # by the source's hash, which Python may be told not to look at
+    if flags:  # by the source's hash, which Python may be set not to check
         return False
     now = source.stat()
     return (mtime, size) != (int(now.st_mtime) & _MASK, now.st_size & _MASK)

@@ -74,7 +74,7 @@ def ids_of(value: object) -> list[str]:
 
 
 def signature_of(method: Callable[..., object]) -> inspect.Signature | None:
-    """The signature of a method; None where Python can't tell."""
+    """The signature of a method; None where Python does not know it."""
     try:
         return inspect.signature(method)
     except (TypeError, ValueError):

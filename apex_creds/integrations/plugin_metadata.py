@@ -162,7 +162,7 @@ def verified(folder: Path | None, metadata: Mapping[str, object]) -> str:
 
     Returns:
         ``ALGORITHM:DIGEST`` if the code is what the metadata says; ``unverified:…`` if it
-        is not; empty if nothing is stated, or there is no folder to look at.
+        is not; empty if nothing is stated, or there is no folder.
     """
     if not is_stated(metadata) or folder is None:
         return ""
@@ -309,7 +309,7 @@ def load_metadata(folder: str | os.PathLike[str]) -> dict[str, object]:
 def _read(path: Path) -> bytes:
     with os.fdopen(os.open(path, _FLAGS), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UnsafePathError(f"{path} is not a regular file.")  # since it was looked at
+            raise UnsafePathError(f"{path} is not a regular file.")  # since it was examined
         data = file.read(MAX_METADATA_BYTES + 1)
     if len(data) > MAX_METADATA_BYTES:
         raise _invalid(path, f"is larger than {MAX_METADATA_BYTES // 1024} KiB")

@@ -100,7 +100,7 @@ class Removals:
     def removed_sync(self, plugin: str) -> None:
         """As ``removed``, from a method that can't wait: soon, where a loop runs here.
 
-        In a thread of its own, so that it is done also if that loop ends.
+        In another thread, so that it is done also if that loop ends.
         """
         self._unstored.add(plugin)
         self.unloaded(plugin)
@@ -111,7 +111,7 @@ class Removals:
             return
         BACKGROUND.start(partial(self._tried, plugin))
 
-    async def settle(self, plugin: str) -> None:
+    async def finish(self, plugin: str) -> None:
         """Returns when no removal of a plugin is still to be stored.
 
         Raises:
@@ -119,9 +119,9 @@ class Removals:
         """
         if plugin in self._unstored:
             await self._tried(plugin)
-        self.refuse_unsettled(plugin)
+        self.refuse_unfinished(plugin)
 
-    def refuse_unsettled(self, plugin: str) -> None:
+    def refuse_unfinished(self, plugin: str) -> None:
         """Returns if no removal of a plugin is still to be stored.
 
         Raises:

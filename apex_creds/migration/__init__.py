@@ -50,7 +50,7 @@ __all__ = [
     "switch",
 ]
 
-# As the package's own face: every command looks for old files, and few find any.
+# As the package's own face: every command asks for old files, and few find any.
 if not TYPE_CHECKING:
     _MODULES = {
         "auto_migrate": ("SWITCH", "on_unseal", "on_unseal_logged", "switch"),

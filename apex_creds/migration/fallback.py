@@ -151,7 +151,7 @@ class Fallback:
         """Puts what the vault lacks of ``names`` into it, out of the old files.
 
         For those who need a record in the vault: a lease can't be of anything else. What an
-        old file does not have is not looked for again until that file changes. In a
+        old file does not have is not searched again until that file changes. In a
         lockdown nothing is taken: the lease is refused anyway.
 
         Returns:

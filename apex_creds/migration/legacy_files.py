@@ -351,13 +351,13 @@ def automatic_paths(home: Path) -> list[Path]:
 
 
 def is_due(vault: Vault) -> bool:
-    """Whether there is anything to migrate by itself, or to go on with."""
+    """Whether there is anything to migrate without being asked, or to go on with."""
     found = automatic_paths(vault.home)
     return bool(found) or vault.store.storage.change_token(DOCUMENT) is not None
 
 
 def is_legacy(home: Path) -> bool:
-    """Whether the key store in a vault's place is an older program's, by its looks.
+    """Whether the key store in a vault's place is an older program's, by its first bytes.
 
     Raises:
         StorageError: It can't be read safely.

@@ -217,7 +217,7 @@ def only_describe(fields: Mapping[str, object]) -> bool:
 
 
 def made_distinct(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Numbers the entries that nothing else tells apart: each is stored and reported."""
+    """Numbers the entries that nothing else distinguishes: each is stored and reported."""
     seen: Counter[str] = Counter()
     for entry in entries:
         distinct, first = entry, entry.key
@@ -359,7 +359,7 @@ def _service(item: object) -> str:
 
 
 def _label(item: dict[str, object]) -> str:
-    """What tells it from others of its service."""
+    """What distinguishes it from others of its service."""
     return _first_text(item.get("id"), _name(item))
 
 

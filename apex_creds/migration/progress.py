@@ -48,7 +48,7 @@ class Phase(StrEnum):
 
 
 OPEN: Final = (Phase.COPYING, Phase.PARTIAL)
-"""While a source is in one of these, what is not in the vault is looked up there."""
+"""While a source is in one of these, what is not in the vault is read there."""
 
 
 class Written(msgspec.Struct, frozen=True, array_like=True):

@@ -189,7 +189,7 @@ def section_paths(folder: Path) -> list[Path]:
     """The files of credentials in a folder, those of sections that are not known included.
 
     Raises:
-        StorageError: There is something of that name that can't be looked into.
+        StorageError: There is something of that name that can't be listed.
     """
     with translated(folder):
         names = os.listdir(folder) if present(folder) else []

@@ -170,7 +170,7 @@ def test_a_plugin_that_is_removed_is_removed_when_the_loop_has_ended(opened: Ope
         removals.removed_sync("demo")
 
     asyncio.run(remove())
-    asyncio.run(removals.settle("demo"))
+    asyncio.run(removals.finish("demo"))
     assert not list(asyncio.run(opened.vault.grants()))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line: what was looked at, what was found, and what had to be found."""
+    """One line: what was checked, what was found, and what had to be found."""
 
     name: str
     found: str
