@@ -152,7 +152,11 @@ def imported(state: MigrationState) -> Sequence[SourceState]:
 async def _erase(vault: Vault, source: SourceState) -> list[Erased]:
     await anyio.to_thread.run_sync(_check_backups, source)
     source = await record(vault, replace(source, phase=Phase.ERASING))
-    erased = await anyio.to_thread.run_sync(_erase_all, source.backups)
+
+    def erase_all() -> list[Erased]:
+        return [Erased(item.backup, erase(Path(item.backup))) for item in source.backups]
+
+    erased = await anyio.to_thread.run_sync(erase_all)
     await record(vault, replace(source, phase=Phase.DONE, written=(), backups=()))
     return erased
 
@@ -192,10 +196,6 @@ def _check_backups(source: SourceState) -> None:
                 f"{path} is not the file that was backed up.",
                 hint="It was left as it is. Look at it, and remove it yourself.",
             )
-
-
-def _erase_all(backups: Sequence[Backup]) -> list[Erased]:
-    return [Erased(item.backup, erase(Path(item.backup))) for item in backups]
 
 
 def _changed(path: Path) -> ConflictError:

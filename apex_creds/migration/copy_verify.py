@@ -102,7 +102,7 @@ _OF_A_TOKEN: Final = frozenset({"token_type", "scope", "expires_at"})
 _T = TypeVar("_T")
 
 Progress = Callable[[str, int, int], None]
-"""Told the source's path, how many entries are done, and how many there are."""
+"""Called with the source's path, how many entries are done, and how many there are."""
 
 
 class OnConflict(StrEnum):
@@ -230,7 +230,7 @@ class Copying:
                 return _Decision(target, Fate.PRESENT)
             differs = "another value"
             if same(opened, secret, but=FIELDS):
-                if not _tell_more(secret, opened):
+                if not _has_more(secret, opened):
                     return _Decision(target, Fate.PRESENT, "other descriptions differ")
                 differs = "other fields beside the secret"
         if target.written and self._is_newer(info, target.written):
@@ -299,7 +299,7 @@ def same(opened: Opened, secret: Secret, *, but: str = "") -> bool:
     return names == set(wanted) and all(opened.view(name) == wanted[name] for name in names)
 
 
-def _tell_more(secret: Secret, opened: Opened) -> bool:
+def _has_more(secret: Secret, opened: Opened) -> bool:
     """Whether the fields beside a secret have what could be one, and the vault does not."""
     here = json.loads(secret.parts.get(FIELDS) or b"{}")
     there = json.loads(bytes(opened.view(FIELDS))) if FIELDS in opened.names else {}

@@ -75,7 +75,9 @@ async def find_masters(environ: Mapping[str, str] | None = None) -> LegacyMaster
     keys: list[bytes] = []
     notes: list[str] = []
     given = (os.environ if environ is None else environ).get(VARIABLE)
-    for text, place in ((given, VARIABLE), await _from_keyring()):
+    entry = await keyring_text(KEYRING_SERVICE, KEYRING_USER)
+    kept = f"The keyring's entry {KEYRING_SERVICE!r} for {KEYRING_USER!r}"
+    for text, place in ((given, VARIABLE), (entry, kept)):
         if not text:
             continue
         key = decode_master(text)
@@ -96,11 +98,6 @@ async def keyring_text(service: str, user: str | None) -> str | None:
     with anyio.move_on_after(_SECONDS):  # it may be waiting for its user to unlock it
         return await anyio.to_thread.run_sync(_get_entry, service, user, abandon_on_cancel=True)
     return None
-
-
-async def _from_keyring() -> tuple[str | None, str]:
-    place = f"The keyring's entry {KEYRING_SERVICE!r} for {KEYRING_USER!r}"
-    return await keyring_text(KEYRING_SERVICE, KEYRING_USER), place
 
 
 def _get_entry(service: str, user: str | None) -> str | None:
@@ -290,7 +287,8 @@ def _listed(items: list[object], kind: CredentialKind, deks: Deks) -> Iterator[E
             yield not_understood(f"entry {number}", kind, "is not an entry")
             continue
         service = _service(item)
-        label = "" if not service or first.get(service, number) == number else _label(item)
+        is_first = not service or first.get(service, number) == number
+        label = "" if is_first else _first_text(item.get("id"), _name(item))
         yield _item(item, kind, deks, service or f"(entry {number})", label)
 
 
@@ -356,11 +354,6 @@ def _service(item: object) -> str:
     if not isinstance(item, dict):
         return ""
     return _first_text(item.get("provider_type"), _name(item), item.get("id"))
-
-
-def _label(item: dict[str, object]) -> str:
-    """What distinguishes it from others of its service."""
-    return _first_text(item.get("id"), _name(item))
 
 
 def _name(item: dict[str, object]) -> object:
