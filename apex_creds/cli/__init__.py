@@ -17,8 +17,13 @@ def main() -> int:
 
         print(f"apex-creds {__version__}")  # noqa: T201
         return 0
+    import gc
+
+    gc.disable()  # what is imported stays: it need not be looked at, now or at the end
     from apex_creds.cli import app
 
+    gc.freeze()
+    gc.enable()
     return app.main()
 
 
