@@ -18,12 +18,12 @@ from msgspec.structs import replace
 
 from apex_creds.clocks import boot_id
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
+from apex_creds.integrations.apexagent_events import SecurityEvent, connect
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.scheduler import systemd
 from apex_creds.scheduler import worker as worker_module
-from apex_creds.scheduler.bridge import SecurityEvent, connect
 from apex_creds.scheduler.events import (
     AuditTampered,
     CompromiseSuspected,

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from apex_creds.errors import InvalidInputError
+from apex_creds.integrations.apexagent_events import Maker, Priority, SecurityEvent, connect
 from apex_creds.model import ApiKey
-from apex_creds.scheduler.bridge import SecurityEvent, connect
 from apex_creds.scheduler.events import (
     DEFAULT_TABLE,
     AuditTampered,
@@ -27,7 +27,6 @@ from apex_creds.scheduler.events import (
     kind_of,
     read_event,
 )
-from apex_creds.scheduler.runtime_events import Maker, Priority
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from tests.support import apexagent_events as real
