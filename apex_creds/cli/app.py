@@ -21,7 +21,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from apex_creds import __version__
-from apex_creds.cli import command, console, streams
+from apex_creds.cli import command, console, standard_streams
 from apex_creds.cli.command import HomeOption, MasterOption, flag
 from apex_creds.crypto.hardening import Hardening
 from apex_creds.crypto.memory import harden_process
@@ -105,7 +105,7 @@ def main() -> int:
     """The program: hardens the process, then runs the command of ``sys.argv``."""
     global hardening
     hardening = harden_process()
-    streams.replace_standard()
+    standard_streams.replace_standard()
     # asyncio leaves a handler that is not the default one alone. Its own would hold the
     # first Ctrl-C back while a prompt waits.
     signal.signal(signal.SIGINT, _interrupt)
@@ -137,10 +137,10 @@ def run(arguments: Sequence[str]) -> int:
         console.fail(_STOPPED)
         return _INTERRUPTED
     except BrokenPipeError:
-        streams.silence_stdout()
+        standard_streams.silence_stdout()
         return 1
-    except streams.OutputError as error:
-        streams.silence_stdout()
+    except standard_streams.OutputError as error:
+        standard_streams.silence_stdout()
         console.fail(
             f"The output can't be written: {error.strerror}.",
             "What was done is done, and was not shown. See: apex-creds audit tail",
