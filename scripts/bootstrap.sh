@@ -136,7 +136,12 @@ signature() { { pwd && cat pyproject.toml requirements/*.txt; } | cksum; }
 lock=
 [ "$venv" != .venv ] || case $profile in core | dev) lock=requirements/$profile.txt ;; esac
 
-stale() { [ -e "$1" ] && [ "$(cat "$1")" != "$(signature)" ]; }
+# What is installed and not in the lock: of an older lock, or by hand.
+not_locked() {
+    comm -23 <("$venv/bin/python" -m pip list --format freeze --exclude-editable |
+        sed 's/==.*//' | tr 'A-Z_.' 'a-z--' | sort) \
+        <({ sed -n 's/^\([a-z0-9-]*\)==.*/\1/p' "$lock" && printf '%s\n' pip setuptools; } | sort)
+}
 
 [ "$profile" = core ] || [ "${PACKAGES:-}" = no ] || real_parts
 if [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; then
@@ -144,10 +149,6 @@ if [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; then
         [ "$profile" = bench ] && [ "$done" != "$stamp" ] && continue
         [ "$(cat "$done" 2>/dev/null)" = "$(signature)" ] && prometheus_programs && exit 0
     done
-    # Anew, so that nothing stays of an older lock.
-    if [ -n "$lock" ] && { stale "$venv/.apex-creds-core" || stale "$venv/.apex-creds-dev"; }; then
-        make_venv
-    fi
 else
     make_venv
 fi
@@ -160,7 +161,14 @@ case $profile in
 esac
 say "installing $what into $venv"
 pip_install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore "$@"; }
-[ -z "$lock" ] || quietly "what $lock lists" pip_install --require-hashes --requirement "$lock"
+if [ -n "$lock" ]; then
+    quietly "what $lock lists" pip_install --require-hashes --requirement "$lock"
+    mapfile -t others < <(not_locked)
+    if [ ${#others[@]} -gt 0 ]; then
+        say "removing what is not in $lock: ${others[*]}"
+        "$venv/bin/python" -m pip uninstall --quiet --yes --root-user-action=ignore "${others[@]}"
+    fi
+fi
 quietly "$what" pip_install --editable "$what"
 signature >"$stamp"
 prometheus_programs
