@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Set
 from contextlib import nullcontext
 from typing import Final, Protocol
 
@@ -184,12 +184,17 @@ class EventBus:
     async def act(self) -> int:
         """Acts on what waits, oldest first; returns how many events were finished.
 
+        What is urgent comes before all else, also if it is accepted meanwhile.
+
         Raises:
             ApexCredsError: A reaction failed; it stays, and is tried again.
         """
         finished, state = 0, await self._document.read()
         self._relay(state)
-        for item in state.queue:
+        left = [item.id for item in state.queue]
+        done = set[str]()
+        while (item := _next(await self._document.read(), left, done)) is not None:
+            done.add(item.id)
             locks = Reaction.LOCK_DOWN in item.reactions
             # A lockdown seals the vault when it is written down that all was done.
             async with self._store.holding(reload=False) if locks else nullcontext():
@@ -246,6 +251,12 @@ def _does(reactor: Reactor, reaction: Reaction) -> Callable[[Event], Awaitable[N
         Reaction.REVOKE_GRANTS: reactor.revoke_grants,
         Reaction.NOTIFY: reactor.notify,
     }[reaction]
+
+
+def _next(state: RotationState, left: Collection[str], done: Set[str]) -> Accepted | None:
+    waits = [item for item in state.queue if item.id not in done]
+    urgent = (item for item in waits if kind_of(item.event) in _URGENT)
+    return next(urgent, next((item for item in waits if item.id in left), None))
 
 
 def _with_event(state: RotationState, made: Accepted, now: Moment) -> RotationState:

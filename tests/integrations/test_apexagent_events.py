@@ -24,9 +24,11 @@ from apex_creds.scheduler.events import (
     LeakDetected,
     OperatorRequest,
     PluginRemoved,
+    Reaction,
     kind_of,
     read_event,
 )
+from apex_creds.scheduler.state import Accepted
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from tests.support import apexagent_events as real
@@ -405,6 +407,31 @@ async def test_what_a_flood_of_others_does_not_hide(vault: Vault, monkeypatch) -
     with pytest.raises(InvalidInputError):
         await worker.emit(LeakDetected(plugin="p3"))
     assert await worker.emit(CompromiseSuspected(service="openai"))
+
+
+async def test_an_alarm_is_acted_on_before_the_flood_that_hides_it(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = RotationWorker(vault)
+    order: list[str] = []
+    real = worker.bus._react
+
+    async def react(item: Accepted, reaction: Reaction) -> None:
+        order.append(kind_of(item.event))
+        await real(item, reaction)
+        if len(order) == 5:  # three of the alarm, two of a leak
+            await worker.emit(CompromiseSuspected())
+
+    monkeypatch.setattr(worker.bus, "_react", react)
+    for number in range(5):
+        await worker.emit(LeakDetected(plugin=f"p{number}"))
+    await worker.emit(CompromiseSuspected(service="openai"))
+    await worker.bus.act()
+    kinds = [kind for at, kind in enumerate(order) if order[at - 1 : at] != [kind]]
+    assert kinds == [
+        "compromise_suspected", "leak_detected", "compromise_suspected", "leak_detected",
+    ]  # fmt: skip
+    assert not (await worker.engine.document.read()).queue
 
 
 # -- who hears what, once ------------------------------------------------------------------
