@@ -11,6 +11,7 @@ Installing twice counts; the last ``uninstall`` restores what was there.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import traceback
 import weakref
@@ -120,7 +121,8 @@ def _search(record: logging.LogRecord) -> None:
 def _redact_stray(record: logging.LogRecord) -> None:
     """Searches for all that was redeemed lately, in whatever invocation."""
     # The vault's own records hold no secret, and may be written under its locks.
-    if str(record.name).startswith(_OWN) or getattr(_searching, "now", False):
+    own = str(record.name).startswith(_OWN) and record.name in sys.modules
+    if own or getattr(_searching, "now", False):
         return
     for known in _brokers:
         broker = known()

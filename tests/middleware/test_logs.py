@@ -523,6 +523,17 @@ def _raiser(error: Exception):
     return raises
 
 
+async def test_a_name_like_the_packages_own_is_no_way_past(
+    world: World, collected: Collect
+) -> None:
+    await log_in(world, lambda s: None)
+    collected.handle(
+        logging.makeLogRecord({"name": "apex_creds.helper", "msg": f"it is {KEY}"})
+    )
+    assert KEY not in collected.all
+    assert f"it is {MARK}" in collected.all
+
+
 async def test_what_is_looked_for_in_no_invocation_is_bounded(world: World) -> None:
     recent = world.middleware.broker.recent
     await log_in(world, lambda s: None)
