@@ -433,8 +433,17 @@ class SqlStorage:
                 f"A write was cut off, and may have happened. {error.message}",
                 hint="See that the database can be reached, and look whether it did.",
             ) from error
-        if outcome.unknown and all(_is_done(change, found) for change in changes):
-            return
+        written = [change for change in changes if change.new is not None]
+        if outcome.unknown and written:
+            # One transaction: of rows that others may have written since, one tells of all.
+            if any(_is_done(change, found) for change in written):
+                return
+            if not any(_is_at_old(change, found) for change in written):
+                raise StorageUncertainError(
+                    f"The write of {names[0]!r} was cut off, may have happened, and others "
+                    "have written since.",
+                    hint="Look whether it did before you do it again.",
+                )
         before = self._versions.changes
         for change in changes:
             version, there = found.get(change.name, (0, False))
@@ -503,10 +512,12 @@ class _Names:
 
 
 def _is_done(change: RowWrite, found: Mapping[str, tuple[int, bool]]) -> bool:
+    return found.get(change.name, (0, False)) == (change.new, change.data is not None)
+
+
+def _is_at_old(change: RowWrite, found: Mapping[str, tuple[int, bool]]) -> bool:
     version, there = found.get(change.name, (0, False))
-    if change.new is None:
-        return True  # it was held when the others were written; they were
-    return version == change.new and there == (change.data is not None)
+    return version == change.old if there else change.old is None
 
 
 def _dialect_of(target: Target) -> Dialect:
