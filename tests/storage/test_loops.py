@@ -40,7 +40,9 @@ MANIFEST = parse_manifest(
 Where = Callable[[], "Storage | str | None"]
 
 
-@pytest.fixture(params=["files", "memory", "sqlite", "postgres"])
+@pytest.fixture(
+    params=["files", "memory", "sqlite", pytest.param("postgres", marks=pytest.mark.e2e)]
+)
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> Where:
     match request.param:
         case "files":
