@@ -97,7 +97,7 @@ DEFAULT_LEVELS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitRule:
-    """One limit of the file; see ``policy.limits``.
+    """One limit of the file; see ``policy.rate_limits``.
 
     Attributes:
         per: ``plugin``, ``credential`` or ``pair``.
