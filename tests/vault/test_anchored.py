@@ -230,6 +230,7 @@ async def test_an_ordinary_write_waits_for_the_checkpoint(where: Path) -> None:
         FileStorage(home_in(where)), Config(AuditConfig(checkpoint_seconds=3600))
     )
     async with await unseal(where) as vault:
+        vault.audit.sign()  # of the unsealing, which is signed soon: before the write, then
         before = anchored(where)
         await vault.put("one", ApiKey("new"))
         await vault.grant("q", "one")
