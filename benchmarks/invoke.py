@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socketserver
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Final
 
+import httpx
 from opentelemetry import trace
 from opentelemetry.metrics import _internal as metering
 from opentelemetry.sdk.metrics import MeterProvider
@@ -32,6 +35,7 @@ from apex_creds import (
     CredentialHandle,
     CredentialMap,
     CredentialMiddleware,
+    Manifest,
     Vault,
     parse_manifest,
 )
@@ -48,16 +52,17 @@ from benchmarks.harness import (
 from benchmarks.peers import PEERS, SECRET
 
 _ORIGIN: Final = "https://api.openai.com"
-MANIFEST: Final = parse_manifest(
-    {
-        "id": "bench",
-        "name": "bench",
-        "version": "1.0.0",
-        "credentials": [
-            {"name": "openai", "access": "reveal", "origins": [_ORIGIN], "reason": "to measure"}
-        ],
-    }
-)
+
+
+def _manifest(origin: str, *, access: str) -> Manifest:
+    need = {"name": "openai", "access": access, "origins": [origin], "reason": "to measure"}
+    return parse_manifest(
+        {"id": "bench", "name": "bench", "version": "1.0.0", "credentials": [need]}
+    )
+
+
+MANIFEST: Final = _manifest(_ORIGIN, access="reveal")
+_ANSWER: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 _SPANS: Final = InMemorySpanExporter()
 _PROVIDER: Final = TracerProvider()
 _PROVIDER.add_span_processor(SimpleSpanProcessor(_SPANS))
@@ -91,6 +96,120 @@ async def invocation() -> AsyncIterator[Operation]:
             return await middleware.invoke_action(MANIFEST, "chat", action, ("hello",))
 
         yield call
+
+
+@asynccontextmanager
+async def declared() -> AsyncIterator[Operation]:
+    """The same, but nothing is redeemed."""
+
+    async def action(prompt: str, credentials: CredentialMap) -> int:  # noqa: ARG001
+        return len(prompt)
+
+    async with _vault() as vault, CredentialMiddleware(vault) as middleware:
+
+        async def call() -> object:
+            return await middleware.invoke_action(MANIFEST, "chat", action, ("hello",))
+
+        yield call
+
+
+@asynccontextmanager
+async def with_client() -> AsyncIterator[Operation]:
+    """The action sends one request with the credential, over a connection that is kept."""
+    with _server() as origin:
+        async with _requesting(origin) as call:
+            yield call
+
+
+@asynccontextmanager
+async def with_client_in_memory() -> AsyncIterator[Operation]:
+    """The same without a network: the application's transport has the answer ready."""
+    async with _requesting(_ORIGIN, _Ready()) as call:
+        yield call
+
+
+@asynccontextmanager
+async def _requesting(
+    origin: str, transport: httpx.AsyncBaseTransport | None = None
+) -> AsyncIterator[Operation]:
+    manifest, url = _manifest(origin, access="inject"), f"{origin}/v1/models"
+
+    async def action(credentials: CredentialMap) -> int:
+        async with credentials["openai"].client() as client:
+            return (await client.get(url)).status_code
+
+    async with (
+        _vault(origin) as vault,
+        CredentialMiddleware(vault, transport=transport) as middleware,
+    ):
+
+        async def call() -> object:
+            return await middleware.invoke_action(manifest, "chat", action)
+
+        yield call
+
+
+@asynccontextmanager
+async def plain_http() -> AsyncIterator[Operation]:
+    """The same request by httpx, with the secret in its headers and connections kept."""
+    with _server() as origin:
+        async with httpx.AsyncHTTPTransport() as pool:
+            yield _plain(origin, _Shared(pool))
+
+
+@asynccontextmanager
+async def plain_http_in_memory() -> AsyncIterator[Operation]:
+    """The same without a network."""
+    yield _plain(_ORIGIN, _Ready())
+
+
+def _plain(origin: str, transport: httpx.AsyncBaseTransport) -> Operation:
+    headers, url = {"Authorization": f"Bearer {SECRET}"}, f"{origin}/v1/models"
+
+    async def call() -> int:
+        client = httpx.AsyncClient(transport=transport, headers=headers, trust_env=False)
+        async with client:
+            return (await client.get(url)).status_code
+
+    return call
+
+
+class _Ready(httpx.AsyncBaseTransport):
+    """Has its answer ready."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:  # noqa: ARG002
+        return httpx.Response(200, content=b"hello")
+
+
+class _Shared(httpx.AsyncBaseTransport):
+    """A pool of connections that no client closes."""
+
+    def __init__(self, pool: httpx.AsyncHTTPTransport) -> None:
+        self._pool = pool
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._pool.handle_async_request(request)
+
+
+class _Answering(socketserver.StreamRequestHandler):
+    """Answers each request of a connection, which has no body."""
+
+    def handle(self) -> None:
+        for line in self.rfile:
+            if line == b"\r\n":
+                self.wfile.write(_ANSWER)
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    """An HTTP server on the loopback, in threads; yields its origin."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Answering) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 @asynccontextmanager
@@ -163,19 +282,38 @@ async def redeem() -> AsyncIterator[Operation]:
 
 
 @asynccontextmanager
-async def _vault() -> AsyncIterator[Vault]:
+async def _vault(origin: str = _ORIGIN) -> AsyncIterator[Vault]:
     """A vault on disk, under a key file, with the secret that the peers have too."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         async with await Vault.create(home / "vault", master=f"file:{home / 'key'}") as vault:
-            await vault.put("openai", ApiKey(SECRET), delivery="bearer", origins=[_ORIGIN])
+            await vault.put("openai", ApiKey(SECRET), delivery="bearer", origins=[origin])
             await vault.grant("bench", "openai", reveal=True)
             yield vault
 
 
+INVOCATION: Final = Subject(
+    "invocation", "whole invocation, tracing off", invocation, _tracing_off
+)
+DECLARED: Final = Subject(
+    "declared", "the same, declared and not redeemed", declared, _tracing_off
+)
+WITH_CLIENT: Final = Subject(
+    "client", "an invocation with client() and one GET", with_client, _tracing_off
+)
+WITH_CLIENT_IN_MEMORY: Final = Subject(
+    "client-in-memory", "the same, the answer ready in memory", with_client_in_memory
+)
+PLAIN_HTTP: Final = Subject("httpx", "the same GET, by httpx alone", plain_http)
+PLAIN_HTTP_IN_MEMORY: Final = Subject(
+    "httpx-in-memory", "the same, the answer ready in memory", plain_http_in_memory
+)
 OWN: Final = (
     Subject("bare", "the action, called directly", bare_call),
-    Subject("invocation", "whole invocation, tracing off", invocation, _tracing_off),
+    INVOCATION,
+    DECLARED,
+    WITH_CLIENT,
+    PLAIN_HTTP,
     Subject("traced", "the same, three recorded spans", traced_invocation, _tracing_on),
     Subject("metered", "and with metrics and exemplars", metered_invocation, _metering_on),
     Subject("redeem", "one redeem of an open lease", redeem, _tracing_off),
@@ -193,6 +331,9 @@ def budgets(run: Run) -> list[Budget]:
         if name in found and "injector" in found:
             times = found[name].ratio_to(found["injector"])
             judged.append(Budget(what, times, limit, "×"))
+    if "client" in found and "httpx" in found:
+        times = found["client"].ratio_to(found["httpx"])
+        judged.append(Budget("client() and one GET, over httpx alone", times, 1.15, "×"))
     if "traced" in found and "openbao" in found:
         times = found["openbao"].ratio_to(found["traced"])
         what = "with three recorded spans, faster than one OpenBao kv get"
