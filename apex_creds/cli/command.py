@@ -401,10 +401,10 @@ async def read_root(storage: Storage) -> tuple[Header, bytes]:
     Raises:
         VaultNotFoundError: There is none.
     """
-    from apex_creds.vault import recovery
+    from apex_creds.admin import master_recovery
 
     try:
-        return await recovery.read_root(storage)
+        return await master_recovery.read_root(storage)
     finally:
         await storage.close()
 

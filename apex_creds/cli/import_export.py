@@ -180,6 +180,8 @@ def copy(
 
     Stop what uses the vault before. When it is interrupted, run it again: it goes on.
     """
+    from apex_creds.admin.backup import POLICY, copy_policy
+    from apex_creds.admin.transfer import Copied, transfer
     from apex_creds.fs.home import SECURITY, resolve_home
     from apex_creds.storage.file_storage import FileStorage
     from apex_creds.storage.storage_factory import (
@@ -189,8 +191,6 @@ def copy(
         open_place,
         place_of,
     )
-    from apex_creds.vault.backup import POLICY, copy_policy
-    from apex_creds.vault.transfer import Copied, transfer
 
     if "://" in to:
         target = open_place(StoragePlace(to))

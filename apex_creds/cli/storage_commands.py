@@ -9,6 +9,9 @@ import anyio
 import typer
 from msgspec import to_builtins
 
+from apex_creds.admin import backup as backing
+from apex_creds.admin import master_recovery as recovering
+from apex_creds.admin import restore as restoring
 from apex_creds.cli import console
 from apex_creds.cli.command import (
     HELP,
@@ -47,9 +50,7 @@ from apex_creds.storage.storage_factory import (
     open_sql,
     remember_storage,
 )
-from apex_creds.vault import Vault, restoring
-from apex_creds.vault import backup as backing
-from apex_creds.vault import recovery as recovering
+from apex_creds.vault import Vault
 
 # -- backups -------------------------------------------------------------------------------
 

@@ -22,13 +22,13 @@ from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
 from apex_creds.model import CredentialInfo, Sensitivity
 from apex_creds.policy.grants import Grant, GrantDecision, Grants
 from apex_creds.policy.rules import EACH_LEASE, NEVER, Policy, Verdict
+from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.events import kind_of
+from apex_creds.scheduler.kek_rotation import SECTION_NAMES, KekScan
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.rotation import MasterView, Step, View, next_due, plan
 from apex_creds.scheduler.sharing import worker_runs
-from apex_creds.vault import reseal
-from apex_creds.vault.reseal import SECTION_NAMES, KekScan
 
 # -- keys -----------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ async def hierarchy(engine: Engine, *, names: Names) -> Hierarchy:
         IntegrityError: A document is not what this vault wrote.
     """
     view, state = await engine.view(), await engine.document.read()
-    scan = await reseal.scan(engine.store)
+    scan = await kek_rotation.scan(engine.store)
     sections = [await engine.store.sections.read(name) for name in SECTION_NAMES]
     keystore = await engine.store.keystore()
     worker = await worker_runs(engine.store.storage)

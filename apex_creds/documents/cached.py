@@ -23,7 +23,7 @@ from apex_creds.errors import (
     SecretWipedError,
 )
 from apex_creds.keys.hierarchy import DocumentKeys
-from apex_creds.storage.base import Data, Token
+from apex_creds.storage.base import STATE_DOCUMENTS, Data, Token
 
 T = TypeVar("T")
 
@@ -214,3 +214,15 @@ class Document(Generic[T]):
         raise CorruptDocumentError(
             f"The body of {self._name!r} is malformed.", hint="Restore it from a backup."
         )
+
+
+async def recommit(store: DocumentStore, *names: str) -> None:
+    """Commits documents again, under the present keys; those that do not exist, empty.
+
+    Raises:
+        ConflictError: Other writers were first, a hundred times.
+    """
+    await store.sections.recommit([name for name in names if name not in STATE_DOCUMENTS])
+    for name in names:
+        if name in STATE_DOCUMENTS:
+            await Document(store, name=name, empty=b"").reseal()

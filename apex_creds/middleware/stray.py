@@ -28,7 +28,7 @@ from apex_creds.middleware.marks import LONG, SHORTEST, marks
 from apex_creds.middleware.needles import Needles
 from apex_creds.middleware.redact import Redactor
 from apex_creds.telemetry import instruments
-from apex_creds.vault.granting import Revoked
+from apex_creds.vault.grant_store import Revoked
 
 
 class StrayRedactor(Redactor):

@@ -22,22 +22,21 @@ from msgspec.structs import replace
 
 from apex_creds.concurrency import off_loop
 from apex_creds.documents import key_versions, observe
-from apex_creds.documents.cached import Document
+from apex_creds.documents.cached import Document, recommit
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.sections import Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, ConflictError
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.keys.passphrase import PassphraseProvider
-from apex_creds.scheduler import dek_rotation
+from apex_creds.scheduler import dek_rotation, kek_rotation, master_rotation
+from apex_creds.scheduler.kek_rotation import SECTION_NAMES, KekScan
 from apex_creds.scheduler.orders import adopt, by_time, request_key, undone
 from apex_creds.scheduler.policy import Level, NextFire
 from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
 from apex_creds.scheduler.rotation import Action, KeyView, MasterView, Step, View, plan
 from apex_creds.scheduler.sharing import ROTATION, Leader
 from apex_creds.scheduler.state import RotationState
-from apex_creds.vault import reseal, rotate
-from apex_creds.vault.reseal import SECTION_NAMES, KekScan
 
 BY_HAND: Final = frozenset({Level.MASTER, Level.KEK})
 """Levels that somebody must be there for, where the master key is in ``passphrase:``."""
@@ -122,7 +121,7 @@ class Engine:
             IntegrityError: A document is not what this vault wrote.
         """
         state = await self.document.read()
-        kek_use = await reseal.scan(self.store)
+        kek_use = await kek_rotation.scan(self.store)
         sections = [await self.store.sections.read(name) for name in SECTION_NAMES]
         keystore = await self.store.keystore()
         many = len(keystore.body.deks)
@@ -254,23 +253,23 @@ class Engine:
         now = self.store.clock.time()
         for step in group:
             if step.action is Action.ROTATE:
-                await rotate.rotate_master(self.store, replaces=step.version, now=now)
+                await master_rotation.rotate_master(self.store, replaces=step.version, now=now)
             else:
-                await rotate.discard_master(self.store, step.version)
+                await master_rotation.discard_master(self.store, step.version)
                 await self.document.change(lambda s, v=step.version: _discarded(s, v, now))  # type: ignore[misc]
 
     async def _take_kek(self, group: Sequence[Step]) -> None:
         now, action = self.store.clock.time(), group[0].action
         if action is Action.ROTATE:
-            await rotate.rotate_kek(self.store, replaces=group[0].version, now=now)
+            await master_rotation.rotate_kek(self.store, replaces=group[0].version, now=now)
         elif action is Action.MOVE:
-            stale = (await reseal.scan(self.store)).stale
-            await reseal.reseal(self.store, *stale)
+            stale = (await kek_rotation.scan(self.store)).stale
+            await recommit(self.store, *stale)
         elif action is Action.RETIRE:
-            await rotate.retire_keks(self.store, now=now)
+            await master_rotation.retire_keks(self.store, now=now)
         else:
             grace = (await self.document.read()).policies.kek.grace
-            await rotate.destroy_keks(self.store, before=now - grace, now=now)
+            await master_rotation.destroy_keks(self.store, before=now - grace, now=now)
 
     async def _take_dek(self, group: Sequence[Step]) -> None:
         now = self.store.clock.time()

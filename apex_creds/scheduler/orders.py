@@ -17,10 +17,10 @@ from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import CredentialNotFoundError
 from apex_creds.keys.keyset import KeyState
+from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import RotationState
 from apex_creds.vault.access import DEK_LABEL
-from apex_creds.vault.reseal import SECTION_NAMES
 
 Numbers = Mapping[str, int]
 """By ``request_key``: versions of that number and older ones."""

@@ -12,13 +12,13 @@ from typing import Final
 
 from apex_creds.documents.store import DocumentStore
 from apex_creds.keys.keyset import KeyState, KeyVersion
+from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.engine import BY_HAND, Engine
+from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.rotation import Action, Reason, Step, View, next_due, plan
 from apex_creds.scheduler.sharing import worker_runs
 from apex_creds.scheduler.state import RotationState
-from apex_creds.vault import reseal
-from apex_creds.vault.reseal import SECTION_NAMES
 
 _AHEAD: Final = 60.0
 
@@ -144,7 +144,7 @@ async def _lines(store: DocumentStore, view: View) -> AsyncIterator[VersionLine]
         protects.update((key.hex(), version) for key, version in (r.key for r in records))
     for line in _masters(view):
         yield line
-    scanned = await reseal.scan(store)
+    scanned = await kek_rotation.scan(store)
     for key in view.keys:
         for version in key.keyset.versions:
             kek = key.level is Level.KEK

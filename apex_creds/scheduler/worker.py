@@ -43,6 +43,7 @@ from apex_creds.scheduler import systemd
 from apex_creds.scheduler.bus import EventBus
 from apex_creds.scheduler.engine import Engine, Mover, Outcome
 from apex_creds.scheduler.events import AuditTampered, Event, Reaction, kind_of
+from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.pacing import Turns
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.reactor import Notify, VaultReactor
@@ -53,7 +54,6 @@ from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.scheduler.watch import Watch
 from apex_creds.vault import Vault
 from apex_creds.vault.access import DEK_LABEL, Access
-from apex_creds.vault.reseal import SECTION_NAMES
 
 Hook = Callable[[], object | Awaitable[object]]
 

@@ -8,7 +8,7 @@ signing key lives from the first event to the last, and is wiped after it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +23,12 @@ from apex_creds.audit.checkpoint import CheckpointFile, LogKey
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.sinks import Destination, Destinations, open_destinations
+from apex_creds.concurrency import off_loop
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
+from apex_creds.documents.cached import recommit
+from apex_creds.documents.document import Header, check_mac, parse
 from apex_creds.documents.keystore import KeystoreBody, root_key
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, IntegrityError, RollbackDetectedError
@@ -37,7 +40,6 @@ from apex_creds.vault.anchor import Anchor, Anchored, open_signing_key
 from apex_creds.vault.config import home_config
 from apex_creds.vault.identity import check_home
 from apex_creds.vault.node import make_node
-from apex_creds.vault.reseal import authentic, reseal
 from apex_creds.vault.shipping import Shipper
 
 __all__ = ["Pseudonyms", "VaultLog", "open_log", "root_key"]
@@ -278,7 +280,7 @@ async def _accept(
     """
     detail = "; ".join(behind) or "accepted; no document is behind"
     opened.log.append(AuditEvent(now, EventKind.ROLLBACK, reason=reason, detail=detail))
-    found = await authentic(store, store.unsealed().body.sections)
+    found = await _authentic(store, store.unsealed().body.sections)
     reached = {name: header.generation for name, header in found.items()}
 
     def lowered(body: KeystoreBody) -> KeystoreBody:
@@ -289,5 +291,25 @@ async def _accept(
 
     keystore = await store.commit_keystore(lowered)
     old = [name for name, h in found.items() if h.kek_version in keystore.retired_keks]
-    await reseal(store, *old)
+    await recommit(store, *old)
     await opened.keep_anchor()
+
+
+async def _authentic(store: DocumentStore, names: Collection[str]) -> dict[str, Header]:
+    """The headers of the documents that are the vault's own, however old they are.
+
+    For an older state that is accepted on purpose. What does not open is left out: whoever
+    reads it gets the error.
+    """
+    found: dict[str, Header] = {}
+    for name in names:
+        stored = await store.storage.read(name)
+        if stored is None:
+            continue
+        with suppress(IntegrityError):
+            packed = parse(stored.data, section=name, vault_id=store.unsealed().header.vault_id)
+            keys = await store.keys_for(name, packed.header.kek_version)
+            await off_loop(len(stored.data) >> 9, partial(check_mac, packed, keys))
+            found[name] = packed.header
+            store.rollback.register(name, (packed.header.generation, packed.mac))
+    return found

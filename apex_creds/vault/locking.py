@@ -23,7 +23,7 @@ from apex_creds.audit.events import EventKind
 from apex_creds.documents.keystore import KeystoreBody
 from apex_creds.errors import ApexCredsError, AuditUnavailableError, SecondFactorError
 from apex_creds.policy.grants import GrantDecision, Grants, Lockdown, with_revocation
-from apex_creds.vault.granting import Granting, Watchers, locked_down, with_grants
+from apex_creds.vault.grant_store import Granting, Watchers, locked_down, with_grants
 
 if TYPE_CHECKING:
     from apex_creds.vault.vault import Vault

@@ -16,9 +16,9 @@ from apex_creds.model import Origin, Sensitivity
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.policy.manifest import Manifest
 from apex_creds.policy.totp import TotpSettings, code_at
+from apex_creds.scheduler import master_rotation
 from apex_creds.scheduler.reencrypt import Pace, reencrypt
 from apex_creds.scheduler.worker import RotationWorker
-from apex_creds.vault import rotate
 from apex_creds.vault.factors import Factors
 from apex_creds.vault.requests import QueueConsent
 from apex_creds.vault.values import PutItem
@@ -195,4 +195,6 @@ async def fill(vault: Vault, *, many: int = 40) -> None:
 async def turn_kek(vault: Vault) -> None:
     """A new KEK; documents move to it as they are written."""
     keks = (await vault.store.keystore()).root_header.keks
-    await rotate.rotate_kek(vault.store, replaces=keks.primary.version, now=vault.clock.time())
+    await master_rotation.rotate_kek(
+        vault.store, replaces=keks.primary.version, now=vault.clock.time()
+    )

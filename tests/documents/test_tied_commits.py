@@ -20,12 +20,13 @@ from apex_creds.errors import ConflictError
 from apex_creds.keys import provider_from_uri
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
+from apex_creds.scheduler import master_rotation
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.state import rotation_document
 from apex_creds.storage.base import Storage, Write, WriteResult
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.memory_storage import MemoryStorage
-from apex_creds.vault import genesis, rotate, writing
+from apex_creds.vault import genesis, writing
 from apex_creds.vault.values import PutItem
 from tests.support.vaults import FakeClock, NoNote
 
@@ -148,8 +149,8 @@ async def test_a_shard_is_never_left_under_a_kek_that_was_destroyed(pair: Pair) 
             rotation_document(pair.quick),
             next_fire=lambda *_: None,
         )
-        await rotate.rotate_kek(pair.quick, replaces=1, now=pair.clock.now)
-        await rotate.mark_keks_compromised(pair.quick, [1], now=pair.clock.now)
+        await master_rotation.rotate_kek(pair.quick, replaces=1, now=pair.clock.now)
+        await master_rotation.mark_keks_compromised(pair.quick, [1], now=pair.clock.now)
         assert not (await engine.run(lease=False)).failed
 
     pair.storage.first = turned
@@ -176,7 +177,7 @@ async def test_a_state_document_is_never_left_under_a_kek_that_was_destroyed(
     pair: Pair,
 ) -> None:
     async def turned() -> None:
-        await rotate.rotate_kek(pair.quick, replaces=1, now=pair.clock.now)
+        await master_rotation.rotate_kek(pair.quick, replaces=1, now=pair.clock.now)
 
     document = Document(pair.slow, name="recovery", empty=b"")
     pair.storage.first = turned

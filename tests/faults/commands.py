@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from apex_creds.admin.backup import backup
 from apex_creds.documents import key_versions
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
-from apex_creds.vault.backup import backup
 
 CANARY: Final = "canary-5f1c"
 """The value of ``first``; in clear it is in no file."""

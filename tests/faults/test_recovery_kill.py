@@ -11,11 +11,12 @@ from pathlib import Path
 import keyring
 import pytest
 
+from apex_creds.admin import master_recovery
 from apex_creds.audit.verify import check
 from apex_creds.errors import ApexCredsError
 from apex_creds.keys.shares import split
 from apex_creds.model import ApiKey
-from apex_creds.vault import Vault, recovery
+from apex_creds.vault import Vault
 from tests.faults.scenarios import recovery as scenarios
 from tests.support import killer
 from tests.support.killer import Point, Scenario
@@ -49,7 +50,7 @@ class World:
         async with await Vault.create(self.home, master=self.master) as vault:
             await vault.put("a", ApiKey("old value"))
             await vault.put("b", ApiKey("second"))
-            with await recovery.take_key(vault) as key:
+            with await master_recovery.take_key(vault) as key:
                 lines = split(key, threshold=2, shares=3)[:2]
             self.shares.write_text("\n".join(lines))
             await scenarios.backup(
@@ -199,7 +200,7 @@ def lose(where: str) -> None:
         async with await Vault.create(Path(where, "home"), master="keyring:") as vault:
             await vault.put("a", ApiKey("new value"))
             await vault.put("b", ApiKey("second"))
-            with await recovery.take_key(vault) as key:
+            with await master_recovery.take_key(vault) as key:
                 Path(where, "shares").write_text("\n".join(split(key, threshold=2, shares=2)))
             return vault.vault_id
 

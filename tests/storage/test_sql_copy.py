@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from apex_creds.admin.transfer import transfer
 from apex_creds.errors import VaultExistsError
 from apex_creds.model import ApiKey
 from apex_creds.storage import FileStorage
@@ -14,7 +15,6 @@ from apex_creds.storage.base import Storage
 from apex_creds.storage.sql_storage import SqlStorage
 from apex_creds.storage.storage_factory import storage_for
 from apex_creds.vault import Vault
-from apex_creds.vault.transfer import transfer
 from tests.support.postgres import Postgres
 from tests.support.vaults import master_in, secret_for, value_of, values
 

@@ -14,6 +14,7 @@ import pytest
 from apex_creds.audit.checkpoint import Checkpoint, LogKey
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
+from apex_creds.documents.cached import recommit
 from apex_creds.errors import (
     CorruptDocumentError,
     IntegrityError,
@@ -26,13 +27,13 @@ from apex_creds.model import ApiKey
 from apex_creds.policy.factors import Subject
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.policy.totp import code_at
-from apex_creds.scheduler import compromise, dek_rotation
+from apex_creds.scheduler import compromise, dek_rotation, kek_rotation, master_rotation
 from apex_creds.scheduler.events import CompromiseSuspected
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import rotation_document
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import Vault, marking, reseal, rotate
+from apex_creds.vault import Vault, marking
 from apex_creds.vault.anchor import Anchor
 from apex_creds.vault.challenger import Challenger
 from apex_creds.vault.client_key import ClientKey
@@ -176,10 +177,10 @@ async def distrust_the_master_key(vault: Vault, _: Path) -> None:
 
 async def destroy_a_kek(vault: Vault, _: Path) -> None:
     store, now = vault.store, vault.clock.time()
-    await rotate.rotate_kek(store, replaces=1, now=now)
-    await reseal.reseal(store, *(await reseal.scan(store)).stale)
-    assert await rotate.retire_keks(store, now=now)
-    assert await rotate.destroy_keks(store, before=now, now=now)
+    await master_rotation.rotate_kek(store, replaces=1, now=now)
+    await recommit(store, *(await kek_rotation.scan(store)).stale)
+    assert await master_rotation.retire_keks(store, now=now)
+    assert await master_rotation.destroy_keks(store, before=now, now=now)
 
 
 @pytest.mark.parametrize(

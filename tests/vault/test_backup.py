@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from apex_creds.admin import backup as backing
+from apex_creds.admin import restore
+from apex_creds.admin.backup import Manifest, backup
 from apex_creds.audit.verify import check, read
 from apex_creds.cli import doctor_command as doctor
 from apex_creds.documents import key_versions
@@ -34,9 +37,8 @@ from apex_creds.errors import (
 )
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey, GenericSecret, OAuthToken, SystemClock
-from apex_creds.vault import Vault, restoring, rotate
-from apex_creds.vault import backup as backing
-from apex_creds.vault.backup import Manifest, backup
+from apex_creds.scheduler import master_rotation
+from apex_creds.vault import Vault
 from apex_creds.vault.partial import left_copies, partial_copy
 from tests.support.vaults import (
     create,
@@ -71,10 +73,10 @@ async def restored(where: Path, source: Path, *, force: bool = False) -> Path | 
     """As the command does it."""
     home, provider = home_in(where), provider_from_uri(master_in(where))
     clock = SystemClock()
-    with restoring.staged(source, home) as stage:
-        manifest = await restoring.check_copy(stage, provider=provider, clock=clock)
-        aside = restoring.install(stage, home, force=force)
-        await restoring.record(home, manifest, provider=provider, reason="test", clock=clock)
+    with restore.staged(source, home) as stage:
+        manifest = await restore.check_copy(stage, provider=provider, clock=clock)
+        aside = restore.install(stage, home, force=force)
+        await restore.record(home, manifest, provider=provider, reason="test", clock=clock)
     return aside
 
 
@@ -150,7 +152,7 @@ async def test_four_processes_write_and_keys_rotate_meanwhile(tmp_path: Path) ->
         store, label = vault.store, "api_keys/shared"
         for number in range(4):
             now = vault.clock.time()
-            await rotate.rotate_kek(store, replaces=number + 1, now=now)
+            await master_rotation.rotate_kek(store, replaces=number + 1, now=now)
             await key_versions.renew(store, label, now=now)
             await key_versions.move_records(store, "api_keys", label)
             await key_versions.destroy_unused(store, "api_keys", label, now=now)
@@ -240,7 +242,7 @@ async def test_a_copy_that_is_not_whole_replaces_nothing(tmp_path: Path) -> None
     await backed_up(tmp_path, "older")
     async with await unseal(tmp_path) as vault:
         await vault.put("a", ApiKey("newer"))
-        await rotate.rotate_kek(vault.store, replaces=1, now=vault.clock.time())
+        await master_rotation.rotate_kek(vault.store, replaces=1, now=vault.clock.time())
     await backed_up(tmp_path, "copy")
     before = tree(home_in(tmp_path))
     for number, damage in enumerate(DAMAGES):
@@ -405,7 +407,7 @@ async def test_one_restore_at_a_time(tmp_path: Path) -> None:
     await filled(tmp_path)
     await backed_up(tmp_path, "copy")
     with (
-        restoring.staged(tmp_path / "copy", home_in(tmp_path)),
+        restore.staged(tmp_path / "copy", home_in(tmp_path)),
         pytest.raises(StorageLockedError),
     ):
         await restored(tmp_path, tmp_path / "copy")
@@ -454,7 +456,7 @@ async def test_no_vault_begins_while_a_restore_goes_on(
     await backed_up(tmp_path, "copy")
     shutil.rmtree(home_in(tmp_path))
     monkeypatch.setattr("apex_creds.vault.remains._WAIT", 0.1)
-    with restoring.staged(tmp_path / "copy", home_in(tmp_path)):
+    with restore.staged(tmp_path / "copy", home_in(tmp_path)):
         with pytest.raises(StorageLockedError):
             await create(tmp_path)
         assert not (home_in(tmp_path) / "security").exists()

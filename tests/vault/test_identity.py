@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from apex_creds.admin import restore
+from apex_creds.admin.backup import backup
 from apex_creds.audit import read
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import ForeignVaultError, MasterKeyUnavailableError
@@ -18,8 +20,7 @@ from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.keys.passphrase import PassphraseProvider
 from apex_creds.keys.provider import hold
 from apex_creds.model import ApiKey, SystemClock
-from apex_creds.vault import Vault, restoring
-from apex_creds.vault.backup import backup
+from apex_creds.vault import Vault
 from apex_creds.vault.identity import check_home, home_id
 from tests.support.keyrings import Memory
 
@@ -113,10 +114,10 @@ async def test_a_backup_is_restored_where_another_vault_was(tmp_path: Path, find
     await make(two, find(), again=True)
     async with await Vault.unseal(one, master=find()) as vault:
         manifest = await backup(vault, tmp_path / "copy", provider=find())
-    with restoring.staged(tmp_path / "copy", two) as stage:
-        await restoring.check_copy(stage, provider=find(), clock=clock)
-        restoring.install(stage, two)
-    await restoring.record(two, manifest, provider=find(), reason="test", clock=clock)
+    with restore.staged(tmp_path / "copy", two) as stage:
+        await restore.check_copy(stage, provider=find(), clock=clock)
+        restore.install(stage, two)
+    await restore.record(two, manifest, provider=find(), reason="test", clock=clock)
     assert (await use(two, find()))[-1] == ""
 
 

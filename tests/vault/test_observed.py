@@ -9,13 +9,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from apex_creds.documents import key_versions
 from apex_creds.model import ApiKey
+from apex_creds.scheduler import master_rotation
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.orders import newest, order
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.reencrypt import reencrypt
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.telemetry import semconv
-from apex_creds.vault import rotate
 from tests.support.recording import Recording, recording
 from tests.support.vaults import create
 
@@ -34,8 +34,8 @@ async def test_rotations_of_each_level(tmp_path: Path) -> None:
         with recording() as seen:
             now = vault.clock.time()
             await key_versions.renew(vault.store, "api_keys/openai", now=now)
-            await rotate.rotate_kek(vault.store, replaces=1, now=now)
-            await rotate.rotate_master(vault.store, replaces=1, now=now)
+            await master_rotation.rotate_kek(vault.store, replaces=1, now=now)
+            await master_rotation.rotate_master(vault.store, replaces=1, now=now)
             assert _levels(seen) == ["dek", "kek", "master"]
             counts = seen.values(semconv.ROTATION_DURATION)
             assert counts == {

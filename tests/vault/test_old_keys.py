@@ -11,15 +11,17 @@ import msgspec
 import pytest
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.cached import recommit
 from apex_creds.documents.document import pack, parse, unpack
 from apex_creds.documents.keystore import Keystore, seal_keystore
 from apex_creds.errors import RetiredKeyError, RollbackDetectedError
 from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import ApiKey
+from apex_creds.scheduler import kek_rotation, master_rotation
+from apex_creds.scheduler.master_rotation import _rekeyed
 from apex_creds.scheduler.state import DOCUMENT, rotation_document
-from apex_creds.vault import Vault, reseal, rotate
-from apex_creds.vault.rotate import _rekeyed
+from apex_creds.vault import Vault
 from tests.support.vaults import (
     create,
     home_in,
@@ -88,10 +90,10 @@ async def filled(where: Path) -> Vault:
 async def renew(vault: Vault, *, retired: bool = True) -> None:
     """A whole rotation of the KEK, as far as the retirement of the old one."""
     now = vault.clock.time()
-    await rotate.rotate_kek(vault.store, replaces=1, now=now)
-    await reseal.reseal(vault.store, *(await reseal.scan(vault.store)).stale)
+    await master_rotation.rotate_kek(vault.store, replaces=1, now=now)
+    await recommit(vault.store, *(await kek_rotation.scan(vault.store)).stale)
     if retired:
-        assert await rotate.retire_keks(vault.store, now=now) == {1}
+        assert await master_rotation.retire_keks(vault.store, now=now) == {1}
 
 
 async def test_a_section_under_a_retired_kek_is_refused(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ async def test_a_section_under_a_retired_kek_is_refused(tmp_path: Path) -> None:
             with pytest.raises(RetiredKeyError, match="accept-rollback"):
                 await vault.store.sections.reread("api_keys")
             with pytest.raises(RetiredKeyError):
-                await reseal.scan(vault.store)
+                await kek_rotation.scan(vault.store)
             section_file(tmp_path).write_bytes(genuine)
             assert "a" in (await vault.store.sections.reread("api_keys")).records
             forger.forge(section_file(tmp_path), "api_keys", old)
@@ -131,7 +133,7 @@ async def test_a_state_document_under_a_retired_kek_is_refused(tmp_path: Path) -
 
 async def test_a_kek_that_is_still_in_use_opens_what_it_sealed(tmp_path: Path) -> None:
     async with await filled(tmp_path) as vault:
-        await rotate.rotate_kek(vault.store, replaces=1, now=vault.clock.time())
+        await master_rotation.rotate_kek(vault.store, replaces=1, now=vault.clock.time())
     async with await unseal(tmp_path) as vault:
         assert await value_of(vault, "a") == b"old"
 
@@ -149,7 +151,7 @@ async def test_an_older_document_is_taken_over_on_purpose(tmp_path: Path) -> Non
         pass
     async with await unseal(tmp_path) as vault:
         assert await value_of(vault, "a") == b"old"
-        assert not (await reseal.scan(vault.store)).stale
+        assert not (await kek_rotation.scan(vault.store)).stale
 
 
 @pytest.mark.parametrize("retired", [True, False])
@@ -204,7 +206,7 @@ async def test_a_key_store_under_a_master_key_that_was_replaced_is_refused(
         forged = bytes(seal_keystore(header, twice.body, hierarchy=twice.hierarchy))
         made.hierarchy.close()
         twice.hierarchy.close()
-        await rotate.rotate_master(vault.store, replaces=1, now=vault.clock.time())
+        await master_rotation.rotate_master(vault.store, replaces=1, now=vault.clock.time())
         keystore_file(tmp_path).write_bytes(forged)
         with pytest.raises(RollbackDetectedError, match="under master key version 1; 2 was"):
             await vault.store.stored_keystore()

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from apex_creds.documents import key_versions
-from apex_creds.documents.cached import Document
+from apex_creds.documents.cached import Document, recommit
 from apex_creds.documents.store import Rekeyed
 from apex_creds.errors import (
     KeyStateError,
@@ -21,9 +21,9 @@ from apex_creds.errors import (
 from apex_creds.keys.hierarchy import is_wrapped, master_check
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.keys.keyset import KeyState
-from apex_creds.scheduler import dek_rotation
+from apex_creds.scheduler import dek_rotation, kek_rotation, master_rotation
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import Vault, reseal, rotate
+from apex_creds.vault import Vault
 from tests.support.vaults import FakeClock, create, home_in, secret_for, unseal, values
 
 pytestmark = pytest.mark.anyio
@@ -52,13 +52,13 @@ async def keks_of(vault: Vault):
 
 
 async def reseal_all(vault: Vault) -> None:
-    for name in (await reseal.scan(vault.store)).stale:
-        await reseal.reseal(vault.store, name)
+    for name in (await kek_rotation.scan(vault.store)).stale:
+        await recommit(vault.store, name)
 
 
 async def test_kek_rotation_keeps_everything_readable(vault: Vault, tmp_path: Path) -> None:
     before = await stored(vault)
-    await rotate.rotate_kek(vault.store, replaces=1, now=5.0)
+    await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
     assert states(await keks_of(vault)) == ["active", "primary"]
     assert await stored(vault) == before
     async with await unseal(tmp_path) as other:
@@ -66,19 +66,19 @@ async def test_kek_rotation_keeps_everything_readable(vault: Vault, tmp_path: Pa
 
 
 async def test_kek_rotation_happens_once(vault: Vault) -> None:
-    await rotate.rotate_kek(vault.store, replaces=1, now=5.0)
-    await rotate.rotate_kek(vault.store, replaces=1, now=6.0)
+    await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
+    await master_rotation.rotate_kek(vault.store, replaces=1, now=6.0)
     assert len((await keks_of(vault)).versions) == 2
 
 
 async def test_an_old_kek_stays_while_a_document_needs_it(vault: Vault) -> None:
-    await rotate.rotate_kek(vault.store, replaces=1, now=5.0)
-    assert await rotate.retire_keks(vault.store, now=6.0) == frozenset()
+    await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
+    assert await master_rotation.retire_keks(vault.store, now=6.0) == frozenset()
     await reseal_all(vault)
-    assert await rotate.destroy_keks(vault.store, before=9.0, now=9.0) == frozenset()
-    assert await rotate.retire_keks(vault.store, now=6.0) == {1}
-    assert await rotate.destroy_keks(vault.store, before=5.9, now=9.0) == frozenset()
-    assert await rotate.destroy_keks(vault.store, before=6.0, now=9.0) == {1}
+    assert await master_rotation.destroy_keks(vault.store, before=9.0, now=9.0) == frozenset()
+    assert await master_rotation.retire_keks(vault.store, now=6.0) == {1}
+    assert await master_rotation.destroy_keks(vault.store, before=5.9, now=9.0) == frozenset()
+    assert await master_rotation.destroy_keks(vault.store, before=6.0, now=9.0) == {1}
 
 
 async def test_after_a_kek_is_destroyed_all_opens(vault: Vault, tmp_path: Path) -> None:
@@ -87,10 +87,10 @@ async def test_after_a_kek_is_destroyed_all_opens(vault: Vault, tmp_path: Path) 
     await document.change(lambda _: {"a": 2})
     async with await unseal(tmp_path) as other:
         assert await stored(other) == before
-        await rotate.rotate_kek(vault.store, replaces=1, now=5.0)
+        await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
         await reseal_all(vault)
-        await rotate.retire_keks(vault.store, now=6.0)
-        await rotate.destroy_keks(vault.store, before=6.0, now=9.0)
+        await master_rotation.retire_keks(vault.store, now=6.0)
+        await master_rotation.destroy_keks(vault.store, before=6.0, now=9.0)
         keystore = await vault.store.keystore()
         assert keystore.hierarchy.kek_versions == {2}
         with pytest.raises(UnknownKeyError):
@@ -105,22 +105,22 @@ async def test_after_a_kek_is_destroyed_all_opens(vault: Vault, tmp_path: Path) 
 
 async def test_master_rotation(vault: Vault, tmp_path: Path) -> None:
     before = await stored(vault)
-    await rotate.rotate_master(vault.store, replaces=1, now=5.0)
+    await master_rotation.rotate_master(vault.store, replaces=1, now=5.0)
     keystore = await vault.store.keystore()
     assert keystore.root_header.master.version == 2
     assert [is_wrapped(v) for v in keystore.root_header.keks.versions] == [True, False]
     assert await stored(vault) == before
-    await rotate.discard_master(vault.store, 1)
+    await master_rotation.discard_master(vault.store, 1)
     async with await unseal(tmp_path) as other:
         assert await stored(other) == before
-        await rotate.rotate_kek(other.store, replaces=2, now=6.0)
+        await master_rotation.rotate_kek(other.store, replaces=2, now=6.0)
         assert await stored(other) == before
-        await rotate.rotate_master(other.store, replaces=2, now=7.0)
+        await master_rotation.rotate_master(other.store, replaces=2, now=7.0)
     async with await unseal(tmp_path) as other:
         assert await stored(other) == before
         await reseal_all(other)
-        assert await rotate.retire_keks(other.store, now=8.0) == {1, 2, 3}
-        assert await rotate.destroy_keks(other.store, before=8.0, now=8.0) == {1, 2, 3}
+        assert await master_rotation.retire_keks(other.store, now=8.0) == {1, 2, 3}
+        assert await master_rotation.destroy_keks(other.store, before=8.0, now=8.0) == {1, 2, 3}
     async with await unseal(tmp_path) as other:
         assert await stored(other) == before
         assert states(await keks_of(other)) == ["destroyed"] * 3 + ["primary"]
@@ -130,10 +130,10 @@ async def test_a_discarded_master_key_is_gone_and_the_present_one_stays(
     vault: Vault, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyStateError):
-        await rotate.discard_master(vault.store, 1)
-    await rotate.rotate_master(vault.store, replaces=1, now=5.0)
-    await rotate.discard_master(vault.store, 1)
-    await rotate.discard_master(vault.store, 1)
+        await master_rotation.discard_master(vault.store, 1)
+    await master_rotation.rotate_master(vault.store, replaces=1, now=5.0)
+    await master_rotation.discard_master(vault.store, 1)
+    await master_rotation.discard_master(vault.store, 1)
     provider = FileProvider(tmp_path / "master.key")
     with pytest.raises(MasterKeyNotFoundError):
         await provider.load(vault_id=vault.vault_id, version=1, params={})
@@ -148,7 +148,7 @@ async def test_a_key_that_is_at_the_provider_already_is_never_rotated_to(
     planted, _ = await provider.create(vault_id=vault.vault_id, version=2)
     before = await stored(vault)
     with planted:
-        await rotate.rotate_master(vault.store, replaces=1, now=5.0)
+        await master_rotation.rotate_master(vault.store, replaces=1, now=5.0)
         record = (await vault.store.keystore()).root_header.master
         assert record.version == 3
         assert record.check != master_check(planted, vault_id=vault.vault_id)
@@ -163,7 +163,7 @@ async def test_a_rotation_that_lost_a_race_takes_its_key_back(
 ) -> None:
     async with await unseal(tmp_path) as other, anyio.create_task_group() as group:
         for store in (vault.store, other.store, vault.store):
-            group.start_soon(partial(rotate.rotate_master, store, replaces=1, now=5.0))
+            group.start_soon(partial(master_rotation.rotate_master, store, replaces=1, now=5.0))
     record = (await vault.store.keystore()).root_header.master
     lines = (tmp_path / "master.key").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["v1", f"v{record.version}"]
@@ -176,9 +176,9 @@ async def test_a_rotation_that_fails_takes_its_key_back(
         made.hierarchy.close()
         raise KeyStateError("injected", hint="-")
 
-    monkeypatch.setattr(rotate, "_compare", fail)
+    monkeypatch.setattr(master_rotation, "_compare", fail)
     with pytest.raises(KeyStateError, match="injected"):
-        await rotate.rotate_master(vault.store, replaces=1, now=5.0)
+        await master_rotation.rotate_master(vault.store, replaces=1, now=5.0)
     assert (tmp_path / "master.key").read_text().count("\n") == 1
 
 
@@ -191,8 +191,8 @@ async def test_an_adopted_key_is_never_deleted(tmp_path: Path) -> None:
             tmp_path / "b", master=uri, use_existing_key=True
         ) as second:
             for vault in (second, first):
-                await rotate.rotate_master(vault.store, replaces=1, now=5.0)
-                await rotate.discard_master(vault.store, 1)
+                await master_rotation.rotate_master(vault.store, replaces=1, now=5.0)
+                await master_rotation.discard_master(vault.store, 1)
     lines = (tmp_path / "k").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["v1", "v2", "v3"]
     for name, params in (("a", {}), ("b", {"adopted": "yes"})):
@@ -247,15 +247,15 @@ async def test_a_service_without_records_gets_a_fence_before_its_key_goes(
 
 
 async def test_compromised_versions_go_without_grace(vault: Vault) -> None:
-    await rotate.mark_keks_compromised(vault.store, [1], now=4.0)
-    await rotate.rotate_kek(vault.store, replaces=1, now=5.0)
+    await master_rotation.mark_keks_compromised(vault.store, [1], now=4.0)
+    await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
     await reseal_all(vault)
-    await rotate.retire_keks(vault.store, now=6.0)
-    assert await rotate.destroy_keks(vault.store, before=0.0, now=6.0) == {1}
+    await master_rotation.retire_keks(vault.store, now=6.0)
+    assert await master_rotation.destroy_keks(vault.store, before=0.0, now=6.0) == {1}
 
 
 async def test_the_home_of_a_rotated_vault(vault: Vault) -> None:
-    await rotate.rotate_kek(vault.store, replaces=1, now=5.0)
+    await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
     await reseal_all(vault)
-    assert (await reseal.scan(vault.store)).only
+    assert (await kek_rotation.scan(vault.store)).only
     assert home_in(vault.home.parent) == vault.home

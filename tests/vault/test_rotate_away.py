@@ -20,9 +20,10 @@ from apex_creds.errors import (
 )
 from apex_creds.keys import provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
+from apex_creds.scheduler import master_rotation
 from apex_creds.storage.base import Write, WriteResult
 from apex_creds.storage.memory_storage import MemoryStorage
-from apex_creds.vault import genesis, rotate
+from apex_creds.vault import genesis
 from tests.support.vaults import FakeClock, NoNote
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
@@ -108,7 +109,7 @@ async def test_a_key_that_the_stored_vault_needs_stays(
 ) -> None:
     server.storage.around = cut(server, error, written=True, back=back)
     with pytest.raises(error):
-        await rotate.rotate_master(server.store, replaces=1, now=5.0)
+        await master_rotation.rotate_master(server.store, replaces=1, now=5.0)
     assert server.keys() == ["v1", "v2"]
     assert await server.opens_with() == 2
 
@@ -122,7 +123,7 @@ async def test_a_write_that_lands_after_it_was_given_up_finds_its_key(server: Se
 
     server.storage.around = around
     with pytest.raises(StorageUncertainError):
-        await rotate.rotate_master(server.store, replaces=1, now=5.0)
+        await master_rotation.rotate_master(server.store, replaces=1, now=5.0)
     assert (await server.store.keystore()).root_header.master.version == 1
     await late[0]()
     assert await server.opens_with() == 2
@@ -140,7 +141,7 @@ async def test_a_rotation_that_is_cancelled_keeps_the_key(server: Server, back: 
             raise AssertionError
 
         server.storage.around = around
-        await rotate.rotate_master(server.store, replaces=1, now=5.0)
+        await master_rotation.rotate_master(server.store, replaces=1, now=5.0)
     assert scope.cancelled_caught
     assert server.keys() == ["v1", "v2"]
     assert await server.opens_with() == 2
@@ -149,13 +150,13 @@ async def test_a_rotation_that_is_cancelled_keeps_the_key(server: Server, back: 
 async def test_the_next_rotation_passes_over_what_was_left(server: Server) -> None:
     server.storage.around = cut(server, StorageUncertainError, written=False, back=True)
     with pytest.raises(StorageUncertainError):
-        await rotate.rotate_master(server.store, replaces=1, now=5.0)
+        await master_rotation.rotate_master(server.store, replaces=1, now=5.0)
     assert await server.opens_with() == 1
-    await rotate.rotate_master(server.store, replaces=1, now=6.0)
+    await master_rotation.rotate_master(server.store, replaces=1, now=6.0)
     assert server.keys() == ["v1", "v2", "v3"]
     assert await server.opens_with() == 3
     for version in (1, 2):
-        await rotate.discard_master(server.store, version)
+        await master_rotation.discard_master(server.store, version)
     assert server.keys() == ["v3"]
 
 
@@ -179,27 +180,27 @@ async def test_a_rotation_that_came_second_discards_only_what_it_can_look_up(
 
         results: list[WriteResult] = []
         server.storage.around = losing
-        after = await rotate.rotate_master(server.store, replaces=1, now=5.0)
+        after = await master_rotation.rotate_master(server.store, replaces=1, now=5.0)
         assert after.root_header.master.version == 2
         return results
 
     await winner.unseal()
     first.around = winning
-    await rotate.rotate_master(winner, replaces=1, now=5.0)
+    await master_rotation.rotate_master(winner, replaces=1, now=5.0)
     await winner.close()
     assert server.keys() == (["v1", "v2", "v3"] if away else ["v1", "v2"])
     assert await server.opens_with() == 2
 
 
 async def test_no_key_is_made_or_deleted_while_the_server_is_away(server: Server) -> None:
-    await rotate.rotate_master(server.store, replaces=1, now=5.0)
+    await master_rotation.rotate_master(server.store, replaces=1, now=5.0)
     await server.store.refresh()
     server.storage.reachable = False
     assert (await server.store.keystore()).root_header.master.version == 2  # from memory
     with pytest.raises(StorageStaleError):
-        await rotate.rotate_master(server.store, replaces=2, now=6.0)
+        await master_rotation.rotate_master(server.store, replaces=2, now=6.0)
     with pytest.raises(StorageStaleError):
-        await rotate.discard_master(server.store, 1)
+        await master_rotation.discard_master(server.store, 1)
     assert server.keys() == ["v1", "v2"]
 
 
@@ -254,7 +255,7 @@ async def test_a_key_store_that_is_put_back_right_after_its_commit_is_refused(
 async def test_a_rotation_that_is_put_back_loses_no_key(server: Server) -> None:
     server.storage.around = lambda write: put_back(server, write)
     with pytest.raises(RollbackDetectedError):
-        await rotate.rotate_master(server.store, replaces=1, now=5.0)
+        await master_rotation.rotate_master(server.store, replaces=1, now=5.0)
     assert server.keys() == ["v1", "v2"]
     with pytest.raises(RollbackDetectedError):
-        await rotate.discard_master(server.store, 1)
+        await master_rotation.discard_master(server.store, 1)

@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 
 from apex_creds.compat import vault_session
+from apex_creds.documents.cached import recommit
 from apex_creds.documents.document import VERSION
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken
+from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.policy import Level
-from apex_creds.vault import Vault, reseal
+from apex_creds.vault import Vault
 
 VAULTS = Path(__file__).parent / "vaults"
 
@@ -35,8 +37,8 @@ async def fill(vault: Vault) -> None:
     await vault.put("bytes", GenericSecret(bytes(range(256))), expires=4e9)
     await vault.put("ключ ☕", ApiKey("unicode name"))
     await vault.grant("plugin", "key", scopes=["read"], reveal=True)
-    for name in reseal.DOCUMENTS:
-        await reseal.reseal(vault.store, name)
+    for name in kek_rotation.DOCUMENTS:
+        await recommit(vault.store, name)
 
 
 async def expected(vault: Vault) -> dict[str, object]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from apex_creds.admin import master_recovery, restore
+from apex_creds.admin.backup import backup
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.keystore import root_header
 from apex_creds.keys import provider_from_uri
@@ -12,8 +14,7 @@ from apex_creds.keys.provider import hold
 from apex_creds.keys.shares import combine, parse_share
 from apex_creds.model import SystemClock
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import Vault, recovery, restoring
-from apex_creds.vault.backup import backup
+from apex_creds.vault import Vault
 from tests.faults.scenarios.rotation import counted_keyring
 from tests.support import killer
 
@@ -42,23 +43,23 @@ def key_of(shares: Path) -> SecretBytes:
 
 async def _restore_key(home: Path, master: str, shares: Path) -> None:
     storage, provider = FileStorage(home), provider_from_uri(master)
-    _, data = await recovery.read_root(storage)
+    _, data = await master_recovery.read_root(storage)
     await storage.close()
     with key_of(shares) as key:
         killer.begin()
         with counted_keyring():
-            await recovery.restore_key(key, data, provider)
+            await master_recovery.restore_key(key, data, provider)
         async with await Vault.unseal(home, master=provider) as vault:
-            await recovery.note_provider(vault, provider)
+            await master_recovery.note_provider(vault, provider)
     killer.acknowledge("restored")
 
 
 async def _reset(home: Path, master: str, shares: Path) -> None:
     storage, provider = FileStorage(home), provider_from_uri(master)
-    header, _ = await recovery.read_root(storage)
+    header, _ = await master_recovery.read_root(storage)
     await storage.close()
     lost = root_header(header).master
-    if await recovery.has_key(provider, header):
+    if await master_recovery.has_key(provider, header):
         killer.acknowledge("nothing to reset")
         return
     with key_of(shares) as key:
@@ -66,7 +67,7 @@ async def _reset(home: Path, master: str, shares: Path) -> None:
         killer.begin()
         with counted_keyring():
             async with await Vault.unseal(home, master=held) as vault:
-                await recovery.reset_master(vault, lost=lost)
+                await master_recovery.reset_master(vault, lost=lost)
     killer.acknowledge("reset")
 
 
@@ -81,13 +82,13 @@ async def _backup(home: Path, master: str, destination: Path) -> None:
 def restored(home: Path, master: str, source: Path) -> None:
     """What the command does."""
     provider, clock = provider_from_uri(master), SystemClock()
-    with restoring.staged(source, home) as stage:
+    with restore.staged(source, home) as stage:
 
         async def check() -> object:
-            return await restoring.check_copy(stage, provider=provider, clock=clock)
+            return await restore.check_copy(stage, provider=provider, clock=clock)
 
         manifest = asyncio.run(check())
-        restoring.install(stage, home)
+        restore.install(stage, home)
         asyncio.run(
-            restoring.record(home, manifest, provider=provider, reason="test", clock=clock)
+            restore.record(home, manifest, provider=provider, reason="test", clock=clock)
         )

@@ -41,7 +41,7 @@ from apex_creds.keys.hierarchy import (
     master_check,
 )
 from apex_creds.keys.keyset import Keyset, KeyState, grace_over
-from apex_creds.vault.reseal import scan, wrapped_under
+from apex_creds.scheduler.kek_rotation import scan, wrapped_under
 
 _MAX_TRIES: Final = 2000
 

@@ -7,21 +7,14 @@ no writer is left who could: each commit is tied to the key store that it was co
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
-from apex_creds.concurrency import off_loop
 from apex_creds.crypto import envelope
 from apex_creds.documents.cached import Document
-from apex_creds.documents.document import Header, check_mac, parse
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.store import DocumentStore
-from apex_creds.errors import (
-    IntegrityError,
-)
 from apex_creds.keys.hierarchy import is_wrapped
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS
@@ -73,7 +66,7 @@ async def scan(store: DocumentStore) -> KekScan:
     for name in SECTION_NAMES:
         documents |= await store.sections.kek_versions(name)
     for name in STATE_DOCUMENTS:
-        documents[name] = await _document(store, name).kek_version()
+        documents[name] = await Document(store, name=name, empty=b"").kek_version()
     keystore = await store.keystore()
     primary = keystore.root_header.keks.primary.version
     return KekScan(primary=primary, documents=documents, keys=wrapped_under(keystore))
@@ -90,40 +83,3 @@ def wrapped_under(keystore: Keystore) -> dict[int, int]:
         under = envelope.header(version.material)[1]
         counts[under] = counts.get(under, 0) + 1
     return counts
-
-
-async def reseal(store: DocumentStore, *names: str) -> None:
-    """Commits documents again, under the primary KEK; those that do not exist, empty.
-
-    Raises:
-        ConflictError: Other writers were first, a hundred times.
-    """
-    await store.sections.recommit([name for name in names if name not in STATE_DOCUMENTS])
-    for name in names:
-        if name in STATE_DOCUMENTS:
-            await _document(store, name).reseal()
-
-
-async def authentic(store: DocumentStore, names: Collection[str]) -> dict[str, Header]:
-    """The headers of the documents that are the vault's own, however old they are.
-
-    For an older state that is accepted on purpose. What does not open is left out: whoever
-    reads it gets the error.
-    """
-    found: dict[str, Header] = {}
-    for name in names:
-        stored = await store.storage.read(name)
-        if stored is None:
-            continue
-        with suppress(IntegrityError):
-            packed = parse(stored.data, section=name, vault_id=store.unsealed().header.vault_id)
-            keys = await store.keys_for(name, packed.header.kek_version)
-            await off_loop(len(stored.data) >> 9, partial(check_mac, packed, keys))
-            found[name] = packed.header
-            store.rollback.register(name, (packed.header.generation, packed.mac))
-    return found
-
-
-def _document(store: DocumentStore, name: str) -> Document[bytes]:
-    """A document whose type nobody here knows."""
-    return Document(store, name=name, empty=b"")

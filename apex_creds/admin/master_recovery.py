@@ -34,8 +34,8 @@ from apex_creds.errors import (
 from apex_creds.keys import ADOPTED, MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy, master_check
 from apex_creds.keys.provider import MasterKeyReceiver, hold
+from apex_creds.scheduler import master_rotation
 from apex_creds.storage.base import Storage
-from apex_creds.vault import rotate
 from apex_creds.vault.vault import Vault
 
 __all__ = [
@@ -324,7 +324,7 @@ async def reset_master(vault: Vault, *, lost: MasterRecord) -> Reset:
     _log(vault, "recovery reset-master", f"v{lost.version} is lost", version=lost.version)
     now = vault.clock.time()
     with observe.triggered("recovery"):
-        after = await rotate.rotate_master(vault.store, replaces=lost.version, now=now)
+        after = await master_rotation.rotate_master(vault.store, replaces=lost.version, now=now)
     made = after.root_header.master
     if made.version <= lost.version:
         raise KeyStateError("The master key was replaced meanwhile.", hint="Look again.")

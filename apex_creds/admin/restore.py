@@ -20,6 +20,14 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from apex_creds.admin.backup import (
+    MANIFEST,
+    Manifest,
+    check_signature,
+    digest,
+    examine,
+    read_manifest,
+)
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.verify import in_use
 from apex_creds.errors import CorruptDocumentError, StorageError
@@ -31,14 +39,6 @@ from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import archive, remains
-from apex_creds.vault.backup import (
-    MANIFEST,
-    Manifest,
-    check_signature,
-    digest,
-    examine,
-    read_manifest,
-)
 from apex_creds.vault.remains import ASIDE, STAGE
 from apex_creds.vault.vault import Vault
 

@@ -46,9 +46,10 @@ from apex_creds.fs.private_files import Folder, sync_directory
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.model import SECTIONS, Clock
+from apex_creds.scheduler import kek_rotation
 from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import copied_log, genesis, reseal
+from apex_creds.vault import copied_log, genesis
 from apex_creds.vault.anchor import open_signing_key
 from apex_creds.vault.archive import pack, put_file
 from apex_creds.vault.partial import KeystoreInMemory, partial_copy
@@ -264,9 +265,9 @@ async def examine(
     try:
         keystore = await store.unseal()
         genesis.map_names(storage, keystore)
-        await reseal.scan(store)
+        await kek_rotation.scan(store)
         count = 0
-        for section in [await store.sections.read(name) for name in reseal.SECTION_NAMES]:
+        for section in [await store.sections.read(name) for name in kek_rotation.SECTION_NAMES]:
             await off_loop(len(section.records), partial(_open_all, section, keystore))
             count += len(section.records)
         events, head = await _check_log(storage.root, keystore)

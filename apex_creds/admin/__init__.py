@@ -1,0 +1,1 @@
+"""Operations on a whole vault: backup, restore, transfer, recovery of the master key."""
