@@ -1,4 +1,4 @@
-# make demo | check | test | lint | audit | lock | bench | docs | format | clean.  Each makes what
+# make demo | check | test | cover | lint | audit | lock | bench | docs | format | clean.  Each makes what
 # it needs, once; check is the quick part of test.
 #
 #   make test ARGS='tests/crypto -k aead'      ARGS go to pytest
@@ -12,7 +12,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test lint audit lock bench docs format clean core dev
+.PHONY: help demo check test cover lint audit lock bench docs format clean core dev
 
 help:
 	@sed -n '1,7s/^# \{0,1\}//p' Makefile
@@ -35,11 +35,21 @@ demo: core
 test: dev
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
+# Branches that the tests take, of what runs in the tests' own processes; a floor for four rooms.
+cover: dev
+	@$(BIN)/python -m pytest -n auto --dist worksteal -q --hypothesis-profile=brief \
+		-m 'not slow and not faults and not e2e' --cov --cov-report= $(ARGS)
+	@$(BIN)/coverage report
+	@for room in crypto keys documents policy; do \
+		$(BIN)/coverage report --include="apex_creds/$$room/*" --fail-under=90 --format=total \
+			| sed "s/^/$$room: /" || exit 1; done
+
 lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing/program.py
+	@$(BIN)/pyright --pythonpath $(BIN)/python tests/typing/program.py
 	$(BIN)/lint-imports --no-logo
 
 # What is installed against the lock and its own records; needs no network.

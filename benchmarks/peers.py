@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 SECRET: Final = f"sk-{secrets.token_hex(20)[:37]}"
 _BUS: Final = "DBUS_SESSION_BUS_ADDRESS"
-_NEEDS_EXTRA: Final = "pip install 'apex-creds[bench]'"
+_NEEDS_EXTRA: Final = "scripts/bootstrap.sh .venv-bench bench"
 
 
 def _need(module: str) -> ModuleType:

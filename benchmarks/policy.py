@@ -162,7 +162,7 @@ def _enforcer(rules: Sequence[Line]) -> Callable[..., bool]:
     try:
         module: Any = importlib.import_module("casbin")
     except ImportError:
-        raise UnavailableError("no module casbin; pip install 'apex-creds[bench]'") from None
+        raise UnavailableError("no casbin: scripts/bootstrap.sh .venv-bench bench") from None
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.conf"
         model.write_text(_MODEL, encoding="utf-8")

