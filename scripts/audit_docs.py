@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from apex_creds.audit.events import SCHEMA_VERSION, AuditEvent, EventKind, Recorded
-from apex_creds.audit.upkeep import DEFAULT_CADENCE
+from apex_creds.audit.maintenance import DEFAULT_CADENCE
 from apex_creds.vault.config import AuditConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "AUDIT.md"

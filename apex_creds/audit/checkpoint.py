@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from apex_creds.audit import note as notes
-from apex_creds.audit.files import (
+from apex_creds.audit.log_files import (
     create_whole,
     exists,
     lock,

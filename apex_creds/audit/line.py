@@ -8,29 +8,30 @@ A segment is lines of JSON. The first says which segment it is and holds the tre
 before it; the last of a sealed one says so; each between is an event,
 ``{"v":1,"seq":N,`` … ``,"hash":"H"}``, whose entry in the tree is the line without
 ``,"hash":"H"``, and ``H`` is the hexadecimal ``tree.leaf_hash`` of that entry.
+
+Whatever a plugin has a say in (names, methods, the class of its error) goes through
+``encode``, escaped and trimmed; all else in an event of the hot path is a number or an
+identifier of hexadecimal digits, which needs neither.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Final
+from typing import Final, TypeVar, final
 
 import msgspec
 
-from apex_creds.audit.events import SCHEMA_VERSION, AuditEvent, Recorded
+from apex_creds.audit.events import SCHEMA_VERSION, AuditEvent, EventKind, Recorded
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import InvalidInputError
+from apex_creds.model import MAX_NAME_BYTES
 
 __all__ = [
     "MAX_LINE",
-    "SEAL",
-    "START",
-    "TAIL",
-    "TAIL_OF",
+    "Actor",
     "decode",
-    "decode_all",
     "encode",
     "entry_of",
     "fault",
@@ -40,6 +41,7 @@ __all__ = [
     "link",
     "parse_header",
     "seal",
+    "shown_label",
 ]
 
 MAX_LINE: Final = 64 * 1024
@@ -48,26 +50,21 @@ MAX_LINE: Final = 64 * 1024
 _MAX_BODY: Final = 32 * 1024
 _MAX_TEXT: Final = 200
 _VERSION: Final = b'{"v":%d,' % SCHEMA_VERSION
-START: Final = _VERSION + b'"seq":%d,'
+_START: Final = _VERSION + b'"seq":%d,'
 """What an event's line begins with, for ``%`` and its number."""
-_LEAF: Final = b"\x00" + START
+_LEAF: Final = b"\x00" + _START
 _MARK: Final = b',"hash":"'
 _END: Final = b'"}\n'
 _HASH: Final = 64
-TAIL: Final = len(_MARK) + _HASH + len(_END)
+_TAIL: Final = len(_MARK) + _HASH + len(_END)
 """Length of a line's end: its hash and what is around it, with the newline."""
-TAIL_OF: Final = _MARK + b'%s"}'
-"""That end without the newline, for ``%`` and the hash."""
-SEAL: Final = _VERSION + b'"sealed":'
-"""What the last line of a sealed segment begins with."""
 _ANY_VERSION: Final = re.compile(rb'\{"v":([1-9][0-9]{0,8}),')
 
 _encode = msgspec.json.Encoder().encode
 _check = msgspec.json.Decoder(AuditEvent).decode
 _decoder = msgspec.json.Decoder(Recorded)
 _decode = _decoder.decode
-decode_all: Final = _decoder.decode_lines
-"""Decodes many lines at once; raises as ``decode``."""
+_decode_all: Final = _decoder.decode_lines
 
 
 def encode(event: AuditEvent) -> bytes:
@@ -126,7 +123,7 @@ def link(seq: int, body: bytes) -> tuple[bytes, bytes]:
 
 def entry_of(line: bytes) -> bytes:
     """Returns what the tree has of a line: the line without its hash."""
-    return line[:-TAIL] + b"}"
+    return line[:-_TAIL] + b"}"
 
 
 def leaf_of(line: bytes) -> bytes:
@@ -140,8 +137,8 @@ def leaf_of(line: bytes) -> bytes:
 
 def fault(seq: int, line: bytes) -> str:
     """Returns what is wrong with ``line`` as event ``seq``, or ""; newline included."""
-    digest = sha256(b"\x00" + line[:-TAIL] + b"}").hexdigest().encode()
-    if not line.endswith(_MARK + digest + _END) or not line.startswith(START % seq):
+    digest = sha256(b"\x00" + line[:-_TAIL] + b"}").hexdigest().encode()
+    if not line.endswith(_MARK + digest + _END) or not line.startswith(_START % seq):
         return _explain(seq, line)
     try:
         return "" if _decode(line).seq == seq else "has two numbers"
@@ -155,7 +152,7 @@ def _explain(seq: int, line: bytes) -> str:
     version = _ANY_VERSION.match(line)
     if version and int(version[1]) > SCHEMA_VERSION:
         return f"is of version {int(version[1])}, newer than this program (or was altered)"
-    if not line.startswith(START % seq):
+    if not line.startswith(_START % seq):
         return "is not the event of that number: lines were changed, added, removed or moved"
     return "does not have the hash that its content gives: it was altered"
 
@@ -200,13 +197,199 @@ def parse_header(line: bytes, *, segment: int, vault_id: str) -> Frontier | None
 
 def seal(*, segment: int, last: int) -> bytes:
     """Returns the last line of a segment whose last event is ``last``."""
-    return SEAL + b'%d,"last":%d}\n' % (segment, last)
+    return _VERSION + b'"sealed":%d,"last":%d}\n' % (segment, last)
 
 
-def leaves_of(lines: Sequence[bytes]) -> list[bytes]:
-    """Returns the leaves (32 bytes each) that lines say they are; not checked.
+# -- many lines at once ---------------------------------------------------------------------
 
-    Raises:
-        ValueError: One does not end in a hash.
+_PIECE: Final = 2 * MAX_LINE
+_NEXT: Final = b"\n" + _VERSION + b'"seq":'
+_MARKED: Final = slice(1 - _TAIL, 1 - _TAIL + len(_MARK))
+"""Where in a line without its newline the mark before its hash is."""
+
+
+class _Slim(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+    hash: str
+
+
+_decode_slim: Final = msgspec.json.Decoder(_Slim).decode_lines
+
+
+def leaves_of(body: bytes, first: int, signed: int = 0) -> tuple[list[bytes], str]:
+    """Returns the leaves of all good lines, and what is wrong with the next one, if any.
+
+    What makes verification quick: a leaf is returned only for a line that is whole,
+    canonical, of the number that is next, and of its own hash.
+
+    Up to event ``signed`` the vault's signature says that the lines are of the schema;
+    later ones are asked.
     """
-    return [leaf_of(line) for line in lines]
+    leaves: list[bytes] = []
+    start = 0
+    while start < len(body):
+        # In pieces that a processor's cache holds.
+        end = body.rfind(b"\n", start, start + _PIECE) + 1 or start + _PIECE
+        piece = body[start:end]
+        more, wrong = _leaves_of_piece(piece, first + len(leaves), signed)
+        leaves += more
+        if wrong:
+            return leaves, wrong
+        start = end
+    return leaves, ""
+
+
+def _leaves_of_piece(piece: bytes, first: int, signed: int) -> tuple[list[bytes], str]:
+    found = piece.split(b"\n")
+    torn = found.pop()
+    slim = first + len(found) - 1 <= signed
+    leaves = _quick(piece[: len(piece) - len(torn)], found, first, slim=slim)
+    if leaves is None:
+        return _slow(found, first)
+    return leaves, fault(first + len(found), torn) if torn else ""
+
+
+def _quick(
+    body: bytes, found: Sequence[bytes], first: int, *, slim: bool
+) -> list[bytes] | None:
+    """The leaves of lines that are all good, else None."""
+    count = len(found)
+    try:
+        events: Sequence[_Slim | Recorded]
+        events = _decode_slim(body) if slim else _decode_all(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    hashes = [sha256(b"\x00" + text[: 1 - _TAIL] + b"}") for text in found]
+    right = (
+        body.count(_NEXT) == max(count - 1, 0)
+        and body.startswith(_NEXT[1:] if count else b"")
+        and [each.seq for each in events] == list(range(first, first + count))
+        and [each.hash for each in events] == [each.hexdigest() for each in hashes]
+        and [text[_MARKED] for text in found].count(_MARK) == count
+    )
+    return [each.digest() for each in hashes] if right else None
+
+
+def _slow(found: Sequence[bytes], first: int) -> tuple[list[bytes], str]:
+    leaves: list[bytes] = []
+    for seq, text in enumerate(found, start=first):
+        if wrong := fault(seq, text + b"\n"):
+            return leaves, wrong
+        leaves.append(leaf_of(text + b"\n"))
+    return leaves, "is not an event of this log's format"
+
+
+# -- the hot path: what repeats is encoded once --------------------------------------------
+
+_BARE: Final = AuditEvent(0.0, EventKind.LEASE)
+_EMPTY: Final = len(b'{"time":0.0,"kind":"lease"')
+_MANY: Final = 4096
+_Key = TypeVar("_Key", str, tuple[str, str])
+
+
+@final
+class Actor:
+    """A plugin's action, as the beginning of its events.
+
+    Args:
+        plugin: Its id.
+        version: Its version; may be empty.
+        action: The action's name.
+        shown: Gives a credential's name as the log shows it.
+    """
+
+    __slots__ = ("_credentials", "_end", "_lease", "_redeem", "_shown", "_uses")
+
+    def __init__(
+        self, plugin: str, version: str, action: str, *, shown: Callable[[str], str] = str
+    ) -> None:
+        self._shown = shown
+        who = _fields(plugin=plugin, plugin_version=version, action=action)
+        self._lease = f',"kind":"lease"{who},"decision":"allow","reason":"granted"'
+        self._redeem = f',"kind":"redeem"{who},"decision":"allow","reason":"granted"'
+        self._end = f',"kind":"invocation"{who}'
+        self._credentials: dict[str, str] = {}
+        self._uses: dict[tuple[str, str], str] = {}
+
+    def lease(
+        self, time: float, *, invocation: str, lease: str, parent: str, credential: str
+    ) -> bytes:
+        """A lease was made."""
+        name = self._credentials.get(credential) or self._name(credential)
+        link = f',"parent":"{parent}"' if parent else ""
+        return (
+            f'{{"time":{time!r}{self._lease}{name},"invocation":"{invocation}"'
+            f',"lease":"{lease}"{link}}}'
+        ).encode()
+
+    def redeem(
+        self,
+        time: float,
+        *,
+        invocation: str,
+        lease: str,
+        parent: str,
+        credential: str,
+        key: tuple[bytes, int],
+        method: str,
+        origin: str,
+        ids: tuple[str, str],
+    ) -> bytes:
+        """A lease is redeemed."""
+        name = self._credentials.get(credential) or self._name(credential)
+        use = self._uses.get((method, origin)) or self._use(method, origin)
+        more = f',"parent":"{parent}"' if parent else ""
+        if ids[0]:
+            more += f',"trace_id":"{ids[0]}","span_id":"{ids[1]}"'
+        return (
+            f'{{"time":{time!r}{self._redeem}{name},"invocation":"{invocation}"'
+            f',"lease":"{lease}","key_id":"{key[0].hex()}","key_version":{key[1]}'
+            f"{use}{more}}}"
+        ).encode()
+
+    def end(
+        self, time: float, *, invocation: str, parent: str, outcome: str, duration_us: int
+    ) -> bytes:
+        """An invocation is over."""
+        link = f',"parent":"{parent}"' if parent else ""
+        how = _OK if outcome == "ok" else _fields(outcome=outcome)
+        return (
+            f'{{"time":{time!r}{self._end},"invocation":"{invocation}"{link}'
+            f'{how},"duration_us":{duration_us}}}'
+        ).encode()
+
+    def _name(self, credential: str) -> str:
+        text = _fields(credential=self._shown(credential))
+        return _remember(self._credentials, credential, text)
+
+    def _use(self, method: str, origin: str) -> str:
+        text = _fields(method=method, origin=origin)
+        return _remember(self._uses, (method, origin), text)
+
+
+def _remember(known: dict[_Key, str], key: _Key, text: str) -> str:
+    if len(known) >= _MANY:
+        known.clear()
+    known[key] = text
+    return text
+
+
+def _fields(**values: str) -> str:
+    """The fields after time and kind, as they stand in JSON."""
+    cut = {name: _cut(value) for name, value in values.items()}
+    event = msgspec.structs.replace(_BARE, **cut)
+    return encode(event)[_EMPTY:-1].decode()
+
+
+def _cut(text: str) -> str:
+    """Whatever can name a credential or a plugin is kept whole."""
+    return text if len(text) <= MAX_NAME_BYTES else text[:MAX_NAME_BYTES] + "…"
+
+
+_OK: Final = _fields(outcome="ok")
+
+
+def shown_label(label: str, shown: Callable[[str], str]) -> str:
+    """A keyset's label, ``section/service``, with its service as ``shown`` shows names."""
+    section, slash, service = label.partition("/")
+    return f"{section}/{shown(service)}" if slash and section != "access" else label

@@ -26,9 +26,9 @@ import msgspec
 
 from apex_creds.audit import line
 from apex_creds.audit.checkpoint import Checkpoint, LogKey
+from apex_creds.audit.crash_recovery import End, find_end
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.audit.opening import End, find_end
-from apex_creds.audit.upkeep import DEFAULT_CADENCE, Cadence, Upkeep
+from apex_creds.audit.maintenance import DEFAULT_CADENCE, Cadence, Upkeep
 from apex_creds.audit.writer import Writer
 from apex_creds.errors import AuditUnavailableError
 from apex_creds.model import Clock

@@ -15,10 +15,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from apex_creds.audit.archive import MAX_SEGMENT, find_segment, read_either, segments
-from apex_creds.audit.files import create_whole, open_to_read, read_between, status_of
+from apex_creds.audit.crash_recovery import Content, parse
 from apex_creds.audit.line import header
-from apex_creds.audit.opening import Content, parse
+from apex_creds.audit.log_files import create_whole, open_to_read, read_between, status_of
+from apex_creds.audit.segment import MAX_SEGMENT, find_segment, read_either, segments
 from apex_creds.audit.tree import HASH_BYTES, Frontier, node_hash
 from apex_creds.errors import ApexCredsError, IntegrityError
 

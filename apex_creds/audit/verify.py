@@ -19,7 +19,6 @@ from typing import Final
 import msgspec
 
 from apex_creds.audit import line as lines
-from apex_creds.audit.archive import file_name, find_segment, read_either, segments
 from apex_creds.audit.checkpoint import (
     COSIGNED,
     Checkpoint,
@@ -27,11 +26,12 @@ from apex_creds.audit.checkpoint import (
     check_signatures,
     read_keys,
 )
+from apex_creds.audit.crash_recovery import parse
 from apex_creds.audit.events import Recorded
-from apex_creds.audit.files import TRY_LOCK, flock, missing, open_directory
-from apex_creds.audit.leaves import leaves_of
+from apex_creds.audit.line import leaves_of
+from apex_creds.audit.log_files import TRY_LOCK, flock, missing, open_directory
 from apex_creds.audit.note import VerifierKey
-from apex_creds.audit.opening import parse
+from apex_creds.audit.segment import file_name, find_segment, read_either, segments
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import ApexCredsError, AuditTamperedError, IntegrityError
 

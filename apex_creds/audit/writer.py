@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from apex_creds.audit import files, line
-from apex_creds.audit.archive import file_name
+from apex_creds.audit import line, log_files
+from apex_creds.audit.crash_recovery import HINT, End, add_segment, parse, tampered
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.audit.files import lines, unavailable
-from apex_creds.audit.opening import HINT, End, add_segment, parse, tampered
-from apex_creds.audit.segment import Segment
+from apex_creds.audit.log_files import lines, unavailable
+from apex_creds.audit.segment import Segment, file_name
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import Clock
@@ -219,14 +218,14 @@ class Writer:
     def _follow(self) -> None:
         """Goes on in the segment after the one that is sealed, whose lock is held."""
         sealed = self._segment
-        if not files.exists(sealed.path.with_name(file_name(sealed.number + 1))):
+        if not log_files.exists(sealed.path.with_name(file_name(sealed.number + 1))):
             self._add_successor(sealed)
         self._take_over(Segment(sealed.directory, sealed.number + 1))
         self._current()
 
     def _add_successor(self, sealed: Segment) -> None:
         """Does what a writer that was killed had begun."""
-        data = files.read_between(sealed.fd, 0, sealed.size())
+        data = log_files.read_between(sealed.fd, 0, sealed.size())
         content = parse(data, number=sealed.number, vault_id=self.vault_id, trusted=self.seq)
         edge = content.edge.copy()
         edge.extend(content.leaves)

@@ -32,8 +32,8 @@ from apex_creds.audit.checkpoint import (
     read_keys,
 )
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.line import shown_label
 from apex_creds.audit.note import VerifierKey, base64_of, bytes_of
-from apex_creds.audit.text import shown_label
 from apex_creds.audit.verify import check_now, latest
 from apex_creds.cli import console
 from apex_creds.cli.command import (

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from apex_creds.audit.events import EventKind, Recorded
-from apex_creds.audit.text import shown_label
+from apex_creds.audit.line import shown_label
 from apex_creds.errors import SecondFactorError
 from apex_creds.policy.access_state import PendingRequest
 from apex_creds.policy.consent import UNKNOWN, Choice, ConsentAnswer

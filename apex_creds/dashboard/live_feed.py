@@ -24,9 +24,9 @@ import anyio.to_thread
 import msgspec
 
 from apex_creds.audit import line as lines
-from apex_creds.audit.archive import file_name, read_segment, segments
 from apex_creds.audit.events import Recorded
-from apex_creds.audit.files import open_to_read, read_between, settled_size
+from apex_creds.audit.log_files import open_to_read, read_between, settled_size
+from apex_creds.audit.segment import file_name, read_segment, segments
 from apex_creds.dashboard.lease_view import (
     LIFETIME,
     Names,

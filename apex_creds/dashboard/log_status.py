@@ -17,9 +17,9 @@ from typing import Final
 import msgspec
 
 from apex_creds.audit import line as lines
-from apex_creds.audit.archive import read_segment, segments
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
 from apex_creds.audit.events import EventKind, Recorded
+from apex_creds.audit.segment import read_segment, segments
 from apex_creds.audit.verify import Progress, Report, check_now, entries
 from apex_creds.errors import ApexCredsError, AuditTamperedError, InvalidInputError
 

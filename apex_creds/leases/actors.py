@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from apex_creds.audit.text import Actor
+from apex_creds.audit.line import Actor
 from apex_creds.policy.manifest import Manifest
 
 _MANY: Final = 10_000

@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from apex_creds.audit.text import Actor
+from apex_creds.audit.line import Actor
 from apex_creds.documents.records import Record
 from apex_creds.leases.gates import RESPONDER
 from apex_creds.model import new_id

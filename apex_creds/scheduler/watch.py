@@ -13,7 +13,7 @@ from functools import partial
 import anyio.to_thread
 
 from apex_creds.audit.checkpoint import LogKey, read_keys
-from apex_creds.audit.counting import EventCounts, What
+from apex_creds.audit.reader import EventCounts, What
 from apex_creds.audit.verify import Report, check, judged
 from apex_creds.errors import ApexCredsError, AuditTamperedError
 from apex_creds.fs.home import audit_directory

@@ -26,7 +26,7 @@ import anyio.to_thread
 from apscheduler.triggers.cron import CronTrigger
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.audit.text import shown_label
+from apex_creds.audit.line import shown_label
 from apex_creds.clocks import boot_id, boot_time
 from apex_creds.concurrency import Lock, Place, run_at
 from apex_creds.crypto.memory import harden_process

@@ -14,8 +14,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from apex_creds.audit.archive import MAX_SEGMENT
-from apex_creds.audit.upkeep import Cadence
+from apex_creds.audit.maintenance import Cadence
+from apex_creds.audit.segment import MAX_SEGMENT
 from apex_creds.errors import ConflictError, CorruptDocumentError
 from apex_creds.storage.base import CONFIG, Storage
 from apex_creds.storage.file_storage import FileStorage

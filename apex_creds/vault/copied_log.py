@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from apex_creds.audit import files
-from apex_creds.audit.archive import segments
+from apex_creds.audit import log_files
 from apex_creds.audit.checkpoint import CHECKPOINTS, COSIGNED, VKEYS, LogKey, read_keys
+from apex_creds.audit.segment import segments
 from apex_creds.audit.verify import check
 from apex_creds.errors import AuditTamperedError, ConflictError
 from apex_creds.vault.archive import put_file
@@ -38,7 +38,7 @@ def copy(source: Path, target: Path) -> None:
         ConflictError: Its segments kept being renamed.
     """
     for name in (CHECKPOINTS, COSIGNED, VKEYS):
-        if files.exists(source / name):
+        if log_files.exists(source / name):
             put_file(target / name, _lines(source / name))
     _copy_segments(source, target)
     for path in sorted(source.iterdir()):
@@ -64,16 +64,16 @@ def _copy_segments(source: Path, target: Path) -> None:
 
 def _lines(path: Path) -> Iterator[bytes]:
     """All whole lines that are there now."""
-    fd = files.open_to_read(path)
+    fd = log_files.open_to_read(path)
     try:
-        end = files.end_of_lines(fd, files.settled_size(fd))
+        end = log_files.end_of_lines(fd, log_files.settled_size(fd))
         yield from _between(fd, end)
     finally:
         os.close(fd)
 
 
 def _whole(path: Path) -> Iterator[bytes]:
-    fd = files.open_to_read(path)
+    fd = log_files.open_to_read(path)
     try:
         yield from _between(fd, os.fstat(fd).st_size)
     finally:
@@ -82,7 +82,7 @@ def _whole(path: Path) -> Iterator[bytes]:
 
 def _between(fd: int, end: int) -> Iterator[bytes]:
     for start in range(0, end, _CHUNK):
-        yield files.read_between(fd, start, min(start + _CHUNK, end))
+        yield log_files.read_between(fd, start, min(start + _CHUNK, end))
 
 
 def verified(directory: Path, *, key: LogKey) -> tuple[int, str]:

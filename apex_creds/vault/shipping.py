@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from apex_creds.audit.checkpoint import LogKey
-from apex_creds.audit.shipping import Piece, Source, differs_at, restore
+from apex_creds.audit.replication import Piece, Source, differs_at, restore
 from apex_creds.audit.verify import Report, check
 from apex_creds.crypto import aead, kdf
 from apex_creds.crypto.memory import SecretBytes

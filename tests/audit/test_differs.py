@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.audit.archive import file_name
 from apex_creds.audit.checkpoint import CHECKPOINTS
-from apex_creds.audit.shipping import differs_at
+from apex_creds.audit.replication import differs_at
+from apex_creds.audit.segment import file_name
 
 
 def made(where: Path, *segments: bytes, signed: bytes = b"") -> Path:

@@ -19,7 +19,7 @@ from apex_creds.audit.checkpoint import (
     check_signatures,
     read_keys,
 )
-from apex_creds.audit.leaves import leaves_of
+from apex_creds.audit.line import leaves_of
 from apex_creds.audit.note import Signature, VerifierKey
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit import AuditEvent, AuditLog, EventKind, check, read, verify
-from apex_creds.audit.archive import segments
+from apex_creds.audit.segment import segments
 from apex_creds.errors import AuditUnavailableError
 
 VAULT = "ab" * 16
@@ -176,7 +176,7 @@ import os, sys
 from pathlib import Path
 from apex_creds.audit import AuditEvent, AuditLog, EventKind
 from apex_creds.audit.checkpoint import LogKey
-from apex_creds.audit.upkeep import Cadence
+from apex_creds.audit.maintenance import Cadence
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
 from apex_creds.model import SystemClock

@@ -14,13 +14,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apex_creds.audit import AuditEvent, AuditLog, EventKind, files, line, nodes, proofs, tree
-from apex_creds.audit.archive import compress, file_name, segments
+from apex_creds.audit import (
+    AuditEvent,
+    AuditLog,
+    EventKind,
+    line,
+    log_files,
+    nodes,
+    proofs,
+    tree,
+)
 from apex_creds.audit.checkpoint import CHECKPOINTS, Checkpoint, CheckpointFile, LogKey
-from apex_creds.audit.files import create_whole
+from apex_creds.audit.log_files import create_whole
+from apex_creds.audit.maintenance import Cadence
 from apex_creds.audit.note import base64_of
+from apex_creds.audit.segment import compress, file_name, segments
 from apex_creds.audit.tree import Frontier
-from apex_creds.audit.upkeep import Cadence
 from apex_creds.audit.verify import check, entries, latest, read
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import SystemClock
@@ -153,7 +162,7 @@ def test_roots_of_subtrees_wherever_segments_end(
 def bytes_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], int]:
     """Calls something, and returns how many bytes of the log it read."""
     counted: list[int] = []
-    pread = files._pread
+    pread = log_files._pread
 
     def counting(fd: int, count: int, offset: int) -> bytes:
         data = pread(fd, count, offset)
@@ -165,7 +174,7 @@ def bytes_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object
         act()
         return sum(counted)
 
-    monkeypatch.setattr(files, "_pread", counting)
+    monkeypatch.setattr(log_files, "_pread", counting)
     return run
 
 

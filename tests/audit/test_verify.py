@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds.audit import AuditEvent, AuditLog, EventKind, check, line, read, verify
-from apex_creds.audit.archive import compress, pack, read_segment
 from apex_creds.audit.checkpoint import CheckpointFile, LogKey
+from apex_creds.audit.maintenance import Cadence
+from apex_creds.audit.segment import compress, pack, read_segment
 from apex_creds.audit.tree import leaf_hash
-from apex_creds.audit.upkeep import Cadence
 from apex_creds.audit.verify import MAX_UNSIGNED_SECONDS, check_newest, in_use
 from apex_creds.errors import AuditTamperedError, UnsafePathError
 from apex_creds.model import SystemClock

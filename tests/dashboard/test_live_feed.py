@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.audit.archive import segments
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
-from apex_creds.audit.upkeep import Cadence
+from apex_creds.audit.maintenance import Cadence
+from apex_creds.audit.segment import segments
 from apex_creds.dashboard.live_feed import LogTail
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import SystemClock

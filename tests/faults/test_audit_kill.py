@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit import EventKind, check, read
-from apex_creds.audit.archive import segments
 from apex_creds.audit.nodes import has_nodes
+from apex_creds.audit.segment import segments
 from tests.faults.scenarios.audit import VAULT, event, open_log
 from tests.support.killer import Point, Scenario
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit.sinks import Level as Severity
-from apex_creds.audit.sinks.parse import _MAKERS, _OPTIONS
+from apex_creds.audit.sinks.sink_factory import _MAKERS, _OPTIONS
 from apex_creds.leases import CredentialMap
 from apex_creds.scheduler.orders import newest, order
 from apex_creds.scheduler.policy import Level

@@ -1,19 +1,79 @@
-"""What a destination of audit events is.
+"""What a destination of audit events is, and which it gets; files and streams as one.
 
 Guarantee: a ``Sink`` is called by one thread only, that of its own outlet; it may block
-and it may raise, and neither reaches the code that is being audited.
+and it may raise, and neither reaches the code that is being audited. An event of a kind
+that this module does not name goes to every level but ``denials``; a new kind is rather
+seen too often than not at all. A stream gets each line with its newline in as few writes as
+the system allows, and exactly as the log has it.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from enum import StrEnum
+from typing import Final, Protocol
 
-from apex_creds.audit.events import Recorded
-from apex_creds.audit.sinks.levels import Level
+from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.errors import InvalidInputError
 
-__all__ = ["Destination", "Line", "Sink"]
+__all__ = [
+    "CallbackSink",
+    "Destination",
+    "Level",
+    "Line",
+    "Sink",
+    "StreamSink",
+    "severity",
+]
+
+_ROUTINE: Final = frozenset({EventKind.INVOCATION, EventKind.LEASE, EventKind.REDEEM})
+_REFUSALS: Final = frozenset({EventKind.DENIAL, EventKind.LEAK})
+_NO_CHANGE: Final = frozenset({EventKind.UNSEAL, EventKind.EXPOSE})
+_EVERYDAY: Final = frozenset({EventKind.PUT})
+
+
+class Level(StrEnum):
+    """How much a destination gets.
+
+    ``mutations`` is what changes the vault; ``denials`` is what was refused, and leaks;
+    ``security`` is what someone on watch should see: refusals, unsealing, exposures,
+    deletions, grants and their ends, and what the log says of itself.
+    """
+
+    ALL = "all"
+    MUTATIONS = "mutations"
+    DENIALS = "denials"
+    SECURITY = "security"
+
+    def takes(self, kind: EventKind) -> bool:
+        """Whether events of ``kind`` are of this level."""
+        if self is Level.DENIALS:
+            return kind in _REFUSALS
+        return kind not in _EXCLUDED[self]
+
+
+_EXCLUDED: Final[dict[Level, frozenset[EventKind]]] = {
+    Level.ALL: frozenset(),
+    Level.MUTATIONS: _ROUTINE | _REFUSALS | _NO_CHANGE,
+    Level.SECURITY: _ROUTINE | _EVERYDAY,
+}
+
+_INFO, _NOTICE, _WARNING, _ERROR = 6, 5, 4, 3
+_SEVERITIES: Final[dict[EventKind, int]] = {
+    **dict.fromkeys(_ROUTINE, _INFO),
+    EventKind.DENIAL: _WARNING,
+    EventKind.LEAK: _ERROR,
+    EventKind.DROPPED: _ERROR,
+    EventKind.ROLLBACK: _ERROR,
+    EventKind.RECOVERED: _WARNING,
+}
+
+
+def severity(kind: EventKind) -> int:
+    """The severity of ``kind`` in syslog and the journal (RFC 5424, section 6.2.1)."""
+    return _SEVERITIES.get(kind, _NOTICE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +140,59 @@ class Destination:
                 "A destination needs a name, and room for 16 events or more.",
                 hint="Like: syslog:/dev/log?level=security&capacity=10000",
             )
+
+
+_STDERR = 2
+
+
+class StreamSink:
+    """Writes to a file descriptor, which stays open.
+
+    Args:
+        fd: Standard error by default.
+    """
+
+    def __init__(self, fd: int = _STDERR) -> None:
+        self._fd = fd
+
+    def open(self) -> None:
+        """It is open.
+
+        Raises:
+            OSError: The descriptor is not.
+        """
+        os.fstat(self._fd)
+
+    def deliver(self, line: Line) -> None:
+        """Writes one line.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        rest = memoryview(line.data + b"\n")
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+
+    def close(self) -> None:
+        """Leaves it open."""
+
+
+class CallbackSink:
+    """Calls a function with each event, in the outlet's thread.
+
+    Args:
+        function: What it raises means that the event was not taken.
+    """
+
+    def __init__(self, function: Callable[[Recorded], object]) -> None:
+        self._function = function
+
+    def open(self) -> None:
+        """Nothing to connect."""
+
+    def deliver(self, line: Line) -> None:
+        """Calls the function."""
+        self._function(line.event)
+
+    def close(self) -> None:
+        """Nothing to disconnect."""

@@ -13,7 +13,7 @@ import pytest
 from apex_creds.audit import EventKind
 from apex_creds.audit.line import decode, encode, link
 from apex_creds.audit.sinks import JournalSink, Line
-from apex_creds.audit.sinks.journald import format_entry
+from apex_creds.audit.sinks.system_logs import format_entry
 from tests.support.held import event
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no such sockets")

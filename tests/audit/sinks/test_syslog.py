@@ -16,7 +16,7 @@ import pytest
 from apex_creds.audit import AuditEvent, AuditLog, EventKind
 from apex_creds.audit.line import decode, encode, link
 from apex_creds.audit.sinks import Destination, Destinations, Line, SyslogSink
-from apex_creds.audit.sinks.syslog import format_message
+from apex_creds.audit.sinks.system_logs import format_message
 from tests.support.held import event
 from tests.support.loops import WITHIN
 

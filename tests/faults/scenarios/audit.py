@@ -12,7 +12,7 @@ from pathlib import Path
 
 from apex_creds.audit import AuditEvent, AuditLog, EventKind
 from apex_creds.audit.checkpoint import LogKey
-from apex_creds.audit.upkeep import Cadence
+from apex_creds.audit.maintenance import Cadence
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
 from apex_creds.model import SystemClock

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.audit import AuditEvent, AuditLog, EventKind, check, shipping
-from apex_creds.audit.archive import read_segment, segments
+from apex_creds.audit import AuditEvent, AuditLog, EventKind, check, replication
 from apex_creds.audit.checkpoint import CHECKPOINTS, LogKey
-from apex_creds.audit.shipping import Piece, Source, restore
-from apex_creds.audit.upkeep import Cadence
+from apex_creds.audit.maintenance import Cadence
+from apex_creds.audit.replication import Piece, Source, restore
+from apex_creds.audit.segment import read_segment, segments
 from apex_creds.errors import AuditTamperedError, IntegrityError
 from apex_creds.model import SystemClock
 
@@ -107,7 +107,7 @@ def test_long_logs_go_in_several_pieces(
     made: tuple[Path, list[Piece]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, _ = made
-    monkeypatch.setattr(shipping, "MOST", 1000)
+    monkeypatch.setattr(replication, "MOST", 1000)
     pieces = list(Source(directory).pieces())
     assert all(len(p.data) <= 1000 or p.segment == 0 for p in pieces)
     assert all(p.data.endswith(b"\n") for p in pieces)

@@ -16,9 +16,9 @@ from typing import Final
 
 import msgspec
 
-from apex_creds.audit import files
-from apex_creds.audit.archive import file_name, read_segment, segments
+from apex_creds.audit import log_files
 from apex_creds.audit.checkpoint import CHECKPOINTS
+from apex_creds.audit.segment import file_name, read_segment, segments
 from apex_creds.errors import AuditTamperedError, IntegrityError
 
 __all__ = ["Piece", "Source", "differs_at", "restore"]
@@ -134,11 +134,11 @@ def restore(pieces: Iterable[Piece], target: Path) -> None:
     """
     for piece in pieces:
         name = CHECKPOINTS if piece.segment == _SIGNED else file_name(piece.segment)
-        fd = files.open_private(target / name)
+        fd = log_files.open_private(target / name)
         try:
             if piece.segment < 0 or os.fstat(fd).st_size != piece.offset:
                 raise IntegrityError("The copy of an audit log has a gap.")
-            files.write_all(fd, piece.data)
+            log_files.write_all(fd, piece.data)
         finally:
             os.close(fd)
 
@@ -161,14 +161,14 @@ def differs_at(copy: Path, log: Path) -> int:
 
 
 def _read(path: Path, start: int) -> bytes:
-    if not files.exists(path):
+    if not log_files.exists(path):
         if path.name == CHECKPOINTS:
             return b""
-        raise files.missing(path)
-    fd = files.open_to_read(path)
+        raise log_files.missing(path)
+    fd = log_files.open_to_read(path)
     try:
-        return files.read_between(fd, start, files.settled_size(fd))
+        return log_files.read_between(fd, start, log_files.settled_size(fd))
     except OSError as error:
-        raise files.unavailable("read", error) from None
+        raise log_files.unavailable("read", error) from None
     finally:
         os.close(fd)

@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from apex_creds.audit.archive import segments
 from apex_creds.audit.events import EventKind, Recorded
+from apex_creds.audit.segment import segments
 from apex_creds.audit.verify import read
 from apex_creds.policy import factors
 from apex_creds.policy.decide import REFUSALS

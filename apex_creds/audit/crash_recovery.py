@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from apex_creds.audit import files, line
-from apex_creds.audit.archive import file_name, read_segment, segments
+from apex_creds.audit import line, log_files
 from apex_creds.audit.checkpoint import (
     Checkpoint,
     CheckpointFile,
@@ -25,8 +24,8 @@ from apex_creds.audit.checkpoint import (
     altered,
     ensure_keys,
 )
-from apex_creds.audit.files import unavailable
-from apex_creds.audit.segment import Segment
+from apex_creds.audit.log_files import unavailable
+from apex_creds.audit.segment import Segment, file_name, read_segment, segments
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import (
     ApexCredsError,
@@ -97,20 +96,18 @@ def parse(data: bytes, *, number: int, vault_id: str, trusted: int = 0) -> Conte
     sealed = bool(events) and events[-1] == line.seal(segment=number, last=last - 1)
     if sealed:
         events.pop()
-    return Content(edge, _leaves(events, edge.size, trusted), end, sealed)
-
-
-def _leaves(events: Sequence[bytes], before: int, trusted: int) -> list[bytes]:
-    for seq, each in enumerate(events, start=before + 1):
-        wrong = line.fault(seq, each) if seq > trusted else ""
-        if wrong:
-            raise tampered(seq, wrong)
+    count = max(0, trusted - edge.size)
     try:
-        return line.leaves_of(events)
+        leaves = [line.leaf_of(each) for each in events[:count]]
     except ValueError:
         raise AuditTamperedError(
             f"An event before number {trusted} of the audit log has no hash.", hint=HINT
         ) from None
+    first = edge.size + len(leaves) + 1
+    checked, wrong = line.leaves_of(b"".join(events[count:]), first)
+    if wrong:
+        raise tampered(first + len(checked), wrong)
+    return Content(edge, leaves + checked, end, sealed)
 
 
 def add_segment(segment: Segment, edge: Frontier, *, vault_id: str) -> None:
@@ -121,10 +118,10 @@ def add_segment(segment: Segment, edge: Frontier, *, vault_id: str) -> None:
     """
     number = segment.number + 1
     path = segment.directory / file_name(number)
-    if files.exists(path):
+    if log_files.exists(path):
         return
     segment.sync()
-    files.create_whole(path, line.header(segment=number, vault_id=vault_id, edge=edge))
+    log_files.create_whole(path, line.header(segment=number, vault_id=vault_id, edge=edge))
 
 
 # -- opening -----------------------------------------------------------------------------
@@ -181,10 +178,10 @@ def find_end(
         RollbackDetectedError: It is behind a checkpoint or an anchor, or differs.
         AuditTamperedError: It is not what was written.
         AuditUnavailableError: It can't be opened or read.
-        UnsafePathError: See ``files.check``, as for UnsafePermissionsError.
+        UnsafePathError: See ``log_files.check``, as for UnsafePermissionsError.
     """
-    files.make_directory(directory)
-    presence = files.open_directory(directory)
+    log_files.make_directory(directory)
+    presence = log_files.open_directory(directory)
     try:
         alone = _enter(presence, directory, vault_id, anchors, accept=accept)
         found = _Finder(directory, vault_id, key).find(anchors, accept=accept, now=now)
@@ -209,7 +206,7 @@ def _enter(
     alone = _try_alone(presence)
     if alone:
         with suppress(OSError):
-            files.remove_unfinished(directory)
+            log_files.remove_unfinished(directory)
     if segments(directory):
         return alone
     _refuse_emptied(anchors, accept=accept)
@@ -217,7 +214,7 @@ def _enter(
         return False
     if not segments(directory):
         head = line.header(segment=1, vault_id=vault_id, edge=Frontier())
-        files.create_whole(directory / file_name(1), head)
+        log_files.create_whole(directory / file_name(1), head)
     return True
 
 
@@ -228,7 +225,7 @@ def _wait_to_make(presence: int, directory: Path) -> bool:
     """
     deadline = time.monotonic() + _MAKING
     while not segments(directory):
-        if files.wait_for_lock(presence, files.TRY_LOCK):
+        if log_files.wait_for_lock(presence, log_files.TRY_LOCK):
             return True
         if time.monotonic() > deadline:
             raise AuditUnavailableError(
@@ -242,7 +239,7 @@ def _try_alone(presence: int) -> bool:
     if presence < 0:  # pragma: no cover - Windows
         return True
     try:
-        files.flock(presence, files.TRY_LOCK)
+        log_files.flock(presence, log_files.TRY_LOCK)
     except OSError:
         return False
     return True
@@ -250,7 +247,7 @@ def _try_alone(presence: int) -> bool:
 
 def _share(presence: int) -> None:
     if presence >= 0:
-        files.wait_for_lock(presence, files.TRY_SHARED)
+        log_files.wait_for_lock(presence, log_files.TRY_SHARED)
 
 
 def _refuse_emptied(anchors: Sequence[Checkpoint], *, accept: bool) -> None:
@@ -297,7 +294,7 @@ class _Finder:
             except AuditTamperedError:
                 if len(segments(self._directory)) > number:
                     continue  # sealed and compressed by another process meanwhile
-                raise files.missing(path.with_name(file_name(number + 1))) from None
+                raise log_files.missing(path.with_name(file_name(number + 1))) from None
             try:
                 content = self._read(segment, trusted)
             except BaseException:
@@ -310,7 +307,7 @@ class _Finder:
     def _read(self, segment: Segment, trusted: int) -> Content:
         try:
             segment.lock()
-            data = files.read_between(segment.fd, 0, segment.size())
+            data = log_files.read_between(segment.fd, 0, segment.size())
             number = segment.number
             content = parse(data, number=number, vault_id=self._vault_id, trusted=trusted)
             if content.sealed:

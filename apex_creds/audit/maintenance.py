@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from apex_creds.audit.archive import MAX_SEGMENT, compress, segments
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile, LogKey
+from apex_creds.audit.crash_recovery import End
 from apex_creds.audit.nodes import has_nodes, keep_nodes
-from apex_creds.audit.opening import End
+from apex_creds.audit.segment import MAX_SEGMENT, compress, segments
 from apex_creds.audit.tree import Frontier
 from apex_creds.audit.writer import Writer
 from apex_creds.errors import ApexCredsError, InvalidInputError

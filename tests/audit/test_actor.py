@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from apex_creds.audit import AuditEvent, EventKind, line
-from apex_creds.audit.text import Actor
+from apex_creds.audit.line import Actor
 
 HOSTILE = [
     "", '"', "\\", '","decision":"deny', "\n", "\r\n", "\0", "\x7f", "\u2028", "\ud800", "é",

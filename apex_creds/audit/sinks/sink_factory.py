@@ -5,18 +5,26 @@ Guarantee: what is not understood is an error that says what is; nothing is gues
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from apex_creds.audit.sinks.base import Destination, Sink
-from apex_creds.audit.sinks.journald import JOURNAL, JournalSink
-from apex_creds.audit.sinks.levels import Level
-from apex_creds.audit.sinks.streams import StreamSink
-from apex_creds.audit.sinks.syslog import DEV_LOG, SyslogSink
-from apex_creds.errors import InvalidInputError
+import anyio.to_thread
 
-__all__ = ["VARIABLE", "from_environment", "parse"]
+from apex_creds.audit.sinks.base import Destination, Level, Sink, StreamSink
+from apex_creds.audit.sinks.fan_out import Destinations
+from apex_creds.audit.sinks.system_logs import DEV_LOG, JOURNAL, JournalSink, SyslogSink
+from apex_creds.errors import InvalidInputError
+from apex_creds.model import Clock
+
+__all__ = [
+    "VARIABLE",
+    "from_environment",
+    "open_destinations",
+    "parse",
+]
 
 VARIABLE: Final = "APEX_CREDS_AUDIT_TO"
 """Destinations for the command line and the worker, separated by white space."""
@@ -101,3 +109,25 @@ _MAKERS: Final[dict[str, Callable[[SplitResult], Sink]]] = {
 
 def _refused(text: str) -> InvalidInputError:
     return InvalidInputError(f"{text[:200]!r} is not an audit destination.", hint=_HINT)
+
+
+async def open_destinations(
+    given: Iterable[Destination], configured: Iterable[str], *, clock: Clock
+) -> Destinations | None:
+    """Connects and starts them; for the log's ``observer``.
+
+    Args:
+        given: By the program.
+        configured: As text, see ``parse``.
+        clock: Dates the records of drops.
+
+    Raises:
+        AuditUnavailableError: A required one can't be reached.
+        InvalidInputError: One is not understood, or two have one name.
+    """
+    wanted = [*given, *map(parse, configured), *from_environment(os.environ)]
+    if not wanted:
+        return None
+    make = functools.partial(Destinations, wanted, clock=clock)
+    # Connecting may take as long as a network's timeout.
+    return await anyio.to_thread.run_sync(make)
