@@ -17,6 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apex_creds.crypto import sodium
+
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("whole", deadline=None)
 settings.load_profile("whole")
@@ -30,6 +32,20 @@ _in_its_place = pytest.StashKey[Path]()
 _seen: set[str] = set()
 _real_home: Path
 
+# Every vault waits for the disk dozens of times, which no test can tell: what a process was
+# killed in the midst of is there without it, and no test cuts the power.
+_MEMORY = Path("/dev/shm")
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether files can be there, programs too, and as many as the whole suite makes."""
+    try:
+        about = os.statvfs(folder)
+    except (OSError, AttributeError):
+        return False
+    room = about.f_bavail * about.f_frsize >= 4 << 30
+    return room and os.access(folder, os.W_OK) and not about.f_flag & os.ST_NOEXEC
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything is imported or started."""
@@ -37,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):  # xdist's: has what the first process has
         _real_home = Path(os.environ["HOME"])
         return
+    if "TMPDIR" not in os.environ and _has_room(_MEMORY):
+        os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
     home = config.stash[_in_its_place] = Path(tempfile.mkdtemp(prefix="apex-creds-no-home-"))
     _real_home = home
     for name in [name for name in os.environ if name.startswith(_OWN)]:
@@ -105,6 +123,21 @@ def _set_aside() -> None:
     """Tests of leaks collect hundreds of times; each would search the whole session."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _quick_argon2id(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passphrases are stretched by the same function, with the least work that it takes.
+
+    Which parameters are accepted is checked before. ``real_kdf`` marks what is about the work.
+    """
+    if request.node.get_closest_marker("real_kdf") is None:
+        stretch = sodium.argon2id
+        monkeypatch.setattr(
+            sodium,
+            "argon2id",
+            lambda words, salt, _passes, _memory: stretch(words, salt, 1, 8192),
+        )
 
 
 @pytest.fixture

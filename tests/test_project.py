@@ -188,7 +188,16 @@ def test_every_module_imports_where_posix_parts_are_missing() -> None:
     assert done.stdout.endswith("imported\n")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+QUICK = ("README.md", "QUICKSTART.md", "PLUGINS.md")  # the pages that are read first
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[] if page.name in QUICK else [pytest.mark.slow], id=page.name)
+        for page in PAGES
+    ],
+)
 def test_what_a_page_says_to_run_runs(page: Path, fresh_home: Path) -> None:
     snippets.run_page(page.read_text(encoding="utf-8"), fresh_home)
 

@@ -145,6 +145,7 @@ def test_restore_needs_a_reason_and_a_whole_backup(cli, shares, error, tmp_path)
     error(7, "backup", str(backup))
 
 
+@pytest.mark.slow
 def test_a_passphrase_is_asked_for_once(cli, tmp_path):
     home = ["--home", str(tmp_path / "p"), "--master", "passphrase:fd=0"]
     assert cli(*home, "init", stdin=b"x", home=False).code != 0

@@ -21,7 +21,16 @@ def run(cli, *arguments, redirected="", stdin=b"", **env):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8"])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("cp1252", "latin-1", "utf-8")
+        ),
+        "ascii",
+    ],
+)
 def test_every_encoding_shows_every_name(cli, encoding):
     stored = run(cli, "set", NAME, stdin=b"sk-made-up-1234", PYTHONIOENCODING=encoding)
     assert stored.returncode == 0, stored.stderr

@@ -73,6 +73,7 @@ def test_interrupted_prompts_end_at_once(terminal, cli, end):
     assert cli("list", "--json").json() == []
 
 
+@pytest.mark.slow
 def test_a_passphrase_is_asked_for_twice_then_once(bare):
     home = ["--home", str(bare.home)]
     made = under_terminal(*home, "init", "--master", "passphrase:")

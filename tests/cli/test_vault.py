@@ -282,6 +282,7 @@ def test_a_reader_that_goes_away_is_no_traceback(cli):
     assert b"BrokenPipe" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_passphrase_comes_before_what_is_imported(bare):
     words = b"correct horse\n"
     fd = ["--master", "passphrase:fd=0"]

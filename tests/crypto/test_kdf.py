@@ -119,6 +119,7 @@ def test_constant_time_equal() -> None:
     assert not kdf.constant_time_equal(b"same", b"sam")
 
 
+@pytest.mark.real_kdf
 def test_argon2id_is_rfc_9106_at_the_weakest_that_is_accepted() -> None:
     limits = {"opslimit": kdf.ARGON2_OPSLIMIT_MIN, "memlimit": kdf.ARGON2_MEMLIMIT_MIN}
     with SecretBytes.from_bytes(b"correct horse") as passphrase:

@@ -58,6 +58,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_vault_lives_in_it(run, tmp_path):
     url = f"onefile:{tmp_path}/vault.db"
     run("init", "--master", f"file:{tmp_path}/m.key", "--storage", url)

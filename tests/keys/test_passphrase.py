@@ -31,17 +31,6 @@ def typing(*answers: str):
     return lambda _text: queue.pop(0)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Stands in for Argon2id, which takes a second: what matters here is around it."""
-
-    def derive(passphrase, *, salt, opslimit, memlimit):
-        data = passphrase.expose_bytes() + salt + f"{opslimit}{memlimit}".encode()
-        return SecretBytes.from_bytes((data * 32)[:32])
-
-    monkeypatch.setattr(module, "argon2id", derive)
-
-
 def pipe(data: bytes) -> int:
     read, write = os.pipe()
     os.write(write, data)
@@ -57,6 +46,7 @@ class TestPassphraseContract(MasterKeyProviderContract):
         return lambda: PassphraseProvider(prompt=lambda _text: PASS)
 
 
+@pytest.mark.real_kdf
 async def test_the_key_is_argon2id_of_the_passphrase():
     key, params = await PassphraseProvider(prompt=typing(PASS, PASS)).create(
         vault_id=VAULT, version=1
@@ -70,7 +60,7 @@ async def test_the_key_is_argon2id_of_the_passphrase():
     assert len(salt) == 16
 
 
-async def test_create_asks_twice_and_load_once(quick):
+async def test_create_asks_twice_and_load_once():
     asked = []
 
     def prompt(text):
@@ -84,7 +74,7 @@ async def test_create_asks_twice_and_load_once(quick):
     assert asked == ["Passphrase: ", "Passphrase again: ", "Passphrase: "]
 
 
-async def test_nothing_stays_open(quick):
+async def test_nothing_stays_open():
     gc.collect()
     before = arena().open_slots
     provider = PassphraseProvider(prompt=typing(PASS, PASS, "a", "b", PASS, ""))
@@ -100,26 +90,26 @@ async def test_nothing_stays_open(quick):
     "answers",
     [("", ""), (PASS, PASS + "x"), (PASS, ""), ("x" * 4097, "x" * 4097), ("\udcff", "")],
 )
-async def test_passphrases_that_are_refused(quick, answers):
+async def test_passphrases_that_are_refused(answers):
     with pytest.raises(InvalidInputError) as caught:
         await PassphraseProvider(prompt=typing(*answers)).create(vault_id=VAULT, version=1)
     assert PASS not in str(caught.value)
     assert caught.value.__context__ is None
 
 
-async def test_composed_and_decomposed_accents_are_the_same(quick):
+async def test_composed_and_decomposed_accents_are_the_same():
     key, _ = await PassphraseProvider(prompt=typing("caf\u00e9", "cafe\u0301")).create(
         vault_id=VAULT, version=1
     )
     key.close()
 
 
-async def test_no_prompt_is_said(quick):
+async def test_no_prompt_is_said():
     with pytest.raises(MasterKeyUnavailableError, match="fd=N"):
         await PassphraseProvider().create(vault_id=VAULT, version=1)
 
 
-async def test_a_prompt_that_ends_is_said(quick):
+async def test_a_prompt_that_ends_is_said():
     def prompt(_text):
         raise EOFError
 
@@ -134,7 +124,7 @@ def test_the_terminal_prompt_never_echoes(monkeypatch):
 
 
 @pytest.mark.parametrize("data", [b"secret\n", b"secret", b"secret\nnext\n"])
-async def test_a_descriptor_gives_its_first_line(quick, data):
+async def test_a_descriptor_gives_its_first_line(data):
     fd = pipe(data)
     key, params = await PassphraseProvider(fd=fd).create(vault_id=VAULT, version=1)
     os.close(fd)
@@ -147,40 +137,44 @@ async def test_a_descriptor_gives_its_first_line(quick, data):
         assert loaded.equals(key)
 
 
-async def test_each_use_takes_the_next_line(quick):
+async def test_each_use_takes_the_next_line():
     fd = pipe(b"old\nnew\nrest")
     provider = PassphraseProvider(fd=fd)
     params = {"salt": base64.b64encode(bytes(16)).decode(), **MODERATE}
     for expected in ("old", "new"):
-        with await provider.load(vault_id=VAULT, version=1, params=params) as key:
-            assert key.expose_bytes().startswith(expected.encode())
+        typed = PassphraseProvider(prompt=typing(expected))
+        with (
+            await provider.load(vault_id=VAULT, version=1, params=params) as key,
+            await typed.load(vault_id=VAULT, version=1, params=params) as same,
+        ):
+            assert key.equals(same)
     assert os.read(fd, 100) == b"rest"
     os.close(fd)
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"\nsecret\n", b"x" * 4097])
-async def test_an_empty_or_endless_descriptor_is_refused(quick, data):
+async def test_an_empty_or_endless_descriptor_is_refused(data):
     fd = pipe(data)
     with pytest.raises(InvalidInputError):
         await PassphraseProvider(fd=fd).create(vault_id=VAULT, version=1)
     os.close(fd)
 
 
-async def test_the_longest_passphrase_is_taken(quick):
+async def test_the_longest_passphrase_is_taken():
     fd = pipe(b"x" * 4096)
     key, _ = await PassphraseProvider(fd=fd).create(vault_id=VAULT, version=1)
     os.close(fd)
     key.close()
 
 
-async def test_a_closed_descriptor_is_said(quick):
+async def test_a_closed_descriptor_is_said():
     fd = pipe(b"x")
     os.close(fd)
     with pytest.raises(MasterKeyUnavailableError, match=str(fd)):
         await PassphraseProvider(fd=fd).create(vault_id=VAULT, version=1)
 
 
-async def test_a_terminal_is_not_a_descriptor_to_read_from(quick):
+async def test_a_terminal_is_not_a_descriptor_to_read_from():
     leader, follower = pty.openpty()
     with pytest.raises(MasterKeyUnavailableError, match="terminal"):
         await PassphraseProvider(fd=follower).create(vault_id=VAULT, version=1)
@@ -188,7 +182,7 @@ async def test_a_terminal_is_not_a_descriptor_to_read_from(quick):
     os.close(follower)
 
 
-async def test_children_do_not_inherit_the_descriptor(quick):
+async def test_children_do_not_inherit_the_descriptor():
     fd = pipe(b"secret\nnew")
     os.set_inheritable(fd, True)
     (await PassphraseProvider(fd=fd).create(vault_id=VAULT, version=1))[0].close()

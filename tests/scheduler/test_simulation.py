@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.scheduler.simulation import simulate
 
@@ -18,7 +19,16 @@ COUNT = int(os.environ.get("APEX_CREDS_SCHEDULES", "1000"))
 PER_TEST = 50
 
 
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT, PER_TEST))
+def parts() -> list[ParameterSet]:
+    """The first seed of each test; ``make check`` runs every fifth."""
+    firsts = range(FIRST, FIRST + COUNT, PER_TEST)
+    return [
+        pytest.param(first, marks=[pytest.mark.slow] if number % 5 else [])
+        for number, first in enumerate(firsts)
+    ]
+
+
+@pytest.mark.parametrize("seed", parts())
 def test_schedules(seed: int) -> None:
     print(f"seeds {seed} to {seed + PER_TEST - 1}")
     worlds = [simulate(number) for number in range(seed, seed + PER_TEST)]
