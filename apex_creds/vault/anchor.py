@@ -134,10 +134,12 @@ class Anchor:
         """
         if self._store.shared is not None:
             await self._store.shared.refresh()
+        # Read after the anchor: another process may have rotated, and anchored that, meanwhile.
+        keystore = await self._store.keystore()
         found = [
             f"the key store is under {describe(name)} {at}; {anchored.documents[name]} was "
             "anchored"
-            for name, at in primaries(self._store.unsealed().header).items()
+            for name, at in primaries(keystore.header).items()
             if at < anchored.documents.get(name, 0)
         ]
         for name in self._looked_at & anchored.documents.keys():

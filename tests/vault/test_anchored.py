@@ -270,6 +270,22 @@ async def test_of_two_processes_neither_sets_the_other_back(where: Path) -> None
         assert anchored(where)["api_keys"] == stored(where, "api_keys")
 
 
+async def test_a_rotation_between_the_key_store_and_the_anchor_is_no_rollback(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Anchor.read
+
+    async def late(anchor: Anchor) -> object:
+        monkeypatch.setattr(Anchor, "read", read)
+        async with await unseal(where) as other:
+            await master_rotation.rotate_kek(other.store, replaces=1, now=other.clock.time())
+        return await read(anchor)
+
+    monkeypatch.setattr(Anchor, "read", late)
+    async with await unseal(where) as vault:
+        assert (await vault.store.keystore()).root_header.keks.primary.version == 2
+
+
 async def test_one_that_was_open_while_a_rollback_was_accepted_anchors_nothing(
     where: Path,
 ) -> None:
