@@ -11,6 +11,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,18 @@ def _left(home: Path) -> list[str]:
 def _log_of(home: Path) -> Path:
     """Which test was the last to end in its process when something was found there."""
     return home.with_suffix(".log")
+
+
+@pytest.fixture
+def no_slot_left() -> Iterator[None]:
+    """A test leaves no secret open; what others of the same process left is not its own."""
+    from apex_creds.crypto.memory import arena
+
+    gc.collect()
+    before = arena().open_slots
+    yield
+    gc.collect()  # Python 3.13 keeps what a failed rotation raised until then
+    assert arena().open_slots <= before
 
 
 @pytest.fixture

@@ -674,7 +674,7 @@ ONE_LOOP = {
     "cli/demo/scenario.py": "the demo's",
     "cli/service_commands.py": "the command's: it ends with its signals",
     "dashboard/live_feed.py": "the server's",
-    "leases/answers.py": "that of a connection, which a pool has for one loop",
+    "auth/challenge_client.py": "that of a connection, which a pool has for one loop",
     "leases/pools.py": "each pool is of one loop",
     "leases/upload.py": "that of a request",
     "middleware/middleware.py": "that of a call: made for it and dropped after it",

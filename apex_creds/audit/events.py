@@ -11,10 +11,20 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["SCHEMA_VERSION", "AuditEvent", "EventKind", "Recorded"]
+__all__ = ["SCHEMA_VERSION", "AuditEvent", "EventKind", "FactorOutcome", "Recorded"]
 
 SCHEMA_VERSION: Final = 1
 """Of the events below: grows when a field is taken away or changes its meaning."""
+
+
+class FactorOutcome(StrEnum):
+    """What became of an answer that was given as a second factor; a reason of ``FACTOR``."""
+
+    PASSED = "passed"
+    WRONG = "wrong"
+    REPLAYED = "replayed"
+    LOCKED = "locked_out"
+    NOT_ENROLLED = "not_enrolled"
 
 
 class EventKind(StrEnum):

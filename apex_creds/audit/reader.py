@@ -14,10 +14,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from apex_creds.audit.events import EventKind, Recorded
+from apex_creds.audit.events import EventKind, FactorOutcome, Recorded
 from apex_creds.audit.segment import segments
 from apex_creds.audit.verify import read
-from apex_creds.policy import factors
 from apex_creds.policy.decide import REFUSALS
 
 __all__ = ["EXPECTED", "EventCounts", "What"]
@@ -25,7 +24,7 @@ __all__ = ["EXPECTED", "EventCounts", "What"]
 OTHER: Final = "_OTHER"
 _ROTATED: Final = re.compile(r"(promote|rotate|move|retire|destroy) (master|kek|dek)")
 _REASONS: Final = frozenset(reason.value for reason in REFUSALS)
-_OUTCOMES: Final = frozenset(outcome.value for outcome in factors.Outcome)
+_OUTCOMES: Final = frozenset(outcome.value for outcome in FactorOutcome)
 _Mark = tuple[str, int]
 
 

@@ -18,6 +18,11 @@ from typing import Annotated, Final, TypeVar
 
 import typer
 
+from apex_creds.auth.access_document import OPERATOR, Client, Factor
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.enrolment import Enrolment, Factors
+from apex_creds.auth.second_factor import Subject
 from apex_creds.cli import console
 from apex_creds.cli.command import (
     ForceOption,
@@ -34,13 +39,8 @@ from apex_creds.cli.console import Json, Line, Note, Part, Report, Rows, Text, s
 from apex_creds.cli.credential_commands import check_exit
 from apex_creds.cli.grant_commands import end_of
 from apex_creds.errors import InvalidInputError, LockedOutError, SecondFactorError
-from apex_creds.policy.access_state import OPERATOR, Client, Factor
 from apex_creds.policy.display import show_time
-from apex_creds.policy.factors import Subject
 from apex_creds.vault import Vault
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
-from apex_creds.vault.factors import Enrolment, Factors
 
 T = TypeVar("T")
 

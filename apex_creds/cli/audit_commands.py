@@ -35,6 +35,7 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.line import shown_label
 from apex_creds.audit.note import VerifierKey, base64_of, bytes_of
 from apex_creds.audit.verify import check_now, latest
+from apex_creds.auth.enrolment import Factors
 from apex_creds.cli import console
 from apex_creds.cli.command import (
     JsonOption,
@@ -64,7 +65,6 @@ from apex_creds.model import SystemClock
 from apex_creds.policy.display import parse_past_time, show_time
 from apex_creds.vault import Vault
 from apex_creds.vault.auditing import Pseudonyms, root_key
-from apex_creds.vault.factors import Factors
 from apex_creds.vault.node import node_of
 from apex_creds.vault.shipping import copies, verify_copy
 

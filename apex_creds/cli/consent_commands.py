@@ -10,6 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from apex_creds.auth.access_document import PendingRequest
+from apex_creds.auth.consent_queue import Requests
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
 from apex_creds.cli import console
 from apex_creds.cli.access_commands import ask_for_one, read_code
 from apex_creds.cli.command import (
@@ -25,13 +29,9 @@ from apex_creds.cli.console import Json, Line, Note, Part, Report, Text, success
 from apex_creds.clocks import Moment, SystemClock
 from apex_creds.errors import InvalidInputError
 from apex_creds.integrations.plugin_metadata import DEFAULT, tree_digest
-from apex_creds.policy.access_state import PendingRequest
 from apex_creds.policy.consent import Choice, ConsentAnswer, lines
 from apex_creds.policy.display import show_time
-from apex_creds.policy.factors import Subject
 from apex_creds.vault import Vault
-from apex_creds.vault.factors import Factors
-from apex_creds.vault.requests import Requests
 
 _BY = "apex-creds"
 

@@ -19,16 +19,16 @@ from msgspec import Meta
 
 from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.audit.line import shown_label
+from apex_creds.auth.access_document import PendingRequest
+from apex_creds.auth.consent_queue import Requests
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
 from apex_creds.errors import SecondFactorError
-from apex_creds.policy.access_state import PendingRequest
 from apex_creds.policy.consent import UNKNOWN, Choice, ConsentAnswer
 from apex_creds.policy.display import shown as escaped
-from apex_creds.policy.factors import Subject
 from apex_creds.policy.manifest import Access
 from apex_creds.vault import Vault
 from apex_creds.vault.config import home_config
-from apex_creds.vault.factors import Factors
-from apex_creds.vault.requests import Requests
 
 # -- names ----------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from apex_creds.audit import line as lines
 from apex_creds.audit.events import Recorded
 from apex_creds.audit.log_files import open_to_read, read_between, settled_size
 from apex_creds.audit.segment import file_name, read_segment, segments
+from apex_creds.auth.consent_queue import Requests
 from apex_creds.dashboard.lease_view import (
     LIFETIME,
     Names,
@@ -52,8 +53,6 @@ from apex_creds.policy.rules import Policy
 from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
-from apex_creds.vault.access import Access
-from apex_creds.vault.requests import Requests
 
 # -- the feed -------------------------------------------------------------------------------
 
@@ -313,7 +312,7 @@ class Watcher:
         self._tail = LogTail(directory, vault_id=vault.audit.vault_id)
         self._verifier = Verifier(directory, vault_id=vault.audit.vault_id)
         self._engine = RotationWorker(vault).engine
-        self._access = Access(vault)
+        self._access = vault.access
         self._requests = Requests(vault)
         self.leases = OpenLeases()
         self.activity = Activity()

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from apex_creds.auth.access_document import Client
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.step_up import ChallengeGate, Responder, nobody
 from apex_creds.errors import ChallengeError
-from apex_creds.leases.gates import ChallengeGate, Responder, nobody
 from apex_creds.leases.invocation import Invocation
 from apex_creds.leases.use import Use
-from apex_creds.policy.access_state import Client
-from apex_creds.policy.factors import Subject
 from apex_creds.vault import Vault
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Challenges:
 
     def _gated(self) -> ChallengeGate:
         if self._gate is None:
-            from apex_creds.vault.challenger import Challenger
+            from apex_creds.auth.challenge_issuer import Challenger
 
             self._gate = ChallengeGate(Challenger(self._vault))
         return self._gate

@@ -11,14 +11,14 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from apex_creds.audit.line import Actor
+from apex_creds.auth.step_up import RESPONDER
 from apex_creds.documents.records import Record
-from apex_creds.leases.gates import RESPONDER
 from apex_creds.model import new_id
 from apex_creds.policy.manifest import Manifest
 
 if TYPE_CHECKING:
+    from apex_creds.auth.step_up import Responder
     from apex_creds.leases.broker import LeaseBroker
-    from apex_creds.leases.gates import Responder
     from apex_creds.leases.handle import CredentialMap
     from apex_creds.leases.lease import Lease
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, final
 
+from apex_creds.auth.step_up import hide, show
 from apex_creds.errors import AccessDeniedError, SecretLeakError
 from apex_creds.leases.basis import Basis
 from apex_creds.leases.broker import LeaseBroker
-from apex_creds.leases.gates import hide, show
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
 from apex_creds.leases.invocation import Invocation, current_invocation, enter, leave
 from apex_creds.middleware.observe import ObservedInside, outcome_of

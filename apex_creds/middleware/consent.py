@@ -17,14 +17,16 @@ from typing import Final
 import anyio
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.auth.access_document import Passed
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.step_up import Ask, SecondFactorGate, asking
 from apex_creds.concurrency import SingleFlight
 from apex_creds.errors import AccessDeniedError, GrantVoidError, StorageReadOnlyError
 from apex_creds.leases.basis import Basis
 from apex_creds.leases.broker import LeaseBroker
-from apex_creds.leases.gates import Ask, SecondFactorGate, asking
 from apex_creds.middleware.question import Wanted, info_of, request_for
 from apex_creds.model import new_id
-from apex_creds.policy.access_state import Passed
 from apex_creds.policy.consent import (
     DENIED,
     Choice,
@@ -33,12 +35,10 @@ from apex_creds.policy.consent import (
     ConsentRequest,
 )
 from apex_creds.policy.decide import UNVERIFIED, Decision, Outcome, Reason
-from apex_creds.policy.factors import Subject
 from apex_creds.policy.grants import Grant, GrantDecision, Grants
 from apex_creds.policy.manifest import Access, Manifest, Need
 from apex_creds.policy.rules import EACH_LEASE
 from apex_creds.vault import Facts, Vault
-from apex_creds.vault.factors import Factors
 
 _log = logging.getLogger(__name__)
 

@@ -25,11 +25,11 @@ import anyio
 import anyio.to_thread
 
 from apex_creds import migration
+from apex_creds.auth.step_up import Ask, Responder
 from apex_creds.concurrency import BACKGROUND, Semaphore, running_loop
 from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import InvalidInputError
 from apex_creds.leases.broker import LeaseBroker
-from apex_creds.leases.gates import Ask, Responder
 from apex_creds.leases.invocation import current_invocation, enter_bare, leave_bare
 from apex_creds.middleware import logs, observe
 from apex_creds.middleware.awaited import GuardedCoroutine

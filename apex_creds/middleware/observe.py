@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from apex_creds.leases.gates import hide, show
+from apex_creds.auth.step_up import hide, show
 from apex_creds.leases.invocation import Invocation, enter, leave
 from apex_creds.middleware.redact import Redactor
 from apex_creds.policy.manifest import Manifest

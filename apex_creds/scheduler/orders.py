@@ -12,6 +12,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from apex_creds.auth.access_document import DEK_LABEL
 from apex_creds.documents.cached import Document
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.store import DocumentStore
@@ -20,7 +21,6 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.state import RotationState
-from apex_creds.vault.access import DEK_LABEL
 
 Numbers = Mapping[str, int]
 """By ``request_key``: versions of that number and older ones."""

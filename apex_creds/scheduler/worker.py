@@ -27,6 +27,7 @@ from apscheduler.triggers.cron import CronTrigger
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.line import shown_label
+from apex_creds.auth.access_document import DEK_LABEL
 from apex_creds.clocks import boot_id, boot_time
 from apex_creds.concurrency import Lock, Place, run_at
 from apex_creds.crypto.memory import harden_process
@@ -53,7 +54,6 @@ from apex_creds.scheduler.sharing import WORKER, Leader
 from apex_creds.scheduler.state import RotationState, rotation_document
 from apex_creds.scheduler.watch import Watch
 from apex_creds.vault import Vault
-from apex_creds.vault.access import DEK_LABEL, Access
 
 Hook = Callable[[], object | Awaitable[object]]
 
@@ -434,4 +434,4 @@ async def _call(hook: Hook | None) -> None:
 
 
 def _movers(vault: Vault) -> Mapping[str, Mover]:
-    return {DEK_LABEL: Access(vault).rekey}
+    return {DEK_LABEL: vault.access.rekey}

@@ -6,40 +6,31 @@ vault says nothing.
 
 from __future__ import annotations
 
-import functools
+import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from collections.abc import Iterator
 
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.sections import Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import VaultSealedError
 from apex_creds.keys.keyset import Keyset, KeyState
-from apex_creds.telemetry import instruments, semconv, tracing
 from apex_creds.telemetry.instruments import KeyAge
-
-if TYPE_CHECKING:
-    from apex_creds.vault.vault import Vault
-
-P = ParamSpec("P")
-V = TypeVar("V", bound="Vault")
 
 
 class KeyGauges:
     """Ages of keys, and records left to re-encrypt, of one vault."""
 
     def __init__(self, store: DocumentStore) -> None:
-        self._store = store
+        self._store = weakref.ref(store)  # metrics keep no vault alive
         self._counted: dict[str, tuple[Section, Keystore, int]] = {}
 
     def key_ages(self) -> Iterator[KeyAge]:
         """The oldest version of each level and state."""
-        try:
-            keystore = self._store.unsealed()
-        except VaultSealedError:
+        store, keystore = self._now()
+        if store is None or keystore is None:
             return
-        now = self._store.clock.time()
+        now = store.clock.time()
         keks, master = keystore.root_header.keks, keystore.root_header.master
         yield from _ages("kek", (keks,), now)
         yield from _ages("dek", (keystore.body.root, *keystore.body.deks), now)
@@ -50,9 +41,8 @@ class KeyGauges:
 
     def key_versions(self) -> Counter[tuple[str, str]]:
         """How many versions each level has in each state; destroyed ones are counted."""
-        try:
-            keystore = self._store.unsealed()
-        except VaultSealedError:
+        _, keystore = self._now()
+        if keystore is None:
             return Counter()
         found = Counter({("master", KeyState.PRIMARY.value): 1})
         for version in keystore.root_header.keks.versions:
@@ -63,13 +53,18 @@ class KeyGauges:
 
     def records_left(self) -> int:
         """How many credentials in memory are not under their keyset's primary version."""
-        try:
-            keystore = self._store.unsealed()
-        except VaultSealedError:
+        store, keystore = self._now()
+        if store is None or keystore is None:
             return 0
-        return sum(
-            self._left(section, keystore) for section in self._store.sections.in_memory()
-        )
+        return sum(self._left(section, keystore) for section in store.sections.in_memory())
+
+    def _now(self) -> tuple[DocumentStore | None, Keystore | None]:
+        """The documents, and the key store in memory; None where there is none."""
+        store = self._store()
+        try:
+            return store, None if store is None else store.unsealed()
+        except VaultSealedError:
+            return store, None
 
     def _left(self, section: Section, keystore: Keystore) -> int:
         known = self._counted.get(section.name)
@@ -77,27 +72,6 @@ class KeyGauges:
             count = _count(section, keystore)
             known = self._counted[section.name] = (section, keystore, count)
         return known[2]
-
-
-def observed(unseal: Callable[P, Awaitable[V]]) -> Callable[P, Awaitable[V]]:
-    """``unseal`` within a span; the vault that it returns is watched by metrics."""
-
-    @functools.wraps(unseal)
-    async def wrapped(*args: P.args, **kwargs: P.kwargs) -> V:
-        if not tracing.on():
-            return _watched(await unseal(*args, **kwargs))
-        with tracing.step(semconv.UNSEAL) as step:
-            vault = _watched(await unseal(*args, **kwargs))
-            step.set(semconv.VAULT, vault.vault_id)
-            step.set(semconv.AUDIT_SIZE, vault.audit.seq)
-            return vault
-
-    return wrapped
-
-
-def _watched(vault: V) -> V:
-    instruments.watch_keys(vault, KeyGauges(vault._store))
-    return vault
 
 
 def _ages(level: str, keysets: tuple[Keyset, ...], now: float) -> Iterator[KeyAge]:

@@ -13,20 +13,19 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final
 from weakref import WeakSet
 
 import anyio
 import msgspec
 
 from apex_creds.audit.events import EventKind
+from apex_creds.auth.access_document import AccessStore
+from apex_creds.auth.enrolment import Factors
 from apex_creds.documents.keystore import KeystoreBody
 from apex_creds.errors import ApexCredsError, AuditUnavailableError, SecondFactorError
 from apex_creds.policy.grants import GrantDecision, Grants, Lockdown, with_revocation
 from apex_creds.vault.grant_store import Granting, Watchers, locked_down, with_grants
-
-if TYPE_CHECKING:
-    from apex_creds.vault.vault import Vault
 
 _REASON: Final = 1000
 _here: Final[WeakSet[Locking]] = WeakSet()
@@ -39,6 +38,7 @@ class Locking(Granting):
 
     _id: str
     _home: Path
+    access: AccessStore
     _watching: Watchers
 
     def begin_watching(self) -> None:
@@ -159,10 +159,7 @@ class Locking(Granting):
             self.record(EventKind.REVOKE, decision="sealed")
 
     async def _check_factor(self, code: str | None) -> None:
-        # Imported here: the second factors are built on the vault.
-        from apex_creds.vault.factors import Factors
-
-        factors = Factors(cast("Vault", self))
+        factors = Factors(self)
         if not await factors.enrolled():
             return
         if not code:
@@ -170,9 +167,7 @@ class Locking(Granting):
         await factors.verify(code, remember=False)
 
     async def _forget_what_was_shown(self) -> None:
-        from apex_creds.vault.access import Access
-
-        await Access(cast("Vault", self)).change(
+        await self.access.change(
             lambda state, _: (
                 msgspec.structs.replace(state, passed=(), challenges=(), requests=())
                 if state.passed or state.challenges or state.requests

@@ -20,6 +20,7 @@ import anyio
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.sinks import Destination
+from apex_creds.auth.access_document import AccessStore
 from apex_creds.clocks import Ends
 from apex_creds.concurrency import ATTEMPTS, BACKGROUND, Lock, off_loop, running_loop
 from apex_creds.crypto.memory import SecretBytes
@@ -46,9 +47,11 @@ from apex_creds.model import (
     SystemClock,
 )
 from apex_creds.storage.base import Storage
-from apex_creds.vault import finding, gauges, genesis, remains, writing
+from apex_creds.telemetry import instruments, semconv, tracing
+from apex_creds.vault import finding, genesis, remains, writing
 from apex_creds.vault.auditing import VaultLog, open_log
 from apex_creds.vault.config import ensure_config
+from apex_creds.vault.gauges import KeyGauges
 from apex_creds.vault.locking import Locking
 from apex_creds.vault.opening import note_place, open_documents, storage_at
 from apex_creds.vault.others import PeerRevocations
@@ -74,6 +77,8 @@ class Vault(Locking):
         """The time by which what ends is judged: it is not set back."""
         self._home = home
         self._closing = Lock()
+        self.access = AccessStore(store, ends=self.ends, record=self.record)
+        """The document of second factors, clients and open challenges."""
         self._id = store.unsealed().header.vault_id
         self._id_bytes = bytes.fromhex(self._id)
         self._peers = store.shared and PeerRevocations(store, store.shared, self.tell_revoked)
@@ -188,7 +193,6 @@ class Vault(Locking):
         )
 
     @classmethod
-    @gauges.observed
     async def _unseal(
         cls,
         home: os.PathLike[str],
@@ -201,34 +205,40 @@ class Vault(Locking):
         audit_to: Iterable[Destination] = (),
         storage: Storage | str | None = None,
     ) -> Self:
-        place = storage_at(resolve_home(home), storage)
-        masters = MasterKeySource(provider, first=first_key, home=resolve_home(home))
-        store = await open_documents(resolve_home(home), place, clock=clock, masters=masters)
-        try:
-            keystore = await _unsealed(store, resolve_home(home))
-            genesis.map_names(place, keystore)
-            logged = await open_log(
-                resolve_home(home),
-                store=store,
-                provider=masters.provider,
-                clock=clock,
-                made=kind is EventKind.INIT,
-                accept_rollback=accept_rollback,
-                destinations=audit_to,
-            )
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await store.close()
-            raise
-        vault = cls(store=store, logged=logged, clock=clock, home=resolve_home(home))
-        try:
-            vault.record(kind, detail=logged.noted)
-            await logged.begun()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await vault.close()
-            raise
-        return vault
+        path = resolve_home(home)
+        with tracing.step(semconv.UNSEAL) if tracing.on() else nullcontext() as step:
+            place = storage_at(path, storage)
+            masters = MasterKeySource(provider, first=first_key, home=path)
+            store = await open_documents(path, place, clock=clock, masters=masters)
+            try:
+                keystore = await _unsealed(store, path)
+                genesis.map_names(place, keystore)
+                logged = await open_log(
+                    path,
+                    store=store,
+                    provider=masters.provider,
+                    clock=clock,
+                    made=kind is EventKind.INIT,
+                    accept_rollback=accept_rollback,
+                    destinations=audit_to,
+                )
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await store.close()
+                raise
+            vault = cls(store=store, logged=logged, clock=clock, home=path)
+            instruments.watch_keys(vault, KeyGauges(store))
+            try:
+                vault.record(kind, detail=logged.noted)
+                await logged.begun()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await vault.close()
+                raise
+            if step is not None:
+                step.set(semconv.VAULT, vault.vault_id)
+                step.set(semconv.AUDIT_SIZE, vault.audit.seq)
+            return vault
 
     async def close(self) -> None:
         """Seals the vault: wipes every key, makes the log durable; idempotent.
@@ -502,19 +512,29 @@ class Vault(Locking):
         self,
         kind: EventKind,
         *,
-        plugin: str = "",
-        credential: str = "",
+        action: str = "",
         decision: str = "",
+        reason: str = "",
+        plugin: str = "",
+        principal: str = "",
+        credential: str = "",
         detail: str = "",
     ) -> None:
-        """Writes an event of the operator's to the log."""
+        """Writes an event to the log.
+
+        Raises:
+            AuditUnavailableError: It could not be written.
+        """
         self._audit.append(
             AuditEvent(
                 time=self._clock.time(),
                 kind=kind,
-                plugin=plugin,
-                credential=credential,
+                action=action,
                 decision=decision,
+                reason=reason,
+                plugin=plugin,
+                principal=principal,
+                credential=credential,
                 detail=detail,
             )
         )

@@ -9,11 +9,11 @@ import sys
 import anyio
 import pytest
 
-from apex_creds.policy import challenge
-from apex_creds.policy.factors import Subject
+from apex_creds.auth import challenge
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.second_factor import Subject
 from apex_creds.vault import Vault
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
 
 
 @pytest.fixture

@@ -145,8 +145,8 @@ def test_the_end_of_a_lockdown_takes_the_second_factor(cli):
     import anyio
     import pyotp
 
+    from apex_creds.auth.enrolment import Factors
     from apex_creds.vault import Vault
-    from apex_creds.vault.factors import Factors
 
     async def enrol() -> str:
         async with await Vault.unseal(cli.home) as vault:

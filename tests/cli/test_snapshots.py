@@ -24,11 +24,11 @@ import typer.main
 from typer.testing import CliRunner
 
 from apex_creds import Vault
+from apex_creds.auth.access_document import PendingRequest
+from apex_creds.auth.enrolment import Factors
 from apex_creds.cli.app import tree
-from apex_creds.policy.access_state import PendingRequest
 from apex_creds.policy.consent import ConsentRequest
 from apex_creds.policy.manifest import Access
-from apex_creds.vault.factors import Factors
 from tests.cli.conftest import Program
 from tests.support import old
 

@@ -10,9 +10,9 @@ import sys
 import anyio
 
 from apex_creds import AccessDeniedError, CredentialMiddleware, Vault, current_credentials
-from apex_creds.leases.prompt import TerminalConsent
+from apex_creds.auth.consent_queue import QueueConsent
+from apex_creds.auth.terminal import TerminalConsent
 from apex_creds.policy.manifest import parse_manifest
-from apex_creds.vault.requests import QueueConsent
 
 MANIFEST = {
     "id": "weather",

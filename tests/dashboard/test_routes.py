@@ -338,7 +338,7 @@ async def test_names_follow_the_log_s_pseudonyms(tmp_path, named: bool) -> None:
     config.chmod(0o600)
     async with await Vault.unseal(tmp_path / "home") as vault:
         from apex_creds import CredentialMiddleware
-        from apex_creds.vault.requests import QueueConsent
+        from apex_creds.auth.consent_queue import QueueConsent
         from tests.dashboard.town import Town
 
         async with CredentialMiddleware(vault, consent=QueueConsent(vault)) as middleware:

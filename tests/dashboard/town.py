@@ -9,18 +9,18 @@ from pathlib import Path
 import anyio
 
 from apex_creds import ApiKey, CredentialMiddleware, Vault, current_credentials, parse_manifest
+from apex_creds.auth.consent_queue import QueueConsent
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.totp import TotpSettings, code_at
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents import key_versions
 from apex_creds.errors import AccessDeniedError
 from apex_creds.model import Origin, Sensitivity
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.policy.manifest import Manifest
-from apex_creds.policy.totp import TotpSettings, code_at
 from apex_creds.scheduler import master_rotation
 from apex_creds.scheduler.reencrypt import Pace, reencrypt
 from apex_creds.scheduler.worker import RotationWorker
-from apex_creds.vault.factors import Factors
-from apex_creds.vault.requests import QueueConsent
 from apex_creds.vault.values import PutItem
 
 SECRET = "sk-live-THE-SECRET-THAT-MUST-NOT-BE-SEEN"

@@ -25,13 +25,13 @@ from apex_creds import (
     parse_manifest,
 )
 from apex_creds.audit.sinks import CallbackSink, Destination
+from apex_creds.auth.enrolment import Enrolment, Factors
+from apex_creds.auth.totp import code_at
 from apex_creds.policy.manifest import Manifest
-from apex_creds.policy.totp import code_at
 from apex_creds.scheduler.orders import labels_of, newest, order
 from apex_creds.scheduler.policy import Level
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.telemetry import sdk
-from apex_creds.vault.factors import Enrolment, Factors
 
 CANARY = "sk-canary-77c1e0"
 QUICK = Rhythm(check=0.5, events=0.5, health=0.5, verify=0.5, count=0.25, due=0.5)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from apex_creds.auth import challenge
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.totp import code_at
 from apex_creds.errors import AccessDeniedError
-from apex_creds.policy import challenge
-from apex_creds.policy.totp import code_at
 from apex_creds.vault import Vault
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
-from apex_creds.vault.factors import Factors
 from tests.faults.anchored import copies
 from tests.faults.scenarios.factors import SUBJECT
 from tests.support.killer import Run, Scenario

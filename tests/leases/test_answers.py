@@ -8,12 +8,11 @@ import sys
 import anyio
 import pytest
 
+from apex_creds.auth.challenge import expecting
+from apex_creds.auth.challenge_client import ClientKey, StreamResponder, answer_over
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.step_up import answering
 from apex_creds.errors import ChallengeError
-from apex_creds.leases.answers import StreamResponder, answer_over
-from apex_creds.leases.gates import answering
-from apex_creds.policy.challenge import expecting
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
 from tests.leases.test_challenge import READ, marked, read
 from tests.support.worlds import REPOSITORY
 
@@ -22,9 +21,9 @@ pytestmark = pytest.mark.anyio
 CLIENT = """
 import sys
 import anyio
-from apex_creds.leases.answers import answer_over
-from apex_creds.policy.challenge import expecting
-from apex_creds.vault.client_key import ClientKey
+from apex_creds.auth.challenge_client import answer_over
+from apex_creds.auth.challenge import expecting
+from apex_creds.auth.challenge_client import ClientKey
 
 async def main(path, key, vault_id):
     stream = await anyio.connect_unix(path)

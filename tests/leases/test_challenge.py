@@ -12,6 +12,17 @@ import httpx
 import pytest
 
 from apex_creds import ApiKey, CredentialMiddleware
+from apex_creds.auth.challenge import MAX_OPEN, Challenge
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.step_up import (
+    PER_PLUGIN,
+    ChallengeGate,
+    LocalResponder,
+    answering,
+    current_responder,
+)
 from apex_creds.errors import (
     AccessDeniedError,
     ChallengeError,
@@ -19,21 +30,10 @@ from apex_creds.errors import (
     LeaseEndedError,
     RequestNotAllowedError,
 )
-from apex_creds.leases.gates import (
-    ChallengeGate,
-    LocalResponder,
-    answering,
-    current_responder,
-)
 from apex_creds.leases.invocation import current_credentials
-from apex_creds.leases.turns import PER_PLUGIN
 from apex_creds.middleware.call import GuardedCall
 from apex_creds.middleware.observe import ObservedInside
-from apex_creds.policy.challenge import MAX_OPEN, Challenge
-from apex_creds.policy.factors import Subject
 from apex_creds.vault import marking
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
 from tests.support.worlds import KEY, World, manifest_for, world_in
 
 pytestmark = pytest.mark.anyio
@@ -456,8 +456,8 @@ async def test_an_answer_is_of_no_use_in_another_process(tmp_path):
         with answering(client):
             await world.call(read)
         code = f"""
-from apex_creds.vault.challenger import Challenger
-from apex_creds.policy.factors import Subject
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.second_factor import Subject
 subject = Subject(plugin="demo", credential="key")
 try:
     await Challenger(vault).redeem(bytes.fromhex({client.heard[0].hex()!r}), subject)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from apex_creds.auth.challenge import expecting
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.step_up import ChallengeGate, LocalResponder, SecondFactorGate
 from apex_creds.errors import AccessDeniedError, SecondFactorError
-from apex_creds.leases.gates import ChallengeGate, LocalResponder, SecondFactorGate
-from apex_creds.policy.challenge import expecting
 from apex_creds.policy.consent import CallbackConsent
-from apex_creds.policy.factors import Subject
 from apex_creds.telemetry import semconv
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
-from apex_creds.vault.factors import Factors
 from tests.support.recording import recording
 from tests.support.worlds import world_in
 

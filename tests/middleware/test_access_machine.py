@@ -27,8 +27,10 @@ from hypothesis.stateful import (
     rule,
 )
 
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.step_up import LocalResponder, answering
 from apex_creds.errors import AccessDeniedError
-from apex_creds.leases.gates import LocalResponder, answering
 from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.invocation import current_credentials
 from apex_creds.leases.lease import find_lease
@@ -38,8 +40,6 @@ from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer, Co
 from apex_creds.policy.decide import UNVERIFIED
 from apex_creds.policy.manifest import Access, Manifest, Need, parse_manifest
 from apex_creds.vault import Vault, marking
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
 from tests.support.worlds import FakeClock
 
 NAMES = ("a", "b")

@@ -7,6 +7,7 @@ import contextlib
 import anyio
 import pytest
 
+from apex_creds.auth.consent_queue import QueueConsent, Requests
 from apex_creds.errors import AccessDeniedError, HandleRevokedError, LeaseEndedError
 from apex_creds.leases.invocation import current_credentials
 from apex_creds.policy.consent import (
@@ -17,7 +18,6 @@ from apex_creds.policy.consent import (
     lines,
 )
 from apex_creds.policy.manifest import Access
-from apex_creds.vault.requests import QueueConsent, Requests
 from tests.support.worlds import KEY, World, manifest_for, world_in
 
 pytestmark = pytest.mark.anyio

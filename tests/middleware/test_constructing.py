@@ -8,14 +8,13 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.step_up import LocalResponder, SecondFactorGate
+from apex_creds.auth.terminal import TerminalAsk, TerminalConsent
 from apex_creds.errors import InvalidInputError
-from apex_creds.leases.ask import TerminalAsk
-from apex_creds.leases.gates import LocalResponder, SecondFactorGate
-from apex_creds.leases.prompt import TerminalConsent
 from apex_creds.middleware import CredentialMiddleware, OnLeak
 from apex_creds.policy.consent import CallbackConsent
 from apex_creds.scheduler.worker import RotationWorker
-from apex_creds.vault.factors import Factors
 from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio

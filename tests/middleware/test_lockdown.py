@@ -13,6 +13,8 @@ import anyio
 import pytest
 
 from apex_creds import CredentialMiddleware, Vault
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
 from apex_creds.errors import (
     AccessDeniedError,
     AuditTamperedError,
@@ -26,9 +28,7 @@ from apex_creds.fs.home import audit_directory
 from apex_creds.leases.invocation import current_credentials
 from apex_creds.model import ApiKey
 from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer
-from apex_creds.policy.factors import Subject
 from apex_creds.policy.grants import GrantDecision
-from apex_creds.vault.factors import Factors
 from tests.support.worlds import REPOSITORY, World, world_in
 
 pytestmark = pytest.mark.anyio
@@ -243,7 +243,7 @@ async def test_a_factor_that_was_shown_before_does_not_count_after(tmp_path):
     async with world_in(tmp_path) as world:
         factors = Factors(world.vault)
         with factors.begin("phone") as new:
-            from apex_creds.policy.totp import code_at
+            from apex_creds.auth.totp import code_at
 
             def code() -> str:
                 world.clock.now += 30

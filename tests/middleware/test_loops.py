@@ -12,15 +12,14 @@ import httpx
 import pytest
 
 from apex_creds import ApiKey, CredentialMiddleware, Vault
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.step_up import PER_CLIENT, SecondFactorGate, Turns
 from apex_creds.concurrency import BACKGROUND, Event
 from apex_creds.errors import EventLoopError
 from apex_creds.integrations.plugin_removal import Removals
-from apex_creds.leases.gates import SecondFactorGate
-from apex_creds.leases.turns import PER_CLIENT, Turns
 from apex_creds.middleware.reporting import report_denials
 from apex_creds.policy import rate_limits
 from apex_creds.policy.consent import Choice, ConsentAnswer, ConsentRequest
-from apex_creds.policy.factors import Subject
 from apex_creds.scheduler.events import DenialsExceeded
 from apex_creds.scheduler.worker import RotationWorker
 from tests.support.loops import WITHIN, Running, running, threads

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
 from apex_creds.errors import AccessDeniedError, HandleRevokedError
 from apex_creds.leases.invocation import current_credentials
 from apex_creds.model import ApiKey
 from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer, ConsentRequest
-from apex_creds.policy.factors import Subject
-from apex_creds.vault.factors import Factors
 from tests.support.worlds import World, world_in
 
 pytestmark = pytest.mark.anyio

@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit.checkpoint import Checkpoint, LogKey
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.totp import code_at
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
 from apex_creds.documents.cached import recommit
@@ -24,9 +29,7 @@ from apex_creds.errors import (
 )
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import ApiKey
-from apex_creds.policy.factors import Subject
 from apex_creds.policy.grants import GrantDecision
-from apex_creds.policy.totp import code_at
 from apex_creds.scheduler import compromise, dek_rotation, kek_rotation, master_rotation
 from apex_creds.scheduler.events import CompromiseSuspected
 from apex_creds.scheduler.policy import Level
@@ -35,10 +38,7 @@ from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault, marking
 from apex_creds.vault.anchor import Anchor
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
 from apex_creds.vault.config import AuditConfig, Config, write_config
-from apex_creds.vault.factors import Factors
 from tests.support.vaults import create, home_in, keystore_file, section_file, unseal
 
 pytestmark = pytest.mark.anyio

@@ -8,20 +8,20 @@ from pathlib import Path
 import anyio
 import pytest
 
+from apex_creds.auth import challenge
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.consent_queue import QueueConsent, Requests
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.totp import code_at
 from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
-from apex_creds.policy import challenge
 from apex_creds.policy.consent import Choice, ConsentAnswer, ConsentRequest
-from apex_creds.policy.factors import Subject
-from apex_creds.policy.totp import code_at
 from apex_creds.scheduler.events import CompromiseSuspected
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
-from apex_creds.vault.factors import Factors
-from apex_creds.vault.requests import QueueConsent, Requests
 from tests.support.loops import WITHIN
 from tests.vault.test_shared import Place
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from pathlib import Path
 
 import pytest
@@ -262,3 +264,12 @@ async def test_reads_are_from_memory_while_nothing_changed(
             for _ in range(10):
                 assert await value_of(vault, "name") == b"value"
                 assert await vault.grants() is not None
+
+
+async def test_a_closed_vault_is_not_kept_in_memory(tmp_path):
+    async with await create(tmp_path) as vault:
+        await vault.put("one", ApiKey("1"))
+        gone = weakref.ref(vault), weakref.ref(vault.store)
+    del vault
+    gc.collect()
+    assert [found() for found in gone] == [None, None]

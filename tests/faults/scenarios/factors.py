@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
 from apex_creds.errors import SecondFactorError
-from apex_creds.policy.factors import Subject
 from apex_creds.vault import Vault
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.factors import Factors
 from tests.support import killer
 
 SUBJECT = Subject(plugin="p", credential="c")

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apex_creds.auth import totp
+from apex_creds.auth.access_document import Factor
+from apex_creds.auth.totp import TotpSettings, code_at, matching_step
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CorruptDocumentError, InvalidInputError, NotInstalledError
-from apex_creds.policy import totp
-from apex_creds.policy.access_state import Factor
-from apex_creds.policy.totp import TotpSettings, code_at, matching_step
 
 # RFC 6238, appendix B; the seeds are those of its reference implementation.
 SEEDS = {

@@ -18,18 +18,18 @@ from typing import Final, Protocol
 
 import anyio
 
+from apex_creds.auth import challenge
+from apex_creds.auth.access_document import Client
+from apex_creds.auth.challenge import MAX_OPEN
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import MAX_WINDOW, Subject
 from apex_creds.concurrency import Queues
 from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
-from apex_creds.leases.turns import Turns
 from apex_creds.plain import check_can, check_is, plain_seconds
-from apex_creds.policy import challenge
-from apex_creds.policy.access_state import Client
-from apex_creds.policy.factors import MAX_WINDOW, Subject
 from apex_creds.telemetry import semconv, tracing
 from apex_creds.telemetry.tracing import Step
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
-from apex_creds.vault.factors import Factors
 
 Ask = Callable[[Subject, str], Awaitable[str | None]]
 """Asks the principal for a code; the text says why an earlier one was not accepted.
@@ -312,3 +312,25 @@ def asking(plugin: str, method: str) -> Step:
 
 def _key(subject: Subject) -> tuple[str, str, str]:
     return (subject.principal, subject.plugin, subject.credential)
+
+
+PER_CLIENT: Final = MAX_OPEN // 2
+"""Other processes ask the same client."""
+PER_PLUGIN: Final = PER_CLIENT // 2
+
+
+class Turns:
+    """The turns of one gate."""
+
+    def __init__(self) -> None:
+        self._plugins: Queues[tuple[str, str]] = Queues()
+        self._clients: Queues[str] = Queues()
+
+    @asynccontextmanager
+    async def turn(self, client: str, plugin: str) -> AsyncIterator[None]:
+        """Waits until a client may be asked for a plugin; it may be within it."""
+        async with (
+            self._plugins.held((client, plugin), places=PER_PLUGIN),
+            self._clients.held(client, places=PER_CLIENT),
+        ):
+            yield

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from apex_creds.auth.access_document import PendingRequest
 from apex_creds.clocks import Moment
-from apex_creds.policy.access_state import PendingRequest
 from apex_creds.policy.consent import ConsentRequest
 from tests.support.clocks import TwoClocks
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_creds.policy.counters import MAX_RUNS, PAUSE, Runs, passes, spend
+from apex_creds.auth.second_factor import MAX_RUNS, PAUSE, Runs, is_fresh, spend
 
 DECADE = 10 * 365 * 2880
 
@@ -16,7 +16,7 @@ DECADE = 10 * 365 * 2880
 def used(*counters: int, newest: int | None = None) -> Runs:
     runs: Runs = ()
     for counter in counters:
-        assert passes(runs, counter, newest=newest)
+        assert is_fresh(runs, counter, newest=newest)
         runs = spend(runs, counter, newest=newest)
     return runs
 
@@ -28,24 +28,24 @@ def test_codes_in_a_row_are_one_run_and_a_pause_begins_another() -> None:
 
 def test_what_was_taken_while_the_clock_was_ahead_keeps_nobody_out() -> None:
     runs = spend(used(100), 100 + DECADE, newest=100 + DECADE)
-    assert passes(runs, 104, newest=105)
+    assert is_fresh(runs, 104, newest=105)
     runs = spend(runs, 104, newest=105)
     assert runs == ((100, 104), (100 + DECADE, 100 + DECADE))
     for spent in (100, 102, 104):
-        assert not passes(runs, spent, newest=105)
-    assert not passes(runs, 100 + DECADE, newest=100 + DECADE), "when its time has come"
+        assert not is_fresh(runs, spent, newest=105)
+    assert not is_fresh(runs, 100 + DECADE, newest=100 + DECADE), "when its time has come"
 
 
 def test_a_clock_that_is_set_back_lets_no_code_of_a_run_pass() -> None:
     runs = used(100, 150, 200)
     for back in range(100, 201):
-        assert not passes(runs, back, newest=back + 1)
+        assert not is_fresh(runs, back, newest=back + 1)
 
 
 def test_counters_that_are_no_times_only_grow() -> None:
     runs = used(5, 10**9, newest=None)
-    assert not passes(runs, 6, newest=None)
-    assert passes(runs, 10**9 + 1, newest=None)
+    assert not is_fresh(runs, 6, newest=None)
+    assert is_fresh(runs, 10**9 + 1, newest=None)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(-1, 1)), max_size=120))
@@ -55,7 +55,7 @@ def test_nothing_passes_twice_whatever_the_clock_does(tries: list[tuple[int, int
     passed: list[int] = []
     for now, away in tries:
         counter, newest = max(0, now + away), now + 1
-        if passes(runs, counter, newest=newest):
+        if is_fresh(runs, counter, newest=newest):
             assert counter not in passed
             passed.append(counter)
             runs = spend(runs, counter, newest=newest)
@@ -66,4 +66,4 @@ def test_nothing_passes_twice_whatever_the_clock_does(tries: list[tuple[int, int
 
 @pytest.mark.parametrize("runs", [(), ((3, 3),), ((1, 2), (9, 9))])
 def test_one_more_passes(runs: Runs) -> None:
-    assert passes(runs, 10, newest=11)
+    assert is_fresh(runs, 10, newest=11)

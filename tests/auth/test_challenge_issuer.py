@@ -9,12 +9,12 @@ import pytest
 
 from apex_creds.audit.events import EventKind
 from apex_creds.audit.verify import read
+from apex_creds.auth import challenge
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.second_factor import Subject
 from apex_creds.errors import ChallengeError, CorruptDocumentError, InvalidInputError
-from apex_creds.policy import challenge
-from apex_creds.policy.factors import Subject
 from apex_creds.vault import Vault
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
 from tests.support.clocks import TwoClocks
 from tests.support.vaults import FakeClock, create, home_in
 

@@ -6,19 +6,19 @@ import anyio
 import msgspec
 import pytest
 
-from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
-from apex_creds.leases.gates import (
+from apex_creds.auth import challenge
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.step_up import (
     ChallengeGate,
     LocalResponder,
     SecondFactorGate,
     answering,
 )
-from apex_creds.policy import challenge
-from apex_creds.policy.factors import Subject
-from apex_creds.policy.totp import code_at
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
-from apex_creds.vault.factors import Factors
+from apex_creds.auth.totp import code_at
+from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
 from tests.support.vaults import FakeClock, create
 
 pytestmark = pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""``settle`` against what must hold whatever is typed, and whenever."""
+"""``verify`` against what must hold whatever is typed, and whenever."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from apex_creds.clocks import Moment
-from apex_creds.policy import factors
-from apex_creds.policy.access_state import AccessState, Factor, RecoverySet
-from apex_creds.policy.factors import (
+from apex_creds.audit.events import FactorOutcome
+from apex_creds.auth import second_factor
+from apex_creds.auth.access_document import AccessState, Factor, RecoverySet
+from apex_creds.auth.second_factor import (
     LOCKING_FAILURE,
     MAX_DELAY,
     MAX_WINDOW,
     Evidence,
-    Outcome,
     Subject,
     delay_after,
-    settle,
+    verify,
 )
+from apex_creds.clocks import Moment
 from tests.support.clocks import TwoClocks
 
 PHONE = Factor(id="a" * 32, kind="totp", label="phone", created=0.0, sealed=b"", counter=10)
@@ -33,7 +33,7 @@ WRONG = Evidence()
 
 
 def answer(state, evidence, *, now=100.0, principal="operator", subject=None):
-    return settle(state, evidence, principal=principal, now=now, subject=subject)
+    return verify(state, evidence, principal=principal, now=now, subject=subject)
 
 
 def proof(counter: int, factor: Factor = PHONE) -> Evidence:
@@ -42,36 +42,39 @@ def proof(counter: int, factor: Factor = PHONE) -> Evidence:
 
 def test_a_higher_counter_passes_once():
     first = answer(STATE, proof(11))
-    assert (first.outcome, first.factor) == (Outcome.PASSED, PHONE.id)
+    assert (first.outcome, first.factor) == (FactorOutcome.PASSED, PHONE.id)
     again = answer(first.state, proof(11))
-    assert again.outcome is Outcome.REPLAYED
-    assert answer(again.state, proof(12)).outcome is Outcome.PASSED
+    assert again.outcome is FactorOutcome.REPLAYED
+    assert answer(again.state, proof(12)).outcome is FactorOutcome.PASSED
 
 
 @pytest.mark.parametrize("counter", [-1, 0, 9, 10])
 def test_a_counter_that_is_not_higher_is_a_failure(counter):
-    settled = answer(STATE, proof(counter))
-    assert settled.outcome is Outcome.REPLAYED
-    assert settled.state.lockouts[0].failures == 1
+    verdict = answer(STATE, proof(counter))
+    assert verdict.outcome is FactorOutcome.REPLAYED
+    assert verdict.state.lockouts[0].failures == 1
 
 
 def test_one_factors_counter_says_nothing_of_anothers():
     state = answer(STATE, proof(50)).state
-    assert answer(state, proof(11, TABLET)).outcome is Outcome.PASSED
+    assert answer(state, proof(11, TABLET)).outcome is FactorOutcome.PASSED
 
 
 def test_a_factor_is_its_principals():
-    assert answer(STATE, proof(11), principal="bob").outcome is Outcome.WRONG
-    assert answer(STATE, proof(1, OTHER), principal="bob").outcome is Outcome.PASSED
-    assert answer(STATE, Evidence(recovery=b"x" * 32), principal="bob").outcome is Outcome.WRONG
+    assert answer(STATE, proof(11), principal="bob").outcome is FactorOutcome.WRONG
+    assert answer(STATE, proof(1, OTHER), principal="bob").outcome is FactorOutcome.PASSED
+    assert (
+        answer(STATE, Evidence(recovery=b"x" * 32), principal="bob").outcome
+        is FactorOutcome.WRONG
+    )
 
 
 def test_nobody_passes_without_a_factor():
     nothing = AccessState(recovery=(CODES,))
     for evidence in (WRONG, proof(11), Evidence(recovery=b"x" * 32)):
-        settled = answer(nothing, evidence)
-        assert settled.outcome is Outcome.NOT_ENROLLED
-        assert settled.state is nothing
+        verdict = answer(nothing, evidence)
+        assert verdict.outcome is FactorOutcome.NOT_ENROLLED
+        assert verdict.state is nothing
 
 
 def test_a_recovery_code_passes_once_also_in_a_lock_out():
@@ -79,24 +82,24 @@ def test_a_recovery_code_passes_once_also_in_a_lock_out():
     for _ in range(10):
         state = answer(state, WRONG).state
     used = answer(state, Evidence(recovery=b"x" * 32))
-    assert (used.outcome, used.factor) == (Outcome.PASSED, CODES.id)
+    assert (used.outcome, used.factor) == (FactorOutcome.PASSED, CODES.id)
     assert used.state.recovery[0].digests == (b"y" * 32,)
     assert used.state.lockouts == ()
-    assert answer(used.state, Evidence(recovery=b"x" * 32)).outcome is Outcome.WRONG
+    assert answer(used.state, Evidence(recovery=b"x" * 32)).outcome is FactorOutcome.WRONG
 
 
 def test_no_digest_is_no_recovery_code():
     empty = msgspec.structs.replace(CODES, digests=(b"",))
     state = msgspec.structs.replace(STATE, recovery=(empty,))
-    assert answer(state, WRONG).outcome is Outcome.WRONG
+    assert answer(state, WRONG).outcome is FactorOutcome.WRONG
 
 
 def test_failures_lock_for_longer_and_longer():
     state, now, waits = STATE, 0.0, []
     for _ in range(20):
-        settled = answer(state, WRONG, now=now)
-        waits.append(settled.retry_after)
-        state, now = settled.state, now + settled.retry_after
+        verdict = answer(state, WRONG, now=now)
+        waits.append(verdict.retry_after)
+        state, now = verdict.state, now + verdict.retry_after
     assert waits[: LOCKING_FAILURE - 1] == [0.0] * (LOCKING_FAILURE - 1)
     growing = waits[LOCKING_FAILURE - 1 :]
     assert growing[:4] == [30.0, 60.0, 120.0, 240.0]
@@ -114,10 +117,10 @@ def test_in_a_lock_out_the_right_code_is_refused_and_not_used_up():
     for _ in range(LOCKING_FAILURE):
         state = answer(state, WRONG).state
     locked = answer(state, proof(11))
-    assert (locked.outcome, locked.retry_after) == (Outcome.LOCKED, 30.0)
+    assert (locked.outcome, locked.retry_after) == (FactorOutcome.LOCKED, 30.0)
     assert locked.state is state
-    assert answer(state, proof(11), now=129.9).outcome is Outcome.LOCKED
-    assert answer(state, proof(11), now=130.0).outcome is Outcome.PASSED
+    assert answer(state, proof(11), now=129.9).outcome is FactorOutcome.LOCKED
+    assert answer(state, proof(11), now=130.0).outcome is FactorOutcome.PASSED
 
 
 @pytest.fixture
@@ -133,21 +136,23 @@ def test_setting_the_clock_neither_ends_a_lock_out_nor_makes_it_longer(locked, j
     clock, state = locked
     clock.set_by(jump)
     clock.go_on(29.0)
-    assert factors.locked_for(state, "operator", Moment.now(clock)) == pytest.approx(1.0)
-    assert answer(state, proof(11), now=Moment.now(clock)).outcome is Outcome.LOCKED
+    assert second_factor.locked_for(state, "operator", Moment.now(clock)) == pytest.approx(1.0)
+    assert answer(state, proof(11), now=Moment.now(clock)).outcome is FactorOutcome.LOCKED
     clock.go_on(1.1)
-    assert answer(state, proof(11), now=Moment.now(clock)).outcome is Outcome.PASSED
+    assert answer(state, proof(11), now=Moment.now(clock)).outcome is FactorOutcome.PASSED
 
 
 def test_after_a_restart_a_lock_out_from_a_wrong_clock_begins_once_more(locked):
     before, state = locked
     clock = TwoClocks()
     clock.wall = before.wall - 3.2e8
-    assert factors.locked_for(state, "operator", Moment.now(clock)) == 30.0
-    settled = answer(state, proof(11), now=Moment.now(clock))
-    assert (settled.outcome, settled.retry_after) == (Outcome.LOCKED, 30.0)
+    assert second_factor.locked_for(state, "operator", Moment.now(clock)) == 30.0
+    verdict = answer(state, proof(11), now=Moment.now(clock))
+    assert (verdict.outcome, verdict.retry_after) == (FactorOutcome.LOCKED, 30.0)
     clock.go_on(30.1)
-    assert answer(settled.state, proof(11), now=Moment.now(clock)).outcome is Outcome.PASSED
+    assert (
+        answer(verdict.state, proof(11), now=Moment.now(clock)).outcome is FactorOutcome.PASSED
+    )
 
 
 @pytest.mark.parametrize("jump", [-1e9, -250.0, 250.0, 3.2e8])
@@ -158,15 +163,15 @@ def test_how_long_ago_a_factor_was_shown_does_not_change_with_the_clock(jump):
     clock.go_on(200.0)
     for window, counts in ((201.0, True), (199.0, False)):
         since, now = clock.wall - window, Moment.now(clock)
-        assert factors.passed_since(state, SUBJECT, since=since, now=now) is counts
-    assert factors.last_shown(state, SUBJECT, now=Moment.now(clock)) == clock.wall - 200.0
+        assert second_factor.passed_since(state, SUBJECT, since=since, now=now) is counts
+    assert second_factor.last_shown(state, SUBJECT, now=Moment.now(clock)) == clock.wall - 200.0
 
 
 def test_one_principals_lock_out_is_not_anothers():
     state = STATE
     for _ in range(9):
         state = answer(state, WRONG).state
-    assert answer(state, proof(1, OTHER), principal="bob").outcome is Outcome.PASSED
+    assert answer(state, proof(1, OTHER), principal="bob").outcome is FactorOutcome.PASSED
 
 
 def test_taking_a_factor_away_and_back_keeps_the_lock_out():
@@ -174,18 +179,18 @@ def test_taking_a_factor_away_and_back_keeps_the_lock_out():
     for _ in range(9):
         state = answer(state, WRONG).state
     for factor in (PHONE, TABLET):
-        state = factors.without_factor(state, factor.id)
+        state = second_factor.without_factor(state, factor.id)
     assert state.recovery == ()  # of no use any more, and not of the next one's
-    state = factors.with_factor(state, PHONE)
-    assert answer(state, proof(11)).outcome is Outcome.LOCKED
-    assert factors.without_factor(state, "f" * 32) is state
+    state = second_factor.with_factor(state, PHONE)
+    assert answer(state, proof(11)).outcome is FactorOutcome.LOCKED
+    assert second_factor.without_factor(state, "f" * 32) is state
 
 
 def test_a_pass_is_for_one_plugin_one_credential_one_principal_and_a_while():
     state = answer(STATE, proof(11), subject=SUBJECT).state
 
     def shown(subject=SUBJECT, since=100.0, now=100.0):
-        return factors.passed_since(state, subject, since=since, now=now)
+        return second_factor.passed_since(state, subject, since=since, now=now)
 
     assert shown()
     assert shown(now=500.0)
@@ -198,20 +203,20 @@ def test_a_pass_is_for_one_plugin_one_credential_one_principal_and_a_while():
 
 def test_when_a_factor_was_last_shown():
     state = answer(STATE, proof(11), subject=SUBJECT).state
-    assert factors.last_shown(state, SUBJECT, now=100.0) == 100.0
-    assert factors.last_shown(state, SUBJECT, now=99.0) is None
-    assert factors.last_shown(state, SUBJECT, now=101.0 + MAX_WINDOW) is None
-    assert factors.last_shown(STATE, SUBJECT, now=100.0) is None
+    assert second_factor.last_shown(state, SUBJECT, now=100.0) == 100.0
+    assert second_factor.last_shown(state, SUBJECT, now=99.0) is None
+    assert second_factor.last_shown(state, SUBJECT, now=101.0 + MAX_WINDOW) is None
+    assert second_factor.last_shown(STATE, SUBJECT, now=100.0) is None
     later = answer(state, proof(12), now=200.0, subject=SUBJECT).state
-    assert factors.last_shown(later, SUBJECT, now=200.0) == 200.0
+    assert second_factor.last_shown(later, SUBJECT, now=200.0) == 200.0
 
 
 def test_a_pass_that_is_claimed_is_gone():
     state = answer(STATE, proof(11), subject=SUBJECT).state
-    after = factors.claim(state, SUBJECT, since=0.0, now=100.0)
+    after = second_factor.claim(state, SUBJECT, since=0.0, now=100.0)
     assert after is not None
-    assert factors.claim(after, SUBJECT, since=0.0, now=100.0) is None
-    assert not factors.passed_since(after, SUBJECT, since=0.0, now=100.0)
+    assert second_factor.claim(after, SUBJECT, since=0.0, now=100.0) is None
+    assert not second_factor.passed_since(after, SUBJECT, since=0.0, now=100.0)
 
 
 def test_a_pass_without_a_subject_lets_nothing_through():
@@ -249,8 +254,8 @@ class Answers(RuleBasedStateMachine):
     def code(self, counter, factor):
         locked = self.now < self.locked_until
         highest = max((c for f, c in self.passed if f == factor.id), default=factor.counter)
-        settled = answer(self.state, proof(counter, factor), now=self.now)
-        if settled.outcome is Outcome.PASSED:
+        verdict = answer(self.state, proof(counter, factor), now=self.now)
+        if verdict.outcome is FactorOutcome.PASSED:
             assert not locked
             assert counter > highest
             assert (factor.id, counter) not in self.passed
@@ -258,40 +263,40 @@ class Answers(RuleBasedStateMachine):
             self.failures, self.locked_until = 0, 0.0
         else:
             assert locked or counter <= highest
-            self.fail(settled, locked=locked)
-        self.state = settled.state
+            self.fail(verdict, locked=locked)
+        self.state = verdict.state
 
     @rule()
     def wrong(self):
-        settled = answer(self.state, WRONG, now=self.now)
-        assert settled.outcome in (Outcome.WRONG, Outcome.LOCKED)
-        self.fail(settled, locked=self.now < self.locked_until)
-        self.state = settled.state
+        verdict = answer(self.state, WRONG, now=self.now)
+        assert verdict.outcome in (FactorOutcome.WRONG, FactorOutcome.LOCKED)
+        self.fail(verdict, locked=self.now < self.locked_until)
+        self.state = verdict.state
 
     @precondition(lambda self: len(self.recovered) < 3)
     @rule(code=st.sampled_from([b"x" * 32, b"y" * 32, b"z" * 32]))
     def recover(self, code):
-        settled = answer(self.state, Evidence(recovery=code), now=self.now)
+        verdict = answer(self.state, Evidence(recovery=code), now=self.now)
         fresh = code in CODES.digests and code not in self.recovered
-        assert (settled.outcome is Outcome.PASSED) is fresh
+        assert (verdict.outcome is FactorOutcome.PASSED) is fresh
         if fresh:
             self.recovered.add(code)
             self.failures, self.locked_until = 0, 0.0
         else:
-            self.fail(settled, locked=self.now < self.locked_until)
-        self.state = settled.state
+            self.fail(verdict, locked=self.now < self.locked_until)
+        self.state = verdict.state
 
-    def fail(self, settled, *, locked):
+    def fail(self, verdict, *, locked):
         if locked:
-            assert settled.outcome is Outcome.LOCKED
-            assert settled.state is self.state
+            assert verdict.outcome is FactorOutcome.LOCKED
+            assert verdict.state is self.state
             return
         self.failures += 1
         self.locked_until = self.now + delay_after(self.failures)
 
     @invariant()
     def the_lock_is_what_the_failures_say(self):
-        wait = factors.locked_for(self.state, "operator", self.now)
+        wait = second_factor.locked_for(self.state, "operator", self.now)
         assert wait == pytest.approx(max(0.0, self.locked_until - self.now))  # sums of floats
 
 

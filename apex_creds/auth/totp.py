@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import msgspec
 
+from apex_creds.auth.access_document import Factor
+from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CorruptDocumentError, InvalidInputError, NotInstalledError
 from apex_creds.model import check_name
-from apex_creds.policy.access_state import Factor
 
 if TYPE_CHECKING:
     import pyotp
+
 
 SEED_BYTES: Final = 20
 """As RFC 4226, section 4, recommends."""
@@ -163,3 +165,37 @@ def _generator(seed: SecretBytes, settings: TotpSettings) -> pyotp.TOTP:
         digest=_DIGESTS[settings.algorithm],
         interval=settings.period,
     )
+
+
+RECOVERY_CODES: Final = 10
+RECOVERY_KEY_BYTES: Final = 32
+LETTERS: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+"""Crockford's base 32: no I, L, O and U. 32 letters, so that a byte's low bits choose."""
+_LENGTH: Final = 24
+RECOVERY_RANDOM_BYTES: Final = RECOVERY_CODES * _LENGTH
+_READ_AS: Final = str.maketrans("OIL", "011")
+
+
+def make_recovery_codes(random: bytes) -> list[str]:
+    """Ten codes, like ``7KX0-93QF-M2RT-VB5C-Y8ZN-4DHE``, from 240 random bytes."""
+    assert len(random) == RECOVERY_RANDOM_BYTES
+    letters = "".join(LETTERS[byte & 31] for byte in random)
+    return [
+        _shown(letters[at : at + _LENGTH]) for at in range(0, RECOVERY_RANDOM_BYTES, _LENGTH)
+    ]
+
+
+def normalised(answer: str) -> str:
+    """The 24 letters of a code as typed; empty where it can't be one."""
+    kept = answer.replace("-", "").upper()
+    code = "".join(kept.split()).translate(_READ_AS)
+    return code if len(code) == _LENGTH and set(code) <= set(LETTERS) else ""
+
+
+def recovery_digest(key: SecretBytes, code: str) -> bytes:
+    """What is stored of a code (normalised): 32 bytes."""
+    return kdf.hmac_sha256(key, b"apex-creds/v1/recovery-code\0" + code.encode())
+
+
+def _shown(code: str) -> str:
+    return "-".join(code[at : at + 4] for at in range(0, _LENGTH, 4))

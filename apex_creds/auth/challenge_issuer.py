@@ -13,17 +13,15 @@ from collections.abc import Iterable
 import msgspec
 
 from apex_creds.audit.events import EventKind
+from apex_creds.auth import challenge
+from apex_creds.auth.access_document import AccessState, Client, HasAccess
+from apex_creds.auth.challenge import Challenge, Redeemed
+from apex_creds.auth.second_factor import Subject
 from apex_creds.clocks import Moment
 from apex_creds.crypto import signing
 from apex_creds.documents.keystore import Keystore
 from apex_creds.errors import ChallengeError, InvalidInputError
 from apex_creds.model import check_name, check_time
-from apex_creds.policy import challenge
-from apex_creds.policy.access_state import AccessState, Client
-from apex_creds.policy.challenge import Challenge, Redeemed
-from apex_creds.policy.factors import Subject
-from apex_creds.vault.access import Access
-from apex_creds.vault.vault import Vault
 
 
 class Challenger:
@@ -34,8 +32,8 @@ class Challenger:
         ttl: Seconds that a challenge is good for, at most ten minutes.
     """
 
-    def __init__(self, vault: Vault, *, ttl: float = challenge.TTL) -> None:
-        self.access = Access(vault)
+    def __init__(self, vault: HasAccess, *, ttl: float = challenge.TTL) -> None:
+        self.access = vault.access
         self._ttl = ttl
 
     # -- clients -----------------------------------------------------------------

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit.verify import verify
-from apex_creds.policy import challenge
-from apex_creds.policy.totp import code_at
+from apex_creds.auth import challenge
+from apex_creds.auth.challenge_client import ClientKey
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.totp import code_at
 from apex_creds.vault import Vault
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.client_key import ClientKey
-from apex_creds.vault.factors import Factors
+from tests.support.access_workers import SUBJECT, start
 from tests.support.vaults import create, finish, home_in, together, unseal
-from tests.vault.access_workers import SUBJECT, start
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -16,12 +16,12 @@ from typing import Final, Self
 
 import msgspec
 
+from apex_creds.auth.access_document import AccessState, Client, OpenChallenge
+from apex_creds.auth.second_factor import Subject
 from apex_creds.clocks import Moment
 from apex_creds.crypto import kdf, signing
 from apex_creds.errors import ChallengeError, IntegrityError, InvalidInputError
 from apex_creds.model import check_name
-from apex_creds.policy.access_state import AccessState, Client, OpenChallenge
-from apex_creds.policy.factors import Subject
 
 DOMAIN: Final = b"apex-creds/v1/challenge"
 NONCE_BYTES: Final = 32

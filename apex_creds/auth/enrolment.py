@@ -14,7 +14,23 @@ from typing import Final, Self
 
 import msgspec
 
-from apex_creds.audit.events import EventKind
+from apex_creds.audit.events import EventKind, FactorOutcome
+from apex_creds.auth import second_factor, totp
+from apex_creds.auth.access_document import (
+    OPERATOR,
+    AccessState,
+    Factor,
+    HasAccess,
+    RecoverySet,
+)
+from apex_creds.auth.second_factor import (
+    Evidence,
+    SecondFactor,
+    Subject,
+    TimeBased,
+    Verdict,
+)
+from apex_creds.auth.totp import Totp, TotpSettings
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.keystore import Keystore
 from apex_creds.errors import (
@@ -24,19 +40,6 @@ from apex_creds.errors import (
     UnknownKeyError,
 )
 from apex_creds.model import check_name, new_id
-from apex_creds.policy import factors, recovery, totp
-from apex_creds.policy.access_state import OPERATOR, AccessState, Factor, RecoverySet
-from apex_creds.policy.factors import (
-    Evidence,
-    Outcome,
-    SecondFactor,
-    Settled,
-    Subject,
-    TimeBased,
-)
-from apex_creds.policy.totp import Totp, TotpSettings
-from apex_creds.vault.access import Access
-from apex_creds.vault.vault import Vault
 
 MAX_FACTORS: Final = 16
 _MAX_ANSWER: Final = 64 * 1024
@@ -96,8 +99,10 @@ class Factors:
         kinds: What can check an answer; TOTP alone by default.
     """
 
-    def __init__(self, vault: Vault, *, kinds: Iterable[SecondFactor] | None = None) -> None:
-        self.access = Access(vault)
+    def __init__(
+        self, vault: HasAccess, *, kinds: Iterable[SecondFactor] | None = None
+    ) -> None:
+        self.access = vault.access
         chosen: Iterable[SecondFactor] = (Totp(),) if kinds is None else kinds
         self._kinds = {kind.kind: kind for kind in chosen}
 
@@ -185,7 +190,9 @@ class Factors:
         def change(state: AccessState, keystore: Keystore) -> AccessState:
             _check_room(state, bare)
             sealed = self.access.seal(keystore, bare.id, secret)
-            return factors.with_factor(state, msgspec.structs.replace(bare, sealed=sealed))
+            return second_factor.with_factor(
+                state, msgspec.structs.replace(bare, sealed=sealed)
+            )
 
         self._log("enrol", bare.principal, bare.id)
         state = await self.access.change(change)
@@ -207,7 +214,9 @@ class Factors:
                 "There is no such second factor.", hint="See: apex-creds factor list"
             )
         self._log("remove", "", factor_id)
-        await self.access.change(lambda state, _: factors.without_factor(state, factor_id))
+        await self.access.change(
+            lambda state, _: second_factor.without_factor(state, factor_id)
+        )
 
     # -- recovery codes ----------------------------------------------------------
 
@@ -217,12 +226,12 @@ class Factors:
         Raises:
             SecondFactorError: The principal has no second factor.
         """
-        if not factors.enrolled(await self.access.read(), principal):
+        if not second_factor.enrolled(await self.access.read(), principal):
             raise SecondFactorError("There is no second factor to recover.", hint=_ENROL)
         await self.access.ensure_key()
-        codes = recovery.make_codes(os.urandom(recovery.RANDOM_BYTES))
-        with SecretBytes.random(recovery.KEY_BYTES) as key:
-            digests = tuple(recovery.digest(key, recovery.normalised(c)) for c in codes)
+        codes = totp.make_recovery_codes(os.urandom(totp.RECOVERY_RANDOM_BYTES))
+        with SecretBytes.random(totp.RECOVERY_KEY_BYTES) as key:
+            digests = tuple(totp.recovery_digest(key, totp.normalised(c)) for c in codes)
             bare = RecoverySet(
                 id=new_id(),
                 principal=principal,
@@ -250,12 +259,12 @@ class Factors:
 
     async def enrolled(self, principal: str = OPERATOR) -> bool:
         """Whether the principal has a second factor."""
-        return factors.enrolled(await self.access.read(), principal)
+        return second_factor.enrolled(await self.access.read(), principal)
 
     async def locked_for(self, principal: str = OPERATOR) -> float:
         """Seconds until a code of the principal is looked at; 0: it is now."""
         state = await self.access.read()
-        return factors.locked_for(state, principal, self.access.moment())
+        return second_factor.locked_for(state, principal, self.access.moment())
 
     async def verify(
         self,
@@ -279,43 +288,45 @@ class Factors:
         """
         who = subject.principal if subject is not None else principal
         evidence = await self._evidence(answer, who)
-        settled: Settled | None = None
+        verdict: Verdict | None = None
 
         def change(state: AccessState, _: Keystore) -> AccessState:
-            nonlocal settled
-            settled = factors.settle(
+            nonlocal verdict
+            verdict = second_factor.verify(
                 state,
                 evidence,
                 principal=who,
                 now=self.access.moment(),
                 subject=subject if remember else None,
             )
-            return settled.state
+            return verdict.state
 
         await self.access.change(change)
-        assert settled is not None
-        self._log_outcome(settled, who, subject)
-        if settled.outcome is not Outcome.PASSED:
-            raise _refusal(settled)
-        return settled.factor
+        assert verdict is not None
+        self._log_outcome(verdict, who, subject)
+        if verdict.outcome is not FactorOutcome.PASSED:
+            raise _refusal(verdict)
+        return verdict.factor
 
     def passed_now(self, subject: Subject, *, since: float) -> bool:
         """Whether a factor was shown for it since then, if memory can tell; else False."""
         state = self.access.now()
         now = self.access.moment()
-        return state is not None and factors.passed_since(state, subject, since=since, now=now)
+        return state is not None and second_factor.passed_since(
+            state, subject, since=since, now=now
+        )
 
     def shown_now(self, subject: Subject) -> float | None:
         """When a factor was last shown for it, if memory can tell; else None."""
         state = self.access.now()
         now = self.access.moment()
-        return None if state is None else factors.last_shown(state, subject, now=now)
+        return None if state is None else second_factor.last_shown(state, subject, now=now)
 
     async def passed(self, subject: Subject, *, since: float) -> bool:
         """Whether a factor was shown for the subject since then, in any process."""
         state = await self.access.read()
         now = self.access.moment()
-        return factors.passed_since(state, subject, since=since, now=now)
+        return second_factor.passed_since(state, subject, since=since, now=now)
 
     async def claim(self, subject: Subject, *, since: float) -> bool:
         """As ``passed``, and uses it up: of two that ask at once, one is told True."""
@@ -324,7 +335,7 @@ class Factors:
         def change(state: AccessState, _: Keystore) -> AccessState:
             nonlocal claimed
             now = self.access.moment()
-            after = factors.claim(state, subject, since=since, now=now)
+            after = second_factor.claim(state, subject, since=since, now=now)
             claimed = after is not None
             return state if after is None else after
 
@@ -362,27 +373,27 @@ class Factors:
             return await kind.check(factor, secret, answer, now=now)
 
     async def _recovery_digest(self, state: AccessState, answer: str, principal: str) -> bytes:
-        code = recovery.normalised(answer)
+        code = totp.normalised(answer)
         codes = next((r for r in state.recovery if r.principal == principal), None)
         if not code or codes is None:
             return b""
         with await self.access.open(codes.id, codes.sealed) as key:
-            return recovery.digest(key, code)
+            return totp.recovery_digest(key, code)
 
     def _log(self, action: str, principal: str, factor: str) -> None:
         self.access.record(EventKind.FACTOR, action=action, principal=principal, detail=factor)
 
-    def _log_outcome(self, settled: Settled, principal: str, subject: Subject | None) -> None:
-        passed = settled.outcome is Outcome.PASSED
+    def _log_outcome(self, verdict: Verdict, principal: str, subject: Subject | None) -> None:
+        passed = verdict.outcome is FactorOutcome.PASSED
         self.access.record(
             EventKind.FACTOR,
             action="verify",
             decision="allow" if passed else "deny",
-            reason=settled.outcome.value,
+            reason=verdict.outcome.value,
             plugin=subject.plugin if subject else "",
             credential=subject.credential if subject else "",
             principal=principal,
-            detail=settled.factor,
+            detail=verdict.factor,
         )
 
 
@@ -396,11 +407,11 @@ def _check_room(state: AccessState, made: Factor) -> None:
         raise InvalidInputError("There are too many second factors.", hint="Remove some.")
 
 
-def _refusal(settled: Settled) -> SecondFactorError:
-    wait = settled.retry_after
-    if settled.outcome is Outcome.NOT_ENROLLED:
+def _refusal(verdict: Verdict) -> SecondFactorError:
+    wait = verdict.retry_after
+    if verdict.outcome is FactorOutcome.NOT_ENROLLED:
         return SecondFactorError("There is no second factor.", hint=_ENROL)
-    if settled.outcome is Outcome.LOCKED:
+    if verdict.outcome is FactorOutcome.LOCKED:
         return LockedOutError(
             f"Too many wrong codes; no code is looked at for {wait:.0f} seconds.",
             hint="Wait, or use a recovery code.",

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.terminal import TerminalAsk
 from apex_creds.errors import SecondFactorError
-from apex_creds.leases.ask import TerminalAsk
-from apex_creds.policy.factors import Subject
-from apex_creds.vault.factors import Factors
-from tests.leases.test_gates import clock, codes, factors, vault  # noqa: F401 - fixtures
+from tests.auth.test_step_up import clock, codes, factors, vault  # noqa: F401 - fixtures
 from tests.support.terminals import Terminal
 from tests.support.vaults import REPOSITORY, home_in
 
@@ -23,11 +23,11 @@ pytestmark = [
 PROGRAM = """
 import asyncio, signal, sys, termios
 from apex_creds.errors import SecondFactorError
-from apex_creds.leases.ask import TerminalAsk
-from apex_creds.leases.gates import SecondFactorGate
-from apex_creds.policy.factors import Subject
+from apex_creds.auth.terminal import TerminalAsk
+from apex_creds.auth.step_up import SecondFactorGate
+from apex_creds.auth.second_factor import Subject
 from apex_creds.vault import Vault
-from apex_creds.vault.factors import Factors
+from apex_creds.auth.enrolment import Factors
 
 class Loop(asyncio.SelectorEventLoop):
     ahead = 0.0  # an hour passes with SIGUSR1, and with nothing else

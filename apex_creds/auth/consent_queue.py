@@ -12,13 +12,11 @@ from typing import Final
 import anyio
 import msgspec
 
+from apex_creds.auth.access_document import AccessState, HasAccess, PendingRequest
 from apex_creds.clocks import Moment
 from apex_creds.errors import AccessDeniedError, ApexCredsError, InvalidInputError
 from apex_creds.model import new_id
-from apex_creds.policy.access_state import AccessState, PendingRequest
 from apex_creds.policy.consent import DEADLINE, DENIED, ConsentAnswer, ConsentRequest
-from apex_creds.vault.access import Access
-from apex_creds.vault.vault import Vault
 
 MAX_OPEN: Final = 128
 MAX_OPEN_OF_ONE: Final = 16
@@ -38,9 +36,9 @@ class QueueConsent:
     """
 
     def __init__(
-        self, vault: Vault, *, deadline: float = DEADLINE, period: float = PERIOD
+        self, vault: HasAccess, *, deadline: float = DEADLINE, period: float = PERIOD
     ) -> None:
-        self._access = Access(vault)
+        self._access = vault.access
         self._deadline = deadline
         self._period = period
 
@@ -76,8 +74,8 @@ class QueueConsent:
 class Requests:
     """The questions that are open, for those who answer them."""
 
-    def __init__(self, vault: Vault) -> None:
-        self._access = Access(vault)
+    def __init__(self, vault: HasAccess) -> None:
+        self._access = vault.access
 
     async def open(self) -> list[PendingRequest]:
         """Those that wait for an answer, oldest first."""

@@ -1,6 +1,6 @@
 """Second factors: what one is, and what an answer changes. Pure; no I/O.
 
-Guarantee: ``settle`` is the only way past. It is a function of the state that it is
+Guarantee: ``verify`` is the only way past. It is a function of the state that it is
 committed against, so that answers which race, in one process or several, are judged one
 after the other: a counter or a recovery code passes once, and an answer that comes in
 while its principal is locked out is refused even if it is right.
@@ -8,16 +8,13 @@ while its principal is locked out is refused even if it is right.
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Sequence
 from typing import ClassVar, Final, Protocol, runtime_checkable
 
 import msgspec
 
-from apex_creds.clocks import Moment
-from apex_creds.crypto import kdf
-from apex_creds.crypto.memory import SecretBytes
-from apex_creds.policy import counters
-from apex_creds.policy.access_state import (
+from apex_creds.audit.events import FactorOutcome
+from apex_creds.auth.access_document import (
     OPERATOR,
     AccessState,
     Factor,
@@ -25,6 +22,9 @@ from apex_creds.policy.access_state import (
     Passed,
     RecoverySet,
 )
+from apex_creds.clocks import Moment
+from apex_creds.crypto import kdf
+from apex_creds.crypto.memory import SecretBytes
 
 LOCKING_FAILURE: Final = 3
 """From so many wrong answers in a row on, each takes a wait, twice as long as the last."""
@@ -87,18 +87,8 @@ class TimeBased(Protocol):
         """The highest counter that there can be now."""
 
 
-class Outcome(StrEnum):
-    """What became of an answer."""
-
-    PASSED = "passed"
-    WRONG = "wrong"
-    REPLAYED = "replayed"
-    LOCKED = "locked_out"
-    NOT_ENROLLED = "not_enrolled"
-
-
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer proves, before it is settled.
+    """What an answer proves, before it is judged.
 
     Attributes:
         counters: By factor id, what ``SecondFactor.check`` returned.
@@ -111,7 +101,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     recovery: bytes = b""
 
 
-class Settled(msgspec.Struct, frozen=True, kw_only=True):
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The state after an answer, and what became of it.
 
     Attributes:
@@ -120,19 +110,19 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     state: AccessState
-    outcome: Outcome
+    outcome: FactorOutcome
     factor: str = ""
     retry_after: float = 0.0
 
 
-def settle(
+def verify(
     state: AccessState,
     evidence: Evidence,
     *,
     principal: str,
     now: float | Moment,
     subject: Subject | None = None,
-) -> Settled:
+) -> Verdict:
     """Judges an answer against the state it is committed to.
 
     A recovery code passes during a lock-out, too: it can't be guessed, and it is what its
@@ -148,7 +138,7 @@ def settle(
     now = Moment.of(now)
     enrolled = [factor for factor in state.factors if factor.principal == principal]
     if not enrolled:
-        return Settled(state=state, outcome=Outcome.NOT_ENROLLED)
+        return Verdict(state=state, outcome=FactorOutcome.NOT_ENROLLED)
     used = _recovery_set(state, principal, evidence.recovery)
     if used is not None:
         after = _without_code(state, used, evidence.recovery)
@@ -156,13 +146,15 @@ def settle(
     wait = locked_for(state, principal, now)
     if wait > 0:
         kept = _restamped(state, principal, now)
-        return Settled(state=kept, outcome=Outcome.LOCKED, retry_after=wait)
+        return Verdict(state=kept, outcome=FactorOutcome.LOCKED, retry_after=wait)
     proven = [factor for factor in enrolled if factor.id in evidence.counters]
     fresh = next((factor for factor in proven if _is_fresh(factor, evidence)), None)
     if fresh is None:
-        return _failed(state, principal, now, Outcome.REPLAYED if proven else Outcome.WRONG)
+        return _failed(
+            state, principal, now, FactorOutcome.REPLAYED if proven else FactorOutcome.WRONG
+        )
     counter, newest = evidence.counters[fresh.id], evidence.newest.get(fresh.id)
-    runs = counters.spend(fresh.spent, counter, newest=newest)
+    runs = spend(fresh.spent, counter, newest=newest)
     moved = msgspec.structs.replace(fresh, counter=counter, runs=runs)
     factors = tuple(moved if factor is fresh else factor for factor in state.factors)
     after = msgspec.structs.replace(state, factors=factors)
@@ -272,7 +264,7 @@ def _without_code(state: AccessState, used: RecoverySet, digest: bytes) -> Acces
 
 def _passed(
     state: AccessState, factor: str, principal: str, now: Moment, subject: Subject | None
-) -> Settled:
+) -> Verdict:
     passed = state.passed
     if subject is not None:
         made = Passed(
@@ -285,7 +277,7 @@ def _passed(
         passed = (*(p for p in passed if _still_counts(p, made, now)), made)[-_MANY:]
     lockouts = tuple(lock for lock in state.lockouts if lock.principal != principal)
     after = msgspec.structs.replace(state, passed=passed, lockouts=lockouts)
-    return Settled(state=after, outcome=Outcome.PASSED, factor=factor)
+    return Verdict(state=after, outcome=FactorOutcome.PASSED, factor=factor)
 
 
 def _still_counts(old: Passed, made: Passed, now: Moment) -> bool:
@@ -295,14 +287,14 @@ def _still_counts(old: Passed, made: Passed, now: Moment) -> bool:
 
 def _is_fresh(factor: Factor, evidence: Evidence) -> bool:
     counter, newest = evidence.counters[factor.id], evidence.newest.get(factor.id)
-    return counters.passes(factor.spent, counter, newest=newest)
+    return is_fresh(factor.spent, counter, newest=newest)
 
 
-def _failed(state: AccessState, principal: str, now: Moment, outcome: Outcome) -> Settled:
+def _failed(state: AccessState, principal: str, now: Moment, outcome: FactorOutcome) -> Verdict:
     before = _lockout(state, principal)
     failures = (before.failures if before else 0) + 1
     after = _locked(state, principal, failures, now)
-    return Settled(state=after, outcome=outcome, retry_after=delay_after(failures))
+    return Verdict(state=after, outcome=outcome, retry_after=delay_after(failures))
 
 
 def _locked(state: AccessState, principal: str, failures: int, now: Moment) -> AccessState:
@@ -335,3 +327,39 @@ def _left(lock: Lockout, now: Moment) -> float:
 
 def _lockout(state: AccessState, principal: str) -> Lockout | None:
     return next((lock for lock in state.lockouts if lock.principal == principal), None)
+
+
+Runs = tuple[tuple[int, int], ...]
+"""Ascending, apart from each other."""
+
+PAUSE: Final = 120
+"""So many steps without a code: an hour of codes of 30 seconds."""
+MAX_RUNS: Final = 32
+
+
+def is_fresh(runs: Sequence[tuple[int, int]], counter: int, *, newest: int | None) -> bool:
+    """Whether a counter is higher than all that count.
+
+    Args:
+        runs: What passed.
+        counter: What is proved.
+        newest: The highest that there can be now, of counters that are times; else None.
+    """
+    return counter > _floor(runs, newest)
+
+
+def spend(runs: Sequence[tuple[int, int]], counter: int, *, newest: int | None) -> Runs:
+    """The runs after a counter passed."""
+    floor = _floor(runs, newest)
+    near = floor >= 0 and counter - floor <= PAUSE
+    ours = [
+        (first, counter) if near and last == floor else (first, last) for first, last in runs
+    ]
+    made = sorted(ours if near else [*ours, (counter, counter)])
+    while len(made) > MAX_RUNS:  # what lay between the oldest two counts as spent, too
+        made[:2] = [(made[0][0], made[1][1])]
+    return tuple(made)
+
+
+def _floor(runs: Sequence[tuple[int, int]], newest: int | None) -> int:
+    return max((last for first, last in runs if newest is None or first <= newest), default=-1)

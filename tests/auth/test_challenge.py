@@ -12,13 +12,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from apex_creds.auth import challenge
+from apex_creds.auth.access_document import AccessState, Client
+from apex_creds.auth.challenge import Challenge, Reason, expecting, issue, redeem, respond
+from apex_creds.auth.second_factor import Subject
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
 from apex_creds.errors import ChallengeError, InvalidInputError
-from apex_creds.policy import challenge
-from apex_creds.policy.access_state import AccessState, Client
-from apex_creds.policy.challenge import Challenge, Reason, expecting, issue, redeem, respond
-from apex_creds.policy.factors import Subject
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors/challenge_v1.json").read_text())
 VAULT = "10" * 16

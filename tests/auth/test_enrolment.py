@@ -15,6 +15,10 @@ import pytest
 
 from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.audit.verify import read
+from apex_creds.auth.access_document import DEK_LABEL, Factor
+from apex_creds.auth.enrolment import MAX_FACTORS, Factors
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.totp import code_at
 from apex_creds.crypto import envelope
 from apex_creds.crypto.memory import SecretBytes, arena
 from apex_creds.errors import (
@@ -29,12 +33,7 @@ from apex_creds.errors import (
 )
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
-from apex_creds.policy.access_state import Factor
-from apex_creds.policy.factors import Subject
-from apex_creds.policy.totp import code_at
 from apex_creds.vault import Vault
-from apex_creds.vault.access import DEK_LABEL, Access
-from apex_creds.vault.factors import MAX_FACTORS, Factors
 from tests.support.vaults import FakeClock, create, home_in, values
 
 pytestmark = pytest.mark.anyio
@@ -131,7 +130,7 @@ async def test_an_older_copy_undoes_no_lock_out_while_the_vault_is_open(
             await Factors(vault).verify(code)
     gc.collect()
     with pytest.raises(RollbackDetectedError):
-        await Access(vault).read()
+        await vault.access.read()
 
 
 async def test_a_document_never_looked_at_is_as_new_as_it_was_at_unseal(
@@ -351,7 +350,7 @@ async def test_secrets_are_under_a_key_of_their_own_that_can_be_renewed(
 ):
     codes = await factors.new_recovery_codes()
     await vault.put("a", ApiKey("value"))
-    access, store = Access(vault), vault._store
+    access, store = vault.access, vault._store
     before = (await access.read()).factors[0].sealed
     keyset = (await store.keystore()).by_label[DEK_LABEL]
     assert envelope.header(before) == (bytes.fromhex(keyset.id), 1)
@@ -370,7 +369,7 @@ async def test_secrets_are_under_a_key_of_their_own_that_can_be_renewed(
 async def test_a_factor_enrolled_while_the_key_is_renewed_opens(tmp_path, clock, vault, app):
     """Another process renews between a writer's look at the keys and its commit."""
     async with await reopened(tmp_path, clock) as other:
-        mine, renewer = Factors(vault), Access(other)
+        mine, renewer = Factors(vault), other.access
         document = mine.access.document
         write = document._write
 
@@ -392,7 +391,7 @@ async def test_a_code_shown_while_the_key_is_renewed_passes(
     """Another process renews between the look at the factors and the look at the keys."""
     codes = await factors.new_recovery_codes()
     async with await reopened(tmp_path, clock) as other:
-        access, renewer = factors.access, Access(other)
+        access, renewer = factors.access, other.access
         read_state = access.read
 
         async def overtaken():
@@ -412,7 +411,7 @@ async def test_documents_are_shared_and_do_not_outlive_their_vault(tmp_path, clo
 
     (tmp_path / "own").mkdir()
     async with await create(tmp_path / "own", clock=clock) as vault:
-        one, two = Access(vault), Access(vault)
+        one, two = vault.access, vault.access
         assert one.document is two.document
         document = weakref.ref(one.document)
     del one, two, vault

@@ -7,12 +7,12 @@ import json
 import subprocess
 import sys
 
+from apex_creds.auth.challenge_issuer import Challenger
+from apex_creds.auth.enrolment import Factors
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.step_up import SecondFactorGate
 from apex_creds.errors import AccessDeniedError
-from apex_creds.leases.gates import SecondFactorGate
-from apex_creds.policy.factors import Subject
 from apex_creds.vault import Vault
-from apex_creds.vault.challenger import Challenger
-from apex_creds.vault.factors import Factors
 from tests.support.vaults import REPOSITORY
 
 SUBJECT = Subject(plugin="p", credential="c")
@@ -20,7 +20,7 @@ SUBJECT = Subject(plugin="p", credential="c")
 
 def start(function: str, *args: object) -> subprocess.Popen[str]:
     """Runs a function of this module in a process of its own; for ``helpers.together``."""
-    code = "import sys; from tests.vault import access_workers as w; w.main(*sys.argv[1:])"
+    code = "import sys; from tests.support import access_workers as w; w.main(*sys.argv[1:])"
     return subprocess.Popen(
         [sys.executable, "-B", "-W", "error", "-c", code, function, json.dumps(args)],
         cwd=REPOSITORY,

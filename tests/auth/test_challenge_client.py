@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from apex_creds.auth import challenge
+from apex_creds.auth.challenge_client import ClientKey
 from apex_creds.errors import (
     ChallengeError,
     CorruptDocumentError,
@@ -23,8 +25,6 @@ from apex_creds.errors import (
     UnsafePathError,
     UnsafePermissionsError,
 )
-from apex_creds.policy import challenge
-from apex_creds.vault.client_key import ClientKey
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no POSIX permissions")
 
