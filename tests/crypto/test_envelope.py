@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -26,66 +23,52 @@ from apex_creds.errors import (
     UnsupportedFormatError,
 )
 from tests.support.slots import open_slots
+from tests.vectors import flat, make_envelope
 
-FOLDER = Path(__file__).parents[1] / "vectors"
-VECTORS: dict[str, Any] = json.loads((FOLDER / "envelope_v1.json").read_text())
-KEYS = {
-    (bytes.fromhex(k["id"]), k["version"]): bytes.fromhex(k["key"]) for k in VECTORS["keys"]
-}
+VECTORS = {name: flat.parse(text)[0] for name, text in flat.load("envelope").items()}
 PLACE = Context(b"v" * 16, "api_keys", b"r" * 16, 1)
 ID = b"k" * 16
 
 
-def _find(key_id: bytes, version: int) -> SecretBytes:
-    try:
-        return SecretBytes.from_bytes(KEYS[key_id, version])
-    except KeyError:
-        raise UnknownKeyError("No such key.") from None
+def _finder(case: dict[str, str]) -> Callable[[bytes, int], SecretBytes]:
+    def find(key_id: bytes, version: int) -> SecretBytes:
+        if f"{key_id.hex()}/{version}" not in case["known_as"].split():
+            raise UnknownKeyError("No such key.")
+        return SecretBytes.from_bytes(bytes.fromhex(case["key"]))
+
+    return find
 
 
-def _context(shown: dict[str, Any]) -> Context:
-    ids = {k: bytes.fromhex(shown[k]) for k in ("vault_id", "record_id")}
-    return Context(**{**shown, **ids})
+def _context(case: dict[str, str]) -> Context:
+    vault_id, record_id = (bytes.fromhex(case[name]) for name in ("vault_id", "record_id"))
+    return Context(vault_id, case["section"], record_id, int(case["record_version"]))
 
 
-def _named(kind: str) -> list[Any]:
-    return [pytest.param(case, id=case["name"]) for case in VECTORS[kind]]
-
-
-@pytest.mark.parametrize("case", _named("opened"))
-def test_vectors_that_open(case: dict[str, Any]) -> None:
-    sealed, context = bytes.fromhex(case["envelope"]), _context(VECTORS["context"])
-    assert envelope.decrypt_bytes(_find, sealed, context=context).hex() == case["plaintext"]
-    with envelope.decrypt(_find, sealed, context=context) as secret:
-        assert secret.expose_bytes().hex() == case["plaintext"]
-
-
-@pytest.mark.parametrize("case", _named("refused"))
-def test_vectors_that_are_refused(case: dict[str, Any]) -> None:
-    sealed = bytes.fromhex(case["envelope"])
-    context = _context(case.get("context", VECTORS["context"]))
-    expected = getattr(errors, case["error"])
+@pytest.mark.parametrize("case", VECTORS.values(), ids=VECTORS)
+def test_the_vectors(case: dict[str, str]) -> None:
+    sealed, context, find = bytes.fromhex(case["envelope"]), _context(case), _finder(case)
+    if case["expect"] == "success":
+        assert envelope.decrypt_bytes(find, sealed, context=context).hex() == case["plaintext"]
+        with envelope.decrypt(find, sealed, context=context) as secret:
+            assert secret.expose_bytes().hex() == case["plaintext"]
+        return
     for opener in (envelope.decrypt, envelope.decrypt_bytes):
         with pytest.raises(IntegrityError) as caught:
-            opener(_find, sealed, context=context)
-        assert type(caught.value) is expected
+            opener(find, sealed, context=context)
+        assert type(caught.value) is getattr(errors, case["expect"])
 
 
 def test_the_vectors_are_what_their_generator_makes() -> None:
-    spec = importlib.util.spec_from_file_location("make_envelope", FOLDER / "make_envelope.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.vectors() == VECTORS
+    made = {flat.file_name(name): text for name, text in make_envelope.cases().items()}
+    assert made == flat.load("envelope")
 
 
 def test_the_associated_data_is_the_published_one() -> None:
-    (key_id, version), *_ = KEYS
+    place, version = make_envelope.PLACE, make_envelope.KEY_VERSION
     made = envelope.canonical_aad(
-        _context(VECTORS["context"]), key_id=key_id, key_version=version
+        Context(**place), key_id=make_envelope.KEY_ID, key_version=version
     )
-    assert made.hex() == VECTORS["aad"]
+    assert made == make_envelope.aad(place, key_id=make_envelope.KEY_ID, key_version=version)
 
 
 @pytest.fixture

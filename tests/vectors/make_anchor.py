@@ -1,13 +1,16 @@
-"""Makes anchor_v1.json from docs/FORMAT.md, without apex-creds: ``python make_anchor.py``."""
+"""Writes tests/vectors/anchor, from docs/FORMAT.md, without apex-creds.
+
+``python -m tests.vectors.make_anchor``.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from pathlib import Path
 
 from nacl.signing import SigningKey
+
+from tests.vectors import flat
 
 SEED = bytes(range(32))
 VAULT = "101112131415161718191a1b1c1d1e1f"
@@ -25,36 +28,34 @@ def anchor(vault: str, size: int, root: str, *lines: str, seed: bytes = SEED) ->
     return f"{text}\n-- {name} {signature}\n"
 
 
-def main() -> None:
-    """Writes the file beside this one."""
+def cases() -> dict[str, str]:
+    """Every file, by the name of its case: the anchor is what follows the fields."""
     root = base64.b64encode(hashlib.sha256(b"\x00event").digest()).decode()
     documents = ("api_keys 3", "keystore 12", "rotation 2")
     present = (
         "api_keys 3", "keystore 12", "keystore.kek 2", "keystore.master 1",
         "rollbacks.accepted 1", "rotation 2",
     )  # fmt: skip
-    good = [
-        {"name": "of an older program", "text": anchor(VAULT, 1, root, *documents)},
-        {"name": "as written now", "text": anchor(VAULT, 1, root, *present)},
-        {"name": "before the first checkpoint", "text": anchor(VAULT, 0, EMPTY, *present)},
-    ]
-    for case in good:
-        lines = case["text"].partition("\n\n")[0].split("\n")
-        numbers = dict(line.split(" ") for line in lines[3:])
-        case["accepted"] = int(numbers.pop("rollbacks.accepted", 0))
-        case["documents"] = {name: int(at) for name, at in numbers.items()}
-        case["size"], case["root"] = int(lines[1]), lines[2]
-    other = VAULT[::-1]
-    bad = [
-        {"name": "another key", "text": anchor(VAULT, 1, root, *present, seed=bytes(32))},
-        {"name": "another vault", "text": anchor(other, 1, root, *present)},
-        {"name": "a number altered", "text": good[1]["text"].replace("kek 2", "kek 1")},
-        {"name": "a line removed", "text": good[1]["text"].replace("rotation 2\n", "")},
-    ]
-    made = {"seed": SEED.hex(), "vault_id": VAULT, "good": good, "bad": bad}
-    path = Path(__file__).with_name("anchor_v1.json")
-    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    now = anchor(VAULT, 1, root, *present)
+    good = {
+        "of an older program": anchor(VAULT, 1, root, *documents),
+        "as written now": now,
+        "before the first checkpoint": anchor(VAULT, 0, EMPTY, *present),
+    }
+    bad = {
+        "another key": anchor(VAULT, 1, root, *present, seed=bytes(32)),
+        "another vault": anchor(VAULT[::-1], 1, root, *present),
+        "a number altered": now.replace("kek 2", "kek 1"),
+        "a line removed": now.replace("rotation 2\n", ""),
+    }
+    of = {"seed": SEED, "vault_id": VAULT}
+    found = {name: flat.text_of("IntegrityError", of, text) for name, text in bad.items()}
+    for name, text in good.items():
+        _, size, root, *lines = text.partition("\n\n")[0].split("\n")
+        fields = {**of, "size": size, "root": root, "documents": ", ".join(lines)}
+        found[name] = flat.text_of("success", fields, text)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    flat.write("anchor", cases())

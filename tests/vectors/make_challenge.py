@@ -1,16 +1,16 @@
-"""Makes challenge_v1.json from docs/CHALLENGE.md alone, without apex-creds.
+"""Writes tests/vectors/challenge, from docs/CHALLENGE.md alone, without apex-creds.
 
-Run: python tests/vectors/make_challenge.py > tests/vectors/challenge_v1.json
+``python -m tests.vectors.make_challenge``. ``scopes`` are parted by spaces.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
-import sys
 
 from nacl.signing import SigningKey
+
+from tests.vectors import flat
 
 SEED = bytes(range(32))
 VAULT = bytes(range(0x10, 0x20))
@@ -43,32 +43,37 @@ def message(**changed: bytes | list[bytes]) -> bytes:
     return b"".join(sized(field) for field in fields.values())
 
 
-def valid(name: str, *, credential: str, plugin: str, scopes: list[str]) -> dict[str, object]:
+def valid(*, credential: str, plugin: str, scopes: list[str]) -> str:
     made = message(
         credential=credential.encode(),
         plugin=plugin.encode(),
         scopes=[scope.encode() for scope in scopes],
     )
-    signature = KEY.sign(made).signature
-    return {
-        "name": name,
-        "seed": SEED.hex(),
-        "public": PUBLIC.hex(),
-        "vault_id": VAULT.hex(),
-        "client": CLIENT.hex(),
-        "nonce": NONCE.hex(),
+    fields = {
+        "seed": SEED,
+        "public": PUBLIC,
+        "vault_id": VAULT,
+        "client": CLIENT,
+        "nonce": NONCE,
         "credential": credential,
         "plugin": plugin,
-        "scopes": scopes,
+        "scopes": " ".join(scopes),
         "expires": EXPIRES,
-        "message": made.hex(),
-        "answer": (NONCE + signature).hex(),
+        "message": made,
+        "answer": NONCE + KEY.sign(made).signature,
     }
+    return flat.text_of("success", fields)
 
 
-def invalid() -> list[dict[str, str]]:
+def cases() -> dict[str, str]:
+    """Every file, by the name of its case."""
+    found = {
+        "usual": valid(credential="openai", plugin="summarise", scopes=["chat", "embed"]),
+        "no scopes": valid(credential="openai", plugin="summarise", scopes=[]),
+        "not ASCII": valid(credential="schlüssel", plugin="程序", scopes=["é", "𝄞"]),
+    }
     good = message()
-    cases = {
+    refused = {
         "empty": b"",
         "another domain": message(domain=b"apex-creds/v1/challengf"),
         "no domain": good[4 + 23 :],
@@ -88,22 +93,12 @@ def invalid() -> list[dict[str, str]]:
         "a field more": good + sized(b""),
         "a byte more": good + b"\0",
     }
-    cases |= {f"truncated to {n} bytes": good[:n] for n in range(0, len(good), 7) if n}
-    return [{"name": name, "message": data.hex()} for name, data in cases.items()]
-
-
-def main() -> None:
-    vectors = {
-        "valid": [
-            valid("usual", credential="openai", plugin="summarise", scopes=["chat", "embed"]),
-            valid("no scopes", credential="openai", plugin="summarise", scopes=[]),
-            valid("not ASCII", credential="schlüssel", plugin="程序", scopes=["é", "𝄞"]),
-        ],
-        "invalid": invalid(),
+    refused |= {f"truncated to {n} bytes": good[:n] for n in range(0, len(good), 7) if n}
+    return found | {
+        name: flat.text_of("ChallengeError", {"message": data})
+        for name, data in refused.items()
     }
-    json.dump(vectors, sys.stdout, indent=1)
-    sys.stdout.write("\n")
 
 
 if __name__ == "__main__":
-    main()
+    flat.write("challenge", cases())

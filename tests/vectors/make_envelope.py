@@ -1,19 +1,20 @@
-"""Writes envelope_v1.json, from docs/FORMAT.md and without apex_creds.
+"""Writes tests/vectors/envelope, from docs/FORMAT.md and without apex_creds.
 
 Only hashlib and PyNaCl's public bindings are used, so that the vectors check the
-implementation instead of repeating it. Run it by hand: the file is part of the format and
-does not change. ``python tests/vectors/make_envelope.py > tests/vectors/envelope_v1.json``
+implementation instead of repeating it. ``python -m tests.vectors.make_envelope``, by hand: the
+files are part of the format and do not change. In each, ``key`` is known under the key ids and
+versions of ``known_as``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
-import sys
 from typing import Any
 
 from nacl import bindings
+
+from tests.vectors import flat
 
 KEY = bytes(range(32))
 OTHER_KEY = bytes(range(1, 33))
@@ -83,22 +84,20 @@ def _set(data: bytes, at: int, value: bytes) -> bytes:
     return data[:at] + value + data[at + len(value) :]
 
 
-def _opened() -> list[dict[str, Any]]:
-    cases = {
+def cases() -> dict[str, str]:
+    """Every file, by the name of its case."""
+    good = envelope()
+    opened = {
         "one part": PLAINTEXT,
-        "empty": b"",
+        "empty plaintext": b"",
         "a block": bytes(64),
         "1000 bytes": b"x" * 1000,
     }
-    return [
-        {"name": name, "envelope": envelope(plaintext=data).hex(), "plaintext": data.hex()}
-        for name, data in cases.items()
-    ]
-
-
-def _refused() -> list[dict[str, Any]]:
-    good = envelope()
-    cases = [
+    found = {
+        name: _case("success", envelope(plaintext=data), plaintext=data)
+        for name, data in opened.items()
+    }
+    refused = [
         ("empty", b"", "CorruptDocumentError"),
         ("wrong magic", _set(good, 0, b"APXD"), "CorruptDocumentError"),
         ("lower-case magic", _set(good, 0, b"apxc"), "CorruptDocumentError"),
@@ -116,55 +115,31 @@ def _refused() -> list[dict[str, Any]]:
         ("bad tag", _flip(good, len(good) - 1), "DecryptionError"),
         ("one byte trailing", good + b"\x00", "DecryptionError"),
         ("tag cut", good[:-1], "DecryptionError"),
+        ("truncated below the shortest", good[:97], "CorruptDocumentError"),
+        ("truncated to the shortest", good[:98], "DecryptionError"),
+        # The same key is filed under these too, so that only the AAD tells them apart.
+        ("another key id", _set(good, 6, bytes(16)), "DecryptionError"),
+        ("another key version", _set(good, 22, b"\0\0\0\4"), "DecryptionError"),
     ]
-    cases += [
+    refused += [
         (f"truncated {how} the {name}", good[: end - less], "CorruptDocumentError")
         for name, end in BOUNDARIES.items()
         for how, less in (("inside", 1), ("after", 0))
     ]
-    cases.append(("truncated below the shortest", good[:97], "CorruptDocumentError"))
-    cases.append(("truncated to the shortest", good[:98], "DecryptionError"))
-    named = [{"name": n, "envelope": e.hex(), "error": error} for n, e, error in cases]
-    return named + _moved(good)
+    found |= {name: _case(error, sealed) for name, sealed, error in refused}
+    for field, other in OTHER_PLACE.items():
+        place = {**PLACE, field: other}
+        found[f"another {field}"] = _case("DecryptionError", good, place=place)
+    return found
 
 
-def _moved(good: bytes) -> list[dict[str, Any]]:
-    moved: list[dict[str, Any]] = [
-        {
-            "name": f"another {field}",
-            "envelope": good.hex(),
-            "context": {**_shown(PLACE), field: _shown(OTHER_PLACE)[field]},
-            "error": "DecryptionError",
-        }
-        for field in PLACE
-    ]
-    # The same key is filed under these too, so that only the AAD tells them apart.
-    for name, at, value in (("key id", 6, bytes(16)), ("key version", 22, b"\0\0\0\4")):
-        altered = _set(good, at, value).hex()
-        moved.append(
-            {"name": f"another {name}", "envelope": altered, "error": "DecryptionError"}
-        )
-    return moved
-
-
-def _shown(place: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.hex() if isinstance(v, bytes) else v for k, v in place.items()}
-
-
-def vectors() -> dict[str, Any]:
-    """The whole file."""
+def _case(expect: str, sealed: bytes, *, place: dict[str, Any] = PLACE, **more: bytes) -> str:
     keys = [(KEY_ID, KEY_VERSION), (bytes(16), KEY_VERSION), (KEY_ID, 4)]
-    return {
-        "format": "apex-creds envelope v1",
-        "keys": [{"id": i.hex(), "version": v, "key": KEY.hex()} for i, v in keys],
-        "context": _shown(PLACE),
-        "aad": aad(PLACE, key_id=KEY_ID, key_version=KEY_VERSION).hex(),
-        "nonce": NONCE.hex(),
-        "opened": _opened(),
-        "refused": _refused(),
-    }
+    known = " ".join(f"{key_id.hex()}/{version}" for key_id, version in keys)
+    return flat.text_of(
+        expect, {**place, "key": KEY, "known_as": known, "envelope": sealed, **more}
+    )
 
 
 if __name__ == "__main__":
-    json.dump(vectors(), sys.stdout, indent=1)
-    sys.stdout.write("\n")
+    flat.write("envelope", cases())
