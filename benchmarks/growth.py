@@ -32,7 +32,7 @@ from rich.table import Table
 
 from apex_creds import ApiKey, Vault
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.schedule import Level
 from benchmarks.harness import Budget, UnavailableError, duration
 from benchmarks.rotation import engine_of, put_items, request, values
 

@@ -39,9 +39,13 @@ from rich.table import Table
 from apex_creds import ApiKey, Vault
 from apex_creds.keys.keyset import KeyState
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.orders import labels_of, newest
-from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
-from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.scheduler.rotation_state import (
+    RotationState,
+    labels_of,
+    newest,
+    rotation_document,
+)
+from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
 from apex_creds.vault.values import PutItem
 from benchmarks.harness import Budget, UnavailableError, duration
 from tests.support import realparts

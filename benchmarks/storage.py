@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apex_creds import ApiKey, CredentialMap, CredentialMiddleware, Vault, parse_manifest
-from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.schedule import Level
 from apex_creds.storage.storage_factory import remember_storage, storage_for
 from benchmarks.harness import Operation, Run, Subject, UnavailableError, as_json, measure, show
 from benchmarks.rotation import engine_of, put_items, request, values

@@ -20,8 +20,8 @@ from statistics import quantiles
 
 from apex_creds import ApiKey, CredentialMap, CredentialMiddleware, Vault, parse_manifest
 from apex_creds.policy.manifest import Manifest
-from apex_creds.scheduler.policy import LevelPolicy, Policies
-from apex_creds.scheduler.state import RotationState
+from apex_creds.scheduler.rotation_state import RotationState
+from apex_creds.scheduler.schedule import LevelPolicy, Policies
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault.values import PutItem
 

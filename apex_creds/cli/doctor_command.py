@@ -33,8 +33,8 @@ from apex_creds.keys import KeyState, MasterKeyProvider
 from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.model import SECTIONS
 from apex_creds.policy.display import show_time
-from apex_creds.scheduler.policy import Level
-from apex_creds.scheduler.report import Undone, undone
+from apex_creds.scheduler.schedule import Level
+from apex_creds.scheduler.status import Undone, undone
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from apex_creds.vault.node import log_id

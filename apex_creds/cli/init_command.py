@@ -148,7 +148,7 @@ def _audit(home: Path, vault_id: str) -> dict[str, Json]:
 async def _counts(vault: Vault) -> dict[str, Json]:
     from apex_creds.cli.doctor_command import rotation_check
     from apex_creds.cli.recovery_commands import recovery_state
-    from apex_creds.scheduler.report import undone
+    from apex_creds.scheduler.status import undone
     from apex_creds.scheduler.worker import RotationWorker
 
     listed, now = await vault.list(), time.time()

@@ -35,28 +35,25 @@ from apex_creds.cli.console import (
 )
 from apex_creds.errors import ConflictError, InvalidInputError
 from apex_creds.policy.display import show_time
-from apex_creds.scheduler import report
 from apex_creds.scheduler.compromise import declare
-from apex_creds.scheduler.events import (
+from apex_creds.scheduler.rotation_state import (
     DEFAULT_TABLE,
     CompromiseSuspected,
     Event,
+    Numbers,
     Reaction,
     fingerprint,
     kind_of,
-    parse_event,
-)
-from apex_creds.scheduler.orders import (
-    Numbers,
     labels_of,
     newest,
     newest_below,
     order,
+    parse_event,
     surviving,
     undone,
 )
-from apex_creds.scheduler.policy import Level
-from apex_creds.scheduler.report import VersionLine
+from apex_creds.scheduler.schedule import Level
+from apex_creds.scheduler.status import VersionLine, rotation_status
 from apex_creds.scheduler.worker import RotationWorker, next_fire
 from apex_creds.vault import Vault
 
@@ -181,7 +178,7 @@ async def _finish(
 @command(asks_again=True)
 async def status(vault: Vault) -> Report:
     """Levels, versions and states; what each version still protects; what is next."""
-    found = await report.status(RotationWorker(vault).engine, destroyed=False)
+    found = await rotation_status(RotationWorker(vault).engine, destroyed=False)
     data: dict[str, Json] = {
         "versions": [_as_json(line) for line in found.lines],
         "next_due": {level.value: show_time(at) for level, at in found.due.items()},
@@ -214,7 +211,7 @@ async def status(vault: Vault) -> Report:
 @command(asks_again=True)
 async def history(vault: Vault) -> Report:
     """The life of every key version, and the events that were acted on."""
-    found = await report.status(RotationWorker(vault).engine, destroyed=True)
+    found = await rotation_status(RotationWorker(vault).engine, destroyed=True)
     lines = sorted(found.lines, key=lambda line: (line.created, line.level, line.label))
     past = [
         (show_time(item.at), kind_of(item.event), item.event.source)

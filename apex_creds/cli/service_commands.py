@@ -41,9 +41,8 @@ async def worker(
     ] = False,
 ) -> None:
     """Rotate keys when they are due, until it is told to stop (SIGTERM, SIGINT)."""
-    from apex_creds.scheduler import systemd
-    from apex_creds.scheduler.reencrypt import Pace
-    from apex_creds.scheduler.worker import Rhythm, RotationWorker
+    from apex_creds.scheduler.reencryption import Pace
+    from apex_creds.scheduler.worker import Rhythm, RotationWorker, notify_systemd
 
     made = RotationWorker(
         vault,
@@ -62,10 +61,10 @@ async def worker(
     )
     with _signals() as stopped:
         async with made:
-            systemd.notify(READY="1")
+            notify_systemd(READY="1")
             console.say(f"worker {made.id[:8]} runs; stop it with Ctrl-C")
             await stopped.wait()
-            systemd.notify(STOPPING="1")
+            notify_systemd(STOPPING="1")
 
 
 @contextmanager

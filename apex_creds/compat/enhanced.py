@@ -41,7 +41,7 @@ from apex_creds.policy.display import check_plugin
 from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.manifest import Access, Need
 from apex_creds.policy.policy_file import load_policy
-from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.schedule import Level
 from apex_creds.vault import Opened
 
 T = TypeVar("T")

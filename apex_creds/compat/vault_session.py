@@ -26,10 +26,16 @@ from apex_creds.migration import Options, is_legacy, migrate, on_unseal_logged, 
 from apex_creds.migration.auto_migrate import log_problems
 from apex_creds.migration.legacy_files import is_ours, read_file
 from apex_creds.migration.progress import migration_document
-from apex_creds.scheduler import report
-from apex_creds.scheduler.orders import labels_of, newest, order, undone
-from apex_creds.scheduler.policy import DAY, Level
-from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.scheduler.rotation_state import (
+    RotationState,
+    labels_of,
+    newest,
+    order,
+    rotation_document,
+    undone,
+)
+from apex_creds.scheduler.schedule import DAY, Level
+from apex_creds.scheduler.status import rotation_status as status_of
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault, remains
@@ -248,7 +254,7 @@ async def rotate_levels(vault: Vault, levels: Iterable[Level]) -> None:
 
 async def rotation_status(vault: Vault) -> dict[str, dict[str, object]]:
     """How the keys of each level are, in the old manager's form."""
-    found = await report.status(RotationWorker(vault).engine)
+    found = await status_of(RotationWorker(vault).engine)
     now = vault.clock.time()
     result: dict[str, dict[str, object]] = {}
     for name, level in LEVELS.items():

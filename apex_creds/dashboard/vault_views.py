@@ -24,11 +24,11 @@ from apex_creds.policy.grants import Grant, GrantDecision, Grants
 from apex_creds.policy.rules import EACH_LEASE, NEVER, Policy, Verdict
 from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.events import kind_of
 from apex_creds.scheduler.kek_rotation import SECTION_NAMES, KekScan
-from apex_creds.scheduler.policy import Level
-from apex_creds.scheduler.rotation import MasterView, Step, View, next_due, plan
-from apex_creds.scheduler.sharing import worker_runs
+from apex_creds.scheduler.plan import MasterView, Step, View, next_due, plan
+from apex_creds.scheduler.reencryption import worker_runs
+from apex_creds.scheduler.rotation_state import kind_of
+from apex_creds.scheduler.schedule import Level
 
 # -- keys -----------------------------------------------------------------------------------
 

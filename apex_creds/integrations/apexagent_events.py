@@ -32,8 +32,8 @@ import msgspec
 from apex_creds.concurrency import LOOK
 from apex_creds.errors import ApexCredsError, InvalidInputError
 from apex_creds.model import new_id
-from apex_creds.scheduler.bus import EventBus
-from apex_creds.scheduler.events import DEFAULT_TABLE, Event, kind_of, read_event
+from apex_creds.scheduler.event_queue import EventBus
+from apex_creds.scheduler.rotation_state import DEFAULT_TABLE, Event, kind_of, read_event
 
 __all__ = ["Connection", "EventManager", "SecurityEvent", "connect"]
 

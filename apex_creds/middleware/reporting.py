@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from apex_creds.concurrency import BACKGROUND
 from apex_creds.errors import ApexCredsError
 from apex_creds.middleware.middleware import CredentialMiddleware
-from apex_creds.scheduler.events import DenialsExceeded
+from apex_creds.scheduler.rotation_state import DenialsExceeded
 
 if TYPE_CHECKING:
     from apex_creds.policy import rate_limits

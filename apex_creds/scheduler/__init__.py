@@ -1,1 +1,46 @@
-"""Rotation: what is due, done in the background, on time, on use and on events."""
+"""Rotation of keys at every level: plan, steps, engine, worker, events.
+
+Guarantee: names are handed on when they are first asked for; nothing is imported before.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apex_creds.scheduler.rotation_state import (
+        CompromiseSuspected,
+        OperatorRequest,
+        RotationState,
+    )
+    from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
+    from apex_creds.scheduler.status import rotation_status
+    from apex_creds.scheduler.worker import Rhythm, RotationWorker
+
+__all__ = [
+    "CompromiseSuspected",
+    "Level",
+    "LevelPolicy",
+    "OperatorRequest",
+    "Policies",
+    "Rhythm",
+    "RotationState",
+    "RotationWorker",
+    "rotation_status",
+]
+
+if not TYPE_CHECKING:
+    _MODULES = {
+        "rotation_state": ("CompromiseSuspected", "OperatorRequest", "RotationState"),
+        "schedule": ("Level", "LevelPolicy", "Policies"),
+        "status": ("rotation_status",),
+        "worker": ("Rhythm", "RotationWorker"),
+    }
+
+    def __getattr__(name: str) -> object:
+        for module, names in _MODULES.items():
+            if name in names:
+                found = getattr(import_module(f"{__name__}.{module}"), name)
+                return globals().setdefault(name, found)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

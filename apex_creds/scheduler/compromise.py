@@ -18,9 +18,14 @@ from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError, UnknownKeyError
 from apex_creds.keys.keyset import Keyset
 from apex_creds.scheduler import dek_rotation, master_rotation
-from apex_creds.scheduler.orders import Numbers, labels_of, newest_below, request_key
-from apex_creds.scheduler.policy import Level
-from apex_creds.scheduler.state import RotationState
+from apex_creds.scheduler.rotation_state import (
+    Numbers,
+    RotationState,
+    labels_of,
+    newest_below,
+    request_key,
+)
+from apex_creds.scheduler.schedule import Level
 
 
 async def declare(

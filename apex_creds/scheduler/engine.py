@@ -31,12 +31,16 @@ from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.keys.passphrase import PassphraseProvider
 from apex_creds.scheduler import dek_rotation, kek_rotation, master_rotation
 from apex_creds.scheduler.kek_rotation import SECTION_NAMES, KekScan
-from apex_creds.scheduler.orders import adopt, by_time, request_key, undone
-from apex_creds.scheduler.policy import Level, NextFire
-from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
-from apex_creds.scheduler.rotation import Action, KeyView, MasterView, Step, View, plan
-from apex_creds.scheduler.sharing import ROTATION, Leader
-from apex_creds.scheduler.state import RotationState
+from apex_creds.scheduler.plan import Action, KeyView, MasterView, Step, View, plan
+from apex_creds.scheduler.reencryption import ROTATION, Leader, Pace, Progress, reencrypt
+from apex_creds.scheduler.rotation_state import (
+    RotationState,
+    adopt,
+    by_time,
+    request_key,
+    undone,
+)
+from apex_creds.scheduler.schedule import Level, NextFire
 
 BY_HAND: Final = frozenset({Level.MASTER, Level.KEK})
 """Levels that somebody must be there for, where the master key is in ``passphrase:``."""

@@ -10,8 +10,13 @@ does not get on, is reported in ``health``; one that fails comes again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import json
 import logging
+import os
+import secrets
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, fields
@@ -29,7 +34,7 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.line import shown_label
 from apex_creds.auth.access_document import DEK_LABEL
 from apex_creds.clocks import boot_id, boot_time
-from apex_creds.concurrency import Lock, Place, run_at
+from apex_creds.concurrency import Lock, Place, run_at, running_loop, soon
 from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import (
     ApexCredsError,
@@ -40,19 +45,21 @@ from apex_creds.errors import (
 )
 from apex_creds.model import new_id
 from apex_creds.plain import check_can, check_is
-from apex_creds.scheduler import systemd
-from apex_creds.scheduler.bus import EventBus
 from apex_creds.scheduler.engine import Engine, Mover, Outcome
-from apex_creds.scheduler.events import AuditTampered, Event, Reaction, kind_of
+from apex_creds.scheduler.event_queue import EventBus, Notify, VaultReactor
 from apex_creds.scheduler.kek_rotation import SECTION_NAMES
-from apex_creds.scheduler.pacing import Turns
-from apex_creds.scheduler.policy import Level
-from apex_creds.scheduler.reactor import Notify, VaultReactor
-from apex_creds.scheduler.reencrypt import Pace, Progress, reencrypt
-from apex_creds.scheduler.rotation import Step
-from apex_creds.scheduler.sharing import WORKER, Leader
-from apex_creds.scheduler.state import RotationState, rotation_document
-from apex_creds.scheduler.watch import Watch
+from apex_creds.scheduler.plan import Step
+from apex_creds.scheduler.reencryption import WORKER, Leader, Pace, Progress, reencrypt
+from apex_creds.scheduler.rotation_state import (
+    AuditTampered,
+    Event,
+    Reaction,
+    RotationState,
+    kind_of,
+    rotation_document,
+)
+from apex_creds.scheduler.schedule import Level
+from apex_creds.scheduler.status import Watch
 from apex_creds.vault import Vault
 
 Hook = Callable[[], object | Awaitable[object]]
@@ -403,10 +410,10 @@ class RotationWorker:
         wrong = report["problems"]
         assert isinstance(wrong, dict)
         status = "; ".join(wrong.values()) or "all keys are as they should be"
-        systemd.notify(WATCHDOG="1", STATUS=status[:200])
+        notify_systemd(WATCHDOG="1", STATUS=status[:200])
         if self._health_file is not None:
             try:
-                await anyio.to_thread.run_sync(systemd.write_health, self._health_file, report)
+                await anyio.to_thread.run_sync(write_health, self._health_file, report)
             except OSError as error:
                 _log.warning("the health file can't be written: %s", error.strerror)
 
@@ -435,3 +442,89 @@ async def _call(hook: Hook | None) -> None:
 
 def _movers(vault: Vault) -> Mapping[str, Mover]:
     return {DEK_LABEL: vault.access.rekey}
+
+
+def notify_systemd(**fields: str) -> bool:
+    """Sends ``READY=1``, ``STATUS=…`` and the like; whether there was anybody to tell."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")) or not hasattr(socket, "AF_UNIX"):
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    message = "\n".join(f"{name}={value.splitlines()[0]}" for name, value in fields.items())
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+        out.connect(address)
+        out.sendall(message.encode())
+        return True
+    return False
+
+
+def write_health(path: Path, report: Mapping[str, object]) -> None:
+    """Replaces the health file.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(fd, "w") as file:
+            json.dump(report, file)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+LONGEST_SLEEP: Final = 5.0
+"""An event loop's own timers stand still while the machine sleeps: look again after it."""
+
+
+class Turns:
+    """Has ``work`` done at once, and then each time ``seconds`` after it ended.
+
+    Args:
+        work: Raises nothing but cancellation.
+        seconds: Between two turns.
+        now: The clock.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[], Awaitable[object]],
+        *,
+        seconds: float,
+        now: Callable[[], float] = boot_time,
+    ) -> None:
+        self.seconds = seconds
+        self._work = work
+        self._now = now
+        self._loop = running_loop()
+        self._wake = asyncio.Event()
+        self._over = False
+
+    async def run(self) -> None:
+        """Takes turns until ``stop``; the turn that is under way then ends first."""
+        while not self._over:
+            self._wake.clear()
+            await self._work()
+            await asyncio.sleep(0)  # others get their turn, also if this one never waits
+            await self._rest()
+
+    def wake(self) -> None:
+        """The next turn is now, or as soon as the present one ends; from any thread."""
+        soon(self._loop, self._wake.set)
+
+    def stop(self) -> None:
+        """There is no further turn; from any thread."""
+        self._over = True
+        self.wake()
+
+    async def _rest(self) -> None:
+        due = self._now() + self.seconds
+        while not self._wake.is_set() and (left := due - self._now()) > 0:
+            try:
+                async with asyncio.timeout(min(left, LONGEST_SLEEP)):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue

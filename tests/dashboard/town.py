@@ -19,7 +19,7 @@ from apex_creds.model import Origin, Sensitivity
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.policy.manifest import Manifest
 from apex_creds.scheduler import master_rotation
-from apex_creds.scheduler.reencrypt import Pace, reencrypt
+from apex_creds.scheduler.reencryption import Pace, reencrypt
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault.values import PutItem
 

@@ -28,8 +28,8 @@ from apex_creds.audit.sinks import CallbackSink, Destination
 from apex_creds.auth.enrolment import Enrolment, Factors
 from apex_creds.auth.totp import code_at
 from apex_creds.policy.manifest import Manifest
-from apex_creds.scheduler.orders import labels_of, newest, order
-from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.rotation_state import labels_of, newest, order
+from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.telemetry import sdk
 

@@ -22,7 +22,7 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
 from apex_creds.scheduler import master_rotation
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.state import rotation_document
+from apex_creds.scheduler.rotation_state import rotation_document
 from apex_creds.storage.base import Storage, Write, WriteResult
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.memory_storage import MemoryStorage

@@ -29,9 +29,8 @@ from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey
 from apex_creds.policy.manifest import Manifest, parse_manifest
 from apex_creds.scheduler.compromise import declare
-from apex_creds.scheduler.orders import labels_of, newest, order
-from apex_creds.scheduler.policy import Level
-from apex_creds.scheduler.state import rotation_document
+from apex_creds.scheduler.rotation_state import labels_of, newest, order, rotation_document
+from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.sql_storage import SqlStorage
 from apex_creds.vault import Vault

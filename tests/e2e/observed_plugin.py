@@ -21,7 +21,7 @@ from apex_creds import (
     parse_manifest,
 )
 from apex_creds.audit.sinks import CallbackSink, Destination
-from apex_creds.scheduler.watch import Watch
+from apex_creds.scheduler.status import Watch
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.telemetry import sdk, semconv, tracing
 

@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from apex_creds.model import ApiKey
-from apex_creds.scheduler.events import CompromiseSuspected
+from apex_creds.scheduler.rotation_state import CompromiseSuspected
 from apex_creds.scheduler.worker import RotationWorker
 from tests.support.shifted import Shifted
 from tests.support.vaults import create, home_in, master_in, unseal

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from apex_creds.audit.verify import check
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
-from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.schedule import Level
 from apex_creds.vault import Vault
 from tests.faults.scenarios.rotation import LEVELS, engine, fill
 from tests.support.killer import Scenario

@@ -15,8 +15,9 @@ import pytest
 from apex_creds.errors import InvalidInputError
 from apex_creds.integrations.apexagent_events import Maker, Priority, SecurityEvent, connect
 from apex_creds.model import ApiKey
-from apex_creds.scheduler.events import (
+from apex_creds.scheduler.rotation_state import (
     DEFAULT_TABLE,
+    Accepted,
     AuditTampered,
     CompromiseSuspected,
     DenialsExceeded,
@@ -28,7 +29,6 @@ from apex_creds.scheduler.events import (
     kind_of,
     read_event,
 )
-from apex_creds.scheduler.state import Accepted
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from tests.support import apexagent_events as real
@@ -398,9 +398,9 @@ def test_what_can_not_be_made_sense_of(kind, fields) -> None:
 
 
 async def test_what_a_flood_of_others_does_not_hide(vault: Vault, monkeypatch) -> None:
-    from apex_creds.scheduler import bus
+    from apex_creds.scheduler import event_queue
 
-    monkeypatch.setattr(bus, "MAX_QUEUE", 3)
+    monkeypatch.setattr(event_queue, "MAX_QUEUE", 3)
     worker = RotationWorker(vault)
     for number in range(3):
         await worker.emit(LeakDetected(plugin=f"p{number}"))

@@ -23,7 +23,7 @@ from apex_creds import (
 )
 from apex_creds.integrations.apexagent import install
 from apex_creds.integrations.apexagent_events import connect
-from apex_creds.scheduler.events import LeakDetected
+from apex_creds.scheduler.rotation_state import LeakDetected
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from tests.support import apexagent_builds as builds
 from tests.support import apexagent_events as events

@@ -20,7 +20,7 @@ from apex_creds.integrations.plugin_removal import Removals
 from apex_creds.middleware.reporting import report_denials
 from apex_creds.policy import rate_limits
 from apex_creds.policy.consent import Choice, ConsentAnswer, ConsentRequest
-from apex_creds.scheduler.events import DenialsExceeded
+from apex_creds.scheduler.rotation_state import DenialsExceeded
 from apex_creds.scheduler.worker import RotationWorker
 from tests.support.loops import WITHIN, Running, running, threads
 from tests.support.worlds import FakeClock, manifest_for

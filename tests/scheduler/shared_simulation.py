@@ -19,7 +19,7 @@ from unittest import mock
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.sections import ShardNames
 from apex_creds.documents.store import DocumentStore
-from apex_creds.scheduler import sharing
+from apex_creds.scheduler import reencryption
 from apex_creds.storage.base import Leadership
 from apex_creds.storage.memory_storage import MemoryStorage
 from tests.scheduler.simulation import Chaos, ChaoticStorage, Mortal, World, simulate
@@ -104,7 +104,7 @@ def simulate_shared(seed: int) -> World:
     """As ``simulate``."""
     with (
         mock.patch.object(ShardNames, "_number", _number),
-        mock.patch.object(sharing, "PERIOD", 0.0),
+        mock.patch.object(reencryption, "PERIOD", 0.0),
     ):
         return simulate(seed, SharedWorld)
 

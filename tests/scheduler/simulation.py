@@ -30,20 +30,23 @@ from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ConflictError, MasterKeyNotFoundError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS, ApiKey, GenericSecret, Secret
-from apex_creds.scheduler.bus import EventBus
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.events import (
+from apex_creds.scheduler.event_queue import EventBus
+from apex_creds.scheduler.reencryption import Pace
+from apex_creds.scheduler.rotation_state import (
     CompromiseSuspected,
     Event,
     LeakDetected,
     OperatorRequest,
     PluginRemoved,
+    RotationState,
+    labels_of,
+    newest,
+    order,
+    rotation_document,
 )
-from apex_creds.scheduler.orders import labels_of, newest, order
-from apex_creds.scheduler.policy import DAY, Level, LevelPolicy, Policies
-from apex_creds.scheduler.reencrypt import Pace
-from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.scheduler.schedule import DAY, Level, LevelPolicy, Policies
 from apex_creds.storage.base import Write, tie_result
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import genesis, writing

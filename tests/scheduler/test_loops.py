@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from apex_creds.model import ApiKey
-from apex_creds.scheduler.events import OperatorRequest
-from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.rotation_state import OperatorRequest
+from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault import Vault
 from tests.support.loops import WITHIN, Running, running

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from apex_creds.scheduler import pacing
-from apex_creds.scheduler.pacing import Turns
+from apex_creds.scheduler import worker as worker_module
+from apex_creds.scheduler.worker import Turns
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +36,7 @@ async def taken(turns: Turns, count: int, done: list[object], stop: Callable[[],
 
 @pytest.fixture(autouse=True)
 def no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "LONGEST_SLEEP", 0.0)
+    monkeypatch.setattr(worker_module, "LONGEST_SLEEP", 0.0)
 
 
 async def test_the_first_turn_is_at_once_and_the_next_when_its_time_has_passed() -> None:

@@ -17,10 +17,14 @@ from apex_creds.documents.store import DocumentStore
 from apex_creds.model import ApiKey
 from apex_creds.scheduler import dek_rotation
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.orders import labels_of, newest
-from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
-from apex_creds.scheduler.reencrypt import reencrypt
-from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.scheduler.reencryption import reencrypt
+from apex_creds.scheduler.rotation_state import (
+    RotationState,
+    labels_of,
+    newest,
+    rotation_document,
+)
+from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
 from apex_creds.storage.base import Token, Write, WriteResult, tie_result
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import genesis, writing

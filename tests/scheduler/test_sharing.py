@@ -13,9 +13,8 @@ from apex_creds.documents import key_versions
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import DecryptionError, StorageUnreachableError
 from apex_creds.model import ApiKey
-from apex_creds.scheduler import sharing
-from apex_creds.scheduler.reencrypt import Pace, left, reencrypt
-from apex_creds.scheduler.sharing import ROTATION, Leader
+from apex_creds.scheduler import reencryption
+from apex_creds.scheduler.reencryption import ROTATION, Leader, Pace, left, reencrypt
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import Vault
@@ -137,8 +136,8 @@ async def test_what_others_keep_and_do_not_do_is_done_at_last(
 ) -> None:
     vault = await workplace.home()
     await workplace.rotated()
-    monkeypatch.setattr(sharing, "PATIENCE", 3)
-    monkeypatch.setattr(sharing, "PERIOD", 0.0)
+    monkeypatch.setattr(reencryption, "PATIENCE", 3)
+    monkeypatch.setattr(reencryption, "PERIOD", 0.0)
     names = store_of(vault).sections.names.by_section["api_keys"]
     async with workplace.storage.peer().claim(names, limit=SHARDS) as kept:
         assert len(kept) == SHARDS

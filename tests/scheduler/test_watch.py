@@ -15,10 +15,10 @@ from apex_creds.documents import key_versions
 from apex_creds.errors import AuditTamperedError
 from apex_creds.fs.home import audit_directory
 from apex_creds.model import ApiKey
-from apex_creds.scheduler import watch as watch_module
-from apex_creds.scheduler.events import AuditTampered
-from apex_creds.scheduler.policy import LevelPolicy, Policies
-from apex_creds.scheduler.watch import Watch
+from apex_creds.scheduler import status as status_module
+from apex_creds.scheduler.rotation_state import AuditTampered
+from apex_creds.scheduler.schedule import LevelPolicy, Policies
+from apex_creds.scheduler.status import Watch
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.telemetry import semconv
 from apex_creds.vault import Vault
@@ -123,7 +123,7 @@ async def test_what_is_not_signed_yet_is_an_alarm_after_its_time_whatever_the_cl
             whole = check(*arguments, **options)
             return structs.replace(whole, signed=found[0], count=sum(found))
 
-        monkeypatch.setattr(watch_module, "check", checked)
+        monkeypatch.setattr(status_module, "check", checked)
         await watch.verify()
         clock.set_by(jump)
         await watch.verify()

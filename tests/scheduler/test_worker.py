@@ -22,22 +22,21 @@ from apex_creds.integrations.apexagent_events import SecurityEvent, connect
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
 from apex_creds.policy.grants import GrantDecision
-from apex_creds.scheduler import systemd
 from apex_creds.scheduler import worker as worker_module
-from apex_creds.scheduler.events import (
+from apex_creds.scheduler.reencryption import Pace, worker_runs
+from apex_creds.scheduler.rotation_state import (
+    Accepted,
     AuditTampered,
     CompromiseSuspected,
     LeakDetected,
     OperatorRequest,
     PluginRemoved,
     Reaction,
+    WorkerLease,
     parse_event,
+    request_key,
 )
-from apex_creds.scheduler.orders import request_key
-from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
-from apex_creds.scheduler.reencrypt import Pace
-from apex_creds.scheduler.sharing import worker_runs
-from apex_creds.scheduler.state import Accepted, WorkerLease
+from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault import Vault
 from apex_creds.vault.config import AuditConfig, Config, write_config
@@ -261,7 +260,7 @@ async def test_one_rotates_and_its_work_is_taken_over_when_it_dies(vault: Vault)
 async def test_who_dies_while_it_rotates_holds_nobody_up(vault: Vault) -> None:
     code = (
         "import asyncio, sys\n"
-        "from apex_creds.scheduler.sharing import ROTATION, Leader\n"
+        "from apex_creds.scheduler.reencryption import ROTATION, Leader\n"
         "from apex_creds.storage.file_storage import FileStorage\n"
         "from pathlib import Path\n"
         "async def main():\n"
@@ -548,11 +547,11 @@ async def test_events_pass_both_ways_and_do_not_come_back(vault: Vault) -> None:
 
 def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    assert not systemd.notify(READY="1")
+    assert not worker_module.notify_systemd(READY="1")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        assert systemd.notify(READY="1", STATUS="well")
+        assert worker_module.notify_systemd(READY="1", STATUS="well")
         assert listening.recv(100) == b"READY=1\nSTATUS=well"
 
 

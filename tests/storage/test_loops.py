@@ -17,8 +17,8 @@ from apex_creds.concurrency import Event
 from apex_creds.documents.cached import Document
 from apex_creds.errors import EventLoopError, StorageError, VaultSealedError
 from apex_creds.fs.home import make_folders
-from apex_creds.scheduler.events import OperatorRequest
-from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.rotation_state import OperatorRequest
+from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.base import Storage
 from apex_creds.storage.memory_storage import MemoryStorage

@@ -11,8 +11,8 @@ import pytest
 from apex_creds.audit.sinks import Level as Severity
 from apex_creds.audit.sinks.sink_factory import _MAKERS, _OPTIONS
 from apex_creds.leases import CredentialMap
-from apex_creds.scheduler.orders import newest, order
-from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.rotation_state import newest, order
+from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.telemetry import semconv
 from tests.support.recording import recording

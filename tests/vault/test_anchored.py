@@ -31,9 +31,8 @@ from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import ApiKey
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.scheduler import compromise, dek_rotation, kek_rotation, master_rotation
-from apex_creds.scheduler.events import CompromiseSuspected
-from apex_creds.scheduler.policy import Level
-from apex_creds.scheduler.state import rotation_document
+from apex_creds.scheduler.rotation_state import CompromiseSuspected, rotation_document
+from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault, marking

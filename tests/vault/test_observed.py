@@ -11,9 +11,9 @@ from apex_creds.documents import key_versions
 from apex_creds.model import ApiKey
 from apex_creds.scheduler import master_rotation
 from apex_creds.scheduler.compromise import declare
-from apex_creds.scheduler.orders import newest, order
-from apex_creds.scheduler.policy import Level
-from apex_creds.scheduler.reencrypt import reencrypt
+from apex_creds.scheduler.reencryption import reencrypt
+from apex_creds.scheduler.rotation_state import newest, order
+from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.telemetry import semconv
 from tests.support.recording import Recording, recording

@@ -20,7 +20,7 @@ from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import ApiKey
 from apex_creds.scheduler import kek_rotation, master_rotation
 from apex_creds.scheduler.master_rotation import _rekeyed
-from apex_creds.scheduler.state import DOCUMENT, rotation_document
+from apex_creds.scheduler.rotation_state import DOCUMENT, rotation_document
 from apex_creds.vault import Vault
 from tests.support.vaults import (
     create,

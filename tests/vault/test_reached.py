@@ -14,7 +14,7 @@ from apex_creds.errors import RollbackDetectedError
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.state import rotation_document
+from apex_creds.scheduler.rotation_state import rotation_document
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import genesis, writing
 from apex_creds.vault.values import PutItem

@@ -26,7 +26,7 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.home import audit_directory
 from apex_creds.model import ApiKey
-from apex_creds.scheduler.state import rotation_document
+from apex_creds.scheduler.rotation_state import rotation_document
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import Vault
 from apex_creds.vault.anchor import Anchor

@@ -19,7 +19,7 @@ from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
 from apex_creds.policy.consent import Choice, ConsentAnswer, ConsentRequest
-from apex_creds.scheduler.events import CompromiseSuspected
+from apex_creds.scheduler.rotation_state import CompromiseSuspected
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from tests.support.loops import WITHIN

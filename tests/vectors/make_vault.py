@@ -17,7 +17,7 @@ from apex_creds.documents.cached import recommit
 from apex_creds.documents.document import VERSION
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken
 from apex_creds.scheduler import kek_rotation
-from apex_creds.scheduler.policy import Level
+from apex_creds.scheduler.schedule import Level
 from apex_creds.vault import Vault
 
 VAULTS = Path(__file__).parent / "vaults"

@@ -9,9 +9,13 @@ from pathlib import Path
 
 from apex_creds.model import ApiKey, GenericSecret
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.orders import labels_of, newest
-from apex_creds.scheduler.policy import Level, LevelPolicy, Policies
-from apex_creds.scheduler.state import RotationState, rotation_document
+from apex_creds.scheduler.rotation_state import (
+    RotationState,
+    labels_of,
+    newest,
+    rotation_document,
+)
+from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
 from apex_creds.vault import Vault
 from tests.support import killer
 

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 from apex_creds.errors import UnknownKeyError
 from apex_creds.keys.passphrase import PassphraseProvider
 from apex_creds.model import ApiKey
-from apex_creds.scheduler import report
-from apex_creds.scheduler.orders import request_key
-from apex_creds.scheduler.policy import DAY, Level
+from apex_creds.scheduler.rotation_state import request_key
+from apex_creds.scheduler.schedule import DAY, Level
+from apex_creds.scheduler.status import rotation_status
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from tests.support.vaults import FakeClock, create, unseal, values
@@ -26,7 +26,7 @@ async def requested(worker: RotationWorker, *levels: Level) -> None:
 
 
 async def masters(worker: RotationWorker) -> list[tuple[int, str, float, float]]:
-    found = await report.status(worker.engine, destroyed=True)
+    found = await rotation_status(worker.engine, destroyed=True)
     lines = [line for line in found.lines if line.level is Level.MASTER]
     return [(line.version, line.state, line.created, line.changed) for line in lines]
 
@@ -48,7 +48,7 @@ async def test_the_life_of_a_master_key_is_kept_after_its_end(tmp_path: Path) ->
             (1, "destroyed", began, began + 10 * DAY),
             (2, "primary", began + DAY, began + DAY),
         ]
-        shown = (await report.status(worker.engine)).lines
+        shown = (await rotation_status(worker.engine)).lines
         assert [line.version for line in shown if line.level is Level.MASTER] == [2]
 
 
@@ -79,7 +79,7 @@ async def test_a_passphrase_is_left_to_a_person(fresh_home: Path, tmp_path: Path
         keystore = await vault.store.keystore()
         assert keystore.by_label["api_keys/one"].primary.version == 2
         assert keystore.root_header.keks.primary.version == 1
-        found = await report.status(worker.engine)
+        found = await rotation_status(worker.engine)
         assert found.by_hand == {Level.MASTER, Level.KEK}
         await worker._rotate(None)
         assert worker.health()["problems"] == {
@@ -90,7 +90,7 @@ async def test_a_passphrase_is_left_to_a_person(fresh_home: Path, tmp_path: Path
 
 async def test_a_key_file_needs_nobody(tmp_path: Path) -> None:
     async with await create(tmp_path) as vault:
-        assert (await report.status(RotationWorker(vault).engine)).by_hand == frozenset()
+        assert (await rotation_status(RotationWorker(vault).engine)).by_hand == frozenset()
 
 
 async def test_another_process_drops_destroyed_keys_when_it_notices(tmp_path: Path) -> None:

@@ -1,11 +1,17 @@
-"""The event bus: accepts security events durably, and sees that they are acted on.
+"""Security events: accepted durably, acted on by a worker, delivered to callbacks.
 
-Guarantee: an event that ``accept`` returned for is in the vault's document ``rotation``,
-and whichever worker comes to it acts on it, also after a crash. Acting twice is acting
-once: orders and marks are about the key versions that there were when it was accepted. The
-same event, again within the debounce time, is not accepted again; the same damage of a log
-never is. Who subscribed hears of each event once, whichever process accepted it (see
-``delivery``).
+Guarantee: an event that ``accept`` returned for is in the vault's document ``rotation``, and a
+worker acts on it, also after a crash. Acting twice is acting once: orders and marks are about
+the key versions that there were when it was accepted. The same event, again within the
+debounce time, is not accepted again; the same damage of a log never is.
+
+Each subscriber gets each event once, in order, whichever process accepted it, from a task that
+holds no lock: a callback may accept an event itself, or hang, and nothing but its own queue
+waits. It runs in the event loop in which it subscribed; where that has ended, in a thread for
+it. What it raises is logged.
+
+Leases end in this process before a reaction returns. A lockdown is durable; so is the mark of a
+revocation, after which nothing is allowed by what was allowed for a session.
 """
 
 from __future__ import annotations
@@ -13,32 +19,45 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Set
 from contextlib import nullcontext
 from typing import Final, Protocol
 
 from msgspec.structs import replace
 
+from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.clocks import Moment
+from apex_creds.concurrency import LoopThread, Place
 from apex_creds.documents.cached import Document
 from apex_creds.documents.store import DocumentStore
-from apex_creds.errors import CredentialNotFoundError, InvalidInputError, UnknownKeyError
+from apex_creds.errors import (
+    AuditUnavailableError,
+    CredentialNotFoundError,
+    InvalidInputError,
+    UnknownKeyError,
+)
 from apex_creds.model import new_id
+from apex_creds.policy.grants import with_revocation
 from apex_creds.scheduler.compromise import declare
-from apex_creds.scheduler.delivery import Callback, Subscription
-from apex_creds.scheduler.events import (
+from apex_creds.scheduler.rotation_state import (
+    Accepted,
     AuditTampered,
     CompromiseSuspected,
     Event,
+    Numbers,
     OperatorRequest,
     PluginRemoved,
     Reaction,
+    RotationState,
     fingerprint,
     kind_of,
+    labels_of,
+    newest_below,
+    with_orders,
 )
-from apex_creds.scheduler.orders import Numbers, labels_of, newest_below, with_orders
-from apex_creds.scheduler.policy import Level
-from apex_creds.scheduler.state import Accepted, RotationState
+from apex_creds.scheduler.schedule import Level
+from apex_creds.vault import Vault
 
 MAX_QUEUE: Final = 1_000
 KEPT: Final = 64
@@ -305,3 +324,191 @@ def _reacted(
 
 def _kept(state: RotationState, item: Accepted) -> tuple[Accepted, ...]:
     return (*state.acted, item)[-KEPT:]
+
+
+Callback = Callable[[Event], Awaitable[object]]
+
+MAX_WAITING: Final = 1_000
+_elsewhere: Final = LoopThread("apex-creds events")
+
+
+class Subscription:
+    """A callback and its queue.
+
+    Args:
+        callback: Called with each event.
+        kinds: Which it wants; None: all.
+    """
+
+    def __init__(self, callback: Callback, kinds: Collection[str] | None = None) -> None:
+        self._callback = callback
+        self._kinds = None if kinds is None else frozenset(kinds)
+        self._queue: deque[Event] = deque()
+        self._lock = threading.RLock()
+        self._home = _here()
+        self._at: Place | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.active = True
+
+    def cancel(self) -> None:
+        """No further event is delivered; idempotent."""
+        self.active = False
+        self._queue.clear()
+
+    def put(self, event: Event) -> None:
+        """Has the event delivered, soon."""
+        if not self.active or (self._kinds is not None and kind_of(event) not in self._kinds):
+            return
+        if len(self._queue) >= MAX_WAITING:
+            _log.error("a callback is too slow for its events: %s was dropped", kind_of(event))
+            return
+        self._queue.append(event)
+        here = Place()
+        with self._lock:
+            if self._at is not None and self._at.goes_on(here):
+                return
+            self._home = self._home or here
+            if self._home.goes_on(here):
+                self._at = self._home
+                _in(self._home, here, self._begin)
+            else:
+                _elsewhere.start(self._deliver)
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._deliver())
+
+    async def _deliver(self) -> None:
+        with self._lock:
+            at = self._at = Place()
+        try:
+            while self._next_is_mine(at):
+                event = self._queue.popleft()
+                try:
+                    await self._callback(event)
+                except asyncio.CancelledError:  # its loop ends: the next one has it again
+                    self._queue.appendleft(event)
+                    raise
+                except Exception as error:  # noqa: BLE001 - a callback's own business
+                    kind = type(error).__name__
+                    _log.warning("a callback for %s failed: %s", kind_of(event), kind)
+        finally:
+            with self._lock:
+                if self._at is at:
+                    self._at = None
+
+    def _next_is_mine(self, at: Place) -> bool:
+        """Whether there is an event, and nobody has taken over; else this is the end."""
+        with self._lock:
+            if self._at is at and self._queue:
+                return True
+            if self._at is at:
+                self._at = None
+            return False
+
+
+def _here() -> Place | None:
+    """Where the caller runs; None: in no event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+    return Place()
+
+
+def _in(place: Place, here: Place, call: Callable[[], object]) -> None:
+    if place.loop is here.loop:
+        call()
+    else:
+        place.loop.call_soon_threadsafe(call)
+
+
+Notify = Callback
+
+
+class VaultReactor:
+    """The reactions of one vault.
+
+    Args:
+        vault: Unsealed.
+        notify: Tells whoever is to know, from a task of its own; the audit log always does.
+    """
+
+    def __init__(self, vault: Vault, *, notify: Notify | None = None) -> None:
+        self._vault = vault
+        self._notify = None if notify is None else Subscription(notify)
+
+    async def revoke_leases(self, event: Event) -> None:
+        """See ``Reactor``. Grants stay."""
+        self.end_leases(event)
+        plugin, credential = _concerned(event)
+        await self._vault.store.commit_keystore(
+            lambda body: replace(
+                body,
+                revocations=with_revocation(
+                    body.revocations, plugin=plugin or "", credential=credential or ""
+                ),
+            )
+        )
+
+    def end_leases(self, event: Event) -> None:
+        """Ends the leases of this process that an event concerns."""
+        self._vault.tell_revoked(*_concerned(event))
+
+    async def revoke_grants(self, event: Event) -> None:
+        """See ``Reactor``. What the plugin was denied for good stays denied."""
+        plugin, _ = _concerned(event)
+        if plugin is not None:
+            await self._vault.revoke(plugin=plugin, keep_denials=True)
+
+    async def lock_down(self, event: Event) -> None:
+        """See ``Reactor``. One that could not be logged is in force, and not done again."""
+        try:
+            await self._vault.lockdown(reason=f"{kind_of(event)} by {event.source}")
+        except AuditUnavailableError as error:
+            _log.error("the vault is locked down, but that is not in its log: %s", error)
+
+    async def notify(self, event: Event) -> None:
+        """See ``Reactor``. That its log was altered may not be in the log."""
+        try:
+            self._note(event)
+        except AuditUnavailableError:
+            if not isinstance(event, AuditTampered):
+                raise
+        if self._notify is not None:
+            self._notify.put(event)
+
+    def _note(self, event: Event) -> None:
+        plugin, credential = _concerned(event)
+        self._vault.audit.append(
+            AuditEvent(
+                time=self._vault.clock.time(),
+                kind=EventKind.ROTATION,
+                action="event",
+                reason=kind_of(event),
+                plugin=plugin or "",
+                credential=credential or "",
+                detail=event.source,
+            )
+        )
+
+    async def services(self, event: Event) -> Collection[str]:
+        """See ``Reactor``: of the credential, else of what the plugin has grants for."""
+        plugin, credential = _concerned(event)
+        if credential is not None:
+            return await self._services({credential})
+        if plugin is None:
+            return [""]
+        grants = await self._vault.grants()
+        return await self._services({g.credential for g in grants if g.plugin == plugin})
+
+    async def _services(self, names: Collection[str]) -> Collection[str]:
+        found = {info.service for info in await self._vault.list() if info.name in names}
+        if not found:
+            raise CredentialNotFoundError("The event concerns no credential that is here.")
+        return sorted(found)
+
+
+def _concerned(event: Event) -> tuple[str | None, str | None]:
+    """The plugin and the credential of an event; None for all."""
+    plugin = getattr(event, "plugin", "") or None
+    return plugin, getattr(event, "credential", "") or None

@@ -16,7 +16,7 @@ from typing import Final
 
 from apex_creds.errors import KeyStateError
 from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion, grace_over
-from apex_creds.scheduler.policy import Level, LevelPolicy, NextFire, Policies, due_at, is_due
+from apex_creds.scheduler.schedule import Level, LevelPolicy, NextFire, Policies, due_at, is_due
 
 __all__ = ["Action", "KeyView", "MasterView", "Reason", "Step", "View", "next_due", "plan"]
 
