@@ -678,7 +678,7 @@ ONE_LOOP = {
     "leases/pools.py": "each pool is of one loop",
     "leases/upload.py": "that of a request",
     "middleware/middleware.py": "that of a call: made for it and dropped after it",
-    "scheduler/pacing.py": "the worker's; it is set through its loop",
+    "scheduler/worker.py": "the worker's; it is set through its loop",
     "storage/postgres.py": "the storage's own",
     "storage/sql_retry.py": "that of a database's connections",
     "storage/sql_storage.py": "the storage's own; another loop is refused",
