@@ -75,6 +75,12 @@ CHANGING = [
     (r'"checkpoints": \d+', '"checkpoints": <n>'),
     (r'"signed": \d+', '"signed": <n>'),
     # What the machine is like, and not what the program does.
+    (
+        r"verified: zeros were read back in its place"
+        r"|tried, but this file system can't prove it \(copies may remain\)",
+        "<verified or tried>",
+    ),
+    (r"\((overwritten|copies may remain)\)", "(<overwritten or tried>)"),
     (r"\b\d+\.\d+\.\d+\b", "<version>"),
     (r"(?m)^ (memory locking|core dumps)( +)\w+ .*|^(memory locking|core dumps): .*\n", r" \1"),
     (r'("name": "(?:memory locking|core dumps)"),(\n.*){3}', r"\1"),
