@@ -133,7 +133,8 @@ class End:
 
     Attributes:
         segment: The one to write to; unlocked.
-        edge: The whole tree.
+        before: The tree before it.
+        edge: The whole tree, with the nodes that end in the segment.
         end: Length of the segment up to its last whole line.
         signed: Size of the newest checkpoint.
         presence: A descriptor whose lock says that the log is in use.
@@ -142,6 +143,7 @@ class End:
     """
 
     segment: Segment
+    before: Frontier
     edge: Frontier
     end: int
     signed: int
@@ -350,9 +352,19 @@ class _Finder:
                 raise lost
             behind.append(lost.message.rstrip("."))
         edge = content.edge.copy()
+        edge.nodes = []
         edge.extend(content.leaves)
         size = signed.size if signed else 0
-        return End(segment, edge, content.end, size, -1, True, list(dict.fromkeys(behind)))
+        return End(
+            segment,
+            content.edge,
+            edge,
+            content.end,
+            size,
+            -1,
+            True,
+            list(dict.fromkeys(behind)),
+        )
 
     def _compare(self, content: Content, known: Checkpoint, how: str) -> ApexCredsError | None:
         """What is wrong between the log and a checkpoint that it must contain."""

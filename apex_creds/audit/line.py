@@ -35,11 +35,14 @@ __all__ = [
     "encode",
     "entry_of",
     "fault",
+    "first_in",
     "header",
     "leaf_of",
     "leaves_of",
     "link",
+    "number_of",
     "parse_header",
+    "parse_seal",
     "seal",
     "shown_label",
 ]
@@ -58,6 +61,8 @@ _END: Final = b'"}\n'
 _HASH: Final = 64
 _TAIL: Final = len(_MARK) + _HASH + len(_END)
 """Length of a line's end: its hash and what is around it, with the newline."""
+_NUMBER: Final = re.compile(rb'\{"v":[1-9][0-9]{0,8},"seq":([1-9][0-9]{0,17}),')
+_NUMBER_AFTER: Final = re.compile(rb"\n" + _NUMBER.pattern)
 _ANY_VERSION: Final = re.compile(rb'\{"v":([1-9][0-9]{0,8}),')
 
 _encode = msgspec.json.Encoder().encode
@@ -124,6 +129,22 @@ def link(seq: int, body: bytes) -> tuple[bytes, bytes]:
 def entry_of(line: bytes) -> bytes:
     """Returns what the tree has of a line: the line without its hash."""
     return line[:-_TAIL] + b"}"
+
+
+def number_of(line: bytes) -> int:
+    """Returns the number that a line says it has; 0 where it is no event's. Not checked."""
+    found = _NUMBER.match(line)
+    return int(found[1]) if found else 0
+
+
+def first_in(data: bytes) -> tuple[int, int]:
+    """Returns where in a part of a segment an event's line begins first, and its number.
+
+    Where none does: a place that is negative. Nothing but line ends is looked for, since no
+    text in an event can have one.
+    """
+    found = _NUMBER_AFTER.search(data)
+    return (found.start() + 1, int(found[1])) if found else (-1, 0)
 
 
 def leaf_of(line: bytes) -> bytes:
@@ -193,6 +214,21 @@ def parse_header(line: bytes, *, segment: int, vault_id: str) -> Frontier | None
         return None
     right = header(segment=segment, vault_id=vault_id, edge=edge)
     return edge if line == right else None
+
+
+class _Seal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    v: int
+    sealed: int
+    last: int
+
+
+def parse_seal(line: bytes, *, segment: int) -> int | None:
+    """Returns the last event of a sealed segment; None if this is not its last line."""
+    try:
+        last = msgspec.json.decode(line, type=_Seal).last
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return last if line == seal(segment=segment, last=last) else None
 
 
 def seal(*, segment: int, last: int) -> bytes:

@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -68,6 +68,7 @@ __all__ = [
     "remove_unfinished",
     "save_new",
     "settled_size",
+    "split_lines",
     "status_of",
     "sync_directory",
     "unavailable",
@@ -347,8 +348,13 @@ def lines(fd: int, start: int, end: int) -> Iterator[bytes]:
     The last one has none if it is torn; nor has one that is longer than ``MAX_LINE``,
     after which nothing more is yielded.
     """
+    yield from split_lines(_chunks(fd, start, end))
+
+
+def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yields the lines that chunks make up, as ``lines`` does."""
     rest = b""
-    for chunk in _chunks(fd, start, end):
+    for chunk in chunks:
         rest += chunk
         *whole, rest = rest.split(b"\n")
         for line in whole:
@@ -397,11 +403,14 @@ def _pread(fd: int, count: int, offset: int) -> bytes:
 # -- writing -----------------------------------------------------------------------------
 
 
-def create_whole(path: Path, data: bytes, *, replace: bool = False, mode: int = 0o600) -> None:
-    """Makes a file with its content, durably and in one step.
+def create_whole(
+    path: Path, data: bytes, *, replace: bool = False, mode: int = 0o600, durable: bool = True
+) -> None:
+    """Makes a file with its content, in one step.
 
     Without ``replace`` callers hold a lock, so that no two make the same file. What a
-    crash leaves behind, ``remove_unfinished`` removes.
+    crash leaves behind, ``remove_unfinished`` removes. What can be made again need not be
+    ``durable``: a crash of the machine may leave any bytes of it.
 
     Raises:
         AuditUnavailableError: It could not be made; then nothing is there.
@@ -410,9 +419,10 @@ def create_whole(path: Path, data: bytes, *, replace: bool = False, mode: int = 
     try:
         if not replace and os.path.lexists(path):
             raise FileExistsError(17, "exists")
-        _write_new(temporary, data, mode)
+        _write_new(temporary, data, mode, durable=durable)
         os.replace(temporary, path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -444,13 +454,14 @@ def save_new(directory: Path, stem: str, data: bytes) -> str:
     raise FileExistsError(17, "too many files of that name")
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+def _write_new(path: Path, data: bytes, mode: int, *, durable: bool = True) -> None:
     fd = create_file(path)
     try:
         if mode != 0o600 and hasattr(os, "fchmod"):
             os.fchmod(fd, mode)
         write_all(fd, data)
-        sync_file(fd)
+        if durable:
+            sync_file(fd)
     except BaseException:
         os.unlink(path)
         raise

@@ -17,7 +17,7 @@ from typing import Final
 
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile, LogKey
 from apex_creds.audit.crash_recovery import End
-from apex_creds.audit.nodes import has_nodes, keep_nodes
+from apex_creds.audit.nodes import count_until, has_nodes, keep_nodes, keep_open_nodes
 from apex_creds.audit.segment import MAX_SEGMENT, compress, segments
 from apex_creds.audit.tree import Frontier
 from apex_creds.audit.writer import Writer
@@ -86,6 +86,8 @@ class Upkeep:
         # Taken before the writer's lock, never after it.
         self._lock = threading.RLock()
         self._edge = end.edge
+        self._nodes_from = end.before.size
+        self._nodes_head, self._nodes_kept = b"", 0
         self._signed = end.signed
         self._since = self._untold = 0.0
         self._asked = False
@@ -164,11 +166,27 @@ class Upkeep:
             if not self._edge.size or self._edge.size == self._signed:
                 return self.newest
             made = Checkpoint.make(self._edge.size, self._edge.root(), key=self._key)
+            first, head = self._writer.head()
+            nodes = self._open_nodes(first, head)
         self._writer.sync()
         self._file.add(made)
+        if nodes:
+            keep_open_nodes(self._directory, head=head, nodes=nodes)
         self._signed, self.newest = made.size, made
         self._announce(made)
         return made
+
+    def _open_nodes(self, first: int, head: bytes) -> list[bytes]:
+        """The nodes that end in the segment that is written to, if there are new ones."""
+        nodes = self._edge.nodes
+        if nodes is None or self._edge.size < first:
+            return []
+        del nodes[: count_until(first) - count_until(self._nodes_from)]
+        self._nodes_from = first
+        if (head, len(nodes)) == (self._nodes_head, self._nodes_kept):
+            return []
+        self._nodes_head, self._nodes_kept = head, len(nodes)
+        return nodes.copy()
 
     def finish(self) -> None:
         """Signs what is left, and compresses what is begun, before the log closes."""

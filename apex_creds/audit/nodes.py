@@ -2,36 +2,38 @@
 
 Guarantee: nothing here is trusted, so nothing is checked but against mistakes: whoever makes
 a proof of these hashes compares it with a signed root. Beside each sealed segment is a file
-of the large subtrees that end in it; one that is missing or damaged is made from the
-segment, whose first line has the tree's edge before it.
+of the large subtrees that end in it, and one is of the segment that is written to; one that
+is missing, damaged or not long enough is made from the segment, whose first line has the
+tree's edge before it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from apex_creds.audit.crash_recovery import Content, parse
-from apex_creds.audit.line import header
+from apex_creds.audit.crash_recovery import Content, parse, tampered
+from apex_creds.audit.line import fault, header, leaf_of, number_of
 from apex_creds.audit.log_files import create_whole, open_to_read, read_between, status_of
-from apex_creds.audit.segment import MAX_SEGMENT, find_segment, read_either, segments
-from apex_creds.audit.tree import HASH_BYTES, Frontier, node_hash
+from apex_creds.audit.segment import MAX_SEGMENT, SegmentReader, find_segment, segments
+from apex_creds.audit.tree import HASH_BYTES, SPAN, Frontier
 from apex_creds.errors import ApexCredsError, IntegrityError
 
-__all__ = ["Subtrees", "has_nodes", "keep_nodes"]
+__all__ = ["Subtrees", "count_until", "has_nodes", "keep_nodes", "keep_open_nodes"]
 
+OPEN: Final = "nodes"
 _MAGIC: Final = b"APXN\x01"
-_HEIGHT: Final = 8
-_SPAN: Final = 1 << _HEIGHT
-"""Leaves of the smallest subtree whose root is kept; smaller ones are in one segment or two."""
+_HEIGHT: Final = SPAN.bit_length() - 1
 _SEGMENTS: Final = 4
-"""As many are held in memory at once."""
+_FILES: Final = 64
+"""As many segments, and files of nodes, are held in memory at once."""
 _LONGEST: Final = MAX_SEGMENT // 100
 _ALL: Final = 1 << 63
+_T = TypeVar("_T")
 
 
 def has_nodes(segment: Path) -> bool:
@@ -45,10 +47,23 @@ def keep_nodes(segment: Path, *, vault_id: str) -> None:
     Several processes may do it at once: what they write is the same.
     """
     number = _number(segment)
-    with suppress(ApexCredsError):
-        content = _read(segment, vault_id)
+    with suppress(ApexCredsError), SegmentReader(segment) as reader:
+        content = _parsed(reader, number, vault_id)
         head = header(segment=number, vault_id=vault_id, edge=content.edge)
         create_whole(_beside(segment), _pack(head, _made(content)), replace=True)
+
+
+def keep_open_nodes(directory: Path, *, head: bytes, nodes: Sequence[bytes]) -> None:
+    """Writes those of the segment that is written to, as far as it has come.
+
+    Args:
+        directory: The log's.
+        head: The segment's first line.
+        nodes: As a ``Frontier`` keeps them from the segment's first event on.
+    """
+    with suppress(ApexCredsError):
+        data = _pack(head, b"".join(nodes))
+        create_whole(directory / OPEN, data, replace=True, durable=False)
 
 
 class Subtrees:
@@ -60,9 +75,11 @@ class Subtrees:
     """
 
     def __init__(self, directory: Path, *, vault_id: str) -> None:
+        self._directory = directory
         self._paths = segments(directory)
         self._vault_id = vault_id
         self._edges: dict[int, Frontier] = {}
+        self._readers: dict[int, SegmentReader] = {}
         self._contents: dict[int, Content] = {}
         self._nodes: dict[int, bytes] = {}
         self._unfit: set[Path] = set()
@@ -84,6 +101,19 @@ class Subtrees:
                 start += 1 << height
         return Frontier(count, parts).root()
 
+    def line(self, seq: int) -> bytes:
+        """Returns the line of an event, checked by itself; empty where there is none.
+
+        Raises:
+            AuditTamperedError, AuditUnavailableError, UnsafePathError: As ``root``.
+        """
+        number, _ = self._find(seq - 1)
+        for text in self._lines(number, seq):
+            if wrong := fault(seq, text):
+                raise tampered(seq, wrong)
+            return text
+        return b""
+
     def discard(self, *, used: bool = False) -> None:
         """Removes damaged files of nodes, and ``used`` ones; unsealing makes them anew."""
         for path in self._unfit | (self._used if used else set()):
@@ -91,26 +121,34 @@ class Subtrees:
                 path.unlink(missing_ok=True)
 
     def _perfect(self, start: int, end: int) -> bytes:
-        if end - start < _SPAN:
+        if end - start < SPAN:
             edge = Frontier()
             edge.extend(self._leaves(start, end))
             return edge.root()
         number, first = self._find(end - 1)
         height = (end - start).bit_length() - 1 - _HEIGHT
-        at = (_count(end - 1) - _count(first) + height) * HASH_BYTES
-        found = self._nodes_of(number)[at : at + HASH_BYTES]
-        if len(found) != HASH_BYTES:
-            raise _absent(end)
-        return found
+        at = (count_until(end - 1) - count_until(first) + height) * HASH_BYTES
+        for nodes in (self._kept, lambda number: _made(self._content(number))):
+            stored = _remembered(self._nodes, number, nodes, most=_FILES)
+            found = stored[at : at + HASH_BYTES]
+            if len(found) == HASH_BYTES:
+                return found
+            del self._nodes[number]
+        raise _absent(end)
 
     def _leaves(self, start: int, end: int) -> Iterator[bytes]:
+        """The leaves that the lines of some events say they are."""
         while start < end:
-            number, first = self._find(start)
-            leaves = self._content(number).leaves[start - first : end - first]
-            if not leaves:
+            number, _ = self._find(start)
+            before = start
+            for text in self._lines(number, start + 1):
+                if number_of(text) != start + 1 or start == end:
+                    break
+                with suppress(ValueError):
+                    yield leaf_of(text)
+                    start += 1
+            if start == before:
                 raise _absent(end)
-            yield from leaves
-            start += len(leaves)
 
     def _find(self, leaf: int) -> tuple[int, int]:
         """The segment that has a leaf, and the number of its first."""
@@ -119,59 +157,63 @@ class Subtrees:
         )
         return number, edge.size
 
-    def _nodes_of(self, number: int) -> bytes:
-        if number not in self._nodes:
-            self._nodes[number] = self._kept(number) or _made(self._content(number))
-        return self._nodes[number]
+    def _lines(self, number: int, seq: int) -> Iterator[bytes]:
+        """The lines of a segment from that of an event on."""
+        reader = self._reader(number)
+        for text in reader.lines(reader.offset_of(seq)):
+            if number_of(text) >= seq:
+                yield text
 
     def _kept(self, number: int) -> bytes:
         """What the file of nodes has; empty where there is none that is whole, or no node."""
-        path = _beside(self._paths[number])
-        if number + 1 not in self._paths or not os.path.lexists(path):
+        sealed = number + 1 in self._paths
+        path = _beside(self._paths[number]) if sealed else self._directory / OPEN
+        if not os.path.lexists(path):
             return b""
         edge = self._edges[number]
         nodes = _unpack(header(segment=number, vault_id=self._vault_id, edge=edge), path)
         if nodes is None:
-            self._unfit.add(path)
+            if sealed:
+                self._unfit.add(path)
             return b""
         self._used.add(path)
         return nodes
 
+    def _reader(self, number: int) -> SegmentReader:
+        return _remembered(self._readers, number, lambda n: SegmentReader(self._paths[n]))
+
     def _content(self, number: int) -> Content:
-        if number not in self._contents:
-            if len(self._contents) == _SEGMENTS:
-                del self._contents[next(iter(self._contents))]
-            self._contents[number] = _read(self._paths[number], self._vault_id)
-        return self._contents[number]
+        def parsed(number: int) -> Content:
+            return _parsed(self._reader(number), number, self._vault_id)
+
+        return _remembered(self._contents, number, parsed)
 
 
-def _read(path: Path, vault_id: str) -> Content:
-    return parse(read_either(path), number=_number(path), vault_id=vault_id, trusted=_ALL)
+def _remembered(
+    known: dict[int, _T], number: int, make: Callable[[int], _T], *, most: int = _SEGMENTS
+) -> _T:
+    if number not in known:
+        if len(known) == most:
+            del known[next(iter(known))]
+        known[number] = make(number)
+    return known[number]
+
+
+def _parsed(reader: SegmentReader, number: int, vault_id: str) -> Content:
+    data = reader.read(0, reader.size)
+    return parse(data, number=number, vault_id=vault_id, trusted=_ALL)
 
 
 def _made(content: Content) -> bytes:
     """The roots of the subtrees that end in a segment, in the order of their ends."""
-    size, known = content.edge.size, content.edge.hashes
-    large = (size >> _HEIGHT).bit_count()
-    upper, lower = list(known[:large]), Frontier(size % _SPAN, known[large:])
-    found: list[bytes] = []
-    taken = 0
-    while taken + _SPAN - lower.size <= len(content.leaves):
-        until = taken + _SPAN - lower.size
-        lower.extend(content.leaves[taken:until])
-        taken = until
-        found.append(lower.root())
-        place = (size + taken) >> _HEIGHT
-        while not place & 1:
-            found.append(node_hash(upper.pop(), found[-1]))
-            place >>= 1
-        upper.append(found[-1])
-        lower = Frontier()
-    return b"".join(found)
+    edge = content.edge.copy()
+    edge.nodes = []
+    edge.extend(content.leaves)
+    return b"".join(edge.nodes)
 
 
-def _count(end: int) -> int:
-    """How many subtrees that are kept end at or before ``end``."""
+def count_until(end: int) -> int:
+    """Returns how many subtrees that are kept end at or before ``end``."""
     spans = end >> _HEIGHT
     return 2 * spans - spans.bit_count()
 

@@ -75,13 +75,13 @@ def inclusion(directory: Path, *, vault_id: str, seq: int) -> str:
             f"The newest checkpoint covers the events 1 to {newest.size}.",
             hint="Sign the later ones first: apex-creds audit checkpoint --sign.",
         )
-    found = next(entries(directory, vault_id=vault_id, after=seq - 1), (0, b""))
-    entry = line.entry_of(found[1])
+    kept = Subtrees(directory, vault_id=vault_id)
+    entry = line.entry_of(kept.line(seq))
     leaf = (seq - 1, seq)
     *hashes, proved = _roots(
-        directory, vault_id, newest, [*tree.inclusion_ranges(seq - 1, newest.size), leaf]
+        kept, directory, vault_id, newest, [*tree.inclusion_ranges(seq - 1, newest.size), leaf]
     )
-    if found[0] != seq or tree.leaf_hash(entry) != proved:
+    if tree.leaf_hash(entry) != proved:
         raise _unlike(newest)
     proof = "".join(f"{base64_of(each)}\n" for each in hashes)
     return f"{_FIRST}\nextra {base64_of(entry)}\nindex {seq - 1}\n{proof}\n{newest}"
@@ -128,14 +128,18 @@ def consistency(directory: Path, *, vault_id: str, old: int) -> tuple[list[bytes
     ranges = tree.consistency_ranges(old, newest.size)
     # Together with the old tree, where it is a part by itself, they make up the new one.
     more = [] if any(start == 0 for start, _ in ranges) else [(0, old)]
-    return _roots(directory, vault_id, newest, [*ranges, *more])[: len(ranges)], newest
+    kept = Subtrees(directory, vault_id=vault_id)
+    return _roots(kept, directory, vault_id, newest, [*ranges, *more])[: len(ranges)], newest
 
 
 def _roots(
-    directory: Path, vault_id: str, newest: Checkpoint, ranges: Sequence[tuple[int, int]]
+    kept: Subtrees,
+    directory: Path,
+    vault_id: str,
+    newest: Checkpoint,
+    ranges: Sequence[tuple[int, int]],
 ) -> list[bytes]:
     """The roots of ranges that make up a checkpoint's tree, and have its root."""
-    kept = Subtrees(directory, vault_id=vault_id)
     with suppress(ApexCredsError):
         roots = [kept.root(*each) for each in ranges]
         if tree.join(dict(zip(ranges, roots, strict=True)), newest.size) == newest.root:

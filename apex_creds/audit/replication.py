@@ -18,7 +18,7 @@ import msgspec
 
 from apex_creds.audit import log_files
 from apex_creds.audit.checkpoint import CHECKPOINTS
-from apex_creds.audit.segment import file_name, read_segment, segments
+from apex_creds.audit.segment import SegmentReader, file_name, segments
 from apex_creds.errors import AuditTamperedError, IntegrityError
 
 __all__ = ["Piece", "Source", "differs_at", "restore"]
@@ -112,12 +112,8 @@ class Source:
         path = segments(self._directory).get(number)
         if path is None:
             return b""
-        if path.suffix == ".gz":
-            return read_segment(path)[start:]
-        try:
-            return _read(path, start)
-        except AuditTamperedError:  # compressed meanwhile
-            return read_segment(segments(self._directory)[number])[start:]
+        with SegmentReader(path) as segment:
+            return segment.read(start, segment.size)
 
     def _new_checkpoints(self) -> bytes:
         """Those that are whole: up to the end of the last signature."""

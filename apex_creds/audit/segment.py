@@ -1,7 +1,11 @@
-"""The segment that is written to: locked between processes, cut clean after a failure.
+"""The segments of a log: one is written to, sealed ones are compressed and read-only.
 
 Guarantee: ``append`` adds all of its bytes or, as far as the disk obeys, none; bytes are
-removed from it only after they are safe beside it.
+removed only after they are safe beside the segment. A segment's bytes are in one of its two
+files whole, at every instant, through any crash. A compressed one has one acceptable form,
+so that no byte of it can change unnoticed, and any ``zcat`` can read it (RFC 1952: a header
+of 52 bytes, of which an extra field ``AX`` holds the SHA-256 of all that follows; one deflate
+stream; CRC and length).
 """
 
 from __future__ import annotations
@@ -13,14 +17,14 @@ import struct
 import time
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from apex_creds.audit import log_files
-from apex_creds.audit.line import MAX_LINE, parse_header
+from apex_creds.audit.line import MAX_LINE, first_in, parse_header
 from apex_creds.audit.log_files import (
     TRY_LOCK,
     create_whole,
@@ -29,6 +33,7 @@ from apex_creds.audit.log_files import (
     open_to_read,
     read_between,
     settled_size,
+    split_lines,
     sync_directory,
     unavailable,
 )
@@ -38,11 +43,11 @@ from apex_creds.errors import AuditTamperedError
 __all__ = [
     "MAX_SEGMENT",
     "Segment",
+    "SegmentReader",
     "compress",
     "file_name",
     "find_segment",
     "pack",
-    "read_either",
     "read_segment",
     "segments",
     "unpack",
@@ -185,6 +190,10 @@ _TRAILER: Final = struct.Struct("<II")
 _LEVEL: Final = 6
 _FIRST: Final = (1 << 10, 16 << 10)
 """Bytes of a segment's file that mostly, and always, are enough for its first line."""
+_PROBE: Final = 4 << 10
+_NEAR: Final = 64 << 10
+_LARGE: Final = 1 << 20
+"""Bytes that are read at a time: to find a line, of the first lines, and of many."""
 
 
 def file_name(number: int) -> str:
@@ -219,31 +228,117 @@ def segments(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def read_segment(path: Path) -> bytes:
-    """Returns a segment's bytes, decompressed.
+class SegmentReader:
+    """A segment's bytes, read where they are asked for; a compressed one is read whole.
+
+    Args:
+        path: Its file; it may have been compressed since its folder was listed.
+
+    Attributes:
+        path: The file that was found.
+        size: Bytes that it has, decompressed, at a moment when no line was half written.
 
     Raises:
         AuditTamperedError: It is not there, or not what was compressed.
         AuditUnavailableError: It can't be read.
         UnsafePathError: It is a symbolic link or not a regular file.
     """
-    fd = open_to_read(path)
+
+    __slots__ = ("_data", "_fd", "path", "size")
+
+    def __init__(self, path: Path) -> None:
+        self._fd = -1
+        self._data: bytes | None = None
+        self.path, self._fd = _open_either(path)
+        packed = self.path.suffix == ".gz"
+        try:
+            self.size = settled_size(self._fd)
+            if packed and self.size <= MAX_SEGMENT:
+                self._data = unpack(read_between(self._fd, 0, self.size))
+        except OSError as error:
+            raise unavailable("read", error) from None
+        if self.size > MAX_SEGMENT or (packed and self._data is None):
+            raise _not_sealed(self.path)
+        if self._data is not None:
+            self.size = len(self._data)
+            self.close()
+
+    def read(self, start: int, end: int) -> bytes:
+        """Returns the bytes between two offsets."""
+        if self._data is not None:
+            return self._data[start:end]
+        return read_between(self._fd, start, min(end, self.size))
+
+    def offset_of(self, seq: int) -> int:
+        """Returns where a line begins that stands at or shortly before that of event ``seq``.
+
+        It is the first line, or one that says it has at most that number; nothing is checked.
+        """
+        low, high = 0, self.size
+        while high - low > _NEAR:
+            middle = (low + high) // 2
+            begins, number = first_in(self.read(middle, middle + _PROBE))
+            if begins >= 0 and number <= seq:
+                low = middle + begins
+            else:
+                high = middle
+        return low
+
+    def lines(self, start: int = 0) -> Iterator[bytes]:
+        """Yields the lines from an offset on; as ``log_files.lines``."""
+        return split_lines(self._chunks(start))
+
+    def _chunks(self, start: int) -> Iterator[bytes]:
+        count = _NEAR
+        while start < self.size:
+            yield self.read(start, start + count)
+            start, count = start + count, min(2 * count, _LARGE)
+
+    def lines_backwards(self) -> Iterator[bytes]:
+        """Yields the lines, the last first; one that is too long ends it, cut."""
+        end, count, rest = self.size, _NEAR, b""
+        while end > 0 and len(rest) < MAX_LINE:
+            start = max(0, end - count)
+            data = self.read(start, end) + rest
+            cut = data.find(b"\n") + 1 if start else 0
+            rest = data[:cut] if cut or not start else data
+            if cut or not start:
+                yield from reversed(data[cut:].splitlines(keepends=True))
+            end, count = start, min(2 * count, _LARGE)
+        if rest:
+            yield rest
+
+    def close(self) -> None:
+        """Closes the file; again does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _open_either(path: Path) -> tuple[Path, int]:
+    """Opens a segment's file, or what a process that uses the log made of it meanwhile."""
     try:
-        size = settled_size(fd)
-        data = read_between(fd, 0, size) if size <= MAX_SEGMENT else None
-    except OSError as error:
-        raise unavailable("read", error) from None
-    finally:
-        os.close(fd)
-    plain = unpack(data) if data is not None and path.suffix == ".gz" else data
-    if plain is None:
-        raise _not_sealed(path)
-    return plain
+        return path, open_to_read(path)
+    except AuditTamperedError:
+        packed = path.with_name(f"{path.name}.gz")
+        if exists(path) or not exists(packed):
+            raise
+        return packed, open_to_read(packed)
 
 
-def read_either(path: Path) -> bytes:
-    """As ``read_segment``, also where it was compressed since its folder was listed."""
-    return _either(path, read_segment)
+def read_segment(path: Path) -> bytes:
+    """Returns a segment's bytes, decompressed; raises as ``SegmentReader``."""
+    with SegmentReader(path) as segment:
+        return segment.read(0, segment.size)
 
 
 def find_segment(
@@ -267,7 +362,7 @@ def find_segment(
 
     def edge_of(number: int) -> Frontier:
         if number not in known:
-            first = _either(paths[number], _read_first)
+            first = _read_first(paths[number])
             edge = parse_header(first, segment=number, vault_id=vault_id)
             if edge is None:
                 raise _not_sealed(paths[number])
@@ -280,7 +375,7 @@ def find_segment(
 
 def _read_first(path: Path) -> bytes:
     """A segment's first line; empty where it has none."""
-    fd = open_to_read(path)
+    path, fd = _open_either(path)
     try:
         for count in _FIRST:
             data = read_between(fd, 0, count)
@@ -299,17 +394,6 @@ def _inflated(data: bytes) -> bytes:
         return inflate.decompress(data[len(_HEAD) + 32 :], MAX_LINE)
     except zlib.error:
         return b""
-
-
-def _either(path: Path, read: Callable[[Path], bytes]) -> bytes:
-    try:
-        return read(path)
-    except AuditTamperedError:
-        # Compressed meanwhile, by a process that uses the log.
-        packed = path.with_name(f"{path.name}.gz")
-        if exists(path) or not exists(packed):
-            raise
-    return read(packed)
 
 
 def _not_sealed(path: Path) -> AuditTamperedError:
@@ -350,10 +434,9 @@ def compress(plain: Path) -> None:
     Raises:
         AuditUnavailableError: It could not be done; the plain file is still there.
     """
-    try:
-        data = read_segment(plain)
-    except AuditTamperedError:
+    if not exists(plain):
         return  # another process was quicker
+    data = read_segment(plain)
     create_whole(plain.with_name(f"{plain.name}.gz"), pack(data), replace=True, mode=0o400)
     try:
         plain.unlink(missing_ok=True)

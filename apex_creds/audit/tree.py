@@ -17,6 +17,7 @@ from apex_creds.errors import IntegrityError, InvalidInputError
 __all__ = [
     "EMPTY_ROOT",
     "HASH_BYTES",
+    "SPAN",
     "Frontier",
     "consistency_ranges",
     "hashes_of",
@@ -31,6 +32,9 @@ __all__ = [
 HASH_BYTES: Final = 32
 EMPTY_ROOT: Final = sha256(b"").digest()
 """Root of the tree without leaves."""
+
+SPAN: Final = 256
+"""Leaves of the smallest subtrees whose roots a frontier keeps as ``nodes``."""
 
 Range = tuple[int, int]
 """Leaves from the first number up to, and without, the second; from 0."""
@@ -53,15 +57,20 @@ class Frontier:
         size: Number of leaves.
         hashes: One root for each bit of ``size`` that is set, highest first.
 
+    Attributes:
+        nodes: Where to keep the roots of the perfect subtrees of ``SPAN`` leaves or more
+            that are completed, in the order of their ends, the smaller first; or None.
+
     Raises:
         InvalidInputError: The hashes are not as many as the bits, or not 32 bytes long.
     """
 
-    __slots__ = ("_hashes", "size")
+    __slots__ = ("_hashes", "nodes", "size")
 
     def __init__(self, size: int = 0, hashes: Iterable[bytes] = ()) -> None:
         self._hashes = list(hashes)
         self.size = size
+        self.nodes: list[bytes] | None = None
         fit = size >= 0 and len(self._hashes) == size.bit_count()
         if not fit or any(len(each) != HASH_BYTES for each in self._hashes):
             raise InvalidInputError("A tree's edge does not fit its size.")
@@ -76,7 +85,7 @@ class Frontier:
         todo = list(leaves)
         taken = 0
         while taken < len(todo):
-            left = len(todo) - taken
+            left = min(len(todo) - taken, SPAN)
             # The largest perfect subtree that begins here and is there whole.
             count = min(1 << left.bit_length() - 1, (self.size & -self.size) or left)
             count = 1 << count.bit_length() - 1
@@ -84,12 +93,15 @@ class Frontier:
             taken += count
 
     def _push(self, head: bytes, count: int) -> None:
-        rest = self.size // count
-        while rest & 1:
-            head = sha256(b"\x01" + self._hashes.pop() + head).digest()
-            rest >>= 1
-        self._hashes.append(head)
         self.size += count
+        while True:
+            if self.nodes is not None and count >= SPAN:
+                self.nodes.append(head)
+            if self.size & count:
+                break
+            head = sha256(b"\x01" + self._hashes.pop() + head).digest()
+            count <<= 1
+        self._hashes.append(head)
 
     def root(self) -> bytes:
         """Returns the root (32 bytes) of the tree as it is now."""

@@ -31,7 +31,13 @@ from apex_creds.audit.events import Recorded
 from apex_creds.audit.line import leaves_of
 from apex_creds.audit.log_files import TRY_LOCK, flock, missing, open_directory
 from apex_creds.audit.note import VerifierKey
-from apex_creds.audit.segment import file_name, find_segment, read_either, segments
+from apex_creds.audit.segment import (
+    SegmentReader,
+    file_name,
+    find_segment,
+    read_segment,
+    segments,
+)
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import ApexCredsError, AuditTamperedError, IntegrityError
 
@@ -57,6 +63,9 @@ Progress = Callable[[int, int], None]
 MAX_UNSIGNED: Final = 100_000
 MAX_UNSIGNED_SECONDS: Final = 300.0
 """No process that works leaves more events unsigned, nor one for longer (``Cadence``)."""
+
+_NEWEST: Final = 1 << 20
+"""Bytes of the newest segment that ``check_newest`` reads."""
 
 _KILLED: Final = "their writer was killed, or not ours"
 _HINT: Final = "Keep a copy, find out who did it, and restore the file."
@@ -195,10 +204,11 @@ def check_now(
 
 
 def check_newest(directory: Path, *, vault_id: str) -> range:
-    """Checks the newest segment alone: as quick however long the log is.
+    """Checks the end of the newest segment: as quick however long the log is.
 
     Returns:
-        The numbers of the events that verify; those before them were not looked at.
+        The numbers of the events that verify; those before them were not read. Where that
+        is all of the segment, they are what the newest checkpoint states, too.
 
     Raises:
         AuditTamperedError: One does not, or they are not what the newest checkpoint states.
@@ -206,12 +216,29 @@ def check_newest(directory: Path, *, vault_id: str) -> range:
         UnsafePathError: A file is a symbolic link or not a regular file.
     """
     number, path = list(_found(directory).items())[-1]
-    found = parse(read_either(path), number=number, vault_id=vault_id)
+    with SegmentReader(path) as segment:
+        data = segment.read(max(0, segment.size - _NEWEST), segment.size)
+        whole = len(data) == segment.size
+    if not whole:
+        return _check_end(data, number, path)
+    found = parse(data, number=number, vault_id=vault_id)
     newest = CheckpointFile(directory, vault_id=vault_id).last()
     covered = newest is not None and found.edge.size <= newest.size <= found.last
     if newest is not None and covered and found.root_at(newest.size) != newest.root:
         raise _tampered(newest.size, "or one before it is not as it was signed", path.name)
     return range(found.edge.size + 1, found.last + 1)
+
+
+def _check_end(data: bytes, number: int, path: Path) -> range:
+    """Checks the whole lines in a segment's last bytes, each by itself and its number."""
+    begin, first = lines.first_in(data)
+    data = data[begin : data.rfind(b"\n") + 1] if begin >= 0 else b""
+    start = data.rfind(b"\n", 0, -1) + 1
+    seal = lines.seal(segment=number, last=first + data.count(b"\n") - 2)
+    leaves, wrong = lines.leaves_of(data[:start] if data[start:] == seal else data, first)
+    if wrong or not leaves:
+        raise _tampered(first + len(leaves), wrong or "and its kin are missing", path.name)
+    return range(first, first + len(leaves))
 
 
 def _overdue(found: Report, *, waits: float) -> str:
@@ -387,7 +414,7 @@ class _Check:
         return [(number, path) for number, path in paths.items() if number >= first]
 
     def _read_one(self, number: int, path: Path, *, last: bool) -> None:
-        data = read_either(path)
+        data = read_segment(path)
         head, _, body = data.partition(b"\n")
         edge = lines.parse_header(head + b"\n", segment=number, vault_id=self._vault_id)
         if edge is None or (edge.size, edge.hashes) != (self._edge.size, self._edge.hashes):
@@ -422,31 +449,41 @@ class _Check:
 def entries(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yields number and line of the events above ``after``, each checked by itself.
 
+    What is before them is not read, but for some lines.
+
     Raises:
-        AuditTamperedError: At the first bad line of the segments that are read.
+        AuditTamperedError: At the first bad line that is read.
         AuditUnavailableError: The log can't be read.
         UnsafePathError: A file is a symbolic link or not a regular file.
     """
     paths = _found(Path(directory))
     number = _segment_of(paths, vault_id, after)
     while number in paths:
-        for seq, text in _entries_of(paths[number], number, vault_id):
+        for seq, text in _entries_of(paths[number], number, vault_id, after):
             if seq > after:
                 yield seq, text
         number += 1
 
 
-def _entries_of(path: Path, number: int, vault_id: str) -> Iterator[tuple[int, bytes]]:
-    head, _, body = read_either(path).partition(b"\n")
-    edge = lines.parse_header(head + b"\n", segment=number, vault_id=vault_id)
-    if edge is None:
-        raise _tampered(1, "is not in a segment of this vault", path.name)
-    for seq, text in enumerate(body.splitlines(keepends=True), start=edge.size + 1):
-        if text == lines.seal(segment=number, last=seq - 1):
-            break
-        if wrong := lines.fault(seq, text):
-            raise _tampered(seq, wrong, path.name)
-        yield seq, text
+def _entries_of(
+    path: Path, number: int, vault_id: str, after: int = 0
+) -> Iterator[tuple[int, bytes]]:
+    with SegmentReader(path) as segment:
+        start = segment.offset_of(after)
+        texts = segment.lines(start)
+        text = next(texts, b"")
+        if start:
+            seq = lines.number_of(text)
+        else:
+            edge = lines.parse_header(text, segment=number, vault_id=vault_id)
+            if edge is None:
+                raise _tampered(1, "is not in a segment of this vault", path.name)
+            seq, text = edge.size + 1, next(texts, b"")
+        while text and text != lines.seal(segment=number, last=seq - 1):
+            if wrong := lines.fault(seq, text):
+                raise _tampered(seq, wrong, path.name)
+            yield seq, text
+            seq, text = seq + 1, next(texts, b"")
 
 
 def read(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[Recorded]:
@@ -456,13 +493,40 @@ def read(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[Recorded
 
 
 def latest(directory: Path, *, vault_id: str) -> Iterator[Recorded]:
-    """Yields the events, newest first; a segment is read when it is reached.
+    """Yields the events, newest first; what is before the last that is taken is not read.
 
-    Raises as ``entries``, before any event of a segment with a bad line.
+    Raises as ``entries``, before any event that is older than a bad line.
     """
+    seq: int | None = None
     for number, path in reversed(_found(Path(directory)).items()):
-        for _, text in reversed(list(_entries_of(path, number, vault_id))):
-            yield lines.decode(text)
+        with SegmentReader(path) as segment:
+            edge = None
+            for place, text in enumerate(segment.lines_backwards()):
+                if stated := lines.number_of(text):
+                    seq = stated if seq is None else seq
+                    if lines.fault(seq, text):
+                        raise _first_bad(path, number, vault_id, seq)
+                    yield lines.decode(text)
+                    seq -= 1
+                    continue
+                last = lines.parse_seal(text, segment=number) if place == 0 else None
+                edge = lines.parse_header(text, segment=number, vault_id=vault_id)
+                before = last if edge is None else edge.size
+                if before is None or seq not in (None, before):
+                    raise _first_bad(path, number, vault_id, seq or 1)
+                seq = before
+            if edge is None:
+                raise _first_bad(path, number, vault_id, seq or 1)
+
+
+def _first_bad(path: Path, number: int, vault_id: str, seq: int) -> AuditTamperedError:
+    """What is wrong with the first bad line of a segment, one of which is event ``seq``."""
+    try:
+        for _ in _entries_of(path, number, vault_id):
+            pass
+    except AuditTamperedError as error:
+        return error
+    return _tampered(seq, "is not the event of that number", path.name)
 
 
 def _segment_of(paths: dict[int, Path], vault_id: str, after: int) -> int:

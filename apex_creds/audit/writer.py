@@ -39,6 +39,7 @@ class Writer:
 
     Attributes:
         vault_id: Whose it is.
+        before: The tree before the segment.
         seq: The number of the last event written or seen.
         end: Length of the segment up to its last line.
         notes: Events that go out before everything else.
@@ -53,7 +54,7 @@ class Writer:
         self._sync_lock = threading.RLock()
         self._segment = end.segment
         self._leaves: list[bytes] = []
-        self.seq, self.end = end.edge.size, end.end
+        self.before, self.seq, self.end = end.before, end.edge.size, end.end
         self.notes: list[AuditEvent] = []
         self.busy = False
         self.fault = ""
@@ -122,6 +123,14 @@ class Writer:
         with self._lock:
             leaves, self._leaves = self._leaves, []
             return leaves
+
+    def head(self) -> tuple[int, bytes]:
+        """The events before the segment that is written to, and its first line."""
+        with self._lock:
+            made = line.header(
+                segment=self._segment.number, vault_id=self.vault_id, edge=self.before
+            )
+            return self.before.size, made
 
     def current_leaves(self) -> list[bytes]:
         """As ``take_leaves``, after taking in what other processes wrote.
@@ -243,7 +252,7 @@ class Writer:
                 hint=HINT,
             )
         self._replace(fresh)
-        self.end = len(head)
+        self.before, self.end = edge, len(head)
 
     def _replace(self, fresh: Segment) -> None:
         with self._sync_lock:

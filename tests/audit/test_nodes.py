@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from apex_creds.audit import (
     log_files,
     nodes,
     proofs,
+    segment,
     tree,
 )
 from apex_creds.audit.checkpoint import CHECKPOINTS, Checkpoint, CheckpointFile, LogKey
@@ -30,7 +31,7 @@ from apex_creds.audit.maintenance import Cadence
 from apex_creds.audit.note import base64_of
 from apex_creds.audit.segment import compress, file_name, segments
 from apex_creds.audit.tree import Frontier
-from apex_creds.audit.verify import check, entries, latest, read
+from apex_creds.audit.verify import check, check_newest, entries, latest, read
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import SystemClock
 
@@ -57,6 +58,11 @@ def write(directory: Path, sizes: Sequence[int], *, stored: bool = True) -> list
             compress(path)
             if stored:
                 nodes.keep_nodes(path, vault_id=VAULT)
+        elif stored:
+            grown = edge.copy()
+            grown.nodes = []
+            grown.extend(leaf for _, leaf in made)
+            nodes.keep_open_nodes(directory, head=texts[0], nodes=grown.nodes)
         leaves += [leaf for _, leaf in made]
         edge.extend(leaf for _, leaf in made)
     return leaves
@@ -195,6 +201,87 @@ def test_a_log_of_sixteen_times_the_length_is_read_hardly_more(
     assert long < 1.4 * short
 
 
+@pytest.fixture
+def files_opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the log's files that were opened to be read."""
+    names: list[str] = []
+    for module in (log_files, segment, nodes):
+        real = module.open_to_read
+
+        def opening(path: Path, real: Callable[[Path], int] = real) -> int:
+            names.append(path.name)
+            return real(path)
+
+        monkeypatch.setattr(module, "open_to_read", opening)
+    return names
+
+
+READS: dict[str, Callable[[Path], object]] = {
+    "tail": lambda log: list(islice(latest(log, vault_id=VAULT), 10)),
+    "newest": lambda log: check_newest(log, vault_id=VAULT),
+    "prove first": lambda log: proofs.inclusion(log, vault_id=VAULT, seq=7),
+    "prove open": lambda log: proofs.inclusion(log, vault_id=VAULT, seq=_last(log) - 900),
+    "prove last": lambda log: proofs.inclusion(log, vault_id=VAULT, seq=_last(log)),
+    "consistency": lambda log: proofs.consistency(log, vault_id=VAULT, old=1500),
+    "from a number": lambda log: list(read(log, vault_id=VAULT, after=_last(log) - 20)),
+    "one": lambda log: next(read(log, vault_id=VAULT, after=_last(log) - 900)),
+}
+
+
+def _last(directory: Path) -> int:
+    newest = CheckpointFile(directory, vault_id=VAULT).last()
+    assert newest is not None
+    return newest.size
+
+
+def test_nothing_that_reads_a_part_reads_more_of_a_log_that_grew(
+    tmp_path: Path,
+    log_key: LogKey,
+    bytes_read: Callable[[Callable[[], object]], int],
+    files_opened: list[str],
+) -> None:
+    """Neither with the number of segments, nor with the length of the one written to."""
+    costs: dict[int, dict[str, tuple[int, int]]] = {}
+    for times, still_open in ((1, 2000), (24, 9000)):
+        log = Made(tmp_path / str(times), [*[1000] * times, still_open], log_key)
+        for name, act in READS.items():
+            files_opened.clear()
+            count = bytes_read(partial(act, log.directory))
+            costs.setdefault(times, {})[name] = count, len(files_opened)
+    for name, (long, opened) in costs[24].items():
+        short, few = costs[1][name]
+        window = 1 << 20 if name == "newest" else 2 * 65536
+        assert long < 1.3 * max(short, window), name
+        assert opened <= few + 20, name  # a few for each level of the tree
+
+
+def test_a_log_without_nodes_of_its_open_segment_gives_the_same_proofs(made: Made) -> None:
+    """One that an older program wrote, or of which a crash left any bytes."""
+    path = made.directory / nodes.OPEN
+    whole, expected = path.read_bytes(), made.expected(COUNT, COUNT)
+    for data in (None, b"", whole[:-1], whole + bytes(32), os.urandom(len(whole)), whole):
+        path.unlink(missing_ok=True)
+        if data is not None:
+            path.write_bytes(data)
+        text = proofs.inclusion(made.directory, vault_id=VAULT, seq=COUNT)
+        assert hashes(text) == [base64_of(each) for each in expected]
+
+
+def test_forged_nodes_of_the_open_segment_lead_to_no_wrong_proof(made: Made) -> None:
+    first = COUNT - SIZES[-1]
+    edge = Frontier()
+    edge.extend(made.leaves[:first])
+    head = line.header(segment=len(SIZES), vault_id=VAULT, edge=edge)
+    path = made.directory / nodes.OPEN
+    count = (len(path.read_bytes()) - 37) // tree.HASH_BYTES
+    nodes.keep_open_nodes(
+        made.directory, head=head, nodes=[os.urandom(32) for _ in range(count)]
+    )
+    for seq in (1, COUNT - 300, COUNT):
+        text = proofs.inclusion(made.directory, vault_id=VAULT, seq=seq)
+        assert hashes(text) == [base64_of(each) for each in made.expected(seq, COUNT)]
+
+
 def test_the_end_of_the_log_is_read_from_its_end(
     made: Made, bytes_read: Callable[[Callable[[], object]], int]
 ) -> None:
@@ -304,6 +391,31 @@ def test_a_log_that_is_not_the_signed_one_gives_no_proof(made: Made) -> None:
         proofs.inclusion(made.directory, vault_id=VAULT, seq=1)
 
 
+@given(data=st.data())
+@settings(max_examples=60)
+def test_a_reader_from_the_end_finds_what_one_from_the_beginning_finds(
+    shared: Made, data: st.DataObject
+) -> None:
+    """Whichever byte of the segment that is written to was altered, or where it was cut."""
+    path = shared.directory / file_name(len(SIZES))
+    whole = path.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    cut = data.draw(st.booleans())
+    path.write_bytes(whole[:at] if cut else whole[:at] + b"~" + whole[at + 1 :])
+
+    def all_of(events: Callable[[], object]) -> object:
+        try:
+            return sorted(event.seq for event in events())  # type: ignore[attr-defined]
+        except AuditTamperedError as error:
+            return error.message
+
+    try:
+        forwards = all_of(lambda: read(shared.directory, vault_id=VAULT))
+        assert all_of(lambda: latest(shared.directory, vault_id=VAULT)) == forwards
+    finally:
+        path.write_bytes(whole)
+
+
 # -- upkeep -------------------------------------------------------------------------------
 
 
@@ -314,6 +426,37 @@ def fill(directory: Path, key: LogKey, count: int) -> None:
         log.append(AuditEvent(1.0, EventKind.LEASE, detail=f"event {number}"))
         log._upkeep.work()
     log.close()
+
+
+def test_nodes_of_the_open_segment_come_with_checkpoints(
+    audit_dir: Path, log_key: LogKey, bytes_read: Callable[[Callable[[], object]], int]
+) -> None:
+    """Also where another process sealed segments meanwhile."""
+    cadence = Cadence(events=10**9, seconds=10.0**6, segment_bytes=65536)
+    one, two = (
+        AuditLog(audit_dir, vault_id=VAULT, clock=SystemClock(), key=log_key, cadence=cadence)
+        for _ in range(2)
+    )
+    for number in range(1500):
+        (one, two)[number // 400 % 2].append(
+            AuditEvent(1.0, EventKind.LEASE, detail=f"event {number}")
+        )
+        if number % 50 == 0:
+            one._upkeep.work()
+        if number % 300 == 299:
+            (two, one)[number // 300 % 2].sign()
+            leaves = [line.leaf_of(text) for _, text in entries(audit_dir, vault_id=VAULT)]
+            last = list(segments(audit_dir).values())[-1]
+            head, *_ = segment.read_segment(last).splitlines(keepends=True)
+            before = line.parse_header(head, segment=int(last.name[:6]), vault_id=VAULT)
+            assert before is not None
+            grown, grown.nodes = before.copy(), []
+            grown.extend(leaves[before.size :])
+            stored = (audit_dir / nodes.OPEN).read_bytes()
+            assert stored == nodes._pack(head, b"".join(grown.nodes)) or not grown.nodes
+    assert len(segments(audit_dir)) > 2
+    for log in (one, two):
+        log.close()
 
 
 def test_nodes_come_with_sealing_and_come_back(audit_dir: Path, log_key: LogKey) -> None:

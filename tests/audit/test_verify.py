@@ -448,9 +448,9 @@ def test_the_newest_segment_is_checked_alone(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    module, real = sys.modules[MODULE], sys.modules[MODULE].read_either  # type: ignore[attr-defined]
+    module, real = sys.modules[MODULE], sys.modules[MODULE].SegmentReader  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        module, "read_either", lambda path: [opened.append(path), real(path)][1]
+        module, "SegmentReader", lambda path: [opened.append(path), real(path)][1]
     )
     found = check_newest(large, vault_id=VAULT)
     assert len(opened) == 1
