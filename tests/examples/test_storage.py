@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import subprocess
-import tomllib
-from pathlib import Path
 
 import pytest
 
@@ -16,46 +12,19 @@ from apex_creds.storage import MemoryStorage
 from apex_creds.testing.storage import StorageContract
 from tests.support.commands import PROGRAM
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "onefile_storage"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("onefile", EXAMPLE / "onefile.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.OneFile
-
 
 class TestOneFile(StorageContract):
+    @pytest.fixture(autouse=True)
+    def _loaded(self, load):
+        self.module = load("onefile_storage", "onefile")
+
     async def open_storage(self, where):
-        return load()(str(where / "vault.db"))
+        return self.module.OneFile(str(where / "vault.db"))
 
 
 @pytest.fixture
-def run(tmp_path):
-    """`apex-creds` where the example is installed: its file and what pip writes beside it."""
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
-    site = tmp_path / "site"
-    about = site / "apex_creds_onefile-1.0.0.dist-info"
-    about.mkdir(parents=True)
-    (site / "onefile.py").write_text((EXAMPLE / "onefile.py").read_text())
-    (about / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    points = project["entry-points"]["apex_creds.storages"]
-    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
-    (about / "entry_points.txt").write_text(f"[apex_creds.storages]\n{lines}")
-
-    def run(*arguments, code=0, stdin=b""):
-        done = subprocess.run(
-            run.command(*arguments), env=run.env, input=stdin, capture_output=True
-        )
-        assert done.returncode == code, done
-        return (done.stdout + done.stderr).decode()
-
-    run.env = {**os.environ, "PYTHONPATH": str(site)}
-    run.command = lambda *args: [*PROGRAM, "--home", str(tmp_path / "home"), *args]
-    return run
+def run(install):
+    return install("onefile_storage", "onefile")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.errors import InvalidInputError
@@ -90,6 +90,7 @@ class Line:
     event: Recorded
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes events to where they are kept or seen."""
 

@@ -13,6 +13,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import anyio.to_thread
 
+from apex_creds import extensions
 from apex_creds.audit.sinks.base import Destination, Level, Sink, StreamSink
 from apex_creds.audit.sinks.fan_out import Destinations
 from apex_creds.audit.sinks.system_logs import DEV_LOG, JOURNAL, JournalSink, SyslogSink
@@ -58,7 +59,7 @@ def parse(text: str) -> Destination:
         options = dict(
             parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query))
         )
-        make = _MAKERS[url.scheme]
+        make = _MAKERS.get(url.scheme, _of_a_package)
         if not set(options) <= _OPTIONS or url.fragment or url.username is not None:
             raise _refused(text)
         return Destination(
@@ -91,6 +92,19 @@ def _remote_syslog(url: SplitResult) -> Sink:
     if not url.hostname or url.path not in ("", "/"):
         raise ValueError
     return SyslogSink((url.hostname, url.port or _PORTS[transport]), transport=transport)
+
+
+def _of_a_package(url: SplitResult) -> Sink:
+    """What an installed package makes of it; of our own options it sees none."""
+    sink = extensions.make(extensions.SINKS, url._replace(query="").geturl())
+    if sink is not None and not isinstance(sink, Sink):
+        raise InvalidInputError(
+            f"What an installed package makes of {url.scheme}: is not an audit sink.",
+            hint="A sink has open(), deliver() and close().",
+        )
+    if sink is None:
+        raise ValueError
+    return sink
 
 
 def _path(url: SplitResult) -> str:
