@@ -32,7 +32,7 @@ from apex_creds.crypto import signing
 from apex_creds.documents.document import parse
 from apex_creds.documents.keystore import Keystore, MasterKeySource
 from apex_creds.documents.records import open_record
-from apex_creds.documents.sections import Section
+from apex_creds.documents.sections import Section, documents_of
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ConflictError,
@@ -45,7 +45,7 @@ from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder, sync_directory
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
-from apex_creds.model import SECTIONS, Clock
+from apex_creds.model import Clock
 from apex_creds.scheduler import kek_rotation
 from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage
 from apex_creds.storage.file_storage import FileStorage
@@ -62,7 +62,6 @@ MANIFEST: Final = "backup.json"
 FORMAT: Final = "apex-creds/backup"
 POLICY: Final = "policy.toml"
 
-_DOCUMENTS: Final = (KEYSTORE, CONFIG, *dict.fromkeys(SECTIONS.values()), *STATE_DOCUMENTS)
 _OPTIMISTIC: Final = 5
 _LOCK_SECONDS: Final = 10.0
 _SIGNED: Final = b"apex-creds backup v1\n"
@@ -172,12 +171,12 @@ def _log(vault: Vault, detail: str) -> None:
 
 async def _copy(vault: Vault, where: Path) -> bytes:
     """Copies all but the key store, which is returned."""
-    storage, keystore = vault.store.storage, await vault.store.keystore()
+    keystore = await vault.store.keystore()
     copy = FileStorage(where)
     try:
         await copy.prepare()
         genesis.map_names(copy, keystore)
-        found = await _documents(storage, vault.home)
+        found = await _documents(vault.store, vault.home)
         held = found.pop(KEYSTORE)
         for name, data in found.items():
             await copy.write(name, data, expected=None)
@@ -205,20 +204,23 @@ def _copy_others(home: Path, where: Path) -> None:
     copied_log.copy(audit_directory(home), audit_directory(where))
 
 
-async def _documents(storage: Storage, home: Path) -> dict[str, bytes]:
+async def _documents(store: DocumentStore, home: Path) -> dict[str, bytes]:
     """All documents as of one instant: none moved while they were read."""
+    storage = store.storage
     for _ in range(_OPTIMISTIC):
-        before = _tokens(storage)
-        found = await _read_all(storage)
-        if before == _tokens(storage):
+        names = _names(await store.keystore())
+        before = _tokens(storage, names)
+        found = await _read_all(storage, names)
+        if before == _tokens(storage, names):
             return found
     # Writers are quicker than we are: they wait for this one read.
     with contextlib.ExitStack() as held:
         if isinstance(storage, FileStorage):
             await anyio.to_thread.run_sync(_hold_writers, held, home)
-        before = _tokens(storage)
-        found = await _read_all(storage)
-        if before != _tokens(storage):
+        names = _names(await store.keystore())
+        before = _tokens(storage, names)
+        found = await _read_all(storage, names)
+        if before != _tokens(storage, names):
             raise ConflictError("The vault keeps changing.", hint="Try again.")
     return found
 
@@ -230,17 +232,17 @@ def _hold_writers(held: contextlib.ExitStack, home: Path) -> None:
         held.enter_context(WriteLock(timeout=_LOCK_SECONDS).held(folder))
 
 
-def _tokens(storage: Storage) -> list[object]:
-    return [storage.change_token(name) for name in _DOCUMENTS]
+def _names(keystore: Keystore) -> list[str]:
+    return [KEYSTORE, CONFIG, *documents_of(keystore), *STATE_DOCUMENTS]
 
 
-async def _read_all(storage: Storage) -> dict[str, bytes]:
-    found = {}
-    for name in _DOCUMENTS:
-        stored = await storage.read(name)
-        if stored is not None:
-            found[name] = stored.data
-    return found
+def _tokens(storage: Storage, names: list[str]) -> list[object]:
+    return [storage.change_token(name) for name in names]
+
+
+async def _read_all(storage: Storage, names: list[str]) -> dict[str, bytes]:
+    found = {name: await storage.read(name) for name in names}
+    return {name: stored.data for name, stored in found.items() if stored is not None}
 
 
 # -- opening the copy --------------------------------------------------------------------
@@ -274,7 +276,7 @@ async def examine(
         return Contents(
             vault_id=keystore.header.vault_id,
             master_version=keystore.root_header.master.version,
-            documents=await _generations(storage),
+            documents=await _generations(storage, keystore),
             credentials=count,
             events=events,
             head=head,
@@ -297,9 +299,9 @@ async def _check_log(where: Path, keystore: Keystore) -> tuple[int, str]:
         return await anyio.to_thread.run_sync(verify)
 
 
-async def _generations(storage: Storage) -> dict[str, int]:
+async def _generations(storage: Storage, keystore: Keystore) -> dict[str, int]:
     found = {}
-    for name in _DOCUMENTS:
+    for name in _names(keystore):
         stored = await storage.read(name) if name != CONFIG else None
         if stored is not None:
             header = parse(stored.data, section=name, vault_id=None).header

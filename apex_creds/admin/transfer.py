@@ -27,7 +27,14 @@ from apex_creds.documents.keystore import (
     seal_keystore,
 )
 from apex_creds.documents.records import Record, Shard, open_record, open_shard
-from apex_creds.documents.sections import Section, ShardNames, seal_shard
+from apex_creds.documents.sections import (
+    Section,
+    ShardNames,
+    division,
+    seal_shard,
+    section_of,
+    shard_names,
+)
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ConflictError,
@@ -124,9 +131,8 @@ class _Copying:
         self._there: dict[str, int] = {}
         self._done = Copied()
         genesis.map_names(target, keystore)
-        several = self._several
-        root = None if several is None else root_key(keystore)
-        self._names = ShardNames(root, several.shards if several else 0)
+        self._names = ShardNames(root_key(keystore))
+        self._counts: dict[str, int] = {}
 
     def close(self) -> None:
         self._names.close()
@@ -150,12 +156,16 @@ class _Copying:
     async def finish(self) -> Copied:
         """What is no part of the rounds; then the key store, which makes it a vault."""
         header = self._keystore.header
-        body = msgspec.structs.replace(self._keystore.body, sections=dict(self._there))
+        shards = {} if self._several else {n: at for n, at in self._counts.items() if at}
+        body = msgspec.structs.replace(
+            self._keystore.body, sections=dict(self._there), shards=shards
+        )
         if self._finished is not None:
             if not self._is_copy(self._finished, body):
                 raise _exists()
             self._done.documents = len(self._there) + 1
             return self._done
+        await self._remove_others()
         await self._copy_config()
         await self._copy_streams()
         header = msgspec.structs.replace(header, generation=header.generation + 1)
@@ -206,11 +216,18 @@ class _Copying:
 
     def _divided(self, section: Section) -> dict[str, Mapping[str, Record]]:
         """The documents that the target keeps a section in, and their records."""
-        names = self._names
-        parts: dict[str, dict[str, Record]] = {name: {} for name in names.all(section.name)}
+        name, count = section.name, self._count(section)
+        self._counts[name] = count
+        parts: dict[str, dict[str, Record]] = {each: {} for each in shard_names(name, count)}
         for credential, record in section.records.items():
-            parts[names.of(section.name, credential)][credential] = record
+            parts[self._names.of(name, credential, count)][credential] = record
         return dict(parts)
+
+    def _count(self, section: Section) -> int:
+        """In how many documents the target keeps a section."""
+        if self._several is not None:
+            return self._several.shards
+        return division(self._target, len(section.records))
 
     async def _copy_parts(self, wanted: Mapping[str, Mapping[str, Record]]) -> None:
         found = await self._parts(wanted)
@@ -293,6 +310,15 @@ class _Copying:
         config = msgspec.structs.replace(config, storage=None)
         if await self._target.read(CONFIG) is None:
             await write_config(self._target, config)
+
+    async def _remove_others(self) -> None:
+        """What an earlier copy left of sections that were smaller then, or larger."""
+        for name, stored in (await self._target.read_many(await self._left())).items():
+            await self._target.delete(name, expected=stored.token)
+
+    async def _left(self) -> list[str]:
+        there = await self._target.names()
+        return [name for name in there if section_of(name) and name not in self._there]
 
     async def _copy_streams(self) -> None:
         """The logs of the homes, which are in the database beside them."""

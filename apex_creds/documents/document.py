@@ -26,10 +26,14 @@ from apex_creds.errors import (
 )
 from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.keyset import Keyset
-from apex_creds.storage.base import Data
+from apex_creds.storage.base import KEYSTORE, Data
 
 FORMAT: Final = "apex-creds/document"
 VERSION: Final = 1
+DIVIDED: Final = 2
+"""Version of a key store that says in how many documents a section is: who does not know
+that must not take a section's document for the whole of it."""
+_VERSIONS: Final = frozenset({VERSION, DIVIDED})
 
 _MAC_FIELD: Final = b',"mac":"'
 _BODY_START: Final = b',"body":"'
@@ -293,10 +297,10 @@ def _check_version(data: bytes, section: str) -> None:
         raise _corrupt(section, "is truncated or malformed") from None
     if probe.format != FORMAT:
         raise _corrupt(section, "is not a document of apex-creds")
-    if probe.version != VERSION:
+    if probe.version not in (_VERSIONS if section == KEYSTORE else {VERSION}):
         raise UnsupportedFormatError(
             f"The document for {section!r} has format version {probe.version}.",
-            hint=f"This program reads version {VERSION}: upgrade apex-creds.",
+            hint=f"This program reads version 1 to {DIVIDED}: upgrade apex-creds.",
         )
 
 

@@ -52,7 +52,9 @@ ROOT_LABEL: Final = "root"
 never encrypts a credential and does not change when KEK or master rotate."""
 
 
-class KeystoreBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class KeystoreBody(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """What the key store holds encrypted.
 
     Attributes:
@@ -61,6 +63,8 @@ class KeystoreBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         grants: All grants.
         sections: Sections that exist, each with a generation it has at least reached: a
             missing or older document is an error, not an empty start.
+        shards: In how many documents a section is; one that is not here is in its own. Not
+            of a storage that several homes share, which says it itself.
         hashed_names: Whether file names on disk are keyed hashes.
         lockdown: Nothing is released while there is one.
         revocations: The last ones, for the processes that have something allowed to them
@@ -72,6 +76,7 @@ class KeystoreBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     deks: tuple[Keyset, ...] = ()
     grants: tuple[Grant, ...] = ()
     sections: dict[str, int] = {}
+    shards: dict[str, int] = {}
     hashed_names: bool = False
     lockdown: Lockdown | None = None
     revocations: tuple[Revocation, ...] = ()

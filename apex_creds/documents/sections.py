@@ -1,18 +1,26 @@
-"""Sections: sets of documents, one for files, many where processes share a storage.
+"""Sections: sets of documents, one while a section is small, many when it is large.
 
 Guarantee: a credential's document depends on the vault and its name alone, and discloses
 nothing of the name without a key; shards are made together: a section has all of them or
-none. Reads and commits are those of ``store``; only shards that change are read and
-written, all or nothing. With one shard nothing is merged, copied or hashed: the section IS
-its document. Specified in docs/FORMAT.md, "Shards".
+none. Reads and commits are those of ``store``; only shards that change are written, all or
+nothing. With one document nothing is merged, copied or hashed: the section IS its document.
+
+Where processes share a storage a section is in shards from its first write. In files it is
+divided by the commit that makes it large, and stays so: the shards, the key store that says
+that they are the section, and the removal of the one document are one commit. Specified in
+docs/FORMAT.md, "Shards".
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import re
 import threading
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
@@ -34,11 +42,25 @@ from apex_creds.documents.records import (
     seal_shard_body,
 )
 from apex_creds.documents.rollback import RollbackGuard, missing, refuse_rollback
-from apex_creds.errors import ConflictError, SecretWipedError
+from apex_creds.errors import (
+    ApexCredsError,
+    ConflictError,
+    CorruptDocumentError,
+    SecretWipedError,
+)
 from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.keyset import Keyset
 from apex_creds.model import SECTIONS, Clock
-from apex_creds.storage.base import Data, SharedStorage, Shredded, Storage, Token, WriteResult
+from apex_creds.storage.base import (
+    Data,
+    Divides,
+    SharedStorage,
+    Shredded,
+    Storage,
+    Token,
+    Write,
+    WriteResult,
+)
 
 UNTIED_WRITERS: Final = True
 """Whether a program that does not tie its commits of files to the key store may run beside
@@ -46,7 +68,11 @@ this one. To be False one release after that in which commits of files were tied
 NOTE_AFTER: Final = 3600.0
 """Seconds between commits of the key store that only note what generations were reached."""
 
+LARGE: Final = 2_048
+"""A section of more records than this is divided, where the storage does that."""
+
 _DOMAIN: Final = b"\0shard\0"
+_SHARD: Final = re.compile(r"(.+)_[0-9a-f]{2,}")
 _MANY: Final = 100_000
 _SECTIONS: Final = tuple(SECTIONS.values())
 _NO_RECORDS: Final[Mapping[str, Record]] = {}
@@ -72,6 +98,11 @@ class Section:
     shards: Mapping[str, Shard]
     records: Mapping[str, Record]
     uses: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """In how many documents it is; 0: in its own."""
+        return 0 if self.name in self.shards else len(self.shards)
 
     @property
     def generation(self) -> int:
@@ -135,6 +166,11 @@ class Documents(Protocol):
     ) -> Mapping[str, Record] | None:
         """What ``work`` returns; None where what it was given has lost its keys."""
 
+    async def commit_with_keystore(
+        self, writes: Sequence[Write], keystore: Keystore, body: KeystoreBody
+    ) -> tuple[Keystore, list[WriteResult]]:
+        """Writes and removes documents together with a new body of the key store."""
+
     async def commit_keystore(self, change: Callable[[KeystoreBody], KeystoreBody]) -> Keystore:
         """Applies a change to the key store."""
 
@@ -146,51 +182,54 @@ class ShardNames:
     """Which document has a credential: a keyed hash, or the section's own name.
 
     Args:
-        root: The vault's root key; what is derived from it is wiped by ``close``. None
-            where there is one document, so that there is nothing to hash.
-        count: In how many documents a section is.
-
-    Attributes:
-        by_section: The documents of each section, in the order of look-ups.
+        root: The vault's root key; what is derived from it is wiped by ``close``.
     """
 
-    def __init__(self, root: SecretBytes | None, count: int) -> None:
-        self._key = None if root is None else kdf.derive(root, kdf.Purpose.NAME_INDEX)
-        self._count = count
-        self.by_section = {name: shard_names(name, count) for name in _SECTIONS}
-        self._sections = {name: s for s, names in self.by_section.items() for name in names}
+    def __init__(self, root: SecretBytes) -> None:
+        self._key = kdf.derive(root, kdf.Purpose.NAME_INDEX)
         self._known: dict[str, int] = {}
 
-    def all(self, section: str) -> tuple[str, ...]:
-        """Every document of a section."""
-        return self.by_section.get(section) or shard_names(section, self._count)
-
-    def of(self, section: str, credential: str) -> str:
-        """The document of a section that has, or would have, a credential."""
-        if self._key is None:
+    def of(self, section: str, credential: str, count: int) -> str:
+        """The document that has, or would have, a credential of a section in ``count``."""
+        if not count:
             return section
         number = self._known.get(credential)
         if number is None:
             if len(self._known) >= _MANY:
                 self._known.clear()
             number = self._known[credential] = self._number(self._key, credential)
-        return self.by_section[section][number]
+        return shard_names(section, count)[number % count]
 
     def _number(self, key: SecretBytes, credential: str) -> int:
         tag = kdf.hmac_sha256(key, _DOMAIN + credential.encode())
-        return int.from_bytes(tag[:8], "big") % self._count
-
-    def section_of(self, document: str) -> str | None:
-        """Whose shard a document is; None for those that are none."""
-        return self._sections.get(document)
+        return int.from_bytes(tag[:8], "big")
 
     def close(self) -> None:
         """Wipes the key."""
-        if self._key is not None:
-            self._key.close()
+        self._key.close()
         self._known.clear()
 
 
+def section_of(document: str) -> str | None:
+    """Whose document it is, or a shard of what; None for those that are no section's."""
+    if document in _SECTIONS:
+        return document
+    found = _SHARD.fullmatch(document)
+    return found[1] if found is not None and found[1] in _SECTIONS else None
+
+
+def division(storage: Storage, records: int) -> int:
+    """In how many documents a storage of one home is to have so many records; 0: in one."""
+    return storage.division if records > LARGE and isinstance(storage, Divides) else 0
+
+
+def documents_of(keystore: Keystore) -> list[str]:
+    """All documents of all sections in files, whether they exist or not."""
+    counts = keystore.body.shards
+    return [each for name in _SECTIONS for each in shard_names(name, counts.get(name, 0))]
+
+
+@functools.cache
 def shard_names(section: str, count: int) -> tuple[str, ...]:
     """The documents of a section that is kept in ``count`` of them; 0: in its own."""
     if not count:
@@ -286,20 +325,28 @@ class SectionSet:
 
     def shard_of(self, name: str, credential: str) -> str:
         """The document of a section that has, or would have, a credential."""
-        return self.names.of(name, credential)
+        return self.names.of(name, credential, self.count(name))
+
+    def count(self, name: str, keystore: Keystore | None = None) -> int:
+        """In how many documents a section is, as the key store says; 0: in its own."""
+        if self._store.shared is not None:
+            return self._store.shared.shards
+        return (keystore or self._store.unsealed()).body.shards.get(name, 0)
+
+    def all(self, name: str) -> tuple[str, ...]:
+        """Every document of a section."""
+        return shard_names(name, self.count(name))
 
     @property
     def names(self) -> ShardNames:
         """Which document has what."""
         if self._names is None:
-            shared = self._store.shared
-            root = None if shared is None else root_key(self._store.unsealed())
-            self._names = ShardNames(root, shared.shards if shared else 0)
+            self._names = ShardNames(root_key(self._store.unsealed()))
         return self._names
 
     def open(self) -> None:
         """Derives what names the shards, while there are keys to do so; idempotent."""
-        self.names.all(_SECTIONS[0])
+        self._names = self.names
 
     def close(self) -> None:
         """Forgets the records, and wipes what the shards are named with; idempotent."""
@@ -342,19 +389,24 @@ class SectionSet:
         async def attempt() -> tuple[Written, bool] | None:
             section = await self.read(name)
             keystore = await self._store.keystore(refresh=False)
+            count = self.count(name, keystore)
+            if section.shards and section.count != count:  # another process has divided it
+                self.forget(name)
+                return None
             before = section
-            if only is not None:
-                before = section.only({self.names.of(name, each) for each in only})
+            if only is not None and count:
+                before = section.only({self.names.of(name, each, count) for each in only})
             size = max(len(before.records), len(names))
             given = {each: shard.token for each, shard in before.shards.items()}
             work = partial(change, before, keystore)
             records = await self._store.computed(given, keystore, work, size=size)
             if records is None:
                 return None
-            spread = size if len(self.names.all(name)) > 1 else 0
-            changed = await off_loop(spread, lambda: divided(before, records, self.names))
+            spread = size if count else 0
+            place = partial(self.names.of, name, count=count)
+            changed = await off_loop(spread, lambda: divided(before, records, place))
             if changed and not section.shards:  # all are made together
-                changed = {each: changed.get(each, {}) for each in self.names.all(name)}
+                changed = {each: changed.get(each, {}) for each in shard_names(name, count)}
             written = await self._write(section, changed, keystore, shred=shred)
             narrower = partial(narrows, before.records, records, names)
             return written and (written, await off_loop(len(names), narrower))
@@ -364,6 +416,9 @@ class SectionSet:
         await self._note(written[0])
         if to_anchor:
             await self._store.anchor()
+        if self._is_large(written[0]):
+            with suppress(ApexCredsError):  # then the next commit does it
+                await self._divide(name)
         return written
 
     async def recommit(self, documents: Collection[str]) -> None:
@@ -373,7 +428,7 @@ class SectionSet:
             ConflictError: Other writers were first, a hundred times.
         """
         for name in _SECTIONS:
-            chosen = [each for each in documents if self.names.section_of(each) == name]
+            chosen = [each for each in documents if section_of(each) == name]
             if chosen:
                 async with self._store.writing.held():
                     written = await until_committed(name, partial(self._recommit, name, chosen))
@@ -386,7 +441,7 @@ class SectionSet:
         """
         shards = (await self.read(name)).shards
         if not shards and UNTIED_WRITERS and self._store.shared is None:
-            return dict.fromkeys(self.names.all(name), 0)
+            return dict.fromkeys(self.all(name), 0)
         return {
             each: shard.header.kek_version for each, shard in shards.items() if shard.header
         }
@@ -399,11 +454,11 @@ class SectionSet:
         read before, and finds a key store at least as new when it reads again.
         """
         keysets = (await self._store.keystore()).by_label
-        if not UNTIED_WRITERS or self._store.shared is not None:
+        if not UNTIED_WRITERS or self.count(name):  # which no such program can read
             return keysets
         basis = self._bases.get(name)
         if basis is None or any(_moved(basis, keysets, label) for label in labels):
-            await self.recommit(self.names.all(name))
+            await self.recommit(self.all(name))
             basis = self._bases[name]
         return basis
 
@@ -421,7 +476,7 @@ class SectionSet:
         """
         if self._store.shared is None:
             return
-        rollback, section_of = self._store.rollback, self.names.section_of
+        rollback = self._store.rollback
 
         def note(body: KeystoreBody) -> KeystoreBody:
             raised = rollback.raised(body.sections)
@@ -442,7 +497,9 @@ class SectionSet:
         if section is None:
             return None
         if section.shards:
-            shard = section.shards[self.names.of(name, credential)]
+            count = section.count
+            place = self.names.of(name, credential, count) if count else name
+            shard = section.shards[place]
             current = self._store.storage.change_token(shard.name) == shard.token
             return shard.records if current else None
         return _NO_RECORDS if self._is_current(section) else None
@@ -450,7 +507,7 @@ class SectionSet:
     def _is_current(self, section: Section) -> bool:
         token = self._store.storage.change_token
         if not section.shards:
-            return token(self.names.all(section.name)[0]) is None
+            return token(self.all(section.name)[0]) is None
         return all(token(name) == shard.token for name, shard in section.shards.items())
 
     async def _read(self, name: str) -> Section:
@@ -459,9 +516,18 @@ class SectionSet:
         )
 
     async def _load(self, name: str) -> Section:
+        while True:
+            count = self.count(name, await self._store.keystore(refresh=False))
+            try:
+                return await self._load_shards(name, shard_names(name, count))
+            except CorruptDocumentError:
+                if count == self.count(name, await self._store.keystore(refresh=False)):
+                    raise  # it was not divided meanwhile
+
+    async def _load_shards(self, name: str, names: Collection[str]) -> Section:
         before, token = self._kept.get(name), self._store.storage.change_token
-        shards = {} if before is None else dict(before.shards)
-        names = self.names.all(name)
+        known = {} if before is None else before.shards
+        shards = {each: known[each] for each in names if each in known}
         moved = [
             each for each in names if each not in shards or token(each) != shards[each].token
         ]
@@ -480,12 +546,15 @@ class SectionSet:
         while True:
             self._store.unsealed()
             before = self._kept.get(name)
-            newer = {
-                each: shard
-                for each, shard in (before.shards if before else {}).items()
-                if each not in shards or shard.generation > shards[each].generation
+            known = before.shards if before else {}
+            if len(known) > len(shards):  # divided meanwhile
+                shards = known
+            newest = {
+                each: known[each]
+                if each in known and known[each].generation > shard.generation
+                else shard
+                for each, shard in shards.items()
             }
-            newest = {**shards, **newer}
             size = sum(len(each.records) for each in newest.values()) if len(newest) > 1 else 0
             section = await off_loop(size >> 4, partial(merge, name, newest, before=before))
             with self._memory:
@@ -496,12 +565,70 @@ class SectionSet:
     async def _note(self, section: Section) -> None:
         """One that was not written is not noted: it would be missing from then on."""
         if section.shards:
-            await self._store.note(self.names.all(section.name))
+            await self._store.note(section.shards)
+
+    def _is_large(self, section: Section) -> bool:
+        """Whether a section is to be divided."""
+        alone = self._store.shared is None and not section.count
+        return alone and division(self._store.storage, len(section.records)) > 0
+
+    async def _divide(self, name: str) -> None:
+        """Puts a large section into shards, and has the key store say so, in one commit.
+
+        Raises:
+            ConflictError: Other writers were first, a hundred times.
+            StorageError: It was not done, or may not have been.
+        """
+        names = shard_names(name, division(self._store.storage, LARGE + 1))
+
+        def sealed(section: Section, keystore: Keystore) -> list[tuple[Data, Shard]]:
+            place, now = (
+                partial(self.names.of, name, count=len(names)),
+                self._store.clock.time(),
+            )
+            [whole] = section.shards.values()
+            parts = split(whole, names, place)
+            return [seal_shard(part, part.records, keystore, now=now) for part in parts]
+
+        async def attempt() -> bool | None:
+            section = await self.read(name)
+            keystore = await self._store.keystore(refresh=False)
+            if not self._is_large(section) or self.count(name, keystore):
+                return False
+            token = section.shards[name].token
+            try:
+                made = await off_loop(len(section.records), partial(sealed, section, keystore))
+                others = {n: g for n, g in keystore.body.sections.items() if n != name}
+                body = msgspec.structs.replace(
+                    keystore.body,
+                    sections=others | {shard.name: shard.generation for _, shard in made},
+                    shards={**keystore.body.shards, name: len(names)},
+                )
+                writes = [Write(shard.name, data, None) for data, shard in made]
+                gone = Write(name, None, token, remove=True)
+                _, results = await self._store.commit_with_keystore(
+                    [*writes, gone], keystore, body
+                )
+            except (ConflictError, SecretWipedError):
+                return None
+            shards = {}
+            for (_, shard), result in zip(made, results, strict=False):
+                shards[shard.name] = dataclasses.replace(shard, token=result.token)
+                self._store.rollback.register(shard.name, (shard.generation, shard.mac))
+            await self._keep(name, shards)
+            return True
+
+        async with self._store.writing.held():
+            await until_committed(name, attempt)
 
     async def _recommit(self, name: str, chosen: Collection[str]) -> Written | None:
         section = await self.read(name)
         keystore = await self._store.keystore(refresh=False)
-        there = {each: _shard(section, each).records for each in chosen}
+        names = shard_names(name, self.count(name, keystore))
+        if section.shards and section.shards.keys() != set(names):
+            self.forget(name)
+            return None
+        there = {each: _shard(section, each).records for each in chosen if each in names}
         return await self._write(section, there, keystore, shred=False)
 
     async def _write(
@@ -576,13 +703,20 @@ def merge(name: str, shards: Mapping[str, Shard], *, before: Section | None = No
     return Section(name=name, shards=shards, records=_records(shards, before), uses=uses)
 
 
-def divided(before: Section, records: Mapping[str, Record], names: ShardNames) -> Changed:
-    """The new records of each shard whose records are to be others than ``before``."""
+def divided(
+    before: Section, records: Mapping[str, Record], place: Callable[[str], str]
+) -> Changed:
+    """The new records of each shard whose records are to be others than ``before``.
+
+    Args:
+        before: The section, or the part of it that may change.
+        records: Its new records.
+        place: The document of a credential.
+    """
     if records is before.records:
         return {}
-    [first, *others] = names.all(before.name)
-    if not others:
-        return {first: records}
+    if before.name in before.shards:
+        return {before.name: records}
     changed: dict[str, dict[str, Record]] = {}
     left = dict(records)
     for each, shard in before.shards.items():
@@ -590,11 +724,45 @@ def divided(before: Section, records: Mapping[str, Record], names: ShardNames) -
         if any(kept.get(name) is not record for name, record in shard.records.items()):
             changed[each] = kept
     for name, record in left.items():
-        each = names.of(before.name, name)
+        each = place(name)
         if each not in changed:
             changed[each] = dict(_shard(before, each).records)
         changed[each][name] = record
     return changed
+
+
+def split(whole: Shard, names: Iterable[str], place: Callable[[str], str]) -> list[Shard]:
+    """What the shards of a section begin with that is in one document.
+
+    Their generations go on from the document's, so that the section's never falls; so do the
+    counts of what was sealed under each key.
+
+    Args:
+        whole: The document.
+        names: Of the shards.
+        place: The shard of a credential.
+    """
+    parts: dict[str, dict[str, Record]] = {name: {} for name in names}
+    for credential, record in whole.records.items():
+        parts[place(credential)][credential] = record
+    counted = {name: _counted(records.values()) for name, records in parts.items()}
+    surplus = dict(whole.uses)
+    for counts in counted.values():
+        for key, count in counts.items():
+            surplus[key] = surplus.get(key, 0) - count
+    shards = []
+    for name, records in parts.items():
+        uses = {key: count + surplus.pop(key, 0) for key, count in counted[name].items()}
+        shards.append(dataclasses.replace(whole, name=name, records=records, uses=uses))
+    return shards
+
+
+def _counted(records: Iterable[Record]) -> dict[tuple[str, int], int]:
+    """How many records are under each DEK version."""
+    chosen = list(records)
+    counts, examples = Counter(r.head for r in chosen), {r.head: r for r in chosen}
+    keys = {head: record.key for head, record in examples.items()}
+    return {(keys[head][0].hex(), keys[head][1]): count for head, count in counts.items()}
 
 
 def _open(packed: Packed, token: Token, keys: DocumentKeys) -> Shard:
@@ -609,7 +777,7 @@ def _shard(section: Section, name: str) -> Shard:
 
 
 def _records(shards: Mapping[str, Shard], before: Section | None) -> dict[str, Record]:
-    if before is None or not before.shards:
+    if before is None or before.shards.keys() != shards.keys():
         return {name: r for shard in shards.values() for name, r in shard.records.items()}
     records = dict(before.records)
     moved = [(n, shard) for n, shard in shards.items() if before.shards.get(n) is not shard]

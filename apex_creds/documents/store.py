@@ -21,7 +21,7 @@ R10 What is large is opened and sealed in a worker thread.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -30,7 +30,7 @@ import msgspec
 
 from apex_creds.concurrency import Lock, SingleFlight, off_loop, until_committed
 from apex_creds.crypto import kdf
-from apex_creds.documents.document import Header, Packed, RootHeader, mac_of, parse
+from apex_creds.documents.document import DIVIDED, Header, Packed, RootHeader, mac_of, parse
 from apex_creds.documents.keystore import (
     Keystore,
     KeystoreBody,
@@ -301,6 +301,18 @@ class DocumentStore(SealState):
         tie = Write(KEYSTORE, None, keystore.token)
         return (await self.storage.write_many([*writes, tie], shred=shred))[:-1]
 
+    async def commit_with_keystore(
+        self, writes: Sequence[Write], keystore: Keystore, body: KeystoreBody
+    ) -> tuple[Keystore, list[WriteResult]]:
+        """Writes and removes documents together with a new body of the key store.
+
+        Raises:
+            ConflictError: One of them, or the key store, moved.
+        """
+        results: list[WriteResult] = []
+        after = await self._write_keystore(keystore, body, beside=(writes, results))
+        return after, results
+
     async def note(self, names: Iterable[str]) -> None:
         """Has the key store note that documents exist: their absence is an error then."""
         made = dict.fromkeys(names, 1)
@@ -487,7 +499,14 @@ class DocumentStore(SealState):
             self.rollback.register_kek(name, at, made.header.kek_version)
         return opened
 
-    async def _write_keystore(self, before: Keystore, made: Rekeyed | KeystoreBody) -> Keystore:
+    async def _write_keystore(
+        self,
+        before: Keystore,
+        made: Rekeyed | KeystoreBody,
+        *,
+        beside: tuple[Sequence[Write], list[WriteResult]] = ((), []),
+    ) -> Keystore:
+        """Writes the key store, and what goes with it: ``beside`` takes the results."""
         rekeyed = made if isinstance(made, Rekeyed) else None
         root = rekeyed.root if rekeyed else before.root_header
         hierarchy = rekeyed.hierarchy if rekeyed else before.hierarchy
@@ -497,6 +516,7 @@ class DocumentStore(SealState):
             call(before, body)
         header = msgspec.structs.replace(
             before.header,
+            version=DIVIDED if body.shards else before.header.version,
             generation=before.header.generation + 1,
             written=self.clock.time(),
             root=root,
@@ -506,9 +526,7 @@ class DocumentStore(SealState):
             data = await off_loop(
                 len(body.deks), lambda: seal_keystore(header, body, hierarchy=hierarchy)
             )
-            token = (
-                await self.storage.write(KEYSTORE, data, expected=before.token, shred=True)
-            ).token
+            token = await self._put_keystore(Write(KEYSTORE, data, before.token), *beside)
             written = index(header, body, mac=mac_of(data), token=token, hierarchy=hierarchy)
             self.rollback.register_keystore(header, written.mac)
             after = await self._reload_keystore(written)
@@ -520,6 +538,17 @@ class DocumentStore(SealState):
         if hierarchy not in (before.hierarchy, after.hierarchy):
             hierarchy.close()
         return after
+
+    async def _put_keystore(
+        self, write: Write, beside: Sequence[Write], results: list[WriteResult]
+    ) -> Token:
+        if not beside:
+            data, expected = write.data or b"", write.expected
+            made = await self.storage.write(KEYSTORE, data, expected=expected, shred=True)
+            return made.token
+        *others, last = await self.storage.write_many([*beside, write], shred=True)
+        results += others
+        return last.token
 
 
 async def _no_anchor() -> None:

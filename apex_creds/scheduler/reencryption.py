@@ -22,7 +22,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -109,16 +109,20 @@ async def over_shards(
 ) -> AsyncGenerator[Progress, None]:
     """Does ``work`` on shards that nobody else is at, until none is left.
 
+    Where a storage has no claims, the vault's one worker has them all.
+
     Args:
         run: Told in ``within`` which shards it is about.
         stale: The shards that have something to be done.
         work: Does it.
     """
     storage, waited = run.store.shared, 0
-    assert storage is not None
     hopeless: set[str] = set()
     while left := [name for name in await stale() if name not in hopeless]:
-        async with storage.claim(left, limit=BATCH) as claimed:
+        claims = (
+            nullcontext(left[:BATCH]) if storage is None else storage.claim(left, limit=BATCH)
+        )
+        async with claims as claimed:
             patient = waited < PATIENCE
             ours = claimed if claimed or patient else left[:BATCH]
             run.within, failed = frozenset(ours), len(run.failed)
@@ -220,7 +224,7 @@ async def reencrypt(
     chosen = None if labels is None else frozenset(labels)
     run = Run(store, section, pace or Pace(), chosen)
     steps = _over(run)
-    if store.shared is not None:
+    if store.sections.count(section):
         steps = over_shards(run, stale=partial(_stale_shards, run), work=_over)
     async with aclosing(steps):
         async for progress in steps:
@@ -259,7 +263,7 @@ async def left(store: DocumentStore, section: str) -> int:
 
 
 async def _stale_shards(run: Run) -> list[str]:
-    """The documents of a shared section that have records to do."""
+    """The documents of a divided section that have records to do."""
     section = await run.store.sections.read(run.section)
     keystore = await run.store.keystore()
     shards = section.shards.items()

@@ -82,11 +82,13 @@ class Write:
             exist at ``expected`` when the others are written, and stay there until they
             are; the result is ``expected`` again.
         expected: See ``Storage.write``.
+        remove: The document is removed, with the others; for a storage that ``Divides``.
     """
 
     name: str
     data: Data | None = field(repr=False)
     expected: Token | None
+    remove: bool = False
 
 
 @runtime_checkable
@@ -133,8 +135,8 @@ class Storage(Protocol):
     ) -> list[WriteResult]:
         """Writes all or nothing; durable on return. Every name at most once.
 
-        A storage that is not shared need take only one write with data at a time, and any
-        number of ties; it raises a ``StorageError`` for more.
+        A storage that is not shared, and is no ``Divides``, need take only one write with
+        data at a time, and any number of ties; it raises a ``StorageError`` for more.
 
         Args:
             writes: What is written, and what must stand still meanwhile.
@@ -270,6 +272,15 @@ class SharedStorage(Storage, Leads, Protocol):
 
     async def streams(self) -> dict[str, int]:
         """The streams that there are, and how many lines each has."""
+
+
+@runtime_checkable
+class Divides(Protocol):
+    """A storage of one home whose ``write_many`` takes any number of writes, and removes."""
+
+    @property
+    def division(self) -> int:
+        """In how many documents the layer above keeps a section that is large."""
 
 
 @runtime_checkable

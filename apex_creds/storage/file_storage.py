@@ -14,22 +14,29 @@ import secrets
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import aiofiles
 from anyio import to_thread
 
 from apex_creds.concurrency import run_to_completion
-from apex_creds.errors import ConflictError, StorageError
+from apex_creds.errors import ConflictError, CorruptDocumentError, StorageError
 from apex_creds.fs.home import CREDENTIALS, SECURITY, make_folders
 from apex_creds.fs.lock import HeldLock, WriteLock, lock_file
 from apex_creds.fs.oserrors import storage_error, translated
-from apex_creds.fs.private_files import Folder, durable_name, sync_file, write_all
+from apex_creds.fs.private_files import (
+    Folder,
+    NotDurableError,
+    durable_name,
+    sync_file,
+    write_all,
+)
 from apex_creds.fs.shred import overwrite
 from apex_creds.model import SECTIONS
+from apex_creds.storage import journal
 from apex_creds.storage.base import (
     CONFIG,
     KEYSTORE,
@@ -50,6 +57,7 @@ from apex_creds.storage.change_counter import ChangeCounter
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
+DIVISION: Final = 64
 _FIXED: Final = {
     KEYSTORE: (SECURITY, "keystore.enc"),
     CONFIG: (SECURITY, "config.json"),
@@ -59,6 +67,7 @@ _SUFFIX: Final = ".enc"
 _TEMPORARY: Final = re.compile(r"\.[a-z0-9_]{1,64}\.(?:enc|json)\.[0-9a-f]{16}\.tmp", re.ASCII)
 _READ_ATTEMPTS: Final = 64
 _LOOK_EVERY: Final = 0.1
+_MOST_PINS: Final = 64
 _CAN_PIN: Final = sys.platform != "win32"  # there, an open file can't be replaced
 _monotonic: Final = time.monotonic
 
@@ -103,6 +112,12 @@ class FileStorage:
         self._counter = ChangeCounter()
         self._seen: dict[str, _Seen] = {}
         self._attach_again = 0.0
+        self._journal = self.root / SECURITY / journal.JOURNAL
+
+    @property
+    def division(self) -> int:
+        """See ``Divides``."""
+        return DIVISION
 
     def map_names(
         self, stem_of: Callable[[str], str], *, candidates: Iterable[str] | None = None
@@ -164,13 +179,15 @@ class FileStorage:
         await to_thread.run_sync(make_folders, self.root)
 
     async def read(self, name: str) -> Stored | None:
-        """See ``Storage``.
+        """See ``Storage``; a commit that was cut off is finished before the key store is read.
 
         Raises:
             UnsafePathError: A link or somebody else's file is in the document's place.
             UnsafePermissionsError: The file, or a directory above it, is open to others.
         """
         place = self._place(name)
+        if name == KEYSTORE and self._interrupted():
+            await to_thread.run_sync(self._finish_interrupted)
         for _ in range(_READ_ATTEMPTS):
             try:
                 with translated(place.path):
@@ -189,6 +206,21 @@ class FileStorage:
                 return Stored(data, self._settle(place, file.fileno(), before, len(data)))
         except FileNotFoundError:
             return None
+
+    def _read(self, place: _Place) -> Stored | None:
+        """As ``read``, in a worker thread."""
+        for _ in range(_READ_ATTEMPTS):
+            with translated(place.path), contextlib.suppress(_MovedError):
+                try:
+                    fd = self._open_for_reading(place, "", 0)
+                except FileNotFoundError:
+                    return None
+                with open(fd, "rb") as file:
+                    before = os.fstat(fd)
+                    _check_size(place.path, before.st_size)
+                    data = file.read(before.st_size + 1)
+                    return Stored(data, self._settle(place, fd, before, len(data)))
+        raise StorageError(f"{place.path} is replaced all the time.", hint="Retry.")
 
     def _open_for_reading(self, place: _Place, _path: str, _flags: int) -> int:
         with self._folder(place.folder) as folder:
@@ -221,35 +253,37 @@ class FileStorage:
 
     async def read_many(self, names: Iterable[str]) -> dict[str, Stored]:
         """See ``Storage``; raises what ``read`` raises."""
-        found = {name: await self.read(name) for name in names}
-        return {name: stored for name, stored in found.items() if stored is not None}
+        places = [self._place(name) for name in names]
+        if len(places) == 1:
+            found = [await self.read(places[0].name)]
+        else:
+            found = await to_thread.run_sync(lambda: [self._read(place) for place in places])
+        pairs = zip(places, found, strict=True)
+        return {place.name: stored for place, stored in pairs if stored is not None}
 
     async def write_many(
         self, writes: Sequence[Write], *, shred: bool = False
     ) -> list[WriteResult]:
-        """See ``Storage``; one write with data, and any ties. Raises what ``write`` raises.
+        """See ``Storage``. Raises what ``write`` raises.
 
         All documents are written under one lock, so what a write is tied to stands still
-        while it is compared and the other one is replaced.
+        while it is compared and the others are replaced.
         """
         for write in writes:
-            self._place(write.name)
+            _check_size(self._place(write.name).path, len(write.data or b""))
         results = {tie.name: tie_result(tie) for tie in writes if tie.data is None}
-        made = [write for write in writes if write.data is not None]
-        if len(made) != 1:
-            raise StorageError("In files, one document is written at a time.")
-        ties = [write for write in writes if write.data is None]
-        results[made[0].name] = await to_thread.run_sync(
-            partial(self._write, made[0], ties=ties, shred=shred)
-        )
+        made = [write for write in writes if write.data is not None or write.remove]
+        ties = [write for write in writes if write.data is None and not write.remove]
+        work = self._write_together if len(made) > 1 else self._write
+        if made:
+            written = await to_thread.run_sync(partial(work, made, ties=ties, shred=shred))
+            results |= {write.name: r for write, r in zip(made, written, strict=True)}
         return [results[write.name] for write in writes]
 
     async def delete(self, name: str, *, expected: Token, shred: bool = False) -> Shredded:
         """See ``Storage``; raises what ``write`` raises."""
         place = self._place(name)
-        return await to_thread.run_sync(
-            partial(self._delete, place, expected=expected, shred=shred)
-        )
+        return await to_thread.run_sync(partial(self._delete, place, expected, shred=shred))
 
     async def names(self) -> list[str]:
         """See ``Storage``; with mapped names, only candidates are found."""
@@ -284,17 +318,103 @@ class FileStorage:
         ):
             return lock_file(security, name)
 
-    def _write(self, write: Write, *, ties: Sequence[Write], shred: bool) -> WriteResult:
+    def _write(
+        self, writes: Sequence[Write], *, ties: Sequence[Write], shred: bool
+    ) -> list[WriteResult]:
+        [write] = writes
+        if write.remove:
+            gone = self._delete(self._place(write.name), write.expected, ties, shred=shred)
+            return [replace(tie_result(write), shredded=gone)]
         place, data = self._place(write.name), write.data or b""
-        _check_size(place.path, len(data))
         with self._writing(place) as folder, _opened(folder, place, for_shred=shred) as old:
             self._compare(place, None if old is None else _token(os.fstat(old)), write.expected)
-            for tie in ties:  # nobody writes it meanwhile: all writers hold the one lock
-                tied = self._place(tie.name)
-                self._compare(tied, _token_at(tied), tie.expected)
+            self._compare_ties(ties)
             _sweep(folder)
             token = self._replace(folder, place, data, newer_than=_modified(old))
-            return WriteResult(token, overwrite(old) if shred and old is not None else "no")
+            return [WriteResult(token, overwrite(old) if shred and old is not None else "no")]
+
+    def _write_together(
+        self, writes: Sequence[Write], *, ties: Sequence[Write], shred: bool
+    ) -> list[WriteResult]:
+        """Replaces several: see ``journal``. The key store, which names the others, is last."""
+        ordered = sorted(writes, key=lambda write: (write.remove, write.name == KEYSTORE))
+        places = [self._place(write.name) for write in ordered]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(translated(self.root / SECURITY, writing=True))
+            folders = stack.enter_context(self._writing_all())
+            old: list[int | None] = []
+            for write, place in zip(ordered, places, strict=True):
+                opened = _opened(folders[place.folder], place, for_shred=shred)
+                old.append(fd := stack.enter_context(opened))
+                self._compare(
+                    place, None if fd is None else _token(os.fstat(fd)), write.expected
+                )
+            self._compare_ties(ties)
+            for folder in folders.values():
+                _sweep(folder)
+            made = self._made(folders, ordered, places, old, stack)
+            with self._counter.moving(), durable_name():
+                journal.take(folders, [step for step, _ in made])
+            results = {}
+            for write, place, fd, (_, new) in zip(ordered, places, old, made, strict=True):
+                if new is None:
+                    token = tie_result(write).token
+                    self._pins.release(place.name)
+                else:
+                    token = _token(os.fstat(new))
+                    self._pins.hold(place.name, os.dup(new))
+                gone = overwrite(fd) if shred and fd is not None else "no"
+                results[write.name] = WriteResult(token, gone)
+        return [results[write.name] for write in writes]
+
+    def _made(
+        self,
+        folders: journal.Folders,
+        writes: Sequence[Write],
+        places: Sequence[_Place],
+        old: Sequence[int | None],
+        stack: contextlib.ExitStack,
+    ) -> list[tuple[journal.Step, int | None]]:
+        """The steps, written down, and the new versions, open until the stack is left."""
+        made: list[tuple[journal.Step, int | None]] = []
+        try:
+            for write, place, before in zip(writes, places, old, strict=True):
+                was = None if before is None else journal.version_of(os.fstat(before))
+                name = "" if write.data is None else journal.new_name(place.file)
+                made.append((journal.Step(_folder(place), place.file, name, was), None))
+                if write.data is not None:
+                    fd = folders[place.folder].create(name)
+                    stack.callback(os.close, fd)
+                    made[-1] = (made[-1][0], fd)
+                    write_all(fd, write.data)
+                    _stamp(fd, _modified(before))
+            for _, new in made:  # all are on their way to the disk when the first is waited for
+                if new is not None:
+                    sync_file(new)
+            journal.begin(folders, [step for step, _ in made])
+        except NotDurableError:
+            raise
+        except BaseException:
+            journal.give_up(folders, [step for step, _ in made])
+            raise
+        return made
+
+    def _interrupted(self) -> bool:
+        return os.path.lexists(self._journal)
+
+    def _finish_interrupted(self) -> None:
+        """Finishes a commit that was cut off; left to a writer where it can't be written."""
+        with (
+            contextlib.suppress(StorageError, CorruptDocumentError),  # a writer gets these
+            translated(self._journal, writing=True),
+            self._writing_all(),
+        ):
+            pass
+
+    def _compare_ties(self, ties: Sequence[Write]) -> None:
+        for tie in ties:  # nobody writes it meanwhile: all writers hold the one lock
+            tied = self._place(tie.name)
+            self._compare(tied, _token_at(tied), tie.expected)
 
     def _compare(self, place: _Place, current: Token | None, expected: Token | None) -> None:
         if current == expected:
@@ -324,9 +444,17 @@ class FileStorage:
             folder.sync()
         return token
 
-    def _delete(self, place: _Place, *, expected: Token, shred: bool) -> Shredded:
+    def _delete(
+        self,
+        place: _Place,
+        expected: Token | None,
+        ties: Sequence[Write] = (),
+        *,
+        shred: bool = False,
+    ) -> Shredded:
         with self._writing(place) as folder, _opened(folder, place, for_shred=shred) as old:
             self._compare(place, None if old is None else _token(os.fstat(old)), expected)
+            self._compare_ties(ties)
             _sweep(folder)
             with self._counter.moving():
                 folder.unlink(place.file)
@@ -351,14 +479,23 @@ class FileStorage:
     @contextlib.contextmanager
     def _writing(self, place: _Place) -> Iterator[Folder]:
         """The document's folder, with the write lock held."""
+        with translated(place.path, writing=True), self._writing_all() as folders:
+            yield folders[place.folder]
+
+    @contextlib.contextmanager
+    def _writing_all(self) -> Iterator[journal.Folders]:
+        """The folders, with the write lock held, and no commit cut off in them."""
         with (
-            translated(place.path, writing=True),
             self._folder(SECURITY) as security,
             self._lock.held(security),
-            self._folder(place.folder) as folder,
+            self._folder(CREDENTIALS) as credentials,
         ):
             self._counter.attach(security, write=True)
-            yield folder
+            folders = {CREDENTIALS: credentials, SECURITY: security}
+            if steps := journal.unfinished(security):
+                with self._counter.moving(), durable_name():
+                    journal.take(folders, steps)
+            yield folders
 
     @contextlib.contextmanager
     def _folder(self, name: str) -> Iterator[Folder]:
@@ -387,7 +524,8 @@ class InodePins:
     """One open descriptor for each document name; safe to use from several threads.
 
     While a version's descriptor is pinned its inode is not freed, so no later version of the
-    document can have the same device and inode (no ABA in tokens).
+    document can have the same device and inode (no ABA in tokens). Of many documents those
+    seen last have one; for the others it rests on the time, which no two versions share.
     """
 
     def __init__(self) -> None:
@@ -401,8 +539,10 @@ class InodePins:
             if self._closed or not _CAN_PIN:
                 old: int | None = fd
             else:
-                old = self._held.get(name)
+                old = self._held.pop(name, None)
                 self._held[name] = fd
+                if len(self._held) > _MOST_PINS:
+                    old = self._held.pop(next(iter(self._held)))
         if old is not None:
             os.close(old)
 
@@ -432,6 +572,10 @@ def _token(status: os.stat_result) -> Token:
             status.st_ctime_ns,  # moves when modes do, so a chmod is noticed by the next read
         )
     )
+
+
+def _folder(place: _Place) -> Literal["security", "credentials"]:
+    return "security" if place.folder == SECURITY else "credentials"
 
 
 def _section(entry: str) -> str | None:
@@ -488,5 +632,5 @@ def _stamp(fd: int, newer_than: int) -> None:
 def _sweep(folder: Folder) -> None:
     """Removes what dead writers left; the lock is held, so no living one is at work."""
     for entry in folder.entries():
-        if _TEMPORARY.fullmatch(entry):
+        if _TEMPORARY.fullmatch(entry) or journal.NEW.fullmatch(entry):
             folder.unlink(entry)

@@ -84,6 +84,11 @@ class MemoryStorage:
         return other
 
     @property
+    def division(self) -> int:
+        """See ``Divides``; of one that is not shared."""
+        return 0 if self._shards else 64
+
+    @property
     def shards(self) -> int:
         """See ``SharedStorage``."""
         return self._shards
@@ -167,7 +172,7 @@ class MemoryStorage:
         for write in writes:
             check_document_name(write.name)
             if write.data is None:
-                tie_result(write)
+                tie_result(write)  # a removal needs a version, too
             elif len(write.data) > MAX_DOCUMENT_BYTES:
                 raise StorageError(f"The document {write.name!r} is larger than 1 GiB.")
         await self._visit()
@@ -257,6 +262,9 @@ class MemoryStorage:
 
     def _replace(self, write: Write, *, shred: bool) -> WriteResult:
         if write.data is None:
+            if write.remove:
+                del self._place.documents[write.name]
+                self._did(write.name, None)
             return tie_result(write)
         token = Token(("memory", next(self._place.versions)))
         self._place.documents[write.name] = Stored(bytes(write.data), token)

@@ -311,6 +311,8 @@ class SqlStorage:
     def _change(self, write: Write) -> RowWrite:
         stem = self._names.stem(write.name)
         old = None if write.expected is None else _version(write.expected)
+        if write.remove:
+            raise StorageError("In a database, no document is removed with others.")
         if write.data is None:
             if old is None:
                 raise StorageError("What is only held must exist.")

@@ -24,7 +24,7 @@ import anyio.to_thread
 import pytest
 
 from apex_creds.errors import ConflictError, InvalidNameError, StorageError
-from apex_creds.storage.base import Storage, Token, Write, shared
+from apex_creds.storage.base import Divides, Storage, Token, Write, shared
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -290,6 +290,29 @@ class StorageContract:
             [second, kept] = await storage.write_many([again, tie], shred=True)
             assert second.shredded in ("overwritten", "unverifiable")
             assert kept.shredded == "no"
+
+    async def test_several_are_written_and_removed_together(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as storage:
+            if not isinstance(storage, Divides) or not storage.division:
+                pytest.skip("this storage takes one write at a time, or is shared")
+            old = (await storage.write("a", b"1", expected=None)).token
+            gone = Write("a", None, old, remove=True)
+            others = [Write("b", b"2", None), Write("keystore", b"3", None)]
+            for stale in (Write("c", b"4", FOREIGN_TOKEN), Write("c", None, FOREIGN_TOKEN)):
+                with pytest.raises(ConflictError):
+                    await storage.write_many([gone, *others, stale], shred=True)
+                assert await storage.names() == ["a"]
+            made = await storage.write_many([gone, *others], shred=True)
+            assert await storage.names() == ["b", "keystore"]
+            found = await storage.read_many(["a", "b", "keystore"])
+            assert {name: each.data for name, each in found.items()} == {
+                "b": b"2",
+                "keystore": b"3",
+            }
+            assert [found[name].token for name in found] == [each.token for each in made[1:]]
+            assert [storage.change_token(n) for n in found] == [each.token for each in made[1:]]
+            with pytest.raises(ConflictError):
+                await storage.write_many([Write("b", None, old, remove=True)])
 
     async def test_no_tied_write_overtakes_what_it_is_tied_to(self, tmp_path: Path) -> None:
         """What was computed from an older key store is never written after a newer one."""

@@ -9,7 +9,6 @@ it is with a server that goes away.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 
 import anyio
@@ -285,9 +284,9 @@ def map_names(storage: Storage, keystore: Keystore) -> None:
     if not wanted or not isinstance(storage, HidesNames):
         return
     names = list(SECTIONS.values())
-    if several is not None:
-        parts = [shard_names(name, several.shards) for name in names]
-        names = [*itertools.chain(*parts), *STATE_DOCUMENTS]
+    counts = {several.shards if several else 0, getattr(storage, "division", 0)}
+    names = [each for name in names for n in counts for each in shard_names(name, n)]
+    names += STATE_DOCUMENTS if several else ()
     with kdf.derive(root_key(keystore), kdf.Purpose.NAME_INDEX) as index:
         stems = {name: kdf.hmac_sha256(index, name.encode()).hex()[:32] for name in names}
-    storage.map_names(stems.__getitem__, candidates=names if several else None)
+    storage.map_names(stems.__getitem__, candidates=names)

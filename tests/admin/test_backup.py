@@ -38,6 +38,7 @@ from apex_creds.errors import (
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey, GenericSecret, OAuthToken, SystemClock
 from apex_creds.scheduler import master_rotation
+from apex_creds.storage.base import Storage
 from apex_creds.vault import Vault
 from apex_creds.vault.partial import left_copies, partial_copy
 from tests.support.vaults import (
@@ -182,10 +183,10 @@ async def test_writers_that_never_rest_wait_for_a_moment(
     real = backing._read_all
     calls = 0
 
-    async def disturbed(storage: object) -> dict[str, bytes]:
+    async def disturbed(storage: Storage, names: list[str]) -> dict[str, bytes]:
         nonlocal calls
         calls += 1
-        found = await real(storage)
+        found = await real(storage, names)
         if calls <= 5:
             async with await unseal(tmp_path) as other:
                 await other.put("x", ApiKey(str(calls)))

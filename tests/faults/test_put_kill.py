@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit.verify import verify
+from apex_creds.documents import sections
+from apex_creds.documents.sections import shard_names
 from apex_creds.errors import CredentialNotFoundError, VaultNotFoundError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
+from apex_creds.storage import file_storage
 from apex_creds.vault import Vault
 from apex_creds.vault.config import AuditConfig, Config, write_config
 from tests.faults.anchored import copies
@@ -57,6 +60,40 @@ async def test_put(homes: Iterator[Path], function: str) -> None:
         assert {**found, "first": b""} == {**STORED, "first": b""}, point
         seen.add(value)
     assert seen == {STORED.get(name), new}
+
+
+async def test_a_section_is_divided_whole_or_not_at_all(homes: Iterator[Path]) -> None:
+    seen = set()
+    for home, run, point in killed_everywhere("divide", homes):
+        async with await Vault.unseal(home) as vault:
+            count = (await vault.store.keystore()).body.shards.get("api_keys", 0)
+        found = await after(home, point)
+        value = found.pop("new", None)
+        assert found == STORED, point
+        assert value == b"new value" or (value is None and not run.acknowledged), point
+        files = {path.stem for path in (home / "credentials").iterdir()}
+        assert files == set(shard_names("api_keys", count)), point
+        seen.add(count)
+    assert seen == {0, 3}
+
+
+async def test_several_shards_are_written_or_none(
+    homes: Iterator[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sections, "LARGE", 1)
+    monkeypatch.setattr(file_storage, "DIVISION", 3)
+    original = next(homes).rename(tmp_path / "divided")
+    async with await Vault.unseal(original) as vault:
+        await vault.put("first", ApiKey(STORED["first"].decode()))
+        assert len((await vault.store.sections.read("api_keys")).shards) == 3
+    seen = set()
+    for home, run, point in killed_everywhere("put_divided", copies(original, tmp_path)):
+        found = await after(home, point)
+        new = found.keys() - STORED.keys()
+        assert len(new) in (0, 4), point
+        assert new or not run.acknowledged, point
+        seen.add(bool(new))
+    assert seen == {True, False}
 
 
 async def test_delete(homes: Iterator[Path]) -> None:
@@ -145,5 +182,6 @@ async def after(home: Path, point: str) -> dict[str, bytes]:
         assert await values(vault) == found, point
         vault_id = vault.vault_id
     assert verify(home / "security/audit", vault_id=vault_id).count, point
-    assert not list(home.rglob("*.tmp")), point
+    left = [p for p in home.rglob(".*") if p.suffix in (".tmp", ".next") or p.name == ".commit"]
+    assert not left, point
     return found

@@ -11,7 +11,7 @@ import pytest
 
 from apex_creds.errors import StorageError
 from apex_creds.storage import FileStorage
-from tests.faults.scenarios.storage import NAME, NEW, OLD, OTHER
+from tests.faults.scenarios.storage import AFTER, NAME, NEW, OLD, OTHER, TOGETHER
 from tests.support.killer import Scenario, order
 
 STORAGE = Path(__file__).parent / "scenarios" / "storage.py"
@@ -58,6 +58,38 @@ def test_a_removed_document_is_whole_or_gone(tmp_path: Path) -> None:
             assert data is None or not run.acknowledged, point
             seen.add(data)
         assert seen == {OLD, None}
+
+
+def test_what_is_written_together_is_all_old_or_all_new(tmp_path: Path) -> None:
+    homes = prepared(tmp_path, TOGETHER)
+    with Scenario(STORAGE, "together") as scenario:
+        seen = set()
+        for point in scenario.points(next(homes)):
+            home = next(homes)
+            run = scenario.run(home, at=point)
+            assert run.killed, point
+            found = anyio.run(all_of, home, str(point))
+            assert found in (TOGETHER, AFTER), point
+            assert found == AFTER or not run.acknowledged, point
+            seen.add(found == AFTER)
+        assert seen == {True, False}
+
+
+def test_a_journal_is_durable_after_what_it_names_and_before_it_is_followed(
+    tmp_path: Path,
+) -> None:
+    (home,) = itertools.islice(prepared(tmp_path, TOGETHER), 1)
+    with Scenario(STORAGE, "together") as scenario:
+        calls = order(scenario.run(home))
+    journal = calls.index("replace .commit")
+    assert calls[journal + 1] == "fsync security"
+    first = calls.index("replace api_keys_00.enc")
+    assert journal < first < calls.index("replace keystore.enc")
+    assert calls.index("replace keystore.enc") < calls.index("unlink api_keys.enc")
+    before = calls[:journal]
+    assert sum(call.startswith("fsync .") for call in before) == len(AFTER) + 1
+    assert {"fsync credentials", "fsync security"} <= set(before)
+    assert calls.index("unlink api_keys.enc") < calls.index("unlink .commit")
 
 
 def test_preparing_can_be_taken_up_again(tmp_path: Path) -> None:
@@ -113,6 +145,24 @@ def prepared(where: Path, documents: dict[str, bytes]):
         home = where / f"home{number}"
         anyio.run(store, home, documents)
         yield home
+
+
+async def all_of(home: Path, point: str) -> dict[str, bytes]:
+    """What a reader finds who begins with the key store; then nothing else is left."""
+    storage = FileStorage(home)
+    await storage.read("keystore")
+    found = {
+        name: stored.data
+        for name, stored in (await storage.read_many(await storage.names())).items()
+    }
+    await storage.write("config", b"next", expected=None)
+    await storage.write("basic_auth", b"next", expected=None)
+    await storage.close()
+    left = [
+        path.name for path in home.rglob("*") if path.suffix in (".next", ".tmp", ".commit")
+    ]
+    assert not left, point
+    return found
 
 
 async def store(home: Path, documents: dict[str, bytes]) -> None:

@@ -138,7 +138,7 @@ async def test_what_others_keep_and_do_not_do_is_done_at_last(
     await workplace.rotated()
     monkeypatch.setattr(reencryption, "PATIENCE", 3)
     monkeypatch.setattr(reencryption, "PERIOD", 0.0)
-    names = store_of(vault).sections.names.by_section["api_keys"]
+    names = store_of(vault).sections.all("api_keys")
     async with workplace.storage.peer().claim(names, limit=SHARDS) as kept:
         assert len(kept) == SHARDS
         helping = reencrypt(vault.store, "api_keys", pace=Pace(backwards=True))

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from apex_creds.storage import FileStorage
+from apex_creds.storage.base import Write
 from tests.support import killer
 
 OLD = bytes(range(256)) * 512
@@ -57,6 +58,32 @@ async def _remove(root: str) -> None:
     killer.begin()
     await storage.delete(NAME, expected=old.token, shred=True)
     killer.acknowledge("removed")
+
+
+TOGETHER = {"api_keys": OLD, "keystore": b"old key store", "generic": b"goes with the others"}
+"""What is there before ``together``."""
+AFTER = {"api_keys_00": NEW, "api_keys_01": b"new", "keystore": b"new key store"}
+"""What is there after it: replaced, made and removed in one commit."""
+
+
+def together(root: str) -> None:
+    asyncio.run(_together(root))
+
+
+async def _together(root: str) -> None:
+    storage = FileStorage(Path(root))
+    old = await storage.read_many(TOGETHER)
+    tokens = {name: stored.token for name, stored in old.items()}
+    killer.begin()
+    await storage.write_many(
+        [
+            Write("keystore", AFTER["keystore"], tokens["keystore"]),
+            *(Write(name, None, tokens[name], remove=True) for name in ("api_keys", "generic")),
+            *(Write(name, AFTER[name], None) for name in ("api_keys_00", "api_keys_01")),
+        ],
+        shred=True,
+    )
+    killer.acknowledge("written")
 
 
 async def _prepare(root: str) -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from apex_creds.documents import sections
 from apex_creds.model import ApiKey, BasicAuth
+from apex_creds.storage import file_storage
 from apex_creds.vault import Vault
+from apex_creds.vault.values import PutItem
 from tests.support import killer
 
 STORED = {"first": b"first value", "second": b"second value"}
@@ -29,6 +32,18 @@ def put_again(home: str) -> None:
 
 def put_in_service(home: str) -> None:
     _run(home, "put", lambda vault: vault.put("new", ApiKey("new value"), service="shared"))
+
+
+def divide(home: str) -> None:
+    """The put that makes a section large."""
+    sections.LARGE, file_storage.DIVISION = len(STORED), 3  # type: ignore[misc]
+    put_in_service(home)
+
+
+def put_divided(home: str) -> None:
+    """Several shards at once."""
+    items = [PutItem(name=f"new{n}", secret=ApiKey("new value")) for n in range(4)]
+    _run(home, "put", lambda vault: vault.put_many(items))
 
 
 def delete(home: str) -> None:

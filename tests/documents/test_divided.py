@@ -1,0 +1,340 @@
+"""Sections in files: one document while small, shards when large; what a put costs then."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from apex_creds.admin.backup import backup
+from apex_creds.admin.transfer import transfer
+from apex_creds.documents import key_versions, sections
+from apex_creds.documents.sections import LARGE, shard_names
+from apex_creds.errors import CorruptDocumentError, RollbackDetectedError
+from apex_creds.keys import provider_from_uri
+from apex_creds.model import ApiKey
+from apex_creds.scheduler.reencryption import left, reencrypt
+from apex_creds.storage import FileStorage, MemoryStorage, file_storage, journal
+from apex_creds.storage.base import Stored, Write, WriteResult
+from apex_creds.vault import Vault
+from apex_creds.vault.values import PutItem
+from tests.support.vaults import create, home_in, master_in, unseal, value_of, values
+
+pytestmark = pytest.mark.anyio
+SHARDS = 4
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sections are large early, and divided in few."""
+    monkeypatch.setattr(sections, "LARGE", 6)
+    monkeypatch.setattr(file_storage, "DIVISION", SHARDS)
+
+
+def items(count: int, value: str = "value", service: str = "s") -> list[PutItem]:
+    return [PutItem(name=f"c{n}", secret=ApiKey(value), service=service) for n in range(count)]
+
+
+def files_of(where: Path) -> set[str]:
+    return {path.stem for path in (home_in(where) / "credentials").iterdir()}
+
+
+async def divided(where: Path, **options: object) -> Vault:
+    vault = await create(where, **options)
+    await vault.put_many(items(9))
+    return vault
+
+
+# -- what it costs -----------------------------------------------------------------------
+
+
+class Counted(FileStorage):
+    """Counts the bytes of documents that are read and written."""
+
+    moved = 0
+
+    async def read(self, name: str) -> Stored | None:
+        found = await super().read(name)
+        self.moved += len(found.data) if found else 0
+        return found
+
+    async def read_many(self, names: Any) -> dict[str, Stored]:
+        names = list(names)
+        found = await super().read_many(names)
+        if len(names) > 1:  # one is read by ``read``
+            self.moved += sum(len(stored.data) for stored in found.values())
+        return found
+
+    async def write_many(
+        self, writes: Sequence[Write], *, shred: bool = False
+    ) -> list[WriteResult]:
+        self.moved += sum(len(write.data or b"") for write in writes)
+        return await super().write_many(writes, shred=shred)
+
+
+@pytest.mark.parametrize("section", [LARGE + 1, 60_000])
+async def test_a_put_moves_at_most_twice_the_bytes_of_one_beside_a_thousand(
+    tmp_path: Path, section: int
+) -> None:
+    costs = []
+    for size in (1_000, section):
+        storage = Counted(tmp_path / f"{size}")
+        key = f"file:{tmp_path}/{size}.key"
+        async with await Vault.create(
+            tmp_path / f"{size}", storage=storage, master=key
+        ) as vault:
+            await vault.put_many(items(size))
+            storage.moved = 0
+            await vault.put("c0", ApiKey("changed"))
+            costs.append(storage.moved)
+    assert costs[1] <= 2 * costs[0]
+
+
+async def test_a_rotation_writes_each_shard_once(small: None, tmp_path: Path) -> None:
+    storage = Counted(home_in(tmp_path))
+    async with await create(tmp_path, storage=storage) as vault:
+        await vault.put_many(items(40))
+        whole = sum(p.stat().st_size for p in (home_in(tmp_path) / "credentials").iterdir())
+        await key_versions.renew(vault.store, "api_keys/s", now=1.0)
+        storage.moved = 0
+        last = [each async for each in reencrypt(vault.store, "api_keys")][-1]
+        assert (last.done, await left(vault.store, "api_keys")) == (40, 0)
+        assert storage.moved < 1.5 * whole
+
+
+# -- from one to many --------------------------------------------------------------------
+
+
+async def test_a_section_is_one_document_until_it_is_large(small: None, tmp_path: Path) -> None:
+    async with await create(tmp_path) as vault:
+        await vault.put_many(items(6))
+        assert files_of(tmp_path) == {"api_keys"}
+        await vault.put("more", ApiKey("x"))
+        assert files_of(tmp_path) == set(shard_names("api_keys", SHARDS))
+        for name in ("more", *(f"c{n}" for n in range(6))):
+            await vault.delete(name)
+        assert files_of(tmp_path) == set(shard_names("api_keys", SHARDS))
+        assert await vault.list() == []
+
+
+async def test_generation_and_counts_of_messages_go_on(small: None, tmp_path: Path) -> None:
+    async with await create(tmp_path) as vault:
+        for _ in range(5):
+            await vault.put_many(items(6))
+        before = await vault.store.sections.read("api_keys")
+        await vault.put("more", ApiKey("x"), service="s")
+        after = await vault.store.sections.read("api_keys")
+        assert after.count == SHARDS
+        assert after.generation > before.generation
+        [(key, count)] = before.uses.items()
+        assert after.uses == {key: count + 1}
+
+
+async def test_an_older_programs_large_section_is_divided_by_the_next_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await create(tmp_path) as vault:
+        await vault.put_many(items(20))
+    monkeypatch.setattr(sections, "LARGE", 6)
+    async with await unseal(tmp_path) as vault:
+        assert len(await vault.list()) == 20
+        assert files_of(tmp_path) == {"api_keys"}
+        await vault.put("c0", ApiKey("changed"))
+        assert files_of(tmp_path) == set(shard_names("api_keys", file_storage.DIVISION))
+    async with await unseal(tmp_path) as vault:
+        found = await values(vault)
+        assert found == {f"c{n}": b"value" for n in range(20)} | {"c0": b"changed"}
+
+
+async def test_a_program_that_knows_no_shards_refuses_the_key_store(
+    small: None, tmp_path: Path
+) -> None:
+    async with await divided(tmp_path):
+        text = (home_in(tmp_path) / "security/keystore.enc").read_bytes()
+    assert msgspec.json.decode(text)["version"] > 1
+
+
+async def test_a_put_is_not_undone_by_a_division_that_fails(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with await create(tmp_path) as vault:
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, "begin", full)
+            await vault.put_many(items(9))
+            assert files_of(tmp_path) == {"api_keys"}
+        assert not [
+            name for name in os.listdir(home_in(tmp_path) / "credentials") if "next" in name
+        ]
+        assert await value_of(vault, "c8") == b"value"
+        await vault.put("more", ApiKey("x"))
+        assert files_of(tmp_path) == set(shard_names("api_keys", SHARDS))
+        assert len(await vault.list()) == 10
+
+
+# -- beside others -----------------------------------------------------------------------
+
+
+async def test_what_one_process_divides_the_other_reads_and_writes(
+    small: None, tmp_path: Path
+) -> None:
+    async with await create(tmp_path) as one, await unseal(tmp_path) as other:
+        await one.put_many(items(6))
+        assert len(await other.list()) == 6
+        await one.put_many(items(9, "from one"))
+        assert await value_of(other, "c8") == b"from one"
+        await other.put("c0", ApiKey("from the other"))
+        assert await value_of(one, "c0") == b"from the other"
+        assert files_of(tmp_path) == set(shard_names("api_keys", SHARDS))
+
+
+async def test_a_writer_that_has_the_one_document_does_not_bring_it_back(
+    small: None, tmp_path: Path
+) -> None:
+    async with await create(tmp_path) as one, await unseal(tmp_path) as other:
+        await one.put_many(items(6))
+        await other.list()
+        real = other.store.sections.read
+        first = True
+
+        async def read(name: str) -> object:
+            nonlocal first
+            found = await real(name)
+            if first:
+                first = False
+                await one.put_many(items(9, "from one"))
+            return found
+
+        other.store.sections.read = read  # type: ignore[method-assign, assignment]
+        await other.put("mine", ApiKey("from the other"))
+        found = await values(one)
+        assert found == {f"c{n}": b"from one" for n in range(9)} | {"mine": b"from the other"}
+        assert files_of(tmp_path) == set(shard_names("api_keys", SHARDS))
+
+
+async def test_both_divide_at_once(small: None, tmp_path: Path) -> None:
+    async with await create(tmp_path) as one, await unseal(tmp_path) as other:
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.put_many, items(8))
+            group.start_soon(
+                other.put_many, [PutItem(name=f"d{n}", secret=ApiKey("d")) for n in range(8)]
+            )
+        assert len(await one.list()) == len(await other.list()) == 16
+        assert files_of(tmp_path) == set(shard_names("api_keys", SHARDS))
+
+
+# -- what knows of them ------------------------------------------------------------------
+
+
+async def test_a_shard_that_is_missing_or_older_is_an_error(
+    small: None, tmp_path: Path
+) -> None:
+    async with await divided(tmp_path) as vault:
+        name = vault.store.sections.shard_of("api_keys", "c0")
+        file = home_in(tmp_path) / f"credentials/{name}.enc"
+        old = file.read_bytes()
+        await vault.put("c0", ApiKey("changed"))
+        await vault.revoke(plugin="none")  # which anchors what was seen
+        new = file.read_bytes()
+    file.write_bytes(old)
+    async with await unseal(tmp_path) as vault:
+        with pytest.raises(RollbackDetectedError):
+            await vault.list()
+    file.write_bytes(new)
+    file.rename(file.with_suffix(".away"))
+    async with await unseal(tmp_path) as vault:
+        with pytest.raises(CorruptDocumentError, match="missing"):
+            await vault.list()
+
+
+async def test_names_are_hashed_where_they_are_to_be(small: None, tmp_path: Path) -> None:
+    async with await divided(tmp_path, hashed_names=True) as vault:
+        names = files_of(tmp_path)
+        assert len(names) == SHARDS
+        assert all(len(name) == 32 and "api" not in name for name in names)
+        assert set(shard_names("api_keys", SHARDS)) <= set(await vault.store.storage.names())
+    async with await unseal(tmp_path) as vault:
+        assert len(await values(vault)) == 9
+
+
+async def test_a_backup_has_every_shard(small: None, tmp_path: Path) -> None:
+    async with await divided(tmp_path) as vault:
+        made = await backup(
+            vault, tmp_path / "copy", provider=provider_from_uri(master_in(tmp_path))
+        )
+    assert made.contents.credentials == 9
+    assert set(shard_names("api_keys", SHARDS)) <= made.contents.documents.keys()
+
+
+@pytest.mark.parametrize("count", [4, 9])
+async def test_a_copy_is_divided_as_its_place_is(
+    small: None, tmp_path: Path, count: int
+) -> None:
+    async with await create(tmp_path) as vault:
+        await vault.put_many(items(count))
+        database = MemoryStorage(shards=2)
+        await transfer(vault, database)
+        assert set(shard_names("api_keys", 2)) <= set(await database.names())
+        (tmp_path / "again").mkdir()
+        files = FileStorage(home_in(tmp_path / "again"))
+        await transfer(vault, files)
+        await files.close()
+    wanted = shard_names("api_keys", SHARDS if count > 6 else 0)
+    assert files_of(tmp_path / "again") == set(wanted)
+    async with await Vault.unseal(
+        home_in(tmp_path / "again"), master=master_in(tmp_path), accept_rollback="a copy"
+    ) as copy:
+        assert len(await values(copy)) == count
+        await copy.put("more", ApiKey("x"))
+
+
+# -- the journal -------------------------------------------------------------------------
+
+
+async def test_a_journal_of_files_that_another_program_wrote_since_is_void(
+    tmp_path: Path,
+) -> None:
+    storage = FileStorage(tmp_path)
+    await storage.prepare()
+    old = await storage.write("keystore", b"old", expected=None)
+    new = tmp_path / "security" / journal.new_name("keystore.enc")
+    new.write_bytes(b"new")
+    new.chmod(0o600)
+    step = journal.Step("security", "keystore.enc", new.name, (1, 3))
+    text = msgspec.json.encode({"format": journal.FORMAT, "version": 1, "steps": [step]})
+    (tmp_path / "security/.commit").write_bytes(text)
+    (tmp_path / "security/.commit").chmod(0o600)
+    found = await storage.read("keystore")
+    assert found is not None
+    assert (found.data, found.token) == (b"old", old.token)
+    assert not new.exists()
+    assert not (tmp_path / "security/.commit").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{}",
+        b'{"format":"apex-creds/commit","version":2,"steps":[]}',
+        b'{"format":"apex-creds/commit","version":1,"steps":[["security","../x.enc","",[1,1]]]}',
+        b'{"format":"apex-creds/commit","version":1,"steps":[["..","x.enc","",[1,1]]]}',
+    ],
+)
+async def test_what_is_no_journal_is_not_followed(tmp_path: Path, text: bytes) -> None:
+    storage = FileStorage(tmp_path)
+    await storage.prepare()
+    (tmp_path / "security/.commit").write_bytes(text)
+    (tmp_path / "security/.commit").chmod(0o600)
+    with pytest.raises(CorruptDocumentError, match="journal"):
+        await storage.write("a", b"1", expected=None)
+    assert await storage.read("keystore") is None
+    assert await storage.read("a") is None
+    assert (tmp_path / "security/.commit").read_bytes() == text
