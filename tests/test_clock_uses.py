@@ -36,7 +36,7 @@ ALLOWED = {
     "audit/segment.py": {"time.monotonic"},
     "audit/maintenance.py": {"time.monotonic"},
     "dashboard/live_feed.py": {"time.monotonic", "time.perf_counter"},
-    "leases/pools.py": {"time.monotonic"},
+    "leases/connection_pool.py": {"time.monotonic"},
     "storage/file_storage.py": {"time.monotonic", "time.time_ns"},
     # Durations, to be shown.
     "telemetry/tracing.py": {"time.perf_counter"},

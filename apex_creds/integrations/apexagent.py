@@ -42,9 +42,9 @@ from apex_creds.integrations.plugin_metadata import (
     verified,
 )
 from apex_creds.integrations.plugin_removal import REMOVING, UNLOADING, Removals
-from apex_creds.leases.invocation import current_invocation
+from apex_creds.leases.lease import current_invocation
 from apex_creds.middleware import CredentialMiddleware
-from apex_creds.middleware.shape import shape_of
+from apex_creds.middleware.call import shape_of
 from apex_creds.policy.manifest import Manifest
 
 __all__ = ["Installation", "install", "load_metadata", "uninstall"]

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import Final, NamedTuple
 
 from apex_creds.leases.handle import CredentialMap
-from apex_creds.leases.invocation import current_invocation
-from apex_creds.middleware.shape import CREDENTIALS, shape_of
+from apex_creds.leases.lease import current_invocation
+from apex_creds.middleware.call import CREDENTIALS, shape_of
 
 # -- the plugin of a call -------------------------------------------------------------------
 

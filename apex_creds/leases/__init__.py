@@ -6,8 +6,8 @@ Guarantee: a handle holds identifiers only; every redeem is checked and audited 
 from __future__ import annotations
 
 from apex_creds.leases.broker import LeaseBroker
-from apex_creds.leases.handle import CredentialHandle, CredentialMap
-from apex_creds.leases.invocation import Invocation, current_credentials, current_invocation
+from apex_creds.leases.handle import CredentialHandle, CredentialMap, current_credentials
+from apex_creds.leases.lease import Invocation, current_invocation
 
 __all__ = [
     "CredentialHandle",

@@ -1,57 +1,93 @@
-"""Makes leases and redeems them: the one place where a handle turns into a secret.
+"""Issues and redeems leases: the one place where a lease turns into a secret.
 
 Guarantee: a redeem checks, in this order, that the lease is alive, belongs to the calling
 invocation, has the scope, and is still permitted by the grants as stored now; then the
-audit event is written; then, and only then, the secret is decrypted (rule 5). A refusal
-is audited with its reason, and tells the plugin nothing that maps the vault.
+audit event is written; then, and only then, the secret is decrypted (rule 5). A refusal is
+audited with its reason; the plugin sees the same whether a credential is unknown, undeclared or
+not granted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import threading
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
 
 from apex_creds.audit.events import AuditEvent
+from apex_creds.audit.line import Actor
 from apex_creds.concurrency import BACKGROUND
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.records import Record
 from apex_creds.errors import (
+    AccessDeniedError,
     AuditUnavailableError,
     ChallengeError,
+    HandleExpiredError,
     HandleForeignError,
     HandleRevokedError,
     InvalidInputError,
     LeaseEndedError,
     RequestNotAllowedError,
 )
-from apex_creds.leases import observe
-from apex_creds.leases.actors import Actors
-from apex_creds.leases.admission import Admission
-from apex_creds.leases.basis import Basis
-from apex_creds.leases.challenged import Challenges, unanswered
-from apex_creds.leases.deadlines import Deadlines
-from apex_creds.leases.handle import CredentialHandle
-from apex_creds.leases.invocation import Invocation, current_invocation
-from apex_creds.leases.lease import REGISTRY, Lease, drain, ended_error, find_lease
-from apex_creds.leases.recent import Recent
-from apex_creds.leases.refusal import denied
-from apex_creds.leases.use import Use
+from apex_creds.leases.authorizer import Authorizer, unsigned
+from apex_creds.leases.lease import (
+    AccessRequest,
+    Authorization,
+    ExpiryTimer,
+    Invocation,
+    Key,
+    Lease,
+    current_invocation,
+    ended_error,
+)
 from apex_creds.model import Clock, CredentialInfo
 from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
-from apex_creds.policy.manifest import Need
-from apex_creds.telemetry import tracing
+from apex_creds.policy.manifest import Manifest, Need
+from apex_creds.telemetry import semconv, tracing
+from apex_creds.telemetry.tracing import Step
 from apex_creds.vault import Facts, Opened, Vault
 
 if TYPE_CHECKING:
     import httpx
 
+LONGEST_NAME: Final = 256
+"""Of a name that a plugin asked for, in errors and in the log."""
+MANY_RECENT: Final = 256
+_MANY_ACTORS: Final = 10_000
+_MANY_EXPIRED: Final = 1024
+_MANY_KEYS: Final = 4096
+_NO_KEY: Final = ("", 0)
+
+_OPEN: Final[dict[str, tuple[Lease, LeaseBroker]]] = {}
+"""Every open lease of the process: handles find theirs here by id, and only here."""
+_EXPIRED: Final[dict[str, None]] = {}
+"""Ids of the last leases that ended by the clock, so that their handles can say so."""
+
+
+def find_open(lease_id: str) -> tuple[Lease, LeaseBroker]:
+    """The open lease of that id, and its broker.
+
+    Raises:
+        LeaseEndedError: There is none: it has ended.
+    """
+    found = _OPEN.get(lease_id)
+    if found is None:
+        raise ended_error(HandleExpiredError if lease_id in _EXPIRED else HandleRevokedError)
+    return found
+
+
+def keep_open(lease_id: str, close: Callable[[], object]) -> None:
+    """Takes ``Lease.close_at_end`` back, for who holds the lease's id only."""
+    found = _OPEN.get(lease_id)
+    if found is not None:
+        found[0].keep_open(close)
+
 
 class LeaseBroker:
-    """Leases of one vault.
+    """Leases of one vault. It returns ``Lease``, never a handle.
 
     Args:
         vault: Unsealed.
@@ -67,50 +103,61 @@ class LeaseBroker:
         transport: httpx.AsyncBaseTransport | None = None,
         sync_transport: httpx.BaseTransport | None = None,
     ) -> None:
+        # httpx: long to import, and here in time
+        from apex_creds.leases.connection_pool import ConnectionPools
+
         self._vault = vault
+        self._audit = vault.audit
         self.clock: Clock = vault.clock
         self._lock = threading.RLock()
-        from apex_creds.leases.pools import Pools  # httpx: long to import, and here in time
-
-        self.pools = Pools(transport, sync_transport)
-        self.deadlines = Deadlines(self.clock)
-        self.recent = Recent()
-        self.actor = Actors(vault.audit.shown)
-        self.admission = Admission(vault)
+        self._actors: dict[tuple[str, str, str], Actor] = {}
+        self.connections = ConnectionPools(transport, sync_transport)
+        self.timer = ExpiryTimer(self.clock)
+        self.recent = RecentRedeems()
+        self.authorizer = Authorizer(vault)
         self.shared = vault.store.shared is not None
-        self.challenges = Challenges(vault)
         vault.watch_revocations(self._on_revoked)
         vault.heed_lockdown()
 
     # -- leases ------------------------------------------------------------------
 
-    def facts_now(self, needs: tuple[Need, ...]) -> list[Facts] | None:
+    def states_now(self, needs: tuple[Need, ...]) -> list[Facts] | None:
         """What decides on leases for ``needs``; None where memory is not current."""
         found = [self._vault.facts_now(need.name) for need in needs]
         return None if None in found else cast("list[Facts]", found)
 
-    async def facts(self, needs: tuple[Need, ...]) -> list[Facts]:
-        """As ``facts_now``, waiting for what has to be read."""
+    async def states(self, needs: tuple[Need, ...]) -> list[Facts]:
+        """As ``states_now``, waiting for what has to be read."""
         return [await self._vault.facts(need.name) for need in needs]
 
-    def facts_blocking(self, needs: tuple[Need, ...]) -> list[Facts]:
-        """As ``facts``, from code that can't wait."""
+    def states_blocking(self, needs: tuple[Need, ...]) -> list[Facts]:
+        """As ``states``, from code that can't wait."""
         if self.shared:
             self._vault.store.refresh_blocking()
-        found = self.facts_now(needs)
+        found = self.states_now(needs)
         if found is None:
-            found = BACKGROUND.call(partial(self.facts, needs))
+            found = BACKGROUND.call(partial(self.states, needs))
         return found
 
-    def lease(
+    def actor(self, manifest: Manifest, action: str) -> Actor:
+        """The beginning of the audit events of a plugin's action; remembered."""
+        key = (manifest.plugin, manifest.version, action)
+        found = self._actors.get(key)
+        if found is None:
+            if len(self._actors) >= _MANY_ACTORS:
+                self._actors.clear()
+            found = self._actors[key] = Actor(*key, shown=self._audit.shown)
+        return found
+
+    def issue(
         self,
         invocation: Invocation,
         need: Need,
-        facts: Facts,
+        state: Facts,
         *,
         ttl: float,
-        basis: Basis | None = None,
-    ) -> CredentialHandle:
+        authorization: Authorization | None = None,
+    ) -> Lease:
         """A lease on one declared credential, for at most ``ttl`` seconds.
 
         Raises:
@@ -119,29 +166,38 @@ class LeaseBroker:
         """
         now, began = self.clock.time(), self.clock.monotonic()
         ends = self._vault.ends.at(now, began)
-        policy = self.admission.policy_at(began)
-        record = facts.record
+        policy = self.authorizer.policy_at(began)
+        record = state.record
         permission = None
         if record is not None:
-            permission = self.admission.permission(
-                invocation, need, facts.grants, record.info, ends, basis=basis
+            permission = self.authorizer.permission(
+                invocation, need, state.grants, record.info, ends, authorization=authorization
             )
         if permission is None or record is None:
-            self.refuse(invocation, need.name, facts, counted=need.required, basis=basis)
+            self.refuse(
+                invocation,
+                need.name,
+                state,
+                counted=need.required,
+                authorization=authorization,
+            )
         until = permission.until
+        seconds = ttl if until is None else min(ttl, until - ends)
         lease = Lease(
-            broker=self,
+            timer=self.timer,
+            on_end=_ended,
             invocation=invocation,
             need=need,
             record_id=record.info.id,
             permission=permission,
-            grants=facts.grants,
+            grants=state.grants,
             scopes=permission.scopes,
-            expires=began + (ttl if until is None else min(ttl, until - ends)),
+            expires=began + seconds,
+            until=now + seconds,
             policy=policy,
-            basis=basis,
+            authorization=authorization,
         )
-        return self._issue(lease, now, record)
+        return self._opened(lease, now, record)
 
     def attenuate(
         self,
@@ -150,33 +206,71 @@ class LeaseBroker:
         scopes: tuple[str, ...] | None,
         ttl: float | None,
         max_uses: int | None,
-    ) -> CredentialHandle:
+    ) -> Lease:
         """See ``CredentialHandle.attenuate``."""
         invocation = self._check_caller(lease)
-        now = self.clock.monotonic()
+        now, began = self.clock.time(), self.clock.monotonic()
         with self._lock:
-            lease.check_alive(now)
+            lease.check_alive(began)
             chosen = lease.scopes if scopes is None else scopes
             if not set(chosen) <= set(lease.scopes):
                 self._deny(invocation, lease.need.name, Reason.SCOPE_NOT_GRANTED)
+            expires = lease.expires if ttl is None else min(lease.expires, began + ttl)
             child = Lease(
-                broker=self,
+                timer=self.timer,
+                on_end=_ended,
                 invocation=invocation,
                 need=lease.need,
                 record_id=lease.record_id,
                 permission=lease.permission,
                 grants=lease.grants,
                 scopes=chosen,
-                expires=lease.expires if ttl is None else min(lease.expires, now + ttl),
+                expires=expires,
+                until=now + expires - began,
                 uses_left=max_uses,
                 parent=lease,
                 policy=lease.policy,
-                basis=lease.basis,
+                authorization=lease.authorization,
             )
             lease.children.add(child)
             if lease.ended is not None:  # meanwhile, in another thread
                 child.end(lease.ended)
-        return self._issue(child, self.clock.time())
+        return self._opened(child, now)
+
+    def _opened(self, lease: Lease, now: float, record: Record | None = None) -> Lease:
+        """Logs a new lease; it ends if it can't be logged."""
+        invocation = lease.invocation
+        if lease.ended is None:
+            _OPEN[lease.id] = lease, self
+        body = invocation.actor.lease(
+            now,
+            invocation=invocation.id,
+            lease=lease.id,
+            parent=lease.parent.id if lease.parent else "",
+            credential=lease.need.name,
+        )
+        try:
+            self._audit.append_encoded(body, flush=False)
+        except BaseException:
+            lease.end()
+            raise
+        invocation.leases.add(lease)
+        if lease.ended is not None:  # meanwhile, in another thread
+            invocation.leases.discard(lease)
+            _OPEN.pop(lease.id, None)
+        if tracing.on():
+            if record is None:
+                state = self._vault.facts_now(lease.need.name)
+                record = state.record if state is not None else None
+            tracing.lease_made(
+                lease=lease.id,
+                parent=lease.parent.id if lease.parent else "",
+                credential=self._audit.shown(lease.need.name),
+                key=_key_of(record),
+            )
+            if lease.ended is not None:
+                tracing.lease_ended(lease.id, expired=False)
+        return lease
 
     def is_alive(self, lease: Lease) -> bool:
         """Whether the lease, and those it came from, could be used now."""
@@ -186,17 +280,12 @@ class LeaseBroker:
             return False
         return True
 
-    def end_all(self, invocation: Invocation) -> None:
-        """Ends every lease of an invocation."""
-        if invocation.leases:
-            drain(invocation.leases, Lease.end)
-
     def revoke(self, *, plugin: str | None = None, credential: str | None = None) -> int:
         """Ends the open leases of a plugin, a credential, or both; returns how many."""
         concerned = [
             lease
-            for lease in list(REGISTRY.values())
-            if lease.broker is self
+            for lease, broker in list(_OPEN.values())
+            if broker is self
             and plugin in (None, lease.invocation.manifest.plugin)
             and credential in (None, lease.need.name)
         ]
@@ -207,131 +296,165 @@ class LeaseBroker:
     @property
     def open_leases(self) -> int:
         """How many leases are open."""
-        mine = [lease for lease in list(REGISTRY.values()) if lease.broker is self]
+        mine = [lease for lease, broker in list(_OPEN.values()) if broker is self]
         return sum(self.is_alive(lease) or lease.ended is None for lease in mine)
 
     # -- redeem ------------------------------------------------------------------
 
-    async def redeem(self, lease_id: str, use: Use) -> tuple[Lease, Record, Opened]:
+    async def redeem(
+        self, lease_id: str, request: AccessRequest
+    ) -> tuple[Lease, Record, Opened]:
         """Checks, audits, decrypts; the caller closes what it gets.
 
         Raises:
             AccessDeniedError: Not allowed, or the lease has ended.
             AuditUnavailableError: It could not be logged; nothing was decrypted.
         """
-        lease = find_lease(lease_id)
+        lease, _ = find_open(lease_id)
         if self.shared:
             await self._vault.store.refresh()
-        facts = self._vault.facts_now(lease.need.name)
-        if facts is None:
-            facts = await self._vault.facts(lease.need.name)
-        signed, record = False, facts.record
+        state = self._vault.facts_now(lease.need.name)
+        if state is None:
+            state = await self._vault.facts(lease.need.name)
+        signed, record = False, state.record
         if record is not None and record.info.challenge:
-            await self._answered(lease, use, facts)
-            signed, facts = True, await self._vault.facts(lease.need.name)
-        if self.admission.shared is not None:
-            caller = self._permitted_now(lease, use, facts, signed=signed)
-            await self.admission.admit_shared(lease, caller)
-            facts = await self._vault.facts(lease.need.name)
-        return self._redeem_traced(lease, use, facts, signed=signed)
+            await self._require_signature(lease, request, state)
+            signed, state = True, await self._vault.facts(lease.need.name)
+        if self.authorizer.shared is not None:
+            caller = self._permitted_now(lease, request, state, signed=signed)
+            await self.authorizer.admit_across_processes(lease, caller)
+            state = await self._vault.facts(lease.need.name)
+        return self._redeem(lease, request, state, signed=signed)
 
-    def redeem_blocking(self, lease_id: str, use: Use) -> tuple[Lease, Record, Opened]:
+    def redeem_blocking(
+        self, lease_id: str, request: AccessRequest
+    ) -> tuple[Lease, Record, Opened]:
         """As ``redeem``, from code that can't wait."""
-        lease = find_lease(lease_id)
-        facts = self.facts_blocking((lease.need,))[0]
-        if self.admission.shared is not None:
-            caller = self._permitted_now(lease, use, facts)
-            self.admission.admit_shared_blocking(lease, caller)
-            facts = self.facts_blocking((lease.need,))[0]
-        return self._redeem_traced(lease, use, facts)
+        lease, _ = find_open(lease_id)
+        state = self.states_blocking((lease.need,))[0]
+        if self.authorizer.shared is not None:
+            caller = self._permitted_now(lease, request, state)
+            self.authorizer.admit_across_processes_blocking(lease, caller)
+            state = self.states_blocking((lease.need,))[0]
+        return self._redeem(lease, request, state)
 
-    async def _answered(self, lease: Lease, use: Use, facts: Facts) -> None:
+    async def _require_signature(
+        self, lease: Lease, request: AccessRequest, state: Facts
+    ) -> None:
         """Returns when a client has signed for this use, which all else permits."""
-        caller = self._permitted_now(lease, use, facts, signed=True)
+        caller = self._permitted_now(lease, request, state, signed=True)
         try:
-            await self.challenges.answered(lease, caller, use)
+            await self.authorizer.require_signature(lease, caller, request)
         except (ChallengeError, InvalidInputError):
             self._log_denial(caller, lease.need.name, Reason.CHALLENGE_NEEDED)
             raise
 
-    def _redeem_traced(
-        self, lease: Lease, use: Use, facts: Facts, *, signed: bool = False
+    def _redeem(
+        self, lease: Lease, request: AccessRequest, state: Facts, *, signed: bool = False
     ) -> tuple[Lease, Record, Opened]:
         if not tracing.on():
-            return self._redeem(lease, use, facts, signed)
-        with observe.redeem(lease, use.method, facts.record, self._vault):
-            return self._redeem(lease, use, facts, signed)
+            return self._released(lease, request, state, signed)
+        with self._redeem_span(lease, request.method, state.record):
+            return self._released(lease, request, state, signed, tracing.current_ids())
 
-    def _redeem(
-        self, lease: Lease, use: Use, facts: Facts, signed: bool
+    def _redeem_span(self, lease: Lease, method: str, record: Record | None) -> Step:
+        step = tracing.redeem(
+            plugin=lease.invocation.manifest.plugin,
+            credential=self._audit.shown(lease.need.name),
+            lease=lease.id,
+            method=method,
+            key=_key_of(record),
+        )
+        several = self._vault.store.shared
+        if several is not None and (stale := several.stale_for()):
+            step.set(semconv.STALE_MS, round(stale * 1000))  # the storage can't be reached
+        return step
+
+    def _released(
+        self,
+        lease: Lease,
+        request: AccessRequest,
+        state: Facts,
+        signed: bool,
+        ids: tuple[str, str] = tracing.NO_IDS,
     ) -> tuple[Lease, Record, Opened]:
         invocation = self._check_caller(lease)
         with self._lock:
             now = self.clock.monotonic()
             lease.check_alive(now)
-            record = self._permitted(lease, invocation, use, facts, now, signed)
-            if self.admission.limited:
-                self.admission.admit(lease, invocation)
-            event = self._redeem_event(lease, invocation, record, use)
+            record = self._authorize(lease, invocation, request, state, now, signed)
+            if self.authorizer.limited:
+                self.authorizer.admit(lease, invocation)
+            event = invocation.actor.redeem(
+                self.clock.time(),
+                invocation=invocation.id,
+                lease=lease.id,
+                parent=lease.parent.id if lease.parent else "",
+                credential=lease.need.name,
+                key=record.key,
+                method=request.method,
+                origin="" if request.origin is None else str(request.origin),
+                ids=ids,
+            )
             opened = self._vault.release(record, event)
             lease.count_use()
-            used = (record.info.name, record.info.version)
-            self.recent.note(used, record, invocation)
-        invocation.used[used] = record
-        lease.invocation.used[used] = record
+            key = (record.info.name, record.info.version)
+            self.recent.register(key, record, invocation)
+        invocation.redeemed[key] = record
+        lease.invocation.redeemed[key] = record
         return lease, record, opened
 
     def _permitted_now(
-        self, lease: Lease, use: Use, facts: Facts, *, signed: bool = False
+        self, lease: Lease, request: AccessRequest, state: Facts, *, signed: bool = False
     ) -> Invocation:
         """The caller, if the redeem would go well; before it is counted in the vault."""
         invocation = self._check_caller(lease)
         with self._lock:
             now = self.clock.monotonic()
             lease.check_alive(now)
-            self._permitted(lease, invocation, use, facts, now, signed)
+            self._authorize(lease, invocation, request, state, now, signed)
         return invocation
 
-    def _permitted(
+    def _authorize(
         self,
         lease: Lease,
         invocation: Invocation,
-        use: Use,
-        facts: Facts,
+        request: AccessRequest,
+        state: Facts,
         at: float,
         signed: bool,
     ) -> Record:
         """The record, if policy as stored now still permits this use of it."""
         name = lease.need.name
-        grants, record = facts
+        grants, record = state
         if record is None or record.info.id != lease.record_id:
             lease.end()
             raise ended_error(HandleRevokedError)
-        if self.admission.moved(lease, at) or grants is not lease.grants:
-            self._decide_again(lease, grants, record)
+        if self.authorizer.is_stale(lease, at) or grants is not lease.grants:
+            self._reauthorize(lease, grants, record)
         until = lease.permission.until
         if until is not None and self._vault.ends.now() >= until:
             lease.end()
             raise ended_error(HandleRevokedError)
-        if use.scope is not None and use.scope not in lease.scopes:
+        if request.scope is not None and request.scope not in lease.scopes:
             self._deny(invocation, name, Reason.SCOPE_NOT_GRANTED)
-        if use.origin is not None:
-            self._check_request(lease, invocation, record.info, use)
+        if request.origin is not None:
+            self._check_request(lease, invocation, record.info, request)
         elif not lease.permission.reveal:
             self._deny(invocation, name, Reason.REVEAL_NOT_GRANTED)
         if record.info.challenge and not signed:
             self._log_denial(invocation, name, Reason.CHALLENGE_NEEDED)
-            raise unanswered()
+            raise unsigned()
         return record
 
     def _check_request(
-        self, lease: Lease, invocation: Invocation, info: CredentialInfo, use: Use
+        self, lease: Lease, invocation: Invocation, info: CredentialInfo, request: AccessRequest
     ) -> None:
-        origin = use.origin
+        origin = request.origin
         assert origin is not None
         known = origin in info.origins  # they may have been changed since the lease began
         if known and lease.permission.allows_request(
-            origin=origin, method=use.method, path=use.path
+            origin=origin, method=request.method, path=request.path
         ):
             return
         self._log_denial(invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED)
@@ -343,14 +466,14 @@ class LeaseBroker:
             f"apex-creds edit {shlex.quote(lease.need.name)} --origin {origin}",
         )
 
-    def _decide_again(self, lease: Lease, grants: Grants, record: Record) -> None:
-        policy = self.admission.policy
-        decision = self.admission.decide(
+    def _reauthorize(self, lease: Lease, grants: Grants, record: Record) -> None:
+        policy = self.authorizer.policy
+        decision = self.authorizer.decide(
             lease.invocation,
             lease.need,
             grants,
             record.info,
-            basis=lease.basis,
+            authorization=lease.authorization,
         )
         if decision.permission is None:
             lease.end()
@@ -359,46 +482,36 @@ class LeaseBroker:
         lease.permission = decision.permission
         lease.grants, lease.policy = grants, policy
 
-    def keep_until_end(self, lease: Lease, secret: SecretBytes) -> None:
-        """Has ``secret`` wiped when the lease ends, at its deadline at the latest."""
-        lease.revealed.add(secret)
-        # Looked at after it was added: an end in another thread wipes it, or is seen here.
-        if lease.ended is not None:
-            secret.close()
-            raise ended_error(lease.ended)
-        self.deadlines.watch(lease)
-
     # -- for the middleware --------------------------------------------------------
 
     def refuse(
         self,
         invocation: Invocation,
         name: str,
-        facts: Facts | None = None,
+        state: Facts | None = None,
         *,
         counted: bool = True,
-        basis: Basis | None = None,
+        authorization: Authorization | None = None,
     ) -> NoReturn:
         """Refuses a credential, and logs why.
 
         Raises:
             AccessDeniedError: Always.
         """
-        grants, record = facts or self._vault.facts_now(name) or Facts(Grants(), None)
-        decision = self.admission.decide(
+        grants, record = state or self._vault.facts_now(name) or Facts(Grants(), None)
+        decision = self.authorizer.decide(
             invocation,
             invocation.manifest.need(name),
             grants,
             record.info if record else None,
-            basis=basis,
+            authorization=authorization,
         )
         self._log_denial(invocation, name, decision.reason, counted=counted)
         raise denied(name)
 
-    def log_exposure(self, lease_id: str) -> None:
+    def log_exposure(self, lease: Lease) -> None:
         """Audits that a plugin takes a revealed secret out of locked memory."""
-        lease = find_lease(lease_id)
-        self.admission.log_exposure(lease, current_invocation() or lease.invocation)
+        self.authorizer.log_exposure(lease, current_invocation() or lease.invocation)
 
     def log_refused_request(self, lease: Lease) -> None:
         """Audits, and counts, a request that is sent with no credential at all."""
@@ -411,7 +524,7 @@ class LeaseBroker:
 
     def log(self, event: AuditEvent, *, flush: bool) -> None:
         """Writes an event."""
-        self._vault.audit.append(event, flush=flush)
+        self._audit.append(event, flush=flush)
 
     def log_end(self, invocation: Invocation, outcome: str, started: float) -> None:
         """Queues the event that an invocation is over; never raises.
@@ -425,17 +538,19 @@ class LeaseBroker:
             outcome=outcome,
             duration_us=round((self.clock.monotonic() - started) * 1e6),
         )
-        with contextlib.suppress(AuditUnavailableError):
-            self._vault.audit.append_encoded(body, flush=False)
+        try:
+            self._audit.append_encoded(body, flush=False)
+        except AuditUnavailableError:
+            return
 
     async def close(self) -> None:
         """Ends every lease and closes the pools."""
         self._vault.unwatch_revocations(self._on_revoked)
         self.revoke()
         self.recent.close()
-        self.deadlines.close()
-        self.admission.close()
-        await self.pools.close()
+        self.timer.close()
+        self.authorizer.close()
+        await self.connections.close()
 
     # -- inside ------------------------------------------------------------------
 
@@ -470,50 +585,107 @@ class LeaseBroker:
         lease: Lease | None = None,
     ) -> None:
         """Of the plugin that tried: never of the one whose handle it tried with."""
-        self.admission.log_denial(invocation, name, reason, lease=lease)
+        self.authorizer.log_denial(invocation, name, reason, lease=lease)
         if counted:
-            self.admission.count_denial(invocation, name)
+            self.authorizer.count_denial(invocation, name)
 
-    def _issue(
-        self, lease: Lease, now: float, record: Record | None = None
-    ) -> CredentialHandle:
-        """Logs a new lease and makes its handle; the lease ends if it can't be logged."""
-        invocation = lease.invocation
-        body = invocation.actor.lease(
-            now,
-            invocation=invocation.id,
-            lease=lease.id,
-            parent=lease.parent.id if lease.parent else "",
-            credential=lease.need.name,
-        )
-        try:
-            self._vault.audit.append_encoded(body, flush=False)
-        except BaseException:
-            lease.end()
-            raise
-        invocation.leases.add(lease)
-        if lease.ended is not None:
-            invocation.leases.discard(lease)
-        if tracing.on():
-            observe.lease_made(lease, record, self._vault)
-        return CredentialHandle(
-            id=lease.id,
-            name=lease.need.name,
-            scopes=lease.scopes,
-            expires=now + lease.expires - self.clock.monotonic(),
-        )
 
-    def _redeem_event(
-        self, lease: Lease, invocation: Invocation, record: Record, use: Use
-    ) -> bytes:
-        return invocation.actor.redeem(
-            self.clock.time(),
-            invocation=invocation.id,
-            lease=lease.id,
-            parent=lease.parent.id if lease.parent else "",
-            credential=lease.need.name,
-            key=record.key,
-            method=use.method,
-            origin="" if use.origin is None else str(use.origin),
-            ids=tracing.current_ids(),
+def _ended(lease: Lease) -> None:
+    """No handle finds the lease any more."""
+    expired = lease.ended is HandleExpiredError
+    if expired:
+        _EXPIRED[lease.id] = None
+        while len(_EXPIRED) > _MANY_EXPIRED:
+            _EXPIRED.pop(next(iter(_EXPIRED)), None)
+    _OPEN.pop(lease.id, None)
+    if tracing.OPEN:
+        tracing.lease_ended(lease.id, expired=expired)
+
+
+def denied(name: str) -> AccessDeniedError:
+    """The one refusal: the same whether a credential is unknown, undeclared or ungranted."""
+    return AccessDeniedError(
+        f"The use of credential {name[:LONGEST_NAME]!r} was refused.",
+        hint="The operator can see why in the audit log.",
+    )
+
+
+_known_keys: Final[dict[bytes, tuple[str, int]]] = {}
+
+
+def _key_of(record: Record | None) -> tuple[str, int]:
+    """Id (hexadecimal) and version of a record's key, remembered by its ciphertext."""
+    if record is None:
+        return _NO_KEY
+    found = _known_keys.get(record.sealed)
+    if found is None:
+        if len(_known_keys) >= _MANY_KEYS:
+            _known_keys.clear()
+        key_id, version = record.key
+        found = _known_keys[record.sealed] = (key_id.hex(), version)
+    return found
+
+
+class RedeemedRecord(NamedTuple):
+    """One version of a credential, and where it was redeemed last.
+
+    Attributes:
+        record: Sealed.
+        plugin: The plugin's id.
+        version: The plugin's version.
+        action: What it was doing.
+        invocation: Its id.
+    """
+
+    record: Record
+    plugin: str
+    version: str
+    action: str
+    invocation: str
+
+
+class RecentRedeems:
+    """The last ``MANY_RECENT`` versions of credentials that one broker released.
+
+    For output that belongs to no invocation any more. Sealed records and keyed hashes only,
+    never plaintext; the oldest go first.
+    """
+
+    __slots__ = ("_found", "marks", "reported", "salt")
+
+    def __init__(self) -> None:
+        self._found: dict[Key, RedeemedRecord] = {}
+        self.reported: dict[Key, str] = {}
+        """Of which invocation a leak of it was audited already."""
+        self.marks: dict[Key, frozenset[int]] = {}
+        """Hashes, under the salt, that a text with it has; made by whom it is searched for."""
+        self.salt = SecretBytes.random(8)
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def register(self, key: Key, record: Record, invocation: Invocation) -> None:
+        """A redeem happened; the caller holds the broker's lock."""
+        found, manifest = self._found, invocation.manifest
+        found.pop(key, None)
+        found[key] = RedeemedRecord(
+            record, manifest.plugin, manifest.version, invocation.action, invocation.id
         )
+        if len(found) > MANY_RECENT:
+            self.drop(next(iter(found)))
+
+    def drop(self, key: Key) -> None:
+        """It is not searched for any more."""
+        self._found.pop(key, None)
+        self.reported.pop(key, None)
+        self.marks.pop(key, None)
+
+    def all(self) -> dict[Key, RedeemedRecord]:
+        """As it is now."""
+        return self._found.copy()
+
+    def close(self) -> None:
+        """Nothing is searched for any more."""
+        for table in (self._found, self.reported, self.marks):
+            table.clear()
+        self.salt.close()

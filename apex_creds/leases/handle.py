@@ -2,7 +2,8 @@
 
 Guarantee: a handle has identifiers and times, no secret, and no reference through which
 one could be reached without a redeem; it shows itself masked and refuses to be pickled,
-copied or compared with anything but itself.
+copied or compared with anything but itself. What it reveals is in locked memory, and wiped when
+the block ends, when the lease ends, or at its deadline, whichever is first.
 """
 
 from __future__ import annotations
@@ -10,14 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NoReturn, final
 
-from apex_creds.errors import SecretMisuseError
-from apex_creds.leases.lease import REGISTRY, find_lease
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import LeaseEndedError, SecretMisuseError
+from apex_creds.leases.broker import LONGEST_NAME, denied, find_open, keep_open
+from apex_creds.leases.lease import (
+    REVEAL,
+    AccessRequest,
+    Lease,
+    current_invocation,
+    ended_error,
+)
 from apex_creds.plain import plain_count, plain_seconds, plain_text, plain_texts, text_or_none
+from apex_creds.vault import Opened
 
 if TYPE_CHECKING:
     import httpx
-
-    from apex_creds.leases.reveal import Reveal
 
 
 @final
@@ -26,11 +34,11 @@ class CredentialHandle:
 
     __slots__ = ("_expires", "_id", "_name", "_scopes")
 
-    def __init__(self, *, id: str, name: str, scopes: tuple[str, ...], expires: float) -> None:  # noqa: A002 - the field's name
-        self._id = id
-        self._name = name
-        self._scopes = scopes
-        self._expires = expires
+    def __init__(self, lease: Lease) -> None:
+        self._id = lease.id
+        self._name = lease.need.name
+        self._scopes = lease.scopes
+        self._expires = lease.until
 
     @property
     def id(self) -> str:
@@ -55,8 +63,11 @@ class CredentialHandle:
     @property
     def active(self) -> bool:
         """Whether a redeem could succeed now."""
-        lease = REGISTRY.get(self._id)
-        return lease is not None and lease.broker.is_alive(lease)
+        try:
+            lease, broker = find_open(self._id)
+        except LeaseEndedError:
+            return False
+        return broker.is_alive(lease)
 
     def reveal(self, *, part: str = "", scope: str | None = None) -> Reveal:
         """The secret itself, in locked memory, wiped on exit.
@@ -73,8 +84,6 @@ class CredentialHandle:
             AccessDeniedError: On entering: not allowed, or the lease has ended.
             AuditUnavailableError: On entering: it could not be logged first.
         """
-        from apex_creds.leases.reveal import Reveal
-
         return Reveal(self._id, part=plain_text(part, what="part"), scope=_plain_scope(scope))
 
     def client(self, *, scope: str | None = None, **options: object) -> httpx.AsyncClient:
@@ -88,13 +97,13 @@ class CredentialHandle:
             options: As for ``httpx.AsyncClient``; those that would put something between
                 the secret and its origin (transport, proxy, verify, …) are refused.
         """
-        from apex_creds.leases.http import open_async_client
+        from apex_creds.leases.http_client import open_async_client
 
         return open_async_client(self._id, _plain_scope(scope), options)
 
     def sync_client(self, *, scope: str | None = None, **options: object) -> httpx.Client:
         """As ``client``, for plugins that run in a worker thread."""
-        from apex_creds.leases.http import open_client
+        from apex_creds.leases.http_client import open_client
 
         return open_client(self._id, _plain_scope(scope), options)
 
@@ -116,13 +125,14 @@ class CredentialHandle:
             AccessDeniedError: It would be wider, or this lease has ended.
             InvalidInputError: An argument is of another type, or not greater than zero.
         """
-        lease = find_lease(self._id)
-        return lease.broker.attenuate(
+        lease, broker = find_open(self._id)
+        child = broker.attenuate(
             lease,
             scopes=None if scopes is None else plain_texts(scopes, what="scopes"),
             ttl=None if ttl is None else plain_seconds(ttl, what="ttl"),
             max_uses=None if max_uses is None else plain_count(max_uses, what="max_uses"),
         )
+        return CredentialHandle(child)
 
     def __repr__(self) -> str:
         return f"<CredentialHandle {self._name!r}>"
@@ -161,9 +171,7 @@ class CredentialMap(Mapping[str, CredentialHandle]):
     def __getitem__(self, name: object) -> CredentialHandle:
         handle = self._handles.get(text_or_none(name) or "")
         if handle is None:
-            from apex_creds.leases.refusal import refuse_unknown
-
-            refuse_unknown(name)
+            _refuse_unknown(name)
         return handle
 
     def get(self, name: object, default: object = None) -> CredentialHandle | None:  # type: ignore[override]
@@ -192,3 +200,91 @@ def _misuse(done: str) -> SecretMisuseError:
     return SecretMisuseError(
         f"A credential handle can't be {done}.", hint="Pass handle.attenuate(…) instead."
     )
+
+
+def _refuse_unknown(name: object) -> NoReturn:
+    """Refuses a name that the current invocation has no handle for; audited.
+
+    Args:
+        name: Whatever was asked for; what is no text is shown by its type.
+
+    Raises:
+        AccessDeniedError: Always.
+    """
+    plain = text_or_none(name)
+    text = f"<{type(name).__name__[:80]}>" if plain is None else plain[:LONGEST_NAME]
+    text = text.encode("utf-8", "backslashreplace").decode()
+    invocation = current_invocation()
+    if invocation is not None:
+        text = invocation.shown(text)
+        invocation.refuse(invocation, text)
+    raise denied(text)
+
+
+def current_credentials() -> CredentialMap:
+    """The handles of the current invocation, by credential name.
+
+    Returns:
+        A mapping; empty outside of any invocation.
+    """
+    invocation = current_invocation()
+    found = None if invocation is None else invocation.credentials
+    return found if isinstance(found, CredentialMap) else CredentialMap({})
+
+
+@final
+class Reveal:
+    """What ``handle.reveal()`` returns; enter it once."""
+
+    __slots__ = ("_lease_id", "_part", "_request", "_secret")
+
+    def __init__(self, lease_id: str, *, part: str, scope: str | None) -> None:
+        self._lease_id = lease_id
+        self._part = part
+        self._request = AccessRequest(REVEAL, scope=scope)
+        self._secret: SecretBytes | None = None
+
+    async def __aenter__(self) -> SecretBytes:
+        _, broker = find_open(self._lease_id)
+        lease, _, opened = await broker.redeem(self._lease_id, self._request)
+        return self._revealed(lease, opened)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._wipe()
+
+    def __enter__(self) -> SecretBytes:
+        _, broker = find_open(self._lease_id)
+        lease, _, opened = broker.redeem_blocking(self._lease_id, self._request)
+        return self._revealed(lease, opened)
+
+    def __exit__(self, *_: object) -> None:
+        self._wipe()
+
+    def _revealed(self, lease: Lease, opened: Opened) -> SecretBytes:
+        with opened:
+            secret = opened.part(self._part)
+        secret.on_expose(_Exposure(self._lease_id))
+        lease.close_at_end(secret.close)
+        if lease.ended is not None:  # in another thread
+            raise ended_error(lease.ended)
+        self._secret = secret
+        return secret
+
+    def _wipe(self) -> None:
+        secret, self._secret = self._secret, None
+        if secret is not None:
+            secret.close()
+            keep_open(self._lease_id, secret.close)
+
+
+class _Exposure:
+    """Called before a revealed secret leaves locked memory; holds no reference to it."""
+
+    __slots__ = ("_lease_id",)
+
+    def __init__(self, lease_id: str) -> None:
+        self._lease_id = lease_id
+
+    def __call__(self) -> None:
+        lease, broker = find_open(self._lease_id)
+        broker.log_exposure(lease)

@@ -1,64 +1,203 @@
-"""A lease: one time-bounded use of a grant. Internal; plugins hold handles.
+"""An invocation and its leases: state, and the timer that ends them. Plugins hold handles.
 
-Guarantee: a lease that has ended never comes back; ending it wipes what was revealed
-under it and ends every lease attenuated from it.
+Guarantee: a lease that has ended never comes back; ending it wipes what was revealed under
+it, closes its bodies and ends every lease attenuated from it, from any thread. The current
+invocation is found through a context variable only, so it follows tasks, worker threads
+started with their context, and stream steps; a handle never refers to it. An invocation keeps
+the sealed records of what was redeemed in it, never plaintext.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+import math
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar
 
-from apex_creds.crypto.memory import SecretBytes
+from apex_creds.audit.line import Actor
+from apex_creds.auth.step_up import RESPONDER
+from apex_creds.documents.records import Record
 from apex_creds.errors import (
     HandleExhaustedError,
     HandleExpiredError,
     HandleRevokedError,
     LeaseEndedError,
 )
-from apex_creds.leases.basis import Basis
-from apex_creds.leases.invocation import Invocation
-from apex_creds.model import new_id
+from apex_creds.model import Clock, Origin, new_id
 from apex_creds.policy.decide import Permission
-from apex_creds.policy.grants import Grants
-from apex_creds.policy.manifest import Need
+from apex_creds.policy.grants import Grant, GrantDecision, Grants
+from apex_creds.policy.manifest import Manifest, Need
 from apex_creds.policy.rules import NO_POLICY, Policy
-from apex_creds.telemetry import tracing
 
 if TYPE_CHECKING:
-    from apex_creds.leases.broker import LeaseBroker
+    from apex_creds.auth.step_up import Responder
 
 T = TypeVar("T")
-REGISTRY: Final[dict[str, Lease]] = {}
-"""Every open lease of the process by its id: handles find theirs here, and only here."""
-_EXPIRED: Final[dict[str, None]] = {}
-"""Ids of the last leases that ended by the clock, so that their handles can say so."""
-_MANY_EXPIRED: Final = 1024
+Key = tuple[str, int]
+"""A credential's name and version."""
+REVEAL: Final = "reveal"
+LONGEST_SLEEP: Final = 5.0
+"""A thread's wait stands still while the machine sleeps: the clock is read again after it."""
+
+_current: ContextVar[Invocation | None] = ContextVar("apex_creds_invocation", default=None)
+_bare: ContextVar[str] = ContextVar("apex_creds_bare_plugin", default="")
+"""The plugin that is called without an invocation, as it has nothing to do with credentials."""
+
+current_invocation: Final = _current.get
+"""The invocation that the calling code runs in, or None."""
+enter: Final = _current.set
+leave: Final = _current.reset
+enter_bare: Final = _bare.set
+leave_bare: Final = _bare.reset
 
 
-class Body(Protocol):
-    """A response's body that is open under a lease."""
-
-    def abandon(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Closes it, without waiting."""
-
-
-class Lease:
-    """The state behind a handle.
+class AccessRequest(NamedTuple):
+    """What a lease is used for.
 
     Attributes:
-        expires: On the monotonic clock, seconds.
-        uses_left: None: without limit.
-        parent: The lease that this one was attenuated from.
-        grants: The grants under which ``permission`` was decided; ``policy`` likewise.
-        basis: What that rests on besides; None: nothing.
+        method: An HTTP method, or ``reveal``.
+        origin: Where the secret goes; None for ``reveal``.
+        path: The request's raw path, without its query.
+        scope: A scope that the lease must have; None: any lease will do.
+    """
+
+    method: str
+    origin: Origin | None = None
+    path: str = ""
+    scope: str | None = None
+
+
+class Authorization(NamedTuple):
+    """What a lease is allowed by besides what is stored, for one plugin and one credential.
+
+    It widens nothing: ``decide`` treats it as a stored grant, one that says no is stronger, and
+    a revocation that came after it makes it void.
+
+    Attributes:
+        grant: What a person said, not stored; None: nothing.
+        factor: When a second factor was shown, Unix seconds; None: none was.
+        mark: The last revocation that was known then.
+    """
+
+    grant: Grant | None = None
+    factor: float | None = None
+    mark: int = 0
+
+
+def effective_grant(
+    grants: Grants, plugin: str, credential: str, authorization: Authorization | None
+) -> tuple[Grant | None, float | None]:
+    """The grant that counts for the pair, and when a second factor was shown for it."""
+    stored = grants.find(plugin, credential)
+    if authorization is None or grants.revoked_since(authorization.mark, plugin, credential):
+        return stored, None
+    if authorization.grant is None or (stored and stored.decision is GrantDecision.DENY):
+        return stored, authorization.factor
+    return authorization.grant, authorization.factor
+
+
+class Invocation:
+    """One call of one plugin, in progress.
+
+    Args:
+        manifest: The plugin's.
+        action: What it does.
+        actor: Begins the audit events of this plugin and action.
+        refuse: Refuses a credential to an invocation; of the broker whose leases it has.
+
+    Attributes:
+        id: 32 hexadecimal digits.
+        parent: The one that it was called from within.
+        redeemed: Sealed records redeemed in it, by credential name and version.
+        responder: The client that the runtime named when it began; None: nobody, or it was
+            called from within another, whose client counts.
+        ended: Whether it is over; then nothing is released to what still runs in it.
     """
 
     __slots__ = (
-        "basis",
-        "bodies",
-        "broker",
+        "__weakref__",
+        "action",
+        "actor",
+        "credentials",
+        "ended",
+        "id",
+        "leases",
+        "manifest",
+        "parent",
+        "redeemed",
+        "refuse",
+        "responder",
+    )
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        action: str,
+        *,
+        actor: Actor,
+        refuse: Callable[[Invocation, str], NoReturn],
+    ) -> None:
+        parent = current_invocation()
+        self.id = new_id()
+        self.manifest = manifest
+        self.action = action
+        self.actor = actor
+        self.parent = parent
+        self.refuse = refuse
+        self.leases: set[Lease] = set()
+        self.redeemed: dict[Key, Record] = {}
+        self.credentials: Mapping[str, object] | None = None
+        self.responder: Responder | None = RESPONDER.get() if parent is None else None
+        self.ended = False
+
+    def shown(self, text: str) -> str:
+        """``text`` that the plugin chose, as it may be logged and shown."""
+        return text
+
+    def end_leases(self) -> None:
+        """Ends every lease that was issued to it."""
+        drain(self.leases, Lease.end)
+
+    def is_live_within(self, other: Invocation) -> bool:
+        """Whether this was called from within ``other``, and none on the way is over."""
+        step: Invocation | None = self
+        while step is not None and not step.ended:
+            if step is other:
+                return True
+            step = step.parent
+        return False
+
+
+def caller() -> str:
+    """The id of the plugin that is running; empty: none that is known."""
+    invocation = current_invocation()
+    return _bare.get() if invocation is None else invocation.manifest.plugin
+
+
+class Lease:
+    """The state behind a handle: one time-bounded use of a grant.
+
+    Args:
+        timer: Ends it at its deadline, once something is open under it.
+        on_end: Called once, before what is open under it is closed.
+
+    Attributes:
+        expires: On the monotonic clock, seconds; ``until`` is the same on the wall clock as it
+            was when the lease began.
+        uses_left: None: without limit.
+        parent: The lease that this one was attenuated from.
+        grants: The grants under which ``permission`` was decided; ``policy`` likewise.
+        authorization: What that rests on besides; None: nothing.
+    """
+
+    __slots__ = (
+        "_closers",
+        "_live",
+        "_on_end",
+        "_timer",
+        "authorization",
         "children",
         "ended",
         "expires",
@@ -70,15 +209,16 @@ class Lease:
         "permission",
         "policy",
         "record_id",
-        "revealed",
         "scopes",
+        "until",
         "uses_left",
     )
 
     def __init__(
         self,
         *,
-        broker: LeaseBroker,
+        timer: ExpiryTimer,
+        on_end: Callable[[Lease], object],
         invocation: Invocation,
         need: Need,
         record_id: str,
@@ -86,59 +226,73 @@ class Lease:
         grants: Grants,
         scopes: tuple[str, ...],
         expires: float,
+        until: float,
         uses_left: int | None = None,
         parent: Lease | None = None,
         policy: Policy = NO_POLICY,
-        basis: Basis | None = None,
+        authorization: Authorization | None = None,
     ) -> None:
         self.id = new_id()
-        self.broker = broker
+        self._timer = timer
+        self._on_end = on_end
         self.invocation = invocation
         self.need = need
         self.record_id = record_id
         self.permission = permission
         self.grants = grants
         self.policy = policy
-        self.basis = basis
+        self.authorization = authorization
         self.scopes = scopes
         self.expires = expires
+        self.until = until
         self.uses_left = uses_left
         self.parent = parent
         self.ended: type[LeaseEndedError] | None = None
         self.children: set[Lease] = set()
-        self.revealed: set[SecretBytes] = set()
-        self.bodies: dict[Body, asyncio.AbstractEventLoop | None] | None = None
-        REGISTRY[self.id] = self
+        self._closers: dict[Callable[[], object], None] = {}
+        self._live = [True]  # a list's pop() is atomic: of several threads, one ends it
 
     def end(self, why: type[LeaseEndedError] = HandleRevokedError) -> None:
-        """Ends the lease and what hangs on it; idempotent, from any thread."""
-        if REGISTRY.pop(self.id, None) is None:  # of several threads, one ends it
+        """Ends the lease and what is open under it; idempotent, from any thread."""
+        try:
+            self._live.pop()
+        except IndexError:
             return
         self.ended = why
-        if why is HandleExpiredError:
-            _remember_expired(self.id)
-        self.broker.deadlines.forget(self)
-        if self.revealed:
-            drain(self.revealed, SecretBytes.close)
-        while self.bodies:
-            body, loop = self.bodies.popitem()
-            body.abandon(loop)
+        self._on_end(self)
+        if self._closers:
+            self._timer.forget(self)
+            while self._closers:
+                try:
+                    close, _ = self._closers.popitem()
+                except KeyError:  # another thread took the last one
+                    break
+                close()
         if self.children:
             drain(self.children, lambda child: child.end(why))
         self.invocation.leases.discard(self)
-        if tracing.OPEN:
-            tracing.lease_ended(self.id, expired=why is HandleExpiredError)
         if self.parent is not None:
             self.parent.children.discard(self)
 
-    def keep(self, body: Body, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Has ``body``, which lives on ``loop``, closed when the lease ends."""
-        if self.bodies is None:
-            self.bodies = {}
-        self.bodies[body] = loop
-        self.broker.deadlines.watch(self)
+    def close_at_end(self, close: Callable[[], object]) -> None:
+        """Has ``close`` called when the lease ends, at its deadline at the latest.
+
+        Args:
+            close: Idempotent; called from any thread, at once where the lease has ended
+                meanwhile.
+        """
+        self._closers[close] = None
+        # Read after it was added: an end in another thread closes it, or is seen here.
         if self.ended is not None:
-            body.abandon(loop)
+            close()
+        else:
+            self._timer.watch(self)
+
+    def keep_open(self, close: Callable[[], object]) -> None:
+        """Takes ``close_at_end`` back: it was closed before."""
+        self._closers.pop(close, None)
+        if not self._closers:
+            self._timer.forget(self)
 
     def check_alive(self, now: float) -> None:
         """Checks this lease and those it came from.
@@ -157,10 +311,11 @@ class Lease:
 
     def count_use(self) -> None:
         """Takes one use from this lease and from those it came from."""
-        if self.uses_left is not None:
-            self.uses_left -= 1
-        if self.parent is not None:
-            self.parent.count_use()
+        step: Lease | None = self
+        while step is not None:
+            if step.uses_left is not None:
+                step.uses_left -= 1
+            step = step.parent
 
 
 def drain(items: set[T], end: Callable[[T], object]) -> None:
@@ -173,40 +328,6 @@ def drain(items: set[T], end: Callable[[T], object]) -> None:
         end(item)
 
 
-def find_lease(lease_id: str) -> Lease:
-    """The open lease of that id.
-
-    Raises:
-        LeaseEndedError: There is none: it has ended.
-    """
-    lease = REGISTRY.get(lease_id)
-    if lease is None:
-        raise ended_error(HandleExpiredError if lease_id in _EXPIRED else HandleRevokedError)
-    return lease
-
-
-def _remember_expired(lease_id: str) -> None:
-    _EXPIRED[lease_id] = None
-    while len(_EXPIRED) > _MANY_EXPIRED:
-        _EXPIRED.pop(next(iter(_EXPIRED)), None)
-
-
-def let_go(lease_id: str, body: Body) -> None:
-    """A body that was kept by a lease is closed."""
-    lease = REGISTRY.get(lease_id)
-    if lease is not None and lease.bodies is not None:
-        lease.bodies.pop(body, None)
-
-
-def forget_revealed(lease_id: str, secret: SecretBytes) -> None:
-    """Lets go of a revealed secret that was closed before its lease ended."""
-    lease = REGISTRY.get(lease_id)
-    if lease is not None:
-        lease.revealed.discard(secret)
-        if not lease.revealed and not lease.bodies:
-            lease.broker.deadlines.forget(lease)
-
-
 def ended_error(why: type[LeaseEndedError]) -> LeaseEndedError:
     """The error that says how a lease ended."""
     return why(_ENDED[why], hint="Ask for a new handle by invoking the plugin again.")
@@ -217,3 +338,70 @@ _ENDED: Final[dict[type[LeaseEndedError], str]] = {
     HandleRevokedError: "The credential handle is no longer valid: its lease has ended.",
     HandleExhaustedError: "The credential handle has been used as often as it may be.",
 }
+
+
+class ExpiryTimer:
+    """Ends the leases under which something is open at their deadlines, in a thread.
+
+    Whatever becomes of the event loop that a lease was made in, it ends at its deadline; one
+    that ends in time costs no timer. The thread is there until ``close``, and reads the clock
+    again after a suspend.
+    """
+
+    __slots__ = ("_at", "_changed", "_clock", "_closed", "_thread", "_watched")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._watched: dict[Lease, None] = {}
+        self._changed = threading.Condition()
+        self._at = math.inf
+        self._closed = False
+        self._thread = self._started()
+
+    def watch(self, lease: Lease) -> None:
+        """Has the lease ended at its deadline; from any thread."""
+        self._watched[lease] = None
+        if lease.expires < self._at:  # read after it was added
+            with self._changed:
+                if not (self._thread.is_alive() or self._closed):  # after a fork
+                    self._thread = self._started()
+                self._changed.notify()
+
+    def forget(self, lease: Lease) -> None:
+        """Nothing is open under it any more."""
+        self._watched.pop(lease, None)
+
+    def close(self) -> None:
+        """Ends the thread; nothing is watched any more."""
+        with self._changed:
+            self._closed = True
+            self._watched.clear()
+            self._changed.notify()
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="apex-creds-deadlines", daemon=True)
+        with suppress(RuntimeError):  # the interpreter is ending; each use checks the time
+            thread.start()
+        return thread
+
+    def _run(self) -> None:
+        while self._wait():
+            now = self._clock.monotonic()
+            for lease in list(self._watched):
+                if now >= lease.expires:
+                    self.forget(lease)
+                    with suppress(RuntimeError):  # of a loop with something open, just closed
+                        lease.end(HandleExpiredError)
+
+    def _wait(self) -> bool:
+        """Returns at a deadline; False when this was closed."""
+        with self._changed:
+            while not self._closed:
+                self._at = math.inf  # whoever adds one from here on wakes this thread
+                at = min((lease.expires for lease in list(self._watched)), default=math.inf)
+                self._at = at
+                left = at - self._clock.monotonic()
+                if left <= 0:
+                    return True
+                self._changed.wait(None if left == math.inf else min(left, LONGEST_SLEEP))
+            return False

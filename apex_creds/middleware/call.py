@@ -1,89 +1,94 @@
-"""One guarded call: its invocation, its leases, its redactor, and their common end.
+"""One wrapped call: an invocation, its leases, the search of its output, their common end.
 
 Guarantee: ``finish`` runs its effects once, whoever calls it first; a call that is dropped
 without having been finished is finished by the garbage collector. A plugin's steps see no
-client that answers challenges, and leave the runtime's as it was.
+client that answers challenges, and leave the runtime's as it was. An invocation's span is
+current in each step of the plugin's code, whoever consumes a stream, and ends with the
+invocation; it says nothing that the redactor would not let pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+import types
+import weakref
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from enum import StrEnum
 from types import MappingProxyType
-from typing import Final, final
+from typing import Any, Final, NamedTuple, Self, TypeGuard, final
 
-from apex_creds.auth.step_up import hide, show
-from apex_creds.errors import AccessDeniedError, SecretLeakError
-from apex_creds.leases.basis import Basis
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.auth.step_up import RESPONDER
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.errors import AccessDeniedError, ApexCredsError, SecretLeakError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
-from apex_creds.leases.invocation import Invocation, current_invocation, enter, leave
-from apex_creds.middleware.observe import ObservedInside, outcome_of
-from apex_creds.middleware.redact import OnLeak, Redactor, class_of, shown, withheld
+from apex_creds.leases.lease import Authorization, Invocation, enter, leave
 from apex_creds.policy.manifest import Manifest
+from apex_creds.redaction.redactor import (
+    Key,
+    OpenSecret,
+    Redactor,
+    class_of,
+    shown,
+    withheld,
+)
+from apex_creds.telemetry import instruments
 from apex_creds.telemetry.tracing import InvokeStep
 from apex_creds.vault import Facts
 
+CREDENTIALS: Final = "credentials"
+NO_AUTHORIZATIONS: Final[Mapping[str, Authorization]] = MappingProxyType({})
 _OWN_OUTCOMES: Final = frozenset({"ok", "closed", "abandoned"})
-NO_BASES: Final[Mapping[str, Basis]] = MappingProxyType({})
+_LONGEST_OUTCOME: Final = 200
+
+
+class OnLeak(StrEnum):
+    """What happens when a secret is found: it is replaced, or the invocation fails."""
+
+    REDACT = "redact"
+    ERROR = "error"
 
 
 @final
-class GuardedInvocation(Invocation):
-    """An invocation that knows its redactor, so that log records find it."""
-
-    __slots__ = ("redactor",)
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        *,
-        action: str,
-        parent: Invocation | None,
-        broker: LeaseBroker,
-    ) -> None:
-        actor = broker.actor(manifest, action)
-        super().__init__(manifest, action=action, actor=actor, parent=parent, broker=broker)
-        self.redactor = Redactor(broker, self)
-
-    def shown(self, text: str) -> str:
-        """``text`` that the plugin chose, as it may be logged and told."""
-        return shown(text, self.redactor)
-
-
-@final
-class GuardedCall:
+class WrappedCall(Invocation):
     """A call of a plugin from its leases to their end.
+
+    Args:
+        broker: Issues its leases.
+        manifest: The plugin's.
+        action: What it does.
+        on_leak: What becomes of a leak.
 
     Attributes:
         step: Its span and metrics; None while telemetry is off.
+        leaks: The credentials whose secret was found in its output, and where.
     """
 
-    __slots__ = (
-        "_broker",
-        "_finished",
-        "_on_leak",
-        "_started",
-        "invocation",
-        "redactor",
-        "step",
-    )
+    __slots__ = ("_broker", "_finished", "_on_leak", "_redactor", "_started", "leaks", "step")
 
     def __init__(
-        self, broker: LeaseBroker, manifest: Manifest, *, action: str, on_leak: OnLeak
+        self, broker: LeaseBroker, manifest: Manifest, action: str, *, on_leak: OnLeak
     ) -> None:
+        actor = broker.actor(manifest, action)
+        super().__init__(manifest, action, actor=actor, refuse=broker.refuse)
         self._broker = broker
         self._on_leak = on_leak
         self._finished = False
+        self._redactor: Redactor | None = None
         self._started = broker.clock.monotonic()
+        self.leaks: set[tuple[str, str]] = set()
         self.step: InvokeStep | None = None
-        self.invocation = GuardedInvocation(
-            manifest, action=action, parent=current_invocation(), broker=broker
-        )
-        self.redactor = self.invocation.redactor
 
     def make_leases(
-        self, facts: list[Facts], *, ttl: float, bases: Mapping[str, Basis] = NO_BASES
-    ) -> CredentialMap:
+        self,
+        states: list[Facts],
+        *,
+        ttl: float,
+        authorizations: Mapping[str, Authorization] = NO_AUTHORIZATIONS,
+    ) -> None:
         """A lease for each declared credential that is granted.
 
         Raises:
@@ -91,27 +96,33 @@ class GuardedCall:
         """
         handles: dict[str, CredentialHandle] = {}
         try:
-            for need, known in zip(self.invocation.manifest.needs, facts, strict=True):
+            for need, state in zip(self.manifest.needs, states, strict=True):
+                name = need.name
                 try:
-                    basis = bases.get(need.name)
-                    handle = self._broker.lease(
-                        self.invocation, need, known, ttl=ttl, basis=basis
+                    lease = self._broker.issue(
+                        self, need, state, ttl=ttl, authorization=authorizations.get(name)
                     )
-                    handles[need.name] = handle
+                    handles[name] = CredentialHandle(lease)
                 except AccessDeniedError:
                     if need.required:
                         raise
         except BaseException as error:
             self.finish(type(error).__name__)
             raise
-        self.invocation.credentials = CredentialMap(handles)
-        return self.invocation.credentials
+        self.credentials = CredentialMap(handles)
 
-    def inside(self) -> _Inside | ObservedInside:
-        """Makes this the current invocation for a step of the plugin's code."""
-        if self.step is not None:
-            return ObservedInside(self.invocation, self.step)
-        return _Inside(self.invocation)
+    # -- output --------------------------------------------------------------------
+
+    @property
+    def redactor(self) -> Redactor:
+        """Searches its output; made when there is first something to search for."""
+        if self._redactor is None:
+            self._redactor = Redactor(_Redeemed(self, self._broker), on_found=self._report_leak)
+        return self._redactor
+
+    def shown(self, text: str) -> str:
+        """``text`` that the plugin chose, as it may be logged and shown."""
+        return shown(text, self.redactor) if self.redeemed else text
 
     def clean(self, value: object, *, where: str) -> object:
         """``value`` without secrets.
@@ -119,8 +130,9 @@ class GuardedCall:
         Raises:
             SecretLeakError: Policy makes a leak an error, and there was one.
         """
-        cleaned = self.redactor.value(value, where=where)
-        self.check_leaks()
+        cleaned = self.redactor.value(value, where=where) if self.redeemed else value
+        if self.leaks:
+            self.check_leaks()
         return cleaned
 
     def check_leaks(self) -> None:
@@ -129,7 +141,7 @@ class GuardedCall:
         Raises:
             SecretLeakError: There was one.
         """
-        if self._is_failed():
+        if self.leaks and self._on_leak is OnLeak.ERROR:
             raise SecretLeakError(
                 "The plugin let a secret out; its output is withheld.",
                 hint="See the leak in the audit log.",
@@ -137,18 +149,43 @@ class GuardedCall:
 
     def clean_error(self, error: BaseException) -> BaseException:
         """What to raise instead of ``error``; never raises itself."""
+        if not self.redeemed:
+            return error
         try:
             cleaned = self.redactor.exception(error)
         except Exception as failed:
             # What can't be searched, or whose leak can't be logged, is withheld.
             cleaned = withheld(error, class_of(failed))
         stops = not isinstance(error, Exception)
-        if stops or isinstance(error, SecretLeakError) or not self._is_failed():
+        tolerated = not self.leaks or self._on_leak is OnLeak.REDACT
+        if stops or tolerated or isinstance(error, SecretLeakError):
             return cleaned
         return SecretLeakError(
-            f"The plugin let a secret out and raised {shown(class_of(error), self.redactor)}.",
+            f"The plugin let a secret out and raised {self.shown(class_of(error))}.",
             hint="See the leak in the audit log.",
         )
+
+    def _report_leak(self, name: str, where: str) -> None:
+        if (name, where) in self.leaks:
+            return
+        self._broker.log(
+            AuditEvent(
+                time=self._broker.clock.time(),
+                kind=EventKind.LEAK,
+                plugin=self.manifest.plugin,
+                plugin_version=self.manifest.version,
+                action=self.action,
+                invocation=self.id,
+                credential=name,
+                outcome="redacted",
+                detail=where,
+            ),
+            flush=True,
+        )
+        self.leaks.add((name, where))
+        instruments.leaked(where)
+
+    # -- the end -------------------------------------------------------------------
 
     def fail(self, error: BaseException) -> BaseException:
         """Finishes the call after ``error``; returns what to raise instead of it."""
@@ -156,44 +193,245 @@ class GuardedCall:
         self.finish(type(error).__name__)
         return failure
 
-    def _is_failed(self) -> bool:
-        return self._on_leak is OnLeak.ERROR and bool(self.redactor.leaks)
-
-    def end_leases(self) -> None:
-        """Ends the leases, before the call is finished."""
-        self._broker.end_all(self.invocation)
-
     def finish(self, outcome: str = "ok") -> None:
         """Ends the leases, wipes the needles, records the outcome; idempotent."""
         if self._finished:
             return
         self._finished = True
-        self.invocation.ended = True
-        self._broker.end_all(self.invocation)
+        self.ended = True
+        if self.leases:
+            self.end_leases()
         if outcome not in _OWN_OUTCOMES:  # or a plugin has named it, as an error's class
-            outcome = outcome_of(outcome, self.redactor)
+            outcome = outcome_of(outcome, self)
         if self.step is not None:
             self.step.finish(outcome)
-        self.redactor.close()
-        self._broker.log_end(self.invocation, outcome, self._started)
+        if self._redactor is not None:
+            self._redactor.close()
+        self._broker.log_end(self, outcome, self._started)
 
 
-class _Inside:
-    """Enters an invocation; a class, since it is on the path of every step."""
+def outcome_of(outcome: str, call: WrappedCall) -> str:
+    """What log and span may say of it: a plugin names its errors' classes itself."""
+    try:
+        clean = not call.redeemed or call.redactor.text(outcome, where="span") == outcome
+    except Exception:
+        clean = False
+    return outcome[:_LONGEST_OUTCOME] if clean else "_OTHER"
 
-    __slots__ = ("_invocation", "_named", "_token")
 
-    def __init__(self, invocation: Invocation) -> None:
-        self._invocation = invocation
+class _Redeemed:
+    """What was redeemed in a call."""
+
+    __slots__ = ("_broker", "_call")
+
+    def __init__(self, call: Invocation, broker: LeaseBroker) -> None:
+        self._call = call
+        self._broker = broker
+
+    @property
+    def salt(self) -> SecretBytes:
+        return self._broker.recent.salt
+
+    def __bool__(self) -> bool:
+        return bool(self._call.redeemed)
+
+    def names(self) -> list[Key]:
+        return list(self._call.redeemed)
+
+    def open(self, key: Key) -> OpenSecret:
+        with suppress(ApexCredsError):
+            return self._broker.reopen(self._call.redeemed[key])
+        raise SecretLeakError(
+            "The plugin's output can't be searched for secrets, so it is withheld.",
+            hint="The credential was deleted or the vault sealed meanwhile.",
+        )
+
+
+class Inside:
+    """Makes a call the current invocation for a step of the plugin's code, and its span."""
+
+    __slots__ = ("_call", "_outer", "_responder", "_token")
+
+    def __init__(self, call: WrappedCall) -> None:
+        self._call = call
 
     def __enter__(self) -> None:
-        self._token = enter(self._invocation)
-        self._named = hide()
+        call = self._call
+        if call.step is not None:
+            self._outer = call.step.enter()
+        self._token = enter(call)
+        # Nobody answers challenges for what a plugin's code does by itself.
+        self._responder = RESPONDER.get()
+        if self._responder is not None:
+            RESPONDER.set(None)
 
     def __exit__(self, *_: object) -> None:
+        step = self._call.step
+        if step is not None:
+            step.leave(self._outer)
         # A step may be torn down from another context, which never saw the change.
         try:
             leave(self._token)
         except ValueError:
             return
-        show(self._named)
+        if RESPONDER.get() is not self._responder:  # also by the plugin's code
+            RESPONDER.set(self._responder)
+
+
+class Shape(NamedTuple):
+    """How to call a plugin's action.
+
+    Attributes:
+        takes_credentials: It has a parameter ``credentials`` that can be a keyword.
+        in_thread: It is synchronous, so it runs in a worker thread.
+    """
+
+    takes_credentials: bool
+    in_thread: bool
+
+
+_known: Final[dict[int, tuple[weakref.ref[object], Shape]]] = {}
+"""By identity: a callable may say what it likes when it is compared."""
+
+
+def shape_of(function: Callable[..., object]) -> Shape:
+    """The shape of any callable; remembered as long as it lives."""
+    plain = getattr(function, "__func__", function)
+    key = id(plain)
+    found = _known.get(key)
+    if found is not None and found[0]() is plain:
+        return found[1]
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if not (inspect.isroutine(inner) or inspect.isclass(inner)):
+        inner = getattr(inner, "__call__", inner)  # noqa: B004 - its own, not whether
+    lazy = (
+        inspect.iscoroutinefunction(inner)
+        or inspect.isasyncgenfunction(inner)
+        or inspect.isgeneratorfunction(inner)
+    )
+    shape = Shape(takes_credentials(function), not lazy)
+    with suppress(TypeError):
+        _known[key] = (weakref.ref(plain, lambda _: _known.pop(key, None)), shape)
+    return shape
+
+
+def takes_credentials(function: Callable[..., object]) -> bool:
+    """Whether ``credentials=…`` can be passed and is meant; ``**kwargs`` does not count."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    parameter = parameters.get(CREDENTIALS)
+    return parameter is not None and parameter.kind in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
+
+
+VALUES: Final = frozenset(
+    {int, float, complex, bool, type(None), str, bytes, bytearray}
+    | {dict, list, tuple, set, frozenset}
+)
+"""Results of these very types are values, and no streams."""
+_NO_STREAMS: Final = (
+    *("__len__", "__getitem__", "__contains__", "__enter__", "read", "readline"),
+    *("__dataclass_fields__", "__struct_fields__", "__pydantic_fields__", "__attrs_attrs__"),
+)
+"""What containers, files, responses and models have: they are no streams."""
+
+
+def is_async_stream(result: object) -> TypeGuard[AsyncIterable[object]]:
+    """Whether it has steps that can only be awaited, as the streams of many SDKs."""
+    kind = type(result)
+    return getattr(kind, "__aiter__", None) is not None and not hasattr(kind, "read")
+
+
+def is_stream(result: object) -> TypeGuard[Iterable[object]]:
+    """Whether it has steps, and nothing by which it would be more than a stream."""
+    kind = type(result)
+    if getattr(kind, "__iter__", None) is None or issubclass(kind, type):
+        return False
+    return not any(hasattr(kind, name) for name in _NO_STREAMS)
+
+
+@final
+class WrappedCoroutine(Coroutine[object, object, object]):
+    """``steps`` as a coroutine whose call ends even if not one step of it was run.
+
+    Closing it, throwing into it (as a task does that is cancelled before its first step) or
+    dropping it ends the call's leases. Python runs nothing of a coroutine that was not started,
+    no ``finally`` either, so the coroutine itself can't do it.
+
+    Args:
+        steps: The coroutine that awaits ``awaitable`` and ends the call, once it has begun.
+        awaitable: What the plugin returned.
+        call: The call.
+    """
+
+    def __init__(
+        self,
+        steps: Coroutine[object, object, object],
+        awaitable: Awaitable[object],
+        call: WrappedCall,
+    ) -> None:
+        for name in ("__name__", "__qualname__"):  # a task's representation has them
+            setattr(self, name, getattr(steps, name))
+        self._steps = steps
+        self._awaitable: Awaitable[object] | None = awaitable
+        self._call = call
+        self._dropped = weakref.finalize(self, call.finish, "abandoned")
+        self._dropped.atexit = False
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """``inspect.iscoroutine`` is to be true of it: runtimes ask."""
+        return types.CoroutineType
+
+    def __getattr__(self, name: str) -> object:
+        """``cr_frame``, ``cr_running`` and the like are those of the steps."""
+        if name.startswith("cr_"):
+            return getattr(self._steps, name)
+        raise AttributeError(name)
+
+    def send(self, value: object) -> object:
+        """Runs one step."""
+        self._begin()
+        return self._steps.send(value)
+
+    def throw(self, *error: Any) -> object:
+        """Raises an error where it stands; before the first step, that is its end."""
+        raised = error[0] if isinstance(error[0], type) else type(error[0])
+        self._end(raised.__name__)
+        return self._steps.throw(*error)
+
+    def close(self) -> None:
+        """Ends it."""
+        self._end("closed")
+        self._steps.close()
+
+    def __await__(self) -> Self:
+        return self
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> object:
+        return self.send(None)
+
+    def _begin(self) -> None:
+        """From here on the steps end the call, or the stream that they come to."""
+        self._dropped.detach()
+        self._awaitable = None
+
+    def _end(self, outcome: str) -> None:
+        """Ends the call if no step was run."""
+        awaitable, begun = self._awaitable, self._dropped.detach() is None
+        self._awaitable = None
+        if begun:
+            return
+        self._call.finish(outcome)
+        close: Callable[[], object] | None = getattr(awaitable, "close", None)
+        if close is not None:  # or its frame has the handles as long as somebody has this one
+            close()

@@ -18,7 +18,7 @@ from collections.abc import (
     Generator,
     Iterator,
 )
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, overload
 
 import anyio
@@ -30,22 +30,24 @@ from apex_creds.concurrency import BACKGROUND, Semaphore, running_loop
 from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import InvalidInputError
 from apex_creds.leases.broker import LeaseBroker
-from apex_creds.leases.invocation import current_invocation, enter_bare, leave_bare
-from apex_creds.middleware import logs, observe
-from apex_creds.middleware.awaited import GuardedCoroutine
-from apex_creds.middleware.call import NO_BASES, GuardedCall
-from apex_creds.middleware.consent import Bases, Consent
-from apex_creds.middleware.redact import OnLeak
-from apex_creds.middleware.shape import (
+from apex_creds.leases.lease import current_invocation, enter_bare, leave_bare
+from apex_creds.middleware import log_filter
+from apex_creds.middleware.call import (
     CREDENTIALS,
+    NO_AUTHORIZATIONS,
+    VALUES,
+    Inside,
+    OnLeak,
+    Shape,
+    WrappedCall,
+    WrappedCoroutine,
     is_async_stream,
     is_stream,
-    is_stream_of_any_kind,
     shape_of,
 )
-from apex_creds.middleware.size import is_large
-from apex_creds.middleware.stray import mark_before_sealing
+from apex_creds.middleware.consent_flow import Authorizations, ConsentFlow
 from apex_creds.middleware.streams import guard_async, guard_sync
+from apex_creds.middleware.unscoped_output import mark_before_sealing
 from apex_creds.migration import Fallback
 from apex_creds.plain import (
     check_can,
@@ -57,6 +59,7 @@ from apex_creds.plain import (
 )
 from apex_creds.policy.consent import DEADLINE, ConsentProvider
 from apex_creds.policy.manifest import Manifest
+from apex_creds.redaction.redactor import PLAIN, is_large
 from apex_creds.telemetry import tracing
 from apex_creds.telemetry.tracing import InvokeStep
 from apex_creds.vault import Facts, Vault
@@ -67,6 +70,8 @@ if TYPE_CHECKING:
     from apex_creds.middleware.typed import P, T, TakesCredentials
 
 DEFAULT_TTL: Final = 300.0
+_LONGEST_ACTION: Final = 200
+"""Of an action's name, in spans."""
 _ASKED: Final = {
     "consent": "TerminalConsent(), CallbackConsent(…) and PendingConsent(…) are such.",
     "second_factor": "Pass what asks for a code, such as TerminalAsk(); the middleware makes "
@@ -128,8 +133,8 @@ class CredentialMiddleware:
             harden_process()
         self._vault = vault
         self._broker = LeaseBroker(vault, transport=transport, sync_transport=sync_transport)
-        self._broker.challenges.responder = responder
-        self._consent = Consent(
+        self._broker.authorizer.responder = responder
+        self._consent = ConsentFlow(
             vault,
             self._broker,
             provider=consent,
@@ -141,7 +146,7 @@ class CredentialMiddleware:
         self._threads = Semaphore(plain_count(max_threads, what="max_threads"))
         self._legacy: Fallback | None = None
         self._closed = False
-        logs.install(self._broker)
+        log_filter.install(self._broker)
         self._marks = mark_before_sealing(self._broker)
         vault.watch_revocations(self._marks)
 
@@ -173,7 +178,7 @@ class CredentialMiddleware:
         if self._closed:
             return
         self._closed = True
-        logs.uninstall(self._broker)
+        log_filter.uninstall(self._broker)
         self._vault.unwatch_revocations(self._marks)
         with anyio.CancelScope(shield=True):
             await self._consent.close()
@@ -368,29 +373,30 @@ class CredentialMiddleware:
             shape_from: The function whose signature decides on ``credentials``, where
                 ``function`` only passes keywords on to it.
         """
-        action = plain_text(action, what="action")
-        if _untouched(manifest, shape_from or function):
-            named = enter_bare(manifest.plugin)
+        if type(action) is not str:
+            action = plain_text(action, what="action")
+        shape, given = shape_of(function), kwargs or {}
+        passes = shape if shape_from is None else shape_of(shape_from)
+        if not (manifest.needs or passes.takes_credentials) and current_invocation() is None:
+            named = enter_bare(manifest.plugin)  # it has nothing to do with credentials
             try:
-                return await self._call_plain(function, args, kwargs or {})
+                return await self._called(shape, function, args, given)
             finally:
                 leave_bare(named)
         if self._legacy is not None:
             await self._legacy.adopt(need.name for need in manifest.needs)
         if tracing.on():
-            with observe.invocation(manifest, action) as step:
-                facts, bases = await self._settled(manifest, action)
-                call = self._begin(manifest, action, facts, step, bases=bases)
-                return await self._run(
-                    call, function, args, kwargs or {}, shape_from or function
-                )
+            with _invocation_span(manifest, action) as step:
+                states, asked = await self._decided(manifest, action)
+                call = self._begin(manifest, action, states, asked, step)
+                return await self._run(call, shape, function, args, _with(call, passes, given))
         if self._broker.shared:
             await self._vault.store.refresh()
-        known, asked = self._broker.facts_now(manifest.needs), None
-        if known is None or not self._consent.is_settled(manifest, action, known):
-            known, asked = await self._settled(manifest, action)
-        call = self._begin(manifest, action, known, bases=asked)
-        return await self._run(call, function, args, kwargs or {}, shape_from or function)
+        known, asked = self._broker.states_now(manifest.needs), None
+        if known is None or not self._consent.has_consent(manifest, action, known):
+            known, asked = await self._decided(manifest, action)
+        call = self._begin(manifest, action, known, asked)
+        return await self._run(call, shape, function, args, _with(call, passes, given))
 
     def invoke_sync(
         self,
@@ -409,19 +415,60 @@ class CredentialMiddleware:
         Nobody is asked: what a person has not decided yet is denied.
         """
         action = plain_text(action, what="action")
-        if _untouched(manifest, shape_from or function):
+        passes, given = shape_of(shape_from or function), kwargs or {}
+        if not (manifest.needs or passes.takes_credentials) and current_invocation() is None:
             named = enter_bare(manifest.plugin)
             try:
-                return function(*args, **(kwargs or {}))
+                return function(*args, **given)
             finally:
                 leave_bare(named)
-        given, shape = kwargs or {}, shape_from or function
         if not tracing.on():
-            return self._run_sync(manifest, action, function, args, given, shape)
-        with observe.invocation(manifest, action) as step:
-            return self._run_sync(manifest, action, function, args, given, shape, step)
+            return self._run_sync(manifest, action, function, args, given, passes)
+        with _invocation_span(manifest, action) as step:
+            return self._run_sync(manifest, action, function, args, given, passes, step)
 
     # -- inside ------------------------------------------------------------------
+
+    async def _decided(
+        self, manifest: Manifest, action: str
+    ) -> tuple[list[Facts], Authorizations | None]:
+        """What decides on leases, after everybody was asked who is to be."""
+        states = await self._broker.states(manifest.needs)
+        if self._consent.has_consent(manifest, action, states):
+            return states, None
+        return await self._consent.ask(manifest, action, states)
+
+    def _begin(
+        self,
+        manifest: Manifest,
+        action: str,
+        states: list[Facts],
+        asked: Authorizations | None = None,
+        step: InvokeStep | None = None,
+    ) -> WrappedCall:
+        call = WrappedCall(self._broker, manifest, action, on_leak=self._on_leak)
+        call.step = step
+        call.make_leases(states, ttl=self._ttl, authorizations=asked or NO_AUTHORIZATIONS)
+        return call
+
+    async def _run(
+        self,
+        call: WrappedCall,
+        shape: Shape,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> object:
+        try:
+            with Inside(call):
+                result = await self._called(shape, function, args, kwargs)
+            if call.redeemed and _is_searched_long(result):
+                return await _finish_in_thread(call, result)
+            return _finish(call, result)
+        except BaseException as error:
+            result = None  # not redacted: it must not be in the frame that raises
+            failure = call.fail(error)
+        raise failure
 
     def _run_sync(
         self,
@@ -430,85 +477,37 @@ class CredentialMiddleware:
         function: Callable[..., object],
         args: tuple[object, ...],
         kwargs: dict[str, object],
-        shape_from: Callable[..., object],
+        passes: Shape,
         step: InvokeStep | None = None,
     ) -> object:
         if self._legacy is not None:
             adopt = functools.partial(self._legacy.adopt, [n.name for n in manifest.needs])
             BACKGROUND.call(adopt)
-        facts, bases = self._broker.facts_blocking(manifest.needs), None
-        if not self._consent.is_settled(manifest, action, facts):
-            bases = self._consent.settle_blocking(manifest, action, facts)
-        call = self._begin(manifest, action, facts, step, bases=bases)
-        keywords = self._keywords(call, shape_from, kwargs)
+        states, asked = self._broker.states_blocking(manifest.needs), None
+        if not self._consent.has_consent(manifest, action, states):
+            asked = self._consent.known(manifest, action, states)
+        call = self._begin(manifest, action, states, asked, step)
+        keywords = _with(call, passes, kwargs)
         try:
-            with call.inside():
+            with Inside(call):
                 result = function(*args, **keywords)
             if inspect.isawaitable(result):
-                return GuardedCoroutine(_await(result, call), result, call)
-            return self._settle(call, result)
+                return WrappedCoroutine(_await(result, call), result, call)
+            return _finish(call, result)
         except BaseException as error:
             result = None  # not redacted: it must not be in the frame that raises
             failure = call.fail(error)
         raise failure
 
-    async def _settled(
-        self, manifest: Manifest, action: str
-    ) -> tuple[list[Facts], Bases | None]:
-        """What decides on leases, after everybody was asked who is to be."""
-        facts = await self._broker.facts(manifest.needs)
-        if self._consent.is_settled(manifest, action, facts):
-            return facts, None
-        return await self._consent.settle(manifest, action, facts)
-
-    def _begin(
+    async def _called(
         self,
-        manifest: Manifest,
-        action: str,
-        facts: list[Facts],
-        step: InvokeStep | None = None,
-        *,
-        bases: Bases | None = None,
-    ) -> GuardedCall:
-        call = GuardedCall(self._broker, manifest, action=action, on_leak=self._on_leak)
-        call.step = step
-        call.make_leases(facts, ttl=self._ttl, bases=bases or NO_BASES)
-        return call
-
-    async def _run(
-        self,
-        call: GuardedCall,
-        function: Callable[..., object],
-        args: tuple[object, ...],
-        kwargs: dict[str, object],
-        shape_from: Callable[..., object],
-    ) -> object:
-        keywords = self._keywords(call, shape_from, kwargs)
-        try:
-            with call.inside():
-                result = await self._call_plain(function, args, keywords)
-            if call.redactor.idle or is_stream_of_any_kind(result) or not is_large(result):
-                return self._settle(call, result)
-            return await _settle_in_thread(call, result)
-        except BaseException as error:
-            result = None  # not redacted: it must not be in the frame that raises
-            failure = call.fail(error)
-        raise failure
-
-    def _keywords(
-        self, call: GuardedCall, shape_from: Callable[..., object], kwargs: dict[str, object]
-    ) -> dict[str, object]:
-        if shape_of(shape_from).takes_credentials:
-            return {**kwargs, CREDENTIALS: call.invocation.credentials}
-        return kwargs
-
-    async def _call_plain(
-        self,
+        shape: Shape,
         function: Callable[..., object],
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> object:
-        if shape_of(function).in_thread:
+        """What the function returns, awaited."""
+        if shape.in_thread:
             work = functools.partial(_caught, function, args, kwargs)
             async with self._threads.held():
                 one = anyio.CapacityLimiter(1)  # not the host's own forty, either
@@ -517,26 +516,75 @@ class CredentialMiddleware:
                 raise result.error
         else:
             result = function(*args, **kwargs)
-        return await result if inspect.isawaitable(result) else result
+        if type(result) is CoroutineType or inspect.isawaitable(result):
+            return await result
+        return result
 
-    @staticmethod
-    def _settle(call: GuardedCall, result: object) -> object:
-        """Ends the call, or hands it over to the stream that the plugin returned."""
+
+def _with(call: WrappedCall, shape: Shape, kwargs: dict[str, object]) -> dict[str, object]:
+    """The keyword arguments, and the handles where the function takes them."""
+    return {**kwargs, CREDENTIALS: call.credentials} if shape.takes_credentials else kwargs
+
+
+def _finish(call: WrappedCall, result: object) -> object:
+    """Ends the call, or hands it over to the stream that the plugin returned."""
+    if type(result) not in VALUES:
         if isinstance(result, AsyncIterator):
             return guard_async(result, call)
         if isinstance(result, Iterator) and not isinstance(result, io.IOBase):
             return guard_sync(result, call)
         if is_async_stream(result):
-            with call.inside():
+            with Inside(call):
                 stream = aiter(result)
             return guard_async(stream, call)
-        if not call.redactor.idle and is_stream(result):
-            with call.inside():
+        if call.redeemed and is_stream(result):
+            with Inside(call):
                 steps = iter(result)
             return guard_sync(steps, call)
-        cleaned = call.clean(result, where="result")
-        call.finish()
-        return cleaned
+    cleaned = call.clean(result, where="result")
+    call.finish()
+    return cleaned
+
+
+def _is_searched_long(result: object) -> bool:
+    """Whether the search of it, rather than of its steps, would hold up an event loop."""
+    if type(result) in PLAIN:
+        return False
+    if type(result) not in VALUES:
+        if isinstance(result, AsyncIterator | Iterator):
+            return isinstance(result, io.IOBase) and is_large(result)
+        if is_async_stream(result) or is_stream(result):
+            return False
+    return is_large(result)
+
+
+async def _finish_in_thread(call: WrappedCall, result: object) -> object:
+    """Ends a call whose result would hold up the event loop while it is searched."""
+    clean = functools.partial(call.clean, result, where="result")
+    cleaned = await anyio.to_thread.run_sync(clean)
+    call.finish()
+    return cleaned
+
+
+async def _await(awaitable: Awaitable[object], call: WrappedCall) -> object:
+    try:
+        with Inside(call):
+            result = await awaitable
+        if call.redeemed and _is_searched_long(result):
+            return await _finish_in_thread(call, result)
+        return _finish(call, result)
+    except BaseException as error:
+        result = None
+        failure = call.fail(error)
+    raise failure
+
+
+def _invocation_span(manifest: Manifest, action: str) -> InvokeStep:
+    return tracing.invoke(
+        plugin=manifest.plugin,
+        version=manifest.version,
+        action=action[:_LONGEST_ACTION],
+    )
 
 
 def _on_leak(value: object) -> OnLeak:
@@ -569,31 +617,3 @@ def _caught(
         raise
     except BaseException as error:
         return _Raised(error)
-
-
-async def _settle_in_thread(call: GuardedCall, result: object) -> object:
-    """Ends a call whose result would hold up the event loop while it is searched."""
-    clean = functools.partial(call.clean, result, where="result")
-    cleaned = await anyio.to_thread.run_sync(clean)
-    call.finish()
-    return cleaned
-
-
-def _untouched(manifest: Manifest, function: Callable[..., object]) -> bool:
-    """Whether a plugin has nothing to do with credentials."""
-    if manifest.needs or current_invocation() is not None:
-        return False
-    return not shape_of(function).takes_credentials
-
-
-async def _await(awaitable: Awaitable[object], call: GuardedCall) -> object:
-    try:
-        with call.inside():
-            result = await awaitable
-        if call.redactor.idle or is_stream_of_any_kind(result) or not is_large(result):
-            return CredentialMiddleware._settle(call, result)
-        return await _settle_in_thread(call, result)
-    except BaseException as error:
-        result = None
-        failure = call.fail(error)
-    raise failure

@@ -36,7 +36,7 @@ def report_denials(middleware: CredentialMiddleware, worker: RotationWorker) -> 
         event = DenialsExceeded(plugin=found.plugin, count=found.amount, source=SOURCE)
         BACKGROUND.start(partial(_emit, worker, event))
 
-    middleware.broker.admission.on_denials = tell
+    middleware.broker.authorizer.on_denials = tell
 
 
 async def _emit(worker: RotationWorker, event: DenialsExceeded) -> None:

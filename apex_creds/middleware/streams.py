@@ -26,8 +26,8 @@ from typing import Final, cast
 
 import anyio
 
-from apex_creds.middleware.call import GuardedCall
-from apex_creds.middleware.joined import Joined, character_before
+from apex_creds.middleware.call import Inside, WrappedCall
+from apex_creds.redaction.chunks import Joined, character_before
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class ChunkRedactor:
 
     __slots__ = ("_call", "_held", "_joined", "_kind")
 
-    def __init__(self, call: GuardedCall) -> None:
+    def __init__(self, call: WrappedCall) -> None:
         self._call = call
         self._held = b""
         self._kind: type[str | bytes | bytearray] = str
@@ -51,7 +51,7 @@ class ChunkRedactor:
 
     def feed(self, chunk: object) -> list[object]:
         """What can be passed on now; what might begin a secret is kept for later."""
-        if chunk is None or self._call.redactor.idle:
+        if chunk is None or not self._call.redeemed:
             return [self._call.clean(chunk, where="chunk")]
         if isinstance(chunk, memoryview):
             chunk = bytes(chunk)
@@ -103,7 +103,7 @@ class ChunkRedactor:
         return bytearray(data) if issubclass(self._kind, bytearray) else data
 
 
-def guard_async(stream: AsyncIterator[object], call: GuardedCall) -> AsyncIterator[object]:
+def guard_async(stream: AsyncIterator[object], call: WrappedCall) -> AsyncIterator[object]:
     """``stream``, guarded; an async generator."""
     guarded = _async_steps(stream, call)
     _finish_when_dropped(guarded, call)
@@ -113,7 +113,7 @@ def guard_async(stream: AsyncIterator[object], call: GuardedCall) -> AsyncIterat
     return guarded
 
 
-def guard_sync(stream: Iterator[object], call: GuardedCall) -> Iterator[object]:
+def guard_sync(stream: Iterator[object], call: WrappedCall) -> Iterator[object]:
     """``stream``, guarded; a generator."""
     guarded = _sync_steps(stream, call)
     _finish_when_dropped(guarded, call)
@@ -122,7 +122,7 @@ def guard_sync(stream: Iterator[object], call: GuardedCall) -> Iterator[object]:
 
 
 async def _async_steps(  # noqa: C901 - a generator can't hand its yields to a helper
-    stream: AsyncIterator[object], call: GuardedCall
+    stream: AsyncIterator[object], call: WrappedCall
 ) -> AsyncGenerator[object, object]:
     outcome, chunks = "closed", ChunkRedactor(call)
     chunk: object = None
@@ -135,7 +135,7 @@ async def _async_steps(  # noqa: C901 - a generator can't hand its yields to a h
         except Exception as error:
             thrown = error
         while True:
-            with call.inside():
+            with Inside(call):
                 chunk = await _next_async(stream, sent, thrown)
             sent = thrown = None
             for clean in chunks.feed(chunk):
@@ -164,7 +164,7 @@ async def _async_steps(  # noqa: C901 - a generator can't hand its yields to a h
 
 
 def _sync_steps(  # noqa: C901 - as _async_steps
-    stream: Iterator[object], call: GuardedCall
+    stream: Iterator[object], call: WrappedCall
 ) -> Generator[object, object, object]:
     outcome, chunks = "closed", ChunkRedactor(call)
     chunk: object = None
@@ -178,7 +178,7 @@ def _sync_steps(  # noqa: C901 - as _async_steps
         except Exception as error:
             thrown = error
         while True:
-            with call.inside():
+            with Inside(call):
                 chunk = _next_sync(stream, sent, thrown)
             sent = thrown = None
             for clean in chunks.feed(chunk):
@@ -208,7 +208,7 @@ def _sync_steps(  # noqa: C901 - as _async_steps
     return result
 
 
-def _cleaned(result: object, call: GuardedCall) -> tuple[object, BaseException | None]:
+def _cleaned(result: object, call: WrappedCall) -> tuple[object, BaseException | None]:
     try:
         return call.clean(result, where="result"), None
     except Exception as error:
@@ -249,7 +249,7 @@ def _next_sync(stream: Iterator[object], sent: object, thrown: BaseException | N
 
 
 async def _close_in_time(
-    stream: AsyncIterator[object], call: GuardedCall
+    stream: AsyncIterator[object], call: WrappedCall
 ) -> BaseException | None:
     """Closes the plugin's stream; returns what that raised, without secrets.
 
@@ -272,10 +272,10 @@ async def _close_in_time(
 
 
 async def _close_async(
-    close: Callable[[], Awaitable[object]], call: GuardedCall, scope: anyio.CancelScope
+    close: Callable[[], Awaitable[object]], call: WrappedCall, scope: anyio.CancelScope
 ) -> BaseException | None:
     try:
-        with call.inside():
+        with Inside(call):
             await close()
     except asyncio.CancelledError as error:
         if scope.cancel_called:
@@ -286,17 +286,17 @@ async def _close_async(
     return None
 
 
-def _close_sync(stream: Iterator[object], call: GuardedCall) -> BaseException | None:
+def _close_sync(stream: Iterator[object], call: WrappedCall) -> BaseException | None:
     close = getattr(stream, "close", None)
     if close is None:
         return None
     try:
-        with call.inside():
+        with Inside(call):
             close()
     except BaseException as error:
         return call.clean_error(error)
     return None
 
 
-def _finish_when_dropped(guarded: object, call: GuardedCall) -> None:
+def _finish_when_dropped(guarded: object, call: WrappedCall) -> None:
     weakref.finalize(guarded, call.finish, "abandoned").atexit = False

@@ -9,7 +9,7 @@ import tempfile
 import pytest
 
 from apex_creds.cli.demo import checks, scenario
-from apex_creds.middleware.redact import Redactor
+from apex_creds.redaction.redactor import Redactor
 
 
 @pytest.fixture

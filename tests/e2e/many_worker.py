@@ -23,8 +23,8 @@ import anyio
 from anyio import to_thread
 
 from apex_creds.errors import AccessDeniedError, ApexCredsError, StorageError
+from apex_creds.leases.broker import find_open
 from apex_creds.leases.handle import CredentialHandle
-from apex_creds.leases.lease import find_lease
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey
 from apex_creds.policy.manifest import Manifest, parse_manifest
@@ -153,7 +153,7 @@ class Worker:
             await anyio.sleep(0.02)
 
     async def held(self, credentials: dict[str, CredentialHandle]) -> None:
-        lease = find_lease(credentials[GATE]._id)
+        lease = find_open(credentials[GATE]._id)[0]
         say("hold", lease.id)
         while lease.ended is None:
             await anyio.sleep(0.02)

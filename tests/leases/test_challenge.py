@@ -30,9 +30,8 @@ from apex_creds.errors import (
     LeaseEndedError,
     RequestNotAllowedError,
 )
-from apex_creds.leases.invocation import current_credentials
-from apex_creds.middleware.call import GuardedCall
-from apex_creds.middleware.observe import ObservedInside
+from apex_creds.leases.handle import current_credentials
+from apex_creds.middleware.call import WrappedCall
 from apex_creds.vault import marking
 from tests.support.worlds import KEY, World, manifest_for, world_in
 
@@ -82,9 +81,16 @@ class _NoStep:
 
     def leave(self, outer: object) -> None: ...
 
+    def finish(self, outcome: str) -> None: ...
 
-def _observed(call: GuardedCall) -> ObservedInside:
-    return ObservedInside(call.invocation, _NoStep())  # type: ignore[arg-type]
+
+def _begun_observed(middleware: CredentialMiddleware, *how: object) -> WrappedCall:
+    call = _begin(middleware, *how)
+    call.step = _NoStep()
+    return call
+
+
+_begin = CredentialMiddleware._begin
 
 
 async def read(name: str = "key", **how: object) -> str:
@@ -280,7 +286,7 @@ async def test_a_plugin_neither_sees_nor_names_who_signs(tmp_path, observed, mon
         return seen is None
 
     if observed:
-        monkeypatch.setattr(GuardedCall, "inside", _observed)
+        monkeypatch.setattr(CredentialMiddleware, "_begin", _begun_observed)
     async with marked(tmp_path) as (world, client):
         planted = Client(client._key, world.vault.vault_id)
         assert await world.call(plants, planted)

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from apex_creds.errors import AccessDeniedError, HandleExpiredError, LeaseEndedError
-from apex_creds.leases import deadlines
+from apex_creds.leases import lease as lease_module
 from tests.support.clocks import TwoClocks
 from tests.support.worlds import KEY, World, world_in
 
@@ -69,7 +69,7 @@ async def test_what_is_revealed_is_wiped_soon_after_a_sleep_that_was_too_long(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop's timer for the deadline has slept with the machine."""
-    monkeypatch.setattr(deadlines, "LONGEST_SLEEP", 0.01)
+    monkeypatch.setattr(lease_module, "LONGEST_SLEEP", 0.01)
 
     async def plugin(credentials):
         async with credentials["key"].reveal() as secret:

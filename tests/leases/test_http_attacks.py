@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from apex_creds.errors import RequestNotAllowedError
-from apex_creds.leases.pools import _AT_ONCE, Key
+from apex_creds.leases.connection_pool import _AT_ONCE, Key
 from apex_creds.model import ApiKey
 from tests.support.loopback import Server, ok, server
 from tests.support.loops import WITHIN
@@ -260,8 +260,8 @@ async def test_origins_that_are_refused_are_not_remembered(world: World, here: S
 
     await world.call(plugin, needs=(NEED,))
     key = Key("demo", (await world.vault.find("web")).info.id)
-    pool = await world.middleware.broker.pools.here(key)
-    assert [str(origin) for origin in pool._turns] == [here.origin]
+    pool = await world.middleware.broker.connections.here(key)
+    assert [str(origin) for origin in pool._places] == [here.origin]
 
 
 # -- what a server may take for another request ----------------------------------------------

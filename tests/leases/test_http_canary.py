@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, unquote_plus
 import httpx
 import pytest
 
-from apex_creds.leases.invocation import current_credentials
+from apex_creds.leases.handle import current_credentials
 from apex_creds.model import ApiKey
 from tests.leases.test_http import found_from, frames_of, here  # noqa: F401
 from tests.support.loopback import Server, ok

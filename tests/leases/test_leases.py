@@ -210,9 +210,9 @@ async def test_an_end_in_another_thread_leaves_nothing_revealed(world: World) ->
     async def plugin(credentials):
         for _ in range(200):
             narrow = credentials["key"].attenuate()
-            from apex_creds.leases.lease import REGISTRY
+            from apex_creds.leases.broker import _OPEN
 
-            lease = REGISTRY[narrow.id]
+            lease = _OPEN[narrow.id][0]
             ender = threading.Thread(target=lease.end)
             ender.start()
             reveal = narrow.reveal()
@@ -499,11 +499,11 @@ async def test_what_was_passed_on_is_of_no_use_when_the_call_is_over(
 
 
 async def test_narrower_handles_leave_nothing_behind(world: World) -> None:
-    from apex_creds.leases.lease import REGISTRY
+    from apex_creds.leases.broker import _OPEN
 
     async def plugin(credentials):
         handle = credentials["key"]
-        parent = REGISTRY[handle.id]
+        parent = _OPEN[handle.id][0]
         for _ in range(50):
             narrower = handle.attenuate(ttl=1)
             world.clock.now += 1

@@ -227,7 +227,7 @@ async def test_counts_stay_when_the_policy_changes(world: World) -> None:
 async def test_too_many_denials_are_told_once_and_refuse_more(world: World) -> None:
     write(world, limit(3, "plugin", "denials"))
     told: list[DenialsExceeded] = []
-    world.middleware.broker.admission.on_denials = told.append
+    world.middleware.broker.authorizer.on_denials = told.append
 
     async def snoop(credentials) -> list[str]:
         found = []
@@ -278,7 +278,7 @@ async def test_denials_are_limited_without_being_told_to(world: World, policy: s
 
 async def test_a_listener_that_fails_undoes_no_refusal(world: World, caplog) -> None:
     write(world, limit(1, "plugin", "denials"))
-    world.middleware.broker.admission.on_denials = lambda event: 1 / 0  # type: ignore[assignment]
+    world.middleware.broker.authorizer.on_denials = lambda event: 1 / 0  # type: ignore[assignment]
 
     async def snoop(credentials) -> None:
         for error in (AccessDeniedError, RateLimitedError):

@@ -12,8 +12,8 @@ import anyio
 import httpx
 import pytest
 
-from apex_creds.leases import pools as pools_module
-from apex_creds.leases.pools import _IDLE, _MOST, Key, Pools
+from apex_creds.leases import connection_pool
+from apex_creds.leases.connection_pool import _IDLE, _MOST, ConnectionPools, Key
 from apex_creds.model import ApiKey, Origin
 from tests.support.loopback import server
 from tests.support.worlds import World
@@ -60,9 +60,9 @@ def origin() -> Iterator[Origins]:
         thread.join()
 
 
-async def get(pools: Pools, origin: Origins, key: Key = KEY) -> int:
+async def get(pools: ConnectionPools, origin: Origins, key: Key = KEY) -> int:
     pool = await pools.here(key)
-    turn = await pool.turn(origin.origin, patience=None)
+    turn = await pool.permit(origin.origin, patience=None)
     try:
         request = httpx.Request("GET", origin.url)
         response = await pool.transport.handle_async_request(request)
@@ -73,9 +73,9 @@ async def get(pools: Pools, origin: Origins, key: Key = KEY) -> int:
         turn.done()
 
 
-def get_blocking(pools: Pools, origin: Origins, key: Key = KEY) -> int:
+def get_blocking(pools: ConnectionPools, origin: Origins, key: Key = KEY) -> int:
     pool = pools.entered(key)
-    turn = pool.turn(origin.origin, patience=None)
+    turn = pool.permit(origin.origin, patience=None)
     try:
         request = httpx.Request("GET", origin.url)
         response = pool.transport.handle_request(request)
@@ -136,7 +136,7 @@ async def test_a_handle_that_was_passed_on_does_not_share_its_givers_connection(
 
 def test_loops_in_a_row_have_pools_of_their_own(origin: Origins) -> None:
     """Each ended loop closed its connections itself: no socket waits for the collector."""
-    pools = Pools(None, None)
+    pools = ConnectionPools(None, None)
     for _ in range(4):
         assert asyncio.run(get(pools, origin)) == 200
         gc.collect()
@@ -147,7 +147,7 @@ def test_loops_in_a_row_have_pools_of_their_own(origin: Origins) -> None:
 
 
 def test_loops_side_by_side_have_pools_of_their_own(origin: Origins) -> None:
-    pools, begin, done = Pools(None, None), threading.Barrier(8), []
+    pools, begin, done = ConnectionPools(None, None), threading.Barrier(8), []
 
     async def twice() -> list[int]:
         begin.wait()
@@ -166,7 +166,7 @@ def test_loops_side_by_side_have_pools_of_their_own(origin: Origins) -> None:
 
 
 def test_a_loop_that_was_closed_without_its_last_steps_is_dropped(origin: Origins) -> None:
-    pools = Pools(None, None)
+    pools = ConnectionPools(None, None)
     loop = asyncio.new_event_loop()
     assert loop.run_until_complete(get(pools, origin)) == 200
     pool = loop.run_until_complete(pools.here(KEY))
@@ -179,7 +179,7 @@ def test_a_loop_that_was_closed_without_its_last_steps_is_dropped(origin: Origin
 
 def test_one_loop_closes_what_another_still_uses(origin: Origins) -> None:
     """The other loop closes its own connections, without being waited for."""
-    pools, made, closed = Pools(None, None), threading.Event(), threading.Event()
+    pools, made, closed = ConnectionPools(None, None), threading.Event(), threading.Event()
     left: list[int] = []
 
     async def elsewhere() -> None:
@@ -205,9 +205,9 @@ async def test_pools_that_are_idle_are_closed(
     origin: Origins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(pools_module.time, "monotonic", lambda: now[0])
-    pools = Pools(None, None)
-    busy = await (await pools.here(OTHER)).turn(None, patience=None)
+    monkeypatch.setattr(connection_pool.time, "monotonic", lambda: now[0])
+    pools = ConnectionPools(None, None)
+    busy = await (await pools.here(OTHER)).permit(None, patience=None)
     await get(pools, origin)
     await anyio.to_thread.run_sync(get_blocking, pools, origin)
     first = await pools.here(KEY)
@@ -226,8 +226,8 @@ async def test_pools_that_are_idle_are_closed(
 
 @pytest.mark.anyio
 async def test_there_are_not_more_pools_than_that(origin: Origins) -> None:
-    pools = Pools(None, None)
-    held = await (await pools.here(KEY)).turn(None, patience=None)
+    pools = ConnectionPools(None, None)
+    held = await (await pools.here(KEY)).permit(None, patience=None)
     for number in range(_MOST + 5):
         await pools.here(Key(f"plugin-{number}", "1" * 32))
         pools.entered(Key(f"plugin-{number}", "1" * 32)).leave(None)
@@ -248,7 +248,7 @@ async def test_a_pool_that_was_given_is_used_for_all_and_not_closed() -> None:
             closed.append(self)
 
     given = Given(lambda request: httpx.Response(200))
-    pools = Pools(given, None)
+    pools = ConnectionPools(given, None)
     assert (await pools.here(KEY)).transport is (await pools.here(OTHER)).transport is given
     await pools.close()
     assert closed == []

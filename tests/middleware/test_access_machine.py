@@ -31,9 +31,8 @@ from apex_creds.auth.challenge_client import ClientKey
 from apex_creds.auth.challenge_issuer import Challenger
 from apex_creds.auth.step_up import LocalResponder, answering
 from apex_creds.errors import AccessDeniedError
-from apex_creds.leases.handle import CredentialHandle
-from apex_creds.leases.invocation import current_credentials
-from apex_creds.leases.lease import find_lease
+from apex_creds.leases.broker import find_open
+from apex_creds.leases.handle import CredentialHandle, current_credentials
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey
 from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer, ConsentRequest
@@ -264,7 +263,7 @@ class Machine(RuleBasedStateMachine):
     async def plugin(self, narrow: list[str]) -> dict[str, set[Right]]:
         had = {}
         for name, handle in current_credentials().items():
-            permission = find_lease(handle.id).permission
+            permission = find_open(handle.id)[0].permission
             can = rights(handle.scopes, permission.origins, reveal=permission.reveal)
             had[name] = can
             signed = name not in self.marked or len(narrow) == 1
@@ -274,7 +273,7 @@ class Machine(RuleBasedStateMachine):
             except AccessDeniedError:
                 assert not set(narrow) <= set(handle.scopes)
                 continue
-            inner = find_lease(child.id).permission
+            inner = find_open(child.id)[0].permission
             assert rights(child.scopes, inner.origins, reveal=inner.reveal) <= can
             assert set(child.scopes) == set(narrow)
             # What is narrow stays narrow.

@@ -9,7 +9,7 @@ import pytest
 
 from apex_creds.auth.consent_queue import QueueConsent, Requests
 from apex_creds.errors import AccessDeniedError, HandleRevokedError, LeaseEndedError
-from apex_creds.leases.invocation import current_credentials
+from apex_creds.leases.handle import current_credentials
 from apex_creds.policy.consent import (
     CallbackConsent,
     Choice,
@@ -424,7 +424,7 @@ async def test_the_switch_asks_about_every_new_version(tmp_path):
         policy = world.where / "home" / "security" / "policy.toml"
         policy.write_text('version = 1\n[grants]\nnew_version = "ask"\n')
         policy.chmod(0o600)
-        world.middleware.broker.admission.reload()
+        world.middleware.broker.authorizer.reload()
         assert await world.call(read_key, needs=(NEED,)) == "[redacted:key]"
         with pytest.raises(AccessDeniedError):
             await world.call(read_key, needs=({**NEED, "reason": "other words"},))
@@ -464,7 +464,7 @@ async def test_normal_is_allowed_where_the_policy_says_so(tmp_path):
         policy = world.where / "home" / "security" / "policy.toml"
         policy.write_text('version = 1\n[levels.normal]\ndecision = "allow"\n')
         policy.chmod(0o600)
-        world.middleware.broker.admission.reload()
+        world.middleware.broker.authorizer.reload()
         from apex_creds.model import ApiKey
 
         await world.vault.put("ungranted", ApiKey("never-granted"), sensitivity="normal")

@@ -25,7 +25,7 @@ from apex_creds.errors import (
     SecretLeakError,
 )
 from apex_creds.fs.home import audit_directory
-from apex_creds.leases.invocation import current_credentials
+from apex_creds.leases.handle import current_credentials
 from apex_creds.model import ApiKey
 from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer
 from apex_creds.policy.grants import GrantDecision
@@ -293,7 +293,7 @@ RUNTIME = """
 import sys
 import anyio
 from apex_creds import *
-from apex_creds.leases.invocation import current_credentials
+from apex_creds.leases.handle import current_credentials
 
 manifest = parse_manifest({"id": "demo", "version": "1.0.0",
                            "credentials": [{"name": "key", "access": "reveal"}]})

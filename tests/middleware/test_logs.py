@@ -16,9 +16,8 @@ import rich.logging
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import AuditUnavailableError, EventLoopError, StorageStaleError
-from apex_creds.leases.broker import LeaseBroker
-from apex_creds.leases.recent import MANY
-from apex_creds.middleware import CredentialMiddleware, logs
+from apex_creds.leases.broker import MANY_RECENT, LeaseBroker
+from apex_creds.middleware import CredentialMiddleware, log_filter
 from apex_creds.model import ApiKey
 from tests.support.slots import open_slots
 from tests.support.worlds import KEY, World, manifest_for
@@ -543,9 +542,9 @@ async def test_what_is_looked_for_in_no_invocation_is_bounded(world: World) -> N
         manifest = manifest_for("key")
         action = id = ""
 
-    for version in range(2, MANY + 10):
-        recent.note(("key", version), redeemed.record, Caller())
-    assert len(recent.all()) == MANY
+    for version in range(2, MANY_RECENT + 10):
+        recent.register(("key", version), redeemed.record, Caller())
+    assert len(recent.all()) == MANY_RECENT
     assert ("key", 1) not in recent.all()
 
 
@@ -576,8 +575,8 @@ async def test_logging_never_raises(world: World, collected: Collect, make) -> N
 
 
 async def test_the_hook_is_counted_and_taken_back(world: World) -> None:
-    for left in [ref for ref in logs._brokers if ref() is not world.middleware.broker]:
-        logs._forget(left)  # of a test that failed or dropped its middleware
+    for left in [ref for ref in log_filter._brokers if ref() is not world.middleware.broker]:
+        log_filter._forget(left)  # of a test that failed or dropped its middleware
     hooked = logging.Filterer.filter
     second = CredentialMiddleware(world.vault)
     assert logging.Filterer.filter is hooked

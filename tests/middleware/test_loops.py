@@ -184,7 +184,7 @@ def test_denials_reach_the_worker_when_the_loop_has_ended(opened: Opened) -> Non
         report_denials(opened.middleware, worker)
 
     asyncio.run(begin())
-    opened.middleware.broker.admission.on_denials(
+    opened.middleware.broker.authorizer.on_denials(
         rate_limits.DenialsExceeded("rule", "plugin", "demo", "key", 2, 60, opened.clock.time())
     )
     assert heard.wait(WITHIN)

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from apex_creds.errors import AccessDeniedError
-from apex_creds.leases.invocation import current_credentials
+from apex_creds.leases.handle import current_credentials
 from apex_creds.middleware.reporting import report_denials
 from apex_creds.scheduler.rotation_state import DenialsExceeded
 from apex_creds.scheduler.worker import RotationWorker
@@ -51,4 +51,4 @@ def limit(world: World) -> None:
     path = world.where / "home" / "security" / "policy.toml"
     path.write_text(POLICY)
     path.chmod(0o600)
-    world.middleware.broker.admission.reload()
+    world.middleware.broker.authorizer.reload()

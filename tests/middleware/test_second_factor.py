@@ -11,7 +11,7 @@ import pytest
 from apex_creds.auth.enrolment import Factors
 from apex_creds.auth.second_factor import Subject
 from apex_creds.errors import AccessDeniedError, HandleRevokedError
-from apex_creds.leases.invocation import current_credentials
+from apex_creds.leases.handle import current_credentials
 from apex_creds.model import ApiKey
 from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer, ConsentRequest
 from tests.support.worlds import World, world_in
@@ -54,7 +54,7 @@ async def critical(where, policy: str = "", **options) -> AsyncIterator[tuple[Wo
             path = world.where / "home" / "security" / "policy.toml"
             path.write_text(policy)
             path.chmod(0o600)
-            world.middleware.broker.admission.reload()
+            world.middleware.broker.authorizer.reload()
         factors = Factors(world.vault)
         with factors.begin("phone") as new:
             phone.seed = new.seed.expose_bytes()

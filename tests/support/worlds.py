@@ -16,7 +16,7 @@ from apex_creds.audit import AuditEvent, verify
 from apex_creds.audit.verify import read
 from apex_creds.clocks import Clock
 from apex_creds.crypto.memory import arena
-from apex_creds.leases.lease import REGISTRY
+from apex_creds.leases.broker import _OPEN
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken
 from apex_creds.policy.manifest import Manifest, parse_manifest
@@ -97,10 +97,10 @@ class World:
         import threading
 
         gc.collect()
-        before = (arena().open_slots, threading.active_count(), len(REGISTRY))
+        before = (arena().open_slots, threading.active_count(), len(_OPEN))
         yield
         gc.collect()
-        after = (arena().open_slots, threading.active_count(), len(REGISTRY))
+        after = (arena().open_slots, threading.active_count(), len(_OPEN))
         assert after[0] <= before[0]
         assert after[2] <= before[2]
         assert self.middleware.broker.open_leases == 0

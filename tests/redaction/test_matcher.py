@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.middleware import needles as module
-from apex_creds.middleware.marks import SHORTEST, mark_of, marks
-from apex_creds.middleware.needles import Needles
+from apex_creds.redaction import matcher as module
+from apex_creds.redaction.matcher import SHORTEST, Needles, mark_of, marks
 
 SECRETS = st.lists(st.text("xy", min_size=SHORTEST, max_size=9), min_size=1, max_size=4)
 REPEATED = (b"x", b"xy", b"xxy", b"x" * 40 + b"y")

@@ -20,10 +20,10 @@ from typing import Final
 
 from apex_creds.errors import ApexCredsError
 from apex_creds.leases.broker import LeaseBroker
-from apex_creds.leases.invocation import current_invocation
-from apex_creds.middleware.call import GuardedInvocation
-from apex_creds.middleware.redact import Redactor
-from apex_creds.middleware.stray import StrayRedactor
+from apex_creds.leases.lease import current_invocation
+from apex_creds.middleware.call import WrappedCall
+from apex_creds.middleware.unscoped_output import UnscopedRedactor
+from apex_creds.redaction.redactor import Redactor
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _WHERE: Final = "log"
@@ -32,7 +32,7 @@ _NAMES: Final = (
     "filename", "module",
 )  # fmt: skip
 _OF_OTHERS: Final = frozenset({"asyncio", "concurrent.futures"})
-"""Loggers that tell of a failed task wherever it is collected: in any invocation."""
+"""Loggers that report a failed task where it is collected: in any invocation."""
 _OWN: Final = "apex_creds."
 _WITHHELD: Final = "[withheld]"
 
@@ -53,7 +53,7 @@ def install(broker: LeaseBroker) -> None:
 
     Hooks ``logging.Filterer.filter``, which loggers and handlers both call: whatever their
     filters add, and however a record came to a handler, it is searched behind them. Where a
-    handler has a ``filter`` of its own, its record is searched in ``logging.Handler.handle``.
+    handler overrides ``filter``, its record is searched in ``logging.Handler.handle``.
     """
     global _original, _original_handle, _brokers
     with _lock:
@@ -92,7 +92,7 @@ def _filter(self: logging.Filterer, record: logging.LogRecord) -> Passed:
 def _handle(self: logging.Handler, record: logging.LogRecord) -> Passed:
     if getattr(self.filter, "__func__", None) is _filter:
         return _original_handle(self, record)
-    passed = self.filter(record)  # a method of its own, which may call the hooked one or not
+    passed = self.filter(record)  # overridden, so that it may call the hooked one or not
     if passed:
         shown = _passed_on(passed, record)
         _search(shown)
@@ -111,15 +111,15 @@ def _passed_on(passed: Passed, record: logging.LogRecord) -> logging.LogRecord:
 def _search(record: logging.LogRecord) -> None:
     invocation = current_invocation()
     if invocation is None or str(record.name) in _OF_OTHERS:
-        _redact_stray(record)
+        _redact_unscoped(record)
     while invocation is not None:
-        if isinstance(invocation, GuardedInvocation) and not invocation.redactor.idle:
+        if isinstance(invocation, WrappedCall) and invocation.redeemed:
             _redact(record, invocation.redactor)
         invocation = invocation.parent
 
 
-def _redact_stray(record: logging.LogRecord) -> None:
-    """Searches for all that was redeemed lately, in whatever invocation."""
+def _redact_unscoped(record: logging.LogRecord) -> None:
+    """Searches for all that was redeemed lately, in any invocation."""
     # The vault's own records hold no secret, and may be written under its locks.
     own = str(record.name).startswith(_OWN) and record.name in sys.modules
     if own or getattr(_searching, "now", False):
@@ -128,7 +128,7 @@ def _redact_stray(record: logging.LogRecord) -> None:
         broker = known()
         if broker is not None and broker.recent:
             _searching.now = True
-            redactor = StrayRedactor(broker)
+            redactor = UnscopedRedactor(broker)
             try:
                 _redact(record, redactor)
             finally:

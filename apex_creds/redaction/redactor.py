@@ -1,8 +1,9 @@
-"""Redaction of what a plugin gives back: values, stream chunks, exceptions.
+"""Replaces secrets in what a plugin returned, raised, logged or streams.
 
-Guarantee: a secret that was redeemed in the invocation does not pass in ``str``, ``bytes``,
-exceptions and nested containers of them; each leak is audited once. If the search can't be
-made (the secret can't be opened any more), the value is withheld, not passed.
+Guarantee: a secret that ``SecretSource`` names does not pass in ``str``, ``bytes``, exceptions
+and nested containers of them, in any spelling; what was found is reported before the value is
+passed on. If the search can't be made (a secret can't be opened any more), the value is
+withheld, not passed.
 """
 
 from __future__ import annotations
@@ -10,75 +11,124 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import UserString
-from collections.abc import Iterable, Iterator
-from enum import StrEnum
+from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from types import GetSetDescriptorType, MemberDescriptorType
-from typing import Final
+from typing import Final, Protocol, Self
 
-from apex_creds.audit.events import AuditEvent, EventKind
+import msgspec
+
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.records import Record
-from apex_creds.errors import ApexCredsError, SecretLeakError
-from apex_creds.leases.broker import LeaseBroker
-from apex_creds.leases.invocation import Invocation
-from apex_creds.leases.recent import Key
-from apex_creds.middleware import frames
-from apex_creds.middleware.containers import Walk
-from apex_creds.middleware.marks import LONG, SHORTEST, mark_of, marks
-from apex_creds.middleware.needles import Needles
-from apex_creds.telemetry import instruments
-from apex_creds.vault import Opened
+from apex_creds.errors import SecretLeakError
+from apex_creds.redaction.containers import Walk, clear_frames
+from apex_creds.redaction.matcher import LONG, SHORTEST, Needles, mark_of, marks
 
-_PLAIN: Final = (int, float, complex, bool, type(None))
+PLAIN: Final = frozenset({int, float, complex, bool, type(None)})
+"""What has no text in it."""
 _PUBLIC_PARTS: Final = frozenset({"user"})
 _RAISED: Final = "exception"
 _LONGEST: Final = 200
+_MANY: Final = 2_000
+_LARGE: Final = 1 << 18
 _holding = threading.RLock()  # garbage is collected anywhere, and may be logged about
 
+Key = tuple[str, int]
+"""A credential's name and version."""
 
-class OnLeak(StrEnum):
-    """What happens when a secret is found: it is replaced, or the invocation fails."""
 
-    REDACT = "redact"
-    ERROR = "error"
+class OpenSecret(Protocol):
+    """A secret's parts in locked memory, for the search; left by ``with``."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parts."""
+
+    def view(self, part: str = "") -> memoryview:
+        """A part where it lies."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class SecretSource(Protocol):
+    """The secrets to search for, opened while they are searched for."""
+
+    @property
+    def salt(self) -> SecretBytes:
+        """The key of marks."""
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to search for."""
+
+    def names(self) -> list[Key]:
+        """Which secrets."""
+
+    def open(self, key: Key) -> OpenSecret | None:
+        """One of them; None: it is not searched for any more.
+
+        Raises:
+            SecretLeakError: It can't be opened, so that nothing may pass.
+        """
+
+
+OnFound = Callable[[str, str], object]
+"""Gets the name of a credential whose secret was found, and where it was."""
 
 
 class Redactor:
-    """Searches one invocation's output for what was redeemed in it.
+    """Searches output for the secrets of one source.
 
     Needles are built when there is first something to search, and wiped by ``close``. They
     are built again for what comes later and may have a secret in it, by its marks.
+
+    Args:
+        source: What to search for.
+        on_found: Called for each secret that was found in a value, before it is passed on;
+            what it raises keeps the value back.
+        marks: Where marks of secrets are kept, by their keys, beyond this one.
     """
 
     __slots__ = (
-        "_broker", "_closed", "_holders", "_invocation", "_known", "_marks", "_needles",
-        "leaks",
-    )  # fmt: skip
+        "_closed",
+        "_holders",
+        "_known",
+        "_marking",
+        "_marks",
+        "_needles",
+        "_on_found",
+        "_source",
+    )
 
-    def __init__(self, broker: LeaseBroker, invocation: Invocation) -> None:
-        self._broker = broker
-        self._invocation = invocation
+    def __init__(
+        self,
+        source: SecretSource,
+        *,
+        on_found: OnFound,
+        marks: dict[Key, frozenset[int]] | None = None,
+    ) -> None:
+        self._source = source
+        self._on_found = on_found
         self._needles: Needles | None = None
-        self._known: set[tuple[str, int]] = set()
-        self._marks: dict[Key, frozenset[int]] = {}
+        self._known: set[Key] = set()
+        self._marking = marks is not None
+        self._marks: dict[Key, frozenset[int]] = {} if marks is None else marks
         self._holders = 0
         self._closed = False
-        self.leaks: set[tuple[str, str]] = set()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing was redeemed, so that there is nothing to look for."""
-        return not self._invocation.used
+        """Whether there is nothing to search for."""
+        return not self._source
 
     def value(self, value: object, *, where: str) -> object:
         """``value`` without secrets; the same object if it has none.
 
         Args:
             value: Any object; containers are copied where something in them changes.
-            where: ``result``, ``chunk``, ``log`` or ``exception``, for the audit event.
+            where: ``result``, ``chunk``, ``log`` or ``exception``, for the report.
         """
-        if self.idle or isinstance(value, _PLAIN):
+        if type(value) in PLAIN or self.idle:
             return value
         if self._closed:
             with self.held():
@@ -105,7 +155,7 @@ class Redactor:
         finally:
             self._let_go()
         for name in sorted(found):
-            self._report(name, where)
+            self._on_found(name, where)
         return clean
 
     def exception(self, error: BaseException) -> BaseException:
@@ -120,16 +170,16 @@ class Redactor:
             return self._exception(error, set())
 
     def needles(self) -> Needles:
-        """What to look for, up to date with what was redeemed.
+        """What to search for, up to date with what was redeemed.
 
         Raises:
             SecretLeakError: A secret can't be opened for the search.
         """
         if self._needles is None:
             self._needles = Needles()
-        for key, record in self._used():
+        for key in self._source.names():
             if key not in self._known:
-                self._add(self._needles, record)
+                self._add(self._needles, key)
                 self._known.add(key)
         return self._needles
 
@@ -152,9 +202,6 @@ class Redactor:
 
     # -- inside ------------------------------------------------------------------
 
-    def _used(self) -> list[tuple[Key, Record]]:
-        return list(self._invocation.used.items())
-
     def _let_go(self) -> None:
         if not self._closed:
             return
@@ -166,44 +213,26 @@ class Redactor:
         if needles is not None:
             needles.close()
 
-    def _add(self, needles: Needles, record: Record) -> None:
-        opened = self._reopen(record)
+    def _add(self, needles: Needles, key: Key) -> None:
+        opened = self._source.open(key)
         if opened is None:
-            raise SecretLeakError(
-                "The plugin's output can't be searched for secrets, so it is withheld.",
-                hint="The credential was deleted or the vault sealed meanwhile.",
-            )
-        made = self._take(needles, record, opened)
-        if self._closed:
-            self._mark(record, made)
-
-    def _suspected(self, data: bytes) -> bool:
-        """Whether a secret may be in ``data``: one that has no marks yet, or by them."""
-        known, keys = self._marks, [key for key, _ in self._used()]
-        if len(data) >= LONG or not all(key in known for key in keys):
-            return True
-        found = marks(data, self._broker.recent.salt)
-        return any(not found.isdisjoint(known[key]) for key in keys)
-
-    def _mark(self, record: Record, made: Iterable[SecretBytes]) -> None:
-        salt = self._broker.recent.salt
-        key = record.info.name, record.info.version
-        self._marks[key] = frozenset(mark_of(spelling.view(), salt) for spelling in made)
-
-    def _take(self, needles: Needles, record: Record, opened: Opened) -> list[SecretBytes]:
-        """Looks for each part; returns all their spellings, which the needles own."""
-        made: list[SecretBytes] = []
+            return
+        made: list[SecretBytes] = []  # the spellings, which the needles own
         with opened:
             for part in set(opened.names) - _PUBLIC_PARTS:
                 with opened.view(part) as view:
-                    made += needles.add(record.info.name, view)
-        return made
+                    made += needles.add(key[0], view)
+        if self._closed or self._marking:
+            salt = self._source.salt
+            self._marks[key] = frozenset(mark_of(spelling.view(), salt) for spelling in made)
 
-    def _reopen(self, record: Record) -> Opened | None:
-        try:
-            return self._broker.reopen(record)
-        except ApexCredsError:
-            return None
+    def _suspected(self, data: bytes) -> bool:
+        """Whether a secret may be in ``data``: one that has no marks yet, or by them."""
+        known, keys = self._marks, self._source.names()
+        if len(data) >= LONG or not all(key in known for key in keys):
+            return True
+        found = marks(data, self._source.salt)
+        return any(not found.isdisjoint(known[key]) for key in keys)
 
     def _walk(self, value: object, where: str, seen: set[int]) -> object:
         return Walk(lambda leaf: self._leaf(leaf, where, seen)).clean(value)
@@ -239,13 +268,14 @@ class Redactor:
         if id(error) in seen:
             return True
         seen.add(id(error))
-        frames.clear(error)
+        clear_frames(error)
         clean = self._clean_fields(error, seen)
         linked = [error.__cause__, error.__context__]
         if isinstance(error, BaseExceptionGroup):
             linked += error.exceptions
-        rest = _each(self._clean_chain(other, seen) for other in linked if other is not None)
-        return clean and rest and self._is_clean(error)
+        # All of them, also after one that is not clean.
+        rest = [self._clean_chain(other, seen) for other in linked if other is not None]
+        return clean and all(rest) and self._is_clean(error)
 
     def _clean_fields(self, error: BaseException, seen: set[int]) -> bool:
         error.args = tuple(self._walk(arg, _RAISED, seen) for arg in error.args)
@@ -271,27 +301,6 @@ class Redactor:
             if self.text(shown, where=_RAISED) != shown:
                 return False
         return True
-
-    def _report(self, name: str, where: str) -> None:
-        if (name, where) in self.leaks:
-            return
-        invocation, manifest = self._invocation, self._invocation.manifest
-        self._broker.log(
-            AuditEvent(
-                time=self._broker.clock.time(),
-                kind=EventKind.LEAK,
-                plugin=manifest.plugin,
-                plugin_version=manifest.version,
-                action=invocation.action,
-                invocation=invocation.id,
-                credential=name,
-                outcome="redacted",
-                detail=where,
-            ),
-            flush=True,
-        )
-        self.leaks.add((name, where))
-        instruments.leaked(where)
 
 
 def class_of(error: BaseException) -> str:
@@ -325,11 +334,6 @@ def withheld(error: BaseException, why: str, *, kind: str = "an exception") -> B
     return error
 
 
-def _each(results: Iterable[bool]) -> bool:
-    """Whether all are true, without stopping at the first that is not."""
-    return False not in list(results)
-
-
 def _slots(cls: type) -> Iterator[str]:
     """The attributes of an exception that are in none of its dictionaries."""
     for base in cls.__mro__:
@@ -337,3 +341,30 @@ def _slots(cls: type) -> Iterator[str]:
             slot = isinstance(found, MemberDescriptorType | GetSetDescriptorType)
             if slot and not name.startswith("__") and name != "args":
                 yield name
+
+
+def is_large(value: object) -> bool:
+    """Whether it has more than 2000 parts, or 256 KiB: an event loop would feel its search."""
+    ahead, parts, size = [value], 0, 0
+    while ahead:
+        item = ahead.pop()
+        parts += 1
+        if isinstance(item, str | bytes | bytearray):
+            size += len(item)
+        else:
+            inside = _parts(item)
+            parts += len(inside)
+            ahead += inside if parts <= _MANY else []
+        if parts > _MANY or size > _LARGE:
+            return True
+    return False
+
+
+def _parts(item: object) -> list[object]:
+    if isinstance(item, dict):
+        return [*item.keys(), *item.values()]
+    if isinstance(item, list | tuple | set | frozenset):
+        return list(item)
+    if isinstance(item, msgspec.Struct):
+        return [getattr(item, name) for name in item.__struct_fields__]
+    return list(getattr(item, "__dict__", {}).values())

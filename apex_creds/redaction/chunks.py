@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from apex_creds.middleware.needles import SHORTEST
-from apex_creds.middleware.redact import Redactor
+from apex_creds.redaction.matcher import SHORTEST
+from apex_creds.redaction.redactor import Redactor
 
 _DEPTH: Final = 20
 

@@ -1,8 +1,12 @@
-"""Finds and replaces secrets in bytes, whole or cut in two.
+"""Finds and replaces secrets in bytes, whole or cut in two, and says where none can be.
 
 Guarantee: every occurrence of a needle is replaced by ``[redacted:NAME]``, also one whose
 parts come in two pieces; the needles lie in locked memory until ``close``. The work grows
 with the text and with the needles' bytes, whatever both consist of. No I/O.
+
+A mark is a keyed hash of how a needle begins, the key in locked memory; a text that has the
+needle in it has the mark among its ``marks``. A text may have one by accident: one line in a
+hundred, where there are ten thousand needles.
 """
 
 from __future__ import annotations
@@ -13,12 +17,20 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
-from apex_creds.crypto.contents import contents
-from apex_creds.crypto.encodings import spellings
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.middleware.marks import SHORTEST, mark_of, marks
+from apex_creds.redaction.secret_parts import contents
+from apex_creds.redaction.spellings import spellings
 
-__all__ = ["SHORTEST", "Needles"]
+SHORTEST: Final = 4
+"""Secrets of fewer bytes are not searched for: they would be found everywhere."""
+
+LONG: Final = 1 << 16
+"""Of so many bytes on, marks cost more than opening and searching."""
+
+_WIDE: Final = 8
+_PRIME: Final = (1 << 61) - 1
+_MASKS: Final = {SHORTEST: (1 << 20) - 1, _WIDE: (1 << 28) - 1}
+"""Fewer bits than are hashed: a mark alone does not say how a needle begins."""
 
 _PIECE: Final = 1 << 22
 """Bytes searched at once: some milliseconds, in which no other thread runs."""
@@ -37,7 +49,7 @@ class _Needle:
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Needles by their marks; what is looked for in short texts."""
+    """Needles by their marks; what is searched for in short texts."""
 
     needles: list[_Needle]
     salt: SecretBytes
@@ -45,7 +57,7 @@ class _Index:
 
 
 class Needles:
-    """What to look for."""
+    """What to search for."""
 
     def __init__(self) -> None:
         self._needles: list[_Needle] = []
@@ -53,7 +65,7 @@ class Needles:
         self._searches = 0
 
     def add(self, name: str, part: memoryview) -> list[SecretBytes]:
-        """Looks for ``part`` and what is secret in it from now on, in all spellings.
+        """Has ``part`` and what is secret in it searched for from now on, in all spellings.
 
         What is too short is passed over.
 
@@ -208,3 +220,31 @@ def _overlap(data: bytes, view: memoryview, start: int, last: int) -> int:
         size += view[size] == byte
     at = len(data) - size
     return at if at < last else len(data)
+
+
+def mark_of(needle: memoryview, salt: SecretBytes) -> int:
+    """The mark of a needle of ``SHORTEST`` bytes or more."""
+    width = _WIDE if len(needle) >= _WIDE else SHORTEST
+    with needle[:width] as beginning:
+        return _mark(int.from_bytes(beginning, "big"), width, _factor(salt))
+
+
+def marks(data: bytes, salt: SecretBytes) -> set[int]:
+    """The mark of each needle that could be in ``data``."""
+    factor, found = _factor(salt), set()
+    for width in _MASKS:
+        window, mask = 0, (1 << 8 * width) - 1
+        for byte in data[: width - 1]:
+            window = window << 8 | byte
+        for byte in data[width - 1 :]:
+            window = (window << 8 | byte) & mask
+            found.add(_mark(window, width, factor))
+    return found
+
+
+def _mark(window: int, width: int, factor: int) -> int:
+    return (window * factor % _PRIME & _MASKS[width]) * 2 + (width == _WIDE)
+
+
+def _factor(salt: SecretBytes) -> int:
+    return int.from_bytes(salt.view(), "big") | 1

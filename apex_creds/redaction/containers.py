@@ -1,17 +1,25 @@
-"""Walks through nested containers and replaces what is in them. Pure.
+"""Walks through nested containers and tracebacks, and replaces what is in them. Pure.
 
 Guarantee: a value in which nothing changes comes back as the same object; the original is
 never altered; cycles and shared parts are walked once. What is nested too deeply to be
 searched is withheld.
+
+Of a traceback only frames that are over are cleared. One of a coroutine or generator that is
+suspended belongs to whoever will resume it (clearing it would close it): the traceback is cut
+short before it, so that its variables are not reached from there either.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import gc
+import inspect
+import sys
 from collections import UserList, deque
 from collections.abc import Callable, Iterable, Mapping, MappingView
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Final, cast
 
 import msgspec
@@ -19,6 +27,12 @@ import msgspec
 _DEPTH: Final = 60
 _TOO_DEEP: Final = "[redacted: nested too deeply to be searched]"
 _CYCLE: Final = "[redacted: refers to what it is in]"
+_CAN_BE_SUSPENDED: Final = (
+    inspect.CO_COROUTINE
+    | inspect.CO_GENERATOR
+    | inspect.CO_ASYNC_GENERATOR
+    | inspect.CO_ITERABLE_COROUTINE
+)
 
 Clean = Callable[[object], object]
 
@@ -160,7 +174,8 @@ def _tuple(value: object, clean: Clean) -> object:
 
 def _attributes(value: object, clean: Clean) -> object:
     """Of a data class or namespace: what its ``__dict__`` and its fields hold."""
-    names = dict.fromkeys([*getattr(value, "__dict__", ()), *_field_names(value)])
+    fields = getattr(type(value), "__dataclass_fields__", {})
+    names = dict.fromkeys([*getattr(value, "__dict__", ()), *fields])
     before = {name: getattr(value, name) for name in names if hasattr(value, name)}
     after = {name: clean(item) for name, item in before.items()}
     if all(after[name] is before[name] for name in before):
@@ -169,10 +184,6 @@ def _attributes(value: object, clean: Clean) -> object:
     for name, item in after.items():
         object.__setattr__(twin, name, item)
     return twin
-
-
-def _field_names(value: object) -> tuple[str, ...]:
-    return tuple(getattr(type(value), "__dataclass_fields__", {}))
 
 
 def _struct(value: object, clean: Clean) -> object:
@@ -185,3 +196,42 @@ def _struct(value: object, clean: Clean) -> object:
     for name, item in after.items():
         msgspec.structs.force_setattr(twin, name, item)
     return twin
+
+
+def clear_frames(error: BaseException) -> None:
+    """Clears the frames of an exception's own traceback."""
+    step, before, kept = error.__traceback__, None, True
+    while step is not None:
+        after = step.tb_next  # also past the cut: other tracebacks may have these frames
+        over = _is_over(step.tb_frame)
+        if over:
+            with contextlib.suppress(RuntimeError):  # it is running
+                step.tb_frame.clear()
+        elif kept and not _is_running(step.tb_frame):
+            kept = False
+            if before is None:
+                error.__traceback__ = None
+            else:
+                before.tb_next = None
+        step, before = after, step
+
+
+def _is_running(frame: FrameType) -> bool:
+    """Whether a frame is being executed by this thread."""
+    step: FrameType | None = sys._getframe()
+    while step is not None:
+        if step is frame:
+            return True
+        step = step.f_back
+    return False
+
+
+def _is_over(frame: FrameType) -> bool:
+    """Whether a frame can be cleared without ending what it is a part of.
+
+    A frame owns (and so refers to) its code only once it is over; until then the
+    coroutine or generator does. Where that is not so, no frame of one is cleared.
+    """
+    if not frame.f_code.co_flags & _CAN_BE_SUSPENDED:
+        return True
+    return any(owned is frame.f_code for owned in gc.get_referents(frame))

@@ -1,8 +1,15 @@
-"""What policy says to the broker: the rules in force, what they permit, and the limits.
+"""All that a use must pass besides being alive: policy, limits, a signed challenge.
 
 Guarantee: a decision is made under the policy that is in force now; a use that is over a
-limit is refused before anything is decrypted, and audited. Without a policy file this is a
-comparison of two numbers and a look-up.
+limit is refused before anything is decrypted, and audited. A limit that is kept in the vault
+counts a use durably, by compare-and-set, before it is admitted, so that no two processes admit
+the same last one; if the count can't be written, it is not admitted.
+
+A signature is asked for only after everything else permits the use, and counts for that one
+use: by the plugin that makes it, of that credential, in its scopes. Who is asked was named by
+the runtime before the plugin's code began, never by the handle or by what runs in an
+invocation; no client, no answer in time, an answer by another, and any failure on the way to
+it are a refusal that is in the log.
 """
 
 from __future__ import annotations
@@ -10,13 +17,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+import anyio.to_thread
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.errors import ApexCredsError, RateLimitedError
-from apex_creds.leases.basis import Basis, resting
-from apex_creds.leases.invocation import Invocation, caller
+from apex_creds.auth.second_factor import Subject
+from apex_creds.auth.step_up import ChallengeGate, Responder, nobody
+from apex_creds.concurrency import LoopThread
+from apex_creds.errors import (
+    ApexCredsError,
+    ChallengeError,
+    RateLimitedError,
+    StorageLockedError,
+)
+from apex_creds.leases.lease import (
+    AccessRequest,
+    Authorization,
+    Invocation,
+    Lease,
+    caller,
+    effective_grant,
+)
 from apex_creds.model import CredentialInfo
 from apex_creds.policy.decide import REFUSALS, Decision, Permission, Reason, decide
 from apex_creds.policy.decision_cache import DecisionCache, Pins
@@ -27,22 +50,30 @@ from apex_creds.policy.rules import NO_POLICY, LimitRule, Policy
 from apex_creds.telemetry import instruments
 from apex_creds.vault import Vault
 
-if TYPE_CHECKING:
-    from apex_creds.leases.lease import Lease
-    from apex_creds.leases.shared_limits import SharedLimits
-    from apex_creds.policy.rate_limits import Breach, DenialsExceeded, RateLimits, Windows
+if TYPE_CHECKING:  # loaded where there are limits only
+    from apex_creds.policy.rate_limits import (
+        Breach,
+        DenialsExceeded,
+        LimitState,
+        Persistence,
+        RateLimits,
+        Windows,
+    )
 
+DEADLINE: Final = 10.0
+"""Seconds for a count to be written."""
+MAX_WINDOWS: Final = 5_000
+"""The document is written whole for each use that is counted."""
 _MANY: Final = 10_000
-instruments.expect_denials(reason.value for reason in REFUSALS)
+_LOCKED_DOWN: Final = Decision(reason=Reason.LOCKED_DOWN)
 _log = logging.getLogger(__name__)
+instruments.expect_denials(reason.value for reason in REFUSALS)
 
+T = TypeVar("T")
 OnDenials = Callable[["DenialsExceeded"], None]
 
 
-_LOCKED_DOWN: Final = Decision(reason=Reason.LOCKED_DOWN)
-
-
-class Asking(Protocol):
+class AccessSubject(Protocol):
     """What is decided about: an invocation, or one that is still to be made."""
 
     @property
@@ -54,17 +85,18 @@ class Asking(Protocol):
         """What it is about to do."""
 
 
-class Admission:
-    """The policy of one vault, applied.
+class Authorizer:
+    """The policy of one vault, applied to leases.
 
     Args:
         vault: Unsealed.
 
     Attributes:
-        policy: The one in force when it was looked at last.
+        policy: The one in force when it was read last.
         limited: Whether uses are counted: it has limits, or something was denied.
         shared: Those that are kept in the vault; None: there are none.
-        on_denials: Told when a plugin was refused too often, from any thread.
+        on_denials: Called when a plugin was refused too often, from any thread.
+        responder: Signs challenges where an invocation names nobody; None: nobody does.
 
     Raises:
         InvalidPolicyError: There is a policy file, and it is not valid.
@@ -79,13 +111,17 @@ class Admission:
         self._lock = threading.RLock()
         self._limits: RateLimits | None = None
         self._windows: Windows | None = None
-        self._told: dict[tuple[str, str, str], float] = {}
+        self._reported: dict[tuple[str, str, str], float] = {}
+        self._gate: ChallengeGate | None = None
         self.on_denials: OnDenials | None = None
+        self.responder: Responder | None = None
         self.shared: SharedLimits | None = None
         self.limited = False
         self.policy: Policy = NO_POLICY
         if self._source.policy is not NO_POLICY:
             self._adopt(self._source.policy)
+
+    # -- policy ------------------------------------------------------------------
 
     def policy_at(self, now: float) -> Policy:
         """The policy in force; ``now`` is on the monotonic clock, in seconds."""
@@ -96,7 +132,7 @@ class Admission:
             self._adopt(source.policy)
         return self.policy
 
-    def moved(self, lease: Lease, now: float) -> bool:
+    def is_stale(self, lease: Lease, now: float) -> bool:
         """Whether policy, or the hour that it goes by, is another than the lease's."""
         if self.policy_at(now) is not lease.policy:
             return True
@@ -104,7 +140,7 @@ class Admission:
         return recheck is not None and self._vault.ends.now() >= recheck
 
     def reload(self) -> Policy:
-        """Looks at the policy file now."""
+        """Reads the policy file now."""
         self._source.reload()
         return self.policy_at(0.0)
 
@@ -112,20 +148,21 @@ class Admission:
 
     def permission(
         self,
-        invocation: Asking,
+        subject: AccessSubject,
         need: Need,
         grants: Grants,
         info: CredentialInfo,
         now: float,
         *,
-        basis: Basis | None = None,
+        authorization: Authorization | None = None,
     ) -> Permission | None:
-        """What the policy that was looked at last permits; None: nothing, or to be asked."""
+        """What the policy that was read last permits; None: nothing, or to be asked."""
         if grants.lockdown is not None:
             return None
-        if basis is not None:
-            return self.decide(invocation, need, grants, info, basis=basis).permission
-        manifest = invocation.manifest
+        if authorization is not None:
+            decision = self.decide(subject, need, grants, info, authorization=authorization)
+            return decision.permission
+        manifest = subject.manifest
         return self._cache.permission(
             need,
             grants.find(manifest.plugin, need.name),
@@ -134,24 +171,24 @@ class Admission:
             manifest=manifest,
             grants=grants,
             policy=self.policy,
-            action=invocation.action,
+            action=subject.action,
         )
 
     def decide(
         self,
-        invocation: Asking,
+        subject: AccessSubject,
         need: Need | None,
         grants: Grants,
         info: CredentialInfo | None,
         *,
-        basis: Basis | None = None,
+        authorization: Authorization | None = None,
     ) -> Decision:
         """The decision behind ``permission``, with its reason and rule."""
         if grants.lockdown is not None:
             return _LOCKED_DOWN
-        manifest, grant, factor = invocation.manifest, None, None
+        manifest, grant, factor = subject.manifest, None, None
         if need is not None:
-            grant, factor = resting(grants, manifest.plugin, need.name, basis)
+            grant, factor = effective_grant(grants, manifest.plugin, need.name, authorization)
         keep = self.policy.keep_grants
         grant, identity = self._pins.look(manifest, grant, grants, keep=keep)
         return decide(
@@ -161,7 +198,7 @@ class Admission:
             now=self._vault.ends.now(),
             policy=self.policy,
             plugin=manifest.plugin,
-            action=invocation.action,
+            action=subject.action,
             factor=factor,
             identity=identity,
         )
@@ -212,6 +249,18 @@ class Admission:
             )
         )
 
+    def _log_change(self, change: Change) -> None:
+        # A log that can't be written refuses the next redeem by itself.
+        with contextlib.suppress(ApexCredsError):
+            self._vault.audit.append(
+                AuditEvent(
+                    time=self._vault.clock.time(),
+                    kind=EventKind.POLICY,
+                    outcome="ok" if change.ok else "InvalidPolicyError",
+                    detail=change.detail,
+                )
+            )
+
     # -- limits ------------------------------------------------------------------
 
     def admit(self, lease: Lease, invocation: Invocation) -> None:
@@ -228,26 +277,21 @@ class Admission:
         if breach is not None:
             self._refuse(invocation, lease.need.name, breach)
 
-    async def admit_shared(self, lease: Lease, invocation: Invocation) -> None:
+    async def admit_across_processes(self, lease: Lease, invocation: Invocation) -> None:
         """Counts a redeem in the vault, where there is a limit that is kept there.
 
         Raises:
             RateLimitedError: A limit is reached.
             StorageError: It could not be counted.
         """
-        shared = self.shared
-        if shared is None:
-            return
-        breach = await shared.admit(plugins_of(lease, invocation), lease.need.name)
-        if breach is not None:
-            self._refuse(invocation, lease.need.name, breach)
+        await anyio.to_thread.run_sync(self.admit_across_processes_blocking, lease, invocation)
 
-    def admit_shared_blocking(self, lease: Lease, invocation: Invocation) -> None:
-        """As ``admit_shared``, from code that can't wait."""
+    def admit_across_processes_blocking(self, lease: Lease, invocation: Invocation) -> None:
+        """As ``admit_across_processes``, from code that can't wait."""
         shared = self.shared
         if shared is None:
             return
-        breach = shared.admit_blocking(plugins_of(lease, invocation), lease.need.name)
+        breach = shared.admit(plugins_of(lease, invocation), lease.need.name)
         if breach is not None:
             self._refuse(invocation, lease.need.name, breach)
 
@@ -264,33 +308,25 @@ class Admission:
                 self._limit(self.policy)
             if self._limits is not None and self._windows is not None:
                 full += self._limits.deny(self._windows, [plugin], credential)
-        if self.shared is not None:
-            full += self._deny_shared(self.shared, plugin, credential)
+            shared = self.shared
+        if shared is not None:
+            try:
+                full += shared.deny((plugin,), credential)
+            except ApexCredsError as error:  # it is refused, and in the log, all the same
+                _log.error("A denial could not be counted: %s", error.message)
         if not full:
             return
         for rule, breach in full:
-            self._tell(rule, breach, plugin, credential)
+            self._report_once(rule, breach, plugin, credential)
         worst = max((breach for _, breach in full), key=lambda breach: breach.retry_after)
         self._refuse(invocation, credential, worst)
 
-    @staticmethod
-    def _deny_shared(
-        shared: SharedLimits, plugin: str, credential: str
-    ) -> list[tuple[LimitRule, Breach]]:
-        try:
-            return shared.deny((plugin,), credential)
-        except ApexCredsError as error:  # it is refused, and in the log, all the same
-            _log.error("A denial could not be counted: %s", error.message)
-            return []
-
     def close(self) -> None:
-        """Lets go of the thread that counts in the vault."""
+        """Ends the thread that counts in the vault."""
         with self._lock:
             shared, self.shared = self.shared, None
         if shared is not None:
             shared.close()
-
-    # -- inside ------------------------------------------------------------------
 
     def _adopt(self, policy: Policy) -> None:
         with self._lock:
@@ -306,7 +342,6 @@ class Admission:
             old.close()
 
     def _limit(self, policy: Policy) -> None:
-        from apex_creds.leases.shared_limits import SharedLimits
         from apex_creds.policy.rate_limits import RateLimits, Windows, with_default
         from apex_creds.vault.limit_state import limit_document
 
@@ -336,18 +371,20 @@ class Admission:
         error.retry_after = breach.retry_after
         raise error
 
-    def _tell(self, rule: LimitRule, breach: Breach, plugin: str, credential: str) -> None:
+    def _report_once(
+        self, rule: LimitRule, breach: Breach, plugin: str, credential: str
+    ) -> None:
         """Emits ``DenialsExceeded``, once in a window for each that exceeds it."""
         from apex_creds.policy.rate_limits import DenialsExceeded
 
         now, wall = self._vault.clock.monotonic(), self._vault.clock.time()
         key = (rule.id, breach.plugin, breach.credential)
         with self._lock:
-            if now - self._told.get(key, float("-inf")) < rule.seconds:
+            if now - self._reported.get(key, float("-inf")) < rule.seconds:
                 return
-            if len(self._told) >= _MANY:
-                self._told.clear()
-            self._told[key] = now
+            if len(self._reported) >= _MANY:
+                self._reported.clear()
+            self._reported[key] = now
         event = DenialsExceeded(
             rule.id, rule.per, plugin, credential, rule.amount, rule.seconds, wall
         )
@@ -357,27 +394,124 @@ class Admission:
         except Exception as error:  # noqa: BLE001 - a listener must not undo the refusal
             _log.error("A listener for denials failed: %s", type(error).__name__)
 
-    def _log_change(self, change: Change) -> None:
-        # A log that can't be written refuses the next redeem by itself.
-        with contextlib.suppress(ApexCredsError):
-            self._vault.audit.append(
-                AuditEvent(
-                    time=self._vault.clock.time(),
-                    kind=EventKind.POLICY,
-                    outcome="ok" if change.ok else "InvalidPolicyError",
-                    detail=change.detail,
-                )
-            )
+    # -- a signed challenge --------------------------------------------------------
+
+    async def require_signature(
+        self, lease: Lease, invocation: Invocation, request: AccessRequest
+    ) -> None:
+        """Returns when a client has signed for this use by ``invocation``.
+
+        Raises:
+            ChallengeError: None did.
+        """
+        subject = Subject(
+            plugin=invocation.manifest.plugin,
+            plugin_version=invocation.manifest.version,
+            action=invocation.action,
+            invocation=invocation.id,
+            credential=lease.need.name,
+            scopes=lease.scopes if request.scope is None else (request.scope,),
+        )
+        if self._gate is None:
+            from apex_creds.auth.challenge_issuer import Challenger
+
+            self._gate = ChallengeGate(Challenger(self._vault))
+        await self._gate.require_challenge(subject, self._responder_of(invocation))
+        await self._vault.store.refresh()  # it may have taken a minute
+
+    def _responder_of(self, invocation: Invocation) -> Responder:
+        """The client that the runtime named for this call, or for that which led to it."""
+        first = invocation
+        while first.parent is not None:
+            first = first.parent
+        found = self.responder if first.responder is None else first.responder
+        if found is None or first.ended:
+            raise nobody()
+        return found
+
+
+def unsigned() -> ChallengeError:
+    """The refusal of a use that can't be, or was not, signed for."""
+    return ChallengeError(
+        "Each use of this credential takes a signed challenge.",
+        hint="Use it with `async with`, in an invocation within answering(…); see "
+        "docs/CHALLENGE.md.",
+    )
 
 
 def plugins_of(lease: Lease, invocation: Invocation) -> tuple[str, ...]:
     """The plugin that uses a lease, and every one that the lease came through."""
-    return tuple(dict.fromkeys(_chain(lease, invocation)))
-
-
-def _chain(lease: Lease, invocation: Invocation) -> Iterator[str]:
-    yield invocation.manifest.plugin
-    step: Lease | None = lease
-    while step is not None:
-        yield step.invocation.manifest.plugin
+    found, step = [invocation.manifest.plugin], lease
+    while True:
+        found.append(step.invocation.manifest.plugin)
+        if step.parent is None:
+            return tuple(dict.fromkeys(found))
         step = step.parent
+
+
+class SharedLimits:
+    """The limits whose counts are kept in the vault: for all processes, and over restarts.
+
+    A thread runs what writes, so that code that can't wait (and may stand on the event loop)
+    can have its answer too. An admission costs a write of the document.
+
+    Args:
+        limits: Those of a policy.
+        open_state: Makes the place where counts are kept; called in the thread.
+        now: Unix seconds: processes share no other clock.
+    """
+
+    def __init__(
+        self,
+        limits: RateLimits,
+        *,
+        open_state: Callable[[], Persistence],
+        now: Callable[[], float],
+    ) -> None:
+        self._limits = limits
+        self._open_state = open_state
+        self._now = now
+        self._thread = LoopThread("apex-creds-limits")
+        self._state: Persistence | None = None
+
+    def admit(self, plugins: tuple[str, ...], credential: str) -> Breach | None:
+        """See ``RateLimits.admit``; durable on return.
+
+        Raises:
+            StorageError: It could not be counted.
+        """
+        return self._count(lambda windows: self._limits.admit(windows, plugins, credential))
+
+    def deny(self, plugins: tuple[str, ...], credential: str) -> list[tuple[LimitRule, Breach]]:
+        """See ``RateLimits.deny``; durable on return."""
+        return self._count(lambda windows: self._limits.deny(windows, plugins, credential))
+
+    def close(self) -> None:
+        """Stops the thread; idempotent."""
+        self._thread.close(wait=False)
+        self._state = None
+
+    def _count(self, count: Callable[[Windows], T]) -> T:
+        """Runs ``count`` on the windows as stored, and stores them."""
+        from apex_creds.policy.rate_limits import LimitState, Windows
+
+        found: list[T] = []
+
+        def change(state: LimitState) -> LimitState:
+            windows = Windows(self._now, state.windows, most=MAX_WINDOWS)
+            found[:] = [count(windows)]
+            after = windows.export()
+            return state if after == state.windows else LimitState(windows=after)
+
+        async def work() -> None:
+            if self._state is None:
+                self._state = self._open_state()
+            await self._state.change(change)
+
+        try:
+            self._thread.call(work, timeout=DEADLINE)
+        except TimeoutError:
+            raise StorageLockedError(
+                "The count of a limit could not be written in time.", hint="Try again."
+            ) from None
+        return found[0]

@@ -1,10 +1,11 @@
 """Has a person decide before leases are made: asks once, remembers, shows a second factor.
 
-Guarantee: what comes out of here is only a basis that ``decide`` looks at again with
+Guarantee: what comes out of here is only an authorization, which ``decide`` weighs again with
 everything that is stored then; so a lockdown, a revocation or a change of the plugin while
 the question was open wins over its answer. No answer, and a provider that fails, is a
 denial. Invocations that ask the same at once ask once, and share the answer; the question
-stands until all of them are gone. What does not exist is asked about, too, and then denied.
+stands until all of them are gone. What does not exist is asked about, too, and then denied: a
+plugin waits for it, and sees it refused, like any other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import anyio
 
@@ -23,10 +24,9 @@ from apex_creds.auth.second_factor import Subject
 from apex_creds.auth.step_up import Ask, SecondFactorGate, asking
 from apex_creds.concurrency import SingleFlight
 from apex_creds.errors import AccessDeniedError, GrantVoidError, StorageReadOnlyError
-from apex_creds.leases.basis import Basis
 from apex_creds.leases.broker import LeaseBroker
-from apex_creds.middleware.question import Wanted, info_of, request_for
-from apex_creds.model import new_id
+from apex_creds.leases.lease import Authorization, effective_grant
+from apex_creds.model import CredentialInfo, CredentialKind, Delivery, DeliveryStyle, new_id
 from apex_creds.policy.consent import (
     DENIED,
     Choice,
@@ -35,20 +35,21 @@ from apex_creds.policy.consent import (
     ConsentRequest,
 )
 from apex_creds.policy.decide import UNVERIFIED, Decision, Outcome, Reason
+from apex_creds.policy.decision_cache import added
 from apex_creds.policy.grants import Grant, GrantDecision, Grants
 from apex_creds.policy.manifest import Access, Manifest, Need
-from apex_creds.policy.rules import EACH_LEASE
+from apex_creds.policy.rules import EACH_LEASE, NEVER
 from apex_creds.vault import Facts, Vault
 
 _log = logging.getLogger(__name__)
 
-Bases = dict[str, Basis]
+Authorizations = dict[str, Authorization]
 _INSTANT: Final = 1e-3
 _ROUNDS: Final = 4
 """An answer, a factor, and each of them once more where the ground moved."""
 
 
-class Consent:
+class ConsentFlow:
     """What the middleware asks before it makes leases.
 
     Args:
@@ -75,7 +76,7 @@ class Consent:
         self._ask_factor = second_factor
         self._deadline = deadline
         self._asks = provider is not None or second_factor is not None
-        self._session: dict[tuple[str, str], Basis] = {}
+        self._session: dict[tuple[str, str], Authorization] = {}
         self._questions: SingleFlight[Hashable, ConsentAnswer] = SingleFlight()
         self._gates: dict[float, SecondFactorGate] = {}
         self._factors: Factors | None = None
@@ -83,54 +84,56 @@ class Consent:
 
     # -- before an invocation ------------------------------------------------------
 
-    def is_settled(self, manifest: Manifest, action: str, facts: list[Facts]) -> bool:
-        """Whether there is nothing to ask or to remember; in well under a microsecond each.
+    def has_consent(self, manifest: Manifest, action: str, states: list[Facts]) -> bool:
+        """Whether there is nothing to ask or to remember.
 
         Where nobody can be asked: two look-ups, whatever the number of credentials.
         """
-        if not self._is_pinned(manifest, facts):
+        if not self._is_pinned(manifest, states):
             return False
         if not self._asks:
             return True
-        admission, clock = self._broker.admission, self._broker.clock
-        admission.policy_at(clock.monotonic())
-        wanted, now = Wanted(manifest, action), clock.time()
+        authorizer, clock = self._broker.authorizer, self._broker.clock
+        authorizer.policy_at(clock.monotonic())
+        wanted, now = RequestedAccess(manifest, action), clock.time()
         return all(
-            admission.permission(wanted, need, known.grants, info_of(need, known), now)
-            for need, known in zip(manifest.needs, facts, strict=True)
+            authorizer.permission(wanted, need, known.grants, info_of(need, known), now)
+            for need, known in zip(manifest.needs, states, strict=True)
         )
 
-    async def settle(
-        self, manifest: Manifest, action: str, facts: list[Facts]
-    ) -> tuple[list[Facts], Bases]:
+    async def ask(
+        self, manifest: Manifest, action: str, states: list[Facts]
+    ) -> tuple[list[Facts], Authorizations]:
         """Asks for what is not decided yet.
 
         Returns:
-            The facts as they are afterwards, and what leases may rest on besides.
+            The states as they are afterwards, and what leases may rest on besides.
 
         Raises:
             ApexCredsError: What was decided could not be stored.
         """
-        if not self._is_pinned(manifest, facts):
-            facts = await self._pin(manifest, facts)
-        bases: Bases = {}
+        if not self._is_pinned(manifest, states):
+            states = await self._pin(manifest, states)
+        authorizations: Authorizations = {}
         if self._asks:
-            wanted = Wanted(manifest, action)
+            wanted = RequestedAccess(manifest, action)
             for need in manifest.needs:
-                basis = await self._basis(wanted, need)
-                if basis is not None:
-                    bases[need.name] = basis
-            facts = await self._broker.facts(manifest.needs)
-        return facts, bases
+                authorization = await self._authorization(wanted, need)
+                if authorization is not None:
+                    authorizations[need.name] = authorization
+            states = await self._broker.states(manifest.needs)
+        return states, authorizations
 
-    def settle_blocking(self, manifest: Manifest, action: str, facts: list[Facts]) -> Bases:
-        """As ``settle``, from code that can't wait: what is known already, no questions."""
-        wanted, bases = Wanted(manifest, action), Bases()
-        for need, known in zip(manifest.needs, facts, strict=True):
-            basis = self._known_basis(wanted, need, known) if self._asks else None
-            if basis is not None:
-                bases[need.name] = basis
-        return bases
+    def known(self, manifest: Manifest, action: str, states: list[Facts]) -> Authorizations:
+        """As ``ask``, from code that can't wait: what is known already, no questions."""
+        wanted, authorizations = RequestedAccess(manifest, action), Authorizations()
+        for need, known in zip(manifest.needs, states, strict=True):
+            authorization = (
+                self._known_authorization(wanted, need, known) if self._asks else None
+            )
+            if authorization is not None:
+                authorizations[need.name] = authorization
+        return authorizations
 
     async def close(self) -> None:
         """Withdraws every question; what was allowed for the session is over."""
@@ -139,10 +142,10 @@ class Consent:
 
     # -- pinning -----------------------------------------------------------------------
 
-    def _is_pinned(self, manifest: Manifest, facts: list[Facts]) -> bool:
-        if not facts:
+    def _is_pinned(self, manifest: Manifest, states: list[Facts]) -> bool:
+        if not states:
             return True
-        grants = facts[0].grants
+        grants = states[0].grants
         known = self._pinned.get(manifest.plugin)
         if known is not None and known[0] is manifest and known[1] is grants:
             return True
@@ -154,72 +157,78 @@ class Consent:
         self._pinned[manifest.plugin] = (manifest, grants)
         return True
 
-    async def _pin(self, manifest: Manifest, facts: list[Facts]) -> list[Facts]:
+    async def _pin(self, manifest: Manifest, states: list[Facts]) -> list[Facts]:
         if manifest.checksum.startswith(UNVERIFIED):
-            return facts  # such grants do not count for it
+            return states  # such grants do not count for it
         with anyio.CancelScope(shield=True):
             try:
                 await self._vault.pin(manifest)
             except StorageReadOnlyError:
                 _log.warning("Grants can't be bound to a plugin: the vault is read-only.")
-                self._pinned[manifest.plugin] = (manifest, facts[0].grants)
-        return await self._broker.facts(manifest.needs)
+                self._pinned[manifest.plugin] = (manifest, states[0].grants)
+        return await self._broker.states(manifest.needs)
 
     # -- deciding ----------------------------------------------------------------------
 
     def _decide(
-        self, wanted: Wanted, need: Need, known: Facts, basis: Basis | None
+        self,
+        wanted: RequestedAccess,
+        need: Need,
+        known: Facts,
+        authorization: Authorization | None,
     ) -> Decision:
-        admission = self._broker.admission
-        admission.policy_at(self._broker.clock.monotonic())
+        authorizer = self._broker.authorizer
+        authorizer.policy_at(self._broker.clock.monotonic())
         info = info_of(need, known)
-        return admission.decide(wanted, need, known.grants, info, basis=basis)
+        return authorizer.decide(wanted, need, known.grants, info, authorization=authorization)
 
-    async def _basis(self, wanted: Wanted, need: Need) -> Basis | None:
+    async def _authorization(self, wanted: RequestedAccess, need: Need) -> Authorization | None:
         """What a lease on one credential may rest on besides what is stored."""
         began = self._broker.clock.time()
-        basis: Basis | None = None
+        authorization: Authorization | None = None
         session = self._session.get((wanted.manifest.plugin, need.name))
         for _ in range(_ROUNDS):
-            known = (await self._broker.facts((need,)))[0]
-            basis = _still(basis, wanted, need, known.grants)
-            decision = self._decide(wanted, need, known, basis)
+            known = (await self._broker.states((need,)))[0]
+            authorization = _still(authorization, wanted, need, known.grants)
+            decision = self._decide(wanted, need, known, authorization)
             if decision.outcome is not Outcome.ASK:
-                return basis
+                return authorization
             if decision.reason is Reason.SECOND_FACTOR_NEEDED:
                 shown = await self._factor(wanted, need, decision.second_factor, began)
                 if shown is None:
-                    return basis
-                basis = (basis or Basis())._replace(factor=shown, mark=known.grants.mark)
+                    return authorization
+                authorization = _with_factor(authorization, shown, known)
                 continue
             if session is not None:
-                basis, session = session, None
+                authorization, session = session, None
                 continue
             answered = await self._consent(wanted, need, known, decision)
             if answered is None:
-                return basis
-            basis = answered
-        return basis
+                return authorization
+            authorization = answered
+        return authorization
 
-    def _known_basis(self, wanted: Wanted, need: Need, known: Facts) -> Basis | None:
+    def _known_authorization(
+        self, wanted: RequestedAccess, need: Need, known: Facts
+    ) -> Authorization | None:
         session = self._session.get((wanted.manifest.plugin, need.name))
-        for basis in (None, _still(session, wanted, need, known.grants)):
-            decision = self._decide(wanted, need, known, basis)
+        for authorization in (None, _still(session, wanted, need, known.grants)):
+            decision = self._decide(wanted, need, known, authorization)
             if decision.reason is Reason.SECOND_FACTOR_NEEDED:
-                return self._with_known_factor(wanted, need, known, decision, basis)
+                return self._with_known_factor(wanted, need, known, decision, authorization)
             if decision.allowed:
-                return basis
+                return authorization
         return None
 
     # -- a person ----------------------------------------------------------------------
 
     async def _consent(
         self,
-        wanted: Wanted,
+        wanted: RequestedAccess,
         need: Need,
         known: Facts,
         decision: Decision,
-    ) -> Basis | None:
+    ) -> Authorization | None:
         """What the answer comes to; None: a denial."""
         if self._provider is None:
             return None
@@ -232,18 +241,20 @@ class Consent:
         if answer is None or not answer.choice.allows:
             return None
         if answer.choice in (Choice.UNTIL, Choice.ALWAYS):
-            return Basis(mark=mark)  # it is stored
+            return Authorization(mark=mark)  # it is stored
         pair = (wanted.manifest.plugin, need.name)
-        basis = Basis(_given(wanted, need, answer, self._broker.clock.time()), None, mark)
+        authorization = Authorization(
+            _given(wanted, need, answer, self._broker.clock.time()), None, mark
+        )
         if answer.choice is Choice.SESSION:
-            self._session[pair] = basis
-        return basis
+            self._session[pair] = authorization
+        return authorization
 
     async def _question(
-        self, wanted: Wanted, need: Need, request: ConsentRequest, mark: int
+        self, wanted: RequestedAccess, need: Need, request: ConsentRequest, mark: int
     ) -> ConsentAnswer:
         """Asks, and stores what is to be stored, whoever still waits then."""
-        answer = await self._ask(request)
+        answer = await self._answer_to(request)
         grants = await self._vault.grants()
         plugin = wanted.manifest.plugin
         void = grants.lockdown or grants.revoked_since(mark, plugin, need.name)
@@ -257,7 +268,7 @@ class Consent:
                 return DENIED
         return answer
 
-    async def _ask(self, request: ConsentRequest) -> ConsentAnswer:
+    async def _answer_to(self, request: ConsentRequest) -> ConsentAnswer:
         assert self._provider is not None
         answer: object = None
         try:
@@ -271,7 +282,7 @@ class Consent:
         return DENIED if over else answer
 
     async def _store(
-        self, wanted: Wanted, need: Need, answer: ConsentAnswer, mark: int
+        self, wanted: RequestedAccess, need: Need, answer: ConsentAnswer, mark: int
     ) -> None:
         yes = answer.choice.allows
         with anyio.CancelScope(shield=True):
@@ -287,7 +298,7 @@ class Consent:
                 since_mark=mark if yes else None,
             )
 
-    def _record(self, wanted: Wanted, need: Need, answer: ConsentAnswer) -> None:
+    def _record(self, wanted: RequestedAccess, need: Need, answer: ConsentAnswer) -> None:
         self._broker.log(
             AuditEvent(
                 time=self._broker.clock.time(),
@@ -306,7 +317,7 @@ class Consent:
     # -- a second factor ---------------------------------------------------------------
 
     async def _factor(
-        self, wanted: Wanted, need: Need, window: float, began: float
+        self, wanted: RequestedAccess, need: Need, window: float, began: float
     ) -> float | None:
         """When a second factor was shown for this; None: it was not. The log says why."""
         subject = _subject(wanted, need)
@@ -323,21 +334,21 @@ class Consent:
 
     def _with_known_factor(
         self,
-        wanted: Wanted,
+        wanted: RequestedAccess,
         need: Need,
         known: Facts,
         decision: Decision,
-        basis: Basis | None,
-    ) -> Basis | None:
+        authorization: Authorization | None,
+    ) -> Authorization | None:
         window = decision.second_factor
         state = self._known_factors().access.now() if window > EACH_LEASE else None
         if state is None:
-            return basis
+            return authorization
         subject = _subject(wanted, need)
         at = [passed.at for passed in state.passed if _is_for(passed, subject)]
         if not at:
-            return basis
-        return (basis or Basis())._replace(factor=max(at), mark=known.grants.mark)
+            return authorization
+        return _with_factor(authorization, max(at), known)
 
     def _known_factors(self) -> Factors:
         if self._factors is None:
@@ -357,11 +368,21 @@ class Consent:
         return found
 
 
-def _still(basis: Basis | None, wanted: Wanted, need: Need, grants: Grants) -> Basis | None:
-    """The basis, if nothing was revoked since."""
-    if basis is None or grants.revoked_since(basis.mark, wanted.manifest.plugin, need.name):
+def _still(
+    authorization: Authorization | None, wanted: RequestedAccess, need: Need, grants: Grants
+) -> Authorization | None:
+    """The authorization, if nothing was revoked since."""
+    if authorization is None or grants.revoked_since(
+        authorization.mark, wanted.manifest.plugin, need.name
+    ):
         return None
-    return basis
+    return authorization
+
+
+def _with_factor(
+    authorization: Authorization | None, shown: float, known: Facts
+) -> Authorization:
+    return (authorization or Authorization())._replace(factor=shown, mark=known.grants.mark)
 
 
 def _is_for(passed: Passed, subject: Subject) -> bool:
@@ -369,7 +390,7 @@ def _is_for(passed: Passed, subject: Subject) -> bool:
     return wanted == (passed.principal, passed.plugin, passed.credential)
 
 
-def _subject(wanted: Wanted, need: Need) -> Subject:
+def _subject(wanted: RequestedAccess, need: Need) -> Subject:
     return Subject(
         plugin=wanted.manifest.plugin,
         credential=need.name,
@@ -380,7 +401,7 @@ def _subject(wanted: Wanted, need: Need) -> Subject:
     )
 
 
-def _given(wanted: Wanted, need: Need, answer: ConsentAnswer, now: float) -> Grant:
+def _given(wanted: RequestedAccess, need: Need, answer: ConsentAnswer, now: float) -> Grant:
     """An answer that is not stored, as ``decide`` wants it."""
     manifest = wanted.manifest
     return Grant(
@@ -394,3 +415,95 @@ def _given(wanted: Wanted, need: Need, answer: ConsentAnswer, now: float) -> Gra
         checksum=manifest.checksum,
         created_by=answer.by,
     )
+
+
+__all__ = ["RequestedAccess", "info_of", "request_for"]
+
+_BEARER: Final = Delivery(DeliveryStyle.BEARER)
+
+
+class RequestedAccess(NamedTuple):
+    """An invocation that is still to be made."""
+
+    manifest: Manifest
+    action: str
+
+
+def info_of(need: Need, known: Facts) -> CredentialInfo:
+    """The credential's; where there is none, that of one like most.
+
+    So a plugin waits, or does not, for what does not exist as for what it is not granted:
+    how long a refusal takes does not tell it which credentials there are.
+    """
+    if known.record is not None:
+        return known.record.info
+    return CredentialInfo(
+        id="",
+        name=need.name,
+        service=need.name,
+        kind=CredentialKind.API_KEY,
+        version=0,
+        delivery=_BEARER,
+        origins=need.origins,
+        created=0.0,
+        updated=0.0,
+    )
+
+
+def request_for(
+    wanted: RequestedAccess, need: Need, known: Facts, decision: Decision
+) -> ConsentRequest:
+    """What a person is asked, in full."""
+    grants, info = known.grants, info_of(need, known)
+    exists = known.record is not None
+    manifest = wanted.manifest
+    before, _ = effective_grant(grants, manifest.plugin, need.name, None)
+    return ConsentRequest(
+        plugin=manifest.plugin,
+        version=manifest.version,
+        action=wanted.action,
+        credential=need.name,
+        level=info.sensitivity.value if exists else "",
+        scopes=need.scopes,
+        origins=tuple(map(str, need.origins or info.origins)),
+        methods=need.methods,
+        paths=need.paths,
+        access=need.access,
+        reason=need.reason,
+        why=(decision.reason if exists else Reason.UNKNOWN_CREDENTIAL).value,
+        before=_in_words(before),
+        changes=_changes(manifest, need, before, grants),
+        unverified=manifest.checksum.startswith(UNVERIFIED),
+        second_factor=decision.second_factor < NEVER,
+    )
+
+
+def _in_words(grant: Grant | None) -> str:
+    if grant is None:
+        return ""
+    access = "to read it" if grant.reveal else "to use it"
+    scopes = f", scopes {', '.join(grant.scopes)}" if grant.scopes else ""
+    until = f", until @{grant.until:.0f}" if grant.until is not None else ""
+    return f"{access}{scopes}{until}"
+
+
+def _changes(
+    manifest: Manifest, need: Need, before: Grant | None, grants: Grants
+) -> tuple[str, ...]:
+    """What the plugin asks for beyond what the grant was given for; the weightiest first."""
+    if before is None:
+        return ()
+    seen = grants.seen(before.manifest) if before.manifest else None
+    if seen is not None:
+        found = list(added(seen, tuple(sorted(manifest.needs, key=_weight))))
+    else:
+        new = [scope for scope in need.scopes if scope not in before.scopes]
+        found = [f"{need.name}: scope {scope}" for scope in new]
+    if before.checksum != manifest.checksum:
+        found.insert(0, "its code is another than it was")
+    return tuple(found)
+
+
+def _weight(need: Need) -> tuple[bool, bool]:
+    """Smaller for what would be read, then for what is required: a long list is cut."""
+    return need.access is not Access.REVEAL, not need.required

@@ -4,7 +4,9 @@ Guarantee: a connection never carries requests of two plugins, or of two credent
 one leaves behind in it can't become part of another's request. A pool is used on the loop
 that it was made on, and closed there: after it was idle, with the broker, or when its loop
 ends. One of a loop that is closed already is dropped. A transport that was given is used
-for all, and never closed here.
+for all, and never closed here. Once a response, or an error, has come back, nothing that it
+leads to has the request's headers or URL: they are taken out of the pool's request. Errors are
+httpx's.
 
 Requests wait for a connection here, in a fair queue, and not in the pool of httpcore, which
 looks through everything that waits whenever a connection becomes free: with thousands of
@@ -19,24 +21,34 @@ import functools
 import ssl
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
+import httpcore
 import httpx
 
 from apex_creds.concurrency import running_loop
-from apex_creds.leases.connections import AsyncConnections, Connections
 from apex_creds.model import Origin
 
 _AT_ONCE: Final = 32
-"""Requests to one origin; a slow server keeps only its own origin's turns."""
+"""Requests to one origin; a slow server keeps only its own origin's places."""
 _IDLE: Final = 10.0
 """Seconds after which a pool that nobody uses is closed."""
 _MOST: Final = 256
 """Pools of one loop, or of the threads; beyond, the ones that are idle are closed first."""
+_TIMED_OUT: Final = "No connection became free in time: too many requests at once."
+_KEPT_ALIVE: Final = 20
+_EXPIRY: Final = 5.0
+_NOWHERE: Final = httpcore.URL(scheme=b"http", host=b"", port=None, target=b"/")
+_ERRORS: Final = (
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.TimeoutException,
+    httpcore.UnsupportedProtocol,
+)
 
-T = TypeVar("T")
 P = TypeVar("P", bound="_Pool")
 
 
@@ -47,7 +59,7 @@ class Key(NamedTuple):
     credential: str
 
 
-class Turn:
+class Permit:
     """A request's place in a pool; ``done`` gives it to the next, once."""
 
     __slots__ = ("_release",)
@@ -79,13 +91,13 @@ class _Pool:
         with self._lock:
             self._busy += 1
 
-    def leave(self, turns: _Semaphore | None) -> None:
+    def leave(self, places: _Semaphore | None) -> None:
         """A request is over."""
         with self._lock:
             self._busy -= 1
             self._idle_since = time.monotonic()
-        if turns is not None:
-            turns.release()
+        if places is not None:
+            places.release()
 
     def idle_for(self, now: float) -> float:
         """Seconds since it was last used; negative while it is."""
@@ -99,9 +111,9 @@ class AsyncPool(_Pool):
         super().__init__()
         self.transport = transport
         self._queues = queues
-        self._turns: dict[Origin, anyio.Semaphore] = {}
+        self._places: dict[Origin, anyio.Semaphore] = {}
 
-    async def turn(self, origin: Origin | None, *, patience: float | None) -> Turn:
+    async def permit(self, origin: Origin | None, *, patience: float | None) -> Permit:
         """Waits for a free connection to an origin, ``patience`` seconds at most.
 
         Args:
@@ -113,14 +125,20 @@ class AsyncPool(_Pool):
         """
         self.enter()
         try:
-            turns = None
+            places = None
             if origin is not None and self._queues:
-                turns = self._turns.setdefault(origin, anyio.Semaphore(_AT_ONCE))
-                await _acquire(turns, patience)
+                places = self._places.setdefault(origin, anyio.Semaphore(_AT_ONCE))
+                try:
+                    places.acquire_nowait()
+                except anyio.WouldBlock:
+                    with anyio.move_on_after(patience) as waiting:
+                        await places.acquire()
+                    if waiting.cancelled_caught:
+                        raise httpx.PoolTimeout(_TIMED_OUT) from None
         except BaseException:
             self.leave(None)
             raise
-        return Turn(functools.partial(self.leave, turns))
+        return Permit(functools.partial(self.leave, places))
 
 
 class Pool(_Pool):
@@ -130,18 +148,18 @@ class Pool(_Pool):
         super().__init__()
         self.transport = transport
         self._queues = queues
-        self._turns: dict[Origin, threading.BoundedSemaphore] = {}
+        self._places: dict[Origin, threading.BoundedSemaphore] = {}
 
-    def turn(self, origin: Origin | None, *, patience: float | None) -> Turn:
-        """As ``AsyncPool.turn``; its place was taken by ``enter``."""
-        turns = None
+    def permit(self, origin: Origin | None, *, patience: float | None) -> Permit:
+        """As ``AsyncPool.permit``; its place was taken by ``enter``."""
+        places = None
         if origin is not None and self._queues:
             with self._lock:
-                turns = self._turns.setdefault(origin, threading.BoundedSemaphore(_AT_ONCE))
-            if not turns.acquire(timeout=patience):
+                places = self._places.setdefault(origin, threading.BoundedSemaphore(_AT_ONCE))
+            if not places.acquire(timeout=patience):
                 self.leave(None)
                 raise httpx.PoolTimeout(_TIMED_OUT)
-        return Turn(functools.partial(self.leave, turns))
+        return Permit(functools.partial(self.leave, places))
 
 
 class _Kept(Generic[P]):
@@ -241,7 +259,7 @@ async def _close(pools: list[AsyncPool]) -> None:
                 await pool.transport.aclose()
 
 
-class Pools:
+class ConnectionPools:
     """The pools of one broker.
 
     Args:
@@ -329,16 +347,6 @@ class Pools:
         return self._context
 
 
-async def _acquire(turns: anyio.Semaphore, patience: float | None) -> None:
-    try:
-        turns.acquire_nowait()
-    except anyio.WouldBlock:
-        with anyio.move_on_after(patience) as waiting:
-            await turns.acquire()
-        if waiting.cancelled_caught:
-            raise httpx.PoolTimeout(_TIMED_OUT) from None
-
-
 def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()
@@ -346,4 +354,127 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-_TIMED_OUT: Final = "No connection became free in time: too many requests at once."
+class AsyncConnections(httpx.AsyncBaseTransport):
+    """A pool of connections; of one event loop.
+
+    Args:
+        context: Shared by all pools: to load certificates takes milliseconds.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=None,
+            max_keepalive_connections=_KEPT_ALIVE,
+            keepalive_expiry=_EXPIRY,
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """See ``httpx.AsyncBaseTransport``."""
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        sent = _request(request, request.stream)
+        try:
+            answer = await self._pool.handle_async_request(sent)
+        except _ERRORS as error:
+            raise _as_httpx(error) from None
+        finally:
+            _forget(sent)
+        return _response(answer, _AsyncStream(answer))
+
+    async def aclose(self) -> None:
+        """Closes the connections, those in use as well."""
+        await self._pool.aclose()
+
+
+class Connections(httpx.BaseTransport):
+    """As ``AsyncConnections``, for threads."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=context,
+            max_connections=None,
+            max_keepalive_connections=_KEPT_ALIVE,
+            keepalive_expiry=_EXPIRY,
+        )
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """See ``httpx.BaseTransport``."""
+        assert isinstance(request.stream, httpx.SyncByteStream)
+        sent = _request(request, request.stream)
+        try:
+            answer = self._pool.handle_request(sent)
+        except _ERRORS as error:
+            raise _as_httpx(error) from None
+        finally:
+            _forget(sent)
+        return _response(answer, _Stream(answer))
+
+    def close(self) -> None:
+        """Closes the connections, those in use as well."""
+        self._pool.close()
+
+
+class _AsyncStream(httpx.AsyncByteStream):
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._answer.aiter_stream():
+                yield chunk
+        except _ERRORS as error:
+            raise _as_httpx(error) from None
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()
+
+
+class _Stream(httpx.SyncByteStream):
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._answer.iter_stream()
+        except _ERRORS as error:
+            raise _as_httpx(error) from None
+
+    def close(self) -> None:
+        self._answer.close()
+
+
+def _request(
+    request: httpx.Request, stream: httpx.AsyncByteStream | httpx.SyncByteStream
+) -> httpcore.Request:
+    url = httpcore.URL(
+        scheme=request.url.raw_scheme,
+        host=request.url.raw_host,
+        port=request.url.port,
+        target=request.url.raw_path,
+    )
+    return httpcore.Request(
+        request.method,
+        url,
+        headers=request.headers.raw,
+        content=stream,
+        extensions=request.extensions,
+    )
+
+
+def _forget(sent: httpcore.Request) -> None:
+    # The pool, and the stream of a response, refer to it for as long as they are open.
+    sent.headers, sent.url = [], _NOWHERE
+
+
+def _response(
+    answer: httpcore.Response, stream: httpx.AsyncByteStream | httpx.SyncByteStream
+) -> httpx.Response:
+    return httpx.Response(
+        answer.status, headers=answer.headers, stream=stream, extensions=answer.extensions
+    )
+
+
+def _as_httpx(error: Exception) -> httpx.TransportError:
+    """Its namesake in httpx."""
+    kind: type[httpx.TransportError] = getattr(httpx, type(error).__name__)
+    return kind(str(error))

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_creds.crypto.contents import MOST_PARTS, contents
 from apex_creds.crypto.memory import arena
+from apex_creds.redaction.secret_parts import MOST_PARTS, contents
 
 TOKEN = "glpat-madeUpToken0123456789"
 KEY = ec.derive_private_key(0xA9E2, ec.SECP384R1())  # always the same: it is in tests' names

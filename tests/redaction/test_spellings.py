@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_creds.crypto.encodings import spellings
 from apex_creds.crypto.memory import arena
+from apex_creds.redaction.spellings import spellings
 
 secrets = st.binary(min_size=6, max_size=40)
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=6, max_size=40)

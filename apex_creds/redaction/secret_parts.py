@@ -12,8 +12,8 @@ from collections.abc import Container, Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from apex_creds.crypto.encodings import collect
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.redaction.spellings import collect
 
 SHORTEST_PART: Final = 8
 MOST_PARTS: Final = 256

@@ -21,8 +21,8 @@ from apex_creds.errors import (
     SecretLeakError,
 )
 from apex_creds.middleware import OnLeak
-from apex_creds.middleware.redact import Redactor
 from apex_creds.model import GenericSecret
+from apex_creds.redaction.redactor import Redactor
 from tests.support.slots import open_slots
 from tests.support.spellings import SPELLINGS
 from tests.support.worlds import BLOB, KEY, PASSWORD, REFRESH, TOKEN, World, world_in
@@ -845,7 +845,7 @@ async def test_a_large_result_is_searched_in_a_thread(
 async def test_a_secret_is_found_at_any_place_in_long_data(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apex_creds.middleware.needles._PIECE", 64)
+    monkeypatch.setattr("apex_creds.redaction.matcher._PIECE", 64)
     for at in range(100):
         made = b"s" * at + KEY.encode() + b"k" * 70
         result = await pass_through(world, lambda secret, made=made: made)
