@@ -3,8 +3,9 @@
 Guarantee: the key store is written last, so that there is no vault in the target before
 every record there was read back, is the source's byte for byte, and was opened with the
 keys. What an interrupted copy had written is looked at, and taken where it is right. The
-source is only read. What its processes write while the last round is copied is copied by
-another one; stop them to be sure that the copy is the whole of it.
+source is only read (one that an older program wrote last gets its document key first). What
+its processes write while the last round is copied is copied by another one; stop them to be
+sure that the copy is the whole of it.
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ async def transfer(
     """
     say = progress or (lambda _: None)
     await target.prepare()
+    await vault.store.move_forward()
     there = await target.read(KEYSTORE)
     copying = _Copying(vault, target, await vault.store.keystore(), finished=there)
     try:
@@ -280,7 +282,7 @@ class _Copying:
     def _opened(self, name: str, stored: Stored) -> Shard:
         try:
             packed = parse(stored.data, section=name, vault_id=self._keystore.header.vault_id)
-            keys = self._keystore.hierarchy.document_keys(name, packed.header.kek_version)
+            keys = self._keystore.document_keys(packed.header)
             return open_shard(packed, token=stored.token, keys=keys)
         except IntegrityError:  # of a copy under keys that the source has left since
             return _nothing(name, stored.token)
@@ -297,7 +299,7 @@ class _Copying:
                 await self._target.delete(name, expected=there.token)
             return
         packed = parse(stored.data, section=name, vault_id=self._keystore.header.vault_id)
-        unpack(packed, await self._store.keys_for(name, packed.header.kek_version))
+        unpack(packed, await self._store.keys_for(packed.header))
         if there is None or there.data != stored.data:
             await self._write([Write(name, stored.data, there.token if there else None)])
         again = (await self._target.read_many([name])).get(name)

@@ -113,7 +113,7 @@ def status(chosen: Settings) -> Report:
         "vault_id": header.vault_id,
         "master": record.uri,
         "master_version": record.version,
-        "kek_version": header.kek_version,
+        "kek_version": header.key_version,
         **counts,
         **_audit(home, header.vault_id),
     }

@@ -17,14 +17,14 @@ import msgspec
 
 from apex_creds.dashboard.lease_view import Names, text
 from apex_creds.dashboard.log_status import Use
-from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
 from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
 from apex_creds.model import CredentialInfo, Sensitivity
 from apex_creds.policy.grants import Grant, GrantDecision, Grants
 from apex_creds.policy.rules import EACH_LEASE, NEVER, Policy, Verdict
 from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.kek_rotation import SECTION_NAMES, KekScan
+from apex_creds.scheduler.kek_rotation import SECTION_NAMES, KeyScan
 from apex_creds.scheduler.plan import MasterView, Step, View, next_due, plan
 from apex_creds.scheduler.reencryption import worker_runs
 from apex_creds.scheduler.rotation_state import kind_of
@@ -104,7 +104,8 @@ async def hierarchy(engine: Engine, *, names: Names) -> Hierarchy:
 
     def build() -> Hierarchy:
         records = (record for section in sections for record in section.records.values())
-        counted = Counter(record.key for record in records)
+        counted = Counter((key.hex(), at) for key, at in (record.key for record in records))
+        counted.update(scan.documents.values())
         keys = (
             _master(view.master),
             _kek(keystore, scan),
@@ -140,24 +141,24 @@ def _master(master: MasterView) -> Key:
     return Key(level=Level.MASTER.value, versions=versions)
 
 
-def _kek(keystore: Keystore, scan: KekScan) -> Key:
+def _kek(keystore: Keystore, scan: KeyScan) -> Key:
     keks = keystore.root_header.keks
     counts = {v.version: scan.protects(v.version) for v in keks.versions}
     return _key(Level.KEK, keks, counts)
 
 
 def _deks(
-    keystore: Keystore, view: View, counted: Counter[tuple[bytes, int]], names: Names
+    keystore: Keystore, view: View, counted: Counter[tuple[str, int]], names: Names
 ) -> Iterator[Key]:
     """The vault's own key, then those of the sections, then others."""
     uses = {key.keyset.id: key.encryptions for key in view.keys}
     unknown = dict.fromkeys((v.version for v in keystore.body.root.versions), UNKNOWN)
     yield _key(Level.DEK, keystore.body.root, unknown, label=_ROOT)
     for keyset in keystore.body.deks:
-        known = keyset.label.partition("/")[0] in SECTION_NAMES
-        key_id = bytes.fromhex(keyset.id)
+        known = keyset.label.partition("/")[0] in {*SECTION_NAMES, DOCUMENTS_LABEL}
         counts = {
-            v.version: counted[key_id, v.version] if known else UNKNOWN for v in keyset.versions
+            v.version: counted[keyset.id, v.version] if known else UNKNOWN
+            for v in keyset.versions
         }
         label = names.label(keyset.label)
         yield _key(Level.DEK, keyset, counts, label=label, uses=uses.get(keyset.id))

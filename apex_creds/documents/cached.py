@@ -12,7 +12,7 @@ from typing import Generic, TypeVar, cast
 import msgspec
 
 from apex_creds.concurrency import Lock, until_committed
-from apex_creds.documents.document import Header, Packed, mac_of, pack, unpack
+from apex_creds.documents.document import KeyName, Packed, mac_of, pack, unpack
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
@@ -35,13 +35,13 @@ class Version(Generic[T]):
     Attributes:
         token: Its change token.
         generation: Counts its writes.
-        kek_version: The KEK version that protects it.
+        key: The key version that it is under; None while it does not exist.
         value: What it holds.
     """
 
     token: Token | None
     generation: int
-    kek_version: int
+    key: KeyName | None
     value: T
 
 
@@ -106,6 +106,7 @@ class Document(Generic[T]):
 
     async def change_keyed(self, change: Callable[[T, Keystore], T]) -> T:
         """As ``change``, for changes that need keys: the key store of the commit's moment."""
+        await self._store.move_forward()
 
         async def attempt() -> tuple[T, T] | None:
             before = await self._read()
@@ -130,30 +131,32 @@ class Document(Generic[T]):
         return value
 
     async def reseal(self) -> None:
-        """Commits it as it is under the keys of now; an empty one where there is none."""
+        """Commits it as it is, under the keys of now; nothing where there is none."""
+        await self._store.move_forward()
 
         async def attempt() -> bool | None:
             before = await self._read()
+            if before.token is None:
+                return True
             keystore = await self._store.keystore(refresh=False)
-            body = self._encode(before.value) if before.token is not None else b""
+            body = self._encode(before.value)
             return await self._write(before, body, before.value, keystore) or None
 
         async with self._writing.held():
             await until_committed(self._name, attempt)
-        await self._store.note([self._name])
 
-    async def kek_version(self) -> int:
-        """The KEK version that protects it; 0: it does not exist. Cached at its token."""
+    async def key(self) -> KeyName | None:
+        """The key version that it is under; None: it does not exist. Cached at its token."""
         token = self._store.storage.change_token(self._name)
-        known = self._store.rollback.kek_version(self._name, token)
-        return (await self._read()).kek_version if known is None else known
+        known = self._store.rollback.key_of(self._name, token)
+        return (await self._read()).key if known is None else known
 
     async def _read(self) -> Version[T]:
         await self._store.refresh()
         known = self._known
         if known is None or self._store.storage.change_token(self._name) != known.token:
             found = await self._store.load([self._name], self._open)
-            known = found.get(self._name) or Version(None, 0, 0, self._empty)
+            known = found.get(self._name) or Version(None, 0, None, self._empty)
             self._keep(known)
         return known
 
@@ -164,28 +167,20 @@ class Document(Generic[T]):
 
     def _open(self, packed: Packed, token: Token, keys: DocumentKeys) -> Version[T]:
         value = self._decode(unpack(packed, keys))
-        return Version(token, packed.header.generation, packed.header.kek_version, value)
+        return Version(token, packed.header.generation, packed.header.key, value)
 
     async def _write(
         self, before: Version[T], body: bytes, value: T, keystore: Keystore
     ) -> bool:
         """Whether it was written: no other writer was first."""
-        keks = keystore.root_header.keks
-        header = Header(
-            vault_id=keystore.header.vault_id,
-            section=self._name,
-            generation=before.generation + 1,
-            kek_id=keks.id,
-            kek_version=keks.primary.version,
-            written=self._store.clock.time(),
-        )
+        now = self._store.clock.time()
+        header = keystore.next_header(self._name, after=before.generation, written=now)
         try:
-            keys = keystore.hierarchy.document_keys(self._name, header.kek_version)
-            data = pack(header, body, keys)
+            data = pack(header, body, keystore.document_keys(header))
             [made] = await self._store.commit([(self._name, data, before.token)], keystore)
-        except (ConflictError, SecretWipedError):  # wiped: its KEK was destroyed
+        except (ConflictError, SecretWipedError):  # wiped: its key was destroyed
             return False
-        self._keep(Version(made.token, header.generation, header.kek_version, value))
+        self._keep(Version(made.token, header.generation, header.key, value))
         self._store.rollback.register(self._name, (header.generation, mac_of(data)))
         return True
 
@@ -205,7 +200,7 @@ class Document(Generic[T]):
     def _decode(self, body: Data) -> T:
         if self._type is bytes:
             return cast("T", bytes(body))
-        if not body:  # made by ``reseal``
+        if not body:  # made by an older program's KEK rotation
             return self._empty
         try:
             return msgspec.msgpack.decode(body, type=self._type)
@@ -217,7 +212,7 @@ class Document(Generic[T]):
 
 
 async def recommit(store: DocumentStore, *names: str) -> None:
-    """Commits documents again, under the present keys; those that do not exist, empty.
+    """Commits documents again, under the present keys; those that exist.
 
     Raises:
         ConflictError: Other writers were first, a hundred times.

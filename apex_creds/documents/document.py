@@ -2,7 +2,7 @@
 
 Guarantee: ``unpack`` returns a body only if every byte of the document is one that this
 vault wrote for this section; anything else is a specific ``IntegrityError``. No I/O.
-The format is specified in docs/FORMAT.md, "Document v1".
+The format is specified in docs/FORMAT.md, "Document v2"; version 1 is still read.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ from apex_creds.errors import (
 )
 from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.keyset import Keyset
-from apex_creds.storage.base import KEYSTORE, Data
+from apex_creds.storage.base import Data
 
 FORMAT: Final = "apex-creds/document"
-VERSION: Final = 1
-DIVIDED: Final = 2
-"""Version of a key store that says in how many documents a section is: who does not know
-that must not take a section's document for the whole of it."""
-_VERSIONS: Final = frozenset({VERSION, DIVIDED})
+VERSION: Final = 2
+KEK_VERSION: Final = 1
+"""The version whose keys are derived from a KEK, not from a key of the key store."""
 
 _MAC_FIELD: Final = b',"mac":"'
 _BODY_START: Final = b',"body":"'
@@ -45,6 +43,8 @@ _MAC_TAIL: Final = len(_MAC_FIELD) + 64 + len(b'"}')
 Hex16 = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 """16 bytes in hexadecimal."""
 Count = Annotated[int, Meta(ge=1, le=2**53)]
+KeyName = tuple[str, int]
+"""A key version: the id of its keyset, and its number."""
 
 _WHOLE: Final = bytes(16)
 """The record id of a document's body: no record has it."""
@@ -78,7 +78,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         generation: Grows by one with each write.
-        kek_id: 32 hexadecimal digits; with ``kek_version`` the key of body and MAC.
+        key_id: 32 hexadecimal digits; with ``key_version`` the key from which those of body
+            and MAC are derived: of the key store a KEK, of others a document key. A document
+            of version 1 has both fields under the names of a KEK.
         written: Unix seconds.
         keys_used: Ids and versions of the DEKs that the body refers to, sorted.
     """
@@ -88,16 +90,31 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     vault_id: Hex16
     section: str
     generation: Count
-    kek_id: Hex16
-    kek_version: Count
+    key_id: Hex16
+    key_version: Count
     written: float
-    keys_used: tuple[tuple[str, int], ...] = ()
+    keys_used: tuple[KeyName, ...] = ()
     root: RootHeader | None = None
+
+    @property
+    def key(self) -> KeyName:
+        """The key that it is under."""
+        return self.key_id, self.key_version
 
 
 class _Document(Header, frozen=True, kw_only=True, forbid_unknown_fields=True):
     body: bytes
     mac: str
+
+
+class _UnderKek(_Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Version 1."""
+
+    key_id: Hex16 = msgspec.field(name="kek_id")
+    key_version: Count = msgspec.field(name="kek_version")
+
+
+_SHAPES: Final[dict[int, type[_Document]]] = {KEK_VERSION: _UnderKek, VERSION: _Document}
 
 
 class _Probe(msgspec.Struct):
@@ -132,11 +149,11 @@ def pack(header: Header, body: Data | list[bytes], keys: DocumentKeys) -> Data:
         sealed,
         keys.body,
         context=_context(header),
-        key_id=bytes.fromhex(header.kek_id),
-        key_version=header.kek_version,
+        key_id=bytes.fromhex(header.key_id),
+        key_version=header.key_version,
     )
     fields = {name: getattr(header, name) for name in Header.__struct_fields__}
-    empty = msgspec.json.encode(_Document(**fields, body=b"", mac=""))
+    empty = msgspec.json.encode(_SHAPES[header.version](**fields, body=b"", mac=""))
     front = empty[: -len(_BODY_END)]
     out = _room(len(front) + -(-len(sealed) // 3) * 4 + len(b'"') + _MAC_TAIL)
     mac, at = kdf.HmacSha256(keys.mac), 0
@@ -210,9 +227,9 @@ def parse(data: bytes, *, section: str, vault_id: str | None) -> Packed:
     """
     start, end = _large_body(data)
     text = _cut(data, start, end)
-    _check_version(text, section)
+    shape = _shape(text, section)
     try:
-        document = msgspec.json.decode(text, type=_Document)
+        document = msgspec.json.decode(text, type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IntegrityError):
         raise _corrupt(section, "is malformed") from None
     if document.section != section or vault_id not in (None, document.vault_id):
@@ -290,18 +307,19 @@ def _decoded(text: memoryview, section: str) -> memoryview:
     return out[:filled]
 
 
-def _check_version(data: bytes, section: str) -> None:
+def _shape(data: bytes, section: str) -> type[_Document]:
     try:
         probe = msgspec.json.decode(data, type=_Probe)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _corrupt(section, "is truncated or malformed") from None
     if probe.format != FORMAT:
         raise _corrupt(section, "is not a document of apex-creds")
-    if probe.version not in (_VERSIONS if section == KEYSTORE else {VERSION}):
+    if probe.version not in _SHAPES:
         raise UnsupportedFormatError(
             f"The document for {section!r} has format version {probe.version}.",
-            hint=f"This program reads version 1 to {DIVIDED}: upgrade apex-creds.",
+            hint=f"This program reads versions up to {VERSION}: upgrade apex-creds.",
         )
+    return _SHAPES[probe.version]
 
 
 def _context(header: Header) -> Context:

@@ -9,7 +9,6 @@ seals under it any more.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Final
@@ -38,7 +37,8 @@ async def ensure(store: DocumentStore, labels: Iterable[str], *, now: float) -> 
 
     def change(before: Keystore) -> KeystoreBody:
         missing = [label for label in wanted if label not in before.by_label]
-        made = (_new_keyset(before, label, now) for label in missing)
+        make, kek = before.hierarchy.new_keyset, before.header.key_version
+        made = (make(label, kek_version=kek, now=now) for label in missing)
         return replace(before.body, deks=(*before.body.deks, *made)) if missing else before.body
 
     await store.commit_rekeyed(change, size=len(wanted))
@@ -268,7 +268,7 @@ def _add(keystore: Keystore, keyset: Keyset, now: float) -> Keyset:
     if keyset.pending is not None:
         return keyset
     number = keyset.versions[-1].version + 1
-    kek = keystore.header.kek_version
+    kek = keystore.header.key_version
     with SecretBytes.random(KEY_BYTES) as key:
         wrapped = keystore.hierarchy.wrap(
             key, key_id=keyset.id, version=number, kek_version=kek
@@ -283,11 +283,3 @@ def _promote(keyset: Keyset, now: float) -> Keyset:
     if pending.compromised:
         return keyset.abandon(pending.version, now=now)
     return keyset.promote(pending.version, now=now)
-
-
-def _new_keyset(keystore: Keystore, label: str, now: float) -> Keyset:
-    key_id = os.urandom(16).hex()
-    kek = keystore.header.kek_version
-    with SecretBytes.random(KEY_BYTES) as key:
-        wrapped = keystore.hierarchy.wrap(key, key_id=key_id, version=1, kek_version=kek)
-    return Keyset.new(id=key_id, label=label, material=wrapped, parent=kek, now=now)

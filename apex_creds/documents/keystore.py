@@ -24,7 +24,16 @@ from typing import Final
 import msgspec
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.document import Header, MasterRecord, Packed, RootHeader, pack, unpack
+from apex_creds.documents.document import (
+    KEK_VERSION,
+    Header,
+    KeyName,
+    MasterRecord,
+    Packed,
+    RootHeader,
+    pack,
+    unpack,
+)
 from apex_creds.errors import (
     CorruptDocumentError,
     IntegrityError,
@@ -33,7 +42,7 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.private_files import expanded
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
-from apex_creds.keys.hierarchy import KEYSTORE, Hierarchy
+from apex_creds.keys.hierarchy import KEYSTORE, DocumentKeys, Hierarchy
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.policy.grants import (
     Grant,
@@ -50,6 +59,8 @@ _RESTORE: Final = "Restore it from a backup; nothing was changed or overwritten.
 ROOT_LABEL: Final = "root"
 """Label of the keyset from which index, pseudonym and signing keys are derived; its key
 never encrypts a credential and does not change when KEK or master rotate."""
+DOCUMENTS_LABEL: Final = "documents"
+"""Label of the keyset from which the keys of all documents but the key store are derived."""
 
 
 class KeystoreBody(
@@ -59,7 +70,8 @@ class KeystoreBody(
 
     Attributes:
         root: The vault's own keyset.
-        deks: One keyset per section and service, labelled ``section/service``.
+        deks: One keyset per section and service, labelled ``section/service``, and those of
+            other uses. That of documents is not there where an older program wrote last.
         grants: All grants.
         sections: Sections that exist, each with a generation it has at least reached: a
             missing or older document is an error, not an empty start.
@@ -101,11 +113,52 @@ class Keystore:
         """The clear part that only the key store has."""
         return root_header(self.header)
 
-    @property
-    def retired_keks(self) -> frozenset[int]:
-        """The KEK versions that nothing is under any more, as a scan has shown."""
-        versions = self.root_header.keks.versions
-        return frozenset(v.version for v in versions if v.state is KeyState.RETIRED)
+    def keyset_of(self, header: Header) -> Keyset | None:
+        """The keys that a document is under: KEKs for one of version 1."""
+        if header.version == KEK_VERSION:
+            return self.root_header.keks
+        found = self.by_label.get(DOCUMENTS_LABEL)
+        return found if found is not None and found.id == header.key_id else None
+
+    def key_state(self, header: Header) -> KeyState | None:
+        """The state of the key version that a document is under; None: there is none."""
+        keyset = self.keyset_of(header)
+        versions = () if keyset is None else keyset.versions
+        return next((v.state for v in versions if v.version == header.key_version), None)
+
+    def document_keys(self, header: Header) -> DocumentKeys:
+        """The keys of a document other than the key store; owned by the hierarchy.
+
+        Raises:
+            UnknownKeyError: The key store has no such key or version.
+        """
+        keyset = self.keyset_of(header)
+        if keyset is None:
+            raise _no_key(header.key_id)
+        wrapped = None if header.version == KEK_VERSION else keyset
+        return self.hierarchy.document_keys(header.section, header.key_version, keyset=wrapped)
+
+    def next_header(
+        self, name: str, *, after: int, written: float, keys_used: tuple[KeyName, ...] = ()
+    ) -> Header:
+        """The header of a document's next version, under the primary document key.
+
+        Args:
+            name: The document.
+            after: The generation before it.
+            written: Unix seconds.
+            keys_used: The DEKs that its body refers to.
+        """
+        keyset = self.by_label[DOCUMENTS_LABEL]  # see ``DocumentStore.move_forward``
+        return Header(
+            vault_id=self.header.vault_id,
+            section=name,
+            generation=after + 1,
+            key_id=keyset.id,
+            key_version=keyset.primary.version,
+            written=written,
+            keys_used=keys_used,
+        )
 
     def dek(self, key_id: bytes, version: int) -> SecretBytes:
         """The DEK that an envelope names; owned by the hierarchy.
@@ -115,11 +168,25 @@ class Keystore:
         """
         keyset = self.by_id.get(key_id)
         if keyset is None:
-            raise UnknownKeyError(
-                f"The key store has no key {key_id.hex()}.",
-                hint="Restore the key store that belongs to this data.",
-            )
+            raise _no_key(key_id.hex())
         return self.hierarchy.unwrap(keyset, version)
+
+
+def _no_key(key_id: str) -> UnknownKeyError:
+    return UnknownKeyError(
+        f"The key store has no key {key_id}.",
+        hint="Restore the key store that belongs to this data.",
+    )
+
+
+def with_document_key(
+    body: KeystoreBody, hierarchy: Hierarchy, *, kek_version: int, now: float
+) -> KeystoreBody:
+    """The body, with a key for documents where an older program made none."""
+    if any(keyset.label == DOCUMENTS_LABEL for keyset in body.deks):
+        return body
+    made = hierarchy.new_keyset(DOCUMENTS_LABEL, kek_version=kek_version, now=now)
+    return msgspec.structs.replace(body, deks=(*body.deks, made))
 
 
 def takes_away(before: KeystoreBody, after: KeystoreBody) -> bool:
@@ -184,9 +251,10 @@ def open_keystore(packed: Packed, *, token: Token | None, hierarchy: Hierarchy) 
     Raises:
         IntegrityError: It is not what this vault wrote.
     """
-    keys = hierarchy.document_keys(KEYSTORE, packed.header.kek_version)
+    keys = hierarchy.document_keys(KEYSTORE, packed.header.key_version)
     plaintext = unpack(packed, keys)
-    if packed.header.kek_version != root_header(packed.header).keks.primary.version:
+    keks = root_header(packed.header).keks
+    if packed.header.key != (keks.id, keks.primary.version):
         raise CorruptDocumentError(
             "The key store is not sealed under its primary KEK.", hint=_RESTORE
         )
@@ -223,7 +291,7 @@ def index(
 
 def seal_keystore(header: Header, body: KeystoreBody, *, hierarchy: Hierarchy) -> Data:
     """The document for ``header`` and ``body``."""
-    keys = hierarchy.document_keys(KEYSTORE, header.kek_version)
+    keys = hierarchy.document_keys(KEYSTORE, header.key_version)
     return pack(header, msgspec.msgpack.encode(body), keys)
 
 

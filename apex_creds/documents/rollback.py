@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from apex_creds.documents.document import Header
+from apex_creds.documents.document import Header, KeyName
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import CorruptDocumentError, RollbackDetectedError
 from apex_creds.storage.base import KEYSTORE, Token
@@ -32,13 +32,13 @@ class RollbackGuard:
         on_raised: Called, from any thread, after a document was seen at a newer generation.
     """
 
-    __slots__ = ("_keks", "_lock", "_minima", "_newest", "on_raised")
+    __slots__ = ("_keys", "_lock", "_minima", "_newest", "on_raised")
 
     def __init__(self) -> None:
         self.on_raised: Callable[[], object] = _nothing
         self._newest: dict[str, Version] = {}
         self._minima: dict[str, int] = {}
-        self._keks: dict[str, tuple[Token | None, int]] = {}
+        self._keys: dict[str, tuple[Token | None, KeyName]] = {}
         self._lock = threading.Lock()
 
     def require(self, generations: Mapping[str, int]) -> None:
@@ -56,13 +56,13 @@ class RollbackGuard:
         if version[0] > before:
             self.on_raised()
 
-    def register_kek(self, name: str, token: Token | None, version: int) -> None:
-        """Takes the KEK version of a document that was authenticated, as of that token."""
-        self._keks[name] = (token, version)
+    def register_key(self, name: str, token: Token | None, key: KeyName) -> None:
+        """Takes the key of a document that was authenticated, as of that token."""
+        self._keys[name] = (token, key)
 
-    def kek_version(self, name: str, token: Token | None) -> int | None:
-        """The KEK version of a document, if it was last seen at that token."""
-        found = self._keks.get(name)
+    def key_of(self, name: str, token: Token | None) -> KeyName | None:
+        """The key that a document is under, if it was last seen at that token."""
+        found = self._keys.get(name)
         return found[1] if found is not None and found[0] == token else None
 
     def newest(self, name: str) -> Version:

@@ -30,7 +30,7 @@ import msgspec
 from apex_creds.concurrency import Lock, SingleFlight, off_loop, until_committed
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.document import Header, Packed, mac_of
+from apex_creds.documents.document import KeyName, Packed, mac_of
 from apex_creds.documents.keystore import Keystore, KeystoreBody, root_key
 from apex_creds.documents.records import (
     Record,
@@ -138,6 +138,9 @@ class Documents(Protocol):
 
     async def keystore(self, *, refresh: bool = True) -> Keystore:
         """The key store as stored now."""
+
+    async def move_forward(self) -> None:
+        """Has an older program's key store get a key for documents."""
 
     async def refresh(self) -> None:
         """Compares what is in memory with what is stored, where that costs a trip."""
@@ -385,6 +388,7 @@ class SectionSet:
             ConflictError: Other writers were first, a hundred times.
         """
         names = only or ()
+        await self._store.move_forward()
 
         async def attempt() -> tuple[Written, bool] | None:
             section = await self.read(name)
@@ -427,6 +431,7 @@ class SectionSet:
         Raises:
             ConflictError: Other writers were first, a hundred times.
         """
+        await self._store.move_forward()
         for name in _SECTIONS:
             chosen = [each for each in documents if section_of(each) == name]
             if chosen:
@@ -434,17 +439,10 @@ class SectionSet:
                     written = await until_committed(name, partial(self._recommit, name, chosen))
                 await self._note(written[0])
 
-    async def kek_versions(self, name: str) -> dict[str, int]:
-        """The KEK version of each shard of a section; 0 for one that is to be made.
-
-        What does not exist needs none: whoever makes it is tied to a newer key store.
-        """
+    async def keys(self, name: str) -> dict[str, KeyName]:
+        """The key version that each shard of a section is under."""
         shards = (await self.read(name)).shards
-        if not shards and UNTIED_WRITERS and self._store.shared is None:
-            return dict.fromkeys(self.all(name), 0)
-        return {
-            each: shard.header.kek_version for each, shard in shards.items() if shard.header
-        }
+        return {each: shard.header.key for each, shard in shards.items() if shard.header}
 
     async def fenced(self, name: str, labels: Collection[str]) -> Mapping[str, Keyset]:
         """Keysets by label, as of a moment after which nobody seals under older primaries.
@@ -647,7 +645,7 @@ class SectionSet:
             made = await off_loop(max(size, 8 * (len(changed) - 1)), sealed)
             writes = [(shard.name, data, before[shard.name].token) for data, shard in made]
             results = await self._store.commit(writes, keystore, shred=shred)
-        except (ConflictError, SecretWipedError):  # wiped: its KEK was destroyed
+        except (ConflictError, SecretWipedError):  # wiped: its key was destroyed
             return None
         shards = dict(section.shards)
         for (_, shard), result in zip(made, results, strict=True):
@@ -661,17 +659,11 @@ def seal_shard(
     before: Shard, records: Mapping[str, Record], keystore: Keystore, *, now: float
 ) -> tuple[Data, Shard]:
     """A shard's next document, and the shard as it is then (its token is not known yet)."""
-    keks, used = keystore.root_header.keks, keys_used(records.values())
-    header = Header(
-        vault_id=keystore.header.vault_id,
-        section=before.name,
-        generation=before.generation + 1,
-        kek_id=keks.id,
-        kek_version=keks.primary.version,
-        written=now,
-        keys_used=used,
+    used = keys_used(records.values())
+    header = keystore.next_header(
+        before.name, after=before.generation, written=now, keys_used=used
     )
-    keys = keystore.hierarchy.document_keys(before.name, header.kek_version)
+    keys = keystore.document_keys(header)
     uses = count_uses(before, records, used)
     data = seal_shard_body(header, records.values(), keys, uses=uses)
     shard = Shard(

@@ -30,8 +30,17 @@ import msgspec
 
 from apex_creds.concurrency import Lock, SingleFlight, off_loop, until_committed
 from apex_creds.crypto import kdf
-from apex_creds.documents.document import DIVIDED, Header, Packed, RootHeader, mac_of, parse
+from apex_creds.documents.document import (
+    KEK_VERSION,
+    VERSION,
+    Header,
+    Packed,
+    RootHeader,
+    mac_of,
+    parse,
+)
 from apex_creds.documents.keystore import (
+    DOCUMENTS_LABEL,
     Keystore,
     KeystoreBody,
     MasterKeySource,
@@ -42,6 +51,7 @@ from apex_creds.documents.keystore import (
     root_header,
     seal_keystore,
     takes_away,
+    with_document_key,
 )
 from apex_creds.documents.rollback import (
     KEK,
@@ -64,6 +74,7 @@ from apex_creds.errors import (
     WrongMasterKeyError,
 )
 from apex_creds.keys.hierarchy import KEYSTORE, DocumentKeys, Hierarchy, master_check
+from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.storage.base import Data, Storage, Stored, Token, Write, WriteResult, shared
 from apex_creds.storage.portal import StoragePortal
@@ -102,7 +113,7 @@ class DocumentStore(SealState):
         rollback: The newest versions that were authenticated.
         anchor: Has them anchored outside the vault, before it returns. Called for a commit
             that took something away; others are anchored with the next checkpoint.
-        recovering: Whether documents under retired KEKs are read, too.
+        recovering: Whether documents under retired keys are read, too.
         on_keystore_commit: Called before the key store is written, with the one of before
             and the new body.
     """
@@ -245,7 +256,7 @@ class DocumentStore(SealState):
                 return await self._load_once(names, open_one)
             except SecretWipedError:  # while it was used, in another thread
                 continue
-            except UnknownKeyError:  # its KEK was destroyed after it had moved away from it
+            except UnknownKeyError:  # its key was destroyed after it had moved away from it
                 await self.refresh_strict()
                 if self._tokens(names) == before:
                     raise
@@ -330,26 +341,39 @@ class DocumentStore(SealState):
         """The generation that a document must have reached, as far as is known here."""
         return max(keystore.body.sections.get(name, 0), self.rollback.minimum(name))
 
-    async def keys_for(self, name: str, kek_version: int) -> DocumentKeys:
-        """The keys of a document, also if another process has just made a new KEK.
+    async def keys_for(self, header: Header) -> DocumentKeys:
+        """The keys of a document, also if another process has just made its key.
 
         Raises:
-            RetiredKeyError: Nothing is under that KEK any more, and this is no recovery.
-            UnknownKeyError: There is no such KEK.
+            RetiredKeyError: Nothing is under that key any more, and this is no recovery.
+            UnknownKeyError: There is no such key.
         """
         keystore = self.unsealed()
-        if kek_version not in keystore.hierarchy.kek_versions:
+        if keystore.key_state(header) in (None, KeyState.DESTROYED):
             keystore = await self.keystore()
-        if kek_version in keystore.retired_keks and not self.recovering:
+        if keystore.key_state(header) is KeyState.RETIRED and not self.recovering:
+            key = "KEK" if header.version == KEK_VERSION else "document key"
             raise RetiredKeyError(
-                f"The document for {name!r} is under KEK version {kek_version}, which is "
-                "retired: who has that key may have made it.",
+                f"The document for {header.section!r} is under {key} version "
+                f"{header.key_version}, which is retired: who has that key may have made it.",
                 hint="Restore the newest copy. To take over an older one on purpose: "
                 "apex-creds audit accept-rollback --reason …",
             )
-        return keystore.hierarchy.document_keys(name, kek_version)
+        return keystore.document_keys(header)
 
     # -- writing -----------------------------------------------------------------
+
+    async def move_forward(self) -> None:
+        """Has an older program's key store get a key for documents, before one is written."""
+        if DOCUMENTS_LABEL not in self.unsealed().by_label:
+            await self.commit_rekeyed(
+                lambda before: with_document_key(
+                    before.body,
+                    before.hierarchy,
+                    kek_version=before.header.key_version,
+                    now=self.clock.time(),
+                )
+            )
 
     async def commit_keystore(self, change: ChangeKeystore) -> Keystore:
         """Applies ``change`` to the key store and reads the result back.
@@ -484,7 +508,7 @@ class DocumentStore(SealState):
             if name in stored:
                 each = stored[name]
                 made = parse(each.data, section=name, vault_id=keystore.header.vault_id)
-                keys = await self.keys_for(name, made.header.kek_version)
+                keys = await self.keys_for(made.header)
                 packed[name] = (made, each.token, keys)
             elif floors[name]:
                 raise missing(name)
@@ -496,7 +520,7 @@ class DocumentStore(SealState):
             found = (made.header.generation, made.mac)
             refuse_rollback(name, floor=floors[name], seen=newest[name], found=found)
             self.rollback.register(name, found)
-            self.rollback.register_kek(name, at, made.header.kek_version)
+            self.rollback.register_key(name, at, made.header.key)
         return opened
 
     async def _write_keystore(
@@ -512,15 +536,17 @@ class DocumentStore(SealState):
         hierarchy = rekeyed.hierarchy if rekeyed else before.hierarchy
         body = made.body if isinstance(made, Rekeyed) else made
         body = msgspec.structs.replace(body, sections=self.rollback.raised(body.sections))
+        primary, now = root.keks.primary.version, self.clock.time()
+        body = with_document_key(body, hierarchy, kek_version=primary, now=now)
         for call in self.on_keystore_commit:
             call(before, body)
         header = msgspec.structs.replace(
             before.header,
-            version=DIVIDED if body.shards else before.header.version,
+            version=VERSION,
             generation=before.header.generation + 1,
-            written=self.clock.time(),
+            written=now,
             root=root,
-            kek_version=root.keks.primary.version,
+            key_version=primary,
         )
         try:
             data = await off_loop(

@@ -1,4 +1,4 @@
-"""The unsealed keys: master key → KEKs → DEKs, and the keys of documents.
+"""The unsealed keys: master key → KEKs → DEKs and document keys, and what these give.
 
 Guarantee: the master key is used to derive the KEKs and never kept; every key held here
 lies in locked memory and is wiped by ``close``; after that each use is a
@@ -7,6 +7,7 @@ lies in locked memory and is wiped by ``close``; after that each use is a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -24,7 +25,7 @@ UNLOCK: Final = "End that: apex-creds unlock"
 
 
 class DocumentKeys(NamedTuple):
-    """The keys of one document under one KEK version: of its body and of its MAC."""
+    """The keys of one document under one key version: of its body and of its MAC."""
 
     body: SecretBytes
     mac: SecretBytes
@@ -61,7 +62,7 @@ class Hierarchy:
         self._kek_id = bytes.fromhex(kek_id)
         self._keks = keks
         self._wrapping: dict[int, SecretBytes] = {}
-        self._documents: dict[tuple[str, int], DocumentKeys] = {}
+        self._documents: dict[tuple[str, str, int], DocumentKeys] = {}
         self._deks: dict[tuple[str, int], SecretBytes] = {}
         self._closed = False
         self._locked_down = False
@@ -92,23 +93,40 @@ class Hierarchy:
         """The KEK versions in memory."""
         return frozenset(self._keks)
 
-    def document_keys(self, section: str, kek_version: int) -> DocumentKeys:
+    def document_keys(
+        self, section: str, version: int, *, keyset: Keyset | None = None
+    ) -> DocumentKeys:
         """The keys of a section's document.
 
+        Args:
+            section: The document's name.
+            version: Of the key from which they are derived.
+            keyset: That key; a KEK when not given.
+
         Raises:
-            UnknownKeyError: That KEK version is not in memory.
+            UnknownKeyError: There is no such version, or it is destroyed.
+            DecryptionError: The wrapped document key does not open.
         """
-        found = self._documents.get((section, kek_version))
+        place = (section, self._kek_id.hex() if keyset is None else keyset.id, version)
+        found = self._documents.get(place)
         if found is None:
-            kek, context = self._kek(kek_version), section.encode()
+            key = self._kek(version) if keyset is None else self.unwrap(keyset, version)
+            context = section.encode()
             found = DocumentKeys(
-                kdf.derive(kek, kdf.Purpose.FILE_BODY, context=context),
-                kdf.derive(kek, kdf.Purpose.FILE_MAC, context=context),
+                kdf.derive(key, kdf.Purpose.FILE_BODY, context=context),
+                kdf.derive(key, kdf.Purpose.FILE_MAC, context=context),
             )
-            self._documents[section, kek_version] = found
-            for key in found:
-                self._kept(key)
+            self._documents[place] = found
+            for made in found:
+                self._kept(made)
         return found
+
+    def new_keyset(self, label: str, *, kek_version: int, now: float) -> Keyset:
+        """A keyset with a random first version, wrapped under a KEK version."""
+        key_id = os.urandom(16).hex()
+        with SecretBytes.random(KEY_BYTES) as key:
+            wrapped = self.wrap(key, key_id=key_id, version=1, kek_version=kek_version)
+        return Keyset.new(id=key_id, label=label, material=wrapped, parent=kek_version, now=now)
 
     def wrap(self, dek: SecretBytes, *, key_id: str, version: int, kek_version: int) -> bytes:
         """Encrypts a DEK of 32 bytes under a KEK version; returns its envelope."""
@@ -178,10 +196,11 @@ class Hierarchy:
         return self._kept(self._deks.setdefault((keyset.id, version), dek))
 
     def forget(self, key_id: str, version: int) -> None:
-        """Wipes a cached DEK, after its version was destroyed."""
-        dek = self._deks.pop((key_id, version), None)
-        if dek is not None:
-            dek.close()
+        """Wipes a cached key and what was derived from it, after it was destroyed."""
+        places = [place for place in list(self._documents) if place[1:] == (key_id, version)]
+        gone = [key for place in places for key in self._documents.pop(place, ())]
+        for key in filter(None, [self._deks.pop((key_id, version), None), *gone]):
+            key.close()
 
     def forget_destroyed(self, keysets: Mapping[bytes, Keyset]) -> None:
         """Wipes the cached DEKs whose versions another process has destroyed.
@@ -197,9 +216,8 @@ class Hierarchy:
     def forget_keks(self, keep: frozenset[int]) -> None:
         """Wipes the KEK versions that are not to be kept, after they were destroyed."""
         for version in self.kek_versions - keep:
+            self.forget(self._kek_id.hex(), version)
             gone = [self._keks.pop(version, None), self._wrapping.pop(version, None)]
-            for place in [place for place in list(self._documents) if place[1] == version]:
-                gone += self._documents.pop(place, ())
             for key in filter(None, gone):
                 key.close()
 

@@ -23,14 +23,14 @@ from msgspec.structs import replace
 from apex_creds.concurrency import off_loop
 from apex_creds.documents import key_versions, observe
 from apex_creds.documents.cached import Document, recommit
-from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
 from apex_creds.documents.sections import Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, ConflictError
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.keys.passphrase import PassphraseProvider
 from apex_creds.scheduler import dek_rotation, kek_rotation, master_rotation
-from apex_creds.scheduler.kek_rotation import SECTION_NAMES, KekScan
+from apex_creds.scheduler.kek_rotation import SECTION_NAMES, KeyScan
 from apex_creds.scheduler.plan import Action, KeyView, MasterView, Step, View, plan
 from apex_creds.scheduler.reencryption import ROTATION, Leader, Pace, Progress, reencrypt
 from apex_creds.scheduler.rotation_state import (
@@ -125,25 +125,25 @@ class Engine:
             IntegrityError: A document is not what this vault wrote.
         """
         state = await self.document.read()
-        kek_use = await kek_rotation.scan(self.store)
+        use = await kek_rotation.scan(self.store)
         sections = [await self.store.sections.read(name) for name in SECTION_NAMES]
         keystore = await self.store.keystore()
         many = len(keystore.body.deks)
-        return await off_loop(many, lambda: self._seen(state, kek_use, sections, keystore))
+        return await off_loop(many, lambda: self._seen(state, use, sections, keystore))
 
     def _seen(
         self,
         state: RotationState,
-        kek_use: KekScan,
+        use: KeyScan,
         sections: Sequence[Section],
         keystore: Keystore,
     ) -> View:
-        used: set[tuple[str, int]] = set()
+        used = set(use.documents.values())
         uses: dict[tuple[str, int], int] = {}
         for section in sections:
             used |= section.keys_used
             uses.update(section.uses)
-        keys = [_kek_view(keystore, kek_use)]
+        keys = [_kek_view(keystore, use)]
         keys += [
             self._dek_view(keyset, used, uses)
             for keyset in keystore.body.deks
@@ -162,7 +162,8 @@ class Engine:
         return await off_loop(len(view.keys), lambda: make(view, state.policies))
 
     def _moves(self, label: str) -> bool:
-        return label.partition("/")[0] in SECTION_NAMES or label in self._movers
+        outside = label in self._movers or label == DOCUMENTS_LABEL
+        return outside or label.partition("/")[0] in SECTION_NAMES
 
     def _dek_view(
         self,
@@ -267,8 +268,7 @@ class Engine:
         if action is Action.ROTATE:
             await master_rotation.rotate_kek(self.store, replaces=group[0].version, now=now)
         elif action is Action.MOVE:
-            stale = (await kek_rotation.scan(self.store)).stale
-            await recommit(self.store, *stale)
+            await self._recommit_stale()
         elif action is Action.RETIRE:
             await master_rotation.retire_keks(self.store, now=now)
         else:
@@ -290,6 +290,22 @@ class Engine:
             return
         for section, labels in _by_section(steps):
             await self._take_section(steps[0].action, section, labels, now)
+        # Last, so that a section whose records moved has moved, too.
+        if any(step.label == DOCUMENTS_LABEL for step in steps) and not self.stopped:
+            await self._take_documents(steps[0].action, now)
+
+    async def _take_documents(self, action: Action, now: float) -> None:
+        if action is Action.MOVE:
+            await self._recommit_stale()
+        elif action is Action.RETIRE:
+            await kek_rotation.step_unused(self.store, partial(key_versions.retire, now=now))
+        else:
+            before = now - (await self.document.read()).policies.dek.grace
+            step = partial(key_versions.destroy, before=before, now=now)
+            await kek_rotation.step_unused(self.store, step)
+
+    async def _recommit_stale(self) -> None:
+        await recommit(self.store, *(await kek_rotation.scan(self.store)).stale)
 
     async def _take_section(
         self, action: Action, section: str, labels: frozenset[str], now: float
@@ -330,11 +346,11 @@ class Engine:
 # -- what the state machine sees -------------------------------------------------------
 
 
-def _kek_view(keystore: Keystore, use: KekScan) -> KeyView:
-    """While a document is not under the primary, every older version counts as in use."""
+def _kek_view(keystore: Keystore, use: KeyScan) -> KeyView:
+    """While something is not under the primary, every older version counts as in use."""
     keks = keystore.root_header.keks
     # What was scanned may be older than the key store; then the next round sees it.
-    current = use.only and use.primary == keks.primary.version
+    current = use.only and use.keks.primary.version == keks.primary.version
     numbers = frozenset(v.version for v in keks.versions if v.state is not KeyState.DESTROYED)
     used = frozenset({keks.primary.version}) if current else numbers
     return KeyView(level=Level.KEK, keyset=keks, in_use=used)

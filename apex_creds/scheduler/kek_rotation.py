@@ -1,75 +1,90 @@
-"""Documents under the KEK: sealed again under the primary one, and scanned for old ones.
+"""What KEKs and document keys protect, as a scan of every document shows.
 
-Guarantee: a document keeps its content and loses no concurrent write. ``KekScan.only``
-says that no document, key or KEK refers to another KEK version than the primary, and that
-no writer is left who could: each commit is tied to the key store that it was computed from.
+Guarantee: what a ``KeyScan`` finds is all that refers, or ever will, to the versions that
+were not primary when it began: each commit is tied to the key store that it was computed
+from, and the scan reads that first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from apex_creds.crypto import envelope
+from apex_creds.documents import key_versions
 from apex_creds.documents.cached import Document
-from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.document import KeyName
+from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.keys.hierarchy import is_wrapped
-from apex_creds.keys.keyset import KeyState
+from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import STATE_DOCUMENTS
 
 SECTION_NAMES: Final = tuple(SECTIONS.values())
 DOCUMENTS: Final = (*SECTION_NAMES, *STATE_DOCUMENTS)
-"""All that is sealed under KEK-derived keys, but for the key store itself."""
+"""All that there may be, but for the key store itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KekScan:
-    """What the KEK versions protect, as read just now.
+class KeyScan:
+    """What KEKs and document keys protect, as read just now.
 
     Attributes:
-        primary: The primary version, as of after the documents were read.
-        documents: KEK version by document; 0 for one that does not exist.
-        keys: How many wrapped keys each version opens.
+        keystore: As of before the documents were read.
+        documents: The key version that each document is under: a KEK's, if it is of version 1.
+        keys: How many wrapped keys each KEK version opens.
     """
 
-    primary: int
-    documents: Mapping[str, int]
+    keystore: Keystore
+    documents: Mapping[str, KeyName]
     keys: Mapping[int, int]
 
     @property
+    def keks(self) -> Keyset:
+        """The KEKs."""
+        return self.keystore.root_header.keks
+
+    @property
     def stale(self) -> tuple[str, ...]:
-        """The documents that are not sealed under the primary; those that don't exist too."""
-        return tuple(name for name, v in self.documents.items() if v != self.primary)
+        """The documents that are under a key version that is not primary."""
+        found = (self.keks, self.keystore.by_label.get(DOCUMENTS_LABEL))
+        primaries = {(each.id, each.primary.version) for each in found if each}
+        return tuple(name for name, key in self.documents.items() if key not in primaries)
 
     @property
     def only(self) -> bool:
-        """Whether everything is under the primary."""
-        return not self.stale and set(self.keys) <= {self.primary}
+        """Whether nothing is under another KEK than the primary."""
+        primary = self.keks.primary.version
+        return {*self.keys, *self.under(self.keks)} <= {primary}
+
+    def under(self, keyset: Keyset) -> Counter[int]:
+        """How many documents are under each version of a keyset."""
+        return Counter(at for key_id, at in self.documents.values() if key_id == keyset.id)
 
     def protects(self, version: int) -> int:
-        """How many documents and keys a version protects."""
-        documents = sum(v == version for v in self.documents.values())
-        return documents + self.keys.get(version, 0)
+        """How many documents and keys a KEK version protects."""
+        return self.under(self.keks)[version] + self.keys.get(version, 0)
 
 
-async def scan(store: DocumentStore) -> KekScan:
-    """Reads which KEK version protects what.
+async def scan(store: DocumentStore) -> KeyScan:
+    """Reads which KEK and document key versions protect what.
 
     Raises:
         IntegrityError: A document is not what this vault wrote.
     """
     await store.refresh_strict()
-    documents: dict[str, int] = {}
-    for name in SECTION_NAMES:
-        documents |= await store.sections.kek_versions(name)
-    for name in STATE_DOCUMENTS:
-        documents[name] = await Document(store, name=name, empty=b"").kek_version()
     keystore = await store.keystore()
-    primary = keystore.root_header.keks.primary.version
-    return KekScan(primary=primary, documents=documents, keys=wrapped_under(keystore))
+    documents: dict[str, KeyName] = {}
+    for name in SECTION_NAMES:
+        documents |= await store.sections.keys(name)
+    for name in STATE_DOCUMENTS:
+        key = await Document(store, name=name, empty=b"").key()
+        if key is not None:
+            documents[name] = key
+    return KeyScan(keystore=keystore, documents=documents, keys=wrapped_under(keystore))
 
 
 def wrapped_under(keystore: Keystore) -> dict[int, int]:
@@ -83,3 +98,13 @@ def wrapped_under(keystore: Keystore) -> dict[int, int]:
         under = envelope.header(version.material)[1]
         counts[under] = counts.get(under, 0) + 1
     return counts
+
+
+async def step_unused(
+    store: DocumentStore, step: Callable[[Keyset, Collection[int]], Keyset]
+) -> None:
+    """Takes ``step`` with the document key versions that no document is under."""
+    found = await scan(store)
+    keyset = found.keystore.by_label.get(DOCUMENTS_LABEL)
+    if keyset is not None:
+        await key_versions.step_spent(store, [keyset], set(found.documents.values()), step)

@@ -6,7 +6,7 @@ new master key is stored by its provider and read back before the key store name
 operation names the version that it replaces, and does nothing where that was replaced
 already: of any number of processes that rotate at once, one does.
 
-The master key is in memory for the moment of the operation alone. Credentials are not
+The master key is in memory for the moment of the operation alone. Documents are not
 touched: the cost is that of the keys.
 """
 
@@ -248,8 +248,8 @@ async def _idle(store: DocumentStore) -> frozenset[int]:
     found = await scan(store)
     if not found.only:
         return frozenset()
-    keks = (await store.keystore()).root_header.keks
-    return frozenset(v.version for v in keks.versions if v.version < found.primary)
+    keks = found.keks
+    return frozenset(v.version for v in keks.versions if v.version < keks.primary.version)
 
 
 async def _change_keks(

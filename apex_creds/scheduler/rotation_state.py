@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from apex_creds.auth.access_document import DEK_LABEL
 from apex_creds.clocks import Moment
 from apex_creds.documents.cached import Document
-from apex_creds.documents.keystore import Keystore
+from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.keys.keyset import KeyState
@@ -373,7 +373,8 @@ def labels_of(keystore: Keystore, service: str = "") -> list[str]:
     known = keystore.by_label
     if not service:
         kinds = {*SECTION_NAMES, DEK_LABEL}
-        return [name for name in known if name in kinds or name.partition("/")[0] in kinds]
+        found = [name for name in known if name in kinds or name.partition("/")[0] in kinds]
+        return found + [DOCUMENTS_LABEL] * (DOCUMENTS_LABEL in known)
     found = [f"{name}/{service}" for name in SECTION_NAMES if f"{name}/{service}" in known]
     if not found:
         raise CredentialNotFoundError(

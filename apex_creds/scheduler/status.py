@@ -42,9 +42,9 @@ class VersionLine:
     """One version of one key.
 
     Attributes:
-        label: ``section/service`` for a DEK, else empty.
-        protects: Credentials for a DEK, documents and keys for a KEK; -1 where only the
-            provider knows.
+        label: ``section/service`` for a DEK, or what else it is for; else empty.
+        protects: Credentials for a DEK, documents for that of documents, keys for a KEK (and
+            the documents of an older program); -1 where only the provider knows.
         encryptions: Messages under a DEK version.
         created: Unix seconds, as is ``changed``.
     """
@@ -159,6 +159,7 @@ async def _lines(store: DocumentStore, view: View) -> AsyncIterator[VersionLine]
     for line in _masters(view):
         yield line
     scanned = await kek_rotation.scan(store)
+    protects.update(scanned.documents.values())
     for key in view.keys:
         for version in key.keyset.versions:
             kek = key.level is Level.KEK

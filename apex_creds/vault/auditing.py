@@ -34,6 +34,7 @@ from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, IntegrityError, RollbackDetectedError
 from apex_creds.fs.home import audit_directory
 from apex_creds.keys import MasterKeyProvider
+from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.storage.portal import StoragePortal
 from apex_creds.vault.anchor import Anchor, Anchored, open_signing_key
@@ -276,7 +277,7 @@ async def _accept(
     """Records that older documents are accepted, and has the key store expect them.
 
     Only those that are authentic: what a forged header claims is neither expected nor
-    anchored. Those under a retired KEK are sealed again, under the primary.
+    anchored. Those under a retired key are sealed again, under the primary.
     """
     detail = "; ".join(behind) or "accepted; no document is behind"
     opened.log.append(AuditEvent(now, EventKind.ROLLBACK, reason=reason, detail=detail))
@@ -290,7 +291,7 @@ async def _accept(
         return msgspec.structs.replace(body, sections=floors)
 
     keystore = await store.commit_keystore(lowered)
-    old = [name for name, h in found.items() if h.kek_version in keystore.retired_keks]
+    old = [n for n, header in found.items() if keystore.key_state(header) is KeyState.RETIRED]
     await recommit(store, *old)
     await opened.keep_anchor()
 
@@ -308,7 +309,7 @@ async def _authentic(store: DocumentStore, names: Collection[str]) -> dict[str, 
             continue
         with suppress(IntegrityError):
             packed = parse(stored.data, section=name, vault_id=store.unsealed().header.vault_id)
-            keys = await store.keys_for(name, packed.header.kek_version)
+            keys = await store.keys_for(packed.header)
             await off_loop(len(stored.data) >> 9, partial(check_mac, packed, keys))
             found[name] = packed.header
             store.rollback.register(name, (packed.header.generation, packed.mac))

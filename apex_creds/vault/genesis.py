@@ -23,6 +23,7 @@ from apex_creds.documents.keystore import (
     KeystoreBody,
     root_key,
     seal_keystore,
+    with_document_key,
 )
 from apex_creds.documents.sections import shard_names
 from apex_creds.errors import (
@@ -228,24 +229,19 @@ def _first_document(
         vault_id=vault_id,
         section=KEYSTORE,
         generation=1,
-        kek_id=keks.id,
-        kek_version=FIRST,
+        key_id=keks.id,
+        key_version=FIRST,
         written=now,
         root=RootHeader(master=record, keks=keks),
     )
     hierarchy = Hierarchy.from_master(master, vault_id=vault_id, keks=keks)
     try:
-        body = KeystoreBody(root=_root(hierarchy, now), hashed_names=hashed_names)
+        root = hierarchy.new_keyset(ROOT_LABEL, kek_version=FIRST, now=now)
+        body = KeystoreBody(root=root, hashed_names=hashed_names)
+        body = with_document_key(body, hierarchy, kek_version=FIRST, now=now)
         return seal_keystore(header, body, hierarchy=hierarchy)
     finally:
         hierarchy.close()
-
-
-def _root(hierarchy: Hierarchy, now: float) -> Keyset:
-    key_id = os.urandom(16).hex()
-    with SecretBytes.random(KEY_BYTES) as key:
-        wrapped = hierarchy.wrap(key, key_id=key_id, version=FIRST, kek_version=FIRST)
-    return Keyset.new(id=key_id, label=ROOT_LABEL, material=wrapped, parent=FIRST, now=now)
 
 
 def _keyset(label: str, material: bytes, now: float) -> Keyset:

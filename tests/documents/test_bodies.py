@@ -92,8 +92,8 @@ HEADER = Header(
     vault_id="ab" * 16,
     section="api_keys",
     generation=3,
-    kek_id="cd" * 16,
-    kek_version=1,
+    key_id="cd" * 16,
+    key_version=1,
     written=1.0,
     keys_used=(("ef" * 16, 1),),
 )

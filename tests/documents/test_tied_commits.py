@@ -7,23 +7,25 @@ has sealed its records, and before they are stored.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from apex_creds.documents import key_versions, sections
 from apex_creds.documents.cached import Document
-from apex_creds.documents.keystore import Keystore, MasterKeySource
+from apex_creds.documents.document import KeyName
+from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore, MasterKeySource
 from apex_creds.documents.records import open_record
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ConflictError
 from apex_creds.keys import provider_from_uri
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
-from apex_creds.scheduler import master_rotation
+from apex_creds.scheduler import dek_rotation, kek_rotation
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.rotation_state import rotation_document
-from apex_creds.storage.base import Storage, Write, WriteResult
+from apex_creds.storage.base import STATE_DOCUMENTS, Storage, Write, WriteResult
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import genesis, writing
@@ -142,24 +144,45 @@ async def test_a_record_is_never_left_under_a_key_that_was_destroyed(pair: Pair)
     ]
 
 
-async def test_a_shard_is_never_left_under_a_kek_that_was_destroyed(pair: Pair) -> None:
+async def test_a_shard_is_never_left_under_a_key_that_was_destroyed(pair: Pair) -> None:
     async def turned() -> None:
         engine = Engine(
             pair.quick,
             rotation_document(pair.quick),
             next_fire=lambda *_: None,
         )
-        await master_rotation.rotate_kek(pair.quick, replaces=1, now=pair.clock.now)
-        await master_rotation.mark_keks_compromised(pair.quick, [1], now=pair.clock.now)
+        lost = {DOCUMENTS_LABEL: [1]}
+        await dek_rotation.mark_compromised(pair.quick, lost, now=pair.clock.now)
         assert not (await engine.run(lease=False)).failed
 
     pair.storage.first = turned
     await pair.put(pair.slow, "mine", "value")
     assert b"value" in await pair.value("mine")
-    versions = (await pair.quick.keystore()).root_header.keks.versions
-    assert versions[0].state is KeyState.DESTROYED
-    assert set((await pair.quick.sections.kek_versions("api_keys")).values()) == {2}
+    keyset = (await pair.quick.keystore()).by_label[DOCUMENTS_LABEL]
+    assert [v.state for v in keyset.versions] == [KeyState.DESTROYED, KeyState.PRIMARY]
+    assert set((await pair.quick.sections.keys("api_keys")).values()) == {(keyset.id, 2)}
     assert pair.storage.refused == 1
+
+
+async def test_a_document_made_while_keys_are_scanned_is_not_left_under_one_that_goes(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not there when it was looked for: its key is in use all the same."""
+    made = Document(pair.slow, name=STATE_DOCUMENTS[0], empty=b"")
+    last = Document(pair.quick, name=STATE_DOCUMENTS[-1], empty=b"")
+    find = type(last).key
+
+    async def key(document: Document[bytes]) -> KeyName | None:
+        if document._name == STATE_DOCUMENTS[-1]:
+            await made.change(lambda _: b"made meanwhile")
+            await key_versions.renew(pair.quick, DOCUMENTS_LABEL, now=pair.clock.now)
+        return await find(document)
+
+    monkeypatch.setattr(Document, "key", key)
+    destroy = partial(key_versions.destroy_now, now=pair.clock.now)
+    await kek_rotation.step_unused(pair.quick, destroy)
+    again = Document(pair.quick, name=STATE_DOCUMENTS[0], empty=b"")
+    assert await again.read() == b"made meanwhile"
 
 
 async def test_no_write_to_the_same_shard_is_lost(pair: Pair) -> None:
@@ -173,17 +196,17 @@ async def test_no_write_to_the_same_shard_is_lost(pair: Pair) -> None:
     assert set(records) == {"mine", "other", *(f"theirs {number}" for number in range(8))}
 
 
-async def test_a_state_document_is_never_left_under_a_kek_that_was_destroyed(
+async def test_a_state_document_is_never_left_under_a_key_that_was_replaced(
     pair: Pair,
 ) -> None:
     async def turned() -> None:
-        await master_rotation.rotate_kek(pair.quick, replaces=1, now=pair.clock.now)
+        await key_versions.renew(pair.quick, DOCUMENTS_LABEL, now=pair.clock.now)
 
     document = Document(pair.slow, name="recovery", empty=b"")
     pair.storage.first = turned
     await document.change(lambda _: b"mine")
     assert pair.storage.refused == 1
-    assert await document.kek_version() == 2
+    assert (await document.key())[1] == 2
     assert await Document(pair.quick, name="recovery", empty=b"").read() == b"mine"
 
 

@@ -112,7 +112,7 @@ class World:
                 "values": values,
                 "grants": [str(each) for each in granted],
                 "dek": max(k.primary.version for k in keystore.body.deks),
-                "kek": keystore.header.kek_version,
+                "kek": keystore.header.key_version,
                 "master": keystore.root_header.master.version,
             }
 

@@ -7,6 +7,7 @@ decrypts, one that was not acknowledged is old or new, and the vault goes on wor
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ import pytest
 
 from apex_creds.audit.verify import verify
 from apex_creds.documents import sections
+from apex_creds.documents.document import VERSION
 from apex_creds.documents.sections import shard_names
 from apex_creds.errors import CredentialNotFoundError, VaultNotFoundError
 from apex_creds.keys.keyset import KeyState
@@ -26,7 +28,8 @@ from apex_creds.vault.config import AuditConfig, Config, write_config
 from tests.faults.anchored import copies
 from tests.faults.scenarios.vault import STORED
 from tests.support.killer import Run, Scenario
-from tests.support.vaults import home_in, master_in, value_of, values
+from tests.support.vaults import copy_vault, home_in, master_in, value_of, values
+from tests.vectors.make_vault import VAULTS
 
 UNHURRIED = AuditConfig(durable_ms=60_000, checkpoint_seconds=60)
 """The log's own thread writes nothing while boundaries are counted."""
@@ -185,3 +188,36 @@ async def after(home: Path, point: str) -> dict[str, bytes]:
     left = [p for p in home.rglob(".*") if p.suffix in (".tmp", ".next") or p.name == ".commit"]
     assert not left, point
     return found
+
+
+@pytest.mark.parametrize("older", sorted(VAULTS.iterdir())[:-1], ids=lambda place: place.name)
+async def test_a_vault_of_an_older_version_is_never_between_two(
+    tmp_path: Path, older: Path
+) -> None:
+    """What it had is all there after each kill, and the next write moves it forward."""
+    wanted = set(json.loads((older / "expected.json").read_text())["credentials"])
+
+    def copies() -> Iterator[Path]:
+        for number in itertools.count():
+            place = tmp_path / str(number)
+            copy_vault(older, place)
+            yield place
+
+    places, seen = copies(), set()
+    with Scenario(FILE, "put_in_older") as scenario:
+        dry = next(places)
+        for point in scenario.points(dry / "home", f"file:{dry}/master.key"):
+            place = next(places)
+            master = f"file:{place}/master.key"
+            scenario.run(place / "home", master, at=point)
+            for turn in range(2):
+                async with await Vault.unseal(place / "home", master=master) as vault:
+                    found = set(await values(vault))
+                    assert found - {"new", "later"} == wanted, point
+                    seen.add("new" in found)
+                    if not turn:
+                        await vault.put("later", ApiKey("later value"))
+                        keystore = await vault.store.keystore()
+                        assert keystore.header.version == VERSION, point
+            shutil.rmtree(place)
+    assert seen == {True, False}

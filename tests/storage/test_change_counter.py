@@ -125,6 +125,38 @@ async def test_a_look_costs_nothing_while_nobody_writes(
             assert storage.change_token("keystore") == token
 
 
+async def test_a_look_is_one_system_call(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.change_token("keystore")
+    monkeypatch.setattr(file_module, "_monotonic", lambda: 0.0)  # never time to look at files
+    calls: list[object] = []
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda *args: calls.append(args) or real(*args))
+    for _ in range(100):
+        storage.change_token("keystore")
+    assert len(calls) == 100
+
+
+async def test_another_process_cuts_the_counter_while_it_is_read(storage: FileStorage) -> None:
+    """As no memory map would survive: whoever touches one beyond the file's end is killed."""
+    path = storage.root / "security" / COUNTER_NAME
+    code = (
+        "import os, sys\n"
+        "for n in range(20000):\n"
+        "    os.truncate(sys.argv[1], 0 if n % 2 else 8)\n"
+    )
+    found = set()
+    with subprocess.Popen([sys.executable, "-c", code, str(path)]) as cutting:
+        while cutting.poll() is None:
+            found.add(storage._counter.standing())
+            assert storage.change_token("keystore") is not None
+    assert cutting.returncode == 0
+    assert found
+    await storage.write("other", b"new", expected=None)
+    assert (await storage.read("other")).data == b"new"
+
+
 async def test_a_writer_that_dies_while_it_replaces(storage: FileStorage) -> None:
     """The counter stays odd, so readers look at the files, until the next write."""
     code = WRITER.replace(

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
+from apex_creds.documents.document import KEK_VERSION, pack, parse, unpack
+from apex_creds.documents.store import DocumentStore
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken, Secret
 from apex_creds.vault import Vault
 from apex_creds.vault.begun import Begun, BegunNote
@@ -81,6 +86,32 @@ def secret_for(kind: str, text: str) -> Secret:
         "generic": lambda value: GenericSecret(value.encode()),
     }
     return makers[kind](text)
+
+
+def copy_vault(kept: Path, place: Path) -> None:
+    """Copies one of tests/vectors/vaults, with the modes that a checkout does not keep."""
+    shutil.copytree(kept, place)
+    for path in (place, *place.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+async def write_version_1(store: DocumentStore, *names: str) -> None:
+    """Writes documents as the program of document version 1 did: under the primary KEK."""
+    for name in names:
+        stored = await store.storage.read(name)
+        packed = parse(stored.data, section=name, vault_id=None)
+        keystore = await store.keystore()
+        body = unpack(packed, keystore.document_keys(packed.header))
+        keks = keystore.root_header.keks
+        header = msgspec.structs.replace(
+            packed.header,
+            version=KEK_VERSION,
+            generation=packed.header.generation + 1,
+            key_id=keks.id,
+            key_version=keks.primary.version,
+        )
+        data = pack(header, bytes(body), keystore.document_keys(header))
+        await store.storage.write(name, data, expected=stored.token)
 
 
 def tree(home: Path) -> dict[str, tuple[int, bytes]]:

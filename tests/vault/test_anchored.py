@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from apex_creds.auth.second_factor import Subject
 from apex_creds.auth.totp import code_at
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
+from apex_creds.documents import key_versions
 from apex_creds.documents.cached import recommit
+from apex_creds.documents.keystore import DOCUMENTS_LABEL
 from apex_creds.errors import (
     CorruptDocumentError,
     IntegrityError,
@@ -178,9 +181,15 @@ async def distrust_the_master_key(vault: Vault, _: Path) -> None:
 async def destroy_a_kek(vault: Vault, _: Path) -> None:
     store, now = vault.store, vault.clock.time()
     await master_rotation.rotate_kek(store, replaces=1, now=now)
-    await recommit(store, *(await kek_rotation.scan(store)).stale)
     assert await master_rotation.retire_keks(store, now=now)
     assert await master_rotation.destroy_keks(store, before=now, now=now)
+
+
+async def destroy_a_document_key(vault: Vault, _: Path) -> None:
+    store, now = vault.store, vault.clock.time()
+    await key_versions.renew(store, DOCUMENTS_LABEL, now=now)
+    await recommit(store, *(await kek_rotation.scan(store)).stale)
+    await kek_rotation.step_unused(store, partial(key_versions.destroy_now, now=now))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +215,8 @@ async def destroy_a_kek(vault: Vault, _: Path) -> None:
         (distrust_a_dek, "keystore"),
         (distrust_the_kek, "keystore"),
         (distrust_the_master_key, "keystore rotation"),
-        (destroy_a_kek, "keystore api_keys access"),
+        (destroy_a_kek, "keystore"),
+        (destroy_a_document_key, "keystore api_keys access"),
     ],
 )
 async def test_what_takes_something_away_is_anchored_when_it_returns(

@@ -189,7 +189,7 @@ async def test_a_newer_format_version_says_upgrade(small: Path) -> None:
     for file in (keystore_file(small), section_file(small)):
         whole = file.read_bytes()
         newer = {"format": "apex-creds/document", "version": 9, "something": ["new"]}
-        for data in (json.dumps(newer).encode(), whole.replace(b'"version":1', b'"version":9')):
+        for data in (json.dumps(newer).encode(), whole.replace(b'"version":2', b'"version":9')):
             file.write_bytes(data)
             async with refused(small, UnsupportedFormatError, match="upgrade"):
                 await everything(small)

@@ -7,7 +7,6 @@ upgrade rewrites a document on the next write, never on a read.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -17,7 +16,8 @@ from apex_creds.audit import check
 from apex_creds.documents.document import VERSION
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
-from tests.support.vaults import tree
+from tests.support.vaults import copy_vault, tree
+from tests.vectors import read_vault
 from tests.vectors.make_vault import VAULTS, expected
 
 pytestmark = pytest.mark.anyio
@@ -30,11 +30,8 @@ def test_there_is_one_for_each_version() -> None:
 
 @pytest.fixture(params=KEPT, ids=lambda place: place.name)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy, with the modes that a checkout does not keep."""
     copied = tmp_path / "copy"
-    shutil.copytree(request.param, copied)
-    for path in (copied, *copied.rglob("*")):
-        path.chmod(0o700 if path.is_dir() else 0o600)
+    copy_vault(request.param, copied)
     return copied
 
 
@@ -61,6 +58,21 @@ async def test_a_write_makes_it_the_present_version(place: Path) -> None:
         found = await expected(vault)
     wanted = json.loads((place / "expected.json").read_text())
     assert set(found["credentials"]) == {*wanted["credentials"], "new"}
+
+
+def test_a_reader_made_from_the_page_alone_reads_it(place: Path) -> None:
+    vault = read_vault.Vault(place / "home", place / "master.key")
+    found: dict[str, dict[str, bytes]] = {}
+    for path in (place / "home/credentials").iterdir():
+        found |= vault.credentials(path.stem)
+    wanted = json.loads((place / "expected.json").read_text())
+    assert {
+        name: {part: value.hex() for part, value in parts.items()}
+        for name, parts in found.items()
+    } == {name: each["parts"] for name, each in wanted["credentials"].items()}
+    assert [[g["plugin"], g["credential"]] for g in vault.grants] == [
+        grant[:2] for grant in wanted["grants"]
+    ]
 
 
 async def opened(place: Path) -> Vault:

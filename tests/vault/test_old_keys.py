@@ -1,19 +1,21 @@
 """Who has a key that was replaced can't make anything newer with it: no document under a
-retired KEK, no key store under a KEK or master key before the present one."""
+retired document key or KEK, no key store under a KEK or master key before the present one."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents import key_versions
 from apex_creds.documents.cached import recommit
 from apex_creds.documents.document import pack, parse, unpack
-from apex_creds.documents.keystore import Keystore, seal_keystore
+from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore, seal_keystore
 from apex_creds.errors import RetiredKeyError, RollbackDetectedError
 from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.key_file import FileProvider
@@ -30,6 +32,7 @@ from tests.support.vaults import (
     section_file,
     unseal,
     value_of,
+    write_version_1,
 )
 
 pytestmark = pytest.mark.anyio
@@ -38,11 +41,18 @@ AHEAD = 1000
 
 
 class Thief:
-    """Has the KEK of some time, and can write the vault's files."""
+    """Has the KEK and the document key of some time, and can write the vault's files."""
 
-    def __init__(self, keystore: Keystore) -> None:
-        self._version = keystore.root_header.keks.primary.version
-        kept = [(n, keystore.hierarchy.document_keys(n, self._version)) for n in _NAMES]
+    def __init__(self, keystore: Keystore, *, version_1: bool) -> None:
+        keks, keyset = keystore.root_header.keks, keystore.by_label[DOCUMENTS_LABEL]
+        kept = []
+        for name in _NAMES:
+            kek = version_1 or name == "keystore"
+            chosen = keks if kek else keyset
+            made = keystore.hierarchy.document_keys(
+                name, chosen.primary.version, keyset=None if kek else chosen
+            )
+            kept.append((name, made))
         self._keys = {
             name: DocumentKeys(*map(SecretBytes.copy_of, keys)) for name, keys in kept
         }
@@ -70,8 +80,8 @@ def state_file(where: Path) -> Path:
 
 
 @contextlib.contextmanager
-def thief(keystore: Keystore) -> Iterator[Thief]:
-    made = Thief(keystore)
+def thief(keystore: Keystore, *, version_1: bool = False) -> Iterator[Thief]:
+    made = Thief(keystore, version_1=version_1)
     try:
         yield made
     finally:
@@ -88,18 +98,25 @@ async def filled(where: Path) -> Vault:
 
 
 async def renew(vault: Vault, *, retired: bool = True) -> None:
-    """A whole rotation of the KEK, as far as the retirement of the old one."""
+    """Whole rotations of KEK and document key, as far as the retirement of the old ones."""
     now = vault.clock.time()
     await master_rotation.rotate_kek(vault.store, replaces=1, now=now)
+    await key_versions.renew(vault.store, DOCUMENTS_LABEL, now=now)
     await recommit(vault.store, *(await kek_rotation.scan(vault.store)).stale)
     if retired:
         assert await master_rotation.retire_keks(vault.store, now=now) == {1}
+        await kek_rotation.step_unused(vault.store, partial(key_versions.retire, now=now))
 
 
-async def test_a_section_under_a_retired_kek_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version_1", [False, True])
+async def test_a_section_under_a_retired_key_is_refused(
+    tmp_path: Path, version_1: bool
+) -> None:
     async with await filled(tmp_path) as vault:
+        if version_1:
+            await write_version_1(vault.store, "api_keys", DOCUMENT)
         old = section_file(tmp_path).read_bytes()
-        with thief(await vault.store.keystore()) as forger:
+        with thief(await vault.store.keystore(), version_1=version_1) as forger:
             await renew(vault)
             await vault.put("a", ApiKey("new"))
             genuine = section_file(tmp_path).read_bytes()
@@ -121,7 +138,7 @@ async def test_a_section_under_a_retired_kek_is_refused(tmp_path: Path) -> None:
         assert await value_of(vault, "a") == b"new"
 
 
-async def test_a_state_document_under_a_retired_kek_is_refused(tmp_path: Path) -> None:
+async def test_a_state_document_under_a_retired_key_is_refused(tmp_path: Path) -> None:
     async with await filled(tmp_path) as vault:
         old = state_file(tmp_path).read_bytes()
         with thief(await vault.store.keystore()) as forger:
@@ -133,6 +150,7 @@ async def test_a_state_document_under_a_retired_kek_is_refused(tmp_path: Path) -
 
 async def test_a_kek_that_is_still_in_use_opens_what_it_sealed(tmp_path: Path) -> None:
     async with await filled(tmp_path) as vault:
+        await write_version_1(vault.store, "api_keys")
         await master_rotation.rotate_kek(vault.store, replaces=1, now=vault.clock.time())
     async with await unseal(tmp_path) as vault:
         assert await value_of(vault, "a") == b"old"
@@ -200,7 +218,7 @@ async def test_a_key_store_under_a_master_key_that_was_replaced_is_refused(
         header = msgspec.structs.replace(
             before.header,
             root=twice.root,
-            kek_version=3,
+            key_version=3,
             generation=before.header.generation + AHEAD,
         )
         forged = bytes(seal_keystore(header, twice.body, hierarchy=twice.hierarchy))

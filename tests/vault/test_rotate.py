@@ -24,7 +24,16 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.scheduler import dek_rotation, kek_rotation, master_rotation
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault
-from tests.support.vaults import FakeClock, create, home_in, secret_for, unseal, values
+from tests.support.vaults import (
+    FakeClock,
+    create,
+    home_in,
+    secret_for,
+    tree,
+    unseal,
+    values,
+    write_version_1,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -65,14 +74,56 @@ async def test_kek_rotation_keeps_everything_readable(vault: Vault, tmp_path: Pa
         assert await stored(other) == before
 
 
+@pytest.mark.parametrize("rotated", [master_rotation.rotate_kek, master_rotation.rotate_master])
+async def test_a_rotation_writes_the_key_store_and_nothing_else(
+    vault: Vault, tmp_path: Path, rotated
+) -> None:
+    await Document(vault.store, name="rotation", empty=b"").change(lambda _: b"state")
+    before = tree(vault.home)
+    written = Counted(vault.store.storage)
+    vault.store.storage = written
+    await rotated(vault.store, replaces=1, now=5.0)
+    assert written.names == ["keystore"]
+    assert not (await kek_rotation.scan(vault.store)).stale
+    assert await master_rotation.retire_keks(vault.store, now=6.0) == {1}
+    assert await master_rotation.destroy_keks(vault.store, before=9.0, now=9.0) == {1}
+    assert written.names == ["keystore"] * 3
+    changed = {name for name, found in tree(vault.home).items() if found != before.get(name)}
+    assert {name for name in changed if name.endswith(".enc")} == {"security/keystore.enc"}
+    async with await unseal(tmp_path) as other:
+        assert await stored(other) == await stored(vault)
+
+
 async def test_kek_rotation_happens_once(vault: Vault) -> None:
     await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
     await master_rotation.rotate_kek(vault.store, replaces=1, now=6.0)
     assert len((await keks_of(vault)).versions) == 2
 
 
+class Counted:
+    """A storage that says what was written."""
+
+    def __init__(self, inner: FileStorage) -> None:
+        self._inner = inner
+        self.names: list[str] = []
+
+    async def write(self, name: str, *args: object, **options: object) -> object:
+        self.names.append(name)
+        return await self._inner.write(name, *args, **options)
+
+    async def write_many(self, writes, **options: object) -> object:
+        self.names += [write.name for write in writes if write.data is not None]
+        return await self._inner.write_many(writes, **options)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+
 async def test_an_old_kek_stays_while_a_document_needs_it(vault: Vault) -> None:
+    """One of version 1 does."""
+    await write_version_1(vault.store, "api_keys")
     await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
+    assert (await kek_rotation.scan(vault.store)).stale == ("api_keys",)
     assert await master_rotation.retire_keks(vault.store, now=6.0) == frozenset()
     await reseal_all(vault)
     assert await master_rotation.destroy_keks(vault.store, before=9.0, now=9.0) == frozenset()

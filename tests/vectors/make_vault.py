@@ -13,10 +13,8 @@ import sys
 from pathlib import Path
 
 from apex_creds.compat import vault_session
-from apex_creds.documents.cached import recommit
 from apex_creds.documents.document import VERSION
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken
-from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.schedule import Level
 from apex_creds.vault import Vault
 
@@ -28,7 +26,7 @@ async def fill(vault: Vault) -> None:
     await vault_session.rotate_levels(vault, (Level.DEK,))
     await vault_session.rotate_levels(vault, (Level.KEK,))
     await vault.put(
-        "key", ApiKey("välue"), service="shared", delivery="header:X-Key",
+        "key", ApiKey("a value"), service="shared", delivery="header:X-Key",
         origins=["https://api.example.com"], sensitivity="critical",
     )  # fmt: skip
     token = OAuthToken("access", refresh_token="refresh", expires_at=4e9, scope="a b")
@@ -37,8 +35,6 @@ async def fill(vault: Vault) -> None:
     await vault.put("bytes", GenericSecret(bytes(range(256))), expires=4e9)
     await vault.put("ключ ☕", ApiKey("unicode name"))
     await vault.grant("plugin", "key", scopes=["read"], reveal=True)
-    for name in kek_rotation.DOCUMENTS:
-        await recommit(vault.store, name)
 
 
 async def expected(vault: Vault) -> dict[str, object]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apex_creds.model import ApiKey, GenericSecret
+from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.rotation_state import (
     RotationState,
@@ -19,7 +20,7 @@ from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
 from apex_creds.vault import Vault
 from tests.support import killer
 
-LEVELS = tuple(level.value for level in Level)
+SCENARIOS = (*(level.value for level in Level), "compromise")
 
 
 def kek(home: str) -> None:
@@ -34,6 +35,11 @@ def master(home: str) -> None:
     asyncio.run(rotate(home, Level.MASTER))
 
 
+def compromise(home: str) -> None:
+    """Of the KEK, so that it, the documents' key and every DEK are renewed."""
+    asyncio.run(rotate(home, Level.KEK, compromised=True))
+
+
 def make(home: str, master: str) -> None:
     asyncio.run(fill(Path(home), master))
 
@@ -46,25 +52,27 @@ async def fill(home: Path, master: str) -> None:
         await vault.put("third", GenericSecret(b"third value"))
 
 
-async def rotate(home: str, level: Level) -> None:
+async def rotate(home: str, level: Level, *, compromised: bool = False) -> None:
     vault = await Vault.unseal(home)
     await vault.list()
     killer.begin()
     with counted_keyring():
-        await finish(vault, level)
+        await finish(vault, level, compromised=compromised)
     killer.acknowledge("rotated")
     killer.end()
     await vault.close()
 
 
-async def finish(vault: Vault, level: Level) -> None:
+async def finish(vault: Vault, level: Level, *, compromised: bool) -> None:
     """Requests the rotation, and does all of it, the destruction of the old keys too."""
     document = rotation_document(vault.store)
     never = LevelPolicy(interval=None, grace=0.0)
     quiet = Policies(master=never, kek=never, dek=never)
     keystore = await vault.store.keystore()
-    wanted = newest(keystore, level, labels_of(keystore))
+    wanted = {} if compromised else newest(keystore, level, labels_of(keystore))
     await document.change(lambda _: RotationState(policies=quiet, renew=wanted))
+    if compromised:
+        await declare(vault.store, document, level=level)
     await engine(vault).run(lease=False)
 
 

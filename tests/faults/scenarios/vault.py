@@ -30,6 +30,11 @@ def put_again(home: str) -> None:
     _run(home, "put", lambda vault: vault.put("first", ApiKey("changed value")))
 
 
+def put_in_older(home: str, master: str) -> None:
+    """Into a vault that an older program made."""
+    _run(home, "put", lambda v: v.put("new", ApiKey("new value")), master=master)
+
+
 def put_in_service(home: str) -> None:
     _run(home, "put", lambda vault: vault.put("new", ApiKey("new value"), service="shared"))
 
@@ -64,9 +69,9 @@ def create(home: str) -> None:
     killer.end()
 
 
-def _run(home: str, word: str, step: Step) -> None:
+def _run(home: str, word: str, step: Step, *, master: str | None = None) -> None:
     async def run() -> None:
-        vault = await Vault.unseal(home)
+        vault = await Vault.unseal(home, master=master)
         await vault.list()
         # What the log's own thread does after unsealing is done before boundaries count.
         await anyio.to_thread.run_sync(vault.audit.sign)
