@@ -25,6 +25,14 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from apex_creds.admin.archive import (
+    KeystoreInMemory,
+    copy_log,
+    pack,
+    partial_copy,
+    put_file,
+    verified_log,
+)
 from apex_creds.audit.checkpoint import LogKey
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.concurrency import off_loop
@@ -49,10 +57,8 @@ from apex_creds.model import Clock
 from apex_creds.scheduler import kek_rotation
 from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import copied_log, genesis
+from apex_creds.vault import genesis
 from apex_creds.vault.anchor import open_signing_key
-from apex_creds.vault.archive import pack, put_file
-from apex_creds.vault.partial import KeystoreInMemory, partial_copy
 from apex_creds.vault.remains import KEYSTORE_FILE
 from apex_creds.vault.vault import Vault
 
@@ -201,7 +207,7 @@ def copy_policy(home: Path, where: Path) -> None:
 
 def _copy_others(home: Path, where: Path) -> None:
     copy_policy(home, where)
-    copied_log.copy(audit_directory(home), audit_directory(where))
+    copy_log(audit_directory(home), audit_directory(where))
 
 
 async def _documents(store: DocumentStore, home: Path) -> dict[str, bytes]:
@@ -295,7 +301,7 @@ def _open_all(section: Section, keystore: Keystore) -> None:
 async def _check_log(where: Path, keystore: Keystore) -> tuple[int, str]:
     with open_signing_key(keystore) as signer:
         key = LogKey(keystore.header.vault_id, signer)
-        verify = partial(copied_log.verified, audit_directory(where), key=key)
+        verify = partial(verified_log, audit_directory(where), key=key)
         return await anyio.to_thread.run_sync(verify)
 
 

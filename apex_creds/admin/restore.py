@@ -20,6 +20,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from apex_creds.admin import archive
 from apex_creds.admin.backup import (
     MANIFEST,
     Manifest,
@@ -38,7 +39,7 @@ from apex_creds.fs.replacing import remove_tree
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import archive, remains
+from apex_creds.vault import remains
 from apex_creds.vault.remains import ASIDE, STAGE
 from apex_creds.vault.vault import Vault
 

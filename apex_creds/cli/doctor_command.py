@@ -19,6 +19,7 @@ from typing import Final
 
 import anyio
 
+from apex_creds.admin.archive import left_copies
 from apex_creds.audit import check, read
 from apex_creds.cli import app
 from apex_creds.cli.command import Settings, command, find_provider, master_uri, read_header
@@ -38,7 +39,6 @@ from apex_creds.scheduler.status import Undone, undone
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 from apex_creds.vault.node import log_id
-from apex_creds.vault.partial import left_copies
 from apex_creds.vault.remains import ASIDE
 
 _TOLERANCE: Final = 2.0

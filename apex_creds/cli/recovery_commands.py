@@ -21,6 +21,7 @@ import typer
 from msgspec.structs import replace
 
 from apex_creds.admin import master_recovery as recovering
+from apex_creds.admin.archive import put_file
 from apex_creds.admin.master_recovery import Recovery
 from apex_creds.auth.enrolment import Factors
 from apex_creds.cli import console
@@ -53,7 +54,6 @@ from apex_creds.keys.shares import MAX_SHARES, WORDS, Share, combine, parse_shar
 from apex_creds.policy.display import show_time
 from apex_creds.storage.storage_factory import storage_for
 from apex_creds.vault import Vault
-from apex_creds.vault.archive import put_file
 
 _NEXT: Final = "Make one with: apex-creds recovery export"
 _CLEAR: Final = "\x1b[2J\x1b[3J\x1b[H"

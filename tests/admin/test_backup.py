@@ -17,6 +17,7 @@ import pytest
 
 from apex_creds.admin import backup as backing
 from apex_creds.admin import restore
+from apex_creds.admin.archive import left_copies, partial_copy
 from apex_creds.admin.backup import Manifest, backup
 from apex_creds.audit.verify import check, read
 from apex_creds.cli import doctor_command as doctor
@@ -40,7 +41,6 @@ from apex_creds.model import ApiKey, GenericSecret, OAuthToken, SystemClock
 from apex_creds.scheduler import master_rotation
 from apex_creds.storage.base import Storage
 from apex_creds.vault import Vault
-from apex_creds.vault.partial import left_copies, partial_copy
 from tests.support.vaults import (
     create,
     home_in,
