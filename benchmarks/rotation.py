@@ -46,7 +46,7 @@ from apex_creds.scheduler.rotation_state import (
     rotation_document,
 )
 from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
-from apex_creds.vault.values import PutItem
+from apex_creds.vault.lookup import PutItem
 from benchmarks.harness import Budget, UnavailableError, duration
 from tests.support import realparts
 

@@ -23,7 +23,7 @@ from apex_creds.policy.manifest import Manifest
 from apex_creds.scheduler.rotation_state import RotationState
 from apex_creds.scheduler.schedule import LevelPolicy, Policies
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
-from apex_creds.vault.values import PutItem
+from apex_creds.vault.lookup import PutItem
 
 NAMES = [f"name{number}" for number in range(20)]
 

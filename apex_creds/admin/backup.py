@@ -57,9 +57,9 @@ from apex_creds.model import Clock
 from apex_creds.scheduler import kek_rotation
 from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import genesis
+from apex_creds.vault import create
 from apex_creds.vault.anchor import open_signing_key
-from apex_creds.vault.remains import KEYSTORE_FILE
+from apex_creds.vault.unfinished import KEYSTORE_FILE
 from apex_creds.vault.vault import Vault
 
 __all__ = ["MANIFEST", "Manifest", "backup", "examine", "read_manifest"]
@@ -181,7 +181,7 @@ async def _copy(vault: Vault, where: Path) -> bytes:
     copy = FileStorage(where)
     try:
         await copy.prepare()
-        genesis.map_names(copy, keystore)
+        create.map_names(copy, keystore)
         found = await _documents(vault.store, vault.home)
         held = found.pop(KEYSTORE)
         for name, data in found.items():
@@ -272,7 +272,7 @@ async def examine(
     store = DocumentStore(storage, clock=clock, masters=MasterKeySource(provider))
     try:
         keystore = await store.unseal()
-        genesis.map_names(storage, keystore)
+        create.map_names(storage, keystore)
         await kek_rotation.scan(store)
         count = 0
         for section in [await store.sections.read(name) for name in kek_rotation.SECTION_NAMES]:

@@ -39,8 +39,8 @@ from apex_creds.fs.replacing import remove_tree
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import remains
-from apex_creds.vault.remains import ASIDE, STAGE
+from apex_creds.vault import unfinished
+from apex_creds.vault.unfinished import ASIDE, STAGE
 from apex_creds.vault.vault import Vault
 
 __all__ = ["Restored", "check_copy", "install", "record", "staged"]
@@ -67,8 +67,8 @@ def staged(source: Path, home: Path) -> Iterator[Path]:
         IntegrityError: It is no backup.
         StorageError: It can't be read safely, or there is no room for it.
     """
-    with remains.alone(home):
-        remains.sweep(home)
+    with unfinished.alone(home):
+        unfinished.sweep(home)
         stage = home / f"{STAGE}-{os.urandom(6).hex()}"
         with translated(home, writing=True):
             make_directory(stage)

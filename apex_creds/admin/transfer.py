@@ -55,7 +55,7 @@ from apex_creds.storage.base import (
     Write,
     shared,
 )
-from apex_creds.vault import genesis
+from apex_creds.vault import create
 from apex_creds.vault.config import read_config, write_config
 from apex_creds.vault.vault import Vault
 
@@ -132,7 +132,7 @@ class _Copying:
         self._written: set[str] = set()
         self._there: dict[str, int] = {}
         self._done = Copied()
-        genesis.map_names(target, keystore)
+        create.map_names(target, keystore)
         self._names = ShardNames(root_key(keystore))
         self._counts: dict[str, int] = {}
 

@@ -64,9 +64,9 @@ from apex_creds.keys.provider import decode_key, encode_key, wipe
 from apex_creds.model import SystemClock
 from apex_creds.policy.display import parse_past_time, show_time
 from apex_creds.vault import Vault
-from apex_creds.vault.auditing import Pseudonyms, root_key
-from apex_creds.vault.node import node_of
-from apex_creds.vault.shipping import copies, verify_copy
+from apex_creds.vault.audit_setup import Pseudonyms, root_key
+from apex_creds.vault.config import node_of
+from apex_creds.vault.log_replication import copies, verify_copy
 
 _FIELDS: Final = ("seq", *AuditEvent.__struct_fields__, "hash")
 _COLUMNS: Final = ("#", "time", "event", "plugin", "credential", "what", "result")

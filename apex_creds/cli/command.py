@@ -37,7 +37,7 @@ from apex_creds.policy import display
 from apex_creds.storage.base import Storage
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.storage_factory import storage_for
-from apex_creds.vault import Vault, remains
+from apex_creds.vault import Vault, unfinished
 
 if TYPE_CHECKING:
     from apex_creds.migration import SourceReport
@@ -361,7 +361,7 @@ async def _header(home: Path) -> Header:
     finally:
         await storage.close()
     if stored is None and isinstance(storage, FileStorage):
-        raise remains.not_found(home)
+        raise unfinished.not_found(home)
     if stored is None:
         raise VaultNotFoundError(
             f"There is no vault where {home} says that it is.",

@@ -184,8 +184,6 @@ def edit(
 
     Origins that are given replace those that it has.
     """
-    from apex_creds.vault import marking
-
     if challenge is None and sensitivity is None and origin is None and delivery is None:
         raise InvalidInputError(
             "There is nothing to change.",
@@ -193,8 +191,7 @@ def edit(
         )
     info = with_vault(
         chosen,
-        lambda vault: marking.edit(
-            vault,
+        lambda vault: vault.edit(
             name,
             challenge=challenge,
             sensitivity=sensitivity,
@@ -255,7 +252,7 @@ def get(
     json: JsonOption = False,
 ) -> None:
     """Print a secret; audited as an exposure."""
-    from apex_creds.vault.values import MAIN_PART
+    from apex_creds.vault.lookup import MAIN_PART
 
     if not reveal:
         raise InvalidInputError(

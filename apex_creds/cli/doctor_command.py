@@ -38,8 +38,8 @@ from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.status import Undone, undone
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
-from apex_creds.vault.node import log_id
-from apex_creds.vault.remains import ASIDE
+from apex_creds.vault.config import log_id
+from apex_creds.vault.unfinished import ASIDE
 
 _TOLERANCE: Final = 2.0
 _EARLIEST: Final = 1_735_689_600.0  # 2025-01-01: before there was anything of this to run

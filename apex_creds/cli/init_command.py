@@ -27,7 +27,7 @@ from apex_creds.model import CredentialKind
 from apex_creds.policy.display import show_time
 from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault
-from apex_creds.vault.begun import Begun
+from apex_creds.vault.unfinished import Begun
 
 
 @command()
@@ -133,7 +133,7 @@ def _audit(home: Path, vault_id: str) -> dict[str, Json]:
     from apex_creds.audit.verify import check_newest
     from apex_creds.errors import AuditTamperedError
     from apex_creds.fs.home import audit_directory
-    from apex_creds.vault.node import log_id
+    from apex_creds.vault.config import log_id
 
     try:
         found = check_newest(audit_directory(home), vault_id=log_id(home, vault_id))

@@ -50,7 +50,7 @@ from apex_creds.migration.legacy_readers import VARIABLE
 from apex_creds.migration.progress import OPEN, EntryReport, Fate, MigrationState, SourceState
 from apex_creds.model import Origin
 from apex_creds.storage.storage_factory import has_vault
-from apex_creds.vault import Vault, marking
+from apex_creds.vault import Vault
 
 _QUIET: Final = frozenset({Fate.MIGRATED, Fate.PRESENT})
 
@@ -175,7 +175,7 @@ def _ask_where(chosen: Settings, names: Sequence[str]) -> None:
 
     async def work(vault: Vault) -> None:
         for name, origins in places.items():
-            await marking.edit(vault, name, origins=origins)
+            await vault.edit(name, origins=origins)
 
     if places:
         with_vault(chosen, work, migrates=False)

@@ -38,7 +38,7 @@ from apex_creds.scheduler.schedule import DAY, Level
 from apex_creds.scheduler.status import rotation_status as status_of
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.storage_factory import has_vault
-from apex_creds.vault import Vault, remains
+from apex_creds.vault import Vault, unfinished
 
 # -- the old errors -------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ async def _open_or_make(
         hint = "Let it be made: create_dirs=True."
         if there:
             raise VaultNotFoundError(f"There is no vault in {home}.", hint=hint)
-        raise remains.not_found(home, hint=hint)
+        raise unfinished.not_found(home, hint=hint)
     if not there:
         with suppress(VaultExistsError):  # another process was first
             return await Vault.create(home, master=master or "keyring:")

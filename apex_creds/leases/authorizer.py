@@ -343,7 +343,7 @@ class Authorizer:
 
     def _limit(self, policy: Policy) -> None:
         from apex_creds.policy.rate_limits import RateLimits, Windows, with_default
-        from apex_creds.vault.limit_state import limit_document
+        from apex_creds.vault.config import limit_document
 
         clock = self._vault.clock
         # Kept when the policy changes: what was counted stays counted.
@@ -354,7 +354,7 @@ class Authorizer:
         self.limited = True
         if kept.rules:
             self.shared = SharedLimits(
-                kept, open_state=lambda: limit_document(self._vault), now=clock.time
+                kept, open_state=lambda: limit_document(self._vault.store), now=clock.time
             )
 
     def _refuse(self, invocation: Invocation | None, credential: str, breach: Breach) -> None:

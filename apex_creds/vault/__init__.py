@@ -6,7 +6,7 @@ it), which writes the audit event first.
 
 from __future__ import annotations
 
-from apex_creds.vault.values import Deletion, Facts, Opened, PutItem
+from apex_creds.vault.lookup import Deletion, Facts, Opened, PutItem
 from apex_creds.vault.vault import Vault
 
 __all__ = ["Deletion", "Facts", "Opened", "PutItem", "Vault"]

@@ -15,6 +15,7 @@ origin of its own, then one line ``document generation`` for each document.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,17 +36,20 @@ from apex_creds.documents.document import without_body
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.rollback import describe, primaries
 from apex_creds.documents.store import DocumentStore
-from apex_creds.errors import ApexCredsError, IntegrityError
+from apex_creds.errors import (
+    ApexCredsError,
+    ForeignVaultError,
+    IntegrityError,
+    MasterKeyUnavailableError,
+)
 from apex_creds.fs.home import CREDENTIALS, SECURITY
 from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder
 from apex_creds.keys import MasterKeyProvider
-from apex_creds.keys.head_anchor import AnchorStore
+from apex_creds.keys.head_anchor import AnchorStore, PinStore
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS
-
-__all__ = ["Anchor", "Anchored", "open_signing_key"]
 
 _SHARED: Final = frozenset({KEYSTORE, *STATE_DOCUMENTS})
 _SECTIONS: Final = frozenset(SECTIONS.values())
@@ -293,3 +297,51 @@ def _ascii(note: Note) -> str:
 
 def _restored(text: str) -> str:
     return text.replace("\n-- ", "\n" + _DASH)
+
+
+_PREFIX: Final = "apex-creds-home-v1 "
+_DIGITS: Final = 32
+
+
+def home_id(home: Path) -> str:
+    """What a home is known by where its pin is kept: 32 hexadecimal digits."""
+    return hashlib.sha256(os.fsencode(os.path.realpath(home))).hexdigest()[:_DIGITS]
+
+
+def check_home(
+    provider: MasterKeyProvider, home: Path, vault_id: str, *, accept: bool = False
+) -> str:
+    """Compares a home's vault with its pin, and makes one where there is none; may block.
+
+    Args:
+        provider: Keeps the pin, if it can.
+        home: The directory.
+        vault_id: Of the vault that is in it, authenticated.
+        accept: A person wants it there, whatever was there before.
+
+    Returns:
+        What is worth recording, in words; empty if nothing is.
+
+    Raises:
+        ForeignVaultError: Another vault was there before.
+        MasterKeyUnavailableError: The pin can't be read.
+    """
+    if not isinstance(provider, PinStore):
+        return ""
+    pin, mine = provider.read_pin(home=home_id(home)), f"{_PREFIX}{vault_id}\n"
+    if pin == mine:
+        return ""
+    if pin is not None and not accept:
+        before = pin.removeprefix(_PREFIX).strip()
+        raise ForeignVaultError(
+            f"{home} has the vault {vault_id} now; before, it had {ascii(before)[:66]}.",
+            hint="Put the right directory back. If it is meant to be there: "
+            "apex-creds audit accept-rollback --reason …",
+        )
+    try:
+        provider.write_pin(home=home_id(home), text=mine)
+    except MasterKeyUnavailableError:
+        return "this vault could not be pinned to its directory beside the master key"
+    if pin is not None:
+        return "another vault was in this directory before"
+    return "first opened in this directory with this master key, and pinned to it"

@@ -7,6 +7,10 @@ secret readable.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -16,19 +20,16 @@ from msgspec import Meta
 
 from apex_creds.audit.maintenance import Cadence
 from apex_creds.audit.segment import MAX_SEGMENT
+from apex_creds.documents.cached import Document
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ConflictError, CorruptDocumentError
+from apex_creds.fs.home import SECURITY
+from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import Folder, sync_file, write_all
+from apex_creds.policy.rate_limits import LimitState
 from apex_creds.storage.base import CONFIG, Storage
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.storage_factory import StoragePlace
-
-__all__ = [
-    "AuditConfig",
-    "Config",
-    "ensure_config",
-    "home_config",
-    "read_config",
-    "write_config",
-]
 
 FORMAT: Final = "apex-creds/config"
 # Far below what audit.verify takes for a sign of tampering.
@@ -136,3 +137,77 @@ async def ensure_config(home: Path) -> None:
                 await write_config(storage, Config())
     finally:
         await storage.close()
+
+
+LIMITS: Final = "limits"
+
+
+def limit_document(store: DocumentStore) -> Document[LimitState]:
+    """The document; a new object each time, to be used in one event loop."""
+    return Document(store, name=LIMITS, empty=LimitState())
+
+
+NODE: Final = "node"
+_NUMBER: Final = re.compile(rb"[0-9a-f]{32}\n", re.ASCII)
+
+
+def node_of(home: Path) -> str | None:
+    """The number of a home; None for one whose vault is in its own files.
+
+    Raises:
+        CorruptDocumentError: The file that says it was altered.
+        UnsafePathError, UnsafePermissionsError: It is not ours alone.
+    """
+    with translated(home / SECURITY / NODE):
+        try:
+            with (
+                Folder(home, outer=True) as root,
+                Folder(home / SECURITY, within=root) as folder,
+            ):
+                return _read(folder, home)
+        except FileNotFoundError:
+            return None
+
+
+def make_node(home: Path) -> str:
+    """As ``node_of``, for a vault that is elsewhere; the first process of a home chooses.
+
+    Raises:
+        StorageError: It can't be written.
+    """
+    found = node_of(home)
+    if found is not None:
+        return found
+    with (
+        translated(home / SECURITY / NODE, writing=True),
+        Folder(home, outer=True) as root,
+        Folder(home / SECURITY, within=root) as folder,
+    ):
+        temporary = f".{NODE}.{secrets.token_hex(8)}.tmp"
+        fd = folder.create(temporary)
+        try:
+            write_all(fd, secrets.token_hex(16).encode() + b"\n")
+            sync_file(fd)
+        finally:
+            os.close(fd)
+        with contextlib.suppress(FileExistsError):  # another process was first
+            os.link(folder.path / temporary, folder.path / NODE)
+        folder.unlink(temporary)
+        folder.sync()
+        return _read(folder, home)
+
+
+def log_id(home: Path, vault_id: str) -> str:
+    """Whose log is in a home: the vault's, or, where homes share it, the home's own."""
+    return node_of(home) or vault_id
+
+
+def _read(folder: Folder, home: Path) -> str:
+    with open(folder.open(NODE), "rb") as file:
+        data = file.read(64)
+    if not _NUMBER.fullmatch(data):
+        raise CorruptDocumentError(
+            f"{home / SECURITY / NODE} is not what was written there.",
+            hint="Restore it: it has the name of this home's audit log.",
+        )
+    return data.decode().strip()

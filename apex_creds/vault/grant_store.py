@@ -7,15 +7,20 @@ next redeem. While a vault is locked down, no grant has any force.
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.documents.keystore import KeystoreBody
+from apex_creds.concurrency import soon
+from apex_creds.documents.keystore import Keystore, KeystoreBody
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
+    ApexCredsError,
     ChallengeError,
     GrantVoidError,
     InvalidInputError,
@@ -33,9 +38,11 @@ from apex_creds.policy.grants import (
     with_revocation,
 )
 from apex_creds.policy.manifest import Manifest
+from apex_creds.storage.base import KEYSTORE, SharedStorage
 
 if TYPE_CHECKING:
     from apex_creds.audit.log import AuditLog
+
 
 Revoked = Callable[[str | None, str | None], object]
 """Told of a revocation: the plugin and the credential; None: all of them."""
@@ -273,3 +280,64 @@ def with_grants(
         seen[digest] = SeenManifest(digest=digest, needs=manifest.needs)
     kept = tuple(item for digest, item in seen.items() if digest in wanted)
     return msgspec.structs.replace(body, grants=grants, manifests=kept)
+
+
+class PeerRevocations:
+    """The revocations of other processes.
+
+    Args:
+        store: The documents of an unsealed vault.
+        storage: Where they are, shared with those processes.
+        notify: Called with plugin and credential; None for all.
+    """
+
+    def __init__(self, store: DocumentStore, storage: SharedStorage, notify: Revoked) -> None:
+        self._store = store
+        self._storage = storage
+        self._notify = notify
+        self._passed_on = store.unsealed().grants.mark
+        self._own: set[int] = set()
+        self._lock = threading.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+        store.on_keystore_commit.append(self._own_revocations)
+        self._end = storage.subscribe(self._moved)
+
+    def close(self) -> None:
+        """Passes nothing on any more."""
+        self._end()
+        task, self._task = self._task, None
+        if task is not None:
+            soon(task.get_loop(), task.cancel)
+
+    def _own_revocations(self, before: Keystore, body: KeystoreBody) -> None:
+        """What this process is about to write, it passes on itself."""
+        mark = before.grants.mark
+        with self._lock:
+            self._own.update(item.seq for item in body.revocations if item.seq > mark)
+
+    # -- in the storage's loop -----------------------------------------------------
+
+    def _moved(self) -> None:
+        with suppress(ApexCredsError):
+            token = self._store.unsealed().token
+            if self._storage.change_token(KEYSTORE) == token:
+                return
+            self._again = True
+            if self._task is None or self._task.done():
+                self._task = asyncio.ensure_future(self._follow())
+
+    async def _follow(self) -> None:
+        while self._again:
+            self._again = False
+            with suppress(ApexCredsError):
+                self._pass_on(await self._store.keystore())
+
+    def _pass_on(self, keystore: Keystore) -> None:
+        new = [item for item in keystore.body.revocations if item.seq > self._passed_on]
+        for item in new:
+            self._passed_on = item.seq
+            if item.seq not in self._own:
+                self._notify(item.plugin or None, item.credential or None)
+        with self._lock:
+            self._own = {seq for seq in self._own if seq > self._passed_on}

@@ -48,14 +48,14 @@ from apex_creds.model import (
 )
 from apex_creds.storage.base import Storage
 from apex_creds.telemetry import instruments, semconv, tracing
-from apex_creds.vault import finding, genesis, remains, writing
-from apex_creds.vault.auditing import VaultLog, open_log
+from apex_creds.vault import create, credential_writes, lookup, unfinished
+from apex_creds.vault.audit_setup import VaultLog, open_log
 from apex_creds.vault.config import ensure_config
-from apex_creds.vault.gauges import KeyGauges
-from apex_creds.vault.locking import Locking
-from apex_creds.vault.opening import note_place, open_documents, storage_at
-from apex_creds.vault.others import PeerRevocations
-from apex_creds.vault.values import Deletion, Facts, Opened, PutItem, parse_level
+from apex_creds.vault.create import note_place, open_documents, storage_at
+from apex_creds.vault.grant_store import PeerRevocations
+from apex_creds.vault.key_gauges import KeyGauges
+from apex_creds.vault.lockdown import Locking
+from apex_creds.vault.lookup import Deletion, Facts, Opened, PutItem, parse_level
 
 _SECTION_NAMES: Final = tuple(SECTIONS.values())
 
@@ -121,14 +121,14 @@ class Vault(Locking):
         provider = _provider(master)
         path = resolve_home(home)
         place = storage_at(path, storage)
-        async with remains.making(path, elsewhere=storage is not None) as begun:
+        async with unfinished.making(path, elsewhere=storage is not None) as begun:
             key = None
             try:
-                if not await genesis.is_unfinished(
+                if not await create.is_unfinished(
                     place, begun, provider=provider, hashed_names=hashed_names
                 ):
                     await note_place(path, place)
-                    key = await genesis.create(
+                    key = await create.create_vault(
                         place,
                         provider=provider,
                         hashed_names=hashed_names,
@@ -212,7 +212,7 @@ class Vault(Locking):
             store = await open_documents(path, place, clock=clock, masters=masters)
             try:
                 keystore = await _unsealed(store, path)
-                genesis.map_names(place, keystore)
+                create.map_names(place, keystore)
                 logged = await open_log(
                     path,
                     store=store,
@@ -345,13 +345,52 @@ class Vault(Locking):
             InvalidInputError, CredentialExistsError: As ``put``; then none is stored.
         """
         batch = list(items)
-        checked = await writing.check(self._store, batch)
+        checked = await credential_writes.check(self._store, batch)
         written: dict[str, CredentialInfo] = {}
         for section, chosen in checked.items():
-            async for item in writing.in_turns(chosen):
+            async for item in credential_writes.in_turns(chosen):
                 self.record(EventKind.PUT, credential=item.name)
-            written |= await writing.put(self._store, section, chosen, clock=self._clock)
+            written |= await credential_writes.put(
+                self._store, section, chosen, clock=self._clock
+            )
         return await off_loop(len(batch), lambda: [written[item.name] for item in batch])
+
+    async def edit(
+        self,
+        name: str,
+        *,
+        challenge: bool | None = None,
+        sensitivity: str | Sensitivity | None = None,
+        origins: Iterable[str | Origin] | None = None,
+        delivery: str | Delivery | None = None,
+    ) -> CredentialInfo:
+        """Changes what is known of a credential, not its value; None leaves it as it is.
+
+        It counts from the next lease and redeem on, in every process. Where the secret may
+        not be sent any more, a lease that is open does not send it either.
+
+        Args:
+            name: The credential's.
+            challenge: Whether each use takes a nonce that a client has signed.
+            sensitivity: ``normal``, ``sensitive`` or ``critical``.
+            origins: Where it may be sent from now on, ``https://host[:port]``.
+            delivery: ``bearer``, ``header:NAME``, ``query:NAME`` or ``basic``.
+
+        Raises:
+            CredentialNotFoundError: There is none of that name.
+            InvalidInputError: There is no such level, origin or delivery.
+        """
+        section = SECTIONS[(await self.get(name)).kind]
+        changes = credential_writes.Edit(
+            challenge=challenge,
+            sensitivity=None if sensitivity is None else parse_level(sensitivity),
+            origins=None if origins is None else tuple(map(Origin.parse, map(str, origins))),
+            delivery=Delivery.parse(delivery) if isinstance(delivery, str) else delivery,
+        )
+        self.record(EventKind.PUT, credential=name, detail=str(changes))
+        return await credential_writes.edit(
+            self._store, section, name, changes, clock=self._clock
+        )
 
     async def get(self, name: str) -> CredentialInfo:
         """A credential's metadata.
@@ -380,13 +419,13 @@ class Vault(Locking):
         try:
             section = SECTIONS[(await self.find(name)).info.kind]
         except CredentialNotFoundError:
-            finished = await writing.finish_removals(self._store, clock=self._clock)
+            finished = await credential_writes.finish_removals(self._store, clock=self._clock)
             if finished is None:
                 raise
             self.record(EventKind.DELETE, credential=name, detail="finished")
             return Deletion(name=name, shredded=finished, overwritten="unverifiable")
         self.record(EventKind.DELETE, credential=name)
-        deletion = await writing.remove(self._store, section, name, clock=self._clock)
+        deletion = await credential_writes.remove(self._store, section, name, clock=self._clock)
         if deletion is None:
             raise _not_found()
         return deletion
@@ -455,11 +494,11 @@ class Vault(Locking):
         Returns:
             None where memory is not current, so that ``refresh`` is needed first.
         """
-        return finding.facts_now(self._store, name)
+        return lookup.facts_now(self._store, name)
 
     async def facts(self, name: str) -> Facts:
         """As ``facts_now``, as of some moment after the call."""
-        return await finding.facts(self._store, name)
+        return await lookup.facts(self._store, name)
 
     def release(self, record: Record, event: bytes) -> Opened:
         """The only exit of plaintext: writes ``event``, then decrypts into locked memory.
@@ -547,8 +586,8 @@ async def _unsealed(store: DocumentStore, home: Path) -> Keystore:
     except VaultNotFoundError:
         if store.shared is not None:
             raise
-        raise remains.not_found(home) from None
-    remains.clear(home)
+        raise unfinished.not_found(home) from None
+    unfinished.clear(home)
     return keystore
 
 

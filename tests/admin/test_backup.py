@@ -456,7 +456,7 @@ async def test_no_vault_begins_while_a_restore_goes_on(
     await filled(tmp_path)
     await backed_up(tmp_path, "copy")
     shutil.rmtree(home_in(tmp_path))
-    monkeypatch.setattr("apex_creds.vault.remains._WAIT", 0.1)
+    monkeypatch.setattr("apex_creds.vault.unfinished._WAIT", 0.1)
     with restore.staged(tmp_path / "copy", home_in(tmp_path)):
         with pytest.raises(StorageLockedError):
             await create(tmp_path)

@@ -22,7 +22,7 @@ from apex_creds.compat import (
     StorageError,
 )
 from apex_creds.policy.grants import GrantDecision
-from apex_creds.vault import Vault, marking
+from apex_creds.vault import Vault
 
 TOKEN = {
     "access_token": "at",
@@ -208,7 +208,7 @@ class TestAccessControl(Base):
 
         async def mark(vault: Vault) -> None:
             for info in await vault.list():
-                await marking.edit(vault, info.name, challenge=True)
+                await vault.edit(info.name, challenge=True)
 
         self.elsewhere(mark)
         with self.assertRaises(ApiKeyManagerError):

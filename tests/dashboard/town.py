@@ -21,7 +21,7 @@ from apex_creds.policy.manifest import Manifest
 from apex_creds.scheduler import master_rotation
 from apex_creds.scheduler.reencryption import Pace, reencrypt
 from apex_creds.scheduler.worker import RotationWorker
-from apex_creds.vault.values import PutItem
+from apex_creds.vault.lookup import PutItem
 
 SECRET = "sk-live-THE-SECRET-THAT-MUST-NOT-BE-SEEN"
 POLICY = """\

@@ -22,7 +22,7 @@ from apex_creds.scheduler.reencryption import left, reencrypt
 from apex_creds.storage import FileStorage, MemoryStorage, file_storage, journal
 from apex_creds.storage.base import Stored, Write, WriteResult
 from apex_creds.vault import Vault
-from apex_creds.vault.values import PutItem
+from apex_creds.vault.lookup import PutItem
 from tests.support.vaults import create, home_in, master_in, unseal, value_of, values
 
 pytestmark = pytest.mark.anyio

@@ -28,8 +28,8 @@ from apex_creds.scheduler.rotation_state import rotation_document
 from apex_creds.storage.base import STATE_DOCUMENTS, Storage, Write, WriteResult
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.memory_storage import MemoryStorage
-from apex_creds.vault import genesis, writing
-from apex_creds.vault.values import PutItem
+from apex_creds.vault import create, credential_writes
+from apex_creds.vault.lookup import PutItem
 from tests.support.vaults import FakeClock, NoNote
 
 pytestmark = pytest.mark.anyio
@@ -83,7 +83,7 @@ class Pair:
         return DocumentStore(storage, clock=self.clock, masters=MasterKeySource(self.provider))
 
     async def open(self) -> None:
-        made = await genesis.create(
+        made = await create.create_vault(
             self.storage,
             provider=self.provider,
             hashed_names=False,
@@ -97,7 +97,7 @@ class Pair:
 
     async def put(self, store: DocumentStore, name: str, value: str) -> None:
         item = PutItem(name=name, secret=ApiKey(value), service="one")
-        await writing.put(store, "api_keys", [item], clock=self.clock)
+        await credential_writes.put(store, "api_keys", [item], clock=self.clock)
 
     async def value(self, name: str) -> bytes:
         record = (await self.quick.sections.read("api_keys")).records[name]

@@ -28,8 +28,8 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS, ApiKey
 from apex_creds.storage.storage_factory import configured, open_sql, remember_storage
 from apex_creds.vault import Vault
-from apex_creds.vault.node import node_of
-from apex_creds.vault.shipping import copies, verify_copy
+from apex_creds.vault.config import node_of
+from apex_creds.vault.log_replication import copies, verify_copy
 from tests.e2e.many_worker import GATE, GUEST, NAMES, PLUGIN, PROCESSES, SECRET, name_of
 from tests.support.postgres import Postgres, postgres
 

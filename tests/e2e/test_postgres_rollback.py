@@ -14,7 +14,6 @@ from apex_creds import Vault
 from apex_creds.errors import RollbackDetectedError
 from apex_creds.model import ApiKey
 from apex_creds.storage.storage_factory import StoragePlace, open_place
-from apex_creds.vault import marking
 from tests.support.postgres import Postgres, postgres
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
@@ -22,11 +21,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 KILLED = """
 import asyncio, os, signal, sys
 from apex_creds import Vault
-from apex_creds.vault import marking
 
 async def main(home):
     vault = await Vault.unseal(home)
-    await marking.edit(vault, "one", origins=["https://b.example"])
+    await vault.edit("one", origins=["https://b.example"])
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main(sys.argv[1]))
@@ -86,4 +84,4 @@ async def test_an_older_dump_is_refused(server: Postgres, tmp_path: Path) -> Non
     await refused(before)
     async with await Vault.unseal(home) as vault, vault.open("one") as opened:
         assert bytes(opened.view()) == b"new"
-        assert (await marking.edit(vault, "one")).origins[0].host == "b.example"
+        assert (await vault.edit("one")).origins[0].host == "b.example"

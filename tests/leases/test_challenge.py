@@ -32,7 +32,6 @@ from apex_creds.errors import (
 )
 from apex_creds.leases.handle import current_credentials
 from apex_creds.middleware.call import WrappedCall
-from apex_creds.vault import marking
 from tests.support.worlds import KEY, World, manifest_for, world_in
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +63,7 @@ class Client(LocalResponder):
 async def marked(tmp_path, **options: object) -> AsyncIterator[tuple[World, Client]]:
     """A world whose credential ``key`` takes a challenge, and a client that may answer."""
     async with world_in(tmp_path, **options) as world:
-        await marking.edit(world.vault, "key", challenge=True)
+        await world.vault.edit("key", challenge=True)
         with ClientKey.generate(tmp_path / "client.key", clock=world.clock) as key:
             await Challenger(world.vault).enrol("worker", key.public, credentials=["key"])
             yield world, Client(key, world.vault.vault_id)
@@ -225,11 +224,10 @@ async def test_a_handle_that_is_passed_on_needs_it_as_well(tmp_path):
 async def test_a_mark_counts_for_leases_that_are_open(tmp_path):
     async def long(world: World) -> None:
         await read("token")
-        await marking.edit(world.vault, "token", challenge=True)
+        await world.vault.edit("token", challenge=True)
         with pytest.raises(ChallengeError):
             await read("token")
-        code = "from apex_creds.vault import marking\n"
-        code += "await marking.edit(vault, 'token', challenge=False)"
+        code = "await vault.edit('token', challenge=False)"
         await anyio.to_thread.run_sync(world.elsewhere, code)
         await read("token")
 

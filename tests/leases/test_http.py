@@ -22,7 +22,7 @@ from apex_creds.errors import (
     RequestNotAllowedError,
 )
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret
-from apex_creds.vault import PutItem, marking
+from apex_creds.vault import PutItem
 from tests.leases.test_handles import found_from
 from tests.support.loopback import Server, ok, server
 from tests.support.loops import WITHIN
@@ -234,7 +234,7 @@ async def test_where_it_may_go_is_changed_under_an_open_lease(
 ) -> None:
     async def use(http):
         await http.get(f"{here.origin}/")
-        await marking.edit(world.vault, "web", origins=[there.origin])
+        await world.vault.edit("web", origins=[there.origin])
         with pytest.raises(RequestNotAllowedError) as caught:
             await http.get(f"{here.origin}/")
         assert f"apex-creds edit web --origin {here.origin}" in caught.value.hint

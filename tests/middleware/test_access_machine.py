@@ -38,7 +38,7 @@ from apex_creds.model import ApiKey
 from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer, ConsentRequest
 from apex_creds.policy.decide import UNVERIFIED
 from apex_creds.policy.manifest import Access, Manifest, Need, parse_manifest
-from apex_creds.vault import Vault, marking
+from apex_creds.vault import Vault
 from tests.support.worlds import FakeClock
 
 NAMES = ("a", "b")
@@ -210,7 +210,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), on=st.booleans(), answer=answers, narrow=narrowed)
     def mark(self, name: str, on: bool, answer, narrow) -> None:
-        self.run(marking.edit(self.vault, name, challenge=on))
+        self.run(self.vault.edit(name, challenge=on))
         (self.marked.add if on else self.marked.discard)(name)
         self.use(answer, narrow)
 

@@ -49,8 +49,8 @@ from apex_creds.scheduler.rotation_state import (
 from apex_creds.scheduler.schedule import DAY, Level, LevelPolicy, Policies
 from apex_creds.storage.base import Write, tie_result
 from apex_creds.storage.memory_storage import MemoryStorage
-from apex_creds.vault import genesis, writing
-from apex_creds.vault.values import Opened, PutItem
+from apex_creds.vault import create, credential_writes
+from apex_creds.vault.lookup import Opened, PutItem
 from tests.support.vaults import FakeClock, NoNote
 
 NAMES = [f"name{number}" for number in range(4)]
@@ -289,12 +289,12 @@ class Worker:
         section, secret = _secret(name, text)
         item = PutItem(name=name, secret=secret, service=roll.choice(SERVICES))
         with self.writes(name, text):
-            await writing.put(self.store, section, [item], clock=world.clock)
+            await credential_writes.put(self.store, section, [item], clock=world.clock)
 
     async def delete(self) -> None:
         name = self.world.chaos.random.choice(NAMES)
         with self.writes(name, None):
-            await writing.remove(
+            await credential_writes.remove(
                 self.store, _secret(name, "x")[0], name, clock=self.world.clock
             )
 
@@ -502,7 +502,7 @@ async def run(world: World) -> World:
     first = Mortal(mortal=False)
     provider = ChaoticProvider(world.ring, world.chaos, first)
     (
-        await genesis.create(
+        await create.create_vault(
             world.storage,
             provider=provider,
             hashed_names=False,

@@ -27,8 +27,8 @@ from apex_creds.scheduler.rotation_state import (
 from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
 from apex_creds.storage.base import Token, Write, WriteResult, tie_result
 from apex_creds.storage.memory_storage import MemoryStorage
-from apex_creds.vault import genesis, writing
-from apex_creds.vault.values import PutItem
+from apex_creds.vault import create, credential_writes
+from apex_creds.vault.lookup import PutItem
 from tests.scheduler.simulation import Chaos, ChaoticProvider, Keyring, Mortal, read
 from tests.support.loops import WITHIN
 from tests.support.vaults import FakeClock, NoNote
@@ -86,7 +86,7 @@ class Two:
         return DocumentStore(storage, clock=self.clock, masters=MasterKeySource(self.provider))
 
     async def start(self) -> None:
-        made = await genesis.create(
+        made = await create.create_vault(
             self.storage,
             provider=self.provider,
             hashed_names=False,
@@ -100,7 +100,7 @@ class Two:
 
     async def put(self, store: DocumentStore, name: str, value: str, service: str) -> None:
         item = PutItem(name=name, secret=ApiKey(value), service=service)
-        await writing.put(store, "api_keys", [item], clock=self.clock)
+        await credential_writes.put(store, "api_keys", [item], clock=self.clock)
 
     async def rotate(self, level: Level, label: str = "") -> None:
         """All of it, by the quick one; no grace."""

@@ -18,7 +18,7 @@ from apex_creds.scheduler.reencryption import ROTATION, Leader, Pace, left, reen
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import Vault
-from apex_creds.vault.values import PutItem
+from apex_creds.vault.lookup import PutItem
 
 pytestmark = pytest.mark.anyio
 SHARDS = 32

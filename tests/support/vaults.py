@@ -17,7 +17,7 @@ from apex_creds.documents.document import KEK_VERSION, pack, parse, unpack
 from apex_creds.documents.store import DocumentStore
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken, Secret
 from apex_creds.vault import Vault
-from apex_creds.vault.begun import Begun, BegunNote
+from apex_creds.vault.unfinished import Begun, BegunNote
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -38,7 +38,7 @@ from apex_creds.scheduler.rotation_state import CompromiseSuspected, rotation_do
 from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import Vault, marking
+from apex_creds.vault import Vault
 from apex_creds.vault.anchor import Anchor
 from apex_creds.vault.config import AuditConfig, Config, write_config
 from tests.support.vaults import create, home_in, keystore_file, section_file, unseal
@@ -101,19 +101,19 @@ async def narrow(vault: Vault, _: Path) -> None:
 
 
 async def raise_the_level(vault: Vault, _: Path) -> None:
-    await marking.edit(vault, "one", sensitivity="critical")
+    await vault.edit("one", sensitivity="critical")
 
 
 async def ask_for_a_challenge(vault: Vault, _: Path) -> None:
-    await marking.edit(vault, "one", challenge=True)
+    await vault.edit("one", challenge=True)
 
 
 async def take_an_origin(vault: Vault, _: Path) -> None:
-    await marking.edit(vault, "one", origins=["https://b.example"])
+    await vault.edit("one", origins=["https://b.example"])
 
 
 async def send_otherwise(vault: Vault, _: Path) -> None:
-    await marking.edit(vault, "one", delivery="header:x-key")
+    await vault.edit("one", delivery="header:x-key")
 
 
 async def put_with_an_end(vault: Vault, _: Path) -> None:

@@ -21,7 +21,7 @@ from apex_creds.keys.passphrase import PassphraseProvider
 from apex_creds.keys.provider import hold
 from apex_creds.model import ApiKey, SystemClock
 from apex_creds.vault import Vault
-from apex_creds.vault.identity import check_home, home_id
+from apex_creds.vault.anchor import check_home, home_id
 from tests.support.keyrings import Memory
 
 pytestmark = pytest.mark.anyio

@@ -16,8 +16,8 @@ from apex_creds.model import ApiKey
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.rotation_state import rotation_document
 from apex_creds.storage.memory_storage import MemoryStorage
-from apex_creds.vault import genesis, writing
-from apex_creds.vault.values import PutItem
+from apex_creds.vault import create, credential_writes
+from apex_creds.vault.lookup import PutItem
 from tests.support.vaults import FakeClock, NoNote
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
@@ -32,7 +32,7 @@ class Database:
         self.storage = MemoryStorage(shards=4)
 
     async def create(self) -> None:
-        made = await genesis.create(
+        made = await create.create_vault(
             self.storage,
             provider=self.provider,
             hashed_names=False,
@@ -52,7 +52,7 @@ class Database:
         store = await self.process()
         shard = store.sections.shard_of("api_keys", "x")
         item = PutItem(name="x", secret=ApiKey(value), service="one")
-        await writing.put(store, "api_keys", [item], clock=self.clock)
+        await credential_writes.put(store, "api_keys", [item], clock=self.clock)
         await store.close()
         return shard
 

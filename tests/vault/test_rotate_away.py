@@ -23,7 +23,7 @@ from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.scheduler import master_rotation
 from apex_creds.storage.base import Write, WriteResult
 from apex_creds.storage.memory_storage import MemoryStorage
-from apex_creds.vault import genesis
+from apex_creds.vault import create
 from tests.support.vaults import FakeClock, NoNote
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
@@ -61,7 +61,7 @@ class Server:
 
     async def create(self) -> None:
         provider = provider_from_uri(f"file:{self.key_file}")
-        made = await genesis.create(
+        made = await create.create_vault(
             self.storage, provider=provider, hashed_names=False, begun=NoNote(), now=1.0
         )
         made.close()

@@ -30,8 +30,8 @@ from apex_creds.scheduler.rotation_state import rotation_document
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import Vault
 from apex_creds.vault.anchor import Anchor
-from apex_creds.vault.node import node_of
-from apex_creds.vault.shipping import copies, verify_copy
+from apex_creds.vault.config import node_of
+from apex_creds.vault.log_replication import copies, verify_copy
 from tests.support.loops import WITHIN
 from tests.support.vaults import secret_for, value_of
 

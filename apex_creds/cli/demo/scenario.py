@@ -37,7 +37,7 @@ from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import Origin
 from apex_creds.vault import Vault
-from apex_creds.vault.identity import home_id
+from apex_creds.vault.anchor import home_id
 
 PLUGINS: Final = Path(__file__).with_name("plugins")
 AT_ONCE: Final = 300

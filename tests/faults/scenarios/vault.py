@@ -12,7 +12,7 @@ from apex_creds.documents import sections
 from apex_creds.model import ApiKey, BasicAuth
 from apex_creds.storage import file_storage
 from apex_creds.vault import Vault
-from apex_creds.vault.values import PutItem
+from apex_creds.vault.lookup import PutItem
 from tests.support import killer
 
 STORED = {"first": b"first value", "second": b"second value"}

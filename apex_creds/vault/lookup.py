@@ -9,8 +9,10 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Self
 
+from apex_creds.concurrency import until_committed
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.records import Record, parts_layout
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import (
     SECTIONS,
@@ -240,3 +242,27 @@ def dek_label(info: CredentialInfo) -> str:
 def label_of(section: str, service: str) -> str:
     """The label of the keyset of a section's service."""
     return f"{section}/{service}"
+
+
+def facts_now(store: DocumentStore, name: str) -> Facts | None:
+    """The facts, without waiting; None where memory is not current."""
+    keystore = store.keystore_now()
+    if keystore is None:
+        return None
+    found = store.sections.find_now(name)
+    return None if found is None else Facts(keystore.grants, found.get(name))
+
+
+async def facts(store: DocumentStore, name: str) -> Facts:
+    """The facts as of some moment after the call.
+
+    Raises:
+        ConflictError: Other writers keep changing the vault.
+    """
+
+    async def attempt() -> Facts | None:
+        await store.sections.read_all()
+        await store.keystore()
+        return facts_now(store, name)
+
+    return await until_committed("keystore", attempt)

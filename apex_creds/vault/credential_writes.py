@@ -1,9 +1,10 @@
-"""Putting credentials into a section, and taking them out.
+"""Credentials put into a section, changed, and taken out.
 
 Guarantee: a batch is one commit; a record is sealed under the primary of its service's
 keyset as that is when the commit is made, never under an older one. A name that two
 writers give to credentials of two kinds at once is acknowledged to one of them at most.
-What was removed was last sealed under a key that is destroyed afterwards.
+What was removed was last sealed under a key that is destroyed afterwards. An edit does not
+touch the secret, and counts from the next lease and redeem on, in every process.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
 import anyio
 import anyio.lowlevel
+import msgspec
 
 from apex_creds.concurrency import off_loop
 from apex_creds.documents import key_versions, observe
@@ -30,20 +33,29 @@ from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.records import Record, seal_record
 from apex_creds.documents.sections import Section
 from apex_creds.documents.store import DocumentStore
-from apex_creds.errors import ConflictError, CredentialExistsError, InvalidInputError
+from apex_creds.errors import (
+    ConflictError,
+    CredentialExistsError,
+    CredentialNotFoundError,
+    InvalidInputError,
+)
 from apex_creds.model import (
     SECTIONS,
     Clock,
     CredentialInfo,
+    Delivery,
     OAuthToken,
+    Origin,
+    Sensitivity,
     check_name,
     check_time,
 )
-from apex_creds.vault.values import (
+from apex_creds.vault.lookup import (
     Deletion,
     PutItem,
     dek_label,
     label_of,
+    marked,
     next_info,
     service_of,
 )
@@ -92,6 +104,58 @@ async def put(
         ConflictError: Other writers were first, again and again.
     """
     return await _again(partial(_put, store, section, items, clock=clock))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """What is to change of a credential beside its value; None stays as it is."""
+
+    challenge: bool | None = None
+    sensitivity: Sensitivity | None = None
+    origins: tuple[Origin, ...] | None = None
+    delivery: Delivery | None = None
+
+    def __str__(self) -> str:
+        """For the log."""
+        said = [] if self.sensitivity is None else [f"level {self.sensitivity.value}"]
+        if self.challenge is not None:
+            said.append("takes a challenge" if self.challenge else "takes no challenge")
+        if self.origins is not None:
+            said.append(f"may be sent to {', '.join(map(str, self.origins)) or 'nowhere'}")
+        if self.delivery is not None:
+            said.append(f"sent as {self.delivery}")
+        return "; ".join(said)
+
+
+async def edit(
+    store: DocumentStore, section: str, name: str, changes: Edit, *, clock: Clock
+) -> CredentialInfo:
+    """Commits a change of a credential's metadata.
+
+    Raises:
+        CredentialNotFoundError: There is none of that name any more.
+    """
+    made: CredentialInfo | None = None
+
+    def change(before: Section, _: Keystore) -> Mapping[str, Record]:
+        nonlocal made
+        old = before.records.get(name)
+        if old is None:
+            raise CredentialNotFoundError("There is no credential of that name any more.")
+        info = old.info
+        made = msgspec.structs.replace(
+            info,
+            challenge=marked(changes.challenge, info),
+            sensitivity=changes.sensitivity or info.sensitivity,
+            origins=info.origins if changes.origins is None else changes.origins,
+            delivery=changes.delivery or info.delivery,
+            updated=clock.time(),
+        )
+        return {**before.records, name: Record(made, old.sealed)}
+
+    await store.sections.commit(section, change, only=[name])
+    assert made is not None
+    return made
 
 
 async def remove(

@@ -16,6 +16,7 @@ from typing import Final
 
 import anyio
 import filelock
+import msgspec
 
 from apex_creds.errors import (
     StorageError,
@@ -26,21 +27,8 @@ from apex_creds.errors import (
 from apex_creds.fs.home import audit_directory, make_home
 from apex_creds.fs.lock import lock_at, release
 from apex_creds.fs.oserrors import translated
-from apex_creds.fs.replacing import remove_tree
-from apex_creds.vault.begun import NAME as INIT
-from apex_creds.vault.begun import Begun
-
-__all__ = [
-    "ASIDE",
-    "KEYSTORE_FILE",
-    "STAGE",
-    "alone",
-    "clear",
-    "making",
-    "not_found",
-    "refuse_remains",
-    "sweep",
-]
+from apex_creds.fs.private_files import read_small
+from apex_creds.fs.replacing import remove_file, remove_tree, replace_file
 
 STAGE: Final = ".restoring"
 _STAGE: Final = re.compile(rf"{re.escape(STAGE)}-[0-9a-f]{{12}}")
@@ -196,3 +184,69 @@ def sweep(home: Path) -> None:
     for path in home.iterdir():
         if _STAGE.fullmatch(path.name):
             remove_tree(path)
+
+
+INIT: Final = ".init"
+_LONGEST: Final = 64 * 1024
+
+
+class BegunNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of it.
+
+    Attributes:
+        vault_id: Of the vault.
+        uri: Where its master key is to be.
+        check: Of that key; see ``hierarchy.master_check``.
+        hashed_names: As the vault is to be made.
+    """
+
+    vault_id: str
+    uri: str
+    check: str
+    hashed_names: bool
+
+
+class Begun:
+    """The note in one home; its methods are for who holds the lock of ``remains.making``.
+
+    Args:
+        home: The home; None for a vault that is made without one, of which nothing is noted.
+    """
+
+    def __init__(self, home: Path | None) -> None:
+        self._path = None if home is None else home / INIT
+
+    def is_there(self) -> bool:
+        """Whether there is one at all."""
+        return self._path is not None and os.path.lexists(self._path)
+
+    def read(self) -> BegunNote | None:
+        """The note; None where there is none, or none that was written here.
+
+        Raises:
+            StorageError: It can't be read.
+        """
+        if self._path is None:
+            return None
+        with translated(self._path), contextlib.suppress(FileNotFoundError):
+            data = read_small(self._path, limit=_LONGEST)
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                return msgspec.json.decode(data, type=BegunNote)
+        return None
+
+    def write(self, note: BegunNote) -> None:
+        """Replaces the note, durably.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        if self._path is None:
+            return
+        with translated(self._path, writing=True):
+            replace_file(self._path, [msgspec.json.encode(note), b"\n"])
+
+    def clear(self) -> None:
+        """Removes the note, as far as that can be done: one too many does no harm."""
+        with contextlib.suppress(OSError, StorageError):
+            if self._path is not None:
+                remove_file(self._path)

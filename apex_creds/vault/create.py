@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from apex_creds.crypto import kdf
@@ -21,11 +23,13 @@ from apex_creds.documents.keystore import (
     ROOT_LABEL,
     Keystore,
     KeystoreBody,
+    MasterKeySource,
     root_key,
     seal_keystore,
     with_document_key,
 )
 from apex_creds.documents.sections import shard_names
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ApexCredsError,
     ConflictError,
@@ -35,6 +39,7 @@ from apex_creds.errors import (
     MasterKeyNotFoundError,
     VaultExistsError,
 )
+from apex_creds.fs.home import make_folders
 from apex_creds.keys import (
     MasterKeyAdopter,
     MasterKeyPlacer,
@@ -43,20 +48,22 @@ from apex_creds.keys import (
 )
 from apex_creds.keys.hierarchy import (
     KEY_BYTES,
-    KEYSTORE,
     SALT_BYTES,
     Hierarchy,
     master_check,
 )
 from apex_creds.keys.keyset import Keyset
-from apex_creds.model import SECTIONS
-from apex_creds.storage.base import STATE_DOCUMENTS, Data, HidesNames, Storage, shared
-from apex_creds.vault.begun import Begun, BegunNote
+from apex_creds.model import SECTIONS, Clock
+from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS, Data, HidesNames, Storage, shared
+from apex_creds.storage.file_storage import FileStorage
+from apex_creds.storage.portal import StoragePortal
+from apex_creds.storage.storage_factory import Located, remember_storage, storage_for
+from apex_creds.vault.unfinished import Begun, BegunNote
 
 FIRST = 1
 
 
-async def create(
+async def create_vault(
     storage: Storage,
     *,
     provider: MasterKeyProvider,
@@ -286,3 +293,51 @@ def map_names(storage: Storage, keystore: Keystore) -> None:
     with kdf.derive(root_key(keystore), kdf.Purpose.NAME_INDEX) as index:
         stems = {name: kdf.hmac_sha256(index, name.encode()).hex()[:32] for name in names}
     storage.map_names(stems.__getitem__, candidates=names)
+
+
+def storage_at(home: Path, storage: Storage | str | None = None) -> Storage:
+    """The storage of the vault at ``home``: ``storage``, or what the home says, or its files.
+
+    Raises:
+        InvalidInputError, NotInstalledError: It is in a database that can't be used.
+    """
+    if storage is None or isinstance(storage, str):
+        storage = storage_for(home, url=storage)
+    several = shared(storage)
+    if several is None or isinstance(storage, StoragePortal):
+        return storage
+    return StoragePortal(several)
+
+
+async def note_place(home: Path, storage: Storage) -> None:
+    """Before a vault is made: its home is there, and is to know where its documents are.
+
+    Raises:
+        VaultExistsError: There is a vault in that place already; nothing was noted.
+        StorageError: The database or the home can't be used.
+    """
+    inner = storage.inner if isinstance(storage, StoragePortal) else storage
+    if not isinstance(inner, FileStorage):
+        await anyio.to_thread.run_sync(make_folders, home)
+    if not isinstance(inner, Located):
+        return
+    await storage.prepare()
+    if await storage.read(KEYSTORE) is not None:
+        raise VaultExistsError(
+            f"There is a vault in {inner.url} already.",
+            hint="Share it with apex-creds init --join, or make another one with ?space=new.",
+        )
+    await remember_storage(home, inner)
+
+
+async def open_documents(
+    home: Path, storage: Storage, *, clock: Clock, masters: MasterKeySource
+) -> DocumentStore:
+    """The documents of one vault, still sealed; see ``DocumentStore``.
+
+    Raises:
+        StorageError: The home of a vault elsewhere can't be made.
+    """
+    if not isinstance(storage, FileStorage):
+        await anyio.to_thread.run_sync(make_folders, home)
+    return DocumentStore(storage, clock=clock, masters=masters)

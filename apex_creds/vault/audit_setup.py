@@ -37,11 +37,9 @@ from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.storage.portal import StoragePortal
-from apex_creds.vault.anchor import Anchor, Anchored, open_signing_key
-from apex_creds.vault.config import home_config
-from apex_creds.vault.identity import check_home
-from apex_creds.vault.node import make_node
-from apex_creds.vault.shipping import Shipper
+from apex_creds.vault.anchor import Anchor, Anchored, check_home, open_signing_key
+from apex_creds.vault.config import home_config, make_node
+from apex_creds.vault.log_replication import Shipper
 
 __all__ = ["Pseudonyms", "VaultLog", "open_log", "root_key"]
 
