@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import weakref
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken, Secre
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.vault import PutItem, Vault
 from tests.support.vaults import (
+    REPOSITORY,
     FakeClock,
     create,
     home_in,
@@ -266,10 +267,20 @@ async def test_reads_are_from_memory_while_nothing_changed(
                 assert await vault.grants() is not None
 
 
-async def test_a_closed_vault_is_not_kept_in_memory(tmp_path):
-    async with await create(tmp_path) as vault:
-        await vault.put("one", ApiKey("1"))
+def test_a_closed_vault_is_not_kept_in_memory(tmp_path):
+    code = """
+import gc, sys, weakref
+import anyio
+from pathlib import Path
+from tests.support.vaults import create
+
+async def main():
+    async with await create(Path(sys.argv[1])) as vault:
         gone = weakref.ref(vault), weakref.ref(vault.store)
     del vault
     gc.collect()
     assert [found() for found in gone] == [None, None]
+
+anyio.run(main)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, check=True)
