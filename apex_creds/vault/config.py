@@ -13,7 +13,7 @@ import re
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -26,10 +26,12 @@ from apex_creds.errors import ConflictError, CorruptDocumentError
 from apex_creds.fs.home import SECURITY
 from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import Folder, sync_file, write_all
-from apex_creds.policy.rate_limits import LimitState
 from apex_creds.storage.base import CONFIG, Storage
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.storage_factory import StoragePlace
+
+if TYPE_CHECKING:
+    from apex_creds.policy.rate_limits import LimitState
 
 FORMAT: Final = "apex-creds/config"
 # Far below what audit.verify takes for a sign of tampering.
@@ -144,6 +146,8 @@ LIMITS: Final = "limits"
 
 def limit_document(store: DocumentStore) -> Document[LimitState]:
     """The document; a new object each time, to be used in one event loop."""
+    from apex_creds.policy.rate_limits import LimitState
+
     return Document(store, name=LIMITS, empty=LimitState())
 
 
