@@ -33,8 +33,8 @@ All are in `security/audit/`, 0600, and lie there for ever.
 |---|---|
 | `000001.jsonl`, … | the open segment: JSON Lines, appended to |
 | `000001.jsonl.gz`, … | sealed segments, read-only, gzip (`zcat` reads them) |
-| `000001.nodes`, … | hashes of the tree beside sealed segments, for `prove`; not trusted |
-| `nodes` | the same of the open segment, as of the newest checkpoint |
+| `000001.nodes`, … | of sealed segments: hashes of the tree, not trusted; a signed summary |
+| `open.nodes` | hashes of the tree of the open segment, as of a checkpoint; not trusted |
 | `checkpoints` | what the vault signed, oldest first: c2sp.org/tlog-checkpoint |
 | `cosigned` | some of them again, with witnesses' signatures |
 | `vkeys` | verifier keys: the log's, then its witnesses' |
@@ -104,8 +104,10 @@ torn last line is set aside and recorded. While the log can't be written, nothin
 ## Proofs and witnesses
 
 `audit prove SEQ` prints a c2sp.org/tlog-proof with the event in it. It reads some lines around
-it (of a sealed segment, all) and some hashes from `nodes` files, however long the log is
+it (of a sealed segment, all) and some hashes from `.nodes` files, however long the log is
 (without them it reads more), and prints only what leads to the newest checkpoint's root.
+`audit export --since DATE`, and the worker's counts, read no segment of which the vault signed
+that nothing in it is for them; believed is the key in `vkeys` alone, for the tree there.
 `audit prove --check FILE --key VKEY` checks one with nothing but the key. A witness runs
 `audit cosign FILE --name example.com/w1 --key-file KEY --log VKEY --seen FILE --proof FILE`
 on what `audit checkpoint` and `audit prove --from SIZE` print: it signs only what goes on

@@ -32,6 +32,7 @@ __all__ = [
     "MAX_LINE",
     "Actor",
     "decode",
+    "decode_all",
     "encode",
     "entry_of",
     "fault",
@@ -69,7 +70,8 @@ _encode = msgspec.json.Encoder().encode
 _check = msgspec.json.Decoder(AuditEvent).decode
 _decoder = msgspec.json.Decoder(Recorded)
 _decode = _decoder.decode
-_decode_all: Final = _decoder.decode_lines
+decode_all: Final = _decoder.decode_lines
+"""Decodes many lines at once; raises as ``decode``."""
 
 
 def encode(event: AuditEvent) -> bytes:
@@ -292,7 +294,7 @@ def _quick(
     count = len(found)
     try:
         events: Sequence[_Slim | Recorded]
-        events = _decode_slim(body) if slim else _decode_all(body)
+        events = _decode_slim(body) if slim else decode_all(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     hashes = [sha256(b"\x00" + text[: 1 - _TAIL] + b"}") for text in found]

@@ -19,6 +19,7 @@ from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile, LogKey
 from apex_creds.audit.crash_recovery import End
 from apex_creds.audit.nodes import count_until, has_nodes, keep_nodes, keep_open_nodes
 from apex_creds.audit.segment import MAX_SEGMENT, compress, segments
+from apex_creds.audit.summary import has_summary, signed_summary
 from apex_creds.audit.tree import Frontier
 from apex_creds.audit.writer import Writer
 from apex_creds.errors import ApexCredsError, InvalidInputError
@@ -230,20 +231,32 @@ class Upkeep:
             self._pack([sealed])
 
     def _pack(self, sealed: Sequence[Path]) -> None:
-        """Compresses segments and keeps their nodes, in a thread: it takes long."""
-        todo = [path for path in sealed if path.suffix != ".gz" or not has_nodes(path)]
+        """Compresses segments and makes what is beside them, in a thread: it takes long."""
+        todo = [
+            path
+            for path in sealed
+            if path.suffix != ".gz"
+            or not has_nodes(path)
+            or (self._key is not None and not has_summary(path))
+        ]
         if todo:
-            work = threading.Thread(target=self._compress, args=(todo,), daemon=True)
+            with self._lock:
+                size, root = self._edge.size, self._edge.root()
+            arguments = (todo, size, root)
+            work = threading.Thread(target=self._compress, args=arguments, daemon=True)
             work.start()
             self._packing.append(work)  # one for each segment: few, so none is taken out
 
-    def _compress(self, paths: Sequence[Path]) -> None:
+    def _compress(self, paths: Sequence[Path], size: int, root: bytes) -> None:
         try:
             for path in paths:
                 if path.suffix != ".gz":
                     compress(path)
             for path in reversed(paths):
-                keep_nodes(path, vault_id=self._writer.vault_id)
+                note = b""
+                if self._key is not None:
+                    note = signed_summary(path, key=self._key, size=size, root=root)
+                keep_nodes(path, vault_id=self._writer.vault_id, note=note)
                 if self._ending:
                     break  # an older log may have many: the next opening goes on
         except Exception as error:  # noqa: BLE001 - the next opening tries again

@@ -2,14 +2,15 @@
 
 Guarantee: nothing here is trusted, so nothing is checked but against mistakes: whoever makes
 a proof of these hashes compares it with a signed root. Beside each sealed segment is a file
-of the large subtrees that end in it, and one is of the segment that is written to; one that
-is missing, damaged or not long enough is made from the segment, whose first line has the
-tree's edge before it.
+of the large subtrees that end in it (and a note, see ``summary``), and one is of the segment
+that is written to; one that is missing, damaged or not long enough is made from the segment,
+whose first line has the tree's edge before it.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -23,15 +24,19 @@ from apex_creds.audit.segment import MAX_SEGMENT, SegmentReader, find_segment, s
 from apex_creds.audit.tree import HASH_BYTES, SPAN, Frontier
 from apex_creds.errors import ApexCredsError, IntegrityError
 
-__all__ = ["Subtrees", "count_until", "has_nodes", "keep_nodes", "keep_open_nodes"]
+__all__ = ["Subtrees", "count_until", "has_nodes", "keep_nodes", "keep_open_nodes", "note_of"]
 
-OPEN: Final = "nodes"
-_MAGIC: Final = b"APXN\x01"
+OPEN: Final = "open.nodes"
+_OLD: Final = b"APXN\x01"
+_MAGIC: Final = b"APXN\x02"
+_DIGEST: Final = slice(len(_MAGIC), len(_MAGIC) + 32)
+_LENGTH: Final = struct.Struct(">H")
 _HEIGHT: Final = SPAN.bit_length() - 1
 _SEGMENTS: Final = 4
 _FILES: Final = 64
 """As many segments, and files of nodes, are held in memory at once."""
 _LONGEST: Final = MAX_SEGMENT // 100
+_MOSTLY: Final = 2048
 _ALL: Final = 1 << 63
 _T = TypeVar("_T")
 
@@ -41,16 +46,22 @@ def has_nodes(segment: Path) -> bool:
     return os.path.lexists(_beside(segment))
 
 
-def keep_nodes(segment: Path, *, vault_id: str) -> None:
+def keep_nodes(segment: Path, *, vault_id: str, note: bytes = b"") -> None:
     """Writes the nodes that end in a sealed segment; without them proofs only read more.
 
     Several processes may do it at once: what they write is the same.
+
+    Args:
+        segment: Its file.
+        vault_id: Whose log it is.
+        note: A signed summary of it, which is kept with them; see ``summary``.
     """
     number = _number(segment)
     with suppress(ApexCredsError), SegmentReader(segment) as reader:
         content = _parsed(reader, number, vault_id)
         head = header(segment=number, vault_id=vault_id, edge=content.edge)
-        create_whole(_beside(segment), _pack(head, _made(content)), replace=True)
+        data = _pack(head, _made(content), note)
+        create_whole(_beside(segment), data, replace=True)
 
 
 def keep_open_nodes(directory: Path, *, head: bytes, nodes: Sequence[bytes]) -> None:
@@ -64,6 +75,28 @@ def keep_open_nodes(directory: Path, *, head: bytes, nodes: Sequence[bytes]) -> 
     with suppress(ApexCredsError):
         data = _pack(head, b"".join(nodes))
         create_whole(directory / OPEN, data, replace=True, durable=False)
+
+
+def note_of(segment: Path) -> bytes:
+    """Returns the note that is kept beside a segment, not checked; empty where none is.
+
+    Raises:
+        AuditTamperedError, AuditUnavailableError, UnsafePathError: It can't be read.
+    """
+    path = _beside(segment)
+    if not os.path.lexists(path):
+        return b""
+    fd = open_to_read(path)
+    try:
+        start = _DIGEST.stop + _LENGTH.size
+        data = read_between(fd, 0, start + _MOSTLY)
+        if not data.startswith(_MAGIC) or len(data) < start:
+            return b""
+        (length,) = _LENGTH.unpack(data[_DIGEST.stop : start])
+        end = start + length
+        return data[start:end] if end <= len(data) else read_between(fd, start, end)
+    finally:
+        os.close(fd)
 
 
 class Subtrees:
@@ -229,8 +262,9 @@ def _beside(segment: Path) -> Path:
     return segment.with_name(f"{segment.name.partition('.')[0]}.nodes")
 
 
-def _pack(head: bytes, nodes: bytes) -> bytes:
-    return b"".join((_MAGIC, sha256(head + nodes).digest(), nodes))
+def _pack(head: bytes, nodes: bytes, note: bytes = b"") -> bytes:
+    rest = b"".join((_LENGTH.pack(len(note)), note, nodes))
+    return b"".join((_MAGIC, sha256(head + rest).digest(), rest))
 
 
 def _unpack(head: bytes, path: Path) -> bytes | None:
@@ -246,8 +280,14 @@ def _unpack(head: bytes, path: Path) -> bytes | None:
         return None
     finally:
         os.close(fd)
-    nodes = data[len(_MAGIC) + 32 :]
-    return nodes if data == _pack(head, nodes) else None
+    rest = data[_DIGEST.stop :]
+    if data[_DIGEST] != sha256(head + rest).digest():
+        return None
+    if data.startswith(_OLD):
+        return rest
+    if not data.startswith(_MAGIC) or len(rest) < _LENGTH.size:
+        return None
+    return rest[_LENGTH.size + _LENGTH.unpack_from(rest)[0] :]
 
 
 def _absent(end: int) -> IntegrityError:

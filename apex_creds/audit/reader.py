@@ -8,43 +8,26 @@ everything else in an event is passed over.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from apex_creds.audit.events import EventKind, FactorOutcome, Recorded
+from apex_creds.audit import line
+from apex_creds.audit.events import EventKind
+from apex_creds.audit.note import VerifierKey
 from apex_creds.audit.segment import segments
-from apex_creds.audit.verify import read
-from apex_creds.policy.decide import REFUSALS
+from apex_creds.audit.summary import OUTCOMES, REASONS, Summaries, What, what
+from apex_creds.audit.verify import entries
 
 __all__ = ["EXPECTED", "EventCounts", "What"]
 
-OTHER: Final = "_OTHER"
-_ROTATED: Final = re.compile(r"(promote|rotate|move|retire|destroy) (master|kek|dek)")
-_REASONS: Final = frozenset(reason.value for reason in REFUSALS)
-_OUTCOMES: Final = frozenset(outcome.value for outcome in FactorOutcome)
 _Mark = tuple[str, int]
-
-
-class What(NamedTuple):
-    """A kind of event.
-
-    Attributes:
-        kind: Of ``EventKind``.
-        reason: Why something was refused, how the showing of a second factor ended, the
-            step of a rotation, or ``lockdown``; empty where there is nothing to tell apart.
-    """
-
-    kind: str
-    reason: str = ""
-
 
 EXPECTED: Final = (
     *(What(kind.value) for kind in (EventKind.LEAK, EventKind.REVOKE, EventKind.GRANT)),
-    *(What(EventKind.DENIAL.value, reason) for reason in sorted(_REASONS)),
-    *(What(EventKind.FACTOR.value, outcome) for outcome in sorted(_OUTCOMES)),
+    *(What(EventKind.DENIAL.value, reason) for reason in sorted(REASONS)),
+    *(What(EventKind.FACTOR.value, outcome) for outcome in sorted(OUTCOMES)),
     What(EventKind.REVOKE.value, "lockdown"),
 )
 """What is counted as 0 before it happens."""
@@ -66,8 +49,11 @@ class EventCounts:
         self._mark: _Mark | None = None
         self.seq = 0
 
-    def look(self) -> None:
-        """Counts what is new; one look at a folder where nothing is.
+    def update(self, *, key: VerifierKey | None = None) -> None:
+        """Counts what is new; where nothing is, one folder is listed.
+
+        Args:
+            key: The log's; what it signed of sealed segments is taken for them.
 
         Raises:
             AuditTamperedError: A line is not what was written.
@@ -79,14 +65,29 @@ class EventCounts:
                 return
             counts = Counter(self._counts or dict.fromkeys(EXPECTED, 0))
             seq = self.seq
+            # Of a segment that was counted in part only the lines tell the rest.
+            summaries = Summaries(
+                self._directory, vault_id=self._vault_id, key=None if seq else key
+            )
+
+            def summed(number: int) -> bool:
+                nonlocal seq
+                found = summaries.of(number)
+                if found is not None:
+                    counts.update(found.counts)
+                    seq = found.last
+                return found is not None
+
             if mark is not None:
-                for event in read(self._directory, vault_id=self._vault_id, after=seq):
-                    counts[what(event)] += 1
-                    seq = event.seq
+                for at, text in entries(
+                    self._directory, vault_id=self._vault_id, after=seq, unless=summed
+                ):
+                    counts[what(line.decode(text))] += 1
+                    seq = at
             self._counts, self.seq, self._mark = dict(counts), seq, mark
 
     def read(self) -> dict[What, int]:
-        """The counts as they were when it looked last; empty before."""
+        """The counts as they were after the last update; empty before."""
         return self._counts
 
     def _newest(self) -> _Mark | None:
@@ -96,19 +97,3 @@ class EventCounts:
             return (paths[-1].name, paths[-1].stat().st_size) if paths else None
         except FileNotFoundError:  # compressed meanwhile
             return None
-
-
-def what(event: Recorded) -> What:
-    """What an event is counted as."""
-    match event.kind:
-        case EventKind.DENIAL:
-            reason = event.reason if event.reason in _REASONS else OTHER
-        case EventKind.FACTOR if event.action == "verify":
-            reason = event.reason if event.reason in _OUTCOMES else OTHER
-        case EventKind.ROTATION:
-            reason = event.action if _ROTATED.fullmatch(event.action) else ""
-        case EventKind.REVOKE if event.decision == "lockdown":
-            reason = "lockdown"
-        case _:
-            reason = ""
-    return What(event.kind.value, reason)

@@ -45,6 +45,7 @@ __all__ = [
     "Segment",
     "SegmentReader",
     "compress",
+    "edge_before",
     "file_name",
     "find_segment",
     "pack",
@@ -360,17 +361,24 @@ def find_segment(
         AuditUnavailableError, UnsafePathError: As ``read_segment``.
     """
 
-    def edge_of(number: int) -> Frontier:
-        if number not in known:
-            first = _read_first(paths[number])
-            edge = parse_header(first, segment=number, vault_id=vault_id)
-            if edge is None:
-                raise _not_sealed(paths[number])
-            known[number] = edge
-        return known[number]
+    def size_before(number: int) -> int:
+        return edge_before(paths, number, vault_id=vault_id, known=known).size
 
-    number = bisect_right(range(1, len(paths) + 1), after, key=lambda n: edge_of(n).size)
-    return max(number, 1), edge_of(max(number, 1))
+    number = max(1, bisect_right(range(1, len(paths) + 1), after, key=size_before))
+    return number, edge_before(paths, number, vault_id=vault_id, known=known)
+
+
+def edge_before(
+    paths: Mapping[int, Path], number: int, *, vault_id: str, known: dict[int, Frontier]
+) -> Frontier:
+    """Returns the tree's edge before a segment; arguments and errors as ``find_segment``."""
+    if number not in known:
+        first = _read_first(paths[number])
+        edge = parse_header(first, segment=number, vault_id=vault_id)
+        if edge is None:
+            raise _not_sealed(paths[number])
+        known[number] = edge
+    return known[number]
 
 
 def _read_first(path: Path) -> bytes:

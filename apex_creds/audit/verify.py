@@ -38,6 +38,7 @@ from apex_creds.audit.segment import (
     read_segment,
     segments,
 )
+from apex_creds.audit.summary import Summaries
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import ApexCredsError, AuditTamperedError, IntegrityError
 
@@ -446,10 +447,22 @@ class _Check:
 # -- reading -----------------------------------------------------------------------------
 
 
-def entries(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[tuple[int, bytes]]:
+def entries(
+    directory: Path,
+    *,
+    vault_id: str,
+    after: int = 0,
+    unless: Callable[[int], bool] = lambda _: False,
+) -> Iterator[tuple[int, bytes]]:
     """Yields number and line of the events above ``after``, each checked by itself.
 
     What is before them is not read, but for some lines.
+
+    Args:
+        directory: The log's.
+        vault_id: Whose log it is.
+        after: The number of an event.
+        unless: Asked before a segment is read; one for which it is true is left out.
 
     Raises:
         AuditTamperedError: At the first bad line that is read.
@@ -458,11 +471,12 @@ def entries(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[tuple
     """
     paths = _found(Path(directory))
     number = _segment_of(paths, vault_id, after)
-    while number in paths:
-        for seq, text in _entries_of(paths[number], number, vault_id, after):
+    for each in range(number, len(paths) + 1):
+        if unless(each):
+            continue
+        for seq, text in _entries_of(paths[each], each, vault_id, after):
             if seq > after:
                 yield seq, text
-        number += 1
 
 
 def _entries_of(
@@ -486,10 +500,26 @@ def _entries_of(
             seq, text = seq + 1, next(texts, b"")
 
 
-def read(directory: Path, *, vault_id: str, after: int = 0) -> Iterator[Recorded]:
-    """Yields the events with numbers above ``after``; raises as ``entries``."""
-    for _, text in entries(directory, vault_id=vault_id, after=after):
-        yield lines.decode(text)
+def read(
+    directory: Path, *, vault_id: str, after: int = 0, since: float = 0.0
+) -> Iterator[Recorded]:
+    """Yields the events with numbers above ``after`` and times from ``since`` on, Unix seconds.
+
+    A sealed segment of which the log's key signed that all of it is older is not read.
+
+    Raises as ``entries``.
+    """
+    key = next(iter(read_keys(Path(directory))), None) if since else None
+    summaries = Summaries(Path(directory), vault_id=vault_id, key=key)
+
+    def older(number: int) -> bool:
+        found = summaries.of(number)
+        return found is not None and found.latest < since
+
+    for _, text in entries(directory, vault_id=vault_id, after=after, unless=older):
+        event = lines.decode(text)
+        if event.time >= since:
+            yield event
 
 
 def latest(directory: Path, *, vault_id: str) -> Iterator[Recorded]:

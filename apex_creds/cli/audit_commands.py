@@ -316,8 +316,7 @@ def export(
     numbered = _NUMBER.fullmatch(since) is not None
     after = max(int(since) - 1, 0) if numbered else 0
     start = parse_past_time(since, now=time.time()) if since and not numbered else 0.0
-    events = map(named, read(directory, vault_id=vault_id, after=after))
-    wanted = (event for event in events if event.time >= start)
+    wanted = map(named, read(directory, vault_id=vault_id, after=after, since=start))
     if form == "jsonl":
         for event in wanted:
             console.json_line(msgspec.to_builtins(event))

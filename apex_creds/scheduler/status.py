@@ -17,6 +17,7 @@ from typing import Final
 import anyio.to_thread
 
 from apex_creds.audit.checkpoint import LogKey, read_keys
+from apex_creds.audit.note import VerifierKey
 from apex_creds.audit.reader import EventCounts, What
 from apex_creds.audit.verify import Report, check, judged
 from apex_creds.documents.store import DocumentStore
@@ -251,9 +252,7 @@ class Watch:
         self._checked = True, self._vault.clock.monotonic()
 
     async def _verify(self) -> None:
-        with open_signing_key(self._vault.store.unsealed()) as signer:
-            key = LogKey(self._vault.audit.vault_id, signer).verifier
-        keys = (key, *read_keys(self._directory)[1:])
+        keys = (self._log_key(), *read_keys(self._directory)[1:])
         vault_id = self._vault.audit.vault_id
         look = partial(check, self._directory, vault_id=vault_id, keys=keys)
         found = await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
@@ -264,6 +263,10 @@ class Watch:
                 report.wrong,
                 hint="See: apex-creds audit verify. Keep a copy of the log.",
             )
+
+    def _log_key(self) -> VerifierKey:
+        with open_signing_key(self._vault.store.unsealed()) as signer:
+            return LogKey(self._vault.audit.vault_id, signer).verifier
 
     def _waits(self, found: Report) -> float:
         """Seconds since the first unsigned event was first seen, whatever its time says.
@@ -285,7 +288,8 @@ class Watch:
             AuditUnavailableError: It can't be read.
         """
         if metering_on():
-            await anyio.to_thread.run_sync(self._counts.look, abandon_on_cancel=True)
+            update = partial(self._counts.update, key=self._log_key())
+            await anyio.to_thread.run_sync(update, abandon_on_cancel=True)
 
     async def due(self) -> None:
         """Finds out when keys are due next, where metrics are exported.

@@ -326,7 +326,7 @@ def spoil(path: Path, how: str) -> None:
 )
 @pytest.mark.usefixtures("no_whole_read")
 def test_nodes_that_are_no_good_are_made_of_their_segment(made: Made, how: str) -> None:
-    paths = sorted(made.directory.glob("*.nodes"))
+    paths = sorted(made.directory.glob("0*.nodes"))
     assert len(paths) == len(SIZES) - 1
     for path in paths:
         spoil(path, how)
@@ -351,13 +351,13 @@ def test_a_link_in_the_place_of_nodes_is_not_followed(made: Made, tmp_path: Path
 def test_forged_nodes_never_lead_to_a_wrong_proof(shared: Made, data: st.DataObject) -> None:
     """Of someone who knows the format."""
     sign(shared.directory, shared.leaves, shared.key)
-    path = data.draw(st.sampled_from(sorted(shared.directory.glob("*.nodes"))))
+    path = data.draw(st.sampled_from(sorted(shared.directory.glob("0*.nodes"))))
     seq = data.draw(st.integers(1, COUNT))
     number = int(path.stem)
     edge = Frontier()
     edge.extend(shared.leaves[: sum(SIZES[: number - 1])])
     head = line.header(segment=number, vault_id=VAULT, edge=edge)
-    before = {each: each.read_bytes() for each in shared.directory.glob("*.nodes")}
+    before = {each: each.read_bytes() for each in shared.directory.glob("0*.nodes")}
     size = len(before[path]) // tree.HASH_BYTES - 1
     try:
         path.write_bytes(nodes._pack(head, os.urandom(size * tree.HASH_BYTES)))
@@ -468,13 +468,13 @@ def test_nodes_come_with_sealing_and_come_back(audit_dir: Path, log_key: LogKey)
         fill(audit_dir, log_key, 0)
         assert sum(map(nodes.has_nodes, sealed)) > before
     assert not nodes.has_nodes(last)
-    made = {path: path.read_bytes() for path in audit_dir.glob("*.nodes")}
+    made = {path: path.read_bytes() for path in audit_dir.glob("0*.nodes")}
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in made)
     for path in made:
         path.unlink()
     while not all(map(nodes.has_nodes, sealed)):
         fill(audit_dir, log_key, 0)
-    assert {path: path.read_bytes() for path in audit_dir.glob("*.nodes")} == made
+    assert {path: path.read_bytes() for path in audit_dir.glob("0*.nodes")} == made
     assert check(audit_dir, vault_id=VAULT, complete=True).ok
     leaves = [line.leaf_of(text) for _, text in entries(audit_dir, vault_id=VAULT)]
     for seq in (1, 256, 257, 400):

@@ -39,7 +39,7 @@ def test_kinds_and_closed_reasons(tmp_path: Path) -> None:
     for event in EVENTS:
         log.append(event)
     counts = EventCounts(tmp_path / "audit", vault_id=VAULT)
-    counts.look()
+    counts.update()
     assert _seen(counts) == {
         What("denial", "not_granted"): 1,
         What("denial", "_OTHER"): 1,
@@ -59,16 +59,16 @@ def test_another_process_s_events_and_a_restart(tmp_path: Path) -> None:
     directory = tmp_path / "audit"
     first, second = _log(directory), _log(directory)
     counts = EventCounts(directory, vault_id=VAULT)
-    counts.look()
+    counts.update()
     assert counts.seq == 0
     first.append(EVENTS[0])
-    counts.look()
+    counts.update()
     second.append(EVENTS[0])
-    counts.look()
-    counts.look()
+    counts.update()
+    counts.update()
     assert _seen(counts) == {What("denial", "not_granted"): 2}
     later = EventCounts(directory, vault_id=VAULT)
-    later.look()
+    later.update()
     assert later.read() == counts.read()
     first.close()
     second.close()
@@ -77,7 +77,7 @@ def test_another_process_s_events_and_a_restart(tmp_path: Path) -> None:
 def test_what_may_happen_is_there_before_it_does(tmp_path: Path) -> None:
     counts = EventCounts(tmp_path / "none", vault_id=VAULT)
     assert counts.read() == {}
-    counts.look()
+    counts.update()
     assert counts.read() == dict.fromkeys(EXPECTED, 0)
     assert What("factor", "wrong") in EXPECTED
 
@@ -93,5 +93,5 @@ def test_altered_lines_are_not_counted(tmp_path: Path) -> None:
     segment.write_bytes(data.replace(b"not_granted", b"not_grantef"))
     counts = EventCounts(directory, vault_id=VAULT)
     with pytest.raises(AuditTamperedError):
-        counts.look()
+        counts.update()
     assert counts.read() == {}
