@@ -17,7 +17,7 @@ from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError, UnknownKeyError
 from apex_creds.keys.keyset import Keyset
-from apex_creds.scheduler import dek_rotation, master_rotation
+from apex_creds.scheduler import dek_rotation, kek_rotation
 from apex_creds.scheduler.rotation_state import (
     Numbers,
     RotationState,
@@ -76,7 +76,7 @@ async def declare(
         state = await document.change(lambda s: _master(s, lost))
         most = state.compromised_master
         chosen = frozenset(v.version for v in keks.versions if v.parent <= most)
-    await master_rotation.mark_keks_compromised(store, chosen, now=now)
+    await kek_rotation.mark_keks_compromised(store, chosen, now=now)
     await dek_rotation.mark_compromised(store, _deks(keystore, upto, under=chosen), now=now)
 
 

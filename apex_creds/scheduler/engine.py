@@ -266,14 +266,14 @@ class Engine:
     async def _take_kek(self, group: Sequence[Step]) -> None:
         now, action = self.store.clock.time(), group[0].action
         if action is Action.ROTATE:
-            await master_rotation.rotate_kek(self.store, replaces=group[0].version, now=now)
+            await kek_rotation.rotate_kek(self.store, replaces=group[0].version, now=now)
         elif action is Action.MOVE:
             await self._recommit_stale()
         elif action is Action.RETIRE:
-            await master_rotation.retire_keks(self.store, now=now)
+            await kek_rotation.retire_keks(self.store, now=now)
         else:
             grace = (await self.document.read()).policies.kek.grace
-            await master_rotation.destroy_keks(self.store, before=now - grace, now=now)
+            await kek_rotation.destroy_keks(self.store, before=now - grace, now=now)
 
     async def _take_dek(self, group: Sequence[Step]) -> None:
         now = self.store.clock.time()

@@ -1,25 +1,35 @@
-"""What KEKs and document keys protect, as a scan of every document shows.
+"""KEK rotation: the key store under a new KEK in one commit, and which KEKs are still needed.
 
-Guarantee: what a ``KeyScan`` finds is all that refers, or ever will, to the versions that
-were not primary when it began: each commit is tied to the key store that it was computed
-from, and the scan reads that first.
+Guarantee: every key was opened with the new keys, and compared, before the commit. A rotation
+names the version that it replaces, and does nothing where that was replaced already: of any
+number of processes that rotate at once, one does. Documents and credentials are not touched:
+the cost is that of the keys.
+
+What a ``KeyScan`` finds is all that refers, or ever will, to the versions that were not
+primary when it began: each commit is tied to the key store that it was computed from, and the
+scan reads that first. A version is retired, and destroyed, only after one that finds nothing.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from apex_creds.crypto import envelope
-from apex_creds.documents import key_versions
+from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents import key_versions, observe
 from apex_creds.documents.cached import Document
-from apex_creds.documents.document import KeyName
+from apex_creds.documents.document import KeyName, MasterRecord, RootHeader
 from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
-from apex_creds.documents.store import DocumentStore
-from apex_creds.keys.hierarchy import is_wrapped
-from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.documents.store import DocumentStore, Rekeyed
+from apex_creds.errors import KeyStateError
+from apex_creds.keys.hierarchy import SALT_BYTES, Hierarchy, derive_kek, is_wrapped
+from apex_creds.keys.keyset import Keyset, KeyState, grace_over
 from apex_creds.model import SECTIONS
 from apex_creds.storage.base import STATE_DOCUMENTS
 
@@ -108,3 +118,184 @@ async def step_unused(
     keyset = found.keystore.by_label.get(DOCUMENTS_LABEL)
     if keyset is not None:
         await key_versions.step_spent(store, [keyset], set(found.documents.values()), step)
+
+
+@observe.rotating("kek")
+async def rotate_kek(store: DocumentStore, *, replaces: int, now: float) -> Keystore:
+    """Makes a new primary KEK and wraps every key under it.
+
+    Args:
+        store: The vault's documents.
+        replaces: The primary version that the decision to rotate was about.
+        now: The time of the change.
+
+    Raises:
+        MasterKeyError: The master key can't be had.
+    """
+    before = await store.keystore()
+    record = before.root_header.master
+    if before.root_header.keks.primary.version != replaces:
+        return before
+    with await store.masters.load(record, before.header.vault_id) as master:
+
+        def change(found: Keystore) -> Rekeyed | None:
+            root = found.root_header
+            if root.keks.primary.version != replaces or root.master != record:
+                return None
+            return rekeyed(found, master, record, now=now)
+
+        return await store.commit_rekeyed(change)
+
+
+async def mark_keks_compromised(
+    store: DocumentStore, versions: Collection[int], *, now: float
+) -> None:
+    """Flags KEK versions; those that are destroyed are passed over."""
+
+    def mark(keks: Keyset) -> Keyset:
+        for version in keks.versions:
+            if version.version in versions and version.state is not KeyState.DESTROYED:
+                keks = keks.mark_compromised(version.version, now=now)
+        return keks
+
+    await _change_keks(store, mark)
+
+
+async def retire_keks(store: DocumentStore, *, now: float) -> frozenset[int]:
+    """Retires the active KEK versions, if a scan shows that only the primary is in use.
+
+    Returns:
+        The versions that were retired.
+    """
+
+    def retire(keks: Keyset) -> Keyset:
+        for version in keks.versions:
+            if version.state is KeyState.ACTIVE and version.version in idle:
+                keks = keks.retire(version.version, now=now)
+        return keks
+
+    idle = await _idle(store)
+    return await _change_keks(store, retire)
+
+
+async def destroy_keks(store: DocumentStore, *, before: float, now: float) -> frozenset[int]:
+    """Destroys the retired KEK versions whose grace is over, after another scan.
+
+    Args:
+        store: The vault's documents.
+        before: Those retired at that time or earlier go; compromised ones at once.
+        now: The time of the change.
+
+    Returns:
+        The versions that were destroyed.
+    """
+
+    def destroy(keks: Keyset) -> Keyset:
+        for version in keks.versions:
+            due = version.compromised or grace_over(version.changed, before=before, now=now)
+            if version.state is KeyState.RETIRED and version.version in idle and due:
+                keks = keks.destroy(version.version, now=now)
+        return keks
+
+    idle = await _idle(store)
+    return await _change_keks(store, destroy)
+
+
+async def _idle(store: DocumentStore) -> frozenset[int]:
+    """The versions that nothing refers to, nor will again."""
+    found = await scan(store)
+    if not found.only:
+        return frozenset()
+    keks = found.keks
+    return frozenset(v.version for v in keks.versions if v.version < keks.primary.version)
+
+
+async def _change_keks(
+    store: DocumentStore, change: Callable[[Keyset], Keyset]
+) -> frozenset[int]:
+    """Commits a change of the KEK versions' states; those that changed theirs."""
+    moved: frozenset[int] = frozenset()
+
+    def commit(found: Keystore) -> Rekeyed | None:
+        nonlocal moved
+        before, in_use = found.root_header.keks, wrapped_under(found)
+        after = change(before)
+        pairs = list(zip(before.versions, after.versions, strict=True))
+        moved = frozenset(new.version for old, new in pairs if old.state is not new.state)
+        if after == before or moved & set(in_use):
+            moved = frozenset()
+            return None
+        root = RootHeader(master=found.root_header.master, keks=after)
+        return Rekeyed(root=root, body=found.body, hierarchy=found.hierarchy)
+
+    await store.commit_rekeyed(commit)
+    return moved
+
+
+def rekeyed(
+    before: Keystore, master: SecretBytes, record: MasterRecord, *, now: float
+) -> Rekeyed:
+    """The key store under a new KEK, which ``master`` and a fresh salt determine."""
+    old, vault_id = before.root_header.keks, before.header.vault_id
+    keks = old if old.pending is None else old.abandon(old.pending.version, now=now)
+    keks = keks.add_pending(material=os.urandom(SALT_BYTES), parent=record.version, now=now)
+    number = keks.versions[-1].version
+    keks = keks.promote(number, now=now)
+    kek = derive_kek(master, keks.primary, vault_id=vault_id)
+    bridge = before.hierarchy.with_kek(number, kek)
+    try:
+        keks = _wrapped_keks(keks, bridge, record.version)
+        root = _rewrapped(before.body.root, bridge, number)
+        deks = tuple(_rewrapped(keyset, bridge, number) for keyset in before.body.deks)
+    finally:
+        bridge.close()
+    hierarchy = Hierarchy.from_master(master, vault_id=vault_id, keks=keks)
+    body = replace(before.body, root=root, deks=deks)
+    made = Rekeyed(root=RootHeader(master=record, keks=keks), body=body, hierarchy=hierarchy)
+    _compare(before, made)
+    return made
+
+
+def _wrapped_keks(keks: Keyset, bridge: Hierarchy, master_version: int) -> Keyset:
+    """Earlier KEKs that this master key does not determine, wrapped under the new one."""
+    number = keks.primary.version
+    for version in keks.versions:
+        foreign = is_wrapped(version) or version.parent != master_version
+        if foreign and version.state is not KeyState.DESTROYED:
+            wrapped = bridge.wrap_kek(version.version, under=number)
+            keks = keks.rewrap(version.version, material=wrapped, parent=version.parent)
+    return keks
+
+
+def _rewrapped(keyset: Keyset, bridge: Hierarchy, kek_version: int) -> Keyset:
+    versions = tuple(
+        version
+        if version.state is KeyState.DESTROYED
+        else replace(
+            version,
+            material=bridge.rewrap(version, key_id=keyset.id, under=kek_version),
+            parent=kek_version,
+        )
+        for version in keyset.versions
+    )
+    return replace(keyset, versions=versions)
+
+
+def _compare(before: Keystore, made: Rekeyed) -> None:
+    """Opens every key with the new keys as a later process will, and compares.
+
+    Raises:
+        KeyStateError: One is not the same; nothing was written.
+    """
+    old = (before.body.root, *before.body.deks)
+    new = (made.body.root, *made.body.deks)
+    for keyset, other in zip(old, new, strict=True):
+        for one, two in zip(keyset.versions, other.versions, strict=True):
+            if one.state is KeyState.DESTROYED:
+                continue
+            if not before.hierarchy.same(one, two, other=made.hierarchy, key_id=keyset.id):
+                made.hierarchy.close()
+                raise KeyStateError(
+                    f"Key {keyset.id} did not survive its rewrapping; nothing was written.",
+                    hint="Report it: the memory of this machine may be faulty.",
+                )

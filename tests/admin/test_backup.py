@@ -38,7 +38,7 @@ from apex_creds.errors import (
 )
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey, GenericSecret, OAuthToken, SystemClock
-from apex_creds.scheduler import master_rotation
+from apex_creds.scheduler import kek_rotation
 from apex_creds.storage.base import Storage
 from apex_creds.vault import Vault
 from tests.support.vaults import (
@@ -153,7 +153,7 @@ async def test_four_processes_write_and_keys_rotate_meanwhile(tmp_path: Path) ->
         store, label = vault.store, "api_keys/shared"
         for number in range(4):
             now = vault.clock.time()
-            await master_rotation.rotate_kek(store, replaces=number + 1, now=now)
+            await kek_rotation.rotate_kek(store, replaces=number + 1, now=now)
             await key_versions.renew(store, label, now=now)
             await key_versions.move_records(store, "api_keys", label)
             await key_versions.destroy_unused(store, "api_keys", label, now=now)
@@ -243,7 +243,7 @@ async def test_a_copy_that_is_not_whole_replaces_nothing(tmp_path: Path) -> None
     await backed_up(tmp_path, "older")
     async with await unseal(tmp_path) as vault:
         await vault.put("a", ApiKey("newer"))
-        await master_rotation.rotate_kek(vault.store, replaces=1, now=vault.clock.time())
+        await kek_rotation.rotate_kek(vault.store, replaces=1, now=vault.clock.time())
     await backed_up(tmp_path, "copy")
     before = tree(home_in(tmp_path))
     for number, damage in enumerate(DAMAGES):

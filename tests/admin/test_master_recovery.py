@@ -24,7 +24,7 @@ from apex_creds.keys import provider_from_uri
 from apex_creds.keys.provider import hold
 from apex_creds.keys.shares import combine, parse_share, split
 from apex_creds.model import ApiKey, SystemClock
-from apex_creds.scheduler import master_rotation
+from apex_creds.scheduler import kek_rotation, master_rotation
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault
 from tests.support.vaults import create, home_in, master_in, unseal, values
@@ -195,7 +195,7 @@ async def test_it_outlives_rotations_and_is_audited(tmp_path: Path) -> None:
             vault,
             Recovery(at=1.0, by="me", master_version=1, threshold=2, shares=3, tested=1.0),
         )
-        await master_rotation.rotate_kek(vault.store, replaces=1, now=2.0)
+        await kek_rotation.rotate_kek(vault.store, replaces=1, now=2.0)
         await master_rotation.rotate_master(vault.store, replaces=1, now=3.0)
         vault_id = vault.vault_id
     async with await unseal(tmp_path) as vault:

@@ -18,7 +18,7 @@ from apex_creds.errors import AccessDeniedError
 from apex_creds.model import Origin, Sensitivity
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.policy.manifest import Manifest
-from apex_creds.scheduler import master_rotation
+from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.reencryption import Pace, reencrypt
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault.lookup import PutItem
@@ -195,6 +195,6 @@ async def fill(vault: Vault, *, many: int = 40) -> None:
 async def turn_kek(vault: Vault) -> None:
     """A new KEK; documents move to it as they are written."""
     keks = (await vault.store.keystore()).root_header.keks
-    await master_rotation.rotate_kek(
+    await kek_rotation.rotate_kek(
         vault.store, replaces=keks.primary.version, now=vault.clock.time()
     )

@@ -33,7 +33,7 @@ from apex_creds.errors import (
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import ApiKey
 from apex_creds.policy.grants import GrantDecision
-from apex_creds.scheduler import compromise, dek_rotation, kek_rotation, master_rotation
+from apex_creds.scheduler import compromise, dek_rotation, kek_rotation
 from apex_creds.scheduler.rotation_state import CompromiseSuspected, rotation_document
 from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import RotationWorker
@@ -180,9 +180,9 @@ async def distrust_the_master_key(vault: Vault, _: Path) -> None:
 
 async def destroy_a_kek(vault: Vault, _: Path) -> None:
     store, now = vault.store, vault.clock.time()
-    await master_rotation.rotate_kek(store, replaces=1, now=now)
-    assert await master_rotation.retire_keks(store, now=now)
-    assert await master_rotation.destroy_keks(store, before=now, now=now)
+    await kek_rotation.rotate_kek(store, replaces=1, now=now)
+    assert await kek_rotation.retire_keks(store, now=now)
+    assert await kek_rotation.destroy_keks(store, before=now, now=now)
 
 
 async def destroy_a_document_key(vault: Vault, _: Path) -> None:
@@ -288,7 +288,7 @@ async def test_a_rotation_between_the_key_store_and_the_anchor_is_no_rollback(
     async def late(anchor: Anchor) -> object:
         monkeypatch.setattr(Anchor, "read", read)
         async with await unseal(where) as other:
-            await master_rotation.rotate_kek(other.store, replaces=1, now=other.clock.time())
+            await kek_rotation.rotate_kek(other.store, replaces=1, now=other.clock.time())
         return await read(anchor)
 
     monkeypatch.setattr(Anchor, "read", late)

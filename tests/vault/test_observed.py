@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from apex_creds.documents import key_versions
 from apex_creds.model import ApiKey
-from apex_creds.scheduler import master_rotation
+from apex_creds.scheduler import kek_rotation, master_rotation
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.reencryption import reencrypt
 from apex_creds.scheduler.rotation_state import newest, order
@@ -34,7 +34,7 @@ async def test_rotations_of_each_level(tmp_path: Path) -> None:
         with recording() as seen:
             now = vault.clock.time()
             await key_versions.renew(vault.store, "api_keys/openai", now=now)
-            await master_rotation.rotate_kek(vault.store, replaces=1, now=now)
+            await kek_rotation.rotate_kek(vault.store, replaces=1, now=now)
             await master_rotation.rotate_master(vault.store, replaces=1, now=now)
             assert _levels(seen) == ["dek", "kek", "master"]
             counts = seen.values(semconv.ROTATION_DURATION)

@@ -21,7 +21,7 @@ from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import ApiKey
 from apex_creds.scheduler import kek_rotation, master_rotation
-from apex_creds.scheduler.master_rotation import _rekeyed
+from apex_creds.scheduler.kek_rotation import rekeyed as _rekeyed
 from apex_creds.scheduler.rotation_state import DOCUMENT, rotation_document
 from apex_creds.vault import Vault
 from tests.support.vaults import (
@@ -100,11 +100,11 @@ async def filled(where: Path) -> Vault:
 async def renew(vault: Vault, *, retired: bool = True) -> None:
     """Whole rotations of KEK and document key, as far as the retirement of the old ones."""
     now = vault.clock.time()
-    await master_rotation.rotate_kek(vault.store, replaces=1, now=now)
+    await kek_rotation.rotate_kek(vault.store, replaces=1, now=now)
     await key_versions.renew(vault.store, DOCUMENTS_LABEL, now=now)
     await recommit(vault.store, *(await kek_rotation.scan(vault.store)).stale)
     if retired:
-        assert await master_rotation.retire_keks(vault.store, now=now) == {1}
+        assert await kek_rotation.retire_keks(vault.store, now=now) == {1}
         await kek_rotation.step_unused(vault.store, partial(key_versions.retire, now=now))
 
 
@@ -151,7 +151,7 @@ async def test_a_state_document_under_a_retired_key_is_refused(tmp_path: Path) -
 async def test_a_kek_that_is_still_in_use_opens_what_it_sealed(tmp_path: Path) -> None:
     async with await filled(tmp_path) as vault:
         await write_version_1(vault.store, "api_keys")
-        await master_rotation.rotate_kek(vault.store, replaces=1, now=vault.clock.time())
+        await kek_rotation.rotate_kek(vault.store, replaces=1, now=vault.clock.time())
     async with await unseal(tmp_path) as vault:
         assert await value_of(vault, "a") == b"old"
 

@@ -67,14 +67,14 @@ async def reseal_all(vault: Vault) -> None:
 
 async def test_kek_rotation_keeps_everything_readable(vault: Vault, tmp_path: Path) -> None:
     before = await stored(vault)
-    await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
+    await kek_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
     assert states(await keks_of(vault)) == ["active", "primary"]
     assert await stored(vault) == before
     async with await unseal(tmp_path) as other:
         assert await stored(other) == before
 
 
-@pytest.mark.parametrize("rotated", [master_rotation.rotate_kek, master_rotation.rotate_master])
+@pytest.mark.parametrize("rotated", [kek_rotation.rotate_kek, master_rotation.rotate_master])
 async def test_a_rotation_writes_the_key_store_and_nothing_else(
     vault: Vault, tmp_path: Path, rotated
 ) -> None:
@@ -85,8 +85,8 @@ async def test_a_rotation_writes_the_key_store_and_nothing_else(
     await rotated(vault.store, replaces=1, now=5.0)
     assert written.names == ["keystore"]
     assert not (await kek_rotation.scan(vault.store)).stale
-    assert await master_rotation.retire_keks(vault.store, now=6.0) == {1}
-    assert await master_rotation.destroy_keks(vault.store, before=9.0, now=9.0) == {1}
+    assert await kek_rotation.retire_keks(vault.store, now=6.0) == {1}
+    assert await kek_rotation.destroy_keks(vault.store, before=9.0, now=9.0) == {1}
     assert written.names == ["keystore"] * 3
     changed = {name for name, found in tree(vault.home).items() if found != before.get(name)}
     assert {name for name in changed if name.endswith(".enc")} == {"security/keystore.enc"}
@@ -95,8 +95,8 @@ async def test_a_rotation_writes_the_key_store_and_nothing_else(
 
 
 async def test_kek_rotation_happens_once(vault: Vault) -> None:
-    await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
-    await master_rotation.rotate_kek(vault.store, replaces=1, now=6.0)
+    await kek_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
+    await kek_rotation.rotate_kek(vault.store, replaces=1, now=6.0)
     assert len((await keks_of(vault)).versions) == 2
 
 
@@ -122,14 +122,14 @@ class Counted:
 async def test_an_old_kek_stays_while_a_document_needs_it(vault: Vault) -> None:
     """One of version 1 does."""
     await write_version_1(vault.store, "api_keys")
-    await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
+    await kek_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
     assert (await kek_rotation.scan(vault.store)).stale == ("api_keys",)
-    assert await master_rotation.retire_keks(vault.store, now=6.0) == frozenset()
+    assert await kek_rotation.retire_keks(vault.store, now=6.0) == frozenset()
     await reseal_all(vault)
-    assert await master_rotation.destroy_keks(vault.store, before=9.0, now=9.0) == frozenset()
-    assert await master_rotation.retire_keks(vault.store, now=6.0) == {1}
-    assert await master_rotation.destroy_keks(vault.store, before=5.9, now=9.0) == frozenset()
-    assert await master_rotation.destroy_keks(vault.store, before=6.0, now=9.0) == {1}
+    assert await kek_rotation.destroy_keks(vault.store, before=9.0, now=9.0) == frozenset()
+    assert await kek_rotation.retire_keks(vault.store, now=6.0) == {1}
+    assert await kek_rotation.destroy_keks(vault.store, before=5.9, now=9.0) == frozenset()
+    assert await kek_rotation.destroy_keks(vault.store, before=6.0, now=9.0) == {1}
 
 
 async def test_after_a_kek_is_destroyed_all_opens(vault: Vault, tmp_path: Path) -> None:
@@ -138,10 +138,10 @@ async def test_after_a_kek_is_destroyed_all_opens(vault: Vault, tmp_path: Path) 
     await document.change(lambda _: {"a": 2})
     async with await unseal(tmp_path) as other:
         assert await stored(other) == before
-        await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
+        await kek_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
         await reseal_all(vault)
-        await master_rotation.retire_keks(vault.store, now=6.0)
-        await master_rotation.destroy_keks(vault.store, before=6.0, now=9.0)
+        await kek_rotation.retire_keks(vault.store, now=6.0)
+        await kek_rotation.destroy_keks(vault.store, before=6.0, now=9.0)
         keystore = await vault.store.keystore()
         assert keystore.hierarchy.kek_versions == {2}
         with pytest.raises(UnknownKeyError):
@@ -164,14 +164,14 @@ async def test_master_rotation(vault: Vault, tmp_path: Path) -> None:
     await master_rotation.discard_master(vault.store, 1)
     async with await unseal(tmp_path) as other:
         assert await stored(other) == before
-        await master_rotation.rotate_kek(other.store, replaces=2, now=6.0)
+        await kek_rotation.rotate_kek(other.store, replaces=2, now=6.0)
         assert await stored(other) == before
         await master_rotation.rotate_master(other.store, replaces=2, now=7.0)
     async with await unseal(tmp_path) as other:
         assert await stored(other) == before
         await reseal_all(other)
-        assert await master_rotation.retire_keks(other.store, now=8.0) == {1, 2, 3}
-        assert await master_rotation.destroy_keks(other.store, before=8.0, now=8.0) == {1, 2, 3}
+        assert await kek_rotation.retire_keks(other.store, now=8.0) == {1, 2, 3}
+        assert await kek_rotation.destroy_keks(other.store, before=8.0, now=8.0) == {1, 2, 3}
     async with await unseal(tmp_path) as other:
         assert await stored(other) == before
         assert states(await keks_of(other)) == ["destroyed"] * 3 + ["primary"]
@@ -227,7 +227,7 @@ async def test_a_rotation_that_fails_takes_its_key_back(
         made.hierarchy.close()
         raise KeyStateError("injected", hint="-")
 
-    monkeypatch.setattr(master_rotation, "_compare", fail)
+    monkeypatch.setattr(kek_rotation, "_compare", fail)
     with pytest.raises(KeyStateError, match="injected"):
         await master_rotation.rotate_master(vault.store, replaces=1, now=5.0)
     assert (tmp_path / "master.key").read_text().count("\n") == 1
@@ -298,15 +298,15 @@ async def test_a_service_without_records_gets_a_fence_before_its_key_goes(
 
 
 async def test_compromised_versions_go_without_grace(vault: Vault) -> None:
-    await master_rotation.mark_keks_compromised(vault.store, [1], now=4.0)
-    await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
+    await kek_rotation.mark_keks_compromised(vault.store, [1], now=4.0)
+    await kek_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
     await reseal_all(vault)
-    await master_rotation.retire_keks(vault.store, now=6.0)
-    assert await master_rotation.destroy_keks(vault.store, before=0.0, now=6.0) == {1}
+    await kek_rotation.retire_keks(vault.store, now=6.0)
+    assert await kek_rotation.destroy_keks(vault.store, before=0.0, now=6.0) == {1}
 
 
 async def test_the_home_of_a_rotated_vault(vault: Vault) -> None:
-    await master_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
+    await kek_rotation.rotate_kek(vault.store, replaces=1, now=5.0)
     await reseal_all(vault)
     assert (await kek_rotation.scan(vault.store)).only
     assert home_in(vault.home.parent) == vault.home
