@@ -206,7 +206,7 @@ class Upkeep:
             semconv.AUDIT_SIZE: size,
             semconv.AUDIT_ROOT: root,
         }
-        with tracing.span(semconv.CHECKPOINT, what):
+        with tracing.step(semconv.CHECKPOINT, what):
             self._tell_of(made)
 
     def _tell_rest(self) -> None:

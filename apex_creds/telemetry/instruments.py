@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry.context import Context
@@ -21,7 +21,6 @@ from opentelemetry.metrics import (
     CallbackOptions,
     Histogram,
     Meter,
-    MeterProvider,
     NoOpMeterProvider,
     Observation,
     _internal,
@@ -30,6 +29,7 @@ from opentelemetry.trace import Span, set_span_in_context
 
 from apex_creds.telemetry import semconv
 
+_T = TypeVar("_T")
 _FAST: Final = tuple(
     step * 10.0**power for power in (-6, -5, -4, -3, -2, -1, 0, 1) for step in (1, 2.5, 5)
 )
@@ -143,28 +143,33 @@ def _seconds(meter: Meter, name: str, what: str, boundaries: tuple[float, ...]) 
     )
 
 
-class _Seen:
-    """The provider that was looked at last, and the instruments it gave."""
+class OfProvider(Generic[_T]):
+    """What was made of one of the API's providers, until another is set.
 
-    __slots__ = ("instruments", "provider")
+    Attributes:
+        provider: Which; compared by identity, since the API's public getters cost more, and
+            give a proxy while none is set.
+        value: What was made; None while it records nothing.
+    """
+
+    __slots__ = ("provider", "value")
 
     def __init__(self) -> None:
-        self.provider: MeterProvider | None = None
-        self.instruments: _Instruments | None = None
+        self.provider: object = None
+        self.value: _T | None = None
 
 
-_seen: Final = _Seen()
+METERS: Final = OfProvider[_Instruments]()
 
 
 def _found() -> _Instruments | None:
-    # The API's public getter costs more, and gives a proxy while no provider is set.
     provider = _internal._METER_PROVIDER
-    if provider is not _seen.provider:
-        _seen.instruments = None
+    if provider is not METERS.provider:
+        METERS.value = None
         if provider is not None and not isinstance(provider, NoOpMeterProvider):
-            _seen.instruments = _Instruments(provider.get_meter("apex_creds"))
-        _seen.provider = provider
-    return _seen.instruments
+            METERS.value = _Instruments(provider.get_meter("apex_creds"))
+        METERS.provider = provider
+    return METERS.value
 
 
 def metering_on() -> bool:

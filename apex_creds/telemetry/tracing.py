@@ -39,99 +39,22 @@ AttributeValue = str | int | float | bool | Sequence[str] | Sequence[int]
 NO_IDS: Final = ("", "")
 
 
-class _Seen:
-    """The provider that was looked at last, and the tracer it gave, if it records."""
-
-    __slots__ = ("provider", "tracer")
-
-    def __init__(self) -> None:
-        self.provider: object = None
-        self.tracer: Tracer | None = None
-
-
-_seen: Final = _Seen()
+_TRACERS: Final = instruments.OfProvider[Tracer]()
 
 
 def _tracer() -> Tracer | None:
-    # The API's public getter costs a microsecond while no provider is set.
     provider = trace._TRACER_PROVIDER
-    if provider is not _seen.provider:
+    if provider is not _TRACERS.provider:
         off = provider is None or isinstance(provider, NoOpTracerProvider)
         tracer = None if off or provider is None else provider.get_tracer("apex_creds")
-        _seen.tracer = None if isinstance(tracer, trace.NoOpTracer) else tracer
-        _seen.provider = provider
-    return _seen.tracer
+        _TRACERS.value = None if isinstance(tracer, trace.NoOpTracer) else tracer
+        _TRACERS.provider = provider
+    return _TRACERS.value
 
 
 def tracing_on() -> bool:
     """Tells whether a tracer provider is configured that may record."""
     return _tracer() is not None
-
-
-class ActiveSpan:
-    """A span as a context manager; without a tracer it does nothing."""
-
-    __slots__ = ("_span", "_token")
-
-    def __init__(self, started: Span | None, *, current: bool) -> None:
-        self._span = started
-        self._token = (
-            context.attach(trace.set_span_in_context(started)) if started and current else None
-        )
-
-    def set(self, name: str, value: AttributeValue) -> None:
-        """Sets one more attribute."""
-        if self._span is not None:
-            self._span.set_attribute(name, value)
-
-    def fail(self, error_type: str) -> None:
-        """Marks the span as failed with the name of an error's class."""
-        if self._span is not None:
-            mark_failed(self._span, error_type)
-
-    def ids(self) -> tuple[str, str]:
-        """Returns trace id and span id in hexadecimal, or two empty strings."""
-        return NO_IDS if self._span is None else _ids(self._span)
-
-    def end(self) -> None:
-        """Ends the span; again does nothing."""
-        started, self._span = self._span, None
-        token, self._token = self._token, None
-        if token is not None:
-            context.detach(token)
-        if started is not None:
-            started.end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace_back: TracebackType | None,
-    ) -> None:
-        if kind is not None and kind is not GeneratorExit:
-            self.fail(kind.__qualname__)
-        self.end()
-
-
-_OFF: Final = ActiveSpan(None, current=False)
-
-
-def span(
-    name: str, attributes: Mapping[str, AttributeValue] | None = None, *, current: bool = True
-) -> ActiveSpan:
-    """Starts a span ``name``; use it with ``with``, or call ``end``.
-
-    Args:
-        name: Like ``apex_creds.redeem``.
-        attributes: Named ``apex_creds.*`` or by a convention; never a secret.
-        current: Whether spans started meanwhile are its children. False where it may end
-            in another context than it started in (a stream).
-    """
-    started = start(name, attributes)
-    return _OFF if started is None else ActiveSpan(started, current=current)
 
 
 def start(
@@ -178,28 +101,13 @@ _perf_counter: Final = time.perf_counter
 Record = Callable[[float, str, Context | None], None]
 
 
-class _Providers:
-    """The providers that were looked at last, and whether either records."""
-
-    __slots__ = ("meters", "on", "tracers")
-
-    def __init__(self) -> None:
-        self.meters: object = None
-        self.tracers: object = None
-        self.on = False
-
-
-_providers: Final = _Providers()
-
-
 def on() -> bool:
     """Tells whether a tracer or meter provider is configured."""
-    meters, tracers = _internal._METER_PROVIDER, trace._TRACER_PROVIDER
-    if meters is not _providers.meters or tracers is not _providers.tracers:
-        # Not `or`: the look at the meters is what sets up the gauges.
-        _providers.on = instruments.metering_on() | tracing_on()
-        _providers.meters, _providers.tracers = meters, tracers
-    return _providers.on
+    if _internal._METER_PROVIDER is not instruments.METERS.provider:
+        instruments.metering_on()  # sets up the gauges, too
+    if trace._TRACER_PROVIDER is not _TRACERS.provider:
+        _tracer()
+    return instruments.METERS.value is not None or _TRACERS.value is not None
 
 
 class _OpenLease(NamedTuple):
