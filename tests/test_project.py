@@ -122,6 +122,25 @@ def test_what_two_folders_of_tests_need_is_in_support(folder: str) -> None:
                 assert node.module.startswith(own), f"{path}: {node.module}"
 
 
+WRITERS = {"fs/private_files.py", "storage/file_storage.py", "audit/segment.py"}
+"""What may make a file durable, or put one in the place of another, by itself."""
+
+
+def test_files_are_made_durable_and_put_in_place_by_few_modules() -> None:
+    found = set()
+    for path in (ROOT / "apex_creds").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                used = node.value.id == "os" and node.attr in {"fsync", "replace", "link"}
+            else:
+                names = node.names if isinstance(node, ast.ImportFrom) else []
+                used = any(each.name in {"fsync", "replace", "link"} for each in names)
+                used = used and isinstance(node, ast.ImportFrom) and node.module == "os"
+            if used:
+                found.add(path.relative_to(ROOT / "apex_creds").as_posix())
+    assert found <= WRITERS
+
+
 def test_importing_the_package_costs_nothing_and_a_name_its_own_modules() -> None:
     assert loaded("import apex_creds") == ["apex_creds"]
     ours = [name for name in loaded("from apex_creds import ApexCredsError") if "apex_" in name]

@@ -25,16 +25,18 @@ from apex_creds.errors import (
     CorruptDocumentError,
     InvalidInputError,
 )
-from apex_creds.fs.oserrors import translated
 from apex_creds.fs.private_files import (
     Folder,
     check,
     create_file,
     make_directory,
+    name_new,
+    remove_tree,
     sync_file,
+    translated,
+    try_lock,
     write_all,
 )
-from apex_creds.fs.replacing import name_new, remove_tree, try_lock
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.storage.base import Stored, Token
 from apex_creds.storage.file_storage import FileStorage

@@ -49,8 +49,7 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.home import CREDENTIALS, SECURITY, audit_directory
 from apex_creds.fs.lock import WriteLock
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import Folder, sync_directory
+from apex_creds.fs.private_files import Folder, sync_directory, translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.model import Clock

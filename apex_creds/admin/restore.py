@@ -33,9 +33,7 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.verify import in_use
 from apex_creds.errors import CorruptDocumentError, StorageError
 from apex_creds.fs.home import CREDENTIALS, SECURITY, audit_directory
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import Folder, make_directory
-from apex_creds.fs.replacing import remove_tree
+from apex_creds.fs.private_files import Folder, make_directory, remove_tree, translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
 from apex_creds.storage.file_storage import FileStorage

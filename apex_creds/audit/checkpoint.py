@@ -23,11 +23,11 @@ from apex_creds.audit.log_files import (
     read_between,
     unavailable,
     unlock,
-    write_all,
 )
 from apex_creds.audit.note import Note, Signer, VerifierKey
 from apex_creds.audit.tree import HASH_BYTES
 from apex_creds.errors import AuditTamperedError, IntegrityError, InvalidInputError
+from apex_creds.fs.private_files import sync_file, write_all
 
 __all__ = [
     "CHECKPOINTS",
@@ -199,7 +199,7 @@ class CheckpointFile:
         except OSError:
             os.ftruncate(fd, whole)
             raise
-        os.fsync(fd)
+        sync_file(fd)
         return True
 
     def _last(self, fd: int) -> Checkpoint | None:

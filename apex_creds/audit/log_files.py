@@ -23,13 +23,7 @@ from apex_creds.errors import (
     UnsafePathError,
     UnsafePermissionsError,
 )
-from apex_creds.fs.private_files import (
-    create_file,
-    sync_directory,
-    sync_file,
-    touch,
-    write_all,
-)
+from apex_creds.fs.private_files import create_exclusive, replace_file, sync_directory, touch
 from apex_creds.fs.private_files import make_directory as make_private
 
 try:
@@ -74,10 +68,10 @@ __all__ = [
     "unavailable",
     "unlock",
     "wait_for_lock",
-    "write_all",
 ]
 
-_UNFINISHED: Final = ".new"
+_UNFINISHED: Final = (".*.tmp", ".*.new")
+"""The second is an older program's."""
 _PATIENCE: Final = 0.25
 _CHUNK: Final = 1 << 20
 _FLAGS: Final = (
@@ -408,24 +402,18 @@ def create_whole(
 ) -> None:
     """Makes a file with its content, in one step.
 
-    Without ``replace`` callers hold a lock, so that no two make the same file. What a
-    crash leaves behind, ``remove_unfinished`` removes. What can be made again need not be
-    ``durable``: a crash of the machine may leave any bytes of it.
+    What can be made again need not be ``durable``: a crash of the machine may leave any bytes
+    of it.
 
     Raises:
-        AuditUnavailableError: It could not be made; then nothing is there.
+        AuditUnavailableError: It could not be made, or there is one and not ``replace``.
     """
-    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}{_UNFINISHED}")
     try:
-        if not replace and os.path.lexists(path):
-            raise FileExistsError(17, "exists")
-        _write_new(temporary, data, mode, durable=durable)
-        os.replace(temporary, path)
-        if durable:
-            sync_directory(path.parent)
+        if replace:
+            replace_file(path, [data], mode=mode, durable=durable)
+        else:
+            create_exclusive(path, [data])
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise unavailable("written", error) from None
 
 
@@ -435,8 +423,9 @@ def remove_unfinished(directory: Path) -> None:
     Raises:
         OSError: It can't be removed.
     """
-    for path in directory.glob(f".*{_UNFINISHED}"):
-        path.unlink(missing_ok=True)
+    for pattern in _UNFINISHED:
+        for path in directory.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def save_new(directory: Path, stem: str, data: bytes) -> str:
@@ -448,22 +437,6 @@ def save_new(directory: Path, stem: str, data: bytes) -> str:
     for attempt in range(1000):
         name = f"{stem}-{attempt}.bin" if attempt else f"{stem}.bin"
         with suppress(FileExistsError):
-            _write_new(directory / name, data, 0o600)
-            sync_directory(directory)
+            create_exclusive(directory / name, [data])
             return name
     raise FileExistsError(17, "too many files of that name")
-
-
-def _write_new(path: Path, data: bytes, mode: int, *, durable: bool = True) -> None:
-    fd = create_file(path)
-    try:
-        if mode != 0o600 and hasattr(os, "fchmod"):
-            os.fchmod(fd, mode)
-        write_all(fd, data)
-        if durable:
-            sync_file(fd)
-    except BaseException:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(fd)

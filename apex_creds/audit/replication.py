@@ -20,6 +20,7 @@ from apex_creds.audit import log_files
 from apex_creds.audit.checkpoint import CHECKPOINTS
 from apex_creds.audit.segment import SegmentReader, file_name, segments
 from apex_creds.errors import AuditTamperedError, IntegrityError
+from apex_creds.fs.private_files import write_all
 
 __all__ = ["Piece", "Source", "differs_at", "restore"]
 
@@ -134,7 +135,7 @@ def restore(pieces: Iterable[Piece], target: Path) -> None:
         try:
             if piece.segment < 0 or os.fstat(fd).st_size != piece.offset:
                 raise IntegrityError("The copy of an audit log has a gap.")
-            log_files.write_all(fd, piece.data)
+            write_all(fd, piece.data)
         finally:
             os.close(fd)
 

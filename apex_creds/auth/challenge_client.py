@@ -33,9 +33,14 @@ from apex_creds.errors import (
     StorageReadOnlyError,
     UnsafePathError,
 )
-from apex_creds.fs.oserrors import storage_error
-from apex_creds.fs.private_files import OPEN_FLAGS, NotDurableError, check
-from apex_creds.fs.replacing import create_exclusive, sweep
+from apex_creds.fs.private_files import (
+    OPEN_FLAGS,
+    NotDurableError,
+    check,
+    create_exclusive,
+    storage_error,
+    sweep,
+)
 from apex_creds.keys.provider import decode_key, encode_key, wipe
 from apex_creds.model import Clock, SystemClock
 

@@ -56,9 +56,7 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
 from apex_creds.errors import AuditTamperedError, InvalidInputError, UnsafePathError
 from apex_creds.fs.home import audit_directory
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import read_small
-from apex_creds.fs.replacing import create_exclusive, replace_file
+from apex_creds.fs.private_files import create_exclusive, read_small, replace_file, translated
 from apex_creds.keys.head_anchor import AnchorFile, state_folder
 from apex_creds.keys.provider import decode_key, encode_key, wipe
 from apex_creds.model import SystemClock

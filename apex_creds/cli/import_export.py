@@ -24,8 +24,7 @@ from apex_creds.cli import console
 from apex_creds.cli.command import Settings, argument, command, flag, option, with_vault
 from apex_creds.cli.console import Json, Line, Note, Report
 from apex_creds.errors import ApexCredsError, InvalidInputError, VaultExistsError
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import open_small
+from apex_creds.fs.private_files import open_small, translated
 from apex_creds.model import ApiKey, CredentialKind, Origin, check_name
 from apex_creds.vault import PutItem, Vault
 

@@ -18,8 +18,7 @@ from apex_creds.cli.command import (
 )
 from apex_creds.cli.console import Fields, Json, Line, Note, Part, Report
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError, InvalidPolicyError
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import read_small
+from apex_creds.fs.private_files import read_small, translated
 from apex_creds.model import CredentialInfo, Origin, check_name
 from apex_creds.policy.decide import Decision, Reason, decide
 from apex_creds.policy.display import show_time

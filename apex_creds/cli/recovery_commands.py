@@ -46,8 +46,7 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.document import Header
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import InvalidInputError, MasterKeyError, StorageError
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import check, open_small, read_small
+from apex_creds.fs.private_files import check, open_small, read_small, translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.provider import decode_key, encode_key, hold
 from apex_creds.keys.shares import MAX_SHARES, WORDS, Share, combine, parse_share, split

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import secrets
+import stat
 from enum import Enum
 from pathlib import Path
 from typing import Final
+
+from apex_creds.fs.private_files import replace_file
 
 INSTALLATION_FILE: Final = "installation.json"
 _MODE: Final = "api_key_mode"
@@ -87,12 +88,11 @@ def write_mode(folder: Path, mode: ApiKeyMode) -> None:
     if not found:
         return
     path = folder / INSTALLATION_FILE
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    text = json.dumps({**found, _MODE: mode.value}, indent=2) + "\n"
     try:
-        temporary.write_text(json.dumps({**found, _MODE: mode.value}, indent=2) + "\n")
-        os.replace(temporary, path)
+        # Another program's, which others may read: its permissions stay.
+        replace_file(path, [text.encode()], mode=stat.S_IMODE(path.stat().st_mode))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         _log.warning("%s could not be written: %s.", path, error.strerror)
 
 

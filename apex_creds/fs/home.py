@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from apex_creds.errors import StorageReadOnlyError
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import Folder, expanded, make_directories, make_directory
+from apex_creds.fs.private_files import (
+    Folder,
+    expanded,
+    make_directories,
+    make_directory,
+    translated,
+)
 
 HOME_VARIABLE: Final = "APEX_CREDS_HOME"
 SECURITY: Final = "security"

@@ -1,48 +1,82 @@
-"""Files and directories opened and made without being led astray.
+"""Private files: opened, created, replaced and erased without being led astray.
 
 Guarantee: what a ``Folder`` opens is a regular file (or a directory), ours, closed to
 everybody else, and was reached through no symbolic link from the storage root down. The
 checks are made on the open descriptor, so nothing can be swapped in between. What is made
 here is 0600 (a directory 0700) whatever the umask.
+
+A file that is replaced is, after a crash at any instant, what it was or what it was to be, and
+durable on return. What a killed writer left beside it is removed, and overwritten as far as
+the file system lets us, by the next one; a writer that lives is not disturbed. ``overwritten``
+is said only when zeros were written over the very blocks, made durable and read back, on a
+file system that overwrites in place; what the drive itself keeps (wear levelling) nobody
+above it can see. No ``OSError`` leaves ``translated``: each becomes the ``StorageError`` that
+names the path and what to do about it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import re
+import secrets
 import shlex
+import shutil
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
-from apex_creds.errors import InvalidInputError, UnsafePathError, UnsafePermissionsError
+from apex_creds.errors import (
+    InvalidInputError,
+    StorageError,
+    StorageFullError,
+    StorageReadOnlyError,
+    StorageUncertainError,
+    UnsafePathError,
+    UnsafePermissionsError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-if sys.platform == "darwin":
-    import fcntl
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "OPEN_FLAGS",
     "Folder",
     "NotDurableError",
+    "Pieces",
     "check",
     "closing_hint",
+    "create_exclusive",
     "create_file",
     "durable_name",
+    "erase",
     "expanded",
     "make_directories",
     "make_directory",
+    "name_new",
     "open_small",
+    "overwrite",
+    "overwrites_in_place",
     "read_small",
+    "remove_file",
+    "remove_tree",
+    "replace_file",
+    "storage_error",
+    "sweep",
     "sync_directory",
     "sync_file",
     "touch",
+    "translated",
+    "try_lock",
     "write_all",
 ]
+
+with contextlib.suppress(ImportError):  # Windows has none
+    import fcntl
+
 
 OPEN_FLAGS: Final = (
     getattr(os, "O_CLOEXEC", 0)
@@ -403,3 +437,290 @@ def _warn_unprotected() -> None:
     if not _warned:
         _warned = True
         _log.warning("This platform has no POSIX permissions: owners and modes go unchecked.")
+
+
+_IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "xfs"})
+_CHUNK: Final = bytes(1 << 20)
+
+
+def overwrite(fd: int) -> Literal["overwritten", "unverifiable"]:
+    """Overwrites an unlinked file with zeros; ``fd`` must be open for reading and writing.
+
+    Never raises for a failing file system: its caller's new version is durable already,
+    so the answer is then ``unverifiable``. A file that still has a name (a hard link,
+    which may be somebody's backup) is left alone.
+    """
+    try:
+        status = os.fstat(fd)
+        if status.st_nlink != 0:
+            return "unverifiable"
+        _zero(fd, status.st_size)
+        sync_file(fd)
+        sure = _is_zero(fd, status.st_size) and overwrites_in_place(status.st_dev)
+    except OSError:
+        return "unverifiable"
+    return "overwritten" if sure else "unverifiable"
+
+
+def _zero(fd: int, size: int) -> None:
+    os.lseek(fd, 0, os.SEEK_SET)
+    left = size
+    while left:
+        left -= os.write(fd, memoryview(_CHUNK)[: min(left, len(_CHUNK))])
+
+
+def _is_zero(fd: int, size: int) -> bool:
+    os.lseek(fd, 0, os.SEEK_SET)
+    left = size
+    while left:
+        chunk = os.read(fd, min(left, len(_CHUNK)))
+        if not chunk or chunk.strip(b"\0"):
+            return False
+        left -= len(chunk)
+    return True
+
+
+def overwrites_in_place(device: int, *, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether the file system on ``device`` is known to write data over data.
+
+    Copy-on-write, log-structured, compressing and stacked file systems are not; neither
+    is ext3/ext4 with ``data=journal``, which keeps a copy in the journal. Unknown is no.
+    """
+    if sys.platform == "win32":
+        return False
+    try:
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    number = f"{os.major(device)}:{os.minor(device)}"
+    found = [line for line in lines if line.split(" ", 3)[2:3] == [number]]
+    return bool(found) and all(_in_place(line) for line in found)
+
+
+def _in_place(line: str) -> bool:
+    tail = line.partition(" - ")[2].split(" ")  # proc(5): fs type, source, super options
+    if len(tail) < 3 or tail[0] not in _IN_PLACE:
+        return False
+    return "data=journal" not in tail[2].split(",")
+
+
+Pieces: TypeAlias = "Iterable[bytes | bytearray | memoryview]"
+_TRIES: Final = 100
+
+
+def replace_file(
+    path: Path, pieces: Pieces, *, mode: int = 0o600, durable: bool = True
+) -> None:
+    """Puts a whole new version in place, durably; what killed writers left beside it goes.
+
+    Args:
+        path: The file.
+        pieces: What is in it.
+        mode: Its permissions.
+        durable: False for what can be made again: a crash of the machine may leave any bytes.
+
+    Raises:
+        NotDurableError: It is in place, but may not be durable.
+        OSError: It could not be written; then what was there still is.
+    """
+    sweep(path)
+    with _temporary(path, pieces, mode=mode, durable=durable) as temporary:
+        os.replace(temporary, path)
+    if durable:
+        sync_directory(path.parent, renamed=True)
+
+
+def create_exclusive(path: Path, pieces: Pieces) -> None:
+    """As ``replace_file``, but there must be nothing.
+
+    Raises:
+        FileExistsError: There is something, or another process was first.
+        NotDurableError, OSError: As ``replace_file``.
+    """
+    sweep(path)
+    with _temporary(path, pieces) as temporary:
+        name_new(temporary, path)
+    sync_directory(path.parent, renamed=True)
+
+
+def name_new(temporary: Path, path: Path) -> None:
+    """Renames a file where there is nothing yet.
+
+    Raises:
+        FileExistsError: There is something.
+        OSError: It could not be done.
+    """
+    try:
+        os.link(temporary, path)  # fails when something is there, unlike a rename
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError):  # no links there
+        if os.path.lexists(path):
+            raise FileExistsError(17, "exists") from None
+        os.replace(temporary, path)
+    else:
+        os.unlink(temporary)
+
+
+def remove_file(path: Path) -> None:
+    """Removes a name, durably.
+
+    Raises:
+        NotDurableError: It is gone, but may come back.
+        OSError: It could not be removed.
+    """
+    os.unlink(path)
+    sync_directory(path.parent, renamed=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory and what is in it; says in the log what is still there then."""
+    for _ in range(2):
+        with contextlib.suppress(OSError):  # of its fstat it lets one pass
+            shutil.rmtree(path, ignore_errors=True)
+        if not os.path.lexists(path):
+            return
+    _log.warning("%s could not be removed: remove it, it has a copy of a vault in it.", path)
+
+
+@contextlib.contextmanager
+def _temporary(
+    path: Path, pieces: Pieces, *, mode: int = 0o600, durable: bool = True
+) -> Iterator[Path]:
+    """A durable file beside ``path``, locked while its writer lives; gone if that fails."""
+    temporary, fd = _beside(path)
+    try:
+        if mode != 0o600 and sys.platform != "win32":
+            os.fchmod(fd, mode)
+        for piece in pieces:
+            write_all(fd, piece)
+        if durable:
+            sync_file(fd)
+        yield temporary
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _beside(path: Path) -> tuple[Path, int]:
+    for _ in range(_TRIES):
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        fd = create_file(temporary)
+        try:
+            if try_lock(fd) is not False and os.fstat(fd).st_nlink > 0:
+                return temporary, fd
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        os.close(fd)  # somebody sweeps, and took it for a dead writer's
+    raise FileExistsError(17, "exists")
+
+
+def sweep(path: Path) -> None:
+    """Removes what dead writers left; a living one has its file locked."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
+    for name in os.listdir(path.parent):
+        if left.fullmatch(name):
+            with contextlib.suppress(OSError):
+                _erase(path.with_name(name), if_dead=True)
+
+
+def erase(path: Path) -> None:
+    """Removes a file, and overwrites it as far as the file system lets us.
+
+    Raises:
+        OSError: It could not be removed.
+    """
+    _erase(path, if_dead=False)
+
+
+def _erase(path: Path, *, if_dead: bool) -> None:
+    try:
+        fd = os.open(path, os.O_RDWR | OPEN_FLAGS)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        os.unlink(path)  # a link that somebody put there
+        return
+    try:
+        if if_dead and not try_lock(fd):
+            return
+        os.unlink(path)
+        overwrite(fd)
+    finally:
+        os.close(fd)
+
+
+def try_lock(fd: int) -> bool | None:
+    """Takes the lock of an open file, unless another has it; None where there are no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (OSError, NameError):
+        return None
+    return True
+
+
+_FULL: Final = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
+_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NOT_A_FILE: Final = frozenset({errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR})
+
+
+@contextlib.contextmanager
+def translated(path: str | os.PathLike[str], *, writing: bool = False) -> Iterator[None]:
+    """Turns an ``OSError`` from the block into a ``StorageError`` about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path, writing=writing) from error
+
+
+def storage_error(
+    error: OSError, path: str | os.PathLike[str], *, writing: bool = False
+) -> StorageError:
+    """The ``StorageError`` that says what ``error`` means for ``path``."""
+    code = error.errno
+    reason = error.strerror or type(error).__name__
+    if isinstance(error, NotDurableError):
+        return StorageUncertainError(
+            f"{path} was changed, but the disk may not keep it ({reason}).",
+            hint="Look at it before you try again, and check the disk.",
+        )
+    if code in _NOT_A_FILE:
+        return UnsafePathError(
+            f"{path} is a symbolic link or not what belongs there ({reason}).",
+            hint="Look who put it there; replace it by the real file or directory.",
+        )
+    if code in _FULL:
+        return StorageFullError(
+            f"No space left to write {path} ({reason}).",
+            hint="Free some space and retry; the previous version is intact.",
+        )
+    if writing and code in _REFUSED:
+        return StorageReadOnlyError(
+            f"{path} can't be written ({reason}).",
+            hint="Check the mount and that the directory is yours and writable.",
+        )
+    return _other(code, reason, path)
+
+
+def _other(code: int | None, reason: str, path: str | os.PathLike[str]) -> StorageError:
+    if code == errno.ENOENT:
+        return StorageError(
+            f"The directory of {path} is missing.",
+            hint="Put it back, from a backup if need be (apex-creds restore). Where no vault "
+            "was, make one: apex-creds init.",
+        )
+    if code in _REFUSED:
+        return StorageError(
+            f"{path} can't be read ({reason}).", hint="Check that it is yours and readable."
+        )
+    return StorageError(
+        f"The storage failed at {path} ({reason}).", hint="Try apex-creds doctor."
+    )

@@ -16,8 +16,7 @@ from typing import Final, Protocol, runtime_checkable
 import platformdirs
 
 from apex_creds.errors import MasterKeyUnavailableError, UnsafePathError
-from apex_creds.fs.private_files import make_directories, open_small
-from apex_creds.fs.replacing import remove_file, replace_file
+from apex_creds.fs.private_files import make_directories, open_small, remove_file, replace_file
 
 __all__ = [
     "MAX_ANCHOR",

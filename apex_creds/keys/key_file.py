@@ -45,9 +45,18 @@ from apex_creds.errors import (
     WrongMasterKeyError,
 )
 from apex_creds.fs.lock import lock_at, release
-from apex_creds.fs.private_files import OPEN_FLAGS, NotDurableError, closing_hint, expanded
-from apex_creds.fs.replacing import create_exclusive, erase, remove_file, replace_file, sweep
-from apex_creds.fs.shred import overwrite
+from apex_creds.fs.private_files import (
+    OPEN_FLAGS,
+    NotDurableError,
+    closing_hint,
+    create_exclusive,
+    erase,
+    expanded,
+    overwrite,
+    remove_file,
+    replace_file,
+    sweep,
+)
 from apex_creds.keys.head_anchor import AnchorFile, state_anchor, state_pin
 from apex_creds.keys.provider import (
     ADOPTED,

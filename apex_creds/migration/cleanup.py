@@ -23,8 +23,7 @@ from msgspec.structs import replace
 from apex_creds.errors import ConflictError, UnsafePathError, VaultExistsError
 from apex_creds.fs.home import AUDIT, CREDENTIALS, SECURITY
 from apex_creds.fs.lock import WriteLock
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import Folder, make_directory
+from apex_creds.fs.private_files import Folder, make_directory, sync_directory, translated
 from apex_creds.migration.legacy_files import (
     KEYSTORE_FILE,
     LEGACY,
@@ -36,7 +35,6 @@ from apex_creds.migration.legacy_files import (
     move,
     present,
     read_file,
-    sync_directory,
 )
 from apex_creds.migration.legacy_readers import find_masters, open_keystore
 from apex_creds.migration.progress import (

@@ -33,9 +33,7 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.home import SECURITY
 from apex_creds.fs.lock import lock_at, release
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import sync_file
-from apex_creds.fs.shred import overwrite
+from apex_creds.fs.private_files import overwrite, sync_directory, sync_file, translated
 from apex_creds.migration.entries import Format
 from apex_creds.migration.progress import DOCUMENT
 from apex_creds.storage.base import Shredded
@@ -171,17 +169,6 @@ def erase(path: Path) -> Shredded:
             return overwrite(fd)
         finally:
             os.close(fd)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes the names in a directory durable, where that can be done."""
-    if sys.platform == "win32":
-        return
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _open(path: Path, flags: int) -> int:

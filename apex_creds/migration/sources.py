@@ -28,7 +28,7 @@ from apex_creds.errors import (
     VaultNotFoundError,
 )
 from apex_creds.fs.home import CREDENTIALS, SECURITY
-from apex_creds.fs.oserrors import translated
+from apex_creds.fs.private_files import translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration import legacy_readers
 from apex_creds.migration.entries import Entry, Format, Problem, Reading, api_key_entry

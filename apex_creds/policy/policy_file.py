@@ -23,8 +23,7 @@ import msgspec
 
 from apex_creds.errors import ApexCredsError, InvalidInputError, InvalidPolicyError
 from apex_creds.fs.home import SECURITY
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import Folder
+from apex_creds.fs.private_files import Folder, translated
 from apex_creds.model import Sensitivity, check_name
 from apex_creds.policy import hours
 from apex_creds.policy.patterns import Pattern, name_pattern, origin_pattern

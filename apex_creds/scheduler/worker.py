@@ -15,7 +15,6 @@ import inspect
 import json
 import logging
 import os
-import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
@@ -43,6 +42,7 @@ from apex_creds.errors import (
     InvalidInputError,
     LockedDownError,
 )
+from apex_creds.fs.private_files import replace_file
 from apex_creds.model import new_id
 from apex_creds.plain import check_can, check_is
 from apex_creds.scheduler.engine import Engine, Mover, Outcome
@@ -465,15 +465,7 @@ def write_health(path: Path, report: Mapping[str, object]) -> None:
     Raises:
         OSError: It can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(fd, "w") as file:
-            json.dump(report, file)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace_file(path, [json.dumps(report).encode()], durable=False)
 
 
 LONGEST_SLEEP: Final = 5.0

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode
 
 from apex_creds.errors import InvalidInputError
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import check, expanded
+from apex_creds.fs.private_files import check, expanded, translated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -26,15 +26,16 @@ from apex_creds.concurrency import run_to_completion
 from apex_creds.errors import ConflictError, CorruptDocumentError, StorageError
 from apex_creds.fs.home import CREDENTIALS, SECURITY, make_folders
 from apex_creds.fs.lock import HeldLock, WriteLock, lock_file
-from apex_creds.fs.oserrors import storage_error, translated
 from apex_creds.fs.private_files import (
     Folder,
     NotDurableError,
     durable_name,
+    overwrite,
+    storage_error,
     sync_file,
+    translated,
     write_all,
 )
-from apex_creds.fs.shred import overwrite
 from apex_creds.model import SECTIONS
 from apex_creds.storage import journal
 from apex_creds.storage.base import (

@@ -33,8 +33,7 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.home import make_home
 from apex_creds.fs.lock import lock_at, release
-from apex_creds.fs.oserrors import storage_error, translated
-from apex_creds.fs.private_files import check, create_file
+from apex_creds.fs.private_files import check, create_file, storage_error, translated
 from apex_creds.storage.base import KEYSTORE, Leadership
 from apex_creds.storage.sql_retry import (
     FULL,

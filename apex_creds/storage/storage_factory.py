@@ -20,8 +20,7 @@ from msgspec import Meta
 from apex_creds import extensions
 from apex_creds.errors import CorruptDocumentError, InvalidInputError, NotInstalledError
 from apex_creds.fs.home import SECURITY
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import Folder, read_small
+from apex_creds.fs.private_files import Folder, read_small, translated
 from apex_creds.storage.base import CONFIG, KEYSTORE, Storage
 from apex_creds.storage.file_storage import FileStorage
 

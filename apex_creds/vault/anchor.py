@@ -44,8 +44,7 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.home import CREDENTIALS, SECURITY
 from apex_creds.fs.lock import WriteLock
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import Folder
+from apex_creds.fs.private_files import Folder, translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.head_anchor import AnchorStore, PinStore
 from apex_creds.model import SECTIONS

@@ -8,7 +8,6 @@ secret readable.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
 from contextlib import suppress
@@ -24,8 +23,7 @@ from apex_creds.documents.cached import Document
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ConflictError, CorruptDocumentError
 from apex_creds.fs.home import SECURITY
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import Folder, sync_file, write_all
+from apex_creds.fs.private_files import Folder, create_exclusive, translated
 from apex_creds.storage.base import CONFIG, Storage
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.storage_factory import StoragePlace
@@ -187,17 +185,8 @@ def make_node(home: Path) -> str:
         Folder(home, outer=True) as root,
         Folder(home / SECURITY, within=root) as folder,
     ):
-        temporary = f".{NODE}.{secrets.token_hex(8)}.tmp"
-        fd = folder.create(temporary)
-        try:
-            write_all(fd, secrets.token_hex(16).encode() + b"\n")
-            sync_file(fd)
-        finally:
-            os.close(fd)
         with contextlib.suppress(FileExistsError):  # another process was first
-            os.link(folder.path / temporary, folder.path / NODE)
-        folder.unlink(temporary)
-        folder.sync()
+            create_exclusive(folder.path / NODE, [secrets.token_hex(16).encode(), b"\n"])
         return _read(folder, home)
 
 

@@ -26,9 +26,13 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.home import audit_directory, make_home
 from apex_creds.fs.lock import lock_at, release
-from apex_creds.fs.oserrors import translated
-from apex_creds.fs.private_files import read_small
-from apex_creds.fs.replacing import remove_file, remove_tree, replace_file
+from apex_creds.fs.private_files import (
+    read_small,
+    remove_file,
+    remove_tree,
+    replace_file,
+    translated,
+)
 
 STAGE: Final = ".restoring"
 _STAGE: Final = re.compile(rf"{re.escape(STAGE)}-[0-9a-f]{{12}}")

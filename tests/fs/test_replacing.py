@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.fs import private_files, replacing
-from apex_creds.fs.private_files import NotDurableError
-from apex_creds.fs.replacing import (
+from apex_creds.fs import private_files
+from apex_creds.fs.private_files import (
+    NotDurableError,
     create_exclusive,
     erase,
     remove_file,
@@ -153,22 +153,22 @@ def test_it_is_private_and_readable_under_any_umask(tmp_path: Path, umask: int) 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from apex_creds.fs import replacing
+from apex_creds.fs import private_files
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
-replacing.os.replace = replacing.os.link = die
-replacing.replace_file(Path(sys.argv[1]), [b"canary"])
+private_files.os.replace = private_files.os.link = die
+private_files.replace_file(Path(sys.argv[1]), [b"canary"])
 """
 WAITING = """
 import os, sys
 from pathlib import Path
-from apex_creds.fs import replacing
+from apex_creds.fs import private_files
 real = os.replace
 def wait(*args):
     print("ready", flush=True)
     sys.stdin.readline()
     real(*args)
-replacing.os.replace = wait
-replacing.replace_file(Path(sys.argv[1]), [b"from another process"])
+private_files.os.replace = wait
+private_files.replace_file(Path(sys.argv[1]), [b"from another process"])
 """
 
 
@@ -214,7 +214,7 @@ def test_a_writer_whose_file_is_taken_for_a_dead_ones_makes_another(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the making and the locking of its file somebody sweeps."""
-    real, swept = replacing.create_file, []
+    real, swept = private_files.create_file, []
 
     def create(temporary: Path) -> int:
         fd = real(temporary)
@@ -223,7 +223,7 @@ def test_a_writer_whose_file_is_taken_for_a_dead_ones_makes_another(
             sweep(path)
         return fd
 
-    monkeypatch.setattr(replacing, "create_file", create)
+    monkeypatch.setattr(private_files, "create_file", create)
     replace_file(path, [NEW])
     assert path.read_bytes() == NEW
     assert not leftovers(path)

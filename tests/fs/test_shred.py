@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.fs.shred import overwrite, overwrites_in_place
+from apex_creds.fs.private_files import overwrite, overwrites_in_place
 from apex_creds.storage import FileStorage
 
 pytestmark = [

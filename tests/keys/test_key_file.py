@@ -32,7 +32,7 @@ from apex_creds.errors import (
     UnsafePermissionsError,
     WrongMasterKeyError,
 )
-from apex_creds.fs import replacing
+from apex_creds.fs import private_files
 from apex_creds.keys import key_file
 from apex_creds.keys.head_anchor import AnchorFile
 from apex_creds.keys.key_file import FileProvider
@@ -417,7 +417,7 @@ async def test_an_anchor_goes_elsewhere_only_where_the_keys_are_read_only(path, 
     provider.write_anchor(vault_id=VAULT, text="old")
     for number in (errno.EROFS, errno.ENOSPC, errno.EIO):
         fail = partial(_raise, OSError(number, "injected"))
-        monkeypatch.setattr(replacing.os, "replace", fail)
+        monkeypatch.setattr(private_files.os, "replace", fail)
         with pytest.raises(MasterKeyUnavailableError, match=re.escape(str(path))):
             provider.write_anchor(vault_id=VAULT, text="new")
         monkeypatch.undo()
