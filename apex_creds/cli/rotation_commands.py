@@ -105,7 +105,7 @@ def rotate(
     async def work(vault: Vault) -> None:
         with console.bars() as bar:
             worker = RotationWorker(
-                vault, tell=lambda moved: bar(moved.section, moved.done, moved.total)
+                vault, on_progress=lambda moved: bar(moved.section, moved.done, moved.total)
             )
             document, keystore = worker.engine.document, await vault.store.keystore()
             labels = labels_of(keystore, service) if level is Level.DEK else ()

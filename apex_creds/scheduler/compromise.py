@@ -73,7 +73,9 @@ async def declare(
         if version > keystore.root_header.master.version:
             raise _no_version(version)
         lost = version or upto[request_key(level)]
-        state = await document.change(lambda s: _master(s, lost))
+        state = await document.change(
+            lambda s: s if lost <= s.compromised_master else replace(s, compromised_master=lost)
+        )
         most = state.compromised_master
         chosen = frozenset(v.version for v in keks.versions if v.parent <= most)
     await kek_rotation.mark_keks_compromised(store, chosen, now=now)
@@ -103,13 +105,6 @@ def _numbers(keyset: Keyset, most: int, version: int) -> list[int]:
     return [
         v.version for v in keyset.versions if v.version <= most and version in (0, v.version)
     ]
-
-
-def _master(state: RotationState, version: int) -> RotationState:
-    """Versions up to that one."""
-    if version <= state.compromised_master:
-        return state
-    return replace(state, compromised_master=version)
 
 
 def _no_version(version: int) -> UnknownKeyError:

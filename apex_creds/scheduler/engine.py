@@ -1,7 +1,7 @@
 """Carries out the plans of the state machine against a vault's documents.
 
 Guarantee: nothing that it remembers matters. Each round reads what is stored, asks
-``rotation.plan`` and does the first steps; killed anywhere, another one goes on. A step
+``plan`` and does the first steps; killed anywhere, another one goes on. A step
 that fails is reported and passed over, so that a keyring that is locked does not keep DEKs
 from rotating. Two engines at work at once lose nothing: each step is compare-and-set, and
 names the version that it is about; that one rotates at a time only saves doing work twice.
@@ -10,11 +10,11 @@ names the version that it is about; that one rotates at a time only saves doing 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
+from itertools import groupby
 from typing import Final
 
 import anyio
@@ -48,8 +48,6 @@ _REPEATS: Final = 3
 
 Mover = Callable[[], Awaitable[object]]
 """Renews a keyset that no section uses, moves what it protects, destroys its old versions."""
-Report = Callable[[Step], None]
-Tell = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +75,8 @@ class Engine:
         document: Its document ``rotation``.
         next_fire: Reads cron expressions.
         movers: By label: who moves what a DEK outside the sections protects.
-        report: Called before each step is taken; what it raises stops the step.
-        tell: Called as re-encryption proceeds.
+        on_step: Called before each step is taken; what it raises stops the step.
+        on_progress: Called as re-encryption proceeds.
         pace: How fast records are re-encrypted.
 
     Attributes:
@@ -92,16 +90,16 @@ class Engine:
         *,
         next_fire: NextFire,
         movers: Mapping[str, Mover] | None = None,
-        report: Report | None = None,
-        tell: Tell | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
         pace: Pace | None = None,
     ) -> None:
         self.store = store
         self.document = document
         self.next_fire = next_fire
         self._movers = dict(movers or {})
-        self._report = report or (lambda _: None)
-        self._tell = tell or (lambda _: None)
+        self._on_step = on_step or (lambda _: None)
+        self._on_progress = on_progress or (lambda _: None)
         self._pace = pace or Pace()
         self.stopped = False
         self._leader = Leader(store.storage, ROTATION)
@@ -116,7 +114,7 @@ class Engine:
         """Leaves it to others; idempotent."""
         await self._leader.release()
 
-    # -- looking -----------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------
 
     async def view(self) -> View:
         """What is stored now, as the state machine sees it.
@@ -147,7 +145,8 @@ class Engine:
         keys += [
             self._dek_view(keyset, used, uses)
             for keyset in keystore.body.deks
-            if self._moves(keyset.label)
+            if keyset.label in {*self._movers, DOCUMENTS_LABEL}
+            or keyset.label.partition("/")[0] in SECTION_NAMES
         ]
         return View(
             master=_master_view(keystore, state),
@@ -160,10 +159,6 @@ class Engine:
         view, state = await self.view(), await self.document.read()
         make = partial(plan, now=self.store.clock.time(), next_fire=self.next_fire)
         return await off_loop(len(view.keys), lambda: make(view, state.policies))
-
-    def _moves(self, label: str) -> bool:
-        outside = label in self._movers or label == DOCUMENTS_LABEL
-        return outside or label.partition("/")[0] in SECTION_NAMES
 
     def _dek_view(
         self,
@@ -216,14 +211,21 @@ class Engine:
         while not self.stopped and (not lease or await self.hold()):
             steps = [s for s in await self.plan() if only is None or s.level in only]
             alone = () if attended else await self.by_hand(steps)
-            group = _first_group([s for s in steps if s not in failed and s not in alone])
+            left = [s for s in steps if s not in failed and s not in alone]
+            # The first step, and those after it that are done together with it.
+            groups = groupby(left, lambda s: (s.level, s.action, s.urgent))
+            group = list(next(groups, (0, ()))[1])
             if not group:
                 await self._forget_orders()
                 await self.store.sections.note_generations()
                 return Outcome(done=tuple(done.elements()), failed=failed, by_hand=alone)
             try:
                 if any(done[step] >= _REPEATS for step in group):
-                    raise _stuck(group)
+                    action, level = group[0].action.value, group[0].level.value
+                    raise ConflictError(
+                        f"The step {action!r} of a {level} key has no effect.",
+                        hint="Other writers may be at work; it will be tried again.",
+                    )
                 with observe.triggered(group[0].reason.value):
                     await self._take(group)
             except ApexCredsError as error:
@@ -245,7 +247,7 @@ class Engine:
 
     async def _take(self, group: Sequence[Step]) -> None:
         for step in group:
-            self._report(step)
+            self._on_step(step)
         match group[0].level:
             case Level.MASTER:
                 await self._take_master(group)
@@ -288,10 +290,13 @@ class Engine:
             await key_versions.promote_all(self.store, {s.label for s in steps}, now=now)
             await key_versions.renew_all(self.store, replaces, now=now, replaces=replaces)
             return
-        for section, labels in _by_section(steps):
-            await self._take_section(steps[0].action, section, labels, now)
+        labels = {step.label for step in steps}
+        for section in SECTION_NAMES:
+            chosen = frozenset(name for name in labels if name.partition("/")[0] == section)
+            if chosen:
+                await self._take_section(steps[0].action, section, chosen, now)
         # Last, so that a section whose records moved has moved, too.
-        if any(step.label == DOCUMENTS_LABEL for step in steps) and not self.stopped:
+        if DOCUMENTS_LABEL in labels and not self.stopped:
             await self._take_documents(steps[0].action, now)
 
     async def _take_documents(self, action: Action, now: float) -> None:
@@ -314,7 +319,7 @@ class Engine:
             steps = reencrypt(self.store, section, labels=labels, pace=self._pace)
             async with aclosing(steps):
                 async for progress in steps:
-                    self._tell(progress)
+                    self._on_progress(progress)
                     if self.stopped:
                         return
         elif action is Action.RETIRE:
@@ -393,31 +398,7 @@ def _requested(
 # -- small things ----------------------------------------------------------------------
 
 
-def _first_group(steps: Sequence[Step]) -> list[Step]:
-    """The first step, and those after it that are done together with it."""
-    return list(takewhile(lambda step: _kind(step) == _kind(steps[0]), steps))
-
-
-def _kind(step: Step) -> tuple[object, ...]:
-    return (step.level, step.action, step.urgent)
-
-
-def _stuck(group: Sequence[Step]) -> ConflictError:
-    return ConflictError(
-        f"The step {group[0].action.value!r} of a {group[0].level.value} key has no effect.",
-        hint="Other writers may be at work; it will be tried again.",
-    )
-
-
 def _discarded(state: RotationState, version: int, now: float) -> RotationState:
     if version != state.discarded + 1:
         return state
     return replace(state, discarded=version, discarded_at={**state.discarded_at, version: now})
-
-
-def _by_section(steps: Iterable[Step]) -> Iterator[tuple[str, frozenset[str]]]:
-    labels = {step.label for step in steps}
-    for section in SECTION_NAMES:
-        chosen = frozenset(label for label in labels if label.partition("/")[0] == section)
-        if chosen:
-            yield section, chosen

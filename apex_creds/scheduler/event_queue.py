@@ -26,7 +26,7 @@ from typing import Final, Protocol
 
 from msgspec.structs import replace
 
-from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.events import EventKind
 from apex_creds.clocks import Moment
 from apex_creds.concurrency import LoopThread, Place
 from apex_creds.documents.cached import Document
@@ -82,7 +82,7 @@ class Reactor(Protocol):
         """Releases nothing until the operator says so."""
 
     async def notify(self, event: Event) -> None:
-        """Tells whoever is to know."""
+        """Passes the event on to the operator."""
 
     async def services(self, event: Event) -> Collection[str]:
         """The services whose keys an event without a level is about."""
@@ -231,7 +231,12 @@ class EventBus:
                     concerns = await self._concerns(item.event, [reaction])
                 orders = await self._renew(item.event, reaction, concerns)
             else:
-                await _does(self._reactor, reaction)(item.event)
+                await {
+                    Reaction.REVOKE_LEASES: self._reactor.revoke_leases,
+                    Reaction.LOCK_DOWN: self._reactor.lock_down,
+                    Reaction.REVOKE_GRANTS: self._reactor.revoke_grants,
+                    Reaction.NOTIFY: self._reactor.notify,
+                }[reaction](item.event)
         except (CredentialNotFoundError, InvalidInputError, UnknownKeyError) as error:
             # It will never succeed: what it is about is not, or no longer, there.
             _log.warning("%s: %s was dropped: %s", kind_of(item.event), reaction, error)
@@ -261,15 +266,6 @@ def _level_of(event: Event) -> Level:
     if isinstance(event, OperatorRequest | CompromiseSuspected):
         return event.level
     return Level.DEK
-
-
-def _does(reactor: Reactor, reaction: Reaction) -> Callable[[Event], Awaitable[None]]:
-    return {
-        Reaction.REVOKE_LEASES: reactor.revoke_leases,
-        Reaction.LOCK_DOWN: reactor.lock_down,
-        Reaction.REVOKE_GRANTS: reactor.revoke_grants,
-        Reaction.NOTIFY: reactor.notify,
-    }[reaction]
 
 
 def _next(state: RotationState, left: Collection[str], done: Set[str]) -> Accepted | None:
@@ -370,7 +366,10 @@ class Subscription:
             self._home = self._home or here
             if self._home.goes_on(here):
                 self._at = self._home
-                _in(self._home, here, self._begin)
+                if self._home.loop is here.loop:
+                    self._begin()
+                else:
+                    self._home.loop.call_soon_threadsafe(self._begin)
             else:
                 _elsewhere.start(self._deliver)
 
@@ -415,13 +414,6 @@ def _here() -> Place | None:
     return Place()
 
 
-def _in(place: Place, here: Place, call: Callable[[], object]) -> None:
-    if place.loop is here.loop:
-        call()
-    else:
-        place.loop.call_soon_threadsafe(call)
-
-
 Notify = Callback
 
 
@@ -430,7 +422,7 @@ class VaultReactor:
 
     Args:
         vault: Unsealed.
-        notify: Tells whoever is to know, from a task of its own; the audit log always does.
+        notify: Called with the event, from another task; the audit log has it in any case.
     """
 
     def __init__(self, vault: Vault, *, notify: Notify | None = None) -> None:
@@ -469,27 +461,21 @@ class VaultReactor:
 
     async def notify(self, event: Event) -> None:
         """See ``Reactor``. That its log was altered may not be in the log."""
-        try:
-            self._note(event)
-        except AuditUnavailableError:
-            if not isinstance(event, AuditTampered):
-                raise
-        if self._notify is not None:
-            self._notify.put(event)
-
-    def _note(self, event: Event) -> None:
         plugin, credential = _concerned(event)
-        self._vault.audit.append(
-            AuditEvent(
-                time=self._vault.clock.time(),
-                kind=EventKind.ROTATION,
+        try:
+            self._vault.record(
+                EventKind.ROTATION,
                 action="event",
                 reason=kind_of(event),
                 plugin=plugin or "",
                 credential=credential or "",
                 detail=event.source,
             )
-        )
+        except AuditUnavailableError:
+            if not isinstance(event, AuditTampered):
+                raise
+        if self._notify is not None:
+            self._notify.put(event)
 
     async def services(self, event: Event) -> Collection[str]:
         """See ``Reactor``: of the credential, else of what the plugin has grants for."""

@@ -70,7 +70,8 @@ async def rotate_master(store: DocumentStore, *, replaces: int, now: float) -> K
         try:
             after = await store.commit_rekeyed(change)
         except ApexCredsError as error:
-            if _was_not_written(store, error):
+            # After a lost answer a server may still be at the write: reading decides nothing.
+            if store.shared is None or isinstance(error, ConflictError | KeyStateError):
                 await _discard_unless_named(store, provider, vault_id, record)
             raise
         if after.root_header.master != record:
@@ -100,14 +101,6 @@ async def _keeps_all(
         return {ADOPTED: old.params[ADOPTED]} if ADOPTED in old.params else {}
     shared = isinstance(provider, SharedPlace) and await provider.share(vault_id=vault_id)
     return {ADOPTED: "yes"} if shared else {}
-
-
-def _was_not_written(store: DocumentStore, error: Exception) -> bool:
-    """Whether a look at the storage can tell what became of a commit that failed so.
-
-    A server may still be at a write that nobody got an answer to: of that no look can.
-    """
-    return store.shared is None or isinstance(error, ConflictError | KeyStateError)
 
 
 async def _discard_unless_named(

@@ -1,7 +1,7 @@
 """The state machine of rotation: what is to be done next, for each level, as values.
 
-Guarantee: pure. ``plan`` depends on its arguments alone, so that whoever starts after a
-crash goes on where the other one stopped. A step that the design forbids can't be made:
+Guarantee: pure. ``plan`` depends on its arguments alone, so that a worker that starts
+after a crash goes on where the last one stopped. A step that the design forbids can't be made:
 ``Step`` refuses it, and the steps that ``plan`` returns are legal in the state it was
 given; the vault checks them again, against what is stored when they are done. When all
 steps of a plan have been done, and the clock stands still, the next plan is empty.
@@ -160,7 +160,18 @@ def plan(
     steps = list(_master_steps(view, policies.master, now, next_fire))
     for key in view.keys:
         steps += _key_steps(key, view, policies.of(key.level), now, next_fire)
-    return tuple(sorted(steps, key=_rank))
+    return tuple(
+        sorted(
+            steps,
+            key=lambda s: (
+                not s.urgent,
+                _ORDER[s.action],
+                _LEVELS[s.level],
+                s.label,
+                s.version,
+            ),
+        )
+    )
 
 
 def next_due(view: View, policies: Policies, *, next_fire: NextFire) -> dict[Level, float]:
@@ -174,16 +185,6 @@ def next_due(view: View, policies: Policies, *, next_fire: NextFire) -> dict[Lev
         if at is not None:
             found[level] = min(at, found.get(level, at))
     return found
-
-
-def _rank(step: Step) -> tuple[object, ...]:
-    return (
-        not step.urgent,
-        _ORDER[step.action],
-        _LEVELS[step.level],
-        step.label,
-        step.version,
-    )
 
 
 # -- the master key ------------------------------------------------------------------
@@ -248,17 +249,12 @@ def _old_version(
         return
     why = Reason.COMPROMISED if version.compromised else None
     if version.version in key.in_use:
-        if not _waits(key):
+        if not key.keyset.primary.compromised:  # else it would have to move again
             yield _step(key, Action.MOVE, version, why or Reason.REPLACED)
     elif version.state is KeyState.ACTIVE:
         yield _step(key, Action.RETIRE, version, why or Reason.UNUSED)
     elif version.compromised or grace_over(version.changed, before=now - policy.grace, now=now):
         yield _step(key, Action.DESTROY, version, why or Reason.GRACE_OVER)
-
-
-def _waits(key: KeyView) -> bool:
-    """Whether to move later: under this primary, it would have to move again."""
-    return key.keyset.primary.compromised
 
 
 def _due(

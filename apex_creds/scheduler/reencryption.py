@@ -42,8 +42,6 @@ from apex_creds.errors import (
     StorageError,
     UnknownKeyError,
 )
-from apex_creds.keys.keyset import KeyState
-from apex_creds.model import Clock
 from apex_creds.storage.base import Leadership, Leads, Storage
 from apex_creds.telemetry import semconv, tracing
 
@@ -55,15 +53,15 @@ BATCH: Final = 16
 """Shards that a worker takes at once, and writes in one commit."""
 PERIOD: Final = 0.05
 PATIENCE: Final = 200
-"""So many looks at shards that others keep and do not get done, before they are done here."""
+"""So many periods for shards that others have claimed, before they are done here, too."""
 
 
 class Leader:
-    """Whether this one leads in something: in rotating, or in being the worker.
+    """Leader election: for rotating, or for being the worker.
 
     Args:
-        storage: Says so; of one that does not, everybody leads.
-        what: In what.
+        storage: Elects; with one that does not, each process leads.
+        what: The office.
     """
 
     def __init__(self, storage: Storage, what: str) -> None:
@@ -73,7 +71,7 @@ class Leader:
         self._lead: Leadership | None = None
 
     async def hold(self) -> bool:
-        """Leads, if nobody else does; whether it does now."""
+        """Leads if no other process does; returns whether it does now."""
         if self._lead or self._storage is None:
             return True
         await self.release()
@@ -84,7 +82,7 @@ class Leader:
         return bool(lead)
 
     async def release(self) -> None:
-        """Leaves it to others; idempotent."""
+        """Resigns; idempotent."""
         held, self._held, self._lead = self._held, None, None
         if held is not None:
             await held.aclose()
@@ -107,12 +105,12 @@ async def over_shards(
     stale: Callable[[], Awaitable[Collection[str]]],
     work: Callable[[Run], AsyncGenerator[Progress, None]],
 ) -> AsyncGenerator[Progress, None]:
-    """Does ``work`` on shards that nobody else is at, until none is left.
+    """Does ``work`` on shards that no other worker has claimed, until none is left.
 
     Where a storage has no claims, the vault's one worker has them all.
 
     Args:
-        run: Told in ``within`` which shards it is about.
+        run: Its ``within`` is set to the shards that were claimed.
         stale: The shards that have something to be done.
         work: Does it.
     """
@@ -132,11 +130,13 @@ async def over_shards(
                         yield progress
         if len(run.failed) > failed:
             hopeless.update(ours)
-        if not ours and run.pace.backwards:
-            return  # one who helps another has done its part
-        waited = 0 if ours else waited + 1
-        if not ours:
-            await anyio.sleep(PERIOD)
+        if ours:
+            waited = 0
+            continue
+        if run.pace.backwards:
+            return  # a worker that helps has done its part
+        waited += 1
+        await anyio.sleep(PERIOD)
 
 
 PIECE: Final = 512
@@ -153,7 +153,7 @@ class Pace:
     Attributes:
         per_second: Records; None for as fast as it goes.
         slice_records: Records of one commit; None for a third of the section.
-        backwards: Begin at the end: for one who helps another that begins at the front.
+        backwards: Begin at the end: for a worker that helps one that begins at the front.
 
     Raises:
         InvalidInputError: ``per_second`` is no number above 0.
@@ -240,7 +240,8 @@ async def _over(run: Run) -> AsyncGenerator[Progress, None]:
     section, todo = run.section, await _todo(run)
     run.total, fruitless = run.total + len(todo), 0
     while todo:
-        size = await _slice_size(run)
+        count = len((await run.store.sections.read(section)).records)
+        size = run.pace.slice_records or max(MIN_SLICE, -(-count // SLICES))
         taken, todo = todo[:size], todo[size:]
         pairs = await _slice(run, taken)
         with tracing.step(semconv.REENCRYPT, {semconv.SECTION: section}) as step:
@@ -329,26 +330,16 @@ def _let_go(*lists: list[Resealed] | list[Record]) -> None:
             del items[-PIECE:]
 
 
-async def _slice_size(run: Run) -> int:
-    section = await run.store.sections.read(run.section)
-    return run.pace.slice_records or max(MIN_SLICE, -(-len(section.records) // SLICES))
-
-
 async def _slice(run: Run, chosen: Sequence[Record]) -> list[Resealed]:
     clock, keystore = run.store.clock, await run.store.keystore()
     begun, pairs = clock.monotonic(), list[Resealed]()
     for start in range(0, len(chosen), PIECE):
         piece = chosen[start : start + PIECE]
         pairs += await off_loop(len(piece), partial(_piece, run, keystore, piece))
-        await _throttle(run.pace, clock, begun, len(pairs))
+        rate = run.pace.per_second
+        ahead = len(pairs) / rate - (clock.monotonic() - begun) if rate else 0.0
+        await anyio.sleep(max(ahead, 0.0))
     return pairs
-
-
-async def _throttle(pace: Pace, clock: Clock, begun: float, count: int) -> None:
-    ahead = 0.0
-    if pace.per_second:
-        ahead = count / pace.per_second - (clock.monotonic() - begun)
-    await anyio.sleep(max(ahead, 0.0))
 
 
 def _piece(run: Run, keystore: Keystore, records: Iterable[Record]) -> list[Resealed]:
@@ -384,8 +375,14 @@ async def _commit(run: Run, pairs: Sequence[Resealed]) -> int:
     def change(before: Section, keystore: Keystore) -> Mapping[str, Record]:
         nonlocal replaced
         merged = dict(before.records)
-        primaries = _primaries(pairs, keystore)
         replaced = 0
+        # One that is not primary now may be on its way to being destroyed, after a scan.
+        heads = {pair.new.head: pair.new.key for pair in pairs}
+        primaries = {
+            head
+            for head, (key_id, version) in heads.items()
+            if (keyset := keystore.by_id.get(key_id)) and keyset.primary.version == version
+        }
         for pair in pairs:
             old, new = pair.old, pair.new
             found = merged.get(old.info.name)
@@ -409,17 +406,3 @@ async def _commit(run: Run, pairs: Sequence[Resealed]) -> int:
 
 class _NothingLeft(Exception):  # noqa: N818 - a signal, never seen outside
     """Other writers were first with every record of a slice."""
-
-
-def _primaries(pairs: Sequence[Resealed], keystore: Keystore) -> frozenset[bytes]:
-    """The heads of new records whose key is primary in the key store of the commit.
-
-    One that is not may be on its way to being destroyed: a scan may have been made already.
-    """
-    heads = {pair.new.head: pair.new for pair in pairs}
-    return frozenset(head for head, new in heads.items() if _is_primary(keystore, *new.key))
-
-
-def _is_primary(keystore: Keystore, key_id: bytes, version: int) -> bool:
-    keyset = keystore.by_id.get(key_id)
-    return keyset is not None and keyset.get(version).state is KeyState.PRIMARY

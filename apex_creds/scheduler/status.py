@@ -23,7 +23,7 @@ from apex_creds.audit.verify import Report, check, judged
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, AuditTamperedError
 from apex_creds.fs.home import audit_directory
-from apex_creds.keys.keyset import KeyState, KeyVersion
+from apex_creds.keys.keyset import KeyState
 from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.engine import BY_HAND, Engine
 from apex_creds.scheduler.kek_rotation import SECTION_NAMES
@@ -127,12 +127,12 @@ class Undone:
 
     @property
     def waits(self) -> bool:
-        """Whether something is left that nobody does."""
+        """Whether something waits that no worker does."""
         return bool(self.steps or self.events) and not self.worker
 
 
 async def undone(engine: Engine) -> Undone:
-    """Looks what waits to be done, and whether a worker runs.
+    """Finds what waits to be done, and whether a worker runs.
 
     Raises:
         IntegrityError: A document is not what this vault wrote.
@@ -163,15 +163,17 @@ async def _lines(store: DocumentStore, view: View) -> AsyncIterator[VersionLine]
     protects.update(scanned.documents.values())
     for key in view.keys:
         for version in key.keyset.versions:
-            kek = key.level is Level.KEK
-            yield _line(
-                key.level,
-                version,
-                protects=scanned.protects(version.version)
-                if kek
-                else protects[key.keyset.id, version.version],
-                encryptions=key.encryptions.get(version.version, 0),
+            number, kek = version.version, key.level is Level.KEK
+            yield VersionLine(
+                level=key.level,
                 label=key.label,
+                version=number,
+                state=version.state.value,
+                compromised=version.compromised,
+                protects=scanned.protects(number) if kek else protects[key.keyset.id, number],
+                encryptions=key.encryptions.get(number, 0),
+                created=version.created,
+                changed=version.changed,
             )
 
 
@@ -195,29 +197,8 @@ def _masters(view: View) -> Iterator[VersionLine]:
         )
 
 
-def _line(
-    level: Level,
-    version: KeyVersion,
-    *,
-    protects: int,
-    encryptions: int,
-    label: str,
-) -> VersionLine:
-    return VersionLine(
-        level=level,
-        label=label,
-        version=version.version,
-        state=version.state.value,
-        compromised=version.compromised,
-        protects=protects,
-        encryptions=encryptions,
-        created=version.created,
-        changed=version.changed,
-    )
-
-
 class Watch:
-    """Looks at one vault when it is told to; metrics show what it found.
+    """Health checks of one vault, each made when it is called; metrics show what they found.
 
     Args:
         vault: Unsealed.
@@ -235,7 +216,7 @@ class Watch:
         self.wrong: Mapping[str, str] = {}
         watch_worker(self)
 
-    # -- looking -----------------------------------------------------------------
+    # -- checks ------------------------------------------------------------------
 
     async def verify(self) -> None:
         """Checks the whole log against the vault's own key.

@@ -1,16 +1,18 @@
-"""The background worker: looks regularly what is due, and does it.
+"""The background worker: checks regularly what is due, and does it.
 
 Guarantee: nothing is due because a job was scheduled, and nothing is missed because one
-was not: each job looks at what is stored. Jobs are paced by a clock that never jumps; the
+was not: each job reads what is stored. Jobs are paced by a clock that never jumps; the
 wall clock only says which keys are old. Of several workers on a vault one is on duty and
-rotates; when it ends, in any way, another goes on at its next look. A job that fails, or
-does not get on, is reported in ``health``; one that fails comes again.
+rotates; when it ends, in any way, another goes on at its next check. A job that fails, or
+makes no progress, is reported in ``health``; one that fails is tried again.
+
+systemd is notified where it started the worker (sd_notify(3)). The health file is replaced
+whole, 0600, and holds no secret.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import json
 import logging
@@ -45,7 +47,7 @@ from apex_creds.errors import (
 from apex_creds.fs.private_files import replace_file
 from apex_creds.model import new_id
 from apex_creds.plain import check_can, check_is
-from apex_creds.scheduler.engine import Engine, Mover, Outcome
+from apex_creds.scheduler.engine import Engine, Outcome
 from apex_creds.scheduler.event_queue import EventBus, Notify, VaultReactor
 from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.plan import Step
@@ -66,15 +68,15 @@ Hook = Callable[[], object | Awaitable[object]]
 
 _log: Final = logging.getLogger(__name__)
 _ALONGSIDE: Final = frozenset({"verify", "count", "due"})
-"""Jobs that only look, and wait for no other."""
+"""Jobs that only read, and wait for no other."""
 _LONGEST: Final = 10 * 366 * 86_400
 _STALLED: Final = 300.0
-"""A job that neither ended nor got on for so many seconds (or five of its turns) is stalled."""
+"""A job without progress for so many seconds (or five of its periods) is stalled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rhythm:
-    """How often each job looks, in seconds; at most ten years.
+    """How often each job runs, in seconds; at most ten years.
 
     Raises:
         InvalidInputError: A number is none of seconds.
@@ -126,14 +128,14 @@ class RotationWorker:
 
     Args:
         vault: Unsealed for longer than the block.
-        rhythm: How often to look.
+        rhythm: How often each job runs.
         pace: How fast records are re-encrypted.
-        notify: Told of events whose reactions say so.
+        notify: Called with each event whose reactions include ``notify``.
         checkpoint: Called regularly, to sign the audit log's state.
         sweep: Called regularly, to end leases that are over.
         health_file: Where ``health`` is written.
         help_others: Re-encrypt while another worker has the lease.
-        tell: Called as re-encryption proceeds.
+        on_progress: Called as re-encryption proceeds.
         watching: Verify and count the audit log, and tell metrics what is due. A log that
             was altered is an ``AuditTampered`` event.
         harden: Whether to call ``harden_process()``, as the middleware does.
@@ -150,7 +152,7 @@ class RotationWorker:
         sweep: Hook | None = None,
         health_file: Path | None = None,
         help_others: bool = False,
-        tell: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
         watching: bool = False,
         harden: bool = True,
     ) -> None:
@@ -162,7 +164,7 @@ class RotationWorker:
             (notify, "notify"),
             (checkpoint, "checkpoint"),
             (sweep, "sweep"),
-            (tell, "tell"),
+            (on_progress, "on_progress"),
         ):
             if hook is not None:
                 check_can(hook, what=what)
@@ -170,6 +172,7 @@ class RotationWorker:
             harden_process()
         self.id = new_id()
         self._vault = vault
+        self._on_progress = on_progress
         self._rhythm = rhythm or Rhythm()
         self._pace = pace or Pace()
         self._hooks: dict[str, Hook | None] = {"checkpoint": checkpoint, "sweep": sweep}
@@ -180,15 +183,15 @@ class RotationWorker:
             vault.store,
             document,
             next_fire=next_fire,
-            movers=_movers(vault),
-            report=self._report,
-            tell=self._told(tell),
+            movers={DEK_LABEL: vault.access.rekey},
+            on_step=self._log_step,
+            on_progress=self._progressed,
             pace=pace,
         )
         self._document = document
         self._reactor = VaultReactor(vault, notify=notify)
         self.bus = EventBus(vault.store, document, reactor=self._reactor)
-        self._turns: dict[str, Turns] = {}
+        self._periodic: dict[str, Periodic] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._place: Place | None = None
         self._busy = Lock()
@@ -214,10 +217,12 @@ class RotationWorker:
         await self._quietly("duty", self._duty.hold)
         with suppress(ApexCredsError):  # sealed: then every event counts as one of now
             self._known = {item.id for item in (await self._document.read()).acted}
-        for name, seconds in self._jobs().items():
-            turns = Turns(partial(self.job, name), seconds=seconds)
-            self._turns[name] = turns
-            self._tasks[name] = asyncio.create_task(turns.run(), name=f"apex-creds {name}")
+        jobs = {f"rotate {level.value}": self._rhythm.check for level in Level}
+        for name in ("events", "health", *(name for name, hook in self._hooks.items() if hook)):
+            jobs[name] = getattr(self._rhythm, name)
+        for name, seconds in jobs.items():
+            job = self._periodic[name] = Periodic(partial(self.job, name), seconds=seconds)
+            self._tasks[name] = asyncio.create_task(job.run(), name=f"apex-creds {name}")
         return self
 
     async def __aexit__(
@@ -230,23 +235,16 @@ class RotationWorker:
         with anyio.CancelScope(shield=True):
             with suppress(EventLoopError):  # that loop is gone, and its tasks with it
                 await run_at(self._place or Place(), self._end)
-            self._turns, self._tasks, self._since, self._place = {}, {}, {}, None
+            self._periodic, self._tasks, self._since, self._place = {}, {}, {}, None
             await self._quietly("duty", self._duty.release)
 
     async def _end(self) -> None:
-        """What rotates ends at its next commit, what only looks is broken off."""
-        for turns in self._turns.values():
-            turns.stop()
+        """What rotates ends at its next commit, what only reads is cancelled."""
+        for job in self._periodic.values():
+            job.stop()
         for name in _ALONGSIDE & self._tasks.keys():
             self._tasks[name].cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-
-    def _jobs(self) -> dict[str, float]:
-        rhythm = self._rhythm
-        jobs = {f"rotate {level.value}": rhythm.check for level in Level}
-        jobs |= {"events": rhythm.events, "health": rhythm.health}
-        chosen = {name: getattr(rhythm, name) for name, hook in self._hooks.items() if hook}
-        return jobs | chosen
 
     # -- for callers ---------------------------------------------------------------
 
@@ -257,8 +255,8 @@ class RotationWorker:
             Whether it was new; see ``EventBus.accept``.
         """
         accepted = await self.bus.accept(event)
-        if accepted and (turns := self._turns.get("events")):
-            turns.wake()
+        if accepted and (job := self._periodic.get("events")):
+            job.wake()
         return accepted
 
     async def run_once(self) -> Outcome:
@@ -298,7 +296,7 @@ class RotationWorker:
         now, found = boot_time(), dict[str, str]()
         for name, since in self._since.items():
             idle = now - max(since, self._moved)
-            if idle > max(_STALLED, 5 * self._turns[name].seconds):
+            if idle > max(_STALLED, 5 * self._periodic[name].seconds):
                 found[f"{name} stalled"] = f"no progress for {idle:.0f} seconds"
         return found
 
@@ -315,27 +313,28 @@ class RotationWorker:
                     await self._quietly(name, lambda: self._do(name))
         self._since.pop(name, None)
 
-    def _told(self, tell: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
-        def told(progress: Progress) -> None:
-            self._moved = boot_time()
-            if tell is not None:
-                tell(progress)
-
-        return told
+    def _progressed(self, progress: Progress) -> None:
+        self._moved = boot_time()
+        if self._on_progress is not None:
+            self._on_progress(progress)
 
     async def _do(self, name: str) -> None:
         if name == "events":
-            await self._events()
+            self._end_leases(await self._document.read())
+            if await self.bus.act() or (await self._document.read()).renew:
+                await self._rotate(None)
         elif name == "health":
             await self._quietly("duty", self._duty.hold)
             await self._report_health()
-        elif name in self._hooks:
-            await _call(self._hooks[name])
+        elif hook := self._hooks.get(name):
+            result = hook()
+            if inspect.isawaitable(result):
+                await result
         else:
             await self._rotate(Level(name.removeprefix("rotate ")))
 
     async def _verify(self) -> None:
-        """Checks the log; what is wrong with it at a second look, too, is a security event."""
+        """Checks the log; what is wrong with it at a second check, too, is a security event."""
         assert self._watch is not None
         with suppress(AuditTamperedError):
             await self._watch.verify()
@@ -347,11 +346,6 @@ class RotationWorker:
             detail = f"log {log}: {error.message}".encode()[:256].decode(errors="ignore")
             await self.emit(AuditTampered(source="worker", detail=detail))
             raise
-
-    async def _events(self) -> None:
-        self._end_leases(await self._document.read())
-        if await self.bus.act() or (await self._document.read()).renew:
-            await self._rotate(None)
 
     def _end_leases(self, state: RotationState) -> None:
         """Ends this process's leases for events, also those that others acted on.
@@ -392,7 +386,7 @@ class RotationWorker:
                     if self.engine.stopped:
                         return
 
-    def _report(self, step: Step) -> None:
+    def _log_step(self, step: Step) -> None:
         self._moved = boot_time()
         self._vault.audit.append(
             AuditEvent(
@@ -434,25 +428,15 @@ class RotationWorker:
                 self._last[name] = self._vault.clock.time()
 
 
-async def _call(hook: Hook | None) -> None:
-    result = hook() if hook is not None else None
-    if inspect.isawaitable(result):
-        await result
-
-
-def _movers(vault: Vault) -> Mapping[str, Mover]:
-    return {DEK_LABEL: vault.access.rekey}
-
-
 def notify_systemd(**fields: str) -> bool:
-    """Sends ``READY=1``, ``STATUS=…`` and the like; whether there was anybody to tell."""
+    """Sends ``READY=1``, ``STATUS=…`` and the like; whether systemd listens."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")) or not hasattr(socket, "AF_UNIX"):
         return False
     if address.startswith("@"):
         address = "\0" + address[1:]
     message = "\n".join(f"{name}={value.splitlines()[0]}" for name, value in fields.items())
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
         out.connect(address)
         out.sendall(message.encode())
         return True
@@ -469,15 +453,19 @@ def write_health(path: Path, report: Mapping[str, object]) -> None:
 
 
 LONGEST_SLEEP: Final = 5.0
-"""An event loop's own timers stand still while the machine sleeps: look again after it."""
+"""An event loop's own timers stand still while the machine sleeps: the clock is read again."""
 
 
-class Turns:
-    """Has ``work`` done at once, and then each time ``seconds`` after it ended.
+class Periodic:
+    """Runs ``work`` at once, and then each time ``seconds`` after it ended.
+
+    Guarantee: setting the wall clock, by any amount in any direction, neither delays a run nor
+    makes one more; runs that were missed while the machine slept are one run, which begins
+    within seconds of its waking. Work never overlaps itself.
 
     Args:
         work: Raises nothing but cancellation.
-        seconds: Between two turns.
+        seconds: Between two runs.
         now: The clock.
     """
 
@@ -496,27 +484,22 @@ class Turns:
         self._over = False
 
     async def run(self) -> None:
-        """Takes turns until ``stop``; the turn that is under way then ends first."""
+        """Until ``stop``; the run that is under way then ends first."""
         while not self._over:
             self._wake.clear()
             await self._work()
-            await asyncio.sleep(0)  # others get their turn, also if this one never waits
-            await self._rest()
+            await asyncio.sleep(0)  # other tasks run, also if this one never waits
+            due = self._now() + self.seconds
+            while not self._wake.is_set() and (left := due - self._now()) > 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, LONGEST_SLEEP)):
+                        await self._wake.wait()
 
     def wake(self) -> None:
-        """The next turn is now, or as soon as the present one ends; from any thread."""
+        """The next run is now, or as soon as the present one ends; from any thread."""
         soon(self._loop, self._wake.set)
 
     def stop(self) -> None:
-        """There is no further turn; from any thread."""
+        """There is no further run; from any thread."""
         self._over = True
         self.wake()
-
-    async def _rest(self) -> None:
-        due = self._now() + self.seconds
-        while not self._wake.is_set() and (left := due - self._now()) > 0:
-            try:
-                async with asyncio.timeout(min(left, LONGEST_SLEEP)):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue

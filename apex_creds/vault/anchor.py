@@ -212,7 +212,9 @@ class Anchor:
         documents = {n: at for n, at in {**known, **merged}.items() if self._states(n, at)}
         signed = (base.checkpoint if base else None, self._signed, checkpoint)
         newest = max(filter(None, signed), key=lambda each: each.size, default=None)
-        made = Anchored(newest or self._empty(), documents, accepted)
+        made = Anchored(
+            newest or Checkpoint.make(0, Frontier().root(), key=self._key), documents, accepted
+        )
         if made != base:
             self._sync()
             note = notes.sign(self._text(made), name=self._name, key=self._key.signer)
@@ -227,10 +229,6 @@ class Anchor:
             return None if text is None else self._parse(text)
         except ApexCredsError:
             return None
-
-    def _empty(self) -> Checkpoint:
-        """Of a log that has no checkpoint yet."""
-        return Checkpoint.make(0, Frontier().root(), key=self._key)
 
     def _states(self, name: str, generation: int) -> bool:
         """Whether an anchor has a line for a document.

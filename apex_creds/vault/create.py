@@ -231,7 +231,13 @@ async def _adopted_key(
 def _first_document(
     master: SecretBytes, record: MasterRecord, *, vault_id: str, hashed_names: bool, now: float
 ) -> Data:
-    keks = _keyset("kek", os.urandom(SALT_BYTES), now)
+    keks = Keyset.new(
+        id=os.urandom(16).hex(),
+        label="kek",
+        material=os.urandom(SALT_BYTES),
+        parent=FIRST,
+        now=now,
+    )
     header = Header(
         vault_id=vault_id,
         section=KEYSTORE,
@@ -249,12 +255,6 @@ def _first_document(
         return seal_keystore(header, body, hierarchy=hierarchy)
     finally:
         hierarchy.close()
-
-
-def _keyset(label: str, material: bytes, now: float) -> Keyset:
-    return Keyset.new(
-        id=os.urandom(16).hex(), label=label, material=material, parent=FIRST, now=now
-    )
 
 
 async def _discard_unless_used(

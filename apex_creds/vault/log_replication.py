@@ -64,15 +64,15 @@ class _Stream:
         return (await self.storage.streams()).get(self.name, 0)
 
     async def add(self, first: int, pieces: list[Piece]) -> None:
-        rows = [self._seal(n, piece) for n, piece in enumerate(pieces, first)]
+        rows = [
+            aead.seal(self._key, msgspec.msgpack.encode(piece), aad=self._aad(n))
+            for n, piece in enumerate(pieces, first)
+        ]
         await self.storage.append_lines(self.name, rows, first=first)
 
     async def read(self, first: int, *, limit: int = _BATCH) -> list[Piece]:
         rows = await self.storage.read_lines(self.name, first=first, limit=limit)
         return [self._open(n, row) for n, row in enumerate(rows, first)]
-
-    def _seal(self, number: int, piece: Piece) -> bytes:
-        return aead.seal(self._key, msgspec.msgpack.encode(piece), aad=self._aad(number))
 
     def _open(self, number: int, row: bytes) -> Piece:
         data = aead.open_bytes(self._key, row, aad=self._aad(number))

@@ -17,7 +17,7 @@ from apex_creds.dashboard.vault_views import hierarchy
 from apex_creds.errors import AuditTamperedError
 from apex_creds.fs.home import audit_directory
 from apex_creds.keys.keyset import KeyState
-from apex_creds.scheduler import status
+from apex_creds.scheduler.status import rotation_status
 from apex_creds.scheduler.worker import RotationWorker
 from tests.dashboard.conftest import Served, serve
 from tests.dashboard.town import WEATHER, Town, manifest, need, town_in, turn_kek
@@ -34,7 +34,7 @@ async def test_the_picture_says_what_the_report_says(town: Town) -> None:
     await turn_kek(town.vault)
     await town.half_rotate("api_keys/tenants", moved=2)
     engine = RotationWorker(town.vault).engine
-    found, known = await hierarchy(engine, names=Names()), await status.status(engine)
+    found, known = await hierarchy(engine, names=Names()), await rotation_status(engine)
     ours = {
         (key.level, key.label, v.version): (v.state, v.protects, v.encryptions)
         for key in found.keys

@@ -44,7 +44,7 @@ async def states(vault: Vault) -> list[str]:
 
 async def rested(worker: RotationWorker) -> None:
     """Every job had its first turn."""
-    while worker._turns.keys() - {"health"} - worker.health()["last"].keys():
+    while worker._periodic.keys() - {"health"} - worker.health()["last"].keys():
         await asyncio.sleep(0.001)
 
 

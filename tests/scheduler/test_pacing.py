@@ -1,4 +1,4 @@
-"""Turns are paced by a clock that the test moves; the loop's own timers only wake them up."""
+"""Periodic work is paced by a clock that the test moves; the loop only wakes it up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from apex_creds.scheduler import worker as worker_module
-from apex_creds.scheduler.worker import Turns
+from apex_creds.scheduler.worker import Periodic
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,9 @@ class Ticks:
         return self.now
 
 
-async def taken(turns: Turns, count: int, done: list[object], stop: Callable[[], None]) -> None:
+async def taken(
+    turns: Periodic, count: int, done: list[object], stop: Callable[[], None]
+) -> None:
     task = asyncio.create_task(turns.run())
     async with asyncio.timeout(60):
         while len(done) < count:
@@ -45,7 +47,7 @@ async def test_the_first_turn_is_at_once_and_the_next_when_its_time_has_passed()
     async def work() -> None:
         at.append(ticks.now)
 
-    turns = Turns(work, seconds=10.0, now=ticks)
+    turns = Periodic(work, seconds=10.0, now=ticks)
     await taken(turns, 3, at, turns.stop)
     assert at[0] == 0.0
     assert all(10.0 <= later - earlier <= 13.0 for earlier, later in pairwise(at))
@@ -59,7 +61,7 @@ async def test_turns_missed_in_a_long_sleep_are_one_turn() -> None:
         if len(at) == 2:
             ticks.now += 365 * 86_400.0
 
-    turns = Turns(work, seconds=2.0, now=ticks)
+    turns = Periodic(work, seconds=2.0, now=ticks)
     await taken(turns, 4, at, turns.stop)
     assert at[3] - at[2] < 3.0
 
@@ -71,7 +73,7 @@ async def test_one_who_is_woken_does_not_wait() -> None:
         done.append(None)
         turns.wake()
 
-    turns = Turns(work, seconds=1e9)
+    turns = Periodic(work, seconds=1e9)
     await taken(turns, 5, done, turns.stop)
     assert len(done) <= 6
 
@@ -85,6 +87,6 @@ async def test_the_turn_that_is_under_way_ends_and_none_follows() -> None:
         await asyncio.sleep(0)
         done.append("ended")
 
-    turns = Turns(work, seconds=0.0)
+    turns = Periodic(work, seconds=0.0)
     await taken(turns, 1, done, turns.stop)
     assert done == ["begun", "ended"]
