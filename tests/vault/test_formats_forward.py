@@ -12,9 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from apex_creds.admin.transfer import transfer
 from apex_creds.audit import check
 from apex_creds.documents.document import VERSION
 from apex_creds.model import ApiKey
+from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault
 from tests.support.vaults import copy_vault, tree
 from tests.vectors import read_vault
@@ -58,6 +60,18 @@ async def test_a_write_makes_it_the_present_version(place: Path) -> None:
         found = await expected(vault)
     wanted = json.loads((place / "expected.json").read_text())
     assert set(found["credentials"]) == {*wanted["credentials"], "new"}
+
+
+async def test_a_copy_of_it_is_the_present_version(place: Path) -> None:
+    home, master = place / "copied", f"file:{place}/master.key"
+    async with await opened(place) as vault:
+        target = FileStorage(home)
+        await transfer(vault, target)
+        await target.close()
+    wanted = json.loads((place / "expected.json").read_text())
+    async with await Vault.unseal(home, master=master, accept_rollback="moved") as copy:
+        assert json.loads(json.dumps(await expected(copy))) == wanted
+        assert (await copy.store.keystore()).header.version == VERSION
 
 
 def test_a_reader_made_from_the_page_alone_reads_it(place: Path) -> None:
