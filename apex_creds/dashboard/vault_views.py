@@ -43,7 +43,8 @@ class VersionOf(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         parent: The version of the level above that wraps it.
-        protects: Credentials for a DEK; documents and keys for a KEK.
+        protects: Credentials or documents for a DEK; keys for a KEK (and the documents of an
+            older program).
     """
 
     version: int

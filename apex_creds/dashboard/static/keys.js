@@ -48,7 +48,7 @@ function protects(key) {
   if (primary(key).protects < 0) return key.label.startsWith("access/") ? "seeds, recovery codes" : "";
   const total = held(key);
   if (moving(key)) return `${count(primary(key).protects)} of ${count(total)} under v${primary(key).version}`;
-  return plural(total, "credential");
+  return plural(total, key.label === "documents" ? "document" : "credential");
 }
 
 // -- pieces -----------------------------------------------------------------------------
@@ -116,7 +116,7 @@ function level(x, y, width, key, title, note, says) {
 
 function row(x, y, width, height, key, stacked) {
   const [section, ...rest] = key.label.split("/");
-  const name = { root: "The vault's own", "access/factors": "Second factors" }[key.label] ?? (rest.join("/") || section);
+  const name = { root: "The vault's own", "access/factors": "Second factors", documents: "Documents" }[key.label] ?? (rest.join("/") || section);
   const text = protects(key);
   pen.font = FONT.small;
   const textWidth = pen.measureText(text).width + 4;
