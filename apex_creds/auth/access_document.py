@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
-from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -207,18 +206,6 @@ DEK_LABEL: Final = "access/factors"
 
 Change = Callable[[AccessState, Keystore], AccessState]
 
-# By the id of their store, which a document keeps alive.
-_documents: WeakValueDictionary[int, Document[AccessState]] = WeakValueDictionary()
-
-
-def access_document(store: DocumentStore) -> Document[AccessState]:
-    """The document; one object for all that use it in this process."""
-    found = _documents.get(id(store))
-    if found is None:
-        found = Document(store, name=DOCUMENT, empty=AccessState(), takes_away=takes_away)
-        _documents[id(store)] = found
-    return found
-
 
 class Record(Protocol):
     """Writes an event of the vault's to its audit log."""
@@ -253,7 +240,9 @@ class AccessStore:
 
     def __init__(self, store: DocumentStore, *, ends: Ends, record: Record) -> None:
         self._store = store
-        self.document = access_document(store)
+        self.document = Document(
+            store, name=DOCUMENT, empty=AccessState(), takes_away=takes_away
+        )
         self.clock: Clock = store.clock
         self.ends = ends
         self.vault_id = store.unsealed().header.vault_id

@@ -1,9 +1,9 @@
 """Challenge-response for programs: what is signed, and when an answer counts. Pure.
 
 Guarantee: a signature is over one canonical message, bound to vault, client, credential,
-plugin, scopes and expiry, under a domain of its own; a challenge is answered once, right or
-wrong, since ``redeem`` takes it out of the state that it is committed to; a client signs
-only what it expects. The bytes are specified in docs/CHALLENGE.md.
+plugin, scopes and expiry, under one domain string; a challenge is answered once, right or
+wrong, since ``close_challenge`` takes it out of the state that it is committed to; a client
+signs only what it expects. The bytes are specified in docs/CHALLENGE.md.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def issue(
     return msgspec.structs.replace(state, challenges=(*alive, made))
 
 
-def redeem(
+def close_challenge(
     state: AccessState, answer: bytes, subject: Subject, *, now: float | Moment
 ) -> Redeemed:
     """Judges an answer. A challenge that it names is closed, whatever else is wrong."""
@@ -269,7 +269,7 @@ def expecting(*, credential: str, plugin: str, scopes: Iterable[str] = ()) -> Al
     return lambda found: (found.credential, found.plugin, found.scopes) == wanted
 
 
-def respond(
+def sign_challenge(
     key: signing.SigningKey, message: bytes, *, vault_id: str, allow: Allow, now: float
 ) -> bytes:
     """Signs a challenge: 96 bytes, the nonce and the signature.

@@ -1,8 +1,12 @@
-"""The client's side of challenge-response: an Ed25519 key in a file, and what it signs.
+"""The client of a challenge: an Ed25519 key in a file, and answers over a byte stream.
 
 Guarantee: the file is 0600 from its first instant, is never overwritten, and is not read
-if it is a link, somebody else's or open to others; the seed stays in locked memory; nothing
+if it is a link, another user's or open to others; the seed stays in locked memory; nothing
 is signed but a challenge that the client expects.
+
+Over a stream, a client in one process answers for a runtime in another. The runtime passes the
+vault's messages on and takes back what comes, which it does not trust. One question at a time,
+each with its length before it; what is longer than a challenge can be ends the stream.
 """
 
 from __future__ import annotations
@@ -69,7 +73,15 @@ class ClientKey:
             StorageError: The file can't be made.
         """
         with SecretBytes.random(signing.SEED_BYTES) as seed:
-            _write_new(Path(path), seed)
+            text, failure = encode_key(seed), None
+            try:
+                create_exclusive(Path(path), [_HEADER, text, b"\n"])
+            except OSError as error:
+                failure = _cannot(Path(path), error)
+            finally:
+                wipe(text)
+            if failure is not None:
+                raise failure
             return cls(signing.SigningKey.from_seed(seed), clock=clock)
 
     @classmethod
@@ -105,7 +117,9 @@ class ClientKey:
             ChallengeError: It is not one that this client expects. Nothing was signed.
         """
         now = self._clock.time()
-        return challenge.respond(self._key, message, vault_id=vault_id, allow=allow, now=now)
+        return challenge.sign_challenge(
+            self._key, message, vault_id=vault_id, allow=allow, now=now
+        )
 
     def close(self) -> None:
         """Wipes the key; idempotent."""
@@ -129,19 +143,6 @@ class ClientKey:
         raise SecretMisuseError("A client's key can't be pickled or copied.")
 
 
-def _write_new(path: Path, seed: SecretBytes) -> None:
-    text = encode_key(seed)
-    failure: ApexCredsError | None = None
-    try:
-        create_exclusive(path, [_HEADER, text, b"\n"])
-    except OSError as error:
-        failure = _cannot(path, error)
-    finally:
-        wipe(text)
-    if failure is not None:
-        raise failure
-
-
 def _read(path: Path) -> SecretBytes:
     buffer = bytearray(_FILE_BYTES + 1)
     failure: ApexCredsError | None = None
@@ -158,7 +159,11 @@ def _read(path: Path) -> SecretBytes:
                 filled += count
     except OSError as error:
         failure = _cannot(path, error)
-    seed = None if failure else _parse(buffer, filled)
+    seed, end = None, len(_HEADER) + _SEED_TEXT
+    whole = failure is None and filled == _FILE_BYTES
+    if whole and buffer.startswith(_HEADER) and buffer[end:filled] == b"\n":
+        with memoryview(buffer) as view:
+            seed = decode_key(view[len(_HEADER) : end])
     wipe(buffer)
     if failure is not None:
         raise failure
@@ -167,14 +172,6 @@ def _read(path: Path) -> SecretBytes:
             f"{path} is not a client's key.", hint="Make one: apex-creds client keygen FILE"
         )
     return seed
-
-
-def _parse(buffer: bytearray, filled: int) -> SecretBytes | None:
-    start, end = len(_HEADER), len(_HEADER) + _SEED_TEXT
-    if filled != _FILE_BYTES or buffer[:start] != _HEADER or buffer[end:filled] != b"\n":
-        return None
-    with memoryview(buffer) as view:
-        return decode_key(view[start:end])
 
 
 def _cannot(path: Path, error: OSError) -> ApexCredsError:

@@ -145,7 +145,7 @@ class Challenger:
         def change(state: AccessState, _: Keystore) -> AccessState:
             nonlocal redeemed
             now = self._now()
-            redeemed = challenge.redeem(state, answer, subject, now=now)
+            redeemed = challenge.close_challenge(state, answer, subject, now=now)
             return redeemed.state
 
         await self.access.change(change)
@@ -162,7 +162,7 @@ class Challenger:
         return client
 
     async def withdraw(self, message: bytes, subject: Subject) -> None:
-        """Closes a challenge that nobody answered; one that is closed already stays so."""
+        """Closes a challenge that was not answered; idempotent."""
 
         def change(state: AccessState, _: Keystore) -> AccessState:
             kept = tuple(c for c in state.challenges if c.message != message)

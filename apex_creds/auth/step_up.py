@@ -1,11 +1,15 @@
-"""What a credential may demand beyond a grant: a second factor, a signed challenge.
+"""Step-up: what a credential may demand beyond a grant, a second factor or a signed challenge.
 
 Guarantee: a gate returns only if what it demands was shown for this plugin and this
-credential; no answer by the deadline, an answer by nobody, and any error are a refusal.
+credential; no answer by the deadline, no client to ask, and any error are a refusal.
 Nothing here is touched by credentials that demand nothing.
 
 A second factor is required before a lease is made on a credential whose level is
 ``critical``, a signed challenge before each redeem of one that is marked for it.
+
+At most ``PER_CLIENT`` uses of this process ask a client at a time, at most ``PER_PLUGIN`` of
+them for one plugin; the rest wait in order. Of a plugin that waits, only those few stand in
+the client's queue, so that it keeps no other from being served.
 """
 
 from __future__ import annotations
@@ -40,7 +44,10 @@ None: no answer. Cancelled at the deadline.
 _log = logging.getLogger(__name__)
 DEADLINE: Final = 120.0
 TRIES: Final = 3
-_LOOK_AGAIN: Final = 0.2
+_PERIOD: Final = 0.2
+PER_CLIENT: Final = MAX_OPEN // 2
+"""Other processes ask the same client."""
+PER_PLUGIN: Final = PER_CLIENT // 2
 
 
 class SecondFactorGate:
@@ -92,12 +99,9 @@ class SecondFactorGate:
             LockedOutError: Too many wrong ones.
         """
         began = self._factors.access.clock.time() if since is None else since
-        with asking(subject.plugin, "second_factor"):
-            await self._required(subject, began)
-
-    async def _required(self, subject: Subject, began: float) -> None:
-        with anyio.move_on_after(self._deadline):
-            async with self._one_at_a_time.held(_key(subject)):
+        one = (subject.principal, subject.plugin, subject.credential)
+        with asking(subject.plugin, "second_factor"), anyio.move_on_after(self._deadline):
+            async with self._one_at_a_time.held(one):
                 if self._window and await self._factors.passed(subject, since=self._since()):
                     return
                 await self._show(subject, began)
@@ -112,23 +116,15 @@ class SecondFactorGate:
                 "A second factor is needed, and there is none.",
                 hint="Enrol one: apex-creds factor enrol",
             )
-        if self._ask is None:
-            await self._wait_for(subject, began)
-        elif not await self._take(subject, began):
-            await self._ask_for(subject, self._ask)
-
-    async def _wait_for(self, subject: Subject, began: float) -> None:
-        """Until another process shows one; one that was shown before does not count."""
-        while True:
-            if await self._take(subject, began):
-                return
-            await anyio.sleep(_LOOK_AGAIN)
-
-    async def _take(self, subject: Subject, began: float) -> bool:
+        # One that another process showed; one that was shown before does not count.
         take = self._factors.passed if self._window else self._factors.claim
-        return await take(subject, since=began)
+        while not await take(subject, since=began):
+            if self._ask is not None:
+                await self._prompt(subject, self._ask)
+                return
+            await anyio.sleep(_PERIOD)
 
-    async def _ask_for(self, subject: Subject, ask: Ask) -> None:
+    async def _prompt(self, subject: Subject, ask: Ask) -> None:
         why = ""
         for left in range(TRIES - 1, -1, -1):
             answer = await ask(subject, why)
@@ -159,7 +155,7 @@ class Responder(Protocol):
         """Its id or name."""
 
     async def answer(self, message: bytes) -> bytes:
-        """Its answer to a challenge, over whatever way leads to it."""
+        """Its answer to a challenge."""
 
 
 class LocalResponder:
@@ -195,11 +191,11 @@ class LocalResponder:
 RESPONDER: Final[ContextVar[Responder | None]] = ContextVar(
     "apex_creds_responder", default=None
 )
-"""Named by the runtime; nobody's while a plugin's code runs (see ``middleware.call``)."""
+"""Named by the runtime; None while a plugin's code runs (see ``middleware.call``)."""
 
 
 def current_responder() -> Responder | None:
-    """The client that ``answering`` names here; None: nobody, as in a plugin's code."""
+    """The client that ``answering`` names here; None in a plugin's code."""
     return RESPONDER.get()
 
 
@@ -216,32 +212,18 @@ def answering(responder: Responder) -> Iterator[None]:
         RESPONDER.reset(token)
 
 
-def hide() -> Responder | None:
-    """Names nobody, before a plugin's code runs; returns who was named."""
-    named = RESPONDER.get()
-    if named is not None:
-        RESPONDER.set(None)
-    return named
-
-
-def show(named: Responder | None) -> None:
-    """Takes ``hide`` back, and whatever the plugin's code named."""
-    if RESPONDER.get() is not named:
-        RESPONDER.set(named)
-
-
 class ChallengeGate:
     """Demands a signed challenge for each redeem.
 
     Args:
         challenger: The vault's.
-        deadline: Seconds to wait for an answer, and before that for a turn.
+        deadline: Seconds to wait for an answer, and before that in the queue.
     """
 
     def __init__(self, challenger: Challenger, *, deadline: float = challenge.TTL) -> None:
         self._challenger = challenger
         self._deadline = deadline
-        self._turns = Turns()
+        self._queue = ClientQueue()
 
     async def require_challenge(
         self, subject: Subject, responder: Responder | None = None
@@ -254,25 +236,21 @@ class ChallengeGate:
         """
         client = responder or RESPONDER.get()
         if client is None:
-            raise nobody()
+            raise no_responder()
         with asking(subject.plugin, "challenge"):
-            async with self._turn(client, subject):
+            async with AsyncExitStack() as held:
+                # A client has few open challenges: uses at the same time wait for each other.
+                with anyio.move_on_after(self._deadline) as waiting:
+                    place = self._queue.place(client.client, subject.plugin)
+                    await held.enter_async_context(place)
+                if waiting.cancelled_caught:
+                    raise ChallengeError(
+                        "The client did not get to this challenge in time.",
+                        hint="It is asked for too much at once; try again.",
+                    )
                 message = await self._challenger.issue(client.client, subject)
                 answer = await self._ask(client, message, subject)
                 return await self._challenger.redeem(answer, subject)
-
-    @asynccontextmanager
-    async def _turn(self, client: Responder, subject: Subject) -> AsyncIterator[None]:
-        """A client has few open challenges: uses at the same time wait for each other."""
-        async with AsyncExitStack() as held:
-            with anyio.move_on_after(self._deadline) as waiting:
-                await held.enter_async_context(self._turns.turn(client.client, subject.plugin))
-            if waiting.cancelled_caught:
-                raise ChallengeError(
-                    "The client did not get to this challenge in time.",
-                    hint="It is asked for too much at once; try again.",
-                )
-            yield
 
     async def _ask(self, client: Responder, message: bytes, subject: Subject) -> bytes:
         """The client's answer; a challenge that gets none is closed, and is in the log."""
@@ -297,7 +275,7 @@ class ChallengeGate:
             await self._challenger.withdraw(message, subject)
 
 
-def nobody() -> ChallengeError:
+def no_responder() -> ChallengeError:
     """The refusal of a use for which there is no client to ask."""
     return ChallengeError(
         "This credential takes a signed challenge, and no client is there to sign.",
@@ -306,29 +284,20 @@ def nobody() -> ChallengeError:
 
 
 def asking(plugin: str, method: str) -> Step:
-    """A wait for somebody's answer, as a span."""
+    """A wait for an answer, as a span."""
     return tracing.step(semconv.CONSENT, {semconv.PLUGIN: plugin, semconv.METHOD: method})
 
 
-def _key(subject: Subject) -> tuple[str, str, str]:
-    return (subject.principal, subject.plugin, subject.credential)
-
-
-PER_CLIENT: Final = MAX_OPEN // 2
-"""Other processes ask the same client."""
-PER_PLUGIN: Final = PER_CLIENT // 2
-
-
-class Turns:
-    """The turns of one gate."""
+class ClientQueue:
+    """Who may ask a client now, of the uses of one gate."""
 
     def __init__(self) -> None:
         self._plugins: Queues[tuple[str, str]] = Queues()
         self._clients: Queues[str] = Queues()
 
     @asynccontextmanager
-    async def turn(self, client: str, plugin: str) -> AsyncIterator[None]:
-        """Waits until a client may be asked for a plugin; it may be within it."""
+    async def place(self, client: str, plugin: str) -> AsyncIterator[None]:
+        """Waits until a client may be asked for a plugin; it may be within the block."""
         async with (
             self._plugins.held((client, plugin), places=PER_PLUGIN),
             self._clients.held(client, places=PER_CLIENT),

@@ -24,7 +24,7 @@ import anyio.to_thread
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.auth.second_factor import Subject
-from apex_creds.auth.step_up import ChallengeGate, Responder, nobody
+from apex_creds.auth.step_up import ChallengeGate, Responder, no_responder
 from apex_creds.concurrency import LoopThread
 from apex_creds.errors import (
     ApexCredsError,
@@ -426,7 +426,7 @@ class Authorizer:
             first = first.parent
         found = self.responder if first.responder is None else first.responder
         if found is None or first.ended:
-            raise nobody()
+            raise no_responder()
         return found
 
 

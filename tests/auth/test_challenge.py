@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from apex_creds.auth import challenge
 from apex_creds.auth.access_document import AccessState, Client
-from apex_creds.auth.challenge import Challenge, Reason, expecting, issue, redeem, respond
+from apex_creds.auth.challenge import (
+    Challenge,
+    Reason,
+    close_challenge,
+    expecting,
+    issue,
+    sign_challenge,
+)
 from apex_creds.auth.second_factor import Subject
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
@@ -89,7 +96,7 @@ def test_the_vectors(name):
     )
     assert one.encode() == message
     assert Challenge.decode(message) == one
-    answer = respond(
+    answer = sign_challenge(
         signer,
         message,
         vault_id=vector["vault_id"],
@@ -155,9 +162,9 @@ def test_two_challenges_never_have_one_message(c1, p1, s1, c2, p2, s2):
 def test_an_answer_counts_once():
     state = opened()
     answer = signed(made().encode())
-    first = redeem(state, answer, SUBJECT, now=NOW)
+    first = close_challenge(state, answer, SUBJECT, now=NOW)
     assert (first.client, first.reason) == (client(), None)
-    again = redeem(first.state, answer, SUBJECT, now=NOW)
+    again = close_challenge(first.state, answer, SUBJECT, now=NOW)
     assert (again.client, again.reason) == (None, Reason.UNKNOWN)
 
 
@@ -184,7 +191,7 @@ def test_an_answer_counts_once():
     ],
 )  # fmt: skip
 def test_other_answers_do_not_count_and_close_the_challenge(answer, subject, now, reason):
-    redeemed = redeem(opened(), answer, subject, now=now)
+    redeemed = close_challenge(opened(), answer, subject, now=now)
     assert (redeemed.client, redeemed.reason) == (None, reason)
     assert bool(redeemed.state.challenges) is (reason in (Reason.MALFORMED, Reason.UNKNOWN))
 
@@ -192,18 +199,24 @@ def test_other_answers_do_not_count_and_close_the_challenge(answer, subject, now
 def test_a_revoked_client_answers_nothing_and_its_challenges_are_gone():
     state = challenge.without_client(opened(), client())
     assert state.challenges == ()
-    assert redeem(state, signed(made().encode()), SUBJECT, now=NOW).reason is Reason.UNKNOWN
+    assert (
+        close_challenge(state, signed(made().encode()), SUBJECT, now=NOW).reason
+        is Reason.UNKNOWN
+    )
     with pytest.raises(ChallengeError):
         issue(state, made(), now=NOW, ttl=60.0)
     # Not even if it is enrolled again meanwhile.
     back = challenge.with_client(state, client())
-    assert redeem(back, signed(made().encode()), SUBJECT, now=NOW).reason is Reason.UNKNOWN
+    assert (
+        close_challenge(back, signed(made().encode()), SUBJECT, now=NOW).reason
+        is Reason.UNKNOWN
+    )
 
 
 def test_a_client_that_is_over_or_narrowed_meanwhile_does_not_count():
     for changed in (client(expires=NOW), client(credentials=("d",))):
         state = msgspec.structs.replace(opened(), clients=(changed,))
-        found = redeem(state, signed(made().encode()), SUBJECT, now=NOW)
+        found = close_challenge(state, signed(made().encode()), SUBJECT, now=NOW)
         assert found.reason is Reason.CLIENT_NOT_ALLOWED
 
 
@@ -267,20 +280,20 @@ def test_names_and_keys_of_clients_are_unique():
 def test_a_client_signs_nothing_that_it_does_not_expect(changed, vault, now):
     allow = expecting(credential="c", plugin="p", scopes=("b", "a"))
     with pytest.raises(ChallengeError):
-        respond(KEY, made(**changed).encode(), vault_id=vault, allow=allow, now=now)
+        sign_challenge(KEY, made(**changed).encode(), vault_id=vault, allow=allow, now=now)
 
 
 def test_a_client_signs_no_other_bytes():
     for message in (b"", b"apex-creds/v1/challenge", b"{}", made().encode()[1:]):
         with pytest.raises(ChallengeError):
-            respond(KEY, message, vault_id=VAULT, allow=lambda _: True, now=NOW)
+            sign_challenge(KEY, message, vault_id=VAULT, allow=lambda _: True, now=NOW)
 
 
 def test_it_signs_what_it_expects():
     allow = expecting(credential="c", plugin="p", scopes=("b", "a", "a"))
     message = opened().challenges[0].message
-    answer = respond(KEY, message, vault_id=VAULT, allow=allow, now=NOW)
-    assert redeem(opened(), answer, SUBJECT, now=NOW).client == client()
+    answer = sign_challenge(KEY, message, vault_id=VAULT, allow=allow, now=NOW)
+    assert close_challenge(opened(), answer, SUBJECT, now=NOW).client == client()
 
 
 def test_the_worked_example_of_the_page():

@@ -405,20 +405,6 @@ async def test_a_code_shown_while_the_key_is_renewed_passes(
             assert await factors.verify(answer)
 
 
-async def test_documents_are_shared_and_do_not_outlive_their_vault(tmp_path, clock):
-    import gc
-    import weakref
-
-    (tmp_path / "own").mkdir()
-    async with await create(tmp_path / "own", clock=clock) as vault:
-        one, two = vault.access, vault.access
-        assert one.document is two.document
-        document = weakref.ref(one.document)
-    del one, two, vault
-    gc.collect()
-    assert document() is None
-
-
 async def test_a_secret_opens_only_as_its_own_records(vault, factors, clock, app):
     second = await enrol(factors, clock, "tablet")
 

@@ -363,7 +363,7 @@ async def test_a_use_whose_turn_does_not_come_in_time_is_refused(tmp_path):
         subject = Subject(plugin="demo", credential="key")
         async with contextlib.AsyncExitStack() as held:
             for _ in range(PER_PLUGIN):
-                await held.enter_async_context(gate._turns.turn("worker", "demo"))
+                await held.enter_async_context(gate._queue.place("worker", "demo"))
             client_named_so = SimpleNamespace(client="worker", answer=client.answer)
             with pytest.raises(ChallengeError, match="did not get to"):
                 await gate.require_challenge(subject, client_named_so)

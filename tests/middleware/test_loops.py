@@ -13,7 +13,7 @@ import pytest
 
 from apex_creds import ApiKey, CredentialMiddleware, Vault
 from apex_creds.auth.second_factor import Subject
-from apex_creds.auth.step_up import PER_CLIENT, SecondFactorGate, Turns
+from apex_creds.auth.step_up import PER_CLIENT, ClientQueue, SecondFactorGate
 from apex_creds.concurrency import BACKGROUND, Event
 from apex_creds.errors import EventLoopError
 from apex_creds.integrations.plugin_removal import Removals
@@ -267,10 +267,10 @@ def test_a_middleware_that_is_closed_elsewhere_answers_who_waits(
 
 
 def test_a_client_has_its_turns_for_all_loops_together() -> None:
-    turns, inside, let_go = Turns(), [], Event()
+    turns, inside, let_go = ClientQueue(), [], Event()
 
     async def ask(number: int) -> None:
-        async with turns.turn("client", f"plugin-{number}"):
+        async with turns.place("client", f"plugin-{number}"):
             inside.append(number)
             await let_go.wait()
 
