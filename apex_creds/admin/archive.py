@@ -1,8 +1,15 @@
-"""Files of a backup: written whole, packed into one file, and unpacked with suspicion.
+"""Files of a copy of a vault: written whole, packed into one file, unpacked with suspicion.
 
 Guarantee: every file is made 0600 and made durable; what is unpacked is regular files with
 names of a vault's layout, as large as they may be, below the directory given and nowhere
 else. Nothing that exists is overwritten.
+
+The copy of an audit log is a beginning of the log, at least up to what was in it when the copy
+began, and to every checkpoint that is copied. The original is only read.
+
+A copy that is not in its place has no key store until the moment before, so that nothing in it
+can be read, with any master key; the next copy that is made beside it removes it, if its maker
+was killed. One whose maker lives is not disturbed: it has its directory locked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Questions that wait in the vault until somebody answers them from another process.
+"""Consent requests that wait in the vault until another process answers them.
 
-Guarantee: a question is answered once, before its end, and only as it was asked; what is
-over is forgotten. A plugin can't fill the queue: it has room for a few questions of each.
+Guarantee: a request is answered once, before its end, and only as it was asked; what is over
+is forgotten. A plugin can't fill the queue: it has room for a few requests of each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from apex_creds.policy.consent import DEADLINE, DENIED, ConsentAnswer, ConsentRe
 MAX_OPEN: Final = 128
 MAX_OPEN_OF_ONE: Final = 16
 PERIOD: Final = 0.2
-"""Seconds between two looks at the document's change token."""
+"""Seconds between two comparisons of the document's change token."""
 
 _replace = msgspec.structs.replace
 
@@ -32,7 +32,7 @@ class QueueConsent:
     Args:
         vault: Unsealed.
         deadline: Seconds after which a question can't be answered any more.
-        period: Seconds between two looks for an answer.
+        period: Seconds between two checks for an answer.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class QueueConsent:
         self._period = period
 
     async def ask(self, request: ConsentRequest) -> ConsentAnswer:
-        """Posts the question and waits; it is withdrawn if nobody waits any more."""
+        """Posts the request and waits; it is withdrawn when the wait ends."""
         now = self._access.moment()
         made = PendingRequest(
             id=new_id()[:8],

@@ -1,7 +1,7 @@
-"""Second factors of a vault: enrolled, shown, counted, taken away.
+"""Second factors of a vault: enrolled, verified, counted, removed.
 
 Guarantee: what an answer did (a step used, a code struck out, a failure counted) is durable
-before its outcome is told, and is decided by compare-and-set, so that restarts and other
+before its outcome is returned, and is decided by compare-and-set, so that restarts and other
 processes change nothing. Every outcome is in the audit log, and no answer is.
 """
 
@@ -262,7 +262,7 @@ class Factors:
         return second_factor.enrolled(await self.access.read(), principal)
 
     async def locked_for(self, principal: str = OPERATOR) -> float:
-        """Seconds until a code of the principal is looked at; 0: it is now."""
+        """Seconds until a code of the principal is checked; 0: now."""
         state = await self.access.read()
         return second_factor.locked_for(state, principal, self.access.moment())
 
@@ -309,18 +309,12 @@ class Factors:
         return verdict.factor
 
     def passed_now(self, subject: Subject, *, since: float) -> bool:
-        """Whether a factor was shown for it since then, if memory can tell; else False."""
+        """Whether a factor was shown for it since then, if memory is current; else False."""
         state = self.access.now()
         now = self.access.moment()
         return state is not None and second_factor.passed_since(
             state, subject, since=since, now=now
         )
-
-    def shown_now(self, subject: Subject) -> float | None:
-        """When a factor was last shown for it, if memory can tell; else None."""
-        state = self.access.now()
-        now = self.access.moment()
-        return None if state is None else second_factor.last_shown(state, subject, now=now)
 
     async def passed(self, subject: Subject, *, since: float) -> bool:
         """Whether a factor was shown for the subject since then, in any process."""
@@ -329,7 +323,7 @@ class Factors:
         return second_factor.passed_since(state, subject, since=since, now=now)
 
     async def claim(self, subject: Subject, *, since: float) -> bool:
-        """As ``passed``, and uses it up: of two that ask at once, one is told True."""
+        """As ``passed``, and uses it up: of two that ask at once, one gets True."""
         claimed = False
 
         def change(state: AccessState, _: Keystore) -> AccessState:
@@ -418,7 +412,7 @@ def _refusal(verdict: Verdict) -> SecondFactorError:
             retry_after=wait,
         )
     locked = f" No other is looked at for {wait:.0f} seconds." if wait else ""
-    # The same for a wrong code and for one that was used: only the log tells.
+    # The same for a wrong code and for one that was used: only the log has it.
     return SecondFactorError(
         f"The code was not accepted.{locked}", hint="A code works once; wait for the next."
     )

@@ -4,6 +4,12 @@ Guarantee: ``verify`` is the only way past. It is a function of the state that i
 committed against, so that answers which race, in one process or several, are judged one
 after the other: a counter or a recovery code passes once, and an answer that comes in
 while its principal is locked out is refused even if it is right.
+
+A counter that passed never passes again, whatever the clock says. One that is lower than
+another that passed does not pass either, unless that other one is from the future: it was
+taken while the clock was wrong, and is no obstacle once it is right. What is remembered are
+runs, from the first to the last counter of a time in which codes were used, so that what lies
+between them is spent; a pause of ``PAUSE`` begins a new run.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ LOCKING_FAILURE: Final = 3
 FIRST_DELAY: Final = 30.0
 MAX_DELAY: Final = 86_400.0
 MAX_WINDOW: Final = 86_400.0
-"""A factor that was shown counts for a day at most, whatever a gate is told."""
+"""A factor that was shown counts for a day at most, whatever a gate asks for."""
 _MANY: Final = 256
 
 
@@ -60,7 +66,7 @@ class SecondFactor(Protocol):
     async def check(
         self, factor: Factor, secret: SecretBytes, answer: str, *, now: float
     ) -> int | None:
-        """Whether ``answer`` is right, as far as this factor alone can tell.
+        """Whether ``answer`` is right, as far as this factor alone shows.
 
         Args:
             factor: As stored.
@@ -80,7 +86,7 @@ class SecondFactor(Protocol):
 class TimeBased(Protocol):
     """A kind of second factor whose counters are times by the wall clock.
 
-    A counter that was accepted while the clock was ahead keeps nobody out once it is right.
+    A counter that was accepted while the clock was ahead is no obstacle once it is right.
     """
 
     def newest(self, factor: Factor, *, now: float) -> int:
@@ -126,7 +132,7 @@ def verify(
     """Judges an answer against the state it is committed to.
 
     A recovery code passes during a lock-out, too: it can't be guessed, and it is what its
-    owner has left when somebody else keeps guessing. Nothing else does.
+    owner has left while an attacker keeps guessing. Nothing else does.
 
     Args:
         state: As stored now.
@@ -162,7 +168,7 @@ def verify(
 
 
 def locked_for(state: AccessState, principal: str, now: float | Moment) -> float:
-    """Seconds until an answer of the principal is looked at; 0: it is now.
+    """Seconds until an answer of the principal is checked; 0: now.
 
     By the boot-time clock while the machine runs on; else by the wall clock, and never for
     longer than that many failures lock.
@@ -186,13 +192,6 @@ def passed_since(
 ) -> bool:
     """Whether a factor was shown for the subject, at ``since`` or later, and not after now."""
     return _find_pass(state, subject, since=since, now=Moment.of(now)) is not None
-
-
-def last_shown(state: AccessState, subject: Subject, *, now: float | Moment) -> float | None:
-    """When a factor was last shown for the subject, Unix seconds; as ``decide`` wants it."""
-    now = Moment.of(now)
-    found = _find_pass(state, subject, since=0.0, now=now)
-    return found.at_by(now) if found else None
 
 
 def claim(
@@ -246,7 +245,7 @@ def _find_pass(
 
 
 def _recovery_set(state: AccessState, principal: str, digest: bytes) -> RecoverySet | None:
-    """The set that has the digest; every one is compared, so the time tells nothing."""
+    """The set that has the digest; every one is compared, so that the time reveals nothing."""
     found: RecoverySet | None = None
     for codes in state.recovery:
         hits = [kdf.constant_time_equal(known, digest) for known in codes.digests]
@@ -315,7 +314,8 @@ def _restamped(state: AccessState, principal: str, now: Moment) -> AccessState:
     lock = _lockout(state, principal)
     if lock is None or _left(lock, now) <= delay_after(lock.failures):
         return state
-    return _locked(state, principal, lock.failures, now)
+    made = _locked(state, principal, lock.failures, now)
+    return state if made == state else made  # a sum of floats may be a little more
 
 
 def _left(lock: Lockout, now: Moment) -> float:

@@ -55,10 +55,10 @@ class SecondFactorGate:
 
     Args:
         factors: The vault's.
-        ask: Asks for a code. None: the gate waits until somebody runs ``apex-creds factor
+        ask: Asks for a code. None: the gate waits until a person runs ``apex-creds factor
             verify --plugin PLUGIN --credential NAME`` in another terminal.
         window: Seconds for which a factor counts, for the same principal, plugin and
-            credential; 0: each lease takes one of its own. At most a day.
+            credential; 0: each lease takes a new one. At most a day.
         deadline: Seconds to wait for an answer.
     """
 
@@ -80,7 +80,7 @@ class SecondFactorGate:
         self._one_at_a_time: Queues[tuple[str, str, str]] = Queues()
 
     def second_factor_shown(self, subject: Subject) -> bool:
-        """Whether one still counts, as far as memory can tell; without waiting."""
+        """Whether one still counts, if memory is current; without waiting."""
         if not self._window:
             return False
         return self._factors.passed_now(subject, since=self._since())

@@ -1,8 +1,10 @@
-"""Asks for a code on the process's terminal, beside a running event loop.
+"""Asks on the process's terminal, for a code or for consent, beside a running event loop.
 
-Guarantee: what is typed is not shown; one question at a time; when the wait is cancelled
-(a deadline, an invocation that ends) the terminal is as it was, and what was typed until
-then is thrown away, not left for the shell.
+Guarantee: one question at a time. Nothing that a plugin says reaches the terminal but as
+printable text; a code that is typed is not shown; what was typed before the question stood
+there does not answer it. What is not understood three times, an empty line, and a terminal
+that goes away are a denial. When the wait is cancelled (a deadline, an invocation that ends)
+the terminal is as it was, and what was typed until then is thrown away, not left for the shell.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _LOOK_AGAIN: Final = 0.05
 
 
 class TerminalAsk:
-    """An ``Ask`` for runtimes that have a terminal of their own.
+    """An ``Ask`` for runtimes that run on a terminal.
 
     Args:
         path: The terminal; the process's own by default.
@@ -185,7 +187,7 @@ class TerminalConsent(TerminalAsk):
 
 
 def parse_answer(typed: str, *, now: Callable[[], float]) -> ConsentAnswer:
-    """The answer that somebody typed.
+    """The answer that was typed.
 
     Raises:
         InvalidInputError: It is none of those that there are.

@@ -1,9 +1,15 @@
-"""Time-based one-time codes (RFC 6238), by pyotp, as a ``SecondFactor``.
+"""Time-based one-time codes (RFC 6238), by pyotp, as a ``SecondFactor``; and recovery codes.
 
 Guarantee: a code is compared in constant time with every code of the drift window, and
 what is returned is its time step, so that no earlier or equal one passes again. The seed
 lies in locked memory; pyotp works on short-lived Python copies of it, and so does what
 shows it to its owner once.
+
+A recovery code has 120 random bits and is stored as an HMAC-SHA256 under a random key of its
+set. That is enough: no stretching (Argon2id) makes up for entropy that is there already. NIST
+SP 800-63B, 5.1.2.2, asks for stretching below 112 bits, and for limits on guessing below 64; a
+stretched check of ten codes would also cost an attacker nothing and this process ten seconds
+and 256 MiB for every wrong answer.
 """
 
 from __future__ import annotations
@@ -123,7 +129,7 @@ def matching_step(
     at = int(now // settings.period)
     found: int | None = None
     for step in range(max(0, at - settings.drift), at + settings.drift + 1):
-        # All are compared: the time does not tell which one it was.
+        # All are compared: the time does not reveal which one it was.
         if hmac.compare_digest(made.generate_otp(step), code):
             found = step
     return found

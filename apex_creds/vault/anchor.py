@@ -2,15 +2,22 @@
 
 Guarantee: an anchor is signed by the vault and kept with the master key, outside the
 vault's directory. It states only what was authenticated, and durable before it was written,
-so a crash leaves it behind the vault, never ahead; its numbers only grow, whoever writes
-it. At unseal, a log that was cut or written anew and a document of an older generation are
+so a crash leaves it behind the vault, never ahead; its numbers only grow, in all processes.
+At unseal, a log that was cut or written anew and a document of an older generation are
 named, with how far they are behind.
 
 What a process has committed, or read, is anchored with each checkpoint; a commit that took
-something away (see ``takes_away`` in ``keystore`` and ``state``), before it returns.
+something away (see ``takes_away`` of ``Document``), before it returns.
 
-An anchor is a signed note (c2sp.org/signed-note): the checkpoint's three lines under an
-origin of its own, then one line ``document generation`` for each document.
+An anchor is a signed note (c2sp.org/signed-note): the checkpoint's three lines under their
+own origin, then one line ``document generation`` for each document.
+
+A home's vault is pinned there, too, when it is made or first opened: the home opens with the
+same master key only as the same vault, until a person accepts another. So a directory that was
+replaced by that of another vault, made with the same key, is noticed. A home is known by its
+path, links resolved: one that was moved, copied or restored elsewhere is new. A pin is one
+line, ``apex-creds-home-v1 VAULT``. It is not signed: who can write it could remove it as well,
+and then the next opening is a first one, which the log says.
 """
 
 from __future__ import annotations

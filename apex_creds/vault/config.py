@@ -1,8 +1,15 @@
-"""The vault's configuration that is no secret: security/config.json.
+"""The vault's configuration that is no secret, its shared counts, and its homes' numbers.
 
-Guarantee: what is not there has its default; what is not understood is an error. It is not
-authenticated: whoever can write the directory can change it, and nothing here makes a
-secret readable.
+Guarantee: what is not in ``security/config.json`` has its default; what is not understood is an
+error. It is not authenticated: who can write the directory can change it, and nothing here
+makes a secret readable.
+
+Of homes that share a vault each has one number of 128 bits for good, from its first process
+on; it names the home's audit log, which no other home writes. It is no secret: a home that
+takes another number has an empty log of that number, which the vault's database shows.
+
+The document ``limits`` has the counts of limits that outlive the process. It is apart from the
+others, so that a use that is counted rewrites nothing but the counts.
 """
 
 from __future__ import annotations

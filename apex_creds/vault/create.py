@@ -1,9 +1,13 @@
-"""How a vault comes to be.
+"""Creates a vault, and opens the storage that has its documents.
 
 Guarantee: of any number of processes that create a vault at one place, exactly one
 succeeds; the others leave no key behind. A crash at any point leaves either a whole vault
 or none; a master key that nothing refers to yet is used by the next init, or taken back; so
 it is with a server that goes away.
+
+A storage that is shared works in a thread for itself, so that code in any event loop, or in
+none, may use the vault; the home of such a vault has its audit log, its policy and its
+configuration, and no documents.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""What goes into the vault and comes out of it: items, metadata, opened credentials.
+"""Credentials as they go into the vault and come out of it, with their grants.
 
-Guarantee: pure values, but for ``Opened``, whose parts lie in locked memory.
+Guarantee: ``Facts`` are current, and the key store in memory has the record's key: neither the
+grants nor the record has moved since the other was read. The parts of ``Opened`` lie in locked
+memory. All else is a value.
 """
 
 from __future__ import annotations

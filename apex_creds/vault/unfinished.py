@@ -1,7 +1,11 @@
-"""What stands in the way of a new vault: a restore that goes on, or what a vault left.
+"""What an interrupted init or restore left in a home, and the lock while a vault is made.
 
 Guarantee: no vault is made where one lost its key store (rule 6), or where a restore was
-interrupted, nor while a restore goes on in any process; and nobody is told to make one there.
+interrupted, nor while a restore goes on in any process; and no hint says to make one there.
+
+An init notes which vault it makes, with which key. The note is durable before there is a
+master key, and goes when the vault has been opened for the first time. It holds no secret, and
+tells a key that this init made from one that somebody else put in the same place.
 """
 
 from __future__ import annotations

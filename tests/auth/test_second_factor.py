@@ -164,7 +164,6 @@ def test_how_long_ago_a_factor_was_shown_does_not_change_with_the_clock(jump):
     for window, counts in ((201.0, True), (199.0, False)):
         since, now = clock.wall - window, Moment.now(clock)
         assert second_factor.passed_since(state, SUBJECT, since=since, now=now) is counts
-    assert second_factor.last_shown(state, SUBJECT, now=Moment.now(clock)) == clock.wall - 200.0
 
 
 def test_one_principals_lock_out_is_not_anothers():
@@ -201,14 +200,16 @@ def test_a_pass_is_for_one_plugin_one_credential_one_principal_and_a_while():
         assert not shown(msgspec.structs.replace(SUBJECT, **other))
 
 
-def test_when_a_factor_was_last_shown():
+def test_a_factor_counts_from_when_it_was_shown_for_a_day():
     state = answer(STATE, proof(11), subject=SUBJECT).state
-    assert second_factor.last_shown(state, SUBJECT, now=100.0) == 100.0
-    assert second_factor.last_shown(state, SUBJECT, now=99.0) is None
-    assert second_factor.last_shown(state, SUBJECT, now=101.0 + MAX_WINDOW) is None
-    assert second_factor.last_shown(STATE, SUBJECT, now=100.0) is None
+    assert second_factor.passed_since(state, SUBJECT, since=0.0, now=100.0) is True
+    assert second_factor.passed_since(state, SUBJECT, since=0.0, now=99.0) is False
+    assert (
+        second_factor.passed_since(state, SUBJECT, since=0.0, now=101.0 + MAX_WINDOW) is False
+    )
+    assert second_factor.passed_since(STATE, SUBJECT, since=0.0, now=100.0) is False
     later = answer(state, proof(12), now=200.0, subject=SUBJECT).state
-    assert second_factor.last_shown(later, SUBJECT, now=200.0) == 200.0
+    assert second_factor.passed_since(later, SUBJECT, since=0.0, now=200.0) is True
 
 
 def test_a_pass_that_is_claimed_is_gone():
@@ -311,3 +312,12 @@ def test_the_document_reads_back_and_refuses_what_it_does_not_know():
     assert msgspec.msgpack.encode(AccessState()) == b"\x80"
     with pytest.raises(msgspec.ValidationError):
         msgspec.msgpack.decode(msgspec.msgpack.encode({"news": 1}), type=AccessState)
+
+
+def test_a_lock_that_a_sum_of_floats_makes_longer_is_not_written_again():
+    state = STATE
+    for now in (0.0, 0.0, 59.9):
+        state = answer(state, WRONG, now=now).state
+    refused = answer(state, WRONG, now=59.9)
+    assert refused.outcome is FactorOutcome.LOCKED
+    assert refused.state is state
