@@ -2,7 +2,7 @@
 
 Guarantee: the key store is written last, so that there is no vault in the target before
 every record there was read back, is the source's byte for byte, and was opened with the
-keys. What an interrupted copy had written is looked at, and taken where it is right. The
+keys. What an interrupted copy had written is compared, and kept where it is right. The
 source is only read (one that an older program wrote last gets its document key first). What
 its processes write while the last round is copied is copied by another one; stop them to be
 sure that the copy is the whole of it.
@@ -95,7 +95,7 @@ async def transfer(
         vault: The source.
         target: Has no vault yet; what an interrupted copy left there is used. One that was
             interrupted after its last write is only compared.
-        progress: Told what is being done.
+        progress: Called with each step.
 
     Raises:
         VaultExistsError: There is a vault in the target that is not this copy.

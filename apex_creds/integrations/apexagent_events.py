@@ -32,7 +32,7 @@ import msgspec
 from apex_creds.concurrency import LOOK
 from apex_creds.errors import ApexCredsError, InvalidInputError
 from apex_creds.model import new_id
-from apex_creds.scheduler.event_queue import EventBus
+from apex_creds.scheduler.event_queue import EventQueue
 from apex_creds.scheduler.rotation_state import DEFAULT_TABLE, Event, kind_of, read_event
 
 __all__ = ["Connection", "EventManager", "SecurityEvent", "connect"]
@@ -175,7 +175,7 @@ class EventManager(Protocol):
 
 async def connect(
     manager: EventManager,
-    bus: EventBus,
+    bus: EventQueue,
     *,
     make_event: Callable[..., object] | None = None,
 ) -> Connection:
@@ -206,7 +206,7 @@ async def connect(
 class Connection:
     """What ``connect`` made; a context manager that disconnects."""
 
-    def __init__(self, manager: EventManager, bus: EventBus, make: Maker) -> None:
+    def __init__(self, manager: EventManager, bus: EventQueue, make: Maker) -> None:
         """Use ``connect``."""
         self._manager = manager
         self._bus = bus
@@ -224,7 +224,7 @@ class Connection:
 
         self._registered = await self._manager.register_callback(incoming, types) or incoming
         with suppress(ApexCredsError):  # sealed: the worker looks as soon as it can
-            await self._bus.look()
+            await self._bus.refresh()
 
     async def disconnect(self) -> None:
         """Nothing passes from now on; idempotent. May be called by a subscriber, too."""

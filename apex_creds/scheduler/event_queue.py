@@ -88,7 +88,7 @@ class Reactor(Protocol):
         """The services whose keys an event without a level is about."""
 
 
-class EventBus:
+class EventQueue:
     """The events of one vault.
 
     Args:
@@ -109,8 +109,8 @@ class EventBus:
         self._reactor = reactor
         self._subscriptions: list[Subscription] = []
         self._lock = threading.Lock()
-        self._looked = False
-        self._heard: dict[str, None] = {}
+        self._refreshed = False
+        self._delivered: dict[str, None] = {}
         self._from: dict[str, Subscription | None] = {}
 
     def subscribe(
@@ -118,8 +118,8 @@ class EventBus:
     ) -> Subscription:
         """Has ``callback`` called with each event, whichever process accepts it.
 
-        It is called from a task of its own, in the running event loop; what it raises is
-        logged and goes no further. Those of other processes are heard of by ``look``, which
+        It is called from another task, in the running event loop; what it raises is
+        logged and goes no further. Those of other processes come with ``refresh``, which
         a worker does every few seconds.
         """
         made = Subscription(callback, kinds)
@@ -131,7 +131,7 @@ class EventBus:
 
         Args:
             event: What happened.
-            heard_by: Who knows of it already.
+            heard_by: The subscription that has it already.
 
         Returns:
             Whether it was new; within the debounce time, the same one is not.
@@ -153,10 +153,10 @@ class EventBus:
             state = await self._document.change(lambda found: _with_event(found, made, now))
             new = any(item.id == made.id for item in (*state.queue, *state.acted))
             if new:
-                self._tell([made])
+                self._deliver([made])
         finally:
             del self._from[made.id]
-        await asyncio.sleep(0)  # who hears of it here is given a turn, but not waited for
+        await asyncio.sleep(0)  # subscribers here may run, but are not waited for
         return new
 
     async def _concerns(self, event: Event, reactions: Collection[Reaction]) -> dict[str, int]:
@@ -173,30 +173,30 @@ class EventBus:
             return {}
         return newest_below(keystore, level, labels)
 
-    async def look(self) -> None:
-        """Has subscribers hear of what other processes accepted since the last look.
+    async def refresh(self) -> None:
+        """Delivers what other processes accepted since the last refresh.
 
-        At the first look, what was acted on already is history.
+        At the first one, what was acted on already is history.
         """
         self._relay(await self._document.read())
 
     def _relay(self, state: RotationState) -> None:
-        first, self._looked = not self._looked, True
+        first, self._refreshed = not self._refreshed, True
         if first:
             with self._lock:
-                self._heard |= {item.id: None for item in state.acted}
-        self._tell([*state.acted, *state.queue])
+                self._delivered |= {item.id: None for item in state.acted}
+        self._deliver([*state.acted, *state.queue])
 
-    def _tell(self, items: Collection[Accepted]) -> None:
+    def _deliver(self, items: Collection[Accepted]) -> None:
         with self._lock:
-            new = [item for item in items if item.id not in self._heard]
-            self._heard |= {item.id: None for item in new}
-            while len(self._heard) > _REMEMBERED:
-                del self._heard[next(iter(self._heard))]
+            new = [item for item in items if item.id not in self._delivered]
+            self._delivered |= {item.id: None for item in new}
+            while len(self._delivered) > _REMEMBERED:
+                del self._delivered[next(iter(self._delivered))]
             self._subscriptions = [each for each in self._subscriptions if each.active]
-            told = tuple(self._subscriptions)
+            subscriptions = tuple(self._subscriptions)
         for item in new:
-            for subscription in told:
+            for subscription in subscriptions:
                 if subscription is not self._from.get(item.id):
                     subscription.put(item.event)
 

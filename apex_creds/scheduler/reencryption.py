@@ -89,7 +89,7 @@ class Leader:
 
 
 async def worker_runs(storage: Storage) -> bool | None:
-    """Whether some worker runs on a vault; None where that can't be told."""
+    """Whether some worker runs on a vault; None where the storage can't say."""
     if not isinstance(storage, Leads):
         return None
     try:
@@ -310,7 +310,7 @@ def _stale(
 ) -> list[Record]:
     """The records to do, those under compromised versions first."""
     verdicts: dict[bytes, bool | None] = {}
-    buckets: dict[bytes, list[Record]] = {}  # by key: each is set up once for all of its own
+    buckets: dict[bytes, list[Record]] = {}  # by key: each is set up once for all its records
     for record in section.records.values():
         head = record.head
         if head not in verdicts:

@@ -165,7 +165,7 @@ DEFAULT_TABLE: Final[Table] = {
         Reaction.ROTATE_AND_DESTROY,
         Reaction.NOTIFY,
     ),
-    # Which keys it had is told by its grants, so they go last.
+    # Its grants say which keys it had, so they go last.
     "plugin_removed": (Reaction.REVOKE_LEASES, Reaction.ROTATE, Reaction.REVOKE_GRANTS),
     "audit_tampered": (Reaction.LOCK_DOWN, Reaction.NOTIFY),
     "denials_exceeded": (Reaction.REVOKE_LEASES, Reaction.NOTIFY),

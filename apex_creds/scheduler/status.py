@@ -115,7 +115,7 @@ class Undone:
         levels: Those with keys that are to be renewed, in order.
         steps: How many steps could be taken now.
         events: How many events wait to be acted on.
-        worker: Whether some worker runs; None where that can't be told.
+        worker: Whether some worker runs; None where the storage can't say.
         ahead: Levels whose newest key is from a time that is still to come.
     """
 
@@ -235,8 +235,8 @@ class Watch:
     async def _verify(self) -> None:
         keys = (self._log_key(), *read_keys(self._directory)[1:])
         vault_id = self._vault.audit.vault_id
-        look = partial(check, self._directory, vault_id=vault_id, keys=keys)
-        found = await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
+        work = partial(check, self._directory, vault_id=vault_id, keys=keys)
+        found = await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
         waits = self._waits(found)
         report = judged(self._directory, found, vault_id=vault_id, waits=waits)
         if not report.ok:

@@ -48,7 +48,7 @@ from apex_creds.fs.private_files import replace_file
 from apex_creds.model import new_id
 from apex_creds.plain import check_can, check_is
 from apex_creds.scheduler.engine import Engine, Outcome
-from apex_creds.scheduler.event_queue import EventBus, Notify, VaultReactor
+from apex_creds.scheduler.event_queue import EventQueue, Notify, VaultReactor
 from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.plan import Step
 from apex_creds.scheduler.reencryption import WORKER, Leader, Pace, Progress, reencrypt
@@ -136,7 +136,7 @@ class RotationWorker:
         health_file: Where ``health`` is written.
         help_others: Re-encrypt while another worker has the lease.
         on_progress: Called as re-encryption proceeds.
-        watching: Verify and count the audit log, and tell metrics what is due. A log that
+        watching: Verify and count the audit log, and export as metrics what is due. A log that
             was altered is an ``AuditTampered`` event.
         harden: Whether to call ``harden_process()``, as the middleware does.
     """
@@ -190,7 +190,7 @@ class RotationWorker:
         )
         self._document = document
         self._reactor = VaultReactor(vault, notify=notify)
-        self.bus = EventBus(vault.store, document, reactor=self._reactor)
+        self.bus = EventQueue(vault.store, document, reactor=self._reactor)
         self._periodic: dict[str, Periodic] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._place: Place | None = None
@@ -252,7 +252,7 @@ class RotationWorker:
         """Accepts an event, durably, and has it acted on at once; from any event loop.
 
         Returns:
-            Whether it was new; see ``EventBus.accept``.
+            Whether it was new; see ``EventQueue.accept``.
         """
         accepted = await self.bus.accept(event)
         if accepted and (job := self._periodic.get("events")):

@@ -154,7 +154,7 @@ class Anchor:
         ]
         for name in self._looked_at & anchored.documents.keys():
             at, known = await self._stored(name), anchored.documents[name]
-            # One that is missing or malformed is an error of its own to whoever reads it.
+            # One that is missing or malformed is an error when it is read.
             if 0 < at < known:
                 stands = f"the document {name!r} is at generation {at}"
                 found.append(f"{stands}; {known} was anchored, {known - at} more")
@@ -172,7 +172,7 @@ class Anchor:
         try:
             return msgspec.json.decode(without_body(stored.data), type=_Peek).generation
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return 0  # whoever reads it gets the error
+            return 0  # an error when it is read
 
     @property
     def keeps(self) -> bool:

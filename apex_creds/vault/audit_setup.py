@@ -297,8 +297,8 @@ async def _accept(
 async def _authentic(store: DocumentStore, names: Collection[str]) -> dict[str, Header]:
     """The headers of the documents that are the vault's own, however old they are.
 
-    For an older state that is accepted on purpose. What does not open is left out: whoever
-    reads it gets the error.
+    For an older state that is accepted on purpose. What does not open is left out, and is an
+    error when it is read.
     """
     found: dict[str, Header] = {}
     for name in names:

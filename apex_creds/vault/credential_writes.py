@@ -270,7 +270,7 @@ async def _withdraw(
 ) -> None:
     """Takes a put back.
 
-    Each writer looks for the other after its own commit, so that one at least of two that
+    Each writer checks for the other after its own commit, so that one at least of two that
     give a name to two kinds sees it.
     """
 

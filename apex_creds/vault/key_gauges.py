@@ -1,6 +1,6 @@
 """What a vault says of its keys when metrics are collected.
 
-Guarantee: only what is in memory is looked at, and only when it changed since; a sealed
+Guarantee: only what is in memory is read, and only when it changed since; a sealed
 vault says nothing.
 """
 
@@ -34,7 +34,7 @@ class KeyGauges:
         keks, master = keystore.root_header.keks, keystore.root_header.master
         yield from _ages("kek", (keks,), now)
         yield from _ages("dek", (keystore.body.root, *keystore.body.deks), now)
-        # A master key has no date of its own; its first KEK was made with it.
+        # A master key has no date; its first KEK was made with it.
         made = [v.created for v in keks.versions if v.parent == master.version]
         if made:
             yield KeyAge("master", KeyState.PRIMARY.value, now - min(made))

@@ -69,7 +69,7 @@ def alone(home: Path) -> Iterator[None]:
 async def making(home: Path, *, elsewhere: bool = False) -> AsyncIterator[Begun]:
     """Holds the same lock while a new vault is made; waits some seconds for others.
 
-    Where there is a key store already, which whoever makes one finds, nothing is touched,
+    Where there is a key store already, nothing is touched,
     unless it was made by an init that was interrupted.
 
     Yields:
@@ -134,7 +134,7 @@ def _has_keystore(home: Path) -> bool:
 
 
 def refuse_remains(home: Path) -> None:
-    """Refuses a place where a vault was; for whoever holds the lock.
+    """Refuses a place where a vault was; for the holder of the lock.
 
     Raises:
         VaultExistsError: There is no key store, but something else of a vault.
@@ -188,7 +188,7 @@ def clear(home: Path) -> None:
 
 
 def sweep(home: Path) -> None:
-    """As ``clear``, for whoever holds the lock."""
+    """As ``clear``, for the holder of the lock."""
     for path in home.iterdir():
         if _STAGE.fullmatch(path.name):
             remove_tree(path)

@@ -32,7 +32,7 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTIONS, ApiKey, GenericSecret, Secret
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.event_queue import EventBus
+from apex_creds.scheduler.event_queue import EventQueue
 from apex_creds.scheduler.reencryption import Pace
 from apex_creds.scheduler.rotation_state import (
     CompromiseSuspected,
@@ -273,7 +273,7 @@ class Worker:
             next_fire=lambda *_: None,
             pace=Pace(slice_records=2),
         )
-        self.bus = EventBus(self.store, self.document, reactor=Reactor())
+        self.bus = EventQueue(self.store, self.document, reactor=Reactor())
 
     async def act(self) -> None:
         """One random thing."""
