@@ -34,7 +34,7 @@ from apex_creds.admin.archive import (
     verified_log,
 )
 from apex_creds.audit.checkpoint import LogKey
-from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.events import EventKind
 from apex_creds.concurrency import off_loop
 from apex_creds.crypto import signing
 from apex_creds.documents.document import parse
@@ -131,7 +131,7 @@ async def backup(vault: Vault, destination: Path, *, provider: MasterKeyProvider
             hint="Back up the database, or first: apex-creds copy --to DIRECTORY",
         )
     destination = _place(destination, vault.home)
-    _log(vault, f"to {destination.name}")
+    vault.record(EventKind.BACKUP, action="backup", detail=f"to {destination.name}")
     await anyio.to_thread.run_sync(vault.audit.sign)
     with contextlib.ExitStack() as stack:
         making = partial(stack.enter_context, partial_copy(destination))
@@ -164,13 +164,6 @@ def _place(destination: Path, home: Path) -> Path:
     return destination
 
 
-def _log(vault: Vault, detail: str) -> None:
-    event = AuditEvent(
-        time=vault.clock.time(), kind=EventKind.BACKUP, action="backup", detail=detail
-    )
-    vault.audit.append(event)
-
-
 # -- copying -----------------------------------------------------------------------------
 
 
@@ -187,7 +180,9 @@ async def _copy(vault: Vault, where: Path) -> bytes:
             await copy.write(name, data, expected=None)
     finally:
         await copy.close()
-    await anyio.to_thread.run_sync(_copy_others, vault.home, where)
+    await anyio.to_thread.run_sync(copy_policy, vault.home, where)
+    log = audit_directory(vault.home)
+    await anyio.to_thread.run_sync(copy_log, log, audit_directory(where))
     return held
 
 
@@ -202,11 +197,6 @@ def copy_policy(home: Path, where: Path) -> None:
             fd = folder.open(POLICY)
         with open(fd, "rb") as file:
             put_file(where / SECURITY / POLICY, iter(lambda: file.read(_CHUNK), b""))
-
-
-def _copy_others(home: Path, where: Path) -> None:
-    copy_policy(home, where)
-    copy_log(audit_directory(home), audit_directory(where))
 
 
 async def _documents(store: DocumentStore, home: Path) -> dict[str, bytes]:
