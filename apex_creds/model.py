@@ -95,7 +95,9 @@ SECTIONS: Final[dict[CredentialKind, str]] = {
     CredentialKind.BASIC: "basic_auth",
     CredentialKind.GENERIC: "generic",
 }
-"""The section (storage document) of each kind; also the order of look-ups."""
+"""The section (storage document) of each kind."""
+SECTION_NAMES: Final = tuple(SECTIONS.values())
+"""In the order in which a name is searched for."""
 
 
 class Sensitivity(StrEnum):

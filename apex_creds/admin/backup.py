@@ -52,7 +52,7 @@ from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.private_files import Folder, sync_directory, translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
-from apex_creds.model import Clock
+from apex_creds.model import SECTION_NAMES, Clock
 from apex_creds.scheduler import kek_rotation
 from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage
 from apex_creds.storage.file_storage import FileStorage
@@ -264,7 +264,7 @@ async def examine(
         create.map_names(storage, keystore)
         await kek_rotation.scan(store)
         count = 0
-        for section in [await store.sections.read(name) for name in kek_rotation.SECTION_NAMES]:
+        for section in [await store.sections.read(name) for name in SECTION_NAMES]:
             await off_loop(len(section.records), partial(_open_all, section, keystore))
             count += len(section.records)
         events, head = await _check_log(storage.root, keystore)

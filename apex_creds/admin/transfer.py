@@ -44,7 +44,7 @@ from apex_creds.errors import (
     VaultExistsError,
 )
 from apex_creds.keys.hierarchy import KEYSTORE
-from apex_creds.model import SECTIONS
+from apex_creds.model import SECTION_NAMES
 from apex_creds.storage.base import (
     CONFIG,
     STATE_DOCUMENTS,
@@ -146,7 +146,7 @@ class _Copying:
             before = await self._state()
             self._keystore = await self._store.keystore()
             self._there, self._done = {}, Copied()
-            for name in SECTIONS.values():
+            for name in SECTION_NAMES:
                 say(name)
                 await self._copy_section(await self._store.sections.read(name))
             for name in STATE_DOCUMENTS:
@@ -202,7 +202,7 @@ class _Copying:
     async def _state(self) -> list[object]:
         """What moves when anything does that is copied."""
         keystore = await self._store.keystore()
-        sections = [await self._store.sections.read(name) for name in SECTIONS.values()]
+        sections = [await self._store.sections.read(name) for name in SECTION_NAMES]
         states = await self._store.storage.read_many(STATE_DOCUMENTS)
         return [
             (keystore.header.generation, keystore.mac),

@@ -96,7 +96,7 @@ def approve(
     answer = ConsentAnswer(choice=choice, until=until, by=_BY)
 
     async def work(vault: Vault) -> PendingRequest:
-        await vault.refuse_lockdown()
+        await vault.check_not_locked_down()
         requests = Requests(vault)
         request = (await requests.find(request_id)).request
         for line in lines(request):

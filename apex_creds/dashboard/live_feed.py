@@ -47,10 +47,10 @@ from apex_creds.errors import (
     StorageError,
 )
 from apex_creds.fs.home import audit_directory
+from apex_creds.model import SECTION_NAMES
 from apex_creds.policy.grants import Grants, Lockdown
 from apex_creds.policy.policy_file import Change, PolicySource
 from apex_creds.policy.rules import Policy
-from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 

@@ -40,6 +40,7 @@ from apex_creds.errors import (
     InvalidInputError,
 )
 from apex_creds.model import (
+    SECTION_NAMES,
     SECTIONS,
     Clock,
     CredentialInfo,
@@ -176,7 +177,7 @@ async def finish_removals(store: DocumentStore, *, clock: Clock) -> bool | None:
         Whether all of it is destroyed, as read back; None where there was nothing.
     """
     done = None
-    for section in SECTIONS.values():
+    for section in SECTION_NAMES:
         for label in await key_versions.left_behind(store, section):
             destroyed = await key_versions.destroy_unused(
                 store, section, label, now=clock.time()
@@ -249,7 +250,7 @@ async def _remove(
 
 
 async def _refuse_taken(store: DocumentStore, section: str, names: Collection[str]) -> None:
-    others = [other for other in SECTIONS.values() if other != section]
+    others = [other for other in SECTION_NAMES if other != section]
     found = await store.sections.read_all(others)
 
     def taken() -> bool:
