@@ -9,6 +9,7 @@ touch the secret, and counts from the next lease and redeem on, in every process
 
 from __future__ import annotations
 
+import math
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -109,12 +110,16 @@ async def put(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """What is to change of a credential beside its value; None stays as it is."""
+    """What is to change of a credential beside its value; None stays as it is.
+
+    ``expires`` is infinite for a credential without end.
+    """
 
     challenge: bool | None = None
     sensitivity: Sensitivity | None = None
     origins: tuple[Origin, ...] | None = None
     delivery: Delivery | None = None
+    expires: float | None = None
 
     def __str__(self) -> str:
         """For the log."""
@@ -125,6 +130,8 @@ class Edit:
             said.append(f"may be sent to {', '.join(map(str, self.origins)) or 'nowhere'}")
         if self.delivery is not None:
             said.append(f"sent as {self.delivery}")
+        if self.expires is not None:
+            said.append("without end" if self.expires == math.inf else "with another end")
         return "; ".join(said)
 
 
@@ -137,6 +144,7 @@ async def edit(
         CredentialNotFoundError: There is none of that name any more.
     """
     made: CredentialInfo | None = None
+    end = None if changes.expires == math.inf else changes.expires
 
     def change(before: Section, _: Keystore) -> Mapping[str, Record]:
         nonlocal made
@@ -150,6 +158,7 @@ async def edit(
             sensitivity=changes.sensitivity or info.sensitivity,
             origins=info.origins if changes.origins is None else changes.origins,
             delivery=changes.delivery or info.delivery,
+            expires=info.expires if changes.expires is None else end,
             updated=clock.time(),
         )
         return {**before.records, name: Record(made, old.sealed)}

@@ -7,6 +7,7 @@ that changes the vault is audited before it happens.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -46,6 +47,7 @@ from apex_creds.model import (
     Secret,
     Sensitivity,
     SystemClock,
+    check_time,
 )
 from apex_creds.storage.base import Storage
 from apex_creds.telemetry import instruments, semconv, tracing
@@ -362,6 +364,7 @@ class Vault(Locking):
         sensitivity: str | Sensitivity | None = None,
         origins: Iterable[str | Origin] | None = None,
         delivery: str | Delivery | None = None,
+        expires: float | None = None,
     ) -> CredentialInfo:
         """Changes what is known of a credential, not its value; None leaves it as it is.
 
@@ -374,17 +377,21 @@ class Vault(Locking):
             sensitivity: ``normal``, ``sensitive`` or ``critical``.
             origins: Where it may be sent from now on, ``https://host[:port]``.
             delivery: ``bearer``, ``header:NAME``, ``query:NAME`` or ``basic``.
+            expires: Until when it is good, in Unix seconds; infinite: without end.
 
         Raises:
             CredentialNotFoundError: There is none of that name.
-            InvalidInputError: There is no such level, origin or delivery.
+            InvalidInputError: There is no such level, origin, delivery or time.
         """
+        if expires != math.inf:
+            check_time(expires, what="end of the credential")
         section = SECTIONS[(await self.get(name)).kind]
         changes = credential_writes.Edit(
             challenge=challenge,
             sensitivity=None if sensitivity is None else parse_level(sensitivity),
             origins=None if origins is None else tuple(map(Origin.parse, map(str, origins))),
             delivery=Delivery.parse(delivery) if isinstance(delivery, str) else delivery,
+            expires=expires,
         )
         self.record(EventKind.PUT, credential=name, detail=str(changes))
         return await credential_writes.edit(
