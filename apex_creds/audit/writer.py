@@ -276,11 +276,11 @@ class Writer:
         self.fault = ""
 
     def is_torn(self) -> bool:
-        """Tells whether the segment has more than was read; another's or a torn line."""
+        """Whether the segment has more than was read; another's or a torn line."""
         return self._segment.size() != self.end
 
-    def look(self) -> None:
-        """Sees whether the file is still there; a sealed one may be gone.
+    def check_in_place(self) -> None:
+        """Checks that the file is still there; a sealed one may be gone.
 
         Raises:
             AuditTamperedError: It was removed or replaced.

@@ -25,7 +25,7 @@ import msgspec
 
 from apex_creds.audit import line as lines
 from apex_creds.audit.events import Recorded
-from apex_creds.audit.log_files import open_to_read, read_between, settled_size
+from apex_creds.audit.log_files import open_to_read, read_between, stable_size
 from apex_creds.audit.segment import file_name, read_segment, segments
 from apex_creds.auth.consent_queue import Requests
 from apex_creds.dashboard.lease_view import (
@@ -235,7 +235,7 @@ class LogTail:
                 raise
             return read_segment(packed)[self._offset :]
         try:
-            size = settled_size(fd)
+            size = stable_size(fd)
             if size < self._offset:
                 raise AuditTamperedError(
                     f"{plain.name} of the audit log was cut.",
