@@ -402,17 +402,17 @@ def create_whole(
 ) -> None:
     """Makes a file with its content, in one step.
 
-    What can be made again need not be ``durable``: a crash of the machine may leave any bytes
-    of it.
+    Without ``replace`` callers hold a lock, so that no two make the same file. What can be
+    made again need not be ``durable``: a crash of the machine may leave any bytes of it.
 
     Raises:
         AuditUnavailableError: It could not be made, or there is one and not ``replace``.
     """
     try:
-        if replace:
-            replace_file(path, [data], mode=mode, durable=durable)
-        else:
-            create_exclusive(path, [data])
+        if not replace and os.path.lexists(path):
+            raise FileExistsError(17, "exists")
+        # Not by a link: for a moment the file would have a second name, which is refused.
+        replace_file(path, [data], mode=mode, durable=durable)
     except OSError as error:
         raise unavailable("written", error) from None
 

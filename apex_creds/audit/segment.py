@@ -48,6 +48,7 @@ __all__ = [
     "edge_before",
     "file_name",
     "find_segment",
+    "is_compressed",
     "pack",
     "read_segment",
     "segments",
@@ -325,15 +326,30 @@ class SegmentReader:
         self.close()
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether a segment is there in its compressed form.
+
+    Args:
+        path: Where it was written to.
+
+    Raises:
+        AuditUnavailableError: It can't be seen.
+    """
+    return exists(_packed(path))
+
+
+def _packed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
+
+
 def _open_either(path: Path) -> tuple[Path, int]:
     """Opens a segment's file, or what a process that uses the log made of it meanwhile."""
     try:
         return path, open_to_read(path)
     except AuditTamperedError:
-        packed = path.with_name(f"{path.name}.gz")
-        if exists(path) or not exists(packed):
+        if exists(path) or not is_compressed(path):
             raise
-        return packed, open_to_read(packed)
+        return _packed(path), open_to_read(_packed(path))
 
 
 def read_segment(path: Path) -> bytes:
@@ -445,7 +461,7 @@ def compress(plain: Path) -> None:
     if not exists(plain):
         return  # another process was quicker
     data = read_segment(plain)
-    create_whole(plain.with_name(f"{plain.name}.gz"), pack(data), replace=True, mode=0o400)
+    create_whole(_packed(plain), pack(data), replace=True, mode=0o400)
     try:
         plain.unlink(missing_ok=True)
         sync_directory(plain.parent)
