@@ -34,10 +34,11 @@ from apex_creds.admin.archive import (
     verified_log,
 )
 from apex_creds.audit.checkpoint import LogKey
-from apex_creds.audit.events import EventKind
+from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.concurrency import off_loop
 from apex_creds.crypto import signing
 from apex_creds.documents.document import parse
+from apex_creds.documents.grant_set import grant_shards
 from apex_creds.documents.keystore import Keystore, MasterKeySource
 from apex_creds.documents.records import open_record
 from apex_creds.documents.sections import Section, documents_of
@@ -52,7 +53,7 @@ from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.private_files import Folder, sync_directory, translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
-from apex_creds.model import SECTION_NAMES, Clock
+from apex_creds.model import Clock
 from apex_creds.scheduler import kek_rotation
 from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage
 from apex_creds.storage.file_storage import FileStorage
@@ -131,7 +132,7 @@ async def backup(vault: Vault, destination: Path, *, provider: MasterKeyProvider
             hint="Back up the database, or first: apex-creds copy --to DIRECTORY",
         )
     destination = _place(destination, vault.home)
-    vault.record(EventKind.BACKUP, action="backup", detail=f"to {destination.name}")
+    _log(vault, f"to {destination.name}")
     await anyio.to_thread.run_sync(vault.audit.sign)
     with contextlib.ExitStack() as stack:
         making = partial(stack.enter_context, partial_copy(destination))
@@ -164,6 +165,13 @@ def _place(destination: Path, home: Path) -> Path:
     return destination
 
 
+def _log(vault: Vault, detail: str) -> None:
+    event = AuditEvent(
+        time=vault.clock.time(), kind=EventKind.BACKUP, action="backup", detail=detail
+    )
+    vault.audit.append(event)
+
+
 # -- copying -----------------------------------------------------------------------------
 
 
@@ -180,9 +188,7 @@ async def _copy(vault: Vault, where: Path) -> bytes:
             await copy.write(name, data, expected=None)
     finally:
         await copy.close()
-    await anyio.to_thread.run_sync(copy_policy, vault.home, where)
-    log = audit_directory(vault.home)
-    await anyio.to_thread.run_sync(copy_log, log, audit_directory(where))
+    await anyio.to_thread.run_sync(_copy_others, vault.home, where)
     return held
 
 
@@ -199,11 +205,16 @@ def copy_policy(home: Path, where: Path) -> None:
             put_file(where / SECURITY / POLICY, iter(lambda: file.read(_CHUNK), b""))
 
 
+def _copy_others(home: Path, where: Path) -> None:
+    copy_policy(home, where)
+    copy_log(audit_directory(home), audit_directory(where))
+
+
 async def _documents(store: DocumentStore, home: Path) -> dict[str, bytes]:
     """All documents as of one instant: none moved while they were read."""
     storage = store.storage
     for _ in range(_OPTIMISTIC):
-        names = _names(await store.keystore())
+        names = _names(storage, await store.keystore())
         before = _tokens(storage, names)
         found = await _read_all(storage, names)
         if before == _tokens(storage, names):
@@ -212,7 +223,7 @@ async def _documents(store: DocumentStore, home: Path) -> dict[str, bytes]:
     with contextlib.ExitStack() as held:
         if isinstance(storage, FileStorage):
             await anyio.to_thread.run_sync(_hold_writers, held, home)
-        names = _names(await store.keystore())
+        names = _names(storage, await store.keystore())
         before = _tokens(storage, names)
         found = await _read_all(storage, names)
         if before != _tokens(storage, names):
@@ -227,8 +238,9 @@ def _hold_writers(held: contextlib.ExitStack, home: Path) -> None:
         held.enter_context(WriteLock(timeout=_LOCK_SECONDS).held(folder))
 
 
-def _names(keystore: Keystore) -> list[str]:
-    return [KEYSTORE, CONFIG, *documents_of(keystore), *STATE_DOCUMENTS]
+def _names(storage: Storage, keystore: Keystore) -> list[str]:
+    shards = [name for name in grant_shards() if storage.change_token(name) is not None]
+    return [KEYSTORE, CONFIG, *documents_of(keystore), *STATE_DOCUMENTS, *shards]
 
 
 def _tokens(storage: Storage, names: list[str]) -> list[object]:
@@ -264,7 +276,7 @@ async def examine(
         create.map_names(storage, keystore)
         await kek_rotation.scan(store)
         count = 0
-        for section in [await store.sections.read(name) for name in SECTION_NAMES]:
+        for section in [await store.sections.read(name) for name in kek_rotation.SECTION_NAMES]:
             await off_loop(len(section.records), partial(_open_all, section, keystore))
             count += len(section.records)
         events, head = await _check_log(storage.root, keystore)
@@ -296,7 +308,7 @@ async def _check_log(where: Path, keystore: Keystore) -> tuple[int, str]:
 
 async def _generations(storage: Storage, keystore: Keystore) -> dict[str, int]:
     found = {}
-    for name in _names(keystore):
+    for name in _names(storage, keystore):
         stored = await storage.read(name) if name != CONFIG else None
         if stored is not None:
             header = parse(stored.data, section=name, vault_id=None).header

@@ -17,9 +17,10 @@ from typing import Final
 
 import msgspec
 
-from apex_creds.audit.events import EventKind
+from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.concurrency import off_loop
 from apex_creds.documents.document import parse, unpack
+from apex_creds.documents.grant_set import is_shard
 from apex_creds.documents.keystore import (
     Keystore,
     KeystoreBody,
@@ -44,7 +45,7 @@ from apex_creds.errors import (
     VaultExistsError,
 )
 from apex_creds.keys.hierarchy import KEYSTORE
-from apex_creds.model import SECTION_NAMES
+from apex_creds.model import SECTIONS
 from apex_creds.storage.base import (
     CONFIG,
     STATE_DOCUMENTS,
@@ -113,8 +114,7 @@ async def transfer(
         done = await copying.finish()
     finally:
         copying.close()
-    detail = f"{done.credentials} credentials in {done.documents} documents"
-    vault.record(EventKind.BACKUP, action="copy", detail=detail)
+    _record(vault, done)
     return done
 
 
@@ -146,10 +146,11 @@ class _Copying:
             before = await self._state()
             self._keystore = await self._store.keystore()
             self._there, self._done = {}, Copied()
-            for name in SECTION_NAMES:
+            for name in SECTIONS.values():
                 say(name)
                 await self._copy_section(await self._store.sections.read(name))
-            for name in STATE_DOCUMENTS:
+            await self._store.grants.read()
+            for name in (*STATE_DOCUMENTS, *self._store.grants.existing()):
                 if name != _ONE_HOMES:
                     await self._copy_state(name)
             if before == await self._state():
@@ -161,20 +162,17 @@ class _Copying:
         header = self._keystore.header
         shards = {} if self._several else {n: at for n, at in self._counts.items() if at}
         body = msgspec.structs.replace(
-            self._keystore.body, sections=dict(self._there), shards=shards
+            self._keystore.body,
+            sections={name: at for name, at in self._there.items() if not is_shard(name)},
+            shards=shards,
         )
         if self._finished is not None:
             if not self._is_copy(self._finished, body):
                 raise _exists()
             self._done.documents = len(self._there) + 1
             return self._done
-        # What an earlier copy left of sections that were smaller then, or larger.
-        left = [n for n in await self._target.names() if section_of(n) and n not in self._there]
-        for name, old in (await self._target.read_many(left)).items():
-            await self._target.delete(name, expected=old.token)
-        if await self._target.read(CONFIG) is None:
-            config = await read_config(self._store.storage)
-            await write_config(self._target, msgspec.structs.replace(config, storage=None))
+        await self._remove_others()
+        await self._copy_config()
         await self._copy_streams()
         header = msgspec.structs.replace(header, generation=header.generation + 1)
         data = await off_loop(
@@ -202,7 +200,7 @@ class _Copying:
     async def _state(self) -> list[object]:
         """What moves when anything does that is copied."""
         keystore = await self._store.keystore()
-        sections = [await self._store.sections.read(name) for name in SECTION_NAMES]
+        sections = [await self._store.sections.read(name) for name in SECTIONS.values()]
         states = await self._store.storage.read_many(STATE_DOCUMENTS)
         return [
             (keystore.header.generation, keystore.mac),
@@ -224,13 +222,18 @@ class _Copying:
 
     def _divided(self, section: Section) -> dict[str, Mapping[str, Record]]:
         """The documents that the target keeps a section in, and their records."""
-        several, name = self._several, section.name
-        count = several.shards if several else division(self._target, len(section.records))
+        name, count = section.name, self._count(section)
         self._counts[name] = count
         parts: dict[str, dict[str, Record]] = {each: {} for each in shard_names(name, count)}
         for credential, record in section.records.items():
             parts[self._names.of(name, credential, count)][credential] = record
         return dict(parts)
+
+    def _count(self, section: Section) -> int:
+        """In how many documents the target keeps a section."""
+        if self._several is not None:
+            return self._several.shards
+        return division(self._target, len(section.records))
 
     async def _copy_parts(self, wanted: Mapping[str, Mapping[str, Record]]) -> None:
         found = await self._parts(wanted)
@@ -308,6 +311,22 @@ class _Copying:
             raise _not_given_back(name)
         self._there[name] = packed.header.generation
 
+    async def _copy_config(self) -> None:
+        config = await read_config(self._store.storage)
+        config = msgspec.structs.replace(config, storage=None)
+        if await self._target.read(CONFIG) is None:
+            await write_config(self._target, config)
+
+    async def _remove_others(self) -> None:
+        """What an earlier copy left of sections that were smaller then, or larger."""
+        for name, stored in (await self._target.read_many(await self._left())).items():
+            await self._target.delete(name, expected=stored.token)
+
+    async def _left(self) -> list[str]:
+        there = await self._target.names()
+        ours = [name for name in there if section_of(name) or is_shard(name)]
+        return [name for name in ours if name not in self._there]
+
     async def _copy_streams(self) -> None:
         """The logs of the homes, which are in the database beside them."""
         source, target = self._store.shared, self._several
@@ -354,3 +373,11 @@ def _not_given_back(name: str) -> CorruptDocumentError:
         f"The target does not give back what was written for {name!r}.",
         hint="Nothing was changed in the source. Look what else writes there, and retry.",
     )
+
+
+def _record(vault: Vault, done: Copied) -> None:
+    detail = f"{done.credentials} credentials in {done.documents} documents"
+    event = AuditEvent(
+        time=vault.clock.time(), kind=EventKind.BACKUP, action="copy", detail=detail
+    )
+    vault.audit.append(event)

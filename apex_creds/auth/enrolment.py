@@ -36,7 +36,6 @@ from apex_creds.documents.keystore import Keystore
 from apex_creds.errors import (
     InvalidInputError,
     LockedOutError,
-    NotFoundError,
     SecondFactorError,
     UnknownKeyError,
 )
@@ -208,10 +207,10 @@ class Factors:
         """Takes a factor away. Ask for a factor first: ``verify``.
 
         Raises:
-            NotFoundError: There is none of that id.
+            InvalidInputError: There is none of that id.
         """
         if all(factor.id != factor_id for factor in await self.listed()):
-            raise NotFoundError(
+            raise InvalidInputError(
                 "There is no such second factor.", hint="See: apex-creds factor list"
             )
         self._log("remove", "", factor_id)

@@ -149,7 +149,7 @@ def dashboard(
         sys.stdout.flush()  # a reader of a pipe waits for the link
 
     async def work(vault: Vault) -> None:
-        vault.obey_lockdown()
+        vault.heed_lockdown()
         await server.serve(vault, settings, say=say)
 
     # The master key may be rotated while this runs.

@@ -18,16 +18,12 @@ class OutputError(OSError):
     """Standard output can't be written: a full disk behind a redirection."""
 
 
-class ReaderGoneError(Exception):
-    """Whoever read standard output went away. No ``OSError``: typer would end on it itself."""
-
-
 class _Output(io.FileIO):
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
-            raise ReaderGoneError from None
+            raise
         except OSError as error:
             raise OutputError(error.errno, error.strerror) from None
 

@@ -10,6 +10,7 @@ and tried again, and the rest goes on.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -24,7 +25,8 @@ import msgspec
 
 from apex_creds.audit import line as lines
 from apex_creds.audit.events import Recorded
-from apex_creds.audit.segment import SegmentReader, file_name, segments
+from apex_creds.audit.log_files import open_to_read, read_between, settled_size
+from apex_creds.audit.segment import file_name, read_segment, segments
 from apex_creds.auth.consent_queue import Requests
 from apex_creds.dashboard.lease_view import (
     LIFETIME,
@@ -45,10 +47,10 @@ from apex_creds.errors import (
     StorageError,
 )
 from apex_creds.fs.home import audit_directory
-from apex_creds.model import SECTION_NAMES
 from apex_creds.policy.grants import Grants, Lockdown
 from apex_creds.policy.policy_file import Change, PolicySource
 from apex_creds.policy.rules import Policy
+from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 
@@ -222,13 +224,26 @@ class LogTail:
                 self._take(line, batch)
 
     def _data(self) -> bytes:
-        with SegmentReader(self._directory / file_name(self._number)) as segment:
-            if segment.size < self._offset:
+        plain = self._directory / file_name(self._number)
+        packed = plain.with_name(f"{plain.name}.gz")
+        if not plain.exists() and packed.exists():
+            return read_segment(packed)[self._offset :]
+        try:
+            fd = open_to_read(plain)
+        except AuditTamperedError:
+            if not packed.exists():
+                raise
+            return read_segment(packed)[self._offset :]
+        try:
+            size = settled_size(fd)
+            if size < self._offset:
                 raise AuditTamperedError(
-                    f"{file_name(self._number)} of the audit log was cut.",
+                    f"{plain.name} of the audit log was cut.",
                     hint="Keep a copy, and run: apex-creds audit verify",
                 )
-            return segment.read(self._offset, segment.size)
+            return read_between(fd, self._offset, size)
+        finally:
+            os.close(fd)
 
     def _exists(self, number: int) -> bool:
         plain = self._directory / file_name(number)
@@ -393,7 +408,7 @@ class Watcher:
     async def read_vault(self) -> None:
         """Sends what changed in the vault; of one that is sealed, what can be known."""
         store = self._vault.store
-        grants = (await store.keystore()).grants
+        grants = await store.grants.read()
         sealed = grants.lockdown is not None and store.sealed
         self._feed.publish("lockdown", _lockdown(grants.lockdown, sealed=sealed))
         if sealed:
@@ -417,15 +432,15 @@ class Watcher:
 
     async def _read_permissions(self) -> None:
         sections, policy = await self._sections(), await self._current_policy()
-        keystore = await self._vault.store.keystore()
+        grants = await self._vault.store.grants.read()
         now = self._vault.clock.time()
         # Ends of grants are compared twice a minute.
-        seen = (*sections, keystore, policy, self._ticks(self.activity.changes, int(now / 30)))
+        seen = (*sections, grants, policy, self._ticks(self.activity.changes, int(now / 30)))
         if _same(seen, self._permissions_seen):
             return
         stored = [name for section in sections for name in section.records]
-        self._names.learn([*stored, *(grant.credential for grant in keystore.grants)])
-        made = partial(self._matrix, sections, keystore.grants, policy, now)
+        self._names.learn([*stored, *(grant.credential for grant in grants)])
+        made = partial(self._matrix, sections, grants, policy, now)
         self._feed.publish("matrix", await anyio.to_thread.run_sync(made))
         self._permissions_seen = seen
 

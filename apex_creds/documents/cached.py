@@ -13,6 +13,7 @@ import msgspec
 
 from apex_creds.concurrency import Lock, until_committed
 from apex_creds.documents.document import KeyName, Packed, mac_of, pack, unpack
+from apex_creds.documents.grant_set import is_shard
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
@@ -23,7 +24,7 @@ from apex_creds.errors import (
     SecretWipedError,
 )
 from apex_creds.keys.hierarchy import DocumentKeys
-from apex_creds.storage.base import STATE_DOCUMENTS, Data, Token
+from apex_creds.storage.base import GRANTS, STATE_DOCUMENTS, Data, Token
 
 T = TypeVar("T")
 
@@ -218,6 +219,8 @@ async def recommit(store: DocumentStore, *names: str) -> None:
         ConflictError: Other writers were first, a hundred times.
     """
     await store.sections.recommit([name for name in names if name not in STATE_DOCUMENTS])
+    if any(name == GRANTS or is_shard(name) for name in names):
+        await store.grants.recommit()
     for name in names:
-        if name in STATE_DOCUMENTS:
+        if name in STATE_DOCUMENTS and name != GRANTS:
             await Document(store, name=name, empty=b"").reseal()

@@ -72,7 +72,9 @@ class KeystoreBody(
         root: The vault's own keyset.
         deks: One keyset per section and service, labelled ``section/service``, and those of
             other uses. That of documents is not there where an older program wrote last.
-        grants: All grants.
+        grants: Those that an older program has left here; see ``grant_set``.
+        grants_void: What the documents of grants allow is void, until they are written
+            again: a lockdown was first.
         sections: Sections that exist, each with a generation it has at least reached: a
             missing or older document is an error, not an empty start.
         shards: In how many documents a section is; one that is not here is in its own. Not
@@ -81,12 +83,13 @@ class KeystoreBody(
         lockdown: Nothing is released while there is one.
         revocations: The last ones, for the processes that have something allowed to them
             that is not stored.
-        manifests: Those that grants are bound to, so that a difference can be told.
+        manifests: Those that such grants are bound to, so that a difference can be told.
     """
 
     root: Keyset
     deks: tuple[Keyset, ...] = ()
     grants: tuple[Grant, ...] = ()
+    grants_void: bool = False
     sections: dict[str, int] = {}
     shards: dict[str, int] = {}
     hashed_names: bool = False

@@ -39,6 +39,7 @@ from apex_creds.documents.document import (
     mac_of,
     parse,
 )
+from apex_creds.documents.grant_set import GrantSet
 from apex_creds.documents.keystore import (
     DOCUMENTS_LABEL,
     Keystore,
@@ -76,7 +77,16 @@ from apex_creds.errors import (
 from apex_creds.keys.hierarchy import KEYSTORE, DocumentKeys, Hierarchy, master_check
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
-from apex_creds.storage.base import Data, Storage, Stored, Token, Write, WriteResult, shared
+from apex_creds.storage.base import (
+    Data,
+    Divides,
+    Storage,
+    Stored,
+    Token,
+    Write,
+    WriteResult,
+    shared,
+)
 from apex_creds.storage.portal import StoragePortal
 
 T = TypeVar("T")
@@ -110,6 +120,7 @@ class DocumentStore(SealState):
     Attributes:
         shared: The storage, where several processes may share it over a network.
         sections: The credentials.
+        grants: What plugins may do with them.
         rollback: The newest versions that were authenticated.
         anchor: Has them anchored outside the vault, before it returns. Called for a commit
             that took something away; others are anchored with the next checkpoint.
@@ -128,6 +139,7 @@ class DocumentStore(SealState):
         self.writing = Lock()
         """Held for a commit of sections or the key store: each would only undo the others'."""
         self.sections = SectionSet(self)
+        self.grants = GrantSet(self, lambda: self.sections.names)
         self.anchor: Callable[[], Awaitable[None]] = _no_anchor
         self.recovering = False
         self.on_keystore_commit: list[Callable[[Keystore, KeystoreBody], object]] = []
@@ -225,6 +237,7 @@ class DocumentStore(SealState):
         self.rollback.register_keystore(keystore.header, keystore.mac)
         self.for_operator = keystore.body.lockdown is not None
         self.sections.open()
+        self.grants.open(keystore)
         return keystore
 
     async def close(self) -> None:
@@ -317,10 +330,20 @@ class DocumentStore(SealState):
     ) -> tuple[Keystore, list[WriteResult]]:
         """Writes and removes documents together with a new body of the key store.
 
+        With the old body, they are only tied to it. A storage that takes one write at a time
+        gets them one after another, the key store last.
+
         Raises:
             ConflictError: One of them, or the key store, moved.
         """
-        results: list[WriteResult] = []
+        tie, results = Write(KEYSTORE, None, keystore.token), list[WriteResult]()
+        if self.shared is None and not isinstance(self.storage, Divides):
+            for write in writes:
+                results.append((await self.storage.write_many([write, tie]))[0])
+            changed = body is not keystore.body
+            return await self._write_keystore(keystore, body) if changed else keystore, results
+        if body is keystore.body:
+            return keystore, (await self.storage.write_many([*writes, tie]))[:-1]
         after = await self._write_keystore(keystore, body, beside=(writes, results))
         return after, results
 

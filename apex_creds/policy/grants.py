@@ -1,4 +1,4 @@
-"""Standing permissions, as stored in the key store.
+"""Standing permissions.
 
 Guarantee: at most one grant for a plugin and a credential; collections are immutable and
 their mutators return copies. What a lease rests on besides (a decision for a session) is
@@ -26,7 +26,9 @@ class GrantDecision(StrEnum):
     DENY = "deny"
 
 
-class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Grant(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """This plugin may (or may not) use that credential, in these scopes, until then.
 
     Attributes:
@@ -136,18 +138,26 @@ class Grants:
         """The grant for the pair, or None."""
         return self._by_pair.get((plugin, credential))
 
-    def with_grant(self, grant: Grant) -> Self:
-        """A copy (of the grants alone) in which ``grant`` replaces any other of its pair."""
-        rest = (old for pair, old in self._by_pair.items() if pair != _pair(grant))
-        return type(self)([*rest, grant])
-
-    def without(self, *, plugin: str | None = None, credential: str | None = None) -> Self:
-        """A copy (of the grants alone) without those that match every criterion given."""
-        return type(self)(
-            grant
-            for grant in self
-            if not (plugin in (None, grant.plugin) and credential in (None, grant.credential))
-        )
+    def updated(
+        self,
+        old: Iterable[Grant],
+        new: Iterable[Grant],
+        *,
+        forgotten: Iterable[SeenManifest] = (),
+        seen: Iterable[SeenManifest] = (),
+    ) -> Self:
+        """A copy without some grants and manifests, and with others."""
+        made = type(self)(lockdown=self.lockdown, revocations=self._revocations)
+        gone, unseen = set(map(_pair, old)), {each.digest for each in forgotten}
+        made._by_pair = dict(self._by_pair)
+        made._manifests = dict(self._manifests)
+        for pair in gone:
+            made._by_pair.pop(pair, None)
+        for digest in unseen:
+            made._manifests.pop(digest, None)
+        made._by_pair.update((_pair(grant), grant) for grant in new)
+        made._manifests.update((each.digest, each.needs) for each in seen)
+        return made
 
 
 def with_revocation(

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 KEYSTORE: Final = "keystore"
 CONFIG: Final = "config"
+GRANTS: Final = "grants"
 STATE_DOCUMENTS: Final = (
     "access",
     "audit_state",
+    GRANTS,
     "limits",
     "migration",
     "recovery",

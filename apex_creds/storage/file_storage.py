@@ -36,10 +36,11 @@ from apex_creds.fs.private_files import (
     translated,
     write_all,
 )
-from apex_creds.model import SECTION_NAMES
+from apex_creds.model import SECTIONS
 from apex_creds.storage import journal
 from apex_creds.storage.base import (
     CONFIG,
+    GRANTS,
     KEYSTORE,
     MAX_DOCUMENT_BYTES,
     STATE_DOCUMENTS,
@@ -65,6 +66,8 @@ _FIXED: Final = {
     **{name: (SECURITY, f"{name}.enc") for name in STATE_DOCUMENTS},
 }
 _SUFFIX: Final = ".enc"
+_GRANT_SHARD: Final = re.compile(rf"{GRANTS}_[0-9a-f]{{2,}}", re.ASCII)
+"""A plugin's grants are beside the key store."""
 _TEMPORARY: Final = re.compile(r"\.[a-z0-9_]{1,64}\.(?:enc|json)\.[0-9a-f]{16}\.tmp", re.ASCII)
 _READ_ATTEMPTS: Final = 64
 _LOOK_EVERY: Final = 0.1
@@ -109,7 +112,7 @@ class FileStorage:
         self._pins = InodePins()
         self._places: dict[str, _Place] = {}
         self._stem: Callable[[str], str] | None = None
-        self._candidates: tuple[str, ...] = SECTION_NAMES
+        self._candidates: tuple[str, ...] = tuple(SECTIONS.values())
         self._counter = ChangeCounter()
         self._seen: dict[str, _Seen] = {}
         self._attach_again = 0.0
@@ -466,6 +469,13 @@ class FileStorage:
 
     def _names(self) -> list[str]:
         found = [name for name in _FIXED if self.change_token(name) is not None]
+        with (
+            translated(self.root / SECURITY),
+            contextlib.suppress(FileNotFoundError),
+            self._folder(SECURITY) as folder,
+        ):
+            stems = (entry.removesuffix(_SUFFIX) for entry in folder.entries())
+            found += [stem for stem in stems if _GRANT_SHARD.fullmatch(stem)]
         if self._stem is not None:
             found += [name for name in self._candidates if self.change_token(name) is not None]
             return sorted(found)
@@ -513,7 +523,9 @@ class FileStorage:
         return place
 
     def _locate(self, name: str) -> _Place:
-        if name in _FIXED:
+        if _GRANT_SHARD.fullmatch(name):
+            folder, file = SECURITY, name + _SUFFIX
+        elif name in _FIXED:
             folder, file = _FIXED[name]
         else:
             stem = name if self._stem is None else check_document_name(self._stem(name))

@@ -85,8 +85,8 @@ def begin(folders: Folders, steps: Sequence[Step]) -> None:
         NotDurableError: They may be taken.
         OSError: They are not.
     """
-    for folder in folders.values():  # the names of the new versions
-        folder.sync()
+    for name in {step.folder for step in steps}:  # the names of the new versions
+        folders[name].sync()
     security = folders[SECURITY]
     temporary = f"{JOURNAL}.json.{secrets.token_hex(8)}.tmp"  # as a document's: it is swept
     fd = security.create(temporary)
@@ -106,8 +106,8 @@ def take(folders: Folders, steps: Sequence[Step]) -> None:
     while left and _take(folders[left[0].folder], left[0]):
         del left[0]
     give_up(folders, left)  # another program has written: what was begun here is void
-    for folder in folders.values():
-        folder.sync()
+    for name in {step.folder for step in steps}:
+        folders[name].sync()
     folders[SECURITY].unlink(JOURNAL)
 
 

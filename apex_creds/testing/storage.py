@@ -297,22 +297,25 @@ class StorageContract:
                 pytest.skip("this storage takes one write at a time, or is shared")
             old = (await storage.write("a", b"1", expected=None)).token
             gone = Write("a", None, old, remove=True)
-            others = [Write("b", b"2", None), Write("keystore", b"3", None)]
-            for stale in (Write("c", b"4", FOREIGN_TOKEN), Write("c", None, FOREIGN_TOKEN)):
+            others = [Write("api_keys", b"2", None), Write("keystore", b"3", None)]
+            for stale in (
+                Write("oauth_tokens", b"4", FOREIGN_TOKEN),
+                Write("oauth_tokens", None, FOREIGN_TOKEN),
+            ):
                 with pytest.raises(ConflictError):
                     await storage.write_many([gone, *others, stale], shred=True)
                 assert await storage.names() == ["a"]
             made = await storage.write_many([gone, *others], shred=True)
-            assert await storage.names() == ["b", "keystore"]
-            found = await storage.read_many(["a", "b", "keystore"])
+            assert await storage.names() == ["api_keys", "keystore"]
+            found = await storage.read_many(["a", "api_keys", "keystore"])
             assert {name: each.data for name, each in found.items()} == {
-                "b": b"2",
+                "api_keys": b"2",
                 "keystore": b"3",
             }
             assert [found[name].token for name in found] == [each.token for each in made[1:]]
             assert [storage.change_token(n) for n in found] == [each.token for each in made[1:]]
             with pytest.raises(ConflictError):
-                await storage.write_many([Write("b", None, old, remove=True)])
+                await storage.write_many([Write("api_keys", None, old, remove=True)])
 
     async def test_no_tied_write_overtakes_what_it_is_tied_to(self, tmp_path: Path) -> None:
         """What was computed from an older key store is never written after a newer one."""

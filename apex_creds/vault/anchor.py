@@ -40,6 +40,7 @@ from apex_creds.audit.tree import Frontier
 from apex_creds.crypto import kdf
 from apex_creds.crypto.signing import SigningKey
 from apex_creds.documents.document import without_body
+from apex_creds.documents.grant_set import is_shard
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.rollback import describe, primaries
 from apex_creds.documents.store import DocumentStore
@@ -54,11 +55,11 @@ from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.private_files import Folder, translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.head_anchor import AnchorStore, PinStore
-from apex_creds.model import SECTION_NAMES
+from apex_creds.model import SECTIONS
 from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS
 
 _SHARED: Final = frozenset({KEYSTORE, *STATE_DOCUMENTS})
-_SECTIONS: Final = frozenset(SECTION_NAMES)
+_SECTIONS: Final = frozenset(SECTIONS.values())
 _ACCEPTED: Final = "rollbacks.accepted"
 """No document has a dot in its name."""
 _LOCK_NAME: Final = ".anchor.lock"
@@ -241,8 +242,11 @@ class Anchor:
         """Whether an anchor has a line for a document.
 
         That a shard exists, the key store knows. A section's line is, where it is in
-        shards, an older program's: the sum of them.
+        shards, an older program's: the sum of them. Of the shards of grants, the first
+        document says it, which is anchored.
         """
+        if is_shard(name):
+            return False
         if self._store.shared is None or name in _SHARED:
             return True
         return name not in _SECTIONS and generation > 1

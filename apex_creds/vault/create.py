@@ -23,6 +23,7 @@ import msgspec
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.document import Header, MasterRecord, RootHeader, parse
+from apex_creds.documents.grant_set import grant_shards
 from apex_creds.documents.keystore import (
     ROOT_LABEL,
     Keystore,
@@ -57,7 +58,7 @@ from apex_creds.keys.hierarchy import (
     master_check,
 )
 from apex_creds.keys.keyset import Keyset
-from apex_creds.model import SECTION_NAMES, Clock
+from apex_creds.model import SECTIONS, Clock
 from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS, Data, HidesNames, Storage, shared
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.portal import StoragePortal
@@ -290,10 +291,10 @@ def map_names(storage: Storage, keystore: Keystore) -> None:
     wanted = several is not None or keystore.body.hashed_names
     if not wanted or not isinstance(storage, HidesNames):
         return
-    names = list(SECTION_NAMES)
+    names = list(SECTIONS.values())
     counts = {several.shards if several else 0, getattr(storage, "division", 0)}
     names = [each for name in names for n in counts for each in shard_names(name, n)]
-    names += STATE_DOCUMENTS if several else ()
+    names += (*STATE_DOCUMENTS, *grant_shards()) if several else ()
     with kdf.derive(root_key(keystore), kdf.Purpose.NAME_INDEX) as index:
         stems = {name: kdf.hmac_sha256(index, name.encode()).hex()[:32] for name in names}
     storage.map_names(stems.__getitem__, candidates=names)

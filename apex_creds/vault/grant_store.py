@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import msgspec
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.concurrency import soon
+from apex_creds.documents.grant_set import PluginGrants, of_plugin
 from apex_creds.documents.keystore import Keystore, KeystoreBody
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 Revoked = Callable[[str | None, str | None], object]
 """Told of a revocation: the plugin and the credential; None: all of them."""
 Watchers = list[Revoked]
+Plugins = Mapping[str, PluginGrants]
 
 
 class Granting:
@@ -74,7 +76,7 @@ class Granting:
 
     async def grants(self) -> Grants:
         """All grants."""
-        return (await self._store.keystore()).grants
+        return await self._store.grants.read()
 
     async def grant(
         self,
@@ -131,16 +133,17 @@ class Granting:
             detail=created_by,
         )
 
-        def change(body: KeystoreBody) -> KeystoreBody:
+        def change(plugins: Plugins, keystore: Keystore) -> tuple[Plugins, KeystoreBody]:
+            body, before = keystore.body, plugins.get(plugin, PluginGrants(plugin=plugin))
             if since_mark is None and body.lockdown and allows:
                 raise locked_down()
             if since_mark is not None and _is_void(body, since_mark, plugin, credential):
                 raise GrantVoidError("What was to be granted was revoked meanwhile.")
-            after = tuple(Grants(body.grants).with_grant(made))
-            return with_grants(body, after, manifest)
+            others = (grant for grant in before.grants if grant.credential != credential)
+            return {plugin: _with(before, [*others, made], manifest)}, body
 
         try:
-            await self._store.commit_keystore(change)
+            await self._store.grants.commit(change)
         except (GrantVoidError, LockedDownError):
             self.record(
                 EventKind.GRANT,
@@ -151,7 +154,7 @@ class Granting:
             )
             raise
         if decision is GrantDecision.DENY:
-            self.notify_revoked(plugin, credential)
+            self.tell_revoked(plugin, credential)
         return made
 
     async def pin(self, manifest: Manifest) -> None:
@@ -165,12 +168,15 @@ class Granting:
                 return grant
             return msgspec.structs.replace(grant, manifest=digest, checksum=checksum)
 
-        def change(body: KeystoreBody) -> KeystoreBody:
-            after = tuple(map(pinned, body.grants))
-            return body if after == body.grants else with_grants(body, after, manifest)
+        def change(plugins: Plugins, keystore: Keystore) -> tuple[Plugins, KeystoreBody]:
+            before = plugins.get(manifest.plugin, PluginGrants(plugin=manifest.plugin))
+            after = tuple(map(pinned, before.grants))
+            if after == before.grants:
+                return {}, keystore.body
+            return {manifest.plugin: _with(before, after, manifest)}, keystore.body
 
         self.record(EventKind.GRANT, plugin=manifest.plugin, detail=f"bound to {digest}")
-        await self._store.commit_keystore(change)
+        await self._store.grants.commit(change)
 
     async def revoke(
         self,
@@ -202,21 +208,33 @@ class Granting:
             )
         removed: tuple[Grant, ...] = ()
 
-        def change(body: KeystoreBody) -> KeystoreBody:
+        def is_kept(grant: Grant) -> bool:
+            denied = keep_denials and grant.decision is GrantDecision.DENY
+            meant = plugin in (None, grant.plugin) and credential in (None, grant.credential)
+            return denied or not meant
+
+        def change(plugins: Plugins, keystore: Keystore) -> tuple[Plugins, KeystoreBody]:
             nonlocal removed
-            found = Grants(body.grants).without(plugin=plugin, credential=credential)
-            denied = (g for g in body.grants if g.decision is GrantDecision.DENY)
-            kept = tuple(dict.fromkeys((*found, *denied) if keep_denials else found))
-            removed = tuple(grant for grant in body.grants if grant not in set(kept))
+            chosen = plugins if plugin is None else {plugin} & plugins.keys()
+            gone = {
+                name: [grant for grant in plugins[name].grants if not is_kept(grant)]
+                for name in chosen
+            }
+            removed = tuple(grant for some in gone.values() for grant in some)
+            changed = {
+                name: _with(plugins[name], filter(is_kept, plugins[name].grants))
+                for name, some in gone.items()
+                if some
+            }
             marks = with_revocation(
-                body.revocations, plugin=plugin or "", credential=credential or ""
+                keystore.body.revocations, plugin=plugin or "", credential=credential or ""
             )
-            return with_grants(msgspec.structs.replace(body, revocations=marks), kept)
+            return changed, msgspec.structs.replace(keystore.body, revocations=marks)
 
         self.record(EventKind.REVOKE, plugin=plugin or "", credential=credential or "")
         async with self._store.holding():
-            await self._store.commit_keystore(change)
-        self.notify_revoked(plugin, credential)
+            await self._store.grants.commit(change)
+        self.tell_revoked(plugin, credential)
         return removed
 
     # -- in this process ---------------------------------------------------------
@@ -230,11 +248,11 @@ class Granting:
         if told in self._watchers:
             self._watchers.remove(told)
 
-    def notify_revoked(self, plugin: str | None, credential: str | None) -> None:
+    def tell_revoked(self, plugin: str | None, credential: str | None) -> None:
         """Ends what is open in this process: of a plugin, a credential, both, or all."""
         raise NotImplementedError
 
-    def check_not_marked(self, info: CredentialInfo, *, action: str, plugin: str = "") -> None:
+    def refuse_marked(self, info: CredentialInfo, *, action: str, plugin: str = "") -> None:
         """Returns if a program may have a credential without a signed challenge.
 
         Raises:
@@ -269,17 +287,15 @@ def _is_void(body: KeystoreBody, mark: int, plugin: str, credential: str) -> boo
     return body.lockdown is not None or grants.revoked_since(mark, plugin, credential)
 
 
-def with_grants(
-    body: KeystoreBody, grants: tuple[Grant, ...], manifest: Manifest | None = None
-) -> KeystoreBody:
-    """The body with those grants, and the manifests that they are bound to."""
-    wanted = {grant.manifest for grant in grants}
-    seen = {item.digest: item for item in body.manifests}
+def _with(
+    before: PluginGrants, grants: Iterable[Grant], manifest: Manifest | None = None
+) -> PluginGrants:
+    """A plugin's grants, and the manifests that they are bound to."""
+    seen = {item.digest: item for item in before.manifests}
     if manifest is not None:
         digest = manifest.digest
         seen[digest] = SeenManifest(digest=digest, needs=manifest.needs)
-    kept = tuple(item for digest, item in seen.items() if digest in wanted)
-    return msgspec.structs.replace(body, grants=grants, manifests=kept)
+    return of_plugin(before.plugin, grants, seen)
 
 
 class PeerRevocations:

@@ -24,8 +24,8 @@ from apex_creds.auth.access_document import AccessStore
 from apex_creds.auth.enrolment import Factors
 from apex_creds.documents.keystore import KeystoreBody
 from apex_creds.errors import ApexCredsError, AuditUnavailableError, SecondFactorError
-from apex_creds.policy.grants import GrantDecision, Grants, Lockdown, with_revocation
-from apex_creds.vault.grant_store import Granting, Watchers, locked_down, with_grants
+from apex_creds.policy.grants import Grants, Lockdown, with_revocation
+from apex_creds.vault.grant_store import Granting, Watchers, locked_down
 
 _REASON: Final = 1000
 _here: Final[WeakSet[Locking]] = WeakSet()
@@ -64,16 +64,15 @@ class Locking(Granting):
         made = Lockdown(since=self._clock.time(), reason=_storable(reason))
 
         def change(body: KeystoreBody) -> KeystoreBody:
-            after = msgspec.structs.replace(
+            return msgspec.structs.replace(
                 body,
                 lockdown=made,
                 revocations=with_revocation(body.revocations),
+                grants_void=body.grants_void or not keep_grants,
             )
-            kept = (g for g in body.grants if keep_grants or g.decision is GrantDecision.DENY)
-            return with_grants(after, tuple(kept))
 
         # Ended first: what goes wrong below must not leave them open.
-        self.notify_revoked(None, None)
+        self.tell_revoked(None, None)
         unlogged: AuditUnavailableError | None = None
         try:
             self.record(EventKind.REVOKE, decision="lockdown", detail=made.reason)
@@ -82,7 +81,7 @@ class Locking(Granting):
         with anyio.CancelScope(shield=True):
             async with self._store.holding():
                 keystore = await self._store.commit_keystore(change)
-                self.notify_revoked(None, None)
+                self.tell_revoked(None, None)
             for other in self._others():
                 other._store.seal()
         if unlogged is not None:
@@ -118,7 +117,7 @@ class Locking(Granting):
             await self._store.commit_keystore(change)
         return True
 
-    async def check_not_locked_down(self) -> None:
+    async def refuse_lockdown(self) -> None:
         """Returns if the vault is not locked down.
 
         Raises:
@@ -127,12 +126,12 @@ class Locking(Granting):
         if (await self.grants()).lockdown is not None:
             raise locked_down()
 
-    def obey_lockdown(self) -> None:
+    def heed_lockdown(self) -> None:
         """From now on no key is kept while the vault is locked down."""
         self._store.for_operator = False
         self._store.seal_if_locked_down()
 
-    def notify_revoked(self, plugin: str | None, credential: str | None) -> None:
+    def tell_revoked(self, plugin: str | None, credential: str | None) -> None:
         """Ends what is open in this process: of a plugin, a credential, both, or all."""
         for vault in (self, *self._others()):
             for told in list(vault._watching):

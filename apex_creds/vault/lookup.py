@@ -251,8 +251,8 @@ def facts_now(store: DocumentStore, name: str) -> Facts | None:
     keystore = store.keystore_now()
     if keystore is None:
         return None
-    found = store.sections.find_now(name)
-    return None if found is None else Facts(keystore.grants, found.get(name))
+    found, grants = store.sections.find_now(name), store.grants.now(keystore)
+    return None if found is None or grants is None else Facts(grants, found.get(name))
 
 
 async def facts(store: DocumentStore, name: str) -> Facts:
@@ -264,7 +264,7 @@ async def facts(store: DocumentStore, name: str) -> Facts:
 
     async def attempt() -> Facts | None:
         await store.sections.read_all()
-        await store.keystore()
+        await store.grants.read()
         return facts_now(store, name)
 
     return await until_committed("keystore", attempt)

@@ -13,15 +13,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from apex_creds.audit.verify import verify
-from apex_creds.documents import sections
+from apex_creds.documents import grant_set, sections
 from apex_creds.documents.document import VERSION
 from apex_creds.documents.sections import shard_names
 from apex_creds.errors import CredentialNotFoundError, VaultNotFoundError
 from apex_creds.keys.keyset import KeyState
-from apex_creds.model import ApiKey
+from apex_creds.model import ApiKey, new_id
+from apex_creds.policy.grants import Grant
 from apex_creds.storage import file_storage
 from apex_creds.vault import Vault
 from apex_creds.vault.config import AuditConfig, Config, write_config
@@ -130,6 +132,56 @@ async def test_grant(homes: Iterator[Path]) -> None:
         assert found is not None or not run.acknowledged, point
         assert await after(home, point) == STORED, point
         seen.add(found is None)
+    assert seen == {True, False}
+
+
+async def test_grants_of_an_older_vault_are_moved_whole_or_not_at_all(
+    homes: Iterator[Path], tmp_path: Path
+) -> None:
+    """They are in the key store, and are divided in the same commit."""
+    original = next(homes).rename(tmp_path / "older")
+    many = tuple(
+        Grant(id=new_id(), plugin=f"plugin{n}", credential="first", created=1.0)
+        for n in range(3)
+    )
+    async with await Vault.unseal(original) as vault:
+        await vault.store.commit_keystore(
+            lambda body: msgspec.structs.replace(body, grants=many)
+        )
+    seen = set()
+    for home, run, point in killed_everywhere("grant_among_many", copies(original, tmp_path)):
+        async with await Vault.unseal(home) as vault:
+            grants = await vault.grants()
+            assert all(grants.find(each.plugin, "first") == each for each in many), point
+            found = grants.find("plugin", "first")
+            moved = not (await vault.store.keystore()).body.grants
+        assert moved == (found is not None), point
+        assert found is not None or not run.acknowledged, point
+        async with await Vault.unseal(home) as vault:
+            await vault.grant("further", "first")
+            assert len(await vault.grants()) == len(grants) + 1
+        assert await after(home, point) == STORED, point
+        seen.add(moved)
+    assert seen == {True, False}
+
+
+async def test_a_revocation_is_whole_or_not_at_all(
+    homes: Iterator[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grant_set, "MANY", 1)
+    original = next(homes).rename(tmp_path / "granted")
+    async with await Vault.unseal(original) as vault:
+        for number in range(3):
+            await vault.grant(f"plugin{number}", "first")
+    seen = set()
+    for home, run, point in killed_everywhere("revoke", copies(original, tmp_path)):
+        async with await Vault.unseal(home) as vault:
+            grants = await vault.grants()
+        gone = grants.find("plugin0", "first") is None
+        assert (len(grants), grants.mark) == ((2, 1) if gone else (3, 0)), point
+        assert gone or not run.acknowledged, point
+        assert await after(home, point) == STORED, point
+        seen.add(gone)
     assert seen == {True, False}
 
 

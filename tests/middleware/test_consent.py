@@ -256,7 +256,7 @@ async def test_what_another_process_takes_back_at_the_last_moment_wins(
     until = 1_700_000_900.0 if choice is Choice.UNTIL else None
     person = Person(ConsentAnswer(choice=choice, until=until), Choice.DENY)
     async with asking(tmp_path, person) as world:
-        real = world.vault.store.commit_keystore
+        real = world.vault.store.grants.commit
 
         async def commit(change):
             if person.asked and not person.may_answer.is_set():
@@ -272,7 +272,7 @@ async def test_what_another_process_takes_back_at_the_last_moment_wins(
             return answer
 
         monkeypatch.setattr(person, "ask", answered)
-        monkeypatch.setattr(world.vault.store, "commit_keystore", commit)
+        monkeypatch.setattr(world.vault.store.grants, "commit", commit)
         with pytest.raises(AccessDeniedError):
             await ask(world)
         assert person.may_answer.is_set()

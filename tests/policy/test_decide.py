@@ -272,13 +272,18 @@ class GrantMachine(RuleBasedStateMachine):
             until=until,
         )
         before = list(self.grants)
-        self.grants, old = self.grants.with_grant(made), self.grants
+        self.grants, old = self.grants.updated([], [made]), self.grants
         assert list(old) == before
         self.said.append(("grant", (plugin, credential, made)))
 
     @rule(plugin=st.none() | plugins, credential=st.none() | credentials)
     def revoke(self, plugin: str | None, credential: str | None) -> None:
-        self.grants = self.grants.without(plugin=plugin, credential=credential)
+        meant = [
+            grant
+            for grant in self.grants
+            if plugin in (None, grant.plugin) and credential in (None, grant.credential)
+        ]
+        self.grants = self.grants.updated(meant, [])
         self.said.append(("revoke", (plugin, credential, None)))
 
     @rule(seconds=st.sampled_from([1.0, 5.0, 10.0]))

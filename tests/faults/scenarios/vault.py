@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from apex_creds.documents import sections
+from apex_creds.documents import grant_set, sections
 from apex_creds.model import ApiKey, BasicAuth
 from apex_creds.storage import file_storage
 from apex_creds.vault import Vault
@@ -57,6 +57,17 @@ def delete(home: str) -> None:
 
 def grant(home: str) -> None:
     _run(home, "granted", lambda vault: vault.grant("plugin", "first", reveal=True))
+
+
+def grant_among_many(home: str) -> None:
+    """The grant that has the others divided."""
+    grant_set.MANY = 2  # type: ignore[misc]
+    grant(home)
+
+
+def revoke(home: str) -> None:
+    """Of what is in shards, with the key store's mark of it."""
+    _run(home, "revoked", lambda vault: vault.revoke(plugin="plugin0"))
 
 
 def create(home: str) -> None:
