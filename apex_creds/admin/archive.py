@@ -96,18 +96,14 @@ def pack(folder: Path, file: Path, names: Iterable[str]) -> None:
     with open(create_file(temporary), "wb") as raw:
         with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for name in names:
-                _add(tar, folder / name, name)
+                with (folder / name).open("rb") as source:
+                    member = tarfile.TarInfo(name)
+                    member.size = os.fstat(source.fileno()).st_size
+                    member.mode = 0o600
+                    tar.addfile(member, source)
         raw.flush()
         sync_file(raw.fileno())
     name_new(temporary, file)
-
-
-def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
-    with path.open("rb") as file:
-        member = tarfile.TarInfo(name)
-        member.size = os.fstat(file.fileno()).st_size
-        member.mode = 0o600
-        tar.addfile(member, file)
 
 
 def unpack(source: Path, target: Path) -> None:

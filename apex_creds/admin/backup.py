@@ -16,7 +16,6 @@ import base64
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -325,7 +324,7 @@ async def _sealed(
     """Opens the copy, and writes what it holds, signed, into its manifest."""
     copy = KeystoreInMemory(where, keystore)
     contents = await examine(copy, provider=provider, clock=vault.clock)
-    files = await anyio.to_thread.run_sync(lambda: dict(_files(where)))
+    files = await anyio.to_thread.run_sync(_files, where)
     files[KEYSTORE_FILE] = File(len(keystore), hashlib.sha256(keystore).hexdigest())
     made = Manifest(made=vault.clock.time(), contents=contents, files=files)
     text = msgspec.json.encode(made)
@@ -336,14 +335,15 @@ async def _sealed(
     return made
 
 
-def _files(where: Path) -> Iterator[tuple[str, File]]:
+def _files(where: Path) -> dict[str, File]:
     """The files of a copy; not the storage's own lock and counter."""
     with translated(where):
         found = [path for path in sorted(where.rglob("*")) if path.is_file()]
-    for path in found:
-        if path.name.startswith("."):
-            continue
-        yield path.relative_to(where).as_posix(), digest(path)
+    return {
+        path.relative_to(where).as_posix(): digest(path)
+        for path in found
+        if not path.name.startswith(".")
+    }
 
 
 def digest(path: Path) -> File:

@@ -132,7 +132,9 @@ def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:
         StorageError: A process has the vault open, or it can't be moved.
     """
     audit = audit_directory(home)
-    if not force and _has(audit) and in_use(audit):
+    with translated(audit):
+        has_log = audit.is_dir()
+    if not force and has_log and in_use(audit):
         raise StorageError(
             "A process has the vault open.", hint="End it first, or use --force."
         )
@@ -150,11 +152,6 @@ def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:
             _put_back(stage, home, aside)
             raise
     return aside
-
-
-def _has(directory: Path) -> bool:
-    with translated(directory):
-        return directory.is_dir()
 
 
 def _aside(home: Path) -> Path | None:

@@ -55,20 +55,14 @@ class QueueConsent:
         try:
             await self._access.change(lambda state, _: _posted(state, made, now))
             with anyio.move_on_after(self._deadline):
-                return await self._answer(made.id)
+                while found := _find(await self._access.read(), made.id):
+                    if found.answer is not None:
+                        return found.answer
+                    await anyio.sleep(self._period)
         finally:
             with anyio.CancelScope(shield=True), contextlib.suppress(ApexCredsError):
                 await self._access.change(lambda state, _: _without(state, made.id))
         return DENIED
-
-    async def _answer(self, request_id: str) -> ConsentAnswer:
-        while True:
-            found = _find(await self._access.read(), request_id)
-            if found is None:
-                return DENIED
-            if found.answer is not None:
-                return found.answer
-            await anyio.sleep(self._period)
 
 
 class Requests:

@@ -352,19 +352,15 @@ class Factors:
         for factor in state.factors:
             kind = self._kinds.get(factor.kind)
             if factor.principal == principal and kind is not None:
-                counter = await self._check(kind, factor, answer)
+                now = self.access.clock.time()
+                with await self.access.open(factor.id, factor.sealed) as secret:
+                    counter = await kind.check(factor, secret, answer, now=now)
                 if counter is not None:
                     counters[factor.id] = counter
                     if isinstance(kind, TimeBased):
-                        now = self.access.clock.time()
                         newest[factor.id] = kind.newest(factor, now=now)
         digest = await self._recovery_digest(state, answer, principal)
         return Evidence(counters=counters, newest=newest, recovery=digest)
-
-    async def _check(self, kind: SecondFactor, factor: Factor, answer: str) -> int | None:
-        now = self.access.clock.time()
-        with await self.access.open(factor.id, factor.sealed) as secret:
-            return await kind.check(factor, secret, answer, now=now)
 
     async def _recovery_digest(self, state: AccessState, answer: str, principal: str) -> bytes:
         code = totp.normalised(answer)

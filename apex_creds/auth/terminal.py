@@ -56,7 +56,12 @@ class TerminalAsk:
             fd = self._open()
             try:
                 with _hidden(fd):
-                    write_all(fd, _question(subject, why).encode())
+                    again = f"{why} " if why else ""
+                    question = (
+                        f"{again}{subject.plugin!a} wants to use {subject.credential!a}. "
+                        "Code, or Enter to refuse (not shown): "
+                    )
+                    write_all(fd, question.encode())
                     return await read_line(fd)
             finally:
                 os.close(fd)
@@ -112,14 +117,6 @@ async def read_line(fd: int) -> str | None:
             return None
         typed += more
     return typed.decode("utf-8", "replace").strip() or None
-
-
-def _question(subject: Subject, why: str) -> str:
-    again = f"{why} " if why else ""
-    return (
-        f"{again}{subject.plugin!a} wants to use {subject.credential!a}. "
-        "Code, or Enter to refuse (not shown): "
-    )
 
 
 _TRIES: Final = 3

@@ -187,7 +187,8 @@ def make_recovery_codes(random: bytes) -> list[str]:
     assert len(random) == RECOVERY_RANDOM_BYTES
     letters = "".join(LETTERS[byte & 31] for byte in random)
     return [
-        _shown(letters[at : at + _LENGTH]) for at in range(0, RECOVERY_RANDOM_BYTES, _LENGTH)
+        "-".join(letters[i : i + 4] for i in range(at, at + _LENGTH, 4))
+        for at in range(0, RECOVERY_RANDOM_BYTES, _LENGTH)
     ]
 
 
@@ -201,7 +202,3 @@ def normalised(answer: str) -> str:
 def recovery_digest(key: SecretBytes, code: str) -> bytes:
     """What is stored of a code (normalised): 32 bytes."""
     return kdf.hmac_sha256(key, b"apex-creds/v1/recovery-code\0" + code.encode())
-
-
-def _shown(code: str) -> str:
-    return "-".join(code[at : at + 4] for at in range(0, _LENGTH, 4))

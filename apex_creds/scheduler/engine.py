@@ -263,7 +263,7 @@ class Engine:
                 await master_rotation.rotate_master(self.store, replaces=step.version, now=now)
             else:
                 await master_rotation.discard_master(self.store, step.version)
-                await self.document.change(lambda s, v=step.version: _discarded(s, v, now))  # type: ignore[misc]
+                await self.document.change(partial(_discarded, step.version, now))
 
     async def _take_kek(self, group: Sequence[Step]) -> None:
         now, action = self.store.clock.time(), group[0].action
@@ -398,7 +398,7 @@ def _requested(
 # -- small things ----------------------------------------------------------------------
 
 
-def _discarded(state: RotationState, version: int, now: float) -> RotationState:
+def _discarded(version: int, now: float, state: RotationState) -> RotationState:
     if version != state.discarded + 1:
         return state
     return replace(state, discarded=version, discarded_at={**state.discarded_at, version: now})

@@ -85,7 +85,9 @@ async def check(store: DocumentStore, batch: Sequence[PutItem]) -> dict[str, lis
         CredentialExistsError: A name is taken by a credential of another kind.
     """
     await off_loop(len(batch), partial(_check, batch))
-    found = await off_loop(len(batch), partial(_by_section, batch))
+    found: dict[str, list[PutItem]] = {}
+    async for item in in_turns(batch):
+        found.setdefault(SECTIONS[item.secret.kind], []).append(item)
     for section, items in found.items():
         await _refuse_taken(store, section, [item.name for item in items])
     return found
@@ -194,13 +196,6 @@ def _check(batch: Sequence[PutItem]) -> None:
         check_time(item.expires, what="end of the credential")
         if isinstance(item.secret, OAuthToken):
             check_time(item.secret.expires_at, what="end of the token")
-
-
-def _by_section(batch: Sequence[PutItem]) -> dict[str, list[PutItem]]:
-    found: dict[str, list[PutItem]] = {}
-    for item in batch:
-        found.setdefault(SECTIONS[item.secret.kind], []).append(item)
-    return found
 
 
 async def _put(

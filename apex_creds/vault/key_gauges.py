@@ -69,7 +69,11 @@ class KeyGauges:
     def _left(self, section: Section, keystore: Keystore) -> int:
         known = self._counted.get(section.name)
         if known is None or known[0] is not section or known[1] is not keystore:
-            count = _count(section, keystore)
+            count, keys = 0, keystore.by_id.items()
+            primary = {key: keyset.primary.version for key, keyset in keys}
+            if any(primary.get(bytes.fromhex(key)) != at for key, at in section.keys_used):
+                used = (record.key for record in section.records.values())
+                count = sum(primary.get(key) != version for key, version in used)
             known = self._counted[section.name] = (section, keystore, count)
         return known[2]
 
@@ -83,11 +87,3 @@ def _ages(level: str, keysets: tuple[Keyset, ...], now: float) -> Iterator[KeyAg
     for state, created in oldest.items():
         if state is not KeyState.DESTROYED:
             yield KeyAge(level, state.value, now - created)
-
-
-def _count(section: Section, keystore: Keystore) -> int:
-    primary = {key: keyset.primary.version for key, keyset in keystore.by_id.items()}
-    if all(primary.get(bytes.fromhex(key)) == at for key, at in section.keys_used):
-        return 0
-    keys = (record.key for record in section.records.values())
-    return sum(primary.get(key) != version for key, version in keys)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -72,12 +71,12 @@ class _Stream:
 
     async def read(self, first: int, *, limit: int = _BATCH) -> list[Piece]:
         rows = await self.storage.read_lines(self.name, first=first, limit=limit)
-        return [self._open(n, row) for n, row in enumerate(rows, first)]
-
-    def _open(self, number: int, row: bytes) -> Piece:
-        data = aead.open_bytes(self._key, row, aad=self._aad(number))
+        opened = [
+            aead.open_bytes(self._key, row, aad=self._aad(n))
+            for n, row in enumerate(rows, first)
+        ]
         try:
-            return msgspec.msgpack.decode(data, type=Piece)
+            return [msgspec.msgpack.decode(data, type=Piece) for data in opened]
         except msgspec.MsgspecError:
             raise CorruptDocumentError("The copy of an audit log is malformed.") from None
 
@@ -211,8 +210,8 @@ async def verify_copy(
         open_signing_key(keystore) as signer,
         tempfile.TemporaryDirectory(prefix="apex-creds-") as place,
     ):
-        found = 0
-        async for pieces in _all(_Stream(storage, node, key)):
+        found, stream = 0, _Stream(storage, node, key)
+        while pieces := await stream.read(found):
             found += len(pieces)
             await asyncio.to_thread(restore, pieces, Path(place))
         if not found:
@@ -226,10 +225,3 @@ async def verify_copy(
         event = await asyncio.to_thread(differs_at, Path(place), log)
         bad = {"bad_line": event, "how": _OTHER} if event else {}
         return msgspec.structs.replace(report, **bad)
-
-
-async def _all(stream: _Stream) -> AsyncIterator[list[Piece]]:
-    at = 0
-    while pieces := await stream.read(at):
-        yield pieces
-        at += len(pieces)
