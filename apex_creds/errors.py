@@ -41,6 +41,7 @@ __all__ = [
     "MasterKeyNotFoundError",
     "MasterKeyReadOnlyError",
     "MasterKeyUnavailableError",
+    "NotFoundError",
     "NotInstalledError",
     "RateLimitedError",
     "RequestNotAllowedError",
@@ -293,10 +294,14 @@ class ValueTooLargeError(InvalidInputError):
     """A secret is larger than 64 KiB."""
 
 
-class CredentialNotFoundError(ApexCredsError):
-    """No such credential (told to operators only, never to plugins)."""
+class NotFoundError(ApexCredsError):
+    """Nothing has that name or id: a request, a client, a factor, a lease, a credential."""
 
     exit_code = 8
+
+
+class CredentialNotFoundError(NotFoundError):
+    """No such credential (said to operators only, never to plugins)."""
 
 
 class CredentialExistsError(ApexCredsError):
@@ -311,6 +316,8 @@ class EventLoopError(ApexCredsError):
 
 class NotInstalledError(ApexCredsError):
     """An optional part of the package is needed and not installed."""
+
+    exit_code = 11
 
 
 # -- access ----------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import unicodedata
+from collections.abc import Collection
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
@@ -95,7 +96,9 @@ SECTIONS: Final[dict[CredentialKind, str]] = {
     CredentialKind.BASIC: "basic_auth",
     CredentialKind.GENERIC: "generic",
 }
-"""The section (storage document) of each kind; also the order of look-ups."""
+"""The section (storage document) of each kind."""
+SECTION_NAMES: Final = tuple(SECTIONS.values())
+"""In the order in which a name is searched for."""
 
 
 class Sensitivity(StrEnum):
@@ -104,6 +107,25 @@ class Sensitivity(StrEnum):
     NORMAL = "normal"
     SENSITIVE = "sensitive"
     CRITICAL = "critical"
+
+
+_SHORTEST: Final = 4
+
+
+def completed(beginning: str, ids: Collection[str]) -> str | None:
+    """The id that is meant by its beginning (4 characters or more), or by all of it.
+
+    Raises:
+        InvalidInputError: Several begin so.
+    """
+    if beginning in ids:
+        return beginning
+    found = [one for one in ids if one.startswith(beginning)]
+    if len(beginning) < _SHORTEST or not found:
+        return None
+    if len(found) > 1:
+        raise InvalidInputError("Several ids begin so.", hint="Give more of it.")
+    return found[0]
 
 
 def check_name(name: str, *, what: str = "name") -> str:

@@ -21,7 +21,7 @@ INTRO = f"""\
 <!-- Made by scripts/audit_docs.py from the schema; don't edit. -->
 
 Every event is in the log before what it is about happens: before a secret is released,
-before a credential changes. The log can be checked by someone who does not trust whoever
+before a credential changes. The log can be checked by someone who does not trust who
 runs the vault: it is a Merkle tree (RFC 9162, section 2.1), whose size and root the vault
 signs, as any transparency-log tool can verify.
 

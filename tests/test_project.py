@@ -167,7 +167,8 @@ def test_a_command_loads_what_it_uses() -> None:
 
 
 def test_a_line_that_is_not_for_a_terminal_needs_no_rich() -> None:
-    found = loaded("from apex_creds.cli.console import fail, say; say('x'); fail('x', 'y')")
+    code = "from apex_creds.cli.console import fail, say; say('x'); fail('x', kind='E', code=1)"
+    found = loaded(code)
     assert not [name for name in found if name.startswith("rich")]
 
 

@@ -227,7 +227,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     """All whole lines that are there now."""
     fd = log_files.open_to_read(path)
     try:
-        end = log_files.end_of_lines(fd, log_files.settled_size(fd))
+        end = log_files.end_of_lines(fd, log_files.stable_size(fd))
         yield from _between(fd, end)
     finally:
         os.close(fd)

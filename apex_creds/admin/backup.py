@@ -33,7 +33,7 @@ from apex_creds.admin.archive import (
     verified_log,
 )
 from apex_creds.audit.checkpoint import LogKey
-from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.events import EventKind
 from apex_creds.concurrency import off_loop
 from apex_creds.crypto import signing
 from apex_creds.documents.document import parse
@@ -52,7 +52,7 @@ from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.private_files import Folder, sync_directory, translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
-from apex_creds.model import Clock
+from apex_creds.model import SECTION_NAMES, Clock
 from apex_creds.scheduler import kek_rotation
 from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage
 from apex_creds.storage.file_storage import FileStorage
@@ -131,7 +131,7 @@ async def backup(vault: Vault, destination: Path, *, provider: MasterKeyProvider
             hint="Back up the database, or first: apex-creds copy --to DIRECTORY",
         )
     destination = _place(destination, vault.home)
-    _log(vault, f"to {destination.name}")
+    vault.record(EventKind.BACKUP, action="backup", detail=f"to {destination.name}")
     await anyio.to_thread.run_sync(vault.audit.sign)
     with contextlib.ExitStack() as stack:
         making = partial(stack.enter_context, partial_copy(destination))
@@ -164,13 +164,6 @@ def _place(destination: Path, home: Path) -> Path:
     return destination
 
 
-def _log(vault: Vault, detail: str) -> None:
-    event = AuditEvent(
-        time=vault.clock.time(), kind=EventKind.BACKUP, action="backup", detail=detail
-    )
-    vault.audit.append(event)
-
-
 # -- copying -----------------------------------------------------------------------------
 
 
@@ -187,7 +180,9 @@ async def _copy(vault: Vault, where: Path) -> bytes:
             await copy.write(name, data, expected=None)
     finally:
         await copy.close()
-    await anyio.to_thread.run_sync(_copy_others, vault.home, where)
+    await anyio.to_thread.run_sync(copy_policy, vault.home, where)
+    log = audit_directory(vault.home)
+    await anyio.to_thread.run_sync(copy_log, log, audit_directory(where))
     return held
 
 
@@ -202,11 +197,6 @@ def copy_policy(home: Path, where: Path) -> None:
             fd = folder.open(POLICY)
         with open(fd, "rb") as file:
             put_file(where / SECURITY / POLICY, iter(lambda: file.read(_CHUNK), b""))
-
-
-def _copy_others(home: Path, where: Path) -> None:
-    copy_policy(home, where)
-    copy_log(audit_directory(home), audit_directory(where))
 
 
 async def _documents(store: DocumentStore, home: Path) -> dict[str, bytes]:
@@ -275,7 +265,7 @@ async def examine(
         create.map_names(storage, keystore)
         await kek_rotation.scan(store)
         count = 0
-        for section in [await store.sections.read(name) for name in kek_rotation.SECTION_NAMES]:
+        for section in [await store.sections.read(name) for name in SECTION_NAMES]:
             await off_loop(len(section.records), partial(_open_all, section, keystore))
             count += len(section.records)
         events, head = await _check_log(storage.root, keystore)

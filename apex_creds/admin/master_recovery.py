@@ -149,7 +149,7 @@ async def take_key(vault: Vault, *, action: str = "recovery export") -> SecretBy
         MasterKeyError: It can't be had.
         AuditUnavailableError: The event could not be written.
     """
-    await vault.refuse_lockdown()
+    await vault.check_not_locked_down()
     keystore = await vault.store.keystore()
     current = keystore.root_header.master
     _log(vault, action, "the master key leaves its provider", version=current.version)

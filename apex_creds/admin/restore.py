@@ -29,7 +29,7 @@ from apex_creds.admin.backup import (
     examine,
     read_manifest,
 )
-from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.events import EventKind
 from apex_creds.audit.verify import in_use
 from apex_creds.errors import CorruptDocumentError, StorageError
 from apex_creds.fs.home import CREDENTIALS, SECURITY, audit_directory
@@ -204,11 +204,9 @@ async def record(
     async with await Vault.unseal(
         home, master=provider, accept_rollback=why, clock=clock
     ) as vault:
-        event = AuditEvent(
-            time=clock.time(),
-            kind=EventKind.BACKUP,
+        vault.record(
+            EventKind.BACKUP,
             action="restore",
             reason=reason,
             detail=f"a backup of {made}, {manifest.contents.events} events",
         )
-        vault.audit.append(event)

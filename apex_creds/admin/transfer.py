@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.events import EventKind
 from apex_creds.concurrency import off_loop
 from apex_creds.documents.document import parse, unpack
 from apex_creds.documents.grant_set import is_shard
@@ -45,7 +45,7 @@ from apex_creds.errors import (
     VaultExistsError,
 )
 from apex_creds.keys.hierarchy import KEYSTORE
-from apex_creds.model import SECTIONS
+from apex_creds.model import SECTION_NAMES
 from apex_creds.storage.base import (
     CONFIG,
     STATE_DOCUMENTS,
@@ -114,7 +114,8 @@ async def transfer(
         done = await copying.finish()
     finally:
         copying.close()
-    _record(vault, done)
+    detail = f"{done.credentials} credentials in {done.documents} documents"
+    vault.record(EventKind.BACKUP, action="copy", detail=detail)
     return done
 
 
@@ -146,7 +147,7 @@ class _Copying:
             before = await self._state()
             self._keystore = await self._store.keystore()
             self._there, self._done = {}, Copied()
-            for name in SECTIONS.values():
+            for name in SECTION_NAMES:
                 say(name)
                 await self._copy_section(await self._store.sections.read(name))
             await self._store.grants.read()
@@ -171,8 +172,14 @@ class _Copying:
                 raise _exists()
             self._done.documents = len(self._there) + 1
             return self._done
-        await self._remove_others()
-        await self._copy_config()
+        # What an earlier copy left of sections that were smaller then, or larger.
+        ours = [n for n in await self._target.names() if section_of(n) or is_shard(n)]
+        left = [name for name in ours if name not in self._there]
+        for name, old in (await self._target.read_many(left)).items():
+            await self._target.delete(name, expected=old.token)
+        if await self._target.read(CONFIG) is None:
+            config = await read_config(self._store.storage)
+            await write_config(self._target, msgspec.structs.replace(config, storage=None))
         await self._copy_streams()
         header = msgspec.structs.replace(header, generation=header.generation + 1)
         data = await off_loop(
@@ -200,7 +207,7 @@ class _Copying:
     async def _state(self) -> list[object]:
         """What moves when anything does that is copied."""
         keystore = await self._store.keystore()
-        sections = [await self._store.sections.read(name) for name in SECTIONS.values()]
+        sections = [await self._store.sections.read(name) for name in SECTION_NAMES]
         states = await self._store.storage.read_many(STATE_DOCUMENTS)
         return [
             (keystore.header.generation, keystore.mac),
@@ -222,18 +229,13 @@ class _Copying:
 
     def _divided(self, section: Section) -> dict[str, Mapping[str, Record]]:
         """The documents that the target keeps a section in, and their records."""
-        name, count = section.name, self._count(section)
+        several, name = self._several, section.name
+        count = several.shards if several else division(self._target, len(section.records))
         self._counts[name] = count
         parts: dict[str, dict[str, Record]] = {each: {} for each in shard_names(name, count)}
         for credential, record in section.records.items():
             parts[self._names.of(name, credential, count)][credential] = record
         return dict(parts)
-
-    def _count(self, section: Section) -> int:
-        """In how many documents the target keeps a section."""
-        if self._several is not None:
-            return self._several.shards
-        return division(self._target, len(section.records))
 
     async def _copy_parts(self, wanted: Mapping[str, Mapping[str, Record]]) -> None:
         found = await self._parts(wanted)
@@ -311,22 +313,6 @@ class _Copying:
             raise _not_given_back(name)
         self._there[name] = packed.header.generation
 
-    async def _copy_config(self) -> None:
-        config = await read_config(self._store.storage)
-        config = msgspec.structs.replace(config, storage=None)
-        if await self._target.read(CONFIG) is None:
-            await write_config(self._target, config)
-
-    async def _remove_others(self) -> None:
-        """What an earlier copy left of sections that were smaller then, or larger."""
-        for name, stored in (await self._target.read_many(await self._left())).items():
-            await self._target.delete(name, expected=stored.token)
-
-    async def _left(self) -> list[str]:
-        there = await self._target.names()
-        ours = [name for name in there if section_of(name) or is_shard(name)]
-        return [name for name in ours if name not in self._there]
-
     async def _copy_streams(self) -> None:
         """The logs of the homes, which are in the database beside them."""
         source, target = self._store.shared, self._several
@@ -373,11 +359,3 @@ def _not_given_back(name: str) -> CorruptDocumentError:
         f"The target does not give back what was written for {name!r}.",
         hint="Nothing was changed in the source. Look what else writes there, and retry.",
     )
-
-
-def _record(vault: Vault, done: Copied) -> None:
-    detail = f"{done.credentials} credentials in {done.documents} documents"
-    event = AuditEvent(
-        time=vault.clock.time(), kind=EventKind.BACKUP, action="copy", detail=detail
-    )
-    vault.audit.append(event)

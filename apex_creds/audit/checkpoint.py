@@ -340,7 +340,7 @@ def check_signatures(
 ) -> None:
     """Returns if the log's key signed it; those of known witnesses must be right, too.
 
-    Lines of unknown keys are passed over (c2sp.org/signed-note): whoever can write to the
+    Lines of unknown keys are passed over (c2sp.org/signed-note): one who can write to the
     file could add one, and shows nothing by it.
 
     Args:

@@ -25,7 +25,7 @@ from apex_creds.audit.checkpoint import (
     ensure_keys,
 )
 from apex_creds.audit.log_files import unavailable
-from apex_creds.audit.segment import Segment, file_name, read_segment, segments
+from apex_creds.audit.segment import Segment, file_name, is_compressed, read_segment, segments
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import (
     ApexCredsError,
@@ -113,12 +113,14 @@ def parse(data: bytes, *, number: int, vault_id: str, trusted: int = 0) -> Conte
 def add_segment(segment: Segment, edge: Frontier, *, vault_id: str) -> None:
     """Makes the segment after a sealed one, whose lock the caller holds.
 
+    Nothing is made where there was one already, which may be compressed by now.
+
     Raises:
         AuditUnavailableError: It can't be made; then it is not there.
     """
     number = segment.number + 1
     path = segment.directory / file_name(number)
-    if log_files.exists(path):
+    if log_files.exists(path) or is_compressed(path):
         return
     segment.sync()
     log_files.create_whole(path, line.header(segment=number, vault_id=vault_id, edge=edge))

@@ -1,7 +1,7 @@
 """The append-only log: written before anything is released.
 
 Guarantee: when ``append`` returns a number, the event is in the file under that number,
-whoever else writes to it, and a crash of this process can't lose it; at most
+also where other processes write to it, and a crash of this process can't lose it; at most
 ``durable_within`` seconds later (plus the disk's own time) a crash of the machine can't
 either. When it can't be written, ``append`` raises and the file is as it was. Everything
 that is not needed for that (the tree, checkpoints, new segments, compression) is done by a
@@ -71,7 +71,7 @@ class AuditLog:
         anchors: Checkpoints kept elsewhere, which the log must contain.
         accept_rollback: Why a log that is behind them is accepted; it is recorded.
         on_checkpoint: Called by the log's thread after each new checkpoint, and with None
-            after ``tell_soon``, where there was no event to sign.
+            after ``notify_soon``, where there was no event to sign.
         pseudonym: What the names of credentials and principals are replaced by.
         observer: Sees all that this log writes; it is closed with the log.
 
@@ -122,7 +122,9 @@ class AuditLog:
         )
         self._presence = end.presence
         self._writer = Writer(end, vault_id=vault_id, clock=clock, lock=self._lock)
-        self._upkeep = Upkeep(self._writer, end, key=key, cadence=cadence, tell=on_checkpoint)
+        self._upkeep = Upkeep(
+            self._writer, end, key=key, cadence=cadence, on_checkpoint=on_checkpoint
+        )
         _open_logs.add(self)
         try:
             self._record_findings(end, accept_rollback)
@@ -247,9 +249,9 @@ class AuditLog:
         self._upkeep.ask()
         self._wake.put(None)
 
-    def tell_soon(self) -> None:
+    def notify_soon(self) -> None:
         """Has ``on_checkpoint`` called within the time of a checkpoint, event or not."""
-        if self._upkeep.tell_soon():
+        if self._upkeep.notify_soon():
             self._wake.put(None)
 
     def close(self) -> None:
@@ -363,7 +365,7 @@ class AuditLog:
     def _round(self) -> None:
         healthy = not self._writer.fault
         try:
-            self._look()
+            self._check_in_place()
             self.sync()
         except Exception as error:  # noqa: BLE001 - the thread holds the promise of durability
             if healthy:
@@ -373,11 +375,11 @@ class AuditLog:
         else:
             self._upkeep.work()
 
-    def _look(self) -> None:
+    def _check_in_place(self) -> None:
         """Sees whether the file is still there; a sealed one may be gone."""
         with self._lock:
             if not self._busy:
-                self._writer.look()
+                self._writer.check_in_place()
 
     def _fsync(self) -> None:
         self._dirty = False

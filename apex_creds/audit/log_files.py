@@ -61,8 +61,8 @@ __all__ = [
     "read_between",
     "remove_unfinished",
     "save_new",
-    "settled_size",
     "split_lines",
+    "stable_size",
     "status_of",
     "sync_directory",
     "unavailable",
@@ -137,7 +137,7 @@ def unlock(fd: int) -> None:
 
 
 def wait_for_lock(fd: int, mode: int) -> bool:
-    """Tries for 250 ms to take a lock of that mode; tells whether it could.
+    """Tries for 250 ms to take a lock of that mode; whether it could.
 
     Raises:
         AuditUnavailableError: There are no locks there.
@@ -157,7 +157,7 @@ def wait_for_lock(fd: int, mode: int) -> bool:
     return False
 
 
-def settled_size(fd: int) -> int:
+def stable_size(fd: int) -> int:
     """Returns the length at a moment when no writer is in the middle of a line.
 
     If one stays there for 250 ms it is taken as it is.
@@ -242,7 +242,7 @@ def lstat(path: Path) -> os.stat_result:
 
 
 def exists(path: Path) -> bool:
-    """Tells whether there is anything at a path, be it a link.
+    """Whether there is anything at a path, be it a link.
 
     Raises:
         AuditUnavailableError: It can't be seen.
@@ -309,7 +309,7 @@ def open_private(path: Path, *, create: bool = True) -> int:
 
 
 def open_to_read(path: Path) -> int:
-    """Opens a file of the log for reading only, whoever owns it.
+    """Opens a file of the log for reading only, whatever its owner.
 
     Raises:
         AuditTamperedError: It is not there.
@@ -402,17 +402,17 @@ def create_whole(
 ) -> None:
     """Makes a file with its content, in one step.
 
-    What can be made again need not be ``durable``: a crash of the machine may leave any bytes
-    of it.
+    Without ``replace`` callers hold a lock, so that no two make the same file. What can be
+    made again need not be ``durable``: a crash of the machine may leave any bytes of it.
 
     Raises:
         AuditUnavailableError: It could not be made, or there is one and not ``replace``.
     """
     try:
-        if replace:
-            replace_file(path, [data], mode=mode, durable=durable)
-        else:
-            create_exclusive(path, [data])
+        if not replace and os.path.lexists(path):
+            raise FileExistsError(17, "exists")
+        # Not by a link: for a moment the file would have a second name, which is refused.
+        replace_file(path, [data], mode=mode, durable=durable)
     except OSError as error:
         raise unavailable("written", error) from None
 

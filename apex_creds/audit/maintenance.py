@@ -1,8 +1,8 @@
 """What a log does beside writing: its tree, checkpoints, new segments, compression.
 
 Guarantee: nothing here is on the path of an append, and no failure of it makes one fail; a
-checkpoint states what is durable, and whoever keeps a copy elsewhere is told after that, so
-that a copy may be behind the log but never ahead of it.
+checkpoint states what is durable, and ``on_checkpoint`` is called after that, so that a copy
+kept elsewhere may be behind the log but never ahead of it.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Upkeep:
         end: Where the log ended on opening.
         key: Signs checkpoints; without it none are made.
         cadence: See there.
-        tell: Called after each new checkpoint; with None where ``tell_soon`` was and no
-            checkpoint came.
+        on_checkpoint: Called after each new checkpoint; with None where ``notify_soon`` was
+            and no checkpoint came.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class Upkeep:
         *,
         key: LogKey | None,
         cadence: Cadence,
-        tell: Callable[[Checkpoint | None], None] | None,
+        on_checkpoint: Callable[[Checkpoint | None], None] | None,
     ) -> None:
         self._writer = writer
         self._key = key
         self._cadence = cadence
-        self._tell = tell
+        self._on_checkpoint = on_checkpoint
         self._directory = end.segment.directory
         self._file = None
         if key is not None:
@@ -90,7 +90,7 @@ class Upkeep:
         self._nodes_from = end.before.size
         self._nodes_head, self._nodes_kept = b"", 0
         self._signed = end.signed
-        self._since = self._untold = 0.0
+        self._since = self._notify_since = 0.0
         self._asked = False
         self._packing: list[threading.Thread] = []
         self._healthy, self._ending = True, False
@@ -106,13 +106,13 @@ class Upkeep:
 
     def due_in(self) -> float | None:
         """Seconds until there is something to do; None if there is nothing."""
-        waits = (self._checkpoint_in(), self._telling_in())
+        waits = (self._checkpoint_in(), self._notify_in())
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
-    def _telling_in(self) -> float | None:
-        if not self._untold:
+    def _notify_in(self) -> float | None:
+        if not self._notify_since:
             return None
-        return max(0.0, self._untold + self._cadence.seconds - _monotonic())
+        return max(0.0, self._notify_since + self._cadence.seconds - _monotonic())
 
     def _checkpoint_in(self) -> float | None:
         if self._key is None or self._writer.seq <= self._signed:
@@ -129,11 +129,11 @@ class Upkeep:
         """Makes a checkpoint of what is in the log due at once."""
         self._asked = True
 
-    def tell_soon(self) -> bool:
-        """Has ``tell`` called in the time of a checkpoint; whether nobody had asked before."""
-        first = not self._untold
+    def notify_soon(self) -> bool:
+        """Has ``on_checkpoint`` called in the time of a checkpoint; whether that is new."""
+        first = not self._notify_since
         if first:
-            self._untold = _monotonic()
+            self._notify_since = _monotonic()
         return first
 
     def work(self) -> None:
@@ -144,8 +144,8 @@ class Upkeep:
                 self._rotate()
             if self._checkpoint_in() == 0.0:
                 self.sign()
-            if self._telling_in() == 0.0:
-                self._tell_of(None)
+            if self._notify_in() == 0.0:
+                self._notify(None)
         except Exception as error:  # noqa: BLE001 - the log goes on without it
             self._asked = False
             self._failed(error)
@@ -191,7 +191,7 @@ class Upkeep:
 
     def finish(self) -> None:
         """Signs what is left, and compresses what is begun, before the log closes."""
-        for work in (self.sign, self._tell_rest):
+        for work in (self.sign, self._notify_rest):
             try:
                 work()
             except ApexCredsError as error:
@@ -207,19 +207,19 @@ class Upkeep:
             semconv.AUDIT_ROOT: root,
         }
         with tracing.step(semconv.CHECKPOINT, what):
-            self._tell_of(made)
+            self._notify(made)
 
-    def _tell_rest(self) -> None:
-        if self._untold:
-            self._tell_of(None)
+    def _notify_rest(self) -> None:
+        if self._notify_since:
+            self._notify(None)
 
-    def _tell_of(self, made: Checkpoint | None) -> None:
-        self._untold = 0.0
+    def _notify(self, made: Checkpoint | None) -> None:
+        self._notify_since = 0.0
         try:
-            if self._tell is not None:
-                self._tell(made)
+            if self._on_checkpoint is not None:
+                self._on_checkpoint(made)
         except BaseException:
-            self.tell_soon()  # to be tried again
+            self.notify_soon()  # to be tried again
             raise
 
     def _rotate(self) -> None:

@@ -1,7 +1,7 @@
 """Roots of a log's subtrees, without reading the whole log.
 
-Guarantee: nothing here is trusted, so nothing is checked but against mistakes: whoever makes
-a proof of these hashes compares it with a signed root. Beside each sealed segment is a file
+Guarantee: nothing here is trusted, so nothing is checked but against mistakes: a proof that
+is made of these hashes is compared with a signed root. Beside each sealed segment is a file
 of the large subtrees that end in it (and a note, see ``summary``), and one is of the segment
 that is written to; one that is missing, damaged or not long enough is made from the segment,
 whose first line has the tree's edge before it.
@@ -42,7 +42,7 @@ _T = TypeVar("_T")
 
 
 def has_nodes(segment: Path) -> bool:
-    """Tells whether there is a file of nodes beside a segment; it may be damaged."""
+    """Whether there is a file of nodes beside a segment; it may be damaged."""
     return os.path.lexists(_beside(segment))
 
 

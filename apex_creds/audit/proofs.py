@@ -88,7 +88,7 @@ def inclusion(directory: Path, *, vault_id: str, seq: int) -> str:
 
 
 def check_inclusion(text: str, *, keys: Sequence[VerifierKey]) -> Proved:
-    """Returns what a proof shows, to whoever trusts ``keys``.
+    """Returns what a proof shows where ``keys`` are trusted.
 
     Raises:
         InvalidInputError: There is no key to trust.

@@ -2,7 +2,7 @@
 
 Guarantee: counts are those of the log itself, whichever process wrote an event, from the
 first one on: they grow only, also across restarts of who counts, and nothing is said before
-all of it was read. A kind's reason is told apart only where reasons are a closed set;
+all of it was read. Reasons are counted apart only where reasons are a closed set;
 everything else in an event is passed over.
 """
 
@@ -65,7 +65,7 @@ class EventCounts:
                 return
             counts = Counter(self._counts or dict.fromkeys(EXPECTED, 0))
             seq = self.seq
-            # Of a segment that was counted in part only the lines tell the rest.
+            # A segment that was counted in part is read.
             summaries = Summaries(
                 self._directory, vault_id=self._vault_id, key=None if seq else key
             )

@@ -164,7 +164,7 @@ def _read(path: Path, start: int) -> bytes:
         raise log_files.missing(path)
     fd = log_files.open_to_read(path)
     try:
-        return log_files.read_between(fd, start, log_files.settled_size(fd))
+        return log_files.read_between(fd, start, log_files.stable_size(fd))
     except OSError as error:
         raise log_files.unavailable("read", error) from None
     finally:

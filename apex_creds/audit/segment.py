@@ -32,8 +32,8 @@ from apex_creds.audit.log_files import (
     flock,
     open_to_read,
     read_between,
-    settled_size,
     split_lines,
+    stable_size,
     sync_directory,
     unavailable,
 )
@@ -48,13 +48,14 @@ __all__ = [
     "edge_before",
     "file_name",
     "find_segment",
+    "is_compressed",
     "pack",
     "read_segment",
     "segments",
     "unpack",
 ]
 
-_LOOK_EVERY: Final = 0.001
+_CHECK_EVERY: Final = 0.001
 # Bound once: they are on the path of every append.
 _monotonic: Final = time.monotonic
 _lseek: Final = os.lseek
@@ -74,11 +75,11 @@ class Segment:
         AuditUnavailableError: It can't be opened for another reason.
     """
 
-    __slots__ = ("_inode", "_look_again", "directory", "fd", "number", "path")
+    __slots__ = ("_check_again", "_inode", "directory", "fd", "number", "path")
 
     def __init__(self, directory: Path, number: int) -> None:
         self.fd = -1
-        self._look_again = 0.0
+        self._check_again = 0.0
         self.directory = directory
         self.number = number
         self.path = directory / file_name(number)
@@ -101,10 +102,10 @@ class Segment:
         except OSError:
             self.lock()
         now = _monotonic()
-        if now > self._look_again:
+        if now > self._check_again:
             if not self.in_place():
                 return -1
-            self._look_again = now + _LOOK_EVERY
+            self._check_again = now + _CHECK_EVERY
         return _lseek(self.fd, 0, _SEEK_END)
 
     def lock(self) -> None:
@@ -124,7 +125,7 @@ class Segment:
         return log_files.status_of(self.fd).st_size
 
     def in_place(self) -> bool:
-        """Tells whether the path still leads to this file."""
+        """Whether the path still leads to this file."""
         try:
             status = os.lstat(self.path)
         except OSError:
@@ -156,7 +157,7 @@ class Segment:
         os.fsync(self.fd)
 
     def set_aside(self, start: int, *, seq: int, now: float) -> str:
-        """Moves the bytes from ``start`` on to a file of their own; returns its name and hash.
+        """Moves the bytes from ``start`` on to a new file; returns its name and hash.
 
         Raises:
             AuditUnavailableError: They could not be saved; then they stay where they are.
@@ -253,7 +254,7 @@ class SegmentReader:
         self.path, self._fd = _open_either(path)
         packed = self.path.suffix == ".gz"
         try:
-            self.size = settled_size(self._fd)
+            self.size = stable_size(self._fd)
             if packed and self.size <= MAX_SEGMENT:
                 self._data = unpack(read_between(self._fd, 0, self.size))
         except OSError as error:
@@ -325,15 +326,30 @@ class SegmentReader:
         self.close()
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether a segment is there in its compressed form.
+
+    Args:
+        path: Where it was written to.
+
+    Raises:
+        AuditUnavailableError: It can't be seen.
+    """
+    return exists(_packed(path))
+
+
+def _packed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
+
+
 def _open_either(path: Path) -> tuple[Path, int]:
     """Opens a segment's file, or what a process that uses the log made of it meanwhile."""
     try:
         return path, open_to_read(path)
     except AuditTamperedError:
-        packed = path.with_name(f"{path.name}.gz")
-        if exists(path) or not exists(packed):
+        if exists(path) or not is_compressed(path):
             raise
-        return packed, open_to_read(packed)
+        return _packed(path), open_to_read(_packed(path))
 
 
 def read_segment(path: Path) -> bytes:
@@ -445,7 +461,7 @@ def compress(plain: Path) -> None:
     if not exists(plain):
         return  # another process was quicker
     data = read_segment(plain)
-    create_whole(plain.with_name(f"{plain.name}.gz"), pack(data), replace=True, mode=0o400)
+    create_whole(_packed(plain), pack(data), replace=True, mode=0o400)
     try:
         plain.unlink(missing_ok=True)
         sync_directory(plain.parent)

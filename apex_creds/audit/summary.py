@@ -2,7 +2,7 @@
 
 Guarantee: a summary is made of events that lead to a tree that this process holds, and is
 believed only where the log's own key signed it for the tree that the log has there. So it says
-what was written, whoever can change the directory; where it is missing or no good, the
+what was written, also where others can change the directory; if it is missing or no good, the
 segment itself is read.
 """
 
@@ -52,7 +52,7 @@ class What(NamedTuple):
     Attributes:
         kind: Of ``EventKind``.
         reason: Why something was refused, how the showing of a second factor ended, the
-            step of a rotation, or ``lockdown``; empty where there is nothing to tell apart.
+            step of a rotation, or ``lockdown``; empty where they are not counted apart.
     """
 
     kind: str
@@ -103,7 +103,7 @@ class Summary:
 
 
 def has_summary(segment: Path) -> bool:
-    """Tells whether there is a summary beside a segment; it may be no good."""
+    """Whether there is a summary beside a segment; it may be no good."""
     try:
         return bool(note_of(segment))
     except ApexCredsError:

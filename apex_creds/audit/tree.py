@@ -1,8 +1,8 @@
 """The Merkle tree of RFC 6962 and RFC 9162 (section 2.1) over SHA-256: pure, no files.
 
 Guarantee: hashes and proofs are those of the RFCs, byte for byte; a proof that verifies
-shows that an entry is in a tree, or that a tree is the beginning of another one, to whoever
-trusts the roots and SHA-256. A ``Frontier`` grows by one leaf with one node hash amortised
+shows that an entry is in a tree, or that a tree is the beginning of another one, if the
+roots and SHA-256 can be trusted. A ``Frontier`` grows by one leaf with one node hash amortised
 and holds at most 64 hashes, however large the tree.
 """
 

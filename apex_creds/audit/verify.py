@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None]
-"""Is told how many bytes of how many are done."""
+"""Called with how many bytes of how many are done."""
 
 MAX_UNSIGNED: Final = 100_000
 MAX_UNSIGNED_SECONDS: Final = 300.0
@@ -254,7 +254,7 @@ def _overdue(found: Report, *, waits: float) -> str:
 
 
 def in_use(directory: Path) -> bool:
-    """Tells whether a process has the log open."""
+    """Whether a process has the log open."""
     try:
         presence = open_directory(Path(directory))
     except ApexCredsError:

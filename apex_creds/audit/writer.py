@@ -17,7 +17,7 @@ from apex_creds.audit import line, log_files
 from apex_creds.audit.crash_recovery import HINT, End, add_segment, parse, tampered
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log_files import lines, unavailable
-from apex_creds.audit.segment import Segment, file_name
+from apex_creds.audit.segment import Segment, file_name, is_compressed, read_segment
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import Clock
@@ -225,12 +225,34 @@ class Writer:
         self.end += len(each)
 
     def _follow(self) -> None:
-        """Goes on in the segment after the one that is sealed, whose lock is held."""
-        sealed = self._segment
-        if not log_files.exists(sealed.path.with_name(file_name(sealed.number + 1))):
-            self._add_successor(sealed)
-        self._take_over(Segment(sealed.directory, sealed.number + 1))
+        """Goes on in the segment that is written to, after a sealed one whose lock is held.
+
+        Others may have sealed and compressed more of them meanwhile; those are read.
+        """
+        sealed, number = self._segment, self._segment.number + 1
+        leaves: list[bytes] = []
+        fresh = None
+        while fresh is None:
+            path = sealed.path.with_name(file_name(number))
+            try:
+                fresh = Segment(sealed.directory, number)
+            except AuditTamperedError:  # it is not there
+                if is_compressed(path):
+                    leaves += self._leaves_of(path, number, self.seq + len(leaves))
+                    number += 1
+                elif number == sealed.number + 1:
+                    self._add_successor(sealed)
+                else:
+                    raise
+        self._take_over(fresh, leaves)
         self._current()
+
+    def _leaves_of(self, path: Path, number: int, before: int) -> list[bytes]:
+        """Those of a segment that was compressed, with so many events before it."""
+        content = parse(read_segment(path), number=number, vault_id=self.vault_id)
+        if not content.sealed or content.edge.size != before:
+            raise _not_after(path, before)
+        return content.leaves
 
     def _add_successor(self, sealed: Segment) -> None:
         """Does what a writer that was killed had begun."""
@@ -240,17 +262,21 @@ class Writer:
         edge.extend(content.leaves)
         add_segment(sealed, edge, vault_id=self.vault_id)
 
-    def _take_over(self, fresh: Segment) -> None:
-        """Puts ``fresh`` in the place of the segment, and locks it."""
+    def _take_over(self, fresh: Segment, leaves: Sequence[bytes] = ()) -> None:
+        """Puts ``fresh`` in the place of the segment, and locks it.
+
+        Args:
+            fresh: A later one.
+            leaves: Of the segments between.
+        """
         fresh.lock()
         head = next(lines(fresh.fd, 0, fresh.size()), b"")
         edge = line.parse_header(head, segment=fresh.number, vault_id=self.vault_id)
-        if edge is None or edge.size != self.seq:
+        if edge is None or edge.size != self.seq + len(leaves):
             fresh.close()
-            raise AuditTamperedError(
-                f"{fresh.path.name} of the audit log does not go on where {self.seq} ended.",
-                hint=HINT,
-            )
+            raise _not_after(fresh.path, self.seq + len(leaves))
+        self._leaves += leaves
+        self.seq = edge.size
         self._replace(fresh)
         self.before, self.end = edge, len(head)
 
@@ -276,11 +302,11 @@ class Writer:
         self.fault = ""
 
     def is_torn(self) -> bool:
-        """Tells whether the segment has more than was read; another's or a torn line."""
+        """Whether the segment has more than was read; another's or a torn line."""
         return self._segment.size() != self.end
 
-    def look(self) -> None:
-        """Sees whether the file is still there; a sealed one may be gone.
+    def check_in_place(self) -> None:
+        """Checks that the file is still there; a sealed one may be gone.
 
         Raises:
             AuditTamperedError: It was removed or replaced.
@@ -340,6 +366,12 @@ class Writer:
     def segment(self) -> Segment:
         """The segment that is written to now."""
         return self._segment
+
+
+def _not_after(path: Path, seq: int) -> AuditTamperedError:
+    return AuditTamperedError(
+        f"{path.name} of the audit log does not go on where {seq} ended.", hint=HINT
+    )
 
 
 def _moved_note(segment: Segment) -> str:

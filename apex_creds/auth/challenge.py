@@ -21,7 +21,7 @@ from apex_creds.auth.second_factor import Subject
 from apex_creds.clocks import Moment
 from apex_creds.crypto import kdf, signing
 from apex_creds.errors import ChallengeError, IntegrityError, InvalidInputError
-from apex_creds.model import check_name
+from apex_creds.model import check_name, completed
 
 DOMAIN: Final = b"apex-creds/v1/challenge"
 NONCE_BYTES: Final = 32
@@ -142,9 +142,13 @@ def may_answer(client: Client | None, credential: str, *, now: float) -> bool:
 
 
 def find_client(state: AccessState, wanted: str) -> Client | None:
-    """The client of that id or name."""
-    named = (c for c in state.clients if wanted in (c.id, c.name))
-    return next(named, None)
+    """The client of that name or id, or the only one whose id begins so.
+
+    Raises:
+        InvalidInputError: Several do.
+    """
+    whole = completed(wanted, [client.id for client in state.clients])
+    return next((c for c in state.clients if c.name == wanted or c.id == whole), None)
 
 
 def with_client(state: AccessState, client: Client) -> AccessState:

@@ -20,7 +20,7 @@ from apex_creds.auth.second_factor import Subject
 from apex_creds.clocks import Moment
 from apex_creds.crypto import signing
 from apex_creds.documents.keystore import Keystore
-from apex_creds.errors import ChallengeError, InvalidInputError
+from apex_creds.errors import ChallengeError, InvalidInputError, NotFoundError
 from apex_creds.model import check_name, check_time
 
 
@@ -87,13 +87,11 @@ class Challenger:
         """Takes a client's right away, by name or id, and closes its challenges.
 
         Raises:
-            InvalidInputError: There is no such client.
+            NotFoundError: There is no such client.
         """
         found = challenge.find_client(await self.access.read(), wanted)
         if found is None:
-            raise InvalidInputError(
-                "There is no such client.", hint="See: apex-creds client list"
-            )
+            raise NotFoundError("There is no such client.", hint="See: apex-creds client list")
         self._log("revoke", detail=f"{found.name} {found.id}")
         await self.access.change(lambda state, _: challenge.without_client(state, found))
         return found

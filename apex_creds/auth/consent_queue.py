@@ -14,8 +14,12 @@ import msgspec
 
 from apex_creds.auth.access_document import AccessState, HasAccess, PendingRequest
 from apex_creds.clocks import Moment
-from apex_creds.errors import AccessDeniedError, ApexCredsError, InvalidInputError
-from apex_creds.model import new_id
+from apex_creds.errors import (
+    AccessDeniedError,
+    ApexCredsError,
+    NotFoundError,
+)
+from apex_creds.model import completed, new_id
 from apex_creds.policy.consent import DEADLINE, DENIED, ConsentAnswer, ConsentRequest
 
 MAX_OPEN: Final = 128
@@ -78,21 +82,23 @@ class Requests:
         return [r for r in state.requests if r.answer is None and r.seconds_left(now) > 0]
 
     async def find(self, request_id: str) -> PendingRequest:
-        """The open question of that id.
+        """The open question of that id, or the only one whose id begins so.
 
         Raises:
-            InvalidInputError: There is none: it was answered, withdrawn, or is over.
+            InvalidInputError: Several do.
+            NotFoundError: There is none: it was answered, withdrawn, or is over.
         """
-        found = [item for item in await self.open() if item.id == request_id]
-        if not found:
+        items = {item.id: item for item in await self.open()}
+        found = completed(request_id, items)
+        if found is None:
             raise _no_such_request()
-        return found[0]
+        return items[found]
 
     async def answer(self, request_id: str, answer: ConsentAnswer) -> PendingRequest:
         """Answers a question.
 
         Raises:
-            InvalidInputError: There is none of that id any more.
+            NotFoundError: There is none of that id any more.
         """
         answered: PendingRequest | None = None
 
@@ -130,7 +136,7 @@ def _find(state: AccessState, request_id: str) -> PendingRequest | None:
     return next((item for item in state.requests if item.id == request_id), None)
 
 
-def _no_such_request() -> InvalidInputError:
-    return InvalidInputError(
+def _no_such_request() -> NotFoundError:
+    return NotFoundError(
         "There is no such request; it may be over.", hint="See: apex-creds requests"
     )

@@ -36,6 +36,7 @@ from apex_creds.documents.keystore import Keystore
 from apex_creds.errors import (
     InvalidInputError,
     LockedOutError,
+    NotFoundError,
     SecondFactorError,
     UnknownKeyError,
 )
@@ -207,10 +208,10 @@ class Factors:
         """Takes a factor away. Ask for a factor first: ``verify``.
 
         Raises:
-            InvalidInputError: There is none of that id.
+            NotFoundError: There is none of that id.
         """
         if all(factor.id != factor_id for factor in await self.listed()):
-            raise InvalidInputError(
+            raise NotFoundError(
                 "There is no such second factor.", hint="See: apex-creds factor list"
             )
         self._log("remove", "", factor_id)

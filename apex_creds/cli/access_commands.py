@@ -35,10 +35,16 @@ from apex_creds.cli.command import (
     option,
     with_vault,
 )
-from apex_creds.cli.console import Json, Line, Note, Part, Report, Rows, Text, success
+from apex_creds.cli.console import Json, Line, Note, Part, Report, Rows, done
 from apex_creds.cli.credential_commands import check_exit
 from apex_creds.cli.grant_commands import end_of
-from apex_creds.errors import InvalidInputError, LockedOutError, SecondFactorError
+from apex_creds.errors import (
+    InvalidInputError,
+    LockedOutError,
+    NotFoundError,
+    SecondFactorError,
+)
+from apex_creds.model import completed
 from apex_creds.policy.display import show_time
 from apex_creds.vault import Vault
 
@@ -67,7 +73,7 @@ def enrol_factor(
     label: LabelArgument = "phone",
     plain: Annotated[bool, flag("Without the QR code.", "--no-qr")] = False,
     force: ForceOption = False,
-) -> Text:
+) -> Report:
     """Enrol an authenticator app: shows a QR code, then asks for a code of the app."""
     check_exit(sys.stdout, force=force)
 
@@ -84,7 +90,11 @@ def enrol_factor(
 
     made, left = with_vault(chosen, work)
     advice = "Next: apex-creds recovery-codes, for the day when the phone is lost."
-    return success(f"Enrolled {made.label}.", *([] if left else [advice]))
+    return done(
+        {"id": made.id, "label": made.label, "recovery_codes_left": left},
+        f"Enrolled {made.label}.",
+        *([] if left else [advice]),
+    )
 
 
 def _show(new: Enrolment, *, plain: bool) -> None:
@@ -139,7 +149,7 @@ def verify_factor(
         str | None,
         option("NAME", "And this credential."),
     ] = None,
-) -> Text:
+) -> Report:
     """Show a second factor: to try it, or for a plugin that waits for one."""
     if (plugin is None) is not (credential is None):
         raise InvalidInputError("Name both, --plugin and --credential, or neither.")
@@ -148,26 +158,29 @@ def verify_factor(
         subject = Subject(plugin=plugin, credential=credential)
     with_vault(chosen, lambda vault: ask_for_one(Factors(vault), subject=subject))
     what = f" {plugin} may use {credential} now." if subject else ""
-    return success(f"The code was accepted.{what}")
+    data = {"accepted": True, "plugin": plugin, "credential": credential}
+    return done(data, f"The code was accepted.{what}")
 
 
 @factor.command("remove")
 @command()
-async def remove_factor(vault: Vault, label: LabelArgument) -> Text:
+async def remove_factor(vault: Vault, label: LabelArgument) -> Report:
     """Remove a second factor; asks for a code of any, or for a recovery code."""
     factors = Factors(vault)
-    found = [f for f in await factors.listed(OPERATOR) if label in (f.label, f.id)]
+    listed = await factors.listed(OPERATOR)
+    whole = completed(label, [f.id for f in listed])
+    found = [f for f in listed if label == f.label or whole == f.id]
     if not found:
-        raise InvalidInputError(
+        raise NotFoundError(
             "There is no such second factor.", hint="See: apex-creds factor list"
         )
     await ask_for_one(factors)
     await factors.remove(found[0].id)
-    return success(f"Removed {label}.")
+    return done({"removed": found[0].id, "label": found[0].label}, f"Removed {label}.")
 
 
 @command()
-def recovery_codes(chosen: Settings, force: ForceOption = False) -> Text:
+def recovery_codes(chosen: Settings, force: ForceOption = False) -> Report:
     """Make ten recovery codes, each good once; earlier ones are void. Asks for a code."""
     check_exit(sys.stdout, force=force)
 
@@ -178,7 +191,7 @@ def recovery_codes(chosen: Settings, force: ForceOption = False) -> Text:
 
     codes = with_vault(chosen, work)
     notice = Note("Keep these where the phone is not. They are shown this once.")
-    return Text(notice, *codes)
+    return Report({"codes": codes}, *codes, notes=[notice])
 
 
 async def ask_for_one(factors: Factors, *, subject: Subject | None = None) -> None:
@@ -222,19 +235,21 @@ def read_code(question: str) -> str:
 
 @client.command("keygen")
 @command()
-def make_key(file: FileArgument) -> Text:
+def make_key(file: FileArgument) -> Report:
     """Make a client's key in a new file (0600), and print its public key. On its machine."""
     with ClientKey.generate(file) as key:
         advice = Note(f"Client {key.id}. Enrol it: apex-creds client enrol CLIENT PUBLIC")
-        return Text(_public_text(key.public), advice)
+        public = _public_text(key.public)
+        return Report({"id": key.id, "public": public}, public, notes=[advice])
 
 
 @client.command("public")
 @command()
-def show_public(file: FileArgument) -> Text:
+def show_public(file: FileArgument) -> Report:
     """Print the public key of a client's key file."""
     with ClientKey.load(file) as key:
-        return Text(_public_text(key.public))
+        public = _public_text(key.public)
+        return Report({"id": key.id, "public": public}, public)
 
 
 @client.command("enrol")
@@ -251,7 +266,7 @@ def enrol_client(
         option("NAME", "It may answer for this; repeat; * for all."),
     ] = None,
     until: UntilOption = None,
-) -> Text:
+) -> Report:
     """Let a program answer challenges for the credentials named."""
     key = _parse_public(public_key)
     made = with_vault(
@@ -262,7 +277,7 @@ def enrol_client(
     )
     ends = f" until {show_time(made.expires)}" if made.expires else ""
     said = f"{made.name} may answer for {', '.join(made.credentials)}{ends}."
-    return success(said)
+    return done(_as_json(made), said)
 
 
 @client.command("list")
@@ -291,10 +306,10 @@ async def list_clients(vault: Vault) -> Report:
 
 @client.command("revoke")
 @command()
-async def revoke_client(vault: Vault, name: ClientArgument) -> Text:
+async def revoke_client(vault: Vault, name: ClientArgument) -> Report:
     """Take a client's right away, by name or id; its open challenges are closed."""
     gone = await Challenger(vault).revoke(name)
-    return success(f"{gone.name} may answer no more.")
+    return done(_as_json(gone), f"{gone.name} may answer no more.")
 
 
 def _public_text(key: bytes) -> str:

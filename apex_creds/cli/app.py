@@ -9,14 +9,16 @@ others, and the help of the program names them all.
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -30,64 +32,79 @@ from apex_creds.telemetry import sdk
 
 EXIT_CODES: Final[dict[int, str]] = {
     0: "Done.",
-    1: "A check of `doctor` or of `demo` failed, `migrate` left something over, or a question "
-    "was answered with no.",
+    1: "A check of `doctor` or of `demo` failed, `migrate` or `import` left something out, or "
+    "a question was answered with no.",
     2: "The command line is not understood.",
     3: "Vault: there is none, there is one already, or it is sealed.",
     4: "Master key: missing, unavailable, read-only, in an unsafe keyring, or the wrong one.",
     5: "Integrity: a stored document is not what this vault wrote. Nothing was changed.",
     6: "Storage: permissions, links, a full or read-only disk, a lock, a conflict.",
     7: "Input: a name, value, date, origin or manifest that is not acceptable.",
-    8: "Credential or grant: there is none of that name, or the name is taken.",
+    8: "There is nothing of that name or id (credential, grant, request, client, factor, "
+    "lease), or the name is taken.",
     9: "Access: denied, a lease that has ended, a secret that leaked or was wiped.",
     10: "Audit: the log can't be written, or does not verify.",
+    11: "Something optional is needed that is not installed.",
     70: "An error that should not happen; please report it.",
     74: "Standard output could not be written (a full disk); what was done is done.",
     130: "Interrupted.",
+    141: "Whoever reads standard output went away; what was done is done.",
 }
 """What the process ends with; docs/CLI.md is made from this."""
 
-COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "init": "init_command:init",
-        "copy": "import_export:copy",
+PANELS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Credentials": {
         "set": "credential_commands:set_credential",
         "list": "credential_commands:list_credentials",
-        "edit": "credential_commands:edit",
         "show": "credential_commands:show",
+        "edit": "credential_commands:edit",
         "get": "credential_commands:get",
         "rm": "credential_commands:remove",
+        "import": "import_export:import_file",
+    },
+    "Permissions": {
         "grant": "grant_commands:grant",
         "grants": "grant_commands:list_grants",
         "revoke": "grant_commands:revoke",
-        "status": "init_command:status",
-        "doctor": "doctor_command:doctor",
-        "import": "import_export:import_file",
-        "migrate": "migrate_commands:migrate_command",
-        "recovery-codes": "access_commands:recovery_codes",
-        "rotate": "rotation_commands:rotate",
-        "backup": "storage_commands:backup",
-        "restore": "storage_commands:restore",
-        "worker": "service_commands:worker",
-        "dashboard": "service_commands:dashboard",
+        "policy": "policy_commands:policy",
         "requests": "consent_commands:list_requests",
         "approve": "consent_commands:approve",
         "deny": "consent_commands:deny",
-        "checksum": "consent_commands:checksum",
-        "lockdown": "consent_commands:lockdown",
-        "unlock": "consent_commands:unlock",
-        "demo": "demo_command:demo",
-        "db": "storage_commands:db",
-        "audit": "audit_commands:audit",
         "factor": "access_commands:factor",
+        "recovery-codes": "access_commands:recovery_codes",
         "client": "access_commands:client",
-        "policy": "policy_commands:policy",
+        "checksum": "consent_commands:checksum",
+    },
+    "Keys": {
+        "rotate": "rotation_commands:rotate",
         "rotation": "rotation_commands:rotation",
         "events": "rotation_commands:events",
         "recovery": "recovery_commands:recovery",
-    }
-)
+        "worker": "service_commands:worker",
+    },
+    "Watching": {
+        "status": "init_command:status",
+        "doctor": "doctor_command:doctor",
+        "audit": "audit_commands:audit",
+        "dashboard": "service_commands:dashboard",
+        "lockdown": "consent_commands:lockdown",
+        "unlock": "consent_commands:unlock",
+    },
+    "The vault": {
+        "init": "init_command:init",
+        "backup": "storage_commands:backup",
+        "restore": "storage_commands:restore",
+        "copy": "import_export:copy",
+        "db": "storage_commands:db",
+        "migrate": "migrate_commands:migrate_command",
+        "demo": "demo_command:demo",
+    },
+}
 """Where each command, or group of commands, is: a module of this package, and a name in it."""
+
+COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
+    {name: where for panel in PANELS.values() for name, where in panel.items()}
+)
 
 hardening: Hardening | None = None
 """What was reached at the start; None where this process did not begin as the program."""
@@ -95,6 +112,7 @@ hardening: Hardening | None = None
 _USAGE: Final = 2
 _BUG: Final = 70
 _NOT_SHOWN: Final = 74
+_NOBODY_READS: Final = 141
 _INTERRUPTED: Final = 130
 _STOPPED: Final = "Interrupted; nothing more was done."
 _USAGE_ERROR: Final = typer.BadParameter.__bases__[0]
@@ -125,43 +143,47 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    console.errors_as_json = "--json" in arguments
     try:
         with sdk.exporting():
             app = tree(named(arguments))
             code = app(list(arguments), prog_name="apex-creds", standalone_mode=False)
         sys.stdout.flush()
     except ApexCredsError as error:
-        console.fail(error.message, error.hint)
+        console.fail(error.message, error.hint, kind=type(error).__name__, code=error.exit_code)
         return error.exit_code
     except (KeyboardInterrupt, EOFError, typer.Abort):
-        console.fail(_STOPPED)
-        return _INTERRUPTED
-    except BrokenPipeError:
+        code = _INTERRUPTED
+    except standard_streams.ReaderGoneError:
         standard_streams.silence_stdout()
-        return 1
+        return _NOBODY_READS
     except standard_streams.OutputError as error:
         standard_streams.silence_stdout()
         console.fail(
             f"The output can't be written: {error.strerror}.",
             "What was done is done, and was not shown. See: apex-creds audit tail",
+            kind="OutputError",
+            code=_NOT_SHOWN,
         )
         return _NOT_SHOWN
     except Exception as error:  # noqa: BLE001 - the last line of defence
         return _failed(error)
     if code == _INTERRUPTED:  # typer makes this of Ctrl-C, and says nothing
-        console.fail(_STOPPED)
+        console.fail(_STOPPED, kind="Interrupted", code=_INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
 def _failed(error: Exception) -> int:
     if isinstance(error, _USAGE_ERROR):
-        console.fail(*_usage(error))
+        console.fail(*_usage(error), kind="UsageError", code=_USAGE)
         return _USAGE
     if isinstance(error, OSError):  # no mistake of ours, though the message should be better
         where = f" ({error.filename})" if error.filename else ""
         console.fail(
             f"The system refused something: {error.strerror or type(error).__name__}{where}.",
             "Look at the disk and its permissions; then: apex-creds doctor.",
+            kind="StorageError",
+            code=StorageError.exit_code,
         )
         return StorageError.exit_code
     frames = traceback.extract_tb(error.__traceback__)
@@ -171,15 +193,17 @@ def _failed(error: Exception) -> int:
     console.fail(
         f"Unexpected {type(error).__name__} {where}.",
         "This is a mistake in apex-creds; please report this line.",
+        kind="UnexpectedError",
+        code=_BUG,
     )
     return _BUG
 
 
 def _usage(error: Exception) -> tuple[str, str]:
     """The message and hint for a command line that was not understood."""
-    context = getattr(error, "ctx", None)
+    context: Any = getattr(error, "ctx", None)
     path = getattr(context, "command_path", "apex-creds")
-    text = str(getattr(error, "format_message", lambda: "")())
+    text = " ".join(str(getattr(error, "format_message", lambda: "")()).split())
     hint = f"See: {path} -h"
     if "unexpected extra argument" in text:
         text = "There are more arguments than this command takes."
@@ -187,6 +211,11 @@ def _usage(error: Exception) -> tuple[str, str]:
             hint = "The value is never an argument: it is asked for, or read from stdin."
     elif text.startswith("No such command"):
         text = "There is no such command."
+        names = COMMANDS if path == "apex-creds" else context.command.commands
+        # The word is compared, and not repeated: it may be a secret in the wrong place.
+        typed = re.split("['\"]", str(getattr(error, "message", "")))[1:2]
+        if typed and (close := difflib.get_close_matches(typed[0], names, n=1)):
+            hint = f"Did you mean: {path} {close[0]}"
     return text, hint
 
 
@@ -195,18 +224,20 @@ def tree(only: str | None = None) -> typer.Typer:
     app = typer.Typer(
         name="apex-creds",
         context_settings=command.HELP,
-        add_completion=False,
         pretty_exceptions_enable=False,
         invoke_without_command=True,
     )
     app.callback()(_root)
-    for name in [only] if only is not None and only in COMMANDS else COMMANDS:
-        module, attribute = COMMANDS[name].split(":")
-        found = getattr(import_module(f"apex_creds.cli.{module}"), attribute)
-        if isinstance(found, typer.Typer):
-            app.add_typer(found, name=name)
-        else:
-            app.command(name)(found)
+    for panel, commands in PANELS.items():
+        for name in commands:
+            if only in COMMANDS and name != only:
+                continue
+            module, attribute = commands[name].split(":")
+            found = getattr(import_module(f"apex_creds.cli.{module}"), attribute)
+            if isinstance(found, typer.Typer):
+                app.add_typer(found, name=name, rich_help_panel=panel)
+            else:
+                app.command(name, rich_help_panel=panel)(found)
     return app
 
 

@@ -51,10 +51,15 @@ from apex_creds.cli.command import (
     read_header,
     with_vault,
 )
-from apex_creds.cli.console import Cell, Line, Part, Report, Text
+from apex_creds.cli.console import Cell, Json, Line, Part, Report, Text, done
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.signing import SigningKey
-from apex_creds.errors import AuditTamperedError, InvalidInputError, UnsafePathError
+from apex_creds.errors import (
+    AuditTamperedError,
+    InvalidInputError,
+    NotFoundError,
+    UnsafePathError,
+)
 from apex_creds.fs.home import audit_directory
 from apex_creds.fs.private_files import create_exclusive, read_small, replace_file, translated
 from apex_creds.keys.head_anchor import AnchorFile, state_folder
@@ -237,7 +242,7 @@ def tail(
             if not wanted(named(event)):
                 continue
             if json:
-                console.json_line(msgspec.to_builtins(named(event)))
+                console.json_line(_as_json(named(event)))
                 sys.stdout.flush()
             else:
                 _print([named(event)], json=False)
@@ -257,7 +262,7 @@ def show(
     named = _naming(chosen, names)
     story = _story([named(each) for each in read(directory, vault_id=vault_id)], lease)
     if not story:
-        raise InvalidInputError(
+        raise NotFoundError(
             "The audit log has no such lease.", hint="See: apex-creds audit tail --json"
         )
     _print(story, json=json)
@@ -280,9 +285,15 @@ def _story(events: Sequence[Recorded], lease: str) -> list[Recorded]:
 
 def _print(events: Sequence[Recorded], *, json: bool) -> None:
     if json:
-        console.json_out([msgspec.to_builtins(event) for event in events])
+        console.json_out([_as_json(event) for event in events])
     else:
         console.table(_COLUMNS, map(_row, events))
+
+
+def _as_json(event: Recorded) -> dict[str, Json]:
+    """An event as the log has it, with its time as all commands print times."""
+    fields: dict[str, Json] = msgspec.to_builtins(event)
+    return fields | {"time": show_time(event.time, finely=True)}
 
 
 def _row(event: Recorded) -> tuple[object, ...]:
@@ -505,7 +516,7 @@ def _bytes(file: Path) -> bytes:
 
 @audit.command("accept-rollback")
 @command()
-def accept_rollback(chosen: Settings, reason: ReasonOption = "") -> Text:
+def accept_rollback(chosen: Settings, reason: ReasonOption = "") -> Report:
     """After a restore on purpose: accept that the vault is older than its anchor says."""
     reason = console.read_reason(reason)
     provider = find_provider(master_uri(chosen, read_header(chosen)))
@@ -516,4 +527,4 @@ def accept_rollback(chosen: Settings, reason: ReasonOption = "") -> Text:
             return vault.audit.seq
 
     count = anyio.run(accept)
-    return Text(f"Accepted and recorded. The log has {count} events.")
+    return done({"events": count}, f"Accepted and recorded. The log has {count} events.")

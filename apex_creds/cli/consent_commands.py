@@ -25,7 +25,7 @@ from apex_creds.cli.command import (
     parse_time,
     with_vault,
 )
-from apex_creds.cli.console import Json, Line, Note, Part, Report, Text, success
+from apex_creds.cli.console import Json, Line, Note, Part, Report, done
 from apex_creds.clocks import Moment, SystemClock
 from apex_creds.errors import InvalidInputError
 from apex_creds.integrations.plugin_metadata import DEFAULT, tree_digest
@@ -35,7 +35,7 @@ from apex_creds.vault import Vault
 
 _BY = "apex-creds"
 
-IdArgument = Annotated[str, argument("ID", "As `requests` shows it.")]
+IdArgument = Annotated[str, argument("ID", "As `requests` shows it, or its beginning.")]
 
 
 @command()
@@ -86,7 +86,7 @@ def approve(
         option("WHEN", "2030-12-31, 12h, 30d.", parser=parse_time),
     ] = None,
     always: Annotated[bool, flag("Without end.", "--always")] = False,
-) -> Text:
+) -> Report:
     """Say yes to a request: once, unless an option says more."""
     if for_session + always + (until is not None) > 1:
         raise InvalidInputError("Say one of --session, --until and --always, or none.")
@@ -96,19 +96,33 @@ def approve(
     answer = ConsentAnswer(choice=choice, until=until, by=_BY)
 
     async def work(vault: Vault) -> PendingRequest:
-        await vault.refuse_lockdown()
+        await vault.check_not_locked_down()
         requests = Requests(vault)
-        request = (await requests.find(request_id)).request
+        found = await requests.find(request_id)
+        request = found.request
         for line in lines(request):
             console.note(line, style="")
         if request.second_factor:
             subject = Subject(plugin=request.plugin, credential=request.credential)
             await ask_for_one(Factors(vault), subject=subject)
-        return await requests.answer(request_id, answer)
+        return await requests.answer(found.id, answer)
 
-    done = with_vault(chosen, work).request
+    answered = with_vault(chosen, work)
     how = f" until {show_time(until)}" if until is not None else f" ({choice.value})"
-    return success(f"{done.plugin} may use {done.credential}{how}.")
+    request = answered.request
+    return done(
+        _answered(answered, answer), f"{request.plugin} may use {request.credential}{how}."
+    )
+
+
+def _answered(item: PendingRequest, answer: ConsentAnswer) -> dict[str, Json]:
+    return {
+        "id": item.id,
+        "plugin": item.request.plugin,
+        "credential": item.request.credential,
+        "choice": answer.choice.value,
+        "until": show_time(answer.until) or None,
+    }
 
 
 @command()
@@ -116,12 +130,17 @@ async def deny(
     vault: Vault,
     request_id: IdArgument,
     never: Annotated[bool, flag("And don't ask again.", "--never")] = False,
-) -> Text:
+) -> Report:
     """Say no to a request."""
     answer = ConsentAnswer(choice=Choice.NEVER if never else Choice.DENY, by=_BY)
-    done = (await Requests(vault).answer(request_id, answer)).request
+    requests = Requests(vault)
+    answered = await requests.answer((await requests.find(request_id)).id, answer)
+    request = answered.request
     again = ", and is not asked about again" if never else ""
-    return success(f"{done.plugin} may not use {done.credential}{again}.")
+    return done(
+        _answered(answered, answer),
+        f"{request.plugin} may not use {request.credential}{again}.",
+    )
 
 
 @command()
@@ -131,7 +150,7 @@ async def lockdown(
     keep_grants: Annotated[
         bool, flag("Have them back after the unlocking.", "--keep-grants")
     ] = False,
-) -> Text:
+) -> Report:
     """Seal the vault: end everything, take back all grants, release nothing until `unlock`."""
     async with vault.store.holding():
         made = await vault.lockdown(reason=reason, keep_grants=keep_grants)
@@ -142,18 +161,23 @@ async def lockdown(
     parts.append("To end it: apex-creds unlock")
     if not protected:
         parts.append(Note("No second factor is enrolled, so unlock asks for none."))
-    return Text(*parts)
+    data: dict[str, Json] = {
+        "locked_down": show_time(made.since),
+        "grants_kept": keep_grants,
+        "second_factor": protected,
+    }
+    return Report(data, *parts)
 
 
 @command()
-async def unlock(vault: Vault) -> Text:
+async def unlock(vault: Vault) -> Report:
     """End a lockdown; asks for the second factor, if one is enrolled."""
     if (await vault.grants()).lockdown is None:
-        return Text("The vault is not locked down.")
+        return Report({"unlocked": False}, "The vault is not locked down.")
     await vault.unlock(read_code("Code") if await Factors(vault).enrolled() else None)
-    if len(await vault.grants()) > 0:
-        return success("Unlocked; grants are in force again.")
-    return success("Unlocked; nothing is granted to any plugin.")
+    count = len(await vault.grants())
+    said = "grants are in force again" if count else "nothing is granted to any plugin"
+    return done({"unlocked": True, "grants": count}, f"Unlocked; {said}.")
 
 
 @command()

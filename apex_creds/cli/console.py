@@ -135,11 +135,6 @@ class Text:
             (Line(part) if isinstance(part, str) else part).show()
 
 
-def success(text: str, *parts: Part) -> Text:
-    """What was done, in green, and more."""
-    return Text(Line(text, "green"), *parts)
-
-
 class Report(Text):
     """What a command prints, or its JSON with ``--json``.
 
@@ -175,6 +170,11 @@ class Report(Text):
         if self._error is not None:
             raise self._error
         super().end()
+
+
+def done(data: Json, text: str, *parts: Part, notes: Iterable[Note] = ()) -> Report:
+    """What was done, in green, and more; ``data`` says it to a program."""
+    return Report(data, Line(text, "green"), *parts, notes=notes)
 
 
 # -- printing ------------------------------------------------------------------------------
@@ -225,8 +225,23 @@ def note(text: str, *, style: str = "yellow") -> None:
     _line(sys.stderr, (text, style))
 
 
-def fail(message: str, hint: str = "") -> None:
-    """Prints an error and what to do about it on standard error."""
+errors_as_json = False
+"""Whether the command was asked for JSON: its errors are JSON, too."""
+
+
+def fail(message: str, hint: str = "", *, kind: str, code: int) -> None:
+    """Prints an error and what to do about it on standard error.
+
+    Args:
+        message: What happened.
+        hint: What to do next.
+        kind: The error's class, for programs.
+        code: What the process ends with.
+    """
+    if errors_as_json:
+        what: dict[str, Json] = {"error": kind, "message": message, "hint": hint, "code": code}
+        sys.stderr.write(json.dumps(what, ensure_ascii=True) + "\n")
+        return
     _line(sys.stderr, ("error: ", "bold red"), (message, ""), fold=True)
     if hint:
         _line(sys.stderr, ("hint: ", "bold"), (hint, ""), fold=True)
@@ -343,6 +358,17 @@ def read_reason(given: str) -> str:
     return given
 
 
+def confirmed(question: str, *, about: str) -> bool:
+    """Whether a person says yes.
+
+    Raises:
+        InvalidInputError: There is no terminal to ask ``about`` on.
+    """
+    if not sys.stdin.isatty():
+        raise InvalidInputError(f"There is no terminal to ask {about}.", hint="Add --yes.")
+    return typer.confirm(question, err=True)
+
+
 def read_secret(kind: CredentialKind) -> Secret:
     """Asks for the parts of a secret, or reads them from standard input.
 
@@ -395,8 +421,23 @@ def _secret_of(kind: CredentialKind, data: bytes) -> Secret:
 
 
 def _trimmed(text: str) -> str:
-    """A key without what a shell or a page put around it, and says so."""
+    """A key without what a shell or a page put around it, and says so.
+
+    Raises:
+        InvalidInputError: It is in quotation marks, or has characters that nobody sees.
+    """
     trimmed = text.strip(_AROUND)
     if trimmed != text:
         note("White space around the value was left out.")
+    if wrong := objection(trimmed):
+        raise InvalidInputError(wrong, hint="If that is the value: --kind generic.")
     return trimmed
+
+
+def objection(key: str) -> str:
+    """Why this can hardly be a key as a service gave it; nothing where it can."""
+    if len(key) > 1 and key[0] == key[-1] and key[0] in "\"'`":
+        return "The value is in quotation marks, which are seldom a part of a key."
+    if escaped(key) != key:
+        return "The value has a character that can't be seen, or a line end."
+    return ""

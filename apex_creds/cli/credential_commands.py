@@ -9,12 +9,13 @@ Python copy, where the stream has a file descriptor.
 from __future__ import annotations
 
 import base64
+import contextlib
+import math
 import shlex
 import sys
 import time
+from ipaddress import ip_address
 from typing import Annotated, TextIO
-
-import typer
 
 from apex_creds.cli import console
 from apex_creds.cli.command import (
@@ -29,11 +30,12 @@ from apex_creds.cli.command import (
     parse_time,
     with_vault,
 )
-from apex_creds.cli.console import Cell, Fields, Json, Note, Report, Rows, Text, success
+from apex_creds.cli.console import Cell, Fields, Json, Note, Report, Rows, done
+from apex_creds.cli.standard_streams import ReaderGoneError
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.fs.private_files import write_all
-from apex_creds.model import CredentialInfo, CredentialKind, Sensitivity
+from apex_creds.model import CredentialInfo, CredentialKind, Origin, Sensitivity
 from apex_creds.policy.display import show_time
 from apex_creds.vault import Vault
 
@@ -73,7 +75,7 @@ async def set_credential(
         option("LEVEL", "normal, sensitive or critical; as it was, or sensitive by default."),
     ] = None,
     challenge: ChallengeOption = None,
-) -> Text:
+) -> Report:
     """Store a credential, or a new version of it.
 
     The value is asked for without echo, or read from standard input; never an argument.
@@ -93,16 +95,27 @@ async def set_credential(
         sensitivity=sensitivity,
         challenge=challenge,
     )
-    return success(
+    return done(
+        _as_json(info, time.time()),
         f"Stored {info.name} ({info.kind}), version {info.version}.",
-        *sent_nowhere(info),
+        notes=about_origins(info),
     )
 
 
-def sent_nowhere(info: CredentialInfo) -> list[Note]:
-    """What to do about a credential that has no origin."""
+def _is_here(origin: Origin) -> bool:
+    with contextlib.suppress(ValueError):
+        return ip_address(origin.host).is_loopback
+    return origin.host == "localhost" or origin.host.endswith(".localhost")
+
+
+def about_origins(info: CredentialInfo) -> list[Note]:
+    """What to do about a credential that has no origin, or is sent in clear."""
     advice = f"apex-creds edit {shlex.quote(info.name)} --origin URL"
-    return [] if info.origins else [Note(f"It may be sent nowhere yet: {advice}")]
+    if not info.origins:
+        return [Note(f"It may be sent nowhere yet: {advice}")]
+    clear = [str(one) for one in info.origins if one.scheme == "http" and not _is_here(one)]
+    seen = "Whoever is on the way to {} can read it: that is http, not https."
+    return [Note(seen.format(", ".join(clear)))] if clear else []
 
 
 @command()
@@ -168,6 +181,10 @@ def _plain(value: Json) -> str:
     return str(value) if value not in ("", None) else "-"
 
 
+def _parse_end(text: str) -> float:
+    return math.inf if text == "never" else parse_time(text)
+
+
 @command()
 def edit(
     chosen: Settings,
@@ -179,15 +196,20 @@ def edit(
     ] = None,
     origin: OriginOption = None,
     delivery: DeliveryOption = None,
-) -> Text:
+    expires: Annotated[
+        float | None,
+        option("WHEN", "2030-12-31, 12h, 30d, 1y; never: without end.", parser=_parse_end),
+    ] = None,
+) -> Report:
     """Change where and how a credential is sent and what a use takes; its value stays.
 
     Origins that are given replace those that it has.
     """
-    if challenge is None and sensitivity is None and origin is None and delivery is None:
+    if all(it is None for it in (challenge, sensitivity, origin, delivery, expires)):
         raise InvalidInputError(
             "There is nothing to change.",
-            hint="Say --origin, --delivery, --sensitivity, --challenge or --no-challenge.",
+            hint="Say --origin, --delivery, --expires, --sensitivity, --challenge or "
+            "--no-challenge.",
         )
     info = with_vault(
         chosen,
@@ -197,12 +219,15 @@ def edit(
             sensitivity=sensitivity,
             origins=origin,
             delivery=delivery,
+            expires=expires,
         ),
     )
     places = ", ".join(map(str, info.origins)) or "nowhere"
-    return success(
+    return done(
+        _as_json(info, time.time()),
         f"{info.name} is {_level(info)} from now on.",
         f"It may be sent to {places}, as {info.delivery}.",
+        notes=about_origins(info),
     )
 
 
@@ -211,23 +236,21 @@ def remove(
     chosen: Settings,
     name: NameArgument,
     yes: Annotated[bool, flag("Do not ask.", "--yes", "-y")] = False,
-) -> Text:
+) -> Report:
     """Delete a credential for good: its key is destroyed, its file overwritten."""
-    if not yes and not sys.stdin.isatty():
-        raise InvalidInputError(
-            "There is no terminal to ask whether to delete it.", hint="Add --yes."
-        )
-    if not yes and not typer.confirm(f"Delete {console.safe(name)} for good?", err=True):
-        return Text(Note("Nothing was deleted."), code=1)
-    done = with_vault(chosen, lambda vault: vault.delete(name))
+    question = f"Delete {console.safe(name)} for good?"
+    if not yes and not console.confirmed(question, about="whether to delete it"):
+        return Report({"deleted": None}, notes=[Note("Nothing was deleted.")], code=1)
+    gone = with_vault(chosen, lambda vault: vault.delete(name))
     overwritten = {
         "overwritten": "verified: zeros were read back in its place",
         "unverifiable": "tried, but this file system can't prove it (copies may remain)",
         "no": "not done: there was nothing to overwrite",
-    }[done.overwritten]
-    shredded = "verified: the key is destroyed" if done.shredded else "NOT verified"
-    return success(
-        f"Deleted {done.name}.",
+    }[gone.overwritten]
+    shredded = "verified: the key is destroyed" if gone.shredded else "NOT verified"
+    return done(
+        {"deleted": gone.name, "shredded": gone.shredded, "overwritten": gone.overwritten},
+        f"Deleted {gone.name}.",
         f"  shredding    {shredded}",
         f"  overwriting  {overwritten}",
     )
@@ -299,7 +322,7 @@ def _write(stream: TextIO, secret: SecretBytes) -> None:
             write_all(stream.fileno(), view)
         except (AttributeError, OSError) as error:
             if isinstance(error, BrokenPipeError):
-                raise
+                raise ReaderGoneError from None
             stream.buffer.write(view)
     stream.write("\n" if terminal else "")
 

@@ -32,7 +32,7 @@ from apex_creds.fs import private_files
 from apex_creds.fs.home import AUDIT, CREDENTIALS, SECURITY, audit_directory
 from apex_creds.keys import KeyState, MasterKeyProvider
 from apex_creds.keys.os_keyring import KeyringProvider
-from apex_creds.model import SECTIONS
+from apex_creds.model import SECTION_NAMES
 from apex_creds.policy.display import show_time
 from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.status import Undone, undone
@@ -227,7 +227,7 @@ async def _deletions(vault: Vault) -> Check:
     left = [
         keyset.label
         for keyset in keystore.body.deks
-        if keyset.label.partition("/")[0] in SECTIONS.values()
+        if keyset.label.partition("/")[0] in SECTION_NAMES
         for version in keyset.versions
         if version.state is KeyState.ACTIVE
         and (bytes.fromhex(keyset.id), version.version) not in used

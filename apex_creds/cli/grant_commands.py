@@ -20,8 +20,8 @@ from apex_creds.cli.command import (
     option,
     with_vault,
 )
-from apex_creds.cli.console import Cell, Json, Line, Note, Report, Rows, Text, success
-from apex_creds.cli.credential_commands import sent_nowhere
+from apex_creds.cli.console import Cell, Json, Line, Note, Report, Rows, done
+from apex_creds.cli.credential_commands import about_origins
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.model import CredentialInfo
 from apex_creds.policy.display import show_time
@@ -55,7 +55,7 @@ def grant(
     ahead: Annotated[
         bool, flag("Grant it before there is such a credential.", "--ahead")
     ] = False,
-) -> Text:
+) -> Report:
     """Permit a plugin the use of a credential; replaces an earlier grant of the two."""
     manifest = None if folder is None else _manifest_in(folder, plugin)
 
@@ -78,14 +78,14 @@ def grant(
         return made, known
 
     made, known = with_vault(chosen, work)
-    notes = [] if known is None or made.reveal else sent_nowhere(known)
+    notes = [] if known is None or made.reveal else about_origins(known)
     if known is None:
         notes = [Note("There is no credential of that name yet: apex-creds set NAME")]
     access = "use and read" if made.reveal else "use"
     scopes = f" ({', '.join(made.scopes)})" if made.scopes else ""
     ends = f" until {show_time(made.until)}" if made.until else ""
     said = f"{made.plugin} may {access} {made.credential}{scopes}{ends}."
-    return success(said, *notes)
+    return done(_as_json(made), said, notes=notes)
 
 
 def _manifest_in(folder: Path, plugin: str) -> Manifest:
@@ -160,7 +160,7 @@ def revoke(
         str | None,
         option("NAME", "The grants of all plugins on it."),
     ] = None,
-) -> Text:
+) -> Report:
     """Take grants back: those of a plugin, of a credential, or of the two."""
     if plugin is None and credential is None:
         raise InvalidInputError(
@@ -177,4 +177,4 @@ def revoke(
             hint="See: apex-creds grants",
         )
     said = (f"{item.plugin} may no longer use {item.credential}." for item in removed)
-    return Text(*(Line(text, "green") for text in said))
+    return Report([_as_json(item) for item in removed], *(Line(text, "green") for text in said))

@@ -36,6 +36,26 @@ _REFERENCE: Final = re.compile(r"\$\{[^}]*\}")
 # -- import --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Where:
+    """An origin of one credential, or of all where ``name`` is empty."""
+
+    name: str
+    origin: Origin
+
+    @classmethod
+    def parse(cls, text: str) -> Where:
+        """Reads ``[NAME=]URL``.
+
+        Raises:
+            InvalidInputError: It is none.
+        """
+        head, equals, tail = text.partition("=")
+        if equals and "://" not in head:
+            return cls(check_name(head), Origin.parse(tail))
+        return cls("", Origin.parse(text))
+
+
 @dataclass(slots=True)
 class Plan:
     """What a file holds: what to store by name, and what is left out and why."""
@@ -52,13 +72,23 @@ async def import_file(
         bool, flag("New versions of those that are there.", "--replace")
     ] = False,
     origin: Annotated[
-        list[Origin] | None,
-        option("URL", "Where all of them may be sent; repeat.", parser=Origin.parse),
+        list[Where] | None,
+        option(
+            "[NAME=]URL",
+            "Where all of them may be sent, or the one of that name; repeat.",
+            parser=Where.parse,
+        ),
     ] = None,
 ) -> Report:
     """Store the secrets of a .env file, each as an API key of its name."""
     text, exposed = read_file(file)
     plan = read_plan(text)
+    unknown = {one.name for one in origin or ()} - {"", *plan.items}
+    if unknown:
+        raise InvalidInputError(
+            f"The file has no value for {', '.join(sorted(unknown))}.",
+            hint="Check the names in --origin NAME=URL.",
+        )
     imported = await store(vault, plan, replace=replace, origins=origin)
     notes = []
     if imported and str(file) != "-":
@@ -73,7 +103,8 @@ async def import_file(
         Line(f"{len(imported)} imported, {len(plan.skipped)} skipped.", "bold"),
         *(Line(f"  imported  {name}", "green") for name in imported),
         *(Line(f"  skipped   {name}: {why}", "yellow") for name, why in plan.skipped),
-        *map(Note, notes),
+        notes=map(Note, notes),
+        code=int(bool(plan.skipped)),
     )
 
 
@@ -133,11 +164,12 @@ def _objection(name: str, value: str | None) -> str:
         ApiKey(value)
     except ApexCredsError as error:
         return error.message
-    return ""
+    wrong = console.objection(value)
+    return f"{wrong} Store it with: set --kind generic" if wrong else ""
 
 
 async def store(
-    vault: Vault, plan: Plan, *, replace: bool, origins: Iterable[Origin] | None = None
+    vault: Vault, plan: Plan, *, replace: bool, origins: Iterable[Where] | None = None
 ) -> list[str]:
     """Stores a plan's items, all or none; what is kept out is added to ``skipped``.
 
@@ -145,7 +177,7 @@ async def store(
         vault: Where to.
         plan: What.
         replace: Whether those that are there get a new version.
-        origins: Where all of them may be sent; as it was, or nowhere by default.
+        origins: Where they may be sent; as it was, or nowhere by default.
 
     Returns:
         The names that were stored.
@@ -159,8 +191,14 @@ async def store(
             plan.skipped.append((name, "a credential of another kind has that name"))
         else:
             plan.skipped.append((name, "there already: --replace stores a new version"))
-    where = None if origins is None else tuple(origins)
-    await vault.put_many(dataclasses.replace(item, origins=where) for item in chosen)
+    places = tuple(origins or ())
+
+    def placed(item: PutItem) -> PutItem:
+        own = tuple(one.origin for one in places if one.name == item.name)
+        own = own or tuple(one.origin for one in places if not one.name)
+        return dataclasses.replace(item, origins=own or None)
+
+    await vault.put_many(map(placed, chosen))
     return sorted(item.name for item in chosen)
 
 

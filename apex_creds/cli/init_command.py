@@ -20,7 +20,7 @@ from apex_creds.cli.command import (
     read_header,
     with_vault,
 )
-from apex_creds.cli.console import Fields, Json, Report, Text, success
+from apex_creds.cli.console import Fields, Json, Report, done
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import VaultExistsError
 from apex_creds.model import CredentialKind
@@ -52,7 +52,7 @@ def init(
     join: Annotated[
         bool, flag("The vault is in that database already: share it.", "--join")
     ] = False,
-) -> Text:
+) -> Report:
     """Make a vault, and a master key for it (in the OS keyring by default)."""
     home = chosen.folder
     if join:
@@ -80,8 +80,10 @@ def init(
             await migrate_first(vault)
             return vault.vault_id
 
-    return success(
-        f"Made vault {anyio.run(create)} in {home}.",
+    vault_id = anyio.run(create)
+    return done(
+        {"vault_id": vault_id, "home": str(home), "master": provider.uri},
+        f"Made vault {vault_id} in {home}.",
         f"Master key: {provider.uri} (without it the vault can't be opened)",
         "Next: apex-creds set NAME, apex-creds grant PLUGIN NAME, apex-creds doctor",
     )

@@ -29,7 +29,7 @@ from apex_creds.cli.command import (
     take_config,
     with_vault,
 )
-from apex_creds.cli.console import Json, Line, Note, Part, Report, Text, success
+from apex_creds.cli.console import Json, Line, Note, Part, Report, done
 from apex_creds.cli.init_command import make_room
 from apex_creds.errors import InvalidInputError
 from apex_creds.migration import (
@@ -258,10 +258,10 @@ def _as_json(source: SourceReport) -> dict[str, Json]:
 # -- on, off, finish -----------------------------------------------------------------------
 
 
-def _switch(chosen: Settings, action: Action) -> Text:
+def _switch(chosen: Settings, action: Action) -> Report:
     on = action is Action.ON
     with_vault(chosen, lambda vault: switch(vault, automatic=on), migrates=False)
-    return success(f"Migrating by itself is {action.value}.")
+    return done({"automatic": on}, f"Migrating by itself is {action.value}.")
 
 
 def _finish(chosen: Settings) -> Report:

@@ -39,7 +39,7 @@ from apex_creds.cli.command import (
     read_root,
     with_master_key,
 )
-from apex_creds.cli.console import Json, Note, Report, Rows, Text, success
+from apex_creds.cli.console import Json, Note, Report, Rows, Text, done
 from apex_creds.cli.credential_commands import check_exit
 from apex_creds.crypto import sealedbox
 from apex_creds.crypto.memory import SecretBytes
@@ -193,7 +193,7 @@ def _expect(key: SecretBytes, back: SecretBytes) -> None:
 @command()
 def verify(
     chosen: Settings, sealed: SealedOption = None, private_key: PrivateOption = None
-) -> Text:
+) -> Report:
     """Try shares (or what was sealed): whether they restore this vault's master key."""
 
     async def work(vault: Vault, _: MasterKeyProvider) -> int:
@@ -213,7 +213,7 @@ def verify(
         return version
 
     version = with_master_key(chosen, work)
-    return success(f"They restore master key v{version}.")
+    return done({"master_version": version}, f"They restore master key v{version}.")
 
 
 @recovery.command("list")
@@ -240,12 +240,12 @@ async def list_made(vault: Vault) -> Report:
 @command()
 def keygen(
     file: Annotated[Path, argument("FILE", "Where the private key goes.")],
-) -> Text:
+) -> Report:
     """Make a key pair for export --to: the private key in FILE, the public one printed."""
     with SecretBytes.random(sealedbox.KEY_BYTES) as private:
         put_file(file, [bytes(encode_key(private)), b"\n"])
         public = base64.b64encode(sealedbox.public_key(private)).decode()
-    return Text(public, Note(f"Keep {file} away from the vault."))
+    return Report({"public": public}, public, notes=[Note(f"Keep {file} away from the vault.")])
 
 
 async def recovery_state(vault: Vault) -> str:
@@ -268,7 +268,7 @@ def reminder(state: str) -> list[Note]:
 @command()
 def restore(
     chosen: Settings, sealed: SealedOption = None, private_key: PrivateOption = None
-) -> Text:
+) -> Report:
     """Give a keyring (or a file) the master key again, from shares."""
     header, data = anyio.run(read_root, storage_for(chosen.folder))
     provider = find_provider(master_uri(chosen, header))
@@ -282,20 +282,24 @@ def restore(
 
     with read_key(header, sealed, private_key) as key:
         anyio.run(work, key)
-    return Text(f"Master key v{version} is in {provider.uri} again, and opens the vault.")
+    return done(
+        {"master_version": version, "master": provider.uri},
+        f"Master key v{version} is in {provider.uri} again, and opens the vault.",
+    )
 
 
 @recovery.command("reset-master")
 @command()
 def reset_master(
     chosen: Settings, sealed: SealedOption = None, private_key: PrivateOption = None
-) -> Text:
+) -> Report:
     """After the keyring lost the master key: make a new one, with the shares of the old."""
     header, data = anyio.run(read_root, storage_for(chosen.folder))
     lost = root_header(header).master
     provider = find_provider(master_uri(chosen, header), new=True)
     if anyio.run(recovering.has_key, provider, header):
-        return Text(
+        return Report(
+            {"reset": False, "master_version": lost.version},
             f"{provider.uri} has master key v{lost.version}: there is nothing to reset.",
             "To replace a key that you have: apex-creds rotate master",
         )
@@ -308,9 +312,10 @@ def reset_master(
 
     with read_key(header, sealed, private_key) as key:
         made = anyio.run(work, key)
-    return Text(
+    return done(
+        {"reset": True, "master_version": made.after, "before": made.before},
         f"Master key v{made.after} is in {provider.uri}, and opens the vault.",
-        *reminder(f"the shares are of v{made.before}"),
+        notes=reminder(f"the shares are of v{made.before}"),
     )
 
 

@@ -30,11 +30,10 @@ from apex_creds.cli.console import (
     Part,
     Report,
     Rows,
-    Text,
-    success,
+    done,
 )
 from apex_creds.errors import ConflictError, InvalidInputError
-from apex_creds.policy.display import show_time
+from apex_creds.policy.display import show_span, show_time
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.rotation_state import (
     DEFAULT_TABLE,
@@ -93,7 +92,7 @@ def rotate(
         bool,
         flag("Wait while another process rotates, or fail (code 6).", "--wait/--no-wait"),
     ] = True,
-) -> Text:
+) -> Report:
     """Renew keys now: DEKs, the KEK, or the master key."""
     if version and not compromised:
         raise InvalidInputError(
@@ -127,7 +126,13 @@ def rotate(
             await _finish(worker, lost=lost, wait=wait)
 
     with_vault(chosen, work, asks_again=True)
-    return success(f"The {level.value} rotation is done.")
+    data: dict[str, Json] = {
+        "level": level.value,
+        "service": service or None,
+        "compromised": compromised,
+        "version": version,
+    }
+    return done(data, f"The {level.value} rotation is done.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,7 +309,14 @@ def policy(
         return data
 
     found = with_vault(chosen, work, asks_again=True)
-    return Report(found, Fields((n, "-" if v in (None, "") else v) for n, v in found.items()))
+    return Report(found, Fields((name, _plain(name, at)) for name, at in found.items()))
+
+
+def _plain(name: str, value: Json) -> object:
+    if value in (None, ""):
+        return "-"
+    spans = ("interval", "jitter", "grace")
+    return show_span(value) if name in spans and isinstance(value, float) else value
 
 
 # -- events --------------------------------------------------------------------------------
@@ -321,13 +333,25 @@ def emit(
         list[str] | None,
         argument("[NAME=VALUE]...", "What the event is about."),
     ] = None,
-) -> Text:
+    yes: Annotated[
+        bool, flag("Do not ask, though it is about all keys.", "--yes", "-y")
+    ] = False,
+) -> Report:
     """Tell the vault what happened; a worker acts on it, or this command does."""
     pairs = dict(_pair(text) for text in fields or ())
     event = parse_event(kind, {**pairs, "source": "operator"})
+    if isinstance(event, CompromiseSuspected) and not event.service and not yes:
+        about = "every key" if event.level is Level.DEK else f"the {event.level.value} key"
+        question = f"This is about {about}: new ones are made, the old destroyed. Go on?"
+        if not console.confirmed(question, about="whether it is about every key"):
+            return Report(
+                {"event": kind, "new": False}, notes=[Note("Nothing was done.")], code=1
+            )
     if with_vault(chosen, partial(_act_on, event=event), asks_again=True):
-        return success("Accepted, and acted on.")
-    return Text("The same event was accepted a moment ago, and acted on.")
+        return done({"event": kind, "new": True}, "Accepted, and acted on.")
+    return Report(
+        {"event": kind, "new": False}, "The same event was accepted a moment ago, and acted on."
+    )
 
 
 def _pair(text: str) -> tuple[str, object]:

@@ -149,7 +149,7 @@ def dashboard(
         sys.stdout.flush()  # a reader of a pipe waits for the link
 
     async def work(vault: Vault) -> None:
-        vault.heed_lockdown()
+        vault.obey_lockdown()
         await server.serve(vault, settings, say=say)
 
     # The master key may be rotated while this runs.

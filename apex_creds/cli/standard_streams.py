@@ -18,12 +18,16 @@ class OutputError(OSError):
     """Standard output can't be written: a full disk behind a redirection."""
 
 
+class ReaderGoneError(Exception):
+    """Whoever read standard output went away. No ``OSError``: typer would end on it itself."""
+
+
 class _Output(io.FileIO):
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
-            raise
+            raise ReaderGoneError from None
         except OSError as error:
             raise OutputError(error.errno, error.strerror) from None
 

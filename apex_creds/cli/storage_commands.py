@@ -26,7 +26,7 @@ from apex_creds.cli.command import (
     read_root,
     with_master_key,
 )
-from apex_creds.cli.console import Fields, Json, Line, Report, Text, success
+from apex_creds.cli.console import Fields, Json, Line, Report, done
 from apex_creds.cli.recovery_commands import (
     PrivateOption,
     SealedOption,
@@ -96,7 +96,7 @@ def restore(
     private_key: PrivateOption = None,
     check: Annotated[bool, flag("Only check the backup; replace nothing.", "--check")] = False,
     force: Annotated[bool, flag("Even if a process has the vault open.", "--force")] = False,
-) -> Text:
+) -> Report:
     """Put a backup in the vault's place, after checking all of it; keep what was there."""
     reason = console.read_reason(reason)
     home, clock = chosen.folder, SystemClock()
@@ -126,15 +126,23 @@ def restore(
                         await recovering.note_provider(vault, provider)
 
             manifest = anyio.run(check_copy)
+            held_in: dict[str, Json] = {"contents": to_builtins(manifest.contents)}
             if check:
-                return success("The backup is whole.")
+                return done({"restored": False, **held_in}, "The backup is whole.")
             if recovered:
                 anyio.run(recovering.restore_key, key, data, provider)
             aside = restoring.install(stage, home, force=force)
             anyio.run(record)
     restored = f"Restored {manifest.contents.credentials} credentials to {home}."
     advice = f"What was there is in {aside}; remove it when you don't need it."
-    return success(restored, *([] if aside is None else [advice]))
+    kept = None if aside is None else str(aside)
+    report: dict[str, Json] = {
+        "restored": True,
+        **held_in,
+        "home": str(home),
+        "set_aside": kept,
+    }
+    return done(report, restored, *([] if aside is None else [advice]))
 
 
 # -- databases -----------------------------------------------------------------------------
@@ -186,12 +194,12 @@ def _shown(value: Json) -> str:
 
 @db.command("upgrade")
 @command(keyless=True)
-def upgrade(chosen: Settings, storage: StorageOption = None) -> Text:
+def upgrade(chosen: Settings, storage: StorageOption = None) -> Report:
     """Make the tables, or bring them to this program's version."""
     before = anyio.run(_upgrade, _place(chosen, storage))
     if before is None:
-        return success("Made the tables.")
-    return success(f"The tables were of version {before}, and are current.")
+        return done({"before": None}, "Made the tables.")
+    return done({"before": before}, f"The tables were of version {before}, and are current.")
 
 
 async def _upgrade(place: StoragePlace) -> str | None:
@@ -214,7 +222,7 @@ def _place(chosen: Settings, url: str | None) -> StoragePlace:
     return found
 
 
-def join(home: Path, url: str | None) -> Text:
+def join(home: Path, url: str | None) -> Report:
     """Makes ``home`` one that shares a vault which is in a database.
 
     Raises:
@@ -229,7 +237,8 @@ def join(home: Path, url: str | None) -> Text:
             hint="Use it, or choose another directory with --home.",
         )
     anyio.run(_join, home, url)
-    return success(
+    return done(
+        {"home": str(home), "joined": True},
         f"{home} shares the vault in that database now.",
         "Next: make its master key available here, then apex-creds status",
     )

@@ -2,7 +2,7 @@
 
 Guarantee: a permission is a grant in the vault. A plugin is refused where there is none,
 where policy refuses or would ask a person, and while the vault is locked down; a refusal is
-in the log and tells the plugin nothing but None.
+in the log and returns nothing but None to the plugin.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ class ApiKeyManager:
         except BaseException:
             self._thread.close()
             raise
-        self._vault.heed_lockdown()
+        self._vault.obey_lockdown()
         self.config_dir = str(self._vault.home / SECURITY)
         self.credentials_dir = str(self._vault.home / CREDENTIALS)
         self._fallback = Fallback(self._vault) if migrate_legacy else None

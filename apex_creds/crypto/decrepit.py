@@ -15,7 +15,7 @@ __all__ = ["fernet_decrypt", "secretbox_decrypt"]
 
 
 def fernet_decrypt(key: bytes, token: bytes) -> bytes:
-    """Opens a Fernet token; its time stamp is not looked at.
+    """Opens a Fernet token; its time stamp is not checked.
 
     Args:
         key: 32 bytes in URL-safe base64, as ``Fernet.generate_key`` gives it.

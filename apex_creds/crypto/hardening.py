@@ -38,7 +38,7 @@ def harden_process() -> Hardening:
     The middleware, the worker, the dashboard and the commands do it; again it changes
     nothing. From then on nobody but root attaches a debugger or a profiler to the process,
     or reads its ``/proc`` entries ``mem`` and ``environ``, not the process itself either.
-    Programs that it starts can be looked at as ever, but write no core files either.
+    Programs that it starts can be inspected as ever, but write no core files either.
 
     Logs one warning in a process for what this system does not offer; never raises.
     """

@@ -64,7 +64,7 @@ class Purpose(StrEnum):
 def derive(
     key: SecretBytes, purpose: Purpose, *, context: bytes = b"", salt: bytes = b""
 ) -> SecretBytes:
-    """Returns the 32-byte key of ``purpose``; ``context`` tells apart keys of one purpose.
+    """Returns the 32-byte key of ``purpose``; ``context`` separates keys of one purpose.
 
     Raises:
         InvalidInputError: ``key`` is not 32 bytes.
@@ -164,5 +164,5 @@ class HmacSha256:
 
 
 def constant_time_equal(left: Buffer, right: Buffer) -> bool:
-    """Whether two byte strings are equal, in a time that tells only their lengths."""
+    """Whether two byte strings are equal, in a time that depends only on their lengths."""
     return _hmac.compare_digest(left, right)

@@ -377,7 +377,7 @@ class SecretBytes:
         return self._export(readonly=False)
 
     def _export(self, *, readonly: bool) -> memoryview:
-        # Each view has an exporter of its own: while any slice of the view lives, it
+        # Each view has its own exporter: while any slice of the view lives, it
         # keeps the exporter alive, and close() sees that through the weak reference.
         exporter = _buffer(self._pointer(), self._length)
         view = memoryview(exporter)

@@ -1,7 +1,7 @@
 """Sealing to a public key: anonymous X25519 boxes of libsodium (``crypto_box_seal``).
 
 Guarantee: what was sealed opens with the one private key only, whole and unaltered, or not
-at all. Who sealed it is not shown: whoever opens it checks what is inside. PyNaCl hands out
+at all. Who sealed it is not shown: the one who opens it checks what is inside. PyNaCl hands out
 the plaintext as ``bytes``, which can't be wiped; it is for the rare act of recovery.
 """
 

@@ -8,7 +8,7 @@ from cryptography.hazmat.backends.openssl import backend
 
 
 def versions() -> dict[str, str]:
-    """By name; libsodium is part of PyNaCl, which does not tell its version."""
+    """By name; libsodium is part of PyNaCl, which does not say its version."""
     return {
         "PyNaCl": nacl.__version__,
         "cryptography": cryptography.__version__,

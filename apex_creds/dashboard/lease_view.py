@@ -289,7 +289,7 @@ async def answer(vault: Vault, request_id: str, said: Answer) -> PendingRequest:
     requests = Requests(vault)
     found = await requests.find(request_id)
     if said.choice.allows:
-        await vault.refuse_lockdown()
+        await vault.check_not_locked_down()
         if found.request.second_factor:
             await _verify_factor(vault, found, said.code)
     return await requests.answer(request_id, made)

@@ -10,7 +10,6 @@ and tried again, and the rest goes on.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -25,8 +24,7 @@ import msgspec
 
 from apex_creds.audit import line as lines
 from apex_creds.audit.events import Recorded
-from apex_creds.audit.log_files import open_to_read, read_between, settled_size
-from apex_creds.audit.segment import file_name, read_segment, segments
+from apex_creds.audit.segment import SegmentReader, file_name, segments
 from apex_creds.auth.consent_queue import Requests
 from apex_creds.dashboard.lease_view import (
     LIFETIME,
@@ -47,10 +45,10 @@ from apex_creds.errors import (
     StorageError,
 )
 from apex_creds.fs.home import audit_directory
+from apex_creds.model import SECTION_NAMES
 from apex_creds.policy.grants import Grants, Lockdown
 from apex_creds.policy.policy_file import Change, PolicySource
 from apex_creds.policy.rules import Policy
-from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 
@@ -224,26 +222,13 @@ class LogTail:
                 self._take(line, batch)
 
     def _data(self) -> bytes:
-        plain = self._directory / file_name(self._number)
-        packed = plain.with_name(f"{plain.name}.gz")
-        if not plain.exists() and packed.exists():
-            return read_segment(packed)[self._offset :]
-        try:
-            fd = open_to_read(plain)
-        except AuditTamperedError:
-            if not packed.exists():
-                raise
-            return read_segment(packed)[self._offset :]
-        try:
-            size = settled_size(fd)
-            if size < self._offset:
+        with SegmentReader(self._directory / file_name(self._number)) as segment:
+            if segment.size < self._offset:
                 raise AuditTamperedError(
-                    f"{plain.name} of the audit log was cut.",
+                    f"{file_name(self._number)} of the audit log was cut.",
                     hint="Keep a copy, and run: apex-creds audit verify",
                 )
-            return read_between(fd, self._offset, size)
-        finally:
-            os.close(fd)
+            return segment.read(self._offset, segment.size)
 
     def _exists(self, number: int) -> bool:
         plain = self._directory / file_name(number)

@@ -201,7 +201,7 @@ def _mentioning(directory: Path, vault_id: str, ids: set[str]) -> dict[int, Reco
     wanted = re.compile(b"|".join(sorted(i.encode() for i in ids)))
     found: dict[int, Recorded] = {}
     for number, path in segments(directory).items():
-        data = segment_bytes(path)
+        data = read_segment(path)
         head = data[: data.find(b"\n") + 1]
         if lines.parse_header(head, segment=number, vault_id=vault_id) is None:
             raise _altered(path.name)
@@ -214,21 +214,6 @@ def _mentioning(directory: Path, vault_id: str, ids: set[str]) -> dict[int, Reco
         if len(found) > MAX_EVENTS:
             break
     return found
-
-
-def segment_bytes(path: Path) -> bytes:
-    """A segment's lines; it may have been compressed since the folder was listed.
-
-    Raises:
-        AuditTamperedError: It is missing.
-    """
-    try:
-        return read_segment(path)
-    except AuditTamperedError:
-        packed = path.with_name(f"{path.name}.gz")
-        if path.exists() or not packed.exists():
-            raise
-        return read_segment(packed)
 
 
 def _lines_with(wanted: re.Pattern[bytes], data: bytes, start: int) -> Iterator[bytes]:

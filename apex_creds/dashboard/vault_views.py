@@ -19,12 +19,12 @@ from apex_creds.dashboard.lease_view import Names, text
 from apex_creds.dashboard.log_status import Use
 from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
 from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
-from apex_creds.model import CredentialInfo, Sensitivity
+from apex_creds.model import SECTION_NAMES, CredentialInfo, Sensitivity
 from apex_creds.policy.grants import Grant, GrantDecision, Grants
 from apex_creds.policy.rules import EACH_LEASE, NEVER, Policy, Verdict
 from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.kek_rotation import SECTION_NAMES, KeyScan
+from apex_creds.scheduler.kek_rotation import KeyScan
 from apex_creds.scheduler.plan import MasterView, Step, View, next_due, plan
 from apex_creds.scheduler.reencryption import worker_runs
 from apex_creds.scheduler.rotation_state import kind_of

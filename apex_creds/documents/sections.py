@@ -50,7 +50,7 @@ from apex_creds.errors import (
 )
 from apex_creds.keys.hierarchy import DocumentKeys
 from apex_creds.keys.keyset import Keyset
-from apex_creds.model import SECTIONS, Clock
+from apex_creds.model import SECTION_NAMES, Clock
 from apex_creds.storage.base import (
     Data,
     Divides,
@@ -74,7 +74,6 @@ LARGE: Final = 2_048
 _DOMAIN: Final = b"\0shard\0"
 _SHARD: Final = re.compile(r"(.+)_[0-9a-f]{2,}")
 _MANY: Final = 100_000
-_SECTIONS: Final = tuple(SECTIONS.values())
 _NO_RECORDS: Final[Mapping[str, Record]] = {}
 
 Changed = Mapping[str, Mapping[str, Record]]
@@ -215,10 +214,10 @@ class ShardNames:
 
 def section_of(document: str) -> str | None:
     """Whose document it is, or a shard of what; None for those that are no section's."""
-    if document in _SECTIONS:
+    if document in SECTION_NAMES:
         return document
     found = _SHARD.fullmatch(document)
-    return found[1] if found is not None and found[1] in _SECTIONS else None
+    return found[1] if found is not None and found[1] in SECTION_NAMES else None
 
 
 def division(storage: Storage, records: int) -> int:
@@ -229,7 +228,7 @@ def division(storage: Storage, records: int) -> int:
 def documents_of(keystore: Keystore) -> list[str]:
     """All documents of all sections in files, whether they exist or not."""
     counts = keystore.body.shards
-    return [each for name in _SECTIONS for each in shard_names(name, counts.get(name, 0))]
+    return [each for name in SECTION_NAMES for each in shard_names(name, counts.get(name, 0))]
 
 
 @functools.cache
@@ -289,7 +288,7 @@ class SectionSet:
             records = self._beside(known, credential)
             if records is not None and credential in records:
                 return records
-        for name in _SECTIONS:
+        for name in SECTION_NAMES:
             records = self._beside(name, credential)
             if records is None:
                 return None
@@ -307,7 +306,7 @@ class SectionSet:
         await self._store.refresh()
         return await self._read(name)
 
-    async def read_all(self, names: Iterable[str] = _SECTIONS) -> list[Section]:
+    async def read_all(self, names: Iterable[str] = SECTION_NAMES) -> list[Section]:
         """Several sections, each as of some moment after the call."""
         await self._store.refresh()
         return [await self._read(name) for name in names]
@@ -432,7 +431,7 @@ class SectionSet:
             ConflictError: Other writers were first, a hundred times.
         """
         await self._store.move_forward()
-        for name in _SECTIONS:
+        for name in SECTION_NAMES:
             chosen = [each for each in documents if section_of(each) == name]
             if chosen:
                 async with self._store.writing.held():
@@ -464,7 +463,7 @@ class SectionSet:
 
     def require(self, sums: Mapping[str, int]) -> None:
         """Has sections refused whose generation is less than that."""
-        self._floors = {name: sums[name] for name in _SECTIONS if name in sums}
+        self._floors = {name: sums[name] for name in SECTION_NAMES if name in sums}
 
     async def note_generations(self) -> None:
         """Has the key store say how far each shard has come, as far as is known here.

@@ -711,6 +711,12 @@ def storage_error(
 
 
 def _other(code: int | None, reason: str, path: str | os.PathLike[str]) -> StorageError:
+    if code == errno.ENOENT and os.path.isdir(os.path.dirname(path) or "."):
+        return StorageError(
+            f"There is no {path}.",
+            hint="Check its name. A file of the vault: put it back from a backup "
+            "(apex-creds restore).",
+        )
     if code == errno.ENOENT:
         return StorageError(
             f"The directory of {path} is missing.",

@@ -35,9 +35,17 @@ from apex_creds.errors import (
 from apex_creds.keys.head_anchor import state_anchor, state_pin
 from apex_creds.keys.provider import Prompt, check_reference, wipe
 
-__all__ = ["MAX_PASSPHRASE_BYTES", "PassphraseProvider", "terminal_prompt"]
+__all__ = [
+    "MAX_PASSPHRASE_BYTES",
+    "MIN_PASSPHRASE_BYTES",
+    "PassphraseProvider",
+    "terminal_prompt",
+]
 
 MAX_PASSPHRASE_BYTES: Final = 4096
+MIN_PASSPHRASE_BYTES: Final = 15
+"""Of a new one (NIST SP 800-63B-4, 3.1.1.2: where it is the only factor)."""
+_DIFFERENT: Final = 5
 
 _SALT_BYTES: Final = 16
 _OPSLIMIT: Final = (3, 16)
@@ -89,7 +97,7 @@ class PassphraseProvider:
     ) -> tuple[SecretBytes, dict[str, str]]:
         """See ``MasterKeyProvider``; asks twice. Each call has a new salt and a new key.
 
-        Raises also InvalidInputError: Empty, too long, or typed differently.
+        Raises also InvalidInputError: Too short, too long, or typed differently.
         """
         check_reference(vault_id, version)
         salt = secrets.token_bytes(_SALT_BYTES)
@@ -144,6 +152,8 @@ class PassphraseProvider:
     def _derive(self, params: Mapping[str, str], confirm: bool) -> SecretBytes:
         salt, opslimit, memlimit = _checked(params)
         with self._ask(confirm) as passphrase:
+            if confirm:
+                _refuse_weak(passphrase)
             return argon2id(passphrase, salt=salt, opslimit=opslimit, memlimit=memlimit)
 
     def _ask(self, confirm: bool) -> SecretBytes:
@@ -159,6 +169,18 @@ class PassphraseProvider:
                     closing.pop_all()
                     return first
         raise InvalidInputError("The two passphrases differ.", hint="Type the same one twice.")
+
+
+def _refuse_weak(passphrase: SecretBytes) -> None:
+    """Who has the files can try passphrases for as long as they like: short ones fall."""
+    with passphrase.view() as view:
+        weak = len(view) < MIN_PASSPHRASE_BYTES or len(set(view)) < _DIFFERENT
+    if weak:
+        raise InvalidInputError(
+            f"The passphrase is too easy to guess: it has less than {MIN_PASSPHRASE_BYTES} "
+            f"characters, or less than {_DIFFERENT} different ones.",
+            hint="Take five words or more, chosen by dice or a password manager.",
+        )
 
 
 def _checked(params: Mapping[str, str]) -> tuple[bytes, int, int]:

@@ -117,7 +117,7 @@ class LeaseBroker:
         self.authorizer = Authorizer(vault)
         self.shared = vault.store.shared is not None
         vault.watch_revocations(self._on_revoked)
-        vault.heed_lockdown()
+        vault.obey_lockdown()
 
     # -- leases ------------------------------------------------------------------
 

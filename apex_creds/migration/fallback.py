@@ -97,7 +97,7 @@ class Fallback:
         """
         source, entry, name = found
         assert entry.secret is not None
-        await self._vault.refuse_lockdown()
+        await self._vault.check_not_locked_down()
         self._vault.audit.append(
             AuditEvent(
                 time=self._vault.clock.time(),

@@ -143,6 +143,15 @@ def parse_span(text: str) -> float:
     return 0.0 if span is None else float(int(span[1]) * _SECONDS[span[2]])
 
 
+def show_span(seconds: float) -> str:
+    """``90d``, ``12h``, ``1.5 s``: in the largest unit that makes it a whole number."""
+    for unit in ("d", "h", "m"):
+        count, rest = divmod(seconds, _SECONDS[unit])
+        if count and not rest:
+            return f"{count:g}{unit}"
+    return f"{seconds:g} s"
+
+
 def parse_past_time(text: str, *, now: float) -> float:
     """As ``parse``, looking back: a date and time that has been, or a span before now.
 
@@ -161,11 +170,13 @@ def _timestamp(text: str) -> float:
         raise InvalidInputError(f"{text[:40]!r} is not a time.", hint=_HINT) from None
 
 
-def show_time(when: float | None) -> str:
-    """``2030-12-31T18:00:00Z``; nothing for None."""
+def show_time(when: float | None, *, finely: bool = False) -> str:
+    """``2030-12-31T18:00:00Z``, or with milliseconds; nothing for None."""
     if when is None:
         return ""
+    spec = "milliseconds" if finely else "seconds"
     try:
-        return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        moment = datetime.fromtimestamp(when, UTC).replace(tzinfo=None)
+        return f"{moment.isoformat(timespec=spec)}Z"
     except (ValueError, OverflowError, OSError):
         return f"@{when:.0f}"

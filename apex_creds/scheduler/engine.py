@@ -29,8 +29,9 @@ from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, ConflictError
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.keys.passphrase import PassphraseProvider
+from apex_creds.model import SECTION_NAMES
 from apex_creds.scheduler import dek_rotation, kek_rotation, master_rotation
-from apex_creds.scheduler.kek_rotation import SECTION_NAMES, KeyScan
+from apex_creds.scheduler.kek_rotation import KeyScan
 from apex_creds.scheduler.plan import Action, KeyView, MasterView, Step, View, plan
 from apex_creds.scheduler.reencryption import ROTATION, Leader, Pace, Progress, reencrypt
 from apex_creds.scheduler.rotation_state import (

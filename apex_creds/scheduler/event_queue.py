@@ -444,7 +444,7 @@ class VaultReactor:
 
     def end_leases(self, event: Event) -> None:
         """Ends the leases of this process that an event concerns."""
-        self._vault.tell_revoked(*_concerned(event))
+        self._vault.notify_revoked(*_concerned(event))
 
     async def revoke_grants(self, event: Event) -> None:
         """See ``Reactor``. What the plugin was denied for good stays denied."""

@@ -30,10 +30,9 @@ from apex_creds.documents.store import DocumentStore, Rekeyed
 from apex_creds.errors import KeyStateError
 from apex_creds.keys.hierarchy import SALT_BYTES, Hierarchy, derive_kek, is_wrapped
 from apex_creds.keys.keyset import Keyset, KeyState, grace_over
-from apex_creds.model import SECTIONS
+from apex_creds.model import SECTION_NAMES
 from apex_creds.storage.base import STATE_DOCUMENTS
 
-SECTION_NAMES: Final = tuple(SECTIONS.values())
 DOCUMENTS: Final = (*SECTION_NAMES, *STATE_DOCUMENTS)
 """All that there may be, but for the key store itself."""
 

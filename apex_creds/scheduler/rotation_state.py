@@ -25,8 +25,7 @@ from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.keys.keyset import KeyState
-from apex_creds.model import check_name
-from apex_creds.scheduler.kek_rotation import SECTION_NAMES
+from apex_creds.model import SECTION_NAMES, check_name
 from apex_creds.scheduler.schedule import Level, Policies
 
 __all__ = [

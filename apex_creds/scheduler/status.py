@@ -24,9 +24,9 @@ from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, AuditTamperedError
 from apex_creds.fs.home import audit_directory
 from apex_creds.keys.keyset import KeyState
+from apex_creds.model import SECTION_NAMES
 from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.engine import BY_HAND, Engine
-from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.plan import Action, Reason, Step, View, next_due, plan
 from apex_creds.scheduler.reencryption import worker_runs
 from apex_creds.scheduler.rotation_state import RotationState

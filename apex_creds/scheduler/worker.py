@@ -45,11 +45,10 @@ from apex_creds.errors import (
     LockedDownError,
 )
 from apex_creds.fs.private_files import replace_file
-from apex_creds.model import new_id
+from apex_creds.model import SECTION_NAMES, new_id
 from apex_creds.plain import check_can, check_is
 from apex_creds.scheduler.engine import Engine, Outcome
 from apex_creds.scheduler.event_queue import EventQueue, Notify, VaultReactor
-from apex_creds.scheduler.kek_rotation import SECTION_NAMES
 from apex_creds.scheduler.plan import Step
 from apex_creds.scheduler.reencryption import WORKER, Leader, Pace, Progress, reencrypt
 from apex_creds.scheduler.rotation_state import (
@@ -211,7 +210,7 @@ class RotationWorker:
     # -- life --------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._vault.heed_lockdown()
+        self._vault.obey_lockdown()
         self.engine.stopped = False
         self._place = Place()
         await self._quietly("duty", self._duty.hold)
@@ -359,7 +358,7 @@ class RotationWorker:
         self._known = {item.id for item in (*state.queue, *state.acted)}
 
     async def _rotate(self, level: Level | None) -> None:
-        await self._vault.refuse_lockdown()
+        await self._vault.check_not_locked_down()
         only = None if level is None else frozenset({level})
         outcome = Outcome(waiting=True)
         if await self._duty.hold():

@@ -36,7 +36,7 @@ from apex_creds.fs.private_files import (
     translated,
     write_all,
 )
-from apex_creds.model import SECTIONS
+from apex_creds.model import SECTION_NAMES
 from apex_creds.storage import journal
 from apex_creds.storage.base import (
     CONFIG,
@@ -112,7 +112,7 @@ class FileStorage:
         self._pins = InodePins()
         self._places: dict[str, _Place] = {}
         self._stem: Callable[[str], str] | None = None
-        self._candidates: tuple[str, ...] = tuple(SECTIONS.values())
+        self._candidates: tuple[str, ...] = SECTION_NAMES
         self._counter = ChangeCounter()
         self._seen: dict[str, _Seen] = {}
         self._attach_again = 0.0

@@ -23,7 +23,7 @@ from apex_creds.errors import (
     StorageUncertainError,
     VaultNotFoundError,
 )
-from apex_creds.model import SECTIONS
+from apex_creds.model import SECTION_NAMES
 from apex_creds.storage.base import (
     CONFIG,
     KEYSTORE,
@@ -480,7 +480,7 @@ class _Names:
 
     def __init__(self) -> None:
         self._stem: Callable[[str], str] | None = None
-        self._candidates: tuple[str, ...] = (*SECTIONS.values(), *STATE_DOCUMENTS)
+        self._candidates: tuple[str, ...] = (*SECTION_NAMES, *STATE_DOCUMENTS)
         self.known: dict[str, str] = {name: name for name in _CLEAR}
         """Those that were asked for."""
 

@@ -82,7 +82,7 @@ class OutletSource(Protocol):
 
 
 class Tally:
-    """How often something happened, by what tells the cases apart.
+    """How often something happened, by kind.
 
     Args:
         attributes: The names of the values that ``add`` gets.
@@ -173,7 +173,7 @@ def _found() -> _Instruments | None:
 
 
 def metering_on() -> bool:
-    """Tells whether a meter provider is configured."""
+    """Whether a meter provider is configured."""
     return _found() is not None
 
 
@@ -245,7 +245,7 @@ def _attributes(error: str, *pairs: tuple[str, str]) -> dict[str, str]:
     return found
 
 
-# -- what is looked at when metrics are collected ----------------------------------------
+# -- what is read when metrics are collected ----------------------------------------
 
 
 def watch_keys(owner: object, source: KeySource) -> None:
@@ -340,7 +340,7 @@ class LogCheck(NamedTuple):
 
 
 class WatchSource(Protocol):
-    """Who looks at a vault regularly: a worker."""
+    """What reads a vault regularly: a worker."""
 
     def log_check(self) -> LogCheck | None:
         """The last check of the audit log; None before the first."""

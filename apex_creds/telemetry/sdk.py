@@ -120,7 +120,7 @@ def _configure(environment: Mapping[str, str], stop: list[Callable[[], None]]) -
 
 
 def _provided() -> tuple[bool, bool]:
-    """Whether the program has a tracer and a meter provider of its own."""
+    """Whether the program has set up a tracer and a meter provider itself."""
     from opentelemetry import trace
     from opentelemetry.metrics import _internal
 

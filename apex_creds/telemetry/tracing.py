@@ -1,6 +1,6 @@
 """Spans, and spans and metrics together for each thing done, over the OpenTelemetry API.
 
-Guarantee: ``on`` costs two look-ups; while it is false nothing here need be called, and all
+Guarantee: ``on`` costs two comparisons; while it is false nothing here need be called, and all
 of it is nearly free. A span has names, identifiers and counts in it, and the class of an
 error: never a secret, an error's text or traceback, or a name that the log does not show.
 Nothing here makes a call fail.
@@ -53,7 +53,7 @@ def _tracer() -> Tracer | None:
 
 
 def tracing_on() -> bool:
-    """Tells whether a tracer provider is configured that may record."""
+    """Whether a tracer provider is configured that may record."""
     return _tracer() is not None
 
 
@@ -102,7 +102,7 @@ Record = Callable[[float, str, Context | None], None]
 
 
 def on() -> bool:
-    """Tells whether a tracer or meter provider is configured."""
+    """Whether a tracer or meter provider is configured."""
     if _internal._METER_PROVIDER is not instruments.METERS.provider:
         instruments.metering_on()  # sets up the gauges, too
     if trace._TRACER_PROVIDER is not _TRACERS.provider:
@@ -116,7 +116,7 @@ class _OpenLease(NamedTuple):
 
 
 OPEN: Final[dict[str, _OpenLease]] = {}
-"""Leases that were made while ``on``; whoever ends a lease looks here first."""
+"""Leases that were made while ``on``; the end of a lease is looked up here first."""
 
 _rotations: Final[OrderedDict[str, deque[SpanContext]]] = OrderedDict()
 

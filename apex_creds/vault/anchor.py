@@ -55,11 +55,11 @@ from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.private_files import Folder, translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.head_anchor import AnchorStore, PinStore
-from apex_creds.model import SECTIONS
+from apex_creds.model import SECTION_NAMES
 from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS
 
 _SHARED: Final = frozenset({KEYSTORE, *STATE_DOCUMENTS})
-_SECTIONS: Final = frozenset(SECTIONS.values())
+_SECTIONS: Final = frozenset(SECTION_NAMES)
 _ACCEPTED: Final = "rollbacks.accepted"
 """No document has a dot in its name."""
 _LOCK_NAME: Final = ".anchor.lock"

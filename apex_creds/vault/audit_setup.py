@@ -111,7 +111,7 @@ class VaultLog:
     def follow(self, store: DocumentStore) -> None:
         """Has what a store commits and reads anchored: soon, or at once where it asks."""
         if self.anchor.keeps:
-            store.anchor, store.rollback.on_raised = self.keep_anchor, self.log.tell_soon
+            store.anchor, store.rollback.on_raised = self.keep_anchor, self.log.notify_soon
 
     async def keep_anchor(self) -> None:
         """Anchors what was authenticated, before what took it away is acknowledged.

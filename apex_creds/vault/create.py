@@ -58,7 +58,7 @@ from apex_creds.keys.hierarchy import (
     master_check,
 )
 from apex_creds.keys.keyset import Keyset
-from apex_creds.model import SECTIONS, Clock
+from apex_creds.model import SECTION_NAMES, Clock
 from apex_creds.storage.base import KEYSTORE, STATE_DOCUMENTS, Data, HidesNames, Storage, shared
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.portal import StoragePortal
@@ -291,7 +291,7 @@ def map_names(storage: Storage, keystore: Keystore) -> None:
     wanted = several is not None or keystore.body.hashed_names
     if not wanted or not isinstance(storage, HidesNames):
         return
-    names = list(SECTIONS.values())
+    names = list(SECTION_NAMES)
     counts = {several.shards if several else 0, getattr(storage, "division", 0)}
     names = [each for name in names for n in counts for each in shard_names(name, n)]
     names += (*STATE_DOCUMENTS, *grant_shards()) if several else ()

@@ -9,6 +9,7 @@ touch the secret, and counts from the next lease and redeem on, in every process
 
 from __future__ import annotations
 
+import math
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -40,6 +41,7 @@ from apex_creds.errors import (
     InvalidInputError,
 )
 from apex_creds.model import (
+    SECTION_NAMES,
     SECTIONS,
     Clock,
     CredentialInfo,
@@ -110,12 +112,16 @@ async def put(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """What is to change of a credential beside its value; None stays as it is."""
+    """What is to change of a credential beside its value; None stays as it is.
+
+    ``expires`` is infinite for a credential without end.
+    """
 
     challenge: bool | None = None
     sensitivity: Sensitivity | None = None
     origins: tuple[Origin, ...] | None = None
     delivery: Delivery | None = None
+    expires: float | None = None
 
     def __str__(self) -> str:
         """For the log."""
@@ -126,6 +132,8 @@ class Edit:
             said.append(f"may be sent to {', '.join(map(str, self.origins)) or 'nowhere'}")
         if self.delivery is not None:
             said.append(f"sent as {self.delivery}")
+        if self.expires is not None:
+            said.append("without end" if self.expires == math.inf else "with another end")
         return "; ".join(said)
 
 
@@ -138,6 +146,7 @@ async def edit(
         CredentialNotFoundError: There is none of that name any more.
     """
     made: CredentialInfo | None = None
+    end = None if changes.expires == math.inf else changes.expires
 
     def change(before: Section, _: Keystore) -> Mapping[str, Record]:
         nonlocal made
@@ -151,6 +160,7 @@ async def edit(
             sensitivity=changes.sensitivity or info.sensitivity,
             origins=info.origins if changes.origins is None else changes.origins,
             delivery=changes.delivery or info.delivery,
+            expires=info.expires if changes.expires is None else end,
             updated=clock.time(),
         )
         return {**before.records, name: Record(made, old.sealed)}
@@ -178,7 +188,7 @@ async def finish_removals(store: DocumentStore, *, clock: Clock) -> bool | None:
         Whether all of it is destroyed, as read back; None where there was nothing.
     """
     done = None
-    for section in SECTIONS.values():
+    for section in SECTION_NAMES:
         for label in await key_versions.left_behind(store, section):
             destroyed = await key_versions.destroy_unused(
                 store, section, label, now=clock.time()
@@ -244,7 +254,7 @@ async def _remove(
 
 
 async def _refuse_taken(store: DocumentStore, section: str, names: Collection[str]) -> None:
-    others = [other for other in SECTIONS.values() if other != section]
+    others = [other for other in SECTION_NAMES if other != section]
     found = await store.sections.read_all(others)
 
     def taken() -> bool:

@@ -154,7 +154,7 @@ class Granting:
             )
             raise
         if decision is GrantDecision.DENY:
-            self.tell_revoked(plugin, credential)
+            self.notify_revoked(plugin, credential)
         return made
 
     async def pin(self, manifest: Manifest) -> None:
@@ -234,7 +234,7 @@ class Granting:
         self.record(EventKind.REVOKE, plugin=plugin or "", credential=credential or "")
         async with self._store.holding():
             await self._store.grants.commit(change)
-        self.tell_revoked(plugin, credential)
+        self.notify_revoked(plugin, credential)
         return removed
 
     # -- in this process ---------------------------------------------------------
@@ -248,11 +248,11 @@ class Granting:
         if told in self._watchers:
             self._watchers.remove(told)
 
-    def tell_revoked(self, plugin: str | None, credential: str | None) -> None:
+    def notify_revoked(self, plugin: str | None, credential: str | None) -> None:
         """Ends what is open in this process: of a plugin, a credential, both, or all."""
         raise NotImplementedError
 
-    def refuse_marked(self, info: CredentialInfo, *, action: str, plugin: str = "") -> None:
+    def check_not_marked(self, info: CredentialInfo, *, action: str, plugin: str = "") -> None:
         """Returns if a program may have a credential without a signed challenge.
 
         Raises:

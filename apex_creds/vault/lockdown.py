@@ -72,7 +72,7 @@ class Locking(Granting):
             )
 
         # Ended first: what goes wrong below must not leave them open.
-        self.tell_revoked(None, None)
+        self.notify_revoked(None, None)
         unlogged: AuditUnavailableError | None = None
         try:
             self.record(EventKind.REVOKE, decision="lockdown", detail=made.reason)
@@ -81,7 +81,7 @@ class Locking(Granting):
         with anyio.CancelScope(shield=True):
             async with self._store.holding():
                 keystore = await self._store.commit_keystore(change)
-                self.tell_revoked(None, None)
+                self.notify_revoked(None, None)
             for other in self._others():
                 other._store.seal()
         if unlogged is not None:
@@ -117,7 +117,7 @@ class Locking(Granting):
             await self._store.commit_keystore(change)
         return True
 
-    async def refuse_lockdown(self) -> None:
+    async def check_not_locked_down(self) -> None:
         """Returns if the vault is not locked down.
 
         Raises:
@@ -126,12 +126,12 @@ class Locking(Granting):
         if (await self.grants()).lockdown is not None:
             raise locked_down()
 
-    def heed_lockdown(self) -> None:
+    def obey_lockdown(self) -> None:
         """From now on no key is kept while the vault is locked down."""
         self._store.for_operator = False
         self._store.seal_if_locked_down()
 
-    def tell_revoked(self, plugin: str | None, credential: str | None) -> None:
+    def notify_revoked(self, plugin: str | None, credential: str | None) -> None:
         """Ends what is open in this process: of a plugin, a credential, both, or all."""
         for vault in (self, *self._others()):
             for told in list(vault._watching):

@@ -7,13 +7,14 @@ that changes the vault is audited before it happens.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import anyio
 
@@ -37,6 +38,7 @@ from apex_creds.errors import (
 from apex_creds.fs.home import resolve_home
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.model import (
+    SECTION_NAMES,
     SECTIONS,
     Clock,
     CredentialInfo,
@@ -45,6 +47,7 @@ from apex_creds.model import (
     Secret,
     Sensitivity,
     SystemClock,
+    check_time,
 )
 from apex_creds.storage.base import Storage
 from apex_creds.telemetry import instruments, semconv, tracing
@@ -56,8 +59,6 @@ from apex_creds.vault.grant_store import PeerRevocations
 from apex_creds.vault.key_gauges import KeyGauges
 from apex_creds.vault.lockdown import Locking
 from apex_creds.vault.lookup import Deletion, Facts, Opened, PutItem, parse_level
-
-_SECTION_NAMES: Final = tuple(SECTIONS.values())
 
 
 class Vault(Locking):
@@ -81,7 +82,7 @@ class Vault(Locking):
         """The document of second factors, clients and open challenges."""
         self._id = store.unsealed().header.vault_id
         self._id_bytes = bytes.fromhex(self._id)
-        self._peers = store.shared and PeerRevocations(store, store.shared, self.tell_revoked)
+        self._peers = store.shared and PeerRevocations(store, store.shared, self.notify_revoked)
         self.begin_watching()
 
     # -- life --------------------------------------------------------------------
@@ -363,6 +364,7 @@ class Vault(Locking):
         sensitivity: str | Sensitivity | None = None,
         origins: Iterable[str | Origin] | None = None,
         delivery: str | Delivery | None = None,
+        expires: float | None = None,
     ) -> CredentialInfo:
         """Changes what is known of a credential, not its value; None leaves it as it is.
 
@@ -375,17 +377,21 @@ class Vault(Locking):
             sensitivity: ``normal``, ``sensitive`` or ``critical``.
             origins: Where it may be sent from now on, ``https://host[:port]``.
             delivery: ``bearer``, ``header:NAME``, ``query:NAME`` or ``basic``.
+            expires: Until when it is good, in Unix seconds; infinite: without end.
 
         Raises:
             CredentialNotFoundError: There is none of that name.
-            InvalidInputError: There is no such level, origin or delivery.
+            InvalidInputError: There is no such level, origin, delivery or time.
         """
+        if expires != math.inf:
+            check_time(expires, what="end of the credential")
         section = SECTIONS[(await self.get(name)).kind]
         changes = credential_writes.Edit(
             challenge=challenge,
             sensitivity=None if sensitivity is None else parse_level(sensitivity),
             origins=None if origins is None else tuple(map(Origin.parse, map(str, origins))),
             delivery=Delivery.parse(delivery) if isinstance(delivery, str) else delivery,
+            expires=expires,
         )
         self.record(EventKind.PUT, credential=name, detail=str(changes))
         return await credential_writes.edit(
@@ -402,7 +408,7 @@ class Vault(Locking):
 
     async def list(self) -> list[CredentialInfo]:
         """The metadata of all credentials, sorted by name."""
-        sections = await self._store.sections.read_all(_SECTION_NAMES)
+        sections = await self._store.sections.read_all(SECTION_NAMES)
         found = (record.info for section in sections for record in section.records.values())
         return sorted(found, key=lambda info: info.name)
 
@@ -444,10 +450,10 @@ class Vault(Locking):
             ChallengeError: It takes one, and a program asks.
             AuditUnavailableError: The event could not be written first.
         """
-        await self.refuse_lockdown()
+        await self.check_not_locked_down()
         record = await self._find_with_key(name)
         if for_program:
-            self.refuse_marked(record.info, action=action)
+            self.check_not_marked(record.info, action=action)
         key_id, version = record.key
         event = AuditEvent(
             time=self._clock.time(),
@@ -470,7 +476,7 @@ class Vault(Locking):
         Raises:
             CredentialNotFoundError: There is none.
         """
-        for section in _SECTION_NAMES:
+        for section in SECTION_NAMES:
             found = (await self._store.sections.read(section)).records.get(name)
             if found is not None:
                 return found
@@ -486,7 +492,7 @@ class Vault(Locking):
     async def refresh(self) -> None:
         """Brings the key store and every section in memory up to date."""
         await self._store.keystore()
-        await self._store.sections.read_all(_SECTION_NAMES)
+        await self._store.sections.read_all(SECTION_NAMES)
 
     def facts_now(self, name: str) -> Facts | None:
         """The grants and the record of that name, as stored now; without waiting.

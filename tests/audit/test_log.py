@@ -399,7 +399,7 @@ def test_a_removed_file_is_not_started_anew(
     path = audit_dir / "000001.jsonl"
     content = path.read_bytes()
     path.unlink()
-    log._writer.segment._look_again = 0.0  # as if the last look was over a millisecond ago
+    log._writer.segment._check_again = 0.0  # as if the last check was over a millisecond ago
     for _ in range(2):
         with pytest.raises(AuditTamperedError):
             log.append(make_event())
@@ -420,7 +420,7 @@ def test_a_file_moved_away_is_noticed_by_the_thread(
     log.append(make_event("one"))
     wait_until_idle(log)
     path = audit_dir / "000001.jsonl"
-    log._writer.segment._look_again = float("inf")  # as if it was looked at this millisecond
+    log._writer.segment._check_again = float("inf")  # as if it was checked this millisecond
     path.rename(audit_dir / "elsewhere")
     log.append(make_event("two"))
     settled = threading.Event()

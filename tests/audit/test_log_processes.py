@@ -11,9 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.audit import AuditEvent, AuditLog, EventKind, check, read, verify
-from apex_creds.audit.segment import segments
+from apex_creds.audit import AuditEvent, AuditLog, EventKind, check, line, read, verify
+from apex_creds.audit.checkpoint import LogKey
+from apex_creds.audit.crash_recovery import add_segment
+from apex_creds.audit.maintenance import Cadence
+from apex_creds.audit.segment import Segment, segments
+from apex_creds.audit.tree import Frontier
+from apex_creds.audit.verify import entries
 from apex_creds.errors import AuditUnavailableError
+from apex_creds.model import SystemClock
 
 VAULT = "ab" * 16
 
@@ -169,6 +175,67 @@ def test_a_torn_end_on_a_full_disk_stays_where_it_is(
     (small_disk / "ballast").unlink()
     open_log(directory).close()
     assert verify(directory, vault_id=VAULT).count == 2
+
+
+@pytest.mark.parametrize("sealed_and_compressed", [1, 2, 5])
+@pytest.mark.parametrize("idle", ["append", "flush", "sign"])
+def test_a_process_that_was_idle_goes_on_after_segments_that_others_compressed(
+    audit_dir: Path, log_key: LogKey, sealed_and_compressed: int, idle: str
+) -> None:
+    """It makes none of them anew, and writes nowhere but at the end."""
+    cadence = Cadence(events=10**9, seconds=10.0**6, segment_bytes=8192)
+
+    def opened() -> AuditLog:
+        return AuditLog(
+            audit_dir, vault_id=VAULT, clock=SystemClock(), key=log_key, cadence=cadence
+        )
+
+    late, busy = opened(), opened()
+    late.append(AuditEvent(1.0, EventKind.LEASE, plugin="late"))
+    count = 1
+    while len(segments(audit_dir)) <= sealed_and_compressed + 1:
+        busy.append(AuditEvent(1.0, EventKind.LEASE, plugin="busy"))
+        busy._upkeep.work()
+        count += 1
+    for thread in busy._upkeep._packing:
+        thread.join()
+    *compressed, _ = segments(audit_dir).values()
+    assert {path.suffix for path in compressed} == {".gz"}
+    event = AuditEvent(1.0, EventKind.LEASE, plugin="late")
+    if idle == "sign":
+        late.sign()
+    late.append(event, flush=idle != "flush")
+    late.flush()
+    assert late.seq == count + 1
+    assert late.head == root_of(audit_dir).hex()
+    late.close()
+    busy.close()
+    assert not [path for path in compressed if path.with_suffix("").exists()]
+    assert verify(audit_dir, vault_id=VAULT).count == count + 1
+
+
+def root_of(directory: Path) -> bytes:
+    edge = Frontier()
+    edge.extend(line.leaf_of(text) for _, text in entries(directory, vault_id=VAULT))
+    return edge.root()
+
+
+def test_no_segment_is_made_in_the_place_of_one_that_was_compressed(
+    audit_dir: Path, log_key: LogKey
+) -> None:
+    """By a process that opens the log, found the sealed one last, and was slow since."""
+    cadence = Cadence(events=10**9, seconds=10.0**6, segment_bytes=8192)
+    log = AuditLog(audit_dir, vault_id=VAULT, clock=SystemClock(), key=log_key, cadence=cadence)
+    first = Segment(audit_dir, 1)
+    while len(segments(audit_dir)) < 4:
+        log.append(AuditEvent(1.0, EventKind.LEASE, plugin="busy"))
+        log._upkeep.work()
+    for thread in log._upkeep._packing:
+        thread.join()
+    add_segment(first, Frontier(), vault_id=VAULT)
+    assert not (audit_dir / "000002.jsonl").exists()
+    log.close()
+    assert verify(audit_dir, vault_id=VAULT).ok
 
 
 _ROTATE = """

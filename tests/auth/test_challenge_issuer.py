@@ -13,7 +13,12 @@ from apex_creds.auth import challenge
 from apex_creds.auth.challenge_client import ClientKey
 from apex_creds.auth.challenge_issuer import Challenger
 from apex_creds.auth.second_factor import Subject
-from apex_creds.errors import ChallengeError, CorruptDocumentError, InvalidInputError
+from apex_creds.errors import (
+    ChallengeError,
+    CorruptDocumentError,
+    InvalidInputError,
+    NotFoundError,
+)
 from apex_creds.vault import Vault
 from tests.support.clocks import TwoClocks
 from tests.support.vaults import FakeClock, create, home_in
@@ -106,7 +111,7 @@ async def test_revocation_reaches_open_challenges_in_other_processes(
             await theirs.redeem(answer, SUBJECT)
         with pytest.raises(ChallengeError):
             await theirs.issue("worker", SUBJECT)
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(NotFoundError):
         await challenger.revoke("worker")
     assert await challenger.clients() == []
 

@@ -27,6 +27,7 @@ from apex_creds.errors import (
     InvalidInputError,
     InvalidNameError,
     LockedOutError,
+    NotFoundError,
     NotInstalledError,
     RollbackDetectedError,
     SecondFactorError,
@@ -182,7 +183,7 @@ async def test_a_factor_that_was_removed_shows_nothing(factors, clock, app):
     assert await factors.recovery_codes_left() == 0
     with pytest.raises(SecondFactorError, match="no second factor"):
         await factors.verify(app.code())
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(NotFoundError):
         await factors.remove(found.id)
     with pytest.raises(SecondFactorError):
         await factors.new_recovery_codes()

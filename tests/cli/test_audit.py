@@ -133,7 +133,7 @@ def test_pseudonyms_and_their_names(used):
 
 
 def test_there_is_no_such_lease(used, error):
-    error(7, "audit", "show", "feed")
+    error(8, "audit", "show", "feed")
 
 
 @pytest.mark.parametrize("since", ["\u00b2", "\u0663\u00b3", "9" * 5000, "-", "1.5"])

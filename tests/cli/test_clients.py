@@ -56,7 +56,7 @@ def test_from_enrolment_to_revocation(cli, made):
     assert anyio.run(challenged, cli, path) == "worker"
     assert cli("client", "revoke", "worker").code == 0
     assert cli("client", "list", "--json").json() == []
-    assert cli("client", "revoke", "worker").code == 7
+    assert cli("client", "revoke", "worker").code == 8
     tail = cli("audit", "tail").out
     assert "client" in tail
     assert "challenge" in tail

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from apex_creds.cli.command import JsonOption, Settings, command, flag, group
-from apex_creds.cli.console import Fields, Line, Note, Report, Rows, Text, success
+from apex_creds.cli.console import Fields, Line, Note, Report, Rows, Text, done
 from apex_creds.errors import InvalidInputError
 from apex_creds.vault import Vault
 
@@ -33,9 +33,9 @@ def chooses(chosen: Settings, loud: Annotated[bool, flag("x", "--loud")] = False
 
 
 @command(keyless=True)
-def keyless(chosen: Settings) -> Text:
+def keyless(chosen: Settings) -> Report:
     """Needs no key."""
-    return success(str(chosen.home), Line("more"))
+    return done({"home": str(chosen.home)}, str(chosen.home), Line("more"))
 
 
 @command()
@@ -74,7 +74,7 @@ def options(function: object) -> list[str]:
     [
         (opens, ["name", "--json", "--home", "--master"]),
         (chooses, ["--loud", "--json", "--home", "--master"]),
-        (keyless, ["--home"]),
+        (keyless, ["--json", "--home"]),
         (plain, ["size"]),
         (prints, ["--json", "--home", "--master"]),
         (fails, ["--json", "--home", "--master"]),

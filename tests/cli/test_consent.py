@@ -97,8 +97,8 @@ def test_always_is_bound_to_what_was_asked(cli):
 
 
 def test_mistakes(cli, error):
-    error(7, "approve", "12345678")
-    error(7, "deny", "12345678")
+    error(8, "approve", "12345678")
+    error(8, "deny", "12345678")
     error(7, "approve", "x", "--always", "--session")
     error(7, "approve", "x", "--until", "2001-01-01")
     cli("lockdown")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from apex_creds.cli.import_export import read_plan
 
 FILE = """\
@@ -37,7 +39,7 @@ def test_import_reports_names_and_no_values(cli, tmp_path):
     path.write_text(FILE)
     path.chmod(0o644)
     done = cli("import", str(path), "--origin", "https://a.example")
-    assert done.code == 0
+    assert done.code == 1
     assert "4 imported, 5 skipped" in done.out
     assert "Other users can read" in done.err
     for text in (done.out, done.err, cli("import", str(path), "--json").out):
@@ -67,7 +69,7 @@ def test_another_kind_is_not_replaced(cli):
 
 def test_names_that_can_not_be(cli, error):
     done = cli("import", "-", stdin="A\u202eB=value-1\n'Ä'=v\n".encode())
-    assert done.code == 0
+    assert done.code == 1
     assert (done.out + done.err).replace("\n", "").isprintable()
 
 
@@ -78,3 +80,19 @@ def test_files_that_can_not_be_read(error, tmp_path):
     error(7, "import", str(tmp_path / "latin"))
     (tmp_path / "large").write_bytes(b"#" * (1024 * 1024 + 1))
     error(7, "import", str(tmp_path / "large"))
+
+
+def test_each_may_have_an_origin_of_its_own(cli, error):
+    where = ("--origin", "https://a.example", "--origin", "B=https://b.example")
+    assert cli("import", "-", *where, stdin=b"A=value-1\nB=value-2\n").code == 0
+    assert cli("show", "A", "--json").json()["origins"] == ["https://a.example"]
+    assert cli("show", "B", "--json").json()["origins"] == ["https://b.example"]
+    assert "C" in error(7, "import", "-", "--origin", "C=https://c.example", stdin=b"A=1\n")
+
+
+@pytest.mark.parametrize("value", ["\"'sk-1'\"", "sk\u200b-1", '"sk-1\\nsk-2"'])
+def test_what_is_hardly_a_key_is_left_out(cli, value):
+    done = cli("import", "-", "--json", stdin=f"A={value}\n".encode())
+    assert done.code == 1
+    assert [one["name"] for one in done.json()["skipped"]] == ["A"]
+    assert "generic" in done.json()["skipped"][0]["reason"]

@@ -173,7 +173,7 @@ def test_a_seed_does_not_go_into_a_pipe(error):
     [("factor", "verify"), ("factor", "remove", "phone"), ("recovery-codes", "--force")],
 )
 def test_without_a_factor_there_is_nothing_to_show(error, arguments):
-    assert "no" in error(7 if "remove" in arguments else 9, *arguments, stdin=b"000000")
+    assert "no" in error(8 if "remove" in arguments else 9, *arguments, stdin=b"000000")
 
 
 def test_lists_are_empty_at_first(cli):
@@ -205,7 +205,7 @@ def test_in_a_pipe_by_force_and_from_another_program(cli):
 
 def test_without_segno_it_says_what_to_install(error, monkeypatch):
     monkeypatch.setitem(sys.modules, "segno", None)
-    message = error(1, "factor", "enrol", "--force")
+    message = error(11, "factor", "enrol", "--force")
     assert "apex-creds[factors]" in message
 
 
@@ -245,4 +245,4 @@ def test_seeds_and_codes_show_up_where_they_were_asked_for_and_nowhere_else(
 def test_a_label_can_not_drive_the_terminal(error):
     evil = "a\x1b]0;" + secrets.token_hex(4)
     assert "\x1b" not in error(7, "factor", "enrol", evil, "--force")
-    assert "\x1b" not in error(7, "factor", "remove", evil)
+    assert "\x1b" not in error(8, "factor", "remove", evil)

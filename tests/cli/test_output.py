@@ -28,7 +28,7 @@ def test_no_way_of_printing_lets_control_characters_through(show, capsys):
     elif show == "fields":
         console.fields([(NASTY, NASTY)])
     elif show == "fail":
-        console.fail(NASTY, NASTY)
+        console.fail(NASTY, NASTY, kind="SomeError", code=1)
     else:
         getattr(console, show)(NASTY)
     captured = capsys.readouterr()

@@ -133,7 +133,7 @@ def test_a_rotation_that_changed_nothing_is_not_called_done(vault, monkeypatch):
         ("rotate", "kek"),
         ("rotate", "dek", "--compromised"),
         ("events", "emit", "operator_request"),
-        ("events", "emit", "compromise_suspected"),
+        ("events", "emit", "compromise_suspected", "--yes"),
     ):
         done = vault(*arguments)
         assert (done.code, done.out) == (6, ""), arguments

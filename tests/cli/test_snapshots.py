@@ -62,7 +62,7 @@ limit = "100/minute"
 DOTENV = "OPENAI=sk-1\nEMPTY=\nREF=${OTHER}\nbad name=1\nGITHUB='gh-2'\n"
 CHANGING = [
     (r"(?m)[ \t]+$", ""),
-    (r"20\d\d-\d\d-\d\dT[\d:]+Z", "<time>"),
+    (r"20\d\d-\d\d-\d\dT[\d:.]+Z", "<time>"),
     (r"20\d{6}T\d{6}Z-[0-9a-f]{4}", "<stamp>"),
     (r"\b[0-9a-f]{16,}\b", "<hex>"),
     (r"[A-Za-z0-9+/]{42,}={0,2}", "<base64>"),

@@ -287,14 +287,14 @@ def test_a_reader_that_goes_away_is_no_traceback(cli):
     with os.fdopen(write, "wb") as closed:
         command = [*PROGRAM, "--home", str(cli.home), "list", "--json"]
         done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, timeout=480)
-    assert done.returncode == 1
+    assert done.returncode == 141
     assert b"Traceback" not in done.stderr
     assert b"BrokenPipe" not in done.stderr
 
 
 @pytest.mark.slow
 def test_the_passphrase_comes_before_what_is_imported(bare):
-    words = b"correct horse\n"
+    words = b"correct horse battery\n"
     fd = ["--master", "passphrase:fd=0"]
     assert bare.process("init", *fd, stdin=words).code == 0
     done = bare.process("import", "-", *fd, "--json", stdin=words + b"A=value\n")

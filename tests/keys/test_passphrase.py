@@ -88,7 +88,16 @@ async def test_nothing_stays_open():
 
 @pytest.mark.parametrize(
     "answers",
-    [("", ""), (PASS, PASS + "x"), (PASS, ""), ("x" * 4097, "x" * 4097), ("\udcff", "")],
+    [
+        ("", ""),
+        (PASS, PASS + "x"),
+        (PASS, ""),
+        ("x" * 4097, "x" * 4097),
+        ("\udcff", ""),
+        ("x", "x"),
+        ("fourteen chars",) * 2,
+        ("abcd" * 9,) * 2,
+    ],
 )
 async def test_passphrases_that_are_refused(answers):
     with pytest.raises(InvalidInputError) as caught:
@@ -98,9 +107,9 @@ async def test_passphrases_that_are_refused(answers):
 
 
 async def test_composed_and_decomposed_accents_are_the_same():
-    key, _ = await PassphraseProvider(prompt=typing("caf\u00e9", "cafe\u0301")).create(
-        vault_id=VAULT, version=1
-    )
+    key, _ = await PassphraseProvider(
+        prompt=typing("un caf\u00e9 au lait", "un cafe\u0301 au lait")
+    ).create(vault_id=VAULT, version=1)
     key.close()
 
 
@@ -123,14 +132,16 @@ def test_the_terminal_prompt_never_echoes(monkeypatch):
         terminal_prompt("Passphrase: ")
 
 
-@pytest.mark.parametrize("data", [b"secret\n", b"secret", b"secret\nnext\n"])
+@pytest.mark.parametrize(
+    "data", [b"secret passphrase\n", b"secret passphrase", b"secret passphrase\nnext\n"]
+)
 async def test_a_descriptor_gives_its_first_line(data):
     fd = pipe(data)
     key, params = await PassphraseProvider(fd=fd).create(vault_id=VAULT, version=1)
     os.close(fd)
     with (
         key,
-        await PassphraseProvider(prompt=typing("secret")).load(
+        await PassphraseProvider(prompt=typing("secret passphrase")).load(
             vault_id=VAULT, version=1, params=params
         ) as loaded,
     ):
@@ -161,7 +172,7 @@ async def test_an_empty_or_endless_descriptor_is_refused(data):
 
 
 async def test_the_longest_passphrase_is_taken():
-    fd = pipe(b"x" * 4096)
+    fd = pipe(b"0123456789abcdef" * 256)
     key, _ = await PassphraseProvider(fd=fd).create(vault_id=VAULT, version=1)
     os.close(fd)
     key.close()
@@ -183,7 +194,7 @@ async def test_a_terminal_is_not_a_descriptor_to_read_from():
 
 
 async def test_children_do_not_inherit_the_descriptor():
-    fd = pipe(b"secret\nnew")
+    fd = pipe(b"secret passphrase\nnew")
     os.set_inheritable(fd, True)
     (await PassphraseProvider(fd=fd).create(vault_id=VAULT, version=1))[0].close()
     assert not os.get_inheritable(fd)

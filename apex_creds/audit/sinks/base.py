@@ -1,6 +1,6 @@
 """What a destination of audit events is, and which it gets; files and streams as one.
 
-Guarantee: a ``Sink`` is called by one thread only, that of its own outlet; it may block
+Guarantee: a ``Sink`` is called by one thread only, its outlet's; it may block
 and it may raise, and neither reaches the code that is being audited. An event of a kind
 that this module does not name goes to every level but ``denials``; a new kind is rather
 seen too often than not at all. A stream gets each line with its newline in as few writes as

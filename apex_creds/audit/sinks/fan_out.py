@@ -41,7 +41,7 @@ class Outlet:
 
     Args:
         destination: Where they go.
-        on_drops: Called in the outlet's thread when events were lost and can be told of:
+        on_drops: Called in the outlet's thread when events were lost and can be recorded:
             with the name, how many, and the numbers of the first and the last.
     """
 
@@ -96,7 +96,7 @@ class Outlet:
         """Queues a line (without newline), or counts it as dropped; never waits.
 
         Returns:
-            False if it is the first to be lost since all was well, or since it was told.
+            False if it is the first to be lost since drops were last reported.
         """
         with self._changed:
             if len(self._queue) >= self.destination.capacity or self._closing:
@@ -122,7 +122,7 @@ class Outlet:
             self._changed.notify()
         if self._failing:
             self._thread.join(patience)
-        self._tell()
+        self._report_drops()
 
     # -- in the outlet's own thread ----------------------------------------------------
 
@@ -134,7 +134,7 @@ class Outlet:
                 with self._changed:
                     if self._queue and self._queue[0] is line:
                         self._queue.popleft()
-                self._tell()
+                self._report_drops()
             elif self._stop.wait(pause):
                 break
             else:
@@ -187,8 +187,8 @@ class Outlet:
         self._lost = (count + 1, first, line)
         return count == 0
 
-    def _tell(self) -> None:
-        """Tells of losses, once per run of them: more events would be lost to tell more."""
+    def _report_drops(self) -> None:
+        """Reports losses once per run of them: more events would be lost to report more."""
         with self._changed:
             if len(self._queue) > self.destination.capacity // 2:
                 return

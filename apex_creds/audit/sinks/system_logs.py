@@ -38,7 +38,7 @@ DEV_LOG: Final = "/dev/log"
 _FACILITY: Final = 13  # "log audit"
 _APP: Final = "apex-creds"
 _STRUCTURED_ID: Final = "apex-creds@32473"
-"""RFC 5612's number for examples: this project has none of its own."""
+"""RFC 5612's number for examples: this project has none."""
 _TIMEOUT: Final = 10.0
 _BOM: Final = b"\xef\xbb\xbf"
 _PARAMETERS: Final = (

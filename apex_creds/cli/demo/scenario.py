@@ -35,7 +35,6 @@ from apex_creds.integrations.apexagent import install
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.middleware import CredentialMiddleware
-from apex_creds.model import Origin
 from apex_creds.vault import Vault
 from apex_creds.vault.anchor import home_id
 
@@ -164,7 +163,7 @@ def _taken(env: Path) -> str:
 async def _fill(vault: Vault, env: Path, base: str, say: Say) -> None:
     """Imports the .env file, and grants each plugin its own credential."""
     read_plan = import_export.read_plan(_taken(env))
-    origins = [Origin.parse(base)]
+    origins = [import_export.Where.parse(base)]
     names = await import_export.store(vault, read_plan, replace=False, origins=origins)
     skipped = ", ".join(f"{name} ({why})" for name, why in read_plan.skipped)
     say(f"Imported {', '.join(names)} from {env.name}; skipped {skipped}.")

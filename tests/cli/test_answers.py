@@ -1,0 +1,174 @@
+"""What programs and people get for an answer: JSON, exit codes, names that are nearly right."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from apex_creds.cli import app
+from tests.support.commands import PROGRAM
+
+ROOT = Path(__file__).parents[2]
+
+
+def failed(done):
+    """The error of a command that was asked for JSON: one line on standard error."""
+    assert done.out == ""
+    (line,) = done.err.splitlines()
+    what = json.loads(line)
+    assert what.keys() == {"error", "message", "hint", "code"}
+    assert what["code"] == done.code
+    return what["error"]
+
+
+def test_what_changes_the_vault_says_so_to_a_program(cli):
+    stored = cli("set", "openai", "--origin", "https://a.example", "--json", stdin=b"sk-1234")
+    assert (stored.json()["name"], stored.json()["version"]) == ("openai", 1)
+    assert cli("edit", "openai", "--expires", "30d", "--json").json()["expires"]
+    assert cli("edit", "openai", "--expires", "never", "--json").json()["expires"] is None
+    granted = cli("grant", "weather", "openai", "--json").json()
+    assert (granted["plugin"], granted["decision"]) == ("weather", "allow")
+    assert cli("rotate", "dek", "--json").json()["level"] == "dek"
+    assert [one["plugin"] for one in cli("revoke", "weather", "--json").json()] == ["weather"]
+    assert cli("lockdown", "--json").json()["grants_kept"] is False
+    assert cli("unlock", "--json").json() == {"unlocked": True, "grants": 0}
+    assert cli("rm", "openai", "--yes", "--json").json()["deleted"] == "openai"
+
+
+def test_errors_are_json_where_json_was_asked_for(cli, bare):
+    assert failed(cli("show", "nobody", "--json")) == "CredentialNotFoundError"
+    assert failed(cli("approve", "abcdef", "--json")) == "NotFoundError"
+    assert failed(cli("list", "--jsn", "--json")) == "UsageError"
+    assert failed(cli("rotate", "--json")) == "UsageError"
+
+
+def test_of_what_is_not_there_all_say_the_same(cli):
+    for words in (
+        ("approve", "12345678"),
+        ("deny", "12345678"),
+        ("show", "nobody"),
+        ("revoke", "nobody"),
+        ("client", "revoke", "nobody"),
+        ("factor", "remove", "nobody"),
+        ("audit", "show", "12345678"),
+    ):
+        assert cli(*words).code == 8, words
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("sett", "x"), "apex-creds set"),
+        (("audit", "verfy"), "apex-creds audit verify"),
+        (("rotation", "stauts"), "apex-creds rotation status"),
+    ],
+)
+def test_a_word_that_is_nearly_a_command(cli, words, meant):
+    done = cli(*words)
+    assert (done.code, done.lines()[1]) == (2, f"hint: Did you mean: {meant}")
+
+
+def test_a_word_that_is_none_is_not_repeated(cli):
+    done = cli("sk-live-0123456789")
+    assert done.code == 2
+    assert "sk-live" not in done.out + done.err
+
+
+def test_an_argument_that_is_missing_is_named_on_one_line(cli):
+    done = cli("rotate")
+    assert "Choose from: master, kek, dek" in done.err
+    assert "\\n" not in done.err
+    assert len(done.lines()) == 2
+
+
+def test_a_file_that_is_not_there_is_said(cli, error, tmp_path):
+    where = tmp_path / "nofile"
+    for words in (("policy", "check"), ("import",), ("audit", "prove", "--check")):
+        said = error(6, *words, str(where))
+        assert f"There is no {where}" in said, words
+        assert "init" not in said
+
+
+def test_a_beginning_of_an_id_is_enough(cli):
+    enrolled = cli("client", "keygen", str(cli.home.parent / "c.key"), "--json").json()
+    cli("client", "enrol", "worker", enrolled["public"], "--credential", "openai")
+    assert cli("client", "revoke", enrolled["id"][:3]).code == 8  # too short to be meant
+    assert cli("client", "revoke", enrolled["id"][:6], "--json").json()["name"] == "worker"
+
+
+def test_a_key_for_http_is_warned_of(cli):
+    key = b"sk-1234"
+    assert "http, not https" in cli("set", "a", "--origin", "http://a.example", stdin=key).err
+    assert "http" not in cli("set", "b", "--origin", "http://127.0.0.1:8", stdin=key).err
+    assert "http" not in cli("set", "c", "--origin", "https://a.example", stdin=key).err
+
+
+@pytest.mark.parametrize("value", ['"sk-1234"', "'sk-1234'", "sk-\u200b1234", "sk-1\nsk-2"])
+def test_what_is_hardly_a_key_is_refused(cli, error, value):
+    said = error(7, "set", "openai", stdin=value.encode())
+    assert "--kind generic" in said
+    assert "1234" not in said
+    assert cli("set", "openai", "--kind", "generic", stdin=value.encode()).code == 0
+
+
+def test_a_compromise_of_everything_is_asked_about(cli, error):
+    assert "--yes" in error(7, "events", "emit", "compromise_suspected")
+    assert cli("events", "emit", "compromise_suspected", "--yes").code == 0
+
+
+def test_spans_are_shown_as_they_are_typed(cli):
+    cli("rotation", "policy", "dek", "--interval", "90d", "--jitter", "36h")
+    shown = cli("rotation", "policy", "dek").out
+    assert re.search(r"interval +90d\n", shown)
+    assert re.search(r"jitter +36h\n", shown)
+    assert cli("rotation", "policy", "dek", "--json").json()["interval"] == 90 * 86400
+
+
+def test_times_are_written_in_one_way(cli):
+    (event,) = cli("audit", "tail", "-n", "1", "--json").json()
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands(shell):
+    env = {
+        "PATH": os.environ["PATH"],
+        "_APEX_CREDS_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "apex-creds aud",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "apex-creds aud",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    done = subprocess.run(PROGRAM, env=env, capture_output=True, text=True, check=False)
+    assert "audit" in done.stdout, done
+
+
+def test_every_command_is_in_one_panel():
+    assert sum(map(len, app.PANELS.values())) == len(app.COMMANDS)
+    assert max(map(len, app.PANELS.values())) <= 12
+
+
+def test_the_exit_codes_that_errors_have_are_in_the_table():
+    tree = ast.parse((ROOT / "apex_creds/errors.py").read_text())
+    codes = {
+        node.value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and "exit_code" in ast.unparse(node)
+        if isinstance(node.value, ast.Constant)
+    }
+    assert codes <= app.EXIT_CODES.keys()
+
+
+def test_a_reader_that_goes_away_while_a_table_is_printed(cli):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        command = [*PROGRAM, "--home", str(cli.home), "list"]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (141, b"")
