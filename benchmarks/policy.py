@@ -137,7 +137,7 @@ async def cached() -> AsyncIterator[Operation]:
 
     def once() -> object:
         return cache.permission(
-            _NEED, None, _INFO, _NOW, manifest=_MANIFEST, grants=grants, policy=policy
+            _NEED, _INFO, _NOW, manifest=_MANIFEST, grants=grants, policy=policy
         )
 
     if once() is None:

@@ -189,7 +189,9 @@ class AuditLog:
             raise self._refusal()
         if not flush and not self._urgent and len(self._queue) < _QUEUE_LIMIT:
             self._queue.append(body)
-            self._mark()
+            self._dirty = True
+            if self._idle or self._each:
+                self._mark()
             return None
         if flush and self._observer is not None:
             self._observer.ready()
@@ -292,14 +294,13 @@ class AuditLog:
         if self._stopped or writer.fault:
             self._make_usable()
         queued = len(self._queue)
-        if body is not None and not queued and not writer.notes:
-            data = writer.write_one(body)
-        else:
-            # By index: destructors may add to the queue meanwhile.
-            bodies = [self._queue[i] for i in range(queued)]
-            data = writer.write(bodies if body is None else [*bodies, body])
-            for _ in range(queued):
-                self._queue.popleft()
+        # By index: destructors may add to the queue meanwhile.
+        bodies = list(map(self._queue.__getitem__, range(queued)))
+        if body is not None:
+            bodies.append(body)
+        data = writer.write(bodies)
+        for _ in range(queued):
+            self._queue.popleft()
         self._dirty = True
         if self._idle or self._each:
             self._mark()

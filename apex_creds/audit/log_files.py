@@ -132,8 +132,10 @@ def lock(fd: int, path: Path) -> None:
 
 def unlock(fd: int) -> None:
     """Gives a lock back; harmless when it is not held."""
-    with suppress(OSError):  # the kernel lets go of it at the latest when the file is closed
+    try:
         flock(fd, UNLOCK)
+    except OSError:  # the kernel lets go of it at the latest when the file is closed
+        return
 
 
 def wait_for_lock(fd: int, mode: int) -> bool:

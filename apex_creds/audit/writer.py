@@ -61,53 +61,34 @@ class Writer:
 
     # -- writing ---------------------------------------------------------------------
 
-    def write_one(self, body: bytes) -> bytes:
-        """Writes one event; returns what was written.
+    def write(self, bodies: Sequence[bytes]) -> bytes:
+        """Writes the notes and then events, in one write; returns what was written.
 
         Raises:
             AuditUnavailableError: It could not be; the file is as it was.
             AuditTamperedError: Someone altered, cut or took away the file.
         """
-        segment = self._segment
+        seq, texts, leaves = 0, [], []
         try:
-            size = segment.begin()
+            size = self._segment.begin()
             if size != self.end:
                 self._catch_up(size)
-                if self.notes:
-                    return self._put([body])
-                segment = self._segment
-            data, leaf = _link(self.seq + 1, body)
-            segment.append(data, end=self.end)
+            if self.notes:
+                bodies = [*map(line.encode, self.notes), *bodies]
+            seq = self.seq
+            for body in bodies:
+                seq += 1
+                text, leaf = _link(seq, body)
+                texts.append(text)
+                leaves.append(leaf)
+            data = b"".join(texts)
+            self._segment.append(data, end=self.end)
         except OSError as error:
             raise unavailable("read", error) from None
         finally:
-            self._segment.unlock()
-        self._leaves.append(leaf)
-        self.seq += 1
-        self.end += len(data)
-        return data
-
-    def write(self, bodies: Sequence[bytes]) -> bytes:
-        """Writes the notes and then events, in one write; returns what was written.
-
-        Raises:
-            AuditUnavailableError: As ``write_one``, and so for AuditTamperedError.
-        """
-        try:
-            self._current()
-            return self._put(bodies)
-        except OSError as error:
-            raise unavailable("read", error) from None
-        finally:
-            self._segment.unlock()
-
-    def _put(self, bodies: Sequence[bytes]) -> bytes:
-        notes = [line.encode(note) for note in self.notes]
-        made = [_link(seq, each) for seq, each in enumerate([*notes, *bodies], self.seq + 1)]
-        data = b"".join(text for text, _ in made)
-        self._segment.append(data, end=self.end)
-        self._leaves += [leaf for _, leaf in made]
-        self.seq += len(made)
+            log_files.unlock(self._segment.fd)
+        self._leaves += leaves
+        self.seq = seq
         self.end += len(data)
         self.notes.clear()
         return data
@@ -136,7 +117,7 @@ class Writer:
         """As ``take_leaves``, after taking in what other processes wrote.
 
         Raises:
-            AuditUnavailableError: As ``write_one``, and so for AuditTamperedError.
+            AuditUnavailableError: As ``write``, and so for AuditTamperedError.
         """
         with self._exclusively():
             try:
@@ -167,7 +148,7 @@ class Writer:
             None where another process was first.
 
         Raises:
-            AuditUnavailableError: As ``write_one``, and so for AuditTamperedError.
+            AuditUnavailableError: As ``write``, and so for AuditTamperedError.
         """
         with self._exclusively():
             sealed = self._segment

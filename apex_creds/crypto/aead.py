@@ -82,7 +82,8 @@ def open_into(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> SecretBytes:
         InvalidInputError: The key is not 32 bytes, or ``aad`` is empty.
         SecretWipedError: The key is closed, or was closed meanwhile.
     """
-    _require_aad(aad)
+    if not aad:
+        _require_aad(aad)
     opened = sodium.open_committed(key, sealed, aad=aad, personal=_PERSONAL)
     if isinstance(opened, bool):
         raise _failure(committed=opened)

@@ -106,7 +106,8 @@ def canonical_aad(context: Context, *, key_id: bytes, key_version: int) -> bytes
     Raises:
         InvalidInputError: ``key_id`` is not 16 bytes or ``key_version`` not 1..2**32-1.
     """
-    _check_key(key_id, key_version)
+    if len(key_id) != ID_BYTES or not 0 < key_version <= _MAX_U32:
+        raise InvalidInputError("A key has an id of 16 bytes and a version of 1 or more.")
     section = context.section.encode()
     return b"".join(
         (
@@ -262,7 +263,9 @@ def decrypt(find_key: FindKey, envelope: Buffer, *, context: Context) -> SecretB
     key_id, key_version = header(envelope)
     aad = canonical_aad(context, key_id=key_id, key_version=key_version)
     key = find_key(key_id, key_version)
-    return aead.open_into(key, _body(envelope), aad=aad)
+    small = type(envelope) is bytes and len(envelope) <= _COPY_UP_TO
+    body = envelope[HEADER_BYTES:] if small else _body(envelope)
+    return aead.open_into(key, body, aad=aad)
 
 
 def decrypt_bytes(find_key: FindKey, envelope: Buffer, *, context: Context) -> bytes:
@@ -295,11 +298,6 @@ def _body(envelope: Buffer) -> Buffer:
     # A small copy of a ciphertext is quicker than a view of it.
     small = len(envelope) <= _COPY_UP_TO
     return (envelope if small else memoryview(envelope))[HEADER_BYTES:]
-
-
-def _check_key(key_id: bytes, key_version: int) -> None:
-    if len(key_id) != ID_BYTES or not 0 < key_version <= _MAX_U32:
-        raise InvalidInputError("A key has an id of 16 bytes and a version of 1 or more.")
 
 
 def _corrupt(how: str) -> CorruptDocumentError:

@@ -367,6 +367,19 @@ class SecretBytes:
             raise _forked_error()
         return slot.pointer
 
+    def _narrow(self, start: int, length: int) -> None:
+        """Keeps that part alone; the rest is wiped. For its only holder: no view stays valid.
+
+        Raises:
+            InvalidInputError: The part lies outside, or is being read.
+        """
+        pointer, whole = self._pointer(), self._length
+        if start < 0 or start + length > whole or not _release(self._exports):
+            raise InvalidInputError("The part lies outside the secret, or is in use.")
+        _memmove(pointer, pointer + start, length)
+        _memzero(pointer + length, whole - length)
+        self._length = length
+
     def _still_open(self) -> None:
         # close() empties _held before it wipes, so what was read till here was whole.
         if not self._held:

@@ -104,17 +104,19 @@ def open_committed(
         InvalidInputError: The key is not 32 bytes.
         SecretWipedError: The key was closed, perhaps meanwhile.
     """
-    size = _size(sealed) - 56
+    small = type(sealed) is bytes and len(sealed) < _COPY_BELOW
+    size = (len(sealed) if small else _size(sealed)) - 56
     if size < _TAG:
         return True
     nonce = bytes(sealed[:24])
+    source = sealed[56:] if small else _cut(sealed, 56)
     pair = _subkey(key, nonce, personal)
     try:
         if _memcmp(pair.tail, bytes(sealed[24:56]), 32):
             return False
         out = SecretBytes(size - _TAG)
         failed = _decrypt(
-            out._held[0].pointer, _NULL, _NULL, _cut(sealed, 56), size,
+            out._held[0].pointer, _NULL, _NULL, source, size,
             aad, len(aad), nonce, pair.pointer,
         )  # fmt: skip
     finally:

@@ -297,6 +297,11 @@ class SectionSet:
                 return records
         return _NO_RECORDS
 
+    def document_of(self, credential: str) -> str | None:
+        """The document in which ``find_now`` found a credential last."""
+        section = self._where.get(credential)
+        return None if section is None else self.shard_of(section, credential)
+
     async def read(self, name: str) -> Section:
         """A section as stored now; empty where it was never written.
 

@@ -134,7 +134,10 @@ class Authorizer:
 
     def is_stale(self, lease: Lease, now: float) -> bool:
         """Whether policy, or the hour that it goes by, is another than the lease's."""
-        if self.policy_at(now) is not lease.policy:
+        source, policy = self._source, self.policy
+        if now >= source.due or source.policy is not policy:
+            policy = self.policy_at(now)
+        if policy is not lease.policy:
             return True
         recheck = lease.permission.recheck
         return recheck is not None and self._vault.ends.now() >= recheck
@@ -165,7 +168,6 @@ class Authorizer:
         manifest = subject.manifest
         return self._cache.permission(
             need,
-            grants.find(manifest.plugin, need.name),
             info,
             now,
             manifest=manifest,

@@ -13,7 +13,7 @@ import shlex
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from apex_creds.audit.events import AuditEvent
 from apex_creds.audit.line import Actor
@@ -83,7 +83,7 @@ def keep_open(lease_id: str, close: Callable[[], object]) -> None:
     """Takes ``Lease.close_at_end`` back, for who holds the lease's id only."""
     found = _OPEN.get(lease_id)
     if found is not None:
-        found[0].keep_open(close)
+        found[0].closers.pop(close, None)
 
 
 class LeaseBroker:
@@ -123,8 +123,13 @@ class LeaseBroker:
 
     def states_now(self, needs: tuple[Need, ...]) -> list[Facts] | None:
         """What decides on leases for ``needs``; None where memory is not current."""
-        found = [self._vault.facts_now(need.name) for need in needs]
-        return None if None in found else cast("list[Facts]", found)
+        found = []
+        for need in needs:
+            state = self._vault.facts_now(need.name)
+            if state is None:
+                return None
+            found.append(state)
+        return found
 
     async def states(self, needs: tuple[Need, ...]) -> list[Facts]:
         """As ``states_now``, waiting for what has to be read."""
@@ -301,16 +306,13 @@ class LeaseBroker:
 
     # -- redeem ------------------------------------------------------------------
 
-    async def redeem(
-        self, lease_id: str, request: AccessRequest
-    ) -> tuple[Lease, Record, Opened]:
+    async def redeem(self, lease: Lease, request: AccessRequest) -> tuple[Record, Opened]:
         """Checks, audits, decrypts; the caller closes what it gets.
 
         Raises:
             AccessDeniedError: Not allowed, or the lease has ended.
             AuditUnavailableError: It could not be logged; nothing was decrypted.
         """
-        lease, _ = find_open(lease_id)
         if self.shared:
             await self._vault.store.refresh()
         state = self._vault.facts_now(lease.need.name)
@@ -326,11 +328,8 @@ class LeaseBroker:
             state = await self._vault.facts(lease.need.name)
         return self._redeem(lease, request, state, signed=signed)
 
-    def redeem_blocking(
-        self, lease_id: str, request: AccessRequest
-    ) -> tuple[Lease, Record, Opened]:
+    def redeem_blocking(self, lease: Lease, request: AccessRequest) -> tuple[Record, Opened]:
         """As ``redeem``, from code that can't wait."""
-        lease, _ = find_open(lease_id)
         state = self.states_blocking((lease.need,))[0]
         if self.authorizer.shared is not None:
             caller = self._permitted_now(lease, request, state)
@@ -351,7 +350,7 @@ class LeaseBroker:
 
     def _redeem(
         self, lease: Lease, request: AccessRequest, state: Facts, *, signed: bool = False
-    ) -> tuple[Lease, Record, Opened]:
+    ) -> tuple[Record, Opened]:
         if not tracing.on():
             return self._released(lease, request, state, signed)
         with self._redeem_span(lease, request.method, state.record):
@@ -377,7 +376,7 @@ class LeaseBroker:
         state: Facts,
         signed: bool,
         ids: tuple[str, str] = tracing.NO_IDS,
-    ) -> tuple[Lease, Record, Opened]:
+    ) -> tuple[Record, Opened]:
         invocation = self._check_caller(lease)
         with self._lock:
             now = self.clock.monotonic()
@@ -397,12 +396,13 @@ class LeaseBroker:
                 ids=ids,
             )
             opened = self._vault.release(record, event)
-            lease.count_use()
+            if lease.uses_left is not None or lease.parent is not None:
+                lease.count_use()
             key = (record.info.name, record.info.version)
             self.recent.register(key, record, invocation)
         invocation.redeemed[key] = record
         lease.invocation.redeemed[key] = record
-        return lease, record, opened
+        return record, opened
 
     def _permitted_now(
         self, lease: Lease, request: AccessRequest, state: Facts, *, signed: bool = False

@@ -9,7 +9,7 @@ the block ends, when the lease ends, or at its deadline, whichever is first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NoReturn, final
+from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import LeaseEndedError, SecretMisuseError
@@ -84,7 +84,11 @@ class CredentialHandle:
             AccessDeniedError: On entering: not allowed, or the lease has ended.
             AuditUnavailableError: On entering: it could not be logged first.
         """
-        return Reveal(self._id, part=plain_text(part, what="part"), scope=_plain_scope(scope))
+        if type(part) is not str:
+            part = plain_text(part, what="part")
+        if scope is not None:
+            scope = plain_text(scope, what="scope")
+        return Reveal(self._id, part, scope)
 
     def client(self, *, scope: str | None = None, **options: object) -> httpx.AsyncClient:
         """An HTTP client whose transport adds the secret to what it sends.
@@ -99,13 +103,17 @@ class CredentialHandle:
         """
         from apex_creds.leases.http_client import open_async_client
 
-        return open_async_client(self._id, _plain_scope(scope), options)
+        return open_async_client(
+            self._id, None if scope is None else plain_text(scope, what="scope"), options
+        )
 
     def sync_client(self, *, scope: str | None = None, **options: object) -> httpx.Client:
         """As ``client``, for plugins that run in a worker thread."""
         from apex_creds.leases.http_client import open_client
 
-        return open_client(self._id, _plain_scope(scope), options)
+        return open_client(
+            self._id, None if scope is None else plain_text(scope, what="scope"), options
+        )
 
     def attenuate(
         self,
@@ -169,7 +177,8 @@ class CredentialMap(Mapping[str, CredentialHandle]):
         self._handles = handles
 
     def __getitem__(self, name: object) -> CredentialHandle:
-        handle = self._handles.get(text_or_none(name) or "")
+        text = name if type(name) is str else text_or_none(name)
+        handle = self._handles.get(text or "")
         if handle is None:
             _refuse_unknown(name)
         return handle
@@ -190,10 +199,6 @@ class CredentialMap(Mapping[str, CredentialHandle]):
 
     def __repr__(self) -> str:
         return f"<CredentialMap {sorted(self._handles)}>"
-
-
-def _plain_scope(scope: object) -> str | None:
-    return None if scope is None else plain_text(scope, what="scope")
 
 
 def _misuse(done: str) -> SecretMisuseError:
@@ -232,49 +237,51 @@ def current_credentials() -> CredentialMap:
     return found if isinstance(found, CredentialMap) else CredentialMap({})
 
 
+_READ: Final = AccessRequest(REVEAL)
+
+
 @final
 class Reveal:
     """What ``handle.reveal()`` returns; enter it once."""
 
     __slots__ = ("_lease_id", "_part", "_request", "_secret")
 
-    def __init__(self, lease_id: str, *, part: str, scope: str | None) -> None:
+    def __init__(self, lease_id: str, part: str, scope: str | None) -> None:
         self._lease_id = lease_id
         self._part = part
-        self._request = AccessRequest(REVEAL, scope=scope)
+        self._request = _READ if scope is None else AccessRequest(REVEAL, scope=scope)
         self._secret: SecretBytes | None = None
 
     async def __aenter__(self) -> SecretBytes:
-        _, broker = find_open(self._lease_id)
-        lease, _, opened = await broker.redeem(self._lease_id, self._request)
+        lease, broker = find_open(self._lease_id)
+        _, opened = await broker.redeem(lease, self._request)
         return self._revealed(lease, opened)
 
     async def __aexit__(self, *_: object) -> None:
-        self._wipe()
+        secret, self._secret = self._secret, None
+        if secret is not None:
+            keep_open(self._lease_id, secret.close)
+            secret.close()
 
     def __enter__(self) -> SecretBytes:
-        _, broker = find_open(self._lease_id)
-        lease, _, opened = broker.redeem_blocking(self._lease_id, self._request)
+        lease, broker = find_open(self._lease_id)
+        _, opened = broker.redeem_blocking(lease, self._request)
         return self._revealed(lease, opened)
 
     def __exit__(self, *_: object) -> None:
-        self._wipe()
+        secret, self._secret = self._secret, None
+        if secret is not None:
+            keep_open(self._lease_id, secret.close)
+            secret.close()
 
     def _revealed(self, lease: Lease, opened: Opened) -> SecretBytes:
-        with opened:
-            secret = opened.part(self._part)
+        secret = opened.take(self._part)
         secret.on_expose(_Exposure(self._lease_id))
         lease.close_at_end(secret.close)
         if lease.ended is not None:  # in another thread
             raise ended_error(lease.ended)
         self._secret = secret
         return secret
-
-    def _wipe(self) -> None:
-        secret, self._secret = self._secret, None
-        if secret is not None:
-            secret.close()
-            keep_open(self._lease_id, secret.close)
 
 
 class _Exposure:

@@ -41,7 +41,7 @@ from apex_creds.leases.request_signing import (
     without_secret,
 )
 from apex_creds.model import CredentialInfo, Origin
-from apex_creds.plain import plain_bytes
+from apex_creds.plain import plain_bytes, plain_text
 from apex_creds.vault import Opened
 
 T = TypeVar("T")
@@ -71,14 +71,14 @@ def open_async_client(
 ) -> httpx.AsyncClient:
     """See ``CredentialHandle.client``."""
     chosen: dict[str, Any] = _checked(options)
-    transport = InjectingTransport(lease_id, scope)
+    transport = InjectingTransport(lease_id, _scope(scope))
     return httpx.AsyncClient(transport=transport, trust_env=False, **chosen)
 
 
 def open_client(lease_id: str, scope: str | None, options: dict[str, object]) -> httpx.Client:
     """See ``CredentialHandle.sync_client``."""
     chosen: dict[str, Any] = _checked(options)
-    transport = SyncInjectingTransport(lease_id, scope)
+    transport = SyncInjectingTransport(lease_id, _scope(scope))
     return httpx.Client(transport=transport, trust_env=False, **chosen)
 
 
@@ -100,7 +100,7 @@ class InjectingTransport(httpx.AsyncBaseTransport):
         try:
             body = async_upload(taken.stream)
             try:
-                lease, record, opened = await broker.redeem(self._lease_id, asked)
+                record, opened = await broker.redeem(lease, asked)
                 with opened:
                     outgoing = _injected(taken, opened, record.info, body)
                 sent = await _send(pool, outgoing)
@@ -142,7 +142,7 @@ class SyncInjectingTransport(httpx.BaseTransport):
         try:
             body = upload(taken.stream)
             try:
-                lease, record, opened = broker.redeem_blocking(self._lease_id, asked)
+                record, opened = broker.redeem_blocking(lease, asked)
                 with opened:
                     outgoing = _injected(taken, opened, record.info, body)
                 sent = _send_blocking(pool, outgoing)
@@ -228,6 +228,10 @@ def _detached(response: httpx.Response, body: AsyncBody | SyncBody) -> httpx.Res
     return httpx.Response(
         response.status_code, headers=response.headers, stream=body, extensions=extensions
     )
+
+
+def _scope(scope: object) -> str | None:
+    return None if scope is None else plain_text(scope, what="scope")
 
 
 def _checked(options: dict[str, object]) -> dict[str, object]:

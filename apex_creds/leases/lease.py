@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from apex_creds.audit.line import Actor
 from apex_creds.auth.step_up import RESPONDER
@@ -34,7 +34,6 @@ from apex_creds.policy.rules import NO_POLICY, Policy
 if TYPE_CHECKING:
     from apex_creds.auth.step_up import Responder
 
-T = TypeVar("T")
 Key = tuple[str, int]
 """A credential's name and version."""
 REVEAL: Final = "reveal"
@@ -156,10 +155,6 @@ class Invocation:
         """``text`` that the plugin chose, as it may be logged and shown."""
         return text
 
-    def end_leases(self) -> None:
-        """Ends every lease that was issued to it."""
-        drain(self.leases, Lease.end)
-
     def is_live_within(self, other: Invocation) -> bool:
         """Whether this was called from within ``other``, and none on the way is over."""
         step: Invocation | None = self
@@ -190,15 +185,17 @@ class Lease:
         parent: The lease that this one was attenuated from.
         grants: The grants under which ``permission`` was decided; ``policy`` likewise.
         authorization: What that rests on besides; None: nothing.
+        closers: Close what is open under it.
     """
 
     __slots__ = (
-        "_closers",
         "_live",
         "_on_end",
         "_timer",
+        "_watched",
         "authorization",
         "children",
+        "closers",
         "ended",
         "expires",
         "grants",
@@ -249,7 +246,8 @@ class Lease:
         self.parent = parent
         self.ended: type[LeaseEndedError] | None = None
         self.children: set[Lease] = set()
-        self._closers: dict[Callable[[], object], None] = {}
+        self.closers: dict[Callable[[], object], None] = {}
+        self._watched = False
         self._live = [True]  # a list's pop() is atomic: of several threads, one ends it
 
     def end(self, why: type[LeaseEndedError] = HandleRevokedError) -> None:
@@ -260,16 +258,16 @@ class Lease:
             return
         self.ended = why
         self._on_end(self)
-        if self._closers:
+        if self._watched:
             self._timer.forget(self)
-            while self._closers:
+            while self.closers:
                 try:
-                    close, _ = self._closers.popitem()
+                    close, _ = self.closers.popitem()
                 except KeyError:  # another thread took the last one
                     break
                 close()
         if self.children:
-            drain(self.children, lambda child: child.end(why))
+            end_each(self.children, why)
         self.invocation.leases.discard(self)
         if self.parent is not None:
             self.parent.children.discard(self)
@@ -281,18 +279,13 @@ class Lease:
             close: Idempotent; called from any thread, at once where the lease has ended
                 meanwhile.
         """
-        self._closers[close] = None
+        self.closers[close] = None
         # Read after it was added: an end in another thread closes it, or is seen here.
         if self.ended is not None:
             close()
-        else:
+        elif not self._watched:
+            self._watched = True
             self._timer.watch(self)
-
-    def keep_open(self, close: Callable[[], object]) -> None:
-        """Takes ``close_at_end`` back: it was closed before."""
-        self._closers.pop(close, None)
-        if not self._closers:
-            self._timer.forget(self)
 
     def check_alive(self, now: float) -> None:
         """Checks this lease and those it came from.
@@ -318,14 +311,14 @@ class Lease:
             step = step.parent
 
 
-def drain(items: set[T], end: Callable[[T], object]) -> None:
-    """Takes one after the other out of a set that other threads take from, too."""
-    while items:
+def end_each(leases: set[Lease], why: type[LeaseEndedError] = HandleRevokedError) -> None:
+    """Ends one after the other of a set that other threads take from, too."""
+    while leases:
         try:
-            item = items.pop()
+            lease = leases.pop()
         except KeyError:
             return
-        end(item)
+        lease.end(why)
 
 
 def ended_error(why: type[LeaseEndedError]) -> LeaseEndedError:

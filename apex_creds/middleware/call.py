@@ -25,7 +25,7 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import AccessDeniedError, ApexCredsError, SecretLeakError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
-from apex_creds.leases.lease import Authorization, Invocation, enter, leave
+from apex_creds.leases.lease import Authorization, Invocation, end_each, enter, leave
 from apex_creds.policy.manifest import Manifest
 from apex_creds.redaction.redactor import (
     Key,
@@ -199,8 +199,7 @@ class WrappedCall(Invocation):
             return
         self._finished = True
         self.ended = True
-        if self.leases:
-            self.end_leases()
+        end_each(self.leases)
         if outcome not in _OWN_OUTCOMES:  # or a plugin has named it, as an error's class
             outcome = outcome_of(outcome, self)
         if self.step is not None:

@@ -89,7 +89,9 @@ class ConsentFlow:
 
         Where nobody can be asked: two look-ups, whatever the number of credentials.
         """
-        if not self._is_pinned(manifest, states):
+        known = self._pinned.get(manifest.plugin) if states else None
+        pinned = known is not None and known[0] is manifest and known[1] is states[0].grants
+        if not pinned and not self._is_pinned(manifest, states):
             return False
         if not self._asks:
             return True
@@ -146,9 +148,6 @@ class ConsentFlow:
         if not states:
             return True
         grants = states[0].grants
-        known = self._pinned.get(manifest.plugin)
-        if known is not None and known[0] is manifest and known[1] is grants:
-            return True
         if grants.lockdown is not None:
             return True  # none has any force, and none can be changed
         found = [grants.find(manifest.plugin, need.name) for need in manifest.needs]

@@ -389,14 +389,14 @@ class CredentialMiddleware:
             with _invocation_span(manifest, action) as step:
                 states, asked = await self._decided(manifest, action)
                 call = self._begin(manifest, action, states, asked, step)
-                return await self._run(call, shape, function, args, _with(call, passes, given))
+                return await self._run(call, shape, passes, function, args, given)
         if self._broker.shared:
             await self._vault.store.refresh()
         known, asked = self._broker.states_now(manifest.needs), None
         if known is None or not self._consent.has_consent(manifest, action, known):
             known, asked = await self._decided(manifest, action)
         call = self._begin(manifest, action, known, asked)
-        return await self._run(call, shape, function, args, _with(call, passes, given))
+        return await self._run(call, shape, passes, function, args, given)
 
     def invoke_sync(
         self,
@@ -455,14 +455,17 @@ class CredentialMiddleware:
         self,
         call: WrappedCall,
         shape: Shape,
+        passes: Shape,
         function: Callable[..., object],
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> object:
+        if passes.takes_credentials:
+            kwargs = {**kwargs, CREDENTIALS: call.credentials}
         try:
             with Inside(call):
                 result = await self._called(shape, function, args, kwargs)
-            if call.redeemed and _is_searched_long(result):
+            if call.redeemed and type(result) not in PLAIN and _is_searched_long(result):
                 return await _finish_in_thread(call, result)
             return _finish(call, result)
         except BaseException as error:
@@ -487,10 +490,11 @@ class CredentialMiddleware:
         if not self._consent.has_consent(manifest, action, states):
             asked = self._consent.known(manifest, action, states)
         call = self._begin(manifest, action, states, asked, step)
-        keywords = _with(call, passes, kwargs)
+        if passes.takes_credentials:
+            kwargs = {**kwargs, CREDENTIALS: call.credentials}
         try:
             with Inside(call):
-                result = function(*args, **keywords)
+                result = function(*args, **kwargs)
             if inspect.isawaitable(result):
                 return WrappedCoroutine(_await(result, call), result, call)
             return _finish(call, result)
@@ -521,11 +525,6 @@ class CredentialMiddleware:
         return result
 
 
-def _with(call: WrappedCall, shape: Shape, kwargs: dict[str, object]) -> dict[str, object]:
-    """The keyword arguments, and the handles where the function takes them."""
-    return {**kwargs, CREDENTIALS: call.credentials} if shape.takes_credentials else kwargs
-
-
 def _finish(call: WrappedCall, result: object) -> object:
     """Ends the call, or hands it over to the stream that the plugin returned."""
     if type(result) not in VALUES:
@@ -541,15 +540,14 @@ def _finish(call: WrappedCall, result: object) -> object:
             with Inside(call):
                 steps = iter(result)
             return guard_sync(steps, call)
-    cleaned = call.clean(result, where="result")
+    if call.redeemed and (type(result) not in PLAIN or call.leaks):
+        result = call.clean(result, where="result")
     call.finish()
-    return cleaned
+    return result
 
 
 def _is_searched_long(result: object) -> bool:
     """Whether the search of it, rather than of its steps, would hold up an event loop."""
-    if type(result) in PLAIN:
-        return False
     if type(result) not in VALUES:
         if isinstance(result, AsyncIterator | Iterator):
             return isinstance(result, io.IOBase) and is_large(result)
@@ -570,7 +568,7 @@ async def _await(awaitable: Awaitable[object], call: WrappedCall) -> object:
     try:
         with Inside(call):
             result = await awaitable
-        if call.redeemed and _is_searched_long(result):
+        if call.redeemed and type(result) not in PLAIN and _is_searched_long(result):
             return await _finish_in_thread(call, result)
         return _finish(call, result)
     except BaseException as error:

@@ -26,6 +26,7 @@ from typing import Final, cast
 
 import anyio
 
+from apex_creds.leases.lease import end_each
 from apex_creds.middleware.call import Inside, WrappedCall
 from apex_creds.redaction.chunks import Joined, character_before
 
@@ -259,7 +260,7 @@ async def _close_in_time(
     close = getattr(stream, "aclose", None)
     if close is None:
         return None
-    late = asyncio.get_running_loop().call_later(CLOSE_WITHIN, call.end_leases)
+    late = asyncio.get_running_loop().call_later(CLOSE_WITHIN, end_each, call.leases)
     try:
         with anyio.move_on_after(CLOSE_WITHIN, shield=True) as scope:
             return await _close_async(close, call, scope)

@@ -31,6 +31,7 @@ class _Decided(NamedTuple):
     since: float
     ends: float
     need: Need
+    grants: Grants
     grant: Grant | None
     info: CredentialInfo
     manifest: Manifest
@@ -52,7 +53,6 @@ class DecisionCache:
     def permission(
         self,
         need: Need,
-        grant: Grant | None,
         info: CredentialInfo,
         now: float,
         *,
@@ -65,11 +65,17 @@ class DecisionCache:
         memory = self._memory
         if policy is not memory[0]:
             memory = self._memory = (policy, {})
-        key: tuple[object, ...] = (id(need), id(grant), id(info), id(manifest))
+        key: tuple[object, ...] = (id(need), id(info), id(manifest))
         if policy.rules:
             key += (action,)
         known = memory[1].get(key)
-        if known is not None and known.since <= now < known.ends:
+        if known is not None and not known.since <= now < known.ends:
+            known = None
+        if known is not None and known.grants is grants:
+            return known.permission
+        grant = grants.find(manifest.plugin, need.name)
+        if known is not None and known.grant is grant:
+            memory[1][key] = known._replace(grants=grants)
             return known.permission
         bound, identity = self._pins.look(manifest, grant, grants, keep=policy.keep_grants)
         decision = decide(
@@ -87,7 +93,7 @@ class DecisionCache:
                 memory[1].clear()
             since, ends = _holds(decision.permission, now)
             memory[1][key] = _Decided(
-                decision.permission, since, ends, need, grant, info, manifest
+                decision.permission, since, ends, need, grants, grant, info, manifest
             )
         return decision.permission
 

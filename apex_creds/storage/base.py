@@ -12,6 +12,7 @@ from typing import (
     TYPE_CHECKING,
     Final,
     Literal,
+    NamedTuple,
     NewType,
     Protocol,
     TypeAlias,
@@ -91,6 +92,24 @@ class Write:
     data: Data | None = field(repr=False)
     expected: Token | None
     remove: bool = False
+
+
+class Stamp(NamedTuple):
+    """What several documents were seen at: a counter of writes, and until when it counts."""
+
+    counted: int
+    until: float
+
+
+@runtime_checkable
+class Stamped(Protocol):
+    """A storage that says in one step that nothing has changed since."""
+
+    def stamp(self, names: Iterable[str]) -> Stamp | None:
+        """For what ``change_token`` said last of these; None: it can't be had."""
+
+    def stands(self, stamp: Stamp) -> bool:
+        """Whether ``change_token`` would say the same of all of them."""
 
 
 @runtime_checkable

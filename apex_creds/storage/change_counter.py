@@ -44,8 +44,14 @@ class ChangeCounter:
 
     def standing(self) -> int | None:
         """The counter's value if no write is going on; None: look at the files."""
-        value = None if self._fd < 0 else _read(self._fd)
-        return None if value is None or value & 1 else value
+        if self._fd < 0:
+            return None
+        try:
+            data = os.pread(self._fd, _SIZE + 1, 0)
+        except OSError:
+            return None
+        value = int.from_bytes(data, sys.byteorder) if len(data) == _SIZE else 1
+        return None if value & 1 else value
 
     def attach(self, security: Folder, *, write: bool = False) -> None:
         """Opens the counter, anew where the file was replaced; makes it for a writer.

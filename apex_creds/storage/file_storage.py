@@ -47,6 +47,7 @@ from apex_creds.storage.base import (
     Data,
     Leadership,
     Shredded,
+    Stamp,
     Stored,
     Token,
     Write,
@@ -156,6 +157,19 @@ class FileStorage:
         if seen is not None and seen.counted == standing and _monotonic() < seen.until:
             return seen.token
         return self._look(name, standing)
+
+    def stamp(self, names: Iterable[str]) -> Stamp | None:
+        """See ``Stamped``."""
+        seen = [self._seen.get(name) for name in names]
+        first = seen[0]
+        if first is None or any(each is None or each.counted != first.counted for each in seen):
+            return None
+        return Stamp(first.counted, min(each.until for each in seen if each is not None))
+
+    def stands(self, stamp: Stamp) -> bool:
+        """See ``Stamped``."""
+        counted, until = stamp
+        return self._counter.standing() == counted and _monotonic() < until
 
     def _look(self, name: str, standing: int | None) -> Token | None:
         place = self._places.get(name) or self._place(name)

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Self
 
 from apex_creds.concurrency import until_committed
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.records import Record, parts_layout
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError
@@ -29,7 +30,7 @@ from apex_creds.model import (
     new_id,
 )
 from apex_creds.policy.grants import Grants
-from apex_creds.storage.base import Shredded
+from apex_creds.storage.base import GRANTS, KEYSTORE, Shredded, Stamp, Stamped
 
 MAIN_PART: Final[dict[CredentialKind, str]] = {
     CredentialKind.API_KEY: "value",
@@ -46,6 +47,7 @@ _DEFAULT_DELIVERY: Final = {
 
 
 _DEFAULT_LEVEL: Final = Sensitivity.SENSITIVE
+_MANY: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +101,7 @@ class Opened:
 
     def __init__(self, whole: SecretBytes, kind: CredentialKind) -> None:
         self._whole = whole
-        self._layout = parts_layout(whole.view())
+        self._layout = parts_layout(whole._export(readonly=True))
         self.kind = kind
 
     @property
@@ -123,6 +125,21 @@ class Opened:
             InvalidInputError: The credential has no such part.
         """
         return SecretBytes.part_of(self._whole, *self._place(part))
+
+    def take(self, part: str = "") -> SecretBytes:
+        """A part where it lies, for the caller to close; the others are wiped.
+
+        Raises:
+            InvalidInputError: The credential has no such part; all are wiped.
+        """
+        whole = self._whole
+        try:
+            start, length = self._layout.get(part or MAIN_PART[self.kind]) or self._place(part)
+            whole._narrow(start, length)
+        except BaseException:
+            whole.close()
+            raise
+        return whole
 
     def _place(self, part: str) -> tuple[int, int]:
         found = self._layout.get(part or MAIN_PART[self.kind])
@@ -246,25 +263,67 @@ def label_of(section: str, service: str) -> str:
     return f"{section}/{service}"
 
 
-def facts_now(store: DocumentStore, name: str) -> Facts | None:
-    """The facts, without waiting; None where memory is not current."""
-    keystore = store.keystore_now()
-    if keystore is None:
-        return None
-    found, grants = store.sections.find_now(name), store.grants.now(keystore)
-    return None if found is None or grants is None else Facts(grants, found.get(name))
+class _Known(NamedTuple):
+    """Facts, and what says that they are current."""
+
+    facts: Facts
+    keystore: Keystore
+    stamp: Stamp
 
 
-async def facts(store: DocumentStore, name: str) -> Facts:
-    """The facts as of some moment after the call.
+class Lookup:
+    """Finds the facts of credentials; one step where nothing has changed since the last time.
 
-    Raises:
-        ConflictError: Other writers keep changing the vault.
+    Args:
+        store: Unsealed.
     """
 
-    async def attempt() -> Facts | None:
-        await store.sections.read_all()
-        await store.grants.read()
-        return facts_now(store, name)
+    def __init__(self, store: DocumentStore) -> None:
+        self._store = store
+        self._stamped = store.storage if isinstance(store.storage, Stamped) else None
+        self._known: dict[str, _Known] = {}
 
-    return await until_committed("keystore", attempt)
+    def now(self, name: str) -> Facts | None:
+        """The facts, without waiting; None where memory is not current.
+
+        Raises:
+            VaultSealedError: The vault is sealed.
+        """
+        storage, known = self._stamped, self._known.get(name)
+        if (
+            storage is not None
+            and known is not None
+            and known.keystore is self._store.unsealed()
+            and storage.stands(known.stamp)
+        ):
+            return known.facts
+        keystore = self._store.keystore_now()
+        if keystore is None:
+            return None
+        found, grants = self._store.sections.find_now(name), self._store.grants.now(keystore)
+        if found is None or grants is None:
+            return None
+        facts = Facts(grants, found.get(name))
+        if storage is not None and facts.record is not None and not keystore.hierarchy.closed:
+            # Every document that the facts are from.
+            documents = (KEYSTORE, GRANTS, self._store.sections.document_of(name))
+            stamp = storage.stamp([each for each in documents if each is not None])
+            if stamp is not None:
+                if len(self._known) >= _MANY:
+                    self._known.clear()
+                self._known[name] = _Known(facts, keystore, stamp)
+        return facts
+
+    async def fresh(self, name: str) -> Facts:
+        """The facts as of some moment after the call.
+
+        Raises:
+            ConflictError: Other writers keep changing the vault.
+        """
+
+        async def attempt() -> Facts | None:
+            await self._store.sections.read_all()
+            await self._store.grants.read()
+            return self.now(name)
+
+        return await until_committed("keystore", attempt)

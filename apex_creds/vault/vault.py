@@ -51,14 +51,14 @@ from apex_creds.model import (
 )
 from apex_creds.storage.base import Storage
 from apex_creds.telemetry import instruments, semconv, tracing
-from apex_creds.vault import create, credential_writes, lookup, unfinished
+from apex_creds.vault import create, credential_writes, unfinished
 from apex_creds.vault.audit_setup import VaultLog, open_log
 from apex_creds.vault.config import ensure_config
 from apex_creds.vault.create import note_place, open_documents, storage_at
 from apex_creds.vault.grant_store import PeerRevocations
 from apex_creds.vault.key_gauges import KeyGauges
 from apex_creds.vault.lockdown import Locking
-from apex_creds.vault.lookup import Deletion, Facts, Opened, PutItem, parse_level
+from apex_creds.vault.lookup import Deletion, Facts, Lookup, Opened, PutItem, parse_level
 
 
 class Vault(Locking):
@@ -71,6 +71,9 @@ class Vault(Locking):
         self, *, store: DocumentStore, logged: VaultLog, clock: Clock, home: Path
     ) -> None:
         self._store = store
+        self._lookup = Lookup(store)
+        self.facts_now = self._lookup.now
+        """The grants and the record of a name, as stored now; None: ``refresh`` first."""
         self._logged = logged
         self._audit = logged.log
         self._clock = clock
@@ -494,17 +497,9 @@ class Vault(Locking):
         await self._store.keystore()
         await self._store.sections.read_all(SECTION_NAMES)
 
-    def facts_now(self, name: str) -> Facts | None:
-        """The grants and the record of that name, as stored now; without waiting.
-
-        Returns:
-            None where memory is not current, so that ``refresh`` is needed first.
-        """
-        return lookup.facts_now(self._store, name)
-
     async def facts(self, name: str) -> Facts:
         """As ``facts_now``, as of some moment after the call."""
-        return await lookup.facts(self._store, name)
+        return await self._lookup.fresh(name)
 
     def release(self, record: Record, event: bytes) -> Opened:
         """The only exit of plaintext: writes ``event``, then decrypts into locked memory.

@@ -47,7 +47,7 @@ def test_it_answers_as_decide_would(drawn: list[Rule], asked: list) -> None:
     policies = [Policy(drawn), NO_POLICY, Policy(drawn[:1])]
     for policy, (now, plugin, action) in itertools.product(policies, asked):
         found = cache.permission(
-            NEED, None, INFO, now,
+            NEED, INFO, now,
             manifest=MANIFESTS[plugin], grants=grants, policy=policy, action=action,
         )  # fmt: skip
         expected = decide(
