@@ -21,8 +21,8 @@ import functools
 import ssl
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
 import httpcore
@@ -57,6 +57,21 @@ class Key(NamedTuple):
 
     plugin: str
     credential: str
+
+
+class Answer(NamedTuple):
+    """What came back.
+
+    Attributes:
+        stream: The body.
+        given: The headers as httpx has them already; None: it has not.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    stream: httpx.AsyncByteStream | httpx.SyncByteStream
+    extensions: Mapping[str, Any]
+    given: httpx.Headers | None = None
 
 
 class Permit:
@@ -369,17 +384,39 @@ class AsyncConnections(httpx.AsyncBaseTransport):
             keepalive_expiry=_EXPIRY,
         )
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """See ``httpx.AsyncBaseTransport``."""
-        assert isinstance(request.stream, httpx.AsyncByteStream)
-        sent = _request(request, request.stream)
+    async def send(
+        self,
+        method: str,
+        url: httpx.URL,
+        headers: list[tuple[bytes, bytes]],
+        body: object,
+        extensions: dict[str, Any],
+    ) -> Answer:
+        """Sends a request, whose headers go along as they are.
+
+        Raises:
+            httpx.TransportError: It failed.
+        """
+        sent = _request(method, url, headers, body, extensions)
         try:
             answer = await self._pool.handle_async_request(sent)
         except _ERRORS as error:
             raise _as_httpx(error) from None
         finally:
             _forget(sent)
-        return _response(answer, _AsyncStream(answer))
+        return Answer(answer.status, answer.headers, _AsyncStream(answer), answer.extensions)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """See ``httpx.AsyncBaseTransport``."""
+        return _response(
+            await self.send(
+                request.method,
+                request.url,
+                request.headers.raw,
+                request.stream,
+                request.extensions,
+            )
+        )
 
     async def aclose(self) -> None:
         """Closes the connections, those in use as well."""
@@ -397,17 +434,35 @@ class Connections(httpx.BaseTransport):
             keepalive_expiry=_EXPIRY,
         )
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """See ``httpx.BaseTransport``."""
-        assert isinstance(request.stream, httpx.SyncByteStream)
-        sent = _request(request, request.stream)
+    def send(
+        self,
+        method: str,
+        url: httpx.URL,
+        headers: list[tuple[bytes, bytes]],
+        body: object,
+        extensions: dict[str, Any],
+    ) -> Answer:
+        """As ``AsyncConnections.send``."""
+        sent = _request(method, url, headers, body, extensions)
         try:
             answer = self._pool.handle_request(sent)
         except _ERRORS as error:
             raise _as_httpx(error) from None
         finally:
             _forget(sent)
-        return _response(answer, _Stream(answer))
+        return Answer(answer.status, answer.headers, _Stream(answer), answer.extensions)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """See ``httpx.BaseTransport``."""
+        return _response(
+            self.send(
+                request.method,
+                request.url,
+                request.headers.raw,
+                request.stream,
+                request.extensions,
+            )
+        )
 
     def close(self) -> None:
         """Closes the connections, those in use as well."""
@@ -444,20 +499,18 @@ class _Stream(httpx.SyncByteStream):
 
 
 def _request(
-    request: httpx.Request, stream: httpx.AsyncByteStream | httpx.SyncByteStream
+    method: str,
+    url: httpx.URL,
+    headers: list[tuple[bytes, bytes]],
+    body: object,
+    extensions: dict[str, Any],
 ) -> httpcore.Request:
-    url = httpcore.URL(
-        scheme=request.url.raw_scheme,
-        host=request.url.raw_host,
-        port=request.url.port,
-        target=request.url.raw_path,
+    assert isinstance(body, httpx.AsyncByteStream | httpx.SyncByteStream)
+    target = httpcore.URL(
+        scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
     )
     return httpcore.Request(
-        request.method,
-        url,
-        headers=request.headers.raw,
-        content=stream,
-        extensions=request.extensions,
+        method, target, headers=headers, content=body, extensions=extensions
     )
 
 
@@ -466,12 +519,9 @@ def _forget(sent: httpcore.Request) -> None:
     sent.headers, sent.url = [], _NOWHERE
 
 
-def _response(
-    answer: httpcore.Response, stream: httpx.AsyncByteStream | httpx.SyncByteStream
-) -> httpx.Response:
-    return httpx.Response(
-        answer.status, headers=answer.headers, stream=stream, extensions=answer.extensions
-    )
+def _response(answer: Answer) -> httpx.Response:
+    status, headers, stream, extensions, _ = answer
+    return httpx.Response(status, headers=headers, stream=stream, extensions=dict(extensions))
 
 
 def _as_httpx(error: Exception) -> httpx.TransportError:

@@ -30,8 +30,16 @@ from apex_creds.errors import (
     InvalidInputError,
     RequestNotAllowedError,
 )
-from apex_creds.leases.broker import LeaseBroker, find_open, keep_open
-from apex_creds.leases.connection_pool import AsyncPool, Key, Permit, Pool
+from apex_creds.leases.broker import find_open, keep_open
+from apex_creds.leases.connection_pool import (
+    Answer,
+    AsyncConnections,
+    AsyncPool,
+    Connections,
+    Key,
+    Permit,
+    Pool,
+)
 from apex_creds.leases.lease import AccessRequest, Lease, caller
 from apex_creds.leases.request_signing import (
     Outgoing,
@@ -40,7 +48,7 @@ from apex_creds.leases.request_signing import (
     snapshot,
     without_secret,
 )
-from apex_creds.model import CredentialInfo, Origin
+from apex_creds.model import CredentialInfo
 from apex_creds.plain import plain_bytes, plain_text
 from apex_creds.vault import Opened
 
@@ -62,7 +70,7 @@ _OPTIONS: Final = frozenset(
 )
 _TIMEOUT: Final = httpx.Timeout(5.0, pool=60.0)
 """As httpx's own; but for a connection, which plugins share, a request waits its turn."""
-_KEPT_RESPONSE_EXTENSIONS: Final = ("http_version",)
+_KEPT_RESPONSE_EXTENSION: Final = "http_version"
 """Not the reason phrase: a server may repeat the secret there; httpx knows the usual ones."""
 
 
@@ -93,28 +101,36 @@ class InjectingTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a copy of ``request`` that carries the secret."""
         lease, broker = find_open(self._lease_id)
-        taken = _snapshot(request, lease, broker)
-        asked = taken.access(self._scope)
-        pool = await broker.connections.here(_key(lease))
-        permit = await pool.permit(_allowed(asked, lease), patience=taken.timeout["pool"])
         try:
-            body = async_upload(taken.stream)
+            taken = snapshot(request)
+        except RequestNotAllowedError:
+            broker.log_refused_request(lease)
+            raise
+        asked = AccessRequest(taken.method, taken.origin, taken.path, self._scope)
+        pool = await broker.connections.here(Key(caller(), lease.record_id))
+        # A refusal is not waited for.
+        waits = taken.origin if taken.origin in lease.permission.origins else None
+        permit = await pool.permit(waits, patience=taken.timeout["pool"])
+        handed_over = False
+        try:
+            body = _NOTHING if taken.stream is None else async_upload(taken.stream)
             try:
                 record, opened = await broker.redeem(lease, asked)
-                with opened:
-                    outgoing = _injected(taken, opened, record.info, body)
+                outgoing = _injected(taken, opened, record.info, body)
                 sent = await _send(pool, outgoing)
                 del outgoing
             finally:
-                body.stop()
+                if body is not _NOTHING:
+                    body.stop()
             if isinstance(sent, Failure):
                 raise sent.error(request)
             stream = sent.stream
             assert isinstance(stream, httpx.AsyncByteStream)
             answer = AsyncBody(stream, request, permit, lease, asyncio.get_running_loop())
-            permit = Permit()
+            handed_over = True
         finally:
-            permit.done()
+            if not handed_over:
+                permit.done()
         self._bodies = [open_ for open_ in self._bodies if open_.is_open] + [answer]
         return _detached(sent, answer)
 
@@ -135,28 +151,35 @@ class SyncInjectingTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a copy of ``request`` that carries the secret."""
         lease, broker = find_open(self._lease_id)
-        taken = _snapshot(request, lease, broker)
-        asked = taken.access(self._scope)
-        pool = broker.connections.entered(_key(lease))
-        permit = pool.permit(_allowed(asked, lease), patience=taken.timeout["pool"])
         try:
-            body = upload(taken.stream)
+            taken = snapshot(request)
+        except RequestNotAllowedError:
+            broker.log_refused_request(lease)
+            raise
+        asked = AccessRequest(taken.method, taken.origin, taken.path, self._scope)
+        pool = broker.connections.entered(Key(caller(), lease.record_id))
+        waits = taken.origin if taken.origin in lease.permission.origins else None
+        permit = pool.permit(waits, patience=taken.timeout["pool"])
+        handed_over = False
+        try:
+            body = _NOTHING if taken.stream is None else upload(taken.stream)
             try:
                 record, opened = broker.redeem_blocking(lease, asked)
-                with opened:
-                    outgoing = _injected(taken, opened, record.info, body)
+                outgoing = _injected(taken, opened, record.info, body)
                 sent = _send_blocking(pool, outgoing)
                 del outgoing
             finally:
-                body.stop()
+                if body is not _NOTHING:
+                    body.stop()
             if isinstance(sent, Failure):
                 raise sent.error(request)
             stream = sent.stream
             assert isinstance(stream, httpx.SyncByteStream)
             answer = SyncBody(stream, request, permit, lease)
-            permit = Permit()
+            handed_over = True
         finally:
-            permit.done()
+            if not handed_over:
+                permit.done()
         self._bodies = [open_ for open_ in self._bodies if open_.is_open] + [answer]
         return _detached(sent, answer)
 
@@ -164,24 +187,6 @@ class SyncInjectingTransport(httpx.BaseTransport):
         """Closes the responses that are still open; the pool is shared and stays."""
         for body in self._bodies:
             body.close()
-
-
-def _snapshot(request: httpx.Request, lease: Lease, broker: LeaseBroker) -> Snapshot:
-    try:
-        return snapshot(request)
-    except RequestNotAllowedError:
-        broker.log_refused_request(lease)
-        raise
-
-
-def _key(lease: Lease) -> Key:
-    """Who sends, with what: the plugin that is running, whoever's handle it was given."""
-    return Key(caller(), lease.record_id)
-
-
-def _allowed(asked: AccessRequest, lease: Lease) -> Origin | None:
-    """The origin, if a place is to be waited for; a refusal is not waited for."""
-    return asked.origin if asked.origin in lease.permission.origins else None
 
 
 def _injected(
@@ -192,41 +197,73 @@ def _injected(
     except ApexCredsError as error:
         return failure(error)
     except Exception:  # its frames and words may hold the secret
-        refused = InvalidInputError("The request can't be built with the credential in it.")
-        return Failure(refused, "")
+        return _not_built()
+    finally:
+        opened.close()
 
 
-async def _send(pool: AsyncPool, outgoing: Outgoing | Failure) -> httpx.Response | Failure:
+def _not_built() -> Failure:
+    refused = InvalidInputError("The request can't be built with the credential in it.")
+    return Failure(refused, "")
+
+
+async def _send(pool: AsyncPool, outgoing: Outgoing | Failure) -> Answer | Failure:
     if isinstance(outgoing, Failure):
         return outgoing
+    transport = pool.transport
     try:
-        response = await pool.transport.handle_async_request(outgoing.request)
+        if isinstance(transport, AsyncConnections):
+            answer = await transport.send(
+                outgoing.method,
+                outgoing.url,
+                outgoing.headers,
+                outgoing.body,
+                {"timeout": outgoing.timeout},
+            )
+        else:
+            answer = _answer_of(await transport.handle_async_request(outgoing.request()))
     except BaseException as error:
         return failure(error)
-    response.headers = without_secret(response.headers, outgoing)
-    return response
+    headers = without_secret(answer.headers, outgoing)
+    return answer if headers is answer.headers else answer._replace(headers=headers, given=None)
 
 
-def _send_blocking(pool: Pool, outgoing: Outgoing | Failure) -> httpx.Response | Failure:
+def _send_blocking(pool: Pool, outgoing: Outgoing | Failure) -> Answer | Failure:
     if isinstance(outgoing, Failure):
         return outgoing
+    transport = pool.transport
     try:
-        response = pool.transport.handle_request(outgoing.request)
+        if isinstance(transport, Connections):
+            answer = transport.send(
+                outgoing.method,
+                outgoing.url,
+                outgoing.headers,
+                outgoing.body,
+                {"timeout": outgoing.timeout},
+            )
+        else:
+            answer = _answer_of(transport.handle_request(outgoing.request()))
     except BaseException as error:
         return failure(error)
-    response.headers = without_secret(response.headers, outgoing)
-    return response
+    headers = without_secret(answer.headers, outgoing)
+    return answer if headers is answer.headers else answer._replace(headers=headers, given=None)
 
 
-def _detached(response: httpx.Response, body: AsyncBody | SyncBody) -> httpx.Response:
+def _answer_of(response: httpx.Response) -> Answer:
+    headers = response.headers
+    return Answer(
+        response.status_code, headers.raw, response.stream, response.extensions, headers
+    )
+
+
+def _detached(answer: Answer, body: AsyncBody | SyncBody) -> httpx.Response:
     """A response without the references that lead to the request as it was sent."""
-    extensions: dict[str, Any] = {
-        name: response.extensions[name]
-        for name in _KEPT_RESPONSE_EXTENSIONS
-        if name in response.extensions
-    }
+    version = answer.extensions.get(_KEPT_RESPONSE_EXTENSION)
     return httpx.Response(
-        response.status_code, headers=response.headers, stream=body, extensions=extensions
+        answer.status,
+        headers=answer.headers if answer.given is None else answer.given,
+        stream=body,
+        extensions={} if version is None else {_KEPT_RESPONSE_EXTENSION: version},
     )
 
 
@@ -486,6 +523,9 @@ class Whole(httpx.ByteStream):
 
     def stop(self) -> None:
         """Nothing reads it."""
+
+
+_NOTHING: Final = Whole(b"")
 
 
 def async_upload(stream: object) -> AsyncUpload | Whole:

@@ -387,14 +387,21 @@ class ExpiryTimer:
                         lease.end(HandleExpiredError)
 
     def _wait(self) -> bool:
-        """Returns at a deadline; False when this was closed."""
+        """Returns at a deadline; False when this was closed.
+
+        Where nothing is watched it still wakes once more by itself, so that the next leases
+        need not wake it.
+        """
+        idle = False
         with self._changed:
             while not self._closed:
-                self._at = math.inf  # whoever adds one from here on wakes this thread
+                self._at = math.inf  # a lease that is added from here on wakes this thread
+                now = self._clock.monotonic()
                 at = min((lease.expires for lease in list(self._watched)), default=math.inf)
-                self._at = at
-                left = at - self._clock.monotonic()
-                if left <= 0:
+                if at <= now:
                     return True
-                self._changed.wait(None if left == math.inf else min(left, LONGEST_SLEEP))
+                rests = idle and at == math.inf
+                self._at = math.inf if rests else min(at, now + LONGEST_SLEEP)
+                woken = self._changed.wait(None if rests else self._at - now)
+                idle = at == math.inf and not woken
             return False
