@@ -117,7 +117,11 @@ class WrappedCall(Invocation):
     def redactor(self) -> Redactor:
         """Searches its output; made when there is first something to search for."""
         if self._redactor is None:
-            self._redactor = Redactor(_Redeemed(self, self._broker), on_found=self._report_leak)
+            made = Redactor(_Redeemed(self, self._broker), on_found=self._report_leak)
+            self._redactor = made
+            if self._finished:
+                made.close()
+            return made
         return self._redactor
 
     def shown(self, text: str) -> str:
