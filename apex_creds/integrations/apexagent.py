@@ -44,7 +44,7 @@ from apex_creds.integrations.plugin_metadata import (
 from apex_creds.integrations.plugin_removal import REMOVING, UNLOADING, Removals
 from apex_creds.leases.lease import current_invocation
 from apex_creds.middleware import CredentialMiddleware
-from apex_creds.middleware.call import shape_of
+from apex_creds.middleware.callables import shape_of
 from apex_creds.policy.manifest import Manifest
 
 __all__ = ["Installation", "install", "load_metadata", "uninstall"]

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from apex_creds.leases.handle import CredentialMap
 from apex_creds.leases.lease import current_invocation
-from apex_creds.middleware.call import CREDENTIALS, shape_of
+from apex_creds.middleware.callables import CREDENTIALS, shape_of
 
 # -- the plugin of a call -------------------------------------------------------------------
 

@@ -9,15 +9,13 @@ invocation; it says nothing that the redactor would not let pass.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import types
 import weakref
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Self, TypeGuard, final
+from typing import Any, Final, Self, final
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.auth.step_up import RESPONDER
@@ -39,7 +37,6 @@ from apex_creds.telemetry import instruments
 from apex_creds.telemetry.tracing import InvokeStep
 from apex_creds.vault import Facts
 
-CREDENTIALS: Final = "credentials"
 NO_AUTHORIZATIONS: Final[Mapping[str, Authorization]] = MappingProxyType({})
 _OWN_OUTCOMES: Final = frozenset({"ok", "closed", "abandoned"})
 _LONGEST_OUTCOME: Final = 200
@@ -279,84 +276,6 @@ class Inside:
             return
         if RESPONDER.get() is not self._responder:  # also by the plugin's code
             RESPONDER.set(self._responder)
-
-
-class Shape(NamedTuple):
-    """How to call a plugin's action.
-
-    Attributes:
-        takes_credentials: It has a parameter ``credentials`` that can be a keyword.
-        in_thread: It is synchronous, so it runs in a worker thread.
-    """
-
-    takes_credentials: bool
-    in_thread: bool
-
-
-_known: Final[dict[int, tuple[weakref.ref[object], Shape]]] = {}
-"""By identity: a callable may say what it likes when it is compared."""
-
-
-def shape_of(function: Callable[..., object]) -> Shape:
-    """The shape of any callable; remembered as long as it lives."""
-    plain = getattr(function, "__func__", function)
-    key = id(plain)
-    found = _known.get(key)
-    if found is not None and found[0]() is plain:
-        return found[1]
-    inner = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    if not (inspect.isroutine(inner) or inspect.isclass(inner)):
-        inner = getattr(inner, "__call__", inner)  # noqa: B004 - its own, not whether
-    lazy = (
-        inspect.iscoroutinefunction(inner)
-        or inspect.isasyncgenfunction(inner)
-        or inspect.isgeneratorfunction(inner)
-    )
-    shape = Shape(takes_credentials(function), not lazy)
-    with suppress(TypeError):
-        _known[key] = (weakref.ref(plain, lambda _: _known.pop(key, None)), shape)
-    return shape
-
-
-def takes_credentials(function: Callable[..., object]) -> bool:
-    """Whether ``credentials=…`` can be passed and is meant; ``**kwargs`` does not count."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
-    parameter = parameters.get(CREDENTIALS)
-    return parameter is not None and parameter.kind in (
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.KEYWORD_ONLY,
-    )
-
-
-VALUES: Final = frozenset(
-    {int, float, complex, bool, type(None), str, bytes, bytearray}
-    | {dict, list, tuple, set, frozenset}
-)
-"""Results of these very types are values, and no streams."""
-_NO_STREAMS: Final = (
-    *("__len__", "__getitem__", "__contains__", "__enter__", "read", "readline"),
-    *("__dataclass_fields__", "__struct_fields__", "__pydantic_fields__", "__attrs_attrs__"),
-)
-"""What containers, files, responses and models have: they are no streams."""
-
-
-def is_async_stream(result: object) -> TypeGuard[AsyncIterable[object]]:
-    """Whether it has steps that can only be awaited, as the streams of many SDKs."""
-    kind = type(result)
-    return getattr(kind, "__aiter__", None) is not None and not hasattr(kind, "read")
-
-
-def is_stream(result: object) -> TypeGuard[Iterable[object]]:
-    """Whether it has steps, and nothing by which it would be more than a stream."""
-    kind = type(result)
-    if getattr(kind, "__iter__", None) is None or issubclass(kind, type):
-        return False
-    return not any(hasattr(kind, name) for name in _NO_STREAMS)
 
 
 @final

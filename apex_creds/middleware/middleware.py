@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import io
+import logging
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -28,19 +29,21 @@ from apex_creds import migration
 from apex_creds.auth.step_up import Ask, Responder
 from apex_creds.concurrency import BACKGROUND, Semaphore, running_loop
 from apex_creds.crypto.memory import harden_process
-from apex_creds.errors import InvalidInputError
+from apex_creds.errors import ApexCredsError, InvalidInputError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.lease import current_invocation, enter_bare, leave_bare
 from apex_creds.middleware import log_filter
 from apex_creds.middleware.call import (
-    CREDENTIALS,
     NO_AUTHORIZATIONS,
-    VALUES,
     Inside,
     OnLeak,
-    Shape,
     WrappedCall,
     WrappedCoroutine,
+)
+from apex_creds.middleware.callables import (
+    CREDENTIALS,
+    VALUES,
+    Shape,
     is_async_stream,
     is_stream,
     shape_of,
@@ -67,9 +70,13 @@ from apex_creds.vault import Facts, Vault
 if TYPE_CHECKING:
     import httpx
 
-    from apex_creds.middleware.typed import P, T, TakesCredentials
+    from apex_creds.middleware.callables import P, T, TakesCredentials
+    from apex_creds.policy import rate_limits
+    from apex_creds.scheduler.rotation_state import DenialsExceeded
+    from apex_creds.scheduler.worker import RotationWorker
 
 DEFAULT_TTL: Final = 300.0
+_log: Final = logging.getLogger(__name__)
 _LONGEST_ACTION: Final = 200
 """Of an action's name, in spans."""
 _ASKED: Final = {
@@ -615,3 +622,30 @@ def _caught(
         raise
     except BaseException as error:
         return _Raised(error)
+
+
+def report_denials(middleware: CredentialMiddleware, worker: RotationWorker) -> None:
+    """Has ``worker`` react to plugins that were refused too often.
+
+    What a limit on denials says is an event of the worker's, ``denials_exceeded``, stored
+    before it is acted on, from any thread and whatever becomes of its event loop; a worker
+    that can't store it makes no refusal fail.
+
+    Args:
+        middleware: Whose plugins are meant.
+        worker: Of the same vault.
+    """
+    from apex_creds.scheduler.rotation_state import DenialsExceeded
+
+    def report(found: rate_limits.DenialsExceeded) -> None:
+        event = DenialsExceeded(plugin=found.plugin, count=found.amount, source="limits")
+        BACKGROUND.start(functools.partial(_emit, worker, event))
+
+    middleware.broker.authorizer.on_denials = report
+
+
+async def _emit(worker: RotationWorker, event: DenialsExceeded) -> None:
+    try:
+        await worker.emit(event)
+    except ApexCredsError as error:
+        _log.error("An event could not be stored: %s", error.message)

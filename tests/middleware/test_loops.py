@@ -17,7 +17,7 @@ from apex_creds.auth.step_up import PER_CLIENT, ClientQueue, SecondFactorGate
 from apex_creds.concurrency import BACKGROUND, Event
 from apex_creds.errors import EventLoopError
 from apex_creds.integrations.plugin_removal import Removals
-from apex_creds.middleware.reporting import report_denials
+from apex_creds.middleware import report_denials
 from apex_creds.policy import rate_limits
 from apex_creds.policy.consent import Choice, ConsentAnswer, ConsentRequest
 from apex_creds.scheduler.rotation_state import DenialsExceeded

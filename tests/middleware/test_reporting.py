@@ -7,7 +7,7 @@ import pytest
 
 from apex_creds.errors import AccessDeniedError
 from apex_creds.leases.handle import current_credentials
-from apex_creds.middleware.reporting import report_denials
+from apex_creds.middleware import report_denials
 from apex_creds.scheduler.rotation_state import DenialsExceeded
 from apex_creds.scheduler.worker import RotationWorker
 from tests.support.worlds import World, world_in
