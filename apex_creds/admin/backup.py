@@ -35,7 +35,7 @@ from apex_creds.admin.archive import (
 from apex_creds.audit.checkpoint import LogKey
 from apex_creds.audit.events import EventKind
 from apex_creds.concurrency import off_loop
-from apex_creds.crypto import signing
+from apex_creds.crypto import public_key
 from apex_creds.documents.document import parse
 from apex_creds.documents.grant_set import grant_shards
 from apex_creds.documents.keystore import Keystore, MasterKeySource
@@ -375,7 +375,7 @@ async def check_signature(where: Path, *, provider: MasterKeyProvider, clock: Cl
     store = DocumentStore(storage, clock=clock, masters=MasterKeySource(provider))
     try:
         with open_signing_key(await store.unseal()) as signer:
-            signing.verify(signer.public, _SIGNED + text, signature)
+            public_key.verify(signer.public, _SIGNED + text, signature)
     finally:
         with anyio.CancelScope(shield=True):
             await store.close()

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.crypto import kdf, sealedbox
+from apex_creds.crypto import kdf, public_key
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents import observe
 from apex_creds.documents.cached import Document
@@ -171,7 +171,7 @@ def seal_package(key: SecretBytes, *, header: Header, public: bytes) -> bytes:
     version = root_header(header).master.version
     named = _PACKAGE + bytes.fromhex(header.vault_id) + version.to_bytes(4, "big")
     with SecretBytes.from_bytes(named + key.expose_bytes()) as content:
-        return sealedbox.seal_to(public, content)
+        return public_key.seal_to(public, content)
 
 
 def open_package(private: SecretBytes, sealed: bytes, *, header: Header) -> SecretBytes:
@@ -181,7 +181,7 @@ def open_package(private: SecretBytes, sealed: bytes, *, header: Header) -> Secr
         DecryptionError: It was sealed to another key, altered, or is nothing of the kind.
         WrongMasterKeyError: It is of another vault.
     """
-    with sealedbox.open_sealed(private, sealed) as content, content.view() as view:
+    with public_key.open_sealed(private, sealed) as content, content.view() as view:
         at = len(_PACKAGE)
         if len(view) != at + 16 + 4 + 32 or bytes(view[:at]) != _PACKAGE:
             raise DecryptionError("That holds no master key of apex-creds.")

@@ -15,7 +15,7 @@ from enum import IntEnum
 from hashlib import sha256
 from typing import Final, Protocol
 
-from apex_creds.crypto import signing
+from apex_creds.crypto import public_key
 from apex_creds.errors import IntegrityError, InvalidInputError
 
 __all__ = [
@@ -39,7 +39,7 @@ _MAX_TIME: Final = 2**63 - 1
 
 
 class Signer(Protocol):
-    """An Ed25519 key; ``crypto.signing.SigningKey`` is one."""
+    """An Ed25519 key; ``crypto.public_key.SigningKey`` is one."""
 
     @property
     def public(self) -> bytes:
@@ -71,7 +71,7 @@ class VerifierKey:
     algorithm: Algorithm = Algorithm.ED25519
 
     def __post_init__(self) -> None:
-        if not _is_name(self.name) or len(self.public) != signing.PUBLIC_BYTES:
+        if not _is_name(self.name) or len(self.public) != public_key.PUBLIC_BYTES:
             raise InvalidInputError(
                 "The name or the length of a verifier key is not acceptable.",
                 hint="A name is like example.com/w1: no spaces, no plus sign.",
@@ -87,7 +87,7 @@ class VerifierKey:
         name, _, rest = text.partition("+")
         key_id, _, encoded = rest.partition("+")
         data = bytes_of(encoded)
-        if data and data[0] in tuple(Algorithm) and len(data) == 1 + signing.PUBLIC_BYTES:
+        if data and data[0] in tuple(Algorithm) and len(data) == 1 + public_key.PUBLIC_BYTES:
             key = cls(name, data[1:], Algorithm(data[0]))
             if key.id.hex() == key_id:
                 return key
@@ -206,7 +206,7 @@ def _check(text: str, found: Signature, key: VerifierKey) -> None:
     if key.algorithm is Algorithm.COSIGNATURE:
         time = int.from_bytes(data[:_TIME_BYTES], "big")
         message, data = _cosigned(text, time), data[_TIME_BYTES:]
-    signing.verify(key.public, message, data)
+    public_key.verify(key.public, message, data)
 
 
 def _cosigned(text: str, time: int) -> bytes:

@@ -19,13 +19,13 @@ import msgspec
 from apex_creds.auth.access_document import AccessState, Client, OpenChallenge
 from apex_creds.auth.second_factor import Subject
 from apex_creds.clocks import Moment
-from apex_creds.crypto import kdf, signing
+from apex_creds.crypto import kdf, public_key
 from apex_creds.errors import ChallengeError, IntegrityError, InvalidInputError
 from apex_creds.model import check_name, completed
 
 DOMAIN: Final = b"apex-creds/v1/challenge"
 NONCE_BYTES: Final = 32
-ANSWER_BYTES: Final = NONCE_BYTES + signing.SIGNATURE_BYTES
+ANSWER_BYTES: Final = NONCE_BYTES + public_key.SIGNATURE_BYTES
 TTL: Final = 60.0
 MAX_TTL: Final = 600.0
 """Seconds; a challenge that would be good for longer is not accepted."""
@@ -239,7 +239,7 @@ def _judge(
     if (signed.credential, signed.plugin, signed.scopes) != wanted:
         return Reason.OTHER_SUBJECT
     try:
-        signing.verify(client.public, challenge.message, signature)
+        public_key.verify(client.public, challenge.message, signature)
     except IntegrityError:
         return Reason.WRONG_SIGNATURE
     return None
@@ -274,7 +274,7 @@ def expecting(*, credential: str, plugin: str, scopes: Iterable[str] = ()) -> Al
 
 
 def sign_challenge(
-    key: signing.SigningKey, message: bytes, *, vault_id: str, allow: Allow, now: float
+    key: public_key.SigningKey, message: bytes, *, vault_id: str, allow: Allow, now: float
 ) -> bytes:
     """Signs a challenge: 96 bytes, the nonce and the signature.
 

@@ -24,7 +24,7 @@ from anyio.abc import ByteStream
 
 from apex_creds.auth import challenge
 from apex_creds.auth.challenge import Allow
-from apex_creds.crypto import signing
+from apex_creds.crypto import public_key
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     ApexCredsError,
@@ -61,7 +61,7 @@ class ClientKey:
         clock: Says whether a challenge is over.
     """
 
-    def __init__(self, key: signing.SigningKey, *, clock: Clock | None = None) -> None:
+    def __init__(self, key: public_key.SigningKey, *, clock: Clock | None = None) -> None:
         self._key = key
         self._clock: Clock = clock or SystemClock()
 
@@ -72,7 +72,7 @@ class ClientKey:
         Raises:
             StorageError: The file can't be made.
         """
-        with SecretBytes.random(signing.SEED_BYTES) as seed:
+        with SecretBytes.random(public_key.SEED_BYTES) as seed:
             text, failure = encode_key(seed), None
             try:
                 create_exclusive(Path(path), [_HEADER, text, b"\n"])
@@ -82,7 +82,7 @@ class ClientKey:
                 wipe(text)
             if failure is not None:
                 raise failure
-            return cls(signing.SigningKey.from_seed(seed), clock=clock)
+            return cls(public_key.SigningKey.from_seed(seed), clock=clock)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, clock: Clock | None = None) -> Self:
@@ -93,7 +93,7 @@ class ClientKey:
             CorruptDocumentError: It is not a client's key.
         """
         with _read(Path(path)) as seed:
-            return cls(signing.SigningKey.from_seed(seed), clock=clock)
+            return cls(public_key.SigningKey.from_seed(seed), clock=clock)
 
     @property
     def public(self) -> bytes:

@@ -18,7 +18,7 @@ from apex_creds.auth.access_document import AccessState, Client, HasAccess
 from apex_creds.auth.challenge import Challenge, Redeemed
 from apex_creds.auth.second_factor import Subject
 from apex_creds.clocks import Moment
-from apex_creds.crypto import signing
+from apex_creds.crypto import public_key
 from apex_creds.documents.keystore import Keystore
 from apex_creds.errors import ChallengeError, InvalidInputError, NotFoundError
 from apex_creds.model import check_name, check_time
@@ -57,9 +57,9 @@ class Challenger:
         Raises:
             InvalidInputError: Name or key are taken or not acceptable, or no credential.
         """
-        if len(public) != signing.PUBLIC_BYTES:
+        if len(public) != public_key.PUBLIC_BYTES:
             raise InvalidInputError(
-                f"A public key has {signing.PUBLIC_BYTES} bytes.",
+                f"A public key has {public_key.PUBLIC_BYTES} bytes.",
                 hint="Paste what apex-creds client keygen printed.",
             )
         made = Client(

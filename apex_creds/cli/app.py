@@ -25,8 +25,7 @@ import typer
 from apex_creds import __version__
 from apex_creds.cli import command, console, standard_streams
 from apex_creds.cli.command import HomeOption, MasterOption, flag
-from apex_creds.crypto.hardening import Hardening
-from apex_creds.crypto.memory import harden_process
+from apex_creds.crypto.memory import Hardening, harden_process
 from apex_creds.errors import ApexCredsError, StorageError
 from apex_creds.telemetry import sdk
 

@@ -53,7 +53,7 @@ from apex_creds.cli.command import (
 )
 from apex_creds.cli.console import Cell, Json, Line, Part, Report, Text, done
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey
+from apex_creds.crypto.public_key import SigningKey
 from apex_creds.errors import (
     AuditTamperedError,
     InvalidInputError,

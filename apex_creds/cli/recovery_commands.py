@@ -41,7 +41,7 @@ from apex_creds.cli.command import (
 )
 from apex_creds.cli.console import Json, Note, Report, Rows, Text, done
 from apex_creds.cli.credential_commands import check_exit
-from apex_creds.crypto import sealedbox
+from apex_creds.crypto import public_key
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.document import Header
 from apex_creds.documents.keystore import root_header
@@ -242,9 +242,9 @@ def keygen(
     file: Annotated[Path, argument("FILE", "Where the private key goes.")],
 ) -> Report:
     """Make a key pair for export --to: the private key in FILE, the public one printed."""
-    with SecretBytes.random(sealedbox.KEY_BYTES) as private:
+    with SecretBytes.random(public_key.KEY_BYTES) as private:
         put_file(file, [bytes(encode_key(private)), b"\n"])
-        public = base64.b64encode(sealedbox.public_key(private)).decode()
+        public = base64.b64encode(public_key.public_key(private)).decode()
     return Report({"public": public}, public, notes=[Note(f"Keep {file} away from the vault.")])
 
 

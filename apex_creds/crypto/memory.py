@@ -1,4 +1,4 @@
-"""Locked memory for secrets.
+"""Locked memory for secrets, and a process whose memory others can't read.
 
 Guarantees:
 
@@ -9,24 +9,29 @@ Guarantees:
   only if nobody can still read it: one that a view keeps alive is never used again.
 - Closing a key in one thread while another computes with it ends in
   ``SecretWipedError``, never in output under a half-wiped key.
+- ``harden_process`` keeps other processes of the same user, and core files, away from this
+  one's memory: it does what the system offers, says in one warning what it does not, and
+  never raises.
 - ``nacl._sodium`` is imported in this file only; ``sodium.py`` has it from here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import logging
 import mmap
 import os
+import sys
 import threading
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Self, TypeAlias, final
 
 from nacl import _sodium
 
-from apex_creds.crypto import mapping
-from apex_creds.crypto.hardening import Hardening, harden_process
 from apex_creds.errors import (
     InvalidInputError,
     SecretMisuseError,
@@ -42,6 +47,106 @@ __all__ = [
     "arena",
     "harden_process",
 ]
+
+_log = logging.getLogger("apex_creds.memory")
+_PR_SET_DUMPABLE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Hardening:
+    """What ``harden_process`` reached.
+
+    Attributes:
+        undumpable: Other processes of the user can't read this one's memory.
+        no_core_files: A crash writes no core file.
+    """
+
+    undumpable: bool
+    no_core_files: bool
+
+
+_reported: Final[set[Hardening]] = set()
+
+
+def harden_process() -> Hardening:
+    """Sets ``PR_SET_DUMPABLE=0`` and ``RLIMIT_CORE=0`` (prctl(2), getrlimit(2)).
+
+    The middleware, the worker, the dashboard and the commands do it; again it changes
+    nothing. From then on nobody but root attaches a debugger or a profiler to the process,
+    or reads its ``/proc`` entries ``mem`` and ``environ``, not the process itself either.
+    Programs that it starts can be inspected as ever, but write no core files either.
+
+    Logs one warning in a process for what this system does not offer; never raises.
+    """
+    result = Hardening(undumpable=_undumpable(), no_core_files=_no_core_files())
+    if not (result.undumpable and result.no_core_files) and result not in _reported:
+        _reported.add(result)
+        _log.warning("This process could not be hardened completely: %s.", result)
+    return result
+
+
+def _undumpable() -> bool:
+    if sys.platform != "linux":
+        return False
+    try:
+        return bool(ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0)
+    except (OSError, AttributeError):
+        return False
+
+
+def _no_core_files() -> bool:
+    try:
+        import resource
+    except ImportError:  # Windows writes no core files
+        return sys.platform == "win32"
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+_MADV_WIPEONFORK: Final = 18  # madvise(2); the mmap module has no name for it
+_warned = False
+
+
+def _anonymous_map(size: int) -> mmap.mmap:
+    """Returns ``size`` zero bytes that are this process's own."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _keep_out_of_dumps(region: mmap.mmap) -> bool:
+    """Whether core dumps leave the region out from now on."""
+    return _advise(region, getattr(mmap, "MADV_DONTDUMP", None))
+
+
+def _wipe_on_fork(region: mmap.mmap) -> bool:
+    """Whether a forked child finds zeros in the region from now on."""
+    return _advise(region, _MADV_WIPEONFORK if sys.platform == "linux" else None)
+
+
+def _warn_unlocked() -> None:
+    """Says once that memory for secrets may be swapped to disk."""
+    global _warned
+    if not _warned:
+        _warned = True
+        _log.warning(
+            "Memory for secrets could not be locked, so it may be swapped to disk: raise "
+            "RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=) or turn swap off."
+        )
+
+
+def _advise(region: mmap.mmap, advice: int | None) -> bool:
+    if advice is None or sys.platform == "win32":
+        return False
+    try:
+        region.madvise(advice)
+    except OSError:
+        return False
+    return True
+
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """What the functions of this package read bytes from, besides ``SecretBytes``."""
@@ -72,15 +177,15 @@ class _Chunk:
     __slots__ = ("base", "locked", "map", "size", "used", "wiped_on_fork")
 
     def __init__(self, size: int) -> None:
-        self.map = mapping.anonymous_map(size)
+        self.map = _anonymous_map(size)
         self.base = _from_buffer("unsigned char[]", self.map)
         self.size = size
         self.used = 0
         self.locked = lib.sodium_mlock(self.base, size) == 0
-        mapping.keep_out_of_dumps(self.map)
-        self.wiped_on_fork = mapping.wipe_on_fork(self.map)
+        _keep_out_of_dumps(self.map)
+        self.wiped_on_fork = _wipe_on_fork(self.map)
         if not self.locked:
-            mapping.warn_unlocked()
+            _warn_unlocked()
 
 
 class _Slot:

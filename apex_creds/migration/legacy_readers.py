@@ -19,7 +19,7 @@ from typing import Final
 
 import anyio.to_thread
 
-from apex_creds.crypto.decrepit import fernet_decrypt, secretbox_decrypt
+from apex_creds.crypto.legacy import fernet_decrypt, secretbox_decrypt
 from apex_creds.errors import CorruptDocumentError, DecryptionError
 from apex_creds.migration.entries import (
     ENTRY,

@@ -38,7 +38,7 @@ from apex_creds.audit.checkpoint import Checkpoint, LogKey
 from apex_creds.audit.note import Note
 from apex_creds.audit.tree import Frontier
 from apex_creds.crypto import kdf
-from apex_creds.crypto.signing import SigningKey
+from apex_creds.crypto.public_key import SigningKey
 from apex_creds.documents.document import without_body
 from apex_creds.documents.grant_set import is_shard
 from apex_creds.documents.keystore import Keystore

@@ -26,7 +26,7 @@ from apex_creds.audit.sinks import Destination, Destinations, open_destinations
 from apex_creds.concurrency import off_loop
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey
+from apex_creds.crypto.public_key import SigningKey
 from apex_creds.documents.cached import recommit
 from apex_creds.documents.document import Header, check_mac, parse
 from apex_creds.documents.keystore import KeystoreBody, root_key

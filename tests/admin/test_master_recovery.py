@@ -10,7 +10,7 @@ from apex_creds.admin import master_recovery
 from apex_creds.admin.master_recovery import Recovery, RecoveryState
 from apex_creds.audit.verify import read
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.sealedbox import public_key
+from apex_creds.crypto.public_key import public_key
 from apex_creds.documents.document import Header
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import (

@@ -11,7 +11,7 @@ import pytest
 from apex_creds.audit import AuditEvent, AuditLog, EventKind
 from apex_creds.audit.checkpoint import LogKey
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey
+from apex_creds.crypto.public_key import SigningKey
 from apex_creds.model import SystemClock
 
 VAULT = "ab" * 16

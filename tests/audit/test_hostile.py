@@ -22,7 +22,7 @@ from apex_creds.audit.checkpoint import (
 from apex_creds.audit.line import leaves_of
 from apex_creds.audit.note import Signature, VerifierKey
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey
+from apex_creds.crypto.public_key import SigningKey
 from apex_creds.errors import ApexCredsError, IntegrityError, InvalidInputError
 from apex_creds.fs.home import audit_directory
 from apex_creds.model import ApiKey

@@ -13,7 +13,7 @@ from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile, LogKey, read
 from apex_creds.audit.line import entry_of
 from apex_creds.audit.verify import entries
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey
+from apex_creds.crypto.public_key import SigningKey
 from apex_creds.model import SystemClock
 
 VAULT = "ab" * 16

@@ -245,7 +245,7 @@ from apex_creds.audit import AuditEvent, AuditLog, EventKind
 from apex_creds.audit.checkpoint import LogKey
 from apex_creds.audit.maintenance import Cadence
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey
+from apex_creds.crypto.public_key import SigningKey
 from apex_creds.model import SystemClock
 name, directory, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 key = LogKey("ab" * 16, SigningKey.from_seed(SecretBytes.from_bytes(bytes(range(32)))))

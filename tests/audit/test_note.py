@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from apex_creds.audit import note as notes
 from apex_creds.audit.note import Algorithm, VerifierKey
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey
+from apex_creds.crypto.public_key import SigningKey
 from apex_creds.errors import IntegrityError, InvalidInputError
 
 # From the documentation of golang.org/x/mod/sumdb/note.

@@ -21,7 +21,7 @@ from apex_creds.audit.summary import Summaries, has_summary, signed_summary
 from apex_creds.audit.tree import Frontier
 from apex_creds.audit.verify import entries
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey
+from apex_creds.crypto.public_key import SigningKey
 from apex_creds.model import SystemClock
 
 VAULT = "ab" * 16

@@ -23,7 +23,7 @@ from apex_creds.auth.challenge import (
 )
 from apex_creds.auth.second_factor import Subject
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey
+from apex_creds.crypto.public_key import SigningKey
 from apex_creds.errors import ChallengeError, InvalidInputError
 from tests.vectors import flat, make_challenge
 

@@ -477,11 +477,11 @@ def test_harden_process() -> None:
 def test_harden_process_never_raises(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from apex_creds.crypto import hardening
+    from apex_creds.crypto import memory
 
-    monkeypatch.setattr(hardening, "_warned", set())
-    monkeypatch.setattr(hardening, "_undumpable", lambda: False)
-    monkeypatch.setattr(hardening, "_no_core_files", lambda: True)
+    monkeypatch.setattr(memory, "_reported", set())
+    monkeypatch.setattr(memory, "_undumpable", lambda: False)
+    monkeypatch.setattr(memory, "_no_core_files", lambda: True)
     with caplog.at_level(logging.WARNING):
         assert not harden_process().undumpable
         assert not harden_process().undumpable

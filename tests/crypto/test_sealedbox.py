@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.sealedbox import OVERHEAD, open_sealed, public_key, seal_to
+from apex_creds.crypto.public_key import OVERHEAD, open_sealed, public_key, seal_to
 from apex_creds.errors import DecryptionError, InvalidInputError
 
 

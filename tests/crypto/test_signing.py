@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey, verify
+from apex_creds.crypto.public_key import SigningKey, verify
 from apex_creds.errors import (
     IntegrityError,
     InvalidInputError,

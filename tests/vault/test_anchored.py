@@ -19,7 +19,7 @@ from apex_creds.auth.enrolment import Factors
 from apex_creds.auth.second_factor import Subject
 from apex_creds.auth.totp import code_at
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.crypto.signing import SigningKey
+from apex_creds.crypto.public_key import SigningKey
 from apex_creds.documents import key_versions
 from apex_creds.documents.cached import recommit
 from apex_creds.documents.keystore import DOCUMENTS_LABEL

@@ -11,7 +11,10 @@ from nacl.secret import SecretBox
 
 from apex_creds.errors import DecryptionError
 
-__all__ = ["fernet_decrypt", "secretbox_decrypt"]
+__all__ = [
+    "fernet_decrypt",
+    "secretbox_decrypt",
+]
 
 
 def fernet_decrypt(key: bytes, token: bytes) -> bytes:
