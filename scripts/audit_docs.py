@@ -25,6 +25,23 @@ before a credential changes. The log can be checked by someone who does not trus
 runs the vault: it is a Merkle tree (RFC 9162, section 2.1), whose size and root the vault
 signs, as any transparency-log tool can verify.
 
+## Commands
+
+`apex-creds audit …`; each has `-h`.
+
+| to | command |
+|---|---|
+| check all of it; as an auditor | `verify`; `verify --key VKEY --since CHECKPOINT` |
+| read the newest events; go on reading | `tail -n 50`; `tail --follow`, `--plugin`, `--kind` |
+| read the story of one invocation | `show LEASE` |
+| take it elsewhere | `export --format csv` |
+| keep what was signed; and the keys | `checkpoint > CHECKPOINT`; `checkpoint --key` |
+| prove an event; check the proof | `prove SEQ > PROOF`; `prove --check PROOF --key VKEY` |
+| have a witness sign, too | `cosign` |
+
+With `--json` a time is ISO 8601 in UTC with milliseconds; `export` has the log's own lines, in
+which it is Unix seconds.
+
 ## Files
 
 All are in `security/audit/`, 0600, and lie there for ever.

@@ -127,6 +127,7 @@ ReasonOption = Annotated[
     str,
     typer.Option(
         "--reason",
+        metavar="TEXT",
         help="Why; it is recorded in the log. Asked for otherwise.",
         show_default=False,
     ),

@@ -65,7 +65,9 @@ _BY_HAND: Final = (
 rotation = typer.Typer(context_settings=HELP, help="How the keys are, and when they rotate.")
 events = typer.Typer(context_settings=HELP, help="Security events.")
 
-LevelArgument = Annotated[Level, typer.Argument(help="dek, kek or master.", show_default=False)]
+LevelArgument = Annotated[
+    Level, typer.Argument(metavar="LEVEL", help="dek, kek or master.", show_default=False)
+]
 
 
 @command()
@@ -327,7 +329,10 @@ def _plain(name: str, value: Json) -> object:
 def emit(
     chosen: Settings,
     kind: Annotated[
-        str, typer.Argument(help=f"One of {', '.join(DEFAULT_TABLE)}.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="EVENT", help=f"One of {', '.join(DEFAULT_TABLE)}.", show_default=False
+        ),
     ],
     fields: Annotated[
         list[str] | None,

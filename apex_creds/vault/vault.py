@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ from apex_creds.errors import (
     CredentialNotFoundError,
     SecretWipedError,
     UnknownKeyError,
+    VaultExistsError,
     VaultNotFoundError,
 )
 from apex_creds.fs.home import resolve_home
@@ -195,6 +196,50 @@ class Vault(Locking):
             audit_to=audit_to,
             storage=storage,
         )
+
+    @classmethod
+    async def open_or_create(
+        cls,
+        home: str | os.PathLike[str] | None = None,
+        *,
+        master: str | MasterKeyProvider | None = None,
+        storage: str | None = None,
+        clock: Clock | None = None,
+        audit_to: Iterable[Destination] = (),
+    ) -> Self:
+        """Opens the vault, or makes one where there is none and nothing of one.
+
+        Args:
+            home: See ``create``.
+            master: Where the master key is; as the vault itself says, by default, and
+                ``keyring:`` for a new one.
+            storage: The URL of a database, see ``create``.
+            clock: See ``create``.
+            audit_to: See ``create``.
+
+        Raises:
+            ApexCredsError: As ``unseal`` and ``create`` do. A vault whose key store is gone
+                is not made anew.
+        """
+        destinations = tuple(audit_to)
+        unseal = partial(
+            cls.unseal, home, master=master, storage=storage, clock=clock, audit_to=destinations
+        )
+        with suppress(VaultNotFoundError):
+            return await unseal()
+        try:
+            return await cls.create(
+                home,
+                master=master or "keyring:",
+                storage=storage,
+                clock=clock,
+                audit_to=destinations,
+            )
+        except VaultExistsError as error:
+            exists = error
+        with suppress(VaultNotFoundError):  # or remains of one: then that is the error
+            return await unseal()
+        raise exists
 
     @classmethod
     async def _unseal(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
 from apex_creds.audit.verify import read
@@ -16,6 +17,7 @@ from apex_creds.errors import (
     CredentialNotFoundError,
     InvalidInputError,
     SecretWipedError,
+    VaultExistsError,
 )
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken, Secret
 from apex_creds.policy.grants import GrantDecision
@@ -287,3 +289,38 @@ anyio.run(main)
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, check=True, timeout=300
     )
+
+
+async def test_open_or_create_makes_a_vault_once_and_opens_it_then(tmp_path):
+    home, master = tmp_path / "home", f"file:{tmp_path}/m.key"
+    async with await Vault.open_or_create(home, master=master) as vault:
+        made = vault.vault_id
+        await vault.put("key", ApiKey("sk-1"))
+    async with await Vault.open_or_create(home) as vault:
+        assert vault.vault_id == made
+        assert [info.name for info in await vault.list()] == ["key"]
+
+
+async def test_open_or_create_makes_none_of_what_is_left_of_one(tmp_path):
+    home, master = tmp_path / "home", f"file:{tmp_path}/m.key"
+    async with await Vault.open_or_create(home, master=master) as vault:
+        await vault.put("key", ApiKey("sk-1"))
+    (home / "security/keystore.enc").unlink()
+    with pytest.raises(VaultExistsError, match="no key store"):
+        await Vault.open_or_create(home, master=f"file:{tmp_path}/other.key")
+    assert not (tmp_path / "other.key").exists()
+
+
+async def test_of_several_that_open_or_create_at_once_one_makes_it(tmp_path):
+    opened = []
+
+    async def go():
+        master = f"file:{tmp_path}/m.key"
+        opened.append(await Vault.open_or_create(tmp_path / "home", master=master))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(go)
+    assert len({vault.vault_id for vault in opened}) == 1
+    for vault in opened:
+        await vault.close()
