@@ -30,6 +30,7 @@ from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
     IntegrityError,
+    LockedDownError,
     SecretWipedError,
 )
 from apex_creds.keys.hierarchy import DocumentKeys
@@ -170,9 +171,12 @@ class GrantSet:
             IntegrityError: What is stored is not what this vault wrote.
         """
         keystore = await self._store.keystore()
-        return await self._flights.fresh(
-            GRANTS, now=partial(self.now, keystore), load=partial(self._load, keystore)
-        )
+        try:
+            return await self._flights.fresh(
+                GRANTS, now=partial(self.now, keystore), load=partial(self._load, keystore)
+            )
+        except LockedDownError:  # the keys were wiped as it was read; no grant has any force
+            return self._with(await self._store.keystore(), self._state)
 
     async def keys(self) -> dict[str, KeyName]:
         """The key version that each shard is under."""

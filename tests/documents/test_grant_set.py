@@ -321,3 +321,20 @@ async def test_a_backup_and_a_copy_have_them(small: None, tmp_path: Path, count:
         assert await pairs(vault) == expected
         await vault.grant("new", "key")
         assert await pairs(vault) == expected | {("new", "key")}
+
+
+async def test_grants_can_be_asked_for_while_a_lockdown_wipes_the_keys(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await create(tmp_path) as vault, await unseal(tmp_path) as other:
+        await granted(vault, 9)
+        load = other.store.load
+
+        async def locked_down_meanwhile(names, open_one):
+            if GRANTS in names:
+                await vault.lockdown()
+                await other.store.keystore()  # wipes its keys
+            return await load(names, open_one)
+
+        monkeypatch.setattr(other.store, "load", locked_down_meanwhile)
+        assert (await other.grants()).lockdown is not None
