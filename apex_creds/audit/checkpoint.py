@@ -211,9 +211,9 @@ class CheckpointFile:
             raise altered("what follows the last one is no beginning of another")
         if not end:
             return None
-        data = read_between(fd, max(0, end - _LONGEST), end)
+        *_, last = _split(read_between(fd, max(0, end - _LONGEST), end))
         try:
-            return Checkpoint.parse(_last_note(data), origin=self._origin)
+            return Checkpoint.parse(last, origin=self._origin)
         except IntegrityError:
             raise altered("the last one is none of this log's") from None
 
@@ -261,11 +261,6 @@ def _split(data: bytes) -> Iterator[bytes]:
         signed = is_signature
     if note:
         yield b"".join(note)
-
-
-def _last_note(data: bytes) -> bytes:
-    *_, last = _split(data)
-    return last
 
 
 def _whole_until(fd: int, size: int) -> int:

@@ -189,7 +189,8 @@ def find_end(
     try:
         alone = _enter(presence, directory, vault_id, anchors, accept=accept)
         found = _Finder(directory, vault_id, key).find(anchors, accept=accept, now=now)
-        _share(presence)
+        if presence >= 0:
+            log_files.wait_for_lock(presence, log_files.TRY_SHARED)
     except BaseException:
         if presence >= 0:
             os.close(presence)
@@ -206,14 +207,16 @@ def _enter(
     *,
     accept: bool,
 ) -> bool:
-    """Sees whether anyone else has the log open; makes the first segment if there is none."""
+    """Whether nobody else has the log open; makes the first segment if there is none."""
     alone = _try_alone(presence)
     if alone:
         with suppress(OSError):
             log_files.remove_unfinished(directory)
     if segments(directory):
         return alone
-    _refuse_emptied(anchors, accept=accept)
+    anchored = max((each.size for each in anchors), default=0)
+    if anchored and not accept:
+        raise _rolled_back(_behind(0, anchored, "anchored"))
     if not alone and not _wait_to_make(presence, directory):
         return False
     if not segments(directory):
@@ -247,16 +250,6 @@ def _try_alone(presence: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _share(presence: int) -> None:
-    if presence >= 0:
-        log_files.wait_for_lock(presence, log_files.TRY_SHARED)
-
-
-def _refuse_emptied(anchors: Sequence[Checkpoint], *, accept: bool) -> None:
-    if not accept and any(each.size for each in anchors):
-        raise _rolled_back(_behind(0, max(each.size for each in anchors), "anchored"))
 
 
 class _Finder:

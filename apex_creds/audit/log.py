@@ -292,7 +292,9 @@ class AuditLog:
         """Writes the queue and ``body`` in one write; returns the last number."""
         writer = self._writer
         if self._stopped or writer.fault:
-            self._make_usable()
+            if self._stopped:
+                raise self._refusal()
+            self._repair()
         queued = len(self._queue)
         # By index: destructors may add to the queue meanwhile.
         bodies = list(map(self._queue.__getitem__, range(queued)))
@@ -307,11 +309,6 @@ class AuditLog:
         if self._observer is not None:
             self._observer.written(data)
         return writer.seq
-
-    def _make_usable(self) -> None:
-        if self._stopped:
-            raise self._refusal()
-        self._repair()
 
     def _repair(self) -> None:
         """Undoes what made the log unusable, or raises why it can't."""
@@ -351,17 +348,14 @@ class AuditLog:
             self._idle = False
             self._upkeep.work()
             while self._dirty and not self._closing:
-                self._pause()
+                # A closing log ends the pause; a failing one is not tried again at once.
+                seconds = max(self._period, 0.001)
+                self._wait(max(seconds, 0.5) if self._writer.fault else seconds)
                 self._round()
 
     def _wait(self, seconds: float | None) -> None:
         with suppress(Empty):
             self._wake.get(timeout=seconds)
-
-    def _pause(self) -> None:
-        # A closing log ends the pause; a failing one is not tried again at once.
-        seconds = max(self._period, 0.001)
-        self._wait(max(seconds, 0.5) if self._writer.fault else seconds)
 
     def _round(self) -> None:
         healthy = not self._writer.fault

@@ -23,7 +23,13 @@ from apex_creds.errors import (
     UnsafePathError,
     UnsafePermissionsError,
 )
-from apex_creds.fs.private_files import create_exclusive, replace_file, sync_directory, touch
+from apex_creds.fs.private_files import (
+    create_exclusive,
+    erase,
+    replace_file,
+    sync_directory,
+    touch,
+)
 from apex_creds.fs.private_files import make_directory as make_private
 
 try:
@@ -427,7 +433,8 @@ def remove_unfinished(directory: Path) -> None:
     """
     for pattern in _UNFINISHED:
         for path in directory.glob(pattern):
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                erase(path, if_dead=True)
 
 
 def save_new(directory: Path, stem: str, data: bytes) -> str:

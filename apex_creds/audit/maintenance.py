@@ -174,7 +174,12 @@ class Upkeep:
         if nodes:
             keep_open_nodes(self._directory, head=head, nodes=nodes)
         self._signed, self.newest = made.size, made
-        self._announce(made)
+        what: dict[str, tracing.AttributeValue] = {
+            semconv.AUDIT_SIZE: made.size,
+            semconv.AUDIT_ROOT: made.root.hex(),
+        }
+        with tracing.step(semconv.CHECKPOINT, what):
+            self._notify(made)
         return made
 
     def _open_nodes(self, first: int, head: bytes) -> list[bytes]:
@@ -191,7 +196,7 @@ class Upkeep:
 
     def finish(self) -> None:
         """Signs what is left, and compresses what is begun, before the log closes."""
-        for work in (self.sign, self._notify_rest):
+        for work in (self.sign, lambda: self._notify(None) if self._notify_since else None):
             try:
                 work()
             except ApexCredsError as error:
@@ -199,19 +204,6 @@ class Upkeep:
         self._ending = True
         for thread in self._packing:
             thread.join()
-
-    def _announce(self, made: Checkpoint) -> None:
-        size, root = made.size, made.root.hex()
-        what: dict[str, tracing.AttributeValue] = {
-            semconv.AUDIT_SIZE: size,
-            semconv.AUDIT_ROOT: root,
-        }
-        with tracing.step(semconv.CHECKPOINT, what):
-            self._notify(made)
-
-    def _notify_rest(self) -> None:
-        if self._notify_since:
-            self._notify(None)
 
     def _notify(self, made: Checkpoint | None) -> None:
         self._notify_since = 0.0

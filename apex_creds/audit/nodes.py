@@ -20,7 +20,13 @@ from typing import Final, TypeVar
 from apex_creds.audit.crash_recovery import Content, parse, tampered
 from apex_creds.audit.line import fault, header, leaf_of, number_of
 from apex_creds.audit.log_files import create_whole, open_to_read, read_between, status_of
-from apex_creds.audit.segment import MAX_SEGMENT, SegmentReader, find_segment, segments
+from apex_creds.audit.segment import (
+    MAX_SEGMENT,
+    SegmentReader,
+    find_segment,
+    number_of_file,
+    segments,
+)
 from apex_creds.audit.tree import HASH_BYTES, SPAN, Frontier
 from apex_creds.errors import ApexCredsError, IntegrityError
 
@@ -56,7 +62,7 @@ def keep_nodes(segment: Path, *, vault_id: str, note: bytes = b"") -> None:
         vault_id: Whose log it is.
         note: A signed summary of it, which is kept with them; see ``summary``.
     """
-    number = _number(segment)
+    number = number_of_file(segment)
     with suppress(ApexCredsError), SegmentReader(segment) as reader:
         content = _parsed(reader, number, vault_id)
         head = header(segment=number, vault_id=vault_id, edge=content.edge)
@@ -252,10 +258,6 @@ def count_until(end: int) -> int:
 
 
 # -- files -------------------------------------------------------------------------------
-
-
-def _number(segment: Path) -> int:
-    return int(segment.name.partition(".")[0])
 
 
 def _beside(segment: Path) -> Path:

@@ -49,6 +49,7 @@ __all__ = [
     "file_name",
     "find_segment",
     "is_compressed",
+    "number_of_file",
     "pack",
     "read_segment",
     "segments",
@@ -201,6 +202,11 @@ _LARGE: Final = 1 << 20
 def file_name(number: int) -> str:
     """Returns the name of a segment that is written to."""
     return f"{number:06d}.jsonl"
+
+
+def number_of_file(path: Path) -> int:
+    """Returns the number in the name of a segment's file."""
+    return int(path.name.partition(".")[0])
 
 
 def segments(directory: Path) -> dict[int, Path]:

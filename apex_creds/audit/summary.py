@@ -23,7 +23,7 @@ from apex_creds.audit.crash_recovery import parse
 from apex_creds.audit.events import EventKind, FactorOutcome, Recorded
 from apex_creds.audit.nodes import Subtrees, note_of
 from apex_creds.audit.note import VerifierKey, base64_of
-from apex_creds.audit.segment import edge_before, read_segment, segments
+from apex_creds.audit.segment import edge_before, number_of_file, read_segment, segments
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import ApexCredsError
 from apex_creds.policy.decide import REFUSALS
@@ -123,7 +123,7 @@ def signed_summary(segment: Path, *, key: LogKey, size: int, root: bytes) -> byt
         A note for ``keep_nodes``; empty if they are not, or the segment has none.
     """
     with suppress(ApexCredsError):
-        number, data = _number(segment), read_segment(segment)
+        number, data = number_of_file(segment), read_segment(segment)
         content = parse(data, number=number, vault_id=key.vault_id)
         edge = content.edge.copy()
         edge.extend(content.leaves)
@@ -197,7 +197,3 @@ def _parse(text: str) -> Summary | None:
         return Summary(int(last), float(earliest), float(latest), found)
     except ValueError:
         return None
-
-
-def _number(segment: Path) -> int:
-    return int(segment.name.partition(".")[0])

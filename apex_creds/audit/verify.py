@@ -343,7 +343,13 @@ class _Check:
             done += _size(path)
             if progress is not None:
                 progress(done, total)
-        self._finish()
+        if self._marks:
+            stated = self._marks[-1].size
+            gone = stated - self._edge.size
+            raise self._bad(
+                self._edge.size + 1,
+                f"is missing: a checkpoint states {stated} events, {gone} more than there are",
+            )
 
     # -- checkpoints -----------------------------------------------------------------
 
@@ -390,15 +396,6 @@ class _Check:
                 raise self._bad(self._good + 1, how)
             self._good = mark.size
         self._edge.extend(leaves[taken:])
-
-    def _finish(self) -> None:
-        if self._marks:
-            stated = self._marks[-1].size
-            gone = stated - self._edge.size
-            raise self._bad(
-                self._edge.size + 1,
-                f"is missing: a checkpoint states {stated} events, {gone} more than there are",
-            )
 
     # -- segments --------------------------------------------------------------------
 

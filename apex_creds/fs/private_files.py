@@ -627,19 +627,19 @@ def sweep(path: Path) -> None:
     for name in os.listdir(path.parent):
         if left.fullmatch(name):
             with contextlib.suppress(OSError):
-                _erase(path.with_name(name), if_dead=True)
+                erase(path.with_name(name), if_dead=True)
 
 
-def erase(path: Path) -> None:
+def erase(path: Path, *, if_dead: bool = False) -> None:
     """Removes a file, and overwrites it as far as the file system lets us.
+
+    Args:
+        path: The file.
+        if_dead: Only one that no living writer has locked.
 
     Raises:
         OSError: It could not be removed.
     """
-    _erase(path, if_dead=False)
-
-
-def _erase(path: Path, *, if_dead: bool) -> None:
     try:
         fd = os.open(path, os.O_RDWR | OPEN_FLAGS)
     except OSError as error:
