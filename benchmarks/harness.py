@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 WARM_UP_SECONDS: Final = 0.1
+WARM_UP_RUNS: Final = 5
 BATCH_SECONDS: Final = 0.02
 
 Operation = Callable[[], object] | Callable[[], Awaitable[object]]
@@ -157,10 +158,10 @@ async def _started(subjects: Sequence[Subject], run: Run) -> AsyncIterator[list[
 
 async def _warm_up(lane: _Lane, clock: Clock) -> None:
     """Runs a subject until it is warm, then sizes its batches to about BATCH_SECONDS."""
-    end = clock() + WARM_UP_SECONDS
+    end, runs = clock() + WARM_UP_SECONDS, 1
     one = await _timed(lane, clock)
-    while clock() < end:
-        one = min(one, await _timed(lane, clock))
+    while clock() < end or runs < WARM_UP_RUNS:  # the first may take all of the time
+        one, runs = min(one, await _timed(lane, clock)), runs + 1
     lane.batch = max(1, int(BATCH_SECONDS / max(one, 1e-9)))
     await _timed(lane, clock)
 

@@ -1,6 +1,6 @@
 """What one plugin invocation costs with a handle instead of a secret, beside the peers.
 
-``python -m benchmarks.invoke [--json] [--rounds N] [--only NAME …] [--profile NAME]``
+``python -m benchmarks.invoke [--json] [--cpu] [--rounds N] [--only NAME …] [--profile NAME]``
 
 One run measures the whole invocation through the middleware (lease, policy, audit write,
 redeem, revoke), the bare call that it is over, a redeem alone, and each peer that is here; it
@@ -15,6 +15,7 @@ import socketserver
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context, copy_context
@@ -345,6 +346,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.invoke", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object, no tables")
     parser.add_argument("--rounds", type=int, default=30, help="figures for each subject")
+    parser.add_argument(
+        "--cpu", action="store_true", help="processor time of the loop's thread: a busy machine"
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these alone")
     parser.add_argument(
         "--profile",
@@ -364,7 +368,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(asyncio.run(profile(chosen)))
         return 0
     subjects = [one for one in (*OWN, *PEERS) if _wanted(one, arguments.only)]
-    run = asyncio.run(measure(subjects, rounds=max(arguments.rounds, 1)))
+    clock = time.thread_time if arguments.cpu else time.perf_counter
+    run = asyncio.run(measure(subjects, rounds=max(arguments.rounds, 1), clock=clock))
     judged = budgets(run)
     if arguments.json:
         print(as_json(run, reference="invocation", budgets=judged))
