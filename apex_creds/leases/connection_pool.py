@@ -9,7 +9,7 @@ leads to has the request's headers or URL: they are taken out of the pool's requ
 httpx's.
 
 Requests wait for a connection here, in a fair queue, and not in the pool of httpcore, which
-looks through everything that waits whenever a connection becomes free: with thousands of
+searches everything that waits whenever a connection becomes free: with thousands of
 waiting requests that costs more than the requests.
 """
 
@@ -227,7 +227,7 @@ class _OfLoop(_Kept[AsyncPool]):
             self._timer = self._loop.call_later(_IDLE, self.sweep)
 
     def sweep(self) -> None:
-        """Closes what is idle, and looks again later."""
+        """Closes what is idle, now and then."""
         self._close_soon(self.take_idle(time.monotonic()))
         self._timer = self._loop.call_later(_IDLE, self.sweep) if self.by_key else None
 

@@ -1,9 +1,9 @@
 """One wrapped call: an invocation, its leases, the search of its output, their common end.
 
-Guarantee: ``finish`` runs its effects once, whoever calls it first; a call that is dropped
+Guarantee: ``finish`` runs its effects once, from anywhere; a call that is dropped
 without having been finished is finished by the garbage collector. A plugin's steps see no
 client that answers challenges, and leave the runtime's as it was. An invocation's span is
-current in each step of the plugin's code, whoever consumes a stream, and ends with the
+current in each step of the plugin's code, no matter who consumes a stream, and ends with the
 invocation; it says nothing that the redactor would not let pass.
 """
 

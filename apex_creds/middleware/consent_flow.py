@@ -252,7 +252,7 @@ class ConsentFlow:
     async def _question(
         self, wanted: RequestedAccess, need: Need, request: ConsentRequest, mark: int
     ) -> ConsentAnswer:
-        """Asks, and stores what is to be stored, whoever still waits then."""
+        """Asks, and stores what is to be stored, even if nobody waits any more."""
         answer = await self._answer_to(request)
         grants = await self._vault.grants()
         plugin = wanted.manifest.plugin

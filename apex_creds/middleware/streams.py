@@ -1,6 +1,6 @@
 """Streams that plugins return, guarded step by step.
 
-Guarantee: each step runs in the stream's own invocation, whoever consumes it; chunks are
+Guarantee: each step runs in the stream's own invocation, no matter who consumes it; chunks are
 redacted, also where a secret is cut between two; the call is finished when the stream
 ends, raises, is closed, or is dropped.
 

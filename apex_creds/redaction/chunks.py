@@ -1,6 +1,6 @@
 """Texts that come in pieces inside of structured chunks, such as ``{"delta": "…"}``.
 
-Guarantee: each chunk is passed on when it comes, so that whoever answers each chunk can.
+Guarantee: each chunk is passed on when it comes, so that a consumer can answer each.
 For chunks of the same shape (dictionaries and lists, with text at the same places), a
 secret that is split over what they have at one place is replaced. Text that could be the
 beginning of a secret (``SHORTEST`` bytes or more of it) is left out of its chunk, and comes

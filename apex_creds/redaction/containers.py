@@ -5,7 +5,7 @@ never altered; cycles and shared parts are walked once. What is nested too deepl
 searched is withheld.
 
 Of a traceback only frames that are over are cleared. One of a coroutine or generator that is
-suspended belongs to whoever will resume it (clearing it would close it): the traceback is cut
+suspended belongs to what will resume it (clearing it would close it): the traceback is cut
 short before it, so that its variables are not reached from there either.
 """
 
@@ -136,7 +136,7 @@ def _collection(value: object, clean: Clean) -> object:
 
 
 def _refilled(value: Collection, items: list[object]) -> object:
-    """A copy with other items; a plain one where a class of its own can't be copied."""
+    """A copy with other items; a plain one where its class can't be copied."""
     if isinstance(value, frozenset):
         return frozenset(items)
     try:

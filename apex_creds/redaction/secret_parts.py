@@ -78,7 +78,7 @@ def contents(secret: memoryview) -> list[Part]:
     They are: it without white space, byte order mark and quotes around it, or without an
     authentication scheme (``Bearer``) before it; the lines of a text that don't read as
     public settings; of a PEM key the lines of its body, and what they encode; the strings
-    of a JSON document that are secret by their name or look; the values in ``name=value``
+    of a JSON document that are secret by their name or form; the values in ``name=value``
     lines, connection strings and queries likewise; the password in a URL or behind a name
     and a colon, and a URL's own token; of base64 the text in it; and the same inside of
     each of these.
@@ -275,7 +275,7 @@ def _field(line: memoryview) -> tuple[str, memoryview] | None:
 
 
 def _is_secret(name: str, value: memoryview) -> bool:
-    """Whether a field is secret, by its name and by its look."""
+    """Whether a field is secret, by its name and by its form."""
     if len(value) < SHORTEST_PART:
         return False
     if _find(value, b"://") >= 0:

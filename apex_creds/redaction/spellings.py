@@ -80,7 +80,7 @@ def spellings(secret: memoryview, *, plain: bool = False) -> list[SecretBytes]:
     inside of JSON), as in HTML, and as in Python's ``repr`` and ``ascii``, in either quotes,
     in upper and in lower case; in UTF-16.
 
-    Of more than ``LONG`` bytes (a PEM key, a document, whose parts are looked for as well,
+    Of more than ``LONG`` bytes (a PEM key, a document, whose parts are searched for as well,
     see ``contents``) the rare ones are left out: each costs about a microsecond a byte.
 
     Args:
