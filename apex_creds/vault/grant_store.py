@@ -2,7 +2,8 @@
 
 Guarantee: every change is audited before it happens and durable on return; a revocation
 reaches the leases of this process before the caller goes on, and those of others at their
-next redeem. While a vault is locked down, no grant has any force.
+next redeem. While a vault is locked down, no grant has any force. Each revocation of another
+process is passed on in this one once, after the key store that has it is in memory.
 """
 
 from __future__ import annotations
@@ -11,26 +12,22 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.audit.events import EventKind
+from apex_creds.auth.access_document import Record
 from apex_creds.concurrency import soon
 from apex_creds.documents.grant_set import PluginGrants, of_plugin
 from apex_creds.documents.keystore import Keystore, KeystoreBody
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ApexCredsError,
-    ChallengeError,
     GrantVoidError,
     InvalidInputError,
     LockedDownError,
 )
 from apex_creds.keys.hierarchy import UNLOCK
-from apex_creds.model import Clock, CredentialInfo, check_name, check_time, new_id
-from apex_creds.policy.decide import Reason
-from apex_creds.policy.display import check_plugin
 from apex_creds.policy.grants import (
     Grant,
     GrantDecision,
@@ -41,96 +38,41 @@ from apex_creds.policy.grants import (
 from apex_creds.policy.manifest import Manifest
 from apex_creds.storage.base import KEYSTORE, SharedStorage
 
-if TYPE_CHECKING:
-    from apex_creds.audit.log import AuditLog
-
-
 Revoked = Callable[[str | None, str | None], object]
-"""Told of a revocation: the plugin and the credential; None: all of them."""
-Watchers = list[Revoked]
+"""Called on a revocation with the plugin and the credential; None: all of them."""
 Plugins = Mapping[str, PluginGrants]
 
 
-class Granting:
-    """The part of a vault that keeps what was decided."""
+class GrantStore:
+    """The grants of one vault, as stored.
 
-    _store: DocumentStore
-    _clock: Clock
-    _audit: AuditLog
+    Args:
+        store: The vault's documents.
+        record: Writes audit events.
+        on_revoked: Called with plugin and credential (None: all) when something was taken back.
+    """
 
-    def record(
-        self,
-        kind: EventKind,
-        *,
-        plugin: str = "",
-        credential: str = "",
-        decision: str = "",
-        detail: str = "",
-    ) -> None:
-        """Writes an event of the operator's to the log."""
-        raise NotImplementedError
+    def __init__(self, store: DocumentStore, *, record: Record, on_revoked: Revoked) -> None:
+        self._store = store
+        self._record = record
+        self._on_revoked = on_revoked
 
-    @property
-    def _watchers(self) -> Watchers:
-        raise NotImplementedError
-
-    async def grants(self) -> Grants:
+    async def read(self) -> Grants:
         """All grants."""
         return await self._store.grants.read()
 
-    async def grant(
-        self,
-        plugin: str,
-        credential: str,
-        *,
-        scopes: Iterable[str] = (),
-        reveal: bool = False,
-        until: float | None = None,
-        decision: GrantDecision = GrantDecision.ALLOW,
-        manifest: Manifest | None = None,
-        created_by: str = "",
-        since_mark: int | None = None,
-    ) -> Grant:
-        """Permits a plugin the use of a credential; replaces the pair's earlier grant.
-
-        Args:
-            plugin: The plugin's id.
-            credential: The credential's name; it need not exist yet.
-            scopes: The scopes it may ask for.
-            reveal: Whether it may read the secret, if its manifest asks for that.
-            until: Unix seconds; without end by default.
-            decision: ``deny`` refuses it, and nobody is asked again.
-            manifest: What the plugin is; by default, the grant is bound to what it turns
-                out to be when it is used first.
-            created_by: Who decided.
-            since_mark: ``Grants.mark`` of when they were asked; what was revoked since,
-                by any process, or locked down, is not granted.
-
-        Raises:
-            GrantVoidError: A revocation after ``since_mark``, or a lockdown, was first;
-                nothing was stored, and the log says so.
-            LockedDownError: The vault is locked down.
-        """
-        allows = decision is GrantDecision.ALLOW
-        made = Grant(
-            id=new_id(),
-            plugin=check_plugin(plugin) if allows else check_name(plugin, what="plugin id"),
-            credential=check_name(credential, what="credential name"),
-            scopes=tuple(check_name(scope, what="scope") for scope in scopes),
-            reveal=reveal,
-            created=self._clock.time(),
-            until=check_time(until, what="end of the grant"),
-            decision=decision,
-            manifest=manifest.digest if manifest else "",
-            checksum=manifest.checksum if manifest else "",
-            created_by=created_by,
-        )
-        self.record(
+    async def add(
+        self, made: Grant, *, manifest: Manifest | None, since_mark: int | None
+    ) -> None:
+        """Stores a grant in place of the pair's earlier one; see ``Vault.grant``."""
+        plugin, credential = made.plugin, made.credential
+        allows = made.decision is GrantDecision.ALLOW
+        self._record(
             EventKind.GRANT,
             plugin=plugin,
             credential=credential,
-            decision=decision.value,
-            detail=created_by,
+            decision=made.decision.value,
+            detail=made.created_by,
         )
 
         def change(plugins: Plugins, keystore: Keystore) -> tuple[Plugins, KeystoreBody]:
@@ -145,7 +87,7 @@ class Granting:
         try:
             await self._store.grants.commit(change)
         except (GrantVoidError, LockedDownError):
-            self.record(
+            self._record(
                 EventKind.GRANT,
                 plugin=plugin,
                 credential=credential,
@@ -153,9 +95,8 @@ class Granting:
                 detail="not granted: it was revoked, or the vault locked down, meanwhile",
             )
             raise
-        if decision is GrantDecision.DENY:
-            self.notify_revoked(plugin, credential)
-        return made
+        if not allows:
+            self._on_revoked(plugin, credential)
 
     async def pin(self, manifest: Manifest) -> None:
         """Binds what was granted of what a plugin declares, and is not bound yet, to it."""
@@ -175,7 +116,7 @@ class Granting:
                 return {}, keystore.body
             return {manifest.plugin: _with(before, after, manifest)}, keystore.body
 
-        self.record(EventKind.GRANT, plugin=manifest.plugin, detail=f"bound to {digest}")
+        self._record(EventKind.GRANT, plugin=manifest.plugin, detail=f"bound to {digest}")
         await self._store.grants.commit(change)
 
     async def revoke(
@@ -185,23 +126,7 @@ class Granting:
         credential: str | None = None,
         keep_denials: bool = False,
     ) -> tuple[Grant, ...]:
-        """Takes back what was allowed to a plugin, on a credential, or to the pair.
-
-        Grants are removed; what was allowed for a session only is void, in all processes.
-        It only narrows, so that it works in a lockdown too.
-
-        Args:
-            plugin: Its id.
-            credential: Its name.
-            keep_denials: What was denied, and not to be asked again, stays so.
-
-        Returns:
-            The grants that were removed.
-
-        Raises:
-            InvalidInputError: Neither is given.
-            MasterKeyError: A lockdown wiped the keys, and they can't be had again.
-        """
+        """Takes grants back; see ``Vault.revoke``."""
         if plugin is None and credential is None:
             raise InvalidInputError(
                 "A revocation of nothing.", hint="Name a plugin, a credential, or both."
@@ -231,50 +156,11 @@ class Granting:
             )
             return changed, msgspec.structs.replace(keystore.body, revocations=marks)
 
-        self.record(EventKind.REVOKE, plugin=plugin or "", credential=credential or "")
+        self._record(EventKind.REVOKE, plugin=plugin or "", credential=credential or "")
         async with self._store.holding():
             await self._store.grants.commit(change)
-        self.notify_revoked(plugin, credential)
+        self._on_revoked(plugin, credential)
         return removed
-
-    # -- in this process ---------------------------------------------------------
-
-    def watch_revocations(self, told: Revoked) -> None:
-        """Has ``told`` called, at once, when this process revokes something."""
-        self._watchers.append(told)
-
-    def unwatch_revocations(self, told: Revoked) -> None:
-        """Takes ``watch_revocations`` back."""
-        if told in self._watchers:
-            self._watchers.remove(told)
-
-    def notify_revoked(self, plugin: str | None, credential: str | None) -> None:
-        """Ends what is open in this process: of a plugin, a credential, both, or all."""
-        raise NotImplementedError
-
-    def check_not_marked(self, info: CredentialInfo, *, action: str, plugin: str = "") -> None:
-        """Returns if a program may have a credential without a signed challenge.
-
-        Raises:
-            ChallengeError: It may not; the log says so.
-        """
-        if not info.challenge:
-            return
-        self._audit.append(
-            AuditEvent(
-                time=self._clock.time(),
-                kind=EventKind.DENIAL,
-                plugin=plugin,
-                action=action,
-                credential=info.name,
-                decision="deny",
-                reason=Reason.CHALLENGE_NEEDED.value,
-            )
-        )
-        raise ChallengeError(
-            "Each use of this credential takes a signed challenge.",
-            hint="Use it through a handle; see docs/CHALLENGE.md.",
-        )
 
 
 def locked_down() -> LockedDownError:

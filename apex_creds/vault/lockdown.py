@@ -1,7 +1,7 @@
 """The lockdown of a vault: sealed, everything taken back, until a person unlocks it.
 
 Guarantee: in the process that locks down, whatever is open ends before the call returns,
-in every vault object of this process; others see it at their next look at the vault, and
+in every vault object of this process; others see it at their next use of the vault, and
 end everything then. A process that sees it wipes its keys, and loads them again only when
 the vault was unlocked: until then nothing but ``unlock`` and ``revoke`` works on it. One
 that opens the vault during a lockdown is a person's, for the work that goes before the
@@ -20,48 +20,50 @@ import anyio
 import msgspec
 
 from apex_creds.audit.events import EventKind
-from apex_creds.auth.access_document import AccessStore
+from apex_creds.auth.access_document import AccessState, AccessStore, Record
 from apex_creds.auth.enrolment import Factors
-from apex_creds.documents.keystore import KeystoreBody
+from apex_creds.documents.keystore import Keystore, KeystoreBody
+from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, AuditUnavailableError, SecondFactorError
 from apex_creds.policy.grants import Grants, Lockdown, with_revocation
-from apex_creds.vault.grant_store import Granting, Watchers, locked_down
+from apex_creds.vault.grant_store import Revoked, locked_down
 
 _REASON: Final = 1000
-_here: Final[WeakSet[Locking]] = WeakSet()
+_here: Final[WeakSet[LockdownControl]] = WeakSet()
 """The vaults that are open in this process."""
 _lock: Final = threading.Lock()
 
 
-class Locking(Granting):
-    """The part of a vault that seals it in an emergency."""
+class LockdownControl:
+    """Seals a vault in an emergency, in every object of this process that has it open.
 
-    _id: str
-    _home: Path
-    access: AccessStore
-    _watching: Watchers
+    Args:
+        store: The vault's documents.
+        access: Its access document; a lockdown ends with a second factor.
+        record: Writes audit events.
+        home: The vault's directory.
+    """
 
-    def begin_watching(self) -> None:
-        """Has this vault hear of what other objects of the same vault take back here."""
-        self._watching = []
-        self._store.on_sealed = self._sealed
+    def __init__(
+        self, store: DocumentStore, *, access: AccessStore, record: Record, home: Path
+    ) -> None:
+        self.access = access
+        self._store = store
+        self._record = record
+        self._vault = (store.unsealed().header.vault_id, home)
+        self.watchers: list[Revoked] = []
+        """Called when this process takes something back."""
+        store.on_sealed = self._sealed
         with _lock:
             _here.add(self)
 
-    async def lockdown(self, *, reason: str = "", keep_grants: bool = False) -> Lockdown:
-        """Ends everything that is in use, and releases nothing until ``unlock``.
-
-        What was allowed is void for good, grants too; what was denied stays denied. In a
-        lockdown it is a second one, for its own reason; an unlocking under way is void.
-
-        Args:
-            reason: For the log.
-            keep_grants: Grants have no force meanwhile, and are in force again afterwards.
-
-        Raises:
-            AuditUnavailableError: It could not be logged; the vault is locked down.
-        """
-        made = Lockdown(since=self._clock.time(), reason=_storable(reason))
+    async def begin(self, *, reason: str, keep_grants: bool) -> Lockdown:
+        """See ``Vault.lockdown``."""
+        # An emergency waits for no spelling: what is no Unicode is written as escapes.
+        made = Lockdown(
+            since=self._store.clock.time(),
+            reason=reason[:_REASON].encode("utf-8", "backslashreplace").decode()[:_REASON],
+        )
 
         def change(body: KeystoreBody) -> KeystoreBody:
             return msgspec.structs.replace(
@@ -75,32 +77,22 @@ class Locking(Granting):
         self.notify_revoked(None, None)
         unlogged: AuditUnavailableError | None = None
         try:
-            self.record(EventKind.REVOKE, decision="lockdown", detail=made.reason)
+            self._record(EventKind.REVOKE, decision="lockdown", detail=made.reason)
         except AuditUnavailableError as error:
             unlogged = error
         with anyio.CancelScope(shield=True):
             async with self._store.holding():
                 keystore = await self._store.commit_keystore(change)
                 self.notify_revoked(None, None)
-            for other in self._others():
+            for other in self._peers():
                 other._store.seal()
         if unlogged is not None:
             raise unlogged
         return keystore.body.lockdown or made  # which somebody may have ended already
 
-    async def unlock(self, code: str | None = None) -> bool:
-        """Ends a lockdown; returns whether there was one.
-
-        Second factors that were shown before it, open challenges and questions are void.
-
-        Args:
-            code: Of the operator's second factor (or a recovery code), if there is one.
-
-        Raises:
-            SecondFactorError: It is needed and missing, or not right.
-            LockedDownError: The vault was locked down again meanwhile, and stays so.
-        """
-        before = await self.grants()
+    async def end(self, code: str | None) -> bool:
+        """See ``Vault.unlock``."""
+        before = await self._store.grants.read()
         if before.lockdown is None:
             return False
 
@@ -111,70 +103,50 @@ class Locking(Granting):
             return msgspec.structs.replace(body, lockdown=None)
 
         async with self._store.holding():
-            await self._check_factor(code)
-            self.record(EventKind.GRANT, decision="unlock")
-            await self._forget_what_was_shown()
+            factors = Factors(self)
+            if await factors.enrolled():
+                if not code:
+                    raise SecondFactorError("A code of the second factor is needed.")
+                await factors.verify(code, remember=False)
+            self._record(EventKind.GRANT, decision="unlock")
+            await self.access.change(_forget_shown)
             await self._store.commit_keystore(change)
         return True
 
     async def check_not_locked_down(self) -> None:
-        """Returns if the vault is not locked down.
-
-        Raises:
-            LockedDownError: It is.
-        """
-        if (await self.grants()).lockdown is not None:
+        """See ``Vault.check_not_locked_down``."""
+        if (await self._store.grants.read()).lockdown is not None:
             raise locked_down()
 
-    def obey_lockdown(self) -> None:
+    def obey(self) -> None:
         """From now on no key is kept while the vault is locked down."""
         self._store.for_operator = False
         self._store.seal_if_locked_down()
 
     def notify_revoked(self, plugin: str | None, credential: str | None) -> None:
         """Ends what is open in this process: of a plugin, a credential, both, or all."""
-        for vault in (self, *self._others()):
-            for told in list(vault._watching):
-                told(plugin, credential)
+        for each in (self, *self._peers()):
+            for notify in list(each.watchers):
+                notify(plugin, credential)
 
     # -- inside ------------------------------------------------------------------
 
-    @property
-    def _watchers(self) -> Watchers:
-        return self._watching
-
-    def _others(self) -> list[Locking]:
+    def _peers(self) -> list[LockdownControl]:
         """The same vault, as others in this process have opened it."""
-        mine = (self._id, self._home)
         with _lock:
             found = list(_here)
-        return [v for v in found if v is not self and (v._id, v._home) == mine]
+        return [each for each in found if each is not self and each._vault == self._vault]
 
     def _sealed(self) -> None:
         """The store has seen a lockdown, and wipes its keys now."""
-        for told in list(self._watching):
-            told(None, None)
+        for notify in list(self.watchers):
+            notify(None, None)
         with suppress(ApexCredsError):
-            self.record(EventKind.REVOKE, decision="sealed")
-
-    async def _check_factor(self, code: str | None) -> None:
-        factors = Factors(self)
-        if not await factors.enrolled():
-            return
-        if not code:
-            raise SecondFactorError("A code of the second factor is needed.")
-        await factors.verify(code, remember=False)
-
-    async def _forget_what_was_shown(self) -> None:
-        await self.access.change(
-            lambda state, _: (
-                msgspec.structs.replace(state, passed=(), challenges=(), requests=())
-                if state.passed or state.challenges or state.requests
-                else state
-            )
-        )
+            self._record(EventKind.REVOKE, decision="sealed")
 
 
-def _storable(text: str) -> str:
-    """The text, with what is no Unicode as escapes: an emergency waits for no spelling."""
-    return text[:_REASON].encode("utf-8", "backslashreplace").decode()[:_REASON]
+def _forget_shown(state: AccessState, _: Keystore) -> AccessState:
+    """Without what was shown, asked or given out before."""
+    if not (state.passed or state.challenges or state.requests):
+        return state
+    return msgspec.structs.replace(state, passed=(), challenges=(), requests=())

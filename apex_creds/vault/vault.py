@@ -29,6 +29,7 @@ from apex_creds.documents.keystore import Keystore, MasterKeySource
 from apex_creds.documents.records import Record, open_record
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
+    ChallengeError,
     ConflictError,
     CredentialNotFoundError,
     SecretWipedError,
@@ -48,21 +49,27 @@ from apex_creds.model import (
     Secret,
     Sensitivity,
     SystemClock,
+    check_name,
     check_time,
+    new_id,
 )
+from apex_creds.policy.decide import Reason
+from apex_creds.policy.display import check_plugin
+from apex_creds.policy.grants import Grant, GrantDecision, Grants, Lockdown
+from apex_creds.policy.manifest import Manifest
 from apex_creds.storage.base import Storage
 from apex_creds.telemetry import instruments, semconv, tracing
 from apex_creds.vault import create, credential_writes, unfinished
 from apex_creds.vault.audit_setup import VaultLog, open_log
 from apex_creds.vault.config import ensure_config
 from apex_creds.vault.create import note_place, open_documents, storage_at
-from apex_creds.vault.grant_store import PeerRevocations
+from apex_creds.vault.grant_store import GrantStore, PeerRevocations, Revoked
 from apex_creds.vault.key_gauges import KeyGauges
-from apex_creds.vault.lockdown import Locking
+from apex_creds.vault.lockdown import LockdownControl
 from apex_creds.vault.lookup import Deletion, Facts, Lookup, Opened, PutItem, parse_level
 
 
-class Vault(Locking):
+class Vault:
     """An unsealed vault, an async context manager. Made by ``create`` or ``unseal``.
 
     It may be used from every asyncio event loop, in every thread, at once.
@@ -86,8 +93,13 @@ class Vault(Locking):
         """The document of second factors, clients and open challenges."""
         self._id = store.unsealed().header.vault_id
         self._id_bytes = bytes.fromhex(self._id)
+        self._lockdown = LockdownControl(
+            store, access=self.access, record=self.record, home=home
+        )
+        self.notify_revoked = self._lockdown.notify_revoked
+        """Ends what is open in this process: of a plugin, a credential, both, or all."""
+        self._grants = GrantStore(store, record=self.record, on_revoked=self.notify_revoked)
         self._peers = store.shared and PeerRevocations(store, store.shared, self.notify_revoked)
-        self.begin_watching()
 
     # -- life --------------------------------------------------------------------
 
@@ -515,6 +527,167 @@ class Vault(Locking):
         )
         with self.release(record, self._audit.encode(event)) as opened:
             yield opened
+
+    # -- grants ------------------------------------------------------------------
+
+    async def grants(self) -> Grants:
+        """All grants."""
+        return await self._grants.read()
+
+    async def grant(
+        self,
+        plugin: str,
+        credential: str,
+        *,
+        scopes: Iterable[str] = (),
+        reveal: bool = False,
+        until: float | None = None,
+        decision: GrantDecision = GrantDecision.ALLOW,
+        manifest: Manifest | None = None,
+        created_by: str = "",
+        since_mark: int | None = None,
+    ) -> Grant:
+        """Permits a plugin the use of a credential; replaces the pair's earlier grant.
+
+        Args:
+            plugin: The plugin's id.
+            credential: The credential's name; it need not exist yet.
+            scopes: The scopes it may ask for.
+            reveal: Whether it may read the secret, if its manifest asks for that.
+            until: Unix seconds; without end by default.
+            decision: ``deny`` refuses it, and nobody is asked again.
+            manifest: What the plugin is; by default, the grant is bound to what it turns
+                out to be when it is used first.
+            created_by: Who decided.
+            since_mark: ``Grants.mark`` of when they were asked; what was revoked since,
+                by any process, or locked down, is not granted.
+
+        Raises:
+            GrantVoidError: A revocation after ``since_mark``, or a lockdown, was first;
+                nothing was stored, and the log says so.
+            LockedDownError: The vault is locked down.
+        """
+        allows = decision is GrantDecision.ALLOW
+        made = Grant(
+            id=new_id(),
+            plugin=check_plugin(plugin) if allows else check_name(plugin, what="plugin id"),
+            credential=check_name(credential, what="credential name"),
+            scopes=tuple(check_name(scope, what="scope") for scope in scopes),
+            reveal=reveal,
+            created=self._clock.time(),
+            until=check_time(until, what="end of the grant"),
+            decision=decision,
+            manifest=manifest.digest if manifest else "",
+            checksum=manifest.checksum if manifest else "",
+            created_by=created_by,
+        )
+        await self._grants.add(made, manifest=manifest, since_mark=since_mark)
+        return made
+
+    async def pin(self, manifest: Manifest) -> None:
+        """Binds what was granted of what a plugin declares, and is not bound yet, to it."""
+        await self._grants.pin(manifest)
+
+    async def revoke(
+        self,
+        *,
+        plugin: str | None = None,
+        credential: str | None = None,
+        keep_denials: bool = False,
+    ) -> tuple[Grant, ...]:
+        """Takes back what was allowed to a plugin, on a credential, or to the pair.
+
+        Grants are removed; what was allowed for a session only is void, in all processes.
+        It only narrows, so that it works in a lockdown too.
+
+        Args:
+            plugin: Its id.
+            credential: Its name.
+            keep_denials: What was denied, and not to be asked again, stays so.
+
+        Returns:
+            The grants that were removed.
+
+        Raises:
+            InvalidInputError: Neither is given.
+            MasterKeyError: A lockdown wiped the keys, and they can't be had again.
+        """
+        return await self._grants.revoke(
+            plugin=plugin, credential=credential, keep_denials=keep_denials
+        )
+
+    def watch_revocations(self, notify: Revoked) -> None:
+        """Has ``notify`` called, at once, when this process revokes something."""
+        self._lockdown.watchers.append(notify)
+
+    def unwatch_revocations(self, notify: Revoked) -> None:
+        """Takes ``watch_revocations`` back."""
+        with suppress(ValueError):
+            self._lockdown.watchers.remove(notify)
+
+    def check_not_marked(self, info: CredentialInfo, *, action: str, plugin: str = "") -> None:
+        """Returns if a program may have a credential without a signed challenge.
+
+        Raises:
+            ChallengeError: It may not; the log says so.
+        """
+        if not info.challenge:
+            return
+        self.record(
+            EventKind.DENIAL,
+            plugin=plugin,
+            action=action,
+            credential=info.name,
+            decision="deny",
+            reason=Reason.CHALLENGE_NEEDED.value,
+        )
+        raise ChallengeError(
+            "Each use of this credential takes a signed challenge.",
+            hint="Use it through a handle; see docs/CHALLENGE.md.",
+        )
+
+    # -- lockdown ----------------------------------------------------------------
+
+    async def lockdown(self, *, reason: str = "", keep_grants: bool = False) -> Lockdown:
+        """Ends everything that is in use, and releases nothing until ``unlock``.
+
+        What was allowed is void for good, grants too; what was denied stays denied. In a
+        lockdown it is a second one, for its own reason; an unlocking under way is void.
+
+        Args:
+            reason: For the log.
+            keep_grants: Grants have no force meanwhile, and are in force again afterwards.
+
+        Raises:
+            AuditUnavailableError: It could not be logged; the vault is locked down.
+        """
+        return await self._lockdown.begin(reason=reason, keep_grants=keep_grants)
+
+    async def unlock(self, code: str | None = None) -> bool:
+        """Ends a lockdown; returns whether there was one.
+
+        Second factors that were shown before it, open challenges and questions are void.
+
+        Args:
+            code: Of the operator's second factor (or a recovery code), if there is one.
+
+        Raises:
+            SecondFactorError: It is needed and missing, or not right.
+            LockedDownError: The vault was locked down again meanwhile, and stays so.
+        """
+        return await self._lockdown.end(code)
+
+    async def check_not_locked_down(self) -> None:
+        """Returns if the vault is not locked down.
+
+        Raises:
+            LockedDownError: It is.
+        """
+        await self._lockdown.check_not_locked_down()
+
+    def obey_lockdown(self) -> None:
+        """From now on no key is kept while the vault is locked down."""
+        self._lockdown.obey()
 
     # -- for the layers above ----------------------------------------------------
 

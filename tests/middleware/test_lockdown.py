@@ -83,10 +83,11 @@ async def test_what_is_taken_back_meanwhile_stays_so_and_leaves_no_key(tmp_path)
 async def test_a_lockdown_during_an_unlocking_stands(tmp_path, monkeypatch):
     async with world_in(tmp_path) as world:
         await world.vault.lockdown(reason="drill", keep_grants=True)
-        forget = world.vault._forget_what_was_shown
+        access = world.vault.access
+        change = access.change
 
-        async def meanwhile() -> None:
-            await forget()
+        async def meanwhile(forget: object) -> None:
+            await change(forget)
             world.clock.now += 1
             await world.vault.revoke(plugin="inner")  # is no lockdown
             if again:
@@ -94,7 +95,7 @@ async def test_a_lockdown_during_an_unlocking_stands(tmp_path, monkeypatch):
                 await anyio.to_thread.run_sync(world.elsewhere, code)
 
         with monkeypatch.context() as patched:
-            patched.setattr(world.vault, "_forget_what_was_shown", meanwhile)
+            patched.setattr(access, "change", meanwhile)
             again = True
             with pytest.raises(LockedDownError):
                 await world.vault.unlock()
@@ -280,7 +281,7 @@ async def test_it_is_in_force_also_where_it_can_not_be_logged(tmp_path, monkeypa
             raise AuditUnavailableError("The disk is full.")
 
         with monkeypatch.context() as patched:
-            patched.setattr(world.vault, "record", fails)
+            patched.setattr(world.vault.audit, "append", fails)
             with pytest.raises(AuditUnavailableError):
                 await world.vault.lockdown()
         assert keys_in(world.vault) == []

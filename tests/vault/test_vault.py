@@ -226,7 +226,7 @@ async def test_a_twin_gets_no_grant_and_an_old_one_can_be_seen_and_taken(
     twin = "org.weather\ufe0f"
     async with await create(tmp_path) as vault:
         with monkeypatch.context() as before:
-            before.setattr("apex_creds.vault.grant_store.check_plugin", str)
+            before.setattr("apex_creds.vault.vault.check_plugin", str)
             await vault.grant(twin, "a")
     async with await unseal(tmp_path) as vault:
         assert [g.plugin for g in await vault.grants()] == [twin]
