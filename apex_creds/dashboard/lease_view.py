@@ -280,7 +280,8 @@ async def answer(vault: Vault, request_id: str, said: Answer) -> PendingRequest:
     """Answers a question.
 
     Raises:
-        InvalidInputError: There is none of that id any more, or the answer makes no sense.
+        NotFoundError: There is none of that id any more.
+        InvalidInputError: The answer makes no sense.
         LockedDownError: The vault is locked down.
         SecondFactorError: One is needed, and was not shown.
     """
@@ -292,7 +293,7 @@ async def answer(vault: Vault, request_id: str, said: Answer) -> PendingRequest:
         await vault.check_not_locked_down()
         if found.request.second_factor:
             await _verify_factor(vault, found, said.code)
-    return await requests.answer(request_id, made)
+    return await requests.answer(found.id, made)
 
 
 async def _verify_factor(vault: Vault, found: PendingRequest, code: str) -> None:

@@ -28,6 +28,7 @@ from apex_creds.errors import (
     ApexCredsError,
     InvalidInputError,
     LockedOutError,
+    NotFoundError,
     SecondFactorError,
 )
 
@@ -87,6 +88,8 @@ async def failed(_: Request, error: Exception) -> Response:
         return refused(429, message, hint, factor=True, retry_after=wait)
     if isinstance(error, SecondFactorError):
         return refused(403, message, hint, factor=True)
+    if isinstance(error, NotFoundError):
+        return refused(404, message, hint)
     if isinstance(error, InvalidInputError):
         return refused(400, message, hint)
     return refused(403 if isinstance(error, AccessDeniedError) else 503, message, hint)
