@@ -1,9 +1,10 @@
-"""The simulation of ``simulation`` over a storage that is shared: sections in shards.
+"""The simulation of ``simulation`` over sections in shards: of a storage that is shared, and
+of one home's, where a section becomes large while others read, write and rotate.
 
-Every worker has a storage of its own over the same documents, whose map of versions is as
-old as its last look, and which now and then can't be reached.
+Of a shared storage every worker has one of its own over the same documents, whose map of
+versions is as old as its last look, and which now and then can't be reached.
 
-``python -m tests.scheduler.shared_simulation [COUNT] [FIRST SEED]`` runs many.
+``python -m tests.scheduler.shared_simulation [COUNT] [FIRST SEED]`` runs many of both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.documents import sections
 from apex_creds.documents.sections import ShardNames
 from apex_creds.documents.store import DocumentStore
 from apex_creds.scheduler import reencryption
@@ -95,6 +97,25 @@ class SharedWorld(World):
         return DocumentStore(storage, clock=self.clock, masters=self.masters(life))
 
 
+class ChaoticHome(ChaoticStorage):
+    """As ``ChaoticStorage``, of a home; a program that ties no commit can't read shards."""
+
+    def __init__(self, inner: MemoryStorage, chaos: Chaos, owner: Mortal) -> None:
+        super().__init__(inner, chaos, owner)
+        self._ties = True
+
+    division = 3
+
+
+@dataclass
+class DividedWorld(World):
+    """A world of files, in which two credentials make a section large."""
+
+    def documents(self, life: Mortal) -> DocumentStore:
+        storage = ChaoticHome(self.storage, self.chaos, life)
+        return DocumentStore(storage, clock=self.clock, masters=self.masters(life))
+
+
 def _number(_names: ShardNames, _key: SecretBytes, credential: str) -> int:
     """A seed replays only if it does not depend on a random key."""
     return zlib.crc32(credential.encode())
@@ -109,11 +130,21 @@ def simulate_shared(seed: int) -> World:
         return simulate(seed, SharedWorld)
 
 
+def simulate_divided(seed: int) -> World:
+    """As ``simulate``."""
+    with (
+        mock.patch.object(ShardNames, "_number", _number),
+        mock.patch.object(sections, "LARGE", 1),
+    ):
+        return simulate(seed, DividedWorld)
+
+
 def main(count: int = 1000, first: int = 0) -> None:
     """Many schedules."""
     for seed in range(first, first + count):
         try:
             simulate_shared(seed)
+            simulate_divided(seed)
         except BaseException:
             print(f"seed {seed}", file=sys.stderr)
             raise
