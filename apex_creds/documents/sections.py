@@ -534,7 +534,8 @@ class SectionSet:
             each for each in names if each not in shards or token(each) != shards[each].token
         ]
         loaded = await self._store.load(moved, _open)
-        if loaded or shards:
+        exists = self._store.shared is None and len(names) > 1  # as the key store says
+        if loaded or shards or exists:
             for each in moved:
                 if each not in loaded:
                     raise missing(each)
@@ -565,8 +566,11 @@ class SectionSet:
                     return section
 
     async def _note(self, section: Section) -> None:
-        """One that was not written is not noted: it would be missing from then on."""
-        if section.shards:
+        """One that was not written is not noted: it would be missing from then on.
+
+        A home's is noted while it is one document; that it has shards is noted with them.
+        """
+        if section.shards and (self._store.shared is not None or not section.count):
             await self._store.note(section.shards)
 
     def _is_large(self, section: Section) -> bool:
@@ -600,12 +604,8 @@ class SectionSet:
             token = section.shards[name].token
             try:
                 made = await off_loop(len(section.records), partial(sealed, section, keystore))
-                others = {n: g for n, g in keystore.body.sections.items() if n != name}
-                body = msgspec.structs.replace(
-                    keystore.body,
-                    sections=others | {shard.name: shard.generation for _, shard in made},
-                    shards={**keystore.body.shards, name: len(names)},
-                )
+                shards = {**keystore.body.shards, name: len(names)}
+                body = msgspec.structs.replace(keystore.body, shards=shards)
                 writes = [Write(shard.name, data, None) for data, shard in made]
                 gone = Write(name, None, token, remove=True)
                 _, results = await self._store.commit_with_keystore(
@@ -613,11 +613,11 @@ class SectionSet:
                 )
             except (ConflictError, SecretWipedError):
                 return None
-            shards = {}
+            there = {}
             for (_, shard), result in zip(made, results, strict=False):
-                shards[shard.name] = dataclasses.replace(shard, token=result.token)
+                there[shard.name] = dataclasses.replace(shard, token=result.token)
                 self._store.rollback.register(shard.name, (shard.generation, shard.mac))
-            await self._keep(name, shards)
+            await self._keep(name, there)
             return True
 
         async with self._store.writing.held():

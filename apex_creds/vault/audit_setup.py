@@ -29,7 +29,9 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.public_key import SigningKey
 from apex_creds.documents.cached import recommit
 from apex_creds.documents.document import Header, check_mac, parse
+from apex_creds.documents.grant_set import grant_shards
 from apex_creds.documents.keystore import KeystoreBody, root_key
+from apex_creds.documents.sections import documents_of
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, IntegrityError, RollbackDetectedError
 from apex_creds.fs.home import audit_directory
@@ -279,7 +281,9 @@ async def _accept(
     """
     detail = "; ".join(behind) or "accepted; no document is behind"
     opened.log.append(AuditEvent(now, EventKind.ROLLBACK, reason=reason, detail=detail))
-    found = await _authentic(store, store.unsealed().body.sections)
+    keystore = store.unsealed()
+    names = (*keystore.body.sections, *documents_of(keystore), *grant_shards())
+    found = await _authentic(store, dict.fromkeys(names))
     reached = {name: header.generation for name, header in found.items()}
 
     def lowered(body: KeystoreBody) -> KeystoreBody:
@@ -301,8 +305,9 @@ async def _authentic(store: DocumentStore, names: Collection[str]) -> dict[str, 
     error when it is read.
     """
     found: dict[str, Header] = {}
+    token = store.storage.change_token
     for name in names:
-        stored = await store.storage.read(name)
+        stored = None if token(name) is None else await store.storage.read(name)
         if stored is None:
             continue
         with suppress(IntegrityError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,57 @@ async def test_a_shard_that_is_missing_or_older_is_an_error(
     async with await unseal(tmp_path) as vault:
         with pytest.raises(CorruptDocumentError, match="missing"):
             await vault.list()
+
+
+async def test_a_section_whose_shards_are_all_gone_is_an_error(
+    small: None, tmp_path: Path
+) -> None:
+    async with await divided(tmp_path):
+        pass
+    for file in (home_in(tmp_path) / "credentials").iterdir():
+        file.unlink()
+    async with await unseal(tmp_path) as vault:
+        with pytest.raises(CorruptDocumentError, match="missing"):
+            await vault.list()
+        with pytest.raises(CorruptDocumentError, match="missing"):
+            await vault.put("c0", ApiKey("x"))
+
+
+async def test_an_older_state_is_accepted_on_purpose(small: None, tmp_path: Path) -> None:
+    async with await divided(tmp_path) as vault:
+        for number in range(6):
+            await vault.grant(f"plugin{number}", "c0")
+    shutil.copytree(home_in(tmp_path), tmp_path / "before")
+    async with await unseal(tmp_path) as vault:
+        await vault.put_many(items(9, "changed"))
+        await vault.revoke(plugin="plugin0")
+        await vault.delete("c1")
+    shutil.rmtree(home_in(tmp_path))
+    (tmp_path / "before").rename(home_in(tmp_path))
+    with pytest.raises(RollbackDetectedError):
+        await unseal(tmp_path)
+    async with await Vault.unseal(home_in(tmp_path), accept_rollback="on purpose") as vault:
+        assert len(await vault.grants()) == 6
+        assert await values(vault) == {f"c{n}": b"value" for n in range(9)}
+    async with await unseal(tmp_path) as vault:
+        await vault.put("c0", ApiKey("works"))
+        await vault.revoke(plugin="plugin1")
+        assert len(await vault.grants()) == 5
+
+
+async def test_what_the_key_store_has_does_not_grow_with_the_shards(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A KEK rotation writes the key store and nothing else."""
+    monkeypatch.setattr(file_storage, "DIVISION", 64)
+    sizes = []
+    for count in (6, 9):
+        (tmp_path / f"{count}").mkdir()
+        async with await create(tmp_path / f"{count}") as vault:
+            await vault.put_many(items(count))
+            assert len(files_of(tmp_path / f"{count}")) == (1 if count == 6 else 64)
+        sizes.append((home_in(tmp_path / f"{count}") / "security/keystore.enc").stat().st_size)
+    assert sizes[1] < sizes[0] + 100
 
 
 async def test_names_are_hashed_where_they_are_to_be(small: None, tmp_path: Path) -> None:
