@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,17 @@ def test_a_line_that_is_not_for_a_terminal_needs_no_rich() -> None:
     code = "from apex_creds.cli.console import fail, say; say('x'); fail('x', kind='E', code=1)"
     found = loaded(code)
     assert not [name for name in found if name.startswith("rich")]
+
+
+def test_pages_import_from_the_face_of_a_room() -> None:
+    """What is in which file of these rooms may change: nobody should copy it from a page."""
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", *ROOT.glob("*/*.ipynb")]
+    for page in pages:
+        deep = re.findall(
+            r"from (apex_creds\.(?:admin|auth|scheduler|vault)\.\w+) import",
+            page.read_text(encoding="utf-8"),
+        )
+        assert not deep, page
 
 
 def test_ci_names_tests_that_there_are() -> None:
