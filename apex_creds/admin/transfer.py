@@ -27,6 +27,7 @@ from apex_creds.documents.keystore import (
     open_keystore,
     root_key,
     seal_keystore,
+    shard_names,
 )
 from apex_creds.documents.records import Record, Shard, open_record, open_shard
 from apex_creds.documents.sections import (
@@ -35,7 +36,6 @@ from apex_creds.documents.sections import (
     division,
     seal_shard,
     section_of,
-    shard_names,
 )
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (

@@ -23,9 +23,9 @@ import msgspec
 
 from apex_creds.concurrency import Lock, SingleFlight, off_loop, until_committed
 from apex_creds.documents.document import Header, KeyName, Packed, mac_of, pack, unpack
-from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore, KeystoreBody
+from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore, KeystoreBody, shard_names
 from apex_creds.documents.rollback import RollbackGuard, missing, refuse_rollback
-from apex_creds.documents.sections import ShardNames, shard_names
+from apex_creds.documents.sections import ShardNames
 from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,

@@ -13,6 +13,7 @@ derives none again until it reads one without. What needs a key meanwhile is a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -63,9 +64,21 @@ DOCUMENTS_LABEL: Final = "documents"
 """Label of the keyset from which the keys of all documents but the key store are derived."""
 
 
-class KeystoreBody(
+class _Body(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
+    root: Keyset
+    deks: tuple[Keyset, ...] = ()
+    grants: tuple[Grant, ...] = ()
+    grants_void: bool = False
+    sections: dict[str, int] = {}
+    hashed_names: bool = False
+    lockdown: Lockdown | None = None
+    revocations: tuple[Revocation, ...] = ()
+    manifests: tuple[SeenManifest, ...] = ()
+
+
+class KeystoreBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the key store holds encrypted.
 
     Attributes:
@@ -86,16 +99,13 @@ class KeystoreBody(
         manifests: Those that such grants are bound to, so that a difference can be told.
     """
 
-    root: Keyset
-    deks: tuple[Keyset, ...] = ()
-    grants: tuple[Grant, ...] = ()
-    grants_void: bool = False
-    sections: dict[str, int] = {}
     shards: dict[str, int] = {}
-    hashed_names: bool = False
-    lockdown: Lockdown | None = None
-    revocations: tuple[Revocation, ...] = ()
-    manifests: tuple[SeenManifest, ...] = ()
+
+
+class _StoredBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As it is stored: of shards only the generations, in a list for each section."""
+
+    shards: dict[str, tuple[int, ...]] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +272,7 @@ def open_keystore(packed: Packed, *, token: Token | None, hierarchy: Hierarchy) 
             "The key store is not sealed under its primary KEK.", hint=_RESTORE
         )
     try:
-        body = msgspec.msgpack.decode(plaintext, type=KeystoreBody)
+        body = _from_stored(msgspec.msgpack.decode(plaintext, type=_StoredBody))
     except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError):
         raise CorruptDocumentError(
             "The key store's body is malformed.", hint=_RESTORE
@@ -295,7 +305,34 @@ def index(
 def seal_keystore(header: Header, body: KeystoreBody, *, hierarchy: Hierarchy) -> Data:
     """The document for ``header`` and ``body``."""
     keys = hierarchy.document_keys(KEYSTORE, header.key_version)
-    return pack(header, msgspec.msgpack.encode(body), keys)
+    return pack(header, msgspec.msgpack.encode(_to_stored(body)), keys)
+
+
+@functools.cache
+def shard_names(section: str, count: int) -> tuple[str, ...]:
+    """The documents of a section that is kept in ``count`` of them; 0: in its own."""
+    if not count:
+        return (section,)
+    digits = max(2, len(f"{count - 1:x}"))
+    return tuple(f"{section}_{number:0{digits}x}" for number in range(count))
+
+
+def _to_stored(body: KeystoreBody) -> _StoredBody:
+    names = {section: shard_names(section, count) for section, count in body.shards.items()}
+    shards = {s: tuple(body.sections.get(n, 1) for n in each) for s, each in names.items()}
+    left = body.sections.keys() - {name for each in names.values() for name in each}
+    sections = {name: at for name, at in body.sections.items() if name in left}
+    fields = {name: getattr(body, name) for name in _Body.__struct_fields__}
+    return _StoredBody(**fields | {"sections": sections}, shards=shards)
+
+
+def _from_stored(stored: _StoredBody) -> KeystoreBody:
+    sections = dict(stored.sections)
+    for section, reached in stored.shards.items():
+        sections |= zip(shard_names(section, len(reached)), reached, strict=True)
+    fields = {name: getattr(stored, name) for name in _Body.__struct_fields__}
+    counts = {section: len(reached) for section, reached in stored.shards.items()}
+    return KeystoreBody(**fields | {"sections": sections}, shards=counts)
 
 
 FindProvider = Callable[[str], MasterKeyProvider]

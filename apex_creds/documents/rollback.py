@@ -30,12 +30,14 @@ class RollbackGuard:
 
     Attributes:
         on_raised: Called, from any thread, after a document was seen at a newer generation.
+        noted: The generations that the newest key store notes.
     """
 
-    __slots__ = ("_keys", "_lock", "_minima", "_newest", "on_raised")
+    __slots__ = ("_keys", "_lock", "_minima", "_newest", "noted", "on_raised")
 
     def __init__(self) -> None:
         self.on_raised: Callable[[], object] = _nothing
+        self.noted: Mapping[str, int] = {}
         self._newest: dict[str, Version] = {}
         self._minima: dict[str, int] = {}
         self._keys: dict[str, tuple[Token | None, KeyName]] = {}
@@ -73,9 +75,12 @@ class RollbackGuard:
         """The generation that a document must have reached."""
         return max(self._minima.get(name, 0), self.newest(name)[0])
 
-    def register_keystore(self, header: Header, mac: str) -> None:
+    def register_keystore(self, header: Header, mac: str, noted: Mapping[str, int]) -> None:
         """Takes a key store that was authenticated, or written by this process."""
+        newest = header.generation >= self.newest(KEYSTORE)[0]
         self.register(KEYSTORE, (header.generation, mac))
+        if newest:  # after it: what is noted is never of a key store that was not seen
+            self.noted = noted
         for name, version in primaries(header).items():
             self.register(name, (version, ""))
 

@@ -14,7 +14,6 @@ docs/FORMAT.md, "Shards".
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 import threading
@@ -31,7 +30,7 @@ from apex_creds.concurrency import Lock, SingleFlight, off_loop, until_committed
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.document import KeyName, Packed, mac_of
-from apex_creds.documents.keystore import Keystore, KeystoreBody, root_key
+from apex_creds.documents.keystore import Keystore, KeystoreBody, root_key, shard_names
 from apex_creds.documents.records import (
     Record,
     Shard,
@@ -229,15 +228,6 @@ def documents_of(keystore: Keystore) -> list[str]:
     """All documents of all sections in files, whether they exist or not."""
     counts = keystore.body.shards
     return [each for name in SECTION_NAMES for each in shard_names(name, counts.get(name, 0))]
-
-
-@functools.cache
-def shard_names(section: str, count: int) -> tuple[str, ...]:
-    """The documents of a section that is kept in ``count`` of them; 0: in its own."""
-    if not count:
-        return (section,)
-    digits = max(2, len(f"{count - 1:x}"))
-    return tuple(f"{section}_{number:0{digits}x}" for number in range(count))
 
 
 class SectionSet:

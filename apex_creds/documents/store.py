@@ -234,7 +234,7 @@ class DocumentStore(SealState):
                 raise
             return await self.unseal()
         self._keystore = keystore = _open(packed, stored, hierarchy)
-        self.rollback.register_keystore(keystore.header, keystore.mac)
+        self.rollback.register_keystore(keystore.header, keystore.mac, keystore.body.sections)
         self.for_operator = keystore.body.lockdown is not None
         self.sections.open()
         self.grants.open(keystore)
@@ -503,7 +503,7 @@ class DocumentStore(SealState):
         found = (after.header.generation, after.mac)
         refuse_rollback(KEYSTORE, floor=floors[KEYSTORE], seen=seen, found=found)
         refuse_old_keys(after.header, floors=floors)
-        self.rollback.register_keystore(after.header, after.mac)
+        self.rollback.register_keystore(after.header, after.mac, after.body.sections)
         with self._memory:
             newest = self.unsealed().header.generation <= after.header.generation
             if newest:
@@ -577,7 +577,7 @@ class DocumentStore(SealState):
             )
             token = await self._put_keystore(Write(KEYSTORE, data, before.token), *beside)
             written = index(header, body, mac=mac_of(data), token=token, hierarchy=hierarchy)
-            self.rollback.register_keystore(header, written.mac)
+            self.rollback.register_keystore(header, written.mac, body.sections)
             after = await self._reload_keystore(written)
         except BaseException:
             # If it was written all the same, the next read derives the keys again.

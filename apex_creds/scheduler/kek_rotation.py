@@ -16,7 +16,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from msgspec.structs import replace
 
@@ -32,9 +31,6 @@ from apex_creds.keys.hierarchy import SALT_BYTES, Hierarchy, derive_kek, is_wrap
 from apex_creds.keys.keyset import Keyset, KeyState, grace_over
 from apex_creds.model import SECTION_NAMES
 from apex_creds.storage.base import STATE_DOCUMENTS
-
-DOCUMENTS: Final = (*SECTION_NAMES, *STATE_DOCUMENTS)
-"""All that there may be, but for the key store itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

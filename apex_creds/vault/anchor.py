@@ -43,6 +43,7 @@ from apex_creds.documents.document import without_body
 from apex_creds.documents.grant_set import is_shard
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.rollback import describe, primaries
+from apex_creds.documents.sections import section_of
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ApexCredsError,
@@ -215,9 +216,12 @@ class Anchor:
         elif kept is not None and kept.accepted != accepted:
             return
         base = None if self._replace else kept
+        noted = self._store.rollback.noted  # before what was seen: not of a newer key store
         known, seen = base.documents if base else {}, self._store.rollback.generations()
         merged = {name: max(known.get(name, 0), at) for name, at in seen.items()}
-        documents = {n: at for n, at in {**known, **merged}.items() if self._states(n, at)}
+        documents = {
+            n: at for n, at in {**known, **merged}.items() if self._states(n, at, noted)
+        }
         signed = (base.checkpoint if base else None, self._signed, checkpoint)
         newest = max(filter(None, signed), key=lambda each: each.size, default=None)
         made = Anchored(
@@ -238,18 +242,19 @@ class Anchor:
         except ApexCredsError:
             return None
 
-    def _states(self, name: str, generation: int) -> bool:
+    def _states(self, name: str, generation: int, noted: Mapping[str, int]) -> bool:
         """Whether an anchor has a line for a document.
 
-        That a shard exists, the key store knows. A section's line is, where it is in
-        shards, an older program's: the sum of them. Of the shards of grants, the first
-        document says it, which is anchored.
+        What the key store notes of a shard is anchored with the key store. A section's line
+        is, where shards are shared, an older program's: the sum of them. Of the shards of
+        grants, the first document says it, which is anchored.
         """
         if is_shard(name):
             return False
-        if self._store.shared is None or name in _SHARED:
-            return True
-        return name not in _SECTIONS and generation > 1
+        files = self._store.shared is None
+        if name in _SHARED or name in _SECTIONS or (files and section_of(name) is None):
+            return files or name in _SHARED
+        return generation > max(1, noted.get(name, 0))
 
     def _sync(self) -> None:
         """What another process has renamed may not be durable yet."""

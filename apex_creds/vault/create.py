@@ -31,9 +31,9 @@ from apex_creds.documents.keystore import (
     MasterKeySource,
     root_key,
     seal_keystore,
+    shard_names,
     with_document_key,
 )
-from apex_creds.documents.sections import shard_names
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ApexCredsError,

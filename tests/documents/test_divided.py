@@ -15,7 +15,8 @@ import pytest
 from apex_creds.admin.backup import backup
 from apex_creds.admin.transfer import transfer
 from apex_creds.documents import key_versions, sections
-from apex_creds.documents.sections import LARGE, shard_names
+from apex_creds.documents.keystore import shard_names
+from apex_creds.documents.sections import LARGE
 from apex_creds.errors import CorruptDocumentError, RollbackDetectedError
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey
@@ -303,7 +304,39 @@ async def test_what_the_key_store_has_does_not_grow_with_the_shards(
             await vault.put_many(items(count))
             assert len(files_of(tmp_path / f"{count}")) == (1 if count == 6 else 64)
         sizes.append((home_in(tmp_path / f"{count}") / "security/keystore.enc").stat().st_size)
-    assert sizes[1] < sizes[0] + 100
+    assert sizes[1] < sizes[0] + 200  # a byte or two for each shard: what it has reached
+
+
+@pytest.mark.parametrize("noted", [False, True])
+async def test_an_older_shard_is_refused_by_whoever_comes_later(
+    small: None, tmp_path: Path, noted: bool
+) -> None:
+    """By the anchor or, where that has no line of it, by what the key store notes."""
+    async with await divided(tmp_path) as vault:
+        name = vault.store.sections.shard_of("api_keys", "c1")
+        path = home_in(tmp_path) / "credentials" / f"{name}.enc"
+        old = path.read_bytes()
+        keystore = home_in(tmp_path) / "security/keystore.enc"
+        before = keystore.read_bytes()
+        await vault.put("c1", ApiKey("newer"), service="s")
+        if noted:
+            await vault.grant("p", "c1", scopes=["read"])
+            await vault.revoke(plugin="p")  # which is anchored
+    [anchor] = tmp_path.glob("*.anchor")
+    assert (f"\n{name} " in anchor.read_text()) is not noted
+    newest = path.read_bytes()
+    path.write_bytes(old)
+    async with await unseal(tmp_path) as vault:
+        with pytest.raises(RollbackDetectedError):
+            await vault.list()
+    if noted:  # with a key store that notes less
+        keystore.write_bytes(before)
+        with pytest.raises(RollbackDetectedError):
+            await unseal(tmp_path)
+    else:
+        path.write_bytes(newest)
+        async with await unseal(tmp_path) as vault:
+            assert await value_of(vault, "c1") == b"newer"
 
 
 async def test_names_are_hashed_where_they_are_to_be(small: None, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from apex_creds.audit.verify import verify
 from apex_creds.documents import grant_set, sections
 from apex_creds.documents.document import VERSION
-from apex_creds.documents.sections import shard_names
+from apex_creds.documents.keystore import shard_names
 from apex_creds.errors import CredentialNotFoundError, VaultNotFoundError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey, new_id

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from apex_creds.audit.verify import check
-from apex_creds.documents.sections import shard_names
+from apex_creds.documents.keystore import shard_names
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     AuditTamperedError,
