@@ -102,10 +102,17 @@ class VaultMachine(RuleBasedStateMachine):
             version = old[3] + 1 if old else 1
             self.model[name] = ("generic", service or kept, text.encode(), version)
 
+    def unused(self, section: str) -> list[str]:
+        """Labels with a version that two renewals in a row have left without a record."""
+        return self.do(key_versions.left_behind(self.vault._store, section))
+
     @rule(name=names)
     def delete(self, name: str) -> None:
         if name not in self.model:
-            self.refused(self.vault.delete(name), CredentialNotFoundError)
+            if any(self.unused(section) for section in SECTIONS.values()):
+                self.do(self.vault.delete(name))  # takes it for a deletion that was cut off
+            else:
+                self.refused(self.vault.delete(name), CredentialNotFoundError)
             return
         sealed = self.do(self.vault.find(name)).sealed
         assert self.do(self.vault.delete(name)).shredded
