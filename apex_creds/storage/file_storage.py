@@ -372,7 +372,11 @@ class FileStorage:
                 _sweep(folder)
             made = self._made(folders, ordered, places, old, stack)
             with self._counter.moving(), durable_name():
-                journal.take(folders, [step for step, _ in made])
+                if not journal.take(folders, [step for step, _ in made]):
+                    raise ConflictError(
+                        f"{self.root} is written without its lock.",
+                        hint="Look which program does it.",
+                    )
             results = {}
             for write, place, fd, (_, new) in zip(ordered, places, old, made, strict=True):
                 if new is None:

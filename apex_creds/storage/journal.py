@@ -3,8 +3,10 @@
 Guarantee: of a commit that was cut off anywhere, either every step is taken, by whoever
 holds the write lock next, or none is. A journal that is there names new versions that are
 durable, each with the version that it replaces; where a file is neither of the two, another
-program has written it meanwhile, and no further step is taken. Steps are taken in their
-order, and what is to be removed goes last. Specified in docs/FORMAT.md, "Journal".
+program has written it meanwhile, and no further step is taken. Nor is one after a new version
+that is in neither place: a copy of the folders that was made in the middle of a commit has not
+all of it, and keeps what the commit would have removed. Steps are taken in their order, and
+what is to be removed goes last. Specified in docs/FORMAT.md, "Journal".
 
 Everything here is called with the write lock held, but for ``is_there``.
 """
@@ -100,8 +102,12 @@ def begin(folders: Folders, steps: Sequence[Step]) -> None:
         security.sync()
 
 
-def take(folders: Folders, steps: Sequence[Step]) -> None:
-    """Takes the steps that are left, makes them durable, and removes the journal."""
+def take(folders: Folders, steps: Sequence[Step]) -> bool:
+    """Takes the steps that are left, makes them durable, and removes the journal.
+
+    Returns:
+        Whether all are taken.
+    """
     left = list(steps)
     while left and _take(folders[left[0].folder], left[0]):
         del left[0]
@@ -109,6 +115,7 @@ def take(folders: Folders, steps: Sequence[Step]) -> None:
     for name in {step.folder for step in steps}:
         folders[name].sync()
     folders[SECURITY].unlink(JOURNAL)
+    return not left
 
 
 def give_up(folders: Folders, steps: Sequence[Step]) -> None:
@@ -155,10 +162,10 @@ def _usual(steps: Sequence[Step]) -> bool:
 
 
 def _take(folder: Folder, step: Step) -> bool:
-    """Takes a step, unless it was taken; False where the file is another's by now."""
+    """Takes a step, unless it was taken; False where it can't be."""
     now = _version(folder, step.file)
     if step.new and _version(folder, step.new) is None:
-        return True
+        return now != step.was  # else its new version is not in this copy of the folder
     if not step.new and now is None:
         return True
     if now != step.was:

@@ -17,7 +17,7 @@ from apex_creds.admin.transfer import transfer
 from apex_creds.documents import key_versions, sections
 from apex_creds.documents.keystore import shard_names
 from apex_creds.documents.sections import LARGE
-from apex_creds.errors import CorruptDocumentError, RollbackDetectedError
+from apex_creds.errors import ConflictError, CorruptDocumentError, RollbackDetectedError
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey
 from apex_creds.scheduler.reencryption import left, reencrypt
@@ -401,6 +401,53 @@ async def test_a_journal_of_files_that_another_program_wrote_since_is_void(
     assert (found.data, found.token) == (b"old", old.token)
     assert not new.exists()
     assert not (tmp_path / "security/.commit").exists()
+
+
+async def test_a_copy_from_the_middle_of_a_division_keeps_the_section(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = home_in(tmp_path / "copy")
+
+    def copied(folders: journal.Folders, steps: Sequence[journal.Step]) -> bool:
+        shutil.copytree(home_in(tmp_path) / "security", copy / "security")
+        return take(folders, steps)
+
+    async with await create(tmp_path) as vault:
+        await vault.put_many(items(6))
+        copy.mkdir(parents=True, mode=0o700)
+        take = journal.take
+        monkeypatch.setattr(journal, "take", copied)
+        shutil.copytree(home_in(tmp_path) / "credentials", copy / "credentials")
+        await vault.put("c6", ApiKey("value"))
+    monkeypatch.setattr(journal, "take", take)
+    assert (copy / "security/.commit").exists()
+    async with await Vault.unseal(
+        copy, master=master_in(tmp_path), accept_rollback="a copy"
+    ) as opened:
+        assert {f"c{n}" for n in range(6)} <= (await values(opened)).keys()
+        await opened.put("more", ApiKey("x"))
+    assert not (copy / "security/.commit").exists()
+
+
+async def test_a_commit_is_not_acknowledged_where_others_write_without_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = FileStorage(tmp_path)
+    await storage.prepare()
+    old = await storage.write("a", b"old", expected=None)
+    begin = journal.begin
+
+    def overtaken(folders: journal.Folders, steps: Sequence[journal.Step]) -> None:
+        begin(folders, steps)
+        (tmp_path / "credentials/a.enc").write_bytes(b"another program's")
+
+    monkeypatch.setattr(journal, "begin", overtaken)
+    with pytest.raises(ConflictError):
+        await storage.write_many([Write("a", b"new", old.token), Write("b", b"new", None)])
+    found = await storage.read("a")
+    assert found is not None
+    assert found.data == b"another program's"
+    assert await storage.read("b") is None
 
 
 @pytest.mark.parametrize(
