@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from rich.text import Text as RichText
 
 _UNLIMITED: Final = 10_000
+_GAP: Final = 3
+"""Characters between two columns, and one before the first."""
 _HIDDEN: Final = " (not shown): "
 _AROUND: Final = " \t\r\n\v\f\ufeff\u00a0\u200b"
 """White space, and the byte order mark that PowerShell writes to a pipe."""
@@ -257,17 +259,33 @@ def json_line(value: Json) -> None:
     sys.stdout.write(json.dumps(value, separators=(",", ":"), ensure_ascii=True) + "\n")
 
 
-def table(columns: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table; its cells are a ``Cell``, or anything with a ``str``."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a table; its cells are a ``Cell``, or anything with a ``str``.
+
+    On a terminal that is too narrow for it without breaking words, each row is a list of
+    names and values.
+    """
     from rich import box
     from rich.table import Table
 
+    cells = [
+        [item if isinstance(item, Cell) else Cell(item, "") for item in row] for row in rows
+    ]
+    console = terminal()
+    texts = zip(columns, *([str(cell.text) for cell in row] for row in cells), strict=True)
+    words = [max(map(len, " ".join(column).split())) for column in texts]
+    if sum(words) + _GAP * len(words) - 1 > console.width:
+        for number, row in enumerate(cells):
+            if number:
+                say("")
+            fields(zip(columns, row, strict=True))
+        return
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for name in columns:
         made.add_column(name, overflow="fold")
-    for row in rows:
-        made.add_row(*(_styled(*i) if isinstance(i, Cell) else _styled(i) for i in row))
-    terminal().print(made)
+    for row in cells:
+        made.add_row(*(_styled(*cell) for cell in row))
+    console.print(made)
 
 
 def fields(rows: Iterable[tuple[str, object]]) -> None:
@@ -275,7 +293,8 @@ def fields(rows: Iterable[tuple[str, object]]) -> None:
     pairs = list(rows)
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
-        _line(sys.stdout, (name.ljust(width), "bold"), (f"  {value}", ""))
+        text, style = value if isinstance(value, Cell) else (value, "")
+        _line(sys.stdout, (f"{name.ljust(width)}  ", "bold"), (str(text), style))
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
 import sys
 
@@ -95,3 +97,16 @@ def test_a_passphrase_is_asked_for_twice_then_once(bare):
     got = bare.process(*fd, "get", "a", "--reveal", "--force", stdin=line)
     assert got.out == "value-from-the-second-line"
     assert bare.process("list", start_new_session=True).code == 4
+
+
+@pytest.mark.parametrize(("width", "tabular"), [("60", False), ("140", True)])
+def test_a_list_breaks_no_word(cli, width, tabular):
+    cli("set", "openai-production-key", "--origin", "https://api.openai.com", stdin=b"sk-1234")
+    env = {**os.environ, "COLUMNS": width}
+    shown = under_terminal("--home", str(cli.home), "list", env=env)
+    assert shown.end() == 0
+    for word in ("openai-production-key", "api_key", "https://api.openai.com", "sensitive"):
+        assert word in shown.screen
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.screen)
+    (named,) = (line for line in plain.splitlines() if line.strip().startswith("name"))
+    assert ("kind" in named) is tabular
