@@ -26,6 +26,7 @@ from apex_creds.audit import line as lines
 from apex_creds.audit.events import Recorded
 from apex_creds.audit.segment import SegmentReader, file_name, segments
 from apex_creds.auth.consent_queue import Requests
+from apex_creds.dashboard.event_words import with_words
 from apex_creds.dashboard.lease_view import (
     LIFETIME,
     Names,
@@ -357,7 +358,9 @@ class Watcher:
         batch = await anyio.to_thread.run_sync(self._tail.poll)
         shown = await anyio.to_thread.run_sync(self._digest, batch)
         self._feed.log(shown)
-        self._feed.log({"seq": each.seq, "fault": text(each.how)} for each in batch.faults)
+        self._feed.log(
+            with_words({"seq": each.seq, "fault": text(each.how)}) for each in batch.faults
+        )
         now = self._vault.clock.time()
         found = self.leases.open(now)
         self._feed.publish(
@@ -379,7 +382,7 @@ class Watcher:
 
     def shown(self, event: Recorded) -> dict[str, object]:
         """An event as the page gets it."""
-        return self._names.event(event)
+        return with_words(self._names.event(event))
 
     def _lease(self, item: OpenLease) -> dict[str, object]:
         found: dict[str, object] = msgspec.to_builtins(item)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -239,17 +240,42 @@ def _altered(segment: str) -> AuditTamperedError:
     )
 
 
-def earlier(directory: Path, *, vault_id: str, before: int, count: int) -> list[Recorded]:
-    """The events before a number, oldest first.
+Shown = dict[str, object]
+PAGE: Final = 200
+"""How many earlier events are given at once."""
+LOOKED_AT: Final = 20_000
+"""In how many a search looks at once."""
+
+
+def earlier(
+    directory: Path,
+    *,
+    vault_id: str,
+    before: int,
+    shown: Callable[[Recorded], Shown],
+    wanted: Callable[[Shown], bool] | None = None,
+) -> tuple[list[Shown], int]:
+    """The events before a number, oldest first, and the number from which on that is all.
+
+    Args:
+        directory: The log's.
+        vault_id: Whose.
+        before: Where to begin.
+        shown: How the page gets an event.
+        wanted: Of those, which; None: all.
 
     Raises:
         AuditTamperedError: A line of the log is not what was written.
         AuditUnavailableError: It can't be read.
     """
-    after = max(0, before - 1 - count)
-    found = []
-    for seq, text in entries(directory, vault_id=vault_id, after=after):
+    first = max(1, before - (PAGE if wanted is None else LOOKED_AT))
+    found: deque[tuple[int, Shown]] = deque(maxlen=PAGE + 1)
+    for seq, text in entries(directory, vault_id=vault_id, after=first - 1):
         if seq >= before:
             break
-        found.append(lines.decode(text))
-    return found
+        event = shown(lines.decode(text))
+        if wanted is None or wanted(event):
+            found.append((seq, event))
+    if len(found) > PAGE:
+        first = found[0][0] + 1
+    return [event for seq, event in found if seq >= first], first

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.dashboard.event_words import Filter
 from apex_creds.dashboard.lease_view import Answer, Names, answer
 from apex_creds.dashboard.live_feed import MAX_READERS, LiveFeed, Watcher
 from apex_creds.dashboard.log_status import earlier, trace
@@ -64,7 +65,6 @@ Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 Inside = Callable[[Request, Session], Coroutine[Any, Any, Response]]
 
 KEY_HEADER: Final = "x-apex-creds-key"
-_PAGE: Final = 200
 _LOGGED_REFUSALS: Final = 20
 
 
@@ -240,18 +240,22 @@ class Dashboard:
         return reply({"events": [self._watcher.shown(e) for e in events], "whole": whole})
 
     async def _earlier(self, request: Request, _: Session) -> Response:
-        before = request.query_params.get("before", "")
+        """One step back in the log: the page goes on where it ended."""
+        asked = request.query_params
+        before = asked.get("before", "")
         if not before.isdecimal() or len(before) > 15 or not before.isascii():
             raise InvalidInputError("That is not the number of an event.")
+        wanted = Filter.parse(asked.get("text", ""), asked.get("kind", ""))
         read = partial(
             earlier,
             self._directory,
             vault_id=self._vault.audit.vault_id,
             before=int(before),
-            count=_PAGE,
+            shown=self._watcher.shown,
+            wanted=wanted.matches if wanted else None,
         )
-        events = await anyio.to_thread.run_sync(read)
-        return reply({"events": [self._watcher.shown(event) for event in events]})
+        events, reached = await anyio.to_thread.run_sync(read)
+        return reply({"events": events, "reached": reached})
 
     async def _logout(self, request: Request, session: Session) -> Response:
         await body(request, Nothing)

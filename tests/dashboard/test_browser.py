@@ -9,6 +9,7 @@ import anyio
 import pytest
 from playwright.async_api import Page, Route, expect
 
+from apex_creds.audit.events import AuditEvent, EventKind
 from tests.dashboard.browsing import CONTRAST, browser, tab
 from tests.dashboard.running import running
 from tests.dashboard.town import (
@@ -271,3 +272,56 @@ async def test_any_light_any_width_and_only_looking(tmp_path: Path) -> None:
                 assert town.vault.vault_id[:8] not in await page.content()
                 await seen.innocent()
         group.cancel_scope.cancel()
+
+
+async def test_earlier_events_come_and_stay_and_a_search_is_of_the_whole_log(
+    tmp_path: Path,
+) -> None:
+    async with town_in(tmp_path, many=3) as town:
+        audit, now = town.vault.audit, town.vault.clock.time()
+        await town.denied()
+        for n in range(900):
+            audit.append(AuditEvent(now, EventKind.REDEEM, plugin="org.busy", action=f"n{n}"))
+        audit.flush()
+        with running(tmp_path / "home") as made:
+            async with browser() as chrome:
+                seen = await tab(chrome, made.origin)
+                page = seen.page
+                await page.goto(made.link)
+                rows, more = page.locator("#audit-list li"), page.locator("#earlier")
+                await expect(rows).to_have_count(100)
+                for least in (300, 500, 700):
+                    await more.click()
+                    await expect(rows.nth(least - 1)).to_be_attached()
+                    await expect(more).to_be_enabled()
+                # What was asked for stays, and what is new comes besides.
+                last = await rows.last.get_attribute("data-seq")
+                many = await rows.count()
+                audit.append(AuditEvent(now, EventKind.POLICY, detail="just-now"))
+                audit.flush()
+                await expect(rows.first).to_contain_text("just-now")
+                await expect(rows).to_have_count(many + 1)
+                assert await rows.last.get_attribute("data-seq") == last
+                # A denial that was never loaded is found, by the words on the screen.
+                await page.locator("#filter-text").fill("DENIED")
+                await expect(rows).to_have_text(["No event matches."])
+                await more.click()
+                await expect(rows.filter(has_text="payroll/datev")).to_have_count(1)
+                await expect(more).to_be_hidden()
+                await expect(page.locator("#searched")).to_have_text(
+                    "all of the log was searched"
+                )
+                await page.locator("#filter-text").fill("redeem")
+                await more.click()
+                await expect(more).to_be_hidden()
+                await expect(rows).to_have_text(["No event matches."])
+                # Back to all of them, to the first.
+                await page.locator("#filter-text").fill("")
+                await expect(rows).to_have_count(100)
+                while await more.is_visible():
+                    before = await rows.count()
+                    await more.click()
+                    await expect(rows).not_to_have_count(before)
+                await expect(rows.last).to_contain_text("vault made")
+                await expect(page.locator("#audit-list .none")).to_have_count(0)
+                await seen.innocent()

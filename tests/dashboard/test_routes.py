@@ -189,8 +189,44 @@ async def test_earlier_events(served: Served) -> None:
     await served.log_in()
     told = (await served.get("/api/log?before=4")).json()["events"]
     assert [event["seq"] for event in told] == [1, 2, 3]
+    assert (await served.get("/api/log?before=4")).json()["reached"] == 1
     for bad in ("", "-1", "1.5", "٣", "9" * 16, "x"):
         assert (await served.get(f"/api/log?before={bad}")).status_code == 400
+
+
+async def test_a_search_finds_what_the_page_would_show_in_all_of_the_log(
+    served: Served,
+) -> None:
+    await served.town.use(WEATHER, "weather/openweather", "forecast")
+    await served.town.denied()
+    await served.log_in()
+    logged = events(served)
+    end = logged[-1].seq + 1
+
+    async def found(query: str) -> set[int]:
+        told = (await served.get(f"/api/log?before={end}&{query}")).json()
+        assert told["reached"] == 1
+        return {event["seq"] for event in told["events"]}
+
+    def numbers(kind: str, **more: object) -> set[int]:
+        same = [e for e in logged if e.kind == kind]
+        return {e.seq for e in same if all(getattr(e, k) == v for k, v in more.items())}
+
+    assert await found("text=TAKEN%20OUT") == numbers("expose")
+    assert await found("text=denied%20org.snoop") == numbers("denial")
+    assert await found("kind=refused") == {e.seq for e in logged if e.decision == "deny"}
+    assert await found("kind=use&text=org.weather%20forecast") >= numbers("expose")
+    assert await found("text=redeem") == set(), "that word is not on the screen"
+    assert await found(f"text={logged[-1].invocation or logged[-1].hash}") == set()
+    secret = next(e for e in logged if e.key_version)
+    assert secret.seq in await found(f"text=key%20v{secret.key_version}")
+
+
+async def test_a_search_that_makes_no_sense_is_refused(served: Served) -> None:
+    await served.log_in()
+    for bad in ("kind=all", "kind=REFUSED", f"text={'x' * 201}", "kind=%00"):
+        assert (await served.get(f"/api/log?before=4&{bad}")).status_code == 400, bad
+    assert (await served.get("/api/log?before=4&text=%20&kind=")).status_code == 200
 
 
 # -- decisions ---------------------------------------------------------------------------
@@ -351,6 +387,9 @@ async def test_names_follow_the_log_s_pseudonyms(tmp_path, named: bool) -> None:
                 group.start_soon(made.town.ask, TRANSLATOR, "llm/anthropic")
                 await made.question()
                 await made.look()
+                told_of = events(made)[-1].seq + 1
+                searched = f"/api/log?before={told_of}&text=org.weather%20run%20weather/"
+                assert bool((await made.get(searched)).json()["events"]) is named
                 topics = ("keys", "leases", "matrix", "requests")
                 told = [json.dumps(made.told(topic)) for topic in topics]
                 group.cancel_scope.cancel()

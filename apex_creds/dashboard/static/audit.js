@@ -3,13 +3,17 @@
 import { get, post } from "./api.js";
 import { $, h, say, word } from "./dom.js";
 import { openStory } from "./detail.js";
-import { clock, count, isRefused, isUse, kindName, moment, rest, tone, utc } from "./words.js";
+import { clock, count, moment, plural, utc } from "./words.js";
 
-const MOST = 400;
-const events = new Map(); // by number
+const FIRST = 100; // rows that are shown unasked
+const STEP = 200;
+const MOST = 3000;
+const events = new Map(); // the newest, by number
+const kept = new Map(); // what somebody asked to see besides, for this filter
+let searched = null; // from where on the server has looked for what the filter wants
+let failed = "";
 let paused = false;
 let waiting = [];
-let oldest = Infinity;
 
 // -- rows -------------------------------------------------------------------------------
 
@@ -19,30 +23,75 @@ function row(event) {
     event.action ? h("span", { class: "muted" }, " ", word(event.action)) : "",
     event.credential ? h("span", {}, " ", word(event.credential, "mono")) : ""];
   const link = event.invocation ? h("button", { type: "button", class: "link", onclick: () => openStory(event.invocation), "aria-label": `Story of the invocation of event ${event.seq}` }, "story") : "";
-  return h("li", { data: { seq: event.seq, tone: tone(event) } },
+  return h("li", { data: { seq: event.seq, tone: event.tone } },
     h("span", { class: "seq mono muted" }, String(event.seq)),
     h("time", event.time ? { datetime: utc(event.time), title: utc(event.time), class: "mono muted" } : {}, event.time ? clock(event.time) : ""),
-    h("span", { class: "kind" }, event.fault !== undefined ? "altered" : kindName(event)),
-    h("span", { class: "who" }, who), h("span", { class: "rest" }, word(rest(event))), link);
+    h("span", { class: "kind" }, event.word),
+    h("span", { class: "who" }, who), h("span", { class: "rest" }, word(event.says)), link);
 }
 
-function wanted(event) {
-  const text = $("filter-text").value.trim().toLowerCase();
-  const kind = $("filter-kind").value;
-  const kinds = { refused: isRefused, use: isUse, changes: (e) => !isUse(e) };
-  if (kind && !kinds[kind](event)) return false;
-  return !text || Object.values(event).some((value) => String(value).toLowerCase().includes(text));
+// -- which of them ----------------------------------------------------------------------
+
+const filter = () => ({ text: $("filter-text").value.trim().toLowerCase(), kind: $("filter-kind").value });
+const filtered = () => Object.values(filter()).some(Boolean);
+
+/** What is read in the event's row, but for the time; event_words.py says the same. */
+function line(event) {
+  const who = event.fault !== undefined ? [] : [event.plugin || "operator", event.action];
+  return [event.seq, event.word, ...who, event.credential, event.says].filter(Boolean).join(" ").toLowerCase();
 }
+
+function loaded() {
+  const { text, kind } = filter();
+  return [...new Map([...events, ...kept]).values()]
+    .filter((event) => (!kind || event.groups.includes(kind)) && (!text || line(event).includes(text)))
+    .sort((a, b) => b.seq - a.seq);
+}
+
+function split() {
+  const shown = [], hidden = [];
+  loaded().forEach((event, n) => (n < FIRST || kept.has(event.seq) ? shown : hidden).push(event));
+  return { shown, hidden };
+}
+
+/** From which number on all is here, or was looked at. */
+function reached() {
+  if (searched !== null) return searched;
+  let at = Infinity;
+  for (const seq of [...events.keys(), ...kept.keys()].sort((a, b) => b - a)) {
+    if (seq < at - 1 && at !== Infinity) break;
+    at = seq;
+  }
+  return at === Infinity ? 1 : at; // nothing came yet
+}
+
+const gap = (n) => h("li", { class: "muted none" }, `${plural(n, "event")} between are not shown.`);
 
 function redraw() {
-  const chosen = [...events.values()].filter(wanted).sort((a, b) => b.seq - a.seq).slice(0, MOST);
+  const { shown, hidden } = split();
   const list = $("audit-list");
   const focused = document.activeElement?.closest?.("#audit-list li")?.dataset.seq;
   const before = new Map([...list.children].map((node) => [Number(node.dataset.seq), node]));
-  list.replaceChildren(...chosen.map((event) => before.get(event.seq) ?? row(event)));
-  if (!chosen.length) list.append(h("li", { class: "muted none" }, "No event matches."));
+  const all = !filtered();
+  list.replaceChildren(...shown.flatMap((event, n) => {
+    const between = all && n ? shown[n - 1].seq - event.seq - 1 : 0;
+    return [...(between > 0 ? [gap(between)] : []), before.get(event.seq) ?? row(event)];
+  }));
+  if (!shown.length) list.append(h("li", { class: "muted none" }, "No event matches."));
   if (focused) list.querySelector(`li[data-seq="${Number(focused)}"] button`)?.focus({ preventScroll: true });
-  $("earlier").hidden = oldest <= 1;
+  $("earlier").hidden = !hidden.length && reached() <= 1;
+  $("earlier").textContent = all ? "Earlier events" : "Search earlier events";
+  const from = reached();
+  const far = from > 1 ? `searched from event ${count(from)} on` : "all of the log was searched";
+  $("searched").textContent = failed || (all ? "" : far);
+}
+
+/** Another filter: what was asked for under the one before goes. */
+function choose() {
+  kept.clear();
+  searched = null;
+  failed = "";
+  redraw();
 }
 
 export function addEvents(found) {
@@ -56,27 +105,39 @@ export function addEvents(found) {
 }
 
 function take(found) {
-  for (const event of found) {
-    events.set(event.seq, event);
-    oldest = Math.min(oldest, event.seq);
-  }
+  for (const event of found) events.set(event.seq, event);
   const numbers = [...events.keys()].sort((a, b) => a - b);
-  // The newest are kept, but for what somebody asked to see besides.
-  if (numbers.length > 3000) numbers.slice(0, numbers.length - 3000).forEach((seq) => events.delete(seq));
+  numbers.slice(0, Math.max(0, numbers.length - MOST)).forEach((seq) => events.delete(seq));
   redraw();
 }
 
 async function earlier() {
   $("earlier").disabled = true;
+  failed = "";
+  const chosen = JSON.stringify(filter());
+  const { shown, hidden } = split();
+  const more = hidden.slice(0, STEP);
+  // What is shown now stays, however many new ones come.
+  for (const event of [...shown, ...more]) kept.set(event.seq, event);
   try {
-    const { events: found } = await get(`/api/log?before=${oldest}`);
-    if (!found.length) oldest = 1;
-    take(found);
-    say(`${found.length} earlier events.`);
+    let added = more.length;
+    // A search goes on until it has found something or all was looked at.
+    while (added < (filtered() ? 1 : STEP) && reached() > 1) {
+      const { events: found, reached: at } = await get(`/api/log?${new URLSearchParams({ before: reached(), ...filter() })}`);
+      if (JSON.stringify(filter()) !== chosen) return;
+      if (filtered() || !found.length) searched = at;
+      for (const event of found) kept.set(event.seq, event);
+      added += found.length;
+      redraw();
+    }
+    say(plural(added, "earlier event"));
   } catch (error) {
-    say(error.message);
+    failed = error.message;
+    say(failed);
+  } finally {
+    $("earlier").disabled = false;
   }
-  $("earlier").disabled = false;
+  redraw();
 }
 
 // -- verification -----------------------------------------------------------------------
@@ -109,8 +170,8 @@ async function check() {
 
 export function startAudit() {
   $("audit-filter").addEventListener("submit", (event) => event.preventDefault());
-  $("filter-text").addEventListener("input", redraw);
-  $("filter-kind").addEventListener("change", redraw);
+  $("filter-text").addEventListener("input", choose);
+  $("filter-kind").addEventListener("change", choose);
   $("earlier").addEventListener("click", earlier);
   $("pause").addEventListener("click", () => {
     paused = !paused;

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { $, h, word } from "./dom.js";
-import { clock, count, kindName, micro, moment, rest, tone, utc } from "./words.js";
+import { clock, count, micro, moment, utc } from "./words.js";
 
 let shown = 0; // grows with what the dialog shows
 
@@ -51,7 +51,7 @@ function summary(events, invocation, whole) {
   const end = own.find((event) => event.kind === "invocation");
   const first = own[0] ?? events[0];
   const uses = own.filter((event) => event.kind === "redeem").length;
-  const bad = own.filter((event) => tone(event) === "bad" || event.kind === "denial").length;
+  const bad = own.filter((event) => event.tone === "bad" || event.kind === "denial").length;
   const rows = [
     h("dt", {}, "plugin"), h("dd", {}, word(first.plugin, "strong"), " ", word(first.plugin_version ?? "", "muted")),
     h("dt", {}, "action"), h("dd", {}, word(first.action || "-")),
@@ -67,12 +67,12 @@ function summary(events, invocation, whole) {
 function entry(event, first, deep, invocation) {
   const other = event.invocation && event.invocation !== invocation;
   const after = event === first ? clock(event.time) : `+${micro(Math.max(0, Math.round((event.time - first.time) * 1e6)))}`;
-  return h("li", { data: { tone: tone(event), depth: Math.min(deep, 4) } },
+  return h("li", { data: { tone: event.tone, depth: Math.min(deep, 4) } },
     h("span", { class: "after mono muted", title: utc(event.time) }, after),
     h("div", {},
-      h("p", {}, h("span", { class: "kind" }, kindName(event)), " ", event.credential ? word(event.credential, "mono strong") : "",
+      h("p", {}, h("span", { class: "kind" }, event.word), " ", event.credential ? word(event.credential, "mono strong") : "",
         other ? h("span", { class: "muted" }, " in ", word(event.plugin), " ", h("button", { type: "button", class: "link", onclick: () => openStory(event.invocation) }, "its story")) : ""),
-      h("p", { class: "muted" }, word(rest(event)), event.lease ? h("span", { class: "mono fine" }, ` lease ${event.lease.slice(0, 8)}`) : "",
+      h("p", { class: "muted" }, word(event.says), event.lease ? h("span", { class: "mono fine" }, ` lease ${event.lease.slice(0, 8)}`) : "",
         event.trace_id ? h("span", { class: "mono fine" }, ` trace ${event.trace_id.slice(0, 8)}`) : "", h("span", { class: "mono fine" }, ` #${event.seq}`))));
 }
 
