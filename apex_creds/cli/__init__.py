@@ -11,12 +11,16 @@ import sys
 
 
 def main() -> int:
-    """The program; its version alone needs none of it."""
+    """The program; its version and its help need little of it."""
     if sys.argv[1:] == ["--version"]:
         from apex_creds import __version__
 
         print(f"apex-creds {__version__}")  # noqa: T201
         return 0
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        from apex_creds.cli import program
+
+        program.outline()(["--help"], prog_name="apex-creds")
     import gc
 
     gc.disable()  # what is imported stays: it need not be looked at, now or at the end

@@ -28,16 +28,14 @@ from apex_creds.cli.command import (
     ForceOption,
     Settings,
     UntilOption,
-    argument,
     command,
-    flag,
     group,
-    option,
     with_vault,
 )
 from apex_creds.cli.console import Json, Line, Note, Part, Report, Rows, done
 from apex_creds.cli.credential_commands import check_exit
 from apex_creds.cli.grant_commands import end_of
+from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import (
     InvalidInputError,
     LockedOutError,

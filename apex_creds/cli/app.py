@@ -15,16 +15,15 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from types import MappingProxyType
-from typing import Annotated, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import typer
 
 from apex_creds import __version__
-from apex_creds.cli import command, console, standard_streams
-from apex_creds.cli.command import HomeOption, MasterOption, flag
+from apex_creds.cli import command, console, program, standard_streams
+from apex_creds.cli.program import HomeOption, MasterOption, VersionOption
 from apex_creds.crypto.memory import Hardening, harden_process
 from apex_creds.errors import ApexCredsError, StorageError
 from apex_creds.telemetry import sdk
@@ -50,60 +49,6 @@ EXIT_CODES: Final[dict[int, str]] = {
     141: "Whoever reads standard output went away; what was done is done.",
 }
 """What the process ends with; docs/CLI.md is made from this."""
-
-PANELS: Final[Mapping[str, Mapping[str, str]]] = {
-    "Credentials": {
-        "set": "credential_commands:set_credential",
-        "list": "credential_commands:list_credentials",
-        "show": "credential_commands:show",
-        "edit": "credential_commands:edit",
-        "get": "credential_commands:get",
-        "rm": "credential_commands:remove",
-        "import": "import_export:import_file",
-    },
-    "Permissions": {
-        "grant": "grant_commands:grant",
-        "grants": "grant_commands:list_grants",
-        "revoke": "grant_commands:revoke",
-        "policy": "policy_commands:policy",
-        "requests": "consent_commands:list_requests",
-        "approve": "consent_commands:approve",
-        "deny": "consent_commands:deny",
-        "factor": "access_commands:factor",
-        "recovery-codes": "access_commands:recovery_codes",
-        "client": "access_commands:client",
-        "checksum": "consent_commands:checksum",
-    },
-    "Keys": {
-        "rotate": "rotation_commands:rotate",
-        "rotation": "rotation_commands:rotation",
-        "events": "rotation_commands:events",
-        "recovery": "recovery_commands:recovery",
-        "worker": "service_commands:worker",
-    },
-    "Watching": {
-        "status": "init_command:status",
-        "doctor": "doctor_command:doctor",
-        "audit": "audit_commands:audit",
-        "dashboard": "service_commands:dashboard",
-        "lockdown": "consent_commands:lockdown",
-        "unlock": "consent_commands:unlock",
-    },
-    "The vault": {
-        "init": "init_command:init",
-        "backup": "storage_commands:backup",
-        "restore": "storage_commands:restore",
-        "copy": "import_export:copy",
-        "db": "storage_commands:db",
-        "migrate": "migrate_commands:migrate_command",
-        "demo": "demo_command:demo",
-    },
-}
-"""Where each command, or group of commands, is: a module of this package, and a name in it."""
-
-COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
-    {name: where for panel in PANELS.values() for name, where in panel.items()}
-)
 
 hardening: Hardening | None = None
 """What was reached at the start; None where this process did not begin as the program."""
@@ -210,7 +155,7 @@ def _usage(error: Exception) -> tuple[str, str]:
             hint = "The value is never an argument: it is asked for, or read from stdin."
     elif text.startswith("No such command"):
         text = "There is no such command."
-        names = COMMANDS if path == "apex-creds" else context.command.commands
+        names = program.COMMANDS if path == "apex-creds" else context.command.commands
         # The word is compared, and not repeated: it may be a secret in the wrong place.
         typed = re.split("['\"]", str(getattr(error, "message", "")))[1:2]
         if typed and (close := difflib.get_close_matches(typed[0], names, n=1)):
@@ -220,18 +165,13 @@ def _usage(error: Exception) -> tuple[str, str]:
 
 def tree(only: str | None = None) -> typer.Typer:
     """The program, with all its commands; or with one, where there is one of that name."""
-    app = typer.Typer(
-        name="apex-creds",
-        context_settings=command.HELP,
-        pretty_exceptions_enable=False,
-        invoke_without_command=True,
-    )
-    app.callback()(_root)
-    for panel, commands in PANELS.items():
+    app = program.empty()
+    app.callback(help=program.SUMMARY)(_root)
+    for panel, commands in program.PANELS.items():
         for name in commands:
-            if only in COMMANDS and name != only:
+            if only in program.COMMANDS and name != only:
                 continue
-            module, attribute = commands[name].split(":")
+            module, attribute = commands[name].where.split(":")
             found = getattr(import_module(f"apex_creds.cli.{module}"), attribute)
             if isinstance(found, typer.Typer):
                 app.add_typer(found, name=name, rich_help_panel=panel)
@@ -246,7 +186,7 @@ def named(arguments: Sequence[str]) -> str | None:
     for word in rest:
         if word in _TAKES_A_VALUE:
             next(rest, None)
-        elif word in command.HELP["help_option_names"]:
+        elif word in program.HELP["help_option_names"]:
             return None
         elif not word.startswith("-"):
             return word
@@ -257,9 +197,8 @@ def _root(
     ctx: typer.Context,
     home: HomeOption = None,
     master: MasterOption = None,
-    version: Annotated[bool, flag("Print the version.", "--version")] = False,
+    version: VersionOption = False,
 ) -> None:
-    """Keep secrets encrypted, and give plugins short-lived handles instead of them."""
     ctx.obj = command.settings(ctx, home, master)
     if version:
         typer.echo(f"apex-creds {__version__}")

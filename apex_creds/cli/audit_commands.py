@@ -41,17 +41,15 @@ from apex_creds.cli.command import (
     JsonOption,
     ReasonOption,
     Settings,
-    argument,
     command,
     find_provider,
-    flag,
     group,
     master_uri,
-    option,
     read_header,
     with_vault,
 )
 from apex_creds.cli.console import Cell, Json, Line, Part, Report, Text, done
+from apex_creds.cli.program import argument, flag, option
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.public_key import SigningKey
 from apex_creds.errors import (

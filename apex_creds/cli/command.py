@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, TypeVar, cast, ge
 
 import anyio
 import typer
-from typer.models import ArgumentInfo, OptionInfo
 
 from apex_creds.cli.console import Report, Text, bars, note, safe
+from apex_creds.cli.program import HELP, HomeOption, MasterOption, argument, flag, option
 from apex_creds.documents.document import Header, parse
 from apex_creds.documents.keystore import refuse_own_directory, root_header
 from apex_creds.errors import VaultNotFoundError
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HELP: Final = {"help_option_names": ["-h", "--help"]}
-"""The context settings of the program and of its groups."""
 LARGE_MIGRATION: Final = 500
 """Entries from which on a bar is shown."""
 _NAMED: Final = 20
@@ -53,31 +51,6 @@ _PASSPHRASE: Final = "passphrase:"  # noqa: S105 - a scheme
 
 
 # -- options -------------------------------------------------------------------------------
-
-
-def option(
-    metavar: str,
-    text: str,
-    *names: str,
-    parser: Callable[[str], object] | None = None,
-    min: float | None = None,  # noqa: A002 - typer's names
-    max: float | None = None,  # noqa: A002
-) -> OptionInfo:
-    """An option that has a value; ``text`` is its help."""
-    made = typer.Option(*names, metavar=metavar, help=text, parser=parser, min=min, max=max)
-    return cast("OptionInfo", made)
-
-
-def flag(text: str, *names: str) -> OptionInfo:
-    """An option that has none."""
-    return cast("OptionInfo", typer.Option(*names, help=text))
-
-
-def argument(
-    metavar: str, text: str, *, parser: Callable[[str], object] | None = None
-) -> ArgumentInfo:
-    """What is named by its place."""
-    return cast("ArgumentInfo", typer.Argument(metavar=metavar, help=text, parser=parser))
 
 
 def parse_time(text: str) -> float:
@@ -108,20 +81,6 @@ def name_of(what: str) -> Callable[[str], str]:
     return read
 
 
-HomeOption = Annotated[
-    Path | None,
-    option(
-        "DIR", "The vault's directory; $APEX_CREDS_HOME or ~/.apex_agent by default.", "--home"
-    ),
-]
-MasterOption = Annotated[
-    str | None,
-    option(
-        "URI",
-        "Where the master key is: keyring:, file:PATH, passphrase: or passphrase:fd=N.",
-        "--master",
-    ),
-]
 JsonOption = Annotated[bool, flag("Print JSON.", "--json")]
 ReasonOption = Annotated[
     str,

@@ -16,16 +16,9 @@ from apex_creds.auth.enrolment import Factors
 from apex_creds.auth.second_factor import Subject
 from apex_creds.cli import console
 from apex_creds.cli.access_commands import ask_for_one, read_code
-from apex_creds.cli.command import (
-    Settings,
-    argument,
-    command,
-    flag,
-    option,
-    parse_time,
-    with_vault,
-)
+from apex_creds.cli.command import Settings, command, parse_time, with_vault
 from apex_creds.cli.console import Json, Line, Note, Part, Report, done
+from apex_creds.cli.program import argument, flag, option
 from apex_creds.clocks import Moment, SystemClock
 from apex_creds.errors import InvalidInputError
 from apex_creds.integrations.plugin_metadata import DEFAULT, tree_digest

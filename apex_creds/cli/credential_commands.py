@@ -25,12 +25,11 @@ from apex_creds.cli.command import (
     OriginOption,
     Settings,
     command,
-    flag,
-    option,
     parse_time,
     with_vault,
 )
 from apex_creds.cli.console import Cell, Fields, Json, Note, Report, Rows, done
+from apex_creds.cli.program import flag, option
 from apex_creds.cli.standard_streams import ReaderGoneError
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import anyio
 
 from apex_creds.cli import console
-from apex_creds.cli.command import JsonOption, Settings, command, find_provider, option
+from apex_creds.cli.command import JsonOption, Settings, command, find_provider
 from apex_creds.cli.console import Cell, Fields, Json, Line, Part, Report, Rows
+from apex_creds.cli.program import option
 from apex_creds.keys import MasterKeyProvider
 
 if TYPE_CHECKING:

@@ -13,15 +13,13 @@ from apex_creds.cli.command import (
     PluginArgument,
     Settings,
     UntilOption,
-    argument,
     command,
-    flag,
     name_of,
-    option,
     with_vault,
 )
 from apex_creds.cli.console import Cell, Json, Line, Note, Report, Rows, done
 from apex_creds.cli.credential_commands import about_origins
+from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.model import CredentialInfo
 from apex_creds.policy.display import show_time

@@ -21,8 +21,9 @@ from typing import Annotated, Final
 import anyio
 
 from apex_creds.cli import console
-from apex_creds.cli.command import Settings, argument, command, flag, option, with_vault
+from apex_creds.cli.command import Settings, command, with_vault
 from apex_creds.cli.console import Json, Line, Note, Report
+from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import ApexCredsError, InvalidInputError, VaultExistsError
 from apex_creds.fs.private_files import open_small, translated
 from apex_creds.model import ApiKey, CredentialKind, Origin, check_name

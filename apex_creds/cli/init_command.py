@@ -14,13 +14,12 @@ from apex_creds.cli.command import (
     Settings,
     command,
     find_provider,
-    flag,
     migrate_first,
-    option,
     read_header,
     with_vault,
 )
 from apex_creds.cli.console import Fields, Json, Report, done
+from apex_creds.cli.program import flag, option
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import VaultExistsError
 from apex_creds.model import CredentialKind

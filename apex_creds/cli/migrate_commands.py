@@ -18,19 +18,17 @@ from apex_creds.cli.command import (
     LARGE_MIGRATION,
     JsonOption,
     Settings,
-    argument,
     command,
     fates,
     find_provider,
-    flag,
     left_to_do,
-    option,
     span,
     take_config,
     with_vault,
 )
 from apex_creds.cli.console import Json, Line, Note, Part, Report, done
 from apex_creds.cli.init_command import make_room
+from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import InvalidInputError
 from apex_creds.migration import (
     Erased,

@@ -7,16 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
-from apex_creds.cli.command import (
-    Settings,
-    argument,
-    command,
-    group,
-    name_of,
-    option,
-    with_vault,
-)
+from apex_creds.cli.command import Settings, command, group, name_of, with_vault
 from apex_creds.cli.console import Fields, Json, Line, Note, Part, Report
+from apex_creds.cli.program import argument, option
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError, InvalidPolicyError
 from apex_creds.fs.private_files import read_small, translated
 from apex_creds.model import CredentialInfo, Origin, check_name

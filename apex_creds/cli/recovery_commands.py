@@ -29,18 +29,16 @@ from apex_creds.cli.access_commands import ask_for_one
 from apex_creds.cli.command import (
     ForceOption,
     Settings,
-    argument,
     command,
     find_provider,
-    flag,
     group,
     master_uri,
-    option,
     read_root,
     with_master_key,
 )
 from apex_creds.cli.console import Json, Note, Report, Rows, Text, done
 from apex_creds.cli.credential_commands import check_exit
+from apex_creds.cli.program import argument, flag, option
 from apex_creds.crypto import public_key
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.document import Header

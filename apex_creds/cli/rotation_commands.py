@@ -12,16 +12,7 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from apex_creds.cli import console
-from apex_creds.cli.command import (
-    HELP,
-    Settings,
-    argument,
-    command,
-    flag,
-    option,
-    span,
-    with_vault,
-)
+from apex_creds.cli.command import Settings, command, span, with_vault
 from apex_creds.cli.console import (
     Cell,
     Fields,
@@ -32,6 +23,7 @@ from apex_creds.cli.console import (
     Rows,
     done,
 )
+from apex_creds.cli.program import HELP, argument, flag, option
 from apex_creds.errors import ConflictError, InvalidInputError
 from apex_creds.policy.display import show_span, show_time
 from apex_creds.scheduler.compromise import declare

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from apex_creds.cli import console
-from apex_creds.cli.command import Settings, command, flag, option, with_vault
+from apex_creds.cli.command import Settings, command, with_vault
+from apex_creds.cli.program import flag, option
 from apex_creds.errors import InvalidInputError, NotInstalledError
 from apex_creds.vault import Vault
 

@@ -14,19 +14,16 @@ from apex_creds.admin import master_recovery as recovering
 from apex_creds.admin import restore as restoring
 from apex_creds.cli import console
 from apex_creds.cli.command import (
-    HELP,
     ReasonOption,
     Settings,
-    argument,
     command,
     find_provider,
-    flag,
     master_uri,
-    option,
     read_root,
     with_master_key,
 )
 from apex_creds.cli.console import Fields, Json, Line, Report, done
+from apex_creds.cli.program import HELP, argument, flag, option
 from apex_creds.cli.recovery_commands import (
     PrivateOption,
     SealedOption,

@@ -7,11 +7,13 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from apex_creds.cli import app
+from apex_creds.cli import app, program
 from tests.support.commands import PROGRAM
 
 ROOT = Path(__file__).parents[2]
@@ -150,8 +152,21 @@ def test_a_shell_completes_commands(shell):
 
 
 def test_every_command_is_in_one_panel():
-    assert sum(map(len, app.PANELS.values())) == len(app.COMMANDS)
-    assert max(map(len, app.PANELS.values())) <= 12
+    assert sum(map(len, program.PANELS.values())) == len(program.COMMANDS)
+    assert max(map(len, program.PANELS.values())) <= 12
+
+
+def test_the_help_of_the_program_needs_no_command_and_says_what_they_say():
+    whole = CliRunner().invoke(app.tree(), ["--help"], prog_name="apex-creds").output
+    code = "import sys; sys.argv[1:] = ['-h']; from apex_creds.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += "print([name for name in sys.modules if name.startswith('apex_creds.')])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    shown, _, loaded = done.stdout.rstrip().rpartition("\n")
+    assert shown.split() == whole.split()
+    assert ast.literal_eval(loaded) == ["apex_creds.cli", "apex_creds.cli.program"]
 
 
 def test_the_exit_codes_that_errors_have_are_in_the_table():

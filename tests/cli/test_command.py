@@ -9,8 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from apex_creds.cli.command import JsonOption, Settings, command, flag, group
+from apex_creds.cli.command import JsonOption, Settings, command, group
 from apex_creds.cli.console import Fields, Line, Note, Report, Rows, Text, done
+from apex_creds.cli.program import flag
 from apex_creds.errors import InvalidInputError
 from apex_creds.vault import Vault
 

@@ -8,7 +8,8 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from apex_creds.cli.app import COMMANDS, named, tree
+from apex_creds.cli.app import named, tree
+from apex_creds.cli.program import COMMANDS
 
 
 def commands(command: typer.main.TyperGroup, *path: str) -> Iterator[tuple[str, ...]]:
