@@ -150,7 +150,6 @@ def dashboard(
         sys.stdout.flush()  # a reader of a pipe waits for the link
 
     async def work(vault: Vault) -> None:
-        vault.obey_lockdown()
         await server.serve(vault, settings, say=say)
 
     # The master key may be rotated while this runs.

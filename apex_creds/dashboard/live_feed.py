@@ -312,6 +312,11 @@ class Watcher:
         self._verify_now = anyio.Event()
         self._troubles: dict[str, dict[str, str]] = {}
 
+    async def begin(self) -> None:
+        """Reads the vault; in a lockdown, for the last time before its keys are wiped."""
+        await self._try("vault", self.read_vault)
+        self._vault.obey_lockdown()
+
     async def run(self) -> None:
         """Watches until it is cancelled."""
         async with anyio.create_task_group() as group:

@@ -1,7 +1,8 @@
 """Serves a vault's dashboard until it is stopped (SIGINT, SIGTERM).
 
 Guarantee: it listens on 127.0.0.1 unless another address was asked for, and there with TLS
-only; the socket is this process's alone. When it ends, every session has ended.
+only; the socket is this process's alone. In a lockdown the vault's keys are wiped before
+anything is served, once what is shown of them was read. When it ends, every session has ended.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
         origins = _origins(settings, bound.getsockname()[1])
         feed, gate = LiveFeed(), SessionGate()
         watcher = Watcher(vault, feed, names=names)
+        await watcher.begin()
         site = Site(origins=origins, decisions=settings.decisions)
         made = Dashboard(vault, site, names=names, gate=gate, feed=feed, watcher=watcher)
         server = _Server(_config(made, settings))

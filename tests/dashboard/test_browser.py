@@ -18,6 +18,7 @@ from tests.dashboard.town import (
     SECRET,
     WEATHER,
     ApiKey,
+    Vault,
     manifest,
     need,
     town_in,
@@ -324,4 +325,40 @@ async def test_earlier_events_come_and_stay_and_a_search_is_of_the_whole_log(
                     await expect(rows).not_to_have_count(before)
                 await expect(rows.last).to_contain_text("vault made")
                 await expect(page.locator("#audit-list .none")).to_have_count(0)
+                await seen.innocent()
+
+
+async def test_opened_in_a_lockdown_it_shows_keys_and_grants(tmp_path: Path) -> None:
+    async with town_in(tmp_path, many=3) as town:
+        await town.vault.lockdown(reason="laptop stolen", keep_grants=True)
+        with running(tmp_path / "home") as made:
+            async with browser() as chrome:
+                seen = await tab(chrome, made.origin)
+                page = seen.page
+                await page.goto(made.link)
+                await expect(page.locator("#alerts")).to_contain_text("No key is in memory")
+                await expect(page.locator("#keys-note")).to_contain_text("sealed")
+                await expect(page.locator("#keys-picture svg")).to_contain_text("Master key")
+                granted = page.locator("#permissions-table button", has_text="granted until")
+                await expect(granted).to_have_count(1)
+                refused = page.locator("#permissions-table button", has_text="refused")
+                await expect(refused).to_have_count(1)
+                await town.vault.unlock()
+                await expect(page.locator("#alarm")).to_be_hidden()
+                await expect(page.locator("#keys-note")).not_to_contain_text("sealed")
+                await seen.innocent()
+
+
+async def test_an_empty_vault_shows_the_next_step(tmp_path: Path) -> None:
+    async with await Vault.create(tmp_path / "home", master=f"file:{tmp_path}/m.key") as vault:
+        with running(tmp_path / "home") as made:
+            async with browser() as chrome:
+                seen = await tab(chrome, made.origin)
+                table = seen.page.locator("#permissions-table")
+                await seen.page.goto(made.link)
+                await expect(table).to_contain_text("apex-creds set NAME")
+                await vault.put("a/key", ApiKey(SECRET), origins=["https://x.test"])
+                await expect(table).to_contain_text("apex-creds grant PLUGIN NAME")
+                await vault.grant("org.weather", "a/key")
+                await expect(table.locator("button", has_text="granted")).to_have_count(1)
                 await seen.innocent()

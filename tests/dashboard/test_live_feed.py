@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.maintenance import Cadence
 from apex_creds.audit.segment import segments
-from apex_creds.dashboard.live_feed import LogTail
+from apex_creds.dashboard.lease_view import names_of
+from apex_creds.dashboard.live_feed import LiveFeed, LogTail, Watcher
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import SystemClock
+from apex_creds.vault import Vault
+from tests.dashboard.town import town_in
 
 VAULT = "ab" * 16
 
@@ -147,3 +151,26 @@ def test_half_a_line_waits_for_its_end(directory: Path) -> None:
     assert numbers(tail) == [1]
     path.write_bytes(whole)
     assert numbers(tail) == [2]
+
+
+@pytest.mark.anyio
+async def test_in_a_lockdown_what_is_shown_is_read_before_the_keys_are_wiped(
+    tmp_path: Path,
+) -> None:
+    async with town_in(tmp_path, many=1) as town:
+        await town.vault.lockdown(reason="laptop stolen", keep_grants=True)
+    async with await Vault.unseal(tmp_path / "home") as vault:
+        feed = LiveFeed()
+        watcher = Watcher(vault, feed, names=await names_of(vault, named=False))
+        await watcher.begin()
+        assert vault.store.sealed, "it is sealed before anything is served"
+        await watcher.read_vault()
+        assert json.loads(feed.latest("lockdown"))["sealed"] is True
+        assert len(json.loads(feed.latest("keys"))["keys"]) > 3
+        cells = json.loads(feed.latest("matrix"))["cells"]
+        assert sorted(cell["grant"] for cell in cells if "grant" in cell) == [
+            "allow",
+            "allow",
+            "deny",
+            "over",
+        ]

@@ -6,8 +6,10 @@ import { count, keyName, moment, now, plural, span, step } from "./words.js";
 
 const FEW = 8;
 const WIDE = 820;
+const SEALED = "sealed: no key is in memory, until the lockdown ends";
 let value = null;
 let all = false;
+let sealed = false;
 
 // -- measuring --------------------------------------------------------------------------
 
@@ -222,11 +224,18 @@ function next() {
   return [events, ...steps, h("p", { class: "fine" }, worker)];
 }
 
+/** In a lockdown nothing of them can be read; what was shown before stays. */
+export function sealKeys(found) {
+  sealed = found;
+  if (value) showKeys(value);
+  else if (sealed) $("keys-note").textContent = SEALED;
+}
+
 export function showKeys(found) {
   value = found;
   const { deks } = parts();
   const dates = ["master", "kek", "dek"].filter((name) => value.due[name]).map((name) => `${{ master: "master", kek: "KEK", dek: "DEKs" }[name]} ${span(value.due[name] - now())}`);
-  $("keys-note").textContent = dates.length ? `next rotation: ${dates.join(", ")}` : "no rotation is scheduled";
+  $("keys-note").textContent = sealed ? SEALED : dates.length ? `next rotation: ${dates.join(", ")}` : "no rotation is scheduled";
   draw();
   const had = $("keys-more").contains(document.activeElement);
   const button = h("button", { type: "button", class: "quiet", onclick: () => { all = !all; showKeys(value); } }, all ? "Show fewer" : `Show all ${count(deks.length)} data keys`);

@@ -3,7 +3,7 @@
 import { forget, loggedIn, logIn, post, Refused, stream } from "./api.js";
 import { $, h, say, word } from "./dom.js";
 import { moment, plural, setClock, span, now } from "./words.js";
-import { showKeys } from "./keys.js";
+import { sealKeys, showKeys } from "./keys.js";
 import { showLeases } from "./leases.js";
 import { showMatrix } from "./matrix.js";
 import { setDecisions, showRequests } from "./requests.js";
@@ -40,7 +40,12 @@ const hear = {
   matrix(value) { facts.matrix = value; showMatrix(value); },
   requests(value) { facts.requests = value; showRequests(value); },
   verified(value) { facts.verified = value; showVerified(value); alerts(); },
-  lockdown(value) { facts.lockdown = value; alerts(); },
+  lockdown(value) {
+    facts.lockdown = value;
+    sealKeys(Boolean(value?.sealed));
+    if (value?.sealed && !facts.matrix) $("permissions-note").textContent = "sealed: can't be read until the lockdown ends";
+    alerts();
+  },
   trouble(value) { facts.trouble = value; alerts(); },
   log: addEvents,
 };

@@ -67,10 +67,12 @@ export function showMatrix(value) {
   const rows = value.credentials.map((credential, c) => h("tr", {}, head(credential),
     value.plugins.map((plugin, p) => square(cells.get(`${c} ${p}`), plugin, credential))));
   const empty = !value.credentials.length ? "There is no credential yet." : !value.plugins.length ? "No plugin has asked for anything yet." : "";
-  box.replaceChildren(empty && !value.credentials.length ? h("p", { class: "muted" }, empty)
-    : h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "sr" }, "Credential")), columns)), h("tbody", {}, rows)));
+  const next = !value.credentials.length ? "apex-creds set NAME" : "apex-creds grant PLUGIN NAME";
+  const step = h("p", {}, empty, " Next: ", h("code", {}, next));
+  if (empty) box.replaceChildren(step);
+  else box.replaceChildren(h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "sr" }, "Credential")), columns)), h("tbody", {}, rows)));
   if (at >= 0) box.querySelectorAll("button")[at]?.focus({ preventScroll: true });
   const more = value.more[0] + value.more[1] ? `; ${plural(value.more[0], "credential")} and ${plural(value.more[1], "plugin")} more` : "";
   const rules = value.rules < 0 ? "the policy file can't be read" : value.rules ? `${plural(value.rules, "rule")} in the policy file` : "no policy file";
-  $("permissions-note").textContent = `${empty && value.credentials.length ? `${empty} ` : ""}${rules}${more}`;
+  $("permissions-note").textContent = `${rules}${more}`;
 }
