@@ -310,7 +310,8 @@ class GrantSet:
         generations = list(state.first.first.shards) or [0] * count
         names = shard_names(GRANTS, count)
         for number, name in enumerate(names if count else ()):
-            generations[number] += name in parts
+            if name in parts:
+                generations[number] = keystore.next_generation(generations[number])
         first = _First(
             plugins=() if count else tuple(plugins.values()), shards=tuple(generations)
         )
@@ -321,7 +322,7 @@ class GrantSet:
                 for number, name in enumerate(names)
                 if name in parts
             ]
-            at = state.first.generation + 1
+            at = keystore.next_generation(state.first.generation)
             return [*made, _seal(keystore, GRANTS, at, first, now)]
 
         now = self._store.clock.time()

@@ -63,6 +63,10 @@ never encrypts a credential and does not change when KEK or master rotate."""
 DOCUMENTS_LABEL: Final = "documents"
 """Label of the keyset from which the keys of all documents but the key store are derived."""
 
+BRANCH: Final = 1 << 32
+"""Generations are counted on from a multiple of it, the next one with each rollback that is
+accepted. So nothing of the branch that was given up is ever as new as what is written since."""
+
 
 class _Body(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
@@ -151,6 +155,10 @@ class Keystore:
         wrapped = None if header.version == KEK_VERSION else keyset
         return self.hierarchy.document_keys(header.section, header.key_version, keyset=wrapped)
 
+    def next_generation(self, after: int) -> int:
+        """The generation of a document's next version: of the key store's branch."""
+        return max(after, self.header.generation // BRANCH * BRANCH) + 1
+
     def next_header(
         self, name: str, *, after: int, written: float, keys_used: tuple[KeyName, ...] = ()
     ) -> Header:
@@ -166,7 +174,7 @@ class Keystore:
         return Header(
             vault_id=self.header.vault_id,
             section=name,
-            generation=after + 1,
+            generation=self.next_generation(after),
             key_id=keyset.id,
             key_version=keyset.primary.version,
             written=written,

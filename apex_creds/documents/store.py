@@ -125,6 +125,7 @@ class DocumentStore(SealState):
         anchor: Has them anchored outside the vault, before it returns. Called for a commit
             that took something away; others are anchored with the next checkpoint.
         recovering: Whether documents under retired keys are read, too.
+        branch: What the key store's generations are above from now on; see ``BRANCH``.
         on_keystore_commit: Called before the key store is written, with the one of before
             and the new body.
     """
@@ -142,6 +143,7 @@ class DocumentStore(SealState):
         self.grants = GrantSet(self, lambda: self.sections.names)
         self.anchor: Callable[[], Awaitable[None]] = _no_anchor
         self.recovering = False
+        self.branch = 0
         self.on_keystore_commit: list[Callable[[Keystore, KeystoreBody], object]] = []
         self._keystores: SingleFlight[str, Keystore] = SingleFlight()
 
@@ -566,7 +568,7 @@ class DocumentStore(SealState):
         header = msgspec.structs.replace(
             before.header,
             version=VERSION,
-            generation=before.header.generation + 1,
+            generation=max(before.header.generation, self.branch) + 1,
             written=now,
             root=root,
             key_version=primary,

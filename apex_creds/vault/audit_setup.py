@@ -29,15 +29,16 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.public_key import SigningKey
 from apex_creds.documents.cached import recommit
 from apex_creds.documents.document import Header, check_mac, parse
-from apex_creds.documents.grant_set import grant_shards
-from apex_creds.documents.keystore import KeystoreBody, root_key
-from apex_creds.documents.sections import documents_of
+from apex_creds.documents.grant_set import grant_shards, is_shard
+from apex_creds.documents.keystore import BRANCH, KeystoreBody, root_key
+from apex_creds.documents.sections import documents_of, section_of
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, IntegrityError, RollbackDetectedError
 from apex_creds.fs.home import audit_directory
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
+from apex_creds.storage.base import GRANTS, KEYSTORE
 from apex_creds.storage.portal import StoragePortal
 from apex_creds.vault.anchor import Anchor, Anchored, check_home, open_signing_key
 from apex_creds.vault.config import home_config, make_node
@@ -223,6 +224,7 @@ async def open_log(
         if accept_rollback:
             anchor.replace()
             store.recovering = True
+            store.branch = _next_branch(store, anchored) if behind else 0
             await _accept(opened, store, behind, reason=accept_rollback, now=clock.time())
             store.recovering = False
         elif anchored is None and anchor.keeps and signed_before:
@@ -271,13 +273,19 @@ async def _compare(anchor: Anchor, *, accept: bool) -> tuple[Anchored | None, li
     return anchored, behind
 
 
+def _next_branch(store: DocumentStore, anchored: Anchored | None) -> int:
+    known = anchored.documents.get(KEYSTORE, 0) if anchored else 0
+    return (max(known, store.unsealed().header.generation) // BRANCH + 1) * BRANCH
+
+
 async def _accept(
     opened: VaultLog, store: DocumentStore, behind: list[str], *, reason: str, now: float
 ) -> None:
     """Records that older documents are accepted, and has the key store expect them.
 
     Only those that are authentic: what a forged header claims is neither expected nor
-    anchored. Those under a retired key are sealed again, under the primary.
+    anchored. Those under a retired key are sealed again, under the primary. Where one is
+    behind, all are written again, as a new branch: see ``BRANCH``.
     """
     detail = "; ".join(behind) or "accepted; no document is behind"
     opened.log.append(AuditEvent(now, EventKind.ROLLBACK, reason=reason, detail=detail))
@@ -288,13 +296,21 @@ async def _accept(
 
     def lowered(body: KeystoreBody) -> KeystoreBody:
         floors = {name: min(at, reached.get(name, at)) for name, at in body.sections.items()}
-        if floors == body.sections:
+        if floors == body.sections and not behind:
             return body
         return msgspec.structs.replace(body, sections=floors)
 
     keystore = await store.commit_keystore(lowered)
     old = [n for n, header in found.items() if keystore.key_state(header) is KeyState.RETIRED]
     await recommit(store, *old)
+    if behind:
+        parts: dict[str, list[str]] = {}
+        for name in found:
+            whole = GRANTS if is_shard(name) else section_of(name) or name
+            parts.setdefault(whole, []).append(name)
+        for part in parts.values():
+            with suppress(IntegrityError):  # what does not open is an error when it is read
+                await recommit(store, *part)
     await opened.keep_anchor()
 
 

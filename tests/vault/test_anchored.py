@@ -22,6 +22,7 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.public_key import SigningKey
 from apex_creds.documents import key_versions
 from apex_creds.documents.cached import recommit
+from apex_creds.documents.grant_set import MANY, SHARDS
 from apex_creds.documents.keystore import DOCUMENTS_LABEL
 from apex_creds.errors import (
     CorruptDocumentError,
@@ -37,6 +38,7 @@ from apex_creds.scheduler import compromise, dek_rotation, kek_rotation
 from apex_creds.scheduler.rotation_state import CompromiseSuspected, rotation_document
 from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import RotationWorker
+from apex_creds.storage.base import GRANTS
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault
 from apex_creds.vault.anchor import Anchor
@@ -401,6 +403,58 @@ async def test_accepting_a_rollback_does_not_accept_a_forged_header(where: Path)
         with pytest.raises(CorruptDocumentError):
             await vault.list()
     assert anchored(where).get("api_keys", 0) < 7777
+
+
+@pytest.mark.parametrize("grants", [2, MANY + 2], ids=["one document", "shards"])
+@pytest.mark.parametrize("files", ["security/grants*", "credentials/*", "security/keystore*"])
+async def test_what_an_accepted_rollback_gave_up_does_not_come_back(
+    where: Path, grants: int, files: str
+) -> None:
+    home, master = home_in(where), f"file:{where}/master.key"
+    async with await unseal(where) as vault:
+        for number in range(grants):
+            await vault.grant(f"plugin{number}", "one")
+    backup = Path(shutil.copytree(home, where / "backup"))
+    async with await unseal(where) as vault:
+        for number in range(9):
+            await vault.grant(f"late{number}", "one")
+            await vault.put("one", ApiKey(f"late{number}"))
+            await vault.revoke(plugin=f"late{number}")
+    given_up = Path(shutil.copytree(home, where / "given-up"))
+    shutil.rmtree(home)
+    backup.rename(home)
+    async with await Vault.unseal(home, master=master, accept_rollback="restored") as vault:
+        await vault.revoke(plugin="plugin0")
+    for path in given_up.glob(files):
+        shutil.copy2(path, home / path.relative_to(given_up))
+    with pytest.raises(RollbackDetectedError):
+        await unseal(where)
+
+
+async def test_a_shard_of_grants_that_was_given_up_is_none_that_is_made_since(
+    where: Path,
+) -> None:
+    """Of both branches it is the first version."""
+    home, master = home_in(where), f"file:{where}/master.key"
+    async with await unseal(where) as vault:
+        for number in range(MANY + 2):
+            await vault.grant(f"plugin{number}", "one")
+    backup = Path(shutil.copytree(home, where / "backup"))
+    async with await unseal(where) as vault:
+        place = partial(vault.store.sections.names.of, GRANTS, count=SHARDS)
+        there = vault.store.grants.existing()
+        late = next(n for n in map("late{}".format, range(SHARDS)) if place(n) not in there)
+        await vault.grant(late, "one", reveal=True)
+        shard = home / f"security/{place(late)}.enc"
+    given_up = shard.read_bytes()
+    shutil.rmtree(home)
+    backup.rename(home)
+    async with await Vault.unseal(home, master=master, accept_rollback="restored") as vault:
+        await vault.grant(late, "one")
+    shard.write_bytes(given_up)
+    async with await unseal(where) as vault:
+        with pytest.raises(IntegrityError):
+            await vault.grants()
 
 
 # -- its text --------------------------------------------------------------------------
