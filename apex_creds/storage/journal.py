@@ -25,7 +25,7 @@ import msgspec
 
 from apex_creds.errors import CorruptDocumentError
 from apex_creds.fs.home import SECURITY
-from apex_creds.fs.private_files import Folder, durable_name, sync_file, write_all
+from apex_creds.fs.private_files import Folder, durable_name, sync_file, translated, write_all
 
 JOURNAL: Final = ".commit"
 FORMAT: Final = "apex-creds/commit"
@@ -131,11 +131,13 @@ def unfinished(security: Folder) -> tuple[Step, ...]:
 
     Raises:
         CorruptDocumentError: The journal is not one that this program wrote.
+        StorageError: It can't be read, or not safely.
     """
-    try:
-        fd = security.open(JOURNAL)
-    except FileNotFoundError:
-        return ()
+    with translated(security.path / JOURNAL):
+        try:
+            fd = security.open(JOURNAL)
+        except FileNotFoundError:
+            return ()
     with open(fd, "rb") as file:
         data = file.read(_LARGEST)
     try:
@@ -151,8 +153,8 @@ def unfinished(security: Folder) -> tuple[Step, ...]:
 
 
 def _usual(steps: Sequence[Step]) -> bool:
-    """Whether each is about a document and its new version, and nothing else."""
-    return all(
+    """Whether there are any, each about a document and its new version, and nothing else."""
+    return bool(steps) and all(
         _FILE.fullmatch(step.file)
         and (
             not step.new or (NEW.fullmatch(step.new) and step.new.startswith(f".{step.file}."))

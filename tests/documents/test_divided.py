@@ -17,7 +17,12 @@ from apex_creds.admin.transfer import transfer
 from apex_creds.documents import key_versions, sections
 from apex_creds.documents.keystore import shard_names
 from apex_creds.documents.sections import LARGE
-from apex_creds.errors import ConflictError, CorruptDocumentError, RollbackDetectedError
+from apex_creds.errors import (
+    ConflictError,
+    CorruptDocumentError,
+    RollbackDetectedError,
+    UnsafePathError,
+)
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey
 from apex_creds.scheduler.reencryption import left, reencrypt
@@ -456,6 +461,7 @@ async def test_a_commit_is_not_acknowledged_where_others_write_without_the_lock(
         b"",
         b"{}",
         b'{"format":"apex-creds/commit","version":2,"steps":[]}',
+        b'{"format":"apex-creds/commit","version":1,"steps":[]}',
         b'{"format":"apex-creds/commit","version":1,"steps":[["security","../x.enc","",[1,1]]]}',
         b'{"format":"apex-creds/commit","version":1,"steps":[["..","x.enc","",[1,1]]]}',
     ],
@@ -470,3 +476,11 @@ async def test_what_is_no_journal_is_not_followed(tmp_path: Path, text: bytes) -
     assert await storage.read("keystore") is None
     assert await storage.read("a") is None
     assert (tmp_path / "security/.commit").read_bytes() == text
+
+
+async def test_a_link_in_the_place_of_the_journal_is_named(tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path)
+    await storage.prepare()
+    (tmp_path / "security/.commit").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafePathError, match=r"\.commit is a symbolic link"):
+        await storage.write("a", b"1", expected=None)
