@@ -27,7 +27,7 @@ from apex_creds.dashboard.event_words import Filter
 from apex_creds.dashboard.lease_view import Answer, Names, answer
 from apex_creds.dashboard.live_feed import MAX_READERS, LiveFeed, Watcher
 from apex_creds.dashboard.log_status import earlier, trace
-from apex_creds.dashboard.sessions import Session, SessionGate
+from apex_creds.dashboard.sessions import WITH_SESSION, Session, SessionGate
 from apex_creds.dashboard.web_security import (
     Guard,
     Nothing,
@@ -205,6 +205,7 @@ class Dashboard:
                     "This tab is not logged in (any more).",
                     "Press Enter where apex-creds dashboard runs, for a link.",
                 )
+            request.scope[WITH_SESSION] = True
             return await inside(request, session)
 
         return Route(path, endpoint, methods=[method])

@@ -22,6 +22,7 @@ import anyio
 import uvicorn
 
 from apex_creds.crypto.memory import harden_process
+from apex_creds.dashboard.connections import BACKLOG, Connection
 from apex_creds.dashboard.lease_view import names_of
 from apex_creds.dashboard.live_feed import LiveFeed, Watcher
 from apex_creds.dashboard.routes import Dashboard, Site
@@ -119,7 +120,7 @@ def _config(made: Dashboard, settings: Settings) -> uvicorn.Config:
     certificate, key = settings.certificate or (None, None)
     return uvicorn.Config(
         made.app(),
-        http="h11",
+        http=Connection,
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -128,7 +129,7 @@ def _config(made: Dashboard, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=256,
+        backlog=BACKLOG,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=16_384,
@@ -178,7 +179,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         if sys.platform != "win32":
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((settings.address, settings.port))
-        made.listen(128)
+        made.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         made.close()
         why = error.strerror if isinstance(error, OSError) else "no such port"

@@ -21,6 +21,8 @@ LINK_SECONDS: Final = 600.0
 SESSION_SECONDS: Final = 12 * 3600.0
 MAX_SESSIONS: Final = 8
 _LONGEST: Final = 256
+WITH_SESSION: Final = "apex_creds.session"
+"""In the scope of a request that has shown one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import ssl
 import struct
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from apex_creds import Vault
+from apex_creds.dashboard.connections import MAX_STRANGERS
 from apex_creds.dashboard.server import Settings, serve
 from apex_creds.errors import InvalidInputError
 from tests.dashboard.running import running
@@ -68,6 +70,40 @@ def test_a_client_that_hangs_up_prints_nothing(home: Path) -> None:
             made.log_in(client)
         code, said = made.stop()
     assert (code, "Traceback" in said, "Exception" in said) == (0, False, False), said
+
+
+def test_many_open_connections_shut_nobody_out(home: Path) -> None:
+    """Of anybody: that say nothing, half a request, or never send or read its rest."""
+    with running(home) as made:
+        host = made.origin.removeprefix("http://")
+        address, _, port = host.partition(":")
+        head = f"POST /login HTTP/1.1\r\nHost: {host}\r\nOrigin: {made.origin}\r\n"
+        body = "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        page = f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"
+
+        def crowd(sent: str, open_ones: ExitStack) -> None:
+            for _ in range(MAX_STRANGERS + 14):
+                client = open_ones.enter_context(socket.socket())
+                client.connect((address, int(port)))
+                with suppress(ConnectionError):  # cut off for a newer one
+                    client.sendall(sent.encode())
+
+        with made.client() as client:
+            made.log_in(client)
+            with client.stream("GET", "/api/stream", headers=made.headers) as stream:
+                frames = stream.iter_raw()
+                assert b"hello" in next(frames)
+                for sent in ("", head, head + body, page * 20):
+                    with ExitStack() as open_ones, made.client() as other:
+                        crowd(sent, open_ones)
+                        assert other.get("/").status_code == 200, sent
+                # Nor is what somebody looks at cut off: a login of another is told there.
+                answer = made.post(client, "/login", {"token": "none"})
+                assert answer.status_code == 403
+                while b"bad_link" not in next(frames):
+                    pass
+        code, said = made.stop()
+    assert (code, "Traceback" in said) == (0, False), said
 
 
 def test_it_is_reached_on_loopback_alone_and_ends_while_somebody_listens(home: Path) -> None:
