@@ -362,3 +362,55 @@ async def test_an_empty_vault_shows_the_next_step(tmp_path: Path) -> None:
                 await vault.grant("org.weather", "a/key")
                 await expect(table.locator("button", has_text="granted")).to_have_count(1)
                 await seen.innocent()
+
+
+async def test_the_matrix_is_one_stop_and_only_what_changed_is_made_anew(
+    tmp_path: Path,
+) -> None:
+    async with town_in(tmp_path, many=3) as town:
+        for plugin in ("org.a", "org.b", "org.c"):
+            for name in ("llm/openai", "mail/smtp"):
+                await town.vault.grant(plugin, name)
+        with running(tmp_path / "home") as made:
+            async with browser() as chrome:
+                seen = await tab(chrome, made.origin)
+                page = seen.page
+                await page.goto(made.link)
+                buttons = page.locator("#permissions-table button")
+                await expect(buttons).not_to_have_count(0)
+                assert (
+                    await page.locator("#permissions-table button[tabindex='0']").count() == 1
+                )
+                await tab_to(page, "#permissions-table button")
+
+                async def pair() -> str:
+                    return await page.evaluate("document.activeElement.dataset.pair")
+
+                first = await pair()
+                assert first == '["org.a","llm/openai"]'
+                await page.keyboard.press("ArrowRight")
+                assert await pair() == '["org.b","llm/openai"]'
+                await page.keyboard.press("ArrowDown")
+                assert await pair() == '["org.b","mail/smtp"]'
+                await page.keyboard.press("ArrowDown")
+                assert await pair() == '["org.b","mail/smtp"]', "there is no further one"
+                await page.keyboard.press("Tab")
+                assert await pair() is None, "one press leaves it"
+                await page.keyboard.press("Shift+Tab")
+                assert await pair() == '["org.b","mail/smtp"]'
+                # An update leaves the focus, and the rows that say the same, where they are.
+                await page.evaluate(
+                    "document.querySelectorAll('#permissions-table tr')"
+                    ".forEach((row) => { row.mark = 1; })"
+                )
+                await town.vault.revoke(plugin="org.b", credential="llm/openai")
+                revoked = page.locator("""button[data-pair='["org.b","llm/openai"]']""")
+                await expect(revoked).to_have_count(0)
+                assert await pair() == '["org.b","mail/smtp"]'
+                rows = "[...document.querySelectorAll('#permissions-table tbody tr')]"
+                anew = await page.evaluate(
+                    rows + ".filter((row) => !row.mark).map((row) => row.textContent)"
+                )
+                assert len(anew) == 1
+                assert "llm/openai" in anew[0]
+                await seen.innocent()

@@ -5,7 +5,7 @@ import { $, h, say, word } from "./dom.js";
 import { moment, plural, setClock, span, now } from "./words.js";
 import { sealKeys, showKeys } from "./keys.js";
 import { showLeases } from "./leases.js";
-import { showMatrix } from "./matrix.js";
+import { showMatrix, startMatrix } from "./matrix.js";
 import { setDecisions, showRequests } from "./requests.js";
 import { addEvents, showVerified, startAudit } from "./audit.js";
 import { closeDetail, startDetail } from "./detail.js";
@@ -169,6 +169,7 @@ async function start() {
 
 startDetail();
 startAudit();
+startMatrix();
 $("leave").addEventListener("click", async () => {
   leaving = true;
   await post("/api/logout", {}).catch(() => undefined);
