@@ -765,10 +765,11 @@ def _shard(section: Section, name: str) -> Shard:
 def _records(shards: Mapping[str, Shard], before: Section | None) -> dict[str, Record]:
     if before is None or before.shards.keys() != shards.keys():
         return {name: r for shard in shards.values() for name, r in shard.records.items()}
+    # A dictionary that nothing was taken out of is copied at once, not entry by entry.
     records = dict(before.records)
     moved = [(n, shard) for n, shard in shards.items() if before.shards.get(n) is not shard]
-    for name, _ in moved:
-        for credential in before.shards[name].records:
+    for name, shard in moved:
+        for credential in before.shards[name].records.keys() - shard.records.keys():
             del records[credential]
     for _, shard in moved:
         records.update(shard.records)
