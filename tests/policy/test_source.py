@@ -60,9 +60,10 @@ def test_a_look_that_is_not_due_makes_no_system_call(
 ) -> None:
     source = PolicySource(home)
     source.look(10.0)
-    monkeypatch.setattr(module.os, "lstat", lambda path: pytest.fail("a system call"))
-    for step in range(99):
-        source.look(10.0 + step / 1000)
+    with monkeypatch.context() as patched:  # not while pytest removes the folder
+        patched.setattr(module.os, "lstat", lambda path: pytest.fail("a system call"))
+        for step in range(99):
+            source.look(10.0 + step / 1000)
 
 
 def test_an_invalid_file_leaves_the_old_policy_and_says_so(
