@@ -48,6 +48,21 @@ __all__ = [
 # A name's module is imported when the name is first asked for: `import apex_creds`, and with
 # it every command, costs what it uses. Type checkers read the imports above.
 if not TYPE_CHECKING:
+    import sys
+
+    class _Older:
+        """Asked last, about a module that there is not: whether it has another name now."""
+
+        @staticmethod
+        def find_spec(name: str, *_: object) -> object:
+            if not name.startswith("apex_creds.") or name == "apex_creds.moved":
+                return None
+            from apex_creds import moved
+
+            return moved.spec_of(name)
+
+    sys.meta_path.append(_Older)
+
     _HOMES = {
         "apex_creds.crypto.memory": ("SecretBytes", "harden_process"),
         "apex_creds.errors": ("AccessDeniedError", "ApexCredsError"),
