@@ -55,8 +55,6 @@ hardening: Hardening | None = None
 
 _USAGE: Final = 2
 _BUG: Final = 70
-_NOT_SHOWN: Final = 74
-_NOBODY_READS: Final = 141
 _INTERRUPTED: Final = 130
 _STOPPED: Final = "Interrupted; nothing more was done."
 _USAGE_ERROR: Final = typer.BadParameter.__bases__[0]
@@ -98,18 +96,8 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, EOFError, typer.Abort):
         code = _INTERRUPTED
-    except standard_streams.ReaderGoneError:
-        standard_streams.silence_stdout()
-        return _NOBODY_READS
-    except standard_streams.OutputError as error:
-        standard_streams.silence_stdout()
-        console.fail(
-            f"The output can't be written: {error.strerror}.",
-            "What was done is done, and was not shown. See: apex-creds audit tail",
-            kind="OutputError",
-            code=_NOT_SHOWN,
-        )
-        return _NOT_SHOWN
+    except (standard_streams.ReaderGoneError, standard_streams.OutputError) as error:
+        return standard_streams.not_shown(error)
     except Exception as error:  # noqa: BLE001 - the last line of defence
         return _failed(error)
     if code == _INTERRUPTED:  # typer makes this of Ctrl-C, and says nothing

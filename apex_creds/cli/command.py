@@ -196,7 +196,6 @@ def command(*, asks_again: bool = False, keyless: bool = False) -> Callable[[Wor
             if made is not None:
                 made.show(as_json=as_json)
                 made.end()
-                made.end()
 
         context = inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context)
         parameters = [context, *(each.replace(kind=_KEYWORD) for each in own), *added]

@@ -12,6 +12,8 @@ import sys
 from typing import Any, Final, TextIO
 
 _LAST_STANDARD: Final = 2
+_NOT_SHOWN: Final = 74
+_NOBODY_READS: Final = 141
 
 
 class OutputError(OSError):
@@ -54,11 +56,27 @@ def replace_standard() -> None:
     sys.stderr = _checked(sys.stderr, _Error)
 
 
-def silence_stdout() -> None:
-    """So that the interpreter's own flush at exit does not fail again."""
+def not_shown(error: ReaderGoneError | OutputError) -> int:
+    """Says that standard output could not be written, where somebody may see it.
+
+    Returns:
+        The exit code.
+    """
+    # So that the interpreter's own flush at exit does not fail again.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+    if isinstance(error, ReaderGoneError):
+        return _NOBODY_READS
+    from apex_creds.cli import console
+
+    console.fail(
+        f"The output can't be written: {error.strerror}.",
+        "What was done is done, and was not shown. See: apex-creds audit tail",
+        kind="OutputError",
+        code=_NOT_SHOWN,
+    )
+    return _NOT_SHOWN
 
 
 def _checked(stream: TextIO | None, kind: type[io.FileIO]) -> TextIO:

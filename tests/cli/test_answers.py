@@ -166,7 +166,11 @@ def test_the_help_of_the_program_needs_no_command_and_says_what_they_say():
     )
     shown, _, loaded = done.stdout.rstrip().rpartition("\n")
     assert shown.split() == whole.split()
-    assert ast.literal_eval(loaded) == ["apex_creds.cli", "apex_creds.cli.program"]
+    assert ast.literal_eval(loaded) == [
+        "apex_creds.cli",
+        "apex_creds.cli.program",
+        "apex_creds.cli.standard_streams",
+    ]
 
 
 def test_the_exit_codes_that_errors_have_are_in_the_table():
@@ -180,10 +184,21 @@ def test_the_exit_codes_that_errors_have_are_in_the_table():
     assert codes <= app.EXIT_CODES.keys()
 
 
-def test_a_reader_that_goes_away_while_a_table_is_printed(cli):
+@pytest.mark.parametrize("words", [("list",), ("-h",)])
+def test_a_reader_that_goes_away_while_a_table_is_printed(cli, words):
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as closed:
-        command = [*PROGRAM, "--home", str(cli.home), "list"]
+        command = [*PROGRAM, *(() if words == ("-h",) else ("--home", str(cli.home))), *words]
         done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_help_that_can_not_be_written_is_said():
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*PROGRAM, "-h"], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 74
+    assert done.stderr.startswith(b"error: The output can't be written")
