@@ -14,18 +14,18 @@ docs/FORMAT.md, "Grants"; why so, in docs/adr/0010-grants-by-plugin.md.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
-from apex_creds.concurrency import Lock, SingleFlight, off_loop, until_committed
+from apex_creds.concurrency import SingleFlight, off_loop, until_committed
 from apex_creds.documents.document import Header, KeyName, Packed, mac_of, pack, unpack
 from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore, KeystoreBody, shard_names
-from apex_creds.documents.rollback import RollbackGuard, missing, refuse_rollback
-from apex_creds.documents.sections import ShardNames
+from apex_creds.documents.rollback import missing, refuse_rollback
+from apex_creds.documents.sections import Documents, ShardNames
 from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
@@ -34,17 +34,13 @@ from apex_creds.errors import (
     SecretWipedError,
 )
 from apex_creds.keys.hierarchy import DocumentKeys
-from apex_creds.model import Clock
 from apex_creds.policy.grants import Grant, GrantDecision, Grants, SeenManifest
 from apex_creds.storage.base import (
     GRANTS,
     Data,
     Divides,
-    SharedStorage,
-    Storage,
     Token,
     Write,
-    WriteResult,
 )
 
 T = TypeVar("T")
@@ -103,38 +99,6 @@ _NOTHING: Final = _Document(None, 0, None)
 Changed = Mapping[str, PluginGrants]
 """The plugins whose grants are to be others; one without grants is removed."""
 ChangeGrants = Callable[[Mapping[str, PluginGrants], Keystore], tuple[Changed, KeystoreBody]]
-
-
-class Documents(Protocol):
-    """What the grants ask of the document store."""
-
-    storage: Storage
-    shared: SharedStorage | None
-    clock: Clock
-    rollback: RollbackGuard
-    writing: Lock
-    anchor: Callable[[], Awaitable[None]]
-
-    async def keystore(self, *, refresh: bool = True) -> Keystore:
-        """The key store as stored now."""
-
-    async def move_forward(self) -> None:
-        """Has an older program's key store get a key for documents."""
-
-    async def stored_keystore(self) -> Keystore:
-        """The key store out of the storage, not out of memory."""
-
-    async def load(
-        self,
-        names: Collection[str],
-        open_one: Callable[[Packed, Token, DocumentKeys], _Document],
-    ) -> dict[str, _Document]:
-        """Those of the documents that exist, opened and checked."""
-
-    async def commit_with_keystore(
-        self, writes: list[Write], keystore: Keystore, body: KeystoreBody
-    ) -> tuple[Keystore, list[WriteResult]]:
-        """Writes documents, tied to the key store, or together with its new body."""
 
 
 class GrantSet:

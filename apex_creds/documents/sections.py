@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -60,6 +60,8 @@ from apex_creds.storage.base import (
     Write,
     WriteResult,
 )
+
+T = TypeVar("T")
 
 UNTIED_WRITERS: Final = True
 """Whether a program that does not tie its commits of files to the key store may run beside
@@ -122,7 +124,7 @@ ChangeSection = Callable[[Section, Keystore], Mapping[str, Record]]
 
 
 class Documents(Protocol):
-    """What a set of sections asks of the document store."""
+    """What a set of sections, and the grants, ask of the document store."""
 
     storage: Storage
     shared: SharedStorage | None
@@ -143,9 +145,12 @@ class Documents(Protocol):
     async def refresh(self) -> None:
         """Compares what is in memory with what is stored, where that costs a trip."""
 
+    async def stored_keystore(self) -> Keystore:
+        """The key store out of the storage, not out of memory."""
+
     async def load(
-        self, names: Collection[str], open_one: Callable[[Packed, Token, DocumentKeys], Shard]
-    ) -> dict[str, Shard]:
+        self, names: Collection[str], open_one: Callable[[Packed, Token, DocumentKeys], T]
+    ) -> dict[str, T]:
         """Those of the documents that exist, opened and checked."""
 
     async def commit(
@@ -170,7 +175,7 @@ class Documents(Protocol):
     async def commit_with_keystore(
         self, writes: Sequence[Write], keystore: Keystore, body: KeystoreBody
     ) -> tuple[Keystore, list[WriteResult]]:
-        """Writes and removes documents together with a new body of the key store."""
+        """Writes and removes documents, tied to the key store or together with its new body."""
 
     async def commit_keystore(self, change: Callable[[KeystoreBody], KeystoreBody]) -> Keystore:
         """Applies a change to the key store."""
