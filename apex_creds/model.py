@@ -12,10 +12,13 @@ import re
 import threading
 import unicodedata
 from collections.abc import Collection
+from contextlib import suppress
 from enum import StrEnum
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from os.path import normpath
 from typing import Final, NoReturn
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -33,7 +36,18 @@ MAX_HOST: Final = 253
 MAX_LABEL: Final = 63
 MAX_SECRET_BYTES: Final = 64 * 1024
 
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+HTTP: Final = frozenset({"http", "https"})
+_DEFAULT_PORTS: Final = {
+    "http": 80,
+    "https": 443,
+    "postgresql": 5432,
+    "redis": 6379,
+    "rediss": 6379,
+    "smtp": 587,
+    "smtps": 465,
+    "ssh": 22,
+}
+_SAME_SCHEME: Final = {"ws": "http", "wss": "https", "postgres": "postgresql"}
 _HEADER_TOKEN: Final = frozenset(
     "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )
@@ -166,6 +180,10 @@ _BAD_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
 class Origin(msgspec.Struct, frozen=True, order=True, gc=False):
     """Scheme, host and port of a URL (RFC 6454), in one canonical form.
 
+    Of HTTP, or of a server that is logged in to: PostgreSQL, Redis, SMTP, SSH. The folder of a
+    PostgreSQL server's Unix socket is its host, percent-encoded as in libpq's URLs:
+    ``postgresql://%2Frun%2Fpostgresql``. ``ws`` and ``wss`` are ``http`` and ``https``.
+
     Two spellings of one host are equal, however an origin is made or read: case, a final
     dot, every form of an IPv6 address, an IPv4 address in parts, octal, hexadecimal, as one
     number or within IPv6. Names are not looked up: ``localhost`` is not ``127.0.0.1``.
@@ -182,31 +200,47 @@ class Origin(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @classmethod
     def parse(cls, text: str) -> Origin:
-        """Reads ``https://host[:port]``.
+        """Reads ``https://host[:port]``, and the like with another scheme.
 
         Raises:
-            InvalidInputError: Not an http(s) origin, or with a path, user or query; or a
+            InvalidInputError: Of no scheme that is known, or with a path, user or query; or a
                 name that IDNA 2003 and 2008 read as two hosts (``straße.de``).
         """
         parts = _ORIGIN.fullmatch(text)
         if parts is None:
             raise _bad_origin(text)
-        scheme, (address, name, digits) = parts[1].lower(), parts.groups()[1:]
+        scheme, (address, folder, name, digits) = parts[1].lower(), parts.groups()[1:]
+        scheme = _SAME_SCHEME.get(scheme, scheme)
         port = int(digits) if digits else _DEFAULT_PORTS[scheme]
-        host = _host_name(name) if name else _ipv6(address)
+        if folder:
+            host = _socket_folder(folder) if scheme == "postgresql" else ""
+        else:
+            host = _host_name(name) if name else _ipv6(address)
         if not host or not 1 <= port <= 65535:
             raise _bad_origin(text)
         return cls(scheme, host, port)
 
+    @property
+    def here(self) -> bool:
+        """Whether it is this machine, so that nobody is on the way to it."""
+        if self.host.startswith("/"):
+            return True
+        with suppress(ValueError):
+            return ip_address(self.host).is_loopback
+        return self.host == "localhost" or self.host.endswith(".localhost")
+
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = self.host
+        if ":" in host or host.startswith("/"):
+            host = quote(host, safe="") if host.startswith("/") else f"[{host}]"
         if self.port == _DEFAULT_PORTS[self.scheme]:
             return f"{self.scheme}://{host}"
         return f"{self.scheme}://{host}:{self.port}"
 
 
 _ORIGIN: Final = re.compile(
-    r"(https?)://(?:\[([0-9A-F:.]+)\]|([^\s/?#@\\:\[\]%]+))(?::([0-9]{1,5}))?/?",
+    rf"({'|'.join([*_DEFAULT_PORTS, *_SAME_SCHEME])})"
+    r"://(?:\[([0-9A-F:.]+)\]|(%2F[\w.%~+-]*)|([^\s/?#@\\:\[\]%]+))(?::([0-9]{1,5}))?/?",
     re.IGNORECASE,
 )
 _HOST: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", re.ASCII)
@@ -216,11 +250,20 @@ _NUMBER: Final = re.compile(r"0x[0-9a-f]*|[0-9]+", re.ASCII)
 @lru_cache(maxsize=1024)
 def canonical_host(host: str) -> str:
     """The one spelling of a host in ASCII; what is no host stays as it is."""
+    if host.startswith("/"):
+        return host
     host = host.lower()
     if ":" in host:
         return _ipv6(host) or host
     host = host.removesuffix(".")
     return (_ipv4(host) if _is_numeric(host) else "") or host
+
+
+def _socket_folder(escaped: str) -> str:
+    """The path of a folder, from libpq's way to write it; empty if it is not in one form."""
+    folder = unquote(escaped) if escaped.isascii() else ""
+    plain = folder.isascii() and folder.isprintable() and "%" not in folder
+    return folder if plain and normpath(folder) == folder and folder[1:2] != "/" else ""
 
 
 def _host_name(name: str) -> str:
@@ -286,7 +329,7 @@ def _ipv6(address: str) -> str:
 
 
 def _bad_origin(text: str) -> InvalidInputError:
-    hint = "Write it like https://api.example.com[:port]."
+    hint = "Write it like https://api.example.com[:port], or postgresql://, redis://, smtp://."
     if not text.isascii():
         hint += " Some names mean two hosts: write those in ASCII (xn--…)."
     return InvalidInputError(f"{text[:80]!r} is not an origin.", hint=hint)

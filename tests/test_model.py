@@ -92,6 +92,18 @@ def test_what_is_no_time(moment: float) -> None:
         ("https://[::1]:8443", "https://[::1]:8443"),
         ("https://bücher.example", "https://xn--bcher-kva.example"),
         ("https://a_b.example", "https://a_b.example"),
+        ("wss://stream.example.com", "https://stream.example.com"),
+        ("ws://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("postgres://DB.example.com", "postgresql://db.example.com"),
+        ("postgresql://db.example.com:5433", "postgresql://db.example.com:5433"),
+        ("postgresql://[::1]:5432", "postgresql://[::1]"),
+        ("postgresql://%2fvar%2FRun/", "postgresql://%2Fvar%2FRun"),
+        ("postgresql://%2Ftmp%2Fa-b_c.d:6000", "postgresql://%2Ftmp%2Fa-b_c.d:6000"),
+        ("redis://cache:6379", "redis://cache"),
+        ("rediss://cache", "rediss://cache"),
+        ("smtp://mail.example.com:587", "smtp://mail.example.com"),
+        ("smtps://mail.example.com", "smtps://mail.example.com"),
+        ("ssh://git.example.com:22", "ssh://git.example.com"),
     ],
 )
 def test_an_origin_has_one_form(text: str, canonical: str) -> None:
@@ -140,6 +152,16 @@ BAD_ORIGINS = [
     "https://a#",
     "https://\u212a.example/x",
     "https://" + "a" * 64 + ".example",
+    "https://%2Ftmp",
+    "redis://%2Ftmp",
+    "postgresql://%2Ftmp%2F",
+    "postgresql://%2Ftmp%2F..%2Froot",
+    "postgresql://%2F%2Ftmp",
+    "postgresql://%2Ftmp%252F",
+    "postgresql://%2Ftmp%00",
+    "postgresql://%2Ftmp%FF",
+    "postgresql:///tmp",
+    "mysql://db",
 ]
 
 # Names that IDNA 2003 and IDNA 2008 (which httpx goes by) read as two hosts.
@@ -265,6 +287,32 @@ def test_an_origin_that_is_stored_in_another_spelling_is_read_as_the_one() -> No
     assert msgspec.json.decode(stored, type=Origin) == Origin.parse("https://127.0.0.1")
     odd = b'{"scheme":"https","host":"1.2.3.4.5","port":443}'
     assert msgspec.json.decode(odd, type=Origin).host == "1.2.3.4.5"
+
+
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [
+        ("https://127.0.0.2", True),
+        ("redis://localhost", True),
+        ("smtp://a.localhost", True),
+        ("postgresql://%2Frun%2Fpostgresql", True),
+        ("https://[::1]", True),
+        ("https://10.0.0.1", False),
+        ("https://localhost.example", False),
+    ],
+)
+def test_an_origin_knows_whether_it_is_this_machine(text: str, here: bool) -> None:
+    assert Origin.parse(text).here is here
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "redis", "rediss", "smtp", "smtps", "ssh"])
+def test_a_rule_for_one_scheme_does_not_cover_another(scheme: str) -> None:
+    login = Origin.parse(f"{scheme}://db.example.com:443")
+    web = Origin.parse("https://db.example.com")
+    rule = Matcher([(origin_pattern(f"{scheme}://db.example.com:443"),)])
+    assert rule.origin(login)
+    assert not rule.origin(web)
+    assert not Matcher([(origin_pattern(str(web)),)]).origin(login)
 
 
 # -- deliveries ----------------------------------------------------------------------

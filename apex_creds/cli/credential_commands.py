@@ -9,12 +9,10 @@ Python copy, where the stream has a file descriptor.
 from __future__ import annotations
 
 import base64
-import contextlib
 import math
 import shlex
 import sys
 import time
-from ipaddress import ip_address
 from typing import Annotated, TextIO
 
 from apex_creds.cli import console
@@ -34,7 +32,7 @@ from apex_creds.cli.standard_streams import ReaderGoneError
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.fs.private_files import write_all
-from apex_creds.model import CredentialInfo, CredentialKind, Origin, Sensitivity
+from apex_creds.model import CredentialInfo, CredentialKind, Sensitivity
 from apex_creds.policy.display import show_time
 from apex_creds.vault import Vault
 
@@ -101,18 +99,12 @@ async def set_credential(
     )
 
 
-def _is_here(origin: Origin) -> bool:
-    with contextlib.suppress(ValueError):
-        return ip_address(origin.host).is_loopback
-    return origin.host == "localhost" or origin.host.endswith(".localhost")
-
-
 def about_origins(info: CredentialInfo) -> list[Note]:
     """What to do about a credential that has no origin, or is sent in clear."""
     advice = f"apex-creds edit {shlex.quote(info.name)} --origin URL"
     if not info.origins:
         return [Note(f"It may be sent nowhere yet: {advice}")]
-    clear = [str(one) for one in info.origins if one.scheme == "http" and not _is_here(one)]
+    clear = [str(one) for one in info.origins if one.scheme == "http" and not one.here]
     seen = "Whoever is on the way to {} can read it: that is http, not https."
     return [Note(seen.format(", ".join(clear)))] if clear else []
 

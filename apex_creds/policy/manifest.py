@@ -22,7 +22,9 @@ MAX_NEEDS: Final = 100
 MAX_ITEMS: Final = 64
 MAX_REASON: Final = 1000
 
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+LOGIN: Final = "LOGIN"
+"""The method of what is not HTTP: the credential logs in to a server, and is not sent again."""
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", LOGIN})
 
 
 class Access(StrEnum):
