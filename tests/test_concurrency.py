@@ -676,7 +676,7 @@ ONE_LOOP = {
     "dashboard/live_feed.py": "the server's",
     "auth/challenge_client.py": "that of a connection, which a pool has for one loop",
     "leases/connection_pool.py": "each pool is of one loop",
-    "leases/http_client.py": "that of a request",
+    "leases/bodies.py": "that of a request",
     "middleware/middleware.py": "that of a call: made for it and dropped after it",
     "scheduler/worker.py": "the worker's; it is set through its loop",
     "storage/postgres.py": "the storage's own",

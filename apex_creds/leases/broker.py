@@ -53,6 +53,8 @@ from apex_creds.vault import Facts, Opened, Vault
 if TYPE_CHECKING:
     import httpx
 
+    from apex_creds.leases.answer_search import AnswerSearch
+
 LONGEST_NAME: Final = 256
 """Of a name that a plugin asked for, in errors and in the log."""
 MANY_RECENT: Final = 256
@@ -94,6 +96,9 @@ class LeaseBroker:
         transport: Sends the requests of ``handle.client()``; one pool for all leases,
             made when first needed.
         sync_transport: The same for ``handle.sync_client()``.
+
+    Attributes:
+        search: Searches answers for the secrets that were sent; None: nothing does.
     """
 
     def __init__(
@@ -114,6 +119,7 @@ class LeaseBroker:
         self.connections = ConnectionPools(transport, sync_transport)
         self.timer = ExpiryTimer(self.clock)
         self.recent = RecentRedeems()
+        self.search: AnswerSearch | None = None
         self.authorizer = Authorizer(vault)
         self.shared = vault.store.shared is not None
         vault.watch_revocations(self._on_revoked)

@@ -13,14 +13,17 @@ import math
 import re
 from base64 import b64decode, b64encode
 from binascii import b2a_base64
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, quote_plus, unquote_plus, unquote_to_bytes, urlencode
 
 import httpx
+import msgspec
 
+from apex_creds.documents.records import Record
 from apex_creds.errors import InvalidInputError, RequestNotAllowedError
-from apex_creds.model import Delivery, DeliveryStyle, Origin
+from apex_creds.model import DeliveryStyle, Origin
 from apex_creds.plain import plain_bytes, plain_seconds, plain_text
 from apex_creds.vault import Opened
 
@@ -59,6 +62,7 @@ _LONGEST_URL: Final = 32 * 1024
 _LONGEST_LENGTH: Final = 20
 """Of the digits that say how long a body is."""
 _FRAMED_TWICE: Final = "The request's length is given in more than one way, or not clearly."
+_NOT_A_HEADER: Final = (b"", b"")
 _DEPTH: Final = 8
 _TELLING: Final = 8
 """Shorter texts stand in headers by chance."""
@@ -96,8 +100,20 @@ class Snapshot(NamedTuple):
     closes: bool
 
 
-class Outgoing(NamedTuple):
-    """The request that carries the secret, and what may not come back in a header.
+class Use(msgspec.Struct, frozen=True, eq=False):
+    """One credential to be put in.
+
+    Attributes:
+        opened: The secret, open.
+        record: What it was opened from; it says how it is delivered.
+    """
+
+    opened: Opened
+    record: Record
+
+
+class Sent(msgspec.Struct, frozen=True, eq=False):
+    """What may not come back in a header.
 
     Attributes:
         value: The secret as it was sent.
@@ -105,14 +121,20 @@ class Outgoing(NamedTuple):
         name: The credential's.
     """
 
+    value: str
+    inner: bytes
+    name: str
+
+
+class Outgoing(NamedTuple):
+    """The request that carries the secrets."""
+
     method: str
     url: httpx.URL
     headers: RawHeaders
     body: httpx.AsyncByteStream | httpx.SyncByteStream
     timeout: dict[str, float | None]
-    value: str
-    inner: bytes
-    name: str
+    secrets: Sequence[Sent]
 
     def request(self) -> httpx.Request:
         """For a transport of httpx.
@@ -129,27 +151,32 @@ class Outgoing(NamedTuple):
         )
 
 
-def snapshot(request: httpx.Request) -> Snapshot:
+def snapshot(
+    method: str,
+    url: object,
+    raw: Iterable[tuple[bytes, bytes]],
+    body: object,
+    timeout: Mapping[str, float | None],
+) -> Snapshot:
     """Reads a request once.
 
     Raises:
         RequestNotAllowedError: It is not one that a credential is sent with.
         InvalidInputError: A part of it is not of the type that it should be.
     """
-    url = _own_url(request.url)
-    method = request.method
+    own = _own_url(url)
     if type(method) is not str:
         method = plain_text(method, what="method")
     method = method.upper()
-    host = url.netloc
-    origin, path = _checked_url(url, host)
+    host = own.netloc
+    origin, path = _checked_url(own, host)
     if not _METHOD.fullmatch(method) or method in _SHOWING_METHODS:
         raise RequestNotAllowedError("A credential is not sent with this method.")
     odd = method in _ODD_BODY
     takes_body = odd or method in _BODY
-    headers = _checked_headers(request.headers.raw, method, host, takes_body=takes_body)
-    stream = request.stream if takes_body else None
-    return Snapshot(method, url, origin, path, headers, stream, _timeout(request), odd)
+    headers = _checked_headers(raw, method, host, takes_body=takes_body)
+    stream = body if takes_body else None
+    return Snapshot(method, own, origin, path, headers, stream, _timeout(timeout), odd)
 
 
 def _own_url(url: object) -> httpx.URL:
@@ -216,7 +243,7 @@ def canonical_name(name: bytes) -> bytes:
 
 
 def _checked_headers(
-    raw: RawHeaders, method: str, host: bytes, *, takes_body: bool
+    raw: Iterable[tuple[bytes, bytes]], method: str, host: bytes, *, takes_body: bool
 ) -> list[tuple[bytes, bytes, bytes]]:
     """The headers, without those of a hop, with one way at most to see the body's end.
 
@@ -241,12 +268,18 @@ def _checked_headers(
         if canonical not in _HOP_BY_HOP:
             kept.append((canonical, name, value))
     if hosts != [host]:
-        raise RequestNotAllowedError(
-            "The Host header names another host than the URL.", hint="Leave it out."
-        )
+        _check_no_host(hosts)
+        kept.insert(0, (b"host", b"Host", host))
     if framing:
         _check_framing(framing, method, takes_body=takes_body)
     return kept
+
+
+def _check_no_host(hosts: list[bytes]) -> None:
+    if hosts:
+        raise RequestNotAllowedError(
+            "The Host header names another host than the URL.", hint="Leave it out."
+        )
 
 
 def _check_framing(framing: RawHeaders, method: str, *, takes_body: bool) -> None:
@@ -283,8 +316,7 @@ def _bad_header() -> RequestNotAllowedError:
     )
 
 
-def _timeout(request: httpx.Request) -> dict[str, float | None]:
-    given = request.extensions.get("timeout") or {}
+def _timeout(given: Mapping[str, float | None]) -> dict[str, float | None]:
     chosen: dict[str, float | None] = {}
     for phase in _PHASES:
         seconds = given.get(phase)
@@ -295,61 +327,82 @@ def _timeout(request: httpx.Request) -> dict[str, float | None]:
 
 def inject(
     taken: Snapshot,
-    opened: Opened,
-    delivery: Delivery,
+    uses: Sequence[Use],
     *,
     body: httpx.AsyncByteStream | httpx.SyncByteStream,
-    name: str = "",
 ) -> Outgoing:
-    """The copy that is sent, with ``body``.
+    """The copy that is sent, with ``body``: each secret in its own way.
 
     Raises:
-        InvalidInputError: The secret can't be sent in this way.
+        InvalidInputError: A secret can't be sent in its way, or two would be in one place.
     """
-    field, style = delivery.field.encode(), delivery.style
-    replaced = canonical_name(field) if field else b"authorization"
-    headers, url, inner = RawHeaders(), taken.url, b""
-    for canonical, sent_name, sent in taken.headers:
-        if canonical != replaced:
-            headers.append((sent_name, sent))
+    url = taken.url
+    secrets: list[Sent] = []
+    added: dict[bytes, tuple[bytes, bytes]] = {}
+    for use in uses:
+        place, header, sent = _delivered(use)
+        if place in added:
+            raise InvalidInputError(
+                "Two credentials would be in the same place of a request.",
+                hint="Name one of them, or store one with another delivery.",
+            )
+        if use.record.info.delivery.style is DeliveryStyle.QUERY:
+            url = _with_parameter(url, use.record.info.delivery.field, sent.value)
+        added[place] = header
+        secrets.append(sent)
+    headers = RawHeaders()
+    for place, sent_name, text in taken.headers:  # a comprehension costs a call
+        if place not in added:
+            headers.append((sent_name, text))
     if taken.closes:
         headers.append((b"Connection", b"close"))
-    if style is DeliveryStyle.BASIC:
+    for header in added.values():
+        if header != _NOT_A_HEADER:
+            headers.append(header)
+    return Outgoing(taken.method, url, headers, body, taken.timeout, secrets)
+
+
+def _delivered(use: Use) -> tuple[bytes, tuple[bytes, bytes], Sent]:
+    """The name of the header that a secret replaces; its header; and what it is."""
+    opened, info = use.opened, use.record.info
+    delivery, name = info.delivery, info.name
+    if delivery.style is DeliveryStyle.BASIC:
         value = _basic(opened, name)
-        inner = b64decode(value).partition(b":")[2]
-        headers.append((b"Authorization", b"Basic " + value.encode()))
-    else:
-        value = _secret_text(opened, name)
-        if style is DeliveryStyle.QUERY:
-            url = _with_parameter(url, delivery.field, value)
-        elif style is DeliveryStyle.HEADER:
-            headers.append((field, value.encode()))
-        else:
-            headers.append((b"Authorization", b"Bearer " + value.encode()))
-    return Outgoing(taken.method, url, headers, body, taken.timeout, value, inner, name)
+        header = (b"Authorization", b"Basic " + value.encode())
+        return b"authorization", header, Sent(value, b64decode(value).partition(b":")[2], name)
+    value, field = _secret_text(opened, name), delivery.field.encode()
+    sent = Sent(value, b"", name)
+    if delivery.style is DeliveryStyle.BEARER:
+        return b"authorization", (b"Authorization", b"Bearer " + value.encode()), sent
+    place = canonical_name(field)
+    if delivery.style is DeliveryStyle.HEADER:
+        return place, (field, value.encode()), sent
+    return place, _NOT_A_HEADER, sent
 
 
 def without_secret(headers: RawHeaders, outgoing: Outgoing) -> RawHeaders:
-    """A response's headers without the secret: a redirect may repeat it in ``Location``.
+    """A response's headers without the secrets: a redirect may repeat one in ``Location``.
 
     Errors of httpx show it from there. A value that has it under other escapes, in another
     case or encoded is withheld whole, and so is a header that is named by it.
     """
     whole = b"\n".join(chain.from_iterable(headers))
     escaped = b"%" in whole or b"+" in whole
-    shortest = min(len(outgoing.value), len(outgoing.inner) or len(outgoing.value))
-    if not escaped and max(map(len, whole.split(b"\n"))) < shortest:
-        return headers  # every form of it is at least as long
-    spellings = _spellings(outgoing.value)
-    forms = _forms(spellings, outgoing.inner)
-    if not escaped and not _shows(whole, forms):
-        return headers
-    mark = quote(f"[redacted:{outgoing.name}]", safe="[]:").encode()
-    return [
-        (name, _cut(value, spellings, forms, mark))
-        for name, value in headers
-        if not _shows(name, forms)
-    ]
+    longest = max(map(len, whole.split(b"\n")))
+    for sent in outgoing.secrets:
+        value, inner = sent.value, sent.inner
+        if not escaped and longest < min(len(value), len(inner) or len(value)):
+            continue  # every form of it is at least as long
+        spellings = _spellings(value)
+        forms = _forms(spellings, inner)
+        if escaped or _shows(whole, forms):
+            mark = quote(f"[redacted:{sent.name}]", safe="[]:").encode()
+            headers = [
+                (header, _cut(text, spellings, forms, mark))
+                for header, text in headers
+                if not _shows(header, forms)
+            ]
+    return headers
 
 
 def _cut(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from apex_creds.leases.request_signing import Outgoing, _own_url, without_secret
+from apex_creds.leases.request_signing import Outgoing, Sent, _own_url, without_secret
 
 HOSTS = st.sampled_from(
     ["api.example.com", "a", "127.0.0.1", "[::1]", "1x.test", "xn--bcher-kva.de"]
@@ -78,7 +78,7 @@ def test_a_part_that_only_looks_like_text_is_read_again() -> None:
 
 def outgoing(value: str, inner: bytes = b"") -> Outgoing:
     url = httpx.URL("https://api.example.com/")
-    return Outgoing("GET", url, [], httpx.ByteStream(b""), {}, value, inner, "key")
+    return Outgoing("GET", url, [], httpx.ByteStream(b""), {}, [Sent(value, inner, "key")])
 
 
 @given(

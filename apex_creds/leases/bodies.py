@@ -1,0 +1,378 @@
+"""The bodies of a request that carries a secret, and of its answer.
+
+The body of an answer goes on without the references that lead to what was sent. It gives its
+connection, and its place, back when it is closed, when its client is, or when a lease of it
+ends, whichever is first. The body of a request is stepped by a task, or a thread, that has
+nothing but the plugin's stream: the frames above it, which the plugin can walk, belong to no
+request. What comes out of it is plain bytes, read only as fast as it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import queue
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import httpx
+import msgspec
+
+from apex_creds.errors import EventLoopError, InvalidInputError
+from apex_creds.leases.answer_search import AnswerFilter
+from apex_creds.leases.broker import keep_open
+from apex_creds.leases.connection_pool import Permit
+from apex_creds.leases.lease import Lease
+from apex_creds.plain import plain_bytes
+
+T = TypeVar("T")
+_closing: Final[set[asyncio.Task[None]]] = set()
+
+
+class SendFailure(NamedTuple):
+    """What went wrong while sending; neither its words nor its frames hold a secret.
+
+    Attributes:
+        kind: ``connect``, ``read``, ``write``, each with ``_timeout`` or without it,
+            ``pool_timeout``, ``protocol``, ``closed`` or ``other``.
+        name: What httpx, and what continues it, call the error.
+        text: For people.
+    """
+
+    kind: str
+    name: str
+    text: str
+
+
+Say = Callable[[SendFailure], BaseException]
+"""Says it with an exception of the library that the request came from."""
+_KINDS: Final = {
+    "ConnectError": "connect",
+    "ConnectTimeout": "connect_timeout",
+    "ReadError": "read",
+    "ReadTimeout": "read_timeout",
+    "WriteError": "write",
+    "WriteTimeout": "write_timeout",
+    "PoolTimeout": "pool_timeout",
+    "RemoteProtocolError": "protocol",
+    "LocalProtocolError": "protocol",
+}
+_BEFORE: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""They come before anything was sent, so that their words are safe."""
+_MEANWHILE: Final = "while a request with a credential was sent"
+_CLOSED: Final = SendFailure(
+    "closed", "StreamClosed", "The answer was closed, or the lease it came under has ended."
+)
+
+
+def failed(error: BaseException, say: Say) -> BaseException:
+    """The error to raise: without the frames that held the secret, its cause or context."""
+    # The frames of the pool hold the headers as they were sent.
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    if not isinstance(error, httpx.HTTPError):
+        return error
+    words = (
+        str(error)
+        if isinstance(error, _BEFORE)
+        else "while a request with a credential was sent"
+    )
+    text = f"{type(error).__name__}: {words}"
+    for kind in type(error).__mro__:
+        if issubclass(kind, httpx.RequestError) and kind.__module__ == httpx.__name__:
+            return say(SendFailure(_KINDS.get(kind.__name__, "other"), kind.__name__, text))
+    return say(SendFailure("other", "RequestError", text))
+
+
+class _Open(msgspec.Struct, Generic[T], eq=False):
+    """What a body holds until it is closed."""
+
+    stream: T
+    permit: Permit
+    loop: asyncio.AbstractEventLoop | None
+    search: AnswerFilter | None = None
+
+    def release(self) -> None:
+        """Gives all but the stream back."""
+        try:
+            if self.search is not None:
+                self.search.close()
+        finally:
+            self.permit.done()
+
+
+OPEN: Final[dict[object, _Open[Any]]] = {}
+"""The bodies that still have their connections."""
+
+
+class _Body(Generic[T]):
+    """What both kinds of body do; ``T`` is the stream within.
+
+    A plugin holds a body, so that it has only the ids of its leases: what leads to the pool,
+    where other requests are being sent, is kept in ``OPEN`` until the body is closed.
+    """
+
+    def __init__(
+        self,
+        inner: T,
+        say: Say,
+        permit: Permit,
+        leases: Sequence[Lease],
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._say = say
+        self._lease_ids: list[str] = []
+        OPEN[self] = _Open(inner, permit, loop)
+        for lease in leases:
+            self._lease_ids.append(lease.id)
+            lease.close_at_end(self.abandon)
+
+    def search_with(self, search: AnswerFilter) -> None:
+        """Has what comes from here on searched."""
+        opened: _Open[T] | None = OPEN.get(self)
+        if opened is not None:
+            opened.search = search
+        if self not in OPEN:  # it was closed meanwhile, by another thread
+            search.close()
+
+    def abandon(self) -> None:
+        """Closes it from code that can't wait: a lease of it has ended."""
+        raise NotImplementedError
+
+    def _taken(self) -> _Open[T] | None:
+        for lease_id in self._lease_ids:
+            keep_open(lease_id, self.abandon)
+        return OPEN.pop(self, None)
+
+
+class AsyncBody(_Body[httpx.AsyncByteStream], httpx.AsyncByteStream):
+    """The body of an asynchronous answer."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        failure: BaseException | None = None
+        opened: _Open[httpx.AsyncByteStream] | None = OPEN.get(self)
+        if opened is None:
+            raise self._say(_CLOSED)
+        if opened.loop is not asyncio.get_running_loop():
+            raise EventLoopError(
+                "A response is read on the event loop that it was requested on.",
+                hint="Read it there, and pass on what it says.",
+            )
+        search = opened.search
+        stream = opened.stream if search is None else _searched_async(opened.stream, search)
+        try:
+            async for chunk in stream:
+                yield chunk
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            failure = failed(error, self._say)
+        if failure is not None:
+            raise failure
+
+    async def aclose(self) -> None:
+        """Gives connection and place back; idempotent."""
+        opened = self._taken()
+        if opened is None:
+            return
+        if opened.loop is asyncio.get_running_loop():
+            await _close(opened)
+        else:
+            _close_on_its_loop(opened)
+
+    def abandon(self) -> None:
+        """Has it closed by its loop."""
+        opened = self._taken()
+        if opened is not None:
+            _close_on_its_loop(opened)
+
+
+class SyncBody(_Body[httpx.SyncByteStream], httpx.SyncByteStream):
+    """As ``AsyncBody``, for worker threads."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        failure: BaseException | None = None
+        opened: _Open[httpx.SyncByteStream] | None = OPEN.get(self)
+        if opened is None:
+            raise self._say(_CLOSED)
+        search = opened.search
+        stream = opened.stream if search is None else _searched(opened.stream, search)
+        try:
+            yield from stream
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            failure = failed(error, self._say)
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        """Gives connection and place back; idempotent."""
+        opened = self._taken()
+        if opened is None:
+            return
+        try:
+            opened.stream.close()
+        finally:
+            opened.release()
+
+    abandon = close
+
+
+async def _searched_async(
+    stream: AsyncIterable[bytes], search: AnswerFilter
+) -> AsyncIterator[bytes]:
+    async for chunk in stream:
+        if clean := search.feed(chunk):
+            yield clean
+    if rest := search.finish():
+        yield rest
+
+
+def _searched(stream: Iterable[bytes], search: AnswerFilter) -> Iterator[bytes]:
+    for chunk in stream:
+        if clean := search.feed(chunk):
+            yield clean
+    if rest := search.finish():
+        yield rest
+
+
+def _close_on_its_loop(opened: _Open[httpx.AsyncByteStream]) -> None:
+    loop = opened.loop
+    with contextlib.suppress(RuntimeError):  # closed meanwhile, and its pools with it
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(_close_soon, opened)
+
+
+def _close_soon(opened: _Open[httpx.AsyncByteStream]) -> None:
+    task = asyncio.get_running_loop().create_task(_close(opened))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+
+
+async def _close(opened: _Open[httpx.AsyncByteStream]) -> None:
+    try:
+        await opened.stream.aclose()
+    except httpx.HTTPError:
+        return
+    finally:
+        opened.release()
+
+
+_Chunk = bytes | BaseException | None
+"""A part of the body; or what its stream raised; or its end."""
+
+
+class AsyncUpload(httpx.AsyncByteStream):
+    """The body of an asynchronous request; stop it when that was sent."""
+
+    def __init__(self, source: AsyncIterable[object]) -> None:
+        self._source = source
+        self._chunks: asyncio.Queue[_Chunk] = asyncio.Queue(1)
+        self._wanted = asyncio.Event()
+        # Made before the secret is open: a loop may run a task's first step at once.
+        self._reading = asyncio.get_running_loop().create_task(self._read())
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self._wanted.set()
+        while (chunk := await self._chunks.get()) is not None:
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+
+    def stop(self) -> None:
+        """Reads no further; idempotent."""
+        self._reading.cancel()
+
+    async def _read(self) -> None:
+        await self._wanted.wait()
+        try:
+            async for chunk in self._source:
+                await self._chunks.put(plain_bytes(chunk, what="body"))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            await self._chunks.put(error)
+        else:
+            await self._chunks.put(None)
+
+
+class Upload(httpx.SyncByteStream):
+    """As ``AsyncUpload``, for threads."""
+
+    def __init__(self, source: Iterable[object]) -> None:
+        self._source = source
+        self._chunks: queue.Queue[_Chunk] = queue.Queue(1)
+        self._stopped = False
+        self._context = contextvars.copy_context()
+
+    def __iter__(self) -> Iterator[bytes]:
+        run = self._context.run
+        threading.Thread(target=run, args=(self._read,), daemon=True).start()
+        while (chunk := self._chunks.get()) is not None:
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+
+    def stop(self) -> None:
+        """Reads no further than the next chunk; idempotent."""
+        self._stopped = True
+        with contextlib.suppress(queue.Empty):
+            self._chunks.get_nowait()
+
+    def _read(self) -> None:
+        try:
+            for chunk in self._source:
+                self._chunks.put(plain_bytes(chunk, what="body"))
+                if self._stopped:
+                    return
+        except BaseException as error:
+            self._chunks.put(error)
+        else:
+            self._chunks.put(None)
+
+
+class Whole(httpx.ByteStream):
+    """A body that is there already."""
+
+    def stop(self) -> None:
+        """Nothing reads it."""
+
+
+NOTHING: Final = Whole(b"")
+
+
+def async_upload(body: object) -> AsyncUpload | Whole:
+    """How the body of an asynchronous request is sent.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    whole = _whole(body)
+    if whole is not None:
+        return whole
+    if not isinstance(body, AsyncIterable):
+        raise InvalidInputError("The request's body can't be read asynchronously.")
+    return AsyncUpload(body)
+
+
+def upload(body: object) -> Upload | Whole:
+    """As ``async_upload``, for threads."""
+    whole = _whole(body)
+    if whole is not None:
+        return whole
+    if isinstance(body, str) or not isinstance(body, Iterable):
+        raise InvalidInputError("The request's body can only be read asynchronously.")
+    return Upload(body)
+
+
+def _whole(body: object) -> Whole | None:
+    if body is None:
+        return NOTHING
+    if type(body) is httpx.ByteStream:
+        chunks = [plain_bytes(chunk, what="body") for chunk in body]
+        return Whole(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+    if isinstance(body, bytes | bytearray | memoryview):
+        return Whole(plain_bytes(body, what="body"))
+    return None

@@ -1,0 +1,305 @@
+"""Sends a request with its secrets, for whatever library it came from: the one way out.
+
+Guarantee: the secrets are added to a copy of the request, below everything that a plugin can
+reach: not in what it handed in, not in what it gets back, not in hooks, logs or errors, and in
+no request to an origin, method or path that is not allowed to each of them. In this order: the
+request is read once into plain values; a place in the pool of this plugin and these
+credentials; each lease is redeemed (checked, audited, decrypted into locked memory); the
+secrets are put in, each in its own way; it is sent; the answer is searched for them.
+
+An adapter hands in neutral values and gets neutral values: it knows its library, and nothing of
+leases; nothing here knows a library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+
+import httpx
+import msgspec
+
+from apex_creds.documents.records import Record
+from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
+from apex_creds.leases.answer_search import AnswerSearch
+from apex_creds.leases.bodies import (
+    NOTHING,
+    AsyncBody,
+    AsyncUpload,
+    Say,
+    SyncBody,
+    Upload,
+    Whole,
+    async_upload,
+    failed,
+    upload,
+)
+from apex_creds.leases.broker import LeaseBroker, find_open
+from apex_creds.leases.connection_pool import (
+    Answer,
+    AsyncConnections,
+    AsyncPool,
+    Connections,
+    Key,
+    Pool,
+)
+from apex_creds.leases.lease import AccessRequest, Lease, caller
+from apex_creds.leases.request_signing import (
+    Outgoing,
+    RawHeaders,
+    Snapshot,
+    Use,
+    inject,
+    snapshot,
+    without_secret,
+)
+from apex_creds.model import Origin
+
+
+class Request(msgspec.Struct, frozen=True, eq=False):
+    """What an adapter hands in.
+
+    Attributes:
+        url: Text, or an ``httpx.URL``.
+        headers: Names and values; without ``Host`` the URL's is sent.
+        body: Bytes, an iterable of them (asynchronous where the request is), or None.
+        timeout: Seconds, of ``connect``, ``read``, ``write``, ``pool``; none: without end.
+        say: Makes the library's exception of what went wrong.
+        scope: One that the leases must have.
+    """
+
+    method: str
+    url: object
+    headers: Iterable[tuple[bytes, bytes]]
+    body: object
+    timeout: Mapping[str, float | None]
+    say: Say
+    scope: str | None = None
+
+
+class Answered(msgspec.Struct, frozen=True, eq=False):
+    """What an adapter gets; nothing in it leads to the request as it was sent.
+
+    Attributes:
+        body: Streams, and closes.
+        http_version: As ``HTTP/1.1``.
+        given: The headers as httpx has them already; None: it has not.
+    """
+
+    status: int
+    headers: RawHeaders
+    body: AsyncBody | SyncBody
+    http_version: bytes | None
+    given: httpx.Headers | None
+
+
+async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:
+    """Sends ``request`` with the secrets of these leases, of one invocation.
+
+    Raises:
+        ApexCredsError: It may not be sent.
+        BaseException: It failed: what ``request.say`` makes of that, or what the request's
+            body raised.
+    """
+    leases, broker, taken, asked, key, waits = _checked(lease_ids, request)
+    pool = await broker.connections.here(key)
+    try:
+        permit = await pool.permit(waits, patience=taken.timeout["pool"])
+    except httpx.PoolTimeout as error:
+        raise failed(error, request.say) from None
+    handed_over = False
+    try:
+        body = NOTHING if taken.stream is None else async_upload(taken.stream)
+        uses: list[Use] = []
+        records: list[Record] = []
+        try:
+            for lease in leases:
+                record, opened = await broker.redeem(lease, asked)
+                uses.append(Use(opened, record))
+                records.append(record)
+            outgoing = _injected(taken, uses, body)
+            sent = await _send(pool, outgoing, request.say)
+            del outgoing
+        finally:
+            if body is not NOTHING:
+                body.stop()
+            for use in uses:
+                use.opened.close()
+        if isinstance(sent, BaseException):
+            raise sent
+        stream = sent.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        loop = asyncio.get_running_loop()
+        answer = AsyncBody(stream, request.say, permit, leases, loop)
+        handed_over = True
+    finally:
+        if not handed_over:
+            permit.done()
+    if broker.search is not None:
+        sent = _searched(broker.search, leases, records, sent, answer)
+    version = sent.extensions.get("http_version")  # not the reason: it may repeat the secret
+    return Answered(sent.status, sent.headers, answer, version, sent.given)
+
+
+def exchange_blocking(lease_ids: Sequence[str], request: Request) -> Answered:
+    """As ``exchange``, for worker threads."""
+    leases, broker, taken, asked, key, waits = _checked(lease_ids, request)
+    pool = broker.connections.entered(key)
+    try:
+        permit = pool.permit(waits, patience=taken.timeout["pool"])
+    except httpx.PoolTimeout as error:
+        raise failed(error, request.say) from None
+    handed_over = False
+    try:
+        body = NOTHING if taken.stream is None else upload(taken.stream)
+        uses: list[Use] = []
+        records: list[Record] = []
+        try:
+            for lease in leases:
+                record, opened = broker.redeem_blocking(lease, asked)
+                uses.append(Use(opened, record))
+                records.append(record)
+            outgoing = _injected(taken, uses, body)
+            sent = _send_blocking(pool, outgoing, request.say)
+            del outgoing
+        finally:
+            if body is not NOTHING:
+                body.stop()
+            for use in uses:
+                use.opened.close()
+        if isinstance(sent, BaseException):
+            raise sent
+        stream = sent.stream
+        assert isinstance(stream, httpx.SyncByteStream)
+        answer = SyncBody(stream, request.say, permit, leases)
+        handed_over = True
+    finally:
+        if not handed_over:
+            permit.done()
+    if broker.search is not None:
+        sent = _searched(broker.search, leases, records, sent, answer)
+    version = sent.extensions.get("http_version")  # not the reason: it may repeat the secret
+    return Answered(sent.status, sent.headers, answer, version, sent.given)
+
+
+def _checked(
+    lease_ids: Sequence[str], request: Request
+) -> tuple[list[Lease], LeaseBroker, Snapshot, AccessRequest, Key, Origin | None]:
+    """What is needed before anything is waited for; last the origin to wait for a place to."""
+    leases: list[Lease] = []
+    credentials = ""
+    broker: LeaseBroker | None = None
+    for lease_id in lease_ids:
+        lease, its_broker = find_open(lease_id)
+        if broker not in (None, its_broker):
+            raise InvalidInputError("Credentials of two vaults can't go in one request.")
+        broker = its_broker
+        leases.append(lease)
+        credentials += lease.record_id
+    assert broker is not None
+    try:
+        taken = snapshot(
+            request.method, request.url, request.headers, request.body, request.timeout
+        )
+    except RequestNotAllowedError:
+        for lease in leases:
+            broker.log_refused_request(lease)
+        raise
+    asked = AccessRequest(taken.method, taken.origin, taken.path, request.scope)
+    waits: Origin | None = taken.origin
+    for lease in leases:
+        if taken.origin not in lease.permission.origins:
+            waits = None  # a refusal is not waited for
+    return leases, broker, taken, asked, Key(caller(), credentials), waits
+
+
+def _injected(
+    taken: Snapshot, uses: list[Use], body: AsyncUpload | Upload | Whole
+) -> Outgoing | BaseException:
+    """The request with the secrets in it, which are wiped then; or why it can't be made."""
+    try:
+        return inject(taken, uses, body=body)
+    except ApexCredsError as error:
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        return error
+    except Exception:  # its frames and words may hold the secret
+        return _not_built()
+    finally:
+        while uses:
+            uses.pop().opened.close()
+
+
+def _not_built() -> InvalidInputError:
+    return InvalidInputError("The request can't be built with the credential in it.")
+
+
+async def _send(
+    pool: AsyncPool, outgoing: Outgoing | BaseException, say: Say
+) -> Answer | BaseException:
+    if isinstance(outgoing, BaseException):
+        return outgoing
+    transport = pool.transport
+    try:
+        if isinstance(transport, AsyncConnections):
+            answer = await transport.send(
+                outgoing.method,
+                outgoing.url,
+                outgoing.headers,
+                outgoing.body,
+                {"timeout": outgoing.timeout},
+            )
+        else:
+            answer = _answer_of(await transport.handle_async_request(outgoing.request()))
+    except BaseException as error:
+        return failed(error, say)
+    headers = without_secret(answer.headers, outgoing)
+    return answer if headers is answer.headers else answer._replace(headers=headers, given=None)
+
+
+def _send_blocking(
+    pool: Pool, outgoing: Outgoing | BaseException, say: Say
+) -> Answer | BaseException:
+    if isinstance(outgoing, BaseException):
+        return outgoing
+    transport = pool.transport
+    try:
+        if isinstance(transport, Connections):
+            answer = transport.send(
+                outgoing.method,
+                outgoing.url,
+                outgoing.headers,
+                outgoing.body,
+                {"timeout": outgoing.timeout},
+            )
+        else:
+            answer = _answer_of(transport.handle_request(outgoing.request()))
+    except BaseException as error:
+        return failed(error, say)
+    headers = without_secret(answer.headers, outgoing)
+    return answer if headers is answer.headers else answer._replace(headers=headers, given=None)
+
+
+def _answer_of(response: httpx.Response) -> Answer:
+    headers = response.headers
+    return Answer(
+        response.status_code, headers.raw, response.stream, response.extensions, headers
+    )
+
+
+def _searched(
+    search: AnswerSearch,
+    leases: Sequence[Lease],
+    records: Sequence[Record],
+    sent: Answer,
+    body: AsyncBody | SyncBody,
+) -> Answer:
+    """Has the body of an answer searched from here on; its head is."""
+    try:
+        found = search.begin(leases, records, sent.status, sent.headers)
+    except BaseException:
+        body.abandon()
+        raise
+    if found is None:
+        return sent
+    body.search_with(found)
+    return sent._replace(headers=found.headers, given=None)

@@ -1,0 +1,170 @@
+"""The sending step by itself: several credentials, and a search of what comes back."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from apex_creds.errors import ApexCredsError, InvalidInputError, StorageError
+from apex_creds.leases.bodies import SendFailure
+from apex_creds.leases.exchange import Request, exchange, exchange_blocking
+from apex_creds.model import ApiKey
+from tests.support.loopback import Server, ok, server
+from tests.support.worlds import World
+
+pytestmark = pytest.mark.anyio
+
+
+class Failed(Exception):
+    """What a library would raise."""
+
+
+def asked(here: Server, **changes: object) -> Request:
+    def say(failure: SendFailure) -> Exception:
+        return Failed(failure)
+
+    values = {
+        "method": "GET",
+        "url": f"{here.origin}/v1",
+        "headers": [(b"X-Mine", b"1")],
+        "body": None,
+        "timeout": {},
+        "say": say,
+    }
+    return Request(**(values | changes))
+
+
+async def stored(world: World, here: Server, **deliveries: str) -> None:
+    for name, delivery in deliveries.items():
+        await world.vault.put(
+            name, ApiKey(f"{name}-secret-0123456789"), origins=[here.origin], delivery=delivery
+        )
+        await world.vault.grant("demo", name)
+
+
+async def sent(world: World, request: Request, *names: str) -> bytes:
+    async def plugin(credentials):
+        answered = await exchange([credentials[name].id for name in names], request)
+        try:
+            return b"".join([chunk async for chunk in answered.body])
+        finally:
+            await answered.body.aclose()
+
+    return await world.call(plugin, needs=tuple({"name": name} for name in names))
+
+
+async def test_several_credentials_go_in_each_in_its_way(world: World) -> None:
+    async with server() as here:
+        await stored(world, here, a="bearer", b="header:X-Api-Key", c="query:key")
+        assert await sent(world, asked(here), "a", "b", "c") == b"hello"
+        assert here.header("authorization") == ["Bearer a-secret-0123456789"]
+        assert here.header("x-api-key") == ["b-secret-0123456789"]
+        assert here.target == "/v1?key=c-secret-0123456789"
+        assert here.header("host") == [f"127.0.0.1:{here.port}"]
+        assert len(world.events("redeem")) == 3
+
+
+async def test_two_in_one_place_are_refused_before_a_byte_leaves(world: World) -> None:
+    async with server() as here:
+        await stored(world, here, a="bearer", b="header:authorization")
+        with pytest.raises(InvalidInputError, match="same place"):
+            await sent(world, asked(here), "a", "b")
+        assert here.connections == 0
+
+
+async def test_one_that_is_not_allowed_there_keeps_the_others_in(world: World) -> None:
+    async with server() as here, server() as there:
+        await stored(world, here, a="bearer")
+        await stored(world, there, b="header:X-Api-Key")
+        with pytest.raises(ApexCredsError):
+            await sent(world, asked(here), "a", "b")
+        assert here.connections == 0
+
+
+async def test_what_goes_wrong_is_said_by_the_library(world: World) -> None:
+    async with server() as here:
+        await stored(world, here, a="bearer")
+        here.last_words = b""
+        with pytest.raises(Failed) as caught:
+            await sent(world, asked(here), "a")
+        (failure,) = caught.value.args
+        assert (failure.kind, failure.name) == ("protocol", "RemoteProtocolError")
+        assert "secret" not in failure.text
+
+
+class Upper:
+    """A search that changes what it sees, holds a byte back, and counts its ends."""
+
+    def __init__(self, headers):
+        self.headers = [*headers, (b"x-searched", b"1")]
+        self.held = b""
+        self.closed = 0
+
+    def feed(self, chunk):
+        whole = self.held + chunk
+        self.held = whole[-1:]
+        return whole[:-1].upper()
+
+    def finish(self):
+        return self.held.upper()
+
+    def close(self):
+        self.closed += 1
+
+
+class Search:
+    def __init__(self, error: Exception | None = None):
+        self.made: list[Upper] = []
+        self.names: list[list[str]] = []
+        self.error = error
+
+    def begin(self, leases, records, status, headers):
+        self.names.append([record.info.name for record in records])
+        if self.error is not None:
+            raise self.error
+        self.made.append(Upper(headers))
+        return self.made[-1]
+
+
+async def test_an_answer_is_searched_while_it_streams(world: World) -> None:
+    async with server() as here:
+        await stored(world, here, a="bearer")
+        search = world.middleware.broker.search = Search()
+        assert await sent(world, asked(here), "a") == b"HELLO"
+        assert search.names == [["a"]]
+        assert search.made[0].closed == 1
+
+        async def with_httpx(credentials):
+            async with credentials["a"].client() as http:
+                answer = await http.get(f"{here.origin}/v1")
+                return answer.text, answer.headers["x-searched"]
+
+        assert await world.call(with_httpx, needs=({"name": "a"},)) == ("HELLO", "1")
+
+
+async def test_an_answer_that_can_not_be_searched_goes_no_further(world: World) -> None:
+    async with server() as here:
+        await stored(world, here, a="bearer")
+        world.middleware.broker.search = Search(StorageError("no"))
+        for _ in range(40):  # more than a pool has places
+            with pytest.raises(StorageError):
+                await sent(world, asked(here), "a")
+
+
+async def test_the_same_in_a_thread(world: World) -> None:
+    async with server() as here:
+        here.answer = lambda head: ok(b"hello there")
+        await stored(world, here, a="bearer", b="header:X-Api-Key")
+        search = world.middleware.broker.search = Search()
+
+        def plugin(credentials):
+            ids = [credentials[name].id for name in ("a", "b")]
+            request = asked(here, url=httpx.URL(f"{here.origin}/v1"))
+            answered = exchange_blocking(ids, request)
+            try:
+                return b"".join(answered.body)
+            finally:
+                answered.body.close()
+
+        assert await world.call(plugin, needs=({"name": "a"}, {"name": "b"})) == b"HELLO THERE"
+        assert search.made[0].closed == 1
