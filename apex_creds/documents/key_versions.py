@@ -19,7 +19,7 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents import observe
 from apex_creds.documents.keystore import Keystore, KeystoreBody
 from apex_creds.documents.records import Record, reseal_record
-from apex_creds.documents.sections import Section
+from apex_creds.documents.sections import Changes, Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ConflictError
 from apex_creds.keys.hierarchy import KEY_BYTES
@@ -108,21 +108,22 @@ async def move_records(
             old versions would not shred it. Renew its present label, and try again.
     """
 
-    def change(before: Section, keystore: Keystore) -> Mapping[str, Record]:
-        _refuse_unshreddable(before.records.get(without), keystore, label)
-        kept = {name: r for name, r in before.records.items() if name != without}
+    def change(before: Section, keystore: Keystore) -> Changes:
+        records = before.records
+        _refuse_unshreddable(records.get(without), keystore, label)
+        changes: dict[str, Record | None] = {without: None} if without in records else {}
         keyset = keystore.by_label.get(label)
         if keyset is None:
-            return kept
+            return changes
         key = keystore.hierarchy.unwrap(keyset, keyset.primary.version)
         vault_id = bytes.fromhex(keystore.header.vault_id)
         current = (bytes.fromhex(keyset.id), keyset.primary.version)
-        for name, record in kept.items():
-            if record.key[0] == current[0] and record.key != current:
-                kept[name] = reseal_record(
+        for name, record in records.items():
+            if name != without and record.key[0] == current[0] and record.key != current:
+                changes[name] = reseal_record(
                     record, vault_id=vault_id, find_key=keystore.dek, keyset=keyset, key=key
                 )
-        return kept
+        return changes
 
     return (await store.sections.commit(section, change, shred=True))[1]
 

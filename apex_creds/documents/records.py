@@ -73,17 +73,15 @@ class Resealed(msgspec.Struct, frozen=True, gc=False):
     new: Record
 
 
-def narrows(
-    before: Mapping[str, Record], after: Mapping[str, Record], names: Iterable[str]
-) -> bool:
+def narrows(before: Mapping[str, Record], changes: Mapping[str, Record | None]) -> bool:
     """Whether less is allowed of a credential than was, so that it must not come back."""
-    pairs = ((before.get(name), after.get(name)) for name in names)
+    pairs = ((before.get(name), new) for name, new in changes.items())
     return any(old and new and _narrows(old.info, new.info) for old, new in pairs)
 
 
 def _narrows(old: CredentialInfo, new: CredentialInfo) -> bool:
     levels = list(Sensitivity)
-    return (
+    return old is not new and (
         not set(old.origins) <= set(new.origins)
         or (old.delivery, old.service) != (new.delivery, new.service)
         or levels.index(old.sensitivity) < levels.index(new.sensitivity)

@@ -18,10 +18,21 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    ValuesView,
+)
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -83,21 +94,80 @@ Written = tuple["Section", Shredded]
 """A section as it was written, and what became of the bytes that it replaced."""
 
 
+class Together(Mapping[str, Record]):
+    """The records of several shards, none of them in two; nothing is copied.
+
+    Args:
+        parts: Those of each shard.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: Iterable[Mapping[str, Record]]) -> None:
+        self.parts = tuple(parts)
+
+    def __getitem__(self, credential: str) -> Record:
+        for part in self.parts:
+            if credential in part:
+                return part[credential]
+        raise KeyError(credential)
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self.parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def items(self) -> ItemsView[str, Record]:
+        """Part by part: the usual view would look every name up."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Record]:
+        """As ``items``."""
+        return _Values(self)
+
+
+class _Items(ItemsView[str, Record]):
+    _mapping: Together
+
+    def __iter__(self) -> Iterator[tuple[str, Record]]:
+        return chain.from_iterable(part.items() for part in self._mapping.parts)
+
+
+class _Values(ValuesView[Record]):
+    _mapping: Together
+
+    def __iter__(self) -> Iterator[Record]:
+        return chain.from_iterable(part.values() for part in self._mapping.parts)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A section as of some moment: its shards, and all their records.
+    """A section as of some moment.
 
     Attributes:
         name: The section's.
         shards: Its documents by name; none while it does not exist.
-        records: Of all of them, by credential.
-        uses: How many messages were sealed under each DEK version in use.
     """
 
     name: str
     shards: Mapping[str, Shard]
-    records: Mapping[str, Record]
-    uses: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+    @property
+    def records(self) -> Mapping[str, Record]:
+        """Of all its shards, by credential."""
+        if len(self.shards) == 1:
+            [only] = self.shards.values()
+            return only.records
+        return Together(shard.records for shard in self.shards.values())
+
+    @property
+    def uses(self) -> Mapping[tuple[str, int], int]:
+        """How many messages were sealed under each DEK version in use."""
+        counts: Counter[tuple[str, int]] = Counter()
+        for shard in self.shards.values():
+            counts.update(shard.uses)
+        return counts
 
     @property
     def count(self) -> int:
@@ -117,10 +187,12 @@ class Section:
     def only(self, documents: Collection[str]) -> Section:
         """What is in some of the shards."""
         chosen = {name: shard for name, shard in self.shards.items() if name in documents}
-        return self if len(chosen) == len(self.shards) else merge(self.name, chosen)
+        return Section(name=self.name, shards=chosen)
 
 
-ChangeSection = Callable[[Section, Keystore], Mapping[str, Record]]
+Changes = Mapping[str, Record | None]
+"""Records that are to be others than they are; None: it is to go."""
+ChangeSection = Callable[[Section, Keystore], Changes]
 
 
 class Documents(Protocol):
@@ -145,6 +217,9 @@ class Documents(Protocol):
     async def refresh(self) -> None:
         """Compares what is in memory with what is stored, where that costs a trip."""
 
+    def change_tokens(self, names: Iterable[str]) -> list[Token | None]:
+        """What the storage says of each document."""
+
     async def stored_keystore(self) -> Keystore:
         """The key store out of the storage, not out of memory."""
 
@@ -166,10 +241,10 @@ class Documents(Protocol):
         self,
         given: Mapping[str, Token | None],
         keystore: Keystore,
-        work: Callable[[], Mapping[str, Record]],
+        work: Callable[[], T],
         *,
         size: int = 0,
-    ) -> Mapping[str, Record] | None:
+    ) -> T | None:
         """What ``work`` returns; None where what it was given has lost its keys."""
 
     async def commit_with_keystore(
@@ -366,19 +441,17 @@ class SectionSet:
         change: ChangeSection,
         *,
         shred: bool = False,
-        only: Collection[str] | None = None,
+        size: int | None = None,
     ) -> Written:
-        """Applies ``change`` to a section's records, in a worker thread where it is large.
-
-        What allows less of a credential in ``only`` is anchored on return.
+        """Changes some of a section's records; what allows less is anchored on return.
 
         Args:
             name: The section.
-            change: Given the section and the key store, returns the new records; nothing
-                is written if they are the old ones.
+            change: Given the section and the key store, returns the records that are to be
+                others; where none is, nothing is written.
             shred: See ``Storage.write``.
-            only: The credentials that may change; ``change`` is then given the shards that
-                have them, and returns the new records of those.
+            size: How many records ``change`` looks at; those of the whole section by default.
+                It runs in a worker thread where they are many.
 
         Returns:
             The section as written, and what became of the bytes it replaced.
@@ -386,7 +459,6 @@ class SectionSet:
         Raises:
             ConflictError: Other writers were first, a hundred times.
         """
-        names = only or ()
         await self._store.move_forward()
 
         async def attempt() -> tuple[Written, bool] | None:
@@ -396,23 +468,24 @@ class SectionSet:
             if section.shards and section.count != count:  # another process has divided it
                 self.forget(name)
                 return None
-            before = section
-            if only is not None and count:
-                before = section.only({self.names.of(name, each, count) for each in only})
-            size = max(len(before.records), len(names))
-            given = {each: shard.token for each, shard in before.shards.items()}
-            work = partial(change, before, keystore)
-            records = await self._store.computed(given, keystore, work, size=size)
-            if records is None:
+            given = {each: shard.token for each, shard in section.shards.items()}
+            changes = await self._store.computed(
+                given,
+                keystore,
+                partial(change, section, keystore),
+                size=len(section.records) if size is None else size,
+            )
+            if changes is None:
                 return None
-            spread = size if count else 0
             place = partial(self.names.of, name, count=count)
-            changed = await off_loop(spread, lambda: divided(before, records, place))
+            changed = await off_loop(
+                len(changes), lambda: changed_shards(section, changes, place)
+            )
             if changed and not section.shards:  # all are made together
                 changed = {each: changed.get(each, {}) for each in shard_names(name, count)}
             written = await self._write(section, changed, keystore, shred=shred)
-            narrower = partial(narrows, before.records, records, names)
-            return written and (written, await off_loop(len(names), narrower))
+            narrower = partial(narrows, section.records, changes)
+            return written and (written, await off_loop(len(changes), narrower))
 
         async with self._store.writing.held():
             written, to_anchor = await until_committed(name, attempt)
@@ -502,10 +575,11 @@ class SectionSet:
         return _NO_RECORDS if self._is_current(section) else None
 
     def _is_current(self, section: Section) -> bool:
-        token = self._store.storage.change_token
         if not section.shards:
-            return token(self.all(section.name)[0]) is None
-        return all(token(name) == shard.token for name, shard in section.shards.items())
+            first = self.all(section.name)[0]
+            return self._store.storage.change_token(first) is None
+        found = self._store.change_tokens(section.shards)
+        return found == [shard.token for shard in section.shards.values()]
 
     async def _read(self, name: str) -> Section:
         return await self._flights.fresh(
@@ -522,12 +596,11 @@ class SectionSet:
                     raise  # it was not divided meanwhile
 
     async def _load_shards(self, name: str, names: Collection[str]) -> Section:
-        before, token = self._kept.get(name), self._store.storage.change_token
+        before = self._kept.get(name)
         known = {} if before is None else before.shards
         shards = {each: known[each] for each in names if each in known}
-        moved = [
-            each for each in names if each not in shards or token(each) != shards[each].token
-        ]
+        tokens = zip(names, self._store.change_tokens(names), strict=True)
+        moved = [n for n, token in tokens if n not in shards or token != shards[n].token]
         loaded = await self._store.load(moved, _open)
         exists = self._store.shared is None and len(names) > 1  # as the key store says
         if loaded or shards or exists:
@@ -537,9 +610,9 @@ class SectionSet:
         shards |= loaded
         found = sum(shard.generation for shard in shards.values())
         refuse_rollback(name, floor=self._floors.get(name, 0), found=(found, ""))
-        return await self._keep(name, shards)
+        return self._keep(name, shards)
 
-    async def _keep(self, name: str, shards: Mapping[str, Shard]) -> Section:
+    def _keep(self, name: str, shards: Mapping[str, Shard]) -> Section:
         """The section out of shards; of each, the newest that this process has."""
         while True:
             self._store.unsealed()
@@ -553,8 +626,7 @@ class SectionSet:
                 else shard
                 for each, shard in shards.items()
             }
-            size = sum(len(each.records) for each in newest.values()) if len(newest) > 1 else 0
-            section = await off_loop(size >> 4, partial(merge, name, newest, before=before))
+            section = Section(name=name, shards=newest)
             with self._memory:
                 if self._kept.get(name) is before:
                     self._kept[name] = section
@@ -612,7 +684,7 @@ class SectionSet:
             for (_, shard), result in zip(made, results, strict=False):
                 there[shard.name] = dataclasses.replace(shard, token=result.token)
                 self._store.rollback.register(shard.name, (shard.generation, shard.mac))
-            await self._keep(name, there)
+            self._keep(name, there)
             return True
 
         async with self._store.writing.held():
@@ -651,7 +723,7 @@ class SectionSet:
             shards[shard.name] = dataclasses.replace(shard, token=result.token)
             self._store.rollback.register(shard.name, (shard.generation, shard.mac))
         self._bases[section.name] = keystore.by_label
-        return await self._keep(section.name, shards), results[0].shredded
+        return self._keep(section.name, shards), results[0].shredded
 
 
 def seal_shard(
@@ -676,50 +748,33 @@ def seal_shard(
     return data, shard
 
 
-def merge(name: str, shards: Mapping[str, Shard], *, before: Section | None = None) -> Section:
-    """The section out of its shards.
+def changed_shards(section: Section, changes: Changes, place: Callable[[str], str]) -> Changed:
+    """The new records of each shard in which some are to be others.
 
     Args:
-        name: The section's.
-        shards: All its shards; none while it does not exist.
-        before: An earlier state, so that only what moved since has to be looked at.
-    """
-    if len(shards) == 1:
-        [only] = shards.values()
-        return Section(name=name, shards=shards, records=only.records, uses=only.uses)
-    uses: dict[tuple[str, int], int] = {}
-    for shard in shards.values():
-        for key, count in shard.uses.items():
-            uses[key] = uses.get(key, 0) + count
-    return Section(name=name, shards=shards, records=_records(shards, before), uses=uses)
-
-
-def divided(
-    before: Section, records: Mapping[str, Record], place: Callable[[str], str]
-) -> Changed:
-    """The new records of each shard whose records are to be others than ``before``.
-
-    Args:
-        before: The section, or the part of it that may change.
-        records: Its new records.
+        section: As it is.
+        changes: The records that are to be others.
         place: The document of a credential.
     """
-    if records is before.records:
-        return {}
-    if before.name in before.shards:
-        return {before.name: records}
-    changed: dict[str, dict[str, Record]] = {}
-    left = dict(records)
-    for each, shard in before.shards.items():
-        kept = {name: left.pop(name) for name in shard.records if name in left}
-        if any(kept.get(name) is not record for name, record in shard.records.items()):
-            changed[each] = kept
-    for name, record in left.items():
-        each = place(name)
-        if each not in changed:
-            changed[each] = dict(_shard(before, each).records)
-        changed[each][name] = record
-    return changed
+    new, parts = dict(changes), dict[str, dict[str, Record | None]]()
+    for document, shard in section.shards.items():
+        there = {name: new.pop(name) for name in changes.keys() & shard.records.keys()}
+        if any(record is not shard.records[name] for name, record in there.items()):
+            parts[document] = there
+    for name, record in new.items():
+        if record is not None:
+            parts.setdefault(place(name), {})[name] = record
+    return {n: _changed(_shard(section, n).records, part) for n, part in parts.items()}
+
+
+def _changed(records: Mapping[str, Record], changes: Changes) -> dict[str, Record]:
+    after = dict(records)
+    for name, record in changes.items():
+        if record is None:
+            after.pop(name, None)
+        else:
+            after[name] = record
+    return after
 
 
 def split(whole: Shard, names: Iterable[str], place: Callable[[str], str]) -> list[Shard]:
@@ -765,20 +820,6 @@ def _shard(section: Section, name: str) -> Shard:
     return section.shards.get(name) or Shard(
         name=name, token=None, header=None, mac="", records={}
     )
-
-
-def _records(shards: Mapping[str, Shard], before: Section | None) -> dict[str, Record]:
-    if before is None or before.shards.keys() != shards.keys():
-        return {name: r for shard in shards.values() for name, r in shard.records.items()}
-    # A dictionary that nothing was taken out of is copied at once, not entry by entry.
-    records = dict(before.records)
-    moved = [(n, shard) for n, shard in shards.items() if before.shards.get(n) is not shard]
-    for name, shard in moved:
-        for credential in before.shards[name].records.keys() - shard.records.keys():
-            del records[credential]
-    for _, shard in moved:
-        records.update(shard.records)
-    return records
 
 
 def _moved(basis: Mapping[str, Keyset], keysets: Mapping[str, Keyset], label: str) -> bool:

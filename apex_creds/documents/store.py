@@ -80,6 +80,7 @@ from apex_creds.model import Clock
 from apex_creds.storage.base import (
     Data,
     Divides,
+    Stamped,
     Storage,
     Stored,
     Token,
@@ -146,6 +147,7 @@ class DocumentStore(SealState):
         self.branch = 0
         self.on_keystore_commit: list[Callable[[Keystore, KeystoreBody], object]] = []
         self._keystores: SingleFlight[str, Keystore] = SingleFlight()
+        self._stamped = storage if isinstance(storage, Stamped) else None
 
     # -- the key store -----------------------------------------------------------------
 
@@ -266,14 +268,14 @@ class DocumentStore(SealState):
             IntegrityError: What is stored is not what this vault wrote.
         """
         while True:
-            before = self._tokens(names)
+            before = self.change_tokens([*names, KEYSTORE])
             try:
                 return await self._load_once(names, open_one)
             except SecretWipedError:  # while it was used, in another thread
                 continue
             except UnknownKeyError:  # its key was destroyed after it had moved away from it
                 await self.refresh_strict()
-                if self._tokens(names) == before:
+                if self.change_tokens([*names, KEYSTORE]) == before:
                     raise
 
     async def computed(
@@ -302,7 +304,7 @@ class DocumentStore(SealState):
             return await off_loop(size, work)
         except (UnknownKeyError, SecretWipedError):
             await self.refresh_strict()
-            if self._tokens(given) == [*given.values(), keystore.token]:
+            if self.change_tokens([*given, KEYSTORE]) == [*given.values(), keystore.token]:
                 raise
             return None
 
@@ -458,8 +460,11 @@ class DocumentStore(SealState):
             raise VaultSealedError("The vault is sealed.", hint="Unseal it again.")
         return self._keystore
 
-    def _tokens(self, names: Iterable[str]) -> list[Token | None]:
-        return [self.storage.change_token(name) for name in (*names, KEYSTORE)]
+    def change_tokens(self, names: Iterable[str]) -> list[Token | None]:
+        """What the storage says of each document."""
+        if self._stamped is not None:
+            return self._stamped.change_tokens(names)
+        return [self.storage.change_token(name) for name in names]
 
     def _is_current(self, name: str, token: object) -> bool:
         return self.storage.change_token(name) == token

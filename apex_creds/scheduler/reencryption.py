@@ -19,7 +19,6 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
-    Mapping,
     Sequence,
 )
 from contextlib import AsyncExitStack, aclosing, nullcontext
@@ -33,7 +32,7 @@ import anyio.to_thread
 from apex_creds.concurrency import ATTEMPTS, off_loop, too_busy
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.records import Record, Resealed, Shard, reseal_records
-from apex_creds.documents.sections import Section
+from apex_creds.documents.sections import Changes, Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     DecryptionError,
@@ -372,10 +371,7 @@ async def _commit(run: Run, pairs: Sequence[Resealed]) -> int:
     """Puts in the new records whose old one is still there; how many that were."""
     replaced = 0
 
-    def change(before: Section, keystore: Keystore) -> Mapping[str, Record]:
-        nonlocal replaced
-        merged = dict(before.records)
-        replaced = 0
+    def change(before: Section, keystore: Keystore) -> Changes:
         # One that is not primary now may be on its way to being destroyed, after a scan.
         heads = {pair.new.head: pair.new.key for pair in pairs}
         primaries = {
@@ -383,26 +379,19 @@ async def _commit(run: Run, pairs: Sequence[Resealed]) -> int:
             for head, (key_id, version) in heads.items()
             if (keyset := keystore.by_id.get(key_id)) and keyset.primary.version == version
         }
+        records = (before if run.within is None else before.only(run.within)).records
+        changes: dict[str, Record] = {}
         for pair in pairs:
             old, new = pair.old, pair.new
-            found = merged.get(old.info.name)
+            found = records.get(old.info.name)
             if found is None or (found is not old and found.sealed != old.sealed):
                 continue
             if new.head in primaries:
                 same = found.info is new.info
-                merged[old.info.name] = new if same else Record(found.info, new.sealed)
-                replaced += 1
-        if not replaced:
-            raise _NothingLeft
-        return merged
+                changes[old.info.name] = new if same else Record(found.info, new.sealed)
+        nonlocal replaced
+        replaced = len(changes)
+        return changes
 
-    only = None if run.within is None else [pair.old.info.name for pair in pairs]
-    try:
-        await run.store.sections.commit(run.section, change, only=only)
-    except _NothingLeft:
-        return 0
+    await run.store.sections.commit(run.section, change, size=len(pairs))
     return replaced
-
-
-class _NothingLeft(Exception):  # noqa: N818 - a signal, never seen outside
-    """Other writers were first with every record of a slice."""

@@ -105,6 +105,9 @@ class Stamp(NamedTuple):
 class Stamped(Protocol):
     """A storage that says in one step that nothing has changed since."""
 
+    def change_tokens(self, names: Iterable[str]) -> list[Token | None]:
+        """``change_token`` of each."""
+
     def stamp(self, names: Iterable[str]) -> Stamp | None:
         """For what ``change_token`` said last of these; None: it can't be had."""
 

@@ -18,7 +18,7 @@ import secrets
 import stat
 import sys
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from apex_creds.fs.private_files import Folder, write_all
 
@@ -29,6 +29,13 @@ COUNTER_NAME: Final = ".epoch"
 _SIZE: Final = 8
 _WRAP: Final = 1 << 63
 _USABLE: Final = hasattr(os, "pread")  # elsewhere an open file can't be replaced either
+
+
+class Moved(NamedTuple):
+    """A move of the counter: its value before and after; odd before: a writer had died."""
+
+    before: int
+    after: int
 
 
 class ChangeCounter:
@@ -81,15 +88,18 @@ class ChangeCounter:
         self._open(security, write=write)
 
     @contextlib.contextmanager
-    def moving(self) -> Iterator[None]:
+    def moving(self) -> Iterator[Moved | None]:
         """Marks the block in which a writer that holds the lock replaces a document.
 
         A disk that does not take the first mark fails before anything was replaced; one
         that does not take the second leaves the counter odd.
+
+        Returns:
+            From where to where it moves; None where there is no counter.
         """
         fd = self._held()
         if fd is None:
-            yield
+            yield None
             return
         try:
             before = _read(fd)
@@ -98,7 +108,7 @@ class ChangeCounter:
             begun = (before | 1) + 2 * (before & 1)
             _write(fd, begun)
             try:
-                yield
+                yield Moved(before, (begun + 1) % _WRAP)
             finally:
                 with contextlib.suppress(OSError):
                     _write(fd, begun + 1)

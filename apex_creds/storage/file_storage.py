@@ -55,10 +55,17 @@ from apex_creds.storage.base import (
     check_document_name,
     tie_result,
 )
-from apex_creds.storage.change_counter import ChangeCounter
+from apex_creds.storage.change_counter import ChangeCounter, Moved
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Callable,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
 DIVISION: Final = 64
 _FIXED: Final = {
@@ -95,6 +102,33 @@ class _Seen(NamedTuple):
     until: float
 
 
+class _OwnWrites(NamedTuple):
+    """The last writes, while they were all of this storage: what they left alone still holds.
+
+    Each write moves the counter, so that every document would have to be looked at again.
+
+    Attributes:
+        first: The counter's value before them.
+        last: Its value after them.
+        at: Its value after the last one of each document that they replaced.
+    """
+
+    first: int
+    last: int
+    at: Mapping[str, int]
+
+    def after(self, moved: Moved, names: Iterable[str]) -> _OwnWrites:
+        """With one more; the lock is held, so that no other is between its two values."""
+        ours = dict.fromkeys(names, moved.after)
+        if self.last != moved.before:  # another has written before it
+            return _OwnWrites(moved.before, moved.after, ours)
+        return self._replace(last=moved.after, at={**self.at, **ours})
+
+    def left(self, name: str, *, seen: int, standing: int | None) -> bool:
+        """Whether a document is still as it was at ``seen``."""
+        return self.first <= seen <= self.last == standing and self.at.get(name, 0) <= seen
+
+
 class _MovedError(Exception):
     """The file was replaced while it was read."""
 
@@ -116,6 +150,7 @@ class FileStorage:
         self._candidates: tuple[str, ...] = SECTION_NAMES
         self._counter = ChangeCounter()
         self._seen: dict[str, _Seen] = {}
+        self._own = _OwnWrites(0, -1, {})
         self._attach_again = 0.0
         self._journal = self.root / SECURITY / journal.JOURNAL
 
@@ -158,6 +193,16 @@ class FileStorage:
             return seen.token
         return self._look(name, standing)
 
+    def change_tokens(self, names: Iterable[str]) -> list[Token | None]:
+        """See ``Stamped``."""
+        standing, now, known = self._counter.standing(), _monotonic(), self._seen
+        return [
+            seen.token
+            if (seen := known.get(name)) and seen.counted == standing and now < seen.until
+            else self._look(name, standing)
+            for name in names
+        ]
+
     def stamp(self, names: Iterable[str]) -> Stamp | None:
         """See ``Stamped``."""
         seen = [self._seen.get(name) for name in names]
@@ -172,12 +217,17 @@ class FileStorage:
         return self._counter.standing() == counted and _monotonic() < until
 
     def _look(self, name: str, standing: int | None) -> Token | None:
+        now, seen = _monotonic(), self._seen.get(name)
+        if seen is not None and now < seen.until:
+            own = self._own
+            if own.left(name, seen=seen.counted, standing=standing):
+                self._seen[name] = seen._replace(counted=own.last)
+                return seen.token
         place = self._places.get(name) or self._place(name)
         try:
             token = _token_at(place)
         except OSError as error:
             raise storage_error(error, place.path) from error
-        now = _monotonic()
         if standing is not None:
             self._seen[name] = _Seen(standing, token, now + _LOOK_EVERY)
         if now >= self._attach_again:
@@ -371,7 +421,7 @@ class FileStorage:
             for folder in folders.values():
                 _sweep(folder)
             made = self._made(folders, ordered, places, old, stack)
-            with self._counter.moving(), durable_name():
+            with self._moving(*(place.name for place in places)), durable_name():
                 if not journal.take(folders, [step for step, _ in made]):
                     raise ConflictError(
                         f"{self.root} is written without its lock.",
@@ -453,7 +503,7 @@ class FileStorage:
             write_all(fd, data)
             _stamp(fd, newer_than)
             sync_file(fd)
-            with self._counter.moving():
+            with self._moving(place.name):
                 folder.replace(temporary, place.file)
         except BaseException:
             os.close(fd)
@@ -478,7 +528,7 @@ class FileStorage:
             self._compare(place, None if old is None else _token(os.fstat(old)), expected)
             self._compare_ties(ties)
             _sweep(folder)
-            with self._counter.moving():
+            with self._moving(place.name):
                 folder.unlink(place.file)
             with durable_name():
                 folder.sync()
@@ -525,6 +575,14 @@ class FileStorage:
                 with self._counter.moving(), durable_name():
                     journal.take(folders, steps)
             yield folders
+
+    @contextlib.contextmanager
+    def _moving(self, *names: str) -> Iterator[None]:
+        """Marks the block in which documents are replaced, of which no others are touched."""
+        with self._counter.moving() as moved:
+            yield
+        if moved is not None:
+            self._own = self._own.after(moved, names)
 
     @contextlib.contextmanager
     def _folder(self, name: str) -> Iterator[Folder]:

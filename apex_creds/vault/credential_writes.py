@@ -32,7 +32,7 @@ from apex_creds.concurrency import off_loop
 from apex_creds.documents import key_versions, observe
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.records import Record, seal_record
-from apex_creds.documents.sections import Section
+from apex_creds.documents.sections import Changes, Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ConflictError,
@@ -148,7 +148,7 @@ async def edit(
     made: CredentialInfo | None = None
     end = None if changes.expires == math.inf else changes.expires
 
-    def change(before: Section, _: Keystore) -> Mapping[str, Record]:
+    def change(before: Section, _: Keystore) -> Changes:
         nonlocal made
         old = before.records.get(name)
         if old is None:
@@ -163,9 +163,9 @@ async def edit(
             expires=info.expires if changes.expires is None else end,
             updated=clock.time(),
         )
-        return {**before.records, name: Record(made, old.sealed)}
+        return {name: Record(made, old.sealed)}
 
-    await store.sections.commit(section, change, only=[name])
+    await store.sections.commit(section, change, size=1)
     assert made is not None
     return made
 
@@ -214,18 +214,18 @@ async def _put(
     written: dict[str, Record] = {}
     replaced: Mapping[str, Record] = {}
 
-    def change(before: Section, keystore: Keystore) -> Mapping[str, Record]:
+    def change(before: Section, keystore: Keystore) -> Changes:
         nonlocal replaced
         replaced = before.records
         for item in items:
             info = next_info(item, replaced.get(item.name), clock.time())
             written[item.name] = _seal(info, item, keystore)
-        return {**replaced, **written}
+        return written
 
     known = (await store.sections.read(section)).records
     labels = await off_loop(len(items), partial(_labels, section, items, known))
     await key_versions.ensure(store, labels, now=clock.time())
-    await store.sections.commit(section, change, only=[item.name for item in items])
+    await store.sections.commit(section, change, size=len(items))
     try:
         await _refuse_taken(store, section, written)
     except CredentialExistsError:
@@ -279,14 +279,13 @@ async def _withdraw(
     give a name to two kinds sees it.
     """
 
-    def change(before: Section, _: Keystore) -> Mapping[str, Record]:
+    def change(before: Section, _: Keystore) -> Changes:
         found = {name: before.records.get(name) for name in written}
-        ours = {name for name, r in found.items() if r and r.info == written[name].info}
-        kept = {name: r for name, r in before.records.items() if name not in ours}
-        return kept | {name: replaced[name] for name in ours & set(replaced)}
+        ours = [name for name, r in found.items() if r and r.info == written[name].info]
+        return {name: replaced.get(name) for name in ours}
 
     with anyio.CancelScope(shield=True):
-        await store.sections.commit(section, change, only=written)
+        await store.sections.commit(section, change, size=len(written))
 
 
 def _seal(info: CredentialInfo, item: PutItem, keystore: Keystore) -> Record:

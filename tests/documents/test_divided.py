@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,33 @@ async def test_a_put_moves_at_most_twice_the_bytes_of_one_beside_a_thousand(
             await vault.put("c0", ApiKey("changed"))
             costs.append(storage.moved)
     assert costs[1] <= 2 * costs[0]
+
+
+async def test_a_put_looks_at_as_much_beside_any_number_of_shards(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the counter as often, and no document's state but those that it writes."""
+    monkeypatch.setattr(file_storage, "_LOOK_EVERY", 1e9)
+    calls = []
+    for shards in (4, 64):
+        monkeypatch.setattr(file_storage, "DIVISION", shards)
+        async with await divided(tmp_path / str(shards)) as vault:
+            await vault.put("c0", ApiKey("changed"))
+            counted: Counter[str] = Counter()
+            with monkeypatch.context() as patch:
+                for call in ("pread", "lstat", "stat", "fstat", "fsync", "open"):
+                    patch.setattr(os, call, counting(counted, getattr(os, call)))
+                await vault.put("c0", ApiKey("again"))
+            calls.append(counted)
+    assert calls[0] == calls[1]
+
+
+def counting(counted: Counter[str], call: Callable[..., Any]) -> Callable[..., Any]:
+    def counts(*args: Any, **options: Any) -> Any:
+        counted[call.__name__] += 1
+        return call(*args, **options)
+
+    return counts
 
 
 async def test_a_rotation_writes_each_shard_once(small: None, tmp_path: Path) -> None:

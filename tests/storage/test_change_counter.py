@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from apex_creds.errors import StorageError, UnsafePathError, UnsafePermissionsError
 from apex_creds.storage import FileStorage, change_counter
 from apex_creds.storage import file_storage as file_module
+from apex_creds.storage.base import Write
 from apex_creds.storage.change_counter import COUNTER_NAME
 
 pytestmark = [
@@ -136,6 +141,54 @@ async def test_a_look_is_one_system_call(
     for _ in range(100):
         storage.change_token("keystore")
     assert len(calls) == 100
+
+
+async def test_what_this_storage_writes_leaves_what_it_saw_of_other_documents(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a set of documents is looked at by one system call after each write of one of them."""
+    names = [f"section_{number:02x}" for number in range(64)]
+    for name in names:
+        await storage.write(name, b"first", expected=None)
+    before = storage.change_tokens(names)
+    looked: list[object] = []
+    real = os.lstat
+    monkeypatch.setattr(os, "lstat", lambda *args: looked.append(args) or real(*args))
+    for _ in range(3):
+        made = await storage.write(names[7], b"next", expected=storage.change_token(names[7]))
+        assert storage.change_tokens(names) == [*before[:7], made.token, *before[8:]]
+    pairs = [Write(name, b"both", storage.change_token(name)) for name in names[:2]]
+    both = await storage.write_many(pairs)
+    assert storage.change_tokens(names[:3]) == [both[0].token, both[1].token, before[2]]
+    assert len([args for args in looked if names[3] in str(args)]) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.booleans()), max_size=25))
+async def test_writers_in_any_order_are_each_seen_by_the_others(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    """Each step: who writes which of the documents, and whether somebody looks before."""
+    with (
+        tempfile.TemporaryDirectory() as home,
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.ExitStack() as stack,
+    ):
+        patch.setattr(file_module, "_LOOK_EVERY", 1e9)
+        storages = [FileStorage(Path(home)) for _ in range(3)]
+        for each in storages:
+            await each.prepare()
+            stack.callback(each._pins.close)
+            stack.callback(each._counter.detach)
+        names = [f"section_{number:02x}" for number in range(4)]
+        for who, which, looks in steps:
+            writer, name = storages[who], names[which]
+            await writer.write(name, b"next", expected=writer.change_token(name))
+            truth = [file_module._token_at(writer._place(each)) for each in names]
+            for each in storages if looks else []:
+                assert each.change_tokens(names) == truth
+        truth = [file_module._token_at(storages[0]._place(each)) for each in names]
+        assert all(each.change_tokens(names) == truth for each in storages)
 
 
 async def test_another_process_cuts_the_counter_while_it_is_read(storage: FileStorage) -> None:
