@@ -21,7 +21,7 @@ import typer
 from apex_creds.auth.access_document import OPERATOR, Client, Factor
 from apex_creds.auth.challenge_client import ClientKey
 from apex_creds.auth.challenge_issuer import Challenger
-from apex_creds.auth.enrolment import Enrolment, Factors
+from apex_creds.auth.enrolment import Factors
 from apex_creds.auth.second_factor import Subject
 from apex_creds.cli import console
 from apex_creds.cli.command import (
@@ -80,7 +80,13 @@ def enrol_factor(
         if await factors.enrolled():
             await ask_for_one(factors)
         with factors.begin(label) as new:
-            _show(new, plain=plain)
+            uri = new.uri()
+            if not plain:
+                console.draw_qr(uri, sys.stdout)
+            console.say("Scan this with an authenticator app, or type the secret into it.")
+            console.say(f"URI:    {uri}")
+            console.say(f"Secret: {new.base32()}")
+            console.say("It is shown this once. Clear the screen afterwards.", style="yellow")
             made = await _until_right(
                 "Code of the new factor", lambda code: factors.confirm(new, code)
             )
@@ -93,16 +99,6 @@ def enrol_factor(
         f"Enrolled {made.label}.",
         *([] if left else [advice]),
     )
-
-
-def _show(new: Enrolment, *, plain: bool) -> None:
-    uri = new.uri()
-    if not plain:
-        console.draw_qr(uri, sys.stdout)
-    console.say("Scan this with an authenticator app, or type the secret into it.")
-    console.say(f"URI:    {uri}")
-    console.say(f"Secret: {new.base32()}")
-    console.say("It is shown this once. Clear the screen afterwards.", style="yellow")
 
 
 @factor.command("list")
@@ -266,7 +262,12 @@ def enrol_client(
     until: UntilOption = None,
 ) -> Report:
     """Let a program answer challenges for the credentials named."""
-    key = _parse_public(public_key)
+    try:
+        key = base64.b64decode(public_key.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidInputError(
+            "That is not a public key.", hint="Paste what apex-creds client keygen printed."
+        ) from None
     made = with_vault(
         chosen,
         lambda vault: Challenger(vault).enrol(
@@ -312,16 +313,6 @@ async def revoke_client(vault: Vault, name: ClientArgument) -> Report:
 
 def _public_text(key: bytes) -> str:
     return base64.b64encode(key).decode()
-
-
-def _parse_public(text: str) -> bytes:
-    try:
-        return base64.b64decode(text.strip(), validate=True)
-    except (binascii.Error, ValueError):
-        pass
-    raise InvalidInputError(
-        "That is not a public key.", hint="Paste what apex-creds client keygen printed."
-    )
 
 
 def _as_json(item: Client) -> dict[str, Json]:

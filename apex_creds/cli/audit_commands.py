@@ -258,7 +258,18 @@ def show(
     """Print the whole story of the invocation that a lease belongs to."""
     directory, vault_id = _log_of(chosen)
     named = _naming(chosen, names)
-    story = _story([named(each) for each in read(directory, vault_id=vault_id)], lease)
+    events = [named(each) for each in read(directory, vault_id=vault_id)]
+    ids = {e.lease for e in events if lease and e.lease.startswith(lease)}
+    if len(ids) > 1:
+        raise InvalidInputError("Several leases begin so.", hint="Give more of it.")
+    size = -1
+    while size != len(ids):  # until no event adds a lease or an invocation
+        size = len(ids)
+        for event in events:
+            own = {event.lease, event.invocation} - {""}
+            if own & ids:
+                ids |= own
+    story = [e for e in events if ({e.lease, e.invocation, e.parent} - {""}) & ids]
     if not story:
         raise NotFoundError(
             "The audit log has no such lease.", hint="See: apex-creds audit tail --json"
@@ -266,42 +277,26 @@ def show(
     _print(story, json=json)
 
 
-def _story(events: Sequence[Recorded], lease: str) -> list[Recorded]:
-    """Every event of the invocations that the lease and its kin belong to."""
-    ids = {e.lease for e in events if lease and e.lease.startswith(lease)}
-    if len(ids) > 1:
-        raise InvalidInputError("Several leases begin so.", hint="Give more of it.")
-    size = -1
-    while size != len(ids):
-        size = len(ids)
-        for event in events:
-            own = {event.lease, event.invocation} - {""}
-            if own & ids:
-                ids |= own
-    return [e for e in events if ({e.lease, e.invocation, e.parent} - {""}) & ids]
-
-
 def _print(events: Sequence[Recorded], *, json: bool) -> None:
     if json:
         console.json_out([_as_json(event) for event in events])
-    else:
-        console.table(_COLUMNS, map(_row, events))
+        return
+    rows: list[tuple[object, ...]] = []
+    for event in events:
+        what = " ".join(filter(None, (event.action, event.method, event.origin)))
+        outcome = (event.decision, event.rule, event.reason, event.outcome)
+        result = " ".join(filter(None, outcome)) or event.detail
+        red = event.decision == "deny" or event.kind in ("leak", "denial")
+        kind = Cell(event.kind, "red" if red else "")
+        names = (event.plugin or "-", event.credential or "-")
+        rows.append((event.seq, show_time(event.time), kind, *names, what, result))
+    console.table(_COLUMNS, rows)
 
 
 def _as_json(event: Recorded) -> dict[str, Json]:
     """An event as the log has it, with its time as all commands print times."""
     fields: dict[str, Json] = msgspec.to_builtins(event)
     return fields | {"time": show_time(event.time, finely=True)}
-
-
-def _row(event: Recorded) -> tuple[object, ...]:
-    what = " ".join(filter(None, (event.action, event.method, event.origin)))
-    outcome = (event.decision, event.rule, event.reason, event.outcome)
-    result = " ".join(filter(None, outcome)) or event.detail
-    red = event.decision == "deny" or event.kind in ("leak", "denial")
-    kind = Cell(event.kind, "red" if red else "")
-    at = show_time(event.time)
-    return event.seq, at, kind, event.plugin or "-", event.credential or "-", what, result
 
 
 @audit.command("export")
@@ -328,24 +323,36 @@ def export(
         for event in wanted:
             console.json_line(msgspec.to_builtins(event))
         return
+
+    def cell(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        # A spreadsheet takes text that begins like this for a formula.
+        risky = value[:1] in ("=", "+", "-", "@", "\t", "\r")
+        return f"'{console.safe(value)}" if risky else console.safe(value)
+
     writer = csv.writer(sys.stdout)
     writer.writerow(_FIELDS)
-    writer.writerows([_csv(getattr(event, name)) for name in _FIELDS] for event in wanted)
-
-
-def _csv(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    # A spreadsheet takes text that begins like this for a formula.
-    risky = value[:1] in ("=", "+", "-", "@", "\t", "\r")
-    return f"'{console.safe(value)}" if risky else console.safe(value)
+    writer.writerows([cell(getattr(event, name)) for name in _FIELDS] for event in wanted)
 
 
 def _naming(chosen: Settings, names: bool) -> Naming:
     """What gives events the names behind their pseudonyms, as far as the vault has them."""
     if not names:
         return lambda event: event
-    known = with_vault(chosen, _pseudonyms)
+
+    async def work(vault: Vault) -> dict[str, str]:
+        infos = await vault.list()
+        names = {info.name for info in infos} | {info.service for info in infos}
+        names |= {grant.credential for grant in await vault.grants()}
+        names |= {factor.principal for factor in await Factors(vault).listed()}
+        pseudonym = Pseudonyms(root_key(vault.store.unsealed()))
+        try:
+            return {pseudonym(name): name for name in sorted(names)}
+        finally:
+            pseudonym.close()
+
+    known = with_vault(chosen, work)
 
     def named(event: Recorded) -> Recorded:
         changes = {
@@ -358,18 +365,6 @@ def _naming(chosen: Settings, names: bool) -> Naming:
         return msgspec.structs.replace(event, **changes) if changes else event
 
     return named
-
-
-async def _pseudonyms(vault: Vault) -> dict[str, str]:
-    infos = await vault.list()
-    names = {info.name for info in infos} | {info.service for info in infos}
-    names |= {grant.credential for grant in await vault.grants()}
-    names |= {factor.principal for factor in await Factors(vault).listed()}
-    pseudonym = Pseudonyms(root_key(vault.store.unsealed()))
-    try:
-        return {pseudonym(name): name for name in sorted(names)}
-    finally:
-        pseudonym.close()
 
 
 # -- what is signed ------------------------------------------------------------------------

@@ -114,23 +114,18 @@ async def list_credentials(vault: Vault) -> Report:
     """List the credentials, without their values."""
     found, now = await vault.list(), time.time()
     columns = ("name", "kind", "service", "sent as", "origins", "level", "version", "expires")
+    rows: list[tuple[object, ...]] = []
+    for info in found:
+        expires: object = show_time(info.expires) or "never"
+        if info.expires is not None and info.expires <= now:
+            expires = Cell(f"{expires} (expired)", "red")
+        origins = ", ".join(map(str, info.origins)) or "nowhere"
+        delivered = (info.name, info.kind, info.service, info.delivery, origins)
+        rows.append((*delivered, _level(info), info.version, expires))
     return Report(
         [_as_json(info, now) for info in found],
-        Rows(
-            columns,
-            [_row(info, now) for info in found],
-            empty="No credentials yet. Store one with: apex-creds set NAME",
-        ),
+        Rows(columns, rows, empty="No credentials yet. Store one with: apex-creds set NAME"),
     )
-
-
-def _row(info: CredentialInfo, now: float) -> tuple[object, ...]:
-    expires: object = show_time(info.expires) or "never"
-    if info.expires is not None and info.expires <= now:
-        expires = Cell(f"{expires} (expired)", "red")
-    origins = ", ".join(map(str, info.origins)) or "nowhere"
-    delivered = (info.name, info.kind, info.service, info.delivery, origins)
-    return (*delivered, _level(info), info.version, expires)
 
 
 def _level(info: CredentialInfo) -> str:
@@ -302,11 +297,14 @@ def check_exit(stream: TextIO, *, force: bool) -> None:
 def _write(stream: TextIO, secret: SecretBytes) -> None:
     """The exact bytes; on a terminal with a line feed after them."""
     terminal = stream.isatty()
-    if terminal and not _is_printable(secret):
-        raise InvalidInputError(
-            "The secret is not printable text.",
-            hint="Write it to a file: apex-creds get NAME --reveal --force > FILE",
-        )
+    if terminal:
+        text = secret.expose_bytes().decode(errors="surrogateescape")
+        # What is no UTF-8 is a lone surrogate here, which is not printable either.
+        if not all(c.isprintable() or c in "\n\t" for c in text):
+            raise InvalidInputError(
+                "The secret is not printable text.",
+                hint="Write it to a file: apex-creds get NAME --reveal --force > FILE",
+            )
     stream.flush()
     with secret.view() as view:
         try:
@@ -316,14 +314,6 @@ def _write(stream: TextIO, secret: SecretBytes) -> None:
                 raise ReaderGoneError from None
             stream.buffer.write(view)
     stream.write("\n" if terminal else "")
-
-
-def _is_printable(secret: SecretBytes) -> bool:
-    try:
-        text = secret.expose_bytes().decode()
-    except UnicodeDecodeError:
-        return False
-    return all(c.isprintable() or c in "\n\t" for c in text)
 
 
 def _write_json(name: str, part: str, secret: SecretBytes) -> None:

@@ -25,7 +25,7 @@ from apex_creds.cli import app
 from apex_creds.cli.command import Settings, command, find_provider, master_uri, read_header
 from apex_creds.cli.console import Cell, Line, Report, Rows
 from apex_creds.crypto.memory import SecretBytes, arena
-from apex_creds.documents.document import Header
+from apex_creds.crypto.versions import versions
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import ApexCredsError, StorageError
 from apex_creds.fs import private_files
@@ -119,14 +119,15 @@ def _examine(chosen: Settings) -> Iterator[Check]:
     uri = chosen.master or (root_header(header).master.uri if header else "keyring:")
     yield anyio.run(functools.partial(_keyring, needed=uri.startswith("keyring:")))
     if header is not None:
-        yield from _opens(chosen, header)
+        try:
+            provider = find_provider(master_uri(chosen, header))
+            yield from anyio.run(_opened, home, provider)
+        except ApexCredsError as error:
+            yield _failed("vault", error)
         chain, latest = _audit_chain(home, header.vault_id)
         yield chain
         latest = max(latest, header.written)
-    yield _memory_locking()
-    yield _core_dumps()
-    yield _cryptography()
-    yield _clock(latest)
+    yield from _machine(latest)
 
 
 # -- files ---------------------------------------------------------------------------------
@@ -198,48 +199,33 @@ async def _keyring(*, needed: bool) -> Check:
         return _ok(name, "none that is safe to use; this vault does not need one")
 
 
-def _opens(chosen: Settings, header: Header) -> Iterator[Check]:
-    try:
-        provider = find_provider(master_uri(chosen, header))
-        yield from anyio.run(_unsealed, chosen.folder, provider)
-    except ApexCredsError as error:
-        yield _failed("vault", error)
-
-
-async def _unsealed(home: Path, provider: MasterKeyProvider) -> list[Check]:
-    """Unseals the vault and reads every document."""
+async def _opened(home: Path, provider: MasterKeyProvider) -> list[Check]:
+    """Unseals the vault, reads every document, and looks for interrupted work."""
     async with await Vault.unseal(home, master=provider) as vault:
-        count = len(await vault.list())
+        listed = await vault.list()
         found = await undone(RotationWorker(vault).engine)  # which reads the others
-        opened = _ok("vault", f"opens; {count} credentials, every document verifies")
-        return [opened, await _deletions(vault), rotation_check(found)]
-
-
-async def _deletions(vault: Vault) -> Check:
-    """Keys that no credential uses any more, and that are not on their way out.
-
-    A retired one is: a rotation left it, and it is destroyed after its grace.
-    """
-    name = "deletions"
-    used = {(await vault.find(info.name)).key for info in await vault.list()}
-    # The store below the vault: nothing above it lists keysets, and nobody else needs to.
-    keystore = await vault._store.keystore()
-    left = [
-        keyset.label
+        used = {(await vault.find(info.name)).key for info in listed}
+        # The store below the vault: nothing above it lists keysets, and nobody else needs to.
+        keystore = await vault._store.keystore()
+    # A retired key is on its way out: a rotation left it, and it is destroyed after its grace.
+    left = {
+        keyset.label.partition("/")[2]
         for keyset in keystore.body.deks
         if keyset.label.partition("/")[0] in SECTION_NAMES
         for version in keyset.versions
         if version.state is KeyState.ACTIVE
         and (bytes.fromhex(keyset.id), version.version) not in used
-    ]
-    if not left:
-        return _ok(name, "none was interrupted")
-    services = ", ".join(sorted({label.partition("/")[2] for label in left}))
-    return _warning(
-        name,
-        f"one (or a rotation) was interrupted before its old key was left; service: {services}",
-        "Store a credential with that --service and delete it: this destroys the key.",
-    )
+    }
+    deletions = _ok("deletions", "none was interrupted")
+    if left:
+        deletions = _warning(
+            "deletions",
+            "one (or a rotation) was interrupted before its old key was left; service: "
+            f"{', '.join(sorted(left))}",
+            "Store a credential with that --service and delete it: this destroys the key.",
+        )
+    opened = _ok("vault", f"opens; {len(listed)} credentials, every document verifies")
+    return [opened, deletions, rotation_check(found)]
 
 
 def rotation_check(found: Undone) -> Check:
@@ -297,8 +283,12 @@ def _audit_chain(home: Path, vault_id: str) -> tuple[Check, float]:
 # -- the machine ---------------------------------------------------------------------------
 
 
-def _memory_locking() -> Check:
-    """Whether secrets in memory are kept out of swap."""
+def _machine(latest: float) -> Iterator[Check]:
+    """Secrets in memory, core dumps, the libraries, and the clock.
+
+    Args:
+        latest: Unix seconds of the newest event or document; 0 when there is none.
+    """
     name = "memory locking"
     with SecretBytes.random(32):
         locked = arena().locked
@@ -310,50 +300,38 @@ def _memory_locking() -> Check:
         soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
         limit = "" if soft < 0 else f" (limit {soft // 1024} KiB)"
     if locked:
-        return _ok(name, f"secrets are locked in memory{limit}")
-    return _warning(
-        name,
-        f"the system refuses to lock memory: secrets may be swapped to disk{limit}",
-        "Raise the limit (ulimit -l, LimitMEMLOCK= of systemd), or encrypt the swap.",
-    )
+        yield _ok(name, f"secrets are locked in memory{limit}")
+    else:
+        yield _warning(
+            name,
+            f"the system refuses to lock memory: secrets may be swapped to disk{limit}",
+            "Raise the limit (ulimit -l, LimitMEMLOCK= of systemd), or encrypt the swap.",
+        )
 
-
-def _core_dumps() -> Check:
-    """Whether a crash could write secrets to a file."""
-    name, reached = "core dumps", app.hardening
-    if reached is None:
-        return _warning(
+    name = "core dumps"
+    if app.hardening is None:
+        yield _warning(
             name,
             "this process was not hardened",
             "Run the apex-creds program; the middleware does it for a runtime.",
         )
-    if reached.no_core_files and (reached.undumpable or sys.platform != "linux"):
-        return _ok(name, "off for this program, and for runtimes that use the middleware")
-    return _warning(
-        name,
-        "this system does not let a program switch them off",
-        "Set ulimit -c 0 where the runtime is started.",
-    )
+    elif app.hardening.no_core_files and (app.hardening.undumpable or sys.platform != "linux"):
+        yield _ok(name, "off for this program, and for runtimes that use the middleware")
+    else:
+        yield _warning(
+            name,
+            "this system does not let a program switch them off",
+            "Set ulimit -c 0 where the runtime is started.",
+        )
 
+    libraries = ", ".join(f"{library} {number}" for library, number in versions().items())
+    yield _ok("cryptography", libraries)  # SECURITY.md says when to update them
 
-def _cryptography() -> Check:
-    """Which cryptographic libraries are used; SECURITY.md says when to update them."""
-    from apex_creds.crypto.versions import versions
-
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return _ok("cryptography", found)
-
-
-def _clock(latest: float) -> Check:
-    """Whether the clock goes on from the last time that the vault saw.
-
-    Args:
-        latest: Unix seconds of the newest event or document; 0 when there is none.
-    """
     name, now = "clock", time.time()
     fix = "Set the clock (timedatectl set-ntp true): expiry and the log depend on it."
     if now < _EARLIEST:
-        return _failure(name, f"it says {show_time(now)}", fix)
-    if now + _TOLERANCE < latest:
-        return _failure(name, f"it is {latest - now:.0f} s behind the vault's last event", fix)
-    return _ok(name, f"{show_time(now)}, not before anything that the vault has seen")
+        yield _failure(name, f"it says {show_time(now)}", fix)
+    elif now + _TOLERANCE < latest:
+        yield _failure(name, f"it is {latest - now:.0f} s behind the vault's last event", fix)
+    else:
+        yield _ok(name, f"{show_time(now)}, not before anything that the vault has seen")

@@ -109,19 +109,22 @@ async def list_grants(vault: Vault) -> Report:
         [_as_json(item) for item in made],
         Rows(
             ("plugin", "credential", "access", "scopes", "since", "until"),
-            [_row(item) for item in made],
+            [
+                (
+                    item.plugin,
+                    item.credential,
+                    Cell("denied", "red")
+                    if item.decision is GrantDecision.DENY
+                    else ("reveal" if item.reveal else "inject"),
+                    ", ".join(item.scopes) or "-",
+                    show_time(item.created),
+                    end_of(item.until),
+                )
+                for item in made
+            ],
             empty="No grants yet. Make one with: apex-creds grant PLUGIN NAME",
         ),
     )
-
-
-def _row(made: Grant) -> tuple[object, ...]:
-    access: object = "reveal" if made.reveal else "inject"
-    if made.decision is GrantDecision.DENY:
-        access = Cell("denied", "red")
-    scopes = ", ".join(made.scopes) or "-"
-    since = show_time(made.created)
-    return made.plugin, made.credential, access, scopes, since, end_of(made.until)
 
 
 def end_of(until: float | None) -> object:

@@ -45,7 +45,7 @@ from apex_creds.migration import (
 from apex_creds.migration import Report as MigrationReport
 from apex_creds.migration.cleanup import withheld
 from apex_creds.migration.legacy_readers import VARIABLE
-from apex_creds.migration.progress import OPEN, EntryReport, Fate, MigrationState, SourceState
+from apex_creds.migration.progress import OPEN, Fate, MigrationState, SourceState
 from apex_creds.model import Origin
 from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault
@@ -111,14 +111,26 @@ def migrate_command(
     if action is not None:
         if source or dry_run:
             raise InvalidInputError(f"{action.value} takes no --from and no --dry-run.")
-        acted = _finish(chosen) if action is Action.FINISH else _switch(chosen, action)
+        if action is Action.FINISH:
+            acted = _finish(chosen)
+        else:
+            on = action is Action.ON
+            with_vault(chosen, lambda vault: switch(vault, automatic=on), migrates=False)
+            acted = done({"automatic": on}, f"Migrating by itself is {action.value}.")
         acted.show(as_json=json)
         return acted.end()
     other_master = None if from_master is None else find_provider(from_master)
     home = chosen.folder
     has_none = not anyio.run(has_vault, home) or is_legacy(home)
     if has_none and not dry_run:
-        _make_vault(chosen)
+        make_room(home)
+        provider = find_provider(chosen.master or "keyring:", new=True)
+
+        async def create() -> str:
+            async with await Vault.create(home, master=provider) as vault:
+                return vault.vault_id
+
+        console.note(f"Made vault {anyio.run(create)} in {home}; master key: {provider.uri}")
 
     async def work(vault: Vault) -> MigrationReport:
         with console.bars(least=LARGE_MIGRATION) as update:
@@ -139,23 +151,20 @@ def migrate_command(
         made = anyio.run(preview, home, source)
     else:
         made = with_vault(chosen, work, migrates=False)
-    report = _report(made)
+    parts = [part for found in made.sources for part in _shown(found, dry_run=dry_run)]
+    report = Report(
+        {
+            "complete": made.complete,
+            "dry_run": made.dry_run,
+            "sources": [_as_json(found) for found in made.sources],
+        },
+        *(parts or ["There is nothing to migrate. Name something with --from."]),
+        code=int(not made.complete),
+    )
     report.show(as_json=json)
     if not json and not dry_run and sys.stdin.isatty():
         _ask_where(chosen, [name for found in made.sources for name in found.nowhere])
     return report.end()
-
-
-def _make_vault(chosen: Settings) -> None:
-    home = chosen.folder
-    make_room(home)
-    provider = find_provider(chosen.master or "keyring:", new=True)
-
-    async def create() -> str:
-        async with await Vault.create(home, master=provider) as vault:
-            return vault.vault_id
-
-    console.note(f"Made vault {anyio.run(create)} in {home}; master key: {provider.uri}")
 
 
 def _ask_where(chosen: Settings, names: Sequence[str]) -> None:
@@ -182,18 +191,6 @@ def _ask_where(chosen: Settings, names: Sequence[str]) -> None:
 # -- what was migrated ---------------------------------------------------------------------
 
 
-def _report(made: MigrationReport) -> Report:
-    parts = [part for source in made.sources for part in _shown(source, dry_run=made.dry_run)]
-    if not parts:
-        parts.append("There is nothing to migrate. Name something with --from.")
-    data: dict[str, Json] = {
-        "complete": made.complete,
-        "dry_run": made.dry_run,
-        "sources": [_as_json(source) for source in made.sources],
-    }
-    return Report(data, *parts, code=int(not made.complete))
-
-
 def _shown(source: SourceReport, *, dry_run: bool) -> Iterator[Part]:
     title = f"{source.path} ({source.format.value if source.format else 'unknown'})"
     if source.problem:
@@ -203,7 +200,12 @@ def _shown(source: SourceReport, *, dry_run: bool) -> Iterator[Part]:
     else:
         yield Line(f"{title}: {'would be: ' if dry_run else ''}{fates(source)}", "bold")
     for entry in source.entries:
-        yield Line(_line(entry), "green" if entry.fate in _QUIET else "yellow")
+        name = f" as {entry.name}" if entry.name and entry.name != entry.service else ""
+        detail = f": {entry.detail}" if entry.detail else ""
+        sent = f", to {' '.join(entry.origins)} as {entry.delivery}" if entry.origins else ""
+        what = f"{entry.service}{name} ({entry.kind}){sent}{detail}"
+        style = "green" if entry.fate in _QUIET else "yellow"
+        yield Line(f"  {entry.fate.value:<12}{what}", style)
     yield from map(Note, (*source.notes, *left_to_do(source)))
     if dry_run:
         return
@@ -218,13 +220,6 @@ def _shown(source: SourceReport, *, dry_run: bool) -> Iterator[Part]:
     yield from (f"  renamed to {backup}" for backup in source.backups)
     if source.backups:
         yield "When all works: apex-creds migrate finish"
-
-
-def _line(entry: EntryReport) -> str:
-    name = f" as {entry.name}" if entry.name and entry.name != entry.service else ""
-    detail = f": {entry.detail}" if entry.detail else ""
-    sent = f", to {' '.join(entry.origins)} as {entry.delivery}" if entry.origins else ""
-    return f"  {entry.fate.value:<12}{entry.service}{name} ({entry.kind}){sent}{detail}"
 
 
 def _as_json(source: SourceReport) -> dict[str, Json]:
@@ -253,13 +248,7 @@ def _as_json(source: SourceReport) -> dict[str, Json]:
     }
 
 
-# -- on, off, finish -----------------------------------------------------------------------
-
-
-def _switch(chosen: Settings, action: Action) -> Report:
-    on = action is Action.ON
-    with_vault(chosen, lambda vault: switch(vault, automatic=on), migrates=False)
-    return done({"automatic": on}, f"Migrating by itself is {action.value}.")
+# -- finish --------------------------------------------------------------------------------
 
 
 def _finish(chosen: Settings) -> Report:
@@ -275,7 +264,12 @@ def _finish(chosen: Settings) -> Report:
         parts += [f"  kept {backup.backup}" for backup in source.backups]
     if not erased and not kept:
         parts.append("There is nothing to erase.")
-    parts += map(_erasure, erased)
+    for item in erased:
+        how = "overwritten" if item.shredded == "overwritten" else "copies may remain"
+        if item.shredded == "no":
+            parts.append(Note(f"{item.path} is gone: if it was moved, erase it yourself."))
+        else:
+            parts.append(Line(f"Erased {item.path} ({how}).", "green"))
     for path in left:
         text = f"{path} still has entries that are only there: apex-creds migrate"
         parts.append(Note(text))
@@ -288,13 +282,6 @@ def _finish(chosen: Settings) -> Report:
         "kept": [item.backup for source in kept for item in source.backups],
     }
     return Report(data, *parts, code=int(bool(left or kept)))
-
-
-def _erasure(item: Erased) -> Part:
-    if item.shredded == "no":
-        return Note(f"{item.path} is gone: if it was moved, erase it yourself.")
-    how = "overwritten" if item.shredded == "overwritten" else "copies may remain"
-    return Line(f"Erased {item.path} ({how}).", "green")
 
 
 def _why_kept(source: SourceState) -> str:

@@ -158,14 +158,6 @@ def explain(
         now=now,
     )
     others = [rule for rule in matching if rule.id != decision.rule][:_OTHERS]
-    parts = _shown(decision, others)
-    if info is not None and info.challenge:
-        text = "Each use takes a nonce that a registered client has signed, besides."
-        parts.append(Note(text))
-    return Report(_as_json(decision, others), *parts)
-
-
-def _shown(decision: Decision, others: list[Rule]) -> list[Part]:
     outcome = decision.outcome.value
     line = f" (line {decision.line})" if decision.line else ""
     names = (f"{rule.id} ({rule.decision}, line {rule.line})" for rule in others)
@@ -174,7 +166,14 @@ def _shown(decision: Decision, others: list[Rule]) -> list[Part]:
         ("second factor", _factor(decision.second_factor)),
         ("also match", ", ".join(names) or "-"),
     ]
-    return [Line(f"{outcome} ({decision.reason})", _STYLES[outcome]), Fields(rows)]
+    parts: list[Part] = [
+        Line(f"{outcome} ({decision.reason})", _STYLES[outcome]),
+        Fields(rows),
+    ]
+    if info is not None and info.challenge:
+        text = "Each use takes a nonce that a registered client has signed, besides."
+        parts.append(Note(text))
+    return Report(_as_json(decision, others), *parts)
 
 
 def _as_json(decision: Decision, others: list[Rule]) -> dict[str, Json]:

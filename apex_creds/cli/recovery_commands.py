@@ -12,7 +12,6 @@ import base64
 import getpass
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -114,7 +113,11 @@ def export(
                 now = vault.clock.time()
                 made = replace(made, threshold=threshold, shares=count, tested=now)
             else:
-                _print_sealed(key, header, public=public, private=private_key)
+                sealed = recovering.seal_package(key, header=header, public=public)
+                if private_key is not None:
+                    with _read_private(private_key) as opens:
+                        _expect(key, recovering.open_package(opens, sealed, header=header))
+                sys.stdout.write(f"{_ARMOUR}{base64.b64encode(sealed).decode()}\n")
                 sealed_to = base64.b64encode(public).decode()
                 made = replace(made, sealed_to=sealed_to, tested=at if private_key else 0)
         await recovering.record(vault, made)
@@ -128,17 +131,6 @@ def export(
         )
     advice = "apex-creds recovery verify --sealed FILE --private-key FILE"
     return Text(Note(f"Not tried yet: {advice}"))
-
-
-def _print_sealed(
-    key: SecretBytes, header: Header, *, public: bytes, private: Path | None
-) -> None:
-    """Prints the sealed key, opened again where there is the private key."""
-    sealed = recovering.seal_package(key, header=header, public=public)
-    if private is not None:
-        with _read_private(private) as opens:
-            _expect(key, recovering.open_package(opens, sealed, header=header))
-    sys.stdout.write(f"{_ARMOUR}{base64.b64encode(sealed).decode()}\n")
 
 
 def _show_shares(
@@ -155,27 +147,23 @@ def _show_shares(
     )
     for number, words in enumerate(made, start=1):
         title = f"Share {number} of {len(made)} {about}"
-        if sys.stdout.isatty():
-            _show_one(title, words, qr=qr)
-        else:
+        if not sys.stdout.isatty():
             sys.stdout.write(f"# {title}\n{words}\n")
+            continue
+        console.say(title, style="bold")
+        numbered = [f"{i:2} {word:10}" for i, word in enumerate(words.split(), start=1)]
+        rows = -(-len(numbered) // _COLUMNS)
+        for row in range(rows):
+            console.say("  " + "  ".join(numbered[row::rows]))
+        if qr:
+            console.draw_qr(words, sys.stdout)
+        if sys.stdin.isatty():
+            getpass.getpass("Write it down, then press Enter; it is not shown again: ")
+            sys.stdout.write(_CLEAR)
+            sys.stdout.flush()
     if sys.stdout.isatty() and sys.stdin.isatty():
         console.say(f"Now type in any {threshold} of them, from what you wrote down.")
         _expect(key, _ask_for_shares())
-
-
-def _show_one(title: str, words: str, *, qr: bool) -> None:
-    console.say(title, style="bold")
-    numbered = [f"{number:2} {word:10}" for number, word in enumerate(words.split(), start=1)]
-    rows = -(-len(numbered) // _COLUMNS)
-    for row in range(rows):
-        console.say("  " + "  ".join(numbered[row::rows]))
-    if qr:
-        console.draw_qr(words, sys.stdout)
-    if sys.stdin.isatty():
-        getpass.getpass("Write it down, then press Enter; it is not shown again: ")
-        sys.stdout.write(_CLEAR)
-        sys.stdout.flush()
 
 
 def _expect(key: SecretBytes, back: SecretBytes) -> None:
@@ -335,39 +323,30 @@ def read_key(header: Header, sealed: Path | None, private_key: Path | None) -> S
 
 
 def _ask_for_shares() -> SecretBytes:
-    """Asks for shares until there are enough, and combines them."""
+    """Reads shares, on a terminal until there are enough of one set; combines them."""
     if not sys.stdin.isatty():
-        return combine([parse_share(line) for line in _share_lines()])
+        text = console.read_input(_LIMIT).decode("utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.strip() and line[0] != "#"]
+        if not 1 <= len(lines) <= MAX_SHARES:
+            raise InvalidInputError(
+                "Standard input has no shares.", hint="One share a line; # begins a comment."
+            )
+        return combine([parse_share(line) for line in lines])
     found: dict[int, Share] = {}
     while not found or len(found) < next(iter(found.values())).threshold:
-        share = _ask_for_one(len(found) + 1, next(iter(found.values()), None))
-        found[share.index] = share
-        console.note(f"{len(found)} of {share.threshold} shares")
-    return combine(list(found.values()))
-
-
-def _ask_for_one(number: int, first: Share | None) -> Share:
-    """Asks again until it is a share, and one of the same set; Ctrl-C ends it."""
-    while True:
+        number = len(found) + 1
         typed = getpass.getpass(f"Share {number}, {WORDS} words (not shown): ")
         try:
             share = parse_share(typed)
         except InvalidInputError as error:
             console.note(f"{error.message} {error.hint}")
             continue
-        if first is None or share.set_id == first.set_id:
-            return share
-        console.note("That share is of another set than the first.")
-
-
-def _share_lines() -> Sequence[str]:
-    text = console.read_input(_LIMIT).decode("utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if not 1 <= len(lines) <= MAX_SHARES:
-        raise InvalidInputError(
-            "Standard input has no shares.", hint="One share a line; # begins a comment."
-        )
-    return lines
+        if found and share.set_id != next(iter(found.values())).set_id:
+            console.note("That share is of another set than the first.")
+            continue
+        found[share.index] = share
+        console.note(f"{len(found)} of {share.threshold} shares")
+    return combine(list(found.values()))
 
 
 def _read_sealed(file: Path) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Final
 
 import anyio
@@ -195,7 +194,19 @@ async def status(vault: Vault) -> Report:
         "waiting_events": [kind_of(item.event) for item in found.state.queue],
     }
     columns = ("level", "key", "version", "state", "protects", "encryptions", "since")
-    parts: list[Part] = [Rows(columns, [_row(line) for line in found.lines])]
+    rows = [
+        (
+            line.level.value,
+            line.label or "-",
+            line.version,
+            Cell(f"{line.state} (compromised)", "red") if line.compromised else line.state,
+            "all" if line.protects < 0 else line.protects,
+            line.encryptions or "-",
+            show_time(line.changed),
+        )
+        for line in found.lines
+    ]
+    parts: list[Part] = [Rows(columns, rows)]
     parts += [f"{level.value}: next due {show_time(at)}" for level, at in found.due.items()]
     if found.by_hand:
         parts.append(Note(_BY_HAND))
@@ -236,21 +247,6 @@ async def history(vault: Vault) -> Report:
         },
         Rows(columns, rows),
         *(f"{at}  {kind}  by {by}" for at, kind, by in past),
-    )
-
-
-def _row(line: VersionLine) -> tuple[object, ...]:
-    state: object = line.state
-    if line.compromised:
-        state = Cell(f"{line.state} (compromised)", "red")
-    return (
-        line.level.value,
-        line.label or "-",
-        line.version,
-        state,
-        "all" if line.protects < 0 else line.protects,
-        line.encryptions or "-",
-        show_time(line.changed),
     )
 
 
@@ -303,14 +299,15 @@ def policy(
         return data
 
     found = with_vault(chosen, work, asks_again=True)
-    return Report(found, Fields((name, _plain(name, at)) for name, at in found.items()))
-
-
-def _plain(name: str, value: Json) -> object:
-    if value in (None, ""):
-        return "-"
-    spans = ("interval", "jitter", "grace")
-    return show_span(value) if name in spans and isinstance(value, float) else value
+    shown = {
+        name: show_span(value)
+        if name in ("interval", "jitter", "grace") and isinstance(value, float)
+        else value
+        for name, value in found.items()
+    }
+    return Report(
+        found, Fields((n, "-" if value in (None, "") else value) for n, value in shown.items())
+    )
 
 
 # -- events --------------------------------------------------------------------------------
@@ -335,7 +332,11 @@ def emit(
     ] = False,
 ) -> Report:
     """Tell the vault what happened; a worker acts on it, or this command does."""
-    pairs = dict(_pair(text) for text in fields or ())
+    pairs: dict[str, object] = {}
+    for text in fields or ():
+        name, equals, pairs[name] = text.partition("=")
+        if not equals or not name or name in ("event", "source"):
+            raise InvalidInputError(f"{text[:40]!r} is not NAME=VALUE.")
     event = parse_event(kind, {**pairs, "source": "operator"})
     if isinstance(event, CompromiseSuspected) and not event.service and not yes:
         about = "every key" if event.level is Level.DEK else f"the {event.level.value} key"
@@ -344,21 +345,14 @@ def emit(
             return Report(
                 {"event": kind, "new": False}, notes=[Note("Nothing was done.")], code=1
             )
-    if with_vault(chosen, partial(_act_on, event=event), asks_again=True):
+    if with_vault(chosen, lambda vault: _act_on(vault, event), asks_again=True):
         return done({"event": kind, "new": True}, "Accepted, and acted on.")
     return Report(
         {"event": kind, "new": False}, "The same event was accepted a moment ago, and acted on."
     )
 
 
-def _pair(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals or not name or name in ("event", "source"):
-        raise InvalidInputError(f"{text[:40]!r} is not NAME=VALUE.")
-    return name, value
-
-
-async def _act_on(vault: Vault, *, event: Event) -> bool:
+async def _act_on(vault: Vault, event: Event) -> bool:
     """Does what an event asks for, as its place in the document says; whether it was new."""
     worker = RotationWorker(vault)
     if service := getattr(event, "service", ""):
