@@ -18,7 +18,15 @@ def main() -> int:
         print(f"apex-creds {__version__}")  # noqa: T201
         return 0
     if sys.argv[1:] in (["-h"], ["--help"]):
-        return _help()
+        from apex_creds.cli import program, standard_streams
+
+        standard_streams.replace_standard()
+        try:
+            program.outline()(["--help"], prog_name="apex-creds", standalone_mode=False)
+            sys.stdout.flush()
+        except (standard_streams.ReaderGoneError, standard_streams.OutputError) as error:
+            return standard_streams.not_shown(error)
+        return 0
     import gc
 
     gc.disable()  # what is imported stays: it need not be looked at, now or at the end
@@ -27,18 +35,6 @@ def main() -> int:
     gc.freeze()
     gc.enable()
     return app.main()
-
-
-def _help() -> int:
-    from apex_creds.cli import program, standard_streams
-
-    standard_streams.replace_standard()
-    try:
-        program.outline()(["--help"], prog_name="apex-creds", standalone_mode=False)
-        sys.stdout.flush()
-    except (standard_streams.ReaderGoneError, standard_streams.OutputError) as error:
-        return standard_streams.not_shown(error)
-    return 0
 
 
 __all__ = ["main"]

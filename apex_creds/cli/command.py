@@ -34,7 +34,7 @@ from apex_creds.migration.legacy_files import is_due, is_legacy
 from apex_creds.migration.progress import DOCUMENT
 from apex_creds.model import Delivery, Origin, check_name
 from apex_creds.policy import display
-from apex_creds.storage.base import Storage
+from apex_creds.storage.base import Storage, Stored, closing
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.storage_factory import storage_for
 from apex_creds.vault import Vault, unfinished
@@ -305,20 +305,19 @@ def read_header(chosen: Settings) -> Header:
         StorageError: It can't be read safely.
         IntegrityError: It is malformed.
     """
-    return anyio.run(_header, chosen.folder)
-
-
-async def _header(home: Path) -> Header:
+    home = chosen.folder
     if is_legacy(home):
         raise VaultNotFoundError(
             f"The key store in {home} is an older program's.",
             hint="Take its credentials over with: apex-creds migrate",
         )
+
+    async def load() -> Stored | None:
+        async with closing(storage) as opened:
+            return await opened.read(KEYSTORE)
+
     storage = storage_for(home)
-    try:
-        stored = await storage.read(KEYSTORE)
-    finally:
-        await storage.close()
+    stored = anyio.run(load)
     if stored is None and isinstance(storage, FileStorage):
         raise unfinished.not_found(home)
     if stored is None:
@@ -362,10 +361,8 @@ async def read_root(storage: Storage) -> tuple[Header, bytes]:
     """
     from apex_creds.admin import master_recovery
 
-    try:
+    async with closing(storage):
         return await master_recovery.read_root(storage)
-    finally:
-        await storage.close()
 
 
 async def migrate_first(vault: Vault) -> None:

@@ -39,32 +39,31 @@ async def list_requests(vault: Vault) -> Report:
     for item in found:
         parts.append(Line(f"{item.id}  ({item.seconds_left(now):.0f} seconds left)", "bold"))
         parts += [f"  {line}" for line in lines(item.request)]
-    return Report([_as_json(item) for item in found], *parts)
-
-
-def _as_json(item: PendingRequest) -> dict[str, Json]:
-    request = item.request
-    return {
-        "id": item.id,
-        "asked": show_time(item.asked),
-        "expires": show_time(item.expires),
-        "plugin": request.plugin,
-        "version": request.version,
-        "action": request.action,
-        "credential": request.credential,
-        "level": request.level,
-        "access": request.access.value,
-        "scopes": list(request.scopes),
-        "origins": list(request.origins),
-        "methods": list(request.methods),
-        "paths": list(request.paths),
-        "reason": request.reason,
-        "why": request.why,
-        "before": request.before,
-        "changes": list(request.changes),
-        "unverified": request.unverified,
-        "second_factor": request.second_factor,
-    }
+    data: list[dict[str, Json]] = [
+        {
+            "id": item.id,
+            "asked": show_time(item.asked),
+            "expires": show_time(item.expires),
+            "plugin": item.request.plugin,
+            "version": item.request.version,
+            "action": item.request.action,
+            "credential": item.request.credential,
+            "level": item.request.level,
+            "access": item.request.access.value,
+            "scopes": list(item.request.scopes),
+            "origins": list(item.request.origins),
+            "methods": list(item.request.methods),
+            "paths": list(item.request.paths),
+            "reason": item.request.reason,
+            "why": item.request.why,
+            "before": item.request.before,
+            "changes": list(item.request.changes),
+            "unverified": item.request.unverified,
+            "second_factor": item.request.second_factor,
+        }
+        for item in found
+    ]
+    return Report(data, *parts)
 
 
 @command()

@@ -122,7 +122,8 @@ def _shown(findings: Findings) -> Iterator[Part]:
     )
     if findings.samples:
         yield Line("What the leaking plugin got out:", "bold")
-        yield Fields((f"  {what}", _short(text)) for what, text in findings.samples)
+        samples = ((what, f"{t[:_LINE]}…" if t[_LINE:] else t) for what, t in findings.samples)
+        yield Fields((f"  {what}", text) for what, text in samples)
     for line in findings.wrong[:10]:
         yield Line(f"wrong: {line}", "red")
     if findings.overhead > 0:  # on a busy machine it is lost in the noise
@@ -132,7 +133,3 @@ def _shown(findings: Findings) -> Iterator[Part]:
         yield Line("Every promise was kept.", "bold green")
     else:
         yield Line("A promise was BROKEN.", "bold red")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LINE else text[:_LINE] + "…"

@@ -221,6 +221,7 @@ def copy(
     from apex_creds.admin.backup import POLICY, copy_policy
     from apex_creds.admin.transfer import Copied, transfer
     from apex_creds.fs.home import SECURITY, resolve_home
+    from apex_creds.storage.base import closing
     from apex_creds.storage.file_storage import FileStorage
     from apex_creds.storage.storage_factory import (
         Located,
@@ -243,7 +244,7 @@ def copy(
         target = FileStorage(folder)
 
     async def work(vault: Vault) -> Copied:
-        try:
+        async with closing(target):
             await target.prepare()
             if isinstance(target, Located):
                 place = place_of(target)
@@ -258,8 +259,6 @@ def copy(
             ):
                 await anyio.to_thread.run_sync(copy_policy, vault.home, target.root)
             return done
-        finally:
-            await target.close()
 
     done = with_vault(chosen, work)
     data: dict[str, Json] = dict(dataclasses.asdict(done))

@@ -121,11 +121,15 @@ def status(chosen: Settings) -> Report:
     left_out = {"rotation_due"}  # the line "rotation" says it
     if not facts["locked_down"]:
         left_out.add("locked_down")
-    shown = [
-        (name.replace("_", " "), _shown(value))
-        for name, value in facts.items()
-        if name not in left_out
-    ]
+    shown: list[tuple[str, str]] = []
+    for name, value in facts.items():
+        text = str(value)
+        if isinstance(value, bool):
+            text = "runs" if value else "none runs"
+        elif isinstance(value, dict):
+            text = ", ".join(f"{count} {kind}" for kind, count in value.items())
+        if name not in left_out:
+            shown.append((name.replace("_", " "), text or "none"))
     return Report(facts, Fields(shown), *reminder(str(facts["recovery"])))
 
 
@@ -169,11 +173,3 @@ async def _counts(vault: Vault) -> dict[str, Json]:
         "worker": keys.worker,
         "recovery": await recovery_state(vault),
     }
-
-
-def _shown(value: Json) -> str:
-    if isinstance(value, bool):
-        return "runs" if value else "none runs"
-    if isinstance(value, dict):
-        return ", ".join(f"{count} {kind}" for kind, count in value.items()) or "none"
-    return str(value) or "none"

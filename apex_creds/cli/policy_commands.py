@@ -158,28 +158,14 @@ def explain(
         now=now,
     )
     others = [rule for rule in matching if rule.id != decision.rule][:_OTHERS]
-    outcome = decision.outcome.value
-    line = f" (line {decision.line})" if decision.line else ""
-    names = (f"{rule.id} ({rule.decision}, line {rule.line})" for rule in others)
-    rows = [
-        ("rule", f"{decision.rule}{line}" if decision.rule else "-"),
-        ("second factor", _factor(decision.second_factor)),
-        ("also match", ", ".join(names) or "-"),
-    ]
-    parts: list[Part] = [
-        Line(f"{outcome} ({decision.reason})", _STYLES[outcome]),
-        Fields(rows),
-    ]
-    if info is not None and info.challenge:
-        text = "Each use takes a nonce that a registered client has signed, besides."
-        parts.append(Note(text))
-    return Report(_as_json(decision, others), *parts)
+    challenged = info is not None and info.challenge
+    return _explained(decision, others, challenged=challenged)
 
 
-def _as_json(decision: Decision, others: list[Rule]) -> dict[str, Json]:
-    permission = decision.permission
-    return {
-        "outcome": decision.outcome.value,
+def _explained(decision: Decision, others: list[Rule], *, challenged: bool) -> Report:
+    outcome, permission = decision.outcome.value, decision.permission
+    data: dict[str, Json] = {
+        "outcome": outcome,
         "reason": decision.reason.value,
         "rule": decision.rule,
         "line": decision.line,
@@ -191,3 +177,18 @@ def _as_json(decision: Decision, others: list[Rule]) -> dict[str, Json]:
             for rule in others
         ],
     }
+    line = f" (line {decision.line})" if decision.line else ""
+    names = (f"{rule.id} ({rule.decision}, line {rule.line})" for rule in others)
+    rows = [
+        ("rule", f"{decision.rule}{line}" if decision.rule else "-"),
+        ("second factor", _factor(decision.second_factor)),
+        ("also match", ", ".join(names) or "-"),
+    ]
+    parts: list[Part] = [
+        Line(f"{outcome} ({decision.reason})", _STYLES[outcome]),
+        Fields(rows),
+    ]
+    if challenged:
+        text = "Each use takes a nonce that a registered client has signed, besides."
+        parts.append(Note(text))
+    return Report(data, *parts)

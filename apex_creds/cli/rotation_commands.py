@@ -299,15 +299,13 @@ def policy(
         return data
 
     found = with_vault(chosen, work, asks_again=True)
-    shown = {
-        name: show_span(value)
-        if name in ("interval", "jitter", "grace") and isinstance(value, float)
-        else value
-        for name, value in found.items()
-    }
-    return Report(
-        found, Fields((n, "-" if value in (None, "") else value) for n, value in shown.items())
-    )
+    rows: list[tuple[str, object]] = []
+    for name, value in found.items():
+        if name in ("interval", "jitter", "grace") and isinstance(value, float):
+            rows.append((name, show_span(value)))
+        else:
+            rows.append((name, "-" if value in (None, "") else value))
+    return Report(found, Fields(rows))
 
 
 # -- events --------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from apex_creds.errors import InvalidInputError, VaultExistsError, VaultNotFound
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.provider import hold
 from apex_creds.model import SystemClock
-from apex_creds.storage.base import KEYSTORE
+from apex_creds.storage.base import KEYSTORE, closing
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.storage_factory import (
     StoragePlace,
@@ -160,27 +160,25 @@ db = typer.Typer(
 @command(keyless=True)
 def status(chosen: Settings, storage: StorageOption = None) -> Report:
     """Say which version the tables have, and what is in them."""
-    facts = anyio.run(_facts, _place(chosen, storage))
+    place = _place(chosen, storage)
+
+    async def load() -> dict[str, Json]:
+        async with closing(open_sql(place)) as opened:
+            schema = await opened.schema()
+            facts: dict[str, Json] = {
+                "database": opened.url,
+                "tables": schema.current,
+                "needed": schema.needed,
+                "state": schema.state,
+                "space": opened.space,
+            }
+            if schema.is_current:
+                facts["vaults"] = await opened.spaces()
+            return facts
+
+    facts = anyio.run(load)
     shown = ((name.replace("_", " "), _shown(value)) for name, value in facts.items())
     return Report(facts, Fields(shown), code=int(facts["state"] != "current"))
-
-
-async def _facts(place: StoragePlace) -> dict[str, Json]:
-    storage = open_sql(place)
-    try:
-        schema = await storage.schema()
-        facts: dict[str, Json] = {
-            "database": storage.url,
-            "tables": schema.current,
-            "needed": schema.needed,
-            "state": schema.state,
-            "space": storage.space,
-        }
-        if schema.is_current:
-            facts["vaults"] = await storage.spaces()
-        return facts
-    finally:
-        await storage.close()
 
 
 def _shown(value: Json) -> str:
@@ -193,18 +191,16 @@ def _shown(value: Json) -> str:
 @command(keyless=True)
 def upgrade(chosen: Settings, storage: StorageOption = None) -> Report:
     """Make the tables, or bring them to this program's version."""
-    before = anyio.run(_upgrade, _place(chosen, storage))
+    place = _place(chosen, storage)
+
+    async def work() -> str | None:
+        async with closing(open_sql(place)) as opened:
+            return (await opened.upgrade()).current
+
+    before = anyio.run(work)
     if before is None:
         return done({"before": None}, "Made the tables.")
     return done({"before": before}, f"The tables were of version {before}, and are current.")
-
-
-async def _upgrade(place: StoragePlace) -> str | None:
-    storage = open_sql(place)
-    try:
-        return (await storage.upgrade()).current
-    finally:
-        await storage.close()
 
 
 def _place(chosen: Settings, url: str | None) -> StoragePlace:
@@ -233,22 +229,20 @@ def join(home: Path, url: str | None) -> Report:
             f"There is a vault in {home} already.",
             hint="Use it, or choose another directory with --home.",
         )
-    anyio.run(_join, home, url)
+    target = open_place(StoragePlace(url))
+
+    async def work() -> None:
+        async with closing(target):
+            if await target.read(KEYSTORE) is None:
+                raise VaultNotFoundError(
+                    "There is no vault in that database.",
+                    hint="Make one: apex-creds init --storage URL",
+                )
+            await remember_storage(home, target)
+
+    anyio.run(work)
     return done(
         {"home": str(home), "joined": True},
         f"{home} shares the vault in that database now.",
         "Next: make its master key available here, then apex-creds status",
     )
-
-
-async def _join(home: Path, url: str) -> None:
-    storage = open_place(StoragePlace(url))
-    try:
-        if await storage.read(KEYSTORE) is None:
-            raise VaultNotFoundError(
-                "There is no vault in that database.",
-                hint="Make one: apex-creds init --storage URL",
-            )
-        await remember_storage(home, storage)
-    finally:
-        await storage.close()

@@ -7,6 +7,7 @@ is still the version that the writer has seen, and a write that returned is dura
 from __future__ import annotations
 
 import re
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
@@ -16,6 +17,7 @@ from typing import (
     NewType,
     Protocol,
     TypeAlias,
+    TypeVar,
     runtime_checkable,
 )
 
@@ -23,7 +25,7 @@ from apex_creds.concurrency import Event
 from apex_creds.errors import InvalidNameError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
 KEYSTORE: Final = "keystore"
@@ -182,6 +184,18 @@ class Storage(Protocol):
 
     async def close(self) -> None:
         """Lets go of every resource; idempotent. Stored documents stay."""
+
+
+AnyStorage = TypeVar("AnyStorage", bound=Storage)
+
+
+@asynccontextmanager
+async def closing(storage: AnyStorage) -> AsyncIterator[AnyStorage]:
+    """Closes a storage at the end of the block."""
+    try:
+        yield storage
+    finally:
+        await storage.close()
 
 
 class Leadership:

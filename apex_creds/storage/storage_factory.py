@@ -21,7 +21,7 @@ from apex_creds import extensions
 from apex_creds.errors import CorruptDocumentError, InvalidInputError, NotInstalledError
 from apex_creds.fs.home import SECURITY
 from apex_creds.fs.private_files import Folder, read_small, translated
-from apex_creds.storage.base import CONFIG, KEYSTORE, Storage
+from apex_creds.storage.base import CONFIG, KEYSTORE, Storage, closing
 from apex_creds.storage.file_storage import FileStorage
 
 if TYPE_CHECKING:
@@ -170,11 +170,8 @@ async def has_vault(home: Path) -> bool:
     found = await anyio.to_thread.run_sync(configured, home)
     if found is None:
         return FileStorage(home).change_token(KEYSTORE) is not None
-    storage = open_place(found)
-    try:
+    async with closing(open_place(found)) as storage:
         return await storage.read(KEYSTORE) is not None
-    finally:
-        await storage.close()
 
 
 def _read(path: Path) -> bytes:

@@ -31,7 +31,7 @@ from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ConflictError, CorruptDocumentError
 from apex_creds.fs.home import SECURITY
 from apex_creds.fs.private_files import Folder, create_exclusive, translated
-from apex_creds.storage.base import CONFIG, Storage
+from apex_creds.storage.base import CONFIG, Storage, closing
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.storage_factory import StoragePlace
 
@@ -110,11 +110,8 @@ async def read_config(storage: Storage) -> Config:
 
 async def home_config(home: Path) -> Config:
     """As ``read_config``, of a home's own file, which is let go of again."""
-    storage = FileStorage(home)
-    try:
+    async with closing(FileStorage(home)) as storage:
         return await read_config(storage)
-    finally:
-        await storage.close()
 
 
 async def write_config(storage: Storage, config: Config) -> None:
@@ -136,14 +133,11 @@ async def ensure_config(home: Path) -> None:
     Raises:
         StorageError: It can't be written.
     """
-    storage = FileStorage(home)
-    try:
+    async with closing(FileStorage(home)) as storage:
         await storage.prepare()
         if await storage.read(CONFIG) is None:
             with suppress(ConflictError):  # another process was first
                 await write_config(storage, Config())
-    finally:
-        await storage.close()
 
 
 LIMITS: Final = "limits"

@@ -95,7 +95,7 @@ async def run(
     report = check(directory, vault_id=vault_id)
     events = list(read(directory, vault_id=vault_id)) if report.ok else []
     leaks = [event for event in events if event.kind is EventKind.LEAK]
-    texts = (*tally.searched, *logs.lines, *_files(home))
+    texts = (*tally.searched, *logs.lines)
     return Findings(
         calls=len(calls),
         as_expected=tally.as_expected,
@@ -109,8 +109,8 @@ async def run(
         leaks_wanted=sum(call.leaks for call in calls),
         leaking_calls=len({event.invocation for event in leaks}),
         leaks=len(leaks),
-        found=_search(values.values(), texts),
-        searched=len(tally.searched) + len(logs.lines),
+        found=_search(values.values(), texts, home),
+        searched=len(texts),
         leases=leases,
         events=report.count,
         chain_ok=report.ok,
@@ -147,22 +147,11 @@ async def _vault(home: Path, provider: MasterKeyProvider, say: Say) -> AsyncIter
             await anyio.to_thread.run_sync(partial(provider.delete_pin, home=home_id(home)))
 
 
-def _files(home: Path) -> Iterator[str]:
-    for path in home.rglob("*"):
-        if path.is_file():
-            yield path.read_bytes().decode("latin-1")
-
-
-def _taken(env: Path) -> str:
-    """The file's text; the file itself is removed."""
-    text, _ = import_export.read_file(env)
-    env.unlink()
-    return text
-
-
 async def _fill(vault: Vault, env: Path, base: str, say: Say) -> None:
     """Imports the .env file, and grants each plugin its own credential."""
-    read_plan = import_export.read_plan(_taken(env))
+    text, _ = import_export.read_file(env)
+    await anyio.to_thread.run_sync(env.unlink)
+    read_plan = import_export.read_plan(text)
     origins = [import_export.Where.parse(base)]
     names = await import_export.store(vault, read_plan, replace=False, origins=origins)
     skipped = ", ".join(f"{name} ({why})" for name, why in read_plan.skipped)
@@ -172,16 +161,16 @@ async def _fill(vault: Vault, env: Path, base: str, say: Say) -> None:
     say(f"Granted each plugin its own credential; {_UNUSED} to nobody.")
 
 
-def _search(values: Iterable[str], texts: Iterable[str]) -> int:
-    """How many of the texts hold any of the values, in clear or encoded."""
-    needles = [spelled for value in values for spelled in _spellings(value)]
-    return sum(any(needle in text for needle in needles) for text in texts)
-
-
-def _spellings(value: str) -> set[str]:
-    raw = value.encode()
-    encoded = base64.b64encode(raw).decode().rstrip("=")[:-1]
-    return {value, raw.hex(), encoded, quote(value, safe="")}
+def _search(values: Iterable[str], texts: Iterable[str], home: Path) -> int:
+    """How many of the texts and of the files hold any of the values, in clear or encoded."""
+    needles = set[str]()
+    for value in values:
+        raw = value.encode()
+        encoded = base64.b64encode(raw).decode().rstrip("=")[:-1]
+        needles |= {value, raw.hex(), encoded, quote(value, safe="")}
+    files = (each.read_bytes().decode("latin-1") for each in home.rglob("*") if each.is_file())
+    found = (any(needle in text for needle in needles) for text in (*texts, *files))
+    return sum(found)
 
 
 def _samples(tally: Tally, logs: LogLines) -> Iterator[tuple[str, str]]:
@@ -275,7 +264,10 @@ async def _one(
     arguments = _arguments(call, number, base)
     try:
         result = await manager.invoke_plugin_action(call.plugin, call.action, **arguments)
-        text = await _read(result)
+        if isinstance(result, AsyncIterator):
+            text = "".join([str(piece) async for piece in result])
+        else:
+            text = repr(result)
     except AccessDeniedError as error:
         tally.denied += 1
         tally.searched.append("".join(traceback.format_exception(error)))
@@ -294,12 +286,6 @@ def _arguments(call: Call, number: int, base: str) -> dict[str, object]:
     if call is STORY_CALL:
         return {"base": base, "topic": f"topic-{number}"}
     return {} if call in (SNOOP, DRIP) else {"base": base}
-
-
-async def _read(result: object) -> str:
-    if isinstance(result, AsyncIterator):
-        return "".join([str(piece) async for piece in result])
-    return repr(result)
 
 
 def _is_right(call: Call, number: int, text: str) -> bool:

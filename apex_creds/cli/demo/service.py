@@ -84,7 +84,9 @@ class DemoService:
         url = urlsplit(first.split(" ")[1])
         headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines if line)}
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
-        if not self._allowed(url.path, headers.get("authorization", "")):
+        wanted = self._expected.get(url.path)
+        sent = headers.get("authorization", "").encode("latin-1")
+        if wanted is None or not hmac.compare_digest(wanted, sent):
             self.wrong += 1
             await _send(writer, 401, b'{"error":"unauthorized"}')
             return
@@ -96,10 +98,6 @@ class DemoService:
         else:
             answer = {"city": query.get("city", ""), "sky": "clear"}
             await _send(writer, 200, json.dumps(answer).encode())
-
-    def _allowed(self, path: str, sent: str) -> bool:
-        wanted = self._expected.get(path)
-        return wanted is not None and hmac.compare_digest(wanted, sent.encode("latin-1"))
 
 
 async def _send(writer: asyncio.StreamWriter, status: int, body: bytes) -> None:
