@@ -74,7 +74,17 @@ async def retire(vault: Vault, source: Source, state: SourceState) -> SourceStat
         ConflictError: A file was changed since it was read; nothing is renamed then.
         StorageError: A file can't be renamed.
     """
-    backups = await anyio.to_thread.run_sync(_backups, source)
+
+    def named() -> tuple[Backup, ...]:
+        for file in source.files:
+            if read_file(file.path).digest != file.digest:
+                raise _changed(file.path)
+        return tuple(
+            Backup(str(file.path), str(free_name(file.path)), file.digest)
+            for file in source.files
+        )
+
+    backups = await anyio.to_thread.run_sync(named)
     state = await record(vault, replace(state, phase=Phase.COPIED, backups=backups))
     return await rename(vault, state)
 
@@ -128,7 +138,12 @@ async def erase_backups(vault: Vault, *, due_only: bool = False) -> list[Erased]
         if source.phase is Phase.ERASING or (
             source.erasable and (not due_only or is_due(source, vault))
         ):
-            erased += await _erase(vault, source)
+            await anyio.to_thread.run_sync(_check_backups, source)
+            erasing = await record(vault, replace(source, phase=Phase.ERASING))
+            for item in source.backups:
+                how = await anyio.to_thread.run_sync(erase, Path(item.backup))
+                erased.append(Erased(item.backup, how))
+            await record(vault, replace(erasing, phase=Phase.DONE, written=(), backups=()))
     return erased
 
 
@@ -145,27 +160,6 @@ def withheld(state: MigrationState) -> Sequence[SourceState]:
 def imported(state: MigrationState) -> Sequence[SourceState]:
     """The sources of which everything is in the vault, though they still lie there."""
     return [s for s in state.sources if s.phase in (Phase.COPIED, Phase.LEFT)]
-
-
-async def _erase(vault: Vault, source: SourceState) -> list[Erased]:
-    await anyio.to_thread.run_sync(_check_backups, source)
-    source = await record(vault, replace(source, phase=Phase.ERASING))
-
-    def erase_all() -> list[Erased]:
-        return [Erased(item.backup, erase(Path(item.backup))) for item in source.backups]
-
-    erased = await anyio.to_thread.run_sync(erase_all)
-    await record(vault, replace(source, phase=Phase.DONE, written=(), backups=()))
-    return erased
-
-
-def _backups(source: Source) -> tuple[Backup, ...]:
-    for file in source.files:
-        if read_file(file.path).digest != file.digest:
-            raise _changed(file.path)
-    return tuple(
-        Backup(str(file.path), str(free_name(file.path)), file.digest) for file in source.files
-    )
 
 
 def _rename(backups: Sequence[Backup]) -> None:
@@ -241,33 +235,24 @@ def _set_aside(home: Path, keys: tuple[bytes, ...]) -> bool:
             return False  # another process was first
         keystore = home / SECURITY / KEYSTORE_FILE
         open_keystore(read_file(keystore).data, keys)
-        _refuse_ours(home)
-        _move_all(home)
+        # A vault whose key store was replaced by an old one is not to be taken apart.
+        remains = list((home / SECURITY / AUDIT).glob("*.jsonl"))
+        sections = section_paths(home / CREDENTIALS)
+        remains += [path for path in sections if (d := read_file(path).data) and is_ours(d)]
+        if remains:
+            raise VaultExistsError(
+                f"The key store is an old program's, but {remains[0]} is of a vault.",
+                hint="Restore security/keystore.enc from a backup, or choose another "
+                "directory.",
+            )
+        folder = home / LEGACY
+        if not os.path.lexists(folder):
+            make_directory(folder)
+            sync_directory(home)
+        if folder.is_symlink() or not folder.is_dir():
+            raise UnsafePathError(f"{folder} is not a directory.", hint="Move it away.")
+        for path in (*sections, *section_paths(home / SECURITY)):
+            move(path, folder / path.name)
+        move(home / SECURITY / CONFIG_FILE, folder / CONFIG_FILE)
+        move(keystore, folder / KEYSTORE_FILE)
     return True
-
-
-def _refuse_ours(home: Path) -> None:
-    """A vault whose key store was replaced by an old one is not to be taken apart."""
-    remains = list((home / SECURITY / AUDIT).glob("*.jsonl"))
-    for path in section_paths(home / CREDENTIALS):
-        data = read_file(path).data
-        if data and is_ours(data):
-            remains.append(path)
-    if remains:
-        raise VaultExistsError(
-            f"The key store is an old program's, but {remains[0]} is of a vault.",
-            hint="Restore security/keystore.enc from a backup, or choose another directory.",
-        )
-
-
-def _move_all(home: Path) -> None:
-    folder = home / LEGACY
-    if not os.path.lexists(folder):
-        make_directory(folder)
-        sync_directory(home)
-    if folder.is_symlink() or not folder.is_dir():
-        raise UnsafePathError(f"{folder} is not a directory.", hint="Move it away.")
-    for path in (*section_paths(home / CREDENTIALS), *section_paths(home / SECURITY)):
-        move(path, folder / path.name)
-    move(home / SECURITY / CONFIG_FILE, folder / CONFIG_FILE)
-    move(home / SECURITY / KEYSTORE_FILE, folder / KEYSTORE_FILE)

@@ -186,17 +186,32 @@ class Copying:
         infos = {info.name: info for info in await self._vault.list()}
         decisions = [await self._decide(target, infos) for target in batch]
         chosen = [decision for decision in decisions if decision.puts]
-        made = infos | await self._put(chosen)
-        reports = {d.target.entry.key: _report(d, made.get(d.target.name)) for d in decisions}
-        versions = {name: info.version for name, info in made.items()}
-        return reports, [written for d in decisions for written in _written(d, versions)]
-
-    async def _put(self, chosen: Sequence[_Decision]) -> dict[str, CredentialInfo]:
-        if self._dry_run or not chosen:
-            return {}
-        infos = await self._vault.put_many(_item(d.target, d.replaces) for d in chosen)
-        await self._read_back([d.target for d in chosen], {i.name: i for i in infos})
-        return {info.name: info for info in infos}
+        if chosen and not self._dry_run:
+            put = await self._vault.put_many(_item(d.target, d.replaces) for d in chosen)
+            made = {info.name: info for info in put}
+            await self._read_back([d.target for d in chosen], made)
+            infos |= made
+        reports: dict[str, EntryReport] = {}
+        written: list[Written] = []
+        for decision in decisions:
+            target, fate = decision.target, decision.fate
+            info = infos.get(target.name)
+            origins, delivery = proposed(target.entry, fate, info)
+            reports[target.entry.key] = EntryReport(
+                service=target.entry.service,
+                kind=target.entry.kind.value,
+                name=target.name,
+                fate=fate,
+                detail=decision.detail,
+                origins=origins,
+                delivery=delivery,
+            )
+            if fate in (Fate.MIGRATED, Fate.REPLACED, Fate.PRESENT, Fate.KEPT):
+                version = info.version if info else 1
+                written.append(Written(target.entry.key, target.name, version))
+            elif target.written is not None:
+                written.append(target.written)
+        return reports, written
 
     # -- deciding ----------------------------------------------------------------
 
@@ -204,7 +219,11 @@ class Copying:
         if not target.name:
             return _Decision(target, Fate.CONFLICT, "its names belong to other kinds")
         if target.twin is not None:
-            return _decide_twin(target, target.twin)
+            secret, other = target.entry.secret, target.twin.secret
+            twice = "it is in the source twice"
+            if secret is not None and other is not None and secret.parts == other.parts:
+                return _Decision(target, Fate.PRESENT, twice)
+            return _Decision(target, Fate.CONFLICT, f"{twice}, with two values")
         info = infos.get(target.name)
         if info is None:
             return self._decide_absent(target)
@@ -223,7 +242,7 @@ class Copying:
         )
 
     async def _decide_against(self, target: Target, info: CredentialInfo) -> _Decision:
-        secret = target.entry.secret
+        secret, known = target.entry.secret, target.written
         assert secret is not None
         async with self._vault.open(target.name, action=ACTION) as opened:
             if same(opened, secret):
@@ -233,7 +252,9 @@ class Copying:
                 if not _has_more(secret, opened):
                     return _Decision(target, Fate.PRESENT, "other descriptions differ")
                 differs = "other fields beside the secret"
-        if target.written and self._is_newer(info, target.written):
+        set_by_hand = known is not None and known.version == 0
+        newer = known is not None and self._unchanged and info.version > known.version
+        if set_by_hand or newer:  # the vault's value came after the source's
             return _Decision(target, Fate.CHANGED)
         if self._on_conflict is OnConflict.KEEP:
             return _Decision(target, Fate.KEPT, f"the vault has {differs}")
@@ -243,30 +264,20 @@ class Copying:
             return _Decision(target, Fate.REPLACED, detail, info)
         return _Decision(target, Fate.CONFLICT, f"the vault has {differs}")
 
-    def _is_newer(self, info: CredentialInfo, written: Written) -> bool:
-        """Whether the vault's value came after the source's: set by hand since."""
-        by_hand = written.version == 0
-        return by_hand or (self._unchanged and info.version > written.version)
-
     # -- reading back ------------------------------------------------------------
 
     async def _read_back(
         self, chosen: Sequence[Target], infos: Mapping[str, CredentialInfo]
     ) -> None:
+        store = self._vault.store
         for section in dict.fromkeys(SECTIONS[target.entry.kind] for target in chosen):
-            records = await self._stored(section)
+            found = await store.sections.reread(section)  # out of the storage, not of memory
+            if not found.shards:
+                raise _lost()
+            await store.keystore()  # a key is made before a record is moved to it
             for target in chosen:
                 if SECTIONS[target.entry.kind] == section:
-                    self._compare(target, records.get(target.name), infos[target.name])
-
-    async def _stored(self, section: str) -> Mapping[str, Record]:
-        """A section's records out of the storage, not out of memory."""
-        store = self._vault.store
-        found = await store.sections.reread(section)
-        if not found.shards:
-            raise _lost()
-        await store.keystore()  # a key is made before a record is moved to it
-        return found.records
+                    self._compare(target, found.records.get(target.name), infos[target.name])
 
     def _compare(self, target: Target, record: Record | None, info: CredentialInfo) -> None:
         if record is None or record.info.version > info.version:
@@ -327,21 +338,6 @@ def problems(entries: Iterable[Entry]) -> dict[str, EntryReport]:
     }
 
 
-def _decide_twin(target: Target, twin: Entry) -> _Decision:
-    secret, other = target.entry.secret, twin.secret
-    if secret is not None and other is not None and secret.parts == other.parts:
-        return _Decision(target, Fate.PRESENT, "it is in the source twice")
-    return _Decision(target, Fate.CONFLICT, "it is in the source twice, with two values")
-
-
-def _written(decision: _Decision, versions: Mapping[str, int]) -> Iterator[Written]:
-    target = decision.target
-    if decision.fate in (Fate.MIGRATED, Fate.REPLACED, Fate.PRESENT, Fate.KEPT):
-        yield Written(target.entry.key, target.name, versions.get(target.name, 1))
-    elif target.written is not None:
-        yield target.written
-
-
 def proposed(
     entry: Entry, fate: Fate, info: CredentialInfo | None
 ) -> tuple[tuple[str, ...], str]:
@@ -354,20 +350,6 @@ def proposed(
         return (), ""
     known = sending(entry.service, entry.kind)
     return tuple(map(str, known.origins)), str(known.delivery or "bearer")
-
-
-def _report(decision: _Decision, info: CredentialInfo | None) -> EntryReport:
-    target = decision.target
-    origins, delivery = proposed(target.entry, decision.fate, info)
-    return EntryReport(
-        service=target.entry.service,
-        kind=target.entry.kind.value,
-        name=target.name,
-        fate=decision.fate,
-        detail=decision.detail,
-        origins=origins,
-        delivery=delivery,
-    )
 
 
 def _item(target: Target, there: CredentialInfo | None) -> PutItem:

@@ -195,12 +195,15 @@ def token_secret(token: Mapping[str, object]) -> OAuthToken:
     Raises:
         InvalidInputError: It has no access or refresh token, or not as text.
     """
+    scope = token.get("scope")
+    if isinstance(scope, list) and all(isinstance(item, str) for item in scope):
+        scope = " ".join(scope)
     made = OAuthToken(
         _text_or_empty(token.get("access_token")),
         refresh_token=_text_or_empty(token.get("refresh_token")),
         expires_at=moment(token.get("expires_at")),
         token_type=_word(token.get("token_type")) or "Bearer",
-        scope=_scope(token.get("scope")),
+        scope=_word(scope),
     )
     plain = plain_fields(
         access=_text_or_empty(token.get("access_token")),
@@ -210,7 +213,11 @@ def token_secret(token: Mapping[str, object]) -> OAuthToken:
         scope=made.scope,
     )
     if plain != dict(token) or _types(plain) != _types(token):
-        _attach(made, {k: _without_secret(k, v) for k, v in token.items()})
+        kept = dict(token)
+        for name in _TOKEN_PARTS:
+            if isinstance(kept.get(name), str):
+                kept[name] = ""  # it is a part of the secret
+        _attach(made, kept)
     return made
 
 
@@ -270,10 +277,6 @@ def _attach(secret: Secret, extra: Mapping[str, object] | None) -> None:
     secret.parts = parts
 
 
-def _without_secret(name: str, value: object) -> object:
-    return "" if name in _TOKEN_PARTS and isinstance(value, str) else value
-
-
 def _types(token: Mapping[str, object]) -> list[tuple[str, type]]:
     return [(name, type(value)) for name, value in token.items()]
 
@@ -286,12 +289,6 @@ def _word(value: object) -> str:
     """``value`` if it can stand in the metadata."""
     usable = isinstance(value, str) and len(value) <= _MAX_WORD and value.isprintable()
     return value if usable and isinstance(value, str) else ""
-
-
-def _scope(value: object) -> str:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        value = " ".join(value)
-    return _word(value)
 
 
 def _json_type(value: object) -> str:

@@ -140,10 +140,17 @@ class Fallback:
         for path in paths:
             known = state.source(path)
             done_before = {item.key for item in known.written} if known else set()
-            source, entries = await self._read(path)
+            try:  # what does not open is reported by the migration; here it is not found
+                source = await anyio.to_thread.run_sync(sources.find, path)
+                if source.format is Format.VAULT:
+                    continue
+                masters = await find_masters(self._environ)
+                entries = (await sources.read(source, masters.keys)).entries
+            except ApexCredsError:
+                continue
             for target in assign(entries, infos, known.written if known else ()):
                 fresh = target.entry.key not in done_before and target.name not in infos
-                if source is not None and target.name and fresh and target.twin is None:
+                if target.name and fresh and target.twin is None:
                     found.append((source, target.entry, target.name))
         return found
 
@@ -168,26 +175,22 @@ class Fallback:
         try:
             async with exclusive(self._vault.home):
                 found = [found for found in await self.entries() if found[2] in missing]
-                for one in found:
-                    await self._adopt(one)
+                for source, entry, name in found:
+                    (await self.release((source, entry, name), action="adopt")).close()
+                    copying = Copying(
+                        self._vault,
+                        before=None,
+                        unchanged=False,
+                        on_conflict=OnConflict.REPORT,
+                        dry_run=False,
+                    )
+                    _, written = await copying.copy([Target(entry, name)])
+                    await self._note(source, written)
         except StorageLockedError:
             return False  # another process is migrating
         adopted = {name for _, _, name in found}
         self._absent |= dict.fromkeys(set(missing) - adopted, stamp)
         return bool(adopted)
-
-    async def _adopt(self, found: Found) -> None:
-        source, entry, name = found
-        (await self.release(found, action="adopt")).close()
-        copying = Copying(
-            self._vault,
-            before=None,
-            unchanged=False,
-            on_conflict=OnConflict.REPORT,
-            dry_run=False,
-        )
-        _, written = await copying.copy([Target(entry, name)])
-        await self._note(source, written)
 
     async def forget(self, found: Found) -> None:
         """Marks an entry of an old file as deleted, so that it is neither read nor migrated."""
@@ -216,17 +219,6 @@ class Fallback:
         beside = [str(path) for path in automatic_paths(self._vault.home)]
         begun = [source.path for source in state.sources if source.phase in OPEN]
         return [path for path in dict.fromkeys((*beside, *begun)) if path not in done]
-
-    async def _read(self, path: str) -> tuple[Source | None, Sequence[Entry]]:
-        """What does not open is reported by the migration; a look-up just does not find it."""
-        try:
-            source = await anyio.to_thread.run_sync(sources.find, path)
-            if source.format is Format.VAULT:
-                return None, ()
-            masters = await find_masters(self._environ)
-            return source, (await sources.read(source, masters.keys)).entries
-        except ApexCredsError:
-            return None, ()
 
 
 def _stamp(home: Path) -> _Stamp:

@@ -70,7 +70,7 @@ class Options:
             all of them were read.
         erase_after: Seconds after which the ``.bak`` files may be erased; None: never.
         dry_run: Report what would be done; change nothing.
-        progress: Told after each batch.
+        progress: Called after each batch.
         master: Of another vault that is the source.
         credentials: Where a SecretBox format's files of credentials are, if elsewhere.
     """
@@ -110,16 +110,22 @@ async def migrate(
     chosen = options or Options()
     async with exclusive(vault.home, wait=wait):
         state = await migration_document(vault.store).read()
-        given = _default_paths(vault, state) if paths is None else [str(p) for p in paths]
+        if paths is None:
+            begun = [source.path for source in state.sources if source.phase in OPEN]
+            paths = [*automatic_paths(vault.home), *begun]
+        given = [str(path) for path in paths]
         reports: list[SourceReport | None] = []
         if not chosen.dry_run:
             resumed, reports = await resume(vault, state)
             given = [name for name in given if name not in resumed or present(Path(name))]
         masters = LegacyMasters()
         for name in dict.fromkeys(given):
-            source, failed = await _found(name, chosen)
-            if source is None:
-                reports.append(failed)
+            try:
+                source = await anyio.to_thread.run_sync(
+                    partial(sources.find, name, credentials=chosen.credentials)
+                )
+            except ApexCredsError as error:
+                reports.append(_failed(name, error))
                 continue
             if source.format in _SEALED and not masters.keys:
                 masters = await find_masters(environ)
@@ -150,20 +156,6 @@ async def resume(
     return frozenset(source.path for source in copied), failed
 
 
-def _default_paths(vault: Vault, state: MigrationState) -> list[str]:
-    found = [str(path) for path in automatic_paths(vault.home)]
-    return found + [source.path for source in state.sources if source.phase in OPEN]
-
-
-async def _found(name: str, options: Options) -> tuple[Source | None, SourceReport | None]:
-    try:
-        return await anyio.to_thread.run_sync(
-            lambda: sources.find(name, credentials=options.credentials)
-        ), None
-    except ApexCredsError as error:
-        return None, _failed(name, error)
-
-
 def _failed(path: str, error: ApexCredsError, found: Format | None = None) -> SourceReport:
     return SourceReport(path=path, format=found, problem=error.message, hint=error.hint)
 
@@ -174,7 +166,10 @@ async def _one(
     reading = Reading()
     entries: tuple[EntryReport, ...] = ()
     try:
-        reading = await _read(vault, source, masters, options)
+        if source.format is Format.VAULT:
+            reading = await read_vault(source.path, into=vault, master=options.master)
+        else:
+            reading = await sources.read(source, masters.keys)
         run = _SourceRun(vault, source, reading, options)
         entries = await run.copy()
         state = None if options.dry_run else await run.end(entries)
@@ -197,14 +192,6 @@ async def _one(
         backups=tuple(backup.backup for backup in state.backups) if state else (),
         notes=_notes(source, reading, None),
     )
-
-
-async def _read(
-    vault: Vault, source: Source, masters: LegacyMasters, options: Options
-) -> Reading:
-    if source.format is Format.VAULT:
-        return await read_vault(source.path, into=vault, master=options.master)
-    return await sources.read(source, masters.keys)
 
 
 def _notes(source: Source, reading: Reading, masters: LegacyMasters | None) -> tuple[str, ...]:
@@ -231,21 +218,35 @@ class _SourceRun:
 
     async def copy(self) -> tuple[EntryReport, ...]:
         """Copies all entries; what became of each, in the source's order."""
-        known = (await migration_document(self._vault.store).read()).source(self._source.path)
+        vault, dry_run = self._vault, self._options.dry_run
+        known = (await migration_document(vault.store).read()).source(self._source.path)
         if known is not None and known.phase in (Phase.DONE, Phase.BACKED_UP):
-            await self._put_by(known)  # there is a new file of that name
+            # There is a new file of that name; the backups of the earlier one are to erase.
+            if known.backups and not dry_run:
+                await cleanup.record(vault, replace(known, path=known.backups[0].backup))
             known = None
         copying = Copying(
-            self._vault,
+            vault,
             before=known,
             unchanged=known is not None
             and (known.agreed or known.digest) == self._source.digest,
             on_conflict=self._options.on_conflict,
-            dry_run=self._options.dry_run,
+            dry_run=dry_run,
         )
         entries = self._reading.entries
-        if not self._options.dry_run:
-            await self._begin(known)
+        if not dry_run:
+            now = vault.clock.time()
+            begun = known or SourceState(
+                format=self._source.format,
+                path=self._source.path,
+                digest=self._source.digest,
+                agreed=self._source.digest,
+                phase=Phase.COPYING,
+                began=now,
+                changed=now,
+            )
+            begun = replace(begun, phase=Phase.COPYING, total=len(entries))
+            self._state = await cleanup.record(vault, begun)
         fates = problems(entries)
         targets = await copying.targets(entries)
         for batch in batches(targets):
@@ -254,13 +255,14 @@ class _SourceRun:
             await self._note(written)
             if self._options.progress is not None:
                 self._options.progress(self._source.path, len(fates), len(entries))
-        if not self._options.dry_run:
-            await self._entitle(
-                {
-                    fates[entry.key].name: entry.title
-                    for entry in entries
-                    if entry.title and entry.key in fates and fates[entry.key].fate in _IN_VAULT
-                }
+        titles = {
+            fates[entry.key].name: entry.title
+            for entry in entries
+            if entry.title and entry.key in fates and fates[entry.key].fate in _IN_VAULT
+        }
+        if titles and not dry_run:
+            await migration_document(vault.store).change(
+                lambda state: replace(state, titles=titles | state.titles)
             )
         return tuple(fates[entry.key] for entry in entries if entry.key in fates)
 
@@ -293,27 +295,6 @@ class _SourceRun:
             self._vault, self._source, replace(state, erase_at=erase_at)
         )
 
-    async def _put_by(self, known: SourceState) -> None:
-        """Keeps the state of an earlier file of that name, which has backups to erase."""
-        if known.backups and not self._options.dry_run:
-            earlier = replace(known, path=known.backups[0].backup)
-            await cleanup.record(self._vault, earlier)
-
-    async def _begin(self, known: SourceState | None) -> None:
-        now = self._vault.clock.time()
-        fresh = SourceState(
-            format=self._source.format,
-            path=self._source.path,
-            digest=self._source.digest,
-            agreed=self._source.digest,
-            phase=Phase.COPYING,
-            began=now,
-            changed=now,
-        )
-        state = fresh if known is None else replace(known, phase=Phase.COPYING)
-        total = len(self._reading.entries)
-        self._state = await cleanup.record(self._vault, replace(state, total=total))
-
     async def _note(self, written: Sequence[Written]) -> None:
         if self._state is None or not written:
             return
@@ -322,20 +303,19 @@ class _SourceRun:
         self._state = replace(self._state, written=(*kept, *written))
         self._state = await cleanup.record(self._vault, self._state)
 
-    async def _entitle(self, titles: dict[str, str]) -> None:
-        if titles:
-            await migration_document(self._vault.store).change(
-                lambda state: replace(state, titles=titles | state.titles)
-            )
-
     # -- permissions and intervals -----------------------------------------------
 
     async def _take_config(self, entries: Sequence[EntryReport]) -> None:
         assert self._state is not None
         if self._reading.intervals:
             intervals = dict(self._reading.intervals)
-            document = migration_document(self._vault.store)
-            await document.change(lambda state: _with_intervals(state, intervals))
+            await migration_document(self._vault.store).change(
+                lambda state: (
+                    state
+                    if state.applied or state.intervals == intervals
+                    else replace(state, intervals=intervals)
+                )
+            )
         if not self._reading.permissions:
             return
         names: dict[str, list[str]] = {}
@@ -344,10 +324,6 @@ class _SourceRun:
         for entry in entries:
             if entry.fate in fates:
                 names.setdefault(entry.service, []).append(entry.name)
-        await self._grant(names)
-        self._state = await cleanup.record(self._vault, replace(self._state, granted=True))
-
-    async def _grant(self, names: Mapping[str, Sequence[str]]) -> None:
         everything = [name for found in names.values() for name in found]
         for plugin, services in self._reading.permissions.items():
             if not _is_name(plugin):
@@ -356,12 +332,7 @@ class _SourceRun:
             for name in everything if "*" in services else sorted(chosen):
                 if (await self._vault.grants()).find(plugin, name) is None:
                     await self._vault.grant(plugin, name, reveal=True)
-
-
-def _with_intervals(state: MigrationState, intervals: dict[str, int]) -> MigrationState:
-    if state.applied or state.intervals == intervals:
-        return state
-    return replace(state, intervals=intervals)
+        self._state = await cleanup.record(self._vault, replace(self._state, granted=True))
 
 
 def _is_name(plugin: str) -> bool:
@@ -388,14 +359,10 @@ async def preview(
         paths: See ``migrate``.
         environ: Instead of the process's environment, for the old master key.
     """
-    names = _paths_without_vault(home) if paths is None else [str(path) for path in paths]
+    if paths is None:
+        paths = [*([home] if is_legacy(home) else []), *automatic_paths(home)]
     keys = (await find_masters(environ)).keys
-    return Report([await _previewed(name, keys) for name in names], dry_run=True)
-
-
-def _paths_without_vault(home: Path) -> list[str]:
-    beside = [str(path) for path in automatic_paths(home)]
-    return [str(home), *beside] if is_legacy(home) else beside
+    return Report([await _previewed(str(path), keys) for path in paths], dry_run=True)
 
 
 async def _previewed(name: str, keys: tuple[bytes, ...]) -> SourceReport:

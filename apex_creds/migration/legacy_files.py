@@ -86,10 +86,17 @@ def read_file(path: Path) -> SourceFile:
         try:
             status = os.fstat(fd)
             _check(path, status)
-            data = _read(fd, path)
+            chunks = []
+            left = MAX_BYTES + 1
+            while left and (chunk := os.read(fd, min(left, _CHUNK))):
+                chunks.append(chunk)
+                left -= len(chunk)
+            if not left:
+                raise _too_large(path)
         finally:
             os.close(fd)
     exposed = sys.platform != "win32" and bool(status.st_mode & 0o077) and _is_reachable(path)
+    data = b"".join(chunks)
     return SourceFile(path, data, hashlib.sha256(data).hexdigest(), exposed)
 
 
@@ -163,7 +170,11 @@ def erase(path: Path) -> Shredded:
             _check(path, status)
             if status.st_nlink == 1:
                 # Before it loses its name, so that a crash leaves something to go on with.
-                _zero(fd, status.st_size)
+                left = status.st_size
+                os.lseek(fd, 0, os.SEEK_SET)
+                while left:
+                    left -= os.write(fd, bytes(min(left, _CHUNK)))
+                sync_file(fd)
             os.unlink(path)
             sync_directory(path.parent)
             return overwrite(fd)
@@ -193,25 +204,6 @@ def _check_kind(path: Path, status: os.stat_result) -> None:
             f"{path} belongs to user {status.st_uid}, not to user {os.geteuid()}.",
             hint="Run as its owner, or take a copy that you trust.",
         )
-
-
-def _read(fd: int, path: Path) -> bytes:
-    chunks = []
-    left = MAX_BYTES + 1
-    while left and (chunk := os.read(fd, min(left, _CHUNK))):
-        chunks.append(chunk)
-        left -= len(chunk)
-    if not left:
-        raise _too_large(path)
-    return b"".join(chunks)
-
-
-def _zero(fd: int, size: int) -> None:
-    os.lseek(fd, 0, os.SEEK_SET)
-    left = size
-    while left:
-        left -= os.write(fd, bytes(min(left, _CHUNK)))
-    sync_file(fd)
 
 
 def _too_large(path: Path) -> ValueTooLargeError:

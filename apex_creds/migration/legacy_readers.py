@@ -95,22 +95,21 @@ async def keyring_text(service: str, user: str | None) -> str | None:
         service: The entry's service.
         user: The entry's user; None: whichever there is.
     """
+
+    def read() -> str | None:
+        import keyring  # finding its backends takes a while, and most programs never ask
+
+        try:
+            if user is not None:
+                return keyring.get_password(service, user)
+            found = keyring.get_credential(service, None)
+        except Exception:  # noqa: BLE001 - backends raise what they like, secrets included
+            return None
+        return None if found is None else found.password
+
     with anyio.move_on_after(_SECONDS):  # it may be waiting for its user to unlock it
-        return await anyio.to_thread.run_sync(_get_entry, service, user, abandon_on_cancel=True)
+        return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
     return None
-
-
-def _get_entry(service: str, user: str | None) -> str | None:
-    # Looking for its backends takes a while, and most programs never ask.
-    import keyring
-
-    try:
-        if user is not None:
-            return keyring.get_password(service, user)
-        found = keyring.get_credential(service, None)
-    except Exception:  # noqa: BLE001 - backends raise what they like, secrets included
-        return None
-    return None if found is None else found.password
 
 
 # -- layouts --------------------------------------------------------------------------------
@@ -239,12 +238,14 @@ def _walk(
     about = left.get(_ABOUT)
     if isinstance(about, dict) and not _is_token(about) and (wrapped or _has_marks(about)):
         del left[_ABOUT]
-        yield from _about(about, kind)
-    for name, inner in wrapped.items():
+        for name, inner in about.items():
+            if name not in _ABOUT_FIELDS and may_hold_secret(inner):
+                yield not_understood(f"{_ABOUT}.{name}", kind)
+    for name, services in wrapped.items():
         del left[name]
         if depth < _DEPTH:
-            yield from _walk(inner, KINDS.get(name, kind), deks, depth=depth + 1)
-        elif may_hold_secret(inner):
+            yield from _walk(services, KINDS.get(name, kind), deks, depth=depth + 1)
+        elif may_hold_secret(services):
             yield not_understood(name, kind, "is nested too deep")
     for service, value in left.items():
         yield _MAKERS[kind](service, value)
@@ -272,12 +273,6 @@ def _has_marks(value: object) -> bool:
 
 def _is_token(value: Mapping[str, object]) -> bool:
     return any(isinstance(value.get(n), str) for n in ("access_token", "refresh_token"))
-
-
-def _about(value: Mapping[str, object], kind: CredentialKind) -> Iterator[Entry]:
-    for name, inner in value.items():
-        if name not in _ABOUT_FIELDS and may_hold_secret(inner):
-            yield not_understood(f"{_ABOUT}.{name}", kind)
 
 
 def _listed(items: list[object], kind: CredentialKind, deks: Deks) -> Iterator[Entry]:
@@ -335,19 +330,16 @@ def _item(
     if kind is CredentialKind.API_KEY:
         made = api_key_entry(service, text, label=label, extra=extra)
     else:
-        made = token_entry(service, _token(text), label=label, extra={ENTRY: extra})
+        try:
+            token = json.loads(text)
+        except (ValueError, RecursionError):
+            token = text
+        token = token if isinstance(token, dict) else text
+        made = token_entry(service, token, label=label, extra={ENTRY: extra})
     if made.problem in (Problem.EMPTY, Problem.PLACEHOLDER) and not only_describe(extra):
         return bad(Problem.INVALID, "has an empty key, but other fields")
     title = _first_text(_name(item)).encode("utf-8", "replace").decode()
     return replace(made, title=title)
-
-
-def _token(text: str) -> object:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return found if isinstance(found, dict) else text
 
 
 def _service(item: object) -> str:
@@ -552,9 +544,11 @@ def _section(
 ) -> list[Entry]:
     plaintext = deks.opened(data)
     if plaintext is None:
-        plaintext = _from_fernet(data, keys)
-    if plaintext is None:
-        return [_whole(section, kind, "does not open under any key of the old key store")]
+        try:  # one that the manager took over from its predecessor, and never wrote again
+            plaintext = open_token(data.strip(), keys)
+        except DecryptionError:
+            detail = "does not open under any key of the old key store"
+            return [_whole(section, kind, detail)]
     if not plaintext.strip():
         return []
     try:
@@ -562,14 +556,6 @@ def _section(
     except CorruptDocumentError as error:
         return [_whole(section, kind, error.message)]
     return read_layouts(document, kind, deks)
-
-
-def _from_fernet(data: bytes, keys: Iterable[bytes]) -> bytes | None:
-    """A section that the manager took over from its predecessor, and never wrote again."""
-    try:
-        return open_token(data.strip(), keys)
-    except DecryptionError:
-        return None
 
 
 def _others(files: BoxFiles, keystore: Mapping[str, object], deks: Deks) -> Iterator[Entry]:

@@ -306,7 +306,11 @@ def read_config(
         if name in LEVELS and (days := _days(value)) is not None:
             intervals[name] = days
         if name in _PERMISSIONS and isinstance(value, dict):
-            permissions |= _permitted(value)
+            permissions |= {
+                plugin: tuple(text for text in services if isinstance(text, str))
+                for plugin, services in value.items()
+                if isinstance(services, list)
+            }
     return permissions, intervals, tuple(notes)
 
 
@@ -324,11 +328,3 @@ def _days(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 1 <= value <= MAX_DAYS else None
-
-
-def _permitted(value: dict[str, object]) -> Permissions:
-    found: Permissions = {}
-    for plugin, services in value.items():
-        if isinstance(services, list):
-            found[plugin] = tuple(text for text in services if isinstance(text, str))
-    return found

@@ -41,8 +41,8 @@ from apex_creds.migration.legacy_files import (
     read_file,
 )
 from apex_creds.migration.legacy_readers import BoxFiles, read_fernet, read_secretbox
-from apex_creds.model import CredentialInfo, CredentialKind, OAuthToken, Secret
-from apex_creds.vault import Opened, Vault
+from apex_creds.model import CredentialKind, OAuthToken, Secret
+from apex_creds.vault import Vault
 
 # -- sources --------------------------------------------------------------------------------
 
@@ -96,8 +96,21 @@ def find(path: Path | str, *, credentials: Path | None = None) -> Source:
     place = Path(text).absolute()
     if not present(place):
         raise VaultNotFoundError(f"There is no {place}.", hint="Check the path.")
-    found = _directory(place) if place.is_dir() else _file(place)
-    return found if credentials is None else _with_credentials(found, credentials)
+    if place.is_dir():
+        names = (Path(SECURITY, KEYSTORE_FILE), Path(KEYSTORE_FILE), Path(FERNET_NAME))
+        within = next((place / name for name in names if present(place / name)), None)
+        if within is None:
+            raise VaultNotFoundError(
+                f"There is no key store in {place}.",
+                hint="Name a file, or a vault's directory.",
+            )
+        place = within
+    found = _file(place)
+    if credentials is None or found.format is not Format.SECRETBOX:
+        return found
+    kept = [f for f in found.files if f.path.name in (KEYSTORE_FILE, CONFIG_FILE)]
+    files = (*kept, *map(read_file, section_paths(credentials)))
+    return Source(format=found.format, path=found.path, files=files)
 
 
 async def read(source: Source, keys: Iterable[bytes]) -> Reading:
@@ -106,9 +119,23 @@ async def read(source: Source, keys: Iterable[bytes]) -> Reading:
     Raises:
         IntegrityError: It does not open, or is malformed.
     """
-    if source.format is Format.KEYRING:
-        return await _read_keyring(source.path.removeprefix(KEYRING_SCHEME))
-    return await anyio.to_thread.run_sync(_read_files, source, tuple(keys))
+    if source.format is not Format.KEYRING:
+        return await anyio.to_thread.run_sync(_read_files, source, tuple(keys))
+    text = source.path.removeprefix(KEYRING_SCHEME)
+    service, _, user = text.partition("/")
+    if not service:
+        raise InvalidInputError(
+            "Which entry of the keyring?", hint="Write keyring:SERVICE or keyring:SERVICE/USER."
+        )
+    value = await legacy_readers.keyring_text(service, user or None)
+    if value is None:
+        raise VaultNotFoundError(
+            f"The keyring has no entry {text!r}, or does not answer.",
+            hint="Write keyring:SERVICE or keyring:SERVICE/USER; unlock the keyring.",
+        )
+    # ApexAgent keeps one entry per service under its own name.
+    own = service == legacy_readers.KEYRING_SERVICE and user
+    return Reading(entries=(api_key_entry(user if own else service, value),))
 
 
 def _read_files(source: Source, keys: tuple[bytes, ...]) -> Reading:
@@ -127,23 +154,6 @@ def _read_files(source: Source, keys: tuple[bytes, ...]) -> Reading:
     return Reading()
 
 
-async def _read_keyring(text: str) -> Reading:
-    service, _, user = text.partition("/")
-    if not service:
-        raise InvalidInputError(
-            "Which entry of the keyring?", hint="Write keyring:SERVICE or keyring:SERVICE/USER."
-        )
-    value = await legacy_readers.keyring_text(service, user or None)
-    if value is None:
-        raise VaultNotFoundError(
-            f"The keyring has no entry {text!r}, or does not answer.",
-            hint="Write keyring:SERVICE or keyring:SERVICE/USER; unlock the keyring.",
-        )
-    # ApexAgent keeps one entry per service under its own name.
-    own = service == legacy_readers.KEYRING_SERVICE and user
-    return Reading(entries=(api_key_entry(user if own else service, value),))
-
-
 def _file(place: Path) -> Source:
     file = read_file(place)
     found = detect(file.data)
@@ -155,17 +165,6 @@ def _file(place: Path) -> Source:
             hint="Name the directory that it belongs to, or check that it is whole.",
         )
     return Source(format=found, path=str(place), files=(file,))
-
-
-def _directory(place: Path) -> Source:
-    for keystore in (place / SECURITY / KEYSTORE_FILE, place / KEYSTORE_FILE):
-        if present(keystore):
-            return _file(keystore)
-    if present(place / FERNET_NAME):
-        return _file(place / FERNET_NAME)
-    raise VaultNotFoundError(
-        f"There is no key store in {place}.", hint="Name a file, or a vault's directory."
-    )
 
 
 def _around(keystore: SourceFile, found: Format) -> Source:
@@ -196,14 +195,6 @@ def section_paths(folder: Path) -> list[Path]:
     return [folder / n for n in sorted(names) if n.endswith(".enc") and n != KEYSTORE_FILE]
 
 
-def _with_credentials(source: Source, credentials: Path) -> Source:
-    if source.format is not Format.SECRETBOX:
-        return source
-    kept = [f for f in source.files if f.path.name in (KEYSTORE_FILE, CONFIG_FILE)]
-    files = (*kept, *map(read_file, section_paths(credentials)))
-    return Source(format=source.format, path=source.path, files=files)
-
-
 # -- .env files -----------------------------------------------------------------------------
 
 
@@ -220,17 +211,26 @@ def read_dotenv(data: bytes) -> Reading:
     from dotenv.parser import parse_stream
 
     entries: dict[str, Entry] = {}
-    for binding in parse_stream(io.StringIO(_text(data))):
+    text = data.decode("utf-8-sig", errors="replace")
+    if text.encode() != data.removeprefix(b"\xef\xbb\xbf"):
+        raise CorruptDocumentError(
+            "The file is not UTF-8 text.", hint="Convert it, and try again."
+        )
+    for binding in parse_stream(io.StringIO(text)):
+        name, value = binding.key, binding.value
         if binding.error:
             line = f"(line {binding.original.line})"
             entries[line] = _skipped(line, "is not understood")
-        elif binding.key is not None:
-            made = _entry(binding.key, binding.value)
-            earlier = entries.pop(binding.key, made)
-            if earlier.secret is not None and not _same(earlier, made):
+        elif name is not None:
+            made = api_key_entry(name, value)
+            if value and _REFERENCE.search(value):
+                made = _skipped(name, "refers to another variable: set it yourself")
+            earlier = entries.pop(name, made)
+            parts = None if made.secret is None else made.secret.parts
+            if earlier.secret is not None and earlier.secret.parts != parts:
                 line = f"(before line {binding.original.line})"
-                entries[line] = _skipped(line, f"{binding.key} had another value")
-            entries[binding.key] = made
+                entries[line] = _skipped(line, f"{name} had another value")
+            entries[name] = made
         if _hides_a_secret(binding.original.string.rpartition(binding.value or "#")[2]):
             line = f"(in line {binding.original.line})"
             entries[line] = _skipped(line, "is a comment that may have a secret in it")
@@ -243,34 +243,10 @@ def _hides_a_secret(comment: str) -> bool:
     return any(not word.startswith("//") or "@" in word for word in words)
 
 
-def _entry(name: str, value: str | None) -> Entry:
-    if value and _REFERENCE.search(value):
-        return _skipped(name, "refers to another variable: set it yourself")
-    return api_key_entry(name, value)
-
-
-def _same(one: Entry, two: Entry) -> bool:
-    return (
-        one.secret is not None
-        and two.secret is not None
-        and (one.secret.parts == two.secret.parts)
-    )
-
-
 def _skipped(name: str, detail: str) -> Entry:
     return Entry(
         service=name, kind=CredentialKind.API_KEY, problem=Problem.SKIPPED, detail=detail
     )
-
-
-def _text(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        failure = CorruptDocumentError(
-            "The file is not UTF-8 text.", hint="Convert it, and try again."
-        )
-    raise failure
 
 
 # -- other vaults ---------------------------------------------------------------------------
@@ -298,28 +274,25 @@ async def read_vault(
         entries = []
         for info in await vault.list():
             async with vault.open(info.name, action="migrate") as opened:
-                entries.append(_vault_entry(info, opened))
+                parts = {name: bytes(opened.view(name)) for name in opened.names}
+                secret = Secret(info.kind, parts)
+                if info.kind is CredentialKind.OAUTH_TOKEN:
+                    secret = OAuthToken(
+                        "-",
+                        expires_at=info.expires,
+                        token_type=info.token_type,
+                        scope=info.scope,
+                    )
+                    secret.parts = parts
+                entries.append(
+                    Entry(
+                        service=info.service,
+                        kind=info.kind,
+                        secret=secret,
+                        label=info.name,
+                        like=info,
+                    )
+                )
         granted = len(await vault.grants())
     notes = (f"Its {granted} grants are not taken: grant again what you want.",)
     return Reading(entries=tuple(entries), notes=notes if granted else ())
-
-
-def _vault_entry(info: CredentialInfo, opened: Opened) -> Entry:
-    parts = {name: bytes(opened.view(name)) for name in opened.names}
-    return Entry(
-        service=info.service,
-        kind=info.kind,
-        secret=_secret(info, parts),
-        label=info.name,
-        like=info,
-    )
-
-
-def _secret(info: CredentialInfo, parts: dict[str, bytes]) -> Secret:
-    if info.kind is not CredentialKind.OAUTH_TOKEN:
-        return Secret(info.kind, parts)
-    made = OAuthToken(
-        "-", expires_at=info.expires, token_type=info.token_type, scope=info.scope
-    )
-    made.parts = parts
-    return made
