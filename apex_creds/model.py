@@ -342,10 +342,28 @@ class DeliveryStyle(StrEnum):
     HEADER = "header"
     QUERY = "query"
     BASIC = "basic"
+    SCHEME = "scheme"
+    COOKIE = "cookie"
+    PATH = "path"
+    JSON = "json"
+    FORM = "form"
+
+
+PLACEHOLDER: Final = "apexCredsPlaceholderNotASecret"
+"""Stands in an SDK's request where its own key would: never sent."""
+_PLACE: Final = "{}"
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9._~!$'()*,=:@-]*\{\}[A-Za-z0-9._~!$'()*,=:@-]*")
+_NAMED_BY_TOKEN: Final = frozenset({"header", "query", "scheme", "cookie", "json", "form"})
+_LONGEST_FIELD: Final = 128
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
-    """How a credential is sent: ``bearer``, ``header:X-Api-Key``, ``query:key``, ``basic``."""
+    """How a credential is sent: a closed set of forms, each of which names one place.
+
+    ``bearer``, ``basic``, ``scheme:Bot``, ``header:X-Api-Key``, ``cookie:session``,
+    ``query:key``, ``path:bot{}`` (a segment of the path, the secret where the braces are),
+    ``json:FIELD`` and ``form:FIELD`` (of the body).
+    """
 
     style: DeliveryStyle
     field: str = ""
@@ -355,24 +373,48 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
         """Reads the textual form.
 
         Raises:
-            InvalidInputError: Unknown style, or a header or query name that is none.
+            InvalidInputError: Unknown style, or a field that is none of its style.
         """
         style, colon, field = text.partition(":")
-        named = style in ("header", "query")
-        usable = bool(field) and len(field) <= 128 and set(field) <= _HEADER_TOKEN
-        if (
-            style not in set(DeliveryStyle)
-            or named is not bool(colon)
-            or (named and not usable)
-        ):
+        if style not in set(DeliveryStyle) or not _fits(style, bool(colon), field):
             raise InvalidInputError(
                 f"{text[:80]!r} is not a way to send a credential.",
-                hint="Use bearer, basic, header:NAME or query:NAME.",
+                hint="Use bearer, basic, scheme:NAME, header:NAME, cookie:NAME, query:NAME, "
+                "path:TEXT{}, json:FIELD or form:FIELD.",
             )
         return cls(DeliveryStyle(style), field)
 
+    def shown_path(self, path: str) -> str:
+        """A request's raw path as it is checked and logged: ``{}`` is where the secret goes.
+
+        A client may have escaped the braces, and an SDK has a placeholder there.
+        """
+        if self.style is not DeliveryStyle.PATH:
+            return path
+        before, _, after = self.field.partition(_PLACE)
+        segments = path.split("/")
+        for at, segment in enumerate(segments):
+            inner = segment[len(before) : len(segment) - len(after)]
+            if segment == f"{before}{inner}{after}" and (
+                inner.upper() == "%7B%7D" or PLACEHOLDER in inner
+            ):
+                segments[at] = self.field
+        return "/".join(segments)
+
     def __str__(self) -> str:
         return f"{self.style}:{self.field}" if self.field else self.style.value
+
+
+def _fits(style: str, named: bool, field: str) -> bool:
+    if len(field) > _LONGEST_FIELD:
+        return False
+    if style == DeliveryStyle.PATH:
+        return _SEGMENT.fullmatch(field) is not None
+    if style == DeliveryStyle.SCHEME and field.lower() in ("bearer", "basic"):
+        return False  # they have forms of their own
+    if style in _NAMED_BY_TOKEN:
+        return bool(field) and set(field) <= _HEADER_TOKEN
+    return not named
 
 
 class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -317,8 +317,13 @@ def test_a_rule_for_one_scheme_does_not_cover_another(scheme: str) -> None:
 
 # -- deliveries ----------------------------------------------------------------------
 
+DELIVERIES = [
+    *("bearer", "basic", "header:X-Api-Key", "query:api_key", "scheme:Bot", "scheme:token"),
+    *("cookie:__Host-session", "path:bot{}", "path:{}", "json:api_key", "form:api_key"),
+]
 
-@pytest.mark.parametrize("text", ["bearer", "basic", "header:X-Api-Key", "query:api_key"])
+
+@pytest.mark.parametrize("text", DELIVERIES)
 def test_a_delivery_is_shown_as_it_is_written(text: str) -> None:
     assert str(Delivery.parse(text)) == text
 
@@ -337,9 +342,25 @@ def test_a_delivery_is_shown_as_it_is_written(text: str) -> None:
         "header:a b",
         "header:a\r\nb",
         "header:a:b",
-        "cookie:x",
+        "cookie:",
+        "cookie:a;b",
         "header:" + "x" * 129,
         "header:é",
+        "scheme:",
+        "scheme:Bearer",
+        "scheme:basic",
+        "scheme:a b",
+        "json:",
+        "json:a.é",
+        "form:a=b",
+        "path:",
+        "path:bot",
+        "path:{}{}",
+        "path:/bot{}",
+        "path:bot{}%2f",
+        "path:bot{}?a",
+        "path:é{}",
+        "path:" + "x" * 127 + "{}",
     ],
 )
 def test_what_is_no_delivery(text: str) -> None:

@@ -460,7 +460,9 @@ class LeaseBroker:
         assert origin is not None
         known = origin in info.origins  # they may have been changed since the lease began
         if known and lease.permission.allows_request(
-            origin=origin, method=request.method, path=request.path
+            origin=origin,
+            method=request.method,
+            path=info.delivery.shown_path(request.path),
         ):
             return
         self._log_denial(invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED)

@@ -43,16 +43,9 @@ from apex_creds.leases.connection_pool import (
     Key,
     Pool,
 )
+from apex_creds.leases.deliveries import RawHeaders, Snapshot, Use
 from apex_creds.leases.lease import AccessRequest, Lease, caller
-from apex_creds.leases.request_signing import (
-    Outgoing,
-    RawHeaders,
-    Snapshot,
-    Use,
-    inject,
-    snapshot,
-    without_secret,
-)
+from apex_creds.leases.request_signing import Outgoing, inject, snapshot, without_secret
 from apex_creds.model import Origin
 
 

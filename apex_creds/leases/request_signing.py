@@ -11,24 +11,28 @@ from __future__ import annotations
 
 import math
 import re
-from base64 import b64decode, b64encode
-from binascii import b2a_base64
+from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, quote_plus, unquote_plus, unquote_to_bytes, urlencode
+from urllib.parse import quote, quote_plus, unquote_plus, unquote_to_bytes
 
 import httpx
-import msgspec
 
-from apex_creds.documents.records import Record
-from apex_creds.errors import InvalidInputError, RequestNotAllowedError
-from apex_creds.model import DeliveryStyle, Origin
+from apex_creds.errors import RequestNotAllowedError
+from apex_creds.leases.deliveries import (
+    Draft,
+    RawHeaders,
+    Sent,
+    Snapshot,
+    Use,
+    canonical_name,
+)
+from apex_creds.model import PLACEHOLDER, Origin
 from apex_creds.plain import plain_bytes, plain_seconds, plain_text
-from apex_creds.vault import Opened
 
-RawHeaders = list[tuple[bytes, bytes]]
-
+_PLACEHOLDER: Final = PLACEHOLDER.encode()
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}", re.ASCII)
 _SHOWING_METHODS: Final = frozenset({"TRACE", "CONNECT"})
 """TRACE has the server send the request back; CONNECT makes a tunnel of the connection."""
@@ -37,7 +41,6 @@ _ODD_BODY: Final = frozenset({"PROPFIND", "PROPPATCH", "QUERY", "REPORT", "SEARC
 """They may have one as well, which fewer servers read: their connection is not used again."""
 _PHASES: Final = ("connect", "read", "write", "pool")
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
-_PUNCTUATION: Final = re.compile(rb"[^a-z0-9]")
 _VALUE: Final = re.compile(rb"[\t\x20-\x7e]*")
 _USUAL: Final = frozenset(
     {b"accept", b"accept-encoding", b"accept-language", b"content-type", b"user-agent"}
@@ -62,11 +65,9 @@ _LONGEST_URL: Final = 32 * 1024
 _LONGEST_LENGTH: Final = 20
 """Of the digits that say how long a body is."""
 _FRAMED_TWICE: Final = "The request's length is given in more than one way, or not clearly."
-_NOT_A_HEADER: Final = (b"", b"")
 _DEPTH: Final = 8
 _TELLING: Final = 8
 """Shorter texts stand in headers by chance."""
-_SENDABLE: Final = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]*")
 
 # What an ``httpx.URL`` has of a text that is in its canonical form already.
@@ -76,54 +77,6 @@ _PART_HOST: Final = re.compile(r"[a-z_-][a-z0-9_-]*(?:\.[a-z_-][a-z0-9_-]*)*", r
 _PART_IPV4: Final = re.compile(r"(?:[1-9]?\d|1\d\d)(?:\.(?:[1-9]?\d|1\d\d)){3}", re.ASCII)
 _PART_PATH: Final = re.compile(r"(?:/(?!\.)(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})*)*")
 _PART_QUERY: Final = re.compile(r"(?:[A-Za-z0-9._~!$&()*+,;=:@/?-]|%[0-9A-F]{2})*")
-
-
-class Snapshot(NamedTuple):
-    """A request as it was when it was handed over; every value of a plain type.
-
-    Attributes:
-        url: No other object has it.
-        path: The URL's, raw, without its query.
-        headers: Their names in one form, names and values.
-        stream: The body, still the plugin's own object; not to be stepped where the secret
-            is. None: there is none.
-        closes: Whether its connection is not to be used again.
-    """
-
-    method: str
-    url: httpx.URL
-    origin: Origin
-    path: str
-    headers: list[tuple[bytes, bytes, bytes]]
-    stream: object
-    timeout: dict[str, float | None]
-    closes: bool
-
-
-class Use(msgspec.Struct, frozen=True, eq=False):
-    """One credential to be put in.
-
-    Attributes:
-        opened: The secret, open.
-        record: What it was opened from; it says how it is delivered.
-    """
-
-    opened: Opened
-    record: Record
-
-
-class Sent(msgspec.Struct, frozen=True, eq=False):
-    """What may not come back in a header.
-
-    Attributes:
-        value: The secret as it was sent.
-        inner: What is secret within that, where it is encoded.
-        name: The credential's.
-    """
-
-    value: str
-    inner: bytes
-    name: str
 
 
 class Outgoing(NamedTuple):
@@ -237,11 +190,6 @@ def _checked_url(url: httpx.URL, host: bytes) -> tuple[Origin, str]:
     return origin, path
 
 
-def canonical_name(name: bytes) -> bytes:
-    """A header's name as CGI, PHP and their like see it: all but letters and digits is one."""
-    return _PUNCTUATION.sub(b"-", name.lower())
-
-
 def _checked_headers(
     raw: Iterable[tuple[bytes, bytes]], method: str, host: bytes, *, takes_body: bool
 ) -> list[tuple[bytes, bytes, bytes]]:
@@ -265,7 +213,7 @@ def _checked_headers(
             raise _bad_header()
         if lower in _FRAMING:
             framing.append((lower, value.strip().lower()))
-        if canonical not in _HOP_BY_HOP:
+        if canonical not in _HOP_BY_HOP and not _has_placeholder(value):
             kept.append((canonical, name, value))
     if hosts != [host]:
         _check_no_host(hosts)
@@ -280,6 +228,18 @@ def _check_no_host(hosts: list[bytes]) -> None:
         raise RequestNotAllowedError(
             "The Host header names another host than the URL.", hint="Leave it out."
         )
+
+
+def _has_placeholder(value: bytes) -> bool:
+    """Whether a header is an SDK's own, with what was given to it as its key."""
+    if _PLACEHOLDER in value:
+        return True
+    if value[:6].lower() != b"basic ":
+        return False
+    try:
+        return _PLACEHOLDER in a2b_base64(value[6:])
+    except Base64Error:
+        return False
 
 
 def _check_framing(framing: RawHeaders, method: str, *, takes_body: bool) -> None:
@@ -327,57 +287,22 @@ def _timeout(given: Mapping[str, float | None]) -> dict[str, float | None]:
 
 def inject(
     taken: Snapshot,
-    uses: Sequence[Use],
+    uses: Iterable[Use],
     *,
     body: httpx.AsyncByteStream | httpx.SyncByteStream,
 ) -> Outgoing:
-    """The copy that is sent, with ``body``: each secret in its own way.
+    """The copy that is sent, with ``body``: each secret in its place.
 
     Raises:
         InvalidInputError: A secret can't be sent in its way, or two would be in one place.
+        RequestNotAllowedError: The request has no such place.
     """
-    url = taken.url
-    secrets: list[Sent] = []
-    added: dict[bytes, tuple[bytes, bytes]] = {}
-    for use in uses:
-        place, header, sent = _delivered(use)
-        if place in added:
-            raise InvalidInputError(
-                "Two credentials would be in the same place of a request.",
-                hint="Name one of them, or store one with another delivery.",
-            )
-        if use.record.info.delivery.style is DeliveryStyle.QUERY:
-            url = _with_parameter(url, use.record.info.delivery.field, sent.value)
-        added[place] = header
-        secrets.append(sent)
-    headers = RawHeaders()
-    for place, sent_name, text in taken.headers:  # a comprehension costs a call
-        if place not in added:
-            headers.append((sent_name, text))
-    if taken.closes:
-        headers.append((b"Connection", b"close"))
-    for header in added.values():
-        if header != _NOT_A_HEADER:
-            headers.append(header)
-    return Outgoing(taken.method, url, headers, body, taken.timeout, secrets)
-
-
-def _delivered(use: Use) -> tuple[bytes, tuple[bytes, bytes], Sent]:
-    """The name of the header that a secret replaces; its header; and what it is."""
-    opened, info = use.opened, use.record.info
-    delivery, name = info.delivery, info.name
-    if delivery.style is DeliveryStyle.BASIC:
-        value = _basic(opened, name)
-        header = (b"Authorization", b"Basic " + value.encode())
-        return b"authorization", header, Sent(value, b64decode(value).partition(b":")[2], name)
-    value, field = _secret_text(opened, name), delivery.field.encode()
-    sent = Sent(value, b"", name)
-    if delivery.style is DeliveryStyle.BEARER:
-        return b"authorization", (b"Authorization", b"Bearer " + value.encode()), sent
-    place = canonical_name(field)
-    if delivery.style is DeliveryStyle.HEADER:
-        return place, (field, value.encode()), sent
-    return place, _NOT_A_HEADER, sent
+    draft = Draft(taken, body)
+    secrets = [draft.put(use) for use in uses]
+    draft.check_placeholders()
+    return Outgoing(
+        taken.method, draft.url, draft.raw_headers(), draft.body, taken.timeout, secrets
+    )
 
 
 def without_secret(headers: RawHeaders, outgoing: Outgoing) -> RawHeaders:
@@ -458,30 +383,3 @@ def _hides(value: bytes, secret: bytes, *, plus: bytes) -> bool:
             return False
         value = plain
     return True
-
-
-def _with_parameter(url: httpx.URL, field: str, value: str) -> httpx.URL:
-    query = url.query.decode("ascii")
-    items = [item for item in query.split("&") if item]
-    kept = [item for item in items if unquote_plus(item.partition("=")[0]) != field]
-    return url.copy_with(query="&".join([*kept, urlencode({field: value})]).encode())
-
-
-def _basic(opened: Opened, name: str) -> str:
-    if "user" not in opened.names:
-        return b64encode(_secret_text(opened, name).encode()).decode()
-    with opened.view("user") as user, opened.view("password") as password:
-        return b64encode(b"".join((user, b":", password))).decode()
-
-
-def _secret_text(opened: Opened, name: str) -> str:
-    """The secret as text of a request; h11 would quote one that is not in its error."""
-    with opened.view() as view:
-        if not _SENDABLE.fullmatch(view):
-            around = 0x20 in (view[0], view[-1]) if view else True
-            wrong = "white space around it" if around else "more than printable ASCII in it"
-            raise InvalidInputError(
-                f"The credential {name!r} can't be sent in a request: it has {wrong}.",
-                hint=f"Store it again without: apex-creds set {name}. Or use reveal().",
-            )
-        return str(view, "ascii")

@@ -46,6 +46,14 @@ _DEFAULT_DELIVERY: Final = {
 }
 
 
+_IN_HEADERS: Final = frozenset(
+    {
+        DeliveryStyle.BEARER,
+        DeliveryStyle.SCHEME,
+        DeliveryStyle.HEADER,
+        DeliveryStyle.COOKIE,
+    }
+)
 _DEFAULT_LEVEL: Final = Sensitivity.SENSITIVE
 _MANY: Final = 10_000
 
@@ -195,7 +203,7 @@ def _check_sendable(item: PutItem, delivery: Delivery) -> None:
     """Of a key or token: nothing in it that a page, a word processor or a shell put there."""
     if item.secret.kind is CredentialKind.GENERIC and item.delivery is None:
         return  # for reveal()
-    header = delivery.style in (DeliveryStyle.BEARER, DeliveryStyle.HEADER)
+    header = delivery.style in _IN_HEADERS
     for part in ("value", "access"):  # a refresh token goes into a form, escaped
         data = item.secret.parts.get(part, b"")
         wrong = _what_is_wrong(data.decode("utf-8", "surrogateescape"), header=header)

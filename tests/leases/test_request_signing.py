@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from apex_creds.leases.request_signing import Outgoing, Sent, _own_url, without_secret
+from apex_creds.leases.deliveries import Sent
+from apex_creds.leases.request_signing import Outgoing, _own_url, without_secret
 
 HOSTS = st.sampled_from(
     ["api.example.com", "a", "127.0.0.1", "[::1]", "1x.test", "xn--bcher-kva.de"]
