@@ -65,6 +65,27 @@ def running_loop() -> asyncio.AbstractEventLoop:
         ) from None
 
 
+class BoundedCache(dict[K, T]):
+    """What can be computed again, by key; it begins anew when it is full. For any thread.
+
+    Args:
+        most: So many entries at once.
+    """
+
+    __slots__ = ("_most",)
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def remember(self, key: K, value: T) -> T:
+        """Keeps ``value``, and returns it."""
+        if len(self) >= self._most:
+            self.clear()
+        self[key] = value
+        return value
+
+
 class Place:
     """Where a task goes on: its event loop, and the thread that runs it."""
 
@@ -86,10 +107,7 @@ class Place:
             return not self.loop.is_closed()
         if not self.runs or self.thread == seen_from.thread or self.thread in _blocked:
             return False
-        return self._answers()
-
-    def _answers(self) -> bool:
-        """Asks the loop to say that it runs; false if it owes an answer for too long."""
+        # It is asked to say that it runs; one that owes an answer for too long does not.
         asked, now = self._asked, time.monotonic()
         if asked is not None:
             return now - asked < PATIENCE
@@ -418,7 +436,11 @@ class LoopThread:
                 hint="Do it in another thread or event loop.",
             )
         if threading.current_thread() is self._thread:
-            return _apart(work, timeout)
+            other = LoopThread("apex-creds-apart")
+            try:
+                return other.call(work, timeout=timeout)
+            finally:
+                other.close()
         future = self.start(work)
         try:
             with _standing_still():
@@ -457,15 +479,6 @@ class LoopThread:
 
 BACKGROUND: Final = LoopThread("apex-creds")
 """For what is short, and is to be done whatever becomes of the loop that it comes from."""
-
-
-def _apart(work: Work[T], timeout: float | None) -> T:
-    """Does ``work`` for code that stands on a ``LoopThread`` itself."""
-    other = LoopThread("apex-creds-apart")
-    try:
-        return other.call(work, timeout=timeout)
-    finally:
-        other.close()
 
 
 async def outcome(future: Future[T]) -> T:

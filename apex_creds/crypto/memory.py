@@ -110,35 +110,8 @@ _MADV_WIPEONFORK: Final = 18  # madvise(2); the mmap module has no name for it
 _warned = False
 
 
-def _anonymous_map(size: int) -> mmap.mmap:
-    """Returns ``size`` zero bytes that are this process's own."""
-    if sys.platform == "win32":
-        return mmap.mmap(-1, size)
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-
-
-def _keep_out_of_dumps(region: mmap.mmap) -> bool:
-    """Whether core dumps leave the region out from now on."""
-    return _advise(region, getattr(mmap, "MADV_DONTDUMP", None))
-
-
-def _wipe_on_fork(region: mmap.mmap) -> bool:
-    """Whether a forked child finds zeros in the region from now on."""
-    return _advise(region, _MADV_WIPEONFORK if sys.platform == "linux" else None)
-
-
-def _warn_unlocked() -> None:
-    """Says once that memory for secrets may be swapped to disk."""
-    global _warned
-    if not _warned:
-        _warned = True
-        _log.warning(
-            "Memory for secrets could not be locked, so it may be swapped to disk: raise "
-            "RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=) or turn swap off."
-        )
-
-
 def _advise(region: mmap.mmap, advice: int | None) -> bool:
+    """Whether the system takes the advice for the region."""
     if advice is None or sys.platform == "win32":
         return False
     try:
@@ -177,15 +150,25 @@ class _Chunk:
     __slots__ = ("base", "locked", "map", "size", "used", "wiped_on_fork")
 
     def __init__(self, size: int) -> None:
-        self.map = _anonymous_map(size)
+        global _warned
+        if sys.platform == "win32":
+            self.map = mmap.mmap(-1, size)
+        else:
+            self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.base = _from_buffer("unsigned char[]", self.map)
         self.size = size
         self.used = 0
         self.locked = lib.sodium_mlock(self.base, size) == 0
-        _keep_out_of_dumps(self.map)
-        self.wiped_on_fork = _wipe_on_fork(self.map)
-        if not self.locked:
-            _warn_unlocked()
+        _advise(self.map, getattr(mmap, "MADV_DONTDUMP", None))
+        self.wiped_on_fork = _advise(
+            self.map, _MADV_WIPEONFORK if sys.platform == "linux" else None
+        )
+        if not self.locked and not _warned:
+            _warned = True
+            _log.warning(
+                "Memory for secrets could not be locked, so it may be swapped to disk: raise "
+                "RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=) or turn swap off."
+            )
 
 
 class _Slot:
@@ -265,35 +248,30 @@ class SecretArena:
     def _take(self, length: int) -> _Slot:
         index = bisect_left(_SIZES, length)
         if index == len(_SIZES):
-            return self._map_large(length)
+            size = -(-length // _PAGE) * _PAGE
+            large = _Slot(self, _Chunk(size), size, None)
+            self._large.add(large)
+            return large
         try:
             return self._free[index].pop()
         except IndexError:
             return self._carve(index)
 
     def _carve(self, index: int) -> _Slot:
+        """Makes slots of a size, one to take and the others for later."""
         size, free = _SIZES[index], self._free[index]
         count = max(1, _BATCH_BYTES // size)
         with self._lock:
-            chunk = self._chunk_with(size * count)
+            room = size * count
+            chunk = next((each for each in self._chunks if each.size - each.used >= room), None)
+            if chunk is None:
+                chunk = _Chunk(_CHUNK_BYTES)
+                self._chunks.append(chunk)
             slots = [_Slot(self, chunk, size, free) for _ in range(count)]
             self._carved += count
         last = slots.pop()
         free.extend(slots)
         return last
-
-    def _chunk_with(self, room: int) -> _Chunk:
-        for chunk in self._chunks:
-            if chunk.size - chunk.used >= room:
-                return chunk
-        self._chunks.append(_Chunk(_CHUNK_BYTES))
-        return self._chunks[-1]
-
-    def _map_large(self, length: int) -> _Slot:
-        size = -(-length // _PAGE) * _PAGE
-        slot = _Slot(self, _Chunk(size), size, None)
-        self._large.add(slot)
-        return slot
 
     def _give(self, slot: _Slot, *, unread: bool = True) -> None:
         """Takes a wiped slot back, or sets it aside where something can still read it."""
@@ -301,10 +279,7 @@ class SecretArena:
             return
         if unread and slot.free is not None:
             slot.free.append(slot)
-        else:
-            self._retire(slot, unread=unread)
-
-    def _retire(self, slot: _Slot, *, unread: bool) -> None:
+            return
         with self._lock:
             self._large.discard(slot)
             if not unread:
@@ -354,7 +329,7 @@ class SecretBytes:
         """
         if isinstance(data, memoryview) and not data.c_contiguous:
             raise InvalidInputError("A secret must come from contiguous memory.")
-        length = data.nbytes if isinstance(data, memoryview) else len(data)
+        length = _size(data)
         secret = cls(length)
         _memmove(secret._held[0].pointer, data, length)
         return secret
@@ -395,9 +370,15 @@ class SecretBytes:
         what is copied out of a view.
         """
         self._expose()
-        exports = self._exports
-        view = _live_view(exports) if exports else None
-        return self._export(readonly=True) if view is None else view
+        if self._exports:
+            view = self._exports[-1][0]
+            try:
+                shared = view.readonly
+            except ValueError:  # the holder has released it
+                shared = False
+            if shared:
+                return view
+        return self._export(readonly=True)
 
     def expose_bytes(self) -> bytes:
         """Returns a copy that nobody will wipe: for callers that must have ``bytes``.
@@ -432,8 +413,13 @@ class SecretBytes:
     def equals(self, other: SecretBytes | Buffer) -> bool:
         """Whether the contents are equal; constant time, except for the lengths."""
         pointer = self._pointer()
-        secret = other if isinstance(other, SecretBytes) else self
-        theirs = other._pointer() if isinstance(other, SecretBytes) else _input(other)
+        if isinstance(other, SecretBytes):
+            secret, theirs = other, other._pointer()
+        else:  # libsodium takes bytes as they are; from_buffer refuses what is not contiguous
+            secret = self
+            theirs = (
+                other if isinstance(other, bytes) else _from_buffer("unsigned char[]", other)
+            )
         if _size(other) != self._length:
             return False
         same: bool = lib.sodium_memcmp(pointer, theirs, self._length) == 0
@@ -469,7 +455,10 @@ class SecretBytes:
         except IndexError:
             raise _wiped() from None
         if slot.epoch != _epoch:
-            raise _forked_error()
+            raise VaultSealedError(
+                "Secrets are not inherited by a forked process.",
+                hint="Unseal the vault in the child.",
+            )
         return slot.pointer
 
     def _narrow(self, start: int, length: int) -> None:
@@ -501,19 +490,15 @@ class SecretBytes:
         view = memoryview(exporter)
         view = view.toreadonly() if readonly else view
         if len(self._exports) > _MANY_EXPORTS:
-            self._forget_dead()
+            # One element at a time, so that an export added meanwhile is never lost.
+            for dead in [each for each in self._exports if each[1]() is None]:
+                with contextlib.suppress(ValueError):
+                    self._exports.remove(dead)
         self._exports.append((view, weakref.ref(exporter)))
         if not self._held:  # closed meanwhile, perhaps without having seen this view
             view.release()
             raise _wiped()
         return view
-
-    def _forget_dead(self) -> None:
-        # One element at a time, so that an export added meanwhile is never lost.
-        for each in list(self._exports):
-            if each[1]() is None:
-                with contextlib.suppress(ValueError):
-                    self._exports.remove(each)
 
     def __len__(self) -> int:
         self._pointer()
@@ -572,19 +557,6 @@ def _size(data: SecretBytes | Buffer) -> int:
     return data.nbytes if isinstance(data, memoryview) else len(data)
 
 
-def _input(data: Buffer) -> _Pointer:
-    # libsodium takes bytes as they are; from_buffer refuses what is not contiguous.
-    return data if isinstance(data, bytes) else _from_buffer("unsigned char[]", data)
-
-
-def _live_view(exports: list[_Export]) -> memoryview | None:
-    view = exports[-1][0]
-    try:
-        return view if view.readonly else None
-    except ValueError:  # the holder has released it
-        return None
-
-
 def _release(exports: list[_Export]) -> bool:
     """Releases all views; True if nothing can read the slot any more."""
     unread = True
@@ -600,12 +572,6 @@ def _release(exports: list[_Export]) -> bool:
 
 def _wiped() -> SecretWipedError:
     return SecretWipedError("This secret was wiped.", hint="Open it again where it is used.")
-
-
-def _forked_error() -> VaultSealedError:
-    return VaultSealedError(
-        "Secrets are not inherited by a forked process.", hint="Unseal the vault in the child."
-    )
 
 
 def _misuse(done: str) -> SecretMisuseError:

@@ -114,8 +114,15 @@ class ConsentFlow:
         Raises:
             ApexCredsError: What was decided could not be stored.
         """
-        if not self._is_pinned(manifest, states):
-            states = await self._pin(manifest, states)
+        # An unverified plugin's grants are not bound to it: they do not count for it.
+        if not (self._is_pinned(manifest, states) or manifest.checksum.startswith(UNVERIFIED)):
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._vault.pin(manifest)
+                except StorageReadOnlyError:
+                    _log.warning("Grants can't be bound to a plugin: the vault is read-only.")
+                    self._pinned[manifest.plugin] = (manifest, states[0].grants)
+            states = await self._broker.states(manifest.needs)
         authorizations: Authorizations = {}
         if self._asks:
             wanted = RequestedAccess(manifest, action)
@@ -155,17 +162,6 @@ class ConsentFlow:
             return False
         self._pinned[manifest.plugin] = (manifest, grants)
         return True
-
-    async def _pin(self, manifest: Manifest, states: list[Facts]) -> list[Facts]:
-        if manifest.checksum.startswith(UNVERIFIED):
-            return states  # such grants do not count for it
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._vault.pin(manifest)
-            except StorageReadOnlyError:
-                _log.warning("Grants can't be bound to a plugin: the vault is read-only.")
-                self._pinned[manifest.plugin] = (manifest, states[0].grants)
-        return await self._broker.states(manifest.needs)
 
     # -- deciding ----------------------------------------------------------------------
 
@@ -241,12 +237,21 @@ class ConsentFlow:
             return None
         if answer.choice in (Choice.UNTIL, Choice.ALWAYS):
             return Authorization(mark=mark)  # it is stored
-        pair = (wanted.manifest.plugin, need.name)
-        authorization = Authorization(
-            _given(wanted, need, answer, self._broker.clock.time()), None, mark
+        manifest = wanted.manifest
+        grant = Grant(  # an answer that is not stored, as ``decide`` wants it
+            id=new_id(),
+            plugin=manifest.plugin,
+            credential=need.name,
+            scopes=need.scopes,
+            reveal=need.access is Access.REVEAL,
+            created=self._broker.clock.time(),
+            manifest=manifest.digest,
+            checksum=manifest.checksum,
+            created_by=answer.by,
         )
+        authorization = Authorization(grant, None, mark)
         if answer.choice is Choice.SESSION:
-            self._session[pair] = authorization
+            self._session[manifest.plugin, need.name] = authorization
         return authorization
 
     async def _question(
@@ -255,16 +260,42 @@ class ConsentFlow:
         """Asks, and stores what is to be stored, even if nobody waits any more."""
         answer = await self._answer_to(request)
         grants = await self._vault.grants()
-        plugin = wanted.manifest.plugin
-        void = grants.lockdown or grants.revoked_since(mark, plugin, need.name)
+        manifest = wanted.manifest
+        void = grants.lockdown or grants.revoked_since(mark, manifest.plugin, need.name)
         if void and answer.choice.allows:
             answer = DENIED
-        self._record(wanted, need, answer)
-        if answer.choice in (Choice.UNTIL, Choice.ALWAYS, Choice.NEVER):
-            try:
-                await self._store(wanted, need, answer, mark)
-            except GrantVoidError:  # another process was between the two
-                return DENIED
+        allows = answer.choice.allows
+        self._broker.log(
+            AuditEvent(
+                time=self._broker.clock.time(),
+                kind=EventKind.GRANT,
+                plugin=manifest.plugin,
+                plugin_version=manifest.version,
+                action=wanted.action,
+                credential=need.name,
+                decision="allow" if allows else "deny",
+                reason=f"consent_{answer.choice.value}",
+                detail=answer.by,
+            ),
+            flush=True,
+        )
+        if answer.choice not in (Choice.UNTIL, Choice.ALWAYS, Choice.NEVER):
+            return answer
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._vault.grant(
+                    manifest.plugin,
+                    need.name,
+                    scopes=need.scopes,
+                    reveal=allows and need.access is Access.REVEAL,
+                    until=answer.until,
+                    decision=GrantDecision.ALLOW if allows else GrantDecision.DENY,
+                    manifest=manifest if allows else None,
+                    created_by=answer.by,
+                    since_mark=mark if allows else None,
+                )
+        except GrantVoidError:  # another process was between the two
+            return DENIED
         return answer
 
     async def _answer_to(self, request: ConsentRequest) -> ConsentAnswer:
@@ -280,39 +311,6 @@ class ConsentFlow:
         over = answer.until is not None and answer.until <= self._broker.clock.time()
         return DENIED if over else answer
 
-    async def _store(
-        self, wanted: RequestedAccess, need: Need, answer: ConsentAnswer, mark: int
-    ) -> None:
-        yes = answer.choice.allows
-        with anyio.CancelScope(shield=True):
-            await self._vault.grant(
-                wanted.manifest.plugin,
-                need.name,
-                scopes=need.scopes,
-                reveal=yes and need.access is Access.REVEAL,
-                until=answer.until,
-                decision=GrantDecision.ALLOW if yes else GrantDecision.DENY,
-                manifest=wanted.manifest if yes else None,
-                created_by=answer.by,
-                since_mark=mark if yes else None,
-            )
-
-    def _record(self, wanted: RequestedAccess, need: Need, answer: ConsentAnswer) -> None:
-        self._broker.log(
-            AuditEvent(
-                time=self._broker.clock.time(),
-                kind=EventKind.GRANT,
-                plugin=wanted.manifest.plugin,
-                plugin_version=wanted.manifest.version,
-                action=wanted.action,
-                credential=need.name,
-                decision="allow" if answer.choice.allows else "deny",
-                reason=f"consent_{answer.choice.value}",
-                detail=answer.by,
-            ),
-            flush=True,
-        )
-
     # -- a second factor ---------------------------------------------------------------
 
     async def _factor(
@@ -320,8 +318,17 @@ class ConsentFlow:
     ) -> float | None:
         """When a second factor was shown for this; None: it was not. The log says why."""
         subject = _subject(wanted, need)
+        gate = self._gates.get(window)
+        if gate is None:
+            gate = self._gates[window] = SecondFactorGate(
+                self._known_factors(),
+                ask=self._ask_factor,
+                # One that was shown a whole window ago counts no more for ``decide``.
+                window=max(window - _INSTANT, 0.0),
+                deadline=self._deadline,
+            )
         try:
-            await self._gate(window).require_second_factor(subject, since=began)
+            await gate.require_second_factor(subject, since=began)
         except AccessDeniedError as error:
             _log.info("No second factor was shown: %s.", type(error).__name__)
             return None
@@ -354,18 +361,6 @@ class ConsentFlow:
             self._factors = Factors(self._vault)
         return self._factors
 
-    def _gate(self, window: float) -> SecondFactorGate:
-        found = self._gates.get(window)
-        if found is None:
-            found = self._gates[window] = SecondFactorGate(
-                self._known_factors(),
-                ask=self._ask_factor,
-                # One that was shown a whole window ago counts no more for ``decide``.
-                window=max(window - _INSTANT, 0.0),
-                deadline=self._deadline,
-            )
-        return found
-
 
 def _still(
     authorization: Authorization | None, wanted: RequestedAccess, need: Need, grants: Grants
@@ -397,22 +392,6 @@ def _subject(wanted: RequestedAccess, need: Need) -> Subject:
         action=wanted.action,
         scopes=need.scopes,
         reason=need.reason,
-    )
-
-
-def _given(wanted: RequestedAccess, need: Need, answer: ConsentAnswer, now: float) -> Grant:
-    """An answer that is not stored, as ``decide`` wants it."""
-    manifest = wanted.manifest
-    return Grant(
-        id=new_id(),
-        plugin=manifest.plugin,
-        credential=need.name,
-        scopes=need.scopes,
-        reveal=need.access is Access.REVEAL,
-        created=now,
-        manifest=manifest.digest,
-        checksum=manifest.checksum,
-        created_by=answer.by,
     )
 
 
@@ -457,6 +436,11 @@ def request_for(
     exists = known.record is not None
     manifest = wanted.manifest
     before, _ = effective_grant(grants, manifest.plugin, need.name, None)
+    in_words = ""
+    if before is not None:
+        in_words = "to read it" if before.reveal else "to use it"
+        in_words += f", scopes {', '.join(before.scopes)}" if before.scopes else ""
+        in_words += f", until @{before.until:.0f}" if before.until is not None else ""
     return ConsentRequest(
         plugin=manifest.plugin,
         version=manifest.version,
@@ -470,20 +454,11 @@ def request_for(
         access=need.access,
         reason=need.reason,
         why=(decision.reason if exists else Reason.UNKNOWN_CREDENTIAL).value,
-        before=_in_words(before),
+        before=in_words,
         changes=_changes(manifest, need, before, grants),
         unverified=manifest.checksum.startswith(UNVERIFIED),
         second_factor=decision.second_factor < NEVER,
     )
-
-
-def _in_words(grant: Grant | None) -> str:
-    if grant is None:
-        return ""
-    access = "to read it" if grant.reveal else "to use it"
-    scopes = f", scopes {', '.join(grant.scopes)}" if grant.scopes else ""
-    until = f", until @{grant.until:.0f}" if grant.until is not None else ""
-    return f"{access}{scopes}{until}"
 
 
 def _changes(
@@ -494,15 +469,14 @@ def _changes(
         return ()
     seen = grants.seen(before.manifest) if before.manifest else None
     if seen is not None:
-        found = list(added(seen, tuple(sorted(manifest.needs, key=_weight))))
+        # First what would be read, then what is required: a long list is cut.
+        needs = sorted(
+            manifest.needs, key=lambda n: (n.access is not Access.REVEAL, not n.required)
+        )
+        found = list(added(seen, tuple(needs)))
     else:
         new = [scope for scope in need.scopes if scope not in before.scopes]
         found = [f"{need.name}: scope {scope}" for scope in new]
     if before.checksum != manifest.checksum:
         found.insert(0, "its code is another than it was")
     return tuple(found)
-
-
-def _weight(need: Need) -> tuple[bool, bool]:
-    """Smaller for what would be read, then for what is required: a long list is cut."""
-    return need.access is not Access.REVEAL, not need.required

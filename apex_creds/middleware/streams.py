@@ -17,8 +17,6 @@ import weakref
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
-    Callable,
     Generator,
     Iterator,
 )
@@ -58,7 +56,11 @@ class ChunkRedactor:
             chunk = bytes(chunk)
         if not isinstance(chunk, str | bytes | bytearray):
             return self._feed_other(chunk)
-        before = [*self._flush_joined(), *self._turn_to(chunk)]
+        before = self._flush_joined()
+        # Text and bytes are not searched across each other; bytes of both types are.
+        if (self._kind is str) is not isinstance(chunk, str):
+            before += self._flush_text()
+        self._kind = str if isinstance(chunk, str) else type(chunk)
         data = chunk.encode("utf-8", "surrogatepass") if isinstance(chunk, str) else chunk
         data = bytes(self._held + data)
         cut = self._call.redactor.needles().searchable(data)
@@ -86,22 +88,12 @@ class ChunkRedactor:
         held, self._held = self._held, b""
         return [self._clean(held)] if held else []
 
-    def _turn_to(self, chunk: str | bytes | bytearray) -> list[object]:
-        """Text and bytes are not searched across each other; bytes of both types are."""
-        kind = str if isinstance(chunk, str) else type(chunk)
-        before = self._flush_text() if (self._kind is str) is not (kind is str) else []
-        self._kind = kind
-        return before
-
     def _clean(self, data: bytes) -> object:
         clean = self._call.redactor.data(data, where="chunk")
         self._call.check_leaks()
-        return self._restore(clean)
-
-    def _restore(self, data: bytes) -> object:
         if self._kind is str:
-            return data.decode("utf-8", "surrogatepass")
-        return bytearray(data) if issubclass(self._kind, bytearray) else data
+            return clean.decode("utf-8", "surrogatepass")
+        return bytearray(clean) if issubclass(self._kind, bytearray) else clean
 
 
 def guard_async(stream: AsyncIterator[object], call: WrappedCall) -> AsyncIterator[object]:
@@ -198,7 +190,10 @@ def _sync_steps(  # noqa: C901 - as _async_steps
         closing = _close_sync(stream, call)
     failure = failure or closing
     if failure is None:
-        result, failure = _cleaned(result, call)
+        try:
+            result = call.clean(result, where="result")
+        except Exception as error:
+            result, failure = None, call.clean_error(error)
     if failure is not None:
         chunk = None  # what was not redacted must not be in the frame that raises
         call.finish(type(failure).__name__ if outcome == "ok" else outcome)
@@ -207,13 +202,6 @@ def _sync_steps(  # noqa: C901 - as _async_steps
     call.finish(outcome)
     yield from held
     return result
-
-
-def _cleaned(result: object, call: WrappedCall) -> tuple[object, BaseException | None]:
-    try:
-        return call.clean(result, where="result"), None
-    except Exception as error:
-        return None, call.clean_error(error)
 
 
 class _EndedError(Exception):
@@ -262,28 +250,14 @@ async def _close_in_time(
         return None
     late = asyncio.get_running_loop().call_later(CLOSE_WITHIN, end_each, call.leases)
     try:
-        with anyio.move_on_after(CLOSE_WITHIN, shield=True) as scope:
-            return await _close_async(close, call, scope)
+        with anyio.move_on_after(CLOSE_WITHIN, shield=True), Inside(call):
+            await close()
+            return None
         _log.warning("A plugin's stream did not close in time, and was cancelled.")
-    except asyncio.CancelledError as error:
+    except BaseException as error:
         return call.clean_error(error)
     finally:
         late.cancel()
-    return None
-
-
-async def _close_async(
-    close: Callable[[], Awaitable[object]], call: WrappedCall, scope: anyio.CancelScope
-) -> BaseException | None:
-    try:
-        with Inside(call):
-            await close()
-    except asyncio.CancelledError as error:
-        if scope.cancel_called:
-            raise
-        return call.clean_error(error)
-    except BaseException as error:
-        return call.clean_error(error)
     return None
 
 

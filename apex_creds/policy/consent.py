@@ -128,7 +128,9 @@ def lines(request: ConsentRequest) -> list[str]:
     """The question, in lines that can be shown on a terminal as they are."""
     version = f" (version {named(request.version)})" if request.version else ""
     verb = "read the secret of" if request.access is Access.REVEAL else "use"
-    found = [f"Plugin {named(request.plugin)}{version} wants to {verb} {_credential(request)}."]
+    level = f" [{shown(request.level)}]" if request.level else ""
+    credential = f"{named(request.credential)}{level}"
+    found = [f"Plugin {named(request.plugin)}{version} wants to {verb} {credential}."]
     if not request.plugin.isascii():
         found.append(f"  NOTE: its id has letters beyond ASCII: {request.plugin!a}")
     for name, values in (
@@ -138,7 +140,8 @@ def lines(request: ConsentRequest) -> list[str]:
         ("paths", request.paths),
     ):
         if values:
-            found.append(f"  {name}: {_listed(values)}")
+            more = f" and {len(values) - _MANY} more" if len(values) > _MANY else ""
+            found.append(f"  {name}: {', '.join(map(named, values[:_MANY]))}{more}")
     if request.action:
         found.append(f"  action: {named(request.action)}")
     found.append(f"  it says: {quoted(request.reason)}" if request.reason else "  no reason")
@@ -151,13 +154,3 @@ def lines(request: ConsentRequest) -> list[str]:
     if request.unverified:
         found.append("  WARNING: its code is not what its metadata says (checksum).")
     return found
-
-
-def _credential(request: ConsentRequest) -> str:
-    level = f" [{shown(request.level)}]" if request.level else ""
-    return f"{named(request.credential)}{level}"
-
-
-def _listed(values: tuple[str, ...]) -> str:
-    more = f" and {len(values) - _MANY} more" if len(values) > _MANY else ""
-    return ", ".join(named(value) for value in values[:_MANY]) + more

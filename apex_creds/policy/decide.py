@@ -100,7 +100,10 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
         """Whether ``path`` (raw, as it will be sent, without query) matches ``paths``."""
         if not self.paths:
             return True
-        return _unambiguous(path) and any(_matches(path, pattern) for pattern in self.paths)
+        return _unambiguous(path) and any(
+            path.startswith(pattern[:-1]) if pattern.endswith("*") else path == pattern
+            for pattern in self.paths
+        )
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,8 +184,11 @@ def decide(
         return _decision(lack, Outcome.ASK, ruling)
     if not _fresh(factor, ruling.second_factor, now):
         return _decision(Reason.SECOND_FACTOR_NEEDED, Outcome.ASK, ruling)
+    recheck = (now // _MINUTE + 1) * _MINUTE if ruling.timed else None
+    if factor is not None and EACH_LEASE < ruling.second_factor < NEVER:
+        recheck = _earlier(recheck, factor + ruling.second_factor)
     covering = None if lack is not None else grant
-    permission = _permission(need, covering, info, ruling, _recheck(ruling, factor, now))
+    permission = _permission(need, covering, info, ruling, recheck)
     asked = ruling.decision is Verdict.ASK
     reason = Reason.GRANTED if asked else Reason.POLICY_ALLOWED
     return _decision(reason, Outcome.ALLOW, ruling, permission)
@@ -217,16 +223,11 @@ def _lack(
         return Reason.GRANT_EXPIRED
     if not set(need.scopes) <= set(grant.scopes):
         return Reason.SCOPE_NOT_GRANTED
-    if identity is not None and not _bound(grant, identity):
+    if identity is not None and not (
+        grant.manifest in ("", identity.manifest) and grant.checksum in ("", identity.checksum)
+    ):
         return Reason.MANIFEST_CHANGED
     return None
-
-
-def _bound(grant: Grant, identity: Identity) -> bool:
-    """Whether the grant is for this plugin as it is now."""
-    return grant.manifest in ("", identity.manifest) and (
-        grant.checksum in ("", identity.checksum)
-    )
 
 
 def _fresh(factor: float | None, good_for: float, now: float) -> bool:
@@ -236,13 +237,6 @@ def _fresh(factor: float | None, good_for: float, now: float) -> bool:
     if factor is None or not factor <= now:
         return False
     return good_for == EACH_LEASE or now - factor < good_for
-
-
-def _recheck(ruling: Ruling, factor: float | None, now: float) -> float | None:
-    end = (now // _MINUTE + 1) * _MINUTE if ruling.timed else None
-    if factor is None or not EACH_LEASE < ruling.second_factor < NEVER:
-        return end
-    return _earlier(end, factor + ruling.second_factor)
 
 
 def _decision(
@@ -315,17 +309,7 @@ def _unambiguous(path: str) -> bool:
     segments = folded.split("/")
     if len(segments) != path.count("/") + 1 or _SEPARATING.search(folded + decoded):
         return False
-    # The last one may be empty, and the first is.
-    return all(segments[1:-1]) and not any(map(_is_dotted, segments))
-
-
-def _is_dotted(segment: str) -> bool:
-    """Whether it is, or begins as, one of the segments that move through a path."""
-    bare = segment.strip()
-    return bare.startswith("..") or (bare.startswith(".") and not any(map(str.isalnum, bare)))
-
-
-def _matches(path: str, pattern: str) -> bool:
-    if pattern.endswith("*"):
-        return path.startswith(pattern[:-1])
-    return path == pattern
+    for bare in map(str.strip, segments):  # one that moves through a path, or begins as one
+        if bare.startswith("..") or (bare.startswith(".") and not any(map(str.isalnum, bare))):
+            return False
+    return all(segments[1:-1])  # the last one may be empty, and the first is

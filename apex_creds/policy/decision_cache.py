@@ -10,11 +10,11 @@ their grants.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import msgspec
 
+from apex_creds.concurrency import BoundedCache
 from apex_creds.model import CredentialInfo
 from apex_creds.policy.decide import UNVERIFIED, Identity, Permission, decide
 from apex_creds.policy.grants import Grant, Grants
@@ -37,7 +37,7 @@ class _Decided(NamedTuple):
     manifest: Manifest
 
 
-_Memory = dict[tuple[object, ...], _Decided]
+_Memory = BoundedCache[tuple[object, ...], _Decided]
 
 
 class DecisionCache:
@@ -48,7 +48,7 @@ class DecisionCache:
     def __init__(self, pins: Pins | None = None) -> None:
         self._pins = pins or Pins()
         # In one piece, so that a thread never puts an old policy's answer among the new.
-        self._memory: tuple[Policy, _Memory] = (NO_POLICY, {})
+        self._memory: tuple[Policy, _Memory] = (NO_POLICY, BoundedCache(_MANY))
 
     def permission(
         self,
@@ -64,7 +64,7 @@ class DecisionCache:
         """What is permitted at ``now`` (Unix seconds); None: nothing (or to be asked)."""
         memory = self._memory
         if policy is not memory[0]:
-            memory = self._memory = (policy, {})
+            memory = self._memory = (policy, BoundedCache(_MANY))
         key: tuple[object, ...] = (id(need), id(info), id(manifest))
         if policy.rules:
             key += (action,)
@@ -88,21 +88,15 @@ class DecisionCache:
             action=action,
             identity=identity,
         )
-        if decision.permission is not None:
-            if len(memory[1]) >= _MANY:
-                memory[1].clear()
-            since, ends = _holds(decision.permission, now)
-            memory[1][key] = _Decided(
-                decision.permission, since, ends, need, grants, grant, info, manifest
-            )
-        return decision.permission
-
-
-def _holds(permission: Permission, now: float) -> tuple[float, float]:
-    """From when until when the same permission would be decided."""
-    ends = (permission.recheck, permission.until)
-    until = min(math.inf if end is None else end for end in ends)
-    return -math.inf if permission.recheck is None else now, until
+        permission = decision.permission
+        if permission is not None:
+            # From when until when the same permission would be decided.
+            since = -math.inf if permission.recheck is None else now
+            ends = (permission.recheck, permission.until)
+            until = min(math.inf if end is None else end for end in ends)
+            decided = _Decided(permission, since, until, need, grants, grant, info, manifest)
+            memory[1].remember(key, decided)
+        return permission
 
 
 _MANY_PLUGINS: Final = 10_000
@@ -174,7 +168,22 @@ def _sound(grant: Grant, now: Identity) -> bool:
 def added(before: tuple[Need, ...], after: tuple[Need, ...]) -> tuple[str, ...]:
     """What is asked for in ``after`` and not in ``before``, in words; empty: nothing."""
     known = {need.name: need for need in before}
-    return tuple(line for need in after for line in _more(known.get(need.name), need))
+    found: list[str] = []
+    for need in after:
+        old, name = known.get(need.name), need.name
+        if old is None:
+            found.append(f"credential {name}")
+            continue
+        found += [f"{name}: scope {item}" for item in need.scopes if item not in old.scopes]
+        for kind, was, now in (
+            ("origin", list(map(str, old.origins)), list(map(str, need.origins))),
+            ("method", list(old.methods), list(need.methods)),
+            ("path", list(old.paths), list(need.paths)),
+        ):
+            found += [f"{name}: {kind} {item}" for item in _wider(was, now)]
+        if need.access is Access.REVEAL and old.access is not Access.REVEAL:
+            found.append(f"{name}: to read the secret itself")
+    return tuple(found)
 
 
 def removed(before: tuple[Need, ...], after: tuple[Need, ...]) -> tuple[str, ...]:
@@ -182,39 +191,18 @@ def removed(before: tuple[Need, ...], after: tuple[Need, ...]) -> tuple[str, ...
     return added(after, before)
 
 
-def _more(before: Need | None, after: Need) -> Iterator[str]:
-    name = after.name
-    if before is None:
-        yield f"credential {name}"
-        return
-    yield from (f"{name}: scope {item}" for item in after.scopes if item not in before.scopes)
-    places = [str(origin) for origin in before.origins]
-    for kind, old, new in (
-        ("origin", places, [str(origin) for origin in after.origins]),
-        ("method", list(before.methods), list(after.methods)),
-    ):
-        yield from (f"{name}: {kind} {item}" for item in _wider(old, new))
-    yield from (f"{name}: path {item}" for item in _wider_paths(before.paths, after.paths))
-    if after.access is Access.REVEAL and before.access is not Access.REVEAL:
-        yield f"{name}: to read the secret itself"
-
-
 def _wider(before: list[str], after: list[str]) -> list[str]:
-    """Members of a list in which nothing stands for everything."""
-    if not before:
-        return []
-    return [item for item in after if item not in before] if after else [_ALL]
+    """What is new in a list in which nothing stands for everything.
 
-
-def _wider_paths(before: tuple[str, ...], after: tuple[str, ...]) -> list[str]:
+    Only a path ends in ``*``, and then stands for all that begin like it.
+    """
     if not before:
         return []
     if not after:
         return [_ALL]
-    return [path for path in after if not any(_covers(old, path) for old in before)]
-
-
-def _covers(pattern: str, path: str) -> bool:
-    if pattern.endswith("*"):
-        return path.removesuffix("*").startswith(pattern[:-1])
-    return path == pattern
+    open_ended = tuple(old[:-1] for old in before if old.endswith("*"))
+    return [
+        item
+        for item in after
+        if item not in before and not item.removesuffix("*").startswith(open_ended)
+    ]

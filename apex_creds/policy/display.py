@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -40,7 +39,10 @@ def check_plugin(plugin: str) -> str:
     hint = "Use letters of one script, digits, dots and dashes."
     if escaped(plugin) != plugin or "  " in plugin or "\\" in plugin:
         raise InvalidNameError("The plugin id has characters that deceive.", hint=hint)
-    if not unicodedata.is_normalized("NFKC", plugin) or len(_scripts(plugin)) > 1:
+    # A script is the first word of a letter's name; those of one writing count as one.
+    words = {unicodedata.name(c, "").partition(" ")[0] for c in plugin if c.isalpha()}
+    scripts = {"CJK" if word in _TOGETHER else word for word in words}
+    if not unicodedata.is_normalized("NFKC", plugin) or len(scripts) > 1:
         raise InvalidNameError("The plugin id mixes scripts or forms of letters.", hint=hint)
     return plugin
 
@@ -61,13 +63,20 @@ def escaped(text: str) -> str:
     """``text`` with every character that is not plainly seen as a Python escape."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escaped(text))
+    found: list[str] = []
+    carries = False  # whether a mark would be drawn on a letter
+    for c in text:
+        mark = unicodedata.category(c)[0] == "M"
+        seen = c.isprintable() and _INVISIBLE.match(c) is None and (carries or not mark)
+        carries = seen and (mark or c.isalpha())
+        found.append(c if seen else ascii(c)[1:-1])
+    return "".join(found)
 
 
 def shown(text: str, *, longest: int = 1000) -> str:
     """``text`` safe on a line or in a field of its own, and no longer."""
     cut = text if len(text) <= longest else text[:longest] + "…"
-    return re.sub(" {2,}", _gap, escaped(cut))
+    return re.sub("(?<= ) ", r"\\x20", escaped(cut))
 
 
 def quoted(text: str) -> str:
@@ -79,29 +88,6 @@ def quoted(text: str) -> str:
 def named(text: str) -> str:
     """A name within a line of ours: in quotation marks, unless it is one plain word."""
     return shown(text) if _PLAIN.fullmatch(text) else quoted(text)
-
-
-def _gap(spaces: re.Match[str]) -> str:
-    return " " + "\\x20" * (len(spaces[0]) - 1)
-
-
-def _escaped(text: str) -> Iterable[str]:
-    carries = False  # whether a mark would be drawn on a letter
-    for c in text:
-        mark = unicodedata.category(c)[0] == "M"
-        seen = c.isprintable() and _INVISIBLE.match(c) is None and (carries or not mark)
-        carries = seen and (mark or c.isalpha())
-        yield c if seen else ascii(c)[1:-1]
-
-
-def _scripts(text: str) -> set[str]:
-    return {_script(c) for c in text if c.isalpha()}
-
-
-def _script(letter: str) -> str:
-    """The first word of the letter's name, as scripts of one writing count as one."""
-    word = unicodedata.name(letter, "").partition(" ")[0]
-    return "CJK" if word in _TOGETHER else word
 
 
 _SPAN: Final = re.compile(r"([0-9]{1,6})([smhdwy])", re.ASCII)

@@ -119,8 +119,11 @@ def parse_manifest(metadata: Mapping[str, object]) -> Manifest:
     return Manifest(plugin=plugin, version=version, needs=needs)
 
 
-def _need(found: _RawNeed) -> Need:
-    raw = _plain(found)
+def _need(raw: _RawNeed) -> Need:
+    # Texts of the exact type: metadata that a plugin's code made may have others.
+    for field in ("scopes", "origins", "methods", "paths"):
+        setattr(raw, field, list(plain_texts(getattr(raw, field), what=field)))
+    raw.name, raw.reason = (plain_text(t, what="name") for t in (raw.name, raw.reason))
     if max(map(len, (raw.scopes, raw.origins, raw.methods, raw.paths))) > MAX_ITEMS:
         raise _invalid(f"a list has more than {MAX_ITEMS} items")
     if len(raw.reason) > MAX_REASON:
@@ -141,14 +144,6 @@ def _need(found: _RawNeed) -> Need:
         reason=raw.reason,
         required=raw.required,
     )
-
-
-def _plain(raw: _RawNeed) -> _RawNeed:
-    """With texts of the exact type: metadata that a plugin's code made may have others."""
-    for field in ("scopes", "origins", "methods", "paths"):
-        setattr(raw, field, list(plain_texts(getattr(raw, field), what=field)))
-    raw.name, raw.reason = (plain_text(t, what="name") for t in (raw.name, raw.reason))
-    return raw
 
 
 def _invalid(what: str) -> InvalidManifestError:

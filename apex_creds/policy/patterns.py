@@ -12,8 +12,10 @@ pattern, ``*`` at the end of a segment stands for the rest of that segment (so a
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Final, NamedTuple
 
+from apex_creds.concurrency import BoundedCache
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import Origin, check_name
 
@@ -88,13 +90,24 @@ def name_pattern(text: str) -> Pattern:
     if text in ("*", "**"):
         return Pattern(text, ())
     segments = tuple(split_name(text))
-    _check_wildcards(text, segments)
+    for number, segment in enumerate(segments):
+        last = number == len(segments) - 1
+        bare = segment.lstrip("./:")
+        if "*" in bare[:-1] and not (last and bare == "**"):
+            raise InvalidInputError(
+                f"{text[:80]!r} is not a pattern.",
+                hint="* stands at the end of a segment, ** is the last segment.",
+            )
     return Pattern(text, segments)
 
 
 def split_origin(origin: Origin) -> list[str]:
     """An origin's segments: scheme, port, and the host's labels from the last one on."""
-    return [f":{origin.scheme}", f":{origin.port}", *_host(origin.host)]
+    host = origin.host
+    # An address is one label: its parts are no hierarchy that reads from the right.
+    address = ":" in host or host.replace(".", "").isdigit()
+    labels = [host] if address else reversed(host.split("."))
+    return [f":{origin.scheme}", f":{origin.port}", *(f".{label}" for label in labels)]
 
 
 def origin_pattern(text: str) -> Pattern:
@@ -108,7 +121,10 @@ def origin_pattern(text: str) -> Pattern:
     scheme, mark, rest = text.partition("://")
     wild = next((w for w in ("**.", "*.") if rest.startswith(w)), "")
     host = rest.removeprefix(wild).removesuffix(":*")
-    origin = _parsed(f"{scheme}://{host}") if mark and "*" not in host else None
+    origin: Origin | None = None
+    if mark and "*" not in host:
+        with suppress(InvalidInputError):
+            origin = Origin.parse(f"{scheme}://{host}")
     if origin is None:
         raise InvalidInputError(
             f"{text[:80]!r} is not a pattern of origins.",
@@ -120,31 +136,6 @@ def origin_pattern(text: str) -> Pattern:
     if wild:
         segments.append(f".{wild[:-1]}")
     return Pattern(text, tuple(segments))
-
-
-def _parsed(text: str) -> Origin | None:
-    try:
-        return Origin.parse(text)
-    except InvalidInputError:
-        return None
-
-
-def _host(host: str) -> list[str]:
-    """An address is one label: its parts are no hierarchy that reads from the right."""
-    if ":" in host or host.replace(".", "").isdigit():
-        return [f".{host}"]
-    return [f".{label}" for label in reversed(host.split("."))]
-
-
-def _check_wildcards(text: str, segments: tuple[str, ...]) -> None:
-    for number, segment in enumerate(segments):
-        last = number == len(segments) - 1
-        bare = segment.lstrip("./:")
-        if "*" in bare[:-1] and not (last and bare == "**"):
-            raise InvalidInputError(
-                f"{text[:80]!r} is not a pattern.",
-                hint="* stands at the end of a segment, ** is the last segment.",
-            )
 
 
 class _Node:
@@ -171,7 +162,7 @@ class Matcher:
     def __init__(self, patterns: list[tuple[Pattern, ...]]) -> None:
         self._root = _Node()
         self._always = 0
-        self._known: dict[object, int] = {}
+        self._known: BoundedCache[object, int] = BoundedCache(_MANY)
         for number, alternatives in enumerate(patterns):
             bit = 1 << number
             if not alternatives:
@@ -200,20 +191,15 @@ class Matcher:
         """The set of rules for a name; an empty one is absent."""
         found = self._known.get(name)
         if found is None:
-            found = self._remember(name, self._walk(split_name(name)))
+            found = self._known.remember(name, self._walk(split_name(name)))
         return found
 
     def origin(self, origin: Origin | None) -> int:
         """The set of rules for an origin; None is absent."""
         found = self._known.get(origin)
         if found is None:
-            found = self._remember(origin, self._walk(split_origin(origin) if origin else []))
-        return found
-
-    def _remember(self, value: object, found: int) -> int:
-        if len(self._known) >= _MANY:
-            self._known.clear()
-        self._known[value] = found
+            segments = split_origin(origin) if origin else []
+            found = self._known.remember(origin, self._walk(segments))
         return found
 
     def _walk(self, segments: list[str]) -> int:
@@ -227,16 +213,12 @@ class Matcher:
                 if literal is not None:
                     after.append(literal)
                 if node.prefixes:
-                    after += _prefixed(node.prefixes, segment, len(separator))
+                    lengths = range(len(separator), len(segment) + 1)
+                    beginnings = (node.prefixes.get(segment[:length]) for length in lengths)
+                    after += [each for each in beginnings if each is not None]
             at = after
             if not at:
                 return found
         for node in at if segments else ():
             found |= node.end
         return found
-
-
-def _prefixed(prefixes: dict[str, _Node], segment: str, shortest: int) -> list[_Node]:
-    lengths = range(shortest, len(segment) + 1)
-    found = (prefixes.get(segment[:length]) for length in lengths)
-    return [node for node in found if node is not None]

@@ -16,6 +16,7 @@ import re
 import threading
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
@@ -145,13 +146,6 @@ def parse_policy(data: bytes, *, where: str = POLICY_NAME) -> Policy:
     Raises:
         InvalidPolicyError: It is not valid; its ``line`` says where.
     """
-    text = _text(data, where)
-    lines = lines_of(text)
-    raw = _convert(_toml(text, where), lines, where)
-    return _Compiler(lines, where).policy(raw)
-
-
-def _text(data: bytes, where: str) -> str:
     if len(data) > MAX_BYTES:
         raise _invalid(where, 0, f"it is larger than {MAX_BYTES >> 20} MiB")
     try:
@@ -162,7 +156,10 @@ def _text(data: bytes, where: str) -> str:
     for number, line_text in enumerate(text.split("\n"), 1):
         if len(line_text) > MAX_LINE:
             raise _invalid(where, number, f"it is longer than {MAX_LINE} characters")
-    return text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n")
+    lines = lines_of(text)
+    raw = _convert(_toml(text, where), lines, where)
+    return _Compiler(lines, where).policy(raw)
 
 
 def _toml(text: str, where: str) -> dict[str, object]:
@@ -215,20 +212,20 @@ class _Compiler:
         self._patterns: dict[tuple[object, str], Pattern] = {}
 
     def policy(self, raw: _RawPolicy) -> Policy:
+        rules = [self._rule(number, rule) for number, rule in enumerate(raw.rules)]
+        levels: dict[Sensitivity, Level] = {}
+        for name, level in raw.levels.given().items():
+            second = _seconds(level.second_factor)
+            if second is None:
+                second = DEFAULT_LEVELS[name].second_factor
+            line = line_for(self._lines, ("levels", name.value))
+            levels[name] = Level(level.decision, second, line)
         return Policy(
-            [self._rule(number, rule) for number, rule in enumerate(raw.rules)],
-            levels={
-                name: self._level(name, level) for name, level in raw.levels.given().items()
-            },
+            rules,
+            levels=levels,
             limits=[self._limit(number, limit) for number, limit in enumerate(raw.limits)],
             keep_grants=raw.grants.new_version == "keep",
         )
-
-    def _level(self, name: Sensitivity, raw: _RawLevel) -> Level:
-        second = _seconds(raw.second_factor)
-        if second is None:
-            second = DEFAULT_LEVELS[name].second_factor
-        return Level(raw.decision, second, line_for(self._lines, ("levels", name.value)))
 
     def _rule(self, number: int, raw: _RawRule) -> Rule:
         at: Place = ("rules", number)
@@ -250,7 +247,14 @@ class _Compiler:
 
     def _limit(self, number: int, raw: _RawLimit) -> LimitRule:
         at: Place = ("limits", number)
-        amount, seconds = self._rate((*at, "limit"), raw.limit)
+        rate, text = (*at, "limit"), raw.limit
+        found = _RATE.fullmatch(text)
+        amount = int(found["amount"]) if found else 0
+        if found is None or not 0 < amount <= MAX_AMOUNT:
+            raise self._wrong(rate, f"{text[:40]!r} is no rate", 'Write it like "10/minute".')
+        seconds = int(found["many"] or 1) * _UNITS[found["unit"].lower()]
+        if not 0 < seconds <= MAX_SECONDS:
+            raise self._wrong(rate, "a limit is over at most 31 days")
         return LimitRule(
             id=self._id(at, raw.id),
             per=raw.per,
@@ -262,16 +266,6 @@ class _Compiler:
             credential=self._names((*at, "credential"), raw.credential),
             persist=raw.persist,
         )
-
-    def _rate(self, at: Place, text: str) -> tuple[int, int]:
-        found = _RATE.fullmatch(text)
-        amount = int(found["amount"]) if found else 0
-        if found is None or not 0 < amount <= MAX_AMOUNT:
-            raise self._wrong(at, f"{text[:40]!r} is no rate", 'Write it like "10/minute".')
-        seconds = int(found["many"] or 1) * _UNITS[found["unit"].lower()]
-        if not 0 < seconds <= MAX_SECONDS:
-            raise self._wrong(at, "a limit is over at most 31 days")
-        return amount, seconds
 
     def _id(self, at: Place, text: str) -> str:
         name = text or f"{at[0]}[{at[1]}]"
@@ -289,15 +283,12 @@ class _Compiler:
         self, at: Place, raw: str | list[str] | None, read: Callable[[str], Pattern]
     ) -> tuple[Pattern, ...]:
         texts = [raw] if isinstance(raw, str) else raw or []
-        found = tuple(self._pattern(at, text, read) for text in texts)
+        for text in texts:
+            if (read, text) not in self._patterns:
+                self._patterns[read, text] = self._try(at, partial(read, text))
+        found = tuple(self._patterns[read, text] for text in texts)
         # A list that has a pattern for everything says nothing.
         return found if all(pattern.segments for pattern in found) else ()
-
-    def _pattern(self, at: Place, text: str, read: Callable[[str], Pattern]) -> Pattern:
-        known = self._patterns.get((read, text))
-        if known is None:
-            known = self._patterns[read, text] = self._try(at, lambda: read(text))
-        return known
 
     def _window(self, at: Place, raw: _RawTime | None) -> hours.Window | None:
         if raw is None:
@@ -437,8 +428,19 @@ def load_policy(home: Path) -> Policy:
         InvalidPolicyError: It is not valid.
         StorageError: It can't be read safely.
     """
-    data = _read(home)
-    return NO_POLICY if data is None else parse_policy(data, where=_where(home))
+    path = home / SECURITY / POLICY_NAME
+    with translated(path, writing=False):
+        try:
+            with (
+                Folder(home, outer=True) as root,
+                Folder(home / SECURITY, within=root) as security,
+            ):
+                fd = security.open(POLICY_NAME)
+        except FileNotFoundError:
+            return NO_POLICY
+        with os.fdopen(fd, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    return parse_policy(data, where=str(path))
 
 
 class PolicySource:
@@ -538,22 +540,3 @@ class PolicySource:
             return _ABSENT
         mode, owner = found.st_mode, found.st_uid
         return (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, mode, owner, found.st_size)
-
-
-def _where(home: Path) -> str:
-    return str(home / SECURITY / POLICY_NAME)
-
-
-def _read(home: Path) -> bytes | None:
-    path = home / SECURITY / POLICY_NAME
-    with translated(path, writing=False):
-        try:
-            with (
-                Folder(home, outer=True) as root,
-                Folder(home / SECURITY, within=root) as security,
-            ):
-                fd = security.open(POLICY_NAME)
-        except FileNotFoundError:
-            return None
-        with os.fdopen(fd, "rb") as file:
-            return file.read(MAX_BYTES + 1)

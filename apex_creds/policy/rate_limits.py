@@ -197,7 +197,12 @@ class Windows:
             return False
         self._times.pop(key, None)  # to the end: what was touched last
         if len(self._times) >= self._most:
-            self._make_room()
+            self._forget_old()
+        if len(self._times) >= self._most:
+            # Stable: the quietest of each first; many at once, so that it is rare.
+            by_worth = sorted(self._times, key=lambda k: k.split("/", 3)[2:3] != [DENIALS])
+            for each in by_worth[: max(self._most // 10, 1)]:
+                del self._times[each]
         self._times[key] = (now + seconds, [*inside, now])
         return True
 
@@ -211,18 +216,6 @@ class Windows:
             times = [time for time in times if time > now - seconds]
         return times
 
-    def _make_room(self) -> None:
-        self._forget_old()
-        if len(self._times) < self._most:
-            return
-        by_worth = sorted(self._times, key=_is_use)  # stable: the quietest of each first
-        for key in by_worth[: max(self._most // 10, 1)]:  # many at once, so that it is rare
-            del self._times[key]
-
     def _forget_old(self) -> None:
         now = self._clock()
         self._times = {k: found for k, found in self._times.items() if found[0] > now}
-
-
-def _is_use(key: str) -> bool:
-    return key.split("/", 3)[2:3] != ["denials"]

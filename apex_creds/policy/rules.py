@@ -19,6 +19,7 @@ from enum import StrEnum
 from functools import reduce
 from typing import Final, NamedTuple
 
+from apex_creds.concurrency import BoundedCache
 from apex_creds.model import Origin, Sensitivity
 from apex_creds.policy.hours import Window
 from apex_creds.policy.patterns import ANYTHING, Matcher, Pattern, Specificity
@@ -70,13 +71,13 @@ class Rule:
     def weight(self) -> tuple[Specificity, bool, int]:
         """What the rules are ordered by; the greatest wins."""
         dimensions = (self.plugin, self.action, self.credential, self.scope, self.origin)
-        total = reduce(Specificity.plus, map(_narrowness, dimensions))
+        # Of several patterns the least specific one counts.
+        narrowness = (
+            min((pattern.specificity for pattern in alternatives), default=ANYTHING)
+            for alternatives in dimensions
+        )
+        total = reduce(Specificity.plus, narrowness)
         return total, self.time is not None, _SEVERITY[self.decision]
-
-
-def _narrowness(alternatives: tuple[Pattern, ...]) -> Specificity:
-    """Of a list, that of its least specific pattern."""
-    return min((pattern.specificity for pattern in alternatives), default=ANYTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ class Policy:
         self._scope = Matcher([rule.scope for rule in ordered])
         self._origin = Matcher([rule.origin for rule in ordered])
         self._clockwork = _clockwork(ordered)
-        self._known: dict[tuple[object, ...], Ruling] = {}
+        self._known: BoundedCache[tuple[object, ...], Ruling] = BoundedCache(_MANY)
 
     def rule_on(
         self,
@@ -241,9 +242,7 @@ class Policy:
         if found is None:
             found = self._find(plugin, action, credential, level, scopes, origins, now)
             if not found.timed:
-                if len(self._known) >= _MANY:
-                    self._known.clear()
-                self._known[key] = found
+                self._known.remember(key, found)
         return found
 
     def _find(

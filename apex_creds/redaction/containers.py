@@ -91,17 +91,13 @@ def _rebuilder(value: object) -> Callable[[object, Clean], object] | None:
         return None
     if isinstance(value, Mapping):
         return _mapping
-    if isinstance(value, list | set | frozenset | deque):
+    if isinstance(value, list | set | frozenset | deque | MappingView | UserList):
         return _collection
-    if isinstance(value, MappingView | UserList):
-        return _list
     if isinstance(value, tuple):
         return _tuple
     if isinstance(value, type | BaseException):
         return None
-    if isinstance(value, msgspec.Struct):
-        return _struct
-    if isinstance(value, SimpleNamespace) or dataclasses.is_dataclass(value):
+    if isinstance(value, msgspec.Struct | SimpleNamespace) or dataclasses.is_dataclass(value):
         return _attributes
     return None
 
@@ -123,22 +119,19 @@ def _mapping(value: object, clean: Clean) -> object:
     return twin
 
 
-Collection = list[object] | set[object] | frozenset[object] | deque[object]
-
-
 def _collection(value: object, clean: Clean) -> object:
-    assert isinstance(value, list | set | frozenset | deque)
-    before = list(value)
+    """A copy with its items cleaned; a plain one where its class can't be copied.
+
+    Of a dictionary's view, or of what wraps a list: a list of its items.
+    """
+    before: list[object] = list(cast("Iterable[object]", value))
     items = [clean(item) for item in before]
     if all(a is b for a, b in zip(items, before, strict=True)):
         return value
-    return _refilled(value, items)
-
-
-def _refilled(value: Collection, items: list[object]) -> object:
-    """A copy with other items; a plain one where its class can't be copied."""
     if isinstance(value, frozenset):
         return frozenset(items)
+    if not isinstance(value, list | set | deque):
+        return items
     try:
         twin = copy.copy(value)
         twin.clear()
@@ -149,15 +142,6 @@ def _refilled(value: Collection, items: list[object]) -> object:
     except Exception:  # whatever its class does, its items are what counts
         return set(items) if isinstance(value, set) else items
     return twin
-
-
-def _list(value: object, clean: Clean) -> object:
-    """Of a dictionary's view, or of what wraps a list: a list of its items."""
-    assert isinstance(value, MappingView | UserList)
-    before: list[object] = list(cast("Iterable[object]", value))
-    items = [clean(item) for item in before]
-    same = all(a is b for a, b in zip(items, before, strict=True))
-    return value if same else items
 
 
 def _tuple(value: object, clean: Clean) -> object:
@@ -173,8 +157,10 @@ def _tuple(value: object, clean: Clean) -> object:
 
 
 def _attributes(value: object, clean: Clean) -> object:
-    """Of a data class or namespace: what its ``__dict__`` and its fields hold."""
-    fields = getattr(type(value), "__dataclass_fields__", {})
+    """Of a data class, namespace or struct: what its ``__dict__`` and its fields hold."""
+    struct = isinstance(value, msgspec.Struct)
+    marker = "__struct_fields__" if struct else "__dataclass_fields__"
+    fields = getattr(type(value), marker, ())
     names = dict.fromkeys([*getattr(value, "__dict__", ()), *fields])
     before = {name: getattr(value, name) for name in names if hasattr(value, name)}
     after = {name: clean(item) for name, item in before.items()}
@@ -182,19 +168,10 @@ def _attributes(value: object, clean: Clean) -> object:
         return value
     twin = copy.copy(value)
     for name, item in after.items():
-        object.__setattr__(twin, name, item)
-    return twin
-
-
-def _struct(value: object, clean: Clean) -> object:
-    assert isinstance(value, msgspec.Struct)
-    before = {name: getattr(value, name) for name in value.__struct_fields__}
-    after = {name: clean(item) for name, item in before.items()}
-    if all(after[name] is before[name] for name in before):
-        return value
-    twin = copy.copy(value)
-    for name, item in after.items():
-        msgspec.structs.force_setattr(twin, name, item)
+        if isinstance(twin, msgspec.Struct) and name in fields:
+            msgspec.structs.force_setattr(twin, name, item)
+        else:
+            object.__setattr__(twin, name, item)
     return twin
 
 

@@ -143,9 +143,12 @@ class Needles:
         cut = self.pending(data, least=least)
         if not 0 < cut < len(data):
             return cut
-        if not any(_is_across(data, each.secret.view(), cut) for each in self._needles):
-            return cut
-        return self._before(data, cut)
+        for each in self._needles:
+            length = len(each.secret)
+            around = max(cut - length + 1, 0), cut + length - 1
+            if data.find(each.secret.view(), *around) >= 0:
+                return self._before(data, cut)
+        return cut
 
     def _before(self, data: bytes, cut: int) -> int:
         """``cut``, or where what ``replace`` finds across it begins."""
@@ -176,11 +179,6 @@ def _index(needles: list[_Needle]) -> _Index:
         mark = mark_of(needle.secret.view(), made.salt)
         made.by_mark.setdefault(mark, []).append(needle)
     return made
-
-
-def _is_across(data: bytes, view: memoryview, cut: int) -> bool:
-    """Whether ``view`` is where it begins before ``cut`` and ends behind it."""
-    return data.find(view, max(cut - len(view) + 1, 0), cut + len(view) - 1) >= 0
 
 
 def _beginning(data: bytes, view: memoryview, last: int) -> int:

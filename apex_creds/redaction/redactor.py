@@ -352,19 +352,17 @@ def is_large(value: object) -> bool:
         if isinstance(item, str | bytes | bytearray):
             size += len(item)
         else:
-            inside = _parts(item)
+            inside = []
+            if isinstance(item, dict):
+                inside = [*item.keys(), *item.values()]
+            elif isinstance(item, list | tuple | set | frozenset):
+                inside = list(item)
+            elif isinstance(item, msgspec.Struct):
+                inside = [getattr(item, name) for name in item.__struct_fields__]
+            else:
+                inside = list(getattr(item, "__dict__", {}).values())
             parts += len(inside)
             ahead += inside if parts <= _MANY else []
         if parts > _MANY or size > _LARGE:
             return True
     return False
-
-
-def _parts(item: object) -> list[object]:
-    if isinstance(item, dict):
-        return [*item.keys(), *item.values()]
-    if isinstance(item, list | tuple | set | frozenset):
-        return list(item)
-    if isinstance(item, msgspec.Struct):
-        return [getattr(item, name) for name in item.__struct_fields__]
-    return list(getattr(item, "__dict__", {}).values())

@@ -92,23 +92,16 @@ def _gather(secret: memoryview, parts: list[Part], depth: int) -> None:
     if not depth:
         return
     for part in _inside(secret):
-        if len(parts) >= MOST_PARTS or not len(part.secret) or _is_known(part, parts):
+        known = any(
+            each.plain <= part.plain and each.secret.equals(part.secret) for each in parts
+        )
+        if len(parts) >= MOST_PARTS or not len(part.secret) or known:
             part.secret.close()
             continue
         parts.append(part)
         if not part.plain:
             with part.secret.view() as view:
                 _gather(view, parts, depth - 1)
-
-
-def _is_known(part: Part, parts: list[Part]) -> bool:
-    secret, plain = part
-    return any(
-        len(known.secret) == len(secret)
-        and known.plain <= plain
-        and known.secret.equals(secret)
-        for known in parts
-    )
 
 
 def _inside(secret: memoryview) -> Iterator[Part]:
@@ -214,7 +207,10 @@ def _in_a_line(line: memoryview) -> Iterator[Part]:
     if (place := _find(line, b"://")) >= 0:
         yield from _in_url(line, place)
     elif not any(byte in _SPACE or byte == 0x3D for byte in line):
-        yield from _behind_colons(line)
+        # The password of ``user:password``, also with more before it.
+        colon = max((n for n, byte in enumerate(line) if byte == 0x3A), default=0)
+        if colon and len(line) - colon > SHORTEST_PART and bytes(line[:4]) not in _RESOURCES:
+            yield _copy(line[colon + 1 :])
 
 
 def _fields(line: memoryview) -> Iterator[Part]:
@@ -253,13 +249,6 @@ def _in_url(line: memoryview, place: int) -> Iterator[Part]:
     elif all(byte in _LETTERS for byte in line[:place]):
         path = rest[end : next((n for n, b in enumerate(rest) if b in b"?#"), len(rest))]
         yield from (_copy(piece) for piece in _split(path, b"/") if _looks_random(piece))
-
-
-def _behind_colons(line: memoryview) -> Iterator[Part]:
-    """The password of ``user:password``, also with more before it."""
-    colon = max((n for n, byte in enumerate(line) if byte == 0x3A), default=0)
-    if colon and len(line) - colon > SHORTEST_PART and bytes(line[:4]) not in _RESOURCES:
-        yield _copy(line[colon + 1 :])
 
 
 def _field(line: memoryview) -> tuple[str, memoryview] | None:
@@ -319,7 +308,10 @@ def _json_strings(secret: memoryview) -> Iterator[Part]:
     """The strings of a JSON document that are secret; not checked to be JSON."""
     name, at = "", 0
     while (start := _find(secret, b'"', at)) >= 0:
-        end = _end_of_string(secret, start + 1)
+        end = start + 1
+        while end < len(secret) and secret[end] != 0x22:
+            end += 2 if secret[end] == 0x5C else 1
+        end = min(end, len(secret))
         after = next((n for n in range(end + 1, len(secret)) if secret[n] not in _SPACE), -1)
         if after >= 0 and secret[after] == 0x3A:
             name = bytes(secret[start + 1 : min(end, start + 1 + _LONGEST_NAME)]).decode(
@@ -362,12 +354,6 @@ def _split(text: memoryview, between: Container[int]) -> Iterator[memoryview]:
 
 def _copy(part: memoryview, *, plain: bool = False) -> Part:
     return Part(SecretBytes.copy_of(part), plain)
-
-
-def _end_of_string(secret: memoryview, at: int) -> int:
-    while at < len(secret) and secret[at] != 0x22:
-        at += 2 if secret[at] == 0x5C else 1
-    return min(at, len(secret))
 
 
 def _unescaped(text: memoryview) -> Iterator[int]:

@@ -101,21 +101,17 @@ def spellings(secret: memoryview, *, plain: bool = False) -> list[SecretBytes]:
         with _base64(secret, _PAIRS, 0) as whole, whole.view() as text:
             for width, end in _WRAPS:
                 _add_unless_known(made, _in_lines(text, width, end))
-    for make in _usual(secret) if len(secret) > LONG else _all(secret):
+    for make in _makers(secret):
         _add_unless_known(made, collect(make(secret)))
     return made
 
 
-def _usual(secret: memoryview) -> list[Maker]:
-    """URL escapes, and JSON's, in the forms that are used most."""
-    if _all_in(secret, _UNRESERVED):
-        return []
-    urls = [_url(_UPPER, keep=keep) for keep in _KEPT[:2]]
-    return [*urls, _json(digits=None), _json(digits=_LOWER)]
-
-
-def _all(secret: memoryview) -> list[Maker]:
-    """All forms, but for those that every secret has."""
+def _makers(secret: memoryview) -> list[Maker]:
+    """All forms, but for those that every secret has; of a long one those most used."""
+    if len(secret) > LONG:
+        urls = [_url(_UPPER, keep=keep) for keep in _KEPT[:2]]
+        usual = [*urls, _json(digits=None), _json(digits=_LOWER)]
+        return [] if _all_in(secret, _UNRESERVED) else usual
     makers: list[Maker] = [
         _case(str.upper), _case(str.lower), _utf_16(little=True),
         _utf_16(little=False), _every_u(_LOWER), _every_u(_UPPER), _every_percent(_LOWER),
@@ -157,16 +153,12 @@ def _urls(secret: memoryview) -> list[Maker]:
     forms = [(keep, False) for keep in kept]
     if 0x20 in others:
         forms += [(frozenset(), True)]
-    return [
-        _url(digits, keep=keep, plus=plus)
-        for keep, plus in forms
-        for digits in ((_UPPER, _LOWER) if _has_letters(others - keep) else (_UPPER,))
-    ]
-
-
-def _has_letters(escaped: frozenset[int]) -> bool:
-    """Whether hexadecimal digits of these have two cases."""
-    return any(byte & 15 > 9 or byte >> 4 > 9 for byte in escaped)
+    makers = []
+    for keep, plus in forms:
+        letters = any(byte & 15 > 9 or byte >> 4 > 9 for byte in others - keep)
+        cases = (_UPPER, _LOWER) if letters else (_UPPER,)
+        makers += [_url(digits, keep=keep, plus=plus) for digits in cases]
+    return makers
 
 
 def _add_unless_known(made: list[SecretBytes], spelled: SecretBytes) -> None:
@@ -182,22 +174,18 @@ def collect(letters: Iterable[int]) -> SecretBytes:
     view, used = room._mutable(), 0
     for letter in letters:
         if used == len(view):
-            room, view = _grown(room, view)
+            larger = SecretBytes.allocate(used * 4)
+            wider = larger._mutable()
+            wider[:used] = view
+            view.release()
+            room.close()
+            room, view = larger, wider
         view[used] = letter
         used += 1
     exact = SecretBytes.copy_of(view[:used])
     view.release()
     room.close()
     return exact
-
-
-def _grown(room: SecretBytes, view: memoryview) -> tuple[SecretBytes, memoryview]:
-    larger = SecretBytes.allocate(len(view) * 4)
-    wider = larger._mutable()
-    wider[: len(view)] = view
-    view.release()
-    room.close()
-    return larger, wider
 
 
 def _all_in(secret: memoryview, allowed: frozenset[int]) -> bool:
@@ -372,22 +360,19 @@ def _repr(*, text: bool, quote: frozenset[int], shown: bool) -> Maker:
     """
 
     def make(secret: memoryview) -> Iterator[int]:
-        for point, raw in _characters(secret) if text else _bytes(secret):
+        single = ((byte, secret[at : at + 1]) for at, byte in enumerate(secret))
+        for point, raw in _characters(secret) if text else single:
             if point == 92 or point in quote:
                 yield from (92, point)
             elif point in (9, 10, 13):
                 yield from (92, _SHORT_ESCAPES[point][0])
-            elif point in _PRINTABLE or (shown and _is_shown(point)):
+            # A string of one character says nothing of the secret that it came from.
+            elif point in _PRINTABLE or (shown and point >= 0x80 and chr(point).isprintable()):
                 yield from raw
             else:
                 yield from _number(point)
 
     return make
-
-
-def _is_shown(point: int) -> bool:
-    # A string of one character says nothing of the secret that it came from.
-    return point >= 0x80 and chr(point).isprintable()
 
 
 def _number(point: int) -> Iterator[int]:
@@ -396,11 +381,6 @@ def _number(point: int) -> Iterator[int]:
     yield from (92, letter)
     for shift in range(4 * (digits - 1), -1, -4):
         yield _LOWER[point >> shift & 15]
-
-
-def _bytes(secret: memoryview) -> Iterator[tuple[int, memoryview]]:
-    for at in range(len(secret)):
-        yield secret[at], secret[at : at + 1]
 
 
 def _characters(secret: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -9,9 +9,9 @@ identifier, or a secret.
 
 from __future__ import annotations
 
+import operator
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -89,10 +89,10 @@ class Tally:
         expected: Values that are read, as 0, before they were added.
     """
 
-    __slots__ = ("_attributes", "_counts", "_expected", "_lock")
+    __slots__ = ("_counts", "_expected", "_lock", "attributes")
 
     def __init__(self, *attributes: str, expected: Iterable[tuple[str, ...]] = ()) -> None:
-        self._attributes = attributes
+        self.attributes = attributes
         self._expected = dict.fromkeys(expected, 0)
         self._counts: dict[tuple[str, ...], int] = {}
         self._lock = threading.Lock()
@@ -107,13 +107,10 @@ class Tally:
         with self._lock:
             self._counts[values] = self._counts.get(values, 0) + 1
 
-    def read(self) -> Iterator[tuple[int, dict[str, str]]]:
-        """Each count with its attributes."""
+    def read(self) -> dict[tuple[str, ...], int]:
+        """Each count, by its values."""
         with self._lock:
-            counts = self._expected | self._counts
-        for values, count in counts.items():
-            named = zip(self._attributes, values, strict=True)
-            yield count, {name: value for name, value in named if value}
+            return self._expected | self._counts
 
 
 _redeems: Final = Tally(semconv.PLUGIN, semconv.METHOD, semconv.ERROR_TYPE)
@@ -258,75 +255,6 @@ def watch_outlets(source: OutletSource) -> None:
     _hubs.add(source)
 
 
-def _observe(meter: Meter) -> None:
-    count, gauge = meter.create_observable_counter, meter.create_observable_gauge
-    count(semconv.REDEEMS, [_reader(_redeems)], description="Redeems, also refused ones.")
-    count(semconv.DENIALS, [_reader(_denials)], description="Refusals, by reason.")
-    count(semconv.LEAKS, [_reader(_leaks)], description="Secrets redacted from output.")
-    count(semconv.AUDIT_DROPS, [_drops], description="Events a destination lost.")
-    gauge(semconv.AUDIT_QUEUE, [_queues], description="Events that wait for a destination.")
-    gauge(semconv.LEASES, [_open_leases], description="Open leases.")
-    gauge(semconv.LEASE_AGE, [_oldest_lease], unit="s", description="Age of the oldest lease.")
-    gauge(semconv.KEY_AGE, [_key_ages], unit="s", description="Age of the oldest key version.")
-    gauge(semconv.KEY_VERSIONS, [_key_versions], description="Key versions.")
-    gauge(semconv.RECORDS_LEFT, [_left], description="Credentials left to re-encrypt.")
-    _observe_workers(meter)
-
-
-def _reader(tally: Tally) -> Callable[[CallbackOptions], Iterator[Observation]]:
-    def read(_: CallbackOptions) -> Iterator[Observation]:
-        return (Observation(count, attributes) for count, attributes in tally.read())
-
-    return read
-
-
-def _open_leases(_: CallbackOptions) -> Iterator[Observation]:
-    yield Observation(len(_leases))
-
-
-def _oldest_lease(_: CallbackOptions) -> Iterator[Observation]:
-    oldest = min(list(_leases.values()), default=None)
-    yield Observation(0.0 if oldest is None else time.perf_counter() - oldest)
-
-
-def _drops(_: CallbackOptions) -> Iterator[Observation]:
-    totals = _sum((outlet.name, outlet.dropped) for hub in _hubs for outlet in hub.outlets)
-    return (Observation(n, {semconv.DESTINATION: name}) for name, n in totals.items())
-
-
-def _queues(_: CallbackOptions) -> Iterator[Observation]:
-    totals = _sum((outlet.name, outlet.waiting) for hub in _hubs for outlet in hub.outlets)
-    return (Observation(n, {semconv.DESTINATION: name}) for name, n in totals.items())
-
-
-def _sum(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    totals: dict[str, int] = {}
-    for name, number in pairs:
-        totals[name] = totals.get(name, 0) + number
-    return totals
-
-
-def _key_ages(_: CallbackOptions) -> Iterator[Observation]:
-    oldest: dict[tuple[str, str], float] = {}
-    for source in list(_keys.values()):
-        for level, state, seconds in source.key_ages():
-            oldest[level, state] = max(seconds, oldest.get((level, state), 0.0))
-    for (level, state), seconds in oldest.items():
-        yield Observation(seconds, {semconv.KEY_LEVEL: level, semconv.KEY_STATE: state})
-
-
-def _key_versions(_: CallbackOptions) -> Iterator[Observation]:
-    totals: Counter[tuple[str, str]] = Counter()
-    for source in list(_keys.values()):
-        totals.update(source.key_versions())
-    for (level, state), number in totals.items():
-        yield Observation(number, {semconv.KEY_LEVEL: level, semconv.KEY_STATE: state})
-
-
-def _left(_: CallbackOptions) -> Iterator[Observation]:
-    yield Observation(sum(source.records_left() for source in list(_keys.values())))
-
-
 class LogCheck(NamedTuple):
     """The last check of a log.
 
@@ -363,53 +291,121 @@ def watch_worker(source: WatchSource) -> None:
     _sources.add(source)
 
 
-def _observe_workers(meter: Meter) -> None:
-    """Sets up the metrics of all that are watched."""
-    gauge = meter.create_observable_gauge
-    meter.create_observable_counter(
-        semconv.AUDIT_EVENTS,
-        [_events],
-        description="Events in the audit log, whoever wrote them.",
+_Numbers = Mapping[tuple[str, ...], float]
+"""Numbers by the values of their attributes."""
+_Callback = Callable[[CallbackOptions], Iterator[Observation]]
+
+
+def _observe(meter: Meter) -> None:
+    """Sets up every metric that is read when metrics are collected."""
+    count, gauge = meter.create_observable_counter, meter.create_observable_gauge
+    for name, tally, description in (
+        (semconv.REDEEMS, _redeems, "Redeems, also refused ones."),
+        (semconv.DENIALS, _denials, "Refusals, by reason."),
+        (semconv.LEAKS, _leaks, "Secrets redacted from output."),
+    ):
+        count(name, _observed(tally.read, *tally.attributes), description=description)
+    outlets = _observed(lambda: _by_outlet("dropped"), semconv.DESTINATION)
+    count(semconv.AUDIT_DROPS, outlets, description="Events a destination lost.")
+    outlets = _observed(lambda: _by_outlet("waiting"), semconv.DESTINATION)
+    gauge(semconv.AUDIT_QUEUE, outlets, description="Events that wait for a destination.")
+    leases = _observed(lambda: {(): len(_leases)})
+    gauge(semconv.LEASES, leases, description="Open leases.")
+    oldest = _observed(
+        lambda: {
+            (): max((time.perf_counter() - at for at in list(_leases.values())), default=0.0)
+        }
     )
-    gauge(semconv.AUDIT_INTACT, [_intact], description="1: the log verified when last checked.")
-    gauge(semconv.AUDIT_CHECK_AGE, [_age], unit="s", description="Since the log was checked.")
-    gauge(semconv.ROTATION_DUE, [_due], unit="s", description="Until the next rotation is due.")
-    gauge(semconv.WORKER_PROBLEMS, [_problems], description="What is wrong with the worker.")
+    gauge(semconv.LEASE_AGE, oldest, unit="s", description="Age of the oldest lease.")
+    _observe_keys(meter)
+    _observe_workers(meter)
 
 
-def _checks() -> Iterable[LogCheck]:
-    found = (source.log_check() for source in list(_sources))
-    return [check for check in found if check is not None]
+def _observe_keys(meter: Meter) -> None:
+    gauge, kind = meter.create_observable_gauge, (semconv.KEY_LEVEL, semconv.KEY_STATE)
+    ages = _observed(
+        lambda: _merged(
+            (
+                ((level, state), max(seconds, 0.0))
+                for source in list(_keys.values())
+                for level, state, seconds in source.key_ages()
+            ),
+            max,
+        ),
+        *kind,
+    )
+    gauge(semconv.KEY_AGE, ages, unit="s", description="Age of the oldest key version.")
+    versions = _observed(
+        lambda: _merged(
+            each for source in list(_keys.values()) for each in source.key_versions().items()
+        ),
+        *kind,
+    )
+    gauge(semconv.KEY_VERSIONS, versions, description="Key versions.")
+    left = _observed(
+        lambda: {(): sum(source.records_left() for source in list(_keys.values()))}
+    )
+    gauge(semconv.RECORDS_LEFT, left, description="Credentials left to re-encrypt.")
 
 
-def _intact(_: CallbackOptions) -> Iterator[Observation]:
-    if checks := _checks():
-        yield Observation(int(all(check.intact for check in checks)))
+def _observe_workers(meter: Meter) -> None:
+    gauge = meter.create_observable_gauge
+    events = _observed(
+        lambda: _merged(each for source in list(_sources) for each in source.log_events()),
+        semconv.AUDIT_KIND,
+        semconv.REASON,
+    )
+    meter.create_observable_counter(
+        semconv.AUDIT_EVENTS, events, description="Events in the audit log, whoever wrote them."
+    )
+    intact = _observed(lambda: _of_checks(lambda found: int(all(one.intact for one in found))))
+    gauge(semconv.AUDIT_INTACT, intact, description="1: the log verified when last checked.")
+    age = _observed(lambda: _of_checks(lambda found: max(one.age for one in found)))
+    gauge(semconv.AUDIT_CHECK_AGE, age, unit="s", description="Since the log was checked.")
+    due = _observed(
+        lambda: _merged(
+            (
+                ((level,), seconds)
+                for source in list(_sources)
+                for level, seconds in source.rotations_due().items()
+            ),
+            min,
+        ),
+        semconv.KEY_LEVEL,
+    )
+    gauge(semconv.ROTATION_DUE, due, unit="s", description="Until the next rotation is due.")
+    problems = _observed(lambda: _merged(((), each.problems()) for each in list(_sources)))
+    gauge(semconv.WORKER_PROBLEMS, problems, description="What is wrong with the worker.")
 
 
-def _age(_: CallbackOptions) -> Iterator[Observation]:
-    if checks := _checks():
-        yield Observation(max(check.age for check in checks))
+def _observed(read: Callable[[], _Numbers], *attributes: str) -> list[_Callback]:
+    """The callback of a metric: what is read now; an empty value is no attribute."""
+
+    def observe(_: CallbackOptions) -> Iterator[Observation]:
+        for values, number in read().items():
+            named = zip(attributes, values, strict=True)
+            yield Observation(number, {name: value for name, value in named if value})
+
+    return [observe]
 
 
-def _events(_: CallbackOptions) -> Iterator[Observation]:
-    totals: Counter[tuple[str, str]] = Counter()
-    for source in list(_sources):
-        totals.update(dict(source.log_events()))
-    for (kind, reason), number in totals.items():
-        reasons = {semconv.REASON: reason} if reason else {}
-        yield Observation(number, {semconv.AUDIT_KIND: kind, **reasons})
+def _merged(
+    pairs: Iterable[tuple[tuple[str, ...], float]],
+    merge: Callable[[float, float], float] = operator.add,
+) -> _Numbers:
+    """One number for each key: the sum of those it has, or what ``merge`` makes of them."""
+    found: dict[tuple[str, ...], float] = {}
+    for key, number in pairs:
+        found[key] = merge(found[key], number) if key in found else number
+    return found
 
 
-def _due(_: CallbackOptions) -> Iterator[Observation]:
-    nearest: dict[str, float] = {}
-    for source in list(_sources):
-        for level, seconds in source.rotations_due().items():
-            nearest[level] = min(seconds, nearest.get(level, seconds))
-    for level, seconds in nearest.items():
-        yield Observation(seconds, {semconv.KEY_LEVEL: level})
+def _by_outlet(number: str) -> _Numbers:
+    outlets = [outlet for hub in list(_hubs) for outlet in hub.outlets]
+    return _merged(((outlet.name,), getattr(outlet, number)) for outlet in outlets)
 
 
-def _problems(_: CallbackOptions) -> Iterator[Observation]:
-    if sources := list(_sources):
-        yield Observation(sum(source.problems() for source in sources))
+def _of_checks(number: Callable[[list[LogCheck]], float]) -> _Numbers:
+    """What the last checks come to; nothing before the first."""
+    found = [check for each in list(_sources) if (check := each.log_check()) is not None]
+    return {(): number(found)} if found else {}

@@ -99,32 +99,25 @@ def configure(environment: Mapping[str, str] = os.environ) -> Exporters:
         InvalidInputError: An exporter that is unknown or not installed, or an address on
             which metrics can't be served.
     """
+    from opentelemetry import trace
+    from opentelemetry.metrics import _internal
+
     stop: list[Callable[[], None]] = []
     try:
-        return _configure(environment, stop)
+        # A provider that the program has set up itself stays.
+        traced = trace._TRACER_PROVIDER is not None
+        metered = _internal._METER_PROVIDER is not None
+        to = () if traced else _wanted(environment, _TRACES)
+        readers_to = () if metered else _wanted(environment, _METRICS)
+        spans_to = [_span_exporter(name, environment) for name in to]
+        readers = [_metric_reader(name, environment, stop) for name in readers_to]
+        traces = _trace_provider(spans_to) if spans_to else None
+        metrics = _meter_provider(readers) if readers else None
     except BaseException:
         for each in stop:
             each()
         raise
-
-
-def _configure(environment: Mapping[str, str], stop: list[Callable[[], None]]) -> Exporters:
-    traced, metered = _provided()
-    to = () if traced else _wanted(environment, _TRACES)
-    readers_to = () if metered else _wanted(environment, _METRICS)
-    spans_to = [_span_exporter(name, environment) for name in to]
-    readers = [_metric_reader(name, environment, stop) for name in readers_to]
-    traces = _trace_provider(spans_to) if spans_to else None
-    metrics = _meter_provider(readers) if readers else None
     return Exporters(traces, metrics, tuple(stop))
-
-
-def _provided() -> tuple[bool, bool]:
-    """Whether the program has set up a tracer and a meter provider itself."""
-    from opentelemetry import trace
-    from opentelemetry.metrics import _internal
-
-    return trace._TRACER_PROVIDER is not None, _internal._METER_PROVIDER is not None
 
 
 @contextmanager
