@@ -21,6 +21,7 @@ from apex_creds.audit.log_files import (
     open_private,
     open_to_read,
     read_between,
+    read_file,
     unavailable,
     unlock,
 )
@@ -166,12 +167,25 @@ class CheckpointFile:
         fd = open_private(self.path)
         try:
             lock(fd, self.path)
-            return self._add(fd, checkpoint)
+            last = self._last(fd)
+            size = os.fstat(fd).st_size
+            whole = _whole_until(fd, size)
+            if whole < size:
+                os.ftruncate(fd, whole)
+            if last is not None and self._ordered and last.size >= checkpoint.size:
+                return False
+            try:
+                write_all(fd, str(checkpoint).encode())
+            except OSError:
+                os.ftruncate(fd, whole)
+                raise
+            sync_file(fd)
         except OSError as error:
             raise unavailable("written", error) from None
         finally:
             unlock(fd)
             os.close(fd)
+        return True
 
     def set_aside(self, stamp: int) -> str:
         """Gives the file another name, after a rollback was accepted; returns the name.
@@ -185,22 +199,6 @@ class CheckpointFile:
         except OSError as error:
             raise unavailable("set aside", error) from None
         return name
-
-    def _add(self, fd: int, checkpoint: Checkpoint) -> bool:
-        last = self._last(fd)
-        size = os.fstat(fd).st_size
-        whole = _whole_until(fd, size)
-        if whole < size:
-            os.ftruncate(fd, whole)
-        if last is not None and self._ordered and last.size >= checkpoint.size:
-            return False
-        try:
-            write_all(fd, str(checkpoint).encode())
-        except OSError:
-            os.ftruncate(fd, whole)
-            raise
-        sync_file(fd)
-        return True
 
     def _last(self, fd: int) -> Checkpoint | None:
         size = os.fstat(fd).st_size
@@ -226,14 +224,7 @@ class CheckpointFile:
         """
         if not exists(self.path):
             return
-        fd = open_to_read(self.path)
-        try:
-            data = read_between(fd, 0, os.fstat(fd).st_size)
-        except OSError as error:
-            raise unavailable("read", error) from None
-        finally:
-            os.close(fd)
-        for number, text in enumerate(_split(data), start=1):
+        for number, text in enumerate(_split(read_file(self.path)), start=1):
             try:
                 yield Checkpoint.parse(text, origin=self._origin)
             except IntegrityError:
@@ -292,16 +283,11 @@ def read_keys(directory: Path) -> tuple[VerifierKey, ...]:
     path = directory / VKEYS
     if not exists(path):
         return ()
-    fd = open_to_read(path)
     try:
-        text = read_between(fd, 0, os.fstat(fd).st_size).decode("ascii")
+        text = read_file(path).decode("ascii")
         keys = tuple(VerifierKey.parse(line) for line in text.splitlines())
-    except OSError as error:
-        raise unavailable("read", error) from None
     except (UnicodeDecodeError, InvalidInputError):
         raise _bad_keys() from None
-    finally:
-        os.close(fd)
     if "".join(f"{key}\n" for key in keys) != text:
         raise _bad_keys()
     return keys

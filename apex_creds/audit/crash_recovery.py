@@ -65,11 +65,12 @@ class Content:
         """The number of its last event."""
         return self.edge.size + len(self.leaves)
 
-    def root_at(self, size: int) -> bytes:
-        """The tree's root at a size within the segment."""
+    def edge_at(self, size: int) -> Frontier:
+        """The tree at a size within the segment; with the nodes that end in it."""
         edge = self.edge.copy()
+        edge.nodes = []
         edge.extend(self.leaves[: size - edge.size])
-        return edge.root()
+        return edge
 
 
 def parse(data: bytes, *, number: int, vault_id: str, trusted: int = 0) -> Content:
@@ -208,7 +209,7 @@ def _enter(
     accept: bool,
 ) -> bool:
     """Whether nobody else has the log open; makes the first segment if there is none."""
-    alone = _try_alone(presence)
+    alone = presence < 0 or log_files.try_lock(presence)
     if alone:
         with suppress(OSError):
             log_files.remove_unfinished(directory)
@@ -242,16 +243,6 @@ def _wait_to_make(presence: int, directory: Path) -> bool:
     return False
 
 
-def _try_alone(presence: int) -> bool:
-    if presence < 0:  # pragma: no cover - Windows
-        return True
-    try:
-        log_files.flock(presence, log_files.TRY_LOCK)
-    except OSError:
-        return False
-    return True
-
-
 class _Finder:
     """Reads the open segment, and what is needed of others."""
 
@@ -262,25 +253,21 @@ class _Finder:
         self._checkpoints = CheckpointFile(directory, vault_id=vault_id)
 
     def find(self, anchors: Sequence[Checkpoint], *, accept: bool, now: float) -> End:
-        signed = self._newest()
+        signed: Checkpoint | None = None
+        if self._key is not None:
+            ensure_keys(self._directory, self._key.verifier)
+            signed = self._checkpoints.last()
+            try:
+                if signed is not None:
+                    signed.note.check(self._key.verifier)
+            except IntegrityError:
+                raise altered("the newest is not signed by this vault") from None
         segment, content = self._open_last(signed.size if signed else 0)
         try:
             return self._compared(segment, content, signed, anchors, accept=accept, now=now)
         except BaseException:
             segment.close()
             raise
-
-    def _newest(self) -> Checkpoint | None:
-        if self._key is None:
-            return None
-        ensure_keys(self._directory, self._key.verifier)
-        newest = self._checkpoints.last()
-        try:
-            if newest is not None:
-                newest.note.check(self._key.verifier)
-        except IntegrityError:
-            raise altered("the newest is not signed by this vault") from None
-        return newest
 
     def _open_last(self, trusted: int) -> tuple[Segment, Content]:
         """Opens the newest segment; makes the next where a crash left only a sealed one."""
@@ -308,8 +295,7 @@ class _Finder:
             number = segment.number
             content = parse(data, number=number, vault_id=self._vault_id, trusted=trusted)
             if content.sealed:
-                edge = content.edge.copy()
-                edge.extend(content.leaves)
+                edge = content.edge_at(content.last)
                 add_segment(segment, edge, vault_id=self._vault_id)
         except OSError as error:
             raise unavailable("read", error) from None
@@ -346,39 +332,31 @@ class _Finder:
             if not accept:
                 raise lost
             behind.append(lost.message.rstrip("."))
-        edge = content.edge.copy()
-        edge.nodes = []
-        edge.extend(content.leaves)
-        size = signed.size if signed else 0
         return End(
             segment,
-            content.edge,
-            edge,
-            content.end,
-            size,
-            -1,
-            True,
-            list(dict.fromkeys(behind)),
+            before=content.edge,
+            edge=content.edge_at(content.last),
+            end=content.end,
+            signed=signed.size if signed else 0,
+            presence=-1,
+            alone=True,
+            behind=list(dict.fromkeys(behind)),
         )
 
     def _compare(self, content: Content, known: Checkpoint, how: str) -> ApexCredsError | None:
         """What is wrong between the log and a checkpoint that it must contain."""
         if known.size > content.last:
             return _rolled_back(_behind(content.last, known.size, how))
-        if self._root_at(content, known.size) == known.root:
+        number = len(segments(self._directory))
+        while known.size < content.edge.size:
+            number -= 1
+            data = read_segment(segments(self._directory)[number])
+            content = parse(data, number=number, vault_id=self._vault_id, trusted=known.size)
+        if content.edge_at(known.size).root() == known.root:
             return None
         if how == "signed":
             return altered(f"the log's first {known.size} events are not those signed")
         return _rolled_back(f"The audit log's first {known.size} events are not those anchored")
-
-    def _root_at(self, content: Content, size: int) -> bytes:
-        number = len(segments(self._directory))
-        while size < content.edge.size:
-            number -= 1
-            path = segments(self._directory)[number]
-            data = read_segment(path)
-            content = parse(data, number=number, vault_id=self._vault_id, trusted=size)
-        return content.root_at(size)
 
 
 def _behind(count: int, known: int, how: str) -> str:

@@ -19,12 +19,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Final, TypeVar, final
+from typing import Final, final
 
 import msgspec
 
 from apex_creds.audit.events import SCHEMA_VERSION, AuditEvent, EventKind, Recorded
 from apex_creds.audit.tree import Frontier
+from apex_creds.concurrency import BoundedCache
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import MAX_NAME_BYTES
 
@@ -96,20 +97,18 @@ def encode(event: AuditEvent) -> bytes:
 
 
 def _encode_trimmed(event: AuditEvent) -> bytes:
+    values = {}
+    for name in event.__struct_fields__:
+        value = getattr(event, name)
+        if isinstance(value, str):
+            text = str(value).encode(errors="backslashreplace").decode()
+            values[name] = text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
     try:
-        values = {name: _plain(getattr(event, name)) for name in event.__struct_fields__}
         body = _encode(msgspec.structs.replace(event, **values))
         _check(body)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError):
         raise _bad_event() from None
     return body
-
-
-def _plain(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    text = str(value).encode(errors="backslashreplace").decode()
-    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
 
 
 def _bad_event() -> InvalidInputError:
@@ -269,22 +268,18 @@ def leaves_of(body: bytes, first: int, signed: int = 0) -> tuple[list[bytes], st
         # In pieces that a processor's cache holds.
         end = body.rfind(b"\n", start, start + _PIECE) + 1 or start + _PIECE
         piece = body[start:end]
-        more, wrong = _leaves_of_piece(piece, first + len(leaves), signed)
+        found = piece.split(b"\n")
+        torn, at = found.pop(), first + len(leaves)
+        slim = at + len(found) - 1 <= signed
+        more = _quick(piece[: len(piece) - len(torn)], found, at, slim=slim)
+        if more is None:
+            more, wrong = _slow(found, at)
+            return leaves + more, wrong
         leaves += more
-        if wrong:
+        if torn and (wrong := fault(at + len(found), torn)):
             return leaves, wrong
         start = end
     return leaves, ""
-
-
-def _leaves_of_piece(piece: bytes, first: int, signed: int) -> tuple[list[bytes], str]:
-    found = piece.split(b"\n")
-    torn = found.pop()
-    slim = first + len(found) - 1 <= signed
-    leaves = _quick(piece[: len(piece) - len(torn)], found, first, slim=slim)
-    if leaves is None:
-        return _slow(found, first)
-    return leaves, fault(first + len(found), torn) if torn else ""
 
 
 def _quick(
@@ -322,7 +317,6 @@ def _slow(found: Sequence[bytes], first: int) -> tuple[list[bytes], str]:
 _BARE: Final = AuditEvent(0.0, EventKind.LEASE)
 _EMPTY: Final = len(b'{"time":0.0,"kind":"lease"')
 _MANY: Final = 4096
-_Key = TypeVar("_Key", str, tuple[str, str])
 
 
 @final
@@ -346,8 +340,8 @@ class Actor:
         self._lease = f',"kind":"lease"{who},"decision":"allow","reason":"granted"'
         self._redeem = f',"kind":"redeem"{who},"decision":"allow","reason":"granted"'
         self._end = f',"kind":"invocation"{who}'
-        self._credentials: dict[str, str] = {}
-        self._uses: dict[tuple[str, str], str] = {}
+        self._credentials: BoundedCache[str, str] = BoundedCache(_MANY)
+        self._uses: BoundedCache[tuple[str, str], str] = BoundedCache(_MANY)
 
     def lease(
         self, time: float, *, invocation: str, lease: str, parent: str, credential: str
@@ -375,7 +369,9 @@ class Actor:
     ) -> bytes:
         """A lease is redeemed."""
         name = self._credentials.get(credential) or self._name(credential)
-        use = self._uses.get((method, origin)) or self._use(method, origin)
+        use = self._uses.get((method, origin)) or self._uses.remember(
+            (method, origin), _fields(method=method, origin=origin)
+        )
         more = f',"parent":"{parent}"' if parent else ""
         if ids[0]:
             more += f',"trace_id":"{ids[0]}","span_id":"{ids[1]}"'
@@ -398,30 +394,20 @@ class Actor:
 
     def _name(self, credential: str) -> str:
         text = _fields(credential=self._shown(credential))
-        return _remember(self._credentials, credential, text)
-
-    def _use(self, method: str, origin: str) -> str:
-        text = _fields(method=method, origin=origin)
-        return _remember(self._uses, (method, origin), text)
-
-
-def _remember(known: dict[_Key, str], key: _Key, text: str) -> str:
-    if len(known) >= _MANY:
-        known.clear()
-    known[key] = text
-    return text
+        return self._credentials.remember(credential, text)
 
 
 def _fields(**values: str) -> str:
-    """The fields after time and kind, as they stand in JSON."""
-    cut = {name: _cut(value) for name, value in values.items()}
+    """The fields after time and kind, as they stand in JSON.
+
+    Whatever can name a credential or a plugin is kept whole.
+    """
+    cut = {
+        name: text if len(text) <= MAX_NAME_BYTES else text[:MAX_NAME_BYTES] + "…"
+        for name, text in values.items()
+    }
     event = msgspec.structs.replace(_BARE, **cut)
     return encode(event)[_EMPTY:-1].decode()
-
-
-def _cut(text: str) -> str:
-    """Whatever can name a credential or a plugin is kept whole."""
-    return text if len(text) <= MAX_NAME_BYTES else text[:MAX_NAME_BYTES] + "…"
 
 
 _OK: Final = _fields(outcome="ok")

@@ -360,7 +360,9 @@ class AuditLog:
     def _round(self) -> None:
         healthy = not self._writer.fault
         try:
-            self._check_in_place()
+            with self._lock:  # the file may be gone; a sealed one may be
+                if not self._busy:
+                    self._writer.check_in_place()
             self.sync()
         except Exception as error:  # noqa: BLE001 - the thread holds the promise of durability
             if healthy:
@@ -369,12 +371,6 @@ class AuditLog:
             self._dirty = True
         else:
             self._upkeep.work()
-
-    def _check_in_place(self) -> None:
-        """Sees whether the file is still there; a sealed one may be gone."""
-        with self._lock:
-            if not self._busy:
-                self._writer.check_in_place()
 
     def _fsync(self) -> None:
         self._dirty = False

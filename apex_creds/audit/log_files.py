@@ -65,12 +65,14 @@ __all__ = [
     "open_private",
     "open_to_read",
     "read_between",
+    "read_file",
     "remove_unfinished",
     "save_new",
     "split_lines",
     "stable_size",
     "status_of",
     "sync_directory",
+    "try_lock",
     "unavailable",
     "unlock",
     "wait_for_lock",
@@ -134,6 +136,15 @@ def lock(fd: int, path: Path) -> None:
             ) from None
     except OSError as error:
         raise unavailable("locked", error) from None
+
+
+def try_lock(fd: int) -> bool:
+    """Takes the exclusive lock of an open file if that is free; whether it was."""
+    try:
+        flock(fd, TRY_LOCK)
+    except OSError:
+        return False
+    return True
 
 
 def unlock(fd: int) -> None:
@@ -381,6 +392,15 @@ def end_of_lines(fd: int, size: int) -> int:
 def read_between(fd: int, start: int, end: int) -> bytes:
     """Returns the bytes between two offsets, as far as they are there."""
     return b"".join(_chunks(fd, start, end))
+
+
+def read_file(path: Path) -> bytes:
+    """Returns all bytes of a file; raises as ``open_to_read``."""
+    fd = open_to_read(path)
+    try:
+        return read_between(fd, 0, status_of(fd).st_size)
+    finally:
+        os.close(fd)
 
 
 def _chunks(fd: int, start: int, end: int) -> Iterator[bytes]:

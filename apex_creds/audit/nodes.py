@@ -245,10 +245,7 @@ def _parsed(reader: SegmentReader, number: int, vault_id: str) -> Content:
 
 def _made(content: Content) -> bytes:
     """The roots of the subtrees that end in a segment, in the order of their ends."""
-    edge = content.edge.copy()
-    edge.nodes = []
-    edge.extend(content.leaves)
-    return b"".join(edge.nodes)
+    return b"".join(content.edge_at(content.last).nodes or ())
 
 
 def count_until(end: int) -> int:

@@ -142,7 +142,11 @@ class Note:
                 f"The note is not signed by {key.name}.", hint="Check the verifier key."
             )
         for each in found:
-            _check(self.text, each, key)
+            message, data = self.text.encode(), each.data
+            if key.algorithm is Algorithm.COSIGNATURE:
+                time = int.from_bytes(data[:_TIME_BYTES], "big")
+                message, data = _cosigned(self.text, time), data[_TIME_BYTES:]
+            public_key.verify(key.public, message, data)
 
     def with_signatures(self, more: Iterable[Signature]) -> Note:
         """Returns the note with signatures that it does not have yet."""
@@ -181,7 +185,10 @@ def parse(data: str | bytes) -> Note:
     Raises:
         IntegrityError: It is not one, or not in its canonical form.
     """
-    text = data if isinstance(data, str) else _text(data)
+    try:
+        text = data if isinstance(data, str) else data.decode()
+    except UnicodeDecodeError:
+        raise _malformed() from None
     body, separator, tail = text.rpartition("\n\n")
     note = Note(body + "\n", tuple(_signatures(tail)))
     if not separator or str(note) != text or not _is_text(text) or len(text) > MAX_NOTE:
@@ -201,14 +208,6 @@ def _signatures(tail: str) -> Iterable[Signature]:
         yield Signature(name, data[:_ID_BYTES], data[_ID_BYTES:])
 
 
-def _check(text: str, found: Signature, key: VerifierKey) -> None:
-    message, data = text.encode(), found.data
-    if key.algorithm is Algorithm.COSIGNATURE:
-        time = int.from_bytes(data[:_TIME_BYTES], "big")
-        message, data = _cosigned(text, time), data[_TIME_BYTES:]
-    public_key.verify(key.public, message, data)
-
-
 def _cosigned(text: str, time: int) -> bytes:
     return f"cosignature/v1\ntime {time}\n{text}".encode()
 
@@ -220,13 +219,6 @@ def _is_name(name: str) -> bool:
 def _is_text(text: str) -> bool:
     """Whether it is Unicode (no half of a surrogate pair) without control characters."""
     return all((c >= " " and not "\ud800" <= c <= "\udfff") or c == "\n" for c in text)
-
-
-def _text(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise _malformed() from None
 
 
 def base64_of(data: bytes) -> str:

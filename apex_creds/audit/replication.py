@@ -80,7 +80,10 @@ class Source:
 
     def pieces(self) -> Iterator[Piece]:
         """What is new; segments first, so that no checkpoint is ahead of its events."""
-        signed = self._new_checkpoints()
+        # Checkpoints that are whole: up to the end of the last signature.
+        data = _read(self._directory / CHECKPOINTS, self._signed)
+        begin = data.rfind(_SIGNATURE, 0, data.rfind(b"\n") + 1)
+        signed = data[: data.find(b"\n", begin + 1) + 1] if begin >= 0 else b""
         for number in sorted(segments(self._directory)):
             if number >= self._segment:
                 yield from self._lines(number)
@@ -115,12 +118,6 @@ class Source:
             return b""
         with SegmentReader(path) as segment:
             return segment.read(start, segment.size)
-
-    def _new_checkpoints(self) -> bytes:
-        """Those that are whole: up to the end of the last signature."""
-        data = _read(self._directory / CHECKPOINTS, self._signed)
-        begin = data.rfind(_SIGNATURE, 0, data.rfind(b"\n") + 1)
-        return data[: data.find(b"\n", begin + 1) + 1] if begin >= 0 else b""
 
 
 def restore(pieces: Iterable[Piece], target: Path) -> None:

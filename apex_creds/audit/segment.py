@@ -395,35 +395,29 @@ def edge_before(
 ) -> Frontier:
     """Returns the tree's edge before a segment; arguments and errors as ``find_segment``."""
     if number not in known:
-        first = _read_first(paths[number])
-        edge = parse_header(first, segment=number, vault_id=vault_id)
+        edge = parse_header(_first_line(paths[number]), segment=number, vault_id=vault_id)
         if edge is None:
             raise _not_sealed(paths[number])
         known[number] = edge
     return known[number]
 
 
-def _read_first(path: Path) -> bytes:
+def _first_line(path: Path) -> bytes:
     """A segment's first line; empty where it has none."""
     path, fd = _open_either(path)
     try:
         for count in _FIRST:
-            data = read_between(fd, 0, count)
-            plain = _inflated(data) if path.suffix == ".gz" else data
+            plain = read_between(fd, 0, count)
+            if path.suffix == ".gz":
+                inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+                plain = inflate.decompress(plain[len(_HEAD) + 32 :], MAX_LINE)
             if end := plain.find(b"\n") + 1:
                 return plain[:end]
+    except zlib.error:
+        return b""
     finally:
         os.close(fd)
     return b""
-
-
-def _inflated(data: bytes) -> bytes:
-    """What the beginning of a compressed segment begins with."""
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        return inflate.decompress(data[len(_HEAD) + 32 :], MAX_LINE)
-    except zlib.error:
-        return b""
 
 
 def _not_sealed(path: Path) -> AuditTamperedError:

@@ -125,8 +125,7 @@ def signed_summary(segment: Path, *, key: LogKey, size: int, root: bytes) -> byt
     with suppress(ApexCredsError):
         number, data = number_of_file(segment), read_segment(segment)
         content = parse(data, number=number, vault_id=key.vault_id)
-        edge = content.edge.copy()
-        edge.extend(content.leaves)
+        edge = content.edge_at(content.last)
         kept = Subtrees(segment.parent, vault_id=key.vault_id)
         ranges = tree.consistency_ranges(edge.size, size)
         tree.verify_consistency(

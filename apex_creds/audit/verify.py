@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,7 @@ from apex_creds.audit.checkpoint import (
 from apex_creds.audit.crash_recovery import parse
 from apex_creds.audit.events import Recorded
 from apex_creds.audit.line import leaves_of
-from apex_creds.audit.log_files import TRY_LOCK, flock, missing, open_directory
+from apex_creds.audit.log_files import missing, open_directory, try_lock
 from apex_creds.audit.note import VerifierKey
 from apex_creds.audit.segment import (
     SegmentReader,
@@ -169,8 +170,15 @@ def judged(directory: Path, found: Report, *, vault_id: str, waits: float) -> Re
     """
     if not found.ok or not found.unsigned:
         return found
-    why = _overdue(found, waits=waits)
-    return _unsigned(directory, found, vault_id, why) if why else found
+    if not found.signed:
+        why = "there is no checkpoint, and each process signs as soon as it opens the log"
+    elif found.unsigned > MAX_UNSIGNED:
+        why = f"a process signs {MAX_UNSIGNED} at the latest"
+    elif waits > MAX_UNSIGNED_SECONDS:
+        why = f"a process signs each after {MAX_UNSIGNED_SECONDS:.0f} seconds at the latest"
+    else:
+        return found
+    return _unsigned(directory, found, vault_id, why)
 
 
 def _unsigned(directory: Path, found: Report, vault_id: str, why: str) -> Report:
@@ -225,7 +233,7 @@ def check_newest(directory: Path, *, vault_id: str) -> range:
     found = parse(data, number=number, vault_id=vault_id)
     newest = CheckpointFile(directory, vault_id=vault_id).last()
     covered = newest is not None and found.edge.size <= newest.size <= found.last
-    if newest is not None and covered and found.root_at(newest.size) != newest.root:
+    if newest is not None and covered and found.edge_at(newest.size).root() != newest.root:
         raise _tampered(newest.size, "or one before it is not as it was signed", path.name)
     return range(found.edge.size + 1, found.last + 1)
 
@@ -242,17 +250,6 @@ def _check_end(data: bytes, number: int, path: Path) -> range:
     return range(first, first + len(leaves))
 
 
-def _overdue(found: Report, *, waits: float) -> str:
-    """Why events are not signed though a process has the log open; empty if they may be."""
-    if not found.signed:
-        return "there is no checkpoint, and each process signs as soon as it opens the log"
-    if found.unsigned > MAX_UNSIGNED:
-        return f"a process signs {MAX_UNSIGNED} at the latest"
-    if waits > MAX_UNSIGNED_SECONDS:
-        return f"a process signs each after {MAX_UNSIGNED_SECONDS:.0f} seconds at the latest"
-    return ""
-
-
 def in_use(directory: Path) -> bool:
     """Whether a process has the log open."""
     try:
@@ -262,12 +259,9 @@ def in_use(directory: Path) -> bool:
     if presence < 0:  # pragma: no cover - Windows
         return True
     try:
-        flock(presence, TRY_LOCK)
-    except OSError:
-        return True
+        return not try_lock(presence)
     finally:
         os.close(presence)
-    return False
 
 
 def verify(
@@ -336,8 +330,15 @@ class _Check:
         self._segment = paths[1].name
         self._marks = self._checkpoints()
         total = sum(map(_size, paths.values()))
-        done = 0
-        for number, path in self._chosen(paths):
+        done, first = 0, 1
+        if self._since is not None:  # those before the checkpoint known before are not read
+            with suppress(AuditTamperedError):
+                first, self._edge = find_segment(
+                    paths, vault_id=self._vault_id, after=self._since.size, known={}
+                )
+        for number, path in paths.items():
+            if number < first:
+                continue
             self._segment = path.name
             self._read_one(number, path, last=number == len(paths))
             done += _size(path)
@@ -383,33 +384,7 @@ class _Check:
         how = f"is where checkpoint {number} does not verify: {why}"
         raise self._bad(max(each.size, 1), how)
 
-    def _pass_marks(self, leaves: Sequence[bytes]) -> None:
-        """Takes leaves into the tree, comparing its root with each checkpoint on the way."""
-        taken = 0
-        while self._marks and self._marks[0].size <= self._edge.size + len(leaves) - taken:
-            mark = self._marks.pop(0)
-            upto = taken + mark.size - self._edge.size
-            self._edge.extend(leaves[taken:upto])
-            taken = upto
-            if self._edge.root() != mark.root:
-                how = f"(or a later one, up to {mark.size}) is not what was signed"
-                raise self._bad(self._good + 1, how)
-            self._good = mark.size
-        self._edge.extend(leaves[taken:])
-
     # -- segments --------------------------------------------------------------------
-
-    def _chosen(self, paths: dict[int, Path]) -> Iterable[tuple[int, Path]]:
-        """The segments to read: all, or from the one with the checkpoint known before."""
-        if self._since is None:
-            return paths.items()
-        try:
-            first, self._edge = find_segment(
-                paths, vault_id=self._vault_id, after=self._since.size, known={}
-            )
-        except AuditTamperedError:
-            return paths.items()
-        return [(number, path) for number, path in paths.items() if number >= first]
 
     def _read_one(self, number: int, path: Path, *, last: bool) -> None:
         data = read_segment(path)
@@ -431,9 +406,20 @@ class _Check:
         self._take(body, start)
 
     def _take(self, body: bytes, first: int) -> None:
+        """Takes lines into the tree, comparing its root with each checkpoint on the way."""
         signed = self._marks[-1].size if self._marks else 0
         leaves, wrong = leaves_of(body, first, signed)
-        self._pass_marks(leaves)
+        taken = 0
+        while self._marks and self._marks[0].size <= self._edge.size + len(leaves) - taken:
+            mark = self._marks.pop(0)
+            upto = taken + mark.size - self._edge.size
+            self._edge.extend(leaves[taken:upto])
+            taken = upto
+            if self._edge.root() != mark.root:
+                how = f"(or a later one, up to {mark.size}) is not what was signed"
+                raise self._bad(self._good + 1, how)
+            self._good = mark.size
+        self._edge.extend(leaves[taken:])
         if wrong:
             raise self._bad(first + len(leaves), wrong)
 

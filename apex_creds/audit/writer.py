@@ -190,20 +190,21 @@ class Writer:
                 self._follow()
                 return
             if not each.endswith(b"\n") and not taken_away:
-                self._set_aside()
+                now = self._clock.time()
+                what = segment.set_aside(self.end, seq=self.seq + 1, now=now)
+                self.note(f"torn last line: {what}")
                 return
-            self._take(each)
+            if wrong := line.fault(self.seq + 1, each):
+                raise tampered(self.seq + 1, wrong)
+            self._leaves.append(line.leaf_of(each))
+            self.seq += 1
+            self.end += len(each)
         if taken_away:
-            self.fail(_moved_note(segment))
+            name = segment.path.name
+            self.fail(
+                f"{name} was removed or replaced while in use; a file that continues it is back"
+            )
             raise _moved(segment)
-
-    def _take(self, each: bytes) -> None:
-        wrong = line.fault(self.seq + 1, each)
-        if wrong:
-            raise tampered(self.seq + 1, wrong)
-        self._leaves.append(line.leaf_of(each))
-        self.seq += 1
-        self.end += len(each)
 
     def _follow(self) -> None:
         """Goes on in the segment that is written to, after a sealed one whose lock is held.
@@ -221,8 +222,13 @@ class Writer:
                 if is_compressed(path):
                     leaves += self._leaves_of(path, number, self.seq + len(leaves))
                     number += 1
-                elif number == sealed.number + 1:
-                    self._add_successor(sealed)
+                elif number == sealed.number + 1:  # a writer that was killed had sealed it
+                    data = log_files.read_between(sealed.fd, 0, sealed.size())
+                    content = parse(
+                        data, number=sealed.number, vault_id=self.vault_id, trusted=self.seq
+                    )
+                    edge = content.edge_at(content.last)
+                    add_segment(sealed, edge, vault_id=self.vault_id)
                 else:
                     raise
         self._take_over(fresh, leaves)
@@ -234,14 +240,6 @@ class Writer:
         if not content.sealed or content.edge.size != before:
             raise _not_after(path, before)
         return content.leaves
-
-    def _add_successor(self, sealed: Segment) -> None:
-        """Does what a writer that was killed had begun."""
-        data = log_files.read_between(sealed.fd, 0, sealed.size())
-        content = parse(data, number=sealed.number, vault_id=self.vault_id, trusted=self.seq)
-        edge = content.edge.copy()
-        edge.extend(content.leaves)
-        add_segment(sealed, edge, vault_id=self.vault_id)
 
     def _take_over(self, fresh: Segment, leaves: Sequence[bytes] = ()) -> None:
         """Puts ``fresh`` in the place of the segment, and locks it.
@@ -265,11 +263,6 @@ class Writer:
         with self._sync_lock:
             self._segment.close()
             self._segment = fresh
-
-    def _set_aside(self) -> None:
-        now = self._clock.time()
-        what = self._segment.set_aside(self.end, seq=self.seq + 1, now=now)
-        self.note(f"torn last line: {what}")
 
     # -- trouble ---------------------------------------------------------------------
 
@@ -317,7 +310,12 @@ class Writer:
         except AuditTamperedError:
             raise _moved(ours) from None
         try:
-            same = fresh.size() >= self.end and _begin_alike(ours, fresh, self.end)
+            same = fresh.size() >= self.end and all(
+                left == right
+                for left, right in zip(
+                    lines(ours.fd, 0, self.end), lines(fresh.fd, 0, self.end), strict=True
+                )
+            )
         except OSError as error:
             raise unavailable("read", error) from None
         if not same:
@@ -355,17 +353,7 @@ def _not_after(path: Path, seq: int) -> AuditTamperedError:
     )
 
 
-def _moved_note(segment: Segment) -> str:
-    name = segment.path.name
-    return f"{name} was removed or replaced while in use; a file that continues it is back"
-
-
 def _moved(segment: Segment) -> AuditTamperedError:
     return AuditTamperedError(
         f"The audit log {segment.path.name} was removed or replaced while in use.", hint=HINT
     )
-
-
-def _begin_alike(one: Segment, other: Segment, length: int) -> bool:
-    pairs = zip(lines(one.fd, 0, length), lines(other.fd, 0, length), strict=True)
-    return all(left == right for left, right in pairs)

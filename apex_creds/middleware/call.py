@@ -17,13 +17,13 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Self, final
 
-from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.auth.step_up import RESPONDER
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import AccessDeniedError, ApexCredsError, SecretLeakError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
 from apex_creds.leases.lease import Authorization, Invocation, end_each, enter, leave
+from apex_creds.middleware.unscoped_output import report_leak
 from apex_creds.policy.manifest import Manifest
 from apex_creds.redaction.redactor import (
     Key,
@@ -33,7 +33,6 @@ from apex_creds.redaction.redactor import (
     shown,
     withheld,
 )
-from apex_creds.telemetry import instruments
 from apex_creds.telemetry.tracing import InvokeStep
 from apex_creds.vault import Facts
 
@@ -169,22 +168,16 @@ class WrappedCall(Invocation):
     def _report_leak(self, name: str, where: str) -> None:
         if (name, where) in self.leaks:
             return
-        self._broker.log(
-            AuditEvent(
-                time=self._broker.clock.time(),
-                kind=EventKind.LEAK,
-                plugin=self.manifest.plugin,
-                plugin_version=self.manifest.version,
-                action=self.action,
-                invocation=self.id,
-                credential=name,
-                outcome="redacted",
-                detail=where,
-            ),
-            flush=True,
+        report_leak(
+            self._broker,
+            name,
+            where,
+            plugin=self.manifest.plugin,
+            version=self.manifest.version,
+            action=self.action,
+            invocation=self.id,
         )
         self.leaks.add((name, where))
-        instruments.leaked(where)
 
     # -- the end -------------------------------------------------------------------
 

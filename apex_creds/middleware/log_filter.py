@@ -142,10 +142,20 @@ def _redact(record: logging.LogRecord, redactor: Redactor) -> None:
         with redactor.held():
             _redact_message(record, redactor)
             _redact_exception(record, redactor)
-            _redact_names(record, redactor)
-            _redact_keys(record, redactor)
+            # What says where a record is from: a plugin names its loggers and threads itself.
+            names = {name: getattr(record, name, None) for name in _NAMES}
+            own = {name: text for name, text in names.items() if isinstance(text, str)}
+            for name, clean_text in _cleaned(own, redactor).items():
+                setattr(record, name, clean_text)
+            extra = {name: str(name) for name in set(vars(record)) - _STANDARD}
+            for name, clean_name in _cleaned(extra, redactor).items():
+                vars(record)[clean_name] = vars(record).pop(name)
             for name in set(vars(record)) - _STANDARD:
-                setattr(record, name, _redact_extra(getattr(record, name), redactor))
+                clean = redactor.value(getattr(record, name), where=_WHERE)
+                # An object may have a secret in its text alone.
+                text = str(clean) if isinstance(clean, str) else _shown(clean)
+                found = redactor.text(text, where=_WHERE)
+                setattr(record, name, clean if found == text else found)
     except ApexCredsError as refused:
         _withhold(record, str(refused))
     except Exception as failed:
@@ -159,29 +169,20 @@ def _withhold(record: logging.LogRecord, why: str) -> None:
         setattr(record, name, _WITHHELD)
 
 
-def _redact_names(record: logging.LogRecord, redactor: Redactor) -> None:
-    """What says where a record is from: a plugin names its loggers and threads itself."""
-    names = {name: getattr(record, name, None) for name in _NAMES}
-    texts = {name: text for name, text in names.items() if isinstance(text, str)}
+def _cleaned(texts: dict[str, str], redactor: Redactor) -> dict[str, str]:
+    """Texts without secrets; none of them where one search finds nothing in all."""
     whole = "\n".join(texts.values())
     if redactor.text(whole, where=_WHERE) == whole:
-        return
-    for name, text in texts.items():
-        setattr(record, name, redactor.text(text, where=_WHERE))
-
-
-def _redact_keys(record: logging.LogRecord, redactor: Redactor) -> None:
-    """The names of ``extra`` fields."""
-    names = set(vars(record)) - _STANDARD
-    whole = "\n".join(map(str, names))
-    if redactor.text(whole, where=_WHERE) != whole:
-        for name in names:
-            clean = redactor.text(str(name), where=_WHERE)
-            vars(record)[clean] = vars(record).pop(name)
+        return {}
+    return {name: redactor.text(text, where=_WHERE) for name, text in texts.items()}
 
 
 def _redact_message(record: logging.LogRecord, redactor: Redactor) -> None:
-    text, usable = _message(record)
+    try:
+        text, usable = record.getMessage(), True
+    except Exception as error:  # a handler would print the arguments themselves
+        wrong = f"(wrong log format: {type(error).__name__})"
+        text, usable = f"{wrong} {_shown(record.msg)} {_shown(record.args)}", False
     clean = redactor.text(text, where=_WHERE)
     if clean != text or not usable or _shows(redactor, record.msg, record.args):
         record.msg, record.args = clean, ()
@@ -204,23 +205,6 @@ def _shows(redactor: Redactor, *values: object) -> bool:
             text = _shown(value)
             found |= redactor.text(text, where=_WHERE) != text
     return found
-
-
-def _message(record: logging.LogRecord) -> tuple[str, bool]:
-    """The text of a record, and whether its format string fits its arguments."""
-    try:
-        return record.getMessage(), True
-    except Exception as error:
-        wrong = type(error).__name__  # a handler would print the arguments themselves
-    return f"(wrong log format: {wrong}) {_shown(record.msg)} {_shown(record.args)}", False
-
-
-def _redact_extra(value: object, redactor: Redactor) -> object:
-    """A field as it may be shown: also of objects that are only seen by their text."""
-    clean = redactor.value(value, where=_WHERE)
-    shown = str(clean) if isinstance(clean, str) else _shown(clean)
-    found = redactor.text(shown, where=_WHERE)
-    return clean if found == shown else found
 
 
 def _shown(value: object) -> str:

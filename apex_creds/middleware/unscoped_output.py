@@ -95,20 +95,46 @@ class UnscopedRedactor(Redactor):
         for key, redeemed in self._suspects.recent.items():
             if key[0] != name or reported.get(key) == redeemed.invocation:
                 continue
-            event = AuditEvent(
-                time=self._broker.clock.time(),
-                kind=EventKind.LEAK,
+            report_leak(
+                self._broker,
+                name,
+                where,
                 plugin=redeemed.plugin,
-                plugin_version=redeemed.version,
+                version=redeemed.version,
                 action=redeemed.action,
                 invocation=redeemed.invocation,
-                credential=name,
-                outcome="redacted",
-                detail=where,
             )
-            self._broker.log(event, flush=True)
             reported[key] = redeemed.invocation
-            instruments.leaked(where)
+
+
+def report_leak(
+    broker: LeaseBroker,
+    credential: str,
+    where: str,
+    *,
+    plugin: str,
+    version: str,
+    action: str,
+    invocation: str,
+) -> None:
+    """Audits and counts that a credential's secret was found in output.
+
+    Raises:
+        AuditUnavailableError: It can't be logged, so that nothing may pass.
+    """
+    event = AuditEvent(
+        time=broker.clock.time(),
+        kind=EventKind.LEAK,
+        plugin=plugin,
+        plugin_version=version,
+        action=action,
+        invocation=invocation,
+        credential=credential,
+        outcome="redacted",
+        detail=where,
+    )
+    broker.log(event, flush=True)
+    instruments.leaked(where)
 
 
 def mark_before_sealing(broker: LeaseBroker) -> Revoked:

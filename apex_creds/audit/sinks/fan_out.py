@@ -118,7 +118,8 @@ class Outlet:
         self._thread.join(patience)
         self._stop.set()
         with self._changed:
-            self._give_up()
+            while self._queue:
+                self._lose(self._queue.popleft())
             self._changed.notify()
         if self._failing:
             self._thread.join(patience)
@@ -158,16 +159,14 @@ class Outlet:
                 self._is_open = True
             sink.deliver(Line(line, lines.decode(line)))
         except Exception as error:  # noqa: BLE001 - whatever a sink raises stays here
-            self._failed(type(error).__name__)
+            kind = type(error).__name__
+            if not self._failing:
+                _logger.warning("Audit events wait for %s: %s", self.destination.name, kind)
+            self._failing = kind
+            self._disconnect()
             return False
         self._failing = ""
         return True
-
-    def _failed(self, error: str) -> None:
-        if not self._failing:
-            _logger.warning("Audit events wait for %s: %s", self.destination.name, error)
-        self._failing = error
-        self._disconnect()
 
     def _disconnect(self) -> None:
         self._is_open = False
@@ -175,10 +174,6 @@ class Outlet:
             self.destination.sink.close()
         except Exception:  # noqa: BLE001 - it is gone either way
             _logger.debug("Closing %s failed.", self.destination.name)
-
-    def _give_up(self) -> None:
-        while self._queue:
-            self._lose(self._queue.popleft())
 
     def _lose(self, line: bytes) -> bool:
         """Counts a lost line; returns whether it is the first of its kind."""
@@ -201,7 +196,6 @@ class Outlet:
 
 
 _KIND: Final = b'"kind":"'
-_KINDS: Final = {kind.value.encode(): kind for kind in EventKind}
 
 
 class Destinations:
@@ -232,15 +226,12 @@ class Destinations:
         self._closed = False
         self.outlets = [Outlet(each, self._record_drops) for each in destinations]
         self._required = [each for each in self.outlets if each.destination.required]
-        self._takers = _takers(self.outlets)
-        self._start()
-        instruments.watch_outlets(self)
-
-    def bind(self, log: AuditLog) -> None:
-        """Names the log in which losses are recorded."""
-        self._log = log
-
-    def _start(self) -> None:
+        self._takers = {  # which outlets take which kind
+            kind.value.encode(): [
+                outlet for outlet in self.outlets if outlet.destination.level.takes(kind)
+            ]
+            for kind in EventKind
+        }
         if len({each.destination.name for each in self.outlets}) < len(self.outlets):
             raise InvalidInputError(
                 "Two audit destinations have one name.", hint="Add ?name=… to one of them."
@@ -251,6 +242,11 @@ class Destinations:
             except Exception as error:  # noqa: BLE001 - a sink may raise anything
                 self._stop()
                 raise _refusal(outlet, f"can't be reached: {type(error).__name__}") from None
+        instruments.watch_outlets(self)
+
+    def bind(self, log: AuditLog) -> None:
+        """Names the log in which losses are recorded."""
+        self._log = log
 
     def ready(self) -> None:
         """Called before an event that something waits for is written.
@@ -267,7 +263,10 @@ class Destinations:
         if self._closed:
             return
         for line in data.splitlines():
-            for outlet in self._takers.get(_kind_of(line), self.outlets):
+            # Before the kind there are numbers only, so that no name can stand in for it.
+            start = line.find(_KIND) + len(_KIND)
+            kind = line[start : line.find(b'"', start)]
+            for outlet in self._takers.get(kind, self.outlets):
                 if not outlet.offer(line):
                     self._record(f"{outlet.destination.name} is full: events are lost")
 
@@ -292,20 +291,6 @@ class Destinations:
         event = AuditEvent(self._clock.time(), EventKind.DROPPED, detail=detail)
         with contextlib.suppress(AuditUnavailableError):
             self._log.append(event, flush=False)
-
-
-def _kind_of(line: bytes) -> bytes:
-    # Before the kind there are numbers only, so that no name can stand in for it.
-    start = line.find(_KIND) + len(_KIND)
-    return line[start : line.find(b'"', start)]
-
-
-def _takers(outlets: list[Outlet]) -> dict[bytes, list[Outlet]]:
-    """Which outlets take which kind."""
-    return {
-        text: [outlet for outlet in outlets if outlet.destination.level.takes(kind)]
-        for text, kind in _KINDS.items()
-    }
 
 
 def _refusal(outlet: Outlet, why: str) -> AuditUnavailableError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -59,12 +59,11 @@ def parse(text: str) -> Destination:
         options = dict(
             parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query))
         )
-        make = _MAKERS.get(url.scheme, _of_a_package)
         if not set(options) <= _OPTIONS or url.fragment or url.username is not None:
             raise _refused(text)
         return Destination(
             name=options.get("name", url.scheme),
-            sink=make(url),
+            sink=_sink(url),
             level=Level(options.get("level", "all")),
             required=_ANSWERS[options.get("required", "no")],
             capacity=int(options.get("capacity", "10000")),
@@ -73,29 +72,21 @@ def parse(text: str) -> Destination:
         raise _refused(text) from None
 
 
-def _stderr(url: SplitResult) -> Sink:
-    if url.netloc or url.path:
-        raise ValueError
-    return StreamSink()
-
-
-def _local_syslog(url: SplitResult) -> Sink:
-    return SyslogSink(_path(url) or DEV_LOG)
-
-
-def _journal(url: SplitResult) -> Sink:
-    return JournalSink(_path(url) or JOURNAL)
-
-
-def _remote_syslog(url: SplitResult) -> Sink:
+def _sink(url: SplitResult) -> Sink:
+    """One of ours, or what an installed package makes of it; of our options it sees none."""
+    if url.scheme in ("stderr", "syslog", "journald"):
+        absolute = url.path.startswith("/") and url.scheme != "stderr"
+        if url.netloc or (url.path and not absolute):
+            raise ValueError
+        if url.scheme == "stderr":
+            return StreamSink()
+        journal = url.scheme == "journald"
+        return JournalSink(url.path or JOURNAL) if journal else SyslogSink(url.path or DEV_LOG)
     transport = url.scheme.removeprefix("syslog+")
-    if not url.hostname or url.path not in ("", "/"):
-        raise ValueError
-    return SyslogSink((url.hostname, url.port or _PORTS[transport]), transport=transport)
-
-
-def _of_a_package(url: SplitResult) -> Sink:
-    """What an installed package makes of it; of our own options it sees none."""
+    if transport != url.scheme and transport in _PORTS:
+        if not url.hostname or url.path not in ("", "/"):
+            raise ValueError
+        return SyslogSink((url.hostname, url.port or _PORTS[transport]), transport=transport)
     sink = extensions.make(extensions.SINKS, url._replace(query="").geturl())
     if sink is not None and not isinstance(sink, Sink):
         raise InvalidInputError(
@@ -105,20 +96,6 @@ def _of_a_package(url: SplitResult) -> Sink:
     if sink is None:
         raise ValueError
     return sink
-
-
-def _path(url: SplitResult) -> str:
-    if url.netloc or (url.path and not url.path.startswith("/")):
-        raise ValueError
-    return url.path
-
-
-_MAKERS: Final[dict[str, Callable[[SplitResult], Sink]]] = {
-    "stderr": _stderr,
-    "syslog": _local_syslog,
-    "journald": _journal,
-    **dict.fromkeys((f"syslog+{transport}" for transport in _PORTS), _remote_syslog),
-}
 
 
 def _refused(text: str) -> InvalidInputError:

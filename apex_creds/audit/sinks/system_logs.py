@@ -22,7 +22,6 @@ from typing import Final
 
 import msgspec
 
-from apex_creds.audit.events import Recorded
 from apex_creds.audit.sinks.base import Line, severity
 
 __all__ = [
@@ -41,6 +40,8 @@ _STRUCTURED_ID: Final = "apex-creds@32473"
 """RFC 5612's number for examples: this project has none."""
 _TIMEOUT: Final = 10.0
 _BOM: Final = b"\xef\xbb\xbf"
+_ESCAPES: Final = str.maketrans({c: f"\\{c}" for c in '\\"]'})
+"""Of a parameter's value."""
 _PARAMETERS: Final = (
     "seq",
     "plugin",
@@ -56,7 +57,20 @@ _PARAMETERS: Final = (
 )
 
 
-class SyslogSink:
+class _SocketSink:
+    """What has one connected socket, or none."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+
+    def close(self) -> None:
+        """Disconnects."""
+        connected, self._socket = self._socket, None
+        if connected is not None:
+            connected.close()
+
+
+class SyslogSink(_SocketSink):
     """Sends to one syslog server.
 
     Args:
@@ -72,11 +86,12 @@ class SyslogSink:
         transport: str = "unix",
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        super().__init__()
         self._address = address
         self._transport = transport
         self._tls = tls
-        self._socket: socket.socket | None = None
-        self._host = _header(socket.gethostname(), 255)
+        # A header field is printable ASCII without spaces (section 6).
+        self._host = "".join(c for c in socket.gethostname() if "!" <= c <= "~")[:255]
 
     def open(self) -> None:
         """Connects.
@@ -88,7 +103,8 @@ class SyslogSink:
         if isinstance(self._address, str):
             self._socket = _unix(self._address)
         elif self._transport == "udp":
-            self._socket = _udp(self._address)
+            found = socket.getaddrinfo(*self._address, type=socket.SOCK_DGRAM)[0]
+            self._socket = _connected(found[0], socket.SOCK_DGRAM, found[4])
         else:
             self._socket = self._stream(self._address)
 
@@ -105,12 +121,6 @@ class SyslogSink:
         if connected.type == socket.SOCK_STREAM:
             message = b"%d %b" % (len(message), message)
         connected.sendall(message)
-
-    def close(self) -> None:
-        """Disconnects."""
-        connected, self._socket = self._socket, None
-        if connected is not None:
-            connected.close()
 
     def _stream(self, address: tuple[str, int]) -> socket.socket:
         plain = socket.create_connection(address, timeout=_TIMEOUT)
@@ -132,29 +142,16 @@ def format_message(line: Line, *, host: str, process: int) -> bytes:
     event = line.event
     moment = datetime.fromtimestamp(event.time, UTC).isoformat(timespec="microseconds")
     priority = _FACILITY * 8 + severity(event.kind)
+    given = ((name, str(getattr(event, name) or "")) for name in _PARAMETERS)
+    parameters = "".join(
+        f' {name}="{value.translate(_ESCAPES)}"' for name, value in given if value
+    )
     header = (
         f"<{priority}>1 {moment.removesuffix('+00:00')}Z {host or '-'} {_APP} {process} "
-        f"{event.kind.value} {_structured(event)} "
+        f"{event.kind.value} [{_STRUCTURED_ID}{parameters}] "
     )
     mark = b"" if line.data.isascii() else _BOM
     return header.encode() + mark + line.data
-
-
-def _structured(event: Recorded) -> str:
-    given = ((name, getattr(event, name)) for name in _PARAMETERS)
-    parameters = "".join(f' {name}="{_escaped(str(value))}"' for name, value in given if value)
-    return f"[{_STRUCTURED_ID}{parameters}]"
-
-
-def _escaped(value: str) -> str:
-    for character in ("\\", '"', "]"):
-        value = value.replace(character, "\\" + character)
-    return value
-
-
-def _header(value: str, longest: int) -> str:
-    """A header field: printable ASCII without spaces (section 6)."""
-    return "".join(c for c in value if "!" <= c <= "~")[:longest]
 
 
 def _unix(path: str) -> socket.socket:
@@ -166,11 +163,6 @@ def _unix(path: str) -> socket.socket:
         if not isinstance(error, ConnectionError) and error.errno != _WRONG_TYPE:
             raise
         return _connected(socket.AF_UNIX, socket.SOCK_STREAM, path)
-
-
-def _udp(address: tuple[str, int]) -> socket.socket:
-    family, _, _, _, found = socket.getaddrinfo(*address, type=socket.SOCK_DGRAM)[0]
-    return _connected(family, socket.SOCK_DGRAM, found)
 
 
 def _connected(family: int, kind: int, address: object) -> socket.socket:
@@ -194,7 +186,7 @@ _SEALS: Final = 0x000F  # seal, shrink, grow, write
 _ADD_SEALS: Final = 1033
 
 
-class JournalSink:
+class JournalSink(_SocketSink):
     """Sends to a journal.
 
     Args:
@@ -202,8 +194,8 @@ class JournalSink:
     """
 
     def __init__(self, path: str = JOURNAL) -> None:
+        super().__init__()
         self._path = path
-        self._socket: socket.socket | None = None
 
     def open(self) -> None:
         """Connects.
@@ -214,14 +206,7 @@ class JournalSink:
         if sys.platform == "win32":  # pragma: no cover
             raise OSError("There is no journal on this system.")
         self.close()
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        made.settimeout(_TIMEOUT)
-        try:
-            made.connect(self._path)
-        except BaseException:
-            made.close()
-            raise
-        self._socket = made
+        self._socket = _connected(socket.AF_UNIX, socket.SOCK_DGRAM, self._path)
 
     def deliver(self, line: Line) -> None:
         """Sends one entry.
@@ -239,12 +224,6 @@ class JournalSink:
                 raise
             _send_file(self._socket, entry)
 
-    def close(self) -> None:
-        """Disconnects."""
-        connected, self._socket = self._socket, None
-        if connected is not None:
-            connected.close()
-
 
 def format_entry(line: Line) -> bytes:
     """One event as journal fields: ``MESSAGE`` and ``APEX_CREDS_`` with each field's name."""
@@ -259,13 +238,13 @@ def format_entry(line: Line) -> bytes:
     for name, value in msgspec.structs.asdict(event).items():
         if value:
             fields[f"APEX_CREDS_{name.upper()}"] = str(value).encode()
-    return b"".join(_field(name.encode(), value) for name, value in fields.items())
-
-
-def _field(name: bytes, value: bytes) -> bytes:
-    if b"\n" not in value:
-        return b"%b=%b\n" % (name, value)
-    return b"%b\n%b%b\n" % (name, struct.pack("<Q", len(value)), value)
+    entry = b""
+    for name, value in fields.items():
+        if b"\n" in value:
+            entry += b"%b\n%b%b\n" % (name.encode(), struct.pack("<Q", len(value)), value)
+        else:
+            entry += b"%b=%b\n" % (name.encode(), value)
+    return entry
 
 
 def _send_file(connected: socket.socket, entry: bytes) -> None:
