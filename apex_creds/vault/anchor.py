@@ -35,7 +35,6 @@ import msgspec
 
 from apex_creds.audit import note as notes
 from apex_creds.audit.checkpoint import Checkpoint, LogKey
-from apex_creds.audit.note import Note
 from apex_creds.audit.tree import Frontier
 from apex_creds.crypto import kdf
 from apex_creds.crypto.public_key import SigningKey
@@ -66,6 +65,8 @@ _ACCEPTED: Final = "rollbacks.accepted"
 _LOCK_NAME: Final = ".anchor.lock"
 _LOCK_SECONDS: Final = 10.0
 _SUFFIX: Final = "/anchor"
+_DASH: Final = "— "
+"""Begins a signature."""
 
 
 def open_signing_key(keystore: Keystore) -> SigningKey:
@@ -154,27 +155,20 @@ class Anchor:
             for name, at in primaries(keystore.header).items()
             if at < anchored.documents.get(name, 0)
         ]
-        for name in self._looked_at & anchored.documents.keys():
-            at, known = await self._stored(name), anchored.documents[name]
-            # One that is missing or malformed is an error when it is read.
+        # Of a section that is shared, each shard is compared when it is read.
+        compared = _SHARED if self._store.shared is not None else _SHARED | _SECTIONS
+        for name in compared & anchored.documents.keys():
+            stored, known = await self._store.storage.read(name), anchored.documents[name]
+            if stored is None:  # an error when it is read, as is one that is malformed
+                continue
+            try:
+                at = msgspec.json.decode(without_body(stored.data), type=_Peek).generation
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                continue
             if 0 < at < known:
                 stands = f"the document {name!r} is at generation {at}"
                 found.append(f"{stands}; {known} was anchored, {known - at} more")
         return sorted(found)
-
-    @property
-    def _looked_at(self) -> frozenset[str]:
-        """Of a section that is shared, each shard is compared when it is read."""
-        return _SHARED if self._store.shared is not None else _SHARED | _SECTIONS
-
-    async def _stored(self, name: str) -> int:
-        stored = await self._store.storage.read(name)
-        if stored is None:
-            return 0
-        try:
-            return msgspec.json.decode(without_body(stored.data), type=_Peek).generation
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return 0  # an error when it is read
 
     @property
     def keeps(self) -> bool:
@@ -230,7 +224,9 @@ class Anchor:
         if made != base:
             self._sync()
             note = notes.sign(self._text(made), name=self._name, key=self._key.signer)
-            keeper.write_anchor(vault_id=self._key.vault_id, text=_ascii(note))
+            # As ASCII: some stores take plain text only.
+            text = str(note).replace(_DASH, "-- ")
+            keeper.write_anchor(vault_id=self._key.vault_id, text=text)
         self._accepted, self._replace = accepted, False
         self._signed = checkpoint or self._signed
         self._store.rollback.require(documents)
@@ -281,7 +277,7 @@ class Anchor:
 
     def _parse(self, text: str) -> Anchored:
         try:
-            note = notes.parse(_restored(text))
+            note = notes.parse(text.replace("\n-- ", f"\n{_DASH}"))
             note.check(notes.VerifierKey(self._name, self._key.signer.public))
         except IntegrityError as error:
             raise IntegrityError(
@@ -298,18 +294,6 @@ class Anchor:
         numbers = {each: int(at) for each, _, at in pairs}
         accepted = numbers.pop(_ACCEPTED, 0)
         return Anchored(made, numbers, accepted)
-
-
-_DASH: Final = "— "
-
-
-def _ascii(note: Note) -> str:
-    """For stores that take plain text only."""
-    return str(note).replace(_DASH, "-- ")
-
-
-def _restored(text: str) -> str:
-    return text.replace("\n-- ", "\n" + _DASH)
 
 
 _PREFIX: Final = "apex-creds-home-v1 "

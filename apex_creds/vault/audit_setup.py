@@ -181,7 +181,9 @@ async def open_log(
     pseudonyms = Pseudonyms(root_key(keystore))
     hub: Destinations | None = None
     try:
-        key = LogKey(await _log_id(home, store), signer)
+        # Where several homes share the vault, each has a log of its own id.
+        alone = keystore.header.vault_id if store.shared is None else ""
+        key = LogKey(alone or await anyio.to_thread.run_sync(make_node, home), signer)
         keeper = provider(keystore.root_header.master.uri)
         pin = partial(check_home, keeper, home, keystore.header.vault_id)
         accept = bool(accept_rollback)
@@ -222,11 +224,10 @@ async def open_log(
     opened.follow(store)
     try:
         if accept_rollback:
-            anchor.replace()
-            store.recovering = True
-            store.branch = _next_branch(store, anchored) if behind else 0
-            await _accept(opened, store, behind, reason=accept_rollback, now=clock.time())
-            store.recovering = False
+            known = anchored.documents.get(KEYSTORE, 0) if anchored else 0
+            await _accept(
+                opened, store, behind, known, reason=accept_rollback, now=clock.time()
+            )
         elif anchored is None and anchor.keeps and signed_before:
             log.append(AuditEvent(clock.time(), EventKind.RECOVERED, detail=_NO_ANCHOR))
     except BaseException:
@@ -236,13 +237,6 @@ async def open_log(
     if shipper is not None:
         shipper.start(log)
     return opened
-
-
-async def _log_id(home: Path, store: DocumentStore) -> str:
-    """Whose log it is: the vault's, or, where several homes share the vault, the home's."""
-    if store.shared is None:
-        return store.unsealed().header.vault_id
-    return await anyio.to_thread.run_sync(make_node, home)
 
 
 def _shipper(store: DocumentStore, node: str, directory: Path) -> Shipper | None:
@@ -273,23 +267,29 @@ async def _compare(anchor: Anchor, *, accept: bool) -> tuple[Anchored | None, li
     return anchored, behind
 
 
-def _next_branch(store: DocumentStore, anchored: Anchored | None) -> int:
-    known = anchored.documents.get(KEYSTORE, 0) if anchored else 0
-    return (max(known, store.unsealed().header.generation) // BRANCH + 1) * BRANCH
-
-
 async def _accept(
-    opened: VaultLog, store: DocumentStore, behind: list[str], *, reason: str, now: float
+    opened: VaultLog,
+    store: DocumentStore,
+    behind: list[str],
+    known: int,
+    *,
+    reason: str,
+    now: float,
 ) -> None:
     """Records that older documents are accepted, and has the key store expect them.
 
     Only those that are authentic: what a forged header claims is neither expected nor
     anchored. Those under a retired key are sealed again, under the primary. Where one is
-    behind, all are written again, as a new branch: see ``BRANCH``.
+    behind, all are written again, as a new branch after the generation ``known``: see
+    ``BRANCH``.
     """
+    opened.anchor.replace()
+    store.recovering = True
+    keystore = store.unsealed()
+    newest = max(known, keystore.header.generation)
+    store.branch = (newest // BRANCH + 1) * BRANCH if behind else 0
     detail = "; ".join(behind) or "accepted; no document is behind"
     opened.log.append(AuditEvent(now, EventKind.ROLLBACK, reason=reason, detail=detail))
-    keystore = store.unsealed()
     names = (*keystore.body.sections, *documents_of(keystore), *grant_shards())
     found = await _authentic(store, dict.fromkeys(names))
     reached = {name: header.generation for name, header in found.items()}
@@ -312,6 +312,7 @@ async def _accept(
             with suppress(IntegrityError):  # what does not open is an error when it is read
                 await recommit(store, *part)
     await opened.keep_anchor()
+    store.recovering = False
 
 
 async def _authentic(store: DocumentStore, names: Collection[str]) -> dict[str, Header]:

@@ -15,14 +15,13 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Iterable,
     Mapping,
     Sequence,
 )
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Final, TypeVar
+from functools import wraps
+from typing import Final, ParamSpec, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -64,6 +63,7 @@ from apex_creds.vault.lookup import (
 
 _ROUNDS: Final = 10
 _TURN: Final = 64
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -86,7 +86,18 @@ async def check(store: DocumentStore, batch: Sequence[PutItem]) -> dict[str, lis
         InvalidInputError: A time is none, or a name is there twice.
         CredentialExistsError: A name is taken by a credential of another kind.
     """
-    await off_loop(len(batch), partial(_check, batch))
+
+    def refuse() -> None:
+        if len({item.name for item in batch}) != len(batch):
+            raise InvalidInputError("A name is there twice.", hint="Put one after the other.")
+        for item in batch:
+            check_name(item.name)
+            check_name(item.name if item.service is None else item.service, what="service")
+            check_time(item.expires, what="end of the credential")
+            if isinstance(item.secret, OAuthToken):
+                check_time(item.secret.expires_at, what="end of the token")
+
+    await off_loop(len(batch), refuse)
     found: dict[str, list[PutItem]] = {}
     async for item in in_turns(batch):
         found.setdefault(SECTIONS[item.secret.kind], []).append(item)
@@ -95,6 +106,20 @@ async def check(store: DocumentStore, batch: Sequence[PutItem]) -> dict[str, lis
     return found
 
 
+def _retried(work: Callable[_P, Awaitable[_T]]) -> Callable[_P, Awaitable[_T]]:
+    """Has it done again from fresh state where another writer was first."""
+
+    @wraps(work)
+    async def attempts(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        for _ in range(_ROUNDS - 1):
+            with suppress(ConflictError):
+                return await work(*args, **kwargs)
+        return await work(*args, **kwargs)
+
+    return attempts
+
+
+@_retried
 async def put(
     store: DocumentStore, section: str, items: Sequence[PutItem], *, clock: Clock
 ) -> dict[str, CredentialInfo]:
@@ -107,7 +132,30 @@ async def put(
         CredentialExistsError: Another writer gave a name to another kind meanwhile.
         ConflictError: Other writers were first, again and again.
     """
-    return await _again(partial(_put, store, section, items, clock=clock))
+    written: dict[str, Record] = {}
+    replaced: Mapping[str, Record] = {}
+
+    def change(before: Section, keystore: Keystore) -> Changes:
+        nonlocal replaced
+        replaced = before.records
+        for item in items:
+            info = next_info(item, replaced.get(item.name), clock.time())
+            written[item.name] = _seal(info, item, keystore)
+        return written
+
+    known = (await store.sections.read(section)).records
+    labels = await off_loop(
+        len(items),
+        lambda: {label_of(section, service_of(item, known.get(item.name))) for item in items},
+    )
+    await key_versions.ensure(store, labels, now=clock.time())
+    await store.sections.commit(section, change, size=len(items))
+    try:
+        await _refuse_taken(store, section, written)
+    except CredentialExistsError:
+        await _withdraw(store, section, written, replaced)
+        raise
+    return await off_loop(len(items), lambda: {n: r.info for n, r in written.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +218,7 @@ async def edit(
     return made
 
 
+@_retried
 async def remove(
     store: DocumentStore, section: str, name: str, *, clock: Clock
 ) -> Deletion | None:
@@ -178,7 +227,15 @@ async def remove(
     Raises:
         ConflictError: Other writers were first, again and again.
     """
-    return await _again(partial(_remove, store, section, name, clock=clock))
+    record = (await store.sections.read(section)).records.get(name)
+    if record is None:
+        return None
+    label, now = dek_label(record.info), clock.time()
+    with observe.triggered("deletion"):
+        await key_versions.renew(store, label, now=now)
+    overwritten = await key_versions.move_records(store, section, label, without=name)
+    destroyed = await key_versions.destroy_unused(store, section, label, now=now)
+    return Deletion(name=name, shredded=destroyed, overwritten=overwritten)
 
 
 async def finish_removals(store: DocumentStore, *, clock: Clock) -> bool | None:
@@ -195,62 +252,6 @@ async def finish_removals(store: DocumentStore, *, clock: Clock) -> bool | None:
             )
             done = destroyed and done is not False
     return done
-
-
-def _check(batch: Sequence[PutItem]) -> None:
-    if len({item.name for item in batch}) != len(batch):
-        raise InvalidInputError("A name is there twice.", hint="Put one after the other.")
-    for item in batch:
-        check_name(item.name)
-        check_name(item.name if item.service is None else item.service, what="service")
-        check_time(item.expires, what="end of the credential")
-        if isinstance(item.secret, OAuthToken):
-            check_time(item.secret.expires_at, what="end of the token")
-
-
-async def _put(
-    store: DocumentStore, section: str, items: Sequence[PutItem], *, clock: Clock
-) -> dict[str, CredentialInfo]:
-    written: dict[str, Record] = {}
-    replaced: Mapping[str, Record] = {}
-
-    def change(before: Section, keystore: Keystore) -> Changes:
-        nonlocal replaced
-        replaced = before.records
-        for item in items:
-            info = next_info(item, replaced.get(item.name), clock.time())
-            written[item.name] = _seal(info, item, keystore)
-        return written
-
-    known = (await store.sections.read(section)).records
-    labels = await off_loop(len(items), partial(_labels, section, items, known))
-    await key_versions.ensure(store, labels, now=clock.time())
-    await store.sections.commit(section, change, size=len(items))
-    try:
-        await _refuse_taken(store, section, written)
-    except CredentialExistsError:
-        await _withdraw(store, section, written, replaced)
-        raise
-    return await off_loop(len(items), lambda: {n: r.info for n, r in written.items()})
-
-
-def _labels(section: str, items: Iterable[PutItem], known: Mapping[str, Record]) -> set[str]:
-    """Of the keysets that the items will be sealed under."""
-    return {label_of(section, service_of(item, known.get(item.name))) for item in items}
-
-
-async def _remove(
-    store: DocumentStore, section: str, name: str, *, clock: Clock
-) -> Deletion | None:
-    record = (await store.sections.read(section)).records.get(name)
-    if record is None:
-        return None
-    label, now = dek_label(record.info), clock.time()
-    with observe.triggered("deletion"):
-        await key_versions.renew(store, label, now=now)
-    overwritten = await key_versions.move_records(store, section, label, without=name)
-    destroyed = await key_versions.destroy_unused(store, section, label, now=now)
-    return Deletion(name=name, shredded=destroyed, overwritten=overwritten)
 
 
 async def _refuse_taken(store: DocumentStore, section: str, names: Collection[str]) -> None:
@@ -299,11 +300,3 @@ def _seal(info: CredentialInfo, item: PutItem, keystore: Keystore) -> Record:
         keyset=keyset,
         key=keystore.hierarchy.unwrap(keyset, keyset.primary.version),
     )
-
-
-async def _again(work: Callable[[], Awaitable[_T]]) -> _T:
-    """Does it again from fresh state where another writer was first."""
-    for _ in range(_ROUNDS - 1):
-        with suppress(ConflictError):
-            return await work()
-    return await work()

@@ -79,8 +79,10 @@ class GrantStore:
             body, before = keystore.body, plugins.get(plugin, PluginGrants(plugin=plugin))
             if since_mark is None and body.lockdown and allows:
                 raise locked_down()
-            if since_mark is not None and _is_void(body, since_mark, plugin, credential):
-                raise GrantVoidError("What was to be granted was revoked meanwhile.")
+            if since_mark is not None:
+                marks = Grants(revocations=body.revocations)
+                if body.lockdown or marks.revoked_since(since_mark, plugin, credential):
+                    raise GrantVoidError("What was to be granted was revoked meanwhile.")
             others = (grant for grant in before.grants if grant.credential != credential)
             return {plugin: _with(before, [*others, made], manifest)}, body
 
@@ -168,11 +170,6 @@ def locked_down() -> LockedDownError:
     return LockedDownError("The vault is locked down.", hint=UNLOCK)
 
 
-def _is_void(body: KeystoreBody, mark: int, plugin: str, credential: str) -> bool:
-    grants = Grants(revocations=body.revocations)
-    return body.lockdown is not None or grants.revoked_since(mark, plugin, credential)
-
-
 def _with(
     before: PluginGrants, grants: Iterable[Grant], manifest: Manifest | None = None
 ) -> PluginGrants:
@@ -233,13 +230,10 @@ class PeerRevocations:
         while self._again:
             self._again = False
             with suppress(ApexCredsError):
-                self._pass_on(await self._store.keystore())
-
-    def _pass_on(self, keystore: Keystore) -> None:
-        new = [item for item in keystore.body.revocations if item.seq > self._passed_on]
-        for item in new:
-            self._passed_on = item.seq
-            if item.seq not in self._own:
-                self._notify(item.plugin or None, item.credential or None)
-        with self._lock:
-            self._own = {seq for seq in self._own if seq > self._passed_on}
+                found = (await self._store.keystore()).body.revocations
+                for item in [each for each in found if each.seq > self._passed_on]:
+                    self._passed_on = item.seq
+                    if item.seq not in self._own:
+                        self._notify(item.plugin or None, item.credential or None)
+                with self._lock:
+                    self._own = {seq for seq in self._own if seq > self._passed_on}

@@ -56,7 +56,18 @@ class KeyGauges:
         store, keystore = self._now()
         if store is None or keystore is None:
             return 0
-        return sum(self._left(section, keystore) for section in store.sections.in_memory())
+        left = 0
+        for section in store.sections.in_memory():
+            known = self._counted.get(section.name)
+            if known is None or known[0] is not section or known[1] is not keystore:
+                count, keys = 0, keystore.by_id.items()
+                primary = {key: keyset.primary.version for key, keyset in keys}
+                if any(primary.get(bytes.fromhex(key)) != at for key, at in section.keys_used):
+                    used = (record.key for record in section.records.values())
+                    count = sum(primary.get(key) != version for key, version in used)
+                known = self._counted[section.name] = (section, keystore, count)
+            left += known[2]
+        return left
 
     def _now(self) -> tuple[DocumentStore | None, Keystore | None]:
         """The documents, and the key store in memory; None where there is none."""
@@ -65,17 +76,6 @@ class KeyGauges:
             return store, None if store is None else store.unsealed()
         except VaultSealedError:
             return store, None
-
-    def _left(self, section: Section, keystore: Keystore) -> int:
-        known = self._counted.get(section.name)
-        if known is None or known[0] is not section or known[1] is not keystore:
-            count, keys = 0, keystore.by_id.items()
-            primary = {key: keyset.primary.version for key, keyset in keys}
-            if any(primary.get(bytes.fromhex(key)) != at for key, at in section.keys_used):
-                used = (record.key for record in section.records.values())
-                count = sum(primary.get(key) != version for key, version in used)
-            known = self._counted[section.name] = (section, keystore, count)
-        return known[2]
 
 
 def _ages(level: str, keysets: tuple[Keyset, ...], now: float) -> Iterator[KeyAge]:

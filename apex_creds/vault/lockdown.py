@@ -102,6 +102,12 @@ class LockdownControl:
                 raise locked_down()
             return msgspec.structs.replace(body, lockdown=None)
 
+        def forget(state: AccessState, _: Keystore) -> AccessState:
+            """Without what was shown, asked or given out before."""
+            if not (state.passed or state.challenges or state.requests):
+                return state
+            return msgspec.structs.replace(state, passed=(), challenges=(), requests=())
+
         async with self._store.holding():
             factors = Factors(self)
             if await factors.enrolled():
@@ -109,7 +115,7 @@ class LockdownControl:
                     raise SecondFactorError("A code of the second factor is needed.")
                 await factors.verify(code, remember=False)
             self._record(EventKind.GRANT, decision="unlock")
-            await self.access.change(_forget_shown)
+            await self.access.change(forget)
             await self._store.commit_keystore(change)
         return True
 
@@ -143,10 +149,3 @@ class LockdownControl:
             notify(None, None)
         with suppress(ApexCredsError):
             self._record(EventKind.REVOKE, decision="sealed")
-
-
-def _forget_shown(state: AccessState, _: Keystore) -> AccessState:
-    """Without what was shown, asked or given out before."""
-    if not (state.passed or state.challenges or state.requests):
-        return state
-    return msgspec.structs.replace(state, passed=(), challenges=(), requests=())

@@ -113,18 +113,19 @@ class Shipper:
     async def finish(self) -> None:
         """Copies what came last, if that can be done soon, and stops."""
         running, self._running = self._running, None
+
+        async def ship() -> None:
+            async with asyncio.timeout(_LAST):
+                for _ in range(_TRIES):  # another process of this home may be first
+                    await self._ship(None)
+
         try:
             if running is not None:
                 running.cancel()
                 with suppress(ApexCredsError, TimeoutError):
-                    await asyncio.wrap_future(self._storage.start(self._end))
+                    await asyncio.wrap_future(self._storage.start(ship))
         finally:
             self._key.close()
-
-    async def _end(self) -> None:
-        async with asyncio.timeout(_LAST):
-            for _ in range(_TRIES):  # another process of this home may be first
-                await self._ship(None)
 
     async def _run(self, log: AuditLog) -> None:
         while True:

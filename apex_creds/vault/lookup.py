@@ -176,7 +176,9 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
     """
     kind, before = item.secret.kind, old.info if old else None
     delivery = item.delivery or (before.delivery if before else _DEFAULT_DELIVERY[kind])
-    origins = _first(item.origins, before.origins if before else None, ())
+    origins = item.origins
+    if origins is None:
+        origins = before.origins if before else ()
     if origins and not item.as_is:  # what is sent nowhere is for reveal()
         _check_sendable(item, delivery)
     oauth = item.secret if isinstance(item.secret, OAuthToken) else None
@@ -255,10 +257,6 @@ def parse_level(text: str | Sensitivity) -> Sensitivity:
         raise InvalidInputError(
             f"{text[:40]!r} is not a level.", hint=f"Use {', '.join(Sensitivity)}."
         ) from None
-
-
-def _first(*choices: tuple[Origin, ...] | None) -> tuple[Origin, ...]:
-    return next((choice for choice in choices if choice is not None), ())
 
 
 def dek_label(info: CredentialInfo) -> str:

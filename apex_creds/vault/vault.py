@@ -309,17 +309,14 @@ class Vault:
         """
         with anyio.CancelScope(shield=True):
             async with self._closing.held():
-                await self._close()
-
-    async def _close(self) -> None:
-        try:
-            if self._store.shared is not None:  # which takes the last of the log
+                try:
+                    if self._store.shared is not None:  # which takes the last of the log
+                        await self._logged.close()
+                finally:
+                    if self._peers is not None:
+                        self._peers.close()
+                    await self._store.close()
                 await self._logged.close()
-        finally:
-            if self._peers is not None:
-                self._peers.close()
-            await self._store.close()
-        await self._logged.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -511,7 +508,10 @@ class Vault:
             AuditUnavailableError: The event could not be written first.
         """
         await self.check_not_locked_down()
-        record = await self._find_with_key(name)
+        # By way of the facts: the key store in memory is sure to have the record's key.
+        record = (await self.facts(name)).record
+        if record is None:
+            raise _not_found()
         if for_program:
             self.check_not_marked(record.info, action=action)
         key_id, version = record.key
@@ -702,13 +702,6 @@ class Vault:
             if found is not None:
                 return found
         raise _not_found()
-
-    async def _find_with_key(self, name: str) -> Record:
-        """The record, with a key store in memory that is sure to have its key."""
-        found = (await self.facts(name)).record
-        if found is None:
-            raise _not_found()
-        return found
 
     async def refresh(self) -> None:
         """Brings the key store and every section in memory up to date."""

@@ -384,7 +384,7 @@ def _allowed(world: World, name: str) -> set[str | None]:
 
 
 async def read(store: DocumentStore, section: str, name: str) -> str | None:
-    """As ``Vault._find_with_key`` and ``release`` do it."""
+    """As ``Vault.open`` and ``release`` do it."""
     while True:
         record = (await store.sections.read(section)).records.get(name)
         keystore = await store.keystore()
