@@ -296,8 +296,23 @@ def partial_copy(destination: Path) -> Iterator[Path]:
     """
     for left in left_copies(destination.parent):
         with contextlib.suppress(OSError):
-            _remove(left)
-    path, fd = _make(destination)
+            if not left.is_dir():
+                left.unlink()
+                continue
+            with _opened(left) as fd:
+                if try_lock(fd):  # held meanwhile: two that sweep don't disturb each other
+                    remove_tree(left)
+    with translated(destination, writing=True):
+        for _ in range(_TRIES):
+            name = f".{destination.name}.{os.urandom(6).hex()}.partial"
+            path = destination.with_name(name)
+            make_directory(path)
+            fd = _open(path)
+            if fd < 0 or (try_lock(fd) is not False and os.fstat(fd).st_nlink > 0):
+                break
+            os.close(fd)  # somebody sweeps, and took it for a dead maker's
+        else:
+            raise ConflictError("Copies are removed as they are made there.", hint="Try again.")
     try:
         yield path
     finally:
@@ -316,19 +331,6 @@ def left_copies(folder: Path) -> list[Path]:
     return [path for path in found if _is_dead(path)]
 
 
-def _make(destination: Path) -> tuple[Path, int]:
-    with translated(destination, writing=True):
-        for _ in range(_TRIES):
-            name = f".{destination.name}.{os.urandom(6).hex()}.partial"
-            path = destination.with_name(name)
-            make_directory(path)
-            fd = _open(path)
-            if fd < 0 or (try_lock(fd) is not False and os.fstat(fd).st_nlink > 0):
-                return path, fd
-            os.close(fd)  # somebody sweeps, and took it for a dead maker's
-    raise ConflictError("Copies are removed as they are made there.", hint="Try again.")
-
-
 def _open(path: Path) -> int:
     if os.name != "posix":
         return -1  # a directory can't be opened there, nor locked
@@ -344,15 +346,6 @@ def _is_dead(path: Path) -> bool:
             return fd >= 0 and os.fstat(fd).st_uid == os.geteuid() and bool(try_lock(fd))
     except OSError:
         return False
-
-
-def _remove(path: Path) -> None:
-    if not path.is_dir():
-        path.unlink()
-        return
-    with _opened(path) as fd:
-        if try_lock(fd):  # held while it is removed: two that sweep don't disturb each other
-            remove_tree(path)
 
 
 @contextlib.contextmanager

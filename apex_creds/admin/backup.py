@@ -16,6 +16,7 @@ import base64
 import contextlib
 import hashlib
 import os
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -54,7 +55,7 @@ from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
 from apex_creds.model import SECTION_NAMES, Clock
 from apex_creds.scheduler import kek_rotation
-from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage
+from apex_creds.storage.base import CONFIG, STATE_DOCUMENTS, Storage, closing
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import create
 from apex_creds.vault.anchor import open_signing_key
@@ -170,16 +171,13 @@ def _place(destination: Path, home: Path) -> Path:
 async def _copy(vault: Vault, where: Path) -> bytes:
     """Copies all but the key store, which is returned."""
     keystore = await vault.store.keystore()
-    copy = FileStorage(where)
-    try:
+    async with closing(FileStorage(where)) as copy:
         await copy.prepare()
         create.map_names(copy, keystore)
         found = await _documents(vault.store, vault.home)
         held = found.pop(KEYSTORE)
         for name, data in found.items():
             await copy.write(name, data, expected=None)
-    finally:
-        await copy.close()
     await anyio.to_thread.run_sync(copy_policy, vault.home, where)
     log = audit_directory(vault.home)
     await anyio.to_thread.run_sync(copy_log, log, audit_directory(where))
@@ -210,21 +208,21 @@ async def _documents(store: DocumentStore, home: Path) -> dict[str, bytes]:
             return found
     # Writers are quicker than we are: they wait for this one read.
     with contextlib.ExitStack() as held:
+
+        def hold() -> None:
+            with translated(home / SECURITY, writing=True):
+                root = held.enter_context(Folder(home, outer=True))
+                folder = held.enter_context(Folder(home / SECURITY, within=root))
+                held.enter_context(WriteLock(timeout=_LOCK_SECONDS).held(folder))
+
         if isinstance(storage, FileStorage):
-            await anyio.to_thread.run_sync(_hold_writers, held, home)
+            await anyio.to_thread.run_sync(hold)
         names = _names(storage, await store.keystore())
         before = _tokens(storage, names)
         found = await _read_all(storage, names)
         if before != _tokens(storage, names):
             raise ConflictError("The vault keeps changing.", hint="Try again.")
     return found
-
-
-def _hold_writers(held: contextlib.ExitStack, home: Path) -> None:
-    with translated(home / SECURITY, writing=True):
-        root = held.enter_context(Folder(home, outer=True))
-        folder = held.enter_context(Folder(home / SECURITY, within=root))
-        held.enter_context(WriteLock(timeout=_LOCK_SECONDS).held(folder))
 
 
 def _names(storage: Storage, keystore: Keystore) -> list[str]:
@@ -244,6 +242,19 @@ async def _read_all(storage: Storage, names: list[str]) -> dict[str, bytes]:
 # -- opening the copy --------------------------------------------------------------------
 
 
+@contextlib.asynccontextmanager
+async def _unsealed(
+    storage: FileStorage, provider: MasterKeyProvider, clock: Clock
+) -> AsyncIterator[tuple[DocumentStore, Keystore]]:
+    """The documents of a copy, with its key store; closed at the end of the block."""
+    store = DocumentStore(storage, clock=clock, masters=MasterKeySource(provider))
+    try:
+        yield store, await store.unseal()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await store.close()
+
+
 async def examine(
     storage: FileStorage, *, provider: MasterKeyProvider, clock: Clock
 ) -> Contents:
@@ -259,50 +270,40 @@ async def examine(
         IntegrityError: A document, key or record is not what the vault wrote.
         AuditTamperedError: The log does not verify.
     """
-    store = DocumentStore(storage, clock=clock, masters=MasterKeySource(provider))
-    try:
-        keystore = await store.unseal()
+    async with _unsealed(storage, provider, clock) as (store, keystore):
+        vault_id = keystore.header.vault_id
         create.map_names(storage, keystore)
         await kek_rotation.scan(store)
+
+        def open_all(section: Section) -> None:
+            for record in section.records.values():
+                opened = open_record(
+                    record, vault_id=bytes.fromhex(vault_id), find_key=keystore.dek
+                )
+                opened.close()
+
         count = 0
         for section in [await store.sections.read(name) for name in SECTION_NAMES]:
-            await off_loop(len(section.records), partial(_open_all, section, keystore))
+            await off_loop(len(section.records), partial(open_all, section))
             count += len(section.records)
-        events, head = await _check_log(storage.root, keystore)
+        with open_signing_key(keystore) as signer:
+            key = LogKey(vault_id, signer)
+            verify = partial(verified_log, audit_directory(storage.root), key=key)
+            events, head = await anyio.to_thread.run_sync(verify)
+        documents: dict[str, int] = {}
+        for name in _names(storage, keystore):
+            stored = await storage.read(name) if name != CONFIG else None
+            if stored is not None:
+                header = parse(stored.data, section=name, vault_id=None).header
+                documents[name] = header.generation
         return Contents(
-            vault_id=keystore.header.vault_id,
+            vault_id=vault_id,
             master_version=keystore.root_header.master.version,
-            documents=await _generations(storage, keystore),
+            documents=documents,
             credentials=count,
             events=events,
             head=head,
         )
-    finally:
-        with anyio.CancelScope(shield=True):
-            await store.close()
-
-
-def _open_all(section: Section, keystore: Keystore) -> None:
-    vault_id = bytes.fromhex(keystore.header.vault_id)
-    for record in section.records.values():
-        open_record(record, vault_id=vault_id, find_key=keystore.dek).close()
-
-
-async def _check_log(where: Path, keystore: Keystore) -> tuple[int, str]:
-    with open_signing_key(keystore) as signer:
-        key = LogKey(keystore.header.vault_id, signer)
-        verify = partial(verified_log, audit_directory(where), key=key)
-        return await anyio.to_thread.run_sync(verify)
-
-
-async def _generations(storage: Storage, keystore: Keystore) -> dict[str, int]:
-    found = {}
-    for name in _names(storage, keystore):
-        stored = await storage.read(name) if name != CONFIG else None
-        if stored is not None:
-            header = parse(stored.data, section=name, vault_id=None).header
-            found[name] = header.generation
-    return found
 
 
 # -- the manifest ------------------------------------------------------------------------
@@ -314,7 +315,7 @@ async def _sealed(
     """Opens the copy, and writes what it holds, signed, into its manifest."""
     copy = KeystoreInMemory(where, keystore)
     contents = await examine(copy, provider=provider, clock=vault.clock)
-    files = await anyio.to_thread.run_sync(_files, where)
+    files = await anyio.to_thread.run_sync(files_of, where)
     files[KEYSTORE_FILE] = File(len(keystore), hashlib.sha256(keystore).hexdigest())
     made = Manifest(made=vault.clock.time(), contents=contents, files=files)
     text = msgspec.json.encode(made)
@@ -325,26 +326,22 @@ async def _sealed(
     return made
 
 
-def _files(where: Path) -> dict[str, File]:
-    """The files of a copy; not the storage's own lock and counter."""
-    with translated(where):
-        found = [path for path in sorted(where.rglob("*")) if path.is_file()]
-    return {
-        path.relative_to(where).as_posix(): digest(path)
-        for path in found
-        if not path.name.startswith(".")
-    }
-
-
-def digest(path: Path) -> File:
-    """Size and SHA-256 of a file.
+def files_of(where: Path) -> dict[str, File]:
+    """The files of a copy, with their sizes and hashes; not the storage's lock and counter.
 
     Raises:
-        StorageError: It can't be read.
+        StorageError: One can't be read.
     """
-    with translated(path), path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        return File(os.fstat(file.fileno()).st_size, found)
+    with translated(where):
+        found = [path for path in sorted(where.rglob("*")) if path.is_file()]
+    files: dict[str, File] = {}
+    for path in found:
+        if not path.name.startswith("."):
+            with translated(path), path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                size = os.fstat(file.fileno()).st_size
+            files[path.relative_to(where).as_posix()] = File(size, digest)
+    return files
 
 
 def read_manifest(where: Path) -> tuple[Manifest, bytes, bytes]:
@@ -371,14 +368,9 @@ async def check_signature(where: Path, *, provider: MasterKeyProvider, clock: Cl
         IntegrityError: It was not.
     """
     _, text, signature = read_manifest(where)
-    storage = FileStorage(where)
-    store = DocumentStore(storage, clock=clock, masters=MasterKeySource(provider))
-    try:
-        with open_signing_key(await store.unseal()) as signer:
+    async with _unsealed(FileStorage(where), provider, clock) as (_, keystore):
+        with open_signing_key(keystore) as signer:
             public_key.verify(signer.public, _SIGNED + text, signature)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await store.close()
 
 
 def _put_in_place(copy: Path, destination: Path, keystore: bytes, made: Manifest) -> None:
@@ -395,4 +387,4 @@ def _put_in_place(copy: Path, destination: Path, keystore: bytes, made: Manifest
             sync_directory(destination.parent, renamed=True)
 
 
-__all__ += ["Contents", "File", "check_signature", "digest"]
+__all__ += ["Contents", "File", "check_signature", "files_of"]

@@ -25,8 +25,8 @@ from apex_creds.admin.backup import (
     MANIFEST,
     Manifest,
     check_signature,
-    digest,
     examine,
+    files_of,
     read_manifest,
 )
 from apex_creds.audit.events import EventKind
@@ -87,31 +87,21 @@ async def check_copy(stage: Path, *, provider: MasterKeyProvider, clock: Clock) 
     """
     await check_signature(stage, provider=provider, clock=clock)
     manifest, _, _ = read_manifest(stage)
-    await anyio.to_thread.run_sync(_compare_files, stage, manifest)
+    files = await anyio.to_thread.run_sync(files_of, stage)
+    wrong = sorted(files.keys() ^ {*manifest.files, MANIFEST}) or [
+        name for name, expected in manifest.files.items() if files[name] != expected
+    ]
+    if wrong:
+        raise CorruptDocumentError(
+            f"The backup is not whole: {wrong[0]} is missing, altered, or does not belong.",
+            hint="Nothing was replaced. Use another backup.",
+        )
     found = await examine(FileStorage(stage), provider=provider, clock=clock)
     if found != manifest.contents:
         raise CorruptDocumentError(
             "The backup holds something else than its manifest says.", hint="Use another one."
         )
     return manifest
-
-
-def _compare_files(stage: Path, manifest: Manifest) -> None:
-    with translated(stage):
-        there = {
-            path.relative_to(stage).as_posix()
-            for path in stage.rglob("*")
-            if path.is_file() and not path.name.startswith(".")
-        }
-    wrong = sorted(there ^ {*manifest.files, MANIFEST})
-    for name, expected in manifest.files.items():
-        if not wrong and digest(stage / name) != expected:
-            wrong.append(name)
-    if wrong:
-        raise CorruptDocumentError(
-            f"The backup is not whole: {wrong[0]} is missing, altered, or does not belong.",
-            hint="Nothing was replaced. Use another backup.",
-        )
 
 
 def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:
@@ -142,7 +132,11 @@ def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:
         for name in (CREDENTIALS, SECURITY):
             for own in (".lock", ".epoch"):
                 (stage / name / own).unlink(missing_ok=True)
-        aside = _aside(home)
+        aside = None
+        if any(os.path.lexists(home / name) for name in (SECURITY, CREDENTIALS)):
+            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            aside = home / f"{ASIDE}-{stamp}-{os.urandom(2).hex()}"
+            make_directory(aside)
         try:
             for name in (SECURITY, CREDENTIALS):
                 _move(name, home, aside)
@@ -151,16 +145,6 @@ def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:
         except (OSError, StorageError):
             _put_back(stage, home, aside)
             raise
-    return aside
-
-
-def _aside(home: Path) -> Path | None:
-    """A new directory for what is there; None if there is nothing."""
-    if not any(os.path.lexists(home / name) for name in (SECURITY, CREDENTIALS)):
-        return None
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = home / f"{ASIDE}-{stamp}-{os.urandom(2).hex()}"
-    make_directory(aside)
     return aside
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import msgspec
@@ -226,22 +225,18 @@ class _Copying:
     async def _copy_section(self, section: Section) -> None:
         if not section.shards:
             return
-        wanted = list(self._divided(section).items())
-        for at in range(0, len(wanted), _TOGETHER):
-            some = dict(wanted[at : at + _TOGETHER])
-            await self._copy_parts(some)
-            await self._check_parts(some)
-        self._done.credentials += len(section.records)
-
-    def _divided(self, section: Section) -> dict[str, Mapping[str, Record]]:
-        """The documents that the target keeps a section in, and their records."""
         several, name = self._several, section.name
         count = several.shards if several else division(self._target, len(section.records))
         self._counts[name] = count
         parts: dict[str, dict[str, Record]] = {each: {} for each in shard_names(name, count)}
         for credential, record in section.records.items():
             parts[self._names.of(name, credential, count)][credential] = record
-        return dict(parts)
+        wanted = list(parts.items())
+        for at in range(0, len(wanted), _TOGETHER):
+            some: dict[str, Mapping[str, Record]] = dict(wanted[at : at + _TOGETHER])
+            await self._copy_parts(some)
+            await self._check_parts(some)
+        self._done.credentials += len(section.records)
 
     async def _copy_parts(self, wanted: Mapping[str, Mapping[str, Record]]) -> None:
         found = await self._parts(wanted)
@@ -268,36 +263,35 @@ class _Copying:
     async def _check_parts(self, wanted: Mapping[str, Mapping[str, Record]]) -> None:
         """Reads back what was written, and opens every record of it."""
         found = await self._parts(wanted)
-        size = sum(len(records) for records in wanted.values())
-        await off_loop(size, partial(self._compare, wanted, found))
-        self._there.update({name: found[name].generation for name in wanted})
-
-    def _compare(
-        self, wanted: Mapping[str, Mapping[str, Record]], found: Mapping[str, Shard]
-    ) -> None:
         vault_id = bytes.fromhex(self._keystore.header.vault_id)
-        for name, records in wanted.items():
-            part = found.get(name)
-            if part is None or part.header is None or dict(part.records) != dict(records):
-                raise _not_given_back(name)
-            for record in part.records.values():
-                open_record(record, vault_id=vault_id, find_key=self._keystore.dek).close()
+
+        def compare() -> None:
+            for name, records in wanted.items():
+                part = found.get(name)
+                if part is None or part.header is None or dict(part.records) != dict(records):
+                    raise _not_given_back(name)
+                for record in part.records.values():
+                    open_record(record, vault_id=vault_id, find_key=self._keystore.dek).close()
+
+        await off_loop(sum(len(records) for records in wanted.values()), compare)
+        self._there.update({name: found[name].generation for name in wanted})
 
     async def _parts(self, names: Iterable[str]) -> dict[str, Shard]:
         """The documents in the target; empty where this vault's keys don't open one."""
-        stored = await self._target.read_many(names)
-        size = sum(len(each.data) for each in stored.values())
-        return await off_loop(
-            size >> 9, lambda: {name: self._opened(name, each) for name, each in stored.items()}
-        )
+        keystore, stored = self._keystore, await self._target.read_many(names)
 
-    def _opened(self, name: str, stored: Stored) -> Shard:
-        try:
-            packed = parse(stored.data, section=name, vault_id=self._keystore.header.vault_id)
-            keys = self._keystore.document_keys(packed.header)
-            return open_shard(packed, token=stored.token, keys=keys)
-        except IntegrityError:  # of a copy under keys that the source has left since
-            return _nothing(name, stored.token)
+        def opened() -> dict[str, Shard]:
+            parts: dict[str, Shard] = {}
+            for name, each in stored.items():
+                try:
+                    packed = parse(each.data, section=name, vault_id=keystore.header.vault_id)
+                    keys = keystore.document_keys(packed.header)
+                    parts[name] = open_shard(packed, token=each.token, keys=keys)
+                except IntegrityError:  # of a copy under keys that the source has left since
+                    parts[name] = _nothing(name, each.token)
+            return parts
+
+        return await off_loop(sum(len(each.data) for each in stored.values()) >> 9, opened)
 
     # -- the rest --------------------------------------------------------------------
 
