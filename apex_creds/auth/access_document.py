@@ -299,9 +299,29 @@ class AccessStore:
         """
         now = self.clock.time()
         await key_versions.renew(self._store, DEK_LABEL, now=now)
+
+        def move(state: AccessState, keystore: Keystore) -> AccessState:
+            keyset = keystore.by_label.get(DEK_LABEL)
+            current = keyset.primary.version if keyset else 0
+
+            def moved(record_id: str, sealed: bytes) -> bytes:
+                if envelope.header(sealed)[1] == current:
+                    return sealed
+                with self._open(keystore, record_id, sealed) as secret:
+                    return self.seal(keystore, record_id, secret)
+
+            replace = msgspec.structs.replace
+            return replace(
+                state,
+                factors=tuple(replace(f, sealed=moved(f.id, f.sealed)) for f in state.factors),
+                recovery=tuple(
+                    replace(r, sealed=moved(r.id, r.sealed)) for r in state.recovery
+                ),
+            )
+
         # Written even if nothing moves: a writer that is based on an older state must come
         # second, so that it sees the keys as they are now.
-        state = await self.change(self._moved)
+        state = await self.change(move)
         sealed = [f.sealed for f in state.factors] + [r.sealed for r in state.recovery]
         used = {(key_id.hex(), version) for key_id, version in map(envelope.header, sealed)}
         keyset = (await self._store.keystore()).by_label.get(DEK_LABEL)
@@ -325,23 +345,6 @@ class AccessStore:
             section=DOCUMENT,
             record_id=bytes.fromhex(record_id),
             record_version=1,
-        )
-
-    def _moved(self, state: AccessState, keystore: Keystore) -> AccessState:
-        keyset = keystore.by_label.get(DEK_LABEL)
-        current = keyset.primary.version if keyset else 0
-
-        def moved(record_id: str, sealed: bytes) -> bytes:
-            if envelope.header(sealed)[1] == current:
-                return sealed
-            with self._open(keystore, record_id, sealed) as secret:
-                return self.seal(keystore, record_id, secret)
-
-        replace = msgspec.structs.replace
-        return replace(
-            state,
-            factors=tuple(replace(f, sealed=moved(f.id, f.sealed)) for f in state.factors),
-            recovery=tuple(replace(r, sealed=moved(r.id, r.sealed)) for r in state.recovery),
         )
 
 

@@ -13,7 +13,6 @@ import anyio
 import msgspec
 
 from apex_creds.auth.access_document import AccessState, HasAccess, PendingRequest
-from apex_creds.clocks import Moment
 from apex_creds.errors import (
     AccessDeniedError,
     ApexCredsError,
@@ -56,8 +55,23 @@ class QueueConsent:
             expires=now.wall + self._deadline,
             moment=now,
         )
+
+        def post(state: AccessState, _: object) -> AccessState:
+            kept = [item for item in state.requests if item.seconds_left(now) > 0]
+            of_one = sum(item.request.plugin == request.plugin for item in kept)
+            if len(kept) >= MAX_OPEN or of_one >= MAX_OPEN_OF_ONE:
+                raise AccessDeniedError(
+                    "Too many questions wait for an answer.", hint="See: apex-creds requests"
+                )
+            return _replace(state, requests=(*kept, made))
+
+        def withdraw(state: AccessState, _: object) -> AccessState:
+            kept = tuple(item for item in state.requests if item.id != made.id)
+            unchanged = len(kept) == len(state.requests)
+            return state if unchanged else _replace(state, requests=kept)
+
         try:
-            await self._access.change(lambda state, _: _posted(state, made, now))
+            await self._access.change(post)
             with anyio.move_on_after(self._deadline):
                 while found := _find(await self._access.read(), made.id):
                     if found.answer is not None:
@@ -65,7 +79,7 @@ class QueueConsent:
                     await anyio.sleep(self._period)
         finally:
             with anyio.CancelScope(shield=True), contextlib.suppress(ApexCredsError):
-                await self._access.change(lambda state, _: _without(state, made.id))
+                await self._access.change(withdraw)
         return DENIED
 
 
@@ -115,21 +129,6 @@ class Requests:
         await self._access.change(change)
         assert answered is not None
         return answered
-
-
-def _posted(state: AccessState, made: PendingRequest, now: Moment) -> AccessState:
-    kept = [item for item in state.requests if item.seconds_left(now) > 0]
-    of_one = sum(item.request.plugin == made.request.plugin for item in kept)
-    if len(kept) >= MAX_OPEN or of_one >= MAX_OPEN_OF_ONE:
-        raise AccessDeniedError(
-            "Too many questions wait for an answer.", hint="See: apex-creds requests"
-        )
-    return _replace(state, requests=(*kept, made))
-
-
-def _without(state: AccessState, request_id: str) -> AccessState:
-    kept = tuple(item for item in state.requests if item.id != request_id)
-    return state if len(kept) == len(state.requests) else _replace(state, requests=kept)
 
 
 def _find(state: AccessState, request_id: str) -> PendingRequest | None:

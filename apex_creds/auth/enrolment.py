@@ -288,7 +288,12 @@ class Factors:
             SecondFactorError: It is wrong or was used before, or there is no factor.
         """
         who = subject.principal if subject is not None else principal
-        evidence = await self._evidence(answer, who)
+        answer = answer if len(answer) <= _MAX_ANSWER else ""
+        try:
+            evidence = await self._evidence(answer, who)
+        except UnknownKeyError:
+            # Moved to another key meanwhile; if it was not, the error is raised again.
+            evidence = await self._evidence(answer, who)
         verdict: Verdict | None = None
 
         def change(state: AccessState, _: Keystore) -> AccessState:
@@ -304,8 +309,18 @@ class Factors:
 
         await self.access.change(change)
         assert verdict is not None
-        self._log_outcome(verdict, who, subject)
-        if verdict.outcome is not FactorOutcome.PASSED:
+        passed = verdict.outcome is FactorOutcome.PASSED
+        self.access.record(
+            EventKind.FACTOR,
+            action="verify",
+            decision="allow" if passed else "deny",
+            reason=verdict.outcome.value,
+            plugin=subject.plugin if subject else "",
+            credential=subject.credential if subject else "",
+            principal=who,
+            detail=verdict.factor,
+        )
+        if not passed:
             raise _refusal(verdict)
         return verdict.factor
 
@@ -340,14 +355,6 @@ class Factors:
     # -- inside ------------------------------------------------------------------
 
     async def _evidence(self, answer: str, principal: str) -> Evidence:
-        answer = answer if len(answer) <= _MAX_ANSWER else ""
-        try:
-            return await self._evidence_now(answer, principal)
-        except UnknownKeyError:
-            # Moved to another key meanwhile; if it was not, the error is raised again.
-            return await self._evidence_now(answer, principal)
-
-    async def _evidence_now(self, answer: str, principal: str) -> Evidence:
         state = await self.access.read()
         counters, newest = dict[str, int](), dict[str, int]()
         for factor in state.factors:
@@ -360,32 +367,15 @@ class Factors:
                     counters[factor.id] = counter
                     if isinstance(kind, TimeBased):
                         newest[factor.id] = kind.newest(factor, now=now)
-        digest = await self._recovery_digest(state, answer, principal)
-        return Evidence(counters=counters, newest=newest, recovery=digest)
-
-    async def _recovery_digest(self, state: AccessState, answer: str, principal: str) -> bytes:
-        code = totp.normalised(answer)
+        code, digest = totp.normalised(answer), b""
         codes = next((r for r in state.recovery if r.principal == principal), None)
-        if not code or codes is None:
-            return b""
-        with await self.access.open(codes.id, codes.sealed) as key:
-            return totp.recovery_digest(key, code)
+        if code and codes is not None:
+            with await self.access.open(codes.id, codes.sealed) as key:
+                digest = totp.recovery_digest(key, code)
+        return Evidence(counters=counters, newest=newest, recovery=digest)
 
     def _log(self, action: str, principal: str, factor: str) -> None:
         self.access.record(EventKind.FACTOR, action=action, principal=principal, detail=factor)
-
-    def _log_outcome(self, verdict: Verdict, principal: str, subject: Subject | None) -> None:
-        passed = verdict.outcome is FactorOutcome.PASSED
-        self.access.record(
-            EventKind.FACTOR,
-            action="verify",
-            decision="allow" if passed else "deny",
-            reason=verdict.outcome.value,
-            plugin=subject.plugin if subject else "",
-            credential=subject.credential if subject else "",
-            principal=principal,
-            detail=verdict.factor,
-        )
 
 
 def _check_room(state: AccessState, made: Factor) -> None:

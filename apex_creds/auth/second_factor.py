@@ -154,12 +154,20 @@ def verify(
         kept = _restamped(state, principal, now)
         return Verdict(state=kept, outcome=FactorOutcome.LOCKED, retry_after=wait)
     proven = [factor for factor in enrolled if factor.id in evidence.counters]
-    fresh = next((factor for factor in proven if _is_fresh(factor, evidence)), None)
+    counters, newest_of = evidence.counters, evidence.newest
+    fresh = next(
+        (f for f in proven if is_fresh(f.spent, counters[f.id], newest=newest_of.get(f.id))),
+        None,
+    )
     if fresh is None:
-        return _failed(
-            state, principal, now, FactorOutcome.REPLAYED if proven else FactorOutcome.WRONG
+        before = _lockout(state, principal)
+        failures = (before.failures if before else 0) + 1
+        return Verdict(
+            state=_locked(state, principal, failures, now),
+            outcome=FactorOutcome.REPLAYED if proven else FactorOutcome.WRONG,
+            retry_after=delay_after(failures),
         )
-    counter, newest = evidence.counters[fresh.id], evidence.newest.get(fresh.id)
+    counter, newest = counters[fresh.id], newest_of.get(fresh.id)
     runs = spend(fresh.spent, counter, newest=newest)
     moved = msgspec.structs.replace(fresh, counter=counter, runs=runs)
     factors = tuple(moved if factor is fresh else factor for factor in state.factors)
@@ -273,27 +281,16 @@ def _passed(
             at=now.wall,
             moment=now if now.boot else None,
         )
-        passed = (*(p for p in passed if _still_counts(p, made, now)), made)[-_MANY:]
+        kept = [
+            old
+            for old in passed
+            if msgspec.structs.replace(old, at=made.at, moment=made.moment) != made
+            and old.at_by(now) > now.wall - MAX_WINDOW
+        ]
+        passed = (*kept, made)[-_MANY:]
     lockouts = tuple(lock for lock in state.lockouts if lock.principal != principal)
     after = msgspec.structs.replace(state, passed=passed, lockouts=lockouts)
     return Verdict(state=after, outcome=FactorOutcome.PASSED, factor=factor)
-
-
-def _still_counts(old: Passed, made: Passed, now: Moment) -> bool:
-    replaced = msgspec.structs.replace(old, at=made.at, moment=made.moment) == made
-    return not replaced and old.at_by(now) > now.wall - MAX_WINDOW
-
-
-def _is_fresh(factor: Factor, evidence: Evidence) -> bool:
-    counter, newest = evidence.counters[factor.id], evidence.newest.get(factor.id)
-    return is_fresh(factor.spent, counter, newest=newest)
-
-
-def _failed(state: AccessState, principal: str, now: Moment, outcome: FactorOutcome) -> Verdict:
-    before = _lockout(state, principal)
-    failures = (before.failures if before else 0) + 1
-    after = _locked(state, principal, failures, now)
-    return Verdict(state=after, outcome=outcome, retry_after=delay_after(failures))
 
 
 def _locked(state: AccessState, principal: str, failures: int, now: Moment) -> AccessState:

@@ -35,7 +35,7 @@ from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.migration.entries import api_key_entry, credential_name
 from apex_creds.migration.progress import MigrationState, migration_document
-from apex_creds.model import CredentialInfo, CredentialKind, Secret, new_id
+from apex_creds.model import CredentialInfo, CredentialKind, new_id
 from apex_creds.policy.decide import decide
 from apex_creds.policy.display import check_plugin
 from apex_creds.policy.grants import Grant, GrantDecision
@@ -87,7 +87,14 @@ class EnhancedApiKeyManager(ApiKeyManager):
 
     def enable_access_control(self, enabled: bool = True) -> None:
         """Whether the ``…_secure`` methods ask for a permission; for good. They do at first."""
-        self._call(partial(self._enable, bool(enabled)))
+        on = bool(enabled)
+
+        async def work() -> None:
+            await migration_document(self._vault.store).change(
+                lambda s: s if s.access_control is on else replace(s, access_control=on)
+            )
+
+        self._call(work)
 
     def set_plugin_permissions(
         self, plugin_id: str, allowed_services: Iterable[str | Enum]
@@ -98,7 +105,24 @@ class EnhancedApiKeyManager(ApiKeyManager):
             ApiKeyManagerError: The plugin's id can't be one, or it could not be stored.
         """
         services = [_checked(service) for service in allowed_services]
-        self._call(partial(self._permit, plugin_id, services))
+
+        async def work() -> None:
+            check_plugin(plugin_id)
+            infos = await self._vault.list()
+            wanted = {name for service in services for name in _names(infos, service)}
+            grants = [
+                grant for grant in await self._vault.grants() if grant.plugin == plugin_id
+            ]
+            for grant in grants:
+                if grant.credential not in wanted:
+                    await self._vault.revoke(
+                        plugin=plugin_id, credential=grant.credential, keep_denials=True
+                    )
+            kept = {grant.credential for grant in grants if _permits(grant)}
+            for name in sorted(wanted - kept):
+                await self._vault.grant(plugin_id, name, reveal=True)
+
+        self._call(work)
 
     def check_plugin_permission(self, plugin_id: str, service_name: str | Enum) -> bool:
         """Whether a plugin may have a service's API key or token."""
@@ -106,7 +130,14 @@ class EnhancedApiKeyManager(ApiKeyManager):
 
     def get_plugin_permissions(self, plugin_id: str) -> list[str]:
         """The services that a plugin is permitted."""
-        return self._call(partial(self._permitted, plugin_id))
+
+        async def work() -> list[str]:
+            services = {info.name: info.service for info in await self._vault.list()}
+            grants = [grant for grant in await self._vault.grants() if _permits(grant)]
+            names = [grant.credential for grant in grants if grant.plugin == plugin_id]
+            return sorted({services.get(name, name) for name in names})
+
+        return self._call(work)
 
     def audit_log(
         self, plugin_id: str, action: str, service_name: str | Enum, success: bool
@@ -122,7 +153,11 @@ class EnhancedApiKeyManager(ApiKeyManager):
             decision=decision,
             reason="reported by the program",
         )
-        self._call(partial(self._append, event))
+
+        async def work() -> None:
+            self._vault.audit.append(event)
+
+        self._call(work)
 
     def get_api_key_secure(self, plugin_id: str, service_name: str | Enum) -> str | None:
         """A service's API key for a plugin; None when denied, or when there is none."""
@@ -187,11 +222,32 @@ class EnhancedApiKeyManager(ApiKeyManager):
             entry = api_key_entry(service, api_key, extra=extra)
             if entry.secret is None:
                 raise InvalidInputError(f"The API key can't be stored: {entry.detail}.")
-        return self._call(partial(self._add, service, entry.secret, name or ""))
+        secret = entry.secret
+
+        async def work() -> str:
+            infos, kind = await self._vault.list(), CredentialKind.API_KEY
+            if find_info(infos, service, kind) is None:
+                stored_as = free_name(infos, service, kind)
+            else:
+                stored_as = credential_name(f"{service}/{new_id()[:16]}")
+            info = await self._put(stored_as, secret, credential_name(service))
+            await self._entitle(info.name, name or "")
+            return info.id
+
+        return self._call(work)
 
     def has_api_key(self, provider: str | Enum) -> bool:
         """Whether there is an API key of a provider."""
-        return self._call(partial(self._has, _checked(provider)))
+        service, kind = _checked(provider), CredentialKind.API_KEY
+
+        async def work() -> bool:
+            if find_info(await self._vault.list(), service, kind) is not None:
+                return True
+            legacy = await self._fallback.entries() if self._fallback else ()
+            names = names_for(service, kind)
+            return any(entry.kind is kind and name in names for _, entry, name in legacy)
+
+        return self._call(work)
 
     def list_user_api_keys(self) -> list[dict[str, object]]:
         """All API keys, without their values, the first stored first.
@@ -199,11 +255,36 @@ class EnhancedApiKeyManager(ApiKeyManager):
         Each has ``id``, ``provider_type``, ``created_at``, ``last_used`` (None: the audit log
         has every use) and ``name``.
         """
-        return self._call(self._user_keys)
+
+        async def work() -> list[dict[str, object]]:
+            titles = (await migration_document(self._vault.store).read()).titles
+            infos = [i for i in await self._vault.list() if i.kind is CredentialKind.API_KEY]
+            return [
+                {
+                    "id": info.id,
+                    "provider_type": info.service,
+                    "created_at": info.created,
+                    "last_used": None,
+                    "name": titles.get(info.name, f"{info.service} API Key"),
+                }
+                for info in sorted(infos, key=lambda info: (info.created, info.name))
+            ]
+
+        return self._call(work)
 
     def remove_user_api_key(self, key_id: str) -> bool:
         """Deletes an API key by its id; whether there was one."""
-        return self._call(partial(self._remove, key_id))
+
+        async def work() -> bool:
+            for info in await self._vault.list():
+                if info.id == key_id and info.kind is CredentialKind.API_KEY:
+                    with suppress(CredentialNotFoundError):
+                        await self._vault.delete(info.name)
+                        await self._entitle(info.name, "")
+                        return True
+            return False
+
+        return self._call(work)
 
     # -- rotation ------------------------------------------------------------------
 
@@ -248,24 +329,6 @@ class EnhancedApiKeyManager(ApiKeyManager):
 
     # -- in the event loop's thread ------------------------------------------------
 
-    async def _append(self, event: AuditEvent) -> None:
-        self._vault.audit.append(event)
-
-    async def _permitted(self, plugin: str) -> list[str]:
-        services = {info.name: info.service for info in await self._vault.list()}
-        found = [g for g in await self._vault.grants() if g.plugin == plugin and _permits(g)]
-        return sorted({services.get(grant.credential, grant.credential) for grant in found})
-
-    async def _add(self, service: str, secret: Secret, title: str) -> str:
-        infos = await self._vault.list()
-        first = find_info(infos, service, CredentialKind.API_KEY) is None
-        name = free_name(infos, service, CredentialKind.API_KEY)
-        if not first:
-            name = credential_name(f"{service}/{new_id()[:16]}")
-        info = await self._put(name, secret, credential_name(service))
-        await self._entitle(info.name, title)
-        return info.id
-
     async def _entitle(self, name: str, title: str) -> None:
         def change(state: MigrationState) -> MigrationState:
             titles = {key: text for key, text in state.titles.items() if key != name}
@@ -273,58 +336,6 @@ class EnhancedApiKeyManager(ApiKeyManager):
             return state if titles == state.titles else replace(state, titles=titles)
 
         await migration_document(self._vault.store).change(change)
-
-    async def _has(self, service: str) -> bool:
-        infos = await self._vault.list()
-        if find_info(infos, service, CredentialKind.API_KEY) is not None:
-            return True
-        legacy = await self._fallback.entries() if self._fallback else ()
-        kind = CredentialKind.API_KEY
-        names = names_for(service, kind)
-        return any(entry.kind is kind and name in names for _, entry, name in legacy)
-
-    async def _user_keys(self) -> list[dict[str, object]]:
-        titles = (await migration_document(self._vault.store).read()).titles
-        infos = [i for i in await self._vault.list() if i.kind is CredentialKind.API_KEY]
-        return [
-            {
-                "id": info.id,
-                "provider_type": info.service,
-                "created_at": info.created,
-                "last_used": None,
-                "name": titles.get(info.name, f"{info.service} API Key"),
-            }
-            for info in sorted(infos, key=lambda info: (info.created, info.name))
-        ]
-
-    async def _remove(self, key_id: str) -> bool:
-        for info in await self._vault.list():
-            if info.id == key_id and info.kind is CredentialKind.API_KEY:
-                with suppress(CredentialNotFoundError):
-                    await self._vault.delete(info.name)
-                    await self._entitle(info.name, "")
-                    return True
-        return False
-
-    async def _enable(self, enabled: bool) -> None:
-        document = migration_document(self._vault.store)
-        await document.change(
-            lambda s: s if s.access_control is enabled else replace(s, access_control=enabled)
-        )
-
-    async def _permit(self, plugin: str, services: list[str]) -> None:
-        check_plugin(plugin)
-        infos = await self._vault.list()
-        wanted = {name for service in services for name in _names(infos, service)}
-        grants = [grant for grant in await self._vault.grants() if grant.plugin == plugin]
-        for grant in grants:
-            if grant.credential not in wanted:
-                await self._vault.revoke(
-                    plugin=plugin, credential=grant.credential, keep_denials=True
-                )
-        kept = {grant.credential for grant in grants if _permits(grant)}
-        for name in sorted(wanted - kept):
-            await self._vault.grant(plugin, name, reveal=True)
 
     async def _may_any(self, plugin: str, service: str) -> bool:
         infos = await self._vault.list()
@@ -371,7 +382,14 @@ class EnhancedApiKeyManager(ApiKeyManager):
     ) -> T | None:
         info = find_info(await self._vault.list(), service, kind)
         if info is None:
-            return await self._secure_legacy(plugin, service, kind, action, use)
+            if not await self._may_any(plugin, service):
+                self._log(EventKind.DENIAL, plugin, service, action, reason="not_granted")
+                return None
+            legacy = await self._legacy(service, kind, action, plugin)
+            if legacy is None:
+                return None
+            with legacy:
+                return use(legacy, None)
         refusal = await self._refusal(plugin, info)
         if refusal:
             self._log(EventKind.DENIAL, plugin, info.name, action, reason=refusal)
@@ -384,23 +402,6 @@ class EnhancedApiKeyManager(ApiKeyManager):
         event = self._event(EventKind.EXPOSE, plugin, info.name, action, reason="compat")
         with self._vault.release(record, self._vault.audit.encode(event)) as opened:
             return use(opened, info)
-
-    async def _secure_legacy(
-        self,
-        plugin: str,
-        service: str,
-        kind: CredentialKind,
-        action: str,
-        use: Callable[[Opened, CredentialInfo | None], T],
-    ) -> T | None:
-        if not await self._may_any(plugin, service):
-            self._log(EventKind.DENIAL, plugin, service, action, reason="not_granted")
-            return None
-        opened = await self._legacy(service, kind, action, plugin)
-        if opened is None:
-            return None
-        with opened:
-            return use(opened, None)
 
     def _log(
         self, kind: EventKind, plugin: str, name: str, action: str, *, reason: str

@@ -18,7 +18,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from apex_creds.compat.modes import name_of
-from apex_creds.compat.vault_session import AnyPath, open_vault, places, translated
+from apex_creds.compat.vault_session import (
+    AnyPath,
+    ApiKeyManagerError,
+    open_vault,
+    places,
+    translated,
+)
 from apex_creds.concurrency import LoopThread, Work
 from apex_creds.errors import (
     CorruptDocumentError,
@@ -93,7 +99,11 @@ def token_of(opened: Opened, info: CredentialInfo | None) -> dict[str, object]:
     access = bytes(opened.view("access")).decode()
     refresh = bytes(opened.view("refresh")).decode() if "refresh" in opened.names else ""
     if FIELDS in opened.names:
-        return _from_fields(bytes(opened.view(FIELDS)), access, refresh)
+        with suppress(json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
+            return token_fields(bytes(opened.view(FIELDS)), access=access, refresh=refresh)
+        raise CorruptDocumentError(
+            "The fields of the token are malformed.", hint="Store it again."
+        )
     return plain_fields(
         access=access,
         refresh=refresh,
@@ -101,16 +111,6 @@ def token_of(opened: Opened, info: CredentialInfo | None) -> dict[str, object]:
         token_type=(info.token_type if info else "") or "Bearer",
         scope=info.scope if info else "",
     )
-
-
-def _from_fields(data: bytes, access: str, refresh: str) -> dict[str, object]:
-    try:
-        return token_fields(data, access=access, refresh=refresh)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
-        failure = CorruptDocumentError(
-            "The fields of the token are malformed.", hint="Store it again."
-        )
-    raise failure
 
 
 # -- the manager ----------------------------------------------------------------------------
@@ -223,7 +223,9 @@ class ApiKeyManager:
         """
         service = _checked(service_name)
         _warn("get_api_key", service)
-        return self._read(service, CredentialKind.API_KEY, "compat.get_api_key", _text)
+        return self._read(
+            service, CredentialKind.API_KEY, "compat.get_api_key", lambda o, _: text_of(o)
+        )
 
     def set_oauth_token(self, service_name: str | Enum, token_data: dict[str, object]) -> None:
         """Stores a service's OAuth token, in place of the one before.
@@ -268,37 +270,60 @@ class ApiKeyManager:
         kinds = _KINDS.get(credential_type)
         if kinds is None:
             raise ValueError(f"credential_type is one of {', '.join(_KINDS)}.")
-        deleted = [self._call(partial(self._delete, service, kind)) for kind in kinds]
+
+        async def delete(kind: CredentialKind) -> bool:
+            forgotten = await self._forget(service, kind)
+            info = find_info(await self._vault.list(), service, kind)
+            if info is not None:
+                with suppress(CredentialNotFoundError):
+                    await self._vault.delete(info.name)
+                    return True
+            return forgotten
+
+        deleted = [self._call(partial(delete, kind)) for kind in kinds]
         return any(deleted)
 
     def list_configured_services(self) -> dict[str, list[str]]:
         """The services that have an API key, and those that have a token."""
-        return self._call(self._listed)
+
+        async def work() -> dict[str, list[str]]:
+            found: dict[CredentialKind, set[str]] = {kind: set() for kind in _KINDS["all"]}
+            for info in await self._vault.list():
+                if info.kind in found:
+                    found[info.kind].add(info.service)
+            legacy = await self._fallback.entries() if self._fallback else ()
+            for _, entry, _ in legacy:
+                if entry.kind in found:
+                    found[entry.kind].add(credential_name(entry.service))
+            return {
+                "api_keys": sorted(found[CredentialKind.API_KEY]),
+                "oauth_tokens": sorted(found[CredentialKind.OAUTH_TOKEN]),
+            }
+
+        return self._call(work)
 
     # -- in the event loop's thread ----------------------------------------------
 
     def _call(self, work: Work[T]) -> T:
         if not self._close.alive:
-            raise _closed()
+            raise ApiKeyManagerError("The manager is closed.", hint="Make another one.")
         with translated():
             return self._thread.call(work)
 
     def _read(self, service: str, kind: CredentialKind, action: str, use: Use[T]) -> T | None:
-        return self._call(partial(self._use, service, kind, action, use))
+        async def work() -> T | None:
+            info = find_info(await self._vault.list(), service, kind)
+            async with AsyncExitStack() as stack:
+                if info is not None:
+                    with suppress(CredentialNotFoundError):  # deleted in this very moment
+                        opened = await stack.enter_async_context(
+                            self._vault.open(info.name, action=action, for_program=True)
+                        )
+                        return use(opened, info)
+                legacy = await self._legacy(service, kind, action)
+                return None if legacy is None else use(stack.enter_context(legacy), None)
 
-    async def _use(
-        self, service: str, kind: CredentialKind, action: str, use: Use[T]
-    ) -> T | None:
-        info = find_info(await self._vault.list(), service, kind)
-        async with AsyncExitStack() as stack:
-            if info is not None:
-                with suppress(CredentialNotFoundError):  # deleted in this very moment
-                    opened = await stack.enter_async_context(
-                        self._vault.open(info.name, action=action, for_program=True)
-                    )
-                    return use(opened, info)
-            legacy = await self._legacy(service, kind, action)
-            return None if legacy is None else use(stack.enter_context(legacy), None)
+        return self._call(work)
 
     async def _legacy(
         self, service: str, kind: CredentialKind, action: str, plugin: str = ""
@@ -331,16 +356,6 @@ class ApiKeyManager:
         item = PutItem(name=name, secret=secret, service=service, as_is=True)
         return (await self._vault.put_many([item]))[0]
 
-    async def _delete(self, service: str, kind: CredentialKind) -> bool:
-        forgotten = await self._forget(service, kind)
-        info = find_info(await self._vault.list(), service, kind)
-        if info is None:
-            return forgotten
-        with suppress(CredentialNotFoundError):
-            await self._vault.delete(info.name)
-            return True
-        return forgotten
-
     async def _forget(self, service: str, kind: CredentialKind) -> bool:
         """So that an old file's value neither comes back nor is in conflict later."""
         if self._fallback is None:
@@ -352,35 +367,11 @@ class ApiKeyManager:
                 return True
         return False
 
-    async def _listed(self) -> dict[str, list[str]]:
-        found: dict[CredentialKind, set[str]] = {kind: set() for kind in _KINDS["all"]}
-        for info in await self._vault.list():
-            if info.kind in found:
-                found[info.kind].add(info.service)
-        legacy = await self._fallback.entries() if self._fallback else ()
-        for _, entry, _ in legacy:
-            if entry.kind in found:
-                found[entry.kind].add(credential_name(entry.service))
-        return {
-            "api_keys": sorted(found[CredentialKind.API_KEY]),
-            "oauth_tokens": sorted(found[CredentialKind.OAUTH_TOKEN]),
-        }
-
-
-def _text(opened: Opened, _: CredentialInfo | None) -> str:
-    return text_of(opened)
-
 
 def _close(thread: LoopThread, vault: Vault) -> None:
     with suppress(RuntimeError):  # at the interpreter's end no thread can be started
         thread.call(vault.close)
     thread.close()
-
-
-def _closed() -> Exception:
-    from apex_creds.compat.vault_session import ApiKeyManagerError
-
-    return ApiKeyManagerError("The manager is closed.", hint="Make another one.")
 
 
 def _checked(service_name: object) -> str:

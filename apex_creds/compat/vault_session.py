@@ -155,7 +155,12 @@ async def open_vault(
     vault = await _open_or_make(found.home, chosen, create=create)
     try:
         if migrating:
-            await _migrate(vault, found)
+            await on_unseal_logged(vault)
+            old = found.old_keystore and found.old_keystore / "keystore.enc"
+            if old is not None and old.is_file() and not is_ours(read_file(old).data):
+                options = Options(credentials=found.old_credentials)
+                log_problems(await migrate(vault, [old], options=options))
+            await take_intervals(vault)
     except BaseException:
         await vault.close()
         raise
@@ -177,20 +182,6 @@ async def _open_or_make(
         if not await has_vault(home):
             return await Vault.create(home, master=master or "keyring:")
     return await Vault.unseal(home, master=master)
-
-
-async def _migrate(vault: Vault, found: Places) -> None:
-    await on_unseal_logged(vault)
-    place = found.old_keystore
-    if place is not None and _has_old_keystore(place):
-        options = Options(credentials=found.old_credentials)
-        log_problems(await migrate(vault, [place / "keystore.enc"], options=options))
-    await take_intervals(vault)
-
-
-def _has_old_keystore(place: Path) -> bool:
-    path = place / "keystore.enc"
-    return path.is_file() and not is_ours(read_file(path).data)
 
 
 # -- rotation -------------------------------------------------------------------------------
@@ -259,10 +250,12 @@ async def rotation_status(vault: Vault) -> dict[str, dict[str, object]]:
     result: dict[str, dict[str, object]] = {}
     for name, level in LEVELS.items():
         interval = found.state.policies.of(level).interval
+        days = None if interval is None else interval / DAY
         made = [x.created for x in found.lines if x.level is level and x.state == "primary"]
         last, due = max(made, default=None), found.due.get(level)
         result[name] = {
-            "rotation_interval_days": None if interval is None else _number(interval / DAY),
+            # An int where it is one, as the old manager had it.
+            "rotation_interval_days": int(days) if days is not None and days % 1 == 0 else days,
             "last_rotation": last,
             "next_rotation": due,
             "rotation_needed": due is not None and due <= now,
@@ -271,8 +264,3 @@ async def rotation_status(vault: Vault) -> dict[str, dict[str, object]]:
             "days_until_rotation": None if due is None else max(0.0, (due - now) / DAY),
         }
     return result
-
-
-def _number(days: float) -> float:
-    """An int where it is one, as the old manager had it."""
-    return int(days) if days == int(days) else days

@@ -315,7 +315,10 @@ class _Hook:
         self.name = name
         self._before = _own(self._manager).get(name, _MISSING)
         self.original: Callable[..., object] = getattr(self._manager, name)
-        self._names = _first_two(self.original)
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+        names = [each.name for each in _parameters(self.original) if each.kind in kinds]
+        # Of the manager's parameters for the plugin's id and the action.
+        self._names = names[:2] if len(names) > 1 else ["plugin_id", "action_name"]
         self.replacement = self._make(installation)
 
     def carries_to(self, plugin: object, method: str, target: _Target) -> bool:
@@ -394,13 +397,6 @@ def _parameters(method: Callable[..., object]) -> list[inspect.Parameter]:
 def _takes_keywords(method: Callable[..., object]) -> bool:
     kinds = {parameter.kind for parameter in _parameters(method)}
     return inspect.Parameter.VAR_KEYWORD in kinds or shape_of(method).takes_credentials
-
-
-def _first_two(method: Callable[..., object]) -> tuple[str, str]:
-    """The names of a manager's parameters for the plugin's id and the action."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
-    names = [each.name for each in _parameters(method) if each.kind in kinds]
-    return (names[0], names[1]) if len(names) > 1 else ("plugin_id", "action_name")
 
 
 async def _awaited(value: object) -> object:

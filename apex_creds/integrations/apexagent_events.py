@@ -102,7 +102,15 @@ class Maker:
     def __init__(
         self, manager: object, make_event: Callable[..., object] | None = None
     ) -> None:
-        found = (each for each in _candidates(manager) if _takes_the_fields(each))
+        hints = _hints(getattr(manager, "emit", None))
+        taken = [hint for name, hint in hints.items() if name != "return"]
+        module = sys.modules.get(type(manager).__module__)
+        makers = [
+            getattr(manager, "create_event", None),
+            *taken,
+            getattr(module, "Event", None),
+        ]
+        found = (each for each in makers if _takes_the_fields(each))
         self._make: Callable[..., object] = make_event or next(found, SecurityEvent)
         self._priorities = _priorities_of(self._make)
 
@@ -113,13 +121,6 @@ class Maker:
         return self._make(
             event_type=PREFIX + kind, source=SOURCE, data=dict(data), priority=priority
         )
-
-
-def _candidates(manager: object) -> list[object]:
-    hints = _hints(getattr(manager, "emit", None))
-    module = sys.modules.get(type(manager).__module__)
-    taken = [hint for name, hint in hints.items() if name != "return"]
-    return [getattr(manager, "create_event", None), *taken, getattr(module, "Event", None)]
 
 
 def _takes_the_fields(make: object) -> typing.TypeGuard[Callable[..., object]]:
@@ -304,7 +305,10 @@ def _read(event: object) -> Event | None:
     source = _text(_part(event, "source"))
     if source == SOURCE or kind not in DEFAULT_TABLE:
         return None
-    fields = _fields(_part(event, "data"))
+    data, named = _part(event, "data"), dict[object, object]()
+    with suppress(Exception):
+        named = dict(data) if isinstance(data, Mapping) else {}
+    fields = {_text(name): value for name, value in named.items()}
     fields["source"] = f"{_FROM_RUNTIME}{source}".encode(errors="replace")[:200].decode(
         errors="ignore"
     )
@@ -333,11 +337,3 @@ def _text(value: object) -> str:
         return str(value)
     except Exception:  # noqa: BLE001
         return f"<{type(value).__name__[:80]}>"
-
-
-def _fields(data: object) -> dict[str, object]:
-    try:
-        named = dict(data) if isinstance(data, Mapping) else {}
-    except Exception:  # noqa: BLE001
-        named = {}
-    return {_text(name): value for name, value in named.items()}

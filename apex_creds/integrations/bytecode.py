@@ -121,7 +121,11 @@ class _Reader:
         head = self._take(1)[0]
         kind = head & ~_FLAG_REF
         if kind == ord("r"):
-            return self._earlier(self._int())
+            number = self._int()
+            earlier = self._seen[number] if number < len(self._seen) else None
+            if earlier is None:
+                raise ValueError("it refers to what is not there yet")
+            return earlier
         place = len(self._seen)
         if head & _FLAG_REF:
             self._seen.append(None)
@@ -137,7 +141,14 @@ class _Reader:
             return _of(b">", *sorted(self.object() for _ in range(self._int())))
         if kind == ord(":"):
             return _of(b":", *[self.object() for _ in range(_SLICE_PARTS)])
-        return self._code() if kind == ord("c") else None
+        if kind != ord("c"):
+            return None
+        head = self._take(_CODE_HEAD.size)
+        parts = [self.object() for _ in range(_CODE_PARTS)]
+        del parts[_FILE_NAME]
+        line = self._take(4)
+        tables = [self.object() for _ in range(_LINE_PARTS)]
+        return _of(b"c", head, *parts, line, *tables)
 
     def _leaf(self, kind: int) -> bytes:
         name = bytes((kind,))
@@ -152,20 +163,6 @@ class _Reader:
             raise ValueError("no compiler writes this")
         text = self._take(self._size(kind))
         return _of(b"u", text if kind in _UTF8 else text.decode("latin-1").encode())
-
-    def _code(self) -> bytes:
-        head = self._take(_CODE_HEAD.size)
-        parts = [self.object() for _ in range(_CODE_PARTS)]
-        del parts[_FILE_NAME]
-        line = self._take(4)
-        tables = [self.object() for _ in range(_LINE_PARTS)]
-        return _of(b"c", head, *parts, line, *tables)
-
-    def _earlier(self, number: int) -> bytes:
-        found = self._seen[number] if number < len(self._seen) else None
-        if found is None:
-            raise ValueError("it refers to what is not there yet")
-        return found
 
     def _size(self, kind: int) -> int:
         return self._take(1)[0] if kind in _SHORT else self._int()

@@ -10,6 +10,7 @@ every plugin back as it was.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import threading
@@ -147,7 +148,10 @@ class BoundAction(functools.partial[object]):
         bound._plugin_id = plugin_id
         bound._position = None if keyword_only else names.index(CREDENTIALS)
         # Without the parameter: a caller that checks arguments against it misses nothing.
-        bound.__signature__ = _relaxed(signature, rest)  # type: ignore[attr-defined]
+        # What stood behind a required one may have no default where one before has.
+        with contextlib.suppress(ValueError):
+            signature = signature.replace(parameters=rest)
+        bound.__signature__ = signature  # type: ignore[attr-defined]
         return bound
 
     def __call__(self, /, *args: object, **kwargs: object) -> object:
@@ -160,14 +164,6 @@ class BoundAction(functools.partial[object]):
         # What a caller (perhaps a language model) passes under this name is no handle.
         kwargs[CREDENTIALS] = invocation.credentials or CredentialMap({})
         return self.func(*args, **kwargs)
-
-
-def _relaxed(signature: inspect.Signature, rest: list[inspect.Parameter]) -> inspect.Signature:
-    # What stood behind a required `credentials` may have no default where one before has.
-    try:
-        return signature.replace(parameters=rest)
-    except ValueError:
-        return signature
 
 
 class _Place(NamedTuple):
@@ -191,8 +187,10 @@ class Bindings:
             None if that is so, or if the method does not ask for them. The method, if it
             asks but can't be bound: the plugin does not let its attributes be set.
         """
-        method = _method(plugin, action)
-        if method is None or isinstance(method, BoundAction):
+        method = None
+        with contextlib.suppress(Exception):  # a property's; the invocation will say so
+            method = getattr(plugin, action, None)
+        if not callable(method) or isinstance(method, BoundAction):
             return None
         if not shape_of(method).takes_credentials:
             return None
@@ -232,14 +230,6 @@ class Bindings:
             attributes = None if plugin is None else _attributes_of(plugin)
             if attributes is not None and attributes.get(place.action) is place.bound:
                 _restore(attributes, place.action, place.before)
-
-
-def _method(plugin: object, action: str) -> Callable[..., object] | None:
-    try:
-        method = getattr(plugin, action, None)
-    except Exception:  # noqa: BLE001 - a property of the plugin's; the invocation will say so
-        return None
-    return method if callable(method) else None
 
 
 def _attributes_of(plugin: object) -> MutableMapping[str, object] | None:

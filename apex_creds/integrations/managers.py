@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, cast
@@ -72,7 +72,12 @@ def load(manager: object, plugin_id: str) -> object:
         loading = method(plugin_id)
     except Exception:  # noqa: BLE001 - the invocation itself will say so
         return None
-    return _quietly(loading) if inspect.isawaitable(loading) else None
+
+    async def quietly() -> None:
+        with suppress(Exception):
+            await loading
+
+    return quietly() if inspect.isawaitable(loading) else None
 
 
 def folder_of(
@@ -105,8 +110,3 @@ def _folder(place: Path) -> Path | None:
     """The folder itself, or that of a file in it, if there is a plugin's metadata."""
     folder = place if place.is_dir() else place.parent
     return folder if metadata_file(folder) is not None else None
-
-
-async def _quietly(loading: Awaitable[object]) -> None:
-    with suppress(Exception):  # the invocation itself will say so
-        await loading

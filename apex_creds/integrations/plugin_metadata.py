@@ -218,9 +218,10 @@ def _digests(folder: Path, algorithm: str) -> list[str]:
             if left < 0:
                 raise InvalidInputError("The plugin's code is too large.")
             tree.update(name + b"\0" + size.to_bytes(8, "big"))
-            for chunk in _chunks(path):
-                tree.update(chunk)
-                single.update(chunk)
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    tree.update(chunk)
+                    single.update(chunk)
     except OSError as error:
         raise InvalidInputError(
             f"The plugin's code can't be read: {error.strerror}.",
@@ -260,12 +261,6 @@ def _code(folder: Path) -> Iterator[tuple[bytes, Path]]:
                 )
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
-
-
 # -- metadata -------------------------------------------------------------------------------
 
 
@@ -299,24 +294,17 @@ def load_metadata(folder: str | os.PathLike[str]) -> dict[str, object]:
             hint=f"A plugin's folder has a {' or '.join(METADATA)}.",
         )
     try:
-        return _decode(_read(regular(folder, path)), path)
+        found = regular(folder, path)
+        with os.fdopen(os.open(found, _FLAGS), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # since it was examined
+                raise UnsafePathError(f"{found} is not a regular file.")
+            data = file.read(MAX_METADATA_BYTES + 1)
     except OSError as error:
         raise InvalidManifestError(
             f"{path} can't be read: {error.strerror}.", hint="Check its permissions."
         ) from None
-
-
-def _read(path: Path) -> bytes:
-    with os.fdopen(os.open(path, _FLAGS), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UnsafePathError(f"{path} is not a regular file.")  # since it was examined
-        data = file.read(MAX_METADATA_BYTES + 1)
     if len(data) > MAX_METADATA_BYTES:
-        raise _invalid(path, f"is larger than {MAX_METADATA_BYTES // 1024} KiB")
-    return data
-
-
-def _decode(data: bytes, path: Path) -> dict[str, object]:
+        raise _invalid(found, f"is larger than {MAX_METADATA_BYTES // 1024} KiB")
     try:
         decoded = json.loads(
             data.decode("utf-8"),
