@@ -49,7 +49,6 @@ from apex_creds.errors import (
     InvalidInputError,
 )
 from apex_creds.fs.home import CREDENTIALS, SECURITY, audit_directory
-from apex_creds.fs.lock import WriteLock
 from apex_creds.fs.private_files import Folder, sync_directory, translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.hierarchy import KEYSTORE
@@ -69,7 +68,6 @@ FORMAT: Final = "apex-creds/backup"
 POLICY: Final = "policy.toml"
 
 _OPTIMISTIC: Final = 5
-_LOCK_SECONDS: Final = 10.0
 _SIGNED: Final = b"apex-creds backup v1\n"
 _LONGEST: Final = 16 << 20
 _CHUNK: Final = 1 << 20
@@ -174,7 +172,7 @@ async def _copy(vault: Vault, where: Path) -> bytes:
     async with closing(FileStorage(where)) as copy:
         await copy.prepare()
         create.map_names(copy, keystore)
-        found = await _documents(vault.store, vault.home)
+        found = await _documents(vault.store)
         held = found.pop(KEYSTORE)
         for name, data in found.items():
             await copy.write(name, data, expected=None)
@@ -197,7 +195,7 @@ def copy_policy(home: Path, where: Path) -> None:
             put_file(where / SECURITY / POLICY, iter(lambda: file.read(_CHUNK), b""))
 
 
-async def _documents(store: DocumentStore, home: Path) -> dict[str, bytes]:
+async def _documents(store: DocumentStore) -> dict[str, bytes]:
     """All documents as of one instant: none moved while they were read."""
     storage = store.storage
     for _ in range(_OPTIMISTIC):
@@ -208,15 +206,8 @@ async def _documents(store: DocumentStore, home: Path) -> dict[str, bytes]:
             return found
     # Writers are quicker than we are: they wait for this one read.
     with contextlib.ExitStack() as held:
-
-        def hold() -> None:
-            with translated(home / SECURITY, writing=True):
-                root = held.enter_context(Folder(home, outer=True))
-                folder = held.enter_context(Folder(home / SECURITY, within=root))
-                held.enter_context(WriteLock(timeout=_LOCK_SECONDS).held(folder))
-
         if isinstance(storage, FileStorage):
-            await anyio.to_thread.run_sync(hold)
+            await anyio.to_thread.run_sync(held.enter_context, storage.exclusive())
         names = _names(storage, await store.keystore())
         before = _tokens(storage, names)
         found = await _read_all(storage, names)

@@ -271,30 +271,28 @@ class GrantSet:
         """The grants as written; None where another writer was first."""
         count = len(state.first.first.shards) or self._division(plugins.values())
         parts = self._parts(state, plugins, count, moved)
-        generations = list(state.first.first.shards) or [0] * count
-        names = shard_names(GRANTS, count)
-        for number, name in enumerate(names if count else ()):
-            if name in parts:
-                generations[number] = keystore.next_generation(generations[number])
-        first = _First(
-            plugins=() if count else tuple(plugins.values()), shards=tuple(generations)
-        )
+        reached = list(state.first.first.shards) or [0] * count
+        numbers = {name: int(name.rpartition("_")[2], 16) for name in sorted(parts)}
+        for number in numbers.values():
+            reached[number] = keystore.next_generation(reached[number])
+        first = _First(plugins=() if count else tuple(plugins.values()), shards=tuple(reached))
 
         def sealed() -> list[tuple[Data, Header]]:
             made = [
-                _seal(keystore, name, generations[number], parts[name], now)
-                for number, name in enumerate(names)
-                if name in parts
+                _seal(keystore, name, reached[number], parts[name], now)
+                for name, number in numbers.items()
             ]
             at = keystore.next_generation(state.first.generation)
             return [*made, _seal(keystore, GRANTS, at, first, now)]
 
         now = self._store.clock.time()
         try:
-            made = await off_loop(len(plugins) if parts else 1, sealed)
-            tokens = {name: each.token for name, each in state.shards.items()}
-            tokens[GRANTS] = state.first.token
-            writes = [Write(h.section, data, tokens.get(h.section)) for data, h in made]
+            made = await off_loop(sum(map(len, parts.values())), sealed)
+            before = {**state.shards, GRANTS: state.first}
+            writes = [
+                Write(h.section, data, before.get(h.section, _NOTHING).token)
+                for data, h in made
+            ]
             after, results = await self._store.commit_with_keystore(writes, keystore, body)
         except (ConflictError, SecretWipedError):  # wiped: its key was destroyed
             return None
@@ -339,10 +337,9 @@ class GrantSet:
         if not state.first.first.shards:  # from now on they are divided
             moved = plugins
         parts: dict[str, list[PluginGrants]] = {place(GRANTS, n, count): [] for n in moved}
-        for name, shard in state.shards.items():
-            if name in parts:
-                kept = (plugins.get(each.plugin) for each in shard.plugins)
-                parts[name] = [each for each in kept if each is not None]
+        for name in parts.keys() & state.shards.keys():
+            kept = (plugins.get(each.plugin) for each in state.shards[name].plugins)
+            parts[name] = [each for each in kept if each is not None]
         there = {each.plugin for part in parts.values() for each in part}
         for plugin in moved:
             if plugin not in there and plugin in plugins:

@@ -68,6 +68,7 @@ __all__ = [
     "sweep",
     "sync_directory",
     "sync_file",
+    "sync_files",
     "touch",
     "translated",
     "try_lock",
@@ -422,6 +423,17 @@ def sync_file(fd: int) -> None:
             os.fsync(fd)
     else:
         os.fsync(fd)
+
+
+def sync_files(fds: Iterable[int]) -> None:
+    """As ``sync_file``, for several: all are on their way when the first is waited for."""
+    every = list(fds)
+    if len(every) > 1 and hasattr(os, "posix_fadvise"):
+        for fd in every:  # begins to write, and so that one flush of the disk is of all
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    for fd in every:
+        sync_file(fd)
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:

@@ -236,6 +236,16 @@ class FileStorage:
                 self._counter.attach(security)
         return token
 
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps all writers out for the block; a commit that was cut off is finished first.
+
+        Raises:
+            StorageLockedError: Another writer held the lock for too long.
+        """
+        with translated(self.root / SECURITY, writing=True), self._writing_all():
+            yield
+
     async def prepare(self) -> None:
         """Makes the directories, 0700 and durable; those that exist are only checked.
 
@@ -418,8 +428,8 @@ class FileStorage:
                     place, None if fd is None else _token(os.fstat(fd)), write.expected
                 )
             self._compare_ties(ties)
-            for folder in folders.values():
-                _sweep(folder)
+            for name in {place.folder for place in places}:
+                _sweep(folders[name])
             made = self._made(folders, ordered, places, old, stack)
             with self._moving(*(place.name for place in places)), durable_name():
                 if not journal.take(folders, [step for step, _ in made]):
@@ -460,10 +470,8 @@ class FileStorage:
                     made[-1] = (made[-1][0], fd)
                     write_all(fd, write.data)
                     _stamp(fd, _modified(before))
-            for _, new in made:  # all are on their way to the disk when the first is waited for
-                if new is not None:
-                    sync_file(new)
-            journal.begin(folders, [step for step, _ in made])
+            files = [new for _, new in made if new is not None]
+            journal.begin(folders, [step for step, _ in made], files)
         except NotDurableError:
             raise
         except BaseException:
@@ -478,8 +486,7 @@ class FileStorage:
         """Finishes a commit that was cut off; left to a writer where it can't be written."""
         with (
             contextlib.suppress(StorageError, CorruptDocumentError),  # a writer gets these
-            translated(self._journal, writing=True),
-            self._writing_all(),
+            self.exclusive(),
         ):
             pass
 
@@ -565,15 +572,16 @@ class FileStorage:
     def _writing_all(self) -> Iterator[journal.Folders]:
         """The folders, with the write lock held, and no commit cut off in them."""
         with (
-            self._folder(SECURITY) as security,
+            Folder(self.root, outer=True) as root,
+            Folder(self.root / SECURITY, within=root) as security,
             self._lock.held(security),
-            self._folder(CREDENTIALS) as credentials,
+            Folder(self.root / CREDENTIALS, within=root) as credentials,
         ):
             self._counter.attach(security, write=True)
             folders = {CREDENTIALS: credentials, SECURITY: security}
             if steps := journal.unfinished(security):
                 with self._counter.moving(), durable_name():
-                    journal.take(folders, steps)
+                    journal.finish(folders, steps)
             yield folders
 
     @contextlib.contextmanager
@@ -721,5 +729,5 @@ def _stamp(fd: int, newer_than: int) -> None:
 def _sweep(folder: Folder) -> None:
     """Removes what dead writers left; the lock is held, so no living one is at work."""
     for entry in folder.entries():
-        if _TEMPORARY.fullmatch(entry) or journal.NEW.fullmatch(entry):
+        if entry[0] == "." and (_TEMPORARY.fullmatch(entry) or journal.NEW.fullmatch(entry)):
             folder.unlink(entry)

@@ -1,14 +1,15 @@
 """Several files replaced as one: the steps are written down before the first is taken.
 
 Guarantee: of a commit that was cut off anywhere, either every step is taken, by whoever
-holds the write lock next, or none is. A journal that is there names new versions that are
-durable, each with the version that it replaces; where a file is neither of the two, another
-program has written it meanwhile, and no further step is taken. Nor is one after a new version
-that is in neither place: a copy of the folders that was made in the middle of a commit has not
-all of it, and keeps what the commit would have removed. Steps are taken in their order, and
-what is to be removed goes last. Specified in docs/FORMAT.md, "Journal".
+holds the write lock next, or none is. Before the first is taken, the journal and all new
+versions that it names are durable, each with the version that it replaces. Where a file is
+neither of the two, another program has written it meanwhile, and no further step is taken.
+Where a new version is in neither place, none is: the machine stopped before all was durable, or
+it is a copy of the folders from the middle of a commit, which keeps what the commit would have
+removed. Steps are taken in their order, and what is to be removed goes last. Specified in
+docs/FORMAT.md, "Journal".
 
-Everything here is called with the write lock held, but for ``is_there``.
+Everything here is called with the write lock held.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
 
 from apex_creds.errors import CorruptDocumentError
 from apex_creds.fs.home import SECURITY
-from apex_creds.fs.private_files import Folder, durable_name, sync_file, translated, write_all
+from apex_creds.fs.private_files import Folder, durable_name, sync_files, translated, write_all
 
 JOURNAL: Final = ".commit"
 FORMAT: Final = "apex-creds/commit"
@@ -72,49 +73,45 @@ def version_of(status: os.stat_result) -> Version:
     return status.st_mtime_ns, status.st_size
 
 
-def is_there(security: Folder) -> bool:
-    """Whether a commit goes on, or was cut off."""
-    with contextlib.suppress(FileNotFoundError):
-        security.status(JOURNAL)
-        return True
-    return False
-
-
-def begin(folders: Folders, steps: Sequence[Step]) -> None:
+def begin(folders: Folders, steps: Sequence[Step], files: Iterable[int]) -> None:
     """Writes the steps down; from here on they are taken, whatever happens.
+
+    Args:
+        folders: The vault's.
+        steps: All of them.
+        files: The new versions, open.
 
     Raises:
         NotDurableError: They may be taken.
         OSError: They are not.
     """
-    for name in {step.folder for step in steps}:  # the names of the new versions
-        folders[name].sync()
     security = folders[SECURITY]
     temporary = f"{JOURNAL}.json.{secrets.token_hex(8)}.tmp"  # as a document's: it is swept
     fd = security.create(temporary)
     try:
         write_all(fd, msgspec.json.encode(_Journal(steps=tuple(steps))))
-        sync_file(fd)
+        sync_files([*files, fd])
     finally:
         os.close(fd)
     security.replace(temporary, JOURNAL)
-    with durable_name():
-        security.sync()
+    _sync(folders, steps)
+
+
+def finish(folders: Folders, steps: Sequence[Step]) -> None:
+    """Takes the steps that are left of a commit that was cut off, unless a part is missing."""
+    _sync(folders, steps)  # its writer may not have come to that
+    missing = any(_is_missing(folders[step.folder], step) for step in steps)
+    _end(folders, steps, left=list(steps) if missing else _untaken(folders, steps))
 
 
 def take(folders: Folders, steps: Sequence[Step]) -> bool:
-    """Takes the steps that are left, makes them durable, and removes the journal.
+    """Takes the steps, makes them durable, and removes the journal.
 
     Returns:
         Whether all are taken.
     """
-    left = list(steps)
-    while left and _take(folders[left[0].folder], left[0]):
-        del left[0]
-    give_up(folders, left)  # another program has written: what was begun here is void
-    for name in {step.folder for step in steps}:
-        folders[name].sync()
-    folders[SECURITY].unlink(JOURNAL)
+    left = _untaken(folders, steps)
+    _end(folders, steps, left=left)
     return not left
 
 
@@ -163,11 +160,39 @@ def _usual(steps: Sequence[Step]) -> bool:
     )
 
 
+def _sync(folders: Folders, steps: Sequence[Step]) -> None:
+    """Makes the names of the new versions, and of the journal, durable."""
+    with durable_name():
+        for name in sorted({SECURITY, *(step.folder for step in steps)}):
+            folders[name].sync()
+
+
+def _untaken(folders: Folders, steps: Sequence[Step]) -> list[Step]:
+    """Takes steps as far as they can be; what is left then."""
+    left = list(steps)
+    while left and _take(folders[left[0].folder], left[0]):
+        del left[0]
+    return left
+
+
+def _end(folders: Folders, steps: Sequence[Step], *, left: Sequence[Step]) -> None:
+    give_up(folders, left)
+    for name in {step.folder for step in steps}:
+        folders[name].sync()
+    folders[SECURITY].unlink(JOURNAL)
+
+
+def _is_missing(folder: Folder, step: Step) -> bool:
+    """Whether a step was not taken, and its new version is not there."""
+    here = not step.new or _version(folder, step.new) is not None
+    return not here and _version(folder, step.file) == step.was
+
+
 def _take(folder: Folder, step: Step) -> bool:
     """Takes a step, unless it was taken; False where it can't be."""
     now = _version(folder, step.file)
     if step.new and _version(folder, step.new) is None:
-        return now != step.was  # else its new version is not in this copy of the folder
+        return now != step.was
     if not step.new and now is None:
         return True
     if now != step.was:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import anyio
 import msgspec
 import pytest
 
+from apex_creds.admin import backup as backup_module
 from apex_creds.admin.backup import backup
 from apex_creds.admin.transfer import transfer
 from apex_creds.documents import key_versions, sections
@@ -22,6 +23,7 @@ from apex_creds.errors import (
     ConflictError,
     CorruptDocumentError,
     RollbackDetectedError,
+    StorageUncertainError,
     UnsafePathError,
 )
 from apex_creds.keys import provider_from_uri
@@ -391,6 +393,28 @@ async def test_a_backup_has_every_shard(small: None, tmp_path: Path) -> None:
     assert set(shard_names("api_keys", SHARDS)) <= made.contents.documents.keys()
 
 
+async def test_a_backup_that_waits_for_writers_finishes_a_commit_that_was_cut_off(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await divided(tmp_path) as vault:
+
+        def dies(folders: journal.Folders, steps: Sequence[journal.Step]) -> bool:
+            raise OSError(5, "cut off")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, "take", dies)
+            with pytest.raises(StorageUncertainError):
+                await vault.put_many(items(9, value="changed"))
+        assert (home_in(tmp_path) / "security/.commit").exists()
+        monkeypatch.setattr(backup_module, "_OPTIMISTIC", 0)
+        made = await backup(
+            vault, tmp_path / "copy", provider=provider_from_uri(master_in(tmp_path))
+        )
+        assert made.contents.credentials == 9
+        assert not (home_in(tmp_path) / "security/.commit").exists()
+        assert set((await values(vault)).values()) == {b"changed"}
+
+
 @pytest.mark.parametrize("count", [4, 9])
 async def test_a_copy_is_divided_as_its_place_is(
     small: None, tmp_path: Path, count: int
@@ -470,8 +494,10 @@ async def test_a_commit_is_not_acknowledged_where_others_write_without_the_lock(
     old = await storage.write("a", b"old", expected=None)
     begin = journal.begin
 
-    def overtaken(folders: journal.Folders, steps: Sequence[journal.Step]) -> None:
-        begin(folders, steps)
+    def overtaken(
+        folders: journal.Folders, steps: Sequence[journal.Step], files: Iterable[int]
+    ) -> None:
+        begin(folders, steps, files)
         (tmp_path / "credentials/a.enc").write_bytes(b"another program's")
 
     monkeypatch.setattr(journal, "begin", overtaken)
@@ -512,3 +538,51 @@ async def test_a_link_in_the_place_of_the_journal_is_named(tmp_path: Path) -> No
     (tmp_path / "security/.commit").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UnsafePathError, match=r"\.commit is a symbolic link"):
         await storage.write("a", b"1", expected=None)
+
+
+async def test_a_journal_of_which_a_new_version_is_gone_is_void(tmp_path: Path) -> None:
+    """The machine stopped before the folders were flushed: nobody has been told of it."""
+    storage = FileStorage(tmp_path)
+    await storage.prepare()
+    old = await storage.write("keystore", b"old", expected=None)
+    first = await storage.write("first", b"1", expected=None)
+    steps = []
+    for folder, name, token in (
+        ("credentials", "first", first.token),
+        ("security", "keystore", old.token),
+    ):
+        file = f"{name}.enc"
+        new = journal.new_name(file)
+        if name == "first":
+            (tmp_path / folder / new).write_bytes(b"2")
+            (tmp_path / folder / new).chmod(0o600)
+        steps.append(journal.Step(folder, file, new, (token[2], token[3])))
+    text = msgspec.json.encode({"format": journal.FORMAT, "version": 1, "steps": steps})
+    (tmp_path / "security/.commit").write_bytes(text)
+    (tmp_path / "security/.commit").chmod(0o600)
+    found = await storage.read_many(["first", "keystore"])
+    assert {name: stored.data for name, stored in found.items()} == {
+        "first": b"1",
+        "keystore": b"old",
+    }
+    again = await storage.read("keystore")
+    assert again is not None
+    assert not (tmp_path / "security/.commit").exists()
+    assert await storage.read("first") == Stored(b"1", first.token)
+
+
+async def test_a_commit_of_several_flushes_each_file_and_folder_once_before_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files and the journal, their folder before the renames, and after."""
+    storage = FileStorage(tmp_path)
+    await storage.prepare()
+    pair = [Write("keystore", b"1", None), Write("grants", b"1", None)]
+    await storage.write_many(pair)
+    counted: Counter[str] = Counter()
+    monkeypatch.setattr(os, "fsync", counting(counted, os.fsync))
+    tokens = [storage.change_token(write.name) for write in pair]
+    await storage.write_many(
+        [Write(write.name, b"2", at) for write, at in zip(pair, tokens, strict=True)]
+    )
+    assert counted["fsync"] == 5
