@@ -351,6 +351,12 @@ class LockedDownError(AccessDeniedError):
     """The vault is locked down: nothing is released until it is unlocked."""
 
 
+class LoginError(ApexCredsError):
+    """A server refused a login, or did not keep to its protocol; no more was sent to it."""
+
+    exit_code = 6
+
+
 class LeaseEndedError(AccessDeniedError):
     """The handle's lease is over."""
 

@@ -1,0 +1,361 @@
+"""A login broker: drivers connect to its Unix socket, and it to the server.
+
+Guarantee: a connection belongs to the one lease that was there when it was opened (or, opened
+outside of any invocation, when it was first used), and ends with it, the query that runs in it
+included. Only this process may connect, with a ticket that names a seat; the folder of the
+socket is private. Drivers hold tickets: no secret, and nothing that leads to one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import struct
+import tempfile
+from contextvars import Context, copy_context
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from apex_creds.concurrency import LoopThread, soon
+from apex_creds.errors import AccessDeniedError, ApexCredsError, LeaseEndedError
+from apex_creds.leases import current_credentials
+from apex_creds.leases.broker import find_open, keep_open
+from apex_creds.leases.logins import (
+    checked_tls,
+    lease_here,
+    login_origin,
+    redeem_login,
+    user_of,
+)
+from apex_creds.model import Origin
+from apex_creds.sdk import postgres_session as wire
+
+PORT: Final = 5432
+_NAME: Final = f".s.PGSQL.{PORT}"
+_CHUNK: Final = 64 * 1024
+_LONGEST_PATH: Final = 100
+_LONGEST_STARTUP: Final = 10_000
+_SCHEMES: Final = ("postgresql",)
+_OUTSIDE: Final = "outside-any-invocation"
+
+
+class Account:
+    """What to log in to, by a credential's name; holds no right to it.
+
+    Args:
+        name: The credential's.
+        origin: The server; None: the one that the lease allows.
+        database: The role's, by default.
+        user: For a credential that is a password only.
+        tls: None: everywhere but on this machine.
+        allow: ``cleartext``, ``md5``.
+    """
+
+    __slots__ = ("allow", "database", "name", "origin", "tls", "user")
+
+    def __init__(
+        self,
+        name: str,
+        origin: Origin | None,
+        database: str,
+        user: str,
+        tls: bool | None,
+        allow: frozenset[str],
+    ) -> None:
+        self.name, self.origin, self.database = name, origin, database
+        self.user, self.tls, self.allow = user, tls, allow
+
+
+class Seat:
+    """What a ticket stands for: a lease, once there is one, and the connections under it."""
+
+    __slots__ = ("account", "context", "lease_id", "sessions", "ticket")
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.ticket = secrets.token_hex(16)
+        self.lease_id = ""
+        self.context: Context | None = None
+        self.sessions: set[asyncio.Task[None]] = set()
+        _SEATS[self.ticket] = self
+
+    def take(self, lease_id: str) -> None:
+        """It is the caller's invocation's from now on, until the lease ends."""
+        lease, _ = find_open(lease_id)
+        self.context, self.lease_id = copy_context(), lease_id
+        lease.close_at_end(self.end)
+
+    def end(self) -> None:
+        """Ends its connections; from any thread."""
+        _SEATS.pop(self.ticket, None)
+        if _BY_LEASE.get((self.account, self.lease_id)) is self:
+            del _BY_LEASE[self.account, self.lease_id]
+        keep_open(self.lease_id, self.end)
+        BROKER.soon(self._end_sessions)
+
+    def _end_sessions(self) -> None:
+        for task in self.sessions:
+            task.cancel()
+
+
+_SEATS: Final[dict[str, Seat]] = {}
+_BY_LEASE: Final[dict[tuple[Account, str], Seat]] = {}
+_SERVING: Final[set[asyncio.Task[None]]] = set()
+"""A loop holds tasks that wait for a stream by a weak reference only."""
+_KEYS: Final[dict[bytes, tuple[Origin, bool]]] = {}
+"""Where the open sessions are, by what their queries are cancelled by."""
+
+
+def ticket_here(account: Account) -> str:
+    """A ticket of the current invocation; where it has no right, one that is refused."""
+    try:
+        lease_id = lease_here(account.name)
+        seat = _BY_LEASE.get((account, lease_id))
+        if seat is None:
+            seat = Seat(account)
+            _BY_LEASE[account, lease_id] = seat
+            seat.take(lease_id)
+        return seat.ticket
+    except AccessDeniedError:
+        return _OUTSIDE
+
+
+def ticket_for_later(account: Account) -> str:
+    """A ticket for a connection that takes the first invocation that uses it."""
+    return Seat(account).ticket
+
+
+def check_seat(ticket: str, account: Account) -> None:
+    """Returns where the connection of ``ticket`` is the current invocation's, or is now.
+
+    Raises:
+        AccessDeniedError: It is another's, or nobody's any more; or there is no invocation.
+    """
+    lease_id = lease_here(account.name)
+    seat = _SEATS.get(ticket)
+    if seat is None:
+        raise LeaseEndedError(
+            "The connection has ended, with the lease that it was opened under.",
+            hint="Connect again.",
+        )
+    if not seat.lease_id:
+        seat.take(lease_id)
+    elif seat.lease_id != lease_id:
+        raise AccessDeniedError(
+            "The connection belongs to another invocation.",
+            hint="Give the pool check=, so that it hands on none of another's.",
+        )
+
+
+def is_anothers(ticket: str, account: Account) -> bool:
+    """Whether the current invocation could not use the connection, for that reason alone.
+
+    One that nobody has used is nobody's: who has no right to it sees so when he uses it.
+    """
+    seat, mine = _SEATS.get(ticket), current_credentials().get(account.name)
+    return seat is None or seat.lease_id not in ("", "" if mine is None else mine.id)
+
+
+class Broker:
+    """The socket of this process, and the thread behind it; both begin with the first use."""
+
+    def __init__(self) -> None:
+        self._thread = LoopThread("apex-creds-logins")
+        self._folder: Path | None = None
+        self._pid = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def folder(self) -> str:
+        """The private folder that the socket is in."""
+        if self._folder is None or self._pid != os.getpid():  # a fork has its own
+            _SEATS.clear()
+            _BY_LEASE.clear()
+            self._folder, self._pid = _private_folder(), os.getpid()
+            # In no invocation's context: its connections would be under that.
+            Context().run(self._thread.call, partial(self._listen, self._folder))
+        return str(self._folder)
+
+    def soon(self, call: object) -> None:
+        """Has the broker's thread call it."""
+        assert callable(call)
+        if self._loop is not None:
+            soon(self._loop, call)
+
+    async def _listen(self, folder: Path) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = await asyncio.start_unix_server(_serve, folder / _NAME)
+
+
+BROKER: Final = Broker()
+
+
+def _private_folder() -> Path:
+    places = [tempfile.gettempdir(), "/tmp"]  # noqa: S108 - made with 0700
+    short = [place for place in places if len(place) < _LONGEST_PATH - 40]
+    folder = Path(tempfile.mkdtemp(prefix="apex-creds-", dir=short[0]))
+    atexit.register(_remove, folder, os.getpid())
+    return folder
+
+
+def _remove(folder: Path, pid: int) -> None:
+    if pid == os.getpid():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One connection of a driver."""
+    task = asyncio.current_task()
+    assert task is not None
+    _SERVING.add(task)
+    task.add_done_callback(_SERVING.discard)
+    try:
+        if _is_own(writer.get_extra_info("socket")):
+            await _greet(reader, writer)
+    except (OSError, asyncio.IncompleteReadError, struct.error, asyncio.CancelledError):
+        return
+    finally:
+        writer.close()
+
+
+def _is_own(peer: socket.socket) -> bool:
+    """Whether the other end is this process: a ticket that leaks is of no use elsewhere."""
+    credentials = getattr(socket, "SO_PEERCRED", None)
+    if credentials is None:
+        return True  # the folder is private all the same
+    pid: int = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, credentials, 12))[0]
+    return pid == os.getpid()
+
+
+async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while True:
+        length, code = struct.unpack("!II", await reader.readexactly(8))
+        if not 8 <= length <= _LONGEST_STARTUP:
+            return
+        body = await reader.readexactly(length - 8)
+        if code not in (wire.SSL_REQUEST, wire.GSS_REQUEST):
+            break
+        writer.write(b"N")  # nobody is between the two ends of a Unix socket
+    if code == wire.CANCEL_REQUEST:
+        await _cancel(body)
+        return
+    if code > wire.PROTOCOL:
+        writer.write(wire.message(b"v", struct.pack("!II", wire.PROTOCOL, 0)))
+    parameters = wire.read_pairs(body)
+    seat = _SEATS.get(parameters.get(b"user", b"").decode("ascii", "replace"))
+    if seat is None:
+        writer.write(
+            wire.refusal(
+                "The use of the credential was refused: no invocation has it here.",
+                "Connect while the plugin is called; the audit log has more.",
+            )
+        )
+        return
+    early = b""
+    if not seat.lease_id:
+        early = await _first_words(seat, reader, writer)
+        if not early:
+            return
+    # In the context of the invocation, which the redeem looks for.
+    session = asyncio.get_running_loop().create_task(
+        _run(seat, parameters, reader, writer, early), context=seat.context
+    )
+    seat.sessions.add(session)
+    session.add_done_callback(seat.sessions.discard)
+    await session
+
+
+async def _first_words(
+    seat: Seat, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> bytes:
+    """Lets a driver in before it is known for whom; what it says first, once that is known."""
+    writer.write(wire.LOGGED_IN + wire.READY)
+    waiting = asyncio.current_task()
+    assert waiting is not None
+    seat.sessions.add(waiting)
+    try:
+        said = await reader.read(_CHUNK)
+    finally:
+        seat.sessions.discard(waiting)
+        if not seat.lease_id:  # it is closed, or not used in the way that takes the seat
+            seat.end()
+    return said if seat.lease_id else b""
+
+
+async def _run(
+    seat: Seat,
+    parameters: dict[bytes, bytes],
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    early: bytes,
+) -> None:
+    account = seat.account
+    try:
+        origin = login_origin(seat.lease_id, _SCHEMES, account.origin)
+        tls = checked_tls(origin, account.tls)
+        session = await _log_in(seat, origin, tls, parameters)
+    except ApexCredsError as error:
+        code = error.code if isinstance(error, wire.ServerRefusal) else "28000"
+        writer.write(wire.refusal(error.message, error.hint, code))
+        return
+    _KEYS[session.key] = origin, tls
+    try:
+        greeting = session.greeting
+        # A driver that was let in before must not see a second end of the startup.
+        writer.write(greeting[len(wire.LOGGED_IN) : -len(wire.READY)] if early else greeting)
+        session.writer.write(early)
+        await _relay((reader, session.writer), (session.reader, writer))
+    except asyncio.CancelledError:  # the lease has ended: what runs on the server ends, too
+        with contextlib.suppress(ApexCredsError):
+            await wire.cancel(origin, session.key, tls=tls)
+        raise
+    finally:
+        _KEYS.pop(session.key, None)
+        session.writer.close()
+
+
+async def _log_in(
+    seat: Seat,
+    origin: Origin,
+    tls: bool,
+    parameters: dict[bytes, bytes],
+) -> wire.Session:
+    account = seat.account
+    named = account.database or account.user
+    opened = await redeem_login(seat.lease_id, origin, path=f"/{named}" if named else "")
+    try:
+        role = user_of(opened, account.user)
+        target = wire.Target(origin, role, account.database or role, tls, account.allow)
+        return await wire.log_in(target, parameters, opened)
+    finally:
+        opened.close()
+
+
+async def _relay(*ways: wire.Streams) -> None:
+    """Passes on what comes, both ways, until one of them ends."""
+    tasks = [asyncio.ensure_future(_pass_on(*way)) for way in ways]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := await reader.read(_CHUNK):
+            writer.write(chunk)
+            await writer.drain()
+
+
+async def _cancel(key: bytes) -> None:
+    found = _KEYS.get(key)
+    if found is not None:
+        with contextlib.suppress(ApexCredsError):
+            await wire.cancel(found[0], key, tls=found[1])
