@@ -60,6 +60,7 @@ missing_packages() {
     command -v gnome-keyring-daemon >/dev/null || echo gnome-keyring
     command -v dbus-daemon >/dev/null || echo dbus
     ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || echo postgresql
+    command -v redis-check-rdb >/dev/null || echo redis-tools # the server's program, and no service
     if [ "$profile" = dev ]; then
         command -v chromium >/dev/null || echo chromium
         compgen -G '/usr/lib/*/libatomic.so.1' >/dev/null || echo libatomic1 # Playwright's own Node
