@@ -17,6 +17,7 @@ identifier of hexadecimal digits, which needs neither.
 from __future__ import annotations
 
 import re
+from binascii import unhexlify
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Final, final
@@ -154,7 +155,7 @@ def leaf_of(line: bytes) -> bytes:
     Raises:
         ValueError: It does not end in a hash.
     """
-    return bytes.fromhex(line[-_HASH - len(_END) : -len(_END)].decode("ascii"))
+    return unhexlify(line[-_HASH - len(_END) : -len(_END)])
 
 
 def fault(seq: int, line: bytes) -> str:

@@ -245,10 +245,10 @@ class Upkeep:
                 if path.suffix != ".gz":
                     compress(path)
             for path in reversed(paths):
-                note = b""
+                note, content = b"", None
                 if self._key is not None:
-                    note = signed_summary(path, key=self._key, size=size, root=root)
-                keep_nodes(path, vault_id=self._writer.vault_id, note=note)
+                    note, content = signed_summary(path, key=self._key, size=size, root=root)
+                keep_nodes(path, vault_id=self._writer.vault_id, note=note, content=content)
                 if self._ending:
                     break  # an older log may have many: the next opening goes on
         except Exception as error:  # noqa: BLE001 - the next opening tries again

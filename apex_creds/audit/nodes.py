@@ -52,7 +52,9 @@ def has_nodes(segment: Path) -> bool:
     return os.path.lexists(_beside(segment))
 
 
-def keep_nodes(segment: Path, *, vault_id: str, note: bytes = b"") -> None:
+def keep_nodes(
+    segment: Path, *, vault_id: str, note: bytes = b"", content: Content | None = None
+) -> None:
     """Writes the nodes that end in a sealed segment; without them proofs only read more.
 
     Several processes may do it at once: what they write is the same.
@@ -61,10 +63,13 @@ def keep_nodes(segment: Path, *, vault_id: str, note: bytes = b"") -> None:
         segment: Its file.
         vault_id: Whose log it is.
         note: A signed summary of it, which is kept with them; see ``summary``.
+        content: What is in it, where that was read before.
     """
     number = number_of_file(segment)
-    with suppress(ApexCredsError), SegmentReader(segment) as reader:
-        content = _parsed(reader, number, vault_id)
+    with suppress(ApexCredsError):
+        if content is None:
+            with SegmentReader(segment) as reader:
+                content = _parsed(reader, number, vault_id)
         head = header(segment=number, vault_id=vault_id, edge=content.edge)
         data = _pack(head, _made(content), note)
         create_whole(_beside(segment), data, replace=True)

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from apex_creds.audit import line, tree
 from apex_creds.audit import note as notes
 from apex_creds.audit.checkpoint import LogKey
-from apex_creds.audit.crash_recovery import parse
+from apex_creds.audit.crash_recovery import Content, parse
 from apex_creds.audit.events import EventKind, FactorOutcome, Recorded
 from apex_creds.audit.nodes import Subtrees, note_of
 from apex_creds.audit.note import VerifierKey, base64_of
@@ -110,7 +110,9 @@ def has_summary(segment: Path) -> bool:
         return False
 
 
-def signed_summary(segment: Path, *, key: LogKey, size: int, root: bytes) -> bytes:
+def signed_summary(
+    segment: Path, *, key: LogKey, size: int, root: bytes
+) -> tuple[bytes, Content | None]:
     """Signs what is in a sealed segment, if its events are those of a known tree.
 
     Args:
@@ -120,7 +122,8 @@ def signed_summary(segment: Path, *, key: LogKey, size: int, root: bytes) -> byt
         root: Its root.
 
     Returns:
-        A note for ``keep_nodes``; empty if they are not, or the segment has none.
+        A note for ``keep_nodes``, and what is in the segment, as it was read for it. The
+        note is empty if they are not, or there is none; then the other is None.
     """
     with suppress(ApexCredsError):
         number, data = number_of_file(segment), read_segment(segment)
@@ -139,12 +142,12 @@ def signed_summary(segment: Path, *, key: LogKey, size: int, root: bytes) -> byt
         events = line.decode_all(body)
         times = [event.time for event in events]
         if not content.sealed or not times:
-            return b""
+            return b"", None
         found = Summary(edge.size, min(times), max(times), Counter(map(what, events)))
         name = key.origin + _NAME
         made = notes.sign(found.text(name, number, edge.root()), name=name, key=key.signer)
-        return str(made).encode()
-    return b""
+        return str(made).encode(), content
+    return b"", None
 
 
 class Summaries:

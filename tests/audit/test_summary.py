@@ -178,9 +178,9 @@ def test_one_signed_by_another_key_or_for_another_history_hides_nothing(
     edge = Frontier()
     edge.extend(_leaves(made))
     for path in sealed(made):
-        note = signed_summary(path, key=stranger, size=edge.size, root=edge.root())
+        note, content = signed_summary(path, key=stranger, size=edge.size, root=edge.root())
         assert note
-        keep_nodes(path, vault_id=VAULT, note=note)
+        keep_nodes(path, vault_id=VAULT, note=note, content=content)
     summaries = Summaries(made, vault_id=VAULT, key=log_key.verifier)
     assert all(map(has_summary, sealed(made)))
     assert not any(summaries.of(number) for number in segments(made))
@@ -206,7 +206,8 @@ def test_no_summary_is_signed_of_a_segment_that_was_altered(
     path.chmod(0o600)
     path.write_bytes(pack(b"".join((head, *texts, seal))))
     beside(path).unlink()
-    assert not signed_summary(path, key=log_key, size=edge.size, root=edge.root())
+    found = signed_summary(path, key=log_key, size=edge.size, root=edge.root())
+    assert found == (b"", None)
     fill(made, log_key, range(0))
     assert not has_summary(path)
 
