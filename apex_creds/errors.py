@@ -6,6 +6,7 @@ contains a secret. Each class carries the exit code that the CLI ends with.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 __all__ = [
@@ -93,11 +94,7 @@ class ApexCredsError(Exception):
         return f"{self.message} {self.hint}" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.message, self.hint))
-
-
-def _rebuild(cls: type[ApexCredsError], message: str, hint: str) -> ApexCredsError:
-    return cls(message, hint=hint)
+        return (partial(type(self), self.message, hint=self.hint), ())
 
 
 # -- vault -----------------------------------------------------------------------

@@ -387,18 +387,15 @@ class AuditLog:
             f"The audit log {self._stopped}.", hint="Open the vault again in this process."
         )
 
-    def _after_fork(self) -> None:
-        # The child's descriptors share the parent's locks: gone before it can hold them up.
-        self._stopped = "was opened before a fork"
-        self._release()
-
 
 _open_logs: weakref.WeakSet[AuditLog] = weakref.WeakSet()
 
 
 def _stop_all() -> None:
     for log in list(_open_logs):
-        log._after_fork()
+        # The child's descriptors share the parent's locks: gone before it can hold them up.
+        log._stopped = "was opened before a fork"
+        log._release()
 
 
 if hasattr(os, "register_at_fork"):

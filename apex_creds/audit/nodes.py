@@ -124,7 +124,6 @@ class Subtrees:
         self._vault_id = vault_id
         self._edges: dict[int, Frontier] = {}
         self._readers: dict[int, SegmentReader] = {}
-        self._contents: dict[int, Content] = {}
         self._nodes: dict[int, bytes] = {}
         self._unfit: set[Path] = set()
         self._used: set[Path] = set()
@@ -172,7 +171,8 @@ class Subtrees:
         number, first = self._find(end - 1)
         height = (end - start).bit_length() - 1 - _HEIGHT
         at = (count_until(end - 1) - count_until(first) + height) * HASH_BYTES
-        for nodes in (self._kept, lambda number: _made(self._content(number))):
+        made = lambda n: _made(_parsed(self._reader(n), n, self._vault_id))  # noqa: E731
+        for nodes in (self._kept, made):
             stored = _remembered(self._nodes, number, nodes, most=_FILES)
             found = stored[at : at + HASH_BYTES]
             if len(found) == HASH_BYTES:
@@ -225,12 +225,6 @@ class Subtrees:
 
     def _reader(self, number: int) -> SegmentReader:
         return _remembered(self._readers, number, lambda n: SegmentReader(self._paths[n]))
-
-    def _content(self, number: int) -> Content:
-        def parsed(number: int) -> Content:
-            return _parsed(self._reader(number), number, self._vault_id)
-
-        return _remembered(self._contents, number, parsed)
 
 
 def _remembered(

@@ -362,7 +362,15 @@ class _Check:
             self._segment = name
             file = CheckpointFile(self._directory, vault_id=self._vault_id, name=name)
             for number, each in enumerate(file.all(), start=1):
-                self._check_signed(each, keys, number, witnessed=name == COSIGNED)
+                why = "" if keys else "there is no verifier key"
+                try:
+                    if keys:
+                        check_signatures(each, keys, witnessed=name == COSIGNED)
+                except IntegrityError as error:
+                    why = error.message.rstrip(".")
+                if why:
+                    how = f"is where checkpoint {number} does not verify: {why}"
+                    raise self._bad(max(each.size, 1), how)
                 if name == "checkpoints" and found and each.size <= found[-1].size:
                     raise self._bad(each.size, f"is where checkpoint {number} is out of order")
                 found.append(each)
@@ -370,19 +378,6 @@ class _Check:
         known = [] if self._since is None else [self._since]
         start = self._since.size if self._since is not None else 0
         return sorted([*known, *(c for c in found if c.size >= start)], key=lambda c: c.size)
-
-    def _check_signed(
-        self, each: Checkpoint, keys: tuple[VerifierKey, ...], number: int, *, witnessed: bool
-    ) -> None:
-        why = "there is no verifier key"
-        try:
-            if keys:
-                check_signatures(each, keys, witnessed=witnessed)
-                return
-        except IntegrityError as error:
-            why = error.message.rstrip(".")
-        how = f"is where checkpoint {number} does not verify: {why}"
-        raise self._bad(max(each.size, 1), how)
 
     # -- segments --------------------------------------------------------------------
 

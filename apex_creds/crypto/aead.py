@@ -147,19 +147,16 @@ class Resealer:
             DecryptionError: The message does not open.
             SecretWipedError: A key is closed.
         """
-        made = self._inner.reseal(sealed, old_aad=old_aad, new_aad=new_aad, nonce=self._nonce())
+        at = self._at
+        nonce = self._nonces[at : at + NONCE_BYTES]
+        if len(nonce) < NONCE_BYTES:
+            self._nonces, at = os.urandom(NONCE_BYTES * 128), 0
+            nonce = self._nonces[:NONCE_BYTES]
+        self._at = at + NONCE_BYTES
+        made = self._inner.reseal(sealed, old_aad=old_aad, new_aad=new_aad, nonce=nonce)
         if isinstance(made, bool):
             raise _failure(committed=made)
         return made
-
-    def _nonce(self) -> bytes:
-        at = self._at
-        found = self._nonces[at : at + NONCE_BYTES]
-        if len(found) < NONCE_BYTES:
-            self._nonces, at = os.urandom(NONCE_BYTES * 128), 0
-            found = self._nonces[:NONCE_BYTES]
-        self._at = at + NONCE_BYTES
-        return found
 
     def close(self) -> None:
         """Wipes what passed through; idempotent."""

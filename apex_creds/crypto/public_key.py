@@ -9,6 +9,7 @@ is not shown: the one who opens it checks what is inside. PyNaCl hands out that 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn, Self, final
 
 from nacl.exceptions import BadSignatureError, CryptoError
@@ -105,19 +106,14 @@ def verify(public: bytes, message: bytes, signature: bytes) -> None:
     """
     if len(public) != PUBLIC_BYTES:
         raise InvalidInputError(f"A public key has {PUBLIC_BYTES} bytes.")
-    if len(signature) != SIGNATURE_BYTES or not _verifies(public, message, signature):
-        raise IntegrityError(
-            "The signature does not match.",
-            hint="What it signs was altered, or another key signed it.",
-        )
-
-
-def _verifies(public: bytes, message: bytes, signature: bytes) -> bool:
-    try:
-        VerifyKey(public).verify(message, signature)
-    except BadSignatureError:
-        return False
-    return True
+    if len(signature) == SIGNATURE_BYTES:
+        with suppress(BadSignatureError):
+            VerifyKey(public).verify(message, signature)
+            return
+    raise IntegrityError(
+        "The signature does not match.",
+        hint="What it signs was altered, or another key signed it.",
+    )
 
 
 KEY_BYTES: Final = 32

@@ -198,7 +198,9 @@ class Resealer:
         if size < _TAG:
             return True
         if size > len(self._plain):
-            self._grow(size)
+            self._plain.close()
+            self._plain = SecretBytes(size)
+            self._out = memory.ffi.new("unsigned char[]", size)
         pair, plain, personal = self._pair._pointer(), self._plain._pointer(), self._personal
         before = sealed[:24]
         _blake2b(pair, 64, before, 24, self._old._pointer(), 32, _ZERO_SALT, personal)
@@ -215,11 +217,6 @@ class Resealer:
         self._old._still_open()
         self._new._still_open()
         return made
-
-    def _grow(self, size: int) -> None:
-        self._plain.close()
-        self._plain = SecretBytes(size)
-        self._out = memory.ffi.new("unsigned char[]", size)
 
     def close(self) -> None:
         """Wipes what passed through; idempotent."""

@@ -312,7 +312,9 @@ class WrappedCoroutine(Coroutine[object, object, object]):
 
     def send(self, value: object) -> object:
         """Runs one step."""
-        self._begin()
+        # From here on the steps end the call, or the stream that they come to.
+        self._dropped.detach()
+        self._awaitable = None
         return self._steps.send(value)
 
     def throw(self, *error: Any) -> object:
@@ -334,11 +336,6 @@ class WrappedCoroutine(Coroutine[object, object, object]):
 
     def __next__(self) -> object:
         return self.send(None)
-
-    def _begin(self) -> None:
-        """From here on the steps end the call, or the stream that they come to."""
-        self._dropped.detach()
-        self._awaitable = None
 
     def _end(self, outcome: str) -> None:
         """Ends the call if no step was run."""

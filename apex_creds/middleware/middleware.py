@@ -637,15 +637,14 @@ def report_denials(middleware: CredentialMiddleware, worker: RotationWorker) -> 
     """
     from apex_creds.scheduler.rotation_state import DenialsExceeded
 
+    async def emit(event: DenialsExceeded) -> None:
+        try:
+            await worker.emit(event)
+        except ApexCredsError as error:
+            _log.error("An event could not be stored: %s", error.message)
+
     def report(found: rate_limits.DenialsExceeded) -> None:
         event = DenialsExceeded(plugin=found.plugin, count=found.amount, source="limits")
-        BACKGROUND.start(functools.partial(_emit, worker, event))
+        BACKGROUND.start(functools.partial(emit, event))
 
     middleware.broker.authorizer.on_denials = report
-
-
-async def _emit(worker: RotationWorker, event: DenialsExceeded) -> None:
-    try:
-        await worker.emit(event)
-    except ApexCredsError as error:
-        _log.error("An event could not be stored: %s", error.message)

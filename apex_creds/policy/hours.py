@@ -60,19 +60,23 @@ def window(
     Raises:
         InvalidInputError: A day, a time or the zone is none, or the times are the same.
     """
-    chosen = frozenset(range(7)) if days is None else frozenset(map(_day, days))
+    for name in days or ():
+        if name not in DAYS:
+            hint = f"Use {', '.join(DAYS)}."
+            raise InvalidInputError(f"{name[:20]!r} is not a day.", hint=hint)
+    chosen = frozenset(map(DAYS.index, DAYS if days is None else days))
     if not chosen:
         raise InvalidInputError("There is no day in the list.", hint="Leave it out for all.")
     first, last = _minute(start, 0), _minute(end, _DAY)
     if first in (last, _DAY):
         raise InvalidInputError("It begins when it ends.", hint="Leave both out for all day.")
-    return Window(chosen, first, last, _zone(zone))
-
-
-def _day(name: str) -> int:
-    if name not in DAYS:
-        raise InvalidInputError(f"{name[:20]!r} is not a day.", hint=f"Use {', '.join(DAYS)}.")
-    return DAYS.index(name)
+    try:
+        return Window(chosen, first, last, ZoneInfo(zone))
+    except (ValueError, OSError, KeyError):
+        raise InvalidInputError(
+            f"{zone[:40]!r} is not a time zone that this machine knows.",
+            hint='Write it like "Europe/Berlin" or "UTC".',
+        ) from None
 
 
 def _minute(text: str, default: int) -> int:
@@ -86,13 +90,3 @@ def _minute(text: str, default: int) -> int:
             f"{text[:20]!r} is not a time of day.", hint='Write it like "08:30".'
         )
     return int(found[1]) * 60 + int(found[2])
-
-
-def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name)
-    except (ValueError, OSError, KeyError):
-        raise InvalidInputError(
-            f"{name[:40]!r} is not a time zone that this machine knows.",
-            hint='Write it like "Europe/Berlin" or "UTC".',
-        ) from None

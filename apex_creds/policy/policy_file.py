@@ -479,23 +479,12 @@ class PolicySource:
 
         Callers may compare ``now`` with ``due`` themselves and take ``policy``.
         """
-        if now >= self.due:
-            self.due = now + PERIOD
-            self._look()
-        return self.policy
-
-    def reload(self) -> Policy:
-        """Looks at the file now, whatever the time, and waits until it is compiled."""
-        with self._lock:
-            stamp = self._stamp()
-            if stamp != self._seen:
-                self._load(stamp)
-        return self.policy
-
-    def _look(self) -> None:
+        if now < self.due:
+            return self.policy
+        self.due = now + PERIOD
         stamp = self._stamp()
         if stamp == self._seen or not self._lock.acquire(blocking=False):
-            return
+            return self.policy
         # An absent file has to stay so for a while: editors move it away and back.
         if stamp == _ABSENT and self._seen != (0,):
             self._seen = (0,)
@@ -509,6 +498,15 @@ class PolicySource:
             ).start()
         else:
             self._load_and_release(stamp)
+        return self.policy
+
+    def reload(self) -> Policy:
+        """Looks at the file now, whatever the time, and waits until it is compiled."""
+        with self._lock:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._load(stamp)
+        return self.policy
 
     def _load_and_release(self, stamp: _Stamp) -> None:
         try:

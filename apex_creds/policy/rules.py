@@ -152,17 +152,14 @@ class _Clockwork:
         minute = now // _MINUTE
         known_minute, asleep = self.known[0]
         if minute != known_minute:
-            asleep = self._find_asleep(now)
+            try:
+                awake = sum(bits for window, bits in self.windows if window.holds(now))
+                asleep = self.rules & ~awake
+            except (ValueError, OverflowError, OSError):
+                # No time that a calendar knows: what refuses holds, what allows does not.
+                asleep = self.unknown
             self.known[0] = (minute, asleep)
         return asleep
-
-    def _find_asleep(self, now: float) -> int:
-        try:
-            awake = sum(bits for window, bits in self.windows if window.holds(now))
-        except (ValueError, OverflowError, OSError):
-            # No time that a calendar knows: what refuses holds, what allows does not.
-            return self.unknown
-        return self.rules & ~awake
 
 
 class Policy:
@@ -240,33 +237,25 @@ class Policy:
         key = (plugin, action, credential, level._value_, tuple(scopes), places)
         found = self._known.get(key)
         if found is None:
-            found = self._find(plugin, action, credential, level, scopes, origins, now)
+            among = self._among(plugin, action, credential)
+            asleep = self._clockwork.asleep(now)
+            found = reduce(
+                _stricter,
+                (
+                    self._first(cell & ~asleep, level, bool(cell & self._clockwork.rules))
+                    for cell in self._cells(among, scopes, origins)
+                ),
+            )
             if not found.timed:
                 self._known.remember(key, found)
         return found
 
-    def _find(
-        self,
-        plugin: str,
-        action: str,
-        credential: str,
-        level: Sensitivity,
-        scopes: Iterable[str],
-        origins: Iterable[Origin],
-        now: float,
-    ) -> Ruling:
-        among = (
+    def _among(self, plugin: str, action: str, credential: str) -> int:
+        return (
             self._plugin.name(plugin)
             & self._action.name(action)
             & self._credential.name(credential)
         )
-        asleep = self._clockwork.asleep(now)
-        verdict: Ruling | None = None
-        for found in self._cells(among, scopes, origins):
-            one = self._first(found & ~asleep, level, bool(found & self._clockwork.rules))
-            verdict = one if verdict is None else _stricter(verdict, one)
-        assert verdict is not None
-        return verdict
 
     def matching(
         self,
@@ -279,11 +268,7 @@ class Policy:
         now: float,
     ) -> list[Rule]:
         """Every rule that has a say in ``rule_on``, the one that wins first."""
-        among = (
-            self._plugin.name(plugin)
-            & self._action.name(action)
-            & self._credential.name(credential)
-        )
+        among = self._among(plugin, action, credential)
         found = reduce(int.__or__, self._cells(among, scopes, origins), 0)
         found &= ~self._clockwork.asleep(now)
         return [rule for number, rule in enumerate(self.rules) if found >> number & 1]

@@ -379,17 +379,8 @@ def _unescaped(text: memoryview) -> Iterator[int]:
         if high and 0xDC00 <= unit < 0xE000:
             unit = 0x10000 + ((high - 0xD800) << 10 | unit - 0xDC00)
         high = 0
-        yield from _utf_8(unit)
-
-
-def _utf_8(point: int) -> Iterator[int]:
-    if point < 0x80:
-        yield point
-        return
-    more = 1 if point < 0x800 else 2 if point < 0x10000 else 3
-    yield (0xC0, 0xE0, 0xF0)[more - 1] | point >> 6 * more
-    for left in range(more - 1, -1, -1):
-        yield 0x80 | point >> 6 * left & 0x3F
+        # A string of one character says nothing of the secret.
+        yield from chr(unit).encode("utf-8", "surrogatepass")
 
 
 def _trimmed(text: memoryview) -> tuple[int, int]:

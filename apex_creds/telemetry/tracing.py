@@ -84,11 +84,9 @@ def mark_failed(started: Span, error_type: str) -> None:
 
 def current_ids() -> tuple[str, str]:
     """Returns trace id (32 hexadecimal digits) and span id (16), or two empty strings."""
-    return NO_IDS if _tracer() is None else _ids(trace.get_current_span())
-
-
-def _ids(started: Span) -> tuple[str, str]:
-    found = started.get_span_context()
+    if _tracer() is None:
+        return NO_IDS
+    found = trace.get_current_span().get_span_context()
     if not found.is_valid:
         return NO_IDS
     return trace.format_trace_id(found.trace_id), trace.format_span_id(found.span_id)

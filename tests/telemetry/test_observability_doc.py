@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds.audit.sinks import Level as Severity
-from apex_creds.audit.sinks.sink_factory import _MAKERS, _OPTIONS
+from apex_creds.audit.sinks.sink_factory import _LOCAL, _OPTIONS, _PORTS
 from apex_creds.leases import CredentialMap
 from apex_creds.scheduler.rotation_state import newest, order
 from apex_creds.scheduler.schedule import Level
@@ -31,7 +31,7 @@ def test_every_name_is_on_the_page() -> None:
 
 
 def test_every_destination_and_option_is_on_the_page() -> None:
-    assert {scheme for scheme in _MAKERS if f"`{scheme}:" not in PAGE} == set()
+    assert {scheme for scheme in (*_LOCAL, *_PORTS) if f"`{scheme}:" not in PAGE} == set()
     assert {option for option in _OPTIONS if f"`{option}=`" not in PAGE} == set()
     assert {level.value for level in Severity if f"`{level.value}`" not in PAGE} == set()
 

@@ -34,7 +34,8 @@ _HINT: Final = (
     "Write stderr:, syslog:PATH, syslog+udp://HOST:PORT, syslog+tcp://…, syslog+tls://… or "
     "journald:PATH, and ?level=…&required=yes|no&capacity=N&name=…"
 )
-_PORTS: Final = {"udp": 514, "tcp": 601, "tls": 6514}
+_LOCAL: Final = ("stderr", "syslog", "journald")
+_PORTS: Final = {"syslog+udp": 514, "syslog+tcp": 601, "syslog+tls": 6514}
 _OPTIONS: Final = {"level", "required", "capacity", "name"}
 _ANSWERS: Final = {"yes": True, "no": False}
 
@@ -74,7 +75,7 @@ def parse(text: str) -> Destination:
 
 def _sink(url: SplitResult) -> Sink:
     """One of ours, or what an installed package makes of it; of our options it sees none."""
-    if url.scheme in ("stderr", "syslog", "journald"):
+    if url.scheme in _LOCAL:
         absolute = url.path.startswith("/") and url.scheme != "stderr"
         if url.netloc or (url.path and not absolute):
             raise ValueError
@@ -82,11 +83,11 @@ def _sink(url: SplitResult) -> Sink:
             return StreamSink()
         journal = url.scheme == "journald"
         return JournalSink(url.path or JOURNAL) if journal else SyslogSink(url.path or DEV_LOG)
-    transport = url.scheme.removeprefix("syslog+")
-    if transport != url.scheme and transport in _PORTS:
+    if url.scheme in _PORTS:
         if not url.hostname or url.path not in ("", "/"):
             raise ValueError
-        return SyslogSink((url.hostname, url.port or _PORTS[transport]), transport=transport)
+        address = (url.hostname, url.port or _PORTS[url.scheme])
+        return SyslogSink(address, transport=url.scheme.removeprefix("syslog+"))
     sink = extensions.make(extensions.SINKS, url._replace(query="").geturl())
     if sink is not None and not isinstance(sink, Sink):
         raise InvalidInputError(
