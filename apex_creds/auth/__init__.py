@@ -5,7 +5,6 @@ Guarantee: names are handed on when they are first asked for; nothing is importe
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,21 +43,19 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    _MODULES = {
-        "challenge": ("expecting",),
-        "challenge_client": ("ClientKey", "StreamResponder", "answer_over"),
-        "challenge_issuer": ("Challenger",),
-        "consent_queue": ("QueueConsent",),
-        "enrolment": ("Factors",),
-        "second_factor": ("SecondFactor", "Subject"),
-        "step_up": ("ChallengeGate", "LocalResponder", "SecondFactorGate", "answering"),
-        "terminal": ("TerminalAsk", "TerminalConsent"),
-        "totp": ("code_at",),
-    }
+    from apex_creds.lazy import names_from
 
-    def __getattr__(name: str) -> object:
-        for module, names in _MODULES.items():
-            if name in names:
-                found = getattr(import_module(f"{__name__}.{module}"), name)
-                return globals().setdefault(name, found)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = names_from(
+        __name__,
+        {
+            "challenge": ("expecting",),
+            "challenge_client": ("ClientKey", "StreamResponder", "answer_over"),
+            "challenge_issuer": ("Challenger",),
+            "consent_queue": ("QueueConsent",),
+            "enrolment": ("Factors",),
+            "second_factor": ("SecondFactor", "Subject"),
+            "step_up": ("ChallengeGate", "LocalResponder", "SecondFactorGate", "answering"),
+            "terminal": ("TerminalAsk", "TerminalConsent"),
+            "totp": ("code_at",),
+        },
+    )

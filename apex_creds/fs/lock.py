@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from filelock import BaseFileLock, FileLock, Timeout
 
 from apex_creds.errors import StorageLockedError
-from apex_creds.fs.private_files import Folder, check, touch
+from apex_creds.fs.private_files import Folder, check, touch, translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +32,21 @@ def lock_at(path: Path) -> FileLock:
     """
     touch(path)
     return FileLock(path, mode=0o600, timeout=0, thread_local=False, fallback_to_soft=False)
+
+
+def take_lock(path: Path) -> BaseFileLock | None:
+    """Takes the lock of a file, which is made where there is none; None: another one has it.
+
+    Raises:
+        StorageError: It can't be made or locked.
+    """
+    with translated(path, writing=True):
+        lock = lock_at(path)
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+    return lock
 
 
 def release(lock: BaseFileLock) -> None:

@@ -6,7 +6,6 @@ compared; nothing in the vault is silently replaced; every entry's fate is repor
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,19 +51,17 @@ __all__ = [
 
 # As the package's own face: every command asks for old files, and few find any.
 if not TYPE_CHECKING:
-    _MODULES = {
-        "auto_migrate": ("SWITCH", "on_unseal", "on_unseal_logged", "switch"),
-        "cleanup": ("Erased", "finish", "set_aside"),
-        "copy_verify": ("OnConflict",),
-        "fallback": ("Fallback",),
-        "importer": ("Options", "migrate", "preview"),
-        "legacy_files": ("is_legacy",),
-        "progress": ("EntryReport", "Fate", "Report", "SourceReport", "migration_document"),
-    }
+    from apex_creds.lazy import names_from
 
-    def __getattr__(name: str) -> object:
-        for module, names in _MODULES.items():
-            if name in names:
-                found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
-                return found
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = names_from(
+        __name__,
+        {
+            "auto_migrate": ("SWITCH", "on_unseal", "on_unseal_logged", "switch"),
+            "cleanup": ("Erased", "finish", "set_aside"),
+            "copy_verify": ("OnConflict",),
+            "fallback": ("Fallback",),
+            "importer": ("Options", "migrate", "preview"),
+            "legacy_files": ("is_legacy",),
+            "progress": ("EntryReport", "Fate", "Report", "SourceReport", "migration_document"),
+        },
+    )

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from filelock import FileLock, Timeout
 
 from apex_creds.errors import (
     ConflictError,
@@ -32,7 +31,7 @@ from apex_creds.errors import (
     ValueTooLargeError,
 )
 from apex_creds.fs.home import SECURITY
-from apex_creds.fs.lock import lock_at, release
+from apex_creds.fs.lock import release, take_lock
 from apex_creds.fs.private_files import overwrite, sync_directory, sync_file, translated
 from apex_creds.migration.entries import Format
 from apex_creds.migration.progress import DOCUMENT
@@ -227,14 +226,11 @@ async def exclusive(home: Path, *, wait: float = 0.0) -> AsyncIterator[None]:
     Raises:
         StorageLockedError: Another process (or task) is migrating.
     """
-    path = home / SECURITY / LOCK_NAME
-    with translated(path, writing=True):
-        lock = lock_at(path)
-    for _ in range(int(wait / _POLL)):
-        if _acquired(lock, path):
-            break
+    path, left = home / SECURITY / LOCK_NAME, int(wait / _POLL)
+    while (lock := take_lock(path)) is None and left:
+        left -= 1
         await anyio.sleep(_POLL)
-    if not lock.is_locked and not _acquired(lock, path):
+    if lock is None:
         raise StorageLockedError(
             "Another process is migrating into this vault.", hint="Wait for it to finish."
         )
@@ -242,15 +238,6 @@ async def exclusive(home: Path, *, wait: float = 0.0) -> AsyncIterator[None]:
         yield
     finally:
         release(lock)
-
-
-def _acquired(lock: FileLock, path: Path) -> bool:
-    with translated(path, writing=True):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return False
-    return True
 
 
 # -- what a file is -------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Guarantee: names are handed on when they are first asked for; nothing is importe
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,16 +30,14 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    _MODULES = {
-        "rotation_state": ("CompromiseSuspected", "OperatorRequest", "RotationState"),
-        "schedule": ("Level", "LevelPolicy", "Policies"),
-        "status": ("rotation_status",),
-        "worker": ("Rhythm", "RotationWorker"),
-    }
+    from apex_creds.lazy import names_from
 
-    def __getattr__(name: str) -> object:
-        for module, names in _MODULES.items():
-            if name in names:
-                found = getattr(import_module(f"{__name__}.{module}"), name)
-                return globals().setdefault(name, found)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = names_from(
+        __name__,
+        {
+            "rotation_state": ("CompromiseSuspected", "OperatorRequest", "RotationState"),
+            "schedule": ("Level", "LevelPolicy", "Policies"),
+            "status": ("rotation_status",),
+            "worker": ("Rhythm", "RotationWorker"),
+        },
+    )

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-import filelock
 import msgspec
 
 from apex_creds.errors import (
@@ -29,7 +28,7 @@ from apex_creds.errors import (
     VaultNotFoundError,
 )
 from apex_creds.fs.home import audit_directory, make_home
-from apex_creds.fs.lock import lock_at, release
+from apex_creds.fs.lock import release, take_lock
 from apex_creds.fs.private_files import (
     read_small,
     remove_file,
@@ -56,8 +55,9 @@ def alone(home: Path) -> Iterator[None]:
         StorageLockedError: Another process (or task) has it.
         StorageError: The home or the lock can't be used, or not safely.
     """
-    lock = _lock_in(home)
-    if not _taken(lock, home):
+    make_home(home)
+    lock = take_lock(home / _LOCK)
+    if lock is None:
         raise _locked()
     try:
         yield
@@ -93,33 +93,18 @@ async def making(home: Path, *, elsewhere: bool = False) -> AsyncIterator[Begun]
         if not begun.is_there():
             yield begun
             return
-    lock = _lock_in(home)
-    for _ in range(int(_WAIT / _POLL)):
-        if _taken(lock, home):
-            break
+    make_home(home)
+    left = int(_WAIT / _POLL)
+    while (lock := take_lock(home / _LOCK)) is None and left:
+        left -= 1
         await anyio.sleep(_POLL)
-    else:
+    if lock is None:
         raise _locked()
     try:
         refuse_remains(home)
         yield begun
     finally:
         release(lock)
-
-
-def _lock_in(home: Path) -> filelock.BaseFileLock:
-    make_home(home)
-    with translated(home / _LOCK, writing=True):
-        return lock_at(home / _LOCK)
-
-
-def _taken(lock: filelock.BaseFileLock, home: Path) -> bool:
-    with translated(home / _LOCK, writing=True):
-        try:
-            lock.acquire()
-        except filelock.Timeout:  # an OSError, too
-            return False
-    return True
 
 
 def _locked() -> StorageLockedError:
