@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import httpx
 import msgspec
@@ -47,6 +48,8 @@ from apex_creds.leases.deliveries import RawHeaders, Snapshot, Use
 from apex_creds.leases.lease import AccessRequest, Lease, caller
 from apex_creds.leases.request_signing import Outgoing, inject, snapshot, without_secret
 from apex_creds.model import Origin
+
+_HANDLE: Final = b"<CredentialHandle "
 
 
 class Request(msgspec.Struct, frozen=True, eq=False):
@@ -81,7 +84,7 @@ class Answered(msgspec.Struct, frozen=True, eq=False):
 
     status: int
     headers: RawHeaders
-    body: AsyncBody | SyncBody
+    body: httpx.AsyncByteStream | httpx.SyncByteStream
     http_version: bytes | None
     given: httpx.Headers | None
 
@@ -194,6 +197,9 @@ def _checked(
         taken = snapshot(
             request.method, request.url, request.headers, request.body, request.timeout
         )
+        for _, _, value in taken.headers:
+            if _HANDLE in value:
+                raise _handle_as_text()
     except RequestNotAllowedError:
         for lease in leases:
             broker.log_refused_request(lease)
@@ -204,6 +210,15 @@ def _checked(
         if taken.origin not in lease.permission.origins:
             waits = None  # a refusal is not waited for
     return leases, broker, taken, asked, Key(caller(), credentials), waits
+
+
+def _handle_as_text() -> RequestNotAllowedError:
+    return RequestNotAllowedError(
+        "A header has the text of a handle in it, where a key should be: a handle is no key.",
+        hint='Give the SDK api_key=sdk.placeholder("sk-") and a client of apex_creds.sdk, as '
+        'http_client=httpx.AsyncClient(transport=sdk.httpx.async_transport("NAME")). By hand: '
+        "handle.client(), which adds the credential itself.",
+    )
 
 
 def _injected(

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import LeaseEndedError, SecretMisuseError
-from apex_creds.leases.broker import LONGEST_NAME, denied, find_open, keep_open
+from apex_creds.errors import AccessDeniedError, LeaseEndedError, SecretMisuseError
+from apex_creds.leases.broker import LONGEST_NAME, find_open, keep_open
 from apex_creds.leases.lease import (
     REVEAL,
     AccessRequest,
@@ -220,10 +220,14 @@ def _refuse_unknown(name: object) -> NoReturn:
     text = f"<{type(name).__name__[:80]}>" if plain is None else plain[:LONGEST_NAME]
     text = text.encode("utf-8", "backslashreplace").decode()
     invocation = current_invocation()
-    if invocation is not None:
-        text = invocation.shown(text)
-        invocation.refuse(invocation, text)
-    raise denied(text)
+    if invocation is None:
+        raise AccessDeniedError(
+            f"There is no credential {text!r} here: each call of a plugin has handles of its own.",
+            hint="Ask for it in an action. For a client that is made before, as in __init__, "
+            "see apex_creds.sdk and docs/SDKS.md.",
+        )
+    text = invocation.shown(text)
+    invocation.refuse(invocation, text)
 
 
 def current_credentials() -> CredentialMap:

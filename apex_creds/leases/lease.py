@@ -323,9 +323,13 @@ def end_each(leases: set[Lease], why: type[LeaseEndedError] = HandleRevokedError
 
 def ended_error(why: type[LeaseEndedError]) -> LeaseEndedError:
     """The error that says how a lease ended."""
-    return why(_ENDED[why], hint="Ask for a new handle by invoking the plugin again.")
+    return why(_ENDED[why], hint=_AGAIN)
 
 
+_AGAIN: Final = (
+    "Ask for a new handle by invoking the plugin again. An SDK's client that is kept longer "
+    "sends by apex_creds.sdk; see docs/SDKS.md."
+)
 _ENDED: Final[dict[type[LeaseEndedError], str]] = {
     HandleExpiredError: "The credential handle has expired.",
     HandleRevokedError: "The credential handle is no longer valid: its lease has ended.",

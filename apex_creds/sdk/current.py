@@ -1,0 +1,166 @@
+"""Late binding: by names to the handles of the invocation that sends a request.
+
+Guarantee: what an SDK keeps has names only. Which secrets go in is decided at each request, by
+the invocation that it is made in; several plugins, tasks and threads may share one client, and
+none sends with another's rights. A refusal is an answer, 403 with ``x-should-retry: false`` and
+our words as JSON, so that an SDK tries once and raises its own permission error: what a
+transport raises it would take for a connection that failed, and try again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+from typing import Final, Literal, TypeVar
+
+import httpx
+import msgspec
+
+from apex_creds.errors import AccessDeniedError, ApexCredsError, InvalidInputError
+from apex_creds.leases.broker import find_open
+from apex_creds.leases.exchange import Answered, Request, exchange, exchange_blocking
+from apex_creds.leases.handle import current_credentials
+from apex_creds.leases.lease import current_invocation
+from apex_creds.model import PLACEHOLDER, Origin
+from apex_creds.plain import plain_text, plain_texts
+
+T = TypeVar("T")
+
+Refusal = Literal["answer", "raise"]
+"""What a refused request is for the SDK: an answer of 403, or our exception."""
+_WORD_END: Final = re.compile(r"(?<!^)(?=[A-Z])")
+_NO_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+
+
+def placeholder(prefix: str = "") -> str:
+    """A key that is none, for an SDK that asks for one when its client is made.
+
+    Each header with it is taken out before the real credential is put in; a request with it
+    anywhere else is refused.
+
+    Args:
+        prefix: What the SDK wants a key to begin with, as ``sk-ant-``.
+    """
+    return plain_text(prefix, what="prefix") + PLACEHOLDER
+
+
+class Executor(ThreadPoolExecutor):
+    """A pool of threads in which what is submitted runs in the invocation of its submitter."""
+
+    def submit(self, fn: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
+        """See ``concurrent.futures.Executor.submit``."""
+        return super().submit(copy_context().run, partial(fn, *args, **kwargs))
+
+
+class Binding:
+    """What an adapter sends through; made before there is any invocation.
+
+    Args:
+        names: Of credentials. Those that may go to where a request goes are sent with it; none:
+            all that the invocation has.
+        scope: One that the leases must have.
+        refusal: ``answer`` or ``raise``.
+
+    Raises:
+        InvalidInputError: An argument is of another kind.
+    """
+
+    __slots__ = ("_names", "_raises", "_scope")
+
+    def __init__(
+        self, names: tuple[str, ...], scope: str | None = None, refusal: Refusal = "answer"
+    ) -> None:
+        self._names = plain_texts(names, what="credential names")
+        self._scope = None if scope is None else plain_text(scope, what="scope")
+        if refusal not in ("answer", "raise"):
+            raise InvalidInputError("The refusal is one of: answer, raise.")
+        self._raises = refusal == "raise"
+
+    async def send(self, request: Request) -> Answered:
+        """Sends with the handles of the current invocation; a refusal is an answer.
+
+        Raises:
+            ApexCredsError: It was refused, and ``refusal`` is ``raise``.
+        """
+        try:
+            return await exchange(self._leases(request), self._prepared(request))
+        except ApexCredsError as error:
+            if self._raises:
+                raise
+            return _refused(error)
+
+    def send_blocking(self, request: Request) -> Answered:
+        """As ``send``, for threads."""
+        try:
+            return exchange_blocking(self._leases(request), self._prepared(request))
+        except ApexCredsError as error:
+            if self._raises:
+                raise
+            return _refused(error)
+
+    def _prepared(self, request: Request) -> Request:
+        return msgspec.structs.replace(request, headers=_framed(request), scope=self._scope)
+
+    def _leases(self, request: Request) -> list[str]:
+        if current_invocation() is None:
+            raise AccessDeniedError(
+                "This client sends with an invocation's credentials, and there is none here.",
+                hint="Make it anywhere, and use it in a plugin's action. In threads: "
+                "apex_creds.sdk.Executor, or contextvars.copy_context().run(…).",
+            )
+        credentials = current_credentials()
+        handles = [credentials.get(name) for name in self._names or credentials]
+        found = [handle.id for handle in handles if handle is not None]
+        origin = _origin(request.url)
+        going = [lease for lease in found if origin in find_open(lease)[0].permission.origins]
+        if going:
+            return going
+        for name in self._names:
+            credentials[name]  # refuses the first that it has no handle for, and logs it
+        if not found:
+            raise AccessDeniedError(
+                "This invocation has no credential to send.",
+                hint="Declare it in the plugin's manifest, and have it granted.",
+            )
+        return found[:1]  # which is refused, with where it went
+
+
+def _origin(url: object) -> Origin | None:
+    try:
+        parts = httpx.URL(str(url))
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return Origin(parts.scheme, parts.host, port)
+    except (httpx.InvalidURL, ApexCredsError):
+        return None  # refused where it is sent
+
+
+def _framed(request: Request) -> list[tuple[bytes, bytes]]:
+    """The headers, with one that says where the body ends."""
+    headers, body = list(request.headers), request.body
+    # httpx says it itself, and where it says nothing there is no body.
+    if (
+        body is None
+        or isinstance(body, httpx.ByteStream)
+        or any(name.lower() in _NO_FRAMING for name, _ in headers)
+    ):
+        return headers
+    if isinstance(body, bytes):
+        return [*headers, (b"Content-Length", str(len(body)).encode())]
+    return [*headers, (b"Transfer-Encoding", b"chunked")]
+
+
+def _refused(error: ApexCredsError) -> Answered:
+    code = _WORD_END.sub("_", type(error).__name__.removesuffix("Error")).lower()
+    message = f"{error.message} {error.hint}".strip()
+    said = {"error": {"type": "permission_error", "code": code, "message": message}}
+    body = json.dumps(said).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-should-retry", b"false"),
+    ]
+    return Answered(403, headers, httpx.ByteStream(body), b"HTTP/1.1", None)

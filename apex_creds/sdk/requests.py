@@ -1,0 +1,64 @@
+"""For SDKs on requests: a session, or an adapter to mount on theirs.
+
+``stripe.RequestsClient(session=session("stripe"))`` for ``stripe.StripeClient(http_client=…)``
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import requests
+from requests.adapters import DEFAULT_POOLBLOCK, HTTPAdapter
+
+from apex_creds.sdk.current import Binding, Refusal
+from apex_creds.sdk.urllib3 import BoundPools
+
+
+def session(
+    *names: str, scope: str | None = None, refusal: Refusal = "answer"
+) -> requests.Session:
+    """A ``requests.Session``, which may be made before any invocation.
+
+    Args:
+        names: Of credentials; none: all that the invocation has.
+        scope: One that the leases must have.
+        refusal: ``answer``: a refused request is a 403; ``raise``: it raises our error.
+    """
+    made = requests.Session()
+    made.trust_env = False  # no proxy, and no password of ~/.netrc
+    mounted = adapter(*names, scope=scope, refusal=refusal)
+    made.mount("https://", mounted)
+    made.mount("http://", mounted)
+    return made
+
+
+def adapter(
+    *names: str, scope: str | None = None, refusal: Refusal = "answer", **options: Any
+) -> HTTPAdapter:
+    """An adapter for ``requests.Session.mount``; arguments as for ``session``.
+
+    Args:
+        names: Of credentials.
+        scope: One that the leases must have.
+        refusal: ``answer`` or ``raise``.
+        options: As for ``requests.adapters.HTTPAdapter``, as ``max_retries``.
+    """
+    return _Adapter(Binding(names, scope, refusal), **options)
+
+
+class _Adapter(HTTPAdapter):
+    def __init__(self, binding: Binding, **options: Any) -> None:
+        self._binding = binding
+        super().__init__(**options)
+
+    def init_poolmanager(
+        self, connections: int, maxsize: int, block: bool = DEFAULT_POOLBLOCK, **options: Any
+    ) -> None:
+        self.poolmanager = BoundPools(
+            self._binding, num_pools=connections, maxsize=maxsize, block=block, **options
+        )
+
+    def send(
+        self, request: requests.PreparedRequest, *args: Any, **options: Any
+    ) -> requests.Response:
+        return super().send(request, *args, **{**options, "proxies": None})

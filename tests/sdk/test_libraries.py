@@ -1,0 +1,245 @@
+"""One client for all: each HTTP library sends with the credentials of whoever calls."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from apex_creds import sdk
+from apex_creds.errors import AccessDeniedError, RequestNotAllowedError
+from apex_creds.model import ApiKey
+from tests.sdk.libraries import LIBRARIES, Client
+from tests.sdk.vendor import SECRET, has_secret
+from tests.support.worlds import World
+
+pytestmark = pytest.mark.anyio
+NEED = ({"name": "web"},)
+
+
+@pytest.fixture(params=LIBRARIES, ids=repr)
+def library(request) -> Client:
+    return request.param
+
+
+async def ran(world: World, library: Client, work, *, needs=NEED, plugin="demo"):
+    """What ``work`` gives, called as a plugin: a coroutine, or in a thread."""
+    if library.asynchronous:
+
+        async def action(credentials):
+            return await work()
+
+    else:
+
+        def action(credentials):
+            return work()
+
+    return await world.call(action, needs=needs, plugin=plugin)
+
+
+async def called(
+    world: World, library: Client, client, *args, plugin="demo", needs=NEED, **more
+):
+    def work():
+        return library.call(client, *args, **more)
+
+    return await ran(world, library, work, needs=needs, plugin=plugin)
+
+
+async def test_one_client_for_two_invocations_and_two_plugins(world, service, library) -> None:
+    client = library.make("web")
+    await service.allow(world)
+    await service.allow(world, plugin="other")
+    for plugin in ("demo", "other", "demo"):
+        found = await called(
+            world, library, client, "POST", f"{service.origin}/v1?a=b", b"hello", plugin=plugin
+        )
+        assert found[:2] == (200, {"echo": "hello"})
+    assert [event.plugin for event in world.events("redeem")] == ["demo", "other", "demo"]
+    assert [path for _, path, _, _ in service.requests] == ["/v1?a=b"] * 3
+    assert not has_secret(client, found)
+
+
+async def test_a_body_that_streams(world, service, library) -> None:
+    client = library.make("web")
+    await service.allow(world)
+
+    def parts():
+        yield b"one,"
+        yield b"two"
+
+    async def async_parts():
+        for part in parts():
+            yield part
+
+    def work():
+        body = async_parts() if library.asynchronous else parts()
+        return library.call(client, "POST", f"{service.origin}/up", body)
+
+    assert (await ran(world, library, work))[1] == {"echo": "one,two"}
+
+
+async def test_an_answer_that_streams_is_seen_as_it_comes(world, service, library) -> None:
+    client = library.make("web")
+    await service.allow(world)
+    service.answer = lambda *_: ["data: 1", "data: 2", "data: 3"]
+    service.gate = threading.Event()
+
+    async def in_coroutine():
+        lines = []
+        async for line in library.lines(client, f"{service.origin}/events"):
+            lines.append(line)
+            service.gate.set()
+        return lines
+
+    def in_thread():
+        lines = []
+        for line in library.lines(client, f"{service.origin}/events"):
+            lines.append(line)
+            service.gate.set()  # the rest comes only when the first was seen
+        return lines
+
+    work = in_coroutine if library.asynchronous else in_thread
+    assert await ran(world, library, work) == ["data: 1", "data: 2", "data: 3"]
+
+
+async def refused(world, library, client, url, **more):
+    status, said, headers = await called(world, library, client, "GET", url, **more)
+    assert status == 403
+    assert headers["x-should-retry"] == "false"
+    assert said["error"]["type"] == "permission_error"
+    return said["error"]
+
+
+async def test_a_refusal_is_an_answer(world, service, library) -> None:
+    client = library.make("web")
+    url = f"{service.origin}/v1"
+    optional = ({"name": "web", "required": False},)
+    ungranted = await refused(world, library, client, url, needs=optional)
+    assert ungranted["code"] == "access_denied"
+    await service.allow(world)
+    elsewhere = await refused(world, library, client, "http://127.0.0.1:9/")
+    assert elsewhere["code"] == "request_not_allowed"
+    assert (await refused(world, library, client, url, needs=()))["code"] == "access_denied"
+    outside = await (
+        asyncio.to_thread(library.call, client, "GET", url)
+        if not library.asynchronous
+        else library.call(client, "GET", url)
+    )
+    assert outside[0] == 403
+    assert "none here" in outside[1]["error"]["message"]
+    assert "audit log" not in outside[1]["error"]["message"]
+    assert service.requests == []
+
+
+async def test_a_refusal_is_our_error_where_that_is_wanted(world, service, library) -> None:
+    client = library.make("web", refusal="raise")
+    await service.allow(world)
+    with pytest.raises(RequestNotAllowedError):
+        await called(world, library, client, "GET", "http://127.0.0.1:9/")
+
+
+async def test_a_connection_that_fails_is_the_librarys_own_error(world, library) -> None:
+    client = library.make("web")
+    await world.vault.put("web", ApiKey(SECRET), origins=["http://127.0.0.1:9"])
+    await world.vault.grant("demo", "web")
+    with pytest.raises(library.connection_error) as caught:
+        await called(world, library, client, "GET", "http://127.0.0.1:9/")
+    assert not has_secret(caught.value)
+
+
+async def test_a_placeholder_is_taken_out_of_headers(world, service, library) -> None:
+    key = sdk.placeholder("sk-ant-")
+    client = library.make("web")
+    await service.allow(world)
+    headers = {"X-Api-Key": key, "Authorization": f"Bearer {key}", "X-Other": "1"}
+    found = await called(world, library, client, "GET", f"{service.origin}/", headers=headers)
+    assert found[0] == 200
+    assert "x-api-key" not in service.requests[0][2]
+    assert service.requests[0][2]["x-other"] == "1"
+
+
+async def test_a_placeholder_anywhere_else_is_refused(world, service, library) -> None:
+    key = sdk.placeholder("sk-")
+    client = library.make("web")
+    await service.allow(world)
+    url = f"{service.origin}/"
+    in_query = await called(world, library, client, "GET", f"{url}?key={key}")
+    in_body = await called(world, library, client, "POST", url, f"key={key}".encode())
+    for status, said, _ in (in_query, in_body):
+        assert status == 403
+        assert "placeholder" in said["error"]["message"]
+    assert service.requests == []
+
+
+async def test_a_handle_as_a_key_is_refused_with_the_right_line(
+    world, service, library
+) -> None:
+    client = library.make("web")
+    await service.allow(world)
+
+    async def work(handle):
+        headers = {"Authorization": f"Bearer {handle}"}
+        return library.call(client, "GET", f"{service.origin}/", headers=headers)
+
+    async def in_coroutine(credentials):
+        return await (await work(credentials["web"]))
+
+    def in_thread(credentials):
+        headers = {"Authorization": f"Bearer {credentials['web']}"}
+        return library.call(client, "GET", f"{service.origin}/", headers=headers)
+
+    action = in_coroutine if library.asynchronous else in_thread
+    status, said, _ = await world.call(action, needs=NEED)
+    assert status == 403
+    assert "sdk.placeholder" in said["error"]["message"]
+    assert service.requests == []
+
+
+async def test_without_names_all_that_may_go_there_goes(world, service, library) -> None:
+    client = library.make()
+    await service.allow(world)
+    await world.vault.put("far", ApiKey("far-secret-0123456789"), origins=["https://far.test"])
+    await world.vault.put(
+        "more", ApiKey("more-0123456789"), origins=[service.origin], delivery="header:X-More"
+    )
+    for name in ("far", "more"):
+        await world.vault.grant("demo", name)
+    needs = tuple({"name": name} for name in ("far", "web", "more"))
+    found = await called(world, library, client, "GET", f"{service.origin}/", needs=needs)
+    assert found[0] == 200
+    assert service.requests[0][2]["x-more"] == "more-0123456789"
+
+
+async def test_many_tasks_and_threads_share_one(world, service, library) -> None:
+    client = library.make("web")
+    await service.allow(world)
+    url = f"{service.origin}/"
+
+    async def in_tasks(credentials):
+        if library.asynchronous:
+            return await asyncio.gather(*[library.call(client, "GET", url) for _ in range(8)])
+        with sdk.Executor(4) as pool:
+            waiting = [pool.submit(library.call, client, "GET", url) for _ in range(8)]
+            return [await asyncio.wrap_future(one) for one in waiting]
+
+    found = await world.call(in_tasks, needs=NEED)
+    assert [status for status, *_ in found] == [200] * 8
+
+
+async def test_a_kept_client_is_worth_nothing_when_the_invocation_is_over(
+    world, service, library
+) -> None:
+    client = library.make("web")
+    await service.allow(world)
+    await called(world, library, client, "GET", f"{service.origin}/")
+    raising = library.make("web", refusal="raise")
+
+    async def again():
+        found = library.call(raising, "GET", f"{service.origin}/")
+        return await found if library.asynchronous else found
+
+    with pytest.raises(AccessDeniedError, match="none here"):
+        await again()
+    assert len(service.requests) == 1
