@@ -222,7 +222,7 @@ def _refuse_unknown(name: object) -> NoReturn:
     invocation = current_invocation()
     if invocation is None:
         raise AccessDeniedError(
-            f"There is no credential {text!r} here: each call of a plugin has handles of its own.",
+            f"There is no credential {text!r} here: each call of a plugin has its own handles.",
             hint="Ask for it in an action. For a client that is made before, as in __init__, "
             "see apex_creds.sdk and docs/SDKS.md.",
         )
