@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import httpx
 import httpx2
 import requests
@@ -98,7 +100,31 @@ def _urllib3():
     return Client("urllib3", sdk.urllib3.pool_manager, call, lines, error)
 
 
+def _aiohttp():
+    @contextlib.asynccontextmanager
+    async def requested(connector, method, url, **more):
+        async with (
+            aiohttp.ClientSession(connector=connector, connector_owner=False) as session,
+            session.request(method, url, **more) as answer,
+        ):
+            yield answer
+
+    async def call(client, method, url, body=None, headers=None):
+        async with requested(client, method, url, data=body, headers=headers) as answer:
+            return answer.status, await answer.json(), answer.headers
+
+    async def lines(client, url) -> AsyncIterator[str]:
+        async with requested(client, "GET", url) as answer:
+            async for line in answer.content:
+                if line.strip():
+                    yield line.decode().strip()
+
+    error = aiohttp.ClientConnectorError
+    return Client("aiohttp", sdk.aiohttp.connector, call, lines, error, asynchronous=True)
+
+
 LIBRARIES = [
+    _aiohttp(),
     _async_httpx(httpx, sdk.httpx.async_transport, "httpx-async"),
     _httpx(httpx, sdk.httpx.transport, "httpx"),
     _async_httpx(httpx2, sdk.httpx2.async_transport, "httpx2-async"),
