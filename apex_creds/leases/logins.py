@@ -7,6 +7,7 @@ event. What a server says is not passed on where it has the secret in it.
 from __future__ import annotations
 
 import os
+import shlex
 import ssl
 from collections.abc import Collection
 from functools import lru_cache
@@ -43,19 +44,22 @@ def login_origin(lease_id: str, schemes: Collection[str], given: Origin | None) 
         AccessDeniedError: There is none, or not one; audited.
     """
     lease, broker = find_open(lease_id)
-    if given is not None:
-        return given
-    found = [origin for origin in lease.permission.origins if origin.scheme in schemes]
+    allowed = lease.permission.origins
+    found = [
+        origin for origin in allowed if origin.scheme in schemes and given in (None, origin)
+    ]
     if len(found) == 1:
         return found[0]
     broker.log_refused_request(lease)
+    if found:
+        raise RequestNotAllowedError(
+            "The credential may log in to several servers.", hint="Say to which: origin=…."
+        )
+    place = given or f"{min(schemes)}://HOST"
     raise RequestNotAllowedError(
-        "The credential has no server of this kind to log in to."
-        if not found
-        else "The credential may log in to several servers.",
-        hint=f"Its owner names it: apex-creds edit NAME --origin {min(schemes)}://HOST"
-        if not found
-        else "Say to which: origin=….",
+        f"The credential may not be sent to {place}.",
+        hint="If it should, its owner runs: "
+        f"apex-creds edit {shlex.quote(lease.need.name)} --origin {place}",
     )
 
 

@@ -1,0 +1,35 @@
+"""Looks for a secret in the objects that a plugin can walk to."""
+
+from __future__ import annotations
+
+import gc
+import types
+from collections.abc import Iterable
+
+_LEAVES = (type, types.ModuleType, types.FunctionType, types.CodeType, types.FrameType)
+_MOST = 200_000
+
+
+def reachable(*roots: object) -> Iterable[object]:
+    """What can be walked to from ``roots``, but through modules, classes, functions, frames."""
+    seen: set[int] = set()
+    ahead = list(roots)
+    while ahead and len(seen) < _MOST:
+        thing = ahead.pop()
+        if id(thing) in seen or isinstance(thing, _LEAVES):
+            continue
+        seen.add(id(thing))
+        yield thing
+        ahead.extend(gc.get_referents(thing))
+
+
+def holders(secret: str, *roots: object) -> list[str]:
+    """The types of the texts and bytes that have the secret in them."""
+    plain = secret.encode()
+    found = []
+    for thing in reachable(*roots):
+        if isinstance(thing, str) and secret in thing:
+            found.append(f"str {thing[:40]!r}")
+        elif isinstance(thing, bytes | bytearray) and plain in thing:
+            found.append(f"bytes {bytes(thing[:40])!r}")
+    return found
