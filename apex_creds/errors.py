@@ -11,6 +11,7 @@ from typing import ClassVar
 
 __all__ = [
     "AccessDeniedError",
+    "AnswerWithheldError",
     "ApexCredsError",
     "AuditTamperedError",
     "AuditUnavailableError",
@@ -395,6 +396,12 @@ class ChallengeError(AccessDeniedError):
 
 class SecretLeakError(ApexCredsError):
     """A plugin let a secret out and policy makes that an error."""
+
+    exit_code = 9
+
+
+class AnswerWithheldError(ApexCredsError):
+    """A service's answer can't be searched for the secret that it was sent."""
 
     exit_code = 9
 

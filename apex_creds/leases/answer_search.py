@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from apex_creds.documents.records import Record
@@ -22,8 +22,10 @@ class AnswerFilter(Protocol):
 
     headers: RawHeaders
 
-    def feed(self, chunk: bytes) -> bytes:
-        """What can go on now that ``chunk`` has come; it may be nothing.
+    def feed(self, chunk: bytes) -> Iterable[bytes]:
+        """What can go on now that ``chunk`` has come, in pieces of a bounded size.
+
+        They are to be taken before the next chunk; there may be none.
 
         Raises:
             ApexCredsError: The answer can't be searched, and goes no further.
@@ -36,13 +38,36 @@ class AnswerFilter(Protocol):
         """Wipes what it has; idempotent, from any thread, with or without ``finish``."""
 
 
+class MessageFilter(Protocol):
+    """Takes secrets out of the messages of one connection, as of a WebSocket.
+
+    All raises as ``AnswerFilter.feed``; a message is as long as it was.
+    """
+
+    def whole(self, message: str | bytes) -> str | bytes:
+        """A whole message without secrets."""
+
+    def feed(self, frame: bytes) -> bytes:
+        """What can go on of a message that comes in frames; it may be nothing."""
+
+    def finish(self, frame: bytes = b"") -> bytes:
+        """The rest of that message, with its last frame."""
+
+    def close(self) -> None:
+        """As ``AnswerFilter.close``."""
+
+
 class AnswerSearch(Protocol):
     """Searches answers for the secrets that were sent."""
+
+    def ask(self, leases: Sequence[Lease], headers: list[tuple[bytes, bytes, bytes]]) -> None:
+        """Has a request's headers (those of its ``Snapshot``) ask for what can be searched."""
 
     def begin(
         self,
         leases: Sequence[Lease],
         records: Sequence[Record],
+        method: str,
         status: int,
         headers: RawHeaders,
     ) -> AnswerFilter | None:
@@ -51,9 +76,18 @@ class AnswerSearch(Protocol):
         Args:
             leases: Those that the request was sent with, and whose invocation made it.
             records: What they released, sealed.
+            method: Of the request.
             status: Of the answer.
             headers: Of the answer.
 
         Raises:
             ApexCredsError: It can't be searched, and is not given on.
         """
+
+    def messages(
+        self, leases: Sequence[Lease], records: Sequence[Record]
+    ) -> MessageFilter | None:
+        """The search of what comes over one connection; as ``begin``."""
+
+    def wipe(self) -> None:
+        """Forgets every secret that is searched for; what is being searched ends first."""

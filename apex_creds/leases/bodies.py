@@ -151,6 +151,26 @@ class AsyncBody(_Body[httpx.AsyncByteStream], httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         failure: BaseException | None = None
+        opened = self._opened_here()
+        search = opened.search
+        try:
+            if search is None:
+                async for chunk in opened.stream:
+                    yield chunk
+            else:
+                async for chunk in opened.stream:
+                    for clean in search.feed(chunk):
+                        yield clean
+                if rest := search.finish():
+                    yield rest
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            failure = failed(error, self._say)
+        if failure is not None:
+            raise failure
+
+    def _opened_here(self) -> _Open[httpx.AsyncByteStream]:
         opened: _Open[httpx.AsyncByteStream] | None = OPEN.get(self)
         if opened is None:
             raise self._say(_CLOSED)
@@ -159,17 +179,7 @@ class AsyncBody(_Body[httpx.AsyncByteStream], httpx.AsyncByteStream):
                 "A response is read on the event loop that it was requested on.",
                 hint="Read it there, and pass on what it says.",
             )
-        search = opened.search
-        stream = opened.stream if search is None else _searched_async(opened.stream, search)
-        try:
-            async for chunk in stream:
-                yield chunk
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            failure = failed(error, self._say)
-        if failure is not None:
-            raise failure
+        return opened
 
     async def aclose(self) -> None:
         """Gives connection and place back; idempotent."""
@@ -197,9 +207,14 @@ class SyncBody(_Body[httpx.SyncByteStream], httpx.SyncByteStream):
         if opened is None:
             raise self._say(_CLOSED)
         search = opened.search
-        stream = opened.stream if search is None else _searched(opened.stream, search)
         try:
-            yield from stream
+            if search is None:
+                yield from opened.stream
+            else:
+                for chunk in opened.stream:
+                    yield from search.feed(chunk)
+                if rest := search.finish():
+                    yield rest
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -218,24 +233,6 @@ class SyncBody(_Body[httpx.SyncByteStream], httpx.SyncByteStream):
             opened.release()
 
     abandon = close
-
-
-async def _searched_async(
-    stream: AsyncIterable[bytes], search: AnswerFilter
-) -> AsyncIterator[bytes]:
-    async for chunk in stream:
-        if clean := search.feed(chunk):
-            yield clean
-    if rest := search.finish():
-        yield rest
-
-
-def _searched(stream: Iterable[bytes], search: AnswerFilter) -> Iterator[bytes]:
-    for chunk in stream:
-        if clean := search.feed(chunk):
-            yield clean
-    if rest := search.finish():
-        yield rest
 
 
 def _close_on_its_loop(opened: _Open[httpx.AsyncByteStream]) -> None:

@@ -10,7 +10,7 @@ whose body was changed says its new length, in one way.
 from __future__ import annotations
 
 import re
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote_plus, urlencode
@@ -77,20 +77,6 @@ class Use(msgspec.Struct, frozen=True, eq=False):
     record: Record
 
 
-class Sent(msgspec.Struct, frozen=True, eq=False):
-    """What may not come back in a header.
-
-    Attributes:
-        value: The secret as it was sent.
-        inner: What is secret within that, where it is encoded.
-        name: The credential's.
-    """
-
-    value: str
-    inner: bytes
-    name: str
-
-
 class Draft:
     """A request in the making: credentials are put into it one after another."""
 
@@ -107,7 +93,7 @@ class Draft:
         if taken.closes:
             self.headers.append((b"connection", b"Connection", b"close"))
 
-    def put(self, use: Use) -> Sent:
+    def put(self, use: Use) -> None:
         """Puts a credential where it is delivered.
 
         Raises:
@@ -119,18 +105,21 @@ class Draft:
         if delivery.style is DeliveryStyle.BASIC:
             value = _basic(opened, name)
             self.replace(b"authorization", b"Authorization", b"Basic " + value.encode())
-            return Sent(value, b64decode(value).partition(b":")[2], name)
-        value = _secret_text(opened, name)
-        _PUT[delivery.style](self, delivery.field, value)
-        return Sent(value, b"", name)
+        else:
+            _PUT[delivery.style](self, delivery.field, _secret_text(opened, name))
 
     def raw_headers(self) -> RawHeaders:
         """The headers as they are sent."""
-        return [(name, value) for _, name, value in self.headers]
+        sent = RawHeaders()
+        for _, name, value in self.headers:  # a comprehension costs a call
+            sent.append((name, value))
+        return sent
 
     def replace(self, canonical: bytes, name: bytes, value: bytes) -> None:
         """Sets a header, in the place of any that servers may take for it."""
-        self.headers = [header for header in self.headers if header[0] != canonical]
+        for at in range(len(self.headers) - 1, -1, -1):
+            if self.headers[at][0] == canonical:
+                del self.headers[at]
         self.headers.append((canonical, name, value))
 
     def values(self, canonical: bytes) -> list[bytes]:

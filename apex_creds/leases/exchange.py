@@ -46,7 +46,7 @@ from apex_creds.leases.connection_pool import (
 )
 from apex_creds.leases.deliveries import RawHeaders, Snapshot, Use
 from apex_creds.leases.lease import AccessRequest, Lease, caller
-from apex_creds.leases.request_signing import Outgoing, inject, snapshot, without_secret
+from apex_creds.leases.request_signing import Outgoing, inject, snapshot
 from apex_creds.model import Origin
 
 _HANDLE: Final = b"<CredentialHandle "
@@ -132,7 +132,7 @@ async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:
         if not handed_over:
             permit.done()
     if broker.search is not None:
-        sent = _searched(broker.search, leases, records, sent, answer)
+        sent = _searched(broker.search, leases, records, taken.method, sent, answer)
     version = sent.extensions.get("http_version")  # not the reason: it may repeat the secret
     return Answered(sent.status, sent.headers, answer, version, sent.given)
 
@@ -173,7 +173,7 @@ def exchange_blocking(lease_ids: Sequence[str], request: Request) -> Answered:
         if not handed_over:
             permit.done()
     if broker.search is not None:
-        sent = _searched(broker.search, leases, records, sent, answer)
+        sent = _searched(broker.search, leases, records, taken.method, sent, answer)
     version = sent.extensions.get("http_version")  # not the reason: it may repeat the secret
     return Answered(sent.status, sent.headers, answer, version, sent.given)
 
@@ -194,22 +194,29 @@ def _checked(
         credentials += lease.record_id
     assert broker is not None
     try:
-        taken = snapshot(
-            request.method, request.url, request.headers, request.body, request.timeout
-        )
-        for _, _, value in taken.headers:
-            if _HANDLE in value:
-                raise _handle_as_text()
+        taken = _read(request)
     except RequestNotAllowedError:
         for lease in leases:
             broker.log_refused_request(lease)
         raise
+    if broker.search is not None:
+        broker.search.ask(leases, taken.headers)
     asked = AccessRequest(taken.method, taken.origin, taken.path, request.scope)
     waits: Origin | None = taken.origin
     for lease in leases:
         if taken.origin not in lease.permission.origins:
             waits = None  # a refusal is not waited for
     return leases, broker, taken, asked, Key(caller(), credentials), waits
+
+
+def _read(request: Request) -> Snapshot:
+    taken = snapshot(
+        request.method, request.url, request.headers, request.body, request.timeout
+    )
+    for _, _, value in taken.headers:
+        if _HANDLE in value:
+            raise _handle_as_text()
+    return taken
 
 
 def _handle_as_text() -> RequestNotAllowedError:
@@ -249,19 +256,16 @@ async def _send(
     transport = pool.transport
     try:
         if isinstance(transport, AsyncConnections):
-            answer = await transport.send(
+            return await transport.send(
                 outgoing.method,
                 outgoing.url,
                 outgoing.headers,
                 outgoing.body,
                 {"timeout": outgoing.timeout},
             )
-        else:
-            answer = _answer_of(await transport.handle_async_request(outgoing.request()))
+        return _answer_of(await transport.handle_async_request(outgoing.request()))
     except BaseException as error:
         return failed(error, say)
-    headers = without_secret(answer.headers, outgoing)
-    return answer if headers is answer.headers else answer._replace(headers=headers, given=None)
 
 
 def _send_blocking(
@@ -272,19 +276,16 @@ def _send_blocking(
     transport = pool.transport
     try:
         if isinstance(transport, Connections):
-            answer = transport.send(
+            return transport.send(
                 outgoing.method,
                 outgoing.url,
                 outgoing.headers,
                 outgoing.body,
                 {"timeout": outgoing.timeout},
             )
-        else:
-            answer = _answer_of(transport.handle_request(outgoing.request()))
+        return _answer_of(transport.handle_request(outgoing.request()))
     except BaseException as error:
         return failed(error, say)
-    headers = without_secret(answer.headers, outgoing)
-    return answer if headers is answer.headers else answer._replace(headers=headers, given=None)
 
 
 def _answer_of(response: httpx.Response) -> Answer:
@@ -298,16 +299,19 @@ def _searched(
     search: AnswerSearch,
     leases: Sequence[Lease],
     records: Sequence[Record],
+    method: str,
     sent: Answer,
     body: AsyncBody | SyncBody,
 ) -> Answer:
     """Has the body of an answer searched from here on; its head is."""
     try:
-        found = search.begin(leases, records, sent.status, sent.headers)
+        found = search.begin(leases, records, method, sent.status, sent.headers)
     except BaseException:
         body.abandon()
         raise
     if found is None:
         return sent
     body.search_with(found)
+    if found.headers is sent.headers:
+        return sent
     return sent._replace(headers=found.headers, given=None)

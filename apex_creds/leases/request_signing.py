@@ -12,11 +12,10 @@ from __future__ import annotations
 import math
 import re
 from binascii import Error as Base64Error
-from binascii import a2b_base64, b2a_base64
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from binascii import a2b_base64
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, quote_plus, unquote_plus, unquote_to_bytes
+from urllib.parse import unquote_plus
 
 import httpx
 
@@ -24,7 +23,6 @@ from apex_creds.errors import RequestNotAllowedError
 from apex_creds.leases.deliveries import (
     Draft,
     RawHeaders,
-    Sent,
     Snapshot,
     Use,
     canonical_name,
@@ -33,6 +31,7 @@ from apex_creds.model import PLACEHOLDER, Origin
 from apex_creds.plain import plain_bytes, plain_seconds, plain_text
 
 _PLACEHOLDER: Final = PLACEHOLDER.encode()
+_BASIC: Final = b"basic "
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}", re.ASCII)
 _SHOWING_METHODS: Final = frozenset({"TRACE", "CONNECT"})
 """TRACE has the server send the request back; CONNECT makes a tunnel of the connection."""
@@ -65,10 +64,6 @@ _LONGEST_URL: Final = 32 * 1024
 _LONGEST_LENGTH: Final = 20
 """Of the digits that say how long a body is."""
 _FRAMED_TWICE: Final = "The request's length is given in more than one way, or not clearly."
-_DEPTH: Final = 8
-_TELLING: Final = 8
-"""Shorter texts stand in headers by chance."""
-_UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]*")
 
 # What an ``httpx.URL`` has of a text that is in its canonical form already.
 _URL_PARTS: Final[Any] = type(getattr(httpx.URL("http://a"), "_uri_reference", ""))
@@ -87,7 +82,6 @@ class Outgoing(NamedTuple):
     headers: RawHeaders
     body: httpx.AsyncByteStream | httpx.SyncByteStream
     timeout: dict[str, float | None]
-    secrets: Sequence[Sent]
 
     def request(self) -> httpx.Request:
         """For a transport of httpx.
@@ -213,7 +207,10 @@ def _checked_headers(
             raise _bad_header()
         if lower in _FRAMING:
             framing.append((lower, value.strip().lower()))
-        if canonical not in _HOP_BY_HOP and not _has_placeholder(value):
+        if canonical not in _HOP_BY_HOP and not (
+            # Seldom, so that most headers cost no call.
+            (_PLACEHOLDER in value or value[:6].lower() == _BASIC) and _has_placeholder(value)
+        ):
             kept.append((canonical, name, value))
     if hosts != [host]:
         _check_no_host(hosts)
@@ -234,7 +231,7 @@ def _has_placeholder(value: bytes) -> bool:
     """Whether a header is an SDK's own, with what was given to it as its key."""
     if _PLACEHOLDER in value:
         return True
-    if value[:6].lower() != b"basic ":
+    if value[:6].lower() != _BASIC:
         return False
     try:
         return _PLACEHOLDER in a2b_base64(value[6:])
@@ -298,88 +295,7 @@ def inject(
         RequestNotAllowedError: The request has no such place.
     """
     draft = Draft(taken, body)
-    secrets = [draft.put(use) for use in uses]
+    for use in uses:
+        draft.put(use)
     draft.check_placeholders()
-    return Outgoing(
-        taken.method, draft.url, draft.raw_headers(), draft.body, taken.timeout, secrets
-    )
-
-
-def without_secret(headers: RawHeaders, outgoing: Outgoing) -> RawHeaders:
-    """A response's headers without the secrets: a redirect may repeat one in ``Location``.
-
-    Errors of httpx show it from there. A value that has it under other escapes, in another
-    case or encoded is withheld whole, and so is a header that is named by it.
-    """
-    whole = b"\n".join(chain.from_iterable(headers))
-    escaped = b"%" in whole or b"+" in whole
-    longest = max(map(len, whole.split(b"\n")))
-    for sent in outgoing.secrets:
-        value, inner = sent.value, sent.inner
-        if not escaped and longest < min(len(value), len(inner) or len(value)):
-            continue  # every form of it is at least as long
-        spellings = _spellings(value)
-        forms = _forms(spellings, inner)
-        if escaped or _shows(whole, forms):
-            mark = quote(f"[redacted:{sent.name}]", safe="[]:").encode()
-            headers = [
-                (header, _cut(text, spellings, forms, mark))
-                for header, text in headers
-                if not _shows(header, forms)
-            ]
-    return headers
-
-
-def _cut(
-    value: bytes, spellings: tuple[bytes, ...], forms: tuple[bytes, ...], mark: bytes
-) -> bytes:
-    for spelling in spellings:
-        value = value.replace(spelling, mark)
-    if _shows(value, forms):
-        return mark
-    if b"%" not in value and b"+" not in value:
-        return value
-    hidden = any(_hides(value, spellings[0], plus=plus) for plus in (b"+", b" "))
-    return mark if hidden else value
-
-
-def _shows(text: bytes, forms: tuple[bytes, ...]) -> bool:
-    text = text.lower()
-    for form in forms:  # noqa: SIM110 - a generator costs more than the search
-        if form in text:
-            return True
-    return False
-
-
-def _spellings(value: str) -> tuple[bytes, ...]:
-    """The secret as it was sent, then under the usual escapes."""
-    if _UNRESERVED.fullmatch(value):
-        return (value.encode(),)
-    escaped = dict.fromkeys((value, quote(value, safe=""), quote(value), quote_plus(value)))
-    return tuple([text.encode() for text in escaped])
-
-
-def _forms(spellings: tuple[bytes, ...], inner: bytes) -> tuple[bytes, ...]:
-    """What gives the secret away, in lower case; the short ones, as they were sent only."""
-    found = dict.fromkeys(spellings)
-    for plain in (spellings[0], inner):
-        if not plain:
-            continue
-        found[plain] = found[plain.hex().encode()] = None
-        for offset in range(3):
-            # The characters that it alone decides where it begins at that offset of three.
-            first, end = -(-offset * 8 // 6), (offset + len(plain)) * 8 // 6
-            found[b2a_base64(bytes(offset) + plain)[first:end]] = None
-    return tuple([f.lower() for f in found if len(f) >= _TELLING or f in spellings])
-
-
-def _hides(value: bytes, secret: bytes, *, plus: bytes) -> bool:
-    """Whether escapes hide the secret, at any depth; too deep is taken for yes."""
-    for _ in range(_DEPTH):
-        plain = unquote_to_bytes(value.replace(b"+", plus))
-        if secret in plain:
-            return True
-        if plain == value:
-            return False
-        value = plain
-    return True
+    return Outgoing(taken.method, draft.url, draft.raw_headers(), draft.body, taken.timeout)

@@ -37,6 +37,8 @@ from apex_creds.telemetry.tracing import InvokeStep
 from apex_creds.vault import Facts
 
 NO_AUTHORIZATIONS: Final[Mapping[str, Authorization]] = MappingProxyType({})
+_BY_SERVICE: Final = "response"
+"""Where a service has sent a secret back; the plugin did not see it."""
 _OWN_OUTCOMES: Final = frozenset({"ok", "closed", "abandoned"})
 _LONGEST_OUTCOME: Final = 200
 
@@ -113,7 +115,7 @@ class WrappedCall(Invocation):
     def redactor(self) -> Redactor:
         """Searches its output; made when there is first something to search for."""
         if self._redactor is None:
-            made = Redactor(_Redeemed(self, self._broker), on_found=self._report_leak)
+            made = Redactor(_Redeemed(self, self._broker), on_found=self.report_leak)
             self._redactor = made
             if self._finished:
                 made.close()
@@ -141,7 +143,7 @@ class WrappedCall(Invocation):
         Raises:
             SecretLeakError: There was one.
         """
-        if self.leaks and self._on_leak is OnLeak.ERROR:
+        if self._leaked_itself and self._on_leak is OnLeak.ERROR:
             raise SecretLeakError(
                 "The plugin let a secret out; its output is withheld.",
                 hint="See the leak in the audit log.",
@@ -157,7 +159,7 @@ class WrappedCall(Invocation):
             # What can't be searched, or whose leak can't be logged, is withheld.
             cleaned = withheld(error, class_of(failed))
         stops = not isinstance(error, Exception)
-        tolerated = not self.leaks or self._on_leak is OnLeak.REDACT
+        tolerated = not self._leaked_itself or self._on_leak is OnLeak.REDACT
         if stops or tolerated or isinstance(error, SecretLeakError):
             return cleaned
         return SecretLeakError(
@@ -165,7 +167,12 @@ class WrappedCall(Invocation):
             hint="See the leak in the audit log.",
         )
 
-    def _report_leak(self, name: str, where: str) -> None:
+    def report_leak(self, name: str, where: str) -> None:
+        """Audits that a secret was found, before what it was in goes on; once for each place.
+
+        Raises:
+            AuditUnavailableError: It could not be logged.
+        """
         if (name, where) in self.leaks:
             return
         report_leak(
@@ -178,6 +185,11 @@ class WrappedCall(Invocation):
             invocation=self.id,
         )
         self.leaks.add((name, where))
+
+    @property
+    def _leaked_itself(self) -> bool:
+        """Whether it was the plugin, and not a service, that let a secret out."""
+        return any(where != _BY_SERVICE for _, where in self.leaks)
 
     # -- the end -------------------------------------------------------------------
 

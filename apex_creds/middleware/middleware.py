@@ -33,6 +33,7 @@ from apex_creds.errors import ApexCredsError, InvalidInputError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.lease import current_invocation, enter_bare, leave_bare
 from apex_creds.middleware import log_filter
+from apex_creds.middleware.answer_search import AnswerSearch
 from apex_creds.middleware.call import (
     NO_AUTHORIZATIONS,
     Inside,
@@ -141,6 +142,7 @@ class CredentialMiddleware:
         self._vault = vault
         self._broker = LeaseBroker(vault, transport=transport, sync_transport=sync_transport)
         self._broker.authorizer.responder = responder
+        self._answers = self._broker.search = AnswerSearch(self._broker)
         self._consent = ConsentFlow(
             vault,
             self._broker,
@@ -156,6 +158,7 @@ class CredentialMiddleware:
         log_filter.install(self._broker)
         self._marks = mark_before_sealing(self._broker)
         vault.watch_revocations(self._marks)
+        vault.watch_revocations(self._answers.revoked)
 
     @property
     def broker(self) -> LeaseBroker:
@@ -187,9 +190,11 @@ class CredentialMiddleware:
         self._closed = True
         log_filter.uninstall(self._broker)
         self._vault.unwatch_revocations(self._marks)
+        self._vault.unwatch_revocations(self._answers.revoked)
         with anyio.CancelScope(shield=True):
             await self._consent.close()
             await self._broker.close()
+        self._answers.wipe()
 
     async def remove_plugin(self, plugin: str) -> None:
         """Takes back all that a plugin was allowed; its open leases end at once.

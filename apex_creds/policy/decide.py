@@ -75,6 +75,7 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
     """What a lease may do. Empty ``methods`` or ``paths``: all; empty ``origins``: none.
 
     Attributes:
+        echoes: Whether services may send the secret back to the plugin.
         until: Unix seconds when grant or credential ends; None: neither does.
         recheck: Unix seconds from when on it must be decided again, since a rule's hours or
             a second factor may be over; None: never.
@@ -85,6 +86,7 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
     methods: frozenset[str] = frozenset()
     paths: tuple[str, ...] = ()
     reveal: bool = False
+    echoes: bool = False
     until: float | None = None
     recheck: float | None = None
 

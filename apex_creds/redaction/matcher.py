@@ -64,6 +64,11 @@ class Needles:
         self._index: _Index | None = None
         self._searches = 0
 
+    @property
+    def secrets(self) -> list[SecretBytes]:
+        """The needles, longest first; they stay the property of this."""
+        return [needle.secret for needle in self._needles]
+
     def add(self, name: str, part: memoryview) -> list[SecretBytes]:
         """Has ``part`` and what is secret in it searched for from now on, in all spellings.
 

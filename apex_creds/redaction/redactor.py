@@ -25,7 +25,8 @@ from apex_creds.redaction.matcher import LONG, SHORTEST, Needles, mark_of, marks
 
 PLAIN: Final = frozenset({int, float, complex, bool, type(None)})
 """What has no text in it."""
-_PUBLIC_PARTS: Final = frozenset({"user"})
+PUBLIC_PARTS: Final = frozenset({"user"})
+"""Of a credential; they are not searched for."""
 _RAISED: Final = "exception"
 _LONGEST: Final = 200
 _MANY: Final = 2_000
@@ -219,7 +220,7 @@ class Redactor:
             return
         made: list[SecretBytes] = []  # the spellings, which the needles own
         with opened:
-            for part in set(opened.names) - _PUBLIC_PARTS:
+            for part in set(opened.names) - PUBLIC_PARTS:
                 with opened.view(part) as view:
                     made += needles.add(key[0], view)
         if self._closed or self._marking:

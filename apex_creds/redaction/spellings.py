@@ -106,6 +106,11 @@ def spellings(secret: memoryview, *, plain: bool = False) -> list[SecretBytes]:
     return made
 
 
+def encoded(secret: memoryview) -> SecretBytes:
+    """Base64 of it (at least two bytes), without what fills it up at its end."""
+    return _base64(secret, _PAIRS, 0)
+
+
 def _makers(secret: memoryview) -> list[Maker]:
     """All forms, but for those that every secret has; of a long one those most used."""
     if len(secret) > LONG:

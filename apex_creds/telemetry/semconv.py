@@ -110,5 +110,5 @@ METRICS: Final = (
 
 # -- closed sets ---------------------------------------------------------------------
 
-WHERES: Final = ("result", "chunk", "exception", "log", "span", "name")
+WHERES: Final = ("result", "chunk", "exception", "log", "span", "name", "response")
 """Where secrets are redacted from."""

@@ -103,7 +103,7 @@ class Upper:
     def feed(self, chunk):
         whole = self.held + chunk
         self.held = whole[-1:]
-        return whole[:-1].upper()
+        return [whole[:-1].upper()]
 
     def finish(self):
         return self.held.upper()
@@ -118,7 +118,14 @@ class Search:
         self.names: list[list[str]] = []
         self.error = error
 
-    def begin(self, leases, records, status, headers):
+    def ask(self, leases, headers):
+        headers.append((b"x-asked", b"X-Asked", b"1"))
+
+    def wipe(self):
+        """It keeps nothing."""
+
+    def begin(self, leases, records, method, status, headers):
+        assert method == "GET"
         self.names.append([record.info.name for record in records])
         if self.error is not None:
             raise self.error
@@ -132,6 +139,7 @@ async def test_an_answer_is_searched_while_it_streams(world: World) -> None:
         search = world.middleware.broker.search = Search()
         assert await sent(world, asked(here), "a") == b"HELLO"
         assert search.names == [["a"]]
+        assert here.header("x-asked") == ["1"]
         assert search.made[0].closed == 1
 
         async def with_httpx(credentials):

@@ -287,9 +287,10 @@ async def test_a_redirect_that_carries_the_secret_is_redacted(
             await http.get(f"{here.origin}/", follow_redirects=True)
         return response.headers["location"]
 
-    assert await fetch(world, use) == "/?key=[redacted:web]"
+    covered = f"/?key={'*' * len(SECRET)}"
+    assert await fetch(world, use) == covered
     assert SECRET not in caplog.text
-    assert "redacted:web" in caplog.text
+    assert covered in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote, unquote_plus
 import httpx
 import pytest
 
+from apex_creds.errors import AnswerWithheldError
 from apex_creds.leases.handle import current_credentials
 from apex_creds.model import ApiKey
 from tests.leases.test_http import found_from, frames_of, here  # noqa: F401
@@ -107,7 +108,7 @@ async def test_a_broken_answer(world: World, web: Server) -> None:
 async def test_a_body_that_can_not_be_decoded(world: World, web: Server) -> None:
     body = gzip.compress(b"hello")[:-9] + b"nonsense!"
     web.answer = lambda head: ok(body, content_encoding="gzip")
-    assert isinstance(await fails(world, f"{web.origin}/"), httpx.DecodingError)
+    assert isinstance(await fails(world, f"{web.origin}/"), AnswerWithheldError)
 
 
 async def test_a_redirect_to_nowhere(world: World, web: Server) -> None:

@@ -92,13 +92,15 @@ class World:
 
     @contextlib.contextmanager
     def nothing_left(self):
-        """No lease, slot or thread of the block stays."""
+        """No lease, slot or thread of the block stays, but for masks to search answers with."""
         import gc
         import threading
 
+        self.middleware.broker.search.wipe()
         gc.collect()
         before = (arena().open_slots, threading.active_count(), len(_OPEN))
         yield
+        self.middleware.broker.search.wipe()
         gc.collect()
         after = (arena().open_slots, threading.active_count(), len(_OPEN))
         assert after[0] <= before[0]

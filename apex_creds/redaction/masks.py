@@ -1,0 +1,326 @@
+"""Covers the secrets in a stream of bytes, with marks of the same length, while it comes.
+
+Guarantee: every byte of every occurrence of a needle is covered, also where occurrences overlap
+and where one lies across pieces; nothing else changes, and no length does. A piece goes on at
+once, but for an end of it that could begin an occurrence. The needles lie in locked memory;
+what is searched for is read from there. No I/O.
+
+Spellings of one secret have long runs in common. Each run is searched for once, and where it
+is found, the spellings that have it are compared: half of the work of searching for each.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Final, NamedTuple
+
+from apex_creds.redaction.matcher import SHORTEST, Needles
+
+COVER: Final = b"*"
+"""Takes the place of each byte: printable, and allowed in names of headers and in URLs."""
+_PRIME: Final = (1 << 61) - 1
+_RUN: Final = 8
+"""Bytes of a run at least; shorter ones are found everywhere."""
+_MUCH: Final = 16384
+"""Bytes of needles from which on no runs are looked for, which would take milliseconds."""
+_TRIES: Final = 64
+"""A run that was found so often, with nothing around it, is not searched for any more."""
+
+Span = tuple[int, int]
+_Member = tuple[memoryview, int]
+
+
+class _Run(NamedTuple):
+    """What some needles have in common, and where in each of them."""
+
+    run: memoryview
+    members: list[_Member]
+
+
+class Mask:
+    """The spellings of one credential's secret, to be searched for in many texts.
+
+    Args:
+        name: The credential's.
+        parts: The secret parts of it, which are copied.
+
+    Attributes:
+        longest: Bytes of the longest spelling; 0: nothing is searched for.
+    """
+
+    __slots__ = ("_ends", "_needles", "_place", "_runs", "_starts", "_tails", "longest", "name")
+
+    def __init__(self, name: str, parts: Iterable[memoryview]) -> None:
+        self.name = name
+        self._needles = Needles()
+        for part in parts:
+            self._needles.add(name, part)
+        views = [needle.view() for needle in self._needles.secrets]
+        self.longest = max(map(len, views), default=0)
+        self._runs = list(_runs(views))
+        self._place = [run for run, _ in self._runs]
+        self._starts = _distinct(view[:SHORTEST] for view in views)
+        self._tails = [
+            tuple(_distinct(view[:size] for view in views))
+            for size in range(SHORTEST - 1, 0, -1)
+        ]
+        within = chain.from_iterable(view[:-1] for view in views)
+        self._ends = frozenset(within) if views else frozenset()
+
+    def spans(self, data: bytes) -> Sequence[Span]:
+        """Where occurrences are; they may overlap."""
+        for run in self._place:
+            if data.find(run) >= 0:
+                return list(chain.from_iterable(_around(data, each) for each in self._runs))
+        return ()
+
+    def passes(self, data: bytes) -> bool:
+        """Whether no needle is in ``data``, which is not empty, and none could begin in it."""
+        for run in self._place:
+            if data.find(run) >= 0 and self.spans(data):
+                return False
+        return data[-1] not in self._ends or self.pending(data) == len(data)
+
+    def pending(self, data: bytes, *, least: int = 1) -> int:
+        """Where the longest end of ``data`` that could begin a needle starts.
+
+        Args:
+            data: What there is so far; not empty.
+            least: Ends of fewer bytes don't count.
+        """
+        end = len(data)
+        if data[-1] not in self._ends:
+            return end
+        tail = max(end - self.longest + 1, 0)
+        for start in self._starts:
+            if data.find(start, tail) >= 0:
+                return self._needles.pending(data, least=least)
+        for short in self._tails:
+            if data.endswith(short):
+                size = len(short[0])
+                return end - size if size >= least else end
+        return end
+
+    def cut_off(self, data: bytes) -> int:
+        """How many bytes ``data`` begins with that may be the end, or the middle, of a needle.
+
+        Fewer than ``SHORTEST`` don't count, unless they are all there is.
+        """
+        first = re.compile(b"(?=%b)" % re.escape(data[:SHORTEST]))
+        found = 0
+        for needle in self._needles.secrets if data else ():
+            view = needle.view()
+            for match in first.finditer(view):
+                with view[match.start() : match.start() + len(data)] as rest:
+                    if data.startswith(rest):
+                        found = max(found, len(rest))
+        return found
+
+    def close(self) -> None:
+        """Wipes the needles; nobody may be searching."""
+        for held in (*self._place, *self._starts, *chain.from_iterable(self._tails)):
+            held.release()
+        for view, _ in chain.from_iterable(members for _, members in self._runs):
+            view.release()
+        for kept in (self._runs, self._place, self._starts, self._tails):
+            kept.clear()
+        self._needles.close()
+        self.longest = 0
+
+
+def _distinct(views: Iterable[memoryview]) -> list[memoryview]:
+    found: list[memoryview] = []
+    for view in views:
+        if view not in found:
+            found.append(view)
+    return found
+
+
+def _runs(views: list[memoryview]) -> Iterator[_Run]:
+    """Runs, one of which each needle has, that are searched for in the least time."""
+    shared = _shared(views) if sum(map(len, views)) <= _MUCH else []
+    left = dict(enumerate(views))
+    while shared:
+        gains = [_gain(run, owners.keys() & left.keys(), views) for owners, run in shared]
+        gain = max(gains)
+        if gain <= 0:
+            break
+        owners, run = shared.pop(gains.index(gain))
+        yield _Run(run, [(left.pop(at), offset) for at, offset in owners.items() if at in left])
+    for view in left.values():
+        yield _Run(view[:], [(view, 0)])
+
+
+def _gain(run: memoryview, owners: Iterable[int], views: list[memoryview]) -> float:
+    """What is saved by a search for the run: a search takes the longer, the shorter what is."""
+    return sum(1 / len(views[at]) for at in owners) - 1 / len(run)
+
+
+def _shared(views: list[memoryview]) -> list[tuple[dict[int, int], memoryview]]:
+    """What several needles have in common: in which ones it is, where, and it.
+
+    Runs are told apart by hashes, under a key that nobody keeps.
+    """
+    factor, mask = secrets.randbits(60) | 1, (1 << 8 * _RUN) - 1
+    found: dict[int, dict[int, int]] = {}
+    for number, view in enumerate(views):
+        window = 0
+        for at, byte in enumerate(view):
+            window = (window << 8 | byte) & mask
+            if at >= _RUN - 1:
+                owners = found.setdefault(window * factor % _PRIME, {})
+                owners.setdefault(number, at - _RUN + 1)
+    wide: list[tuple[dict[int, int], memoryview]] = []
+    ends: dict[tuple[Span, ...], int] = {}  # of the last run of needles side by side like this
+    for owners in found.values():
+        begin = min(owners.values())
+        beside = tuple((number, at - begin) for number, at in owners.items())
+        if len(owners) < 2 or begin < ends.get(beside, 0):
+            continue
+        run = _widened(views, owners)
+        if run is not None:
+            ends[beside] = min(owners.values()) + len(run)
+            wide.append((owners, run))
+    return wide
+
+
+def _widened(views: list[memoryview], owners: dict[int, int]) -> memoryview | None:
+    """What the needles have in common around there; ``owners`` says then where it begins.
+
+    None: they have nothing in common, but for a hash.
+    """
+    (number, begin), *others = owners.items()
+    first, end = views[number], begin + _RUN
+    pairs = [(views[number], offset - begin) for number, offset in others]
+    if any(view[begin + off : end + off] != first[begin:end] for view, off in pairs):
+        return None
+    least = max(0, *(-off for _, off in pairs))
+    while begin > least and all(
+        view[begin - 1 + off] == first[begin - 1] for view, off in pairs
+    ):
+        begin -= 1
+    most = min(len(first), *(len(view) - off for view, off in pairs))
+    while end < most and all(view[end + off] == first[end] for view, off in pairs):
+        end += 1
+    before = owners[number] - begin
+    for owner in owners:
+        owners[owner] -= before
+    return first[begin:end]
+
+
+def _around(data: bytes, run: _Run) -> Iterator[Span]:
+    """Where needles that have the run are."""
+    missed, at = 0, data.find(run.run)
+    while at >= 0:
+        if missed == _TRIES:
+            for view, offset in run.members:
+                yield from _each(data, view, max(at - offset, 0))
+            return
+        missed += 1
+        for view, offset in run.members:
+            start = at - offset
+            if start >= 0 and data.startswith(view, start):
+                yield start, start + len(view)
+                missed = 0
+        at = data.find(run.run, at + 1)
+
+
+def _each(data: bytes, view: memoryview, at: int) -> Iterator[Span]:
+    while (at := data.find(view, at)) >= 0:
+        yield at, at + len(view)
+        at += 1
+
+
+def cover(data: bytes, spans: Iterable[Span]) -> bytes:
+    """``data`` with these places covered."""
+    covered = bytearray(data)
+    for start, end in spans:
+        covered[start:end] = COVER * (min(end, len(data)) - start)
+    return bytes(covered)
+
+
+class MaskedStream:
+    """Covers what some masks find in one stream.
+
+    Args:
+        masks: What to search for.
+        found: Gets the names of the credentials whose secret was found, before it goes on.
+        piece: Whether the stream is a piece of a longer text, as of a range of bytes: then
+            what it begins and ends with may be a part of a secret, and is covered as well.
+
+    Attributes:
+        held: What could begin a secret, and has not gone on.
+    """
+
+    __slots__ = ("_begun", "_covered", "_found", "_masks", "_piece", "held")
+
+    def __init__(self, masks: Sequence[Mask], found: set[str], *, piece: bool = False) -> None:
+        self._masks = masks
+        self._found = found
+        self._piece = piece
+        self._begun = not piece
+        self.held = b""
+        self._covered = 0  # of what is held, by occurrences that began before it
+
+    def feed(self, data: bytes) -> bytes:
+        """What can go on; the same object, if there is nothing to cover or to hold."""
+        if self.held:
+            data = self.held + data
+        elif not data:
+            return data
+        elif self._begun:
+            for mask in self._masks:
+                if not mask.passes(data):
+                    break
+            else:
+                return data
+        if not self._begun and len(data) < max(mask.longest for mask in self._masks):
+            self.held = data
+            return b""
+        cut, spans = len(data), self._spans(data)
+        for mask in self._masks:
+            cut = min(cut, mask.pending(data))
+        return self._passed(data, cut, spans)
+
+    def finish(self) -> bytes:
+        """What was held, at the stream's end."""
+        data = self.held
+        if not data:
+            return data
+        spans = self._spans(data)
+        if self._piece:
+            spans += [(mask.pending(data, least=SHORTEST), len(data)) for mask in self._masks]
+        return self._passed(data, len(data), spans)
+
+    def _spans(self, data: bytes) -> list[Span]:
+        spans: list[Span] = [(0, self._covered)] if self._covered else []
+        for mask in self._masks:
+            if found := mask.spans(data):
+                spans += found
+                self._found.add(mask.name)
+            if not self._begun and (cut_off := mask.cut_off(data)):
+                spans.append((0, cut_off))
+                self._found.add(mask.name)
+        self._begun = True
+        return spans
+
+    def _passed(self, data: bytes, cut: int, spans: list[Span]) -> bytes:
+        self.held = data[cut:]
+        if not spans:
+            return data[:cut]
+        across = [end for start, end in spans if start < cut]
+        self._covered = max(max(across, default=0) - cut, 0)
+        return cover(data[:cut], [span for span in spans if span[0] < cut])
+
+
+def masked(data: bytes, masks: Sequence[Mask], found: set[str]) -> bytes:
+    """A whole text with all occurrences covered; the same object, if there is none."""
+    spans: list[Span] = []
+    for mask in masks:
+        if there := mask.spans(data):
+            spans += there
+            found.add(mask.name)
+    return cover(data, spans) if spans else data
