@@ -113,13 +113,10 @@ class Place:
             return now - asked < PATIENCE
         self._asked = now
         try:
-            self.loop.call_soon_threadsafe(self._answer)
+            self.loop.call_soon_threadsafe(setattr, self, "_asked", None)
         except RuntimeError:  # it was closed just now
             return False
         return True
-
-    def _answer(self) -> None:
-        self._asked = None
 
 
 class Event:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from binascii import unhexlify
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Final, final
 
@@ -86,36 +87,25 @@ def encode(event: AuditEvent) -> bytes:
         InvalidInputError: A field has a value of the wrong type.
     """
     try:
-        body = _encode(event)
-        if len(body) <= _MAX_BODY:
-            _check(body)
-            return body
-    except UnicodeEncodeError:
-        pass
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError):
-        raise _bad_event() from None
-    return _encode_trimmed(event)
-
-
-def _encode_trimmed(event: AuditEvent) -> bytes:
-    values = {}
-    for name in event.__struct_fields__:
-        value = getattr(event, name)
-        if isinstance(value, str):
-            text = str(value).encode(errors="backslashreplace").decode()
-            values[name] = text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
-    try:
-        body = _encode(msgspec.structs.replace(event, **values))
+        with suppress(UnicodeEncodeError):
+            body = _encode(event)
+            if len(body) <= _MAX_BODY:
+                _check(body)
+                return body
+        cut = {}
+        for name in event.__struct_fields__:
+            value = getattr(event, name)
+            if isinstance(value, str):
+                text = str(value).encode(errors="backslashreplace").decode()
+                cut[name] = text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
+        body = _encode(msgspec.structs.replace(event, **cut))
         _check(body)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError):
-        raise _bad_event() from None
+        raise InvalidInputError(
+            "An audit event has a field of the wrong type.",
+            hint="See AuditEvent for the types.",
+        ) from None
     return body
-
-
-def _bad_event() -> InvalidInputError:
-    return InvalidInputError(
-        "An audit event has a field of the wrong type.", hint="See AuditEvent for the types."
-    )
 
 
 # -- events ------------------------------------------------------------------------------
@@ -161,15 +151,11 @@ def leaf_of(line: bytes) -> bytes:
 def fault(seq: int, line: bytes) -> str:
     """Returns what is wrong with ``line`` as event ``seq``, or ""; newline included."""
     digest = sha256(b"\x00" + line[:-_TAIL] + b"}").hexdigest().encode()
-    if not line.endswith(_MARK + digest + _END) or not line.startswith(_START % seq):
-        return _explain(seq, line)
-    try:
-        return "" if _decode(line).seq == seq else "has two numbers"
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return "is not an event of this log's format"
-
-
-def _explain(seq: int, line: bytes) -> str:
+    if line.endswith(_MARK + digest + _END) and line.startswith(_START % seq):
+        try:
+            return "" if _decode(line).seq == seq else "has two numbers"
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return "is not an event of this log's format"
     if not line.endswith(b"\n"):
         return "has no end: torn by a crash (the next unseal sets it aside), or altered"
     version = _ANY_VERSION.match(line)
@@ -273,9 +259,12 @@ def leaves_of(body: bytes, first: int, signed: int = 0) -> tuple[list[bytes], st
         torn, at = found.pop(), first + len(leaves)
         slim = at + len(found) - 1 <= signed
         more = _quick(piece[: len(piece) - len(torn)], found, at, slim=slim)
-        if more is None:
-            more, wrong = _slow(found, at)
-            return leaves + more, wrong
+        if more is None:  # one by one, to the bad one
+            for seq, text in enumerate(found, start=at):
+                if wrong := fault(seq, text + b"\n"):
+                    return leaves, wrong
+                leaves.append(leaf_of(text + b"\n"))
+            return leaves, "is not an event of this log's format"
         leaves += more
         if torn and (wrong := fault(at + len(found), torn)):
             return leaves, wrong
@@ -302,15 +291,6 @@ def _quick(
         and [text[_MARKED] for text in found].count(_MARK) == count
     )
     return [each.digest() for each in hashes] if right else None
-
-
-def _slow(found: Sequence[bytes], first: int) -> tuple[list[bytes], str]:
-    leaves: list[bytes] = []
-    for seq, text in enumerate(found, start=first):
-        if wrong := fault(seq, text + b"\n"):
-            return leaves, wrong
-        leaves.append(leaf_of(text + b"\n"))
-    return leaves, "is not an event of this log's format"
 
 
 # -- the hot path: what repeats is encoded once --------------------------------------------

@@ -190,22 +190,19 @@ def parse(data: str | bytes) -> Note:
     except UnicodeDecodeError:
         raise _malformed() from None
     body, separator, tail = text.rpartition("\n\n")
-    note = Note(body + "\n", tuple(_signatures(tail)))
-    if not separator or str(note) != text or not _is_text(text) or len(text) > MAX_NOTE:
-        raise _malformed()
-    return note
-
-
-def _signatures(tail: str) -> Iterable[Signature]:
-    lines = tail.split("\n")
-    if len(lines) < 2 or lines.pop():
-        raise _malformed()
-    for line in lines:
+    signatures: list[Signature] = []
+    for line in tail.splitlines():
         name, _, encoded = line.removeprefix(_DASH).partition(" ")
         data = bytes_of(encoded)
         if not line.startswith(_DASH) or not _is_name(name) or len(data) <= _ID_BYTES:
             raise _malformed()
-        yield Signature(name, data[:_ID_BYTES], data[_ID_BYTES:])
+        signatures.append(Signature(name, data[:_ID_BYTES], data[_ID_BYTES:]))
+    note = Note(body + "\n", tuple(signatures))
+    # Its own text again: whole lines, in the one form that there is.
+    whole = bool(separator) and bool(signatures) and str(note) == text
+    if not whole or not _is_text(text) or len(text) > MAX_NOTE:
+        raise _malformed()
+    return note
 
 
 def _cosigned(text: str, time: int) -> bytes:

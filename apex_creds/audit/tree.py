@@ -89,19 +89,17 @@ class Frontier:
             # The largest perfect subtree that begins here and is there whole.
             count = min(1 << left.bit_length() - 1, (self.size & -self.size) or left)
             count = 1 << count.bit_length() - 1
-            self._push(_reduce(todo[taken : taken + count]), count)
+            head = _reduce(todo[taken : taken + count])
             taken += count
-
-    def _push(self, head: bytes, count: int) -> None:
-        self.size += count
-        while True:
-            if self.nodes is not None and count >= SPAN:
-                self.nodes.append(head)
-            if self.size & count:
-                break
-            head = sha256(b"\x01" + self._hashes.pop() + head).digest()
-            count <<= 1
-        self._hashes.append(head)
+            self.size += count
+            while True:
+                if self.nodes is not None and count >= SPAN:
+                    self.nodes.append(head)
+                if self.size & count:
+                    break
+                head = sha256(b"\x01" + self._hashes.pop() + head).digest()
+                count <<= 1
+            self._hashes.append(head)
 
     def root(self) -> bytes:
         """Returns the root (32 bytes) of the tree as it is now."""

@@ -220,7 +220,11 @@ class Writer:
                 fresh = Segment(sealed.directory, number)
             except AuditTamperedError:  # it is not there
                 if is_compressed(path):
-                    leaves += self._leaves_of(path, number, self.seq + len(leaves))
+                    content = parse(read_segment(path), number=number, vault_id=self.vault_id)
+                    before = self.seq + len(leaves)
+                    if not content.sealed or content.edge.size != before:
+                        raise _not_after(path, before) from None
+                    leaves += content.leaves
                     number += 1
                 elif number == sealed.number + 1:  # a writer that was killed had sealed it
                     data = log_files.read_between(sealed.fd, 0, sealed.size())
@@ -233,13 +237,6 @@ class Writer:
                     raise
         self._take_over(fresh, leaves)
         self._current()
-
-    def _leaves_of(self, path: Path, number: int, before: int) -> list[bytes]:
-        """Those of a segment that was compressed, with so many events before it."""
-        content = parse(read_segment(path), number=number, vault_id=self.vault_id)
-        if not content.sealed or content.edge.size != before:
-            raise _not_after(path, before)
-        return content.leaves
 
     def _take_over(self, fresh: Segment, leaves: Sequence[bytes] = ()) -> None:
         """Puts ``fresh`` in the place of the segment, and locks it.

@@ -78,32 +78,21 @@ def harden_process() -> Hardening:
 
     Logs one warning in a process for what this system does not offer; never raises.
     """
-    result = Hardening(undumpable=_undumpable(), no_core_files=_no_core_files())
+    undumpable, no_core_files = False, sys.platform == "win32"  # which writes none
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            undumpable = ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0
+    if sys.platform != "win32":
+        with contextlib.suppress(ImportError, OSError, ValueError):
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            no_core_files = True
+    result = Hardening(undumpable=undumpable, no_core_files=no_core_files)
     if not (result.undumpable and result.no_core_files) and result not in _reported:
         _reported.add(result)
         _log.warning("This process could not be hardened completely: %s.", result)
     return result
-
-
-def _undumpable() -> bool:
-    if sys.platform != "linux":
-        return False
-    try:
-        return bool(ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0)
-    except (OSError, AttributeError):
-        return False
-
-
-def _no_core_files() -> bool:
-    try:
-        import resource
-    except ImportError:  # Windows writes no core files
-        return sys.platform == "win32"
-    try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 _MADV_WIPEONFORK: Final = 18  # madvise(2); the mmap module has no name for it

@@ -55,7 +55,13 @@ class ChunkRedactor:
         if isinstance(chunk, memoryview):
             chunk = bytes(chunk)
         if not isinstance(chunk, str | bytes | bytearray):
-            return self._feed_other(chunk)
+            before = self._flush_text()
+            if self._joined.takes(chunk):
+                chunk = self._joined.feed(chunk)
+                self._call.check_leaks()
+            else:
+                before += self._flush_joined()
+            return [*before, self._call.clean(chunk, where="chunk")]
         before = self._flush_joined()
         # Text and bytes are not searched across each other; bytes of both types are.
         if (self._kind is str) is not isinstance(chunk, str):
@@ -68,14 +74,6 @@ class ChunkRedactor:
             cut = character_before(data, cut)
         self._held = data[cut:]
         return [*before, *([self._clean(data[:cut])] if cut or not data else [])]
-
-    def _feed_other(self, chunk: object) -> list[object]:
-        before = self._flush_text()
-        if not self._joined.takes(chunk):
-            return [*before, *self._flush_joined(), self._call.clean(chunk, where="chunk")]
-        passed = self._joined.feed(chunk)
-        self._call.check_leaks()
-        return [*before, self._call.clean(passed, where="chunk")]
 
     def flush(self) -> list[object]:
         """What was kept, at the end or before a chunk of another type."""

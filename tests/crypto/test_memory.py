@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import gc
 import json
 import logging
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -480,8 +483,8 @@ def test_harden_process_never_raises(
     from apex_creds.crypto import memory
 
     monkeypatch.setattr(memory, "_reported", set())
-    monkeypatch.setattr(memory, "_undumpable", lambda: False)
-    monkeypatch.setattr(memory, "_no_core_files", lambda: True)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(prctl=lambda *_: -1))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     with caplog.at_level(logging.WARNING):
         assert not harden_process().undumpable
         assert not harden_process().undumpable
