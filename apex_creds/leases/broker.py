@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from apex_creds.audit.events import AuditEvent
 from apex_creds.audit.line import Actor
-from apex_creds.concurrency import BACKGROUND
+from apex_creds.concurrency import BACKGROUND, BoundedCache
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.records import Record
 from apex_creds.errors import (
@@ -115,7 +115,7 @@ class LeaseBroker:
         self._audit = vault.audit
         self.clock: Clock = vault.clock
         self._lock = threading.RLock()
-        self._actors: dict[tuple[str, str, str], Actor] = {}
+        self._actors: BoundedCache[tuple[str, str, str], Actor] = BoundedCache(_MANY_ACTORS)
         self.connections = ConnectionPools(transport, sync_transport)
         self.timer = ExpiryTimer(self.clock)
         self.recent = RecentRedeems()
@@ -155,9 +155,7 @@ class LeaseBroker:
         key = (manifest.plugin, manifest.version, action)
         found = self._actors.get(key)
         if found is None:
-            if len(self._actors) >= _MANY_ACTORS:
-                self._actors.clear()
-            found = self._actors[key] = Actor(*key, shown=self._audit.shown)
+            found = self._actors.remember(key, Actor(*key, shown=self._audit.shown))
         return found
 
     def issue(
@@ -618,7 +616,7 @@ def denied(name: str) -> AccessDeniedError:
     )
 
 
-_known_keys: Final[dict[bytes, tuple[str, int]]] = {}
+_known_keys: Final[BoundedCache[bytes, tuple[str, int]]] = BoundedCache(_MANY_KEYS)
 
 
 def _key_of(record: Record | None) -> tuple[str, int]:
@@ -627,10 +625,8 @@ def _key_of(record: Record | None) -> tuple[str, int]:
         return _NO_KEY
     found = _known_keys.get(record.sealed)
     if found is None:
-        if len(_known_keys) >= _MANY_KEYS:
-            _known_keys.clear()
         key_id, version = record.key
-        found = _known_keys[record.sealed] = (key_id.hex(), version)
+        found = _known_keys.remember(record.sealed, (key_id.hex(), version))
     return found
 
 
