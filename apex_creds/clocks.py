@@ -1,6 +1,6 @@
 """Which clock is for what: the wall clock for people, the boot-time clock for deadlines.
 
-Guarantee: ``boot_time`` never jumps, whoever sets the wall clock, and goes on while the
+Guarantee: ``boot_time`` never jumps when somebody sets the wall clock, and goes on while the
 machine sleeps (where the system has such a clock; else it stands still then). A ``Moment``
 is compared with another of the same boot by that clock; only with one of another machine,
 or of before a restart, by the wall clock. docs/CLOCKS.md lists every use of a clock.

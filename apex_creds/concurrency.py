@@ -5,7 +5,7 @@ and nothing waits for a loop that can't go on. Such a loop is closed, or stopped
 under the caller's on the stack of one thread, or its thread is blocked: known at once where
 it is blocked in ``LoopThread.call``, and after ``PATIENCE`` seconds without an answer
 elsewhere. A task in such a loop loses its place in a semaphore, and its flight is flown by
-the next that wants the result. It may go on later, beside whoever came after it: so what is
+the next that wants the result. It may go on later, beside those that came after it: so what is
 guarded must be right without a lock (by a compare-and-set); the lock keeps order and saves
 work.
 
@@ -34,8 +34,8 @@ T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 Work = Callable[[], Coroutine[object, object, T]]
 
-LOOK: Final = 0.05
-"""Seconds between two looks at a loop that is waited for."""
+CHECK_EVERY: Final = 0.05
+"""Seconds between two checks of a loop that is waited for."""
 PATIENCE: Final = 2.0
 """Seconds without an answer after which a loop counts as one that can't go on."""
 
@@ -147,7 +147,7 @@ class Event:
         timer = None if timeout is None else loop.call_later(timeout, _wake, future)
         self._waiting[future] = loop
         try:
-            if not self._set:  # looked at after it was added, so that none is missed
+            if not self._set:  # read after it was added, so that none is missed
                 await future
         finally:
             self._waiting.pop(future, None)
@@ -220,7 +220,7 @@ class _Turn(Place):
         try:
             if self._of.enter(self):
                 return
-            while not await self.granted.wait(LOOK):
+            while not await self.granted.wait(CHECK_EVERY):
                 self._of.serve(self)
         except BaseException:
             self._of.leave(self)
@@ -280,8 +280,8 @@ class _Flight(Place, Generic[T]):
 
     async def over(self, here: Place) -> None:
         """Returns when it has ended, or can't go on."""
-        look = None if self.loop is here.loop else LOOK
-        while not await self.ended.wait(look):
+        pause = None if self.loop is here.loop else CHECK_EVERY
+        while not await self.ended.wait(pause):
             if not self.goes_on(here):
                 return
 
@@ -309,7 +309,7 @@ class _Flight(Place, Generic[T]):
 class SingleFlight(Generic[K, T]):
     """Of those that want the same at once one has it done, and all get what it brought.
 
-    The work is in a task of its own: that the first caller is cancelled disturbs nobody else.
+    The work is in a separate task: that the first caller is cancelled disturbs nobody else.
     It is cancelled when all of them are gone. Where its loop ends, the next begins it again.
     """
 
@@ -385,7 +385,7 @@ class SingleFlight(Generic[K, T]):
 
 
 class LoopThread:
-    """An event loop in a thread of its own, for work that is not to end with a caller's loop.
+    """An event loop in its own thread, for work that is not to end with a caller's loop.
 
     It begins with the first work, again after a fork, and does not keep the interpreter from
     ending.
@@ -506,7 +506,7 @@ async def run_at(place: Place, work: Work[T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work(), place.loop)
         future.add_done_callback(lambda _: done.set())
         try:
-            while not await done.wait(LOOK):
+            while not await done.wait(CHECK_EVERY):
                 if not place.goes_on(here):
                     break
             else:

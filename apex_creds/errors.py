@@ -190,7 +190,7 @@ class DecryptionError(IntegrityError):
 
 
 class CommitmentError(DecryptionError):
-    """A ciphertext was made under another key; its content was not looked at."""
+    """A ciphertext was made under another key; its content was not read."""
 
 
 class RollbackDetectedError(IntegrityError):

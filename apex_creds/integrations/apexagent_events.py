@@ -29,7 +29,7 @@ from typing import Final, Protocol, Self, cast, final
 
 import msgspec
 
-from apex_creds.concurrency import LOOK
+from apex_creds.concurrency import CHECK_EVERY
 from apex_creds.errors import ApexCredsError, InvalidInputError
 from apex_creds.model import new_id
 from apex_creds.scheduler.event_queue import EventQueue
@@ -274,7 +274,7 @@ class Connection:
                 # nobody else wants it.
                 if "different event loop" not in str(error):
                     raise
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(CHECK_EVERY)
         _log.error("the runtime's event manager is in use by another event loop all the time")
 
 
@@ -289,7 +289,7 @@ async def _awake(emitting: Awaitable[object]) -> None:
     loop, looks = asyncio.get_running_loop(), list[asyncio.TimerHandle]()
 
     def look() -> None:
-        looks[:] = [loop.call_later(LOOK, look)]
+        looks[:] = [loop.call_later(CHECK_EVERY, look)]
 
     look()
     try:

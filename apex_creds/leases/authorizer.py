@@ -127,7 +127,7 @@ class Authorizer:
         """The policy in force; ``now`` is on the monotonic clock, in seconds."""
         source = self._source
         if now >= source.due:
-            source.look(now)
+            source.current(now)
         if source.policy is not self.policy:
             self._adopt(source.policy)
         return self.policy
@@ -192,7 +192,7 @@ class Authorizer:
         if need is not None:
             grant, factor = effective_grant(grants, manifest.plugin, need.name, authorization)
         keep = self.policy.keep_grants
-        grant, identity = self._pins.look(manifest, grant, grants, keep=keep)
+        grant, identity = self._pins.bind(manifest, grant, grants, keep=keep)
         return decide(
             need=need,
             grant=grant,

@@ -77,7 +77,7 @@ class DecisionCache:
         if known is not None and known.grant is grant:
             memory[1][key] = known._replace(grants=grants)
             return known.permission
-        bound, identity = self._pins.look(manifest, grant, grants, keep=policy.keep_grants)
+        bound, identity = self._pins.bind(manifest, grant, grants, keep=policy.keep_grants)
         decision = decide(
             need=need,
             grant=bound,
@@ -115,7 +115,7 @@ def identity_for(
 
     Args:
         manifest: The plugin's, as it is now.
-        grant: The one that is looked at.
+        grant: The one in question.
         grants: Where the manifest that it is bound to is found.
         keep: Whether policy lets a version that asks for nothing new keep its grants.
     """
@@ -140,7 +140,7 @@ class Pins:
     def __init__(self) -> None:
         self._first: dict[str, Manifest] = {}
 
-    def look(
+    def bind(
         self, manifest: Manifest, grant: Grant | None, grants: Grants, *, keep: bool
     ) -> tuple[Grant | None, Identity]:
         """The grant as it is bound, and what the plugin counts as before it."""

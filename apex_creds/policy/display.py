@@ -29,7 +29,7 @@ _TOGETHER: Final = {"BOPOMOFO", "HANGUL", "HIRAGANA", "KATAKANA", "KATAKANA-HIRA
 
 
 def check_plugin(plugin: str) -> str:
-    """Returns ``plugin`` if it can be a plugin's id, and be told from others by eye.
+    """Returns ``plugin`` if it can be a plugin's id that no other looks like.
 
     Raises:
         InvalidNameError: It is no name, or has invisible characters, two spaces together,
@@ -74,7 +74,7 @@ def escaped(text: str) -> str:
 
 
 def shown(text: str, *, longest: int = 1000) -> str:
-    """``text`` safe on a line or in a field of its own, and no longer."""
+    """``text`` safe on one line or in one field, and no longer."""
     cut = text if len(text) <= longest else text[:longest] + "…"
     return re.sub("(?<= ) ", r"\\x20", escaped(cut))
 

@@ -401,7 +401,7 @@ def _resolve(parts: Place, counts: dict[Place, int], *, new: bool) -> Place:
 
 PERIOD: Final = 0.1
 INLINE_BYTES: Final = 16 << 10
-"""A larger file is compiled in a thread of its own, off the event loop."""
+"""A larger file is compiled in a thread, off the event loop."""
 
 _log = logging.getLogger(__name__)
 
@@ -448,7 +448,7 @@ class PolicySource:
 
     Args:
         home: The vault's directory.
-        changed: Told of every change; may be called from another thread.
+        changed: Called with every change, perhaps from another thread.
 
     Raises:
         InvalidPolicyError: There is a file and it is not valid: nothing is decided by it.
@@ -474,7 +474,7 @@ class PolicySource:
         self.policy = load_policy(home)
         self.due = 0.0
 
-    def look(self, now: float) -> Policy:
+    def current(self, now: float) -> Policy:
         """The policy in force at ``now``, on a monotonic clock in seconds.
 
         Callers may compare ``now`` with ``due`` themselves and take ``policy``.
@@ -501,7 +501,7 @@ class PolicySource:
         return self.policy
 
     def reload(self) -> Policy:
-        """Looks at the file now, whatever the time, and waits until it is compiled."""
+        """Reads the file now if it changed, and waits until it is compiled."""
         with self._lock:
             stamp = self._stamp()
             if stamp != self._seen:

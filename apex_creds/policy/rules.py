@@ -119,7 +119,7 @@ class LimitRule:
 
 
 class Ruling(NamedTuple):
-    """What policy says on a use, before grants are looked at.
+    """What policy says on a use, before grants are weighed.
 
     Attributes:
         rule: Id of the rule, or ``levels.NAME``.

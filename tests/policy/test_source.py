@@ -48,10 +48,10 @@ def test_a_change_is_seen_when_it_is_due_and_not_before(home: Path) -> None:
     write(home, DENY.format("one"))
     changes: list[Change] = []
     source = PolicySource(home, changed=changes.append)
-    assert ids(source.look(10.0)) == ["one"]
+    assert ids(source.current(10.0)) == ["one"]
     write(home, DENY.format("two"))
-    assert ids(source.look(10.05)) == ["one"]
-    assert ids(source.look(10.11)) == ["two"]
+    assert ids(source.current(10.05)) == ["one"]
+    assert ids(source.current(10.11)) == ["two"]
     assert [change.ok for change in changes] == [True]
 
 
@@ -59,11 +59,11 @@ def test_a_look_that_is_not_due_makes_no_system_call(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = PolicySource(home)
-    source.look(10.0)
+    source.current(10.0)
     with monkeypatch.context() as patched:  # not while pytest removes the folder
         patched.setattr(module.os, "lstat", lambda path: pytest.fail("a system call"))
         for step in range(99):
-            source.look(10.0 + step / 1000)
+            source.current(10.0 + step / 1000)
 
 
 def test_an_invalid_file_leaves_the_old_policy_and_says_so(
@@ -74,14 +74,14 @@ def test_an_invalid_file_leaves_the_old_policy_and_says_so(
     source = PolicySource(home, changed=changes.append)
     old = source.policy
     path = write(home, 'version = 1\n[[rules]]\ndecision = "deny"\nplugin = "a*b"\n')
-    assert source.look(1.0) is old
-    assert source.look(2.0) is old
+    assert source.current(1.0) is old
+    assert source.current(2.0) is old
     assert [change.ok for change in changes] == [False], "told once"
     assert f"{path}, line 4" in changes[0].detail
     assert "line 4" in caplog.text
     assert caplog.records[0].levelname == "ERROR"
     write(home, DENY.format("two"))
-    assert ids(source.look(3.0)) == ["two"]
+    assert ids(source.current(3.0)) == ["two"]
 
 
 def test_unsafe_files_leave_the_old_policy(home: Path) -> None:
@@ -89,17 +89,17 @@ def test_unsafe_files_leave_the_old_policy(home: Path) -> None:
     changes: list[Change] = []
     source = PolicySource(home, changed=changes.append)
     path = write(home, DENY.format("two"), mode=0o644)
-    assert ids(source.look(1.0)) == ["one"]
+    assert ids(source.current(1.0)) == ["one"]
     assert "chmod" not in changes[0].detail
     assert "mode 0644" in changes[0].detail
     path.chmod(0o600)
-    assert ids(source.look(2.0)) == ["two"]
+    assert ids(source.current(2.0)) == ["two"]
     other = home / "other"
     other.write_text(DENY.format("three"))
     other.chmod(0o600)
     path.unlink()
     path.symlink_to(other)
-    assert ids(source.look(3.0)) == ["two"]
+    assert ids(source.current(3.0)) == ["two"]
     assert len(changes) == 3
 
 
@@ -121,12 +121,12 @@ def test_a_file_that_is_away_for_a_moment_stays_in_force(home: Path) -> None:
     changes: list[Change] = []
     source = PolicySource(home, changed=changes.append)
     path.unlink()
-    assert ids(source.look(1.0)) == ["one"]
+    assert ids(source.current(1.0)) == ["one"]
     write(home, DENY.format("two"))
-    assert ids(source.look(2.0)) == ["two"]
+    assert ids(source.current(2.0)) == ["two"]
     path.unlink()
-    assert ids(source.look(3.0)) == ["two"]
-    assert source.look(4.0) is NO_POLICY
+    assert ids(source.current(3.0)) == ["two"]
+    assert source.current(4.0) is NO_POLICY
     assert "no policy file any more" in changes[-1].detail
 
 
@@ -141,14 +141,14 @@ def test_a_large_file_is_compiled_off_the_calling_thread(home: Path) -> None:
     source = PolicySource(home, changed=changed)
     rules = "".join(f'[[rules]]\nid = "{n}"\ndecision = "deny"\n' for n in range(1000))
     write(home, f"version = 1\n{rules}")
-    source.look(1.0)
+    source.current(1.0)
     assert done.wait(WITHIN)
     assert where == ["apex-creds-policy"]
-    assert len(source.look(2.0).rules) == 1000
+    assert len(source.current(2.0).rules) == 1000
 
 
 def test_reload_looks_now(home: Path) -> None:
     source = PolicySource(home)
-    source.look(5.0)
+    source.current(5.0)
     write(home, DENY.format("one"))
     assert ids(source.reload()) == ["one"]
