@@ -73,15 +73,19 @@ class Resealed(msgspec.Struct, frozen=True, gc=False):
     new: Record
 
 
-def narrows(before: Mapping[str, Record], changes: Mapping[str, Record | None]) -> bool:
+def narrows(shards: Iterable[Shard], changes: Mapping[str, Record | None]) -> bool:
     """Whether less is allowed of a credential than was, so that it must not come back."""
-    pairs = ((before.get(name), new) for name, new in changes.items())
-    return any(old and new and _narrows(old.info, new.info) for old, new in pairs)
+    for shard in shards:
+        for name in changes.keys() & shard.records.keys():
+            old, new = shard.records[name].info, changes[name]
+            if new and new.info is not old and _narrows(old, new.info):
+                return True
+    return False
 
 
 def _narrows(old: CredentialInfo, new: CredentialInfo) -> bool:
     levels = list(Sensitivity)
-    return old is not new and (
+    return (
         not set(old.origins) <= set(new.origins)
         or (old.delivery, old.service) != (new.delivery, new.service)
         or levels.index(old.sensitivity) < levels.index(new.sensitivity)

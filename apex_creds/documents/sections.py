@@ -484,7 +484,7 @@ class SectionSet:
             if changed and not section.shards:  # all are made together
                 changed = {each: changed.get(each, {}) for each in shard_names(name, count)}
             written = await self._write(section, changed, keystore, shred=shred)
-            narrower = partial(narrows, section.records, changes)
+            narrower = partial(narrows, section.shards.values(), changes)
             return written and (written, await off_loop(len(changes), narrower))
 
         async with self._store.writing.held():
@@ -756,25 +756,25 @@ def changed_shards(section: Section, changes: Changes, place: Callable[[str], st
         changes: The records that are to be others.
         place: The document of a credential.
     """
-    new, parts = dict(changes), dict[str, dict[str, Record | None]]()
+    left, parts = set(changes), dict[str, list[str]]()
     for document, shard in section.shards.items():
-        there = {name: new.pop(name) for name in changes.keys() & shard.records.keys()}
-        if any(record is not shard.records[name] for name, record in there.items()):
-            parts[document] = there
-    for name, record in new.items():
-        if record is not None:
-            parts.setdefault(place(name), {})[name] = record
-    return {n: _changed(_shard(section, n).records, part) for n, part in parts.items()}
-
-
-def _changed(records: Mapping[str, Record], changes: Changes) -> dict[str, Record]:
-    after = dict(records)
-    for name, record in changes.items():
-        if record is None:
-            after.pop(name, None)
-        else:
-            after[name] = record
-    return after
+        there = shard.records.keys() & changes.keys()
+        left -= there
+        if any(changes[name] is not shard.records[name] for name in there):
+            parts[document] = list(there)
+    for name, record in changes.items() if left else ():
+        if name in left and record is not None:
+            parts.setdefault(place(name), []).append(name)
+    changed = {}
+    for document, names in parts.items():
+        after = changed[document] = dict(_shard(section, document).records)
+        for name in names:
+            record = changes[name]
+            if record is None:
+                del after[name]
+            else:
+                after[name] = record
+    return changed
 
 
 def split(whole: Shard, names: Iterable[str], place: Callable[[str], str]) -> list[Shard]:

@@ -373,22 +373,20 @@ async def _commit(run: Run, pairs: Sequence[Resealed]) -> int:
 
     def change(before: Section, keystore: Keystore) -> Changes:
         # One that is not primary now may be on its way to being destroyed, after a scan.
-        heads = {pair.new.head: pair.new.key for pair in pairs}
+        heads = {pair.new.head: pair.new for pair in pairs}
         primaries = {
             head
-            for head, (key_id, version) in heads.items()
+            for head, (key_id, version) in ((head, new.key) for head, new in heads.items())
             if (keyset := keystore.by_id.get(key_id)) and keyset.primary.version == version
         }
-        records = (before if run.within is None else before.only(run.within)).records
+        made = {pair.old.info.name: pair for pair in pairs if pair.new.head in primaries}
         changes: dict[str, Record] = {}
-        for pair in pairs:
-            old, new = pair.old, pair.new
-            found = records.get(old.info.name)
-            if found is None or (found is not old and found.sealed != old.sealed):
-                continue
-            if new.head in primaries:
-                same = found.info is new.info
-                changes[old.info.name] = new if same else Record(found.info, new.sealed)
+        for shard in before.shards.values():
+            for name in made.keys() & shard.records.keys():
+                found, old, new = shard.records[name], made[name].old, made[name].new
+                if found is old or found.sealed == old.sealed:
+                    same = found.info is new.info
+                    changes[name] = new if same else Record(found.info, new.sealed)
         nonlocal replaced
         replaced = len(changes)
         return changes
