@@ -180,7 +180,7 @@ async def step_unused(
     """
     chosen = frozenset(labels)
     await store.refresh_strict()
-    keysets = await store.sections.fenced(section, chosen)
+    keysets = (await store.keystore()).by_label
     known = [keysets[label] for label in chosen & keysets.keys()]
     used = (await store.sections.read(section)).keys_used
     return await step_spent(store, known, used, step)

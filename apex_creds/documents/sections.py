@@ -59,7 +59,6 @@ from apex_creds.errors import (
     SecretWipedError,
 )
 from apex_creds.keys.hierarchy import DocumentKeys
-from apex_creds.keys.keyset import Keyset
 from apex_creds.model import SECTION_NAMES, Clock
 from apex_creds.storage.base import (
     Data,
@@ -74,9 +73,6 @@ from apex_creds.storage.base import (
 
 T = TypeVar("T")
 
-UNTIED_WRITERS: Final = True
-"""Whether a program that does not tie its commits of files to the key store may run beside
-this one. To be False one release after that in which commits of files were tied."""
 NOTE_AFTER: Final = 3600.0
 """Seconds between commits of the key store that only note what generations were reached."""
 
@@ -327,7 +323,6 @@ class SectionSet:
         self._floors: Mapping[str, int] = {}
         self._noted = -math.inf
         self._memory = threading.Lock()
-        self._bases: dict[str, Mapping[str, Keyset]] = {}
 
     # -- reading -----------------------------------------------------------------
 
@@ -515,22 +510,6 @@ class SectionSet:
         """The key version that each shard of a section is under."""
         shards = (await self.read(name)).shards
         return {each: shard.header.key for each, shard in shards.items() if shard.header}
-
-    async def fenced(self, name: str, labels: Collection[str]) -> Mapping[str, Keyset]:
-        """Keysets by label, as of a moment after which nobody seals under older primaries.
-
-        Commits are tied to the key store, so that is now. For a program that ties none, a
-        section in files is committed as it is: that program fails to write what it has
-        read before, and finds a key store at least as new when it reads again.
-        """
-        keysets = (await self._store.keystore()).by_label
-        if not UNTIED_WRITERS or self.count(name):  # which no such program can read
-            return keysets
-        basis = self._bases.get(name)
-        if basis is None or any(_moved(basis, keysets, label) for label in labels):
-            await self.recommit(self.all(name))
-            basis = self._bases[name]
-        return basis
 
     # -- against rollbacks -------------------------------------------------------
 
@@ -722,7 +701,6 @@ class SectionSet:
         for (_, shard), result in zip(made, results, strict=True):
             shards[shard.name] = dataclasses.replace(shard, token=result.token)
             self._store.rollback.register(shard.name, (shard.generation, shard.mac))
-        self._bases[section.name] = keystore.by_label
         return self._keep(section.name, shards), results[0].shredded
 
 
@@ -819,15 +797,4 @@ def _shard(section: Section, name: str) -> Shard:
     """A shard of a section, which may have to be made."""
     return section.shards.get(name) or Shard(
         name=name, token=None, header=None, mac="", records={}
-    )
-
-
-def _moved(basis: Mapping[str, Keyset], keysets: Mapping[str, Keyset], label: str) -> bool:
-    """Whether a keyset has got another primary since the basis."""
-    before, after = basis.get(label), keysets.get(label)
-    if after is None:
-        return False
-    return before is None or (before.id, before.primary.version) != (
-        after.id,
-        after.primary.version,
     )

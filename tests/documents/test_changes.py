@@ -19,7 +19,8 @@ SHARDS = shard_names("api_keys", 3)
 def record(name: str, text: str, level: Sensitivity = Sensitivity.NORMAL) -> Record:
     info = CredentialInfo(
         id="00" * 16, name=name, kind=CredentialKind.API_KEY, service="s", version=1,
-        delivery=Delivery.parse("bearer"), origins=(), sensitivity=level, created=0.0, updated=0.0,
+        delivery=Delivery.parse("bearer"), origins=(), sensitivity=level,
+        created=0.0, updated=0.0,
     )  # fmt: skip
     return Record(info, text.encode())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.documents import key_versions, sections
+from apex_creds.documents import key_versions
 from apex_creds.documents.cached import Document
 from apex_creds.documents.document import KeyName
 from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore, MasterKeySource
@@ -122,9 +122,7 @@ class Pair:
 
 
 @pytest.fixture(params=["shared", "memory", "files"])
-async def pair(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    # Without the commits that only a program of before would need.
-    monkeypatch.setattr(sections, "UNTIED_WRITERS", False)
+async def pair(tmp_path: Path, request: pytest.FixtureRequest):
     made = Pair(tmp_path, request.param)
     await made.open()
     yield made

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from apex_creds.documents import key_versions, sections
+from apex_creds.documents import key_versions
 from apex_creds.documents.keystore import MasterKeySource
 from apex_creds.documents.store import DocumentStore
 from apex_creds.model import ApiKey
@@ -25,7 +25,7 @@ from apex_creds.scheduler.rotation_state import (
     rotation_document,
 )
 from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
-from apex_creds.storage.base import Token, Write, WriteResult, tie_result
+from apex_creds.storage.base import Token, Write, WriteResult
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import create, credential_writes
 from apex_creds.vault.lookup import PutItem
@@ -41,12 +41,10 @@ class Gate:
 
     Args:
         inner: Has the documents.
-        ties: Whether its program ties its commits to the key store; one of before does not.
     """
 
-    def __init__(self, inner: MemoryStorage, *, ties: bool) -> None:
-        self.inner, self.ties = inner, ties
-        self.name = ""
+    def __init__(self, inner: MemoryStorage) -> None:
+        self.inner, self.name = inner, ""
         self.reached, self.open = asyncio.Event(), asyncio.Event()
 
     def __getattr__(self, name: str) -> object:
@@ -64,23 +62,18 @@ class Gate:
             self.name = ""
             self.reached.set()
             await self.open.wait()
-        if self.ties:
-            return await self.inner.write_many(writes, shred=shred)
-        made = await self.inner.write_many(
-            [w for w in writes if w.data is not None], shred=shred
-        )
-        return [*made, *(tie_result(w) for w in writes if w.data is None)]
+        return await self.inner.write_many(writes, shred=shred)
 
 
 class Two:
     """A slow process and a quick one, on one vault."""
 
-    def __init__(self, *, ties: bool) -> None:
+    def __init__(self) -> None:
         self.storage, self.clock = MemoryStorage(), FakeClock()
         chaos = Chaos(0)
         chaos.armed = False
         self.provider = ChaoticProvider(Keyring(), chaos, Mortal(mortal=False))
-        self.gate = Gate(self.storage, ties=ties)
+        self.gate = Gate(self.storage)
 
     def process(self, storage: object) -> DocumentStore:
         return DocumentStore(storage, clock=self.clock, masters=MasterKeySource(self.provider))
@@ -138,11 +131,9 @@ class Two:
             assert await read(fresh, "api_keys", name) == value
 
 
-@pytest.fixture(params=["tied", "one of before", "tied and not fenced"])
-async def two(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Two:
-    fenced = request.param != "tied and not fenced"
-    monkeypatch.setattr(sections, "UNTIED_WRITERS", fenced)
-    made = Two(ties=request.param != "one of before")
+@pytest.fixture
+async def two() -> Two:
+    made = Two()
     await made.start()
     return made
 
@@ -161,7 +152,7 @@ async def test_a_put_into_an_existing_section(two: Two, level: Level) -> None:
 
 @pytest.mark.parametrize("level", list(Level))
 async def test_a_put_for_a_key_that_nothing_uses(two: Two, level: Level) -> None:
-    """No record moves, so only the fence stops the writer who has the old key."""
+    """No record moves, so only the tie stops the writer who has the old key."""
     await key_versions.ensure(two.quick, ["api_keys/service"], now=two.clock.now)
     await two.put(two.quick, "other", "value", "other")
     await two.meanwhile(
