@@ -163,7 +163,13 @@ class _Copying:
         shards = {} if self._several else {n: at for n, at in self._counts.items() if at}
         body = msgspec.structs.replace(
             self._keystore.body,
-            sections={name: at for name, at in self._there.items() if self._is_noted(name)},
+            # By their names it notes documents of their own, not what is divided into shards.
+            sections={
+                name: at
+                for name, at in self._there.items()
+                if not is_shard(name)
+                and (self._several is not None or section_of(name) in (None, name))
+            },
             shards=shards,
         )
         if self._finished is not None:
@@ -192,12 +198,6 @@ class _Copying:
         self._done.documents = len(self._there) + 1
         self._done.written = len(self._written) + 1
         return self._done
-
-    def _is_noted(self, name: str) -> bool:
-        """Whether the key store notes a document by its name."""
-        if is_shard(name):
-            return False
-        return self._several is not None or section_of(name) in (None, name)
 
     def _is_copy(self, stored: Stored, body: KeystoreBody) -> bool:
         """Whether a key store in the target is the one that a copy ends with."""

@@ -273,10 +273,15 @@ def get(
     async def work(vault: Vault) -> None:
         async with vault.open(name, action="get") as opened:
             with opened.part(part) as secret:
-                if json:
-                    _write_json(name, part or MAIN_PART[opened.kind], secret)
-                else:
-                    _write(sys.stdout, secret)
+                if not json:
+                    return _write(sys.stdout, secret)
+                data = secret.expose_bytes()
+                try:
+                    value, encoding = data.decode(), "utf-8"
+                except UnicodeDecodeError:
+                    value, encoding = base64.b64encode(data).decode(), "base64"
+                shown = {"name": name, "part": part or MAIN_PART[opened.kind]}
+                return console.json_out(shown | {"encoding": encoding, "value": value})
 
     with_vault(chosen, work)
 
@@ -314,13 +319,3 @@ def _write(stream: TextIO, secret: SecretBytes) -> None:
                 raise ReaderGoneError from None
             stream.buffer.write(view)
     stream.write("\n" if terminal else "")
-
-
-def _write_json(name: str, part: str, secret: SecretBytes) -> None:
-    """As JSON; bytes that are not text as base64."""
-    data = secret.expose_bytes()
-    try:
-        value, encoding = data.decode(), "utf-8"
-    except UnicodeDecodeError:
-        value, encoding = base64.b64encode(data).decode(), "base64"
-    console.json_out({"name": name, "part": part, "encoding": encoding, "value": value})

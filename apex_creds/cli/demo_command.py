@@ -38,9 +38,22 @@ def demo(
 
     Ends with 1 if any promise was broken. A --home is kept, and must have no vault yet.
     """
+    from apex_creds.cli.demo import scenario
+
     provider = _provider(chosen, quiet=json)
-    with tempfile.TemporaryDirectory(prefix="apex-creds-demo-") as scratch:
-        findings = _run(chosen, Path(scratch), provider, calls, quiet=json)
+
+    async def run(scratch: Path) -> Findings:
+        return await scenario.run(
+            chosen.home or scratch / "home",
+            scratch / "demo.env",
+            provider,
+            count=calls,
+            say=(lambda _: None) if json else console.say,
+            progress=lambda number: _progress(number, quiet=json),
+        )
+
+    with tempfile.TemporaryDirectory(prefix="apex-creds-demo-") as folder:
+        findings = anyio.run(run, Path(folder))
     keyring = "in-process, for the demo only" if chosen.master is None else provider.uri
     data: dict[str, Json] = {
         "ok": findings.ok,
@@ -72,24 +85,6 @@ def _provider(chosen: Settings, *, quiet: bool) -> MasterKeyProvider:
         console.say(_ANNOUNCED, style="bold yellow")
         console.say(_REAL, style="yellow")
     return KeyringProvider(backend=InProcessKeyring())
-
-
-def _run(
-    chosen: Settings, scratch: Path, provider: MasterKeyProvider, count: int, *, quiet: bool
-) -> Findings:
-    from apex_creds.cli.demo import scenario
-
-    async def run() -> Findings:
-        return await scenario.run(
-            chosen.home or scratch / "home",
-            scratch / "demo.env",
-            provider,
-            count=count,
-            say=(lambda _: None) if quiet else console.say,
-            progress=lambda number: _progress(number, quiet=quiet),
-        )
-
-    return anyio.run(run)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ from apex_creds.migration import (
 from apex_creds.migration import Report as MigrationReport
 from apex_creds.migration.cleanup import withheld
 from apex_creds.migration.legacy_readers import VARIABLE
-from apex_creds.migration.progress import OPEN, Fate, MigrationState, SourceState
+from apex_creds.migration.progress import OPEN, Fate, MigrationState
 from apex_creds.model import Origin
 from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault
@@ -260,7 +260,15 @@ def _finish(chosen: Settings) -> Report:
     kept = withheld(state)
     parts: list[Part] = []
     for source in kept:
-        parts.append(Note(_why_kept(source), "red"))
+        why = (
+            f"{source.path} has entries ({source.unread}) that could not be read: nothing of "
+            "it was erased. Look at its files with the old program; then remove them yourself."
+            if source.unread
+            else f"{source.path} was read by an older version, which overlooked some layouts: "
+            "nothing of it was erased. Take the .bak from the names of its files, and run: "
+            "apex-creds migrate"
+        )
+        parts.append(Note(why, "red"))
         parts += [f"  kept {backup.backup}" for backup in source.backups]
     if not erased and not kept:
         parts.append("There is nothing to erase.")
@@ -282,16 +290,3 @@ def _finish(chosen: Settings) -> Report:
         "kept": [item.backup for source in kept for item in source.backups],
     }
     return Report(data, *parts, code=int(bool(left or kept)))
-
-
-def _why_kept(source: SourceState) -> str:
-    if source.unread:
-        return (
-            f"{source.path} has entries ({source.unread}) that could not be read: nothing of "
-            "it was erased. Look at its files with the old program; then remove them yourself."
-        )
-    return (
-        f"{source.path} was read by an older version, which overlooked some layouts: nothing "
-        "of it was erased. Take the .bak from the names of its files, and run: "
-        "apex-creds migrate"
-    )

@@ -18,7 +18,7 @@ from apex_creds.policy.display import show_time
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Access, Need
 from apex_creds.policy.policy_file import MAX_BYTES, load_policy, parse_policy
-from apex_creds.policy.rules import EACH_LEASE, NEVER, NO_POLICY, Level, Policy, Rule
+from apex_creds.policy.rules import EACH_LEASE, NEVER, NO_POLICY, Policy, Rule
 from apex_creds.vault import Vault
 
 _OTHERS: Final = 10
@@ -57,11 +57,12 @@ def check(
     if found is NO_POLICY:
         return Report(data, "There is no policy file: a person decides on everything.")
     count = f"{len(found.rules)} rules, {len(found.limits)} limits"
-    return Report(
-        data,
-        Line(f"The policy is valid: {count}.", "green"),
-        Fields((level.value, _level(rule)) for level, rule in found.levels.items()),
-    )
+    rows: list[tuple[str, str]] = []
+    for level, rule in found.levels.items():
+        factor = _factor(rule.second_factor)
+        asked = "" if factor == "never" else f", factor {factor}"
+        rows.append((level.value, f"{rule.decision}{asked}"))
+    return Report(data, Line(f"The policy is valid: {count}.", "green"), Fields(rows))
 
 
 def _load(chosen: Settings, file: Path | None) -> Policy:
@@ -70,11 +71,6 @@ def _load(chosen: Settings, file: Path | None) -> Policy:
     with translated(file):
         data = read_small(file, limit=MAX_BYTES, follow=True)
     return parse_policy(data, where=str(file))
-
-
-def _level(rule: Level) -> str:
-    factor = _factor(rule.second_factor)
-    return rule.decision if factor == "never" else f"{rule.decision}, factor {factor}"
 
 
 def _factor(seconds: float) -> str:

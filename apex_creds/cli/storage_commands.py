@@ -177,14 +177,11 @@ def status(chosen: Settings, storage: StorageOption = None) -> Report:
             return facts
 
     facts = anyio.run(load)
-    shown = ((name.replace("_", " "), _shown(value)) for name, value in facts.items())
+    shown: list[tuple[str, str]] = []
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) or None if isinstance(value, list) else value
+        shown.append((name.replace("_", " "), "none" if text is None else str(text)))
     return Report(facts, Fields(shown), code=int(facts["state"] != "current"))
-
-
-def _shown(value: Json) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return str(value) if value is not None else "none"
 
 
 @db.command("upgrade")

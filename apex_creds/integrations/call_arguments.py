@@ -187,39 +187,31 @@ class Bindings:
             None if that is so, or if the method does not ask for them. The method, if it
             asks but can't be bound: the plugin does not let its attributes be set.
         """
-        method = None
+        method: object = None
         with contextlib.suppress(Exception):  # a property's; the invocation will say so
             method = getattr(plugin, action, None)
         if not callable(method) or isinstance(method, BoundAction):
             return None
         if not shape_of(method).takes_credentials:
             return None
-        with self._lock:
-            return None if self._set(plugin_id, plugin, action, method) else method
-
-    def _set(
-        self, plugin_id: str, plugin: object, action: str, method: Callable[..., object]
-    ) -> bool:
         attributes = _attributes_of(plugin)
         if attributes is None:
-            return False
-        before = attributes.get(action, _MISSING)
-        if isinstance(before, BoundAction):  # another thread was first
-            return True
-        bound = BoundAction.of(plugin_id, method)
-        attributes[action] = bound
-        if getattr(plugin, action, None) is not bound:  # a descriptor has precedence
-            _restore(attributes, action, before)
-            return False
-        key = (id(plugin), action)
-        self._places[key] = _Place(self._refer(plugin, key), action, before, bound)
-        return True
-
-    def _refer(self, plugin: object, key: tuple[int, str]) -> Callable[[], object | None]:
-        try:
-            return weakref.ref(plugin, lambda _: self._places.pop(key, None))
-        except TypeError:
-            return lambda: plugin
+            return method
+        with self._lock:
+            before = attributes.get(action, _MISSING)
+            if isinstance(before, BoundAction):  # another thread was first
+                return None
+            bound = BoundAction.of(plugin_id, method)
+            attributes[action] = bound
+            if getattr(plugin, action, None) is not bound:  # a descriptor has precedence
+                _restore(attributes, action, before)
+                return method
+            key = (id(plugin), action)
+            refer: Callable[[], object | None] = lambda: plugin  # noqa: E731
+            with contextlib.suppress(TypeError):  # of a kind that has no weak references
+                refer = weakref.ref(plugin, lambda _: self._places.pop(key, None))
+            self._places[key] = _Place(refer, action, before, bound)
+        return None
 
     def release(self) -> None:
         """Puts back what was there; what somebody else replaced since is left alone."""

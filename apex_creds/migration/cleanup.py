@@ -96,8 +96,22 @@ async def rename(vault: Vault, state: SourceState) -> SourceState:
         ConflictError: A file was changed since it was read.
         StorageError: A file can't be renamed.
     """
+
+    def move_all() -> None:
+        """All of them or none: a file of credentials is nothing without its key store."""
+        moved: list[Backup] = []
+        for item in state.backups:
+            path, backup = Path(item.path), Path(item.backup)
+            if not (present(backup) and read_file(backup).digest == item.digest):
+                move(path, backup)
+            moved.append(item)
+            if present(backup) and read_file(backup).digest != item.digest:
+                for other in reversed(moved):  # written to since it was read
+                    move(Path(other.backup), Path(other.path))
+                raise _changed(path)
+
     try:
-        await anyio.to_thread.run_sync(_rename, state.backups)
+        await anyio.to_thread.run_sync(move_all)
     except ConflictError:
         await record(vault, replace(state, phase=Phase.COPYING, backups=()))
         raise
@@ -162,20 +176,6 @@ def imported(state: MigrationState) -> Sequence[SourceState]:
     return [s for s in state.sources if s.phase in (Phase.COPIED, Phase.LEFT)]
 
 
-def _rename(backups: Sequence[Backup]) -> None:
-    """All of them or none: a file of credentials is nothing without its key store."""
-    moved: list[Backup] = []
-    for item in backups:
-        path, backup = Path(item.path), Path(item.backup)
-        if not (present(backup) and read_file(backup).digest == item.digest):
-            move(path, backup)
-        moved.append(item)
-        if present(backup) and read_file(backup).digest != item.digest:
-            for other in reversed(moved):  # written to since it was read
-                move(Path(other.backup), Path(other.path))
-            raise _changed(path)
-
-
 def _check_backups(source: SourceState) -> None:
     for item in source.backups:
         path = Path(item.backup)
@@ -220,8 +220,8 @@ async def set_aside(home: Path, *, environ: Mapping[str, str] | None = None) -> 
     """
     if not await anyio.to_thread.run_sync(is_legacy, home):
         return False
-    masters = await find_masters(environ)
-    return await anyio.to_thread.run_sync(partial(_set_aside, home, masters.keys))
+    keys = (await find_masters(environ)).keys
+    return await anyio.to_thread.run_sync(partial(_set_aside, home, keys))
 
 
 def _set_aside(home: Path, keys: tuple[bytes, ...]) -> bool:

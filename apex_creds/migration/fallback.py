@@ -12,7 +12,6 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import anyio.to_thread
@@ -167,7 +166,17 @@ class Fallback:
         Raises:
             AuditUnavailableError: The event could not be written first.
         """
-        stamp = await anyio.to_thread.run_sync(_stamp, self._vault.home)
+
+        def stamped() -> _Stamp:
+            """Changes with the old files beside the vault."""
+            found = []
+            for path in automatic_paths(self._vault.home):
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.lstat(path)
+                    found.append((str(path), status.st_mtime_ns, status.st_size))
+            return tuple(found)
+
+        stamp = await anyio.to_thread.run_sync(stamped)
         missing = [name for name in names if self._absent.get(name) != stamp]
         missing = [n for n in missing if (await self._vault.facts(n)).record is None]
         if not missing or (await self._vault.grants()).lockdown is not None:
@@ -219,13 +228,3 @@ class Fallback:
         beside = [str(path) for path in automatic_paths(self._vault.home)]
         begun = [source.path for source in state.sources if source.phase in OPEN]
         return [path for path in dict.fromkeys((*beside, *begun)) if path not in done]
-
-
-def _stamp(home: Path) -> _Stamp:
-    """Changes with the old files beside a vault."""
-    found = []
-    for path in automatic_paths(home):
-        with contextlib.suppress(FileNotFoundError):
-            status = os.lstat(path)
-            found.append((str(path), status.st_mtime_ns, status.st_size))
-    return tuple(found)

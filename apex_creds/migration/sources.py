@@ -105,7 +105,17 @@ def find(path: Path | str, *, credentials: Path | None = None) -> Source:
                 hint="Name a file, or a vault's directory.",
             )
         place = within
-    found = _file(place)
+    file = read_file(place)
+    kind = detect(file.data)
+    if kind in (Format.SECRETBOX, Format.VAULT) and place.name == KEYSTORE_FILE:
+        found = _around(file, kind)
+    elif kind in (Format.SECRETBOX, Format.VAULT, None):
+        raise UnsupportedFormatError(
+            f"{place} is nothing that can be migrated by itself.",
+            hint="Name the directory that it belongs to, or check that it is whole.",
+        )
+    else:
+        found = Source(format=kind, path=str(place), files=(file,))
     if credentials is None or found.format is not Format.SECRETBOX:
         return found
     kept = [f for f in found.files if f.path.name in (KEYSTORE_FILE, CONFIG_FILE)]
@@ -152,19 +162,6 @@ def _read_files(source: Source, keys: tuple[bytes, ...]) -> Reading:
         files = BoxFiles(keystore=keystore, sections=named, config=config)
         return read_secretbox(files, keys)
     return Reading()
-
-
-def _file(place: Path) -> Source:
-    file = read_file(place)
-    found = detect(file.data)
-    if found in (Format.SECRETBOX, Format.VAULT) and place.name == KEYSTORE_FILE:
-        return _around(file, found)
-    if found in (Format.SECRETBOX, Format.VAULT, None):
-        raise UnsupportedFormatError(
-            f"{place} is nothing that can be migrated by itself.",
-            hint="Name the directory that it belongs to, or check that it is whole.",
-        )
-    return Source(format=found, path=str(place), files=(file,))
 
 
 def _around(keystore: SourceFile, found: Format) -> Source:

@@ -140,7 +140,18 @@ async def put(
         replaced = before.records
         for item in items:
             info = next_info(item, replaced.get(item.name), clock.time())
-            written[item.name] = _seal(info, item, keystore)
+            keyset = keystore.by_label.get(dek_label(info))
+            if keyset is None:  # another process deleted it meanwhile, and its service with it
+                raise ConflictError(
+                    "Other writers keep changing that credential.", hint="Try again."
+                )
+            written[item.name] = seal_record(
+                info,
+                item.secret,
+                vault_id=bytes.fromhex(keystore.header.vault_id),
+                keyset=keyset,
+                key=keystore.hierarchy.unwrap(keyset, keyset.primary.version),
+            )
         return written
 
     known = (await store.sections.read(section)).records
@@ -287,16 +298,3 @@ async def _withdraw(
 
     with anyio.CancelScope(shield=True):
         await store.sections.commit(section, change, size=len(written))
-
-
-def _seal(info: CredentialInfo, item: PutItem, keystore: Keystore) -> Record:
-    keyset = keystore.by_label.get(dek_label(info))
-    if keyset is None:  # another process deleted it meanwhile, and with it its service
-        raise ConflictError("Other writers keep changing that credential.", hint="Try again.")
-    return seal_record(
-        info,
-        item.secret,
-        vault_id=bytes.fromhex(keystore.header.vault_id),
-        keyset=keyset,
-        key=keystore.hierarchy.unwrap(keyset, keyset.primary.version),
-    )
