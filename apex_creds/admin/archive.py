@@ -61,7 +61,7 @@ _NO_TAR: Final = (
     MemoryError,
     RecursionError,
 )
-"""What ``tarfile`` raises for headers that somebody wrote on purpose."""
+"""What ``tarfile`` raises for headers that were forged."""
 _FOLDERS: Final = ("security", "security/audit", "credentials")
 
 
@@ -310,7 +310,7 @@ def partial_copy(destination: Path) -> Iterator[Path]:
             fd = _open(path)
             if fd < 0 or (try_lock(fd) is not False and os.fstat(fd).st_nlink > 0):
                 break
-            os.close(fd)  # somebody sweeps, and took it for a dead maker's
+            os.close(fd)  # another process sweeps, and took it for a dead maker's
         else:
             raise ConflictError("Copies are removed as they are made there.", hint="Try again.")
     try:
@@ -338,7 +338,7 @@ def _open(path: Path) -> int:
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether nobody makes it any more; an earlier program's tar file was never locked."""
+    """Whether its maker is dead; an earlier program's tar file was never locked."""
     try:
         if not path.is_dir():
             return os.lstat(path).st_uid == os.geteuid()

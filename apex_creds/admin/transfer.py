@@ -163,7 +163,7 @@ class _Copying:
         shards = {} if self._several else {n: at for n, at in self._counts.items() if at}
         body = msgspec.structs.replace(
             self._keystore.body,
-            # By their names it notes documents of their own, not what is divided into shards.
+            # Whole documents by their names; not those of a section that is divided.
             sections={
                 name: at
                 for name, at in self._there.items()

@@ -16,7 +16,6 @@ import errno
 import os
 import struct
 from pathlib import Path
-from types import TracebackType
 from typing import Final, NoReturn, Self
 
 import anyio
@@ -128,12 +127,7 @@ class ClientKey:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -32,7 +32,7 @@ if sys.platform != "win32":
         termios = None  # type: ignore[assignment]
 
 _LONGEST: Final = 1024
-_LOOK_AGAIN: Final = 0.05
+_RETRY: Final = 0.05
 
 
 class TerminalAsk:
@@ -106,7 +106,7 @@ async def read_line(fd: int) -> str | None:
         try:
             await anyio.wait_readable(fd)
         except OSError:  # macOS can't wait for /dev/tty
-            await anyio.sleep(_LOOK_AGAIN)
+            await anyio.sleep(_RETRY)
         try:
             more = os.read(fd, _LONGEST)
         except BlockingIOError:

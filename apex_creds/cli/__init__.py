@@ -29,7 +29,7 @@ def main() -> int:
         return 0
     import gc
 
-    gc.disable()  # what is imported stays: it need not be looked at, now or at the end
+    gc.disable()  # what is imported stays: it need not be traversed, now or at the end
     from apex_creds.cli import app
 
     gc.freeze()

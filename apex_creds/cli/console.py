@@ -443,7 +443,7 @@ def _trimmed(text: str) -> str:
     """A key without what a shell or a page put around it, and says so.
 
     Raises:
-        InvalidInputError: It is in quotation marks, or has characters that nobody sees.
+        InvalidInputError: It is in quotation marks, or has characters that can't be seen.
     """
     trimmed = text.strip(_AROUND)
     if trimmed != text:

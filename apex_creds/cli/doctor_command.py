@@ -200,7 +200,7 @@ async def _keyring(*, needed: bool) -> Check:
 
 
 async def _opened(home: Path, provider: MasterKeyProvider) -> list[Check]:
-    """Unseals the vault, reads every document, and looks for interrupted work."""
+    """Unseals the vault, reads every document, and searches for interrupted work."""
     async with await Vault.unseal(home, master=provider) as vault:
         listed = await vault.list()
         found = await undone(RotationWorker(vault).engine)  # which reads the others

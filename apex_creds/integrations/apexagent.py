@@ -22,7 +22,6 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Final, NamedTuple, Self, final
 
 from apex_creds.audit.events import AuditEvent, EventKind
@@ -162,12 +161,7 @@ class Installation:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.uninstall()
 
     # -- invoking ----------------------------------------------------------------
@@ -252,7 +246,7 @@ class Installation:
         except NotBoundError:
             return None
         if found is None:
-            self._removals.untold(hook.name)
+            self._removals.unidentified(hook.name)
         return found
 
     def _is_known(self, plugin_id: str) -> bool:

@@ -24,7 +24,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, IntEnum
-from types import TracebackType
 from typing import Final, Protocol, Self, cast, final
 
 import msgspec
@@ -224,7 +223,7 @@ class Connection:
             await self._accept(event)
 
         self._registered = await self._manager.register_callback(incoming, types) or incoming
-        with suppress(ApexCredsError):  # sealed: the worker looks as soon as it can
+        with suppress(ApexCredsError):  # sealed: the worker reads as soon as it can
             await self._bus.refresh()
 
     async def disconnect(self) -> None:
@@ -239,12 +238,7 @@ class Connection:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.disconnect()
 
     async def _unregister(self) -> None:
@@ -282,20 +276,20 @@ _OWN: Final = frozenset({"event", "source"})
 
 
 async def _awake(emitting: Awaitable[object]) -> None:
-    """Waits for it, and has the loop look up now and then.
+    """Waits for it, with a timer that wakes the loop every now and then.
 
-    What it waits for may be a lock that is given back in another loop, which wakes nobody here.
+    What it waits for may be a lock that another loop releases, which does not wake this one.
     """
-    loop, looks = asyncio.get_running_loop(), list[asyncio.TimerHandle]()
+    loop, timers = asyncio.get_running_loop(), list[asyncio.TimerHandle]()
 
-    def look() -> None:
-        looks[:] = [loop.call_later(CHECK_EVERY, look)]
+    def wake() -> None:
+        timers[:] = [loop.call_later(CHECK_EVERY, wake)]
 
-    look()
+    wake()
     try:
         await emitting
     finally:
-        looks[0].cancel()
+        timers[0].cancel()
 
 
 def _read(event: object) -> Event | None:

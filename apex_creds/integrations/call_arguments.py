@@ -115,7 +115,7 @@ def _field(value: object, name: str) -> object:
         return value.get(name)
     try:
         return getattr(value, name, None)
-    except Exception:  # noqa: BLE001 - a property of somebody's plugin
+    except Exception:  # noqa: BLE001 - a property of a plugin
         return None
 
 

@@ -1,7 +1,7 @@
 """What a plugin manager knows of its plugins, in every build of ApexAgent.
 
-Guarantee: looking asks tables, and has no plugin loaded but where it is said (``ask``,
-``load``); what a manager raises while it is asked is left for the invocation itself to say.
+Guarantee: only the manager's tables are read, and no plugin is loaded but where that is said
+(``ask``, ``load``); what a manager raises meanwhile is left to the invocation itself.
 """
 
 from __future__ import annotations

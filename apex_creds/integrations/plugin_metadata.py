@@ -157,7 +157,7 @@ def verified(folder: Path | None, metadata: Mapping[str, object]) -> str:
     """What ``Manifest.checksum`` says.
 
     Args:
-        folder: The plugin's; None: nobody knows.
+        folder: The plugin's; None: not known.
         metadata: Its metadata.
 
     Returns:

@@ -38,8 +38,8 @@ UNLOADING: Final = (
     "update_plugin",
 )
 """Methods after which it may come back, perhaps as other code."""
-UNTOLD: Final = "plugin_not_told"
-"""The reason of the denial that a removal of nobody knows what is audited as."""
+UNIDENTIFIED: Final = "plugin_not_told"
+"""The reason of the denial with which a removal of an unknown plugin is audited."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Removals:
         """Ends the open leases of a plugin."""
         self._middleware.broker.revoke(plugin=plugin)
 
-    def untold(self, method: str) -> None:
+    def unidentified(self, method: str) -> None:
         """A call does not say which plugin it is about: what removes is refused.
 
         Raises:
@@ -72,7 +72,7 @@ class Removals:
             kind=EventKind.DENIAL,
             action=method,
             decision="deny",
-            reason=UNTOLD,
+            reason=UNIDENTIFIED,
         )
         broker.log(denial, flush=True)
         if method in REMOVING:

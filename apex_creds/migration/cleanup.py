@@ -1,7 +1,7 @@
 """What becomes of old files: moved aside, renamed to ``.bak``, later erased.
 
 Guarantee: a file is renamed only after every entry is safe and only while it still is what
-was read; it is erased only when somebody said so, or the time has come that somebody set.
+was read; it is erased only on request, or at the time that was set for it.
 Each step is recorded before it is taken, and taken again after a crash. What lies at the paths
 of this project's own is moved only if its key store opens under an old master key, which a
 document of this project, however damaged, can't; the key store goes last, so that after a
@@ -167,7 +167,7 @@ def is_due(source: SourceState, vault: Vault) -> bool:
 
 
 def withheld(state: MigrationState) -> Sequence[SourceState]:
-    """The sources whose backups are not erased, since they hold what nobody has read."""
+    """The sources whose backups are not erased, since they hold what could not be read."""
     return [s for s in state.sources if s.phase is Phase.BACKED_UP and not s.erasable]
 
 

@@ -153,7 +153,7 @@ def move(source: Path, target: Path) -> None:
 def erase(path: Path) -> Shredded:
     """Overwrites a file and removes it; durable on return, and resumable if it is not.
 
-    A file with other names (hard links, which may be somebody's backup) is removed, and not
+    A file with other names (hard links, which may be backups) is removed, and not
     overwritten.
 
     Raises:

@@ -86,7 +86,7 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         backups: Of the files, once all is copied.
         erase_at: Unix seconds; None: not before ``migrate finish``.
         granted: Whether its permissions have become grants.
-        unread: How many of its entries nobody could read. Its files are never erased then.
+        unread: How many of its entries could not be read. Its files are never erased then.
         reader: Which readers read it; 0: those of a version that overlooked some layouts.
         agreed: Of the content that was last read without a conflict, which ``written``
             describes; empty where an earlier program wrote it.
@@ -186,7 +186,7 @@ class Fate(StrEnum):
 MISSING: Final = frozenset({Fate.CONFLICT, Fate.UNREADABLE, Fate.INVALID, Fate.SKIPPED})
 """The fates of entries that only the source has."""
 UNREAD: Final = MISSING - {Fate.CONFLICT}
-"""Those of which nobody knows what they are: what has them is never erased."""
+"""Those that could not be read: what has them is never erased."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +249,7 @@ class SourceReport:
 
     @property
     def unread(self) -> int:
-        """How many entries nobody could read."""
+        """How many entries could not be read."""
         return sum(entry.fate in UNREAD for entry in self.entries)
 
     @property

@@ -97,16 +97,16 @@ class SharedStorageContract(StorageContract):
     async def test_subscribers_are_called(self, tmp_path: Path) -> None:
         async with self.two(tmp_path) as (one, other):
             await other.refresh()
-            told: list[int] = []
-            end = other.subscribe(lambda: told.append(other.change_count()))
+            seen: list[int] = []
+            end = other.subscribe(lambda: seen.append(other.change_count()))
             token = (await one.write("a", b"1", expected=None)).token
             await other.refresh()
-            assert told
+            assert seen
             end()
-            told.clear()
+            seen.clear()
             await one.write("a", b"2", expected=token)
             await other.refresh()
-            assert not told
+            assert not seen
 
     async def test_many_refresh_at_once(self, tmp_path: Path) -> None:
         async with self.two(tmp_path) as (one, other):

@@ -128,7 +128,7 @@ async def create_vault(
         await storage.write(KEYSTORE, data, expected=None)
     except BaseException as error:
         master.close()
-        # A server may still be at a write that nobody got an answer to: then the key stays.
+        # A server may still be at a write that got no answer: then the key stays.
         known = shared(storage) is None or isinstance(error, ConflictError)
         if known and not use_existing_key:
             await _discard_unless_used(storage, provider, vault_id)

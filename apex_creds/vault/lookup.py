@@ -127,7 +127,7 @@ class Opened:
         return self._whole.view()[start : start + length]
 
     def part(self, part: str = "") -> SecretBytes:
-        """A part in a slot of its own, which the caller closes.
+        """A copy of a part in another slot, which the caller closes.
 
         Raises:
             InvalidInputError: The credential has no such part.

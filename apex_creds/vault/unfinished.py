@@ -5,7 +5,7 @@ interrupted, nor while a restore goes on in any process; and no hint says to mak
 
 An init notes which vault it makes, with which key. The note is durable before there is a
 master key, and goes when the vault has been opened for the first time. It holds no secret, and
-tells a key that this init made from one that somebody else put in the same place.
+tells a key that this init made from another one in the same place.
 """
 
 from __future__ import annotations
