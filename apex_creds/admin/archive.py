@@ -132,23 +132,15 @@ def unpack(source: Path, target: Path) -> None:
             tarfile.open(fileobj=raw, mode="r:") as tar,
         ):
             for member in tar:
-                _extract(tar, member, target)
+                path, plain = target / member.name, member.isreg() and not member.issparse()
+                data = tar.extractfile(member) if plain else None
+                if data is None or not _NAME.fullmatch(member.name) or os.path.lexists(path):
+                    raise CorruptDocumentError("The backup has something that no vault has.")
+                put_file(path, _pieces(data))
     except _NO_TAR:
         wrong = True
     if wrong:
         raise CorruptDocumentError(f"{source.name} is no whole tar file.")
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    plain = member.isreg() and not member.issparse()
-    data = tar.extractfile(member) if plain else None
-    if (
-        data is None
-        or not _NAME.fullmatch(member.name)
-        or os.path.lexists(target / member.name)
-    ):
-        raise CorruptDocumentError("The backup has something that no vault has.")
-    put_file(target / member.name, _pieces(data))
 
 
 def copy_tree(source: Path, target: Path) -> None:

@@ -16,7 +16,6 @@ from apex_creds.cli import console
 from apex_creds.cli.command import JsonOption, Settings, command, find_provider
 from apex_creds.cli.console import Cell, Fields, Json, Line, Part, Report, Rows
 from apex_creds.cli.program import option
-from apex_creds.keys import MasterKeyProvider
 
 if TYPE_CHECKING:
     from apex_creds.cli.demo.checks import Findings
@@ -40,7 +39,17 @@ def demo(
     """
     from apex_creds.cli.demo import scenario
 
-    provider = _provider(chosen, quiet=json)
+    if chosen.master is not None:
+        provider = find_provider(chosen.master, new=True)
+    else:
+        # Late: merely importing it makes it known to the keyring package.
+        from apex_creds.cli.demo.service import InProcessKeyring
+        from apex_creds.keys.os_keyring import KeyringProvider
+
+        if not json:
+            console.say(_ANNOUNCED, style="bold yellow")
+            console.say(_REAL, style="yellow")
+        provider = KeyringProvider(backend=InProcessKeyring())
 
     async def run(scratch: Path) -> Findings:
         return await scenario.run(
@@ -72,19 +81,6 @@ def demo(
     report = Report(data, *_shown(findings), code=int(not findings.ok))
     report.show(as_json=json)
     report.end()
-
-
-def _provider(chosen: Settings, *, quiet: bool) -> MasterKeyProvider:
-    if chosen.master is not None:
-        return find_provider(chosen.master, new=True)
-    # Late: merely importing it makes it known to the keyring package.
-    from apex_creds.cli.demo.service import InProcessKeyring
-    from apex_creds.keys.os_keyring import KeyringProvider
-
-    if not quiet:
-        console.say(_ANNOUNCED, style="bold yellow")
-        console.say(_REAL, style="yellow")
-    return KeyringProvider(backend=InProcessKeyring())
 
 
 @contextmanager

@@ -104,11 +104,34 @@ def make_room(home: Path) -> None:
 @command()
 def status(chosen: Settings) -> Report:
     """Unseal the vault and say what is in it."""
-    from apex_creds.cli.recovery_commands import reminder
+    from apex_creds.cli.doctor_command import rotation_check
+    from apex_creds.cli.recovery_commands import recovery_state, reminder
+    from apex_creds.scheduler.status import undone
+    from apex_creds.scheduler.worker import RotationWorker
 
     header, home = read_header(chosen), chosen.folder
     record = root_header(header).master
-    counts = with_vault(chosen, _counts)
+
+    async def work(vault: Vault) -> dict[str, Json]:
+        listed, now = await vault.list(), time.time()
+        kinds = Counter(info.kind for info in listed)
+        ends = [info.expires for info in listed if info.expires is not None]
+        granted = await vault.grants()
+        keys = await undone(RotationWorker(vault).engine)
+        return {
+            "locked_down": show_time(granted.lockdown.since) if granted.lockdown else "",
+            "credentials": len(listed),
+            "kinds": {kind.value: kinds[kind] for kind in CredentialKind if kinds[kind]},
+            "expired": sum(end <= now for end in ends),
+            "next_expiry": show_time(min((end for end in ends if end > now), default=None)),
+            "grants": len(granted),
+            "rotation": rotation_check(keys).detail,
+            "rotation_due": [level.value for level in keys.levels],
+            "worker": keys.worker,
+            "recovery": await recovery_state(vault),
+        }
+
+    counts = with_vault(chosen, work)
     facts: dict[str, Json] = {
         "home": str(home),
         "vault_id": header.vault_id,
@@ -148,28 +171,3 @@ def _audit(home: Path, vault_id: str) -> dict[str, Json]:
     if found.start > 1:
         seen = f"ok from event {found.start} on; all: apex-creds audit verify"
     return {"audit_events": found.stop - 1, "audit_chain": seen}
-
-
-async def _counts(vault: Vault) -> dict[str, Json]:
-    from apex_creds.cli.doctor_command import rotation_check
-    from apex_creds.cli.recovery_commands import recovery_state
-    from apex_creds.scheduler.status import undone
-    from apex_creds.scheduler.worker import RotationWorker
-
-    listed, now = await vault.list(), time.time()
-    kinds = Counter(info.kind for info in listed)
-    ends = [info.expires for info in listed if info.expires is not None]
-    granted = await vault.grants()
-    keys = await undone(RotationWorker(vault).engine)
-    return {
-        "locked_down": show_time(granted.lockdown.since) if granted.lockdown else "",
-        "credentials": len(listed),
-        "kinds": {kind.value: kinds[kind] for kind in CredentialKind if kinds[kind]},
-        "expired": sum(end <= now for end in ends),
-        "next_expiry": show_time(min((end for end in ends if end > now), default=None)),
-        "grants": len(granted),
-        "rotation": rotation_check(keys).detail,
-        "rotation_due": [level.value for level in keys.levels],
-        "worker": keys.worker,
-        "recovery": await recovery_state(vault),
-    }

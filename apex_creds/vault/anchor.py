@@ -197,46 +197,37 @@ class Anchor:
             Folder(folder, within=root) as security,
             self._lock.held(security),
         ):
-            self._keep(keeper, checkpoint)
+            text, accepted = keeper.read_anchor(vault_id=self._key.vault_id), self._accepted
+            kept = None
+            with suppress(ApexCredsError):  # what is damaged is replaced
+                kept = None if text is None else self._parse(text)
+            if self._replace:
+                accepted = max(accepted, kept.accepted if kept else 0) + 1
+            elif kept is not None and kept.accepted != accepted:
+                return
+            base = None if self._replace else kept
+            # Noted before it is seen: not of a newer key store.
+            noted, seen = self._store.rollback.noted, self._store.rollback.generations()
+            known = base.documents if base else {}
+            newest = {**known, **{n: max(known.get(n, 0), at) for n, at in seen.items()}}
+            documents = {n: at for n, at in newest.items() if self._states(n, at, noted)}
+            signed = (base.checkpoint if base else None, self._signed, checkpoint)
+            last = max(filter(None, signed), key=lambda each: each.size, default=None)
+            last = last or Checkpoint.make(0, Frontier().root(), key=self._key)
+            made = Anchored(last, documents, accepted)
+            if made != base:
+                self._sync()
+                note = notes.sign(self._text(made), name=self._name, key=self._key.signer)
+                # As ASCII: some stores take plain text only.
+                text = str(note).replace(_DASH, "-- ")
+                keeper.write_anchor(vault_id=self._key.vault_id, text=text)
+            self._accepted, self._replace = accepted, False
+            self._signed = checkpoint or self._signed
+            self._store.rollback.require(documents)
 
     def replace(self) -> None:
         """Has the next anchor replace what is kept, after a rollback was accepted."""
         self._replace = True
-
-    def _keep(self, keeper: AnchorStore, checkpoint: Checkpoint | None) -> None:
-        kept, accepted = self._kept(keeper), self._accepted
-        if self._replace:
-            accepted = max(accepted, kept.accepted if kept else 0) + 1
-        elif kept is not None and kept.accepted != accepted:
-            return
-        base = None if self._replace else kept
-        noted = self._store.rollback.noted  # before what was seen: not of a newer key store
-        known, seen = base.documents if base else {}, self._store.rollback.generations()
-        merged = {name: max(known.get(name, 0), at) for name, at in seen.items()}
-        documents = {
-            n: at for n, at in {**known, **merged}.items() if self._states(n, at, noted)
-        }
-        signed = (base.checkpoint if base else None, self._signed, checkpoint)
-        newest = max(filter(None, signed), key=lambda each: each.size, default=None)
-        made = Anchored(
-            newest or Checkpoint.make(0, Frontier().root(), key=self._key), documents, accepted
-        )
-        if made != base:
-            self._sync()
-            note = notes.sign(self._text(made), name=self._name, key=self._key.signer)
-            # As ASCII: some stores take plain text only.
-            text = str(note).replace(_DASH, "-- ")
-            keeper.write_anchor(vault_id=self._key.vault_id, text=text)
-        self._accepted, self._replace = accepted, False
-        self._signed = checkpoint or self._signed
-        self._store.rollback.require(documents)
-
-    def _kept(self, keeper: AnchorStore) -> Anchored | None:
-        text = keeper.read_anchor(vault_id=self._key.vault_id)
-        try:
-            return None if text is None else self._parse(text)
-        except ApexCredsError:
-            return None
 
     def _states(self, name: str, generation: int, noted: Mapping[str, int]) -> bool:
         """Whether an anchor has a line for a document.
