@@ -79,8 +79,9 @@ class AuditEvent(
         reason: Why it is so, or the purpose that was declared.
         key_id: 32 hexadecimal digits of the keyset used.
         key_version: Version in that keyset; 0 when none was used.
-        origin: Where a secret was sent, ``scheme://host[:port]``.
+        origin: Where a secret was sent, or was to be, ``scheme://host[:port]``.
         method: How: an HTTP method, or ``reveal``.
+        path: Of a request that was denied, without its query.
         trace_id: 32 hexadecimal digits; empty when tracing is off.
         span_id: 16 hexadecimal digits; empty when tracing is off.
         outcome: How it ended: ``ok``, or the name of an error's class.
@@ -106,6 +107,7 @@ class AuditEvent(
     key_version: int = 0
     origin: str = ""
     method: str = ""
+    path: str = ""
     trace_id: str = ""
     span_id: str = ""
     outcome: str = ""

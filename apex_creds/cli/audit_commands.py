@@ -283,7 +283,7 @@ def _print(events: Sequence[Recorded], *, json: bool) -> None:
         return
     rows: list[tuple[object, ...]] = []
     for event in events:
-        what = " ".join(filter(None, (event.action, event.method, event.origin)))
+        what = " ".join(filter(None, (event.action, event.method, event.origin + event.path)))
         outcome = (event.decision, event.rule, event.reason, event.outcome)
         result = " ".join(filter(None, outcome)) or event.detail
         red = event.decision == "deny" or event.kind in ("leak", "denial")

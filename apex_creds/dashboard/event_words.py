@@ -84,7 +84,7 @@ def _says(event: Shown) -> str:
         event.get("outcome") if ended else "",
         _span(event.get("duration_us")) if ended else "",
         event.get("method"),
-        event.get("origin"),
+        f"{event.get('origin', '')}{event.get('path', '')}",
         "" if usual or kind == "denial" or decision == "allow" else decision,
         "" if usual else str(event.get("reason", "")).replace("_", " "),
         f"rule {event['rule']}" if event.get("rule") else "",

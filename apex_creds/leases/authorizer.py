@@ -215,8 +215,9 @@ class Authorizer:
         *,
         lease: Lease | None = None,
         detail: str = "",
+        request: AccessRequest | None = None,
     ) -> None:
-        """Audits a refusal; ``invocation`` is that of the plugin that tried, if any."""
+        """Audits a refusal, and where a request went; ``invocation`` is who tried, if any."""
         instruments.denied(reason.value)
         self._vault.audit.append(
             AuditEvent(
@@ -230,6 +231,9 @@ class Authorizer:
                 credential=credential,
                 decision="deny",
                 reason=reason.value,
+                origin=str(request.origin) if request and request.origin else "",
+                method=request.method if request else "",
+                path=request.path if request else "",
                 detail=detail,
             )
         )

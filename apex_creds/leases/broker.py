@@ -349,7 +349,7 @@ class LeaseBroker:
         try:
             await self.authorizer.require_signature(lease, caller, request)
         except (ChallengeError, InvalidInputError):
-            self._log_denial(caller, lease.need.name, Reason.CHALLENGE_NEEDED)
+            self._log_denial(caller, lease.need.name, Reason.CHALLENGE_NEEDED, request=request)
             raise
 
     def _redeem(
@@ -381,7 +381,7 @@ class LeaseBroker:
         signed: bool,
         ids: tuple[str, str] = tracing.NO_IDS,
     ) -> tuple[Record, Opened]:
-        invocation = self._check_caller(lease)
+        invocation = self._check_caller(lease, request)
         with self._lock:
             now = self.clock.monotonic()
             lease.check_alive(now)
@@ -412,7 +412,7 @@ class LeaseBroker:
         self, lease: Lease, request: AccessRequest, state: Facts, *, signed: bool = False
     ) -> Invocation:
         """The caller, if the redeem would go well; before it is counted in the vault."""
-        invocation = self._check_caller(lease)
+        invocation = self._check_caller(lease, request)
         with self._lock:
             now = self.clock.monotonic()
             lease.check_alive(now)
@@ -441,13 +441,13 @@ class LeaseBroker:
             lease.end()
             raise ended_error(HandleRevokedError)
         if request.scope is not None and request.scope not in lease.scopes:
-            self._deny(invocation, name, Reason.SCOPE_NOT_GRANTED)
+            self._deny(invocation, name, Reason.SCOPE_NOT_GRANTED, request)
         if request.origin is not None:
             self._check_request(lease, invocation, record.info, request)
         elif not lease.permission.reveal:
-            self._deny(invocation, name, Reason.REVEAL_NOT_GRANTED)
+            self._deny(invocation, name, Reason.REVEAL_NOT_GRANTED, request)
         if record.info.challenge and not signed:
-            self._log_denial(invocation, name, Reason.CHALLENGE_NEEDED)
+            self._log_denial(invocation, name, Reason.CHALLENGE_NEEDED, request=request)
             raise unsigned()
         return record
 
@@ -463,7 +463,9 @@ class LeaseBroker:
             path=info.delivery.shown_path(request.path),
         ):
             return
-        self._log_denial(invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED)
+        self._log_denial(
+            invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED, request=request
+        )
         raise RequestNotAllowedError(
             "This request is outside what the credential may be sent with.",
             hint="Check origin, method and path against the plugin's manifest."
@@ -519,10 +521,12 @@ class LeaseBroker:
         """Audits that a plugin takes a revealed secret out of locked memory."""
         self.authorizer.log_exposure(lease, current_invocation() or lease.invocation)
 
-    def log_refused_request(self, lease: Lease) -> None:
+    def log_refused_request(self, lease: Lease, request: AccessRequest | None = None) -> None:
         """Audits, and counts, a request that is sent with no credential at all."""
-        invocation = self._check_caller(lease)
-        self._log_denial(invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED)
+        invocation = self._check_caller(lease, request)
+        self._log_denial(
+            invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED, request=request
+        )
 
     def reopen(self, record: Record) -> Opened:
         """What an invocation redeemed before, for the redaction of its output only."""
@@ -563,7 +567,7 @@ class LeaseBroker:
     def _on_revoked(self, plugin: str | None, credential: str | None) -> None:
         self.revoke(plugin=plugin, credential=credential)
 
-    def _check_caller(self, lease: Lease) -> Invocation:
+    def _check_caller(self, lease: Lease, request: AccessRequest | None = None) -> Invocation:
         invocation = current_invocation()
         owner = lease.invocation
         if invocation is owner:
@@ -571,14 +575,22 @@ class LeaseBroker:
         passed_on = lease.parent is not None
         if invocation is not None and passed_on and invocation.is_live_within(owner):
             return invocation
-        self._log_denial(invocation, lease.need.name, Reason.FOREIGN_HANDLE, lease=lease)
+        self._log_denial(
+            invocation, lease.need.name, Reason.FOREIGN_HANDLE, lease=lease, request=request
+        )
         raise HandleForeignError(
             "This credential handle belongs to another invocation.",
             hint="Have it passed on with handle.attenuate(…).",
         )
 
-    def _deny(self, invocation: Invocation, name: str, reason: Reason) -> NoReturn:
-        self._log_denial(invocation, name, reason)
+    def _deny(
+        self,
+        invocation: Invocation,
+        name: str,
+        reason: Reason,
+        request: AccessRequest | None = None,
+    ) -> NoReturn:
+        self._log_denial(invocation, name, reason, request=request)
         raise denied(name)
 
     def _log_denial(
@@ -589,9 +601,10 @@ class LeaseBroker:
         *,
         counted: bool = True,
         lease: Lease | None = None,
+        request: AccessRequest | None = None,
     ) -> None:
         """Of the plugin that tried: never of the one whose handle it tried with."""
-        self.authorizer.log_denial(invocation, name, reason, lease=lease)
+        self.authorizer.log_denial(invocation, name, reason, lease=lease, request=request)
         if counted:
             self.authorizer.count_denial(invocation, name)
 

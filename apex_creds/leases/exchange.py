@@ -197,7 +197,7 @@ def _checked(
         taken = _read(request)
     except RequestNotAllowedError:
         for lease in leases:
-            broker.log_refused_request(lease)
+            broker.log_refused_request(lease, seen(request))
         raise
     if broker.search is not None:
         broker.search.ask(leases, taken.headers)
@@ -217,6 +217,20 @@ def _read(request: Request) -> Snapshot:
         if _HANDLE in value:
             raise _handle_as_text()
     return taken
+
+
+def seen(request: Request) -> AccessRequest:
+    """Where a request goes, as far as that can be seen before it is checked; for the log."""
+    method = request.method if type(request.method) is str else ""
+    try:
+        url = httpx.URL(str(request.url))
+        if url.scheme not in ("http", "https"):
+            return AccessRequest(method)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        origin = Origin(url.scheme, url.host, port)
+    except (httpx.InvalidURL, ApexCredsError):
+        return AccessRequest(method)
+    return AccessRequest(method, origin, url.raw_path.decode("ascii").partition("?")[0])
 
 
 def _handle_as_text() -> RequestNotAllowedError:

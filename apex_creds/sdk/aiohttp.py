@@ -63,6 +63,7 @@ class _Wire(asyncio.Transport):
         super().__init__()
         self._binding = binding
         self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
         self._origin = str(req.url.origin())
         self._timeout = {"connect": connect, "pool": connect}
         self._say = partial(_error, req.connection_key)
@@ -130,7 +131,7 @@ class _Wire(asyncio.Transport):
             self._say,
         )
         # In the context of who writes: a task of the invocation that sends.
-        self._task = asyncio.get_running_loop().create_task(self._run(request))
+        self._task = self._loop.create_task(self._run(request))
 
     async def _run(self, request: Request) -> None:
         try:
@@ -161,10 +162,9 @@ class _Wire(asyncio.Transport):
     def close(self) -> None:
         if not self._closing:
             self._closing = True
-            loop = asyncio.get_running_loop()
-            if self._task is not asyncio.current_task(loop) and self._task is not None:
+            if self._task is not asyncio.current_task(self._loop) and self._task is not None:
                 self._task.cancel()
-            loop.call_soon(self._protocol.connection_lost, None)
+            self._loop.call_soon(self._protocol.connection_lost, None)
 
     abort = close
 

@@ -22,10 +22,10 @@ import msgspec
 
 from apex_creds.errors import AccessDeniedError, ApexCredsError, InvalidInputError
 from apex_creds.leases.broker import find_open
-from apex_creds.leases.exchange import Answered, Request, exchange, exchange_blocking
+from apex_creds.leases.exchange import Answered, Request, exchange, exchange_blocking, seen
 from apex_creds.leases.handle import current_credentials
 from apex_creds.leases.lease import current_invocation
-from apex_creds.model import PLACEHOLDER, Origin
+from apex_creds.model import PLACEHOLDER
 from apex_creds.plain import plain_text, plain_texts
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class Binding:
         credentials = current_credentials()
         handles = [credentials.get(name) for name in self._names or credentials]
         found = [handle.id for handle in handles if handle is not None]
-        origin = _origin(request.url)
+        origin = seen(request).origin
         going = [lease for lease in found if origin in find_open(lease)[0].permission.origins]
         if going:
             return going
@@ -127,15 +127,6 @@ class Binding:
                 hint="Declare it in the plugin's manifest, and have it granted.",
             )
         return found[:1]  # which is refused, with where it went
-
-
-def _origin(url: object) -> Origin | None:
-    try:
-        parts = httpx.URL(str(url))
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        return Origin(parts.scheme, parts.host, port)
-    except (httpx.InvalidURL, ApexCredsError):
-        return None  # refused where it is sent
 
 
 def _framed(request: Request) -> list[tuple[bytes, bytes]]:

@@ -176,3 +176,25 @@ async def test_the_same_in_a_thread(world: World) -> None:
 
         assert await world.call(plugin, needs=({"name": "a"}, {"name": "b"})) == b"HELLO THERE"
         assert search.made[0].closed == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"url": "https://evil.test/take/it?k=v"}, ("GET", "https://evil.test", "/take/it")),
+        ({"url": "http://u:p@127.0.0.1:1/a?b"}, ("GET", "http://127.0.0.1:1", "/a")),
+        ({"method": "TRACE"}, ("TRACE", None, "/v1")),
+        ({"url": "not a url"}, ("GET", "", "")),
+    ],
+)
+async def test_a_denied_request_is_in_the_log_with_where_it_went(
+    world: World, changes: dict[str, object], shown: tuple[str, str | None, str]
+) -> None:
+    async with server() as here:
+        await stored(world, here, a="bearer")
+        with pytest.raises(ApexCredsError):
+            await sent(world, asked(here, **changes), "a")
+        (event,) = world.events("denial")
+        expected = (shown[0], here.origin if shown[1] is None else shown[1], shown[2])
+        assert (event.method, event.origin, event.path) == expected
+        assert here.connections == 0
