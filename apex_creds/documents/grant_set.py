@@ -215,7 +215,10 @@ class GrantSet:
             if state.first.token is None:
                 return self._with(keystore, state)
             plugins, body = state.plugins, keystore.body
-            return await self._write(state, plugins, keystore, body, moved=plugins)
+            every = state.shards  # of which some may have lost all that was in them
+            return await self._write(
+                state, plugins, keystore, body, moved=plugins, shards=every
+            )
 
         async with self._store.writing.held():
             await until_committed(GRANTS, attempt)
@@ -267,10 +270,11 @@ class GrantSet:
         body: KeystoreBody,
         *,
         moved: Collection[str],
+        shards: Collection[str] = (),
     ) -> Grants | None:
-        """The grants as written; None where another writer was first."""
+        """The grants as written, with those shards anyway; None: another writer was first."""
         count = len(state.first.first.shards) or self._division(plugins.values())
-        parts = self._parts(state, plugins, count, moved)
+        parts = self._parts(state, plugins, count, moved, shards)
         reached = list(state.first.first.shards) or [0] * count
         numbers = {name: int(name.rpartition("_")[2], 16) for name in sorted(parts)}
         for number in numbers.values():
@@ -296,11 +300,11 @@ class GrantSet:
             after, results = await self._store.commit_with_keystore(writes, keystore, body)
         except (ConflictError, SecretWipedError):  # wiped: its key was destroyed
             return None
-        shards = dict(state.shards)
+        stored = dict(state.shards)
         for (data, header), result in zip(made, results, strict=True):
             self._store.rollback.register(header.section, (header.generation, mac_of(data)))
             if header.section != GRANTS:
-                shards[header.section] = _Document(
+                stored[header.section] = _Document(
                     result.token,
                     header.generation,
                     header.key,
@@ -308,7 +312,7 @@ class GrantSet:
                 )
         _, last = made[-1]
         written = _Document(results[-1].token, last.generation, last.key, first)
-        self._state = now_stored = _State(written, shards, plugins)
+        self._state = now_stored = _State(written, stored, plugins)
         known = self._made
         if (
             known is not None and known[0] is after and known[1] is state
@@ -329,14 +333,16 @@ class GrantSet:
         plugins: Mapping[str, PluginGrants],
         count: int,
         moved: Collection[str],
+        shards: Collection[str],
     ) -> dict[str, tuple[PluginGrants, ...]]:
-        """The new content of each shard that has, or is to have, a plugin that moved."""
+        """The new content of those shards, and of each that has, or is to have, what moved."""
         if not count:
             return {}
         place = self._names().of
         if not state.first.first.shards:  # from now on they are divided
             moved = plugins
-        parts: dict[str, list[PluginGrants]] = {place(GRANTS, n, count): [] for n in moved}
+        chosen = {*shards, *(place(GRANTS, name, count) for name in moved)}
+        parts: dict[str, list[PluginGrants]] = {name: [] for name in chosen}
         for name in parts.keys() & state.shards.keys():
             kept = (plugins.get(each.plugin) for each in state.shards[name].plugins)
             parts[name] = [each for each in kept if each is not None]

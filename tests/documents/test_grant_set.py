@@ -13,16 +13,18 @@ import pytest
 
 from apex_creds.admin.backup import backup
 from apex_creds.admin.transfer import transfer
+from apex_creds.compat import vault_session
 from apex_creds.documents import grant_set
 from apex_creds.documents.cached import recommit
 from apex_creds.documents.grant_set import GRANTS, MANY, SHARDS
-from apex_creds.documents.keystore import KeystoreBody
+from apex_creds.documents.keystore import DOCUMENTS_LABEL, KeystoreBody
 from apex_creds.errors import CorruptDocumentError, LockedDownError, RollbackDetectedError
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey, new_id
 from apex_creds.policy.grants import Grant, GrantDecision, SeenManifest
 from apex_creds.policy.manifest import Manifest, Need
 from apex_creds.scheduler import kek_rotation
+from apex_creds.scheduler.schedule import Level
 from apex_creds.storage import FileStorage, MemoryStorage
 from apex_creds.vault import Vault
 from benchmarks.growth import measured
@@ -284,6 +286,24 @@ async def test_an_older_vaults_grant_is_taken_back(tmp_path: Path) -> None:
 
 
 # -- what knows of them ------------------------------------------------------------------
+
+
+async def test_a_shard_that_lost_all_its_grants_gets_the_new_key_too(
+    small: None, tmp_path: Path
+) -> None:
+    """Else a rotation of the documents' key would never come to an end."""
+    async with await create(tmp_path) as vault:
+        await vault.put("key", ApiKey("x"))
+        await granted(vault, 9)
+        emptied = shard_of(vault, "plugin0")
+        for each in await vault.grants():
+            if shard_of(vault, each.plugin) == emptied:
+                await vault.revoke(plugin=each.plugin)
+        await vault_session.rotate_levels(vault, (Level.DEK,))
+        keys = await vault.store.grants.keys()
+        primary = (await vault.store.keystore()).by_label[DOCUMENTS_LABEL].primary.version
+        assert {version for _, version in keys.values()} == {primary}
+        assert emptied in keys
 
 
 async def test_a_scan_finds_every_shard_and_a_recommit_writes_it(

@@ -14,20 +14,25 @@ import pytest
 
 from apex_creds.admin.transfer import transfer
 from apex_creds.audit import check
+from apex_creds.compat import vault_session
 from apex_creds.documents.document import VERSION
 from apex_creds.model import ApiKey
+from apex_creds.scheduler.schedule import Level
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault
 from tests.support.vaults import copy_vault, tree
 from tests.vectors import read_vault
-from tests.vectors.make_vault import VAULTS, expected
+from tests.vectors.make_vault import MADE, VAULTS, expected
 
 pytestmark = pytest.mark.anyio
 KEPT = sorted(VAULTS.iterdir())
 
 
 def test_there_is_one_for_each_version() -> None:
-    assert [place.name for place in KEPT] == [f"v{n}" for n in range(1, VERSION + 1)]
+    assert {place.name.partition("-")[0] for place in KEPT} == {
+        f"v{n}" for n in range(1, VERSION + 1)
+    }
+    assert {*MADE} <= {place.name for place in KEPT}
 
 
 @pytest.fixture(params=KEPT, ids=lambda place: place.name)
@@ -53,13 +58,29 @@ async def test_a_write_makes_it_the_present_version(place: Path) -> None:
         await vault.put("new", ApiKey("new value"))
     after = documents(place)
     written = {name for name in after if after[name] != before.get(name)}
-    assert "credentials/api_keys.enc" in written
+    assert [name for name in written if name.startswith("credentials/api_keys")]
     for name in written:
         assert msgspec.json.decode(after[name])["version"] == VERSION
     async with await opened(place) as vault:
         found = await expected(vault)
     wanted = json.loads((place / "expected.json").read_text())
     assert set(found["credentials"]) == {*wanted["credentials"], "new"}
+
+
+async def test_a_grant_and_a_rotation_keep_what_it_has(place: Path) -> None:
+    """The grants of an older one leave the key store with the next; shards stay shards."""
+    wanted = json.loads((place / "expected.json").read_text())
+    async with await opened(place) as vault:
+        counts = (await vault.store.keystore()).body.shards
+        await vault.grant("another", "key")
+        body = (await vault.store.keystore()).body
+        assert (body.grants, body.shards) == ((), counts)
+        await vault_session.rotate_levels(vault, (Level.DEK,))
+        await vault_session.rotate_levels(vault, (Level.KEK,))
+    async with await opened(place) as vault:
+        found = json.loads(json.dumps(await expected(vault)))
+    assert found["credentials"] == wanted["credentials"]
+    assert found["grants"] == sorted([*wanted["grants"], ["another", "key", [], False]])
 
 
 async def test_a_copy_of_it_is_the_present_version(place: Path) -> None:
@@ -84,7 +105,7 @@ def test_a_reader_made_from_the_page_alone_reads_it(place: Path) -> None:
         name: {part: value.hex() for part, value in parts.items()}
         for name, parts in found.items()
     } == {name: each["parts"] for name, each in wanted["credentials"].items()}
-    assert [[g["plugin"], g["credential"]] for g in vault.grants] == [
+    assert sorted([g["plugin"], g["credential"]] for g in vault.grants) == [
         grant[:2] for grant in wanted["grants"]
     ]
 

@@ -45,7 +45,25 @@ class Vault:
         self.labels = {
             keyset["label"]: keyset for keyset in (body["root"], *body.get("deks", ()))
         }
-        self.grants = body.get("grants", ())
+        primary = [v for v in body["root"]["versions"] if v["state"] == "primary"]
+        self._root = body["root"]["id"], primary[0]["version"]
+        self.shards = body.get("shards", {})
+        self.grants = [*body.get("grants", ()), *self._grants()]
+
+    def _grants(self) -> list[dict[str, Any]]:
+        """FORMAT.md, "Grants"."""
+        folder = self._home / "security"
+        if not (folder / "grants.enc").exists():
+            return []
+        first = self.body("grants", folder / "grants.enc")
+        plugins = list(first.get("plugins", ()))
+        for number, generation in enumerate(first.get("shards", ())):
+            path = folder / f"grants_{number:03x}.enc"
+            assert path.exists() == bool(generation)
+            if generation:
+                assert json.loads(path.read_bytes())["generation"] == generation
+                plugins += self.body(path.stem, path)
+        return [grant for plugin in plugins for grant in plugin.get("grants", ())]
 
     def _derive_keks(self, root: dict[str, Any]) -> None:
         master = base64.b64decode(self._masters[f"v{root['master']['version']}"])
@@ -102,18 +120,28 @@ class Vault:
         decrypt = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt
         return decrypt(sealed, data, nonce, pair.digest()[:32])
 
-    def credentials(self, section: str) -> dict[str, dict[str, bytes]]:
-        """The parts of each credential of a section."""
-        found = {}
-        for info, sealed in self.body(section, self._home / f"credentials/{section}.enc")[
-            "records"
-        ]:
+    def credentials(self, document: str) -> dict[str, dict[str, bytes]]:
+        """The parts of each credential of a section, or a shard; FORMAT.md, "Shards"."""
+        found, section = {}, document
+        whole, _, number = document.rpartition("_")
+        if whole in self.shards:
+            section = whole
+        body = self.body(document, self._home / f"credentials/{document}.enc")
+        for info, sealed in body["records"]:
+            if whole in self.shards:
+                assert self._shard_of(info["name"], len(self.shards[whole])) == int(number, 16)
             key = self._keys[sealed[6:22].hex(), struct.unpack(">I", sealed[22:26])[0]]
             plain = self.opened(
                 sealed, key, section, bytes.fromhex(info["id"]), info["version"]
             )
             found[info["name"]] = parts(plain)
         return found
+
+    def _shard_of(self, credential: str, count: int) -> int:
+        root = self._keys[self._root]
+        key = derived(root, "name-index")
+        tag = hmac.digest(key, b"\0shard\0" + credential.encode(), "sha256")
+        return int.from_bytes(tag[:8], "big") % count
 
 
 def parts(data: bytes) -> dict[str, bytes]:
