@@ -41,6 +41,10 @@ def grant(
         option("SCOPE", "It may ask for this; repeat."),
     ] = None,
     reveal: Annotated[bool, flag("It may read the secret itself.", "--reveal")] = False,
+    echoes: Annotated[
+        bool,
+        flag("Services may send the secret back to it: answers are not searched.", "--echoes"),
+    ] = False,
     until: UntilOption = None,
     folder: Annotated[
         Path | None,
@@ -69,6 +73,7 @@ def grant(
             name,
             scopes=scope or (),
             reveal=reveal,
+            echoes=echoes,
             until=until,
             manifest=manifest,
             created_by="apex-creds",
@@ -80,6 +85,7 @@ def grant(
     if known is None:
         notes = [Note("There is no credential of that name yet: apex-creds set NAME")]
     access = "use and read" if made.reveal else "use"
+    access += " (answers are not searched)" if made.echoes else ""
     scopes = f" ({', '.join(made.scopes)})" if made.scopes else ""
     ends = f" until {show_time(made.until)}" if made.until else ""
     said = f"{made.plugin} may {access} {made.credential}{scopes}{ends}."
@@ -139,6 +145,7 @@ def _as_json(made: Grant) -> dict[str, Json]:
         "plugin": made.plugin,
         "credential": made.credential,
         "reveal": made.reveal,
+        "echoes": made.echoes,
         "scopes": list(made.scopes),
         "created": show_time(made.created),
         "until": show_time(made.until) or None,

@@ -18,7 +18,7 @@ import msgspec
 
 from apex_creds.model import CredentialInfo, Origin
 from apex_creds.policy.grants import Grant, GrantDecision
-from apex_creds.policy.manifest import Access, Need
+from apex_creds.policy.manifest import Access, Echoes, Need
 from apex_creds.policy.rules import EACH_LEASE, NEVER, NO_POLICY, Policy, Ruling, Verdict
 
 UNVERIFIED: Final = "unverified:"
@@ -262,16 +262,20 @@ def _permission(
     recheck: float | None,
 ) -> Permission:
     allowed = ruling.decision is Verdict.ALLOW
-    by_rule = allowed and ruling.reveal
-    by_grant = grant is not None and grant.reveal
+    reveals, echoes = allowed and ruling.reveal, allowed and ruling.echoes
     # A grant that the permission does not rest on does not end it either.
-    rests = grant if not allowed or (by_grant and not by_rule) else None
+    rests = None if allowed else grant
+    if grant is not None:
+        if (grant.reveal and not reveals) or (grant.echoes and not echoes):
+            rests = grant
+        reveals, echoes = reveals or grant.reveal, echoes or grant.echoes
     return Permission(
         scopes=need.scopes,
         origins=frozenset(need.origins or info.origins),
         methods=frozenset(need.methods),
         paths=need.paths,
-        reveal=need.access is Access.REVEAL and (by_rule or by_grant),
+        reveal=need.access is Access.REVEAL and reveals,
+        echoes=need.echoes is Echoes.ALLOWED and echoes,
         until=_earlier(info.expires, rests.until if rests is not None else None),
         recheck=recheck,
     )

@@ -18,7 +18,7 @@ from apex_creds.concurrency import BoundedCache
 from apex_creds.model import CredentialInfo
 from apex_creds.policy.decide import UNVERIFIED, Identity, Permission, decide
 from apex_creds.policy.grants import Grant, Grants
-from apex_creds.policy.manifest import Access, Manifest, Need
+from apex_creds.policy.manifest import Access, Echoes, Manifest, Need
 from apex_creds.policy.rules import NO_POLICY, Policy
 
 _MANY: Final = 10_000
@@ -183,6 +183,8 @@ def added(before: tuple[Need, ...], after: tuple[Need, ...]) -> tuple[str, ...]:
             found += [f"{name}: {kind} {item}" for item in _wider(was, now)]
         if need.access is Access.REVEAL and old.access is not Access.REVEAL:
             found.append(f"{name}: to read the secret itself")
+        if need.echoes is Echoes.ALLOWED and old.echoes is not Echoes.ALLOWED:
+            found.append(f"{name}: to get the secret back from services")
     return tuple(found)
 
 

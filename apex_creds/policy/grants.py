@@ -34,6 +34,7 @@ class Grant(
     Attributes:
         id: 32 hexadecimal digits.
         reveal: Whether the secret may be read, if the manifest asks for it too.
+        echoes: Whether services may send it back to the plugin, likewise.
         created: Unix seconds; so is ``until`` (None: without end).
         decision: ``deny`` refuses whatever policy says, and is not asked about again.
         manifest: Digest of the manifest that the person saw; empty: not bound to one.
@@ -46,6 +47,7 @@ class Grant(
     credential: str
     scopes: tuple[str, ...] = ()
     reveal: bool = False
+    echoes: bool = False
     created: float
     until: float | None = None
     decision: GrantDecision = GrantDecision.ALLOW

@@ -34,6 +34,13 @@ class Access(StrEnum):
     REVEAL = "reveal"
 
 
+class Echoes(StrEnum):
+    """What becomes of the secret in answers: it is covered, or ``allowed`` through."""
+
+    COVERED = "covered"
+    ALLOWED = "allowed"
+
+
 class Need(msgspec.Struct, frozen=True, kw_only=True):
     """One declared credential.
 
@@ -47,6 +54,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     methods: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     access: Access = Access.INJECT
+    echoes: Echoes = Echoes.COVERED
     reason: str = ""
     required: bool = True
 
@@ -71,7 +79,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         """SHA-256 (64 hexadecimal digits) of what is declared, in canonical form."""
-        return hashlib.sha256(msgspec.json.encode(self.needs, order="sorted")).hexdigest()
+        needs = msgspec.to_builtins(self.needs)
+        for need in needs:
+            if need["echoes"] == Echoes.COVERED:  # as it was before there was the field
+                del need["echoes"]
+        return hashlib.sha256(msgspec.json.encode(needs, order="sorted")).hexdigest()
 
 
 class _RawNeed(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,6 +93,7 @@ class _RawNeed(msgspec.Struct, forbid_unknown_fields=True):
     methods: list[str] = []
     paths: list[str] = []
     access: Access = Access.INJECT
+    echoes: Echoes = Echoes.COVERED
     reason: str = ""
     required: bool = True
 
@@ -141,6 +154,7 @@ def _need(raw: _RawNeed) -> Need:
         methods=methods,
         paths=tuple(check_name(path, what="path") for path in raw.paths),
         access=raw.access,
+        echoes=raw.echoes,
         reason=raw.reason,
         required=raw.required,
     )

@@ -110,6 +110,7 @@ class _RawRule(_Strict):
     origin: Patterns | None = None
     time: _RawTime | None = None
     reveal: bool = False
+    echoes: bool = False
     second_factor: SecondFactor | None = None
     reason: Annotated[str, msgspec.Meta(max_length=1000)] = ""
 
@@ -229,8 +230,9 @@ class _Compiler:
 
     def _rule(self, number: int, raw: _RawRule) -> Rule:
         at: Place = ("rules", number)
-        if raw.reveal and raw.decision is not Verdict.ALLOW:
-            raise self._wrong((*at, "reveal"), "only a rule that allows can say reveal")
+        for key, said in (("reveal", raw.reveal), ("echoes", raw.echoes)):
+            if said and raw.decision is not Verdict.ALLOW:
+                raise self._wrong((*at, key), f"only a rule that allows can say {key}")
         return Rule(
             id=self._id(at, raw.id),
             decision=raw.decision,
@@ -242,6 +244,7 @@ class _Compiler:
             origin=self._some((*at, "origin"), raw.origin, origin_pattern),
             time=self._window((*at, "time"), raw.time),
             reveal=raw.reveal,
+            echoes=raw.echoes,
             second_factor=_seconds(raw.second_factor),
         )
 

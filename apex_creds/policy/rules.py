@@ -51,6 +51,7 @@ class Rule:
         id: Its name in the log and in ``policy explain``.
         line: Of the file, from 1.
         reveal: Whether, if it allows, the secret may be read where the manifest asks for it.
+        echoes: Whether, if it allows, services may send it back to the plugin, likewise.
         second_factor: Seconds for which one is good, ``EACH_LEASE`` or ``NEVER``; None: as
             the level says.
     """
@@ -65,6 +66,7 @@ class Rule:
     origin: tuple[Pattern, ...] = ()
     time: Window | None = None
     reveal: bool = False
+    echoes: bool = False
     second_factor: float | None = None
 
     @property
@@ -133,6 +135,7 @@ class Ruling(NamedTuple):
     line: int
     second_factor: float
     reveal: bool
+    echoes: bool
     timed: bool
 
 
@@ -299,13 +302,16 @@ class Policy:
             rule.line,
             self.levels[level].second_factor if second is None else second,
             rule.reveal,
+            rule.echoes,
             timed,
         )
 
     def _by_level(self, level: Sensitivity, *, timed: bool) -> Ruling:
         chosen = self.levels[level]
         name = f"levels.{level.value}"
-        return Ruling(chosen.decision, name, chosen.line, chosen.second_factor, False, timed)
+        return Ruling(
+            chosen.decision, name, chosen.line, chosen.second_factor, False, False, timed
+        )
 
 
 def _stricter(one: Ruling, other: Ruling) -> Ruling:
@@ -314,6 +320,7 @@ def _stricter(one: Ruling, other: Ruling) -> Ruling:
     return worst._replace(
         second_factor=min(one.second_factor, other.second_factor),
         reveal=one.reveal and other.reveal,
+        echoes=one.echoes and other.echoes,
         timed=one.timed or other.timed,
     )
 

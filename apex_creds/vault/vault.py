@@ -541,6 +541,7 @@ class Vault:
         *,
         scopes: Iterable[str] = (),
         reveal: bool = False,
+        echoes: bool = False,
         until: float | None = None,
         decision: GrantDecision = GrantDecision.ALLOW,
         manifest: Manifest | None = None,
@@ -554,6 +555,8 @@ class Vault:
             credential: The credential's name; it need not exist yet.
             scopes: The scopes it may ask for.
             reveal: Whether it may read the secret, if its manifest asks for that.
+            echoes: Whether answers of services go on to it as they come, not searched for
+                the secret, likewise.
             until: Unix seconds; without end by default.
             decision: ``deny`` refuses it, and nobody is asked again.
             manifest: What the plugin is; by default, the grant is bound to what it turns
@@ -574,6 +577,7 @@ class Vault:
             credential=check_name(credential, what="credential name"),
             scopes=tuple(check_name(scope, what="scope") for scope in scopes),
             reveal=reveal,
+            echoes=echoes,
             created=self._clock.time(),
             until=check_time(until, what="end of the grant"),
             decision=decision,

@@ -10,8 +10,10 @@ def test_a_grant_comes_and_goes(cli):
     )  # fmt: skip
     assert done.code == 0
     assert "no credential of that name" in done.err
-    cli("grant", "demo.y", "openai", "--reveal", "--ahead")
+    done = cli("grant", "demo.y", "openai", "--reveal", "--echoes", "--ahead")
+    assert "answers are not searched" in done.out
     made = cli("grants", "--json").json()
+    assert [g["echoes"] for g in made] == [False, True]
     assert [(g["plugin"], g["reveal"], g["scopes"], g["until"]) for g in made] == [
         ("demo.x", False, ["a", "b"], "2999-01-01T00:00:00Z"),
         ("demo.y", True, [], None),

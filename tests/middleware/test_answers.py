@@ -163,6 +163,25 @@ async def test_a_plugin_that_may_read_the_secret_gets_the_answer_as_it_came(
     assert here.header("accept-encoding") == ["br"]
 
 
+async def test_echoes_are_allowed_by_manifest_and_grant_together(
+    world: World, here: Server
+) -> None:
+    here.answer = lambda head: ok(head.encode())
+    asking = {**NEED, "echoes": "allowed"}
+    seen: list[bool] = []
+
+    async def plugin(credentials):
+        async with credentials["web"].client() as http:
+            seen.append(SECRET in (await http.get(here.origin)).text)
+
+    await world.call(plugin, needs=(asking,))
+    await world.vault.grant("demo", "web", echoes=True)
+    await world.call(plugin, needs=(NEED,))
+    await world.vault.grant("demo", "web", echoes=True)
+    await world.call(plugin, needs=(asking,))
+    assert seen == [False, False, True]
+
+
 async def test_events_are_not_held(world: World) -> None:
     """The service sends the next event only when the one before has been seen."""
     seen, told = asyncio.Queue[str](), asyncio.Event()

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from apex_creds.model import CredentialInfo, CredentialKind, Delivery, Origin
 from apex_creds.policy.decide import Decision, Permission, Reason, decide
 from apex_creds.policy.grants import Grant, Grants
-from apex_creds.policy.manifest import Access, Need
+from apex_creds.policy.manifest import Access, Echoes, Need
 
 ORIGINS = [
     Origin("https", "a.example", 443),
@@ -38,6 +38,7 @@ needs = st.builds(
     methods=some(METHODS),
     paths=some(PATHS),
     access=st.sampled_from(Access),
+    echoes=st.sampled_from(Echoes),
 )
 grants = st.builds(
     Grant,
@@ -46,6 +47,7 @@ grants = st.builds(
     credential=st.just("c"),
     scopes=some(SCOPES),
     reveal=st.booleans(),
+    echoes=st.booleans(),
     created=st.just(0.0),
     until=st.sampled_from(TIMES),
 )
@@ -135,6 +137,7 @@ def test_a_permission_is_not_wider_than_any_of_the_three(
         return
     assert set(permission.scopes) <= set(need.scopes) & set(grant.scopes)
     assert permission.origins <= set(info.origins)
+    assert permission.echoes == (need.echoes is Echoes.ALLOWED and grant.echoes)
     assert permission.origins <= set(need.origins or info.origins)
     for end in (grant.until, info.expires):
         assert end is None or (permission.until is not None and permission.until <= end)

@@ -181,6 +181,14 @@ def test_half_of_a_surrogate_pair_is_refused(field: str, half: str) -> None:
             parse_manifest(metadata)
 
 
+def test_the_digest_of_a_manifest_of_before_is_what_it_was() -> None:
+    """Grants that are bound to it stay so, though manifests have one field more now."""
+    known = "cefca46ec37984280e5b2853e3d5d8a95375e635ab730ba28445e246693a6316"
+    assert parse_manifest(metadata(GOOD)).digest == known
+    assert parse_manifest(metadata({**GOOD, "echoes": "covered"})).digest == known
+    assert parse_manifest(metadata({**GOOD, "echoes": "allowed"})).digest != known
+
+
 def test_the_digest_is_of_what_is_declared() -> None:
     def digest(*needs: object, **fields: object) -> str:
         return parse_manifest(metadata(*needs, **fields)).digest

@@ -36,6 +36,7 @@ def needs(**changed: object) -> tuple[Need, ...]:
         ({"paths": ["/v1/*", "/v2"]}, "k: path /v2"),
         ({"paths": ["/*"]}, "k: path /*"),
         ({"access": "reveal"}, "k: to read the secret itself"),
+        ({"echoes": "allowed"}, "k: to get the secret back from services"),
         ({"name": "other"}, "credential other"),
     ],
 )

@@ -38,6 +38,7 @@ scope = [
 origin = "https://**.github.com"
 time = { days = ["mon", "tue"], from = "08:00", to = "18:00", zone = "Europe/Berlin" }
 reveal = true
+echoes = true
 second_factor = "never"
 
 [[rules]]
@@ -64,11 +65,12 @@ def test_a_whole_file() -> None:
     by_id = {rule.id: rule for rule in policy.rules}
     assert {name: rule.line for name, rule in by_id.items()} == {
         "office": 12,
-        "rules[1]": 27,
-        "rules[2]": 40,
+        "rules[1]": 28,
+        "rules[2]": 41,
     }
     office = by_id["office"]
     assert (office.decision, office.reveal, office.second_factor) == ("allow", True, NEVER)
+    assert office.echoes
     assert by_id["rules[2]"].second_factor == EACH_LEASE
     assert [pattern.text for pattern in office.scope] == ["read", "issues.*"]
     assert policy.levels[Sensitivity.NORMAL].decision is Verdict.ALLOW
@@ -76,7 +78,7 @@ def test_a_whole_file() -> None:
     assert policy.levels[Sensitivity.CRITICAL].second_factor == 900.0
     assert not policy.keep_grants
     (limit,) = policy.limits
-    assert (limit.amount, limit.seconds, limit.persist, limit.line) == (10, 300, True, 34)
+    assert (limit.amount, limit.seconds, limit.persist, limit.line) == (10, 300, True, 35)
 
 
 def test_the_least_file_is_as_none() -> None:
@@ -111,6 +113,7 @@ WRONG = {
     "second_factor = true": 5,
     'second_factor = "sometimes"': 5,
     'reveal = "yes"': 5,
+    'echoes = "allowed"': 5,
     'id = "a\\u0007"': 5,
     'id = "\u202e"': 5,
     "[levels]\n[levels.normal]\ndecision = 1": 7,
@@ -130,6 +133,7 @@ WRONG = {
     '[[limits]]\nper = "pair"\nof = "redeems"\nlimit = "999999999/minute"': 8,
     '[[limits]]\nper = "user"\nof = "redeems"\nlimit = "1/minute"': 6,
     '[[rules]]\ndecision = "deny"\nreveal = true': 7,
+    '[[rules]]\ndecision = "ask"\nechoes = true': 7,
     'id = "x"\n[[rules]]\ndecision = "deny"\nid = "x"': 8,
     'id = "limits[0]"\n[[limits]]\nper = "pair"\nof = "redeems"\nlimit = "1/hour"': 6,
 }

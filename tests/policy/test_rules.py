@@ -14,7 +14,7 @@ from apex_creds.model import CredentialInfo, CredentialKind, Delivery, Origin, S
 from apex_creds.policy.decide import Decision, Identity, Outcome, Reason, decide
 from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.hours import window
-from apex_creds.policy.manifest import Access, Need
+from apex_creds.policy.manifest import Access, Echoes, Need
 from apex_creds.policy.patterns import Matcher, name_pattern, origin_pattern, split_name
 from apex_creds.policy.rules import (
     EACH_LEASE,
@@ -328,13 +328,13 @@ def test_of_several_scopes_and_origins_the_strictest_answer_stands() -> None:
 
 def test_nothing_of_the_stricter_is_lost_where_answers_are_put_together() -> None:
     one = Rule(id="1", decision=Verdict.ALLOW, scope=(name_pattern("a"),), reveal=True,
-               second_factor=NEVER)  # fmt: skip
+               echoes=True, second_factor=NEVER)  # fmt: skip
     two = Rule(id="2", decision=Verdict.ALLOW, scope=(name_pattern("b"),), second_factor=60.0)
     ruling = Policy([one, two]).rule_on(
         plugin="p", action="", credential="c", level=Sensitivity.CRITICAL,
         scopes=("a", "b"), now=0.0,
     )  # fmt: skip
-    assert (ruling.reveal, ruling.second_factor) == (False, 60.0)
+    assert (ruling.reveal, ruling.echoes, ruling.second_factor) == (False, False, 60.0)
 
 
 # -- decide() --------------------------------------------------------------------------
@@ -416,6 +416,16 @@ def test_reveal_takes_the_manifest_and_a_rule_or_a_grant_that_say_so() -> None:
     by_grant = ask(ALLOW_C, grant=grant(reveal=True, until=60.0)).permission
     assert (by_grant.reveal, by_grant.until) == (True, 60.0)
     assert ask(ALLOW_C, grant=grant(until=60.0)).permission.until is None
+
+
+def test_echoes_take_the_manifest_and_a_rule_or_a_grant_that_say_so() -> None:
+    need = Need(name="c", echoes=Echoes.ALLOWED)
+    saying = Policy([Rule(id="r", decision=Verdict.ALLOW, echoes=True)])
+    assert not ask(ALLOW_C, need=need).permission.echoes
+    assert ask(saying, need=need).permission.echoes
+    assert not ask(saying).permission.echoes
+    by_grant = ask(ALLOW_C, need=need, grant=grant(echoes=True, until=60.0)).permission
+    assert (by_grant.echoes, by_grant.reveal, by_grant.until) == (True, False, 60.0)
 
 
 def test_critical_takes_a_second_factor() -> None:
