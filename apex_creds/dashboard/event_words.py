@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from apex_creds.dashboard.windows import MAX_TEXT
 from apex_creds.errors import InvalidInputError
-
-MAX_TEXT: Final = 200
-"""Characters of a search."""
 
 _WORDS: Final = {
     "init": "vault made",

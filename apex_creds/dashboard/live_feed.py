@@ -3,7 +3,8 @@
 Guarantee: it only reads. Each event of the log is checked (against its own hash) before it
 is given out, once, in order; a line that is not what was written is reported, and what comes
 after it goes on. A slow reader holds nothing up and costs no memory: it gets the newest state
-of each topic when it reads again, and of the log what is still kept. What blocks, or grows
+of each topic when it reads again, and of the log what is still kept. Of a long list it gets
+how long it is, and asks for the window that it shows. What blocks, or grows
 with the vault or the log, is done in threads; what goes wrong in one place is shown there
 and tried again, and the rest goes on.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ import msgspec
 from apex_creds.audit import line as lines
 from apex_creds.audit.events import Recorded
 from apex_creds.audit.segment import SegmentReader, file_name, segments
+from apex_creds.auth.access_document import PendingRequest
 from apex_creds.auth.consent_queue import Requests
 from apex_creds.dashboard.event_words import with_words
 from apex_creds.dashboard.lease_view import (
@@ -36,13 +38,21 @@ from apex_creds.dashboard.lease_view import (
     text,
 )
 from apex_creds.dashboard.log_status import Activity, Verified, Verifier, number_of
-from apex_creds.dashboard.vault_views import Matrix, hierarchy, matrix
+from apex_creds.dashboard.vault_views import (
+    Hierarchy,
+    Permissions,
+    hierarchy,
+    keys_part,
+    summary,
+)
+from apex_creds.dashboard.windows import Asked, part
 from apex_creds.documents.sections import Section
 from apex_creds.errors import (
     ApexCredsError,
     AuditTamperedError,
     InvalidPolicyError,
     LockedDownError,
+    NotFoundError,
     StorageError,
 )
 from apex_creds.fs.home import audit_directory
@@ -264,7 +274,6 @@ class LogTail:
 # -- the watcher ----------------------------------------------------------------------------
 
 
-_SHOWN_LEASES: Final = 200
 _POLICY_SECONDS: Final = 2.0
 
 
@@ -302,6 +311,11 @@ class Watcher:
         self._requests = Requests(vault)
         self.leases = OpenLeases()
         self.activity = Activity()
+        self._open: list[OpenLease] = []
+        self._waiting: list[PendingRequest] = []
+        self._keys: Hierarchy | None = None
+        self._permissions: Permissions | None = None
+        self._revision = 0
         self._keys_seen: tuple[object, ...] = ()
         self._permissions_seen: tuple[object, ...] = ()
         self._numbers: tuple[int, ...] = ()
@@ -366,15 +380,14 @@ class Watcher:
         self._feed.log(
             with_words({"seq": each.seq, "fault": text(each.how)}) for each in batch.faults
         )
-        now = self._vault.clock.time()
-        found = self.leases.open(now)
+        self._open = self.leases.open(self._vault.clock.time())
         self._feed.publish(
             "leases",
             {
-                "open": [self._lease(item) for item in found[:_SHOWN_LEASES]],
-                "count": len(found),
+                "count": len(self._open),
                 "since": batch.first,
                 "lifetime": LIFETIME,
+                "revision": self.leases.changes,
             },
         )
 
@@ -404,12 +417,12 @@ class Watcher:
         grants = await store.grants.read()
         sealed = grants.lockdown is not None and store.sealed
         self._feed.publish("lockdown", _lockdown(grants.lockdown, sealed=sealed))
+        self._waiting = [] if sealed else await self._requests.open()
+        ids = [item.id for item in self._waiting]
+        self._feed.publish("requests", {"count": len(ids), "ids": ids})
         if sealed:
-            self._feed.publish("requests", [])
             self._keys_seen = ()
         else:
-            waiting = await self._requests.open()
-            self._feed.publish("requests", [question(i, names=self._names) for i in waiting])
             await self._read_keys()
         await self._read_permissions()
 
@@ -420,7 +433,8 @@ class Watcher:
         seen = (*sections, keystore, rotation, access.factors, access.recovery)
         if _same(seen, self._keys_seen):
             return
-        self._feed.publish("keys", await hierarchy(self._engine, names=self._names))
+        self._keys = await hierarchy(self._engine, names=self._names)
+        self._publish("keys", summary(self._keys))
         self._keys_seen = seen
 
     async def _read_permissions(self) -> None:
@@ -433,9 +447,15 @@ class Watcher:
             return
         stored = [name for section in sections for name in section.records]
         self._names.learn([*stored, *(grant.credential for grant in grants)])
-        made = partial(self._matrix, sections, grants, policy, now)
-        self._feed.publish("matrix", await anyio.to_thread.run_sync(made))
+        made = partial(self._read_all, sections, grants, policy, now)
+        self._permissions = await anyio.to_thread.run_sync(made)
+        self._publish("matrix", self._permissions.summary())
         self._permissions_seen = seen
+
+    def _publish(self, topic: str, counts: dict[str, object]) -> None:
+        """Says that a list changed: who shows a window of it asks for that again."""
+        self._revision += 1
+        self._feed.publish(topic, {**counts, "revision": self._revision})
 
     async def _sections(self) -> list[Section]:
         return [await self._vault.store.sections.read(name) for name in SECTION_NAMES]
@@ -446,12 +466,12 @@ class Watcher:
             self._numbers = numbers
         return self._numbers
 
-    def _matrix(
+    def _read_all(
         self, sections: list[Section], grants: Grants, policy: Policy | None, now: float
-    ) -> Matrix:
+    ) -> Permissions:
         infos = [r.info for section in sections for r in section.records.values()]
         uses = dict(self.activity.pairs)
-        return matrix(infos, grants, uses, policy, names=self._names, now=now)
+        return Permissions(infos, grants, uses, policy, names=self._names, now=now)
 
     async def _current_policy(self) -> Policy | None:
         """The policy in force, read now and then; None: its file can't be read."""
@@ -471,6 +491,27 @@ class Watcher:
 
     def _policy_changed(self, change: Change) -> None:
         self._policy_fault = None if change.ok else InvalidPolicyError(change.detail)
+
+    # -- windows ---------------------------------------------------------------------
+
+    def window(self, name: str, query: Mapping[str, str]) -> object:
+        """The window of a list that a page asks for; blocks.
+
+        Raises:
+            NotFoundError: There is no such list (yet).
+            InvalidInputError: It asks for what makes no sense.
+        """
+        asked = Asked.parse(query)
+        if name == "requests":
+            waiting = [question(item, names=self._names) for item in self._waiting]
+            return part(waiting, asked, lambda i: f"{i['plugin']} {i['credential']}")
+        if name == "leases":
+            return part([self._lease(item) for item in self._open], asked, _lease_words)
+        if name == "keys" and self._keys is not None:
+            return keys_part(self._keys, asked)
+        if name == "permissions" and self._permissions is not None:
+            return self._permissions.part(asked, Asked.parse(query, "plugin_"))
+        raise NotFoundError("There is nothing here yet.")
 
     # -- verification ----------------------------------------------------------------
 
@@ -493,6 +534,11 @@ def _verification(found: Verified) -> dict[str, object]:
     shown: dict[str, object] = {**msgspec.to_builtins(found), "busy": False}
     shown["what"] = text(found.what)
     return shown
+
+
+def _lease_words(lease: dict[str, object]) -> str:
+    fields = ("plugin", "credential", "action", "method", "origin")
+    return " ".join(str(lease[name]) for name in fields)
 
 
 def _lockdown(found: Lockdown | None, *, sealed: bool) -> dict[str, object] | None:

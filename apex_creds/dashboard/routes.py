@@ -129,6 +129,7 @@ class Dashboard:
             self._api("/api/stream", self._stream, "GET"),
             self._api("/api/story/{id}", self._story, "GET"),
             self._api("/api/log", self._earlier, "GET"),
+            self._api("/api/lists/{name}", self._window, "GET"),
             self._api("/api/logout", self._logout, "POST"),
             self._api("/api/verify", self._verify, "POST"),
             self._api("/api/requests/{id}", self._answer, "POST"),
@@ -257,6 +258,13 @@ class Dashboard:
         )
         events, reached = await anyio.to_thread.run_sync(read)
         return reply({"events": events, "reached": reached})
+
+    async def _window(self, request: Request, _: Session) -> Response:
+        """What is shown of a list, of any length."""
+        find = partial(
+            self._watcher.window, request.path_params["name"], dict(request.query_params)
+        )
+        return reply(await anyio.to_thread.run_sync(find))
 
     async def _logout(self, request: Request, session: Session) -> Response:
         await body(request, Nothing)

@@ -1,9 +1,9 @@
 """Keys and their states, and which plugin may use which credential, as the page draws them.
 
 Guarantee: read from what is stored, and nothing changed; no key material is in it. A cell of
-the matrix says what is stored (a grant, a refusal), what the policy file says where nothing
-is, and the use that is in the log; how many are sent is bounded. What grows with the number
-of credentials is counted in a thread.
+the permissions say what is stored (a grant, a refusal), what the policy file says where
+nothing is, and the use that is in the log. What is sent does not grow with the vault: it is
+counts, and windows of what is long. What grows with it is counted in a thread.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 
 from apex_creds.dashboard.lease_view import Names, text
 from apex_creds.dashboard.log_status import Use
+from apex_creds.dashboard.windows import Asked, Part, part
 from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
 from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
 from apex_creds.model import SECTION_NAMES, CredentialInfo, Sensitivity
@@ -76,6 +77,7 @@ class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         master: Where the master key is kept: the provider's kind alone.
+        keys: The master key, the KEK, then the DEKs, those that need a look first.
         due: When the next key of a level is due, Unix seconds.
         steps: What could be done now, in words of the state machine.
         worker: Whether one runs; None where that is not known.
@@ -110,7 +112,7 @@ async def hierarchy(engine: Engine, *, names: Names) -> Hierarchy:
         keys = (
             _master(view.master),
             _kek(keystore, scan),
-            *_deks(keystore, view, counted, names),
+            *sorted(_deks(keystore, view, counted, names), key=lambda k: (_weight(k), k.label)),
         )
         steps = plan(view, state.policies, now=now, next_fire=engine.next_fire)
         due = next_due(view, state.policies, next_fire=engine.next_fire)
@@ -205,12 +207,55 @@ def _step(step: Step, names: Names) -> dict[str, object]:
     }
 
 
+_STEPS: Final = 12
+
+
+def summary(found: Hierarchy) -> dict[str, object]:
+    """What the page gets of the keys without asking: all but the DEKs, of which the number."""
+    deks = [key for key in found.keys if key.level == Level.DEK.value]
+    return {
+        "master": found.master,
+        "upper": [key for key in found.keys if key.level != Level.DEK.value],
+        "count": len(deks),
+        "moving": sum(map(_moving, deks)),
+        "due": found.due,
+        "steps": found.steps[:_STEPS],
+        "todo": len(found.steps),
+        "worker": found.worker,
+        "waiting": Counter(found.waiting),
+    }
+
+
+def keys_part(found: Hierarchy, asked: Asked) -> Part[Key]:
+    """A window of the DEKs."""
+    deks = [key for key in found.keys if key.level == Level.DEK.value]
+    return part(deks, asked, _key_words)
+
+
+def _key_words(key: Key) -> str:
+    states = (f"{v.state} {'compromised' * v.compromised}" for v in key.versions)
+    name = {_ROOT: "the vault's own"}.get(key.label, key.label)
+    return " ".join((name, *states))
+
+
+def _moving(key: Key) -> bool:
+    """Whether something is not under its primary version yet."""
+    primary = KeyState.PRIMARY.value
+    return any(v.state != primary and v.protects > 0 for v in key.versions)
+
+
+def _weight(key: Key) -> int:
+    """Places what needs a look first, and what is always there last."""
+    if any(v.compromised for v in key.versions):
+        return 0
+    if _moving(key) or any(v.state == KeyState.PENDING.value for v in key.versions):
+        return 1
+    return 3 if key.label == _ROOT else 2
+
+
 # -- permissions ----------------------------------------------------------------------------
 
 
-MAX_CREDENTIALS: Final = 300
-MAX_PLUGINS: Final = 60
-_NO_USE: Final = Use()
 _MANY: Final = 20
 
 
@@ -257,30 +302,15 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it.
+    """A window of it: cells are placed in these plugins and credentials."""
 
-    Attributes:
-        more: Credentials and plugins that are not in it, since there are too many.
-        rules: How many rules the policy file has; -1: it can't be read.
-    """
-
-    plugins: tuple[str, ...]
-    credentials: tuple[Row, ...]
+    plugins: Part[str]
+    credentials: Part[Row]
     cells: tuple[Cell, ...]
-    more: tuple[int, int] = (0, 0)
-    rules: int = 0
 
 
-def matrix(
-    infos: Iterable[CredentialInfo],
-    grants: Grants,
-    uses: Mapping[tuple[str, str], Use],
-    policy: Policy | None,
-    *,
-    names: Names,
-    now: float,
-) -> Matrix:
-    """Puts it together.
+class Permissions:
+    """All of it, at one moment.
 
     Args:
         infos: All credentials.
@@ -290,24 +320,61 @@ def matrix(
         names: How credentials are called.
         now: Unix seconds.
     """
-    known = {info.name: info for info in infos}
-    logged = {names.as_logged(name): name for name in known}
-    used = {(p, logged[c]): use for (p, c), use in uses.items() if c in logged}
-    granted = {(grant.plugin, grant.credential): grant for grant in grants}
-    plugins = sorted({p for p, _ in granted} | {p for p, _ in uses})
-    busy = {c for _, c in (*granted, *used)}
-    ordered = sorted(known.keys() | busy, key=lambda name: (name not in busy, name))
-    rows = ordered[:MAX_CREDENTIALS]
-    columns = plugins[:MAX_PLUGINS]
-    at = {name: place for place, name in enumerate(rows)}
-    cells = tuple(_cells(columns, at, known, granted, used, policy, now))
-    return Matrix(
-        plugins=tuple(text(plugin) for plugin in columns),
-        credentials=tuple(_row(name, known.get(name), policy, names) for name in rows),
-        cells=cells,
-        more=(len(ordered) - len(rows), len(plugins) - len(columns)),
-        rules=-1 if policy is None else len(policy.rules),
-    )
+
+    def __init__(
+        self,
+        infos: Iterable[CredentialInfo],
+        grants: Grants,
+        uses: Mapping[tuple[str, str], Use],
+        policy: Policy | None,
+        *,
+        names: Names,
+        now: float,
+    ) -> None:
+        self._known = known = {info.name: info for info in infos}
+        logged = {names.as_logged(name): name for name in known}
+        self._used = {(p, logged[c]): use for (p, c), use in uses.items() if c in logged}
+        self._granted = {(grant.plugin, grant.credential): grant for grant in grants}
+        self._policy, self._names, self._now = policy, names, now
+        busy = {c for _, c in (*self._granted, *self._used)}
+        ordered = sorted(known.keys() | busy, key=lambda name: (name not in busy, name))
+        self._credentials = [(names.credential(name), name) for name in ordered]
+        plugins = sorted({p for p, _ in (*self._granted, *uses)})
+        self._plugins = [(text(plugin), plugin) for plugin in plugins]
+
+    def summary(self) -> dict[str, object]:
+        """How much of it there is; ``rules`` are -1: the policy file can't be read."""
+        return {
+            "credentials": len(self._credentials),
+            "plugins": len(self._plugins),
+            "rules": -1 if self._policy is None else len(self._policy.rules),
+        }
+
+    def part(self, credentials: Asked, plugins: Asked) -> Matrix:
+        """A window of it."""
+        down = part(self._credentials, credentials, lambda each: each[0])
+        across = part(self._plugins, plugins, lambda each: each[0])
+        rows = tuple(
+            _row(n, self._known.get(n), self._policy, self._names) for _, n in down.items
+        )
+        return Matrix(
+            plugins=Part(tuple(shown for shown, _ in across.items), across.at, across.of),
+            credentials=Part(rows, down.at, down.of),
+            cells=tuple(
+                cell
+                for p, (_, plugin) in enumerate(across.items)
+                for c, (_, name) in enumerate(down.items)
+                if (cell := self._cell(p, plugin, c, name)) is not None
+            ),
+        )
+
+    def _cell(self, p: int, plugin: str, c: int, name: str) -> Cell | None:
+        grant, use = self._granted.get((plugin, name)), self._used.get((plugin, name))
+        verdict, rule = _verdict(self._policy, plugin, self._known.get(name), self._now)
+        if grant is None and use is None and not rule:
+            return None
+        cell = Cell(p=p, c=c, verdict=verdict, rule=text(rule), use=use)
+        return cell if grant is None else _with(cell, grant, self._now)
 
 
 def _row(name: str, info: CredentialInfo | None, policy: Policy | None, names: Names) -> Row:
@@ -324,25 +391,6 @@ def _row(name: str, info: CredentialInfo | None, policy: Policy | None, names: N
         rule="" if level is None else level.decision.value,
         factor="" if factor == NEVER else "each" if factor == EACH_LEASE else "window",
     )
-
-
-def _cells(
-    plugins: list[str],
-    at: Mapping[str, int],
-    known: Mapping[str, CredentialInfo],
-    granted: Mapping[tuple[str, str], Grant],
-    used: Mapping[tuple[str, str], Use],
-    policy: Policy | None,
-    now: float,
-) -> Iterator[Cell]:
-    for p, plugin in enumerate(plugins):
-        for name, c in at.items():
-            grant, use = granted.get((plugin, name)), used.get((plugin, name))
-            verdict, rule = _verdict(policy, plugin, known.get(name), now)
-            if grant is None and use is None and not rule:
-                continue
-            cell = Cell(p=p, c=c, verdict=verdict, rule=text(rule), use=use)
-            yield cell if grant is None else _with(cell, grant, now)
 
 
 def _with(cell: Cell, grant: Grant, now: float) -> Cell:

@@ -15,6 +15,7 @@ from apex_creds.dashboard.lease_view import names_of
 from apex_creds.dashboard.live_feed import LiveFeed, Watcher
 from apex_creds.dashboard.routes import KEY_HEADER, Dashboard, Site
 from apex_creds.dashboard.sessions import SessionGate
+from apex_creds.dashboard.web_security import encode
 from tests.dashboard.town import Town, town_in
 from tests.support.loops import WITHIN
 
@@ -62,12 +63,18 @@ class Served:
         self.bodies.append(text)
         return json.loads(text)
 
+    def window(self, name: str, **query: str) -> dict[str, object]:
+        """A list, as the page asks for it."""
+        text = encode(self.watcher.window(name, query)).decode()
+        self.bodies.append(text)
+        return json.loads(text)
+
     async def question(self) -> dict[str, object]:
         """The first question, as soon as it is asked."""
         with anyio.fail_after(WITHIN):
             while True:
                 await self.watcher.read_vault()
-                found = self.told("requests")
+                found = self.window("requests")["items"]
                 if found:
                     return found[0]
                 await anyio.lowlevel.checkpoint()

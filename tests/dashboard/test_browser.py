@@ -10,6 +10,7 @@ import pytest
 from playwright.async_api import Page, Route, expect
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.vault.lookup import PutItem
 from tests.dashboard.browsing import CONTRAST, browser, tab
 from tests.dashboard.running import running
 from tests.dashboard.town import (
@@ -78,6 +79,15 @@ async def other_sites_get_nowhere(page: Page, origin: str) -> None:
             "image": "refused ",
         }, (site, tried)
         await bad.close()
+
+
+# What is put into a place, from now on.
+CHANGES = """(place) => {
+  window.changes = [];
+  new MutationObserver((all) => window.changes.push(
+    ...all.flatMap((one) => [...one.addedNodes]).map((node) => node.nodeName)
+  )).observe(document.querySelector(place), { childList: true, subtree: true });
+}"""
 
 
 async def text_of(page: Page, place: str) -> str:
@@ -254,7 +264,9 @@ async def test_any_light_any_width_and_only_looking(tmp_path: Path) -> None:
                 await expect(page.locator("#requests-list")).to_contain_text(
                     "apex-creds approve"
                 )
-                assert await page.locator("#requests button, #requests select").count() == 0
+                assert (
+                    await page.locator("#requests-list").locator("button, select").count() == 0
+                )
                 await expect(page.locator("#mode")).to_have_text("read only")
                 await expect(page.locator('#verified[data-kind="ok"]')).to_be_visible()
                 for scheme in ("light", "dark"):
@@ -384,7 +396,7 @@ async def test_the_matrix_is_one_stop_and_only_what_changed_is_made_anew(
                 await tab_to(page, "#permissions-table button")
 
                 async def pair() -> str:
-                    return await page.evaluate("document.activeElement.dataset.pair")
+                    return await page.evaluate("document.activeElement.dataset.stop ?? null")
 
                 first = await pair()
                 assert first == '["org.a","llm/openai"]'
@@ -393,24 +405,66 @@ async def test_the_matrix_is_one_stop_and_only_what_changed_is_made_anew(
                 await page.keyboard.press("ArrowDown")
                 assert await pair() == '["org.b","mail/smtp"]'
                 await page.keyboard.press("ArrowDown")
-                assert await pair() == '["org.b","mail/smtp"]', "there is no further one"
+                assert await pair() == '["org.b","payroll/datev"]', "without a grant, too"
+                for _ in range(20):
+                    await page.keyboard.press("ArrowDown")
+                assert await pair() == '["org.b","tenants/customer-002"]', "the last"
+                for _ in range(20):
+                    await page.keyboard.press("ArrowUp")
+                await page.keyboard.press("ArrowDown")
                 await page.keyboard.press("Tab")
                 assert await pair() is None, "one press leaves it"
                 await page.keyboard.press("Shift+Tab")
                 assert await pair() == '["org.b","mail/smtp"]'
-                # An update leaves the focus, and the rows that say the same, where they are.
-                await page.evaluate(
-                    "document.querySelectorAll('#permissions-table tr')"
-                    ".forEach((row) => { row.mark = 1; })"
-                )
+                # An update leaves the focus, and makes only the cell anew that changed.
+                await page.evaluate(CHANGES, "#permissions-table")
                 await town.vault.revoke(plugin="org.b", credential="llm/openai")
-                revoked = page.locator("""button[data-pair='["org.b","llm/openai"]']""")
-                await expect(revoked).to_have_count(0)
+                cell = page.locator("""button[data-stop='["org.b","llm/openai"]']""")
+                await expect(cell).to_have_attribute("data-kind", "none")
                 assert await pair() == '["org.b","mail/smtp"]'
-                rows = "[...document.querySelectorAll('#permissions-table tbody tr')]"
-                anew = await page.evaluate(
-                    rows + ".filter((row) => !row.mark).map((row) => row.textContent)"
+                assert await page.evaluate("window.changes") == ["TD"]
+                await seen.innocent()
+
+
+async def test_a_vault_of_any_size_is_shown_by_windows_that_the_keyboard_reaches(
+    tmp_path: Path,
+) -> None:
+    async with town_in(tmp_path, many=0) as town:
+        names = [f"s{n:03}/key" for n in range(200)]
+        await town.vault.put_many(PutItem(name=name, secret=ApiKey(SECRET)) for name in names)
+        for n, name in enumerate(names):
+            await town.vault.grant(f"org.p{n:03}", name)
+        with running(tmp_path / "home") as made:
+            async with browser() as chrome:
+                seen = await tab(chrome, made.origin)
+                page = seen.page
+                await page.goto(made.link)
+                rows = page.locator("#permissions-table tbody tr")
+                await expect(page.locator("#permissions-tools")).to_contain_text("of 206")
+                await expect(page.locator("#keys-tools")).to_contain_text("1–8 of")
+                for width, columns in ((360, 2), (768, 4), (1440, 8)):
+                    await page.set_viewport_size({"width": width, "height": 800})
+                    heads = page.locator("#permissions-table thead th")
+                    await expect(heads).to_have_count(columns + 1)
+                    await seen.fits()
+                assert await page.evaluate("document.querySelectorAll('*').length") < 2500
+                # By arrows beyond the edges of the window, by a filter to any cell.
+                await tab_to(page, "#permissions-table button")
+                await expect(rows).to_have_count(15)
+                for _ in range(15):
+                    await page.keyboard.press("ArrowDown")
+                focus = page.locator("#permissions-table button:focus")
+                await expect(page.locator("#permissions-tools")).to_contain_text("16–30 of 206")
+                await expect(focus).to_have_count(1)
+                await page.get_by_label("Filter credentials", exact=True).fill("S199")
+                await page.get_by_label("Filter plugins", exact=True).fill("p199")
+                cell = page.locator("""button[data-stop='["org.p199","s199/key"]']""")
+                await expect(cell).to_have_attribute("data-kind", "allow")
+                await expect(rows).to_have_count(1)
+                await page.get_by_label("Filter plugins", exact=True).fill("nobody")
+                await expect(page.locator("#permissions-table")).to_have_text(
+                    "Nothing matches."
                 )
-                assert len(anew) == 1
-                assert "llm/openai" in anew[0]
+                await page.get_by_label("Filter data keys").fill("s150")
+                await expect(page.locator("#keys-picture svg")).to_contain_text("s150")
                 await seen.innocent()

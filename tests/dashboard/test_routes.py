@@ -353,8 +353,9 @@ async def test_nothing_is_allowed_in_a_lockdown(deciding: Served) -> None:
         await deciding.look()
         told = deciding.told("lockdown")
         assert (told["reason"], told["sealed"]) == ("laptop stolen", True)
-        assert deciding.told("requests") == []
-        granted = {c.get("grant") for c in deciding.told("matrix")["cells"]} - {None}
+        assert deciding.told("requests") == {"count": 0, "ids": []}
+        assert deciding.window("requests")["items"] == []
+        granted = {c.get("grant") for c in deciding.window("permissions")["cells"]} - {None}
         assert granted == {"deny"}, "what was granted is taken back"
         group.cancel_scope.cancel()
 
@@ -390,8 +391,13 @@ async def test_names_follow_the_log_s_pseudonyms(tmp_path, named: bool) -> None:
                 told_of = events(made)[-1].seq + 1
                 searched = f"/api/log?before={told_of}&text=org.weather%20run%20weather/"
                 assert bool((await made.get(searched)).json()["events"]) is named
-                topics = ("keys", "leases", "matrix", "requests")
-                told = [json.dumps(made.told(topic)) for topic in topics]
+                for topic in ("keys", "leases", "matrix", "requests"):
+                    made.told(topic)
+                lists = ("keys", "leases", "permissions", "requests")
+                told = [json.dumps(made.window(name)) for name in lists]
+                by_name = made.window("permissions", text="weather/openw")
+                assert bool(by_name["credentials"]["of"]) is named, "a search gives none away"
+                told += made.bodies
                 group.cancel_scope.cancel()
     shown = "".join(told)
     for name in ("weather/openweather", "llm/anthropic", "tenants/customer-000", "openai"):
@@ -411,6 +417,8 @@ async def test_nothing_that_was_ever_told_holds_a_secret(deciding: Served) -> No
         await deciding.look()
         for topic in ("keys", "leases", "matrix", "requests", "trouble"):
             deciding.told(topic)
+        for name in ("keys", "leases", "permissions", "requests"):
+            deciding.window(name)
         code = town.code()
         await deciding.post(f"/api/requests/{question['id']}", {"choice": "once", "code": code})
     everything = "".join(deciding.bodies)

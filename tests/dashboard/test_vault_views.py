@@ -59,7 +59,9 @@ async def test_the_picture_says_what_the_report_says(town: Town) -> None:
 async def test_a_rotation_half_done_is_seen_half_done(served: Served) -> None:
     await served.town.half_rotate("api_keys/tenants", moved=2)
     await served.look()
-    keys = served.told("keys")["keys"]
+    keys = served.window("keys", text="TENANTS")["items"]
+    assert len(keys) == 1
+    assert served.told("keys")["moving"] == 1
     tenants = next(key for key in keys if key["label"] == "api_keys/tenants")
     states = [(v["version"], v["state"], v["protects"]) for v in tenants["versions"]]
     assert states == [(1, KeyState.ACTIVE, 1), (2, KeyState.PRIMARY, 2)]
@@ -80,9 +82,9 @@ async def test_a_vault_in_a_database_is_shown_as_well(tmp_path: Path) -> None:
         async with made.client:
             await made.log_in()
             await made.look()
-            labels = {key["label"] for key in made.told("keys")["keys"]}
+            labels = {key["label"] for key in made.window("keys")["items"]}
             assert "api_keys/tenants" in labels
-            assert any(cell.get("use") for cell in made.told("matrix")["cells"])
+            assert any(cell.get("use") for cell in made.window("permissions")["cells"])
             assert made.told("trouble") == {}
             # It keeps a log of its own, by another id than the vault's.
             assert town.vault.audit.vault_id != town.vault.vault_id
@@ -100,9 +102,9 @@ async def test_the_matrix_says_grants_rules_and_use(served: Served) -> None:
     await town.use(WEATHER, "weather/openweather")
     await town.denied()
     await served.look()
-    told = served.told("matrix")
-    place = {row["name"]: at for at, row in enumerate(told["credentials"])}
-    cells = {(told["plugins"][c["p"]], c["c"]): c for c in told["cells"]}
+    told = served.window("permissions")
+    place = {row["name"]: at for at, row in enumerate(told["credentials"]["items"])}
+    cells = {(told["plugins"]["items"][c["p"]], c["c"]): c for c in told["cells"]}
     weather = cells["org.weather", place["weather/openweather"]]
     assert weather["grant"] == "allow"
     assert weather["reveal"] is True
@@ -113,18 +115,18 @@ async def test_the_matrix_says_grants_rules_and_use(served: Served) -> None:
     assert cells["org.mailer", place["mail/smtp"]]["grant"] == "over"
     ruled = cells["org.chatter", place["payroll/datev"]]
     assert (ruled["verdict"], ruled["rule"]) == ("deny", "no-payroll-for-chatter")
-    rows = told["credentials"]
+    rows = told["credentials"]["items"]
     assert rows[place["payments/stripe"]]["factor"] == "each"
     assert rows[place["weather/openweather"]]["rule"] == "allow"
-    assert told["rules"] == 1
+    assert served.told("matrix")["rules"] == 1
 
 
 async def test_a_revocation_is_seen(served: Served) -> None:
     await served.look()
-    before = served.told("matrix")["cells"]
+    before = served.window("permissions")["cells"]
     await served.town.vault.revoke(plugin="org.weather")
     await served.look()
-    assert len(served.told("matrix")["cells"]) == len(before) - 1
+    assert len(served.window("permissions")["cells"]) == len(before) - 1
 
 
 async def test_a_policy_file_that_is_not_valid_is_told(served: Served) -> None:

@@ -1,13 +1,15 @@
 // The log as it grows, newest first, and whether it verifies.
 
 import { get, post } from "./api.js";
-import { $, h, say, word } from "./dom.js";
+import { $, h, reconcile, say, word } from "./dom.js";
 import { openStory } from "./detail.js";
+import { oneStop } from "./windows.js";
 import { clock, count, moment, plural, utc } from "./words.js";
 
 const FIRST = 100; // rows that are shown unasked
 const STEP = 200;
 const MOST = 3000;
+const LISTED = 1000; // rows that were asked for; the newest of them give way to more
 const events = new Map(); // the newest, by number
 const kept = new Map(); // what somebody asked to see besides, for this filter
 let searched = null; // from where on the server has looked for what the filter wants
@@ -22,7 +24,7 @@ function row(event) {
     event.plugin ? word(event.plugin, "strong") : h("span", { class: "muted" }, "operator"),
     event.action ? h("span", { class: "muted" }, " ", word(event.action)) : "",
     event.credential ? h("span", {}, " ", word(event.credential, "mono")) : ""];
-  const link = event.invocation ? h("button", { type: "button", class: "link", onclick: () => openStory(event.invocation), "aria-label": `Story of the invocation of event ${event.seq}` }, "story") : "";
+  const link = event.invocation ? h("button", { type: "button", class: "link", data: { stop: event.seq }, onclick: () => openStory(event.invocation), "aria-label": `Story of the invocation of event ${event.seq}` }, "story") : "";
   return h("li", { data: { seq: event.seq, tone: event.tone } },
     h("span", { class: "seq mono muted" }, String(event.seq)),
     h("time", event.time ? { datetime: utc(event.time), title: utc(event.time), class: "mono muted" } : {}, event.time ? clock(event.time) : ""),
@@ -65,20 +67,20 @@ function reached() {
   return at === Infinity ? 1 : at; // nothing came yet
 }
 
-const gap = (n) => h("li", { class: "muted none" }, `${plural(n, "event")} between are not shown.`);
+const note = (text) => h("li", { class: "muted none" }, text);
+const arrange = oneStop($("audit-list"));
 
 function redraw() {
   const { shown, hidden } = split();
-  const list = $("audit-list");
-  const focused = document.activeElement?.closest?.("#audit-list li")?.dataset.seq;
-  const before = new Map([...list.children].map((node) => [Number(node.dataset.seq), node]));
   const all = !filtered();
-  list.replaceChildren(...shown.flatMap((event, n) => {
+  const rows = shown.flatMap((event, n) => {
     const between = all && n ? shown[n - 1].seq - event.seq - 1 : 0;
-    return [...(between > 0 ? [gap(between)] : []), before.get(event.seq) ?? row(event)];
-  }));
-  if (!shown.length) list.append(h("li", { class: "muted none" }, "No event matches."));
-  if (focused) list.querySelector(`li[data-seq="${Number(focused)}"] button`)?.focus({ preventScroll: true });
+    const gap = between > 0 ? [{ key: `${event.seq} ${between}`, text: `${plural(between, "event")} between are not shown.` }] : [];
+    return [...gap, { key: event.seq, event }];
+  });
+  if (!rows.length) rows.push({ key: "none", text: "No event matches." });
+  reconcile($("audit-list"), rows, (item) => item.key, (item) => (item.event ? row(item.event) : note(item.text)));
+  arrange();
   $("earlier").hidden = !hidden.length && reached() <= 1;
   $("earlier").textContent = all ? "Earlier events" : "Search earlier events";
   const from = reached();
@@ -111,6 +113,14 @@ function take(found) {
   redraw();
 }
 
+/** Keeps the list of a length that a browser is quick with. */
+function trim() {
+  const numbers = [...kept.keys()].sort((a, b) => a - b);
+  if (numbers.length <= LISTED) return;
+  searched ??= numbers[0];
+  numbers.slice(LISTED).forEach((seq) => kept.delete(seq));
+}
+
 async function earlier() {
   $("earlier").disabled = true;
   failed = "";
@@ -125,8 +135,9 @@ async function earlier() {
     while (added < (filtered() ? 1 : STEP) && reached() > 1) {
       const { events: found, reached: at } = await get(`/api/log?${new URLSearchParams({ before: reached(), ...filter() })}`);
       if (JSON.stringify(filter()) !== chosen) return;
-      if (filtered() || !found.length) searched = at;
+      if (filtered() || !found.length || searched !== null) searched = at;
       for (const event of found) kept.set(event.seq, event);
+      trim();
       added += found.length;
       redraw();
     }

@@ -2,13 +2,13 @@
 // protects. Drawn for the width that there is; the table below it says the same.
 
 import { $, h, s, word } from "./dom.js";
+import { axis, list } from "./windows.js";
 import { count, keyName, moment, now, plural, span, step } from "./words.js";
 
-const FEW = 8;
 const WIDE = 820;
 const SEALED = "sealed: no key is in memory, until the lockdown ends";
 let value = null;
-let all = false;
+let deks = []; // those of the window
 let sealed = false;
 
 // -- measuring --------------------------------------------------------------------------
@@ -136,11 +136,8 @@ function row(x, y, width, height, key, stacked) {
 // -- the picture ------------------------------------------------------------------------
 
 function parts() {
-  const master = value.keys.find((key) => key.level === "master");
-  const kek = value.keys.find((key) => key.level === "kek");
-  const deks = value.keys.filter((key) => key.level === "dek")
-    .sort((a, b) => weight(a) - weight(b) || a.label.localeCompare(b.label));
-  return { master, kek, deks, shown: all ? deks : deks.slice(0, FEW) };
+  const [master, kek] = ["master", "kek"].map((name) => value.upper.find((key) => key.level === name));
+  return { master, kek, shown: deks };
 }
 
 const dueText = (name) => (value.due[name] ? `next in ${span(value.due[name] - now())}` : "no date set");
@@ -199,15 +196,14 @@ function draw() {
   const width = Math.floor(place.clientWidth);
   if (!value || width < 100) return;
   const [height, nodes] = width >= WIDE ? wide(width) : narrow(width);
-  const { deks } = parts();
-  const said = `Key hierarchy: the master key wraps the KEK, which wraps ${plural(deks.length, "data key")}. ${deks.filter(moving).map((key) => `${keyName(key)}: ${protects(key)}.`).join(" ")} The table below says all of it.`;
+  const said = `Key hierarchy: the master key wraps the KEK, which wraps ${plural(value.count, "data key")}. ${deks.filter(moving).map((key) => `${keyName(key)}: ${protects(key)}.`).join(" ")} The table below says the same.`;
   place.replaceChildren(s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": said }, nodes.flat(2)));
 }
 
 // -- around it --------------------------------------------------------------------------
 
 function table() {
-  const lines = value.keys.flatMap((key) => key.versions.map((v) => h("tr", {},
+  const lines = [...value.upper, ...deks].flatMap((key) => key.versions.map((v) => h("tr", {},
     h("td", {}, key.level), h("td", {}, word(keyName(key), "mono")), h("td", {}, `v${v.version}`),
     h("td", {}, v.compromised ? `${v.state}, compromised` : v.state), h("td", {}, v.protects < 0 ? "-" : count(v.protects)),
     h("td", {}, v.encryptions ? count(v.encryptions) : "-"), h("td", {}, v.parent ? `v${v.parent}` : "-"), h("td", {}, moment(v.changed)))));
@@ -216,9 +212,10 @@ function table() {
 }
 
 function next() {
-  const items = value.steps.slice(0, 12).map((item) => h("li", {}, word(step(item))));
-  if (value.steps.length > 12) items.push(h("li", { class: "muted" }, `and ${value.steps.length - 12} more`));
-  const events = value.waiting.length ? h("p", { class: "warning" }, `Security events that nobody acted on yet: ${value.waiting.map((kind) => kind.replaceAll("_", " ")).join(", ")}.`) : "";
+  const items = value.steps.map((item) => h("li", {}, word(step(item))));
+  if (value.todo > items.length) items.push(h("li", { class: "muted" }, `and ${count(value.todo - items.length)} more`));
+  const waiting = Object.entries(value.waiting).map(([kind, n]) => `${kind.replaceAll("_", " ")}${n > 1 ? ` (${count(n)}×)` : ""}`);
+  const events = waiting.length ? h("p", { class: "warning" }, `Security events that nobody acted on yet: ${waiting.join(", ")}.`) : "";
   const worker = value.worker ? "A worker runs." : "No worker runs: keys that are due are not rotated.";
   const steps = items.length ? [h("h3", {}, "To be done now"), h("ul", { class: "steps" }, items)] : [];
   return [events, ...steps, h("p", { class: "fine" }, worker)];
@@ -231,18 +228,20 @@ export function sealKeys(found) {
   else if (sealed) $("keys-note").textContent = SEALED;
 }
 
+const window = axis("keys-tools", { many: "data keys", size: () => (innerWidth < 640 ? 5 : 8) });
+const refresh = list("keys", [window], (part) => {
+  window.took(part);
+  deks = part.items;
+  draw();
+  $("keys-table").replaceChildren(table());
+});
+
 export function showKeys(found) {
   value = found;
-  const { deks } = parts();
   const dates = ["master", "kek", "dek"].filter((name) => value.due[name]).map((name) => `${{ master: "master", kek: "KEK", dek: "DEKs" }[name]} ${span(value.due[name] - now())}`);
   $("keys-note").textContent = sealed ? SEALED : dates.length ? `next rotation: ${dates.join(", ")}` : "no rotation is scheduled";
-  draw();
-  const had = $("keys-more").contains(document.activeElement);
-  const button = h("button", { type: "button", class: "quiet", onclick: () => { all = !all; showKeys(value); } }, all ? "Show fewer" : `Show all ${count(deks.length)} data keys`);
-  $("keys-more").replaceChildren(...(deks.length > FEW ? [button] : []));
-  if (had) button.focus({ preventScroll: true });
   $("keys-next").replaceChildren(...next().filter(Boolean));
-  $("keys-table").replaceChildren(table());
+  refresh();
 }
 
 new ResizeObserver(draw).observe($("keys-picture"));

@@ -2,6 +2,7 @@
 
 import { $, h, reconcile, word } from "./dom.js";
 import { openStory } from "./detail.js";
+import { axis, list, oneStop } from "./windows.js";
 import { count, now, plural, span, utc } from "./words.js";
 
 let lifetime = 300;
@@ -31,17 +32,24 @@ function make(lease) {
       lease.parent ? h("span", { class: "muted" }, " (passed on)") : ""),
     h("p", { class: "lease-use muted" }),
     h("p", { class: "lease-age" }, h("span", { class: "pill" }), h("time", { datetime: utc(begun(lease)) }),
-      h("button", { type: "button", class: "link", onclick: () => openStory(lease.invocation), "aria-label": `The story of the invocation ${lease.action} of ${lease.plugin}` },
+      h("button", { type: "button", class: "link", data: { stop: lease.lease }, onclick: () => openStory(lease.invocation), "aria-label": `The story of the invocation ${lease.action} of ${lease.plugin}` },
         word(lease.action || "invocation"))));
 }
 
+const leases = axis("leases-tools", { many: "leases", size: () => (innerWidth < 640 ? 5 : 12) });
+const arrange = oneStop($("leases-list"));
+const refresh = list("leases", [leases], (part) => {
+  leases.took(part);
+  shown = part.items;
+  reconcile($("leases-list"), shown, (lease) => lease.lease, make, update);
+  arrange();
+});
+
 export function showLeases(value) {
   lifetime = value.lifetime;
-  shown = value.open;
-  reconcile($("leases-list"), shown, (lease) => lease.lease, make, update);
-  const more = value.count > shown.length ? `, the newest ${shown.length} here` : "";
   const from = value.since > 1 ? `; from event ${count(value.since)} on` : "";
-  $("leases-note").textContent = value.count ? `${plural(value.count, "lease")}${more}${from}` : `No lease is open${from}.`;
+  $("leases-note").textContent = value.count ? `${plural(value.count, "lease")}${from}` : `No lease is open${from}.`;
+  refresh();
 }
 
 setInterval(() => {

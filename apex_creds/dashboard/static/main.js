@@ -2,10 +2,10 @@
 
 import { forget, loggedIn, logIn, post, Refused, stream } from "./api.js";
 import { $, h, say, word } from "./dom.js";
-import { moment, plural, setClock, span, now } from "./words.js";
+import { count, moment, plural, setClock, span, now } from "./words.js";
 import { sealKeys, showKeys } from "./keys.js";
 import { showLeases } from "./leases.js";
-import { showMatrix, startMatrix } from "./matrix.js";
+import { showMatrix } from "./matrix.js";
 import { setDecisions, showRequests } from "./requests.js";
 import { addEvents, showVerified, startAudit } from "./audit.js";
 import { closeDetail, startDetail } from "./detail.js";
@@ -85,12 +85,9 @@ function tile(id, label, value, note, kind) {
 function tiles() {
   const { keys, leases, matrix, requests, verified } = facts;
   const made = [];
-  if (requests) made.push(tile(requests.length ? "requests" : "main", "Waiting for you", String(requests.length), requests.length ? "to be decided" : "nothing to decide", requests.length ? "accent" : ""));
-  if (leases) made.push(tile("leases", "Open leases", String(leases.count), facts.shared ? "on this machine" : "in all processes"));
-  if (matrix) {
-    const total = matrix.credentials.length + matrix.more[0];
-    made.push(tile("permissions", "Credentials", String(total), plural(matrix.plugins.length + matrix.more[1], "plugin")));
-  }
+  if (requests) made.push(tile(requests.count ? "requests" : "main", "Waiting for you", count(requests.count), requests.count ? "to be decided" : "nothing to decide", requests.count ? "accent" : ""));
+  if (leases) made.push(tile("leases", "Open leases", count(leases.count), facts.shared ? "on this machine" : "in all processes"));
+  if (matrix) made.push(tile("permissions", "Credentials", count(matrix.credentials), plural(matrix.plugins, "plugin")));
   if (keys) made.push(tile("keys", "Rotation", ...rotation(keys)));
   if (verified) made.push(tile("audit", "Audit log", ...logState(verified)));
   const shown = made.map((node) => node.textContent).join();
@@ -104,9 +101,8 @@ function tiles() {
 }
 
 function rotation(keys) {
-  const moving = keys.keys.filter((key) => key.level === "dek" && key.versions.some((v) => v.state !== "primary" && v.protects > 0));
-  if (moving.length) return ["under way", plural(moving.length, "key"), "accent"];
-  if (keys.steps.length) return ["due now", plural(keys.steps.length, "step"), "warn"];
+  if (keys.moving) return ["under way", plural(keys.moving, "key"), "accent"];
+  if (keys.todo) return ["due now", plural(keys.todo, "step"), "warn"];
   const next = Math.min(...Object.values(keys.due));
   return Number.isFinite(next) ? [span(next - now()), "until the next"] : ["by hand", "nothing is scheduled"];
 }
@@ -169,7 +165,6 @@ async function start() {
 
 startDetail();
 startAudit();
-startMatrix();
 $("leave").addEventListener("click", async () => {
   leaving = true;
   await post("/api/logout", {}).catch(() => undefined);

@@ -2,6 +2,7 @@
 
 import { $, h, word } from "./dom.js";
 import { openDetail } from "./detail.js";
+import { axis, fill, list, oneStop } from "./windows.js";
 import { count, moment, plural } from "./words.js";
 
 const MARKS = { allow: "✓", deny: "✕", over: "◷", ask: "?" };
@@ -41,91 +42,83 @@ function about(cell, plugin, credential) {
   return h("dl", { class: "facts" }, rows);
 }
 
-function square(cell, plugin, credential) {
+function square({ cell, plugin, credential }) {
   const [text, kind] = stand(cell, credential);
-  if (!cell) return h("td", {}, h("span", { class: "cell", data: { kind: "none" } }, h("span", { class: "sr" }, text), h("span", { "aria-hidden": "true" }, "·")));
-  const used = cell.use?.redeems ? h("span", { class: "cell-use" }, `${count(cell.use.redeems)}×`) : "";
-  const denied = cell.use?.denials ? h("span", { class: "cell-use warn" }, `${count(cell.use.denials)} denied`) : "";
-  const show = () => openDetail(h("span", {}, word(plugin), h("span", { class: "light" }, " and "), word(credential.name, "mono")), about(cell, plugin, credential));
-  return h("td", {}, h("button", { type: "button", class: "cell", data: { kind, pair: JSON.stringify([plugin, credential.name]) }, title: text, onclick: show },
-    h("span", { "aria-hidden": "true" }, MARKS[kind]), h("span", { class: "sr" }, `${text}; more`), used, denied));
+  const used = cell?.use?.redeems ? h("span", { class: "cell-use" }, `${count(cell.use.redeems)}×`) : "";
+  const denied = cell?.use?.denials ? h("span", { class: "cell-use warn" }, `${count(cell.use.denials)} denied`) : "";
+  const show = () => openDetail(h("span", {}, word(plugin), h("span", { class: "light" }, " and "), word(credential.name, "mono")), about(cell ?? {}, plugin, credential));
+  return h("td", {}, h("button", { type: "button", class: "cell", data: { kind: cell ? kind : "none", stop: JSON.stringify([plugin, credential.name]) }, title: text, onclick: show },
+    h("span", { "aria-hidden": "true" }, cell ? MARKS[kind] : "·"), h("span", { class: "sr" }, `${text}; more`), used, denied));
 }
 
 const isOver = (credential) => Boolean(credential.expires && credential.expires * 1000 < Date.now());
 
-function head(credential) {
+function head({ credential, over }) {
   return h("th", { scope: "row" }, word(credential.name, "mono"),
     h("span", { class: "level", data: { level: credential.level } }, credential.kind ? credential.level : "not there"),
     credential.factor ? h("span", { class: "level", title: "takes a second factor", data: { level: "factor" } }, "2nd factor") : "",
-    isOver(credential) ? h("span", { class: "level", data: { level: "critical" } }, "expired") : "");
+    over ? h("span", { class: "level", data: { level: "critical" } }, "expired") : "");
 }
 
-// -- by keyboard: one stop for Tab, arrows from there -------------------------------------
+// -- the window ---------------------------------------------------------------------------
 
-const pairOf = (button) => button?.dataset.pair;
-let stop = ""; // the pair that Tab reaches
+const box = $("permissions-table");
+const narrow = () => box.clientWidth < 640;
+const size = { rows: () => (narrow() ? 8 : 15), columns: () => Math.max(1, Math.floor((box.clientWidth - (narrow() ? 130 : 240)) / (narrow() ? 72 : 104))) };
+const credentials = axis("permissions-tools", { many: "credentials", size: size.rows });
+const plugins = axis("permissions-tools", { many: "plugins", size: size.columns, prefix: "plugin_" });
+const refresh = list("permissions", [credentials, plugins], show);
+const arrange = oneStop(box, move);
+const WAYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
-function arrange(box) {
-  const buttons = [...box.querySelectorAll("button")];
-  const chosen = buttons.find((button) => pairOf(button) === stop) ?? buttons[0];
-  for (const button of buttons) button.tabIndex = button === chosen ? 0 : -1;
-  box.tabIndex = chosen ? -1 : 0;
-  return chosen;
-}
-
-const DIRECTIONS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-
-function move(event) {
-  const [down, right] = DIRECTIONS[event.key] ?? [0, 0];
-  const cell = event.target.closest("td");
-  if (!cell || !(down || right)) return;
-  event.preventDefault();
-  const rows = cell.closest("table").rows;
-  let [r, c] = [cell.parentElement.rowIndex, cell.cellIndex];
-  for (;;) {
-    [r, c] = [r + down, c + right];
-    const found = rows[r]?.cells[c];
-    if (!found) return;
-    const button = found.querySelector("button");
-    if (button) return button.focus();
-  }
-}
-
-export function startMatrix() {
-  $("permissions-table").addEventListener("keydown", move);
-  $("permissions-table").addEventListener("focusin", (event) => {
-    stop = pairOf(event.target) ?? stop;
-    arrange($("permissions-table"));
+/** The cell that an arrow leads to; beyond the edge it is in the next window. */
+function move(key, from) {
+  const [down, right] = WAYS[key] ?? [0, 0];
+  if (!down && !right) return undefined;
+  const cell = from.closest("td");
+  const [r, c] = [cell.parentElement.rowIndex + down, cell.cellIndex + right];
+  const at = (row, column) => box.querySelector("table").rows[row]?.cells[column]?.querySelector("button") ?? null;
+  const found = at(r, c);
+  if (found) return found;
+  return (down ? credentials : plugins).step(down + right).then((turned) => {
+    if (!turned) return null;
+    const last = box.querySelector("table").rows.length - 1;
+    const row = down > 0 ? 1 : down < 0 ? last : Math.min(r, last);
+    const end = box.querySelector("table").rows[row].cells.length - 1;
+    return at(row, right > 0 ? 1 : right < 0 ? end : Math.min(c, end));
   });
 }
 
-// -- all of it ----------------------------------------------------------------------------
+function show(value) {
+  credentials.took(value.credentials);
+  plugins.took(value.plugins);
+  const rows = value.credentials.items, columns = value.plugins.items;
+  const cells = new Map(value.cells.map((cell) => [`${cell.c} ${cell.p}`, cell]));
+  const searched = credentials.searched || plugins.searched;
+  const empty = !rows.length ? "There is no credential yet." : !columns.length ? "No plugin has asked for anything yet." : "";
+  const next = !rows.length ? "apex-creds set NAME" : "apex-creds grant PLUGIN NAME";
+  if (empty) box.replaceChildren(searched ? h("p", {}, "Nothing matches.") : h("p", {}, empty, " Next: ", h("code", {}, next)));
+  else if (!box.querySelector("table")) box.replaceChildren(h("table", {}, h("thead", {}, h("tr", {})), h("tbody", {})));
+  if (!empty) draw(box.querySelector("table"), rows, columns, cells);
+  arrange();
+}
 
-let made = new Map(); // rows by what they show: only those that changed are made anew
+function draw(table, rows, columns, cells) {
+  fill(table.tHead.rows[0], [null, ...columns], (name) => h("th", { scope: "col" }, name === null ? h("span", { class: "sr" }, "Credential") : word(name)));
+  const body = table.tBodies[0];
+  while (body.rows.length < rows.length) body.append(h("tr", {}));
+  while (body.rows.length > rows.length) body.lastElementChild.remove();
+  rows.forEach((credential, c) => {
+    const own = columns.map((plugin, p) => {
+      const cell = cells.get(`${c} ${p}`);
+      return { cell: cell && { ...cell, p: 0, c: 0 }, plugin, credential };
+    });
+    fill(body.rows[c], [{ credential, over: isOver(credential) }, ...own], (found) => (found.plugin === undefined ? head(found) : square(found)));
+  });
+}
 
 export function showMatrix(value) {
-  const cells = new Map(value.cells.map((cell) => [`${cell.c} ${cell.p}`, cell]));
-  const box = $("permissions-table");
-  const had = box.contains(document.activeElement) && document.activeElement !== box;
-  const columns = value.plugins.map((plugin) => h("th", { scope: "col" }, word(plugin)));
-  const before = made;
-  made = new Map();
-  value.credentials.forEach((credential, c) => {
-    const row = value.plugins.map((_, p) => cells.get(`${c} ${p}`) ?? null);
-    const same = JSON.stringify([credential, isOver(credential), value.plugins, row.map((cell) => cell && { ...cell, c: 0 })]);
-    const shown = made.has(same) ? `${same}${c}` : same; // names that are cut may be equal
-    const make = () => h("tr", {}, head(credential), value.plugins.map((plugin, p) => square(row[p], plugin, credential)));
-    made.set(shown, before.get(shown) ?? make());
-  });
-  const rows = [...made.values()];
-  const empty = !value.credentials.length ? "There is no credential yet." : !value.plugins.length ? "No plugin has asked for anything yet." : "";
-  const next = !value.credentials.length ? "apex-creds set NAME" : "apex-creds grant PLUGIN NAME";
-  const step = h("p", {}, empty, " Next: ", h("code", {}, next));
-  if (empty) box.replaceChildren(step);
-  else box.replaceChildren(h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "sr" }, "Credential")), columns)), h("tbody", {}, rows)));
-  const chosen = arrange(box);
-  if (had) chosen?.focus({ preventScroll: true });
-  const more = value.more[0] + value.more[1] ? `; ${plural(value.more[0], "credential")} and ${plural(value.more[1], "plugin")} more` : "";
   const rules = value.rules < 0 ? "the policy file can't be read" : value.rules ? `${plural(value.rules, "rule")} in the policy file` : "no policy file";
-  $("permissions-note").textContent = `${rules}${more}`;
+  $("permissions-note").textContent = `${plural(value.credentials, "credential")}, ${plural(value.plugins, "plugin")}; ${rules}`;
+  refresh();
 }

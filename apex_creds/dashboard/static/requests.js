@@ -3,6 +3,7 @@
 
 import { post } from "./api.js";
 import { $, h, reconcile, say, word } from "./dom.js";
+import { axis, list } from "./windows.js";
 import { now, plural, span } from "./words.js";
 
 let decisions = false;
@@ -99,7 +100,7 @@ async function answer(form, item, said, error) {
 
 /** The focus goes to what is next, never to nowhere. */
 function remove(item) {
-  showRequests(shown.filter((other) => other.id !== item.id));
+  show(shown.filter((other) => other.id !== item.id));
   const next = $("requests-list").querySelector("select, input, button") ?? $("keys-title");
   if (next === $("keys-title")) next.tabIndex = -1;
   next.focus();
@@ -118,18 +119,28 @@ function update(node, item) {
   node.querySelector("progress").value = Math.max(0, left);
 }
 
-export function showRequests(value) {
-  shown = value;
-  const ids = value.map((item) => item.id).join();
+const questions = axis("requests-tools", { many: "requests", size: () => (innerWidth < 640 ? 3 : 6) });
+const refresh = list("requests", [questions], (part) => {
+  questions.took(part);
+  show(part.items);
+});
+
+function show(items) {
+  shown = items;
+  const ids = items.map((item) => item.id).join();
   if (ids !== order) settled = performance.now() + SETTLE;
   order = ids;
-  $("requests").hidden = !value.length;
-  $("requests-note").textContent = plural(value.length, "request");
-  reconcile($("requests-list"), value, (item) => item.id, make, update);
-  const fresh = value.filter((item) => !known.has(item.id));
-  value.forEach((item) => known.add(item.id));
+  reconcile($("requests-list"), items, (item) => item.id, make, update);
+  const fresh = items.filter((item) => !known.has(item.id));
+  items.forEach((item) => known.add(item.id));
   if (fresh.length) say(fresh.map((item) => `${item.plugin} wants to use ${item.credential}.`).join(" "));
-  document.title = value.length ? `(${value.length}) apex-creds` : "apex-creds";
+}
+
+export function showRequests({ count }) {
+  $("requests").hidden = !count;
+  $("requests-note").textContent = plural(count, "request");
+  document.title = count ? `(${count}) apex-creds` : "apex-creds";
+  refresh();
 }
 
 setInterval(() => shown.forEach((item, at) => {

@@ -1,0 +1,69 @@
+"""Windows of lists: what is searched, where it is cut, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apex_creds.dashboard.windows import MAX_SIZE, MAX_TEXT, Asked, part
+from apex_creds.errors import InvalidInputError, NotFoundError
+from tests.dashboard.conftest import Served
+
+NAMES = st.lists(st.text("abAB", max_size=4), max_size=60)
+
+
+@given(NAMES, st.text("abAB", max_size=2), st.integers(0, 90), st.integers(1, MAX_SIZE))
+def test_a_window_is_of_what_matches_and_never_beyond_the_end(
+    names: list[str], text: str, at: int, size: int
+) -> None:
+    asked = Asked.parse({"text": text, "at": str(at), "size": str(size)})
+    found = part(names, asked, str)
+    matching = [name for name in names if text.lower() in name.lower()]
+    assert found.of == len(matching)
+    assert list(found.items) == matching[found.at : found.at + size]
+    assert found.at <= at
+    assert bool(found.items) is bool(matching)
+
+
+def test_a_window_is_bounded_whatever_is_asked_for() -> None:
+    for size in ("0", "999999999", str(MAX_SIZE)):
+        assert len(part(range(10_000), Asked.parse({"size": size}), str).items) == MAX_SIZE
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"at": "-1"}, {"at": "x"}, {"size": "1e9"}, {"at": "9" * 10}, {"at": "٣"}],
+)
+def test_what_is_no_place_is_refused(query: dict[str, str]) -> None:
+    with pytest.raises(InvalidInputError):
+        Asked.parse(query)
+
+
+def test_a_search_that_is_too_long_is_refused() -> None:
+    with pytest.raises(InvalidInputError):
+        Asked.parse({"text": "x" * (MAX_TEXT + 1)})
+
+
+@pytest.mark.anyio
+async def test_a_list_that_there_is_not_is_not_found(served: Served) -> None:
+    for name in ("nothing", "keys", "permissions"):
+        with pytest.raises(NotFoundError):
+            served.watcher.window(name, {})
+    await served.look()
+    for name in ("keys", "permissions", "leases", "requests"):
+        served.window(name)
+
+
+@pytest.mark.anyio
+async def test_lists_take_a_session_and_say_what_is_wrong(served: Served) -> None:
+    await served.look()
+    assert (await served.get("/api/lists/keys")).status_code == 401
+    await served.log_in()
+    answer = await served.get("/api/lists/permissions?text=PAYROLL&plugin_text=snoop&size=1")
+    found = answer.json()
+    assert [row["name"] for row in found["credentials"]["items"]] == ["payroll/datev"]
+    assert found["plugins"] == {"items": ["org.snoop"], "at": 0, "of": 1}
+    assert [cell["grant"] for cell in found["cells"]] == ["deny"]
+    assert (await served.get("/api/lists/keys?at=x")).status_code == 400
+    assert (await served.get("/api/lists/nothing")).status_code == 404
