@@ -21,7 +21,15 @@ import functools
 import ssl
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
@@ -475,7 +483,9 @@ class _AsyncStream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._answer.aiter_stream():
+            # Not ``aiter_stream``: an SDK drains what it has begun to read in another loop.
+            assert isinstance(self._answer.stream, AsyncIterable)
+            async for chunk in self._answer.stream:
                 yield chunk
         except _ERRORS as error:
             raise _as_httpx(error) from None
@@ -490,7 +500,8 @@ class _Stream(httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            yield from self._answer.iter_stream()
+            assert isinstance(self._answer.stream, Iterable)
+            yield from self._answer.stream
         except _ERRORS as error:
             raise _as_httpx(error) from None
 
