@@ -87,25 +87,30 @@ class Binding:
             ApexCredsError: It was refused, and ``refusal`` is ``raise``.
         """
         try:
-            return await exchange(self._leases(request), self._prepared(request))
+            return await exchange(self.leases(request), self._prepared(request))
         except ApexCredsError as error:
             if self._raises:
                 raise
-            return _refused(error)
+            return refused(error)
 
     def send_blocking(self, request: Request) -> Answered:
         """As ``send``, for threads."""
         try:
-            return exchange_blocking(self._leases(request), self._prepared(request))
+            return exchange_blocking(self.leases(request), self._prepared(request))
         except ApexCredsError as error:
             if self._raises:
                 raise
-            return _refused(error)
+            return refused(error)
 
     def _prepared(self, request: Request) -> Request:
         return msgspec.structs.replace(request, headers=_framed(request), scope=self._scope)
 
-    def _leases(self, request: Request) -> list[str]:
+    def leases(self, request: Request) -> list[str]:
+        """The leases of the current invocation that go into a request.
+
+        Raises:
+            AccessDeniedError: There is none; audited in an invocation.
+        """
         if current_invocation() is None:
             raise AccessDeniedError(
                 "This client sends with an invocation's credentials, and there is none here.",
@@ -144,7 +149,8 @@ def _framed(request: Request) -> list[tuple[bytes, bytes]]:
     return [*headers, (b"Transfer-Encoding", b"chunked")]
 
 
-def _refused(error: ApexCredsError) -> Answered:
+def refused(error: ApexCredsError) -> Answered:
+    """A refusal, as the answer that an SDK understands."""
     code = _WORD_END.sub("_", type(error).__name__.removesuffix("Error")).lower()
     message = f"{error.message} {error.hint}".strip()
     said = {"error": {"type": "permission_error", "code": code, "message": message}}

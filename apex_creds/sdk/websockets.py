@@ -1,0 +1,281 @@
+"""WebSockets for the ``websockets`` package, whose connections never have the secret.
+
+Guarantee: the client shakes hands with one end of a pair of sockets; what stands at the other
+end adds the secret, and sends it by TLS to where it may go. The connection ends with its lease,
+is used by no other invocation, and no message brings the secret back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Generator
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Final
+
+import httpx
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidState
+
+from apex_creds.concurrency import soon
+from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
+from apex_creds.leases import current_credentials
+from apex_creds.leases.answer_search import MessageFilter
+from apex_creds.leases.exchange import Request
+from apex_creds.leases.handshake import Head, injected_head
+from apex_creds.leases.logins import tls_context
+from apex_creds.sdk.current import Binding, refused
+
+_LONGEST_HEAD: Final = 64 * 1024
+_CHUNK: Final = 64 * 1024
+_OURS: Final = frozenset(
+    {"create_connection", "host", "port", "proxy", "server_hostname", "sock", "ssl", "unix"}
+)
+_DROPPED: Final = frozenset({b"host", b"connection", b"upgrade"})
+_relays: Final[set[asyncio.Task[None]]] = set()
+
+
+def dial(url: str, *names: str, scope: str | None = None, **options: Any) -> Dialled:
+    """A connection with credentials in its handshake: ``async with`` it, or await it.
+
+    Args:
+        url: ``wss://…``; the credential's origin is the same with ``https``.
+        names: Of credentials; none: all of the invocation that may go there.
+        scope: One that the leases must have.
+        options: As for ``websockets.connect``; those that say how to reach the server are
+            refused.
+
+    Raises:
+        InvalidInputError: An argument is not as described.
+    """
+    refused_options = sorted(_OURS & set(options))
+    if refused_options:
+        raise InvalidInputError(
+            f"sdk.websockets.dial does not take {', '.join(refused_options)}.",
+            hint="The URL says where to connect to.",
+        )
+    scheme, mark, rest = url.partition("://")
+    if not mark or scheme.lower() not in ("ws", "wss"):
+        raise InvalidInputError(f"{url[:80]!r} is no WebSocket.", hint="Write wss://HOST/PATH.")
+    secure = scheme.lower() == "wss"
+    return Dialled(Binding(names, scope), f"http{'s' if secure else ''}://{rest}", options)
+
+
+class Dialled:
+    """What ``dial`` returns; use it once."""
+
+    def __init__(self, binding: Binding, url: str, options: dict[str, Any]) -> None:
+        self._binding = binding
+        self._url = url
+        self._options = options
+        self._open: Any = None
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> Any:
+        self._open = await self._connect()
+        return self._open
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.close()
+
+    async def _connect(self) -> Any:
+        ours, theirs = socket.socketpair()
+        relay = _Relay(self._binding, self._url)
+        task = asyncio.create_task(relay.run(ours))
+        _relays.add(task)
+        task.add_done_callback(_relays.discard)
+        local = f"ws://{self._url.partition('://')[2]}"
+        made = partial(_Connection, relay.guard)
+        return await connect(
+            local, sock=theirs, proxy=None, create_connection=made, **self._options
+        )
+
+
+class _Guard:
+    """Whose the connection is, and what its messages are searched with."""
+
+    def __init__(self) -> None:
+        self.lease_ids: frozenset[str] = frozenset()
+        self.search: MessageFilter | None = None
+
+    def check(self) -> None:
+        if not self.lease_ids <= {handle.id for handle in current_credentials().values()}:
+            raise InvalidState("The connection belongs to another invocation. Dial again.")
+
+    def clean(self, message: str | bytes) -> str | bytes:
+        return message if self.search is None else self.search.whole(message)
+
+
+class _Connection(ClientConnection):
+    """Searches what it receives; of one invocation."""
+
+    def __init__(self, guard: _Guard, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._guard = guard
+
+    async def recv(self, decode: bool | None = None) -> Any:
+        self._guard.check()
+        return self._guard.clean(await super().recv(decode))
+
+    async def recv_streaming(self, decode: bool | None = None) -> AsyncIterator[Any]:
+        yield await self.recv(decode)  # whole: a secret may lie over the border of two
+
+    async def send(self, *args: Any, **options: Any) -> None:
+        self._guard.check()
+        await super().send(*args, **options)
+
+
+class _Relay:
+    """The other end of the pair."""
+
+    def __init__(self, binding: Binding, url: str) -> None:
+        self.guard = _Guard()
+        self._binding = binding
+        self._url = url
+
+    async def run(self, sock: socket.socket) -> None:
+        """Shakes hands with the server, then passes on what comes, until the lease ends."""
+        reader, writer = await asyncio.open_connection(sock=sock, limit=_LONGEST_HEAD)
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            try:
+                sent = await self._injected(head)
+                upstream, server = await self._connected(sent)
+            except ApexCredsError as error:
+                writer.write(_refusal(error))
+                return
+            try:
+                agreed = await self._shake(sent, upstream, server, writer)
+                del sent  # it has the secret
+                if agreed:
+                    await _both_ways((reader, server), (upstream, writer))
+            finally:
+                server.close()
+        except (OSError, EOFError, asyncio.LimitOverrunError):
+            return
+        finally:
+            writer.close()
+
+    async def _injected(self, head: bytes) -> Head:
+        lines = head[:-4].split(b"\r\n")[1:]
+        pairs = [(name.strip(), value.strip()) for name, _, value in map(_split, lines)]
+        kept = [pair for pair in pairs if pair[0].lower() not in _DROPPED]
+        request = Request("GET", self._url, kept, None, {}, _unsaid)
+        found = await injected_head(self._binding.leases(request), request)
+        self.guard.lease_ids = frozenset(lease.id for lease in found.leases)
+        if found.search is not None:
+            search = self.guard.search = found.search.messages(found.leases, found.records)
+            if search is not None:
+                found.leases[0].close_at_end(search.close)
+        task = asyncio.current_task()
+        assert task is not None
+        for lease in found.leases:
+            lease.close_at_end(partial(soon, asyncio.get_running_loop(), task.cancel))
+        return found
+
+    async def _connected(self, head: Head) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        url = head.outgoing.url
+        secure = url.scheme == "https"
+        try:
+            return await asyncio.open_connection(
+                url.host,
+                url.port or (443 if secure else 80),
+                ssl=tls_context() if secure else None,
+                limit=_LONGEST_HEAD,
+            )
+        except OSError as error:
+            raise RequestNotAllowedError(
+                f"The server {url.host} can't be reached ({type(error).__name__})."
+            ) from None
+
+    async def _shake(
+        self,
+        head: Head,
+        upstream: asyncio.StreamReader,
+        server: asyncio.StreamWriter,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
+        """Whether the server agreed; its head is passed on without the secret."""
+        server.write(_written(head))
+        answer = await upstream.readuntil(b"\r\n\r\n")
+        first, *lines = answer[:-4].split(b"\r\n")
+        status = int(first.split(b" ")[1])
+        pairs = [(name.strip(), value.strip()) for name, _, value in map(_split, lines)]
+        agreed = status == HTTPStatus.SWITCHING_PROTOCOLS
+        try:
+            pairs = _clean(head, status, pairs)
+        except ApexCredsError as error:
+            writer.write(_refusal(error))
+            return False
+        if not agreed:  # no body, and nowhere else to go
+            pairs = [p for p in pairs if p[0].lower() not in _FRAMING]
+            pairs.append((b"Content-Length", b"0"))
+        lines = [b"HTTP/1.1 %d %b" % (status, _phrase(status))]
+        lines += [name + b": " + value for name, value in pairs]
+        writer.write(b"\r\n".join(lines) + b"\r\n\r\n")
+        return agreed
+
+
+_FRAMING: Final = frozenset(
+    {b"content-length", b"content-encoding", b"transfer-encoding"} | {b"location"}
+)
+
+
+def _split(line: bytes) -> tuple[bytes, bytes, bytes]:
+    return line.partition(b":")
+
+
+def _phrase(status: int) -> bytes:
+    return HTTPStatus(status).phrase.encode() if status in set(HTTPStatus) else b""
+
+
+def _written(head: Head) -> bytes:
+    outgoing = head.outgoing
+    lines = [b"GET " + outgoing.url.raw_path + b" HTTP/1.1", b"Host: " + outgoing.url.netloc]
+    lines += [name + b": " + value for name, value in outgoing.headers]
+    lines += [b"Connection: Upgrade", b"Upgrade: websocket"]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def _clean(
+    head: Head, status: int, pairs: list[tuple[bytes, bytes]]
+) -> list[tuple[bytes, bytes]]:
+    if head.search is None:
+        return pairs
+    found = head.search.begin(head.leases, head.records, "GET", status, pairs)
+    if found is None:
+        return pairs
+    found.close()
+    return list(found.headers)
+
+
+def _refusal(error: ApexCredsError) -> bytes:
+    answer = refused(error)
+    lines = [b"HTTP/1.1 403 Forbidden"]
+    lines += [name + b": " + value for name, value in answer.headers]
+    body = answer.body
+    assert isinstance(body, httpx.ByteStream)
+    return b"\r\n".join(lines) + b"\r\n\r\n" + b"".join(body)
+
+
+def _unsaid(*_: object) -> BaseException:
+    return OSError("the connection failed")
+
+
+async def _both_ways(*ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
+    tasks = [asyncio.ensure_future(_one_way(*way)) for way in ways]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _one_way(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while chunk := await reader.read(_CHUNK):
+        writer.write(chunk)
+        await writer.drain()
