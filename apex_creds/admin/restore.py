@@ -36,6 +36,7 @@ from apex_creds.fs.home import CREDENTIALS, SECURITY, audit_directory
 from apex_creds.fs.private_files import Folder, make_directory, remove_tree, translated
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
+from apex_creds.policy.display import show_time
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import unfinished
 from apex_creds.vault.unfinished import ASIDE, STAGE
@@ -183,7 +184,7 @@ async def record(
     Raises:
         ApexCredsError: What unsealing raises.
     """
-    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(manifest.made))
+    made = show_time(manifest.made)
     why = f"restored from a backup of {made}: {reason}"
     async with await Vault.unseal(
         home, master=provider, accept_rollback=why, clock=clock

@@ -147,7 +147,11 @@ def verify(
         return Verdict(state=state, outcome=FactorOutcome.NOT_ENROLLED)
     used = _recovery_set(state, principal, evidence.recovery)
     if used is not None:
-        after = _without_code(state, used, evidence.recovery)
+        digest = evidence.recovery
+        left = tuple(d for d in used.digests if not kdf.constant_time_equal(d, digest))
+        rest = msgspec.structs.replace(used, digests=left)
+        recovery = tuple(rest if codes is used else codes for codes in state.recovery)
+        after = msgspec.structs.replace(state, recovery=recovery)
         return _passed(after, used.id, principal, now, subject)
     wait = locked_for(state, principal, now)
     if wait > 0:
@@ -260,13 +264,6 @@ def _recovery_set(state: AccessState, principal: str, digest: bytes) -> Recovery
         if digest and any(hits) and codes.principal == principal:
             found = codes
     return found
-
-
-def _without_code(state: AccessState, used: RecoverySet, digest: bytes) -> AccessState:
-    left = tuple(d for d in used.digests if not kdf.constant_time_equal(d, digest))
-    rest = msgspec.structs.replace(used, digests=left)
-    recovery = tuple(rest if codes is used else codes for codes in state.recovery)
-    return msgspec.structs.replace(state, recovery=recovery)
 
 
 def _passed(

@@ -13,7 +13,7 @@ from typing import Any, Final, TextIO
 
 _LAST_STANDARD: Final = 2
 _NOT_SHOWN: Final = 74
-_NOBODY_READS: Final = 141
+_READER_GONE: Final = 141
 
 
 class OutputError(OSError):
@@ -21,7 +21,7 @@ class OutputError(OSError):
 
 
 class ReaderGoneError(Exception):
-    """Whoever read standard output went away. No ``OSError``: typer would end on it itself."""
+    """The reader of standard output went away. No ``OSError``: typer would end on it itself."""
 
 
 class _Output(io.FileIO):
@@ -57,7 +57,7 @@ def replace_standard() -> None:
 
 
 def not_shown(error: ReaderGoneError | OutputError) -> int:
-    """Says that standard output could not be written, where somebody may see it.
+    """Says on standard error that standard output could not be written.
 
     Returns:
         The exit code.
@@ -67,7 +67,7 @@ def not_shown(error: ReaderGoneError | OutputError) -> int:
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
     if isinstance(error, ReaderGoneError):
-        return _NOBODY_READS
+        return _READER_GONE
     from apex_creds.cli import console
 
     console.fail(

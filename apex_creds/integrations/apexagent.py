@@ -313,7 +313,24 @@ class _Hook:
         names = [each.name for each in _parameters(self.original) if each.kind in kinds]
         # Of the manager's parameters for the plugin's id and the action.
         self._names = names[:2] if len(names) > 1 else ["plugin_id", "action_name"]
-        self.replacement = self._make(installation)
+        self.replacement: Callable[..., object]
+        invokes = name in METHODS
+        if inspect.iscoroutinefunction(self.original):
+            does = installation.invoke if invokes else installation.take_away
+
+            @functools.wraps(self.original)
+            async def hooked(*args: object, **kwargs: object) -> object:
+                return await does(self, args, kwargs)
+
+            self.replacement = hooked
+        else:
+            does_now = installation.invoke_sync if invokes else installation.take_away_sync
+
+            @functools.wraps(self.original)
+            def hooked_sync(*args: object, **kwargs: object) -> object:
+                return does_now(self, args, kwargs)
+
+            self.replacement = hooked_sync
 
     def carries_to(self, plugin: object, method: str, target: _Target) -> bool:
         """Whether a keyword given to the manager's method gets to that of the plugin."""
@@ -323,25 +340,6 @@ class _Hook:
         if self.name not in _DIRECT and callable(getattr(plugin, _EXECUTE, None)):
             called = _EXECUTE
         return called == method or _takes_keywords(getattr(plugin, called))
-
-    def _make(self, installation: Installation) -> Callable[..., object]:
-        invokes = self.name in METHODS
-        if inspect.iscoroutinefunction(self.original):
-            does = installation.invoke if invokes else installation.take_away
-
-            @functools.wraps(self.original)
-            async def hooked(*args: object, **kwargs: object) -> object:
-                return await does(self, args, kwargs)
-
-            return hooked
-
-        does_now = installation.invoke_sync if invokes else installation.take_away_sync
-
-        @functools.wraps(self.original)
-        def hooked_sync(*args: object, **kwargs: object) -> object:
-            return does_now(self, args, kwargs)
-
-        return hooked_sync
 
     def set(self) -> None:
         """Hooks the method."""

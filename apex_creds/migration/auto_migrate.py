@@ -63,7 +63,7 @@ async def on_unseal(
     try:
         return await _migrate(vault, found, progress, environ)
     except StorageLockedError:
-        return Report()  # another process is at it
+        return Report()  # another process is migrating
     except AuditUnavailableError:
         raise
     except ApexCredsError as error:

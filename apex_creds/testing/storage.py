@@ -214,7 +214,9 @@ class StorageContract:
             token = (await storage.write("a", b"old" * 100_000, expected=None)).token
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as group:
-                    group.start_soon(_write, storage, b"new" * 100_000, token)
+                    group.start_soon(
+                        functools.partial(storage.write, "a", b"new" * 100_000, expected=token)
+                    )
                     await anyio.lowlevel.checkpoint()
                     scope.cancel()
             stored = await storage.read("a")
@@ -434,7 +436,3 @@ async def _create(storage: Storage, number: int, won: list[int]) -> None:
     with contextlib.suppress(ConflictError):
         await storage.write("a", b"%d" % number, expected=None)
         won.append(number)
-
-
-async def _write(storage: Storage, data: bytes, expected: Token) -> None:
-    await storage.write("a", data, expected=expected)
