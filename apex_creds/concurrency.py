@@ -411,7 +411,21 @@ class LoopThread:
         Raises:
             EventLoopError: It was closed.
         """
-        loop = self._running()
+        with self._lock:
+            if self._closed:
+                raise EventLoopError("The thread for this was closed.", hint="Open it anew.")
+            if self._loop is None or self._thread is None or not self._thread.is_alive():
+                self._end = Event()
+                ready: Future[asyncio.AbstractEventLoop] = Future()
+                self._thread = threading.Thread(
+                    target=_serve,
+                    args=(ready, self._end, self._leaf),
+                    name=self._name,
+                    daemon=True,
+                )
+                self._thread.start()
+                self._loop = ready.result()
+            loop = self._loop
         return asyncio.run_coroutine_threadsafe(work(), loop)
 
     async def run(self, work: Work[T]) -> T:
@@ -455,23 +469,6 @@ class LoopThread:
         if wait and thread is not None and thread is not threading.current_thread():
             with _standing_still():
                 thread.join()
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._closed:
-                raise EventLoopError("The thread for this was closed.", hint="Open it anew.")
-            if self._loop is None or self._thread is None or not self._thread.is_alive():
-                self._end = Event()
-                ready: Future[asyncio.AbstractEventLoop] = Future()
-                self._thread = threading.Thread(
-                    target=_serve,
-                    args=(ready, self._end, self._leaf),
-                    name=self._name,
-                    daemon=True,
-                )
-                self._thread.start()
-                self._loop = ready.result()
-            return self._loop
 
 
 BACKGROUND: Final = LoopThread("apex-creds")

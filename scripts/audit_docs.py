@@ -149,6 +149,13 @@ back, with the master key, for every name that the vault or a grant still has.
 """
 
 
+LEAKS: Final = (
+    "\nThe `detail` of a `leak` is where the secret was: in a plugin's `result`, `chunk`, "
+    "`exception`, `log`, `span` or `name`; or in a `response`, which a service sent and the "
+    "plugin got without it."
+)
+
+
 def page() -> str:
     """The whole page."""
     return "\n".join(
@@ -161,6 +168,7 @@ def page() -> str:
             _table("field", Recorded, _types(Recorded), only=("v", "seq")),
             _table("", AuditEvent, _types(AuditEvent), head=False),
             _table("", Recorded, _types(Recorded), only=("hash",), head=False),
+            LEAKS,
             "\nKinds: " + ", ".join(f"`{kind.value}`" for kind in EventKind) + ".",
             "",
         )

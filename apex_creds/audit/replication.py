@@ -85,8 +85,16 @@ class Source:
         begin = data.rfind(_SIGNATURE, 0, data.rfind(b"\n") + 1)
         signed = data[: data.find(b"\n", begin + 1) + 1] if begin >= 0 else b""
         for number in sorted(segments(self._directory)):
-            if number >= self._segment:
-                yield from self._lines(number)
+            if number < self._segment:
+                continue
+            start = self._offset if number == self._segment else 0
+            lines = self._bytes(number, start)
+            at, end = 0, lines.rfind(b"\n") + 1
+            while at < end:
+                upto = lines.rfind(b"\n", at, at + MOST) + 1 or lines.find(b"\n", at) + 1
+                upto = min(upto, end)
+                yield Piece(number, start + at, lines[at:upto])
+                at = upto
         if signed:
             yield Piece(_SIGNED, self._signed, signed)
 
@@ -98,17 +106,6 @@ class Source:
             self._segment, self._offset = piece.segment, piece.end
 
     # -- inside ------------------------------------------------------------------
-
-    def _lines(self, number: int) -> Iterator[Piece]:
-        start = self._offset if number == self._segment else 0
-        data = self._bytes(number, start)
-        end = data.rfind(b"\n") + 1
-        at = 0
-        while at < end:
-            upto = data.rfind(b"\n", at, at + MOST) + 1 or data.find(b"\n", at) + 1
-            upto = min(upto, end)
-            yield Piece(number, start + at, data[at:upto])
-            at = upto
 
     def _bytes(self, number: int, start: int = 0) -> bytes:
         if number == _SIGNED:

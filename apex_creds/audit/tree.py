@@ -89,7 +89,11 @@ class Frontier:
             # The largest perfect subtree that begins here and is there whole.
             count = min(1 << left.bit_length() - 1, (self.size & -self.size) or left)
             count = 1 << count.bit_length() - 1
-            head = _reduce(todo[taken : taken + count])
+            level = todo[taken : taken + count]
+            while len(level) > 1:
+                pairs = zip(level[::2], level[1::2], strict=True)
+                level = [sha256(b"\x01" + left + right).digest() for left, right in pairs]
+            head = level[0]
             taken += count
             self.size += count
             while True:
@@ -113,14 +117,6 @@ class Frontier:
     def copy(self) -> Frontier:
         """Returns one that grows by itself."""
         return Frontier(self.size, self._hashes)
-
-
-def _reduce(level: list[bytes]) -> bytes:
-    """The root of a perfect subtree."""
-    while len(level) > 1:
-        pairs = zip(level[::2], level[1::2], strict=True)
-        level = [sha256(b"\x01" + left + right).digest() for left, right in pairs]
-    return level[0]
 
 
 # -- making proofs -----------------------------------------------------------------------

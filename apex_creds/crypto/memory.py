@@ -275,15 +275,6 @@ class SecretArena:
                 self._carved += slot.free is None
                 self._quarantine.append(slot)
 
-    def _forked(self) -> None:
-        """In the child: nothing from before the fork is readable or handed out."""
-        held = [slot.chunk for slot in (*self._large, *self._quarantine)]
-        self._graves += {id(c): c for c in self._chunks + held}.values()
-        for chunk in self._graves:
-            if not chunk.wiped_on_fork:
-                _memzero(chunk.base, chunk.size)
-        self._reset()
-
 
 @final
 class SecretBytes:
@@ -570,10 +561,16 @@ def _misuse(done: str) -> SecretMisuseError:
 
 
 def _after_fork_in_child() -> None:
+    """Nothing from before the fork is readable or handed out."""
     global _epoch
     _epoch += 1
     for each in list(_arenas):
-        each._forked()
+        held = [slot.chunk for slot in (*each._large, *each._quarantine)]
+        each._graves += {id(c): c for c in each._chunks + held}.values()
+        for chunk in each._graves:
+            if not chunk.wiped_on_fork:
+                _memzero(chunk.base, chunk.size)
+        each._reset()
 
 
 _arenas: weakref.WeakSet[SecretArena] = weakref.WeakSet()

@@ -177,6 +177,11 @@ def _attributes(value: object, clean: Clean) -> object:
 
 def clear_frames(error: BaseException) -> None:
     """Clears the frames of an exception's own traceback."""
+    running: set[int] = set()  # the frames that this thread is executing
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        running.add(id(frame))
+        frame = frame.f_back
     step, before, kept = error.__traceback__, None, True
     while step is not None:
         after = step.tb_next  # also past the cut: other tracebacks may have these frames
@@ -184,23 +189,13 @@ def clear_frames(error: BaseException) -> None:
         if over:
             with contextlib.suppress(RuntimeError):  # it is running
                 step.tb_frame.clear()
-        elif kept and not _is_running(step.tb_frame):
+        elif kept and id(step.tb_frame) not in running:
             kept = False
             if before is None:
                 error.__traceback__ = None
             else:
                 before.tb_next = None
         step, before = after, step
-
-
-def _is_running(frame: FrameType) -> bool:
-    """Whether a frame is being executed by this thread."""
-    step: FrameType | None = sys._getframe()
-    while step is not None:
-        if step is frame:
-            return True
-        step = step.f_back
-    return False
 
 
 def _is_over(frame: FrameType) -> bool:

@@ -374,18 +374,14 @@ def _repr(*, text: bool, quote: frozenset[int], shown: bool) -> Maker:
             # A string of one character says nothing of the secret that it came from.
             elif point in _PRINTABLE or (shown and point >= 0x80 and chr(point).isprintable()):
                 yield from raw
-            else:
-                yield from _number(point)
+            else:  # ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``
+                letter, size = (120, 2) if point < 0x100 else (117, 4)
+                letter, size = (letter, size) if point < 0x10000 else (85, 8)
+                yield from (92, letter)
+                for shift in range(4 * (size - 1), -1, -4):
+                    yield _LOWER[point >> shift & 15]
 
     return make
-
-
-def _number(point: int) -> Iterator[int]:
-    r"""``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``."""
-    letter, digits = (120, 2) if point < 0x100 else (117, 4) if point < 0x10000 else (85, 8)
-    yield from (92, letter)
-    for shift in range(4 * (digits - 1), -1, -4):
-        yield _LOWER[point >> shift & 15]
 
 
 def _characters(secret: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -298,21 +298,20 @@ def rotation(
     if trigger:
         given[semconv.TRIGGER] = trigger
     made = Step(semconv.ROTATE, given, record=record)
-    if made.span_context is not None and made.span_context.is_valid:
-        _link(frozenset(keys), made.span_context)
-    return made
-
-
-def _link(keys: frozenset[str], rotation: SpanContext) -> None:
-    for key in keys:
-        _rotations.setdefault(key, deque(maxlen=_ROTATIONS)).append(rotation)
+    rotated = made.span_context
+    if rotated is None or not rotated.is_valid:
+        return made
+    touched = frozenset(keys)
+    for key in touched:
+        _rotations.setdefault(key, deque(maxlen=_ROTATIONS)).append(rotated)
         _rotations.move_to_end(key)
     while len(_rotations) > _KEYS:
         with suppress(KeyError):
             _rotations.popitem(last=False)
     for lease in list(OPEN.values()):
-        if lease.span is not None and lease.key in keys:
-            lease.span.add_link(rotation)
+        if lease.span is not None and lease.key in touched:
+            lease.span.add_link(rotated)
+    return made
 
 
 def lease_made(*, lease: str, parent: str, credential: str, key: tuple[str, int]) -> None:
