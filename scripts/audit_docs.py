@@ -149,7 +149,7 @@ back, with the master key, for every name that the vault or a grant still has.
 """
 
 
-LEAKS: Final = (
+LEAKS = (
     "\nThe `detail` of a `leak` is where the secret was: in a plugin's `result`, `chunk`, "
     "`exception`, `log`, `span` or `name`; or in a `response`, which a service sent and the "
     "plugin got without it."
