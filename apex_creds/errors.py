@@ -19,6 +19,7 @@ __all__ = [
     "CommitmentError",
     "ConflictError",
     "CorruptDocumentError",
+    "CredentialChangedError",
     "CredentialExistsError",
     "CredentialNotFoundError",
     "DecryptionError",
@@ -43,8 +44,11 @@ __all__ = [
     "MasterKeyNotFoundError",
     "MasterKeyReadOnlyError",
     "MasterKeyUnavailableError",
+    "NeedsReconnectError",
     "NotFoundError",
     "NotInstalledError",
+    "OAuthError",
+    "OAuthUnreachableError",
     "RateLimitedError",
     "RequestNotAllowedError",
     "RetiredKeyError",
@@ -63,6 +67,7 @@ __all__ = [
     "StorageTimeoutError",
     "StorageUncertainError",
     "StorageUnreachableError",
+    "TokenError",
     "UnknownKeyError",
     "UnsafeKeyringError",
     "UnsafePathError",
@@ -308,6 +313,12 @@ class CredentialExistsError(ApexCredsError):
     exit_code = 8
 
 
+class CredentialChangedError(ApexCredsError):
+    """Another writer has replaced the version that a change was based on."""
+
+    exit_code = 8
+
+
 class EventLoopError(ApexCredsError):
     """It needs an asyncio event loop, or the one it was begun in, which is gone."""
 
@@ -392,6 +403,46 @@ class LockedOutError(SecondFactorError):
 
 class ChallengeError(AccessDeniedError):
     """A challenge was not answered, not in time, or not by a client that may."""
+
+
+class TokenError(AccessDeniedError):
+    """There is no valid token, and none could be had now."""
+
+
+class NeedsReconnectError(TokenError):
+    """The provider does not renew the token any more: a person has to connect again."""
+
+
+class OAuthError(ApexCredsError):
+    """An authorization server refused, or its answer is not one that can be used.
+
+    Attributes:
+        code: The error of RFC 6749 (section 5.2), RFC 8628 or RFC 7009; else empty.
+    """
+
+    exit_code = 12
+
+    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (*super().__reduce__(), {"code": self.code})
+
+
+class OAuthUnreachableError(OAuthError):
+    """No answer came.
+
+    Attributes:
+        sent: Whether the request may have reached the server.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", sent: bool = True) -> None:
+        super().__init__(message, hint=hint)
+        self.sent = sent
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (*super().__reduce__(), {"sent": self.sent})
 
 
 class SecretLeakError(ApexCredsError):

@@ -417,6 +417,50 @@ def _fits(style: str, named: bool, field: str) -> bool:
     return not named
 
 
+class ConnectionState(StrEnum):
+    """Whether a token can be renewed."""
+
+    CONNECTED = "connected"
+    REFRESHING = "refreshing"
+    NEEDS_RECONNECT = "needs_reconnect"
+
+
+class Connection(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """How an OAuth token is renewed, and what became of the last attempt; no secret.
+
+    Attributes:
+        provider: Its name, for people.
+        token_endpoint: Where tokens come from (RFC 6749, section 3.2).
+        revocation_endpoint: Where they are revoked (RFC 7009); empty: nowhere.
+        client_id: Of the client that the token was issued to.
+        client_secret: The name of the credential that holds its secret; empty: it has none.
+        client_auth: How the client says who it is: ``basic``, ``post`` or ``none``.
+        grant: ``refresh_token`` or ``client_credentials``: what is asked for anew.
+        scope: What is asked for; empty: as before.
+        state: ``refreshing`` from before the request is sent until its answer is stored.
+        attempts: Requests whose answer is not known, in a row.
+        refreshed: Unix seconds of the last new token; of the first one, before.
+        attempted: Unix seconds at which the last request was recorded.
+        outcome: Of that request: ``ok``, an error of RFC 6749, or ``unreachable``.
+        by: Who connected it.
+    """
+
+    provider: str
+    token_endpoint: str
+    client_id: str
+    revocation_endpoint: str = ""
+    client_secret: str = ""
+    client_auth: str = "none"
+    grant: str = "refresh_token"
+    scope: str = ""
+    state: ConnectionState = ConnectionState.CONNECTED
+    attempts: int = 0
+    refreshed: float = 0.0
+    attempted: float = 0.0
+    outcome: str = ""
+    by: str = ""
+
+
 class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What may be known of a credential without opening it.
 
@@ -427,6 +471,8 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         token_type: Of an OAuth token, as is ``scope``.
         sensitivity: Decides, with policy, whether a person is asked.
         challenge: Whether each use takes a nonce that a registered client has signed.
+        connection: How it is renewed, of an OAuth token that is; such a one does not end
+            with ``expires``.
     """
 
     id: str
@@ -443,6 +489,12 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     scope: str = ""
     sensitivity: Sensitivity = Sensitivity.SENSITIVE
     challenge: bool = False
+    connection: Connection | None = None
+
+    @property
+    def ends(self) -> float | None:
+        """When nothing can be done with it any more, in Unix seconds; None: never."""
+        return self.expires if self.connection is None else None
 
 
 class Secret:

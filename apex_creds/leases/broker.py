@@ -29,7 +29,9 @@ from apex_creds.errors import (
     HandleRevokedError,
     InvalidInputError,
     LeaseEndedError,
+    NeedsReconnectError,
     RequestNotAllowedError,
+    TokenError,
 )
 from apex_creds.leases.authorizer import Authorizer, unsigned
 from apex_creds.leases.lease import (
@@ -43,6 +45,7 @@ from apex_creds.leases.lease import (
     ended_error,
 )
 from apex_creds.model import Clock, CredentialInfo
+from apex_creds.oauth.refresh import Refresher, has_expired
 from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
@@ -121,6 +124,7 @@ class LeaseBroker:
         self.recent = RecentRedeems()
         self.search: AnswerSearch | None = None
         self.authorizer = Authorizer(vault)
+        self.refresher = Refresher(vault)
         self.shared = vault.store.shared is not None
         vault.watch_revocations(self._on_revoked)
         vault.obey_lockdown()
@@ -323,6 +327,8 @@ class LeaseBroker:
         if state is None:
             state = await self._vault.facts(lease.need.name)
         signed, record = False, state.record
+        if record is not None and record.info.connection is not None:
+            state = await self._with_valid_token(lease, request, state)
         if record is not None and record.info.challenge:
             await self._require_signature(lease, request, state)
             signed, state = True, await self._vault.facts(lease.need.name)
@@ -335,11 +341,37 @@ class LeaseBroker:
     def redeem_blocking(self, lease: Lease, request: AccessRequest) -> tuple[Record, Opened]:
         """As ``redeem``, from code that can't wait."""
         state = self.states_blocking((lease.need,))[0]
+        record = state.record
+        if record is not None and has_expired(record.info, self._vault.ends.now()):
+            caller = self._permitted_now(lease, request, state, signed=True)
+            BACKGROUND.call(partial(self._refreshed, caller, lease.need.name))
+            state = self.states_blocking((lease.need,))[0]
         if self.authorizer.shared is not None:
             caller = self._permitted_now(lease, request, state)
             self.authorizer.admit_across_processes_blocking(lease, caller)
             state = self.states_blocking((lease.need,))[0]
         return self._redeem(lease, request, state)
+
+    async def _with_valid_token(
+        self, lease: Lease, request: AccessRequest, state: Facts
+    ) -> Facts:
+        """The state after an expired token was renewed, for a use that all else permits."""
+        record = state.record
+        if record is None or not has_expired(record.info, self._vault.ends.now()):
+            return state
+        caller = self._permitted_now(lease, request, state, signed=True)
+        await self._refreshed(caller, lease.need.name)
+        return await self._vault.facts(lease.need.name)
+
+    async def _refreshed(self, caller: Invocation, name: str) -> None:
+        try:
+            await self.refresher.ensure(name)
+        except NeedsReconnectError:
+            self._log_denial(caller, name, Reason.NEEDS_RECONNECT)
+            raise
+        except TokenError:
+            self._log_denial(caller, name, Reason.NOT_REFRESHED)
+            raise
 
     async def _require_signature(
         self, lease: Lease, request: AccessRequest, state: Facts

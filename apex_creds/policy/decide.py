@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from apex_creds.model import CredentialInfo, Origin
+from apex_creds.model import ConnectionState, CredentialInfo, Origin
 from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.manifest import Access, Echoes, Need
 from apex_creds.policy.rules import EACH_LEASE, NEVER, NO_POLICY, Policy, Ruling, Verdict
@@ -45,6 +45,8 @@ class Reason(StrEnum):
     UNKNOWN_CREDENTIAL = "unknown_credential"
     GRANT_EXPIRED = "grant_expired"
     CREDENTIAL_EXPIRED = "credential_expired"
+    NEEDS_RECONNECT = "needs_reconnect"
+    NOT_REFRESHED = "not_refreshed"
     SCOPE_NOT_GRANTED = "scope_not_granted"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
     REVEAL_NOT_GRANTED = "reveal_not_granted"
@@ -205,8 +207,10 @@ def _refused(
         return Reason.GRANT_DENIED
     if ruling.decision is Verdict.DENY:
         return Reason.POLICY_DENIED
-    if _over(info.expires, now):
+    if _over(info.ends, now):
         return Reason.CREDENTIAL_EXPIRED
+    if info.connection is not None and info.connection.state is ConnectionState.NEEDS_RECONNECT:
+        return Reason.NEEDS_RECONNECT
     if need.origins and not set(need.origins) <= set(info.origins):
         return Reason.ORIGIN_NOT_ALLOWED
     return None
@@ -276,7 +280,7 @@ def _permission(
         paths=need.paths,
         reveal=need.access is Access.REVEAL and reveals,
         echoes=need.echoes is Echoes.ALLOWED and echoes,
-        until=_earlier(info.expires, rests.until if rests is not None else None),
+        until=_earlier(info.ends, rests.until if rests is not None else None),
         recheck=recheck,
     )
 

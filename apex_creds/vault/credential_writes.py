@@ -35,6 +35,7 @@ from apex_creds.documents.sections import Changes, Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ConflictError,
+    CredentialChangedError,
     CredentialExistsError,
     CredentialNotFoundError,
     InvalidInputError,
@@ -43,6 +44,7 @@ from apex_creds.model import (
     SECTION_NAMES,
     SECTIONS,
     Clock,
+    Connection,
     CredentialInfo,
     Delivery,
     OAuthToken,
@@ -139,6 +141,9 @@ async def put(
         nonlocal replaced
         replaced = before.records
         for item in items:
+            if item.replaces is not None:
+                old = replaced.get(item.name)
+                _check_version(item.name, old.info if old else None, item.replaces)
             info = next_info(item, replaced.get(item.name), clock.time())
             keyset = keystore.by_label.get(dek_label(info))
             if keyset is None:  # another process deleted it meanwhile, and its service with it
@@ -174,6 +179,9 @@ class Edit:
     """What is to change of a credential beside its value; None stays as it is.
 
     ``expires`` is infinite for a credential without end.
+
+    Attributes:
+        replaces: The version that it is a change of; None: any.
     """
 
     challenge: bool | None = None
@@ -181,6 +189,8 @@ class Edit:
     origins: tuple[Origin, ...] | None = None
     delivery: Delivery | None = None
     expires: float | None = None
+    connection: Connection | None = None
+    replaces: int | None = None
 
     def __str__(self) -> str:
         """For the log."""
@@ -193,6 +203,8 @@ class Edit:
             said.append(f"sent as {self.delivery}")
         if self.expires is not None:
             said.append("without end" if self.expires == math.inf else "with another end")
+        if self.connection is not None:
+            said.append(f"{self.connection.provider}: {self.connection.state}")
         return "; ".join(said)
 
 
@@ -213,6 +225,7 @@ async def edit(
         if old is None:
             raise CredentialNotFoundError("There is no credential of that name any more.")
         info = old.info
+        _check_version(name, info, changes.replaces)
         made = msgspec.structs.replace(
             info,
             challenge=marked(changes.challenge, info),
@@ -220,6 +233,7 @@ async def edit(
             origins=info.origins if changes.origins is None else changes.origins,
             delivery=changes.delivery or info.delivery,
             expires=info.expires if changes.expires is None else end,
+            connection=changes.connection or info.connection,
             updated=clock.time(),
         )
         return {name: Record(made, old.sealed)}
@@ -263,6 +277,14 @@ async def finish_removals(store: DocumentStore, *, clock: Clock) -> bool | None:
             )
             done = destroyed and done is not False
     return done
+
+
+def _check_version(name: str, info: CredentialInfo | None, version: int | None) -> None:
+    """Compare-and-set: refuses what another writer has replaced meanwhile."""
+    if version is not None and (info is None or info.version != version):
+        raise CredentialChangedError(
+            f"{name!r} was changed meanwhile.", hint="Read it again, then decide."
+        )
 
 
 async def _refuse_taken(store: DocumentStore, section: str, names: Collection[str]) -> None:

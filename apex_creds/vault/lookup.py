@@ -19,6 +19,7 @@ from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import (
     SECTIONS,
+    Connection,
     CredentialInfo,
     CredentialKind,
     Delivery,
@@ -68,6 +69,8 @@ class PutItem:
         challenge: Whether each use takes a signed challenge; not, by default.
         as_is: Whether a secret that can't be sent is stored all the same: what a migration
             finds must not be lost.
+        connection: How the token is renewed; one that is put without it is not.
+        replaces: The version that it takes the place of; None: any.
     """
 
     name: str
@@ -79,6 +82,8 @@ class PutItem:
     sensitivity: Sensitivity | None = None
     challenge: bool | None = None
     as_is: bool = False
+    connection: Connection | None = None
+    replaces: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +203,7 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
         scope=oauth.scope if oauth else "",
         sensitivity=item.sensitivity or (before.sensitivity if before else _DEFAULT_LEVEL),
         challenge=marked(item.challenge, before),
+        connection=item.connection,
     )
 
 

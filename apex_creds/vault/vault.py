@@ -43,8 +43,10 @@ from apex_creds.model import (
     SECTION_NAMES,
     SECTIONS,
     Clock,
+    Connection,
     CredentialInfo,
     Delivery,
+    OAuthToken,
     Origin,
     Secret,
     Sensitivity,
@@ -367,6 +369,7 @@ class Vault:
         expires: float | None = None,
         sensitivity: str | Sensitivity | None = None,
         challenge: bool | None = None,
+        connection: Connection | None = None,
     ) -> CredentialInfo:
         """Stores a credential, or a new version of it; durable on return.
 
@@ -379,6 +382,7 @@ class Vault:
             expires: Unix seconds.
             sensitivity: ``normal``, ``sensitive`` (the default) or ``critical``.
             challenge: Whether each use takes a nonce that a client has signed.
+            connection: How the token is renewed, as ``apex_creds.oauth`` made it.
 
         Raises:
             InvalidInputError: A name, origin, delivery or level is not acceptable.
@@ -393,6 +397,7 @@ class Vault:
             expires=expires,
             sensitivity=None if sensitivity is None else parse_level(sensitivity),
             challenge=challenge,
+            connection=connection,
         )
         return (await self.put_many([item]))[0]
 
@@ -453,6 +458,35 @@ class Vault:
         self.record(EventKind.PUT, credential=name, detail=str(changes))
         return await credential_writes.edit(
             self._store, section, name, changes, clock=self._clock
+        )
+
+    async def renew(
+        self, before: CredentialInfo, token: OAuthToken, *, connection: Connection
+    ) -> CredentialInfo:
+        """Replaces a token by the one that its provider issued for it.
+
+        Raises:
+            CredentialChangedError: It is not at the version of ``before`` any more.
+        """
+        item = PutItem(
+            name=before.name,
+            secret=token,
+            connection=connection,
+            replaces=before.version,
+        )
+        return (await self.put_many([item]))[0]
+
+    async def note_connection(
+        self, before: CredentialInfo, connection: Connection
+    ) -> CredentialInfo:
+        """Puts on record what is known of a token's connection; its value stays.
+
+        Raises:
+            CredentialChangedError: It is not at the version of ``before`` any more.
+        """
+        changes = credential_writes.Edit(connection=connection, replaces=before.version)
+        return await credential_writes.edit(
+            self._store, SECTIONS[before.kind], before.name, changes, clock=self._clock
         )
 
     async def get(self, name: str) -> CredentialInfo:

@@ -1,0 +1,181 @@
+"""Connects a credential to its provider, and ends that.
+
+Guarantee: what is stored is one commit of token and connection, after the server has issued it;
+a connection that exists under the name is replaced only if it was made by the same provider. A
+client's secret is a credential of the vault, named and never copied.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from apex_creds.errors import (
+    CredentialExistsError,
+    CredentialNotFoundError,
+    InvalidInputError,
+)
+from apex_creds.model import Connection, CredentialInfo, OAuthToken, Origin
+from apex_creds.oauth import flows
+from apex_creds.oauth.endpoints import Client
+from apex_creds.oauth.flows import Show
+from apex_creds.oauth.providers import Provider
+from apex_creds.vault import Vault
+
+
+class Way(StrEnum):
+    """How the first token is had."""
+
+    BROWSER = "browser"
+    DEVICE = "device"
+    CLIENT = "client"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connected:
+    """What became of it.
+
+    Attributes:
+        renewable: Whether the token is renewed when it expires.
+    """
+
+    info: CredentialInfo
+    renewable: bool
+
+
+async def connect(
+    vault: Vault,
+    name: str,
+    provider: Provider,
+    *,
+    client_id: str,
+    client_secret: str = "",
+    way: Way = Way.BROWSER,
+    scope: str = "",
+    origins: Iterable[Origin] | None = None,
+    show: Show,
+    port: int = 0,
+) -> Connected:
+    """Gets a token and stores it, with how it is renewed.
+
+    Args:
+        vault: Unsealed.
+        name: Of the credential that is made, or connected again.
+        provider: Who issues it.
+        client_id: Of the client that is registered there.
+        client_secret: The name of the credential that holds its secret; empty: it has none.
+        way: How.
+        scope: What is asked for; the provider's by default.
+        origins: Where it may be sent; as before, or the provider's, by default.
+        show: Is given what a person has to open.
+        port: Of the redirect; see ``flows.authorize_in_browser``.
+
+    Raises:
+        OAuthError: No token was had; nothing was stored.
+        CredentialExistsError: The name is another credential's.
+        CredentialNotFoundError: There is no credential ``client_secret``.
+    """
+    before = await _connected_before(vault, name, provider)
+    secret = ""
+    if client_secret:
+        async with vault.open(client_secret, action="connect") as opened:
+            secret = bytes(opened.view()).decode()
+    client = Client(
+        id=client_id, auth=provider.auth if client_secret else "none", secret=secret
+    )
+    if way is Way.BROWSER:
+        tokens = await flows.authorize_in_browser(
+            provider, client, scope=scope, show=show, port=port
+        )
+    elif way is Way.DEVICE:
+        tokens = await flows.authorize_device(provider, client, scope=scope, show=show)
+    else:
+        tokens = await flows.for_client(provider, client, scope=scope)
+    now = vault.clock.time()
+    connection = Connection(
+        provider=provider.name,
+        token_endpoint=provider.token_endpoint,
+        revocation_endpoint=provider.revocation_endpoint,
+        client_id=client_id,
+        client_secret=client_secret,
+        client_auth=client.auth,
+        grant="client_credentials" if way is Way.CLIENT else "refresh_token",
+        scope=scope or provider.scope,
+        refreshed=now,
+        attempted=now,
+        outcome="ok",
+        by=_user(),
+    )
+    token = OAuthToken(
+        tokens.access,
+        refresh_token=tokens.refresh,
+        expires_at=None if tokens.expires_in is None else now + tokens.expires_in,
+        token_type=tokens.token_type,
+        scope=tokens.scope or connection.scope,
+    )
+    if origins is None and (before is None or not before.origins):
+        origins = map(Origin.parse, provider.origins)
+    info = await vault.put(name, token, origins=origins, connection=connection)
+    return Connected(info=info, renewable=way is Way.CLIENT or bool(tokens.refresh))
+
+
+async def disconnect(vault: Vault, name: str) -> bool:
+    """Revokes a connection's tokens at the provider, then deletes the credential.
+
+    Returns:
+        Whether the provider revoked them; False: it has no way to.
+
+    Raises:
+        CredentialNotFoundError: There is no credential of that name.
+        InvalidInputError: It is not connected.
+        OAuthError: The provider did not revoke them; nothing was deleted.
+    """
+    info = await vault.get(name)
+    connection = info.connection
+    if connection is None:
+        raise InvalidInputError(
+            f"{name!r} is not connected to a provider.",
+            hint=f"To delete it: apex-creds rm {name}",
+        )
+    revoked = False
+    if connection.revocation_endpoint:
+        secret = ""
+        if connection.client_secret:
+            async with vault.open(connection.client_secret, action="disconnect") as opened:
+                secret = bytes(opened.view()).decode()
+        client = Client(id=connection.client_id, auth=connection.client_auth, secret=secret)
+        async with vault.open(name, action="disconnect") as opened:
+            tokens = {part: bytes(opened.view(part)).decode() for part in opened.names}
+        for part in ("refresh", "access"):  # that of the first ends, as a rule, the others, too
+            if tokens.get(part):
+                await flows.revoke(
+                    connection.revocation_endpoint, tokens[part], client, hint=f"{part}_token"
+                )
+        revoked = True
+    await vault.delete(name)
+    return revoked
+
+
+async def _connected_before(
+    vault: Vault, name: str, provider: Provider
+) -> CredentialInfo | None:
+    """The credential that is connected again, if the name is one's."""
+    try:
+        found = await vault.get(name)
+    except CredentialNotFoundError:
+        return None
+    if found.connection is None or found.connection.token_endpoint != provider.token_endpoint:
+        raise CredentialExistsError(
+            f"{name!r} is another credential's name.",
+            hint="Choose another with --name, or delete that one first.",
+        )
+    return found
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a user id without a name
+        return ""

@@ -1,0 +1,275 @@
+"""Keeps OAuth tokens valid: one refresh at a time for each, over tasks, threads and processes.
+
+Guarantee: before a request with a refresh token is sent, it is on record that it will be; its
+answer replaces exactly the version that it was made with (compare-and-set). What a crash leaves
+on record is a request whose answer is not known: it is made again, and the server's answer says
+whether it had used the token up. Then, or if no answer is known five times in a row, a person
+has to connect again. An access token that has expired is never given out in hope. No token is
+in a log, an event or an error.
+
+Why single flight: servers that rotate refresh tokens take a second use of one for theft, and
+revoke all tokens of that connection (RFC 9700, section 4.14.2).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import anyio
+import msgspec
+
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.concurrency import SingleFlight, run_to_completion
+from apex_creds.documents.records import Record
+from apex_creds.errors import (
+    NeedsReconnectError,
+    OAuthError,
+    OAuthUnreachableError,
+    TokenError,
+)
+from apex_creds.model import Connection, ConnectionState, CredentialInfo, OAuthToken
+from apex_creds.oauth import endpoints
+from apex_creds.oauth.endpoints import Answer, Client
+from apex_creds.oauth.messages import Form, Tokens, is_final, parse_tokens
+from apex_creds.storage.base import Leads
+from apex_creds.vault import Opened, Vault
+
+Post = Callable[[str, Form, Client], Awaitable[Answer]]
+
+_SKEW: Final = 10.0
+"""Seconds before its end from which on a token is not used any more: it travels, too."""
+_MARGIN: Final = 300.0
+"""Seconds before its end in which the worker renews a token."""
+_PART: Final = 0.1
+"""Of a token's life: neither of both is longer."""
+_PATIENCE: Final = 60.0
+_POLL: Final = 0.05
+_MOST_ATTEMPTS: Final = 5
+_PAUSE: Final = 5.0
+_LONGEST_PAUSE: Final = 300.0
+
+
+def life_of(info: CredentialInfo) -> float:
+    """Seconds that a token was issued for; infinite where it does not say."""
+    if info.expires is None or info.connection is None:
+        return float("inf")
+    return max(0.0, info.expires - info.connection.refreshed)
+
+
+def has_expired(info: CredentialInfo, now: float) -> bool:
+    """Whether a token that is renewed can't be used any more."""
+    return (
+        info.connection is not None
+        and info.expires is not None
+        and info.expires - min(_SKEW, life_of(info) * _PART) <= now
+    )
+
+
+def is_due(info: CredentialInfo, now: float) -> bool:
+    """Whether it is time to renew a token in the background.
+
+    The moment differs between credentials (jitter), so that those that were connected
+    together are not renewed together.
+    """
+    found = info.connection
+    if found is None or info.expires is None or found.state is ConnectionState.NEEDS_RECONNECT:
+        return False
+    spread = 1 + zlib.crc32(info.id.encode()) / (1 << 32)
+    return info.expires - min(_MARGIN, life_of(info) * _PART) * spread <= now
+
+
+class Refresher:
+    """Renews the tokens of a vault.
+
+    Args:
+        vault: Unsealed.
+        post: Sends a form to an authorization server.
+    """
+
+    def __init__(self, vault: Vault, *, post: Post = endpoints.post) -> None:
+        self._vault = vault
+        self._post = post
+        self._flights: SingleFlight[str, CredentialInfo] = SingleFlight()
+        self._pauses: dict[str, tuple[float, float]] = {}
+
+    async def ensure(self, name: str, *, early: bool = False) -> CredentialInfo:
+        """A token that is valid now; it is renewed first if it is not.
+
+        All that want the same one wait for one refresh.
+
+        Args:
+            name: The credential's.
+            early: Renew it in good time before it expires, as the worker does.
+
+        Raises:
+            NeedsReconnectError: Its provider does not renew it any more.
+            TokenError: It could not be renewed now.
+            CredentialNotFoundError: There is none of that name.
+        """
+        needed = is_due if early else has_expired
+        while True:
+            info = await self._vault.get(name)
+            if not needed(info, self._vault.ends.now()):
+                return info
+            found = await self._flights.shared(name, lambda: self._in_turn(name, needed))
+            if found is not None:
+                return found
+
+    async def _in_turn(
+        self, name: str, needed: Callable[[CredentialInfo, float], bool]
+    ) -> CredentialInfo:
+        """As the only one of all processes, or after another has done it."""
+        storage, clock = self._vault.store.storage, self._vault.clock
+        deadline = clock.monotonic() + _PATIENCE
+        while True:
+            info = await self._vault.get(name)
+            if not needed(info, self._vault.ends.now()):
+                return info
+            if not isinstance(storage, Leads):
+                return await run_to_completion(self._renewed(info))
+            async with storage.leader(f"refresh_{info.id}") as lead:
+                if lead:
+                    await self._vault.refresh()
+                    info = await self._vault.get(name)
+                    if not needed(info, self._vault.ends.now()):
+                        return info
+                    # Cancelled between answer and commit, it would lose the new token.
+                    return await run_to_completion(self._renewed(info))
+            if clock.monotonic() > deadline:
+                raise TokenError(
+                    "Another process has been renewing the token for a minute.",
+                    hint="Try again; see: apex-creds list",
+                )
+            await anyio.sleep(_POLL)
+            await self._vault.refresh()
+
+    async def _renewed(self, info: CredentialInfo) -> CredentialInfo:
+        before = info.connection
+        assert before is not None
+        if before.state is ConnectionState.NEEDS_RECONNECT:
+            raise needs_reconnect(info.name)
+        if before.grant == "refresh_token" and before.attempts >= _MOST_ATTEMPTS:
+            raise await self._given_up(info, "answer_lost")
+        self._check_pause(info.name)
+        secret = await self._client_secret(before)
+        client = Client(id=before.client_id, auth=before.client_auth, secret=secret)
+        info = await self._noted(
+            info,
+            state=ConnectionState.REFRESHING,
+            attempts=before.attempts + 1,
+            attempted=self._vault.clock.time(),
+        )
+        form: Form = {"grant_type": before.grant}
+        old = ""
+        if before.grant == "refresh_token":
+            old = form["refresh_token"] = await self._refresh_token(info)
+            if not old:
+                raise await self._given_up(info, "no_refresh_token")
+        elif before.scope:
+            form["scope"] = before.scope
+        sent = self._vault.ends.now()
+        try:
+            answer = await self._post(before.token_endpoint, form, client)
+            tokens = parse_tokens(answer.status, answer.body)
+        except OAuthError as error:
+            raise await self._refused(info, error) from None
+        return await self._stored(info, tokens, old=old, at=sent)
+
+    async def _refused(self, info: CredentialInfo, error: OAuthError) -> TokenError:
+        """Puts on record what came instead of a token."""
+        if is_final(error) or error.code in ("not_understood", "refused"):
+            return await self._given_up(info, error.code)
+        _, last = self._pauses.get(info.name, (0.0, 0.0))
+        pause = min(_LONGEST_PAUSE, last * 2 or _PAUSE)
+        self._pauses[info.name] = self._vault.clock.monotonic() + pause, pause
+        code = error.code or "unreachable"
+        if not (isinstance(error, OAuthUnreachableError) and error.sent):
+            await self._noted(info, state=ConnectionState.CONNECTED, attempts=0, outcome=code)
+        self._log(info.name, code)
+        return TokenError(
+            f"The token has expired and could not be renewed: {error.message}",
+            hint="Try again; see: apex-creds list",
+        )
+
+    async def _stored(
+        self, info: CredentialInfo, tokens: Tokens, *, old: str, at: float
+    ) -> CredentialInfo:
+        connection = info.connection
+        assert connection is not None
+        renewed = OAuthToken(
+            tokens.access,
+            refresh_token=tokens.refresh or old,
+            expires_at=None if tokens.expires_in is None else at + tokens.expires_in,
+            token_type=tokens.token_type,
+            scope=tokens.scope or info.scope,
+        )
+        made = msgspec.structs.replace(
+            connection,
+            state=ConnectionState.CONNECTED,
+            attempts=0,
+            refreshed=at,
+            outcome="ok",
+        )
+        self._pauses.pop(info.name, None)
+        return await self._vault.renew(info, renewed, connection=made)
+
+    async def _client_secret(self, connection: Connection) -> str:
+        if not connection.client_secret:
+            return ""
+        record = await self._vault.find(connection.client_secret)
+        with self._released(record) as opened:
+            return bytes(opened.view()).decode()
+
+    async def _refresh_token(self, info: CredentialInfo) -> str:
+        record = await self._vault.find(info.name)
+        with self._released(record) as opened:
+            has_one = "refresh" in opened.names
+            return bytes(opened.view("refresh")).decode() if has_one else ""
+
+    def _released(self, record: Record) -> Opened:
+        """The secret, for a request to the authorization server; audited before."""
+        key_id, version = record.key
+        event = AuditEvent(
+            time=self._vault.clock.time(),
+            kind=EventKind.ROTATION,
+            action="refresh",
+            credential=record.info.name,
+            decision="allow",
+            key_id=key_id.hex(),
+            key_version=version,
+        )
+        return self._vault.release(record, self._vault.audit.encode(event))
+
+    async def _noted(self, info: CredentialInfo, **changes: object) -> CredentialInfo:
+        assert info.connection is not None
+        made = msgspec.structs.replace(info.connection, **changes)
+        return await self._vault.note_connection(info, made)
+
+    async def _given_up(self, info: CredentialInfo, code: str) -> NeedsReconnectError:
+        """Puts on record that a person has to connect again."""
+        await self._noted(info, state=ConnectionState.NEEDS_RECONNECT, outcome=code)
+        self._log(info.name, code)
+        return needs_reconnect(info.name)
+
+    def _log(self, name: str, code: str) -> None:
+        self._vault.record(
+            EventKind.ROTATION, action="refresh", credential=name, decision="deny", reason=code
+        )
+
+    def _check_pause(self, name: str) -> None:
+        until, _ = self._pauses.get(name, (0.0, 0.0))
+        if self._vault.clock.monotonic() < until:
+            raise TokenError(
+                "The token has expired, and its provider could not be reached a moment ago.",
+                hint="Try again in some seconds.",
+            )
+
+
+def needs_reconnect(name: str) -> NeedsReconnectError:
+    """What is said where a person has to connect again."""
+    return NeedsReconnectError(
+        f"The provider does not renew {name!r} any more.",
+        hint="Its owner runs: apex-creds connect again",
+    )
