@@ -13,14 +13,11 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote_plus, urlencode, urlsplit
 
-import httpx
-
 from apex_creds.errors import InvalidInputError, OAuthUnreachableError
 from apex_creds.oauth.messages import Form, is_secure, not_understood
 
-_TIMEOUT: Final = httpx.Timeout(20.0, connect=10.0)
+_SECONDS: Final = 20.0
 _LARGEST: Final = 1 << 18
-_NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +75,8 @@ async def get(url: str) -> Answer:
 
 
 async def _ask(method: str, url: str, headers: dict[str, str], body: bytes) -> Answer:
+    import httpx  # long to import
+
     check_address(url)
     host = urlsplit(url).netloc
     headers |= {"accept": "application/json", "accept-encoding": "identity"}
@@ -85,7 +84,7 @@ async def _ask(method: str, url: str, headers: dict[str, str], body: bytes) -> A
     try:
         async with (
             httpx.AsyncClient(
-                trust_env=False, follow_redirects=False, timeout=_TIMEOUT
+                trust_env=False, follow_redirects=False, timeout=_SECONDS
             ) as client,
             client.stream(method, url, content=body, headers=headers) as response,
         ):
@@ -101,7 +100,7 @@ async def _ask(method: str, url: str, headers: dict[str, str], body: bytes) -> A
         failed = OAuthUnreachableError(
             f"{host} did not answer ({type(error).__name__}).",
             hint="Check the network, and that address.",
-            sent=not isinstance(error, _NOT_SENT),
+            sent=not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout),
         )
     raise failed  # out of the handler: the frames of httpx hold what was sent
 

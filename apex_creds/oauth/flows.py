@@ -64,7 +64,9 @@ async def authorize_in_browser(
         raise InvalidInputError(
             f"{provider.name} has no page for a browser.", hint="Use --device."
         )
-    pkce = Pkce.fresh()
+    pkce, scope = Pkce.fresh(), scope or provider.scope
+    # Without it, OpenID Connect (Core, section 11) gives no refresh token.
+    consent = {"prompt": "consent"} if "offline_access" in scope.split() else {}
     redirect = _Redirect(issuer=provider.issuer)
     async with await redirect.listen(port):
         show(
@@ -72,10 +74,10 @@ async def authorize_in_browser(
                 provider.authorization_endpoint,
                 client_id=client.id,
                 redirect_uri=redirect.uri,
-                scope=scope or provider.scope,
+                scope=scope,
                 state=redirect.state,
                 challenge=pkce.challenge,
-                extra=provider.extra,
+                extra={**consent, **provider.extra},
             )
         )
         try:

@@ -1,0 +1,296 @@
+"""A token is renewed once, for all who need it; what can't be renewed is never used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+
+from apex_creds.errors import (
+    AccessDeniedError,
+    CredentialChangedError,
+    NeedsReconnectError,
+    OAuthUnreachableError,
+    TokenError,
+)
+from apex_creds.middleware import CredentialMiddleware
+from apex_creds.model import CredentialInfo, OAuthToken
+from apex_creds.oauth import Provider, Refresher, connect
+from apex_creds.oauth import refresh as refresh_module
+from apex_creds.oauth.endpoints import Answer, Client
+from apex_creds.oauth.messages import Form
+from tests.oauth.test_connect import SCOPE, somebody
+from tests.support.oidc import Server
+from tests.support.worlds import World
+
+pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
+NEED = {"name": "calendar", "access": "reveal"}
+
+
+@pytest.fixture
+async def connected(world: World, provider: Provider) -> CredentialInfo:
+    made = await connect(
+        world.vault, "calendar", provider, client_id="desk", scope=SCOPE, show=somebody()
+    )
+    await world.vault.grant("demo", "calendar", reveal=True)
+    return made.info
+
+
+async def used(world: World, times: int = 1) -> list[str]:
+    """The tokens that as many invocations at once have used; a result would be redacted."""
+    seen: list[str] = []
+
+    async def plugin(credentials: object) -> None:
+        async with credentials["calendar"].reveal() as secret:
+            seen.append(secret.expose_str())
+
+    await asyncio.gather(*(world.call(plugin, needs=(NEED,)) for _ in range(times)))
+    return seen
+
+
+async def token_of(world: World, part: str = "access") -> str:
+    async with world.vault.open("calendar") as opened:
+        return bytes(opened.view(part)).decode()
+
+
+async def test_a_token_that_is_valid_is_left_alone(
+    world: World, connected: CredentialInfo, server: Server
+) -> None:
+    before = await token_of(world)
+    assert await used(world) == [before]
+
+
+async def test_an_expired_token_is_renewed_for_the_invocation_that_needs_it(
+    world: World, connected: CredentialInfo
+) -> None:
+    before = await token_of(world), await token_of(world, "refresh")
+    world.clock.now += 600
+    assert await used(world) == [await token_of(world)] != [before[0]]
+    assert await token_of(world, "refresh") != before[1], "a rotated refresh token is kept"
+    info = await world.vault.get("calendar")
+    assert info.expires == world.clock.time() + 600
+    assert info.connection is not None
+    assert (info.connection.state, info.connection.outcome) == ("connected", "ok")
+    assert info.version == connected.version + 1
+
+
+async def test_one_that_is_declared_and_not_used_is_not_renewed(
+    world: World, connected: CredentialInfo
+) -> None:
+    world.clock.now += 600
+
+    async def plugin(credentials: object) -> str:
+        return "nothing"
+
+    await world.call(plugin, needs=(NEED,))
+    assert (await world.vault.get("calendar")).version == connected.version
+
+
+async def test_a_lease_lives_through_a_refresh(world: World, connected: CredentialInfo) -> None:
+    world.middleware = CredentialMiddleware(world.vault, ttl=3600)
+    seen: list[str] = []
+
+    async def plugin(credentials: object) -> None:
+        handle = credentials["calendar"]
+        for _ in range(2):
+            async with handle.reveal() as secret:
+                seen.append(secret.expose_str())
+            world.clock.now += 700
+
+    await world.call(plugin, needs=(NEED,))
+    assert seen[0] != seen[1] == await token_of(world)
+
+
+async def test_all_who_need_it_wait_for_one_refresh(
+    world: World, connected: CredentialInfo, server: Server
+) -> None:
+    world.clock.now += 600
+    assert set(await used(world, times=20)) == {await token_of(world)}
+    assert (await world.vault.get("calendar")).version == connected.version + 1
+
+
+async def test_threads_wait_for_the_same_one(world: World, connected: CredentialInfo) -> None:
+    seen: list[str] = []
+
+    def plugin(credentials: object) -> None:
+        with credentials["calendar"].reveal() as secret:
+            seen.append(secret.expose_str())
+
+    world.clock.now += 600
+    await asyncio.gather(*(world.call(plugin, needs=(NEED,)) for _ in range(8)))
+    assert set(seen) == {await token_of(world)}
+    assert (await world.vault.get("calendar")).version == connected.version + 1
+
+
+# -- what goes wrong -------------------------------------------------------------------
+
+
+Post = Callable[[str, Form, Client], Awaitable[Answer]]
+
+
+def refresher(world: World, post: Post) -> Refresher:
+    made = world.middleware.broker.refresher = Refresher(world.vault, post=post)
+    return made
+
+
+async def state_of(world: World) -> tuple[str, str, int]:
+    connection = (await world.vault.get("calendar")).connection
+    assert connection is not None
+    return connection.state, connection.outcome, connection.attempts
+
+
+async def test_a_refused_refresh_needs_a_person(
+    world: World, connected: CredentialInfo, provider: Provider
+) -> None:
+    token = OAuthToken("x", refresh_token="no such", expires_at=world.clock.time() + 1)
+    assert connected.connection is not None
+    await world.vault.renew(connected, token, connection=connected.connection)
+    world.clock.now += 600
+    with pytest.raises(NeedsReconnectError) as caught:
+        await used(world)
+    assert "no such" not in str(caught.value)
+    assert await state_of(world) == ("needs_reconnect", "invalid_grant", 1)
+    assert ("calendar", "needs_reconnect") in world.reasons()
+    # The next lease is refused before it begins.
+    world.clock.now += 1
+    with pytest.raises(AccessDeniedError):
+        await used(world)
+    assert world.reasons()[-1] == ("calendar", "needs_reconnect")
+    again = await connect(
+        world.vault, "calendar", provider, client_id="desk", scope=SCOPE, show=somebody()
+    )
+    assert await used(world) == [await token_of(world)]
+    assert again.info.id == connected.id
+
+
+async def test_a_server_that_can_not_be_reached_changes_nothing(
+    world: World, connected: CredentialInfo
+) -> None:
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        raise OAuthUnreachableError("down", sent=False)
+
+    world.clock.now += 600
+    asked = refresher(world, post)
+    with pytest.raises(TokenError):
+        await asked.ensure("calendar")
+    assert await state_of(world) == ("connected", "unreachable", 0)
+    with pytest.raises(TokenError, match="a moment ago"):  # not asked again at once
+        await asked.ensure("calendar")
+    await Refresher(world.vault).ensure("calendar")
+    assert await state_of(world) == ("connected", "ok", 0)
+
+
+async def test_an_answer_that_is_lost_is_known_and_asked_for_again(
+    world: World, connected: CredentialInfo
+) -> None:
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        raise OAuthUnreachableError("lost", sent=True)
+
+    world.clock.now += 600
+    with pytest.raises(TokenError):
+        await refresher(world, post).ensure("calendar")
+    assert await state_of(world) == ("refreshing", "ok", 1)
+    await Refresher(world.vault).ensure("calendar")  # the server had not had it
+    assert await state_of(world) == ("connected", "ok", 0)
+
+
+async def test_an_answer_that_is_lost_after_the_token_was_used_needs_a_person(
+    world: World, connected: CredentialInfo
+) -> None:
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        await refresh_module.endpoints.post(url, form, client)
+        raise OAuthUnreachableError("lost", sent=True)
+
+    world.clock.now += 600
+    with pytest.raises(TokenError):
+        await refresher(world, post).ensure("calendar")
+    with pytest.raises(NeedsReconnectError):  # the server takes a second use for theft
+        await Refresher(world.vault).ensure("calendar")
+    assert (await state_of(world))[:2] == ("needs_reconnect", "invalid_grant")
+
+
+async def test_answers_that_are_lost_again_and_again_are_no_loop(
+    world: World, connected: CredentialInfo
+) -> None:
+    sent = 0
+
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        nonlocal sent
+        sent += 1
+        raise OAuthUnreachableError("lost", sent=True)
+
+    world.clock.now += 600
+    for _ in range(5):
+        with pytest.raises(TokenError):
+            await refresher(world, post).ensure("calendar")
+    with pytest.raises(NeedsReconnectError):
+        await refresher(world, post).ensure("calendar")
+    assert sent == 5
+    assert (await state_of(world))[:2] == ("needs_reconnect", "answer_lost")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b'{"access_token": 5}', b'{"access_token": "a", "expires_in": "1"}'],
+)
+async def test_an_answer_that_can_not_be_used_is_not_stored(
+    world: World, connected: CredentialInfo, body: bytes
+) -> None:
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        return Answer(200, body)
+
+    before = await token_of(world)
+    world.clock.now += 600
+    with pytest.raises(NeedsReconnectError):
+        await refresher(world, post).ensure("calendar")
+    assert await token_of(world) == before
+
+
+async def test_a_token_that_was_set_meanwhile_is_not_lost(
+    world: World, connected: CredentialInfo
+) -> None:
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        await world.vault.put("calendar", OAuthToken("by hand"))
+        return Answer(200, msgspec.json.encode({"access_token": "late"}))
+
+    world.clock.now += 600
+    with pytest.raises(CredentialChangedError):
+        await refresher(world, post).ensure("calendar")
+    assert await token_of(world) == "by hand"
+
+
+async def test_who_is_cancelled_leaves_the_refresh_to_its_end(
+    world: World, connected: CredentialInfo
+) -> None:
+    arrived, go = asyncio.Event(), asyncio.Event()
+
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        arrived.set()
+        await go.wait()
+        return await refresh_module.endpoints.post(url, form, client)
+
+    world.clock.now += 600
+    task = asyncio.create_task(refresher(world, post).ensure("calendar"))
+    await arrived.wait()
+    task.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    while (await state_of(world))[0] == "refreshing":
+        await asyncio.sleep(0)
+    assert await state_of(world) == ("connected", "ok", 0)
+    assert (await world.vault.get("calendar")).version == connected.version + 1
+
+
+async def test_no_token_is_in_the_log(world: World, connected: CredentialInfo) -> None:
+    tokens = [await token_of(world), await token_of(world, "refresh")]
+    world.clock.now += 600
+    await used(world)
+    tokens += [await token_of(world), await token_of(world, "refresh")]
+    world.vault.audit.flush()
+    for path in (world.where / "home").rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert not any(token.encode() in data for token in tokens)

