@@ -43,6 +43,7 @@ EXIT_CODES: Final[dict[int, str]] = {
     9: "Access: denied, a lease that has ended, a secret that leaked or was wiped.",
     10: "Audit: the log can't be written, or does not verify.",
     11: "Something optional is needed that is not installed.",
+    12: "OAuth: the provider refused, did not answer, or its answer can't be used.",
     70: "An error that should not happen; please report it.",
     74: "Standard output could not be written (a full disk); what was done is done.",
     130: "Interrupted.",

@@ -32,7 +32,7 @@ from apex_creds.cli.standard_streams import ReaderGoneError
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.fs.private_files import write_all
-from apex_creds.model import CredentialInfo, CredentialKind, Sensitivity
+from apex_creds.model import ConnectionState, CredentialInfo, CredentialKind, Sensitivity
 from apex_creds.policy.display import show_time
 from apex_creds.vault import Vault
 
@@ -93,7 +93,7 @@ async def set_credential(
         challenge=challenge,
     )
     return done(
-        _as_json(info, time.time()),
+        as_json(info, time.time()),
         f"Stored {info.name} ({info.kind}), version {info.version}.",
         notes=about_origins(info),
     )
@@ -117,13 +117,16 @@ async def list_credentials(vault: Vault) -> Report:
     rows: list[tuple[object, ...]] = []
     for info in found:
         expires: object = show_time(info.expires) or "never"
-        if info.expires is not None and info.expires <= now:
+        if info.ends is not None and info.ends <= now:
             expires = Cell(f"{expires} (expired)", "red")
+        elif info.connection is not None:
+            lost = info.connection.state is ConnectionState.NEEDS_RECONNECT
+            expires = Cell("needs reconnect", "red") if lost else f"{expires} (renewed)"
         origins = ", ".join(map(str, info.origins)) or "nowhere"
         delivered = (info.name, info.kind, info.service, info.delivery, origins)
         rows.append((*delivered, _level(info), info.version, expires))
     return Report(
-        [_as_json(info, now) for info in found],
+        [as_json(info, now) for info in found],
         Rows(columns, rows, empty="No credentials yet. Store one with: apex-creds set NAME"),
     )
 
@@ -132,7 +135,9 @@ def _level(info: CredentialInfo) -> str:
     return f"{info.sensitivity.value}{', challenge' if info.challenge else ''}"
 
 
-def _as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
+def as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
+    """What is known of a credential."""
+    connection = info.connection
     return {
         "name": info.name,
         "kind": info.kind.value,
@@ -145,9 +150,14 @@ def _as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
         "created": show_time(info.created),
         "updated": show_time(info.updated),
         "expires": show_time(info.expires) or None,
-        "expired": info.expires is not None and info.expires <= now,
+        "expired": info.ends is not None and info.ends <= now,
         "token_type": info.token_type,
         "scope": info.scope,
+        "provider": None if connection is None else connection.provider,
+        "state": None if connection is None else connection.state.value,
+        "refreshed": None if connection is None else show_time(connection.refreshed),
+        "outcome": None if connection is None else connection.outcome,
+        "connected_by": None if connection is None else connection.by,
         "id": info.id,
     }
 
@@ -155,7 +165,7 @@ def _as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
 @command()
 async def show(vault: Vault, name: NameArgument) -> Report:
     """Show what is known of a credential, without its value."""
-    facts = _as_json(await vault.get(name), time.time())
+    facts = as_json(await vault.get(name), time.time())
     return Report(facts, Fields((key.replace("_", " "), _plain(v)) for key, v in facts.items()))
 
 
@@ -210,7 +220,7 @@ def edit(
     )
     places = ", ".join(map(str, info.origins)) or "nowhere"
     return done(
-        _as_json(info, time.time()),
+        as_json(info, time.time()),
         f"{info.name} is {_level(info)} from now on.",
         f"It may be sent to {places}, as {info.delivery}.",
         notes=about_origins(info),

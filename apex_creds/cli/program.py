@@ -47,6 +47,14 @@ PANELS: Final[Mapping[str, Mapping[str, Entry]]] = {
             "credential_commands:remove",
             "Delete a credential for good: its key is destroyed, its file overwritten.",
         ),
+        "connect": Entry(
+            "oauth_commands:connect",
+            "Get an OAuth token from a provider, and keep it valid from then on.",
+        ),
+        "disconnect": Entry(
+            "oauth_commands:disconnect",
+            "Revoke a connection's tokens at its provider, and delete the credential.",
+        ),
         "import": Entry(
             "import_export:import_file",
             "Store the secrets of a .env file, each as an API key of its name.",

@@ -1,0 +1,139 @@
+"""``connect`` and ``disconnect``: OAuth tokens from a provider, and back.
+
+Guarantee: no token is printed; the address that a person opens has none in it. What was not
+issued is not stored.
+"""
+
+from __future__ import annotations
+
+import webbrowser
+from threading import Thread
+from typing import Annotated
+
+from apex_creds.cli import console
+from apex_creds.cli.command import (
+    NameArgument,
+    OriginOption,
+    Settings,
+    command,
+    with_vault,
+)
+from apex_creds.cli.console import Note, Report, done, note
+from apex_creds.cli.credential_commands import about_origins, as_json
+from apex_creds.cli.program import argument, flag, option
+from apex_creds.errors import CredentialNotFoundError, InvalidInputError
+from apex_creds.oauth import Way, providers
+from apex_creds.oauth import connect as connect_to
+from apex_creds.oauth import disconnect as disconnect_from
+from apex_creds.policy.display import show_time
+from apex_creds.vault import Vault
+
+
+@command()
+async def connect(
+    vault: Vault,
+    provider: Annotated[
+        str,
+        argument(
+            "PROVIDER",
+            f"{', '.join(providers.PRESETS)}; an issuer's https address; or a JSON file.",
+        ),
+    ],
+    name: Annotated[
+        str | None, option("NAME", "Of the credential; the provider's name by default.")
+    ] = None,
+    client_id: Annotated[
+        str | None,
+        option("ID", "Of the client that you have registered there; as before by default."),
+    ] = None,
+    client_secret: Annotated[
+        str | None,
+        option("NAME", "The credential that holds that client's secret, if it has one."),
+    ] = None,
+    scope: Annotated[
+        str | None, option("SCOPES", "What is asked for, with blanks between.")
+    ] = None,
+    origin: OriginOption = None,
+    device: Annotated[
+        bool, flag("Type a code on another device; for machines without a browser.", "--device")
+    ] = False,
+    client: Annotated[
+        bool, flag("A token for the client itself; nobody is asked.", "--client")
+    ] = False,
+    port: Annotated[
+        int, option("PORT", "Of the redirect to this machine; any by default.")
+    ] = 0,
+    browser: Annotated[bool, flag("Open a browser.", "--browser/--no-browser")] = True,
+) -> Report:
+    """Get an OAuth token from a provider, and keep it valid from then on.
+
+    Register a client there first: as a native or desktop application, with the redirect
+    http://127.0.0.1/callback.
+    """
+    if device and client:
+        raise InvalidInputError("--device and --client exclude each other.")
+    found = await providers.find(provider)
+    chosen = name or found.name
+    try:
+        before = (await vault.get(chosen)).connection
+    except CredentialNotFoundError:
+        before = None
+    if client_id is None and before is None:
+        raise InvalidInputError(
+            "The provider has to know who asks.",
+            hint="Register a client there, and say --client-id ID.",
+        )
+    again = before is not None and before.grant == "client_credentials"
+    way = Way.DEVICE if device else Way.CLIENT if client or again else Way.BROWSER
+
+    def show(address: str) -> None:
+        note(f"Open this, and allow it: {address}")
+        if browser and way is Way.BROWSER:
+            Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    made = await connect_to(
+        vault,
+        chosen,
+        found,
+        client_id=client_id or (before.client_id if before else ""),
+        client_secret=(before.client_secret if before else "")
+        if client_secret is None
+        else client_secret,
+        scope=(before.scope if before else "") if scope is None else scope,
+        way=way,
+        origins=origin,
+        show=show,
+        port=port,
+    )
+    until = show_time(made.info.expires) or "further notice"
+    renewed = "renewed before that" if made.renewable else "not renewed: no refresh token came"
+    return done(
+        as_json(made.info, vault.clock.time()),
+        f"Connected {made.info.name} to {found.name}; the token is good until {until}, "
+        f"and {renewed}.",
+        notes=[
+            *about_origins(made.info),
+            *(() if made.info.expires is None or made.renewable else (_ASK_OFFLINE,)),
+        ],
+    )
+
+
+_ASK_OFFLINE = Note("Most providers give a refresh token for the scope offline_access.")
+
+
+@command()
+def disconnect(
+    chosen: Settings,
+    name: NameArgument,
+    yes: Annotated[bool, flag("Do not ask.", "--yes", "-y")] = False,
+) -> Report:
+    """Revoke a connection's tokens at its provider, and delete the credential."""
+    question = f"Revoke and delete {console.safe(name)} for good?"
+    if not yes and not console.confirmed(question, about="whether to disconnect it"):
+        return Report({"disconnected": None}, notes=[Note("Nothing was changed.")], code=1)
+    revoked = with_vault(chosen, lambda vault: disconnect_from(vault, name))
+    where = "Its tokens are revoked at the provider." if revoked else _NO_REVOCATION
+    return done({"disconnected": name, "revoked": revoked}, f"Deleted {name}. {where}")
+
+
+_NO_REVOCATION = "The provider has no way to revoke tokens: end it on its own page, too."
