@@ -12,7 +12,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import AccessDeniedError, LeaseEndedError, SecretMisuseError
+from apex_creds.errors import (
+    AccessDeniedError,
+    LeaseEndedError,
+    RequestNotAllowedError,
+    SecretMisuseError,
+)
 from apex_creds.leases.broker import LONGEST_NAME, find_open, keep_open
 from apex_creds.leases.lease import (
     REVEAL,
@@ -21,6 +26,7 @@ from apex_creds.leases.lease import (
     current_invocation,
     ended_error,
 )
+from apex_creds.model import CredentialInfo
 from apex_creds.plain import plain_count, plain_seconds, plain_text, plain_texts, text_or_none
 from apex_creds.vault import Opened
 
@@ -258,8 +264,8 @@ class Reveal:
 
     async def __aenter__(self) -> SecretBytes:
         lease, broker = find_open(self._lease_id)
-        _, opened = await broker.redeem(lease, self._request)
-        return self._revealed(lease, opened)
+        record, opened = await broker.redeem(lease, self._request)
+        return self._revealed(lease, record.info, opened)
 
     async def __aexit__(self, *_: object) -> None:
         secret, self._secret = self._secret, None
@@ -269,8 +275,8 @@ class Reveal:
 
     def __enter__(self) -> SecretBytes:
         lease, broker = find_open(self._lease_id)
-        _, opened = broker.redeem_blocking(lease, self._request)
-        return self._revealed(lease, opened)
+        record, opened = broker.redeem_blocking(lease, self._request)
+        return self._revealed(lease, record.info, opened)
 
     def __exit__(self, *_: object) -> None:
         secret, self._secret = self._secret, None
@@ -278,7 +284,13 @@ class Reveal:
             keep_open(self._lease_id, secret.close)
             secret.close()
 
-    def _revealed(self, lease: Lease, opened: Opened) -> SecretBytes:
+    def _revealed(self, lease: Lease, info: CredentialInfo, opened: Opened) -> SecretBytes:
+        if self._part == "refresh" and info.connection is not None:
+            opened.close()  # who has it renews the token, and so takes it from all others
+            raise RequestNotAllowedError(
+                "A refresh token is for apex-creds alone, which renews the token with it.",
+                hint="Use the access token: reveal() without a part.",
+            )
         secret = opened.take(self._part)
         secret.on_expose(_Exposure(self._lease_id))
         lease.close_at_end(secret.close)

@@ -13,6 +13,7 @@ revoke all tokens of that connection (RFC 9700, section 4.14.2).
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -24,7 +25,9 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.concurrency import SingleFlight, run_to_completion
 from apex_creds.documents.records import Record
 from apex_creds.errors import (
+    CredentialChangedError,
     NeedsReconnectError,
+    NotFoundError,
     OAuthError,
     OAuthUnreachableError,
     TokenError,
@@ -116,6 +119,19 @@ class Refresher:
             found = await self._flights.shared(name, lambda: self._in_turn(name, needed))
             if found is not None:
                 return found
+
+    async def renew_due(self) -> int:
+        """Renews what expires soon; what fails waits for the next time.
+
+        Returns:
+            How many credentials need a person.
+        """
+        for info in await self._vault.list():
+            if is_due(info, self._vault.ends.now()):
+                with contextlib.suppress(TokenError, CredentialChangedError, NotFoundError):
+                    await self.ensure(info.name, early=True)
+        found = [info.connection for info in await self._vault.list() if info.connection]
+        return sum(each.state is ConnectionState.NEEDS_RECONNECT for each in found)
 
     async def _in_turn(
         self, name: str, needed: Callable[[CredentialInfo, float], bool]

@@ -43,9 +43,11 @@ from apex_creds.errors import (
     EventLoopError,
     InvalidInputError,
     LockedDownError,
+    NeedsReconnectError,
 )
 from apex_creds.fs.private_files import replace_file
 from apex_creds.model import SECTION_NAMES, new_id
+from apex_creds.oauth.refresh import Refresher
 from apex_creds.plain import check_can, check_is
 from apex_creds.scheduler.engine import Engine, Outcome
 from apex_creds.scheduler.event_queue import EventQueue, Notify, VaultReactor
@@ -66,8 +68,8 @@ from apex_creds.vault import Vault
 Hook = Callable[[], object | Awaitable[object]]
 
 _log: Final = logging.getLogger(__name__)
-_ALONGSIDE: Final = frozenset({"verify", "count", "due"})
-"""Jobs that only read, and wait for no other."""
+_ALONGSIDE: Final = frozenset({"verify", "count", "due", "refresh"})
+"""Jobs that touch no key, and wait for no other."""
 _LONGEST: Final = 10 * 366 * 86_400
 _STALLED: Final = 300.0
 """A job without progress for so many seconds (or five of its periods) is stalled."""
@@ -89,6 +91,7 @@ class Rhythm:
     verify: float = 3600.0
     count: float = 10.0
     due: float = 60.0
+    refresh: float = 30.0
 
     def __post_init__(self) -> None:
         for job in fields(self):
@@ -174,7 +177,12 @@ class RotationWorker:
         self._on_progress = on_progress
         self._rhythm = rhythm or Rhythm()
         self._pace = pace or Pace()
-        self._hooks: dict[str, Hook | None] = {"checkpoint": checkpoint, "sweep": sweep}
+        self._hooks: dict[str, Hook | None] = {
+            "checkpoint": checkpoint,
+            "sweep": sweep,
+            "refresh": self._refresh,
+        }
+        self._refresher = Refresher(vault)
         self._health_file = health_file
         self._help = help_others or vault.store.shared is not None
         document = rotation_document(vault.store)
@@ -345,6 +353,16 @@ class RotationWorker:
             detail = f"log {log}: {error.message}".encode()[:256].decode(errors="ignore")
             await self.emit(AuditTampered(source="worker", detail=detail))
             raise
+
+    async def _refresh(self) -> None:
+        """Renews OAuth tokens before they expire."""
+        await self._vault.check_not_locked_down()
+        lost = await self._refresher.renew_due()
+        if lost:
+            raise NeedsReconnectError(
+                f"{lost} OAuth connections need a person.",
+                hint="See: apex-creds list; then: apex-creds connect PROVIDER --name NAME",
+            )
 
     def _end_leases(self, state: RotationState) -> None:
         """Ends this process's leases for events, also those that others acted on.

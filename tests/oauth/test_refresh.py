@@ -13,14 +13,16 @@ from apex_creds.errors import (
     CredentialChangedError,
     NeedsReconnectError,
     OAuthUnreachableError,
+    RequestNotAllowedError,
     TokenError,
 )
 from apex_creds.middleware import CredentialMiddleware
-from apex_creds.model import CredentialInfo, OAuthToken
+from apex_creds.model import ConnectionState, CredentialInfo, OAuthToken
 from apex_creds.oauth import Provider, Refresher, connect
 from apex_creds.oauth import refresh as refresh_module
 from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form
+from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from tests.oauth.test_connect import SCOPE, somebody
 from tests.support.oidc import Server
 from tests.support.worlds import World
@@ -122,6 +124,40 @@ async def test_threads_wait_for_the_same_one(world: World, connected: Credential
     await asyncio.gather(*(world.call(plugin, needs=(NEED,)) for _ in range(8)))
     assert set(seen) == {await token_of(world)}
     assert (await world.vault.get("calendar")).version == connected.version + 1
+
+
+async def test_a_plugin_never_has_the_refresh_token(
+    world: World, connected: CredentialInfo
+) -> None:
+    async def plugin(credentials: object) -> None:
+        async with credentials["calendar"].reveal(part="refresh"):
+            pytest.fail("it has it")
+
+    with pytest.raises(RequestNotAllowedError, match="for apex-creds alone"):
+        await world.call(plugin, needs=(NEED,))
+
+
+async def test_the_worker_renews_it_before_it_expires(
+    world: World, connected: CredentialInfo
+) -> None:
+    world.clock.now += 500
+    async with RotationWorker(world.vault, rhythm=Rhythm(refresh=0.01), harden=False):
+        while (await world.vault.get("calendar")).version == connected.version:
+            await asyncio.sleep(0.01)
+    info = await world.vault.get("calendar")
+    assert info.expires == world.clock.time() + 600
+
+
+async def test_the_worker_says_that_a_person_is_needed(
+    world: World, connected: CredentialInfo
+) -> None:
+    assert connected.connection is not None
+    lost = msgspec.structs.replace(connected.connection, state=ConnectionState.NEEDS_RECONNECT)
+    await world.vault.note_connection(connected, lost)
+    async with RotationWorker(world.vault, rhythm=Rhythm(refresh=0.01), harden=False) as worker:
+        while "refresh" not in worker.health()["problems"]:
+            await asyncio.sleep(0.01)
+        assert "1 OAuth connections need" in worker.health()["problems"]["refresh"]
 
 
 # -- what goes wrong -------------------------------------------------------------------
