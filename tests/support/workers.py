@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import json
 import os
@@ -12,7 +13,10 @@ import tempfile
 from pathlib import Path
 
 from apex_creds.errors import ApexCredsError, CredentialExistsError, CredentialNotFoundError
+from apex_creds.leases.handle import CredentialMap
+from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey
+from apex_creds.policy.manifest import parse_manifest
 from apex_creds.vault import Vault
 from tests.support.vaults import create, home_in, secret_for, tree
 
@@ -140,3 +144,32 @@ async def kinds(home: str, kind: str, names: list[str]) -> list[str]:
             except CredentialExistsError:
                 continue
     return acknowledged
+
+
+async def use_token(home: str, tasks: int) -> list[str]:
+    """What so many invocations at once came to; each needs the token "calendar"."""
+    ends: list[str] = []
+
+    async def plugin(credentials: CredentialMap) -> None:
+        async with credentials["calendar"].reveal() as secret:
+            ends.append(hashlib.sha256(secret.expose_str().encode()).hexdigest())
+
+    async with await Vault.unseal(home) as vault:
+        middleware = CredentialMiddleware(vault)
+        manifest = parse_manifest(
+            {
+                "id": "demo",
+                "version": "1.0.0",
+                "credentials": [{"name": "calendar", "access": "reveal"}],
+            }
+        )
+
+        async def one() -> None:
+            try:
+                await middleware.invoke(manifest, plugin)
+            except ApexCredsError as error:
+                ends.append(type(error).__name__)
+
+        await asyncio.gather(*(one() for _ in range(tasks)))
+        await middleware.close()
+    return ends
