@@ -153,11 +153,15 @@ def as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
         "expired": info.ends is not None and info.ends <= now,
         "token_type": info.token_type,
         "scope": info.scope,
-        "provider": None if connection is None else connection.provider,
-        "state": None if connection is None else connection.state.value,
-        "refreshed": None if connection is None else show_time(connection.refreshed),
-        "outcome": None if connection is None else connection.outcome,
-        "connected_by": None if connection is None else connection.by,
+        "connection": None
+        if connection is None
+        else {
+            "provider": connection.provider,
+            "state": connection.state.value,
+            "refreshed": show_time(connection.refreshed),
+            "outcome": connection.outcome,
+            "by": connection.by,
+        },
         "id": info.id,
     }
 
@@ -166,7 +170,8 @@ def as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
 async def show(vault: Vault, name: NameArgument) -> Report:
     """Show what is known of a credential, without its value."""
     facts = as_json(await vault.get(name), time.time())
-    return Report(facts, Fields((key.replace("_", " "), _plain(v)) for key, v in facts.items()))
+    lines = [(key.replace("_", " "), _plain(v)) for key, v in facts.items()]
+    return Report(facts, Fields(line for line in lines if line != ("connection", "-")))
 
 
 def _plain(value: Json) -> str:
@@ -174,6 +179,8 @@ def _plain(value: Json) -> str:
         return ", ".join(map(str, value)) or "nowhere"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
     return str(value) if value not in ("", None) else "-"
 
 
