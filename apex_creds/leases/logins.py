@@ -119,6 +119,13 @@ def tls_context() -> ssl.SSLContext:
     return _tls_context(os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", ""))
 
 
+def trusted_certificates() -> str:
+    """The file that ``tls_context`` trusts, for a library that reads it itself."""
+    import certifi
+
+    return os.environ.get("SSL_CERT_FILE", "") or certifi.where()
+
+
 @lru_cache(maxsize=4)
 def _tls_context(file: str, folder: str) -> ssl.SSLContext:
     import certifi
