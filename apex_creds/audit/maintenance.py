@@ -168,7 +168,15 @@ class Upkeep:
                 return self.newest
             made = Checkpoint.make(self._edge.size, self._edge.root(), key=self._key)
             first, head = self._writer.head()
-            nodes = self._open_nodes(first, head)
+            # The nodes that end in the segment that is written to, if there are new ones.
+            nodes: list[bytes] = []
+            kept = self._edge.nodes
+            if kept is not None and self._edge.size >= first:
+                del kept[: count_until(first) - count_until(self._nodes_from)]
+                self._nodes_from = first
+                if (head, len(kept)) != (self._nodes_head, self._nodes_kept):
+                    self._nodes_head, self._nodes_kept = head, len(kept)
+                    nodes = kept.copy()
         self._writer.sync()
         self._file.add(made)
         if nodes:
@@ -181,18 +189,6 @@ class Upkeep:
         with tracing.step(semconv.CHECKPOINT, what):
             self._notify(made)
         return made
-
-    def _open_nodes(self, first: int, head: bytes) -> list[bytes]:
-        """The nodes that end in the segment that is written to, if there are new ones."""
-        nodes = self._edge.nodes
-        if nodes is None or self._edge.size < first:
-            return []
-        del nodes[: count_until(first) - count_until(self._nodes_from)]
-        self._nodes_from = first
-        if (head, len(nodes)) == (self._nodes_head, self._nodes_kept):
-            return []
-        self._nodes_head, self._nodes_kept = head, len(nodes)
-        return nodes.copy()
 
     def finish(self) -> None:
         """Signs what is left, and compresses what is begun, before the log closes."""

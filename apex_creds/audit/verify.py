@@ -228,26 +228,22 @@ def check_newest(directory: Path, *, vault_id: str) -> range:
     with SegmentReader(path) as segment:
         data = segment.read(max(0, segment.size - _NEWEST), segment.size)
         whole = len(data) == segment.size
-    if not whole:
-        return _check_end(data, number, path)
+    if not whole:  # the whole lines in its last bytes, each by itself and its number
+        begin, first = lines.first_in(data)
+        data = data[begin : data.rfind(b"\n") + 1] if begin >= 0 else b""
+        start = data.rfind(b"\n", 0, -1) + 1
+        seal = lines.seal(segment=number, last=first + data.count(b"\n") - 2)
+        leaves, wrong = lines.leaves_of(data[:start] if data[start:] == seal else data, first)
+        if wrong or not leaves:
+            how = wrong or "and its kin are missing"
+            raise _tampered(first + len(leaves), how, path.name)
+        return range(first, first + len(leaves))
     found = parse(data, number=number, vault_id=vault_id)
     newest = CheckpointFile(directory, vault_id=vault_id).last()
     covered = newest is not None and found.edge.size <= newest.size <= found.last
     if newest is not None and covered and found.edge_at(newest.size).root() != newest.root:
         raise _tampered(newest.size, "or one before it is not as it was signed", path.name)
     return range(found.edge.size + 1, found.last + 1)
-
-
-def _check_end(data: bytes, number: int, path: Path) -> range:
-    """Checks the whole lines in a segment's last bytes, each by itself and its number."""
-    begin, first = lines.first_in(data)
-    data = data[begin : data.rfind(b"\n") + 1] if begin >= 0 else b""
-    start = data.rfind(b"\n", 0, -1) + 1
-    seal = lines.seal(segment=number, last=first + data.count(b"\n") - 2)
-    leaves, wrong = lines.leaves_of(data[:start] if data[start:] == seal else data, first)
-    if wrong or not leaves:
-        raise _tampered(first + len(leaves), wrong or "and its kin are missing", path.name)
-    return range(first, first + len(leaves))
 
 
 def in_use(directory: Path) -> bool:

@@ -210,7 +210,11 @@ class ConsentFlow:
         for authorization in (None, _still(session, wanted, need, known.grants)):
             decision = self._decide(wanted, need, known, authorization)
             if decision.reason is Reason.SECOND_FACTOR_NEEDED:
-                return self._with_known_factor(wanted, need, known, decision, authorization)
+                window, subject = decision.second_factor, _subject(wanted, need)
+                state = self._known_factors().access.now() if window > EACH_LEASE else None
+                passed = () if state is None else state.passed
+                at = max((each.at for each in passed if _is_for(each, subject)), default=None)
+                return authorization if at is None else _with_factor(authorization, at, known)
             if decision.allowed:
                 return authorization
         return None
@@ -337,24 +341,6 @@ class ConsentFlow:
             return now
         state = await self._known_factors().access.read()
         return max((p.at for p in state.passed if _is_for(p, subject)), default=now)
-
-    def _with_known_factor(
-        self,
-        wanted: RequestedAccess,
-        need: Need,
-        known: Facts,
-        decision: Decision,
-        authorization: Authorization | None,
-    ) -> Authorization | None:
-        window = decision.second_factor
-        state = self._known_factors().access.now() if window > EACH_LEASE else None
-        if state is None:
-            return authorization
-        subject = _subject(wanted, need)
-        at = [passed.at for passed in state.passed if _is_for(passed, subject)]
-        if not at:
-            return authorization
-        return _with_factor(authorization, max(at), known)
 
     def _known_factors(self) -> Factors:
         if self._factors is None:
