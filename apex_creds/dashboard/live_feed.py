@@ -37,7 +37,7 @@ from apex_creds.dashboard.lease_view import (
     question,
     text,
 )
-from apex_creds.dashboard.log_status import Activity, Verified, Verifier, number_of
+from apex_creds.dashboard.log_status import Activity, Verified, Verifier, placed
 from apex_creds.dashboard.vault_views import (
     Hierarchy,
     Permissions,
@@ -257,18 +257,14 @@ class LogTail:
         self._first = self._first or self._next
 
     def _take(self, text: bytes, batch: Batch) -> None:
-        wrong = lines.fault(self._next, text)
+        number, wrong = placed(self._next, text)
         if wrong:
             self._faults += 1
             if self._faults <= _MANY_FAULTS:
                 batch.faults.append(Fault(self._next, wrong, file_name(self._number)))
-            number = number_of(text)
-            if not number:
-                self._next += 1
-                return
-            self._next = number
-        batch.events.append(lines.decode(text))
-        self._next += 1
+        if number:
+            batch.events.append(lines.decode(text))
+        self._next = (number or self._next) + 1
 
 
 # -- the watcher ----------------------------------------------------------------------------
@@ -377,9 +373,7 @@ class Watcher:
         batch = await anyio.to_thread.run_sync(self._tail.poll)
         shown = await anyio.to_thread.run_sync(self._digest, batch)
         self._feed.log(shown)
-        self._feed.log(
-            with_words({"seq": each.seq, "fault": text(each.how)}) for each in batch.faults
-        )
+        self._feed.log(self.fault(each.seq, each.how) for each in batch.faults)
         self._open = self.leases.open(self._vault.clock.time())
         self._feed.publish(
             "leases",
@@ -401,6 +395,11 @@ class Watcher:
     def shown(self, event: Recorded) -> dict[str, object]:
         """An event as the page gets it."""
         return with_words(self._names.event(event))
+
+    @staticmethod
+    def fault(seq: int, how: str) -> dict[str, object]:
+        """A line that is not what was written, as the page gets it."""
+        return with_words({"seq": seq, "fault": text(how)})
 
     def _lease(self, item: OpenLease) -> dict[str, object]:
         found: dict[str, object] = msgspec.to_builtins(item)

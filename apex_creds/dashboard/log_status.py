@@ -20,8 +20,8 @@ import msgspec
 from apex_creds.audit import line as lines
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
 from apex_creds.audit.events import EventKind, Recorded
-from apex_creds.audit.segment import read_segment, segments
-from apex_creds.audit.verify import Progress, Report, check_now, entries
+from apex_creds.audit.segment import SegmentReader, find_segment, read_segment, segments
+from apex_creds.audit.verify import Progress, Report, check_now
 from apex_creds.errors import ApexCredsError, AuditTamperedError, InvalidInputError
 
 # -- verification ---------------------------------------------------------------------------
@@ -234,6 +234,12 @@ def number_of(text: bytes) -> int:
     return 0 if not number or lines.fault(number, text) else number
 
 
+def placed(expected: int, text: bytes) -> tuple[int, str]:
+    """The number of a line (0: it is no event that was written), and what is wrong with it."""
+    wrong = lines.fault(expected, text)
+    return number_of(text) if wrong else expected, wrong
+
+
 def _altered(segment: str) -> AuditTamperedError:
     return AuditTamperedError(
         f"A line of {segment} is not what was written.", hint="Run: apex-creds audit verify"
@@ -247,35 +253,95 @@ LOOKED_AT: Final = 20_000
 """In how many a search looks at once."""
 
 
+class Earlier(msgspec.Struct, frozen=True):
+    """A step back in the log.
+
+    Attributes:
+        events: Oldest first.
+        reached: From which number on that is all.
+        faults: How many lines are not what was written; the step went on behind them.
+    """
+
+    events: list[Shown]
+    reached: int
+    faults: int
+
+
 def earlier(
     directory: Path,
     *,
     vault_id: str,
     before: int,
     shown: Callable[[Recorded], Shown],
+    fault: Callable[[int, str], Shown],
     wanted: Callable[[Shown], bool] | None = None,
-) -> tuple[list[Shown], int]:
-    """The events before a number, oldest first, and the number from which on that is all.
+) -> Earlier:
+    """The events before a number.
 
     Args:
         directory: The log's.
         vault_id: Whose.
         before: Where to begin.
         shown: How the page gets an event.
+        fault: How it gets a line that is not what was written.
         wanted: Of those, which; None: all.
 
     Raises:
-        AuditTamperedError: A line of the log is not what was written.
-        AuditUnavailableError: It can't be read.
+        AuditTamperedError: A segment is missing.
+        AuditUnavailableError: The log can't be read.
     """
     first = max(1, before - (PAGE if wanted is None else LOOKED_AT))
     found: deque[tuple[int, Shown]] = deque(maxlen=PAGE + 1)
-    for seq, text in entries(directory, vault_id=vault_id, after=first - 1):
+    faults = 0
+    for seq, text, wrong in _readable(directory, vault_id, first):
         if seq >= before:
             break
-        event = shown(lines.decode(text))
+        faults += bool(wrong)
+        event = fault(seq, wrong) if wrong else shown(lines.decode(text))
         if wanted is None or wanted(event):
             found.append((seq, event))
     if len(found) > PAGE:
         first = found[0][0] + 1
-    return [event for seq, event in found if seq >= first], first
+    return Earlier([event for seq, event in found if seq >= first], first, faults)
+
+
+def _readable(directory: Path, vault_id: str, first: int) -> Iterator[tuple[int, bytes, str]]:
+    """Number and line of each event from ``first`` on, and what is wrong with it."""
+    paths = segments(directory)
+    try:
+        number = find_segment(paths, vault_id=vault_id, after=first - 1, known={})[0]
+    except AuditTamperedError:
+        number = 1
+    last = first - 1
+    for each in range(number, len(paths) + 1):
+        try:
+            with SegmentReader(paths[each]) as segment:
+                for found in _lines_of(segment, each, vault_id, first, last + 1):
+                    last = found[0]
+                    if last >= first:
+                        yield found
+        except AuditTamperedError as error:  # the file as a whole
+            yield last + 1, b"", error.message
+
+
+def _lines_of(
+    segment: SegmentReader, number: int, vault_id: str, first: int, seq: int
+) -> Iterator[tuple[int, bytes, str]]:
+    start = segment.offset_of(first)
+    for place, text in enumerate(segment.lines(start)):
+        if place == 0:
+            edge = lines.parse_header(text, segment=number, vault_id=vault_id)
+            seq = lines.number_of(text) or seq if edge is None else edge.size + 1
+            if edge is not None:
+                continue
+            if not start:
+                yield seq, b"", "is not in a segment of this vault"
+                continue
+        if not text.endswith(b"\n") or text == lines.seal(segment=number, last=seq - 1):
+            return
+        stated, wrong = placed(seq, text)
+        if wrong:
+            yield seq, b"", wrong
+        if stated:
+            yield stated, text, ""
+        seq = (stated or seq) + 1

@@ -254,10 +254,10 @@ class Dashboard:
             vault_id=self._vault.audit.vault_id,
             before=int(before),
             shown=self._watcher.shown,
+            fault=self._watcher.fault,
             wanted=wanted.matches if wanted else None,
         )
-        events, reached = await anyio.to_thread.run_sync(read)
-        return reply({"events": events, "reached": reached})
+        return reply(await anyio.to_thread.run_sync(read))
 
     async def _window(self, request: Request, _: Session) -> Response:
         """What is shown of a list, of any length."""

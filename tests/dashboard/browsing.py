@@ -8,9 +8,11 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.async_api import Browser, Page, async_playwright
 
 FLAGS = (
@@ -63,6 +65,16 @@ CONTRAST = """() => {
   }
   return [...new Set(bad)];
 }"""
+
+
+_AXE = """() => axe.run(document).then((found) => found.violations.map(
+  (one) => `${one.id}: ${one.nodes.map((node) => node.target.join(' ')).join(', ')}`))"""
+
+
+async def barriers(page: Page) -> list[str]:
+    """What axe-core finds that shuts people out, by any of its rules."""
+    await page.evaluate(Path(AXE_FILE_PATH).read_text(encoding="utf-8"))
+    return list(await page.evaluate(_AXE))
 
 
 def chromium() -> str:

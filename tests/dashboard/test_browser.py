@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from playwright.async_api import Page, Route, expect
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.vault.lookup import PutItem
-from tests.dashboard.browsing import CONTRAST, browser, tab
+from tests.dashboard.browsing import CONTRAST, barriers, browser, tab
 from tests.dashboard.running import running
 from tests.dashboard.town import (
     BOOKS,
@@ -285,6 +287,50 @@ async def test_any_light_any_width_and_only_looking(tmp_path: Path) -> None:
                 assert town.vault.vault_id[:8] not in await page.content()
                 await seen.innocent()
         group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("state", ["full", "locked down", "empty"])
+async def test_nothing_shuts_people_out(tmp_path: Path, state: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        group = await stack.enter_async_context(anyio.create_task_group())
+        if state == "empty":
+            master = f"file:{tmp_path}/m.key"
+            await stack.enter_async_context(
+                await Vault.create(tmp_path / "home", master=master)
+            )
+        else:
+            town = await stack.enter_async_context(town_in(tmp_path, many=30))
+            await town.half_rotate("api_keys/tenants", moved=12)
+            await town.leak()
+            await town.denied()
+        group = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(group.cancel_scope.cancel)
+        if state == "full":
+            group.start_soon(town.hold, CHATTER, "llm/openai", anyio.Event(), "stream")
+            group.start_soon(town.ask, BOOKS, "payments/stripe")
+        if state == "locked down":
+            await town.vault.lockdown(reason="laptop stolen", keep_grants=True)
+        made = stack.enter_context(running(tmp_path / "home", "--allow-decisions"))
+        chrome = await stack.enter_async_context(browser())
+        page = (await tab(chrome, made.origin)).page
+        await page.goto(f"{made.origin}/")
+        await expect(page.locator("#door")).to_be_visible()
+        assert await barriers(page) == []
+        await page.goto(made.link)
+        await expect(page.locator("#verified")).to_contain_text("verify")
+        await expect(page.locator("#permissions-table")).not_to_be_empty()
+        if state == "full":
+            await expect(page.locator("#requests-list li")).to_have_count(1)
+            await expect(page.locator("#leases-list li")).to_have_count(1)
+        await page.locator("details.as-table").evaluate("e => { e.open = true; }")
+        for width, scheme in itertools.product((360, 1440), ("light", "dark")):
+            await page.set_viewport_size({"width": width, "height": 800})
+            await page.emulate_media(color_scheme=scheme)
+            assert await barriers(page) == [], (width, scheme)
+        if state == "full":
+            await page.locator("#audit-list button").first.click()
+            await expect(page.locator(".story li")).not_to_have_count(0)
+            assert await barriers(page) == []
 
 
 async def test_earlier_events_come_and_stay_and_a_search_is_of_the_whole_log(

@@ -13,6 +13,7 @@ from apex_creds.audit.log import AuditLog
 from apex_creds.dashboard import log_status
 from apex_creds.dashboard.event_words import Filter, Group, with_words
 from apex_creds.dashboard.lease_view import Names
+from apex_creds.dashboard.live_feed import Watcher
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import SystemClock
 
@@ -109,17 +110,22 @@ def test_step_by_step_a_search_finds_everything_once(
         patch.setattr(log_status, "LOOKED_AT", looked_at)
         while at > 1:
             read = 0
-            found, reached = log_status.earlier(
+            step = log_status.earlier(
                 directory,
                 vault_id=VAULT,
                 before=at,
                 shown=look,
+                fault=Watcher.fault,
                 wanted=wanted.matches if wanted else None,
             )
+            found, reached = step.events, step.reached
+            assert step.faults == 0
             assert len(found) <= page
             assert read <= (looked_at if wanted else page)
             assert 1 <= reached < at
             seen = [int(str(event["seq"])) for event in found] + seen
             at = reached
-    every, _ = log_status.earlier(directory, vault_id=VAULT, before=before, shown=shown)
-    assert seen == [event["seq"] for event in every if wanted.matches(event)]
+    every = log_status.earlier(
+        directory, vault_id=VAULT, before=before, shown=shown, fault=Watcher.fault
+    )
+    assert seen == [event["seq"] for event in every.events if wanted.matches(event)]

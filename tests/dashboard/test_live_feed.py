@@ -12,8 +12,10 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.maintenance import Cadence
 from apex_creds.audit.segment import segments
-from apex_creds.dashboard.lease_view import names_of
+from apex_creds.dashboard.event_words import Filter, with_words
+from apex_creds.dashboard.lease_view import Names, names_of
 from apex_creds.dashboard.live_feed import LiveFeed, LogTail, Watcher
+from apex_creds.dashboard.log_status import Earlier, earlier
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import SystemClock
 from apex_creds.vault import Vault
@@ -138,6 +140,60 @@ def test_another_vault_s_log_is_an_error(directory: Path) -> None:
     for _ in range(2):
         with pytest.raises(AuditTamperedError):
             tail.poll()
+
+
+def search(directory: Path, before: int, text: str = "") -> Earlier:
+    wanted = Filter.parse(text, "")
+    return earlier(
+        directory,
+        vault_id=VAULT,
+        before=before,
+        shown=lambda event: with_words(Names().event(event)),
+        fault=Watcher.fault,
+        wanted=wanted.matches if wanted else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        (lambda line: line.replace(b"name-3", b"name-X"), [4]),
+        (lambda line: b"", [4]),
+        (lambda line: b"what is this\n", [4]),
+        (lambda line: line[:40] + b"\n", [4]),
+    ],
+)
+def test_an_altered_line_does_not_end_a_search(directory: Path, change, lost) -> None:
+    log = log_in(directory)
+    write(log, 9)
+    log.close()
+    path = directory / "000001.jsonl"
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*whole[:4], change(whole[4]), *whole[5:]]))
+    for text in ("", "name-"):
+        found = search(directory, 10, text)
+        assert (found.reached, found.faults) == (1, 1)
+        events = [e["seq"] for e in found.events if "fault" not in e]
+        assert events == [n for n in range(1, 10) if n not in lost]
+    assert [e["seq"] for e in search(directory, 10, "not what was written").events] == lost
+
+
+def test_a_segment_that_is_no_more_what_was_compressed_does_not_end_a_search(
+    directory: Path,
+) -> None:
+    log = log_in(directory, cadence=Cadence(segment_bytes=8192))
+    for _ in range(4):
+        fill_segment(log, directory)
+    log.close()
+    packed = sorted(directory.glob("*.jsonl.gz"))[1]
+    damaged = bytearray(packed.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    packed.write_bytes(damaged)
+    found = search(directory, 1000, "name-")
+    assert found.faults == 1
+    seen = {e["seq"] for e in found.events}
+    assert {1, 40, 121, 160} <= seen
+    assert not seen & set(range(42, 80))
 
 
 def test_half_a_line_waits_for_its_end(directory: Path) -> None:

@@ -14,6 +14,7 @@ const events = new Map(); // the newest, by number
 const kept = new Map(); // what somebody asked to see besides, for this filter
 let searched = null; // from where on the server has looked for what the filter wants
 let failed = "";
+let faults = 0; // lines that a search came by and that are not what was written
 let paused = false;
 let waiting = [];
 
@@ -85,7 +86,8 @@ function redraw() {
   $("earlier").textContent = all ? "Earlier events" : "Search earlier events";
   const from = reached();
   const far = from > 1 ? `searched from event ${count(from)} on` : "all of the log was searched";
-  $("searched").textContent = failed || (all ? "" : far);
+  const altered = faults ? `${plural(faults, "line")} on the way ${faults === 1 ? "is" : "are"} not what was written` : "";
+  $("searched").textContent = failed || [all ? "" : far, altered].filter(Boolean).join("; ");
 }
 
 /** Another filter: what was asked for under the one before goes. */
@@ -93,6 +95,7 @@ function choose() {
   kept.clear();
   searched = null;
   failed = "";
+  faults = 0;
   redraw();
 }
 
@@ -133,9 +136,10 @@ async function earlier() {
     let added = more.length;
     // A search goes on until it has found something or all was looked at.
     while (added < (filtered() ? 1 : STEP) && reached() > 1) {
-      const { events: found, reached: at } = await get(`/api/log?${new URLSearchParams({ before: reached(), ...filter() })}`);
+      const { events: found, reached: at, faults: bad } = await get(`/api/log?${new URLSearchParams({ before: reached(), ...filter() })}`);
       if (JSON.stringify(filter()) !== chosen) return;
       if (filtered() || !found.length || searched !== null) searched = at;
+      faults += bad;
       for (const event of found) kept.set(event.seq, event);
       trim();
       added += found.length;
