@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from apex_creds.middleware import CredentialMiddleware, OnLeak
     from apex_creds.model import (
         ApiKey,
+        AwsKey,
         BasicAuth,
         CredentialInfo,
         CredentialKind,
@@ -26,6 +27,7 @@ __all__ = [
     "AccessDeniedError",
     "ApexCredsError",
     "ApiKey",
+    "AwsKey",
     "BasicAuth",
     "CredentialHandle",
     "CredentialInfo",
@@ -69,7 +71,7 @@ if not TYPE_CHECKING:
         "apex_creds.leases": ("CredentialHandle", "CredentialMap", "current_credentials"),
         "apex_creds.middleware": ("CredentialMiddleware", "OnLeak"),
         "apex_creds.model": (
-            *("ApiKey", "BasicAuth", "CredentialInfo", "CredentialKind"),
+            *("ApiKey", "AwsKey", "BasicAuth", "CredentialInfo", "CredentialKind"),
             *("GenericSecret", "OAuthToken"),
         ),
         "apex_creds.policy.grants": ("Grant",),

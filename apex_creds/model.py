@@ -347,6 +347,7 @@ class DeliveryStyle(StrEnum):
     PATH = "path"
     JSON = "json"
     FORM = "form"
+    AWS4 = "aws4"
 
 
 PLACEHOLDER: Final = "apexCredsPlaceholderNotASecret"
@@ -355,6 +356,7 @@ _PLACE: Final = "{}"
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9._~!$'()*,=:@-]*\{\}[A-Za-z0-9._~!$'()*,=:@-]*")
 _NAMED_BY_TOKEN: Final = frozenset({"header", "query", "scheme", "cookie", "json", "form"})
 _LONGEST_FIELD: Final = 128
+_SCOPE: Final = re.compile(r"[a-z0-9-]{1,32}/[a-z0-9-]{1,64}", re.ASCII)
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
@@ -362,7 +364,8 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
 
     ``bearer``, ``basic``, ``scheme:Bot``, ``header:X-Api-Key``, ``cookie:session``,
     ``query:key``, ``path:bot{}`` (a segment of the path, the secret where the braces are),
-    ``json:FIELD`` and ``form:FIELD`` (of the body).
+    ``json:FIELD`` and ``form:FIELD`` (of the body); or ``aws4``, ``aws4:REGION/SERVICE``: it
+    signs the request.
     """
 
     style: DeliveryStyle
@@ -380,7 +383,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
             raise InvalidInputError(
                 f"{text[:80]!r} is not a way to send a credential.",
                 hint="Use bearer, basic, scheme:NAME, header:NAME, cookie:NAME, query:NAME, "
-                "path:TEXT{}, json:FIELD or form:FIELD.",
+                "path:TEXT{}, json:FIELD, form:FIELD, aws4 or aws4:REGION/SERVICE.",
             )
         return cls(DeliveryStyle(style), field)
 
@@ -410,6 +413,8 @@ def _fits(style: str, named: bool, field: str) -> bool:
         return False
     if style == DeliveryStyle.PATH:
         return _SEGMENT.fullmatch(field) is not None
+    if style == DeliveryStyle.AWS4:
+        return not named or _SCOPE.fullmatch(field) is not None
     if style == DeliveryStyle.SCHEME and field.lower() in ("bearer", "basic"):
         return False  # they have forms of their own
     if style in _NAMED_BY_TOKEN:
@@ -569,6 +574,23 @@ class BasicAuth(Secret):
                 hint="Check for a typing error.",
             )
         parts = {"user": _utf8(user), "password": _utf8(password)}
+        super().__init__(CredentialKind.BASIC, parts)
+
+
+class AwsKey(Secret):
+    """An access key of AWS, which signs requests; a user (its id) and a password otherwise.
+
+    A session token, of temporary keys, is sent along with the signature.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self, access_key_id: str, secret_access_key: str, session_token: str = ""
+    ) -> None:
+        parts = {"user": _utf8(access_key_id), "password": _utf8(secret_access_key)}
+        if session_token:
+            parts["session"] = _utf8(session_token)
         super().__init__(CredentialKind.BASIC, parts)
 
 

@@ -24,6 +24,7 @@ PUBLIC: list[str] = [
     "AccessDeniedError",
     "ApexCredsError",
     "ApiKey",
+    "AwsKey",
     "BasicAuth",
     "CredentialHandle",
     "CredentialInfo",

@@ -80,7 +80,8 @@ class AuditEvent(
         key_id: 32 hexadecimal digits of the keyset used.
         key_version: Version in that keyset; 0 when none was used.
         origin: Where a secret was sent, or was to be, ``scheme://host[:port]``.
-        method: How: an HTTP method, or ``reveal``.
+        method: How: an HTTP method, ``reveal``, or what was signed: ``SIGN``, ``JWT``,
+            ``PRESIGN``.
         path: Of a request that was denied, without its query.
         trace_id: 32 hexadecimal digits; empty when tracing is off.
         span_id: 16 hexadecimal digits; empty when tracing is off.

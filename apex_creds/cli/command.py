@@ -100,8 +100,8 @@ DeliveryOption = Annotated[
     Delivery | None,
     option(
         "HOW",
-        "How it is sent: bearer, basic, path:TEXT{}, or scheme, header, cookie, query, json or "
-        "form with :NAME.",
+        "How it is sent: bearer, basic, aws4, path:TEXT{}, or scheme, header, cookie, query, "
+        "json or form with :NAME.",
         parser=Delivery.parse,
     ),
 ]

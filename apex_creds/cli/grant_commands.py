@@ -45,6 +45,7 @@ def grant(
         bool,
         flag("Services may send the secret back to it: answers are not searched.", "--echoes"),
     ] = False,
+    sign: Annotated[bool, flag("It may have signatures made with it.", "--sign")] = False,
     until: UntilOption = None,
     folder: Annotated[
         Path | None,
@@ -74,6 +75,7 @@ def grant(
             scopes=scope or (),
             reveal=reveal,
             echoes=echoes,
+            sign=sign,
             until=until,
             manifest=manifest,
             created_by="apex-creds",
@@ -84,7 +86,7 @@ def grant(
     notes = [] if known is None or made.reveal else about_origins(known)
     if known is None:
         notes = [Note("There is no credential of that name yet: apex-creds set NAME")]
-    access = "use and read" if made.reveal else "use"
+    access = "use and read" if made.reveal else "use and sign with" if made.sign else "use"
     access += " (answers are not searched)" if made.echoes else ""
     scopes = f" ({', '.join(made.scopes)})" if made.scopes else ""
     ends = f" until {show_time(made.until)}" if made.until else ""
@@ -121,7 +123,7 @@ async def list_grants(vault: Vault) -> Report:
                     item.credential,
                     Cell("denied", "red")
                     if item.decision is GrantDecision.DENY
-                    else ("reveal" if item.reveal else "inject"),
+                    else access_of(item),
                     ", ".join(item.scopes) or "-",
                     show_time(item.created),
                     end_of(item.until),
@@ -131,6 +133,11 @@ async def list_grants(vault: Vault) -> Report:
             empty="No grants yet. Make one with: apex-creds grant PLUGIN NAME",
         ),
     )
+
+
+def access_of(made: Grant) -> str:
+    """What a grant allows at most."""
+    return "reveal" if made.reveal else "sign" if made.sign else "inject"
 
 
 def end_of(until: float | None) -> object:
@@ -146,6 +153,7 @@ def _as_json(made: Grant) -> dict[str, Json]:
         "credential": made.credential,
         "reveal": made.reveal,
         "echoes": made.echoes,
+        "sign": made.sign,
         "scopes": list(made.scopes),
         "created": show_time(made.created),
         "until": show_time(made.until) or None,

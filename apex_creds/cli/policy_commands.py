@@ -168,6 +168,7 @@ def _explained(decision: Decision, others: list[Rule], *, challenged: bool) -> R
         "second_factor": _factor(decision.second_factor),
         "reveal": permission.reveal if permission else False,
         "echoes": permission.echoes if permission else False,
+        "sign": permission.sign if permission else False,
         "until": show_time(permission.until) or None if permission else None,
         "also_match": [
             {"rule": rule.id, "line": rule.line, "decision": rule.decision.value}

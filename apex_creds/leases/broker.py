@@ -35,6 +35,7 @@ from apex_creds.errors import (
 )
 from apex_creds.leases.authorizer import Authorizer, unsigned
 from apex_creds.leases.lease import (
+    REVEAL,
     AccessRequest,
     Authorization,
     ExpiryTimer,
@@ -44,7 +45,7 @@ from apex_creds.leases.lease import (
     current_invocation,
     ended_error,
 )
-from apex_creds.model import Clock, CredentialInfo
+from apex_creds.model import Clock, CredentialInfo, DeliveryStyle
 from apex_creds.oauth.refresh import Refresher, has_expired
 from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
@@ -427,7 +428,7 @@ class LeaseBroker:
                 parent=lease.parent.id if lease.parent else "",
                 credential=lease.need.name,
                 key=record.key,
-                method=request.method,
+                method=request.logged or request.method,
                 origin="" if request.origin is None else str(request.origin),
                 ids=ids,
             )
@@ -476,8 +477,10 @@ class LeaseBroker:
             self._deny(invocation, name, Reason.SCOPE_NOT_GRANTED, request)
         if request.origin is not None:
             self._check_request(lease, invocation, record.info, request)
-        elif not lease.permission.reveal:
+        elif request.method == REVEAL and not lease.permission.reveal:
             self._deny(invocation, name, Reason.REVEAL_NOT_GRANTED, request)
+        elif not (lease.permission.sign or lease.permission.reveal):
+            self._refuse_signing(invocation, name, request)
         if record.info.challenge and not signed:
             self._log_denial(invocation, name, Reason.CHALLENGE_NEEDED, request=request)
             raise unsigned()
@@ -486,13 +489,21 @@ class LeaseBroker:
     def _check_request(
         self, lease: Lease, invocation: Invocation, info: CredentialInfo, request: AccessRequest
     ) -> None:
-        origin = request.origin
+        origin, permission = request.origin, lease.permission
         assert origin is not None
+        signs = info.delivery.style is DeliveryStyle.AWS4
+        if signs and not permission.sign:
+            self._refuse_signing(invocation, lease.need.name, request)
         known = origin in info.origins  # they may have been changed since the lease began
-        if known and lease.permission.allows_request(
-            origin=origin,
-            method=request.method,
-            path=info.delivery.shown_path(request.path),
+        sends = signs or permission.inject
+        if (
+            sends
+            and known
+            and permission.allows_request(
+                origin=origin,
+                method=request.method,
+                path=info.delivery.shown_path(request.path),
+            )
         ):
             return
         self._log_denial(
@@ -504,6 +515,16 @@ class LeaseBroker:
             if known
             else f"The credential may not be sent to {origin}. If it should, its owner runs: "
             f"apex-creds edit {shlex.quote(lease.need.name)} --origin {origin}",
+        )
+
+    def _refuse_signing(
+        self, invocation: Invocation, name: str, request: AccessRequest
+    ) -> NoReturn:
+        self._log_denial(invocation, name, Reason.SIGN_NOT_GRANTED, request=request)
+        raise RequestNotAllowedError(
+            f"No signature is made with credential {name[:LONGEST_NAME]!r} here.",
+            hint='The manifest must say "access": "sign", and the owner: '
+            "apex-creds grant PLUGIN NAME --sign",
         )
 
     def _reauthorize(self, lease: Lease, grants: Grants, record: Record) -> None:

@@ -18,8 +18,10 @@ from urllib.parse import quote, unquote_plus, urlencode
 import httpx
 import msgspec
 
+from apex_creds.clocks import SystemClock
 from apex_creds.documents.records import Record
 from apex_creds.errors import InvalidInputError, RequestNotAllowedError
+from apex_creds.leases import sigv4
 from apex_creds.model import PLACEHOLDER, Delivery, DeliveryStyle, Origin
 from apex_creds.vault import Opened
 
@@ -80,11 +82,12 @@ class Use(msgspec.Struct, frozen=True, eq=False):
 class Draft:
     """A request in the making: credentials are put into it one after another."""
 
-    __slots__ = ("_taken", "_takes_body", "body", "headers", "url")
+    __slots__ = ("_method", "_taken", "_takes_body", "body", "headers", "url")
 
     def __init__(
         self, taken: Snapshot, body: httpx.AsyncByteStream | httpx.SyncByteStream
     ) -> None:
+        self._method = taken.method
         self._takes_body = taken.stream is not None
         self._taken: list[tuple[str, ...]] = []
         self.url = taken.url
@@ -105,6 +108,8 @@ class Draft:
         if delivery.style is DeliveryStyle.BASIC:
             value = _basic(opened, name)
             self.replace(b"authorization", b"Authorization", b"Basic " + value.encode())
+        elif delivery.style is DeliveryStyle.AWS4:
+            self._sign(opened, delivery.field)
         else:
             _PUT[delivery.style](self, delivery.field, _secret_text(opened, name))
 
@@ -112,7 +117,8 @@ class Draft:
         """The headers as they are sent."""
         sent = RawHeaders()
         for _, name, value in self.headers:  # a comprehension costs a call
-            sent.append((name, value))
+            if _PLACEHOLDER not in value:
+                sent.append((name, value))
         return sent
 
     def replace(self, canonical: bytes, name: bytes, value: bytes) -> None:
@@ -177,6 +183,25 @@ class Draft:
                 "body, its owner sets that: apex-creds edit NAME --delivery query:key",
             )
 
+    def _sign(self, opened: Opened, only: str) -> None:
+        """Signs it for AWS, as it is now: other credentials are in it already."""
+        body = self.body
+        with sigv4.key_of(opened) as key:
+            signed = sigv4.sign(
+                key,
+                method=self._method,
+                target=self.url.raw_path.decode("ascii"),
+                headers=[(n.decode("ascii"), v.decode("ascii")) for _, n, v in self.headers],
+                body=b"".join(body) if isinstance(body, httpx.ByteStream) else None,
+                only=only,
+                stamp=sigv4.stamp(SystemClock().time()),
+            )
+        self.url = self.url.copy_with(raw_path=signed.target.encode())
+        self.headers = [
+            (canonical_name(name.encode()), name.encode(), value.encode())
+            for name, value in signed.headers
+        ]
+
     def _claim(self, place: tuple[str, ...]) -> None:
         for other in self._taken:
             if all(a == b for a, b in zip(place, other, strict=False)):
@@ -204,7 +229,12 @@ def _place(delivery: Delivery) -> tuple[str, ...]:
 
 
 _IN_AUTHORIZATION: Final = frozenset(
-    {DeliveryStyle.BEARER, DeliveryStyle.BASIC, DeliveryStyle.SCHEME}
+    {
+        DeliveryStyle.AWS4,
+        DeliveryStyle.BASIC,
+        DeliveryStyle.BEARER,
+        DeliveryStyle.SCHEME,
+    }
 )
 
 

@@ -121,6 +121,131 @@ class CredentialHandle:
             self._id, None if scope is None else plain_text(scope, what="scope"), options
         )
 
+    async def sign(
+        self, data: bytes, *, algorithm: str = "sha256", scope: str | None = None
+    ) -> bytes:
+        """An HMAC of ``data`` under the secret, as webhooks have it.
+
+        Manifest and grant must both say ``sign``.
+
+        Args:
+            data: What is signed.
+            algorithm: ``sha256`` or ``sha512``.
+            scope: A scope that the lease must have for this use.
+
+        Raises:
+            AccessDeniedError: Not allowed, or the lease has ended.
+            AuditUnavailableError: It could not be logged first.
+            InvalidInputError: The credential, or an argument, is none for this.
+        """
+        from apex_creds.leases import signatures
+
+        asked = signatures.bytes_of(data, algorithm, scope)
+        return await signatures.make(self._id, asked)
+
+    def sync_sign(
+        self, data: bytes, *, algorithm: str = "sha256", scope: str | None = None
+    ) -> bytes:
+        """As ``sign``, for plugins that run in a worker thread."""
+        from apex_creds.leases import signatures
+
+        asked = signatures.bytes_of(data, algorithm, scope)
+        return signatures.make_blocking(self._id, asked)
+
+    async def jwt(
+        self,
+        claims: Mapping[str, object],
+        *,
+        algorithm: str = "RS256",
+        key_id: str = "",
+        expires_in: int = 300,
+        scope: str | None = None,
+    ) -> str:
+        """A JSON Web Token, signed with the private key that the credential is.
+
+        Manifest and grant must both say ``sign``.
+
+        Args:
+            claims: Its claims; without ``iat`` and ``exp`` those are now, and in
+                ``expires_in`` seconds. It is good for an hour at most.
+            algorithm: ``RS256``, ``ES256`` or ``EdDSA``.
+            key_id: Its header ``kid``; none by default.
+            expires_in: Seconds.
+            scope: A scope that the lease must have for this use.
+
+        Raises:
+            AccessDeniedError: Not allowed, or the lease has ended.
+            AuditUnavailableError: It could not be logged first.
+            InvalidInputError: The credential, or an argument, is none for this.
+        """
+        from apex_creds.leases import signatures
+
+        asked = signatures.token_of(claims, algorithm, key_id, expires_in, scope)
+        return await signatures.make(self._id, asked)
+
+    def sync_jwt(
+        self,
+        claims: Mapping[str, object],
+        *,
+        algorithm: str = "RS256",
+        key_id: str = "",
+        expires_in: int = 300,
+        scope: str | None = None,
+    ) -> str:
+        """As ``jwt``, for plugins that run in a worker thread."""
+        from apex_creds.leases import signatures
+
+        asked = signatures.token_of(claims, algorithm, key_id, expires_in, scope)
+        return signatures.make_blocking(self._id, asked)
+
+    async def presign(
+        self,
+        method: str,
+        url: str,
+        *,
+        region: str = "",
+        service: str = "",
+        expires_in: int = 300,
+        scope: str | None = None,
+    ) -> str:
+        """A URL of AWS that anybody may use, for a while (Signature Version 4).
+
+        Manifest and grant must both say ``sign``, and allow the request.
+
+        Args:
+            method: Of the request that it is for.
+            url: Without a signature.
+            region: Where the credential's delivery does not say it; so is ``service``.
+            service: As AWS calls it in signatures: ``s3``, ``execute-api``.
+            expires_in: Seconds, an hour at most.
+            scope: A scope that the lease must have for this use.
+
+        Raises:
+            AccessDeniedError: Not allowed, or the lease has ended.
+            AuditUnavailableError: It could not be logged first.
+            InvalidInputError: The credential, or an argument, is none for this.
+        """
+        from apex_creds.leases import signatures
+
+        asked = signatures.url_of(method, url, region, service, expires_in, scope)
+        return await signatures.make(self._id, asked)
+
+    def sync_presign(
+        self,
+        method: str,
+        url: str,
+        *,
+        region: str = "",
+        service: str = "",
+        expires_in: int = 300,
+        scope: str | None = None,
+    ) -> str:
+        """As ``presign``, for plugins that run in a worker thread."""
+        from apex_creds.leases import signatures
+
+        asked = signatures.url_of(method, url, region, service, expires_in, scope)
+        return signatures.make_blocking(self._id, asked)
+
     def attenuate(
         self,
         *,

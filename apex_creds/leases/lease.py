@@ -56,16 +56,18 @@ class AccessRequest(NamedTuple):
     """What a lease is used for.
 
     Attributes:
-        method: An HTTP method, or ``reveal``.
+        method: An HTTP method, or ``reveal``, ``SIGN``, ``JWT``.
         origin: Where the secret goes; None for ``reveal``.
         path: The request's raw path, without its query.
         scope: A scope that the lease must have; None: any lease will do.
+        logged: The method in the log, where nothing is sent; empty: ``method``.
     """
 
     method: str
     origin: Origin | None = None
     path: str = ""
     scope: str | None = None
+    logged: str = ""
 
 
 class Authorization(NamedTuple):

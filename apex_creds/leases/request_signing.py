@@ -13,7 +13,7 @@ import math
 import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_plus
 
@@ -27,11 +27,13 @@ from apex_creds.leases.deliveries import (
     Use,
     canonical_name,
 )
-from apex_creds.model import PLACEHOLDER, Origin
+from apex_creds.leases.sigv4 import ALGORITHM
+from apex_creds.model import PLACEHOLDER, DeliveryStyle, Origin
 from apex_creds.plain import plain_bytes, plain_seconds, plain_text
 
 _PLACEHOLDER: Final = PLACEHOLDER.encode()
 _BASIC: Final = b"basic "
+_SIGNED: Final = ALGORITHM.encode()
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}", re.ASCII)
 _SHOWING_METHODS: Final = frozenset({"TRACE", "CONNECT"})
 """TRACE has the server send the request back; CONNECT makes a tunnel of the connection."""
@@ -230,7 +232,7 @@ def _check_no_host(hosts: list[bytes]) -> None:
 def _has_placeholder(value: bytes) -> bool:
     """Whether a header is an SDK's own, with what was given to it as its key."""
     if _PLACEHOLDER in value:
-        return True
+        return not value.startswith(_SIGNED)  # what a signature is for is read there
     if value[:6].lower() != _BASIC:
         return False
     try:
@@ -284,7 +286,7 @@ def _timeout(given: Mapping[str, float | None]) -> dict[str, float | None]:
 
 def inject(
     taken: Snapshot,
-    uses: Iterable[Use],
+    uses: Sequence[Use],
     *,
     body: httpx.AsyncByteStream | httpx.SyncByteStream,
 ) -> Outgoing:
@@ -295,7 +297,13 @@ def inject(
         RequestNotAllowedError: The request has no such place.
     """
     draft = Draft(taken, body)
+    if len(uses) > 1:  # a signature is of all else
+        uses = sorted(uses, key=_signs)
     for use in uses:
         draft.put(use)
     draft.check_placeholders()
     return Outgoing(taken.method, draft.url, draft.raw_headers(), draft.body, taken.timeout)
+
+
+def _signs(use: Use) -> bool:
+    return use.record.info.delivery.style is DeliveryStyle.AWS4

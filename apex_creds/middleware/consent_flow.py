@@ -248,6 +248,7 @@ class ConsentFlow:
             credential=need.name,
             scopes=need.scopes,
             reveal=need.access is Access.REVEAL,
+            sign=need.access is Access.SIGN,
             created=self._broker.clock.time(),
             manifest=manifest.digest,
             checksum=manifest.checksum,
@@ -292,6 +293,7 @@ class ConsentFlow:
                     need.name,
                     scopes=need.scopes,
                     reveal=allows and need.access is Access.REVEAL,
+                    sign=allows and need.access is Access.SIGN,
                     until=answer.until,
                     decision=GrantDecision.ALLOW if allows else GrantDecision.DENY,
                     manifest=manifest if allows else None,
@@ -424,7 +426,8 @@ def request_for(
     before, _ = effective_grant(grants, manifest.plugin, need.name, None)
     in_words = ""
     if before is not None:
-        in_words = "to read it" if before.reveal else "to use it"
+        signs = "to sign with it" if before.sign else "to use it"
+        in_words = "to read it" if before.reveal else signs
         in_words += f", scopes {', '.join(before.scopes)}" if before.scopes else ""
         in_words += f", until @{before.until:.0f}" if before.until is not None else ""
     return ConsentRequest(

@@ -124,10 +124,17 @@ class CallbackConsent:
         return answer or DENIED
 
 
+_VERBS: Final = {
+    Access.INJECT: "use",
+    Access.SIGN: "sign with",
+    Access.REVEAL: "read the secret of",
+}
+
+
 def lines(request: ConsentRequest) -> list[str]:
     """The question, in lines that can be shown on a terminal as they are."""
     version = f" (version {named(request.version)})" if request.version else ""
-    verb = "read the secret of" if request.access is Access.REVEAL else "use"
+    verb = _VERBS[request.access]
     level = f" [{shown(request.level)}]" if request.level else ""
     credential = f"{named(request.credential)}{level}"
     found = [f"Plugin {named(request.plugin)}{version} wants to {verb} {credential}."]

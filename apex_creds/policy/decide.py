@@ -50,6 +50,7 @@ class Reason(StrEnum):
     SCOPE_NOT_GRANTED = "scope_not_granted"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
     REVEAL_NOT_GRANTED = "reveal_not_granted"
+    SIGN_NOT_GRANTED = "sign_not_granted"
     REQUEST_NOT_ALLOWED = "request_not_allowed"
     FOREIGN_HANDLE = "foreign_handle"
 
@@ -81,6 +82,8 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
         until: Unix seconds when grant or credential ends; None: neither does.
         recheck: Unix seconds from when on it must be decided again, since a rule's hours or
             a second factor may be over; None: never.
+        sign: Whether the secret may make signatures.
+        inject: Whether it may be added to requests itself.
     """
 
     scopes: tuple[str, ...] = ()
@@ -91,6 +94,8 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
     echoes: bool = False
     until: float | None = None
     recheck: float | None = None
+    sign: bool = False
+    inject: bool = True
 
     def allows_request(self, *, origin: Origin, method: str, path: str) -> bool:
         """Whether a request may carry the secret."""
@@ -266,23 +271,31 @@ def _permission(
     recheck: float | None,
 ) -> Permission:
     allowed = ruling.decision is Verdict.ALLOW
-    reveals, echoes = allowed and ruling.reveal, allowed and ruling.echoes
+    more, echoes = allowed and _gives(ruling, need.access), allowed and ruling.echoes
     # A grant that the permission does not rest on does not end it either.
     rests = None if allowed else grant
     if grant is not None:
-        if (grant.reveal and not reveals) or (grant.echoes and not echoes):
+        by_grant = _gives(grant, need.access)
+        if (by_grant and not more) or (grant.echoes and not echoes):
             rests = grant
-        reveals, echoes = reveals or grant.reveal, echoes or grant.echoes
+        more, echoes = more or by_grant, echoes or grant.echoes
     return Permission(
         scopes=need.scopes,
         origins=frozenset(need.origins or info.origins),
         methods=frozenset(need.methods),
         paths=need.paths,
-        reveal=need.access is Access.REVEAL and reveals,
+        reveal=need.access is Access.REVEAL and more,
+        sign=need.access is not Access.INJECT and more,
+        inject=need.access is not Access.SIGN,
         echoes=need.echoes is Echoes.ALLOWED and echoes,
         until=_earlier(info.ends, rests.until if rests is not None else None),
         recheck=recheck,
     )
+
+
+def _gives(source: Ruling | Grant, access: Access) -> bool:
+    """Whether a rule or grant gives more than to have the secret added to requests."""
+    return source.reveal or (source.sign and access is Access.SIGN)
 
 
 # What is a separator, or an escape once more, to a server that decodes and folds a path.

@@ -183,6 +183,9 @@ def added(before: tuple[Need, ...], after: tuple[Need, ...]) -> tuple[str, ...]:
             found += [f"{name}: {kind} {item}" for item in _wider(was, now)]
         if need.access is Access.REVEAL and old.access is not Access.REVEAL:
             found.append(f"{name}: to read the secret itself")
+        elif need.access is not old.access and old.access is not Access.REVEAL:
+            signs = need.access is Access.SIGN
+            found.append(f"{name}: to {'sign with it' if signs else 'send the secret itself'}")
         if need.echoes is Echoes.ALLOWED and old.echoes is not Echoes.ALLOWED:
             found.append(f"{name}: to get the secret back from services")
     return tuple(found)

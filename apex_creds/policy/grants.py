@@ -35,6 +35,7 @@ class Grant(
         id: 32 hexadecimal digits.
         reveal: Whether the secret may be read, if the manifest asks for it too.
         echoes: Whether services may send it back to the plugin, likewise.
+        sign: Whether it may make signatures, likewise; ``reveal`` includes that.
         created: Unix seconds; so is ``until`` (None: without end).
         decision: ``deny`` refuses whatever policy says, and is not asked about again.
         manifest: Digest of the manifest that the person saw; empty: not bound to one.
@@ -54,6 +55,7 @@ class Grant(
     manifest: str = ""
     checksum: str = ""
     created_by: str = ""
+    sign: bool = False
 
 
 class SeenManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -28,9 +28,14 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 class Access(StrEnum):
-    """``inject``: the secret is only ever added to requests. ``reveal``: it may be read."""
+    """What is done with the secret.
+
+    ``inject``: it is only ever added to requests. ``sign``: it makes signatures, and is itself
+    never sent. ``reveal``: it may be read.
+    """
 
     INJECT = "inject"
+    SIGN = "sign"
     REVEAL = "reveal"
 
 

@@ -111,6 +111,7 @@ class _RawRule(_Strict):
     time: _RawTime | None = None
     reveal: bool = False
     echoes: bool = False
+    sign: bool = False
     second_factor: SecondFactor | None = None
     reason: Annotated[str, msgspec.Meta(max_length=1000)] = ""
 
@@ -230,8 +231,8 @@ class _Compiler:
 
     def _rule(self, number: int, raw: _RawRule) -> Rule:
         at: Place = ("rules", number)
-        for key, said in (("reveal", raw.reveal), ("echoes", raw.echoes)):
-            if said and raw.decision is not Verdict.ALLOW:
+        for key in ("reveal", "echoes", "sign"):
+            if getattr(raw, key) and raw.decision is not Verdict.ALLOW:
                 raise self._wrong((*at, key), f"only a rule that allows can say {key}")
         return Rule(
             id=self._id(at, raw.id),
@@ -245,6 +246,7 @@ class _Compiler:
             time=self._window((*at, "time"), raw.time),
             reveal=raw.reveal,
             echoes=raw.echoes,
+            sign=raw.sign,
             second_factor=_seconds(raw.second_factor),
         )
 

@@ -54,6 +54,7 @@ class Rule:
         echoes: Whether, if it allows, services may send it back to the plugin, likewise.
         second_factor: Seconds for which one is good, ``EACH_LEASE`` or ``NEVER``; None: as
             the level says.
+        sign: Whether it may make signatures, likewise; ``reveal`` includes that.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Rule:
     reveal: bool = False
     echoes: bool = False
     second_factor: float | None = None
+    sign: bool = False
 
     @property
     def weight(self) -> tuple[Specificity, bool, int]:
@@ -137,6 +139,7 @@ class Ruling(NamedTuple):
     reveal: bool
     echoes: bool
     timed: bool
+    sign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +307,7 @@ class Policy:
             rule.reveal,
             rule.echoes,
             timed,
+            rule.sign,
         )
 
     def _by_level(self, level: Sensitivity, *, timed: bool) -> Ruling:
@@ -322,6 +326,7 @@ def _stricter(one: Ruling, other: Ruling) -> Ruling:
         reveal=one.reveal and other.reveal,
         echoes=one.echoes and other.echoes,
         timed=one.timed or other.timed,
+        sign=(one.sign or one.reveal) and (other.sign or other.reveal),
     )
 
 

@@ -19,6 +19,7 @@ from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import (
     SECTIONS,
+    AwsKey,
     Connection,
     CredentialInfo,
     CredentialKind,
@@ -47,6 +48,7 @@ _DEFAULT_DELIVERY: Final = {
 }
 
 
+_AWS4: Final = Delivery(DeliveryStyle.AWS4)
 _IN_HEADERS: Final = frozenset(
     {
         DeliveryStyle.BEARER,
@@ -180,7 +182,8 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
         InvalidInputError: The secret can't be sent as it is to be sent.
     """
     kind, before = item.secret.kind, old.info if old else None
-    delivery = item.delivery or (before.delivery if before else _DEFAULT_DELIVERY[kind])
+    usual = _AWS4 if isinstance(item.secret, AwsKey) else _DEFAULT_DELIVERY[kind]
+    delivery = item.delivery or (before.delivery if before else usual)
     origins = item.origins
     if origins is None:
         origins = before.origins if before else ()

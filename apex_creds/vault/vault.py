@@ -576,6 +576,7 @@ class Vault:
         scopes: Iterable[str] = (),
         reveal: bool = False,
         echoes: bool = False,
+        sign: bool = False,
         until: float | None = None,
         decision: GrantDecision = GrantDecision.ALLOW,
         manifest: Manifest | None = None,
@@ -591,6 +592,7 @@ class Vault:
             reveal: Whether it may read the secret, if its manifest asks for that.
             echoes: Whether answers of services go on to it as they come, not searched for
                 the secret, likewise.
+            sign: Whether it may have signatures made with it, likewise.
             until: Unix seconds; without end by default.
             decision: ``deny`` refuses it, and nobody is asked again.
             manifest: What the plugin is; by default, the grant is bound to what it turns
@@ -612,6 +614,7 @@ class Vault:
             scopes=tuple(check_name(scope, what="scope") for scope in scopes),
             reveal=reveal,
             echoes=echoes,
+            sign=sign,
             created=self._clock.time(),
             until=check_time(until, what="end of the grant"),
             decision=decision,

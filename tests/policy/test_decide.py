@@ -48,6 +48,7 @@ grants = st.builds(
     scopes=some(SCOPES),
     reveal=st.booleans(),
     echoes=st.booleans(),
+    sign=st.booleans(),
     created=st.just(0.0),
     until=st.sampled_from(TIMES),
 )
@@ -114,6 +115,19 @@ def permits(decision: Decision, use: tuple) -> bool:
     if reveal:
         return permission.reveal
     return permission.allows_request(origin=origin, method=method, path=path)
+
+
+@given(need=needs, grant=grants, info=infos, now=nows)
+def test_who_signs_neither_reads_nor_sends_and_who_sends_does_not_sign(
+    need: Need, grant: Grant, info: CredentialInfo, now: float
+) -> None:
+    permission = decide(need=need, grant=grant, info=info, now=now).permission
+    if permission is None:
+        return
+    may_sign = {"inject": False, "sign": grant.sign or grant.reveal, "reveal": grant.reveal}
+    assert permission.sign == may_sign[need.access]
+    assert permission.inject == (need.access != "sign")
+    assert permission.reveal == (need.access == "reveal" and grant.reveal)
 
 
 @settings(max_examples=200)

@@ -134,6 +134,8 @@ WRONG = {
     '[[limits]]\nper = "user"\nof = "redeems"\nlimit = "1/minute"': 6,
     '[[rules]]\ndecision = "deny"\nreveal = true': 7,
     '[[rules]]\ndecision = "ask"\nechoes = true': 7,
+    '[[rules]]\ndecision = "ask"\nsign = true': 7,
+    'sign = "yes"': 5,
     'id = "x"\n[[rules]]\ndecision = "deny"\nid = "x"': 8,
     'id = "limits[0]"\n[[limits]]\nper = "pair"\nof = "redeems"\nlimit = "1/hour"': 6,
 }
