@@ -55,14 +55,15 @@ from benchmarks.peers import PEERS, SECRET
 _ORIGIN: Final = "https://api.openai.com"
 
 
-def _manifest(origin: str, *, access: str) -> Manifest:
+def manifest_for(origin: str, *, access: str) -> Manifest:
+    """What the plugin of the benchmarks declares."""
     need = {"name": "openai", "access": access, "origins": [origin], "reason": "to measure"}
     return parse_manifest(
         {"id": "bench", "name": "bench", "version": "1.0.0", "credentials": [need]}
     )
 
 
-MANIFEST: Final = _manifest(_ORIGIN, access="reveal")
+MANIFEST: Final = manifest_for(_ORIGIN, access="reveal")
 _ANSWER: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 _SPANS: Final = InMemorySpanExporter()
 _PROVIDER: Final = TracerProvider()
@@ -91,7 +92,7 @@ async def invocation() -> AsyncIterator[Operation]:
         async with credentials["openai"].reveal():
             return len(prompt)
 
-    async with _vault() as vault, CredentialMiddleware(vault) as middleware:
+    async with vault_for() as vault, CredentialMiddleware(vault) as middleware:
 
         async def call() -> object:
             return await middleware.invoke_action(MANIFEST, "chat", action, ("hello",))
@@ -106,7 +107,7 @@ async def declared() -> AsyncIterator[Operation]:
     async def action(prompt: str, credentials: CredentialMap) -> int:  # noqa: ARG001
         return len(prompt)
 
-    async with _vault() as vault, CredentialMiddleware(vault) as middleware:
+    async with vault_for() as vault, CredentialMiddleware(vault) as middleware:
 
         async def call() -> object:
             return await middleware.invoke_action(MANIFEST, "chat", action, ("hello",))
@@ -133,14 +134,14 @@ async def with_client_in_memory() -> AsyncIterator[Operation]:
 async def _requesting(
     origin: str, transport: httpx.AsyncBaseTransport | None = None
 ) -> AsyncIterator[Operation]:
-    manifest, url = _manifest(origin, access="inject"), f"{origin}/v1/models"
+    manifest, url = manifest_for(origin, access="inject"), f"{origin}/v1/models"
 
     async def action(credentials: CredentialMap) -> int:
         async with credentials["openai"].client() as client:
             return (await client.get(url)).status_code
 
     async with (
-        _vault(origin) as vault,
+        vault_for(origin) as vault,
         CredentialMiddleware(vault, transport=transport) as middleware,
     ):
 
@@ -267,7 +268,7 @@ async def redeem() -> AsyncIterator[Operation]:
         inside.set_result((copy_context(), credentials["openai"]))
         await done.wait()
 
-    async with _vault() as vault, CredentialMiddleware(vault, ttl=3600) as middleware:
+    async with vault_for() as vault, CredentialMiddleware(vault, ttl=3600) as middleware:
         waiting = asyncio.create_task(middleware.invoke_action(MANIFEST, "chat", action))
         context, handle = await inside
 
@@ -283,7 +284,7 @@ async def redeem() -> AsyncIterator[Operation]:
 
 
 @asynccontextmanager
-async def _vault(origin: str = _ORIGIN) -> AsyncIterator[Vault]:
+async def vault_for(origin: str = _ORIGIN) -> AsyncIterator[Vault]:
     """A vault on disk, under a key file, with the secret that the peers have too."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 from rich.console import Console
 
-from benchmarks import growth, harness, invoke
+from benchmarks import client, growth, harness, invoke
 
 pytestmark = pytest.mark.anyio
 
@@ -157,3 +157,20 @@ async def test_growth_of_commands_is_measured_in_their_own_process() -> None:
     found = await growth.run([], [], [20])
     assert [each.what for each in found] == list(growth.COMMANDS)
     assert all(each.read > 1_000 for each in found)
+
+
+@pytest.mark.parametrize("searched", [True, False])
+async def test_answers_are_read_whole_with_the_search_and_without(searched: bool) -> None:
+    for name in ("1-mib", "events"):
+        async with client.reading(name, searched=searched) as call:
+            chunks = client.BODIES[name][1]
+            ends = 2 * len(chunks) if name == "events" else 0  # of lines
+            assert await call() == sum(map(len, chunks)) - ends
+
+
+def test_the_search_is_judged_by_its_budgets() -> None:
+    run = harness.Run(1)
+    for name, seconds in (("events-plain", 1.0), ("events-searched", 1.2)):
+        run.results[name] = harness.Result(name, "", (seconds,), 1)
+    (budget,) = client.budgets(run)
+    assert (budget.measured, budget.limit, budget.kept) == (1.2, 1.15, False)

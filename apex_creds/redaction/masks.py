@@ -26,6 +26,8 @@ _RUN: Final = 8
 """Bytes of a run at least; shorter ones are found everywhere."""
 _MUCH: Final = 16384
 """Bytes of needles from which on no runs are looked for, which would take milliseconds."""
+_RARE: Final = b"\\%\0"
+"""Without one of them, which is found out in no time, a text has no escapes, or no UTF-16."""
 _TRIES: Final = 64
 """A run that was found so often, with nothing around it, is not searched for any more."""
 
@@ -51,7 +53,17 @@ class Mask:
         longest: Bytes of the longest spelling; 0: nothing is searched for.
     """
 
-    __slots__ = ("_ends", "_needles", "_place", "_runs", "_starts", "_tails", "longest", "name")
+    __slots__ = (
+        "_ends",
+        "_needles",
+        "_rare",
+        "_runs",
+        "_starts",
+        "_tails",
+        "_usual",
+        "longest",
+        "name",
+    )
 
     def __init__(self, name: str, parts: Iterable[memoryview]) -> None:
         self.name = name
@@ -61,7 +73,8 @@ class Mask:
         views = [needle.view() for needle in self._needles.secrets]
         self.longest = max(map(len, views), default=0)
         self._runs = list(_runs(views))
-        self._place = [run for run, _ in self._runs]
+        self._rare = [(byte, [r for r, _ in self._runs if byte in r]) for byte in _RARE]
+        self._usual = [r for r, _ in self._runs if not any(byte in r for byte in _RARE)]
         self._starts = _distinct(view[:SHORTEST] for view in views)
         self._tails = [
             tuple(_distinct(view[:size] for view in views))
@@ -72,17 +85,27 @@ class Mask:
 
     def spans(self, data: bytes) -> Sequence[Span]:
         """Where occurrences are; they may overlap."""
-        for run in self._place:
-            if data.find(run) >= 0:
-                return list(chain.from_iterable(_around(data, each) for each in self._runs))
-        return ()
+        if self._has_none(data):
+            return ()
+        return list(chain.from_iterable(_around(data, each) for each in self._runs))
 
     def passes(self, data: bytes) -> bool:
         """Whether no needle is in ``data``, which is not empty, and none could begin in it."""
-        for run in self._place:
-            if data.find(run) >= 0 and self.spans(data):
-                return False
+        if not self._has_none(data) and self.spans(data):
+            return False
         return data[-1] not in self._ends or self.pending(data) == len(data)
+
+    def _has_none(self, data: bytes) -> bool:
+        """Whether no run is in ``data``."""
+        for run in self._usual:
+            if data.find(run) >= 0:
+                return False
+        for byte, runs in self._rare:
+            if data.find(byte) >= 0:
+                for run in runs:
+                    if data.find(run) >= 0:
+                        return False
+        return True
 
     def pending(self, data: bytes, *, least: int = 1) -> int:
         """Where the longest end of ``data`` that could begin a needle starts.
@@ -121,11 +144,12 @@ class Mask:
 
     def close(self) -> None:
         """Wipes the needles; nobody may be searching."""
-        for held in (*self._place, *self._starts, *chain.from_iterable(self._tails)):
+        runs = (run for run, _ in self._runs)
+        for held in (*runs, *self._starts, *chain.from_iterable(self._tails)):
             held.release()
         for view, _ in chain.from_iterable(members for _, members in self._runs):
             view.release()
-        for kept in (self._runs, self._place, self._starts, self._tails):
+        for kept in (self._runs, self._usual, self._rare, self._starts, self._tails):
             kept.clear()
         self._needles.close()
         self.longest = 0
