@@ -115,7 +115,10 @@ class SearchedAnswer:
         """
         if self._layers:
             return self._decoded(chunk)
-        clean = self._stream.feed(chunk)
+        try:
+            clean = self._stream.feed(chunk)
+        except ValueError:
+            raise _ended() from None
         if self._found:
             self._report()
         return (clean,) if clean else _NOTHING
@@ -127,7 +130,10 @@ class SearchedAnswer:
                 raise _withheld("its compressed body is cut off")
         if not self._stream.held:
             return b""
-        clean = self._stream.finish()
+        try:
+            clean = self._stream.finish()
+        except ValueError:
+            raise _ended() from None
         if self._found:
             self._report()
         return clean
@@ -142,6 +148,8 @@ class SearchedAnswer:
                     yield clean
         except UndecodableError:
             raise _withheld("its compressed body can't be decoded") from None
+        except ValueError:
+            raise _ended() from None
 
     def _report(self) -> None:
         for name in sorted(self._found - self._reported):
@@ -257,6 +265,10 @@ def _layers(headers: RawHeaders) -> list[Decoder]:
         return decoders(named)
     except UndecodableError:
         raise _withheld("its body is compressed in a way that is not known here") from None
+
+
+def _ended() -> AnswerWithheldError:
+    return _withheld("the lease that it came under has ended")
 
 
 def _withheld(why: str) -> AnswerWithheldError:

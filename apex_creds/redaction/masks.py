@@ -49,24 +49,30 @@ class Mask:
         name: The credential's.
         parts: The secret parts of it, which are copied.
 
+    Whoever searches with one that is closed, perhaps right now by another thread, gets a
+    ``ValueError``, as of a view that was released; never the text as it was.
+
     Attributes:
+        ends: The bytes that a beginning of a spelling can end with.
         longest: Bytes of the longest spelling; 0: nothing is searched for.
     """
 
     __slots__ = (
-        "_ends",
+        "_closed",
         "_needles",
         "_rare",
         "_runs",
         "_starts",
         "_tails",
         "_usual",
+        "ends",
         "longest",
         "name",
     )
 
     def __init__(self, name: str, parts: Iterable[memoryview]) -> None:
         self.name = name
+        self._closed = False
         self._needles = Needles()
         for part in parts:
             self._needles.add(name, part)
@@ -81,22 +87,18 @@ class Mask:
             for size in range(SHORTEST - 1, 0, -1)
         ]
         within = chain.from_iterable(view[:-1] for view in views)
-        self._ends = frozenset(within) if views else frozenset()
+        self.ends = frozenset(within) if views else frozenset()
 
     def spans(self, data: bytes) -> Sequence[Span]:
         """Where occurrences are; they may overlap."""
-        if self._has_none(data):
+        if self.has_none(data):
             return ()
-        return list(chain.from_iterable(_around(data, each) for each in self._runs))
+        spans = list(chain.from_iterable(_around(data, each) for each in self._runs))
+        self.check_whole()
+        return spans
 
-    def passes(self, data: bytes) -> bool:
-        """Whether no needle is in ``data``, which is not empty, and none could begin in it."""
-        if not self._has_none(data) and self.spans(data):
-            return False
-        return data[-1] not in self._ends or self.pending(data) == len(data)
-
-    def _has_none(self, data: bytes) -> bool:
-        """Whether no run is in ``data``."""
+    def has_none(self, data: bytes) -> bool:
+        """Whether what its spellings have in common is not in ``data``."""
         for run in self._usual:
             if data.find(run) >= 0:
                 return False
@@ -105,6 +107,8 @@ class Mask:
                 for run in runs:
                     if data.find(run) >= 0:
                         return False
+        if self._closed:  # as ``check_whole``, without a call
+            raise ValueError("wiped")
         return True
 
     def pending(self, data: bytes, *, least: int = 1) -> int:
@@ -115,7 +119,7 @@ class Mask:
             least: Ends of fewer bytes don't count.
         """
         end = len(data)
-        if data[-1] not in self._ends:
+        if data[-1] not in self.ends:
             return end
         tail = max(end - self.longest + 1, 0)
         for start in self._starts:
@@ -126,6 +130,15 @@ class Mask:
                 size = len(short[0])
                 return end - size if size >= least else end
         return end
+
+    def check_whole(self) -> None:
+        """Returns if what was searched for till here was all of it.
+
+        Raises:
+            ValueError: It is closed.
+        """
+        if self._closed:
+            raise ValueError("wiped")
 
     def cut_off(self, data: bytes) -> int:
         """How many bytes ``data`` begins with that may be the end, or the middle, of a needle.
@@ -143,7 +156,8 @@ class Mask:
         return found
 
     def close(self) -> None:
-        """Wipes the needles; nobody may be searching."""
+        """Wipes the needles."""
+        self._closed = True
         runs = (run for run, _ in self._runs)
         for held in (*runs, *self._starts, *chain.from_iterable(self._tails)):
             held.release()
@@ -297,7 +311,9 @@ class MaskedStream:
             return data
         elif self._begun:
             for mask in self._masks:
-                if not mask.passes(data):
+                if not mask.has_none(data) or (
+                    data[-1] in mask.ends and mask.pending(data) < len(data)
+                ):
                     break
             else:
                 return data
@@ -307,6 +323,7 @@ class MaskedStream:
         cut, spans = len(data), self._spans(data)
         for mask in self._masks:
             cut = min(cut, mask.pending(data))
+            mask.check_whole()
         return self._passed(data, cut, spans)
 
     def finish(self) -> bytes:

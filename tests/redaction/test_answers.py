@@ -178,6 +178,22 @@ def test_a_bomb_comes_in_windows(mask: Mask) -> None:
     assert came + len(answer.finish()) == size + len(SECRET)
 
 
+@pytest.mark.parametrize("coding", [b"identity", b"gzip"])
+@pytest.mark.parametrize("begin", [b"", SECRET[:9]])
+def test_what_is_searched_for_is_wiped_while_the_answer_comes(
+    coding: bytes, begin: bytes
+) -> None:
+    """By a lockdown, in another thread: what comes then goes no further."""
+    mask = Mask("key", [memoryview(SECRET)])
+    answer = searched(mask, (b"content-encoding", coding))
+    body = CODINGS[coding](SECRET)
+    if coding == b"identity":
+        assert not any(answer.feed(begin))
+    mask.close()
+    with pytest.raises(AnswerWithheldError, match="ended"):
+        read(answer, [body])
+
+
 def test_ranges_of_an_echo_do_not_add_up_to_the_secret(mask: Mask) -> None:
     echo = b"." * 200 + SECRET + b"." * 200
     for size in (4, 5, 9, 16, 64):
