@@ -392,7 +392,11 @@ class CredentialMiddleware:
         if not (manifest.needs or passes.takes_credentials) and current_invocation() is None:
             named = enter_bare(manifest.plugin)  # it has nothing to do with credentials
             try:
-                return await self._called(shape, function, args, given)
+                if shape.in_thread:
+                    result = await self._in_thread(function, args, given)
+                else:
+                    result = function(*args, **given)
+                return await result if inspect.isawaitable(result) else result
             finally:
                 leave_bare(named)
         if self._legacy is not None:
@@ -476,7 +480,12 @@ class CredentialMiddleware:
             kwargs = {**kwargs, CREDENTIALS: call.credentials}
         try:
             with Inside(call):
-                result = await self._called(shape, function, args, kwargs)
+                if shape.in_thread:
+                    result = await self._in_thread(function, args, kwargs)
+                else:
+                    result = function(*args, **kwargs)
+                if type(result) is CoroutineType or inspect.isawaitable(result):
+                    result = await result
             if call.redeemed and type(result) not in PLAIN and _is_searched_long(result):
                 return await _finish_in_thread(call, result)
             return _finish(call, result)
@@ -515,25 +524,18 @@ class CredentialMiddleware:
             failure = call.fail(error)
         raise failure
 
-    async def _called(
+    async def _in_thread(
         self,
-        shape: Shape,
         function: Callable[..., object],
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> object:
-        """What the function returns, awaited."""
-        if shape.in_thread:
-            work = functools.partial(_caught, function, args, kwargs)
-            async with self._threads.held():
-                one = anyio.CapacityLimiter(1)  # not the host's own forty, either
-                result = await anyio.to_thread.run_sync(work, limiter=one)
-            if isinstance(result, _Raised):
-                raise result.error
-        else:
-            result = function(*args, **kwargs)
-        if type(result) is CoroutineType or inspect.isawaitable(result):
-            return await result
+        work = functools.partial(_caught, function, args, kwargs)
+        async with self._threads.held():
+            one = anyio.CapacityLimiter(1)  # not the host's own forty, either
+            result = await anyio.to_thread.run_sync(work, limiter=one)
+        if isinstance(result, _Raised):
+            raise result.error
         return result
 
 
