@@ -13,6 +13,7 @@ cuts into pieces, encrypts, or spells in a way of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -174,32 +175,45 @@ class SearchedMessages:
         self._stream = MaskedStream(masks, self._found)
 
     def feed(self, frame: bytes) -> bytes:
-        """What of the message can go on; the rest of the frame comes with the next ones."""
-        return self._reported(self._stream.feed(frame))
+        """What of the message can go on; the rest of the frame comes with the next ones.
+
+        Raises:
+            AnswerWithheldError: What is searched for was wiped: the lease has ended.
+        """
+        with self._searching():
+            return self._stream.feed(frame)
 
     def finish(self, frame: bytes = b"") -> bytes:
-        """The end of the message, with its last frame; the next one may begin."""
-        clean = self._stream.feed(frame) + self._stream.finish()
+        """The end of the message, with its last frame, as ``feed``; the next one may begin."""
+        with self._searching():
+            clean = self._stream.feed(frame) + self._stream.finish()
         self._stream = MaskedStream(self._masks, self._found)
-        return self._reported(clean)
+        return clean
 
     def whole(self, message: str | bytes) -> str | bytes:
         """A whole message, as long as it was; the same object, if it has no secret.
 
         Text is searched as UTF-8: of a secret with other characters than ASCII, each byte is
-        covered.
+        covered. Raises as ``feed``.
         """
-        if isinstance(message, str):
-            data = message.encode("utf-8", "surrogatepass")
-            clean = self._reported(masked(data, self._masks, self._found))
-            return message if clean is data else clean.decode("utf-8", "surrogatepass")
-        return self._reported(masked(message, self._masks, self._found))
+        text = isinstance(message, str)
+        data = message.encode("utf-8", "surrogatepass") if isinstance(message, str) else message
+        with self._searching():
+            clean = masked(data, self._masks, self._found)
+        if clean is data:
+            return message
+        return clean.decode("utf-8", "surrogatepass") if text else clean
 
-    def _reported(self, clean: bytes) -> bytes:
+    @contextmanager
+    def _searching(self) -> Iterator[None]:
+        """Reports what is found within, before it goes on."""
+        try:
+            yield
+        except ValueError:
+            raise _ended() from None
         for name in sorted(self._found):
             self._on_found(name)
         self._found.clear()
-        return clean
 
 
 def clean_headers(headers: RawHeaders, masks: Sequence[Mask], found: set[str]) -> RawHeaders:

@@ -52,6 +52,8 @@ def deflated(data: bytes, *, wbits: int) -> bytes:
     return making.compress(data) + making.flush()
 
 
+AROUND = st.text("xyz. -\n\u20ac", max_size=300).map(str.encode)
+"""Nothing that makes another spelling of what it is beside, as a zero byte beside UTF-16."""
 CODINGS = {
     b"identity": lambda data: data,
     b"gzip": gzip.compress,
@@ -68,8 +70,8 @@ CODINGS = {
 @given(
     number=st.integers(0, 1000),
     coding=st.sampled_from(list(CODINGS)),
-    before=st.binary(max_size=300),
-    after=st.binary(max_size=300),
+    before=AROUND,
+    after=AROUND,
     cuts=st.lists(st.integers(0, 2000), max_size=10),
 )
 def test_every_spelling_under_every_coding_in_all_pieces(
@@ -192,6 +194,16 @@ def test_what_is_searched_for_is_wiped_while_the_answer_comes(
     mask.close()
     with pytest.raises(AnswerWithheldError, match="ended"):
         read(answer, [body])
+
+
+def test_messages_end_with_what_they_are_searched_for() -> None:
+    mask = Mask("key", [memoryview(SECRET)])
+    messages = SearchedMessages([mask], on_found=lambda name: None)
+    assert messages.whole("text") == "text"
+    mask.close()
+    for search in (messages.whole, messages.feed, messages.finish):
+        with pytest.raises(AnswerWithheldError, match="ended"):
+            search(SECRET)
 
 
 def test_ranges_of_an_echo_do_not_add_up_to_the_secret(mask: Mask) -> None:
