@@ -34,7 +34,9 @@ def completion(method, path, body):
         ]
         return [*(f"data: {json.dumps(chunk)}" for chunk in chunks), "data: [DONE]"]
     message = {"role": "assistant", "content": "hello"}
-    return base | {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return base | {"choices": choices, "usage": usage}
 
 
 def message(method, path, body):
