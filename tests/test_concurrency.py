@@ -678,6 +678,7 @@ ONE_LOOP = {
     "leases/connection_pool.py": "each pool is of one loop",
     "leases/bodies.py": "that of a request",
     "middleware/middleware.py": "that of a call: made for it and dropped after it",
+    "sdk/aiohttp.py": "that of the session, as all of aiohttp's",
     "scheduler/worker.py": "the worker's; it is set through its loop",
     "storage/postgres.py": "the storage's own",
     "storage/sql_retry.py": "that of a database's connections",
