@@ -243,3 +243,25 @@ async def test_a_kept_client_is_worth_nothing_when_the_invocation_is_over(
     with pytest.raises(AccessDeniedError, match="none here"):
         await again()
     assert len(service.requests) == 1
+
+
+async def test_a_stream_that_is_left_early_gives_its_place_back(
+    world, service, library
+) -> None:
+    client = library.make("web")
+    await service.allow(world)
+    service.answer = lambda *_: ["data: 1"] * 50
+
+    async def in_coroutine():
+        for _ in range(40):  # more than a pool has places
+            lines = library.lines(client, f"{service.origin}/events")
+            assert await anext(lines) == "data: 1"
+            await lines.aclose()
+
+    def in_thread():
+        for _ in range(40):
+            lines = library.lines(client, f"{service.origin}/events")
+            assert next(lines) == "data: 1"
+            lines.close()
+
+    await ran(world, library, in_coroutine if library.asynchronous else in_thread)
