@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -82,7 +83,7 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
             "The log of this vault has pseudonyms; nobody can decide on those.",
             hint="Add --names: the page then shows the names themselves.",
         )
-    _check_certificate(settings)
+    tls = _tls(settings)
     with _listening(settings) as bound:
         origins = _origins(settings, bound.getsockname()[1])
         feed, gate = LiveFeed(), SessionGate()
@@ -90,7 +91,7 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
         await watcher.begin()
         site = Site(origins=origins, decisions=settings.decisions)
         made = Dashboard(vault, site, names=names, gate=gate, feed=feed, watcher=watcher)
-        server = _Server(_config(made, settings))
+        server = _Server(_config(made, tls))
 
         def link() -> None:
             where = f"{origins[0]}/#login={gate.new_link()}"
@@ -116,11 +117,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(made: Dashboard, settings: Settings) -> uvicorn.Config:
-    certificate, key = settings.certificate or (None, None)
+def _config(made: Dashboard, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
         made.app(),
-        http=Connection,
+        http=partial(Connection, tls=tls),  # type: ignore[arg-type]
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -133,23 +133,21 @@ def _config(made: Dashboard, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=16_384,
-        ssl_certfile=None if certificate is None else str(certificate),
-        ssl_keyfile=None if key is None else str(key),
     )
 
 
-def _check_certificate(settings: Settings) -> None:
+def _tls(settings: Settings) -> ssl.SSLContext | None:
     if settings.certificate is None:
-        return
+        return None
+    made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-            *settings.certificate
-        )
+        made.load_cert_chain(*settings.certificate)
     except OSError as error:  # as ssl.SSLError is
         raise InvalidInputError(
             f"The certificate and its key can't be used ({error.strerror or 'not PEM'}).",
             hint="Name two PEM files: the certificate with its chain, and its key.",
         ) from None
+    return made
 
 
 def _origins(settings: Settings, port: int) -> tuple[str, ...]:

@@ -154,6 +154,26 @@ def test_with_a_certificate_it_serves_tls_and_a_secure_cookie(home: Path) -> Non
                 plain.get(made.origin.replace("https:", "http:"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is Linux's")
+def test_handshakes_that_nobody_ends_shut_nobody_out(home: Path) -> None:
+    certificate, key = _certificate(home.parent)
+    trust = ssl.create_default_context(cafile=str(certificate))
+    options = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    with running(home, "--expose-to-network", "127.0.0.2", *options) as made:
+        where = ("127.0.0.2", int(made.origin.rpartition(":")[2]))
+        for sent in (b"", b"\x16\x03\x01\x02\x00"):  # half of a first record
+            with ExitStack() as crowd, made.client(verify=trust) as client:
+                for _ in range(2 * MAX_STRANGERS):
+                    one = crowd.enter_context(socket.create_connection(where, timeout=480))
+                    with suppress(ConnectionError):  # cut off for a newer one
+                        one.sendall(sent)
+                assert client.get("/").status_code == 200
+                held = len(list(Path(f"/proc/{made.process.pid}/fd").iterdir()))
+                assert held < 1.5 * MAX_STRANGERS
+        code, said = made.stop()
+    assert (code, "Traceback" in said) == (0, False), said
+
+
 def _certificate(folder: Path) -> tuple[Path, Path]:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
