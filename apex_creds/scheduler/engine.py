@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from apex_creds.concurrency import off_loop
 from apex_creds.documents import key_versions, observe
 from apex_creds.documents.cached import Document, recommit
-from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
+from apex_creds.documents.keystore import BRANCH, DOCUMENTS_LABEL, Keystore
 from apex_creds.documents.sections import Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, ConflictError
@@ -142,6 +142,7 @@ class Engine:
         for section in sections:
             used |= section.keys_used
             uses.update(section.uses)
+        uses.update(self._document_uses(state, use))
         keys = [_kek_view(keystore, use)]
         keys += [
             self._dek_view(keyset, used, uses)
@@ -154,6 +155,22 @@ class Engine:
             keys=tuple(keys),
             requested=_requested(keystore, state, keys),
         )
+
+    def _document_uses(
+        self, state: RotationState, use: KeyScan
+    ) -> Mapping[tuple[str, int], int]:
+        """The messages under the primary key of documents: each write of one is one."""
+        keyset = use.keystore.by_label.get(DOCUMENTS_LABEL)
+        if keyset is None:
+            return {}
+        written, primary = self._written(use), keyset.primary.version
+        before = state.documents.get(primary, 0 if primary == 1 else written)
+        return {(keyset.id, primary): max(written - before, 0)}
+
+    def _written(self, use: KeyScan) -> int:
+        """How often all documents were written, on the branch that they are of."""
+        reached = self.store.rollback.generations()
+        return sum(reached.get(name, 0) % BRANCH for name in use.documents)
 
     async def plan(self) -> tuple[Step, ...]:
         """The steps that can be taken now."""
@@ -304,6 +321,10 @@ class Engine:
         if action is Action.MOVE:
             await self._recommit_stale()
         elif action is Action.RETIRE:
+            use = await kek_rotation.scan(self.store)
+            keyset = use.keystore.by_label[DOCUMENTS_LABEL]
+            counted = {keyset.primary.version: self._written(use) + 1}  # and this write
+            await self.document.change(lambda state: replace(state, documents=counted))
             await kek_rotation.step_unused(self.store, partial(key_versions.retire, now=now))
         else:
             before = now - (await self.document.read()).policies.dek.grace

@@ -321,6 +321,8 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         compromised_master: Master keys up to this version may be in wrong hands.
         tampering: What was found wrong with audit logs, the newest last. It stays wrong, and
             each is one event, however often it is found again.
+        documents: What the generations of all documents came to when the last one had got
+            that version of their key; from then on their writes are counted for it.
     """
 
     policies: Policies = Policies()
@@ -337,6 +339,7 @@ class RotationState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     discarded_at: dict[int, float] = {}
     compromised_master: int = 0
     tampering: tuple[str, ...] = ()
+    documents: dict[int, int] = {}
 
 
 def rotation_document(store: DocumentStore) -> Document[RotationState]:

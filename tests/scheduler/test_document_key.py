@@ -23,7 +23,7 @@ from apex_creds.scheduler.rotation_state import (
     order,
     rotation_document,
 )
-from apex_creds.scheduler.schedule import Level
+from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
 from apex_creds.scheduler.status import rotation_status
 from apex_creds.vault import Vault
 from tests.support.vaults import FakeClock, create, tree, unseal, values, write_version_1
@@ -114,6 +114,31 @@ async def test_it_is_renewed_by_time_as_deks_are(vault: Vault, tmp_path: Path) -
     assert await ran(vault) == [Action.DESTROY]
     async with await unseal(tmp_path) as other:
         assert await values(other) == STORED
+
+
+async def test_it_is_renewed_by_number_of_messages_as_deks_are(vault: Vault) -> None:
+    """Each write of a document is one; those of its own renewal do not count for the next."""
+    policies = Policies(dek=LevelPolicy(interval=None, max_encryptions=40, grace=0.0))
+    await rotation_document(vault.store).change(lambda s: replace(s, policies=policies))
+    assert await ran(vault) == []
+    assert 0 < await counted(vault) < 40
+    for number in range(40):
+        await vault.put(f"more {number}", ApiKey("x"), service=f"service {number}")
+    assert await ran(vault) == [Action.ROTATE, Action.MOVE, Action.RETIRE, Action.DESTROY]
+    assert await ran(vault) == []
+    assert await counted(vault) < 5
+    await vault.put("one", ApiKey("again"))
+    before = await counted(vault)
+    await vault.put("one", ApiKey("again"))
+    assert await counted(vault) == before + 1
+    assert await values(vault) == {
+        **STORED, "one": b"again", **{f"more {n}": b"x" for n in range(40)}
+    }  # fmt: skip
+
+
+async def counted(vault: Vault) -> int:
+    [view] = [k for k in (await engine_of(vault).view()).keys if k.label == DOCUMENTS_LABEL]
+    return view.encryptions[view.keyset.primary.version]
 
 
 async def test_deks_that_are_renewed_together_write_each_section_once(vault: Vault) -> None:
