@@ -98,6 +98,8 @@ async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:
             body raised.
     """
     leases, broker, taken, asked, key, waits = _checked(lease_ids, request)
+    if broker.search is not None:
+        broker.search.ask(leases, taken.headers)
     pool = await broker.connections.here(key)
     try:
         permit = await pool.permit(waits, patience=taken.timeout["pool"])
@@ -140,6 +142,8 @@ async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:
 def exchange_blocking(lease_ids: Sequence[str], request: Request) -> Answered:
     """As ``exchange``, for worker threads."""
     leases, broker, taken, asked, key, waits = _checked(lease_ids, request)
+    if broker.search is not None:
+        broker.search.ask(leases, taken.headers)
     pool = broker.connections.entered(key)
     try:
         permit = pool.permit(waits, patience=taken.timeout["pool"])
@@ -194,29 +198,22 @@ def _checked(
         credentials += lease.record_id
     assert broker is not None
     try:
-        taken = _read(request)
+        taken = snapshot(
+            request.method, request.url, request.headers, request.body, request.timeout
+        )
+        for _, _, value in taken.headers:
+            if _HANDLE in value:
+                raise _handle_as_text()
     except RequestNotAllowedError:
         for lease in leases:
             broker.log_refused_request(lease, seen(request))
         raise
-    if broker.search is not None:
-        broker.search.ask(leases, taken.headers)
     asked = AccessRequest(taken.method, taken.origin, taken.path, request.scope)
     waits: Origin | None = taken.origin
     for lease in leases:
         if taken.origin not in lease.permission.origins:
             waits = None  # a refusal is not waited for
     return leases, broker, taken, asked, Key(caller(), credentials), waits
-
-
-def _read(request: Request) -> Snapshot:
-    taken = snapshot(
-        request.method, request.url, request.headers, request.body, request.timeout
-    )
-    for _, _, value in taken.headers:
-        if _HANDLE in value:
-            raise _handle_as_text()
-    return taken
 
 
 def seen(request: Request) -> AccessRequest:

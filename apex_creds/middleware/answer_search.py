@@ -87,9 +87,9 @@ class AnswerSearch:
                 on_found=partial(_report, current_invocation() or leases[0].invocation),
             )
         except BaseException:
-            self._give_back(taken)
+            self._masks.give_back(taken)
             raise
-        made.close = partial(self._give_back, taken)
+        made.close = partial(self._masks.give_back, taken)
         return made
 
     def messages(self, leases: Sequence[Lease], records: Sequence[Record]) -> _Messages | None:
@@ -99,7 +99,7 @@ class AnswerSearch:
             return None
         report = partial(_report, current_invocation() or leases[0].invocation)
         made = _Messages(masks, on_found=report)
-        made.close = partial(self._give_back, taken)
+        made.close = partial(self._masks.give_back, taken)
         return made
 
     def revoked(self, plugin: str | None, credential: str | None) -> None:  # noqa: ARG002
@@ -124,7 +124,7 @@ class AnswerSearch:
                     taken.append(shared)
                     masks.append(shared.mask)
         except BaseException:
-            self._give_back(taken)
+            self._masks.give_back(taken)
             raise
         return taken, masks
 
@@ -142,10 +142,6 @@ class AnswerSearch:
                 return Mask(record.info.name, parts)
             with _as_basic(opened) as sent, sent.view() as view:
                 return Mask(record.info.name, [*parts, view])
-
-    def _give_back(self, taken: list[SharedMask]) -> None:
-        while taken:
-            self._masks.give_back(taken.pop())
 
 
 def _as_basic(opened: Opened) -> SecretBytes:

@@ -64,12 +64,14 @@ class RecentMasks:
             self._sweep_later()
         return made
 
-    def give_back(self, shared: SharedMask) -> None:
-        """It is not searched with any more, by one of those who took it."""
+    def give_back(self, taken: list[SharedMask]) -> None:
+        """They are not searched with any more, by one of those who took them; empties it."""
         with self._lock:
-            shared.users -= 1
-            if not shared.users and not shared.kept:
-                shared.mask.close()
+            while taken:
+                shared = taken.pop()
+                shared.users -= 1
+                if not shared.users and not shared.kept:
+                    shared.mask.close()
 
     def wipe(self) -> None:
         """Forgets all."""

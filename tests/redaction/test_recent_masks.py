@@ -31,12 +31,12 @@ def test_one_that_is_idle_is_wiped_and_one_in_use_is_not() -> None:
     masks, now, made = recent()
     used = masks.take(b"a", made)
     assert masks.take(b"a", made) is used
-    masks.give_back(masks.take(b"b", made))
+    masks.give_back([masks.take(b"b", made)])
     now[0] = IDLE
     masks._on_time()  # as the timer does
     assert made.whole() == [True, False]
-    masks.give_back(used)
-    masks.give_back(used)
+    masks.give_back([used])
+    masks.give_back([used])
     now[0] = 2 * IDLE
     masks._on_time()
     assert made.whole() == [False, False]
@@ -47,7 +47,7 @@ def test_one_that_is_idle_is_wiped_and_one_in_use_is_not() -> None:
 def test_of_many_the_ones_used_last_stay() -> None:
     masks, _, made = recent()
     for number in range(MOST + 2):
-        masks.give_back(masks.take(b"%d" % number, made))
+        masks.give_back([masks.take(b"%d" % number, made)])
     # The last one is in use while room is made for it.
     assert made.whole() == [False, False] + [True] * MOST
     masks.wipe()
@@ -61,9 +61,9 @@ def test_what_is_in_use_is_wiped_when_it_is_given_back() -> None:
     assert made.whole() == [True]
     again = masks.take(b"a", made)
     assert again is not used
-    masks.give_back(used)
+    masks.give_back([used])
     assert made.whole() == [False, True]
-    masks.give_back(again)
+    masks.give_back([again])
     masks.wipe()
     assert made.whole() == [False, False]
 
@@ -75,7 +75,7 @@ def test_threads_share_one() -> None:
     def use() -> None:
         start.wait()
         for _ in range(50):
-            masks.give_back(masks.take(b"a", made))
+            masks.give_back([masks.take(b"a", made)])
 
     threads = [threading.Thread(target=use) for _ in range(4)]
     for thread in threads:
