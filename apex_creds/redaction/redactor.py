@@ -25,8 +25,8 @@ from apex_creds.redaction.matcher import LONG, SHORTEST, Needles, mark_of, marks
 
 PLAIN: Final = frozenset({int, float, complex, bool, type(None)})
 """What has no text in it."""
-PUBLIC_PARTS: Final = frozenset({"user"})
-"""Of a credential; they are not searched for."""
+PUBLIC_PARTS: Final = frozenset({"user", "session"})
+"""Of a credential; not searched for. A session of AWS stands in each URL that is signed."""
 _RAISED: Final = "exception"
 _LONGEST: Final = 200
 _MANY: Final = 2_000

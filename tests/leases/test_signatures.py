@@ -304,6 +304,19 @@ async def test_a_key_of_aws_is_for_signatures_of_requests_only(world: World) -> 
     await world.call(injects, needs=("hook",))
 
 
+async def test_what_a_signature_shows_of_a_key_is_no_leak(world: World) -> None:
+    token = "IQoJb3JpZ2luX2VjEXAMPLETOKEN0123"
+    await stored(world, AwsKey(ID, KEY, token), origins=[ORIGIN], delivery="aws4:eu-west-1/s3")
+
+    async def plugin(credentials):
+        return await credentials["hook"].presign("GET", ORIGIN + "/x")
+
+    made = await world.call(plugin, needs=(SIGN,))
+    assert f"X-Amz-Credential={ID}%2F" in made
+    assert f"X-Amz-Security-Token={token}&" in made
+    assert world.events("leak") == []
+
+
 async def test_a_user_and_a_password_can_be_a_key_of_aws(world: World) -> None:
     await stored(world, BasicAuth(ID, KEY), origins=[ORIGIN], delivery="aws4:eu-west-1/s3")
 
