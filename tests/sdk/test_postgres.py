@@ -21,7 +21,8 @@ from apex_creds.errors import InvalidInputError
 from apex_creds.leases import current_credentials
 from apex_creds.model import ApiKey, BasicAuth
 from apex_creds.sdk import postgres as sdk
-from tests.support.postgres import Postgres, postgres
+from tests.support.certificates import certificate
+from tests.support.postgres import Postgres, as_server_user, postgres
 from tests.support.worlds import World, world_in
 
 PASSWORD = "pg-canary-7f3a91-Zq"
@@ -33,24 +34,36 @@ local all old md5
 local all plain password
 local all all scram-sha-256
 hostssl all strict 127.0.0.1/32 scram-sha-256
+hostnossl all strict 127.0.0.1/32 reject
 host all plain 127.0.0.1/32 password
 host all all 127.0.0.1/32 scram-sha-256
 """
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture(scope="module")
+def server(files: tuple[Path, Path]) -> Iterator[Postgres]:
     with postgres(listen_addresses="127.0.0.1") as made:
         made.sql(
             f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'; "
             f"CREATE ROLE other LOGIN PASSWORD 'x-{PASSWORD}'; "
             f"CREATE ROLE plain LOGIN PASSWORD '{PASSWORD}'; "
+            f"CREATE ROLE strict LOGIN PASSWORD '{PASSWORD}'; "
             f"SET password_encryption = 'md5'; CREATE ROLE old LOGIN PASSWORD '{PASSWORD}'"
         )
         for name in ("shop", ROLE):
             made.sql(f"CREATE DATABASE {name}")
         (made.data / "pg_hba.conf").write_text(_HBA)
-        made.sql("SELECT pg_reload_conf()")
+        for path, name in zip(files, ("server.crt", "server.key"), strict=True):
+            copy = made.data / name
+            copy.write_bytes(path.read_bytes())
+            copy.chmod(0o600)
+            as_server_user(copy)
+        made.restart(ssl="on")
         yield made
 
 
@@ -64,6 +77,7 @@ async def world(tmp_path: Path, anyio_backend: str, server: Postgres) -> AsyncIt
             ("socket", ROLE, unix),
             ("wrong", "other", tcp),
             ("old", "old", unix),
+            ("strict", "strict", tcp),
             ("plain", "plain", tcp),
         ]:
             await made.vault.put(name, BasicAuth(role, PASSWORD), origins=[origin])
@@ -206,7 +220,7 @@ async def test_a_revocation_ends_it(world: World) -> None:
     await world.call(plugin, needs=(need(),))
 
 
-async def test_cancel_and_copy(world: World) -> None:
+async def test_cancel_and_copy(world: World, server: Postgres) -> None:
     db = sdk.login("db")
 
     async def plugin() -> list[object]:
@@ -222,7 +236,7 @@ async def test_cancel_and_copy(world: World) -> None:
                     out += chunk
             await one.commit()
             query = asyncio.create_task(one.execute("SELECT pg_sleep(600)"))
-            while one.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+            while not _sleeping(server):  # a server ignores a cancel that comes first
                 await asyncio.sleep(0)
             await one.cancel_safe()
             with pytest.raises(psycopg.errors.QueryCanceled):
@@ -486,6 +500,33 @@ async def test_a_password_is_not_sent_elsewhere_in_the_clear(world: World) -> No
 
     await world.call(plugin, needs=(need("far"),))
     assert world.events("redeem") == []
+
+
+async def test_by_tls_with_a_certificate_that_is_trusted_only(
+    world: World,
+    server: Postgres,
+    files: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    db = sdk.login("strict", database="shop", tls=True)
+
+    async def plugin() -> object:
+        with pytest.raises(psycopg.OperationalError, match="can't be reached"):
+            await psycopg.AsyncConnection.connect(db.dsn())
+        monkeypatch.setenv("SSL_CERT_FILE", str(files[0]))
+        async with await psycopg.AsyncConnection.connect(db.dsn()) as one:
+            ask = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+            assert await (await one.execute(ask)).fetchone() == (True,)
+            big = await (await one.execute("SELECT repeat('x', 3000000)")).fetchone()
+            assert big == ("x" * 3_000_000,)
+            query = asyncio.create_task(one.execute("SELECT pg_sleep(600)"))
+            while not _sleeping(server):  # a server ignores a cancel that comes first
+                await asyncio.sleep(0)
+            await one.cancel_safe()
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                await query
+
+    await world.call(plugin, needs=(need("strict"),))
 
 
 async def test_the_secret_is_in_none_of_the_drivers_objects(
