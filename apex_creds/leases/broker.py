@@ -344,7 +344,7 @@ class LeaseBroker:
         state = self.states_blocking((lease.need,))[0]
         record = state.record
         if record is not None and has_expired(record.info, self._vault.ends.now()):
-            caller = self._permitted_now(lease, request, state, signed=True)
+            caller = self._permitted_now(lease, request, state)
             BACKGROUND.call(partial(self._refreshed, caller, lease.need.name))
             state = self.states_blocking((lease.need,))[0]
         if self.authorizer.shared is not None:

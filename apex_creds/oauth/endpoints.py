@@ -1,12 +1,13 @@
 """Requests to an authorization server.
 
 Guarantee: https only, but to this machine; no redirect is followed, no proxy of the environment
-or cookie used; an answer is read up to 256 KiB; there is a time limit. An error says where it
-happened and whether the request may have been received, never what was sent.
+or cookie used; an answer is read up to 256 KiB, and has come as a whole within a minute. An
+error says where it happened and whether the request may have been received, never what was sent.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from apex_creds.errors import InvalidInputError, OAuthUnreachableError
 from apex_creds.oauth.messages import Form, is_secure, not_understood
 
 _SECONDS: Final = 20.0
+_WHOLE: Final = 60.0
 _LARGEST: Final = 1 << 18
 
 
@@ -83,6 +85,7 @@ async def _ask(method: str, url: str, headers: dict[str, str], body: bytes) -> A
     failed: OAuthUnreachableError | None = None
     try:
         async with (
+            asyncio.timeout(_WHOLE),  # httpx's begin anew with each byte
             httpx.AsyncClient(
                 trust_env=False, follow_redirects=False, timeout=_SECONDS
             ) as client,
@@ -96,11 +99,13 @@ async def _ask(method: str, url: str, headers: dict[str, str], body: bytes) -> A
                 if len(found) > _LARGEST:
                     raise not_understood("it is larger than 256 KiB")
             return Answer(response.status_code, bytes(found))
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         failed = OAuthUnreachableError(
             f"{host} did not answer ({type(error).__name__}).",
             hint="Check the network, and that address.",
-            sent=not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout),
+            sent=not isinstance(
+                error, httpx.ConnectError | httpx.ConnectTimeout | httpx.InvalidURL
+            ),
         )
     raise failed  # out of the handler: the frames of httpx hold what was sent
 

@@ -121,7 +121,9 @@ class _Redirect:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         taken = False
         with contextlib.closing(writer), contextlib.suppress(OSError):
-            with contextlib.suppress(ValueError, EOFError, TimeoutError):
+            with contextlib.suppress(
+                ValueError, EOFError, TimeoutError, asyncio.LimitOverrunError
+            ):
                 async with asyncio.timeout(10):
                     head = await reader.readuntil(b"\r\n\r\n")
                 taken = self._take(head.decode("ascii"))

@@ -29,8 +29,11 @@ Form = dict[str, str]
 
 _ERROR: Final = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+(?: [\x21-\x7e]+)*", re.ASCII)
+_ADDRESS: Final = re.compile(r"[\x21-\x5b\x5d-\x7e]{1,2048}", re.ASCII)
 _LONGEST_LIFE: Final = 10 * 366 * 86_400
 _LONGEST_WAIT: Final = 60
+_LATER: Final = (408, 425, 429)
+"""Statuses of a server, or of what stands before it, that asks for patience."""
 _FINAL: Final = frozenset(
     {
         "access_denied",
@@ -119,7 +122,12 @@ def parse_tokens(status: int, body: bytes) -> Tokens:
             hint="Try again later.",
             code="server_error",
         )
-    answer = parse_json(body)
+    try:
+        answer = parse_json(body)
+    except OAuthError:
+        if status not in _LATER:
+            raise
+        answer = {}  # the page of what stands before the server
     check_refusal(status, answer)
     # Slack: the user's token is a level below.
     user = answer.get("authed_user")
@@ -155,7 +163,7 @@ def check_refusal(status: int, answer: Mapping[str, object]) -> None:
     raise OAuthError(
         f"The authorization server refused: {code or f'status {status}'}.",
         hint=_HINTS.get(code, "Connect again; the server's own log says more."),
-        code=code or ("server_error" if status == 429 else "refused"),
+        code=code or ("server_error" if status in _LATER else "refused"),
     )
 
 
@@ -224,7 +232,7 @@ def parse_redirect(query: str, *, state: str, issuer: str = "") -> str:
             hint="Connect again, and follow the address that is shown.",
             code="wrong_state",
         )
-    if issuer and fields.get("iss", issuer) != issuer:
+    if issuer and fields.get("iss") != issuer:  # who sends it sends it always
         raise OAuthError(
             "Another authorization server answered.", hint="Connect again.", code="wrong_issuer"
         )
@@ -262,13 +270,18 @@ def authorization_url(
 
 
 def is_secure(url: str) -> bool:
-    """Whether it is https, or http to this machine; with a host, and nothing behind ``#``."""
+    """Whether it is https, or http to this machine; with a host, and nothing behind ``#``.
+
+    Only what all parsers and terminals take alike: printable ASCII without a backslash.
+    """
+    if not _ADDRESS.fullmatch(url):
+        return False
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError:
         return False
-    if not host or parts.username is not None or parts.fragment or len(url) > 2048:
+    if not host or parts.username is not None or parts.fragment:
         return False
     loopback = host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host)
     return parts.scheme == "https" or (parts.scheme == "http" and bool(loopback))

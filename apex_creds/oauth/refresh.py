@@ -5,7 +5,7 @@ answer replaces exactly the version that it was made with (compare-and-set). Wha
 on record is a request whose answer is not known: it is made again, and the server's answer says
 whether it had used the token up. Then, or if no answer is known five times in a row, a person
 has to connect again. An access token that has expired is never given out in hope. No token is
-in a log, an event or an error.
+in a log, an event or an error, nor in the frames of one.
 
 Why single flight: servers that rotate refresh tokens take a second use of one for theft, and
 revoke all tokens of that connection (RFC 9700, section 4.14.2).
@@ -116,7 +116,15 @@ class Refresher:
             info = await self._vault.get(name)
             if not needed(info, self._vault.ends.now()):
                 return info
-            found = await self._flights.shared(name, lambda: self._in_turn(name, needed))
+            failed: Exception | None = None
+            try:
+                found = await self._flights.shared(name, lambda: self._in_turn(name, needed))
+            except Exception as error:  # noqa: BLE001 - raised below, to plugins as well
+                # The frames hold the refresh token and the client's secret.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
+                failed = error
+            if failed is not None:
+                raise failed
             if found is not None:
                 return found
 

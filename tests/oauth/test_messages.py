@@ -39,6 +39,15 @@ def test_tokens() -> None:
     assert CANARY not in repr(found)
 
 
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 503])
+@pytest.mark.parametrize("raw", [b"", b"<html>slow down", b"{}"])
+def test_a_server_that_asks_for_patience_ends_no_connection(status: int, raw: bytes) -> None:
+    with pytest.raises(OAuthError) as caught:
+        parse_tokens(status, raw)
+    assert caught.value.code == "server_error"
+    assert not is_final(caught.value)
+
+
 def test_no_end_is_no_error() -> None:
     assert parse_tokens(200, body(expires_in="absent")).expires_in is None
 
@@ -172,6 +181,7 @@ def test_the_code_of_a_redirect() -> None:
         ("code=abc", "wrong_state"),
         ("code=abc&state=", "wrong_state"),
         ("code=abc&state=s&iss=https://evil", "wrong_issuer"),
+        ("code=abc&state=s&iss=", "wrong_issuer"),
         ("error=access_denied&state=s", "access_denied"),
         ("error=access_denied&state=other", "wrong_state"),
         ("code=a&code=b&state=s", "not_understood"),
@@ -181,9 +191,17 @@ def test_the_code_of_a_redirect() -> None:
     ],
 )
 def test_what_is_not_the_answer(query: str, code: str) -> None:
+    if "iss=" not in query:
+        query += "&iss=https://a"
     with pytest.raises(OAuthError) as caught:
         parse_redirect(query, state="s", issuer="https://a")
     assert caught.value.code == code
+
+
+def test_who_says_that_it_names_itself_has_to() -> None:
+    with pytest.raises(OAuthError) as caught:  # RFC 9207, section 2.4
+        parse_redirect("code=abc&state=s", state="s", issuer="https://a")
+    assert caught.value.code == "wrong_issuer"
 
 
 def test_a_proof_key_is_fresh_and_of_s256() -> None:
@@ -238,6 +256,11 @@ def test_an_address_that_a_secret_is_sent_to(url: str) -> None:
         "https://a.test:99999999/",
         "",
         "https://a.test/" + "x" * 3000,
+        "https://a.test/\x1b]0;x\x07",
+        "https://a.te\nst/",
+        "https://a.test\\.evil.test/",
+        "https://\u0430.test/",
+        "http://127.\u0660.\u0660.\u0661/",
     ],
 )
 def test_an_address_that_no_secret_is_sent_to(url: str) -> None:

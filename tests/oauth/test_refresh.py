@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -17,7 +18,7 @@ from apex_creds.errors import (
     TokenError,
 )
 from apex_creds.middleware import CredentialMiddleware
-from apex_creds.model import ConnectionState, CredentialInfo, OAuthToken
+from apex_creds.model import ApiKey, ConnectionState, CredentialInfo, OAuthToken
 from apex_creds.oauth import Provider, Refresher, connect
 from apex_creds.oauth import refresh as refresh_module
 from apex_creds.oauth.endpoints import Answer, Client
@@ -330,3 +331,75 @@ async def test_no_token_is_in_the_log(world: World, connected: CredentialInfo) -
         if path.is_file():
             data = path.read_bytes()
             assert not any(token.encode() in data for token in tokens)
+
+
+# -- what plugins and servers try ------------------------------------------------------
+
+
+def in_frames(error: BaseException) -> str:
+    """All that the frames of an error and of those behind it show."""
+    shown, left = [], [error]
+    while left:
+        each = left.pop()
+        left += [other for other in (each.__context__, each.__cause__) if other is not None]
+        for frame, _ in traceback.walk_tb(each.__traceback__):
+            for value in frame.f_locals.values():
+                shown.append(repr(value))
+                if isinstance(value, Client):
+                    shown.append(value.secret)
+    return " ".join(shown)
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(400, b'{"error": "invalid_grant"}'),
+        Answer(503, b""),
+        OAuthUnreachableError("lost"),
+        OAuthUnreachableError("down", sent=False),
+        ValueError("a fault of ours"),
+    ],
+)
+async def test_the_error_that_a_plugin_gets_has_no_frame_with_a_token(
+    world: World, connected: CredentialInfo, answer: Answer | Exception, blocking: bool
+) -> None:
+    secret = "client-secret-canary"
+    await world.vault.put("ours", ApiKey(secret))
+    assert connected.connection is not None
+    await world.vault.note_connection(
+        connected,
+        msgspec.structs.replace(connected.connection, client_secret="ours", client_auth="post"),
+    )
+
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        body = client.secret + str(form)
+        assert body
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    caught: list[str] = []
+
+    async def waits(credentials: object) -> None:
+        try:
+            async with credentials["calendar"].reveal():
+                pytest.fail("it has expired")
+        except Exception as error:
+            caught.append(in_frames(error))
+
+    def blocks(credentials: object) -> None:
+        try:
+            with credentials["calendar"].reveal():
+                pytest.fail("it has expired")
+        except Exception as error:
+            caught.append(in_frames(error))
+
+    refresher(world, post)
+    canaries = [secret, await token_of(world, "refresh")]
+    world.clock.now += 600
+    plugin = blocks if blocking else waits
+    await asyncio.gather(*(world.call(plugin, needs=(NEED,)) for _ in range(3)))
+    assert len(caught) == 3
+    for shown in caught:
+        assert not [each for each in canaries if each in shown]
