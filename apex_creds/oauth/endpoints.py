@@ -2,7 +2,8 @@
 
 Guarantee: https only, but to this machine; no redirect is followed, no proxy of the environment
 or cookie used; an answer is read up to 256 KiB, and has come as a whole within a minute. An
-error says where it happened and whether the request may have been received, never what was sent.
+error says where it happened and whether the request may have been received, never what was
+sent.
 """
 
 from __future__ import annotations
