@@ -13,7 +13,7 @@ from apex_creds.oauth import endpoints
 from apex_creds.oauth.endpoints import Client
 
 pytestmark = pytest.mark.anyio
-ROBOT = Client(id="robot", auth="post", secret="secret-canary")  # noqa: S106
+ROBOT = Client(id="robot", auth="post", secret="secret-canary")
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
