@@ -116,7 +116,7 @@ class Refresher:
             info = await self._vault.get(name)
             if not needed(info, self._vault.ends.now()):
                 return info
-            failed: Exception | None = None
+            found, failed = None, None
             try:
                 found = await self._flights.shared(name, lambda: self._in_turn(name, needed))
             except Exception as error:  # noqa: BLE001 - raised below, to plugins as well
