@@ -35,6 +35,7 @@ def sync_httpx2():
 
 def stripe(url):
     module = importlib.import_module("stripe")
+    module.enable_telemetry = False  # it keeps an id in the home
     client = module.StripeClient(
         KEY,
         base_addresses={"api": url},
