@@ -102,7 +102,6 @@ class ChaoticHome(ChaoticStorage):
 
     def __init__(self, inner: MemoryStorage, chaos: Chaos, owner: Mortal) -> None:
         super().__init__(inner, chaos, owner)
-        self._ties = True
 
     division = 3
 

@@ -47,7 +47,7 @@ from apex_creds.scheduler.rotation_state import (
     rotation_document,
 )
 from apex_creds.scheduler.schedule import DAY, Level, LevelPolicy, Policies
-from apex_creds.storage.base import Write, tie_result
+from apex_creds.storage.base import Write
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import create, credential_writes
 from apex_creds.vault.lookup import Opened, PutItem
@@ -128,14 +128,10 @@ class Mortal:
 
 
 class ChaoticStorage:
-    """One worker's way to the storage that all share.
-
-    Where it is not shared over a network, some are of programs that tie no commits.
-    """
+    """One worker's way to the storage that all share."""
 
     def __init__(self, inner: MemoryStorage, chaos: Chaos, owner: Mortal) -> None:
         self._inner, self._chaos, self._owner = inner, chaos, owner
-        self._ties = bool(inner.shards) or chaos.random.random() < 0.7
 
     def change_token(self, name: str) -> Any:
         return self._inner.change_token(name)
@@ -158,10 +154,7 @@ class ChaoticStorage:
         return await self._call(lambda: self._inner.read_many(names))
 
     async def write_many(self, writes: Sequence[Write], **options: Any) -> Any:
-        ties = [] if self._ties else [write for write in writes if write.data is None]
-        made = [write for write in writes if write not in ties]
-        done = await self._call(lambda: self._inner.write_many(made, **options))
-        return [*done, *map(tie_result, ties)]
+        return await self._call(lambda: self._inner.write_many(writes, **options))
 
     async def delete(self, name: str, **options: Any) -> Any:
         return await self._call(lambda: self._inner.delete(name, **options))
