@@ -68,6 +68,7 @@ class _Agent:
         self._leases = leases
         self._talks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._closed = False
 
     async def listen(self, path: Path) -> None:
         """Begins; connections run in the context that this runs in: the invocation's."""
@@ -75,6 +76,7 @@ class _Agent:
 
     async def close(self) -> None:
         """Ends it, and who talks to it; idempotent."""
+        self._closed = True
         if self._server is not None:
             self._server.close()
         for task in self._talks:
@@ -85,7 +87,8 @@ class _Agent:
         assert task is not None
         self._talks.add(task)
         try:
-            if _is_own(writer.get_extra_info("socket")):
+            # One that was accepted just before the end begins after it.
+            if not self._closed and _is_own(writer.get_extra_info("socket")):
                 await _talk(reader, writer, self._leases)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             return
