@@ -98,10 +98,7 @@ class SharedWorld(World):
 
 
 class ChaoticHome(ChaoticStorage):
-    """As ``ChaoticStorage``, of a home; a program that ties no commit can't read shards."""
-
-    def __init__(self, inner: MemoryStorage, chaos: Chaos, owner: Mortal) -> None:
-        super().__init__(inner, chaos, owner)
+    """As ``ChaoticStorage``, of a home that divides its sections."""
 
     division = 3
 
