@@ -108,6 +108,8 @@ async def test_it_ends_with_its_lease_and_is_of_an_invocation(world: World) -> N
         holder = sdk.agent("ed")
         path = holder.__enter__()
         reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"\0\0\0\1\x0b")  # answered: asyncio leaves one open that it is accepting
+        await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
         kept.extend((holder, path, reader, writer))
 
     await world.call(plugin, needs=NEEDS)
