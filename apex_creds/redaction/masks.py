@@ -276,7 +276,8 @@ def cover(data: bytes, spans: Iterable[Span]) -> bytes:
     """``data`` with these places covered."""
     covered = bytearray(data)
     for start, end in spans:
-        covered[start:end] = COVER * (min(end, len(data)) - start)
+        first, last = max(start, 0), min(end, len(data))
+        covered[first:last] = COVER * (last - first)
     return bytes(covered)
 
 
@@ -337,7 +338,8 @@ class MaskedStream:
         return self._passed(data, len(data), spans)
 
     def _spans(self, data: bytes) -> list[Span]:
-        spans: list[Span] = [(0, self._covered)] if self._covered else []
+        # It began before what is held: also where nothing of that goes on.
+        spans: list[Span] = [(-1, self._covered)] if self._covered else []
         for mask in self._masks:
             if found := mask.spans(data):
                 spans += found

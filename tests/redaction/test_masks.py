@@ -64,6 +64,15 @@ def test_a_stream_is_covered_as_its_whole_text_would_be(
     mask.close()
 
 
+def test_what_is_held_twice_stays_covered() -> None:
+    needle = rb"\u0041" * 4
+    mask = Mask("key", [memoryview(b"AAAA")])
+    stream = MaskedStream([mask], set())
+    came = stream.feed(needle) + stream.feed(b"\\") + stream.feed(b"!") + stream.finish()
+    assert came == b"*" * len(needle) + b"\\!"
+    mask.close()
+
+
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
 def test_every_spelling_is_covered_wherever_it_is_cut(size: int) -> None:
     with_runs = Mask("key", [memoryview(KEY)])
