@@ -104,9 +104,14 @@ def about_origins(info: CredentialInfo) -> list[Note]:
     advice = f"apex-creds edit {shlex.quote(info.name)} --origin URL"
     if not info.origins:
         return [Note(f"It may be sent nowhere yet: {advice}")]
-    clear = [str(one) for one in info.origins if one.scheme == "http" and not one.here]
-    seen = "Whoever is on the way to {} can read it: that is http, not https."
-    return [Note(seen.format(", ".join(clear)))] if clear else []
+    clear = [one for one in info.origins if one.scheme in ("http", "redis") and not one.here]
+    return [
+        Note(
+            f"Whoever is on the way to {one} can read it: that is {one.scheme}, "
+            f"not {one.scheme}s."
+        )
+        for one in clear
+    ]
 
 
 @command()
