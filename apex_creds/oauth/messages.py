@@ -27,7 +27,8 @@ from apex_creds.model import MAX_SECRET_BYTES
 Form = dict[str, str]
 """The fields of ``application/x-www-form-urlencoded``."""
 
-_ERROR: Final = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
+_ERROR: Final = re.compile(r"[a-z_]{1,64}", re.ASCII)
+"""No digits: no registered code has one, and most tokens do."""
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+(?: [\x21-\x7e]+)*", re.ASCII)
 _ADDRESS: Final = re.compile(r"[\x21-\x5b\x5d-\x7e]{1,2048}", re.ASCII)
 _LONGEST_LIFE: Final = 10 * 366 * 86_400

@@ -2,7 +2,8 @@
 
 Guarantee: what an SDK keeps has names only. Which secrets go in is decided at each request, by
 the invocation that it is made in; several plugins, tasks and threads may share one client, and
-none sends with another's rights. A refusal is an answer, 403 with ``x-should-retry: false`` and
+none sends with another's rights: an answer's cookies, which a client would send along in all of
+them, are not passed on. A refusal is an answer, 403 with ``x-should-retry: false`` and
 our words as JSON, so that an SDK tries once and raises its own permission error: what a
 transport raises it would take for a connection that failed, and try again.
 """
@@ -33,6 +34,7 @@ T = TypeVar("T")
 Refusal = Literal["answer", "raise"]
 """What a refused request is for the SDK: an answer of 403, or our exception."""
 _WORD_END: Final = re.compile(r"(?<!^)(?=[A-Z])")
+_COOKIES: Final = frozenset({b"set-cookie", b"set-cookie2"})
 _NO_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -87,7 +89,8 @@ class Binding:
             ApexCredsError: It was refused, and ``refusal`` is ``raise``.
         """
         try:
-            return await exchange(self.leases(request), self._prepared(request))
+            answered = await exchange(self.leases(request), self._prepared(request))
+            return _without_cookies(answered)
         except ApexCredsError as error:
             if self._raises:
                 raise
@@ -96,7 +99,8 @@ class Binding:
     def send_blocking(self, request: Request) -> Answered:
         """As ``send``, for threads."""
         try:
-            return exchange_blocking(self.leases(request), self._prepared(request))
+            answered = exchange_blocking(self.leases(request), self._prepared(request))
+            return _without_cookies(answered)
         except ApexCredsError as error:
             if self._raises:
                 raise
@@ -147,6 +151,14 @@ def _framed(request: Request) -> list[tuple[bytes, bytes]]:
     if isinstance(body, bytes):
         return [*headers, (b"Content-Length", str(len(body)).encode())]
     return [*headers, (b"Transfer-Encoding", b"chunked")]
+
+
+def _without_cookies(answered: Answered) -> Answered:
+    """A session that a credential has begun is not for who else uses the client."""
+    kept = [each for each in answered.headers if each[0].lower() not in _COOKIES]
+    if len(kept) == len(answered.headers):
+        return answered
+    return msgspec.structs.replace(answered, headers=kept, given=None)
 
 
 def refused(error: ApexCredsError) -> Answered:

@@ -39,6 +39,13 @@ def test_tokens() -> None:
     assert CANARY not in repr(found)
 
 
+def test_a_token_in_the_place_of_a_code_is_not_repeated() -> None:
+    with pytest.raises(OAuthError) as caught:
+        parse_tokens(400, b'{"error": "4f0c9ad177be"}')
+    assert caught.value.code == "refused"
+    assert "4f0c9ad177be" not in str(caught.value)
+
+
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 503])
 @pytest.mark.parametrize("raw", [b"", b"<html>slow down", b"{}"])
 def test_a_server_that_asks_for_patience_ends_no_connection(status: int, raw: bytes) -> None:

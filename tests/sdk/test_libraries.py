@@ -245,6 +245,18 @@ async def test_a_kept_client_is_worth_nothing_when_the_invocation_is_over(
     assert len(service.requests) == 1
 
 
+async def test_a_session_that_one_has_begun_is_not_anothers(world, service, library) -> None:
+    client = library.make("web")
+    await service.allow(world)
+    await service.allow(world, plugin="other")
+    for plugin in ("demo", "other"):
+        _, _, headers = await called(
+            world, library, client, "GET", f"{service.origin}/", plugin=plugin
+        )
+        assert "set-cookie" not in {name.lower() for name in headers}
+    assert not any("cookie" in headers for _, _, headers, _ in service.requests)
+
+
 async def test_a_stream_that_is_left_early_gives_its_place_back(
     world, service, library
 ) -> None:

@@ -84,6 +84,7 @@ async def vendor() -> AsyncIterator[Vendor]:
         def say(self, status: int, body: bytes) -> None:
             self.send_response(status)
             self.send_header("content-type", "application/json")
+            self.send_header("set-cookie", f"session={len(made.requests)}; path=/")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
