@@ -18,6 +18,7 @@ from anyio import to_thread
 
 from apex_creds.errors import InvalidInputError
 from apex_creds.fs.private_files import read_small
+from apex_creds.model import Origin
 from apex_creds.oauth import endpoints
 from apex_creds.oauth.messages import is_secure, not_understood, parse_json
 
@@ -102,6 +103,8 @@ def parse_file(data: bytes) -> Provider:
             f"The provider file can't be read: {error}.",
             hint="Its fields are in docs/OAUTH.md.",
         ) from None
+    for origin in found.origins:
+        Origin.parse(origin)  # now, not when a person has allowed it
     return checked(found)
 
 

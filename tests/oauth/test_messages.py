@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_creds.errors import OAuthError
+from apex_creds.errors import InvalidInputError, OAuthError
 from apex_creds.model import (
     Connection,
     ConnectionState,
@@ -272,6 +272,15 @@ def test_an_address_that_a_secret_is_sent_to(url: str) -> None:
 )
 def test_an_address_that_no_secret_is_sent_to(url: str) -> None:
     assert not is_secure(url)
+
+
+@pytest.mark.parametrize("origin", ["nonsense", "http://x y", ""])
+def test_a_file_with_an_origin_that_is_none_is_refused_before_anybody_is_asked(
+    origin: str,
+) -> None:
+    file = {"name": "a", "token_endpoint": "https://a.test/t", "origins": [origin]}
+    with pytest.raises(InvalidInputError):
+        providers.parse_file(json.dumps(file).encode())
 
 
 METADATA = {
