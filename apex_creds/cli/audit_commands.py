@@ -10,9 +10,9 @@ import csv
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
@@ -231,8 +231,11 @@ def tail(
 
     events = latest(directory, vault_id=vault_id)
     newest = list(islice(events, 1))
-    last = list(islice(filter(wanted, map(named, chain(newest, events))), count))
-    _print(list(reversed(last)), json=json)
+    found = filter(wanted, map(named, chain(newest, events)))
+    if json:
+        console.json_out([_as_json(each) for each in reversed(list(islice(found, count)))])
+    else:
+        _print(list(reversed(list(islice(_folded(found), count)))), json=False)
     after = newest[0].seq if newest else 0
     while follow:
         for event in read(directory, vault_id=vault_id, after=after):
@@ -275,6 +278,25 @@ def show(
             "The audit log has no such lease.", hint="See: apex-creds audit tail --json"
         )
     _print(story, json=json)
+
+
+def _folded(events: Iterable[Recorded]) -> Iterator[Recorded]:
+    """Events from the newest on; openings of the vault in a row are one.
+
+    Every command opens the vault: they would be half of what a day's log shows.
+    """
+    for opening, run in groupby(events, lambda event: event.kind == "unseal"):
+        if not opening:
+            yield from run
+            continue
+        newest = oldest = next(run)
+        count = 1
+        for count, oldest in enumerate(run, start=2):  # noqa: B007 - the last of them
+            pass
+        if count > 1:
+            detail = f"{count} times since {show_time(oldest.time)}"
+            newest = msgspec.structs.replace(newest, detail=detail)
+        yield newest
 
 
 def _print(events: Sequence[Recorded], *, json: bool) -> None:

@@ -149,3 +149,14 @@ def test_a_checkpoint_that_can_not_be_read(error, tmp_path, name):
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no /dev/zero")
 def test_a_checkpoint_without_end(error):
     assert "not a regular file" in error(7, "audit", "verify", "--since", "/dev/zero")
+
+
+def test_openings_in_a_row_are_one_line(used):
+    """Every command opens the vault; the log has each of them, `tail` shows them as one."""
+    for _ in range(3):
+        assert used("list").code == 0
+    events = used("audit", "tail", "--json", "-n", "3").json()
+    assert [event["kind"] for event in events] == ["unseal"] * 3
+    lines = [line for line in used("audit", "tail").out.splitlines() if "times since" in line]
+    assert len(lines) == 1
+    assert "unseal" in lines[0]
