@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from apex_creds.errors import InvalidInputError, OAuthError
+from apex_creds.errors import InvalidInputError, OAuthError, OAuthUnreachableError
 from apex_creds.oauth import endpoints, messages
 from apex_creds.oauth.endpoints import Client
 from apex_creds.oauth.messages import Pkce, Tokens
@@ -68,7 +68,7 @@ async def authorize_in_browser(
     # Without it, OpenID Connect (Core, section 11) gives no refresh token.
     consent = {"prompt": "consent"} if "offline_access" in scope.split() else {}
     redirect = _Redirect(issuer=provider.issuer)
-    async with await redirect.listen(port):
+    with contextlib.closing(await redirect.listen(port)):
         show(
             messages.authorization_url(
                 provider.authorization_endpoint,
@@ -194,9 +194,11 @@ async def authorize_device(
     with anyio.move_on_after(device.expires_in):
         while True:
             await anyio.sleep(wait)
-            answer = await endpoints.post(provider.token_endpoint, form, client)
             try:
+                answer = await endpoints.post(provider.token_endpoint, form, client)
                 return messages.parse_tokens(answer.status, answer.body)
+            except OAuthUnreachableError:
+                wait *= 2  # RFC 8628, section 3.5
             except OAuthError as error:
                 if error.code == "slow_down":
                     wait += 5.0

@@ -66,8 +66,16 @@ def has_expired(info: CredentialInfo, now: float) -> bool:
     return (
         info.connection is not None
         and info.expires is not None
-        and info.expires - min(_SKEW, life_of(info) * _PART) <= now
+        and (
+            info.expires - min(_SKEW, life_of(info) * _PART) <= now
+            or _is_of_another_time(info, now)
+        )
     )
+
+
+def _is_of_another_time(info: CredentialInfo, now: float) -> bool:
+    """Whether a clock was far ahead when the token came, so that its end says nothing."""
+    return info.connection is not None and now + life_of(info) < info.connection.refreshed
 
 
 def is_due(info: CredentialInfo, now: float) -> bool:
@@ -80,7 +88,8 @@ def is_due(info: CredentialInfo, now: float) -> bool:
     if found is None or info.expires is None or found.state is ConnectionState.NEEDS_RECONNECT:
         return False
     spread = 1 + zlib.crc32(info.id.encode()) / (1 << 32)
-    return info.expires - min(_MARGIN, life_of(info) * _PART) * spread <= now
+    early = min(_MARGIN, life_of(info) * _PART) * spread
+    return info.expires - early <= now or _is_of_another_time(info, now)
 
 
 class Refresher:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from urllib.parse import parse_qs, urlsplit
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -366,3 +367,13 @@ def test_when_a_token_is_renewed() -> None:
     assert not is_due(info_with(None), 1e12)
     assert not has_expired(info_with(None), 1e12)
     assert not is_due(info_with(1.0, "needs_reconnect"), 100)
+
+
+def test_a_token_that_came_while_a_clock_was_far_ahead_is_renewed() -> None:
+    ahead = msgspec.structs.replace(
+        info_with(1e7 + 3600),
+        connection=msgspec.structs.replace(info_with(None).connection, refreshed=1e7),
+    )
+    assert has_expired(ahead, 100)
+    assert is_due(ahead, 100)
+    assert not has_expired(ahead, 1e7 - 3600)  # clocks of machines differ a little

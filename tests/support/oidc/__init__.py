@@ -62,6 +62,7 @@ def installed() -> Path:
             subprocess.run(
                 [sys.executable, "-c", _NPM],
                 cwd=INSTALLED,
+                env={**os.environ, "npm_config_cache": str(INSTALLED / "cache")},
                 check=True,
                 capture_output=True,
                 timeout=300,
