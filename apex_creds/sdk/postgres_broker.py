@@ -78,6 +78,7 @@ class Seat:
     __slots__ = ("account", "context", "lease_id", "sessions", "ticket")
 
     def __init__(self, account: Account) -> None:
+        BROKER.folder()  # the first of a process begins with no seats
         self.account = account
         self.ticket = secrets.token_hex(16)
         self.lease_id = ""

@@ -21,6 +21,7 @@ from apex_creds.errors import InvalidInputError
 from apex_creds.leases import current_credentials
 from apex_creds.model import ApiKey, BasicAuth
 from apex_creds.sdk import postgres as sdk
+from apex_creds.sdk import postgres_broker
 from tests.support.certificates import certificate
 from tests.support.postgres import Postgres, as_server_user, postgres
 from tests.support.worlds import World, world_in
@@ -431,6 +432,22 @@ async def test_an_asynchronous_engine_of_two_at_once(world: World, driver: str) 
     )
     assert one != two
     await engine.dispose()
+
+
+async def test_the_first_connection_of_a_process_is_let_in(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker begins with it, as after a fork."""
+    monkeypatch.setattr(postgres_broker.BROKER, "_pid", 0)
+    engine = sqlalchemy.create_engine("postgresql+psycopg://")
+    sdk.login("db").sqlalchemy(engine)
+
+    def plugin() -> object:
+        with engine.connect() as one:
+            return one.execute(sqlalchemy.text("SELECT 1")).scalar_one()
+
+    assert await world.call(plugin, needs=(need(),)) == 1
+    engine.dispose()
 
 
 # -- the login -----------------------------------------------------------------------
