@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import threading
-import types
 from collections.abc import AsyncIterator, Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from apex_creds.model import ApiKey
+from tests.support.canaries import holders
 from tests.support.worlds import World
 
 SECRET = "s3cr3t-canary-0123456789"
@@ -123,30 +122,6 @@ async def vendor() -> AsyncIterator[Vendor]:
         server.server_close()
 
 
-_SKIPPED = (
-    types.ModuleType,
-    type,
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.CodeType,
-)
-
-
 def has_secret(*starts: object, secret: str = SECRET) -> bool:
-    """Whether any text or bytes that objects lead to has it; walked as the collector would.
-
-    Not through modules, classes and functions, which lead to everything (the test as well).
-    """
-    seen: dict[int, object] = {}
-    todo = list(starts)
-    while todo:
-        one = todo.pop()
-        if id(one) in seen or isinstance(one, _SKIPPED):
-            continue
-        seen[id(one)] = one
-        if isinstance(one, str) and secret in one:
-            return True
-        if isinstance(one, bytes | bytearray) and secret.encode() in one:
-            return True
-        todo += gc.get_referents(one)
-    return False
+    """Whether any text or bytes that objects lead to has it; walked as the collector would."""
+    return bool(holders(secret, *starts))
