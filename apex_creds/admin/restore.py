@@ -37,6 +37,7 @@ from apex_creds.fs.private_files import Folder, make_directory, remove_tree, tra
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.model import Clock
 from apex_creds.policy.display import show_time
+from apex_creds.storage.change_counter import ChangeCounter
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import unfinished
 from apex_creds.vault.unfinished import ASIDE, STAGE
@@ -146,6 +147,15 @@ def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:
         except (OSError, StorageError):
             _put_back(stage, home, aside)
             raise
+        if aside is not None and (aside / SECURITY).is_dir():
+            # Who has the vault open watches the counter of what was there.
+            with contextlib.suppress(OSError, StorageError), Folder(aside / SECURITY) as old:
+                counter = ChangeCounter()
+                with contextlib.ExitStack() as ended:
+                    ended.callback(counter.detach)
+                    counter.attach(old, write=True)
+                    with counter.moving():
+                        pass
     return aside
 
 

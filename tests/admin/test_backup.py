@@ -39,6 +39,7 @@ from apex_creds.errors import (
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey, GenericSecret, OAuthToken, SystemClock
 from apex_creds.scheduler import kek_rotation
+from apex_creds.storage import file_storage
 from apex_creds.storage.base import Storage
 from apex_creds.vault import Vault
 from tests.support.vaults import (
@@ -346,7 +347,10 @@ async def test_without_its_master_key_nothing_happens(tmp_path: Path) -> None:
     assert tree(home_in(tmp_path)) == before
 
 
-async def test_a_vault_in_use_is_not_replaced_unless_forced(tmp_path: Path) -> None:
+async def test_a_vault_in_use_is_not_replaced_unless_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_storage, "_LOOK_EVERY", 1e9)  # it is seen at once, not soon
     await filled(tmp_path)
     await backed_up(tmp_path, "copy")
     vault = await unseal(tmp_path)

@@ -153,13 +153,16 @@ async def test_what_this_storage_writes_leaves_what_it_saw_of_other_documents(
     before = storage.change_tokens(names)
     looked: list[object] = []
     real = os.lstat
-    monkeypatch.setattr(os, "lstat", lambda *args: looked.append(args) or real(*args))
-    for _ in range(3):
-        made = await storage.write(names[7], b"next", expected=storage.change_token(names[7]))
-        assert storage.change_tokens(names) == [*before[:7], made.token, *before[8:]]
-    pairs = [Write(name, b"both", storage.change_token(name)) for name in names[:2]]
-    both = await storage.write_many(pairs)
-    assert storage.change_tokens(names[:3]) == [both[0].token, both[1].token, before[2]]
+    with monkeypatch.context() as patch:  # pytest removes folders with it
+        patch.setattr(os, "lstat", lambda *args: looked.append(args) or real(*args))
+        for _ in range(3):
+            made = await storage.write(
+                names[7], b"next", expected=storage.change_token(names[7])
+            )
+            assert storage.change_tokens(names) == [*before[:7], made.token, *before[8:]]
+        pairs = [Write(name, b"both", storage.change_token(name)) for name in names[:2]]
+        both = await storage.write_many(pairs)
+        assert storage.change_tokens(names[:3]) == [both[0].token, both[1].token, before[2]]
     assert len([args for args in looked if names[3] in str(args)]) == 0
 
 
