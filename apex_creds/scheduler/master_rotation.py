@@ -71,11 +71,12 @@ async def rotate_master(store: DocumentStore, *, replaces: int, now: float) -> K
             after = await store.commit_rekeyed(change)
         except ApexCredsError as error:
             # After a lost answer a server may still be at the write: reading decides nothing.
-            if store.shared is None or isinstance(error, ConflictError | KeyStateError):
-                await _discard_unless_named(store, provider, vault_id, record)
+            refused = isinstance(error, ConflictError | KeyStateError)
+            if store.shared is None or refused:
+                await _discard_unless_named(store, provider, vault_id, record, never=refused)
             raise
         if after.root_header.master != record:
-            await _discard_unless_named(store, provider, vault_id, record)
+            await _discard_unless_named(store, provider, vault_id, record, never=True)
         return after
 
 
@@ -104,15 +105,28 @@ async def _keeps_all(
 
 
 async def _discard_unless_named(
-    store: DocumentStore, provider: MasterKeyProvider, vault_id: str, made: MasterRecord
+    store: DocumentStore,
+    provider: MasterKeyProvider,
+    vault_id: str,
+    made: MasterRecord,
+    *,
+    never: bool,
 ) -> None:
     """Takes back a key that was made for nothing; what is stored decides whether it was.
 
     Where that can't be read, the key stays: a later rotation passes over it.
+
+    Args:
+        store: Whose key it would have been.
+        provider: Made it.
+        vault_id: The vault's.
+        made: The key.
+        never: It was not committed, for sure. Else a later version that is stored may have
+            come after this one, whose turn to be discarded comes then.
     """
     with anyio.CancelScope(shield=True), contextlib.suppress(ApexCredsError):
-        stored = await store.stored_keystore()
-        if stored.root_header.master.version < made.version:
+        stored = (await store.stored_keystore()).root_header.master.version
+        if stored < made.version or (never and stored != made.version):
             await provider.discard(vault_id=vault_id, version=made.version)
 
 

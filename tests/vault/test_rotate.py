@@ -220,6 +220,26 @@ async def test_a_rotation_that_lost_a_race_takes_its_key_back(
     assert [line.split()[0] for line in lines] == ["v1", f"v{record.version}"]
 
 
+async def test_a_rotation_that_lost_by_far_takes_its_key_back(
+    vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another has rotated twice, and discarded the version whose number it takes."""
+    create = FileProvider.create
+
+    async def late(provider: FileProvider, *, vault_id: str, version: int) -> object:
+        monkeypatch.setattr(FileProvider, "create", create)
+        async with await unseal(tmp_path) as other:
+            for replaces in (1, 2):
+                await master_rotation.rotate_master(other.store, replaces=replaces, now=5.0)
+                await master_rotation.discard_master(other.store, replaces)
+        return await create(provider, vault_id=vault_id, version=version)
+
+    monkeypatch.setattr(FileProvider, "create", late)
+    await master_rotation.rotate_master(vault.store, replaces=1, now=5.0)
+    lines = (tmp_path / "master.key").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["v3"]
+
+
 async def test_a_rotation_that_fails_takes_its_key_back(
     vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
