@@ -14,6 +14,7 @@ revoke all tokens of that connection (RFC 9700, section 4.14.2).
 from __future__ import annotations
 
 import contextlib
+import shlex
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -304,5 +305,5 @@ def needs_reconnect(name: str) -> NeedsReconnectError:
     """What is said where a person has to connect again."""
     return NeedsReconnectError(
         f"The provider does not renew {name!r} any more.",
-        hint="Its owner runs: apex-creds connect again",
+        hint=f"Its owner runs: apex-creds connect PROVIDER --name {shlex.quote(name)}",
     )
