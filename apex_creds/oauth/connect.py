@@ -17,7 +17,7 @@ from apex_creds.errors import (
     CredentialNotFoundError,
     InvalidInputError,
 )
-from apex_creds.model import Connection, CredentialInfo, OAuthToken, Origin
+from apex_creds.model import Connection, CredentialInfo, Origin
 from apex_creds.oauth import flows
 from apex_creds.oauth.endpoints import Client
 from apex_creds.oauth.flows import Show
@@ -78,10 +78,7 @@ async def connect(
         CredentialNotFoundError: There is no credential ``client_secret``.
     """
     before = await _connected_before(vault, name, provider)
-    secret = ""
-    if client_secret:
-        async with vault.open(client_secret, action="connect") as opened:
-            secret = bytes(opened.view()).decode()
+    secret = await _client_secret(vault, client_secret, action="connect")
     client = Client(
         id=client_id, auth=provider.auth if client_secret else "none", secret=secret
     )
@@ -108,13 +105,7 @@ async def connect(
         outcome="ok",
         by=_user(),
     )
-    token = OAuthToken(
-        tokens.access,
-        refresh_token=tokens.refresh,
-        expires_at=None if tokens.expires_in is None else now + tokens.expires_in,
-        token_type=tokens.token_type,
-        scope=tokens.scope or connection.scope,
-    )
+    token = tokens.secret(at=now, scope=connection.scope)
     if origins is None and (before is None or not before.origins):
         origins = map(Origin.parse, provider.origins)
     info = await vault.put(name, token, origins=origins, connection=connection)
@@ -141,10 +132,7 @@ async def disconnect(vault: Vault, name: str) -> bool:
         )
     revoked = False
     if connection.revocation_endpoint:
-        secret = ""
-        if connection.client_secret:
-            async with vault.open(connection.client_secret, action="disconnect") as opened:
-                secret = bytes(opened.view()).decode()
+        secret = await _client_secret(vault, connection.client_secret, action="disconnect")
         client = Client(id=connection.client_id, auth=connection.client_auth, secret=secret)
         async with vault.open(name, action="disconnect") as opened:
             tokens = {part: bytes(opened.view(part)).decode() for part in opened.names}
@@ -172,6 +160,14 @@ async def _connected_before(
             hint="Choose another with --name, or delete that one first.",
         )
     return found
+
+
+async def _client_secret(vault: Vault, name: str, *, action: str) -> str:
+    """The secret that a credential holds; empty without a name."""
+    if not name:
+        return ""
+    async with vault.open(name, action=action) as opened:
+        return bytes(opened.view()).decode()
 
 
 def _user() -> str:

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import msgspec
 
 from apex_creds.errors import OAuthError
-from apex_creds.model import MAX_SECRET_BYTES
+from apex_creds.model import MAX_SECRET_BYTES, OAuthToken
 
 Form = dict[str, str]
 """The fields of ``application/x-www-form-urlencoded``."""
@@ -69,6 +69,22 @@ class Tokens:
     expires_in: float | None = None
     token_type: str = "Bearer"  # noqa: S105 - a type, not a password
     scope: str = ""
+
+    def secret(self, *, at: float, refresh: str = "", scope: str = "") -> OAuthToken:
+        """As the vault stores them.
+
+        Args:
+            at: When they came, in Unix seconds.
+            refresh: What stays where no refresh token came.
+            scope: What was asked for, where the server does not say what it gave.
+        """
+        return OAuthToken(
+            self.access,
+            refresh_token=self.refresh or refresh,
+            expires_at=None if self.expires_in is None else at + self.expires_in,
+            token_type=self.token_type,
+            scope=self.scope or scope,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

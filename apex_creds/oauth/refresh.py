@@ -33,7 +33,7 @@ from apex_creds.errors import (
     OAuthUnreachableError,
     TokenError,
 )
-from apex_creds.model import Connection, ConnectionState, CredentialInfo, OAuthToken
+from apex_creds.model import Connection, ConnectionState, CredentialInfo
 from apex_creds.oauth import endpoints
 from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form, Tokens, is_final, parse_tokens
@@ -232,13 +232,7 @@ class Refresher:
     ) -> CredentialInfo:
         connection = info.connection
         assert connection is not None
-        renewed = OAuthToken(
-            tokens.access,
-            refresh_token=tokens.refresh or old,
-            expires_at=None if tokens.expires_in is None else at + tokens.expires_in,
-            token_type=tokens.token_type,
-            scope=tokens.scope or info.scope,
-        )
+        renewed = tokens.secret(at=at, refresh=old, scope=info.scope)
         made = msgspec.structs.replace(
             connection,
             state=ConnectionState.CONNECTED,
