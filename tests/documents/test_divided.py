@@ -37,6 +37,7 @@ from tests.support.vaults import create, home_in, master_in, unseal, value_of, v
 
 pytestmark = pytest.mark.anyio
 SHARDS = 4
+LOOKS = ("pread", "lstat", "stat", "fstat", "fsync", "open")
 
 
 @pytest.fixture
@@ -115,12 +116,15 @@ async def test_a_put_looks_at_as_much_beside_any_number_of_shards(
         monkeypatch.setattr(file_storage, "DIVISION", shards)
         async with await divided(tmp_path / str(shards)) as vault:
             await vault.put("c0", ApiKey("changed"))
-            counted: Counter[str] = Counter()
-            with monkeypatch.context() as patch:
-                for call in ("pread", "lstat", "stat", "fstat", "fsync", "open"):
-                    patch.setattr(os, call, counting(counted, getattr(os, call)))
-                await vault.put("c0", ApiKey("again"))
-            calls.append(counted)
+            puts = []
+            for _ in range(5):  # the least of several: the log works beside a put
+                counted: Counter[str] = Counter()
+                with monkeypatch.context() as patch:
+                    for call in LOOKS:
+                        patch.setattr(os, call, counting(counted, getattr(os, call)))
+                    await vault.put("c0", ApiKey("again"))
+                puts.append(counted)
+            calls.append({call: min(counted[call] for counted in puts) for call in LOOKS})
     assert calls[0] == calls[1]
 
 
