@@ -117,7 +117,7 @@ async def test_a_put_looks_at_as_much_beside_any_number_of_shards(
         async with await divided(tmp_path / str(shards)) as vault:
             await vault.put("c0", ApiKey("changed"))
             puts = []
-            for _ in range(5):  # the least of several: the log works beside a put
+            for _ in range(5):  # the least of several: the log's thread works beside a put
                 counted: Counter[str] = Counter()
                 with monkeypatch.context() as patch:
                     for call in LOOKS:
@@ -129,8 +129,10 @@ async def test_a_put_looks_at_as_much_beside_any_number_of_shards(
 
 
 def counting(counted: Counter[str], call: Callable[..., Any]) -> Callable[..., Any]:
+    """Counts a call of ``os``, but for the log's: those depend on the time."""
+
     def counts(*args: Any, **options: Any) -> Any:
-        counted[call.__name__] += 1
+        counted[call.__name__] += "/audit/" not in str(args[0])
         return call(*args, **options)
 
     return counts
