@@ -36,6 +36,8 @@ __all__ = [
     "InvalidManifestError",
     "InvalidNameError",
     "InvalidPolicyError",
+    "IsolationError",
+    "IsolationUnavailableError",
     "KeyStateError",
     "LeaseEndedError",
     "LockedDownError",
@@ -49,6 +51,7 @@ __all__ = [
     "NotInstalledError",
     "OAuthError",
     "OAuthUnreachableError",
+    "PluginRaisedError",
     "RateLimitedError",
     "RequestNotAllowedError",
     "RetiredKeyError",
@@ -77,6 +80,7 @@ __all__ = [
     "VaultExistsError",
     "VaultNotFoundError",
     "VaultSealedError",
+    "WorkerEndedError",
     "WrongMasterKeyError",
 ]
 
@@ -327,6 +331,31 @@ class NotInstalledError(ApexCredsError):
     """An optional part of the package is needed and not installed."""
 
     exit_code = 11
+
+
+# -- isolation -------------------------------------------------------------------
+
+
+class IsolationError(ApexCredsError):
+    """A plugin can't be run behind the wall, or what it does there breaks the rules."""
+
+
+class IsolationUnavailableError(IsolationError):
+    """This machine has no wall, or none that is complete; nothing was run without it."""
+
+    exit_code = 11
+
+
+class WorkerEndedError(IsolationError):
+    """The process that a plugin ran in has ended before its call had."""
+
+
+class PluginRaisedError(IsolationError):
+    """What a plugin raised behind the wall, as far as it is known here: type, text, notes.
+
+    An exception of Python's own comes back as itself. One of another class is both this and
+    the nearest of Python's own that it was; its class has its name, and nothing else of it.
+    """
 
 
 # -- access ----------------------------------------------------------------------

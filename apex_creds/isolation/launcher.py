@@ -1,0 +1,77 @@
+"""The first program behind the wall: opens the way out, sets the limits, becomes the command.
+
+Guarantee: it has the standard library only, and nothing of it is left when the command runs but
+what was asked for. It listens in its own network namespace and hands the listening descriptors
+out, so that the host answers there without a port or a relay of its own.
+
+Run as ``python -I -S launcher.py CONTROL``: the number of the inherited socket on which the
+host says, as JSON, what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+READY = b"ready"
+FAILED = b"failed: "
+
+
+def main() -> None:
+    """Does what the host asked for, and becomes the command."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        with control.makefile("rb") as said:
+            asked: dict[str, Any] = json.load(said)
+        for path, text in asked["files"].items():
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+        listeners = [_listening(where) for where in asked["listen"]]
+        for name, most in asked["limits"].items():
+            _limit(name, most)
+        socket.send_fds(control, [READY], [each.fileno() for each in listeners])
+        for each in listeners:
+            each.close()
+        control.close()
+        command = asked["command"]
+        os.execvp(command[0], command)  # noqa: S606
+    except OSError as error:
+        # Before READY the host reads it; after, the command could not be run.
+        text = f"{error.strerror or error}: {error.filename or ''}".encode()
+        try:
+            control.sendall(FAILED + text)
+        except OSError:
+            sys.stderr.write(f"{text.decode()}\n")
+        sys.exit(127)
+
+
+def _listening(where: str) -> socket.socket:
+    """A listening socket: a path, or a port of loopback."""
+    if where.startswith("/"):
+        unix = socket.socket(socket.AF_UNIX)
+        unix.bind(where)
+        unix.listen(128)
+        return unix
+    tcp = socket.socket(socket.AF_INET)
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    tcp.bind(("127.0.0.1", int(where)))
+    tcp.listen(128)
+    return tcp
+
+
+def _limit(name: str, most: int) -> None:
+    """Never above what it is already limited to."""
+    import resource  # where there is no such module this is imported, but never run
+
+    which = getattr(resource, name)
+    hard = resource.getrlimit(which)[1]
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(which, (most, most))
+
+
+if __name__ == "__main__":
+    main()

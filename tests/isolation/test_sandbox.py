@@ -1,0 +1,214 @@
+"""What a program behind the wall can see and do, and what is left when it has ended."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apex_creds.errors import IsolationError, IsolationUnavailableError
+from apex_creds.isolation import sandbox, seccomp
+from apex_creds.isolation.sandbox import Limits, MiB, Wall
+
+pytestmark = pytest.mark.anyio
+
+
+async def said(script: str, **wall: object) -> str:
+    """What a Python script prints in there."""
+    folders = wall.pop("folders", ())
+    started = await Wall(command=[sys.executable, "-c", script], folders=folders, **wall).start(
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        output, _ = started.process.communicate(timeout=300)
+    finally:
+        started.close()
+    return output.decode()
+
+
+async def tried(expression: str, **wall: object) -> str:
+    """The name of the error that an expression ends with; ``done`` if with none."""
+    script = f"""
+import ctypes, os, socket, subprocess, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *args):
+    if libc.syscall(number, *args) < 0:
+        raise OSError(ctypes.get_errno(), "")
+try:
+    {expression}
+    print("done")
+except Exception as error:
+    print(type(error).__name__)
+"""
+    return (await said(script, **wall)).strip()
+
+
+class TestTheWall:
+    async def test_there_is_nothing_but_the_system_and_what_was_given(
+        self, tmp_path: Path
+    ) -> None:
+        plugin = tmp_path / "plugin"
+        plugin.mkdir()
+        (plugin / "main.py").write_text("x = 1")
+        (tmp_path / "beside").write_text("secret")
+        script = f"import os; print(os.listdir({str(tmp_path)!r}), os.listdir('/root'))"
+        seen = await said(script, folders=[plugin])
+        assert seen.startswith("['plugin']")
+        assert "beside" not in seen
+        assert (
+            await tried(f"open({str(plugin / 'main.py')!r}, 'a')", folders=[plugin])
+            == "OSError"
+        )
+
+    async def test_no_variable_capability_or_identity_of_the_host(self, monkeypatch) -> None:
+        monkeypatch.setenv("APEX_CREDS_CANARY", "canary")
+        seen = await said(
+            "import os; print(dict(os.environ), os.getuid(), open('/proc/self/status').read())"
+        )
+        assert "canary" not in seen
+        assert "65534" in seen
+        assert f"CapBnd:\t{'0' * 16}" in seen
+        assert f"CapEff:\t{'0' * 16}" in seen
+        assert "Seccomp:\t2" in seen
+        assert "NoNewPrivs:\t1" in seen
+
+    async def test_no_process_of_the_host(self) -> None:
+        pids = await said("import os; print(*[p for p in os.listdir('/proc') if p.isdigit()])")
+        assert len(pids.split()) == 2, "bubblewrap's own, and this one"
+
+    async def test_no_descriptor_but_those_that_were_handed_over(self) -> None:
+        with open(os.devnull) as mine:
+            os.set_inheritable(mine.fileno(), True)
+            seen = await said("import os; print(*os.listdir('/proc/self/fd'))", listen=["8080"])
+        assert seen.split() == ["0", "1", "2", "3"], "the last is that of the listing itself"
+
+    async def test_it_connects_only_to_what_was_handed_out(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            script = f"""
+import socket
+for port in (8080, {port}):
+    try:
+        with socket.create_connection(("127.0.0.1", port)) as there:
+            print(there.recv(5).decode())
+    except OSError as error:
+        print(type(error).__name__)
+"""
+            started = await Wall(command=[sys.executable, "-c", script], listen=["8080"]).start(
+                stdout=subprocess.PIPE
+            )
+            (listener,) = started.listeners
+            with listener.accept()[0] as connection:
+                connection.sendall(b"hello")
+            output, _ = started.process.communicate(timeout=300)
+            started.close()
+        assert output.decode().split() == ["hello", "ConnectionRefusedError"]
+
+    async def test_the_exit_status_is_the_command_s_own(self) -> None:
+        started = await Wall(command=["/bin/sh", "-c", "exit 7"]).start()
+        assert started.process.wait(300) == 7
+        started.close()
+
+    async def test_a_command_that_is_not_there_is_an_error_of_the_shell(self) -> None:
+        started = await Wall(command=["no-such-command"]).start(stderr=subprocess.DEVNULL)
+        assert started.process.wait(300) == 127
+        started.close()
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        "call(101, 16, 1, 0, 0)",  # ptrace, attach
+        "call(310, 1, 0, 0, 0, 0, 0)",  # process_vm_readv
+        "call(272, 0x10000000)",  # unshare, user namespace
+        "call(56, 0x10000011, 0, 0, 0, 0)",  # clone, user namespace
+        "call(425, 1, 0)",  # io_uring_setup
+        "call(321, 0, 0, 0)",  # bpf
+        "call(250, 0, 0, 0)",  # keyctl
+        "call(165, 0, 0, 0, 0, 0)",  # mount
+        "socket.socket(socket.AF_UNIX)",
+        "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+        "socket.socket(38)",  # AF_ALG
+        "socket.socket(40)",  # AF_VSOCK, to the hypervisor
+    ],
+)
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are of x86-64")
+async def test_a_system_call_that_is_forbidden(forbidden: str) -> None:
+    assert await tried(forbidden) == "PermissionError"
+
+
+class TestProcesses:
+    async def test_none_where_none_are_allowed_but_threads(self) -> None:
+        assert await tried("os.fork()", processes=False) == "PermissionError"
+        assert await tried("subprocess.run('true')", processes=False) == "PermissionError"
+        thread = "threading.Thread(target=print).start()"
+        assert (await tried(thread, processes=False)).strip() == "done"
+        assert await tried("socket.socketpair()", processes=False) == "done"
+        assert await tried("subprocess.run('true')") == "done"
+
+
+class TestLimits:
+    async def test_memory(self) -> None:
+        limits = Limits(memory=512 * MiB)
+        assert await tried("bytearray(1 << 30)", limits=limits) == "MemoryError"
+
+    async def test_files(self) -> None:
+        limits = Limits(files=64)
+        assert await tried("[open('/dev/null') for _ in range(99)]", limits=limits) == "OSError"
+
+    async def test_what_is_written(self) -> None:
+        limits = Limits(scratch=1 * MiB)
+        for folder in ("/tmp", "/home/plugin", "/run", "/dev/shm"):
+            wrote = f"open('{folder}/x', 'wb').write(bytes(2 << 20))"
+            assert await tried(wrote, limits=limits) == "OSError"
+
+    async def test_no_core_file(self) -> None:
+        assert (await said("import resource; print(resource.getrlimit(4))")).strip() == "(0, 0)"
+
+
+class TestRefusals:
+    async def test_no_folder_that_is_more_than_a_plugin_s(self) -> None:
+        for folder in ("/", "/proc/self", str(Path.home()), str(Path.home() / "no-such")):
+            with pytest.raises(IsolationError):
+                await Wall(command=["true"], folders=[Path(folder)]).start()
+
+    def test_no_bubblewrap(self, monkeypatch, fresh_probe) -> None:
+        monkeypatch.setattr(sandbox.shutil, "which", lambda *_, **__: None)
+        with pytest.raises(IsolationUnavailableError, match="not installed"):
+            sandbox.bubblewrap()
+
+    def test_another_system(self, monkeypatch, fresh_probe) -> None:
+        monkeypatch.setattr(sandbox.sys, "platform", "darwin")
+        with pytest.raises(IsolationUnavailableError, match="need Linux"):
+            sandbox.bubblewrap()
+
+    def test_a_bubblewrap_that_is_not_let_work(
+        self, monkeypatch, tmp_path: Path, fresh_probe
+    ) -> None:
+        broken = tmp_path / "bwrap"
+        broken.write_text(
+            "#!/bin/sh\necho 'bwrap: No permissions to create namespace' >&2; exit 1"
+        )
+        broken.chmod(0o755)
+        monkeypatch.setattr(sandbox.shutil, "which", lambda *_, **__: str(broken))
+        with pytest.raises(IsolationUnavailableError, match="No permissions") as refused:
+            sandbox.bubblewrap()
+        assert "user.max_user_namespaces" in refused.value.hint
+
+    def test_another_processor(self, monkeypatch, fresh_probe) -> None:
+        assert not seccomp.is_known("riscv64")
+        monkeypatch.setattr(seccomp.platform, "machine", lambda: "riscv64")
+        with pytest.raises(IsolationUnavailableError, match="processor"):
+            sandbox.bubblewrap()
+
+
+@pytest.fixture
+def fresh_probe():
+    """What was found to work is not remembered."""
+    sandbox.bubblewrap.cache_clear()
+    yield
+    sandbox.bubblewrap.cache_clear()
