@@ -150,7 +150,9 @@ class AsyncPool(_Pool):
         try:
             places = None
             if origin is not None and self._queues:
-                places = self._places.setdefault(origin, anyio.Semaphore(_AT_ONCE))
+                places = self._places.get(origin)
+                if places is None:
+                    places = self._places[origin] = anyio.Semaphore(_AT_ONCE)
                 try:
                     places.acquire_nowait()
                 except anyio.WouldBlock:

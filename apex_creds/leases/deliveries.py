@@ -175,7 +175,9 @@ class Draft:
         """
         body = self.body
         if _PLACEHOLDER in self.url.raw_path or (
-            isinstance(body, httpx.ByteStream) and _PLACEHOLDER in b"".join(body)
+            self._takes_body
+            and isinstance(body, httpx.ByteStream)
+            and _PLACEHOLDER in b"".join(body)
         ):
             raise RequestNotAllowedError(
                 "The request has a placeholder for a key where no credential is sent.",

@@ -97,7 +97,7 @@ async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:
         BaseException: It failed: what ``request.say`` makes of that, or what the request's
             body raised.
     """
-    leases, broker, taken, asked, key, waits = _checked(lease_ids, request)
+    leases, broker, taken, asked, key, waits = checked(lease_ids, request)
     if broker.search is not None:
         broker.search.ask(leases, taken.headers)
     pool = await broker.connections.here(key)
@@ -105,43 +105,30 @@ async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:
         permit = await pool.permit(waits, patience=taken.timeout["pool"])
     except httpx.PoolTimeout as error:
         raise failed(error, request.say) from None
-    handed_over = False
+    answer: AsyncBody | None = None
     try:
         body = NOTHING if taken.stream is None else async_upload(taken.stream)
-        uses: list[Use] = []
-        records: list[Record] = []
         try:
-            for lease in leases:
-                record, opened = await broker.redeem(lease, asked)
-                uses.append(Use(opened, record))
-                records.append(record)
-            outgoing = _injected(taken, uses, body)
+            outgoing, records = await redeemed(broker, leases, asked, taken, body)
             sent = await _send(pool, outgoing, request.say)
             del outgoing
         finally:
             if body is not NOTHING:
                 body.stop()
-            for use in uses:
-                use.opened.close()
         if isinstance(sent, BaseException):
             raise sent
         stream = sent.stream
         assert isinstance(stream, httpx.AsyncByteStream)
-        loop = asyncio.get_running_loop()
-        answer = AsyncBody(stream, request.say, permit, leases, loop)
-        handed_over = True
+        answer = AsyncBody(stream, request.say, permit, leases, asyncio.get_running_loop())
     finally:
-        if not handed_over:
+        if answer is None:
             permit.done()
-    if broker.search is not None:
-        sent = _searched(broker.search, leases, records, taken.method, sent, answer)
-    version = sent.extensions.get("http_version")  # not the reason: it may repeat the secret
-    return Answered(sent.status, sent.headers, answer, version, sent.given)
+    return _answered(broker.search, leases, records, taken.method, sent, answer)
 
 
 def exchange_blocking(lease_ids: Sequence[str], request: Request) -> Answered:
     """As ``exchange``, for worker threads."""
-    leases, broker, taken, asked, key, waits = _checked(lease_ids, request)
+    leases, broker, taken, asked, key, waits = checked(lease_ids, request)
     if broker.search is not None:
         broker.search.ask(leases, taken.headers)
     pool = broker.connections.entered(key)
@@ -149,40 +136,77 @@ def exchange_blocking(lease_ids: Sequence[str], request: Request) -> Answered:
         permit = pool.permit(waits, patience=taken.timeout["pool"])
     except httpx.PoolTimeout as error:
         raise failed(error, request.say) from None
-    handed_over = False
+    answer: SyncBody | None = None
     try:
         body = NOTHING if taken.stream is None else upload(taken.stream)
-        uses: list[Use] = []
-        records: list[Record] = []
         try:
-            for lease in leases:
-                record, opened = broker.redeem_blocking(lease, asked)
-                uses.append(Use(opened, record))
-                records.append(record)
-            outgoing = _injected(taken, uses, body)
+            outgoing, records = redeemed_blocking(broker, leases, asked, taken, body)
             sent = _send_blocking(pool, outgoing, request.say)
             del outgoing
         finally:
             if body is not NOTHING:
                 body.stop()
-            for use in uses:
-                use.opened.close()
         if isinstance(sent, BaseException):
             raise sent
         stream = sent.stream
         assert isinstance(stream, httpx.SyncByteStream)
         answer = SyncBody(stream, request.say, permit, leases)
-        handed_over = True
     finally:
-        if not handed_over:
+        if answer is None:
             permit.done()
-    if broker.search is not None:
-        sent = _searched(broker.search, leases, records, taken.method, sent, answer)
-    version = sent.extensions.get("http_version")  # not the reason: it may repeat the secret
-    return Answered(sent.status, sent.headers, answer, version, sent.given)
+    return _answered(broker.search, leases, records, taken.method, sent, answer)
 
 
-def _checked(
+async def redeemed(
+    broker: LeaseBroker,
+    leases: Sequence[Lease],
+    asked: AccessRequest,
+    taken: Snapshot,
+    body: AsyncUpload | Upload | Whole,
+) -> tuple[Outgoing | BaseException, list[Record]]:
+    """The request with the secrets of the leases in it, and what it was made with.
+
+    What is open is wiped when it returns. Why the request can't be made is no exception yet: a
+    frame of its traceback would hold the secret.
+
+    Raises:
+        ApexCredsError: A lease can't be redeemed.
+    """
+    uses: list[Use] = []
+    records: list[Record] = []
+    try:
+        for lease in leases:
+            record, opened = await broker.redeem(lease, asked)
+            uses.append(Use(opened, record))
+            records.append(record)
+        return _injected(taken, uses, body), records
+    finally:
+        for use in uses:
+            use.opened.close()
+
+
+def redeemed_blocking(
+    broker: LeaseBroker,
+    leases: Sequence[Lease],
+    asked: AccessRequest,
+    taken: Snapshot,
+    body: AsyncUpload | Upload | Whole,
+) -> tuple[Outgoing | BaseException, list[Record]]:
+    """As ``redeemed``, for threads."""
+    uses: list[Use] = []
+    records: list[Record] = []
+    try:
+        for lease in leases:
+            record, opened = broker.redeem_blocking(lease, asked)
+            uses.append(Use(opened, record))
+            records.append(record)
+        return _injected(taken, uses, body), records
+    finally:
+        for use in uses:
+            use.opened.close()
+
+
+def checked(
     lease_ids: Sequence[str], request: Request
 ) -> tuple[list[Lease], LeaseBroker, Snapshot, AccessRequest, Key, Origin | None]:
     """What is needed before anything is waited for; last the origin to wait for a place to."""
@@ -242,21 +266,13 @@ def _handle_as_text() -> RequestNotAllowedError:
 def _injected(
     taken: Snapshot, uses: list[Use], body: AsyncUpload | Upload | Whole
 ) -> Outgoing | BaseException:
-    """The request with the secrets in it, which are wiped then; or why it can't be made."""
     try:
         return inject(taken, uses, body=body)
     except ApexCredsError as error:
         error.__traceback__ = error.__cause__ = error.__context__ = None
         return error
     except Exception:  # its frames and words may hold the secret
-        return _not_built()
-    finally:
-        while uses:
-            uses.pop().opened.close()
-
-
-def _not_built() -> InvalidInputError:
-    return InvalidInputError("The request can't be built with the credential in it.")
+        return InvalidInputError("The request can't be built with the credential in it.")
 
 
 async def _send(
@@ -306,23 +322,25 @@ def _answer_of(response: httpx.Response) -> Answer:
     )
 
 
-def _searched(
-    search: AnswerSearch,
+def _answered(
+    search: AnswerSearch | None,
     leases: Sequence[Lease],
     records: Sequence[Record],
     method: str,
     sent: Answer,
     body: AsyncBody | SyncBody,
-) -> Answer:
-    """Has the body of an answer searched from here on; its head is."""
-    try:
-        found = search.begin(leases, records, method, sent.status, sent.headers)
-    except BaseException:
-        body.abandon()
-        raise
-    if found is None:
-        return sent
-    body.search_with(found)
-    if found.headers is sent.headers:
-        return sent
-    return sent._replace(headers=found.headers, given=None)
+) -> Answered:
+    """An answer whose head was searched, and whose body is from here on."""
+    headers, given = sent.headers, sent.given
+    if search is not None:
+        try:
+            found = search.begin(leases, records, method, sent.status, headers)
+        except BaseException:
+            body.abandon()
+            raise
+        if found is not None:
+            body.search_with(found)
+            if found.headers is not headers:
+                headers, given = found.headers, None
+    version = sent.extensions.get("http_version")  # not the reason: it may repeat the secret
+    return Answered(sent.status, headers, body, version, given)

@@ -12,8 +12,7 @@ from typing import NamedTuple
 from apex_creds.documents.records import Record
 from apex_creds.leases.answer_search import AnswerSearch
 from apex_creds.leases.bodies import NOTHING
-from apex_creds.leases.deliveries import Use
-from apex_creds.leases.exchange import Request, _checked, _injected
+from apex_creds.leases.exchange import Request, checked, redeemed, redeemed_blocking
 from apex_creds.leases.lease import Lease
 from apex_creds.leases.request_signing import Outgoing
 
@@ -37,18 +36,8 @@ async def injected_head(lease_ids: Sequence[str], request: Request) -> Head:
     Raises:
         ApexCredsError: It may not be sent.
     """
-    leases, broker, taken, asked, _, _ = _checked(lease_ids, request)
-    uses: list[Use] = []
-    records: list[Record] = []
-    try:
-        for lease in leases:
-            record, opened = await broker.redeem(lease, asked)
-            uses.append(Use(opened, record))
-            records.append(record)
-        outgoing = _injected(taken, uses, NOTHING)
-    finally:
-        for use in uses:
-            use.opened.close()
+    leases, broker, taken, asked, _, _ = checked(lease_ids, request)
+    outgoing, records = await redeemed(broker, leases, asked, taken, NOTHING)
     if isinstance(outgoing, BaseException):
         raise outgoing
     return Head(outgoing, leases, records, broker.search)
@@ -56,18 +45,8 @@ async def injected_head(lease_ids: Sequence[str], request: Request) -> Head:
 
 def injected_head_blocking(lease_ids: Sequence[str], request: Request) -> Head:
     """As ``injected_head``, for threads."""
-    leases, broker, taken, asked, _, _ = _checked(lease_ids, request)
-    uses: list[Use] = []
-    records: list[Record] = []
-    try:
-        for lease in leases:
-            record, opened = broker.redeem_blocking(lease, asked)
-            uses.append(Use(opened, record))
-            records.append(record)
-        outgoing = _injected(taken, uses, NOTHING)
-    finally:
-        for use in uses:
-            use.opened.close()
+    leases, broker, taken, asked, _, _ = checked(lease_ids, request)
+    outgoing, records = redeemed_blocking(broker, leases, asked, taken, NOTHING)
     if isinstance(outgoing, BaseException):
         raise outgoing
     return Head(outgoing, leases, records, broker.search)

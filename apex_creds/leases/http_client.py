@@ -6,8 +6,8 @@ use to listen in are refused or dropped.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Final
+import functools
+from typing import Any, Final, TypeVar
 
 import httpx
 
@@ -30,22 +30,55 @@ _OPTIONS: Final = frozenset(
 )
 _TIMEOUT: Final = httpx.Timeout(5.0, pool=60.0)
 """As httpx's own; but for a connection, which plugins share, a request waits its turn."""
+_SHARED: Final = frozenset(
+    {
+        "_auth",
+        "_base_url",
+        "_default_encoding",
+        "_params",
+        "_state",
+        "_trust_env",
+        "follow_redirects",
+        "max_redirects",
+    }
+)
+"""What clients without options have in common; nothing changes it in place."""
+_OWN: Final = frozenset(
+    {"_cookies", "_event_hooks", "_headers", "_mounts", "_timeout", "_transport"}
+)
+C = TypeVar("C", httpx.AsyncClient, httpx.Client)
 
 
 def open_async_client(
     lease_id: str, scope: str | None, options: dict[str, object]
 ) -> httpx.AsyncClient:
     """See ``CredentialHandle.client``."""
-    chosen: dict[str, Any] = _checked(options)
-    transport = InjectingTransport(lease_id, scope)
-    return httpx.AsyncClient(transport=transport, trust_env=False, **chosen)
+    return _client(httpx.AsyncClient, InjectingTransport(lease_id, scope), options)
 
 
 def open_client(lease_id: str, scope: str | None, options: dict[str, object]) -> httpx.Client:
     """See ``CredentialHandle.sync_client``."""
-    chosen: dict[str, Any] = _checked(options)
-    transport = SyncInjectingTransport(lease_id, scope)
-    return httpx.Client(transport=transport, trust_env=False, **chosen)
+    return _client(httpx.Client, SyncInjectingTransport(lease_id, scope), options)
+
+
+def _client(kind: type[C], transport: object, options: dict[str, object]) -> C:
+    refused = options.keys() - _OPTIONS
+    if refused:
+        raise InvalidInputError(
+            f"handle.client() does not take {', '.join(sorted(refused))}.",
+            hint=f"It takes {', '.join(sorted(_OPTIONS))}.",
+        )
+    parts = None if options else _PARTS.get(kind)
+    if parts is None:
+        chosen: dict[str, Any] = {"timeout": _TIMEOUT, **options, "transport": transport}
+        return kind(trust_env=False, **chosen)
+    client: Any = kind.__new__(kind)
+    vars(client).update(parts)
+    client._cookies, client._timeout = httpx.Cookies(), httpx.Timeout(_TIMEOUT)
+    client._event_hooks, client._mounts = {"request": [], "response": []}, {}
+    client._headers, client._transport = httpx.Headers(parts["_headers"]), transport
+    found: C = client
+    return found
 
 
 class InjectingTransport(httpx.AsyncBaseTransport):
@@ -95,6 +128,22 @@ class SyncInjectingTransport(httpx.BaseTransport):
             body.close()
 
 
+def _parts(kind: type[httpx.AsyncClient | httpx.Client]) -> dict[str, Any] | None:
+    """What clients without options share, and their headers; None: httpx has other parts.
+
+    For each client, httpx would read an empty URL, and make headers, a jar and a map of
+    proxies: a seventh of the calls of a request.
+    """
+    unused: Any = InjectingTransport("", None)
+    parts = vars(kind(transport=unused, trust_env=False))
+    if parts.keys() != _SHARED | _OWN:
+        return None
+    return {name: parts[name] for name in (*_SHARED, "_headers")}
+
+
+_PARTS: Final = {kind: _parts(kind) for kind in (httpx.AsyncClient, httpx.Client)}
+
+
 def neutral(request: httpx.Request, scope: str | None = None) -> Request:
     """A request of httpx in neutral values."""
     return Request(
@@ -103,7 +152,7 @@ def neutral(request: httpx.Request, scope: str | None = None) -> Request:
         request.headers.raw,
         request.stream,
         request.extensions.get("timeout") or {},
-        partial(error, request=request),
+        functools.partial(error, request=request),
         scope,
     )
 
@@ -125,13 +174,3 @@ def error(failure: SendFailure, *, request: httpx.Request) -> Exception:
         return httpx.StreamClosed()
     kind: type[httpx.RequestError] = getattr(httpx, failure.name)
     return kind(failure.text, request=request)
-
-
-def _checked(options: dict[str, object]) -> dict[str, object]:
-    refused = sorted(set(options) - _OPTIONS)
-    if refused:
-        raise InvalidInputError(
-            f"handle.client() does not take {', '.join(refused)}.",
-            hint=f"It takes {', '.join(sorted(_OPTIONS))}.",
-        )
-    return {"timeout": _TIMEOUT, **options}

@@ -21,6 +21,7 @@ from apex_creds.errors import (
     LeaseEndedError,
     RequestNotAllowedError,
 )
+from apex_creds.leases.http_client import open_async_client, open_client
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret
 from apex_creds.vault import PutItem
 from tests.leases.test_handles import found_from
@@ -618,3 +619,35 @@ async def test_many_threads_at_once(world: World, here: Server) -> None:
     assert {h for i in range(60) for h in here.header("authorization", at=i)} == {
         f"Bearer {SECRET}"
     }
+
+
+@pytest.mark.parametrize("kind", [httpx.AsyncClient, httpx.Client])
+async def test_a_client_without_options_is_as_httpx_makes_it(kind: type) -> None:
+    open_one = {httpx.AsyncClient: open_async_client, httpx.Client: open_client}[kind]
+    one = open_one("lease", None, {})
+    made = kind(transport=one._transport, trust_env=False, timeout=httpx.Timeout(5, pool=60))
+    assert type(one) is kind
+    assert vars(one).keys() == vars(made).keys()
+    for name, part in vars(made).items():
+        assert vars(one)[name] == part or str(vars(one)[name]) == str(part), name
+
+
+@pytest.mark.parametrize("open_one", [open_async_client, open_client])
+async def test_what_one_plugin_sets_in_its_client_is_in_no_other(open_one) -> None:
+    one = open_one("lease", None, {})
+    one.headers["X-Mine"] = "1"
+    one.cookies.set("mine", "1")
+    one.event_hooks["request"].append(print)
+    one.params = {"mine": "1"}
+    one.timeout.read = 1.0
+    one.base_url = "http://mine.example"
+    one._mounts[None] = one._transport
+    other = open_one("another", None, {})
+    assert "X-Mine" not in other.headers
+    assert not other.cookies
+    assert other.event_hooks == {"request": [], "response": []}
+    assert not other.params
+    assert other.timeout == httpx.Timeout(5.0, pool=60.0)
+    assert other.base_url == ""
+    assert not other._mounts
+    assert other._transport is not one._transport
