@@ -165,7 +165,12 @@ def refused(error: ApexCredsError) -> Answered:
     """A refusal, as the answer that an SDK understands."""
     code = _WORD_END.sub("_", type(error).__name__.removesuffix("Error")).lower()
     message = f"{error.message} {error.hint}".strip()
-    said = {"error": {"type": "permission_error", "code": code, "message": message}}
+    said = {
+        "error": {"type": "permission_error", "code": code, "message": message},
+        # Where other SDKs look: those of GitHub and Twilio, and by RFC 9457.
+        "message": message,
+        "detail": message,
+    }
     body = json.dumps(said).encode()
     headers = [
         (b"content-type", b"application/json"),

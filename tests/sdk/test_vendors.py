@@ -32,6 +32,7 @@ def completion(method, path, body):
             }
             for word in ("hel", "lo")
         ]
+        chunks[-1]["choices"][0]["finish_reason"] = "stop"
         return [*(f"data: {json.dumps(chunk)}" for chunk in chunks), "data: [DONE]"]
     message = {"role": "assistant", "content": "hello"}
     usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}

@@ -24,6 +24,7 @@ class Vendor:
         requests: What came: method, path, headers (names in lower case), body.
         answer: Makes a body (JSON) of the method, path and body; a list is a stream of events.
         gate: A stream stops after its first event until this is set.
+        echoes: Whether each answer has the key that came in a header as well.
     """
 
     def __init__(self, port: int) -> None:
@@ -36,14 +37,17 @@ class Vendor:
             "echo": body.decode(),
         }
         self.gate: threading.Event | None = None
+        self.echoes = False
 
     @property
     def origin(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def allow(self, world: World, name: str = "web", plugin: str = "demo") -> None:
+    async def allow(
+        self, world: World, name: str = "web", plugin: str = "demo", delivery: str = ""
+    ) -> None:
         """Stores a credential that may be sent here, and grants it."""
-        delivery = "bearer" if self.prefix else f"header:{self.header}"
+        delivery = delivery or ("bearer" if self.prefix else f"header:{self.header}")
         await world.vault.put(name, ApiKey(SECRET), origins=[self.origin], delivery=delivery)
         await world.vault.grant(plugin, name)
 
@@ -83,15 +87,25 @@ async def vendor() -> AsyncIterator[Vendor]:
         def say(self, status: int, body: bytes) -> None:
             self.send_response(status)
             self.send_header("content-type", "application/json")
+            self.send_header("x-elastic-product", "Elasticsearch")  # its client asks for that
             self.send_header("set-cookie", f"session={len(made.requests)}; path=/")
             self.send_header("content-length", str(len(body)))
+            if status != 200:  # as soon as may be, for who asks again
+                self.send_header("retry-after", "0")
+                self.send_header("retry-after-ms", "1")
+            self.echo()
             self.end_headers()
             self.wfile.write(body)
+
+        def echo(self) -> None:
+            if made.echoes:
+                self.send_header("x-seen", self.headers.get(made.header) or "")
 
         def stream(self, events: list[str]) -> None:
             self.send_response(200)
             self.send_header("content-type", "text/event-stream")
             self.send_header("transfer-encoding", "chunked")
+            self.echo()
             self.end_headers()
             for event in events:
                 data = f"{event}\n\n".encode()
