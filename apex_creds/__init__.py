@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from apex_creds.crypto.memory import SecretBytes, harden_process
     from apex_creds.errors import AccessDeniedError, ApexCredsError
     from apex_creds.leases import CredentialHandle, CredentialMap, current_credentials
-    from apex_creds.middleware import CredentialMiddleware, OnLeak
+    from apex_creds.middleware import CredentialMiddleware, OnLeak, OnOpaque
     from apex_creds.model import (
         ApiKey,
         AwsKey,
@@ -40,6 +40,7 @@ __all__ = [
     "Manifest",
     "OAuthToken",
     "OnLeak",
+    "OnOpaque",
     "SecretBytes",
     "Vault",
     "current_credentials",
@@ -69,7 +70,7 @@ if not TYPE_CHECKING:
         "apex_creds.crypto.memory": ("SecretBytes", "harden_process"),
         "apex_creds.errors": ("AccessDeniedError", "ApexCredsError"),
         "apex_creds.leases": ("CredentialHandle", "CredentialMap", "current_credentials"),
-        "apex_creds.middleware": ("CredentialMiddleware", "OnLeak"),
+        "apex_creds.middleware": ("CredentialMiddleware", "OnLeak", "OnOpaque"),
         "apex_creds.model": (
             *("ApiKey", "AwsKey", "BasicAuth", "CredentialInfo", "CredentialKind"),
             *("GenericSecret", "OAuthToken"),

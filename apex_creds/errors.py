@@ -51,6 +51,7 @@ __all__ = [
     "NotInstalledError",
     "OAuthError",
     "OAuthUnreachableError",
+    "OutputWithheldError",
     "PluginRaisedError",
     "RateLimitedError",
     "RequestNotAllowedError",
@@ -476,6 +477,12 @@ class OAuthUnreachableError(OAuthError):
 
 class SecretLeakError(ApexCredsError):
     """A plugin let a secret out and policy makes that an error."""
+
+    exit_code = 9
+
+
+class OutputWithheldError(ApexCredsError):
+    """A plugin's output has an object in it that can't be searched for secrets."""
 
     exit_code = 9
 

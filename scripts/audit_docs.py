@@ -152,7 +152,9 @@ back, with the master key, for every name that the vault or a grant still has.
 LEAKS = (
     "\nThe `detail` of a `leak` is where the secret was: in a plugin's `result`, `chunk`, "
     "`exception`, `log`, `span` or `name`; or in a `response`, which a service sent and the "
-    "plugin got without it."
+    "plugin got without it. The `detail` of an `unsearched` is the class of an object in a "
+    "plugin's output that can't be searched for secrets; its `outcome` is `passed` or "
+    "`withheld` (`on_opaque` of the middleware)."
 )
 
 

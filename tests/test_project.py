@@ -37,6 +37,7 @@ PUBLIC: list[str] = [
     "Manifest",
     "OAuthToken",
     "OnLeak",
+    "OnOpaque",
     "SecretBytes",
     "Vault",
     "current_credentials",

@@ -42,6 +42,7 @@ class EventKind(StrEnum):
     EXPOSE = "expose"
     DENIAL = "denial"
     LEAK = "leak"
+    UNSEARCHED = "unsearched"
     RECOVERED = "recovered"
     ROLLBACK = "rollback"
     DROPPED = "dropped"

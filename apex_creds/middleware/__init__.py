@@ -6,7 +6,7 @@ result, its stream, its log records or its exception is replaced and audited.
 
 from __future__ import annotations
 
-from apex_creds.middleware.call import OnLeak
+from apex_creds.middleware.call import OnLeak, OnOpaque
 from apex_creds.middleware.middleware import CredentialMiddleware, report_denials
 
-__all__ = ["CredentialMiddleware", "OnLeak", "report_denials"]
+__all__ = ["CredentialMiddleware", "OnLeak", "OnOpaque", "report_denials"]

@@ -17,9 +17,15 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Self, final
 
+from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.auth.step_up import RESPONDER
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.errors import AccessDeniedError, ApexCredsError, SecretLeakError
+from apex_creds.errors import (
+    AccessDeniedError,
+    ApexCredsError,
+    OutputWithheldError,
+    SecretLeakError,
+)
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
 from apex_creds.leases.lease import Authorization, Invocation, end_each, enter, leave
@@ -50,6 +56,13 @@ class OnLeak(StrEnum):
     ERROR = "error"
 
 
+class OnOpaque(StrEnum):
+    """What becomes of output with an object in it that can't be searched; it is audited."""
+
+    PASS = "pass"  # noqa: S105 - it passes
+    WITHHOLD = "withhold"
+
+
 @final
 class WrappedCall(Invocation):
     """A call of a plugin from its leases to their end.
@@ -59,21 +72,40 @@ class WrappedCall(Invocation):
         manifest: The plugin's.
         action: What it does.
         on_leak: What becomes of a leak.
+        on_opaque: What becomes of output that can't be searched.
 
     Attributes:
         step: Its span and metrics; None while telemetry is off.
         leaks: The credentials whose secret was found in its output, and where.
     """
 
-    __slots__ = ("_broker", "_finished", "_on_leak", "_redactor", "_started", "leaks", "step")
+    __slots__ = (
+        "_broker",
+        "_finished",
+        "_on_leak",
+        "_on_opaque",
+        "_opaque",
+        "_redactor",
+        "_started",
+        "leaks",
+        "step",
+    )
 
     def __init__(
-        self, broker: LeaseBroker, manifest: Manifest, action: str, *, on_leak: OnLeak
+        self,
+        broker: LeaseBroker,
+        manifest: Manifest,
+        action: str,
+        *,
+        on_leak: OnLeak,
+        on_opaque: OnOpaque,
     ) -> None:
         actor = broker.actor(manifest, action)
         super().__init__(manifest, action, actor=actor, refuse=broker.refuse)
         self._broker = broker
         self._on_leak = on_leak
+        self._on_opaque = on_opaque
+        self._opaque: set[type] = set()
         self._finished = False
         self._redactor: Redactor | None = None
         self._started = broker.clock.monotonic()
@@ -115,7 +147,11 @@ class WrappedCall(Invocation):
     def redactor(self) -> Redactor:
         """Searches its output; made when there is first something to search for."""
         if self._redactor is None:
-            made = Redactor(_Redeemed(self, self._broker), on_found=self.report_leak)
+            made = Redactor(
+                _Redeemed(self, self._broker),
+                on_found=self.report_leak,
+                on_opaque=self._unsearched,
+            )
             self._redactor = made
             if self._finished:
                 made.close()
@@ -185,6 +221,35 @@ class WrappedCall(Invocation):
             invocation=self.id,
         )
         self.leaks.add((name, where))
+
+    def _unsearched(self, opaque: type) -> None:
+        """Audits that output has an object that can't be searched, once for each class.
+
+        Raises:
+            AuditUnavailableError: It could not be logged.
+            OutputWithheldError: It is not to be passed.
+        """
+        if opaque not in self._opaque:
+            name = self.shown(f"{opaque.__module__}.{opaque.__qualname__}")[:_LONGEST_OUTCOME]
+            outcome = "passed" if self._on_opaque is OnOpaque.PASS else "withheld"
+            event = AuditEvent(
+                time=self._broker.clock.time(),
+                kind=EventKind.UNSEARCHED,
+                plugin=self.manifest.plugin,
+                plugin_version=self.manifest.version,
+                action=self.action,
+                invocation=self.id,
+                outcome=outcome,
+                detail=name,
+            )
+            self._broker.log(event, flush=True)
+            self._opaque.add(opaque)
+        if self._on_opaque is OnOpaque.WITHHOLD:
+            raise OutputWithheldError(
+                "The plugin's output has an object in it that can't be searched for secrets.",
+                hint="Return text, numbers, containers or models of them; the audit log "
+                "has the class.",
+            )
 
     @property
     def _leaked_itself(self) -> bool:

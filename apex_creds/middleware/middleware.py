@@ -19,8 +19,9 @@ from collections.abc import (
     Generator,
     Iterator,
 )
+from enum import StrEnum
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar, overload
 
 import anyio
 import anyio.to_thread
@@ -38,6 +39,7 @@ from apex_creds.middleware.call import (
     NO_AUTHORIZATIONS,
     Inside,
     OnLeak,
+    OnOpaque,
     WrappedCall,
     WrappedCoroutine,
 )
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from apex_creds.scheduler.worker import RotationWorker
 
 DEFAULT_TTL: Final = 300.0
+W = TypeVar("W", bound=StrEnum)
 _log: Final = logging.getLogger(__name__)
 _LONGEST_ACTION: Final = 200
 """Of an action's name, in spans."""
@@ -94,6 +97,8 @@ class CredentialMiddleware:
         vault: Unsealed; the middleware does not close it.
         ttl: Seconds that a lease lives at most, streams included.
         on_leak: Whether a leaked secret is replaced, or fails the invocation.
+        on_opaque: Whether output with an object in it that can't be searched (a handle of a
+            library in C, a function) is passed or withheld; the log says so in both cases.
         transport: Sends the requests of ``handle.client()``; a pool of httpx by default.
         sync_transport: The same for ``handle.sync_client()``.
         max_threads: How many synchronous plugins run at once.
@@ -118,6 +123,7 @@ class CredentialMiddleware:
         *,
         ttl: float = DEFAULT_TTL,
         on_leak: OnLeak = OnLeak.REDACT,
+        on_opaque: OnOpaque = OnOpaque.PASS,
         transport: httpx.AsyncBaseTransport | None = None,
         sync_transport: httpx.BaseTransport | None = None,
         max_threads: int = 40,
@@ -151,7 +157,8 @@ class CredentialMiddleware:
             deadline=plain_seconds(consent_deadline, what="consent_deadline"),
         )
         self._ttl = plain_seconds(ttl, what="ttl of leases")
-        self._on_leak = _on_leak(on_leak)
+        self._on_leak = _one_of(OnLeak, on_leak, what="on_leak")
+        self._on_opaque = _one_of(OnOpaque, on_opaque, what="on_opaque")
         self._threads = Semaphore(plain_count(max_threads, what="max_threads"))
         self._legacy: Fallback | None = None
         self._closed = False
@@ -462,7 +469,9 @@ class CredentialMiddleware:
         asked: Authorizations | None = None,
         step: InvokeStep | None = None,
     ) -> WrappedCall:
-        call = WrappedCall(self._broker, manifest, action, on_leak=self._on_leak)
+        call = WrappedCall(
+            self._broker, manifest, action, on_leak=self._on_leak, on_opaque=self._on_opaque
+        )
         call.step = step
         call.make_leases(states, ttl=self._ttl, authorizations=asked or NO_AUTHORIZATIONS)
         return call
@@ -599,14 +608,14 @@ def _invocation_span(manifest: Manifest, action: str) -> InvokeStep:
     )
 
 
-def _on_leak(value: object) -> OnLeak:
+def _one_of(ways: type[W], value: object, *, what: str) -> W:
     text = text_or_none(value)
-    if text not in set(OnLeak):
+    if text not in set(ways):
         raise InvalidInputError(
-            "on_leak is none of the ways there are.",
-            hint=f"Use {' or '.join(map(str, OnLeak))}.",
+            f"{what} is none of the ways there are.",
+            hint=f"Use {' or '.join(map(str, ways))}.",
         )
-    return OnLeak(text)
+    return ways(text)
 
 
 class _Raised(NamedTuple):

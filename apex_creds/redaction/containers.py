@@ -1,8 +1,10 @@
-"""Walks through nested containers and tracebacks, and replaces what is in them. Pure.
+"""Walks through nested containers, objects and tracebacks, and replaces what is in them. Pure.
 
 Guarantee: a value in which nothing changes comes back as the same object; the original is
 never altered; cycles and shared parts are walked once. What is nested too deeply to be
-searched is withheld.
+searched is withheld. Of an object all is walked that its dictionary and its slots hold, without
+calling code of its class: models of pydantic and attrs, data classes and plain classes alike.
+An object with a state of its own in C is no container: it comes to the leaf.
 
 Of a traceback only frames that are over are cleared. One of a coroutine or generator that is
 suspended belongs to what will resume it (clearing it would close it): the traceback is cut
@@ -13,19 +15,26 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
+import functools
 import gc
 import inspect
+import struct
 import sys
 from collections import UserList, deque
-from collections.abc import Callable, Iterable, Mapping, MappingView
-from types import FrameType, SimpleNamespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView
+from types import FrameType, MemberDescriptorType, ModuleType, SimpleNamespace
 from typing import Final, cast
 
 import msgspec
 
 _DEPTH: Final = 60
+_POINTER: Final = struct.calcsize("P")
 _TOO_DEEP: Final = "[redacted: nested too deeply to be searched]"
+_NO_COPY: Final = "[redacted: an object that had a secret in it, and can't be copied]"
+_MOST: Final = 20_000
+"""Objects that are walked in one value; those beyond come to the leaf."""
+_COPIED: Final = (msgspec.Struct, SimpleNamespace)
+_NOTHING: Final = object()
 _CYCLE: Final = "[redacted: refers to what it is in]"
 _CAN_BE_SUSPENDED: Final = (
     inspect.CO_COROUTINE
@@ -44,7 +53,7 @@ class Walk:
         leaf: Cleans what is no container; returns the same object if it has nothing to.
     """
 
-    __slots__ = ("_cyclic", "_inside", "_known", "_leaf", "_rebuilding")
+    __slots__ = ("_cyclic", "_inside", "_known", "_leaf", "_objects", "_rebuilding")
 
     def __init__(self, leaf: Clean) -> None:
         self._leaf = leaf
@@ -55,13 +64,15 @@ class Walk:
         cleaned = self._walk(value, _DEPTH)
         if cleaned is value or not self._cyclic:
             return cleaned
-        # The copies made so far refer back into the original: they are made again without.
+        # The copies made so far refer back into the original: they are made again without, and
+        # of objects in a cycle with copies that refer to each other.
         self._reset(rebuilding=True)
         return self._walk(value, _DEPTH)
 
     def _reset(self, *, rebuilding: bool) -> None:
         self._rebuilding = rebuilding
         self._cyclic = False
+        self._objects = 0
         self._inside: set[int] = set()
         # With the values themselves, so that an id is not used again meanwhile.
         self._known: dict[int, tuple[object, object]] = {}
@@ -76,9 +87,16 @@ class Walk:
         if key in self._inside:
             self._cyclic = True
             return _CYCLE if self._rebuilding else value
-        if depth == 0:
+        if rebuild is _attributes:
+            self._objects += 1
+            if depth == 0 or self._objects > _MOST:
+                return self._leaf(value)
+        elif depth == 0:
             return _TOO_DEEP
         self._inside.add(key)
+        if self._rebuilding and rebuild is _attributes and (twin := _twin(value)) is not None:
+            self._known[key] = (value, twin)  # what refers back to it gets its copy
+            rebuild = functools.partial(_attributes, twin=twin)
         cleaned = rebuild(value, lambda item: self._walk(item, depth - 1))
         self._inside.discard(key)
         self._known[key] = (value, cleaned)
@@ -95,11 +113,29 @@ def _rebuilder(value: object) -> Callable[[object, Clean], object] | None:
         return _collection
     if isinstance(value, tuple):
         return _tuple
-    if isinstance(value, type | BaseException):
+    if isinstance(value, type | BaseException | ModuleType):
         return None
-    if isinstance(value, msgspec.Struct | SimpleNamespace) or dataclasses.is_dataclass(value):
+    if isinstance(value, msgspec.Struct | SimpleNamespace) or _shows_all(type(value)):
         return _attributes
     return None
+
+
+def _shows_all(cls: type) -> bool:
+    """Whether the dictionary and slots of its instances are all that they hold.
+
+    What a class in C keeps besides makes its instances larger.
+    """
+    offsets = (cls.__weakrefoffset__, cls.__dictoffset__)
+    shown = sum(offset > 0 for offset in offsets) + sum(1 for _ in slots(cls))
+    return cls.__basicsize__ == object.__basicsize__ + shown * _POINTER and not cls.__itemsize__
+
+
+def slots(cls: type) -> Iterator[tuple[str, MemberDescriptorType]]:
+    """The slots of its instances, also those that a subclass has again."""
+    for base in cls.__mro__:
+        for name, found in vars(base).items():
+            if isinstance(found, MemberDescriptorType) and name != "__dict__":
+                yield name, found
 
 
 def _mapping(value: object, clean: Clean) -> object:
@@ -156,23 +192,61 @@ def _tuple(value: object, clean: Clean) -> object:
         return tuple(items)
 
 
-def _attributes(value: object, clean: Clean) -> object:
-    """Of a data class, namespace or struct: what its ``__dict__`` and its fields hold."""
-    struct = isinstance(value, msgspec.Struct)
-    marker = "__struct_fields__" if struct else "__dataclass_fields__"
-    fields = getattr(type(value), marker, ())
-    names = dict.fromkeys([*getattr(value, "__dict__", ()), *fields])
-    before = {name: getattr(value, name) for name in names if hasattr(value, name)}
-    after = {name: clean(item) for name, item in before.items()}
-    if all(after[name] is before[name] for name in before):
+def _attributes(value: object, clean: Clean, *, twin: object = None) -> object:
+    """A copy with what its dictionary and its slots (of a struct: its fields) hold, cleaned.
+
+    Args:
+        value: The object.
+        clean: Cleans each.
+        twin: The copy, empty, where there is to be one in any case.
+    """
+    cls, named = type(value), _dictionary(value)
+    if isinstance(value, msgspec.Struct):
+        fields = [getattr(cls, name) for name in value.__struct_fields__]
+    else:
+        fields = [slot for _, slot in slots(cls)]
+    before = [(slot, held) for slot in fields if (held := _held(slot, value)) is not _NOTHING]
+    after = [clean(held) for _, held in before]
+    cleaned = clean(named)
+    same = cleaned is named and all(a is b for a, (_, b) in zip(after, before, strict=True))
+    if same and twin is None:
         return value
-    twin = copy.copy(value)
-    for name, item in after.items():
-        if isinstance(twin, msgspec.Struct) and name in fields:
-            msgspec.structs.force_setattr(twin, name, item)
-        else:
-            object.__setattr__(twin, name, item)
+    twin = _twin(value) if twin is None else twin
+    if twin is None:
+        return _NO_COPY
+    try:
+        for (slot, _), item in zip(before, after, strict=True):
+            if isinstance(twin, msgspec.Struct):
+                msgspec.structs.force_setattr(twin, slot.__name__, item)
+            else:
+                slot.__set__(twin, item)
+        _dictionary(twin).update(cast("dict[str, object]", cleaned))
+    except Exception:
+        return _NO_COPY
     return twin
+
+
+def _twin(value: object) -> object:
+    """An object of its class, to be filled; None if there can't be one."""
+    try:
+        return copy.copy(value) if isinstance(value, _COPIED) else object.__new__(type(value))
+    except Exception:
+        return None
+
+
+def _dictionary(value: object) -> dict[str, object]:
+    try:
+        found: dict[str, object] = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return found
+
+
+def _held(slot: MemberDescriptorType, value: object) -> object:
+    try:
+        return slot.__get__(value)
+    except AttributeError:
+        return _NOTHING
 
 
 def clear_frames(error: BaseException) -> None:

@@ -12,8 +12,11 @@ import contextlib
 import threading
 from collections import UserString
 from collections.abc import Callable, Iterator
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import PurePath
-from types import GetSetDescriptorType, MemberDescriptorType
+from types import EllipsisType, GetSetDescriptorType, MemberDescriptorType, NotImplementedType
 from typing import Final, Protocol, Self
 
 import msgspec
@@ -25,9 +28,16 @@ from apex_creds.redaction.matcher import LONG, SHORTEST, Needles, mark_of, marks
 
 PLAIN: Final = frozenset({int, float, complex, bool, type(None)})
 """What has no text in it."""
+_NO_TEXT: Final = (
+    *(int, float, complex, bool, type(None), EllipsisType, NotImplementedType, type),
+    *(Decimal, Fraction, range, slice, date, time, timedelta, tzinfo),
+    *(type(threading.Lock()), type(threading.RLock())),
+)
+"""The classes of what holds no text, or none that a plugin would choose."""
 PUBLIC_PARTS: Final = frozenset({"user", "session"})
 """Of a credential; not searched for. A session of AWS stands in each URL that is signed."""
 _RAISED: Final = "exception"
+_PASSED_ON: Final = frozenset({"result", "chunk"})
 _LONGEST: Final = 200
 _MANY: Final = 2_000
 _LARGE: Final = 1 << 18
@@ -73,6 +83,8 @@ class SecretSource(Protocol):
         """
 
 
+OnOpaque = Callable[[type], object]
+"""Gets the class of an object in output that can't be searched."""
 OnFound = Callable[[str, str], object]
 """Gets the name of a credential whose secret was found, and where it was."""
 
@@ -87,6 +99,7 @@ class Redactor:
         source: What to search for.
         on_found: Called for each secret that was found in a value, before it is passed on;
             what it raises keeps the value back.
+        on_opaque: The same for what can't be searched in a result or chunk.
         marks: Where marks of secrets are kept, by their keys, beyond this one.
     """
 
@@ -98,6 +111,7 @@ class Redactor:
         "_marks",
         "_needles",
         "_on_found",
+        "_on_opaque",
         "_source",
     )
 
@@ -106,10 +120,12 @@ class Redactor:
         source: SecretSource,
         *,
         on_found: OnFound,
+        on_opaque: OnOpaque | None = None,
         marks: dict[Key, frozenset[int]] | None = None,
     ) -> None:
         self._source = source
         self._on_found = on_found
+        self._on_opaque = on_opaque
         self._needles: Needles | None = None
         self._known: set[Key] = set()
         self._marking = marks is not None
@@ -255,6 +271,9 @@ class Redactor:
             return value if found is data else type(value)(found)
         if isinstance(value, BaseException):
             return self._exception(value, seen)
+        opaque = where in _PASSED_ON and not isinstance(value, _NO_TEXT)
+        if opaque and self._on_opaque is not None:
+            self._on_opaque(type(value))
         return value
 
     def _exception(self, error: BaseException, seen: set[int]) -> BaseException:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import abc
 import collections
 import dataclasses
 import itertools
 import random
+import re
 import threading
 import types
+import zlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import NamedTuple
 
+import attrs
 import msgspec
+import pydantic
 import pytest
 
 from apex_creds.errors import (
     AccessDeniedError,
     ApexCredsError,
     AuditUnavailableError,
+    OutputWithheldError,
     SecretLeakError,
 )
-from apex_creds.middleware import OnLeak
+from apex_creds.middleware import CredentialMiddleware, OnLeak, OnOpaque
 from apex_creds.model import GenericSecret
 from apex_creds.redaction.redactor import Redactor
 from tests.support.slots import open_slots
@@ -146,6 +153,66 @@ class Struct(msgspec.Struct, frozen=True):
     value: object
 
 
+class Plain:
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"Plain({self.value!r})"
+
+
+class Slotted:
+    __slots__ = ("__weakref__", "nothing", "value")
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"Slotted({self.value!r})"
+
+
+class Both(Slotted):
+    """In whose dictionary it is, and whose class says what it likes."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__(None)
+        self.other = value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def __getattribute__(self, name: str) -> object:
+        return "harmless" if name == "other" else object.__getattribute__(self, name)
+
+    def __str__(self) -> str:
+        return str(object.__getattribute__(self, "other"))
+
+    def __copy__(self) -> object:
+        raise AssertionError("a plugin's code was called")
+
+
+class Model(pydantic.BaseModel, extra="allow", frozen=True):
+    value: object
+    _private: object = pydantic.PrivateAttr(None)
+
+    def model_post_init(self, context: object) -> None:
+        self._private = self.value
+
+
+class Root(pydantic.RootModel[list[object]]):
+    pass
+
+
+@attrs.frozen
+class Attrs:
+    value: object
+
+
+@attrs.define(slots=False)
+class AttrsDict:
+    value: object
+
+
 class Registered(dict):
     pass
 
@@ -166,6 +233,13 @@ CONTAINERS: dict[str, Callable[[object], object]] = {
     "data class": Data,
     "frozen data class": Frozen,
     "struct": Struct,
+    "plain class": lambda v: [Plain(v)],
+    "slots": lambda v: [Slotted(v)],
+    "slots and dictionary": Both,
+    "pydantic model": lambda v: Model(value=v, extra=[v]),
+    "pydantic root model": lambda v: Root([v]),
+    "attrs": Attrs,
+    "attrs with a dictionary": AttrsDict,
     "namespace": lambda v: types.SimpleNamespace(a=v),
     "nested": lambda v: {"a": [Data(Pair({"b": (v,)}, 1))]},
     "exception": ValueError,
@@ -194,6 +268,50 @@ async def test_every_container(world: World, kind: str) -> None:
 async def test_what_has_no_secret_is_the_same_object(world: World, kind: str) -> None:
     made = CONTAINERS[kind]("harmless")
     assert await pass_through(world, lambda secret: made) is made
+
+
+@pytest.mark.parametrize("way", OnOpaque)
+async def test_what_can_not_be_searched_is_passed_or_withheld_and_audited(
+    world: World, way: OnOpaque
+) -> None:
+    world.middleware = CredentialMiddleware(world.vault, on_opaque=way, harden=False)
+    shown = [1, 1.5, None, "text", Plain(datetime.now(UTC)), threading.Lock(), way, int]
+    assert await pass_through(world, lambda secret: shown) is shown
+    assert not world.events("unsearched")
+    for hidden in (lambda: KEY, zlib.compressobj(), re.compile(KEY), iter([KEY])):
+        if way is OnOpaque.PASS:
+            result = await pass_through(world, lambda secret, hidden=hidden: [hidden, hidden])
+            assert result == [hidden, hidden]
+        else:
+            with pytest.raises(OutputWithheldError):
+                await pass_through(world, lambda secret, hidden=hidden: [hidden])
+        event = world.events("unsearched")[-1]
+        assert event.detail == f"{type(hidden).__module__}.{type(hidden).__qualname__}"
+        assert event.outcome == ("passed" if way is OnOpaque.PASS else "withheld")
+    assert len(world.events("unsearched")) == 4
+
+
+async def test_an_object_with_a_secret_that_can_not_be_copied_is_left_out(world: World) -> None:
+    class Stubborn(Plain, metaclass=abc.ABCMeta):
+        pass
+
+    made = Stubborn(KEY)
+    Stubborn.__abstractmethods__ = frozenset({"anything"})
+    result = await pass_through(world, lambda secret: [made])
+    assert result == ["[redacted: an object that had a secret in it, and can't be copied]"]
+
+
+async def test_objects_that_refer_to_each_other_are_copied_once(world: World) -> None:
+    def ring(secret: str) -> list[Plain]:
+        items = [Plain(n) for n in range(9)]
+        for a, b in itertools.pairwise([*items, items[0]]):
+            a.next = b
+        items[5].value = secret
+        return items
+
+    result = await pass_through(world, ring)
+    assert [item.value for item in result] == [0, 1, 2, 3, 4, MARK, 6, 7, 8]
+    assert all(a.next is b for a, b in itertools.pairwise([*result, result[0]]))
 
 
 class TwoArguments(list):

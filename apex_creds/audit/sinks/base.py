@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _ROUTINE: Final = frozenset({EventKind.INVOCATION, EventKind.LEASE, EventKind.REDEEM})
-_REFUSALS: Final = frozenset({EventKind.DENIAL, EventKind.LEAK})
+_REFUSALS: Final = frozenset({EventKind.DENIAL, EventKind.LEAK, EventKind.UNSEARCHED})
 _NO_CHANGE: Final = frozenset({EventKind.UNSEAL, EventKind.EXPOSE})
 _EVERYDAY: Final = frozenset({EventKind.PUT})
 
@@ -37,7 +37,8 @@ _EVERYDAY: Final = frozenset({EventKind.PUT})
 class Level(StrEnum):
     """How much a destination gets.
 
-    ``mutations`` is what changes the vault; ``denials`` is what was refused, and leaks;
+    ``mutations`` is what changes the vault; ``denials`` is what was refused, and leaks, and
+    output that can't be searched;
     ``security`` is what someone on watch should see: refusals, unsealing, exposures,
     deletions, grants and their ends, and what the log says of itself.
     """
@@ -65,6 +66,7 @@ _SEVERITIES: Final[dict[EventKind, int]] = {
     **dict.fromkeys(_ROUTINE, _INFO),
     EventKind.DENIAL: _WARNING,
     EventKind.LEAK: _ERROR,
+    EventKind.UNSEARCHED: _WARNING,
     EventKind.DROPPED: _ERROR,
     EventKind.ROLLBACK: _ERROR,
     EventKind.RECOVERED: _WARNING,
