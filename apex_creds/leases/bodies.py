@@ -14,8 +14,8 @@ import contextlib
 import contextvars
 import queue
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from typing import Any, Final, Generic, TypeVar
 
 import httpx
 import msgspec
@@ -25,29 +25,13 @@ from apex_creds.leases.answer_search import AnswerFilter
 from apex_creds.leases.broker import keep_open
 from apex_creds.leases.connection_pool import Permit
 from apex_creds.leases.lease import Lease
+from apex_creds.leases.messages import Say, SendFailure
 from apex_creds.plain import plain_bytes
 
 T = TypeVar("T")
 _closing: Final[set[asyncio.Task[None]]] = set()
 
 
-class SendFailure(NamedTuple):
-    """What went wrong while sending; neither its words nor its frames hold a secret.
-
-    Attributes:
-        kind: ``connect``, ``read``, ``write``, each with ``_timeout`` or without it,
-            ``pool_timeout``, ``protocol``, ``closed`` or ``other``.
-        name: What httpx, and what continues it, call the error.
-        text: For people.
-    """
-
-    kind: str
-    name: str
-    text: str
-
-
-Say = Callable[[SendFailure], BaseException]
-"""Says it with an exception of the library that the request came from."""
 _KINDS: Final = {
     "ConnectError": "connect",
     "ConnectTimeout": "connect_timeout",

@@ -22,10 +22,9 @@ from apex_creds.clocks import SystemClock
 from apex_creds.documents.records import Record
 from apex_creds.errors import InvalidInputError, RequestNotAllowedError
 from apex_creds.leases import sigv4
+from apex_creds.leases.messages import RawHeaders
 from apex_creds.model import PLACEHOLDER, Delivery, DeliveryStyle, Origin
 from apex_creds.vault import Opened
-
-RawHeaders = list[tuple[bytes, bytes]]
 
 MAX_BODY: Final = 1024 * 1024
 """Of a body that a credential is put into."""

@@ -14,11 +14,10 @@ leases; nothing here knows a library.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import httpx
-import msgspec
 
 from apex_creds.documents.records import Record
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
@@ -27,7 +26,6 @@ from apex_creds.leases.bodies import (
     NOTHING,
     AsyncBody,
     AsyncUpload,
-    Say,
     SyncBody,
     Upload,
     Whole,
@@ -44,49 +42,13 @@ from apex_creds.leases.connection_pool import (
     Key,
     Pool,
 )
-from apex_creds.leases.deliveries import RawHeaders, Snapshot, Use
+from apex_creds.leases.deliveries import Snapshot, Use
 from apex_creds.leases.lease import AccessRequest, Lease, caller
+from apex_creds.leases.messages import Answered, Request, Say
 from apex_creds.leases.request_signing import Outgoing, inject, snapshot
 from apex_creds.model import Origin
 
 _HANDLE: Final = b"<CredentialHandle "
-
-
-class Request(msgspec.Struct, frozen=True, eq=False):
-    """What an adapter hands in.
-
-    Attributes:
-        url: Text, or an ``httpx.URL``.
-        headers: Names and values; without ``Host`` the URL's is sent.
-        body: Bytes, an iterable of them (asynchronous where the request is), or None.
-        timeout: Seconds, of ``connect``, ``read``, ``write``, ``pool``; none: without end.
-        say: Makes the library's exception of what went wrong.
-        scope: One that the leases must have.
-    """
-
-    method: str
-    url: object
-    headers: Iterable[tuple[bytes, bytes]]
-    body: object
-    timeout: Mapping[str, float | None]
-    say: Say
-    scope: str | None = None
-
-
-class Answered(msgspec.Struct, frozen=True, eq=False):
-    """What an adapter gets; nothing in it leads to the request as it was sent.
-
-    Attributes:
-        body: Streams, and closes.
-        http_version: As ``HTTP/1.1``.
-        given: The headers as httpx has them already; None: it has not.
-    """
-
-    status: int
-    headers: RawHeaders
-    body: httpx.AsyncByteStream | httpx.SyncByteStream
-    http_version: bytes | None
-    given: httpx.Headers | None
 
 
 async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from apex_creds.documents.records import Record
 from apex_creds.leases.answer_search import AnswerSearch
 from apex_creds.leases.bodies import NOTHING
-from apex_creds.leases.exchange import Request, checked, redeemed, redeemed_blocking
+from apex_creds.leases.exchange import checked, redeemed, redeemed_blocking
 from apex_creds.leases.lease import Lease
+from apex_creds.leases.messages import Request
 from apex_creds.leases.request_signing import Outgoing
 
 

@@ -12,8 +12,9 @@ from typing import Any, Final, TypeVar
 import httpx
 
 from apex_creds.errors import InvalidInputError
-from apex_creds.leases.bodies import OPEN, AsyncBody, SendFailure, SyncBody
-from apex_creds.leases.exchange import Answered, Request, exchange, exchange_blocking
+from apex_creds.leases.bodies import OPEN, AsyncBody, SyncBody
+from apex_creds.leases.exchange import exchange, exchange_blocking
+from apex_creds.leases.messages import Answered, Request, SendFailure
 
 _OPTIONS: Final = frozenset(
     {

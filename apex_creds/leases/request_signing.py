@@ -22,11 +22,11 @@ import httpx
 from apex_creds.errors import RequestNotAllowedError
 from apex_creds.leases.deliveries import (
     Draft,
-    RawHeaders,
     Snapshot,
     Use,
     canonical_name,
 )
+from apex_creds.leases.messages import RawHeaders
 from apex_creds.leases.sigv4 import ALGORITHM
 from apex_creds.model import PLACEHOLDER, DeliveryStyle, Origin
 from apex_creds.plain import plain_bytes, plain_seconds, plain_text

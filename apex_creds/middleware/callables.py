@@ -10,9 +10,19 @@ import inspect
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeGuard, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeGuard,
+    TypeVar,
+)
 
-from apex_creds.leases.handle import CredentialMap
+if TYPE_CHECKING:
+    from apex_creds.leases.handle import CredentialMap
 
 CREDENTIALS: Final = "credentials"
 

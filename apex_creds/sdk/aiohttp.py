@@ -17,8 +17,7 @@ import h11
 import httpx
 from aiohttp.client_proto import ResponseHandler
 
-from apex_creds.leases.bodies import SendFailure
-from apex_creds.leases.exchange import Request
+from apex_creds.leases.messages import Request, SendFailure
 from apex_creds.sdk.current import Binding, Refusal
 
 _WHOLE: Final = 1 << 20

@@ -22,9 +22,9 @@ from apex_creds.concurrency import soon
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
 from apex_creds.leases import current_credentials
 from apex_creds.leases.answer_search import MessageFilter
-from apex_creds.leases.exchange import Request
 from apex_creds.leases.handshake import Head, injected_head
 from apex_creds.leases.logins import tls_context
+from apex_creds.leases.messages import Request
 from apex_creds.sdk.current import Binding, refused
 
 _LONGEST_HEAD: Final = 64 * 1024

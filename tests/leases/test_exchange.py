@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from apex_creds.errors import ApexCredsError, InvalidInputError, StorageError
-from apex_creds.leases.bodies import SendFailure
-from apex_creds.leases.exchange import Request, exchange, exchange_blocking
+from apex_creds.leases.exchange import exchange, exchange_blocking
+from apex_creds.leases.messages import Request, SendFailure
 from apex_creds.model import ApiKey
 from tests.support.loopback import Server, ok, server
 from tests.support.worlds import World
