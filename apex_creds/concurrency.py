@@ -22,7 +22,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Generic, TypeVar
+from functools import partial, wraps
+from typing import Any, Final, Generic, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio.to_thread
@@ -30,6 +31,7 @@ from anyio import CancelScope
 
 from apex_creds.errors import ConflictError, EventLoopError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 Work = Callable[[], Coroutine[object, object, T]]
@@ -569,6 +571,16 @@ async def off_loop(size: int, work: Callable[[], T]) -> T:
     if size < INLINE_ITEMS:
         return work()
     return await anyio.to_thread.run_sync(work)
+
+
+def in_thread(work: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Makes a coroutine function of one that blocks: it runs in a worker thread, to its end."""
+
+    @wraps(work)
+    async def threaded(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await anyio.to_thread.run_sync(partial(work, *args, **kwargs))
+
+    return threaded
 
 
 async def until_committed(name: str, attempt: Callable[[], Awaitable[T | None]]) -> T:

@@ -46,10 +46,6 @@ class Version(Generic[T]):
     value: T
 
 
-def _never(before: object, after: object) -> bool:  # noqa: ARG001 - see Document
-    return False
-
-
 class Document(Generic[T]):
     """One document of one type.
 
@@ -68,7 +64,7 @@ class Document(Generic[T]):
         *,
         name: str,
         empty: T,
-        takes_away: Callable[[T, T], bool] = _never,
+        takes_away: Callable[[T, T], bool] = lambda *_: False,
     ) -> None:
         self._store = store
         self._name = name
@@ -153,10 +149,14 @@ class Document(Generic[T]):
         return (await self._read()).key if known is None else known
 
     async def _read(self) -> Version[T]:
+        def opened(packed: Packed, token: Token, keys: DocumentKeys) -> Version[T]:
+            header, body = packed.header, unpack(packed, keys)
+            return Version(token, header.generation, header.key, self._decode(body))
+
         await self._store.refresh()
         known = self._known
         if known is None or self._store.storage.change_token(self._name) != known.token:
-            found = await self._store.load([self._name], self._open)
+            found = await self._store.load([self._name], opened)
             known = found.get(self._name) or Version(None, 0, None, self._empty)
             self._keep(known)
         return known
@@ -165,10 +165,6 @@ class Document(Generic[T]):
         known = self._known
         if known is None or known.generation <= made.generation:
             self._known = made
-
-    def _open(self, packed: Packed, token: Token, keys: DocumentKeys) -> Version[T]:
-        value = self._decode(unpack(packed, keys))
-        return Version(token, packed.header.generation, packed.header.key, value)
 
     async def _write(
         self, before: Version[T], body: bytes, value: T, keystore: Keystore

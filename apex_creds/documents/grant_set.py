@@ -23,7 +23,13 @@ import msgspec
 
 from apex_creds.concurrency import SingleFlight, off_loop, until_committed
 from apex_creds.documents.document import Header, KeyName, Packed, mac_of, pack, unpack
-from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore, KeystoreBody, shard_names
+from apex_creds.documents.keystore import (
+    DOCUMENTS_LABEL,
+    Keystore,
+    KeystoreBody,
+    allows_less,
+    shard_names,
+)
 from apex_creds.documents.rollback import missing, refuse_rollback
 from apex_creds.documents.sections import Documents, ShardNames
 from apex_creds.errors import (
@@ -124,7 +130,8 @@ class GrantSet:
         if made is not None and made[0] is keystore and made[1].first.token == token:
             return made[2]
         state, unread = self._state, token is None and GRANTS in keystore.body.sections
-        if (state.first.token == token and not unread) or _sealed(keystore):
+        wiped = keystore.body.lockdown is not None and keystore.hierarchy.closed
+        if (state.first.token == token and not unread) or wiped:  # then none has any force
             return self._with(keystore, state)
         return None
 
@@ -180,7 +187,8 @@ class GrantSet:
             if not changed and body is keystore.body:
                 return before, False
             narrower = body.revocations != keystore.body.revocations or any(
-                _narrows(plugins.get(name), each) for name, each in changed.items()
+                allows_less(plugins[name].grants if name in plugins else (), each.grants)
+                for name, each in changed.items()
             )
             if body.grants or body.manifests or body.grants_void:  # now they are as in force
                 body = msgspec.structs.replace(body, grants=(), manifests=(), grants_void=False)
@@ -230,14 +238,19 @@ class GrantSet:
         if made is not None and made[0] is keystore and made[1] is state:
             return made[2]
         plugins = _in_force(keystore, state)
-        made = keystore, state, _grants(plugins.values(), keystore.body)
-        self._made = made
-        return made[2]
+        grants = Grants(
+            [grant for each in plugins.values() for grant in each.grants],
+            lockdown=keystore.body.lockdown,
+            revocations=keystore.body.revocations,
+            manifests=[seen for each in plugins.values() for seen in each.manifests],
+        )
+        self._made = keystore, state, grants
+        return grants
 
     async def _load(self, keystore: Keystore) -> Grants:
         suspect: tuple[Token | None, str] | None = None
         while True:
-            first = (await self._store.load([GRANTS], _open_first)).get(GRANTS, _NOTHING)
+            first = (await self._store.load([GRANTS], _open)).get(GRANTS, _NOTHING)
             listed = _listed(first.first)
             known = {
                 name: each
@@ -245,7 +258,7 @@ class GrantSet:
                 if listed.get(name) == each.generation
             }
             wanted = [name for name in listed if name not in known]
-            found = known | (await self._store.load(wanted, _open_shard) if wanted else {})
+            found = known | (await self._store.load(wanted, _open) if wanted else {})
             wrong = [
                 name
                 for name, generation in listed.items()
@@ -273,7 +286,10 @@ class GrantSet:
         shards: Collection[str] = (),
     ) -> Grants | None:
         """The grants as written, with those shards anyway; None: another writer was first."""
-        count = len(state.first.first.shards) or self._division(plugins.values())
+        count = len(state.first.first.shards)
+        able = self._store.shared is not None or isinstance(self._store.storage, Divides)
+        if not count and able and sum(len(each.grants) for each in plugins.values()) > MANY:
+            count = SHARDS  # from now on
         parts = self._parts(state, plugins, count, moved, shards)
         reached = list(state.first.first.shards) or [0] * count
         numbers = {name: int(name.rpartition("_")[2], 16) for name in sorted(parts)}
@@ -319,13 +335,14 @@ class GrantSet:
         ):  # as of before, and no more moved
             old = [state.plugins[name] for name in moved if name in state.plugins]
             new = [plugins[name] for name in moved if name in plugins]
-            self._made = after, now_stored, _updated(known[2], old, new)
+            grants = known[2].updated(
+                [grant for each in old for grant in each.grants],
+                [grant for each in new for grant in each.grants],
+                forgotten=[seen for each in old for seen in each.manifests],
+                seen=[seen for each in new for seen in each.manifests],
+            )
+            self._made = after, now_stored, grants
         return self._with(after, now_stored)
-
-    def _division(self, plugins: Iterable[PluginGrants]) -> int:
-        """In how many shards they are to be from now on; 0: in the first document."""
-        able = self._store.shared is not None or isinstance(self._store.storage, Divides)
-        return SHARDS if able and sum(len(each.grants) for each in plugins) > MANY else 0
 
     def _parts(
         self,
@@ -363,39 +380,20 @@ def is_shard(document: str) -> bool:
     return document.startswith(f"{GRANTS}_")
 
 
-def _grants(plugins: Iterable[PluginGrants], body: KeystoreBody) -> Grants:
-    return Grants(
-        [grant for each in plugins for grant in each.grants],
-        lockdown=body.lockdown,
-        revocations=body.revocations,
-        manifests=[seen for each in plugins for seen in each.manifests],
-    )
-
-
-def _updated(
-    grants: Grants, old: Iterable[PluginGrants], new: Iterable[PluginGrants]
-) -> Grants:
-    before, after = list(old), list(new)
-    return grants.updated(
-        [grant for each in before for grant in each.grants],
-        [grant for each in after for grant in each.grants],
-        forgotten=[seen for each in before for seen in each.manifests],
-        seen=[seen for each in after for seen in each.manifests],
-    )
-
-
-def _sealed(keystore: Keystore) -> bool:
-    """Whether a lockdown has wiped the keys: no grant has any force."""
-    return keystore.body.lockdown is not None and keystore.hierarchy.closed
-
-
 def _in_force(keystore: Keystore, state: _State) -> Mapping[str, PluginGrants]:
     """With what an older program has left in the key store, and without what is void."""
     body, plugins = keystore.body, state.plugins
     if body.grants:
         plugins = {**plugins, **by_plugin(body.grants, body.manifests)}
-    if body.grants_void:
-        denied = map(_denied, plugins.values())
+    if body.grants_void:  # a lockdown leaves what denies
+        denied = (
+            of_plugin(
+                each.plugin,
+                (grant for grant in each.grants if grant.decision is GrantDecision.DENY),
+                {seen.digest: seen for seen in each.manifests},
+            )
+            for each in plugins.values()
+        )
         plugins = {each.plugin: each for each in denied if each.grants}
     return plugins
 
@@ -419,20 +417,6 @@ def of_plugin(
     digests = dict.fromkeys(grant.manifest for grant in kept)
     manifests = tuple(seen[digest] for digest in digests if digest in seen)
     return PluginGrants(plugin=plugin, grants=kept, manifests=manifests)
-
-
-def _denied(plugin: PluginGrants) -> PluginGrants:
-    """What is left of a plugin's grants after a lockdown."""
-    kept = tuple(grant for grant in plugin.grants if grant.decision is GrantDecision.DENY)
-    if len(kept) == len(plugin.grants):
-        return plugin
-    return of_plugin(plugin.plugin, kept, {each.digest: each for each in plugin.manifests})
-
-
-def _narrows(before: PluginGrants | None, after: PluginGrants) -> bool:
-    """Whether something that was allowed is not any more."""
-    old, new = set(before.grants if before else ()), set(after.grants)
-    return bool(old - new) or any(g.decision is GrantDecision.DENY for g in new - old)
 
 
 def _listed(first: _First) -> dict[str, int]:
@@ -465,16 +449,12 @@ def _seal(
     return pack(header, msgspec.msgpack.encode(value), keystore.document_keys(header)), header
 
 
-def _open_first(packed: Packed, token: Token, keys: DocumentKeys) -> _Document:
+def _open(packed: Packed, token: Token, keys: DocumentKeys) -> _Document:
     body, header = unpack(packed, keys), packed.header
-    first = _decoded(body, _First, header) if body else _First()
-    return _Document(token, header.generation, header.key, first)
-
-
-def _open_shard(packed: Packed, token: Token, keys: DocumentKeys) -> _Document:
-    header = packed.header
-    plugins = _decoded(unpack(packed, keys), tuple[PluginGrants, ...], header)
-    return _Document(token, header.generation, header.key, plugins=plugins)
+    made = partial(_Document, token, header.generation, header.key)
+    if header.section != GRANTS:
+        return made(plugins=_decoded(body, tuple[PluginGrants, ...], header))
+    return made(_decoded(body, _First, header) if body else _First())
 
 
 def _decoded(body: Data, kind: type[T], header: Header) -> T:

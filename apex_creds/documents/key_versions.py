@@ -90,8 +90,17 @@ async def renew_all(
 
 async def promote_all(store: DocumentStore, labels: Iterable[str], *, now: float) -> None:
     """Makes the pending versions primary; one that is compromised is given up."""
+
+    def promoted(keyset: Keyset) -> Keyset:
+        pending = keyset.pending
+        if pending is None:
+            return keyset
+        if pending.compromised:
+            return keyset.abandon(pending.version, now=now)
+        return keyset.promote(pending.version, now=now)
+
     chosen = frozenset(labels)
-    await store.commit_rekeyed(lambda ks: map_deks(ks.body, chosen, lambda k: _promote(k, now)))
+    await store.commit_rekeyed(lambda keystore: map_deks(keystore.body, chosen, promoted))
 
 
 @observe.reencrypting
@@ -206,7 +215,13 @@ async def step_spent(
     def change(body: KeystoreBody) -> KeystoreBody:
         nonlocal changed
         after = map_deks(body, frozenset(spent), lambda k: step(k, spent[k.label]))
-        changed = _moved(body, after)
+        changed = frozenset(
+            (new.id, version.version)
+            for old, new in zip(body.deks, after.deks, strict=True)
+            if new is not old
+            for version in new.versions
+            if old.get(version.version).state is not version.state
+        )
         return after
 
     after = await store.commit_keystore(change)
@@ -244,17 +259,6 @@ def destroy(keyset: Keyset, spent: Collection[int], *, before: float, now: float
     return keyset
 
 
-def _moved(before: KeystoreBody, after: KeystoreBody) -> frozenset[tuple[str, int]]:
-    pairs = zip(before.deks, after.deks, strict=True)
-    return frozenset(
-        (new.id, version.version)
-        for old, new in pairs
-        if new is not old
-        for version in new.versions
-        if old.get(version.version).state is not version.state
-    )
-
-
 def _refuse_unshreddable(record: Record | None, keystore: Keystore, label: str) -> None:
     keyset = keystore.by_label.get(label)
     if record is None or keyset is None:
@@ -275,12 +279,3 @@ def _add(keystore: Keystore, keyset: Keyset, now: float) -> Keyset:
             key, key_id=keyset.id, version=number, kek_version=kek
         )
     return keyset.add_pending(material=wrapped, parent=kek, now=now)
-
-
-def _promote(keyset: Keyset, now: float) -> Keyset:
-    pending = keyset.pending
-    if pending is None:
-        return keyset
-    if pending.compromised:
-        return keyset.abandon(pending.version, now=now)
-    return keyset.promote(pending.version, now=now)

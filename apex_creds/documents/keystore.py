@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,20 +218,22 @@ def takes_away(before: KeystoreBody, after: KeystoreBody) -> bool:
     """
     if (before.lockdown, before.revocations) != (after.lockdown, after.revocations):
         return True
-    if before.grants is not after.grants:
-        old, new = set(before.grants), set(after.grants)
-        if old - new or any(grant.decision is GrantDecision.DENY for grant in new - old):
-            return True
-    return before.deks is not after.deks and _spends_keys(before, after)
-
-
-def _spends_keys(before: KeystoreBody, after: KeystoreBody) -> bool:
+    if before.grants is not after.grants and allows_less(before.grants, after.grants):
+        return True
+    if before.deks is after.deks:
+        return False
     kept = {keyset.id: keyset for keyset in after.deks}
     return any(
         keyset.id not in kept
         or (kept[keyset.id] is not keyset and _spent(kept[keyset.id]) != _spent(keyset))
         for keyset in before.deks
     )
+
+
+def allows_less(before: Iterable[Grant], after: Iterable[Grant]) -> bool:
+    """Whether something that grants allowed is not allowed any more."""
+    old, new = set(before), set(after)
+    return bool(old - new) or any(g.decision is GrantDecision.DENY for g in new - old)
 
 
 def _spent(keyset: Keyset) -> list[int]:
@@ -280,11 +282,17 @@ def open_keystore(packed: Packed, *, token: Token | None, hierarchy: Hierarchy) 
             "The key store is not sealed under its primary KEK.", hint=_RESTORE
         )
     try:
-        body = _from_stored(msgspec.msgpack.decode(plaintext, type=_StoredBody))
+        stored = msgspec.msgpack.decode(plaintext, type=_StoredBody)
     except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError):
         raise CorruptDocumentError(
             "The key store's body is malformed.", hint=_RESTORE
         ) from None
+    sections = dict(stored.sections)
+    for section, reached in stored.shards.items():
+        sections |= zip(shard_names(section, len(reached)), reached, strict=True)
+    fields = {name: getattr(stored, name) for name in _Body.__struct_fields__}
+    counts = {section: len(reached) for section, reached in stored.shards.items()}
+    body = KeystoreBody(**fields | {"sections": sections}, shards=counts)
     return index(packed.header, body, mac=packed.mac, token=token, hierarchy=hierarchy)
 
 
@@ -312,8 +320,14 @@ def index(
 
 def seal_keystore(header: Header, body: KeystoreBody, *, hierarchy: Hierarchy) -> Data:
     """The document for ``header`` and ``body``."""
+    names = {section: shard_names(section, count) for section, count in body.shards.items()}
+    shards = {s: tuple(body.sections.get(n, 1) for n in each) for s, each in names.items()}
+    left = body.sections.keys() - {name for each in names.values() for name in each}
+    sections = {name: at for name, at in body.sections.items() if name in left}
+    fields = {name: getattr(body, name) for name in _Body.__struct_fields__}
+    stored = _StoredBody(**fields | {"sections": sections}, shards=shards)
     keys = hierarchy.document_keys(KEYSTORE, header.key_version)
-    return pack(header, msgspec.msgpack.encode(_to_stored(body)), keys)
+    return pack(header, msgspec.msgpack.encode(stored), keys)
 
 
 @functools.cache
@@ -323,24 +337,6 @@ def shard_names(section: str, count: int) -> tuple[str, ...]:
         return (section,)
     digits = max(2, len(f"{count - 1:x}"))
     return tuple(f"{section}_{number:0{digits}x}" for number in range(count))
-
-
-def _to_stored(body: KeystoreBody) -> _StoredBody:
-    names = {section: shard_names(section, count) for section, count in body.shards.items()}
-    shards = {s: tuple(body.sections.get(n, 1) for n in each) for s, each in names.items()}
-    left = body.sections.keys() - {name for each in names.values() for name in each}
-    sections = {name: at for name, at in body.sections.items() if name in left}
-    fields = {name: getattr(body, name) for name in _Body.__struct_fields__}
-    return _StoredBody(**fields | {"sections": sections}, shards=shards)
-
-
-def _from_stored(stored: _StoredBody) -> KeystoreBody:
-    sections = dict(stored.sections)
-    for section, reached in stored.shards.items():
-        sections |= zip(shard_names(section, len(reached)), reached, strict=True)
-    fields = {name: getattr(stored, name) for name in _Body.__struct_fields__}
-    counts = {section: len(reached) for section, reached in stored.shards.items()}
-    return KeystoreBody(**fields | {"sections": sections}, shards=counts)
 
 
 FindProvider = Callable[[str], MasterKeyProvider]
@@ -407,16 +403,13 @@ def refuse_own_directory(uri: str, home: Path) -> None:
     if scheme != "file":
         return
     named = str(expanded(path))
-    if any(_is_in(look(named), look(home)) for look in (os.path.abspath, os.path.realpath)):
+    looks = (os.path.abspath, os.path.realpath)
+    if any(Path(look(named)).is_relative_to(look(home)) for look in looks):
         raise MasterKeyUnavailableError(
             "The key store names a master key inside the vault's own directory, which may "
             "have been put there together with it.",
             hint="If it is yours, name it: --master file:PATH. Better keep it elsewhere.",
         )
-
-
-def _is_in(path: str, folder: str) -> bool:
-    return Path(path).is_relative_to(folder)
 
 
 class SealState:
@@ -481,19 +474,16 @@ class SealState:
         try:
             if reload:
                 await self.keystore()
-                await self._open_again()
+                while (keystore := self.unsealed()).hierarchy.closed:
+                    hierarchy = await self._derive(keystore.header)
+                    with self._memory:
+                        ours = self._keystore is keystore
+                        if ours:
+                            self._keystore = dataclasses.replace(keystore, hierarchy=hierarchy)
+                    if not ours:
+                        hierarchy.close()
             yield
         finally:
             with self._memory:
                 self._holds -= 1
             self.seal_if_locked_down()
-
-    async def _open_again(self) -> None:
-        while (keystore := self.unsealed()).hierarchy.closed:
-            hierarchy = await self._derive(keystore.header)
-            with self._memory:
-                ours = self._keystore is keystore
-                if ours:
-                    self._keystore = dataclasses.replace(keystore, hierarchy=hierarchy)
-            if not ours:
-                hierarchy.close()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -203,7 +203,7 @@ def seal_shard_body(
     return pack(header, encode_body(list(records), counts), keys)
 
 
-def open_shard(packed: Packed, *, token: Token, keys: DocumentKeys) -> Shard:
+def open_shard(packed: Packed, token: Token, keys: DocumentKeys) -> Shard:
     """Checks and decrypts a section; the secrets in it stay sealed.
 
     Raises:
@@ -330,30 +330,17 @@ def _in_pieces(plaintext: memoryview) -> tuple[list[list[Record]], Counts]:
     """
     at = len(_FRONT) + 4
     left, pieces = int.from_bytes(plaintext[len(_FRONT) : at]), list[list[Record]]()
-    for count, end in _cuts(plaintext, at):
-        if left < count:
+    while left:
+        window = bytes(plaintext[at : at + _WINDOW])
+        last, count = window.rfind(_MARK), window.count(_MARK)
+        if not 0 < count <= left:
             raise msgspec.DecodeError
-        pieces.append(_decoded(plaintext[at:end], count))
+        end = at + last + _length(window[:last])
+        whole = b"".join((b"\xdd", count.to_bytes(4), plaintext[at:end]))
+        pieces.append(msgspec.msgpack.decode(whole, type=list[Record]))
         left, at = left - count, end
-        if not left:
-            break
     tail = b"\x81" + bytes(plaintext[at:])
     return pieces, msgspec.msgpack.decode(tail, type=_Tail).uses
-
-
-def _decoded(piece: memoryview, count: int) -> list[Record]:
-    whole = b"".join((b"\xdd", count.to_bytes(4), piece))
-    return msgspec.msgpack.decode(whole, type=list[Record])
-
-
-def _cuts(plaintext: memoryview, at: int) -> Iterator[tuple[int, int]]:
-    """Of each piece: how many records it seems to have, and where it ends."""
-    while True:
-        window = bytes(plaintext[at : at + _WINDOW])
-        last = window.rfind(_MARK)
-        if last < 0:
-            raise msgspec.DecodeError
-        yield window.count(_MARK), (at := at + last + _length(window[:last]))
 
 
 def _length(before: bytes) -> int:
@@ -386,7 +373,7 @@ def encode_parts(parts: Mapping[str, bytes]) -> SecretBytes:
         raise InvalidInputError("A credential has 1 to 255 parts.")
     ordered = sorted((_encoded_part_name(name), value) for name, value in parts.items())
     table = bytes([len(ordered)]) + b"".join(
-        _part_entry(name, value) for name, value in ordered
+        bytes([len(name)]) + name + _PART_SIZE.pack(len(value)) for name, value in ordered
     )
     secret = SecretBytes.allocate(len(table) + sum(len(value) for _, value in ordered))
     with secret._mutable() as target:
@@ -429,17 +416,14 @@ def _part_table(view: memoryview) -> tuple[list[tuple[str, int]], int]:
         name, (size,) = bytes(view[at + 1 : stop]), _PART_SIZE.unpack_from(view, stop)
         if name <= last:
             raise _malformed()
-        table.append((_USUAL.get(name) or _checked_part_name(name), size))
+        usual = _USUAL.get(name)
+        if usual is None and not _PART_NAME.fullmatch(name):
+            raise _malformed()
+        table.append((usual or name.decode("ascii"), size))
         at, last, promised = stop + _PART_SIZE.size, name, promised + size
     if not table or at + promised != total:
         raise _malformed()
     return table, total
-
-
-def _checked_part_name(name: bytes) -> str:
-    if not _PART_NAME.fullmatch(name):
-        raise _malformed()
-    return name.decode("ascii")
 
 
 def _encoded_part_name(name: str) -> bytes:
@@ -447,10 +431,6 @@ def _encoded_part_name(name: str) -> bytes:
     if not _PART_NAME.fullmatch(encoded):
         raise InvalidInputError("A part's name is 1 to 64 of a-z, 0-9 and _.")
     return encoded
-
-
-def _part_entry(name: bytes, value: bytes) -> bytes:
-    return bytes([len(name)]) + name + _PART_SIZE.pack(len(value))
 
 
 def _malformed() -> CorruptDocumentError:

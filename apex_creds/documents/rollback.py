@@ -36,7 +36,7 @@ class RollbackGuard:
     __slots__ = ("_keys", "_lock", "_minima", "_newest", "noted", "on_raised")
 
     def __init__(self) -> None:
-        self.on_raised: Callable[[], object] = _nothing
+        self.on_raised: Callable[[], object] = lambda: None
         self.noted: Mapping[str, int] = {}
         self._newest: dict[str, Version] = {}
         self._minima: dict[str, int] = {}
@@ -91,10 +91,6 @@ class RollbackGuard:
     def raised(self, floors: Mapping[str, int]) -> dict[str, int]:
         """The floors, none of them lower than what was authenticated."""
         return {name: max(at, self.newest(name)[0]) for name, at in floors.items()}
-
-
-def _nothing() -> None:
-    """Nobody waits for it."""
 
 
 def refuse_rollback(

@@ -37,7 +37,13 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from apex_creds.concurrency import Lock, SingleFlight, off_loop, until_committed
+from apex_creds.concurrency import (
+    BoundedCache,
+    Lock,
+    SingleFlight,
+    off_loop,
+    until_committed,
+)
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.document import KeyName, Packed, mac_of
@@ -264,7 +270,7 @@ class ShardNames:
 
     def __init__(self, root: SecretBytes) -> None:
         self._key = kdf.derive(root, kdf.Purpose.NAME_INDEX)
-        self._known: dict[str, int] = {}
+        self._known: BoundedCache[str, int] = BoundedCache(_MANY)
 
     def of(self, section: str, credential: str, count: int) -> str:
         """The document that has, or would have, a credential of a section in ``count``."""
@@ -272,14 +278,9 @@ class ShardNames:
             return section
         number = self._known.get(credential)
         if number is None:
-            if len(self._known) >= _MANY:
-                self._known.clear()
-            number = self._known[credential] = self._number(self._key, credential)
+            tag = kdf.hmac_sha256(self._key, _DOMAIN + credential.encode())
+            number = self._known.remember(credential, int.from_bytes(tag[:8], "big"))
         return shard_names(section, count)[number % count]
-
-    def _number(self, key: SecretBytes, credential: str) -> int:
-        tag = kdf.hmac_sha256(key, _DOMAIN + credential.encode())
-        return int.from_bytes(tag[:8], "big")
 
     def close(self) -> None:
         """Wipes the key."""
@@ -580,7 +581,7 @@ class SectionSet:
         shards = {each: known[each] for each in names if each in known}
         tokens = zip(names, self._store.change_tokens(names), strict=True)
         moved = [n for n, token in tokens if n not in shards or token != shards[n].token]
-        loaded = await self._store.load(moved, _open)
+        loaded = await self._store.load(moved, open_shard)
         exists = self._store.shared is None and len(names) > 1  # as the key store says
         if loaded or shards or exists:
             for each in moved:
@@ -787,10 +788,6 @@ def _counted(records: Iterable[Record]) -> dict[tuple[str, int], int]:
     counts, examples = Counter(r.head for r in chosen), {r.head: r for r in chosen}
     keys = {head: record.key for head, record in examples.items()}
     return {(keys[head][0].hex(), keys[head][1]): count for head, count in counts.items()}
-
-
-def _open(packed: Packed, token: Token, keys: DocumentKeys) -> Shard:
-    return open_shard(packed, token=token, keys=keys)
 
 
 def _shard(section: Section, name: str) -> Shard:

@@ -582,7 +582,16 @@ class DocumentStore(SealState):
             data = await off_loop(
                 len(body.deks), lambda: seal_keystore(header, body, hierarchy=hierarchy)
             )
-            token = await self._put_keystore(Write(KEYSTORE, data, before.token), *beside)
+            writes, results = beside
+            if writes:
+                both = [*writes, Write(KEYSTORE, data, before.token)]
+                *others, last = await self.storage.write_many(both, shred=True)
+                results += others
+            else:
+                last = await self.storage.write(
+                    KEYSTORE, data, expected=before.token, shred=True
+                )
+            token = last.token
             written = index(header, body, mac=mac_of(data), token=token, hierarchy=hierarchy)
             self.rollback.register_keystore(header, written.mac, body.sections)
             after = await self._reload_keystore(written)
@@ -594,17 +603,6 @@ class DocumentStore(SealState):
         if hierarchy not in (before.hierarchy, after.hierarchy):
             hierarchy.close()
         return after
-
-    async def _put_keystore(
-        self, write: Write, beside: Sequence[Write], results: list[WriteResult]
-    ) -> Token:
-        if not beside:
-            data, expected = write.data or b"", write.expected
-            made = await self.storage.write(KEYSTORE, data, expected=expected, shred=True)
-            return made.token
-        *others, last = await self.storage.write_many([*beside, write], shred=True)
-        results += others
-        return last.token
 
 
 async def _no_anchor() -> None:

@@ -121,16 +121,14 @@ class AnchorFile:
             raise self.unusable(error.strerror or "an error") from None
         try:
             with open(fd, "rb") as file:
-                self._check(os.fstat(fd))
+                status = os.fstat(fd)
+                if os.name == "posix" and (
+                    status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022
+                ):
+                    raise self.unusable("others may write it")
                 return file.read(MAX_ANCHOR).decode("utf-8", errors="replace")
         except OSError as error:
             raise self.unusable(error.strerror or "an error") from None
-
-    def _check(self, status: os.stat_result) -> None:
-        if os.name != "posix":
-            return
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-            raise self.unusable("others may write it")
 
     def write(self, text: str) -> None:
         """Replaces the text, durably.

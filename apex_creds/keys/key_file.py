@@ -29,6 +29,7 @@ from typing import ClassVar, Final
 import anyio.to_thread
 import filelock
 
+from apex_creds.concurrency import in_thread
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     ApexCredsError,
@@ -129,12 +130,18 @@ class FileProvider:
             await self.share(vault_id=vault_id)
         return key, {ADOPTED: "yes"}
 
-    async def share(self, *, vault_id: str) -> bool:
+    @in_thread
+    def share(self, *, vault_id: str) -> bool:
         """See ``SharedPlace``."""
         check_reference(vault_id, _FIRST)
-        return await anyio.to_thread.run_sync(self._share, vault_id)
+        if not _versions(self._path):
+            return False
+        mark = self._beside(f"{vault_id}{_ADOPTED}")
+        mark.write_or_refuse("No key is deleted from here: several vaults may need it.\n")
+        return True
 
-    async def load(
+    @in_thread
+    def load(
         self,
         *,
         vault_id: str,
@@ -146,23 +153,58 @@ class FileProvider:
         Raises also UnsafePathError and UnsafePermissionsError.
         """
         check_reference(vault_id, version)
-        return await anyio.to_thread.run_sync(self._load, version)
+        clean(self._path)
+        found = pick(read_keys(self._path), version)
+        if found is not None:
+            return found
+        raise MasterKeyNotFoundError(
+            f"{self._path} has no master key v{version}.",
+            hint="Use the file that the vault was initialised with, or its backup.",
+        )
 
-    async def discard(self, *, vault_id: str, version: int) -> None:
+    @in_thread
+    def discard(self, *, vault_id: str, version: int) -> None:
         """See ``MasterKeyProvider``; keeps the newest version, unless it made that itself.
 
         The file does not know whose keys it holds: where a vault adopted them, all stay.
         """
         check_reference(vault_id, version)
-        await anyio.to_thread.run_sync(self._discard, version)
+        if not self._may_go(version):
+            return
+        with exclusive(self._path):
+            if not self._may_go(version):
+                return
+            keys = read_keys(self._path)
+            try:
+                keys.pop(version).close()
+                with shredding(self._path):
+                    if keys:
+                        write_keys(self._path, keys, new=False)
+                    else:
+                        remove_keys(self._path)
+                self._made.discard(version)
+            finally:
+                close_keys(keys)
 
-    async def receive(self, *, vault_id: str, version: int, key: SecretBytes) -> None:
+    @in_thread
+    def receive(self, *, vault_id: str, version: int, key: SecretBytes) -> None:
         """See ``MasterKeyReceiver``; the file is made when absent.
 
         Raises also StorageFullError and StorageLockedError.
         """
         check_reference(vault_id, version)
-        await anyio.to_thread.run_sync(self._receive, version, key)
+        with exclusive(self._path):
+            keys = read_or_nothing(self._path)
+            try:
+                if version not in keys:
+                    self._append(keys, version, SecretBytes.copy_of(key))
+                elif not keys[version].equals(key):
+                    raise WrongMasterKeyError(
+                        f"{self._path} has another master key v{version}; it was left alone.",
+                        hint="Name another file, or use apex-creds recovery reset-master.",
+                    )
+            finally:
+                close_keys(keys)
 
     def read_anchor(self, *, vault_id: str) -> str | None:
         """See ``AnchorStore``: a file beside the keys, else in the state directory."""
@@ -200,30 +242,6 @@ class FileProvider:
     def _beside(self, suffix: str) -> AnchorFile:
         return AnchorFile(self._path.with_name(f"{self._path.name}.{suffix}"))
 
-    def _share(self, vault_id: str) -> bool:
-        if not _versions(self._path):
-            return False
-        mark = self._beside(f"{vault_id}{_ADOPTED}")
-        mark.write_or_refuse("No key is deleted from here: several vaults may need it.\n")
-        return True
-
-    def _adopted(self) -> bool:
-        prefix = f"{self._path.name}."
-        return any(
-            name.startswith(prefix) and name.endswith(_ADOPTED)
-            for name in os.listdir(self._path.parent)
-        )
-
-    def _load(self, version: int) -> SecretBytes:
-        clean(self._path)
-        found = pick(read_keys(self._path), version)
-        if found is not None:
-            return found
-        raise MasterKeyNotFoundError(
-            f"{self._path} has no master key v{version}.",
-            hint="Use the file that the vault was initialised with, or its backup.",
-        )
-
     def _place(self, version: int, key: SecretBytes, again: bool) -> None:
         if not again:  # before anything else can fail
             self._refuse(version, _versions(self._path))
@@ -246,55 +264,28 @@ class FileProvider:
                 "apex-creds init --use-existing-key.",
             )
 
-    def _receive(self, version: int, key: SecretBytes) -> None:
-        with exclusive(self._path):
-            keys = read_or_nothing(self._path)
-            try:
-                if version not in keys:
-                    self._append(keys, version, SecretBytes.copy_of(key))
-                elif not keys[version].equals(key):
-                    raise WrongMasterKeyError(
-                        f"{self._path} has another master key v{version}; it was left alone.",
-                        hint="Name another file, or use apex-creds recovery reset-master.",
-                    )
-            finally:
-                close_keys(keys)
-
     def _append(self, keys: Keys, version: int, key: SecretBytes) -> None:
         new = not keys
         keys[version] = key
         write_keys(self._path, keys, new=new)
-        with _reread(self._path, version) as back:
-            if back is not None and back.equals(keys[version]):
-                return
+        back = pick(read_keys(self._path), version)
+        if back is not None:
+            with back:
+                if back.equals(key):
+                    return
         raise MasterKeyUnavailableError(
             f"{self._path} did not keep the master key.", hint="Use another file system."
         )
 
-    def _discard(self, version: int) -> None:
-        if self._may_go(version):
-            with exclusive(self._path):
-                self._remove(version)
-
     def _may_go(self, version: int) -> bool:
         there = _versions(self._path)
-        superseded = version in there and (version != max(there) or version in self._made)
-        return superseded and not self._adopted()
-
-    def _remove(self, version: int) -> None:
-        if not self._may_go(version):
-            return
-        keys = read_keys(self._path)
-        try:
-            keys.pop(version).close()
-            with shredding(self._path):
-                if keys:
-                    write_keys(self._path, keys, new=False)
-                else:
-                    remove_keys(self._path)
-            self._made.discard(version)
-        finally:
-            close_keys(keys)
+        if version not in there or (version == max(there) and version not in self._made):
+            return False
+        prefix = f"{self._path.name}."
+        return not any(
+            name.startswith(prefix) and name.endswith(_ADOPTED)
+            for name in os.listdir(self._path.parent)
+        )
 
 
 def _read(beside: AnchorFile, elsewhere: Callable[[], AnchorFile]) -> str | None:
@@ -329,16 +320,6 @@ def _versions(path: Path) -> frozenset[int]:
     keys = read_or_nothing(path)
     close_keys(keys)
     return frozenset(keys)
-
-
-@contextlib.contextmanager
-def _reread(path: Path, version: int) -> Iterator[SecretBytes | None]:
-    back = pick(read_keys(path), version)
-    try:
-        yield back
-    finally:
-        if back is not None:
-            back.close()
 
 
 Keys = dict[int, SecretBytes]
@@ -392,31 +373,24 @@ def read_keys(path: Path) -> Keys:
 
 def _read_once(path: Path) -> bytearray | None:
     """The file's bytes; None when it was replaced meanwhile (old versions are shredded)."""
-    fd = _open(path)
     text: bytearray | None = None
+    failure: ApexCredsError | None = None
     try:
-        _check(path, os.fstat(fd))
-        text = _read_all(path, fd)
-        if os.fstat(fd).st_nlink > 0:
-            return text
-        failure = None
+        fd = os.open(path, os.O_RDONLY | OPEN_FLAGS)
+        try:
+            _check(path, os.fstat(fd))
+            text = _read_all(path, fd)
+            if os.fstat(fd).st_nlink > 0:
+                return text
+        finally:
+            os.close(fd)
     except OSError as error:
         failure = _cannot_open(path, error)
-    finally:
-        os.close(fd)
     if text is not None:
         wipe(text)
     if failure is not None:
         raise failure
     return None
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | OPEN_FLAGS)
-    except OSError as error:
-        failure = _cannot_open(path, error)
-    raise failure
 
 
 def _cannot_open(path: Path, error: OSError) -> ApexCredsError:
@@ -491,7 +465,10 @@ def _parse(path: Path, text: bytearray) -> Keys:
     if not bad:
         return keys
     close_keys(keys)
-    raise _malformed(path, bad)
+    raise WrongMasterKeyError(
+        f"Line {bad} of {path} is not a master key; the file was left as it is.",
+        hint="Each line is 'v<N> <base64 of 32 bytes>', in rising order; restore the backup.",
+    )
 
 
 def _parse_line(line: bytearray, keys: Keys) -> bool:
@@ -506,13 +483,6 @@ def _parse_line(line: bytearray, keys: Keys) -> bool:
         return False
     keys[version] = key
     return True
-
-
-def _malformed(path: Path, line: int) -> WrongMasterKeyError:
-    return WrongMasterKeyError(
-        f"Line {line} of {path} is not a master key; the file was left as it is.",
-        hint="Each line is 'v<N> <base64 of 32 bytes>', in rising order; restore the backup.",
-    )
 
 
 _LOCK_SECONDS: Final = 10.0
@@ -650,19 +620,17 @@ def shredding(path: Path) -> Iterator[None]:
     if os.name != "posix":
         yield
         return
-    fd = _open_to_shred(path)
     try:
-        yield
-        overwrite(fd)
-    finally:
-        os.close(fd)
-
-
-def _open_to_shred(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | OPEN_FLAGS)
+        fd = os.open(path, os.O_RDWR | OPEN_FLAGS)
     except OSError as error:
         failure = _cannot_write(path, error)
+    else:
+        try:
+            yield
+            overwrite(fd)
+        finally:
+            os.close(fd)
+        return
     raise failure
 
 

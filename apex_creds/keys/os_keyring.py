@@ -19,6 +19,7 @@ import keyring
 from keyring.backend import KeyringBackend
 from keyring.errors import KeyringLocked, NoKeyringError, PasswordDeleteError
 
+from apex_creds.concurrency import in_thread
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     MasterKeyError,
@@ -54,7 +55,17 @@ _UNLOCK: Final = (
 )
 _REFUSED_MODULES: Final = ("keyring.backends.null", "keyring.backends.fail")
 _REFUSED_WORDS: Final = ("plaintext", "uncrypt", "unencrypt", "insecure", "nullkeyring")
-_LOCKED_ERRORS: Final = ("LockedException", "PromptDismissedException", "KeychainDenied")
+_CHECK: Final = (
+    "See that its daemon and D-Bus session run (keyring diagnose), or use file:PATH."
+)
+_LOCKED_ERRORS: Final = {
+    # also a Secret Service whose default collection is not made yet
+    "InitError": "The keyring can't be opened: it is locked, or not set up yet.",
+    **dict.fromkeys(
+        ("LockedException", "PromptDismissedException", "KeychainDenied"),
+        "The keyring is locked.",
+    ),
+}
 _LOCK_SECONDS: Final = 10.0
 _MAX_DEPTH: Final = 4
 
@@ -89,13 +100,15 @@ class KeyringProvider:
         found = await anyio.to_thread.run_sync(self._backends)
         return ", ".join(_name(type(backend)) for backend in found)
 
-    async def create(
-        self, *, vault_id: str, version: int
-    ) -> tuple[SecretBytes, dict[str, str]]:
+    @in_thread
+    def create(self, *, vault_id: str, version: int) -> tuple[SecretBytes, dict[str, str]]:
         """See ``MasterKeyProvider``."""
         check_reference(vault_id, version)
-        entry = _entry(vault_id, version)
-        return await anyio.to_thread.run_sync(self._create, entry), {}
+        with contextlib.ExitStack() as closing:
+            key = closing.enter_context(SecretBytes.random(MASTER_KEY_BYTES))
+            self._add(_entry(vault_id, version), key)
+            closing.pop_all()
+            return key, {}
 
     async def load(
         self,
@@ -106,27 +119,51 @@ class KeyringProvider:
     ) -> SecretBytes:
         """See ``MasterKeyProvider``."""
         check_reference(vault_id, version)
+        entry = _entry(vault_id, version)
         # Abandoned on cancellation: a keyring may be waiting for its user to unlock it.
-        load = partial(self._load, _entry(vault_id, version))
-        return await anyio.to_thread.run_sync(load, abandon_on_cancel=True)
+        found = await anyio.to_thread.run_sync(
+            lambda: _find(self._backends(), entry), abandon_on_cancel=True
+        )
+        if found is not None:
+            return found
+        raise MasterKeyNotFoundError(
+            f"The keyring has no entry {SERVICE!r} for {entry!r}.",
+            hint="Use the user account and keyring that the vault was initialised with.",
+        )
 
-    async def discard(self, *, vault_id: str, version: int) -> None:
+    @in_thread
+    def discard(self, *, vault_id: str, version: int) -> None:
         """See ``MasterKeyProvider``."""
         check_reference(vault_id, version)
-        await anyio.to_thread.run_sync(self._discard, _entry(vault_id, version))
+        entry = _entry(vault_id, version)
+        for backend in self._backends():
+            get = partial(_get, backend, entry)
+            if _call(get) is None:
+                continue
+            _call(partial(_delete, backend, entry))
+            if _call(get) is not None:
+                raise MasterKeyUnavailableError(
+                    f"The keyring did not delete its entry {SERVICE!r} for {entry!r}.",
+                    hint="Delete it with the keyring's own program.",
+                )
 
-    async def place(self, *, vault_id: str, version: int, key: SecretBytes) -> dict[str, str]:
+    @in_thread
+    def place(self, *, vault_id: str, version: int, key: SecretBytes) -> dict[str, str]:
         """See ``MasterKeyPlacer``."""
         check_reference(vault_id, version)
-        entry = _entry(vault_id, version)
-        await anyio.to_thread.run_sync(partial(self._place, entry, key))
+        self._add(_entry(vault_id, version), key)
         return {}
 
-    async def receive(self, *, vault_id: str, version: int, key: SecretBytes) -> None:
+    @in_thread
+    def receive(self, *, vault_id: str, version: int, key: SecretBytes) -> None:
         """See ``MasterKeyReceiver``."""
         check_reference(vault_id, version)
         entry = _entry(vault_id, version)
-        await anyio.to_thread.run_sync(partial(self._receive, entry, key))
+        if not self._keeps(entry, key):
+            raise WrongMasterKeyError(
+                f"The keyring has another key as {entry!r}; it was left alone.",
+                hint="Use apex-creds recovery reset-master, which makes a new version.",
+            )
 
     def read_anchor(self, *, vault_id: str) -> str | None:
         """See ``AnchorStore``: an entry beside the master key's."""
@@ -170,15 +207,6 @@ class KeyringProvider:
         for backend in self._backends():
             _call(partial(_delete, backend, entry))
 
-    def _create(self, entry: str) -> SecretBytes:
-        backends = self._backends()
-        with self._exclusive():
-            found = _find(backends, entry)
-            if found is None:
-                return _store(backends[0], entry)
-        found.close()
-        raise _exists(entry)
-
     def _keeps(self, entry: str, key: SecretBytes) -> bool:
         """Stores ``key`` unless there is one; whether it is this one that is there now."""
         backends = self._backends()
@@ -190,31 +218,12 @@ class KeyringProvider:
         with found:
             return found.equals(key)
 
-    def _place(self, entry: str, key: SecretBytes) -> None:
+    def _add(self, entry: str, key: SecretBytes) -> None:
         if not self._keeps(entry, key):
-            raise _exists(entry)
-
-    def _receive(self, entry: str, key: SecretBytes) -> None:
-        if not self._keeps(entry, key):
-            raise WrongMasterKeyError(
-                f"The keyring has another key as {entry!r}; it was left alone.",
-                hint="Use apex-creds recovery reset-master, which makes a new version.",
+            raise MasterKeyExistsError(
+                f"The keyring has an entry {SERVICE!r} for {entry!r} already.",
+                hint="It was left alone. Make another version.",
             )
-
-    def _load(self, entry: str) -> SecretBytes:
-        found = _find(self._backends(), entry)
-        if found is not None:
-            return found
-        raise MasterKeyNotFoundError(
-            f"The keyring has no entry {SERVICE!r} for {entry!r}.",
-            hint="Use the user account and keyring that the vault was initialised with.",
-        )
-
-    def _discard(self, entry: str) -> None:
-        for backend in self._backends():
-            if _call(partial(_get, backend, entry)) is not None:
-                _call(partial(_delete, backend, entry))
-                _expect_gone(backend, entry)
 
     def _backends(self) -> list[KeyringBackend]:
         selected = self._given if self._given is not None else _call(keyring.get_keyring)
@@ -256,13 +265,6 @@ def _process_lock() -> Iterator[None]:
         release(lock)
 
 
-def _exists(entry: str) -> MasterKeyExistsError:
-    return MasterKeyExistsError(
-        f"The keyring has an entry {SERVICE!r} for {entry!r} already.",
-        hint="It was left alone. Make another version.",
-    )
-
-
 def _entry(vault_id: str, version: int) -> str:
     return f"{vault_id}:v{version}"
 
@@ -271,59 +273,28 @@ def _find(backends: list[KeyringBackend], entry: str) -> SecretBytes | None:
     for backend in backends:
         text = _call(partial(_get, backend, entry))
         if text is not None:
-            return _decoded(text, entry)
+            key = decode_key(text)
+            if key is not None:
+                return key
+            raise WrongMasterKeyError(
+                f"The keyring entry {SERVICE!r} for {entry!r} is not a master key.",
+                hint="It was left as it is. Restore it from a backup of the keyring.",
+            )
     return None
 
 
-def _store(backend: KeyringBackend, entry: str) -> SecretBytes:
-    with contextlib.ExitStack() as closing:
-        key = closing.enter_context(SecretBytes.random(MASTER_KEY_BYTES))
-        _keep(backend, entry, key)
-        closing.pop_all()
-        return key
-
-
 def _keep(backend: KeyringBackend, entry: str, key: SecretBytes) -> None:
-    _write(backend, entry, key)
-    if not _kept(backend, entry, key):
-        raise MasterKeyUnavailableError(
-            f"The keyring backend {_name(type(backend))} did not keep the master key.",
-            hint=_ALTERNATIVES,
-        )
-
-
-def _write(backend: KeyringBackend, entry: str, key: SecretBytes) -> None:
     text = encode_key(key)
     try:
         _call(partial(_set, backend, entry, text))
     finally:
         wipe(text)
-
-
-def _kept(backend: KeyringBackend, entry: str, key: SecretBytes) -> bool:
-    back = _find([backend], entry)
-    if back is None:
-        return False
-    with back:
-        return back.equals(key)
-
-
-def _expect_gone(backend: KeyringBackend, entry: str) -> None:
-    if _call(partial(_get, backend, entry)) is None:
-        return
+    with _find([backend], entry) or SecretBytes.random(1) as back:
+        if back.equals(key):
+            return
     raise MasterKeyUnavailableError(
-        f"The keyring did not delete its entry {SERVICE!r} for {entry!r}.",
-        hint="Delete it with the keyring's own program.",
-    )
-
-
-def _decoded(text: str, entry: str) -> SecretBytes:
-    key = decode_key(text)
-    if key is not None:
-        return key
-    raise WrongMasterKeyError(
-        f"The keyring entry {SERVICE!r} for {entry!r} is not a master key.",
-        hint="It was left as it is. Restore it from a backup of the keyring.",
+        f"The keyring backend {_name(type(backend))} did not keep the master key.",
+        hint=_ALTERNATIVES,
     )
 
 
@@ -338,21 +309,12 @@ def _call(function: Callable[[], _T]) -> _T:
     except KeyringLocked:
         failure = MasterKeyUnavailableError("The keyring is locked.", hint=_UNLOCK)
     except Exception as error:  # noqa: BLE001 - backends raise what they like
-        failure = _failed(type(error).__name__)
-    raise failure
-
-
-def _failed(kind: str) -> MasterKeyError:
-    if kind == "InitError":  # also a Secret Service whose default collection is not made yet
-        return MasterKeyUnavailableError(
-            "The keyring can't be opened: it is locked, or not set up yet.", hint=_UNLOCK
+        kind = type(error).__name__
+        failure = MasterKeyUnavailableError(
+            _LOCKED_ERRORS.get(kind, f"The keyring does not answer ({kind})."),
+            hint=_UNLOCK if kind in _LOCKED_ERRORS else _CHECK,
         )
-    if kind in _LOCKED_ERRORS:
-        return MasterKeyUnavailableError("The keyring is locked.", hint=_UNLOCK)
-    return MasterKeyUnavailableError(
-        f"The keyring does not answer ({kind}).",
-        hint="See that its daemon and D-Bus session run (keyring diagnose), or use file:PATH.",
-    )
+    raise failure
 
 
 def _get(backend: KeyringBackend, entry: str) -> str | None:
@@ -385,15 +347,14 @@ def _flatten(backend: KeyringBackend, depth: int = 0) -> list[KeyringBackend]:
 
 
 def _refused(backend: KeyringBackend, depth: int = 0) -> bool:
-    if depth > _MAX_DEPTH or any(_unsafe(cls) for cls in type(backend).__mro__):
+    if depth > _MAX_DEPTH:
         return True
+    for cls in type(backend).__mro__:
+        name = cls.__qualname__.lower()
+        if cls.__module__ in _REFUSED_MODULES or any(word in name for word in _REFUSED_WORDS):
+            return True
     wrapped = getattr(backend, "_keyring", None)  # keyrings.alt's MultipartKeyringWrapper
     return isinstance(wrapped, KeyringBackend) and _refused(wrapped, depth + 1)
-
-
-def _unsafe(cls: type) -> bool:
-    name = cls.__qualname__.lower()
-    return cls.__module__ in _REFUSED_MODULES or any(word in name for word in _REFUSED_WORDS)
 
 
 def _name(cls: type) -> str:

@@ -223,19 +223,16 @@ def _bounded(text: str, low: int, high: int) -> int:
 def _typed(prompt: Prompt | None, text: str) -> SecretBytes:
     if prompt is None:
         raise _no_prompt()
-    data = _prompted(prompt, text)
-    return _accepted(data)
-
-
-def _prompted(prompt: Prompt, text: str) -> bytearray:
     failure: ApexCredsError
     try:
         # The same passphrase, whatever keyboard composed its accents (RFC 8265).
-        return bytearray(unicodedata.normalize("NFC", prompt(text)).encode())
+        data = bytearray(unicodedata.normalize("NFC", prompt(text)).encode())
     except UnicodeEncodeError:
         failure = InvalidInputError("The passphrase is not valid Unicode text.")
     except (EOFError, OSError):
         failure = _no_prompt()
+    else:
+        return _accepted(data)
     raise failure
 
 
@@ -257,7 +254,7 @@ def _has_terminal() -> bool:
 
 
 def _read_line(fd: int) -> SecretBytes:
-    if _echoes(fd):
+    if os.isatty(fd):
         raise MasterKeyUnavailableError(
             f"File descriptor {fd} is a terminal, which would show the passphrase.",
             hint="Use passphrase: to be asked without echo.",
@@ -267,7 +264,10 @@ def _read_line(fd: int) -> SecretBytes:
         os.set_inheritable(fd, False)
         length = _fill(fd, data)
     except OSError as error:
-        failure = _unreadable(fd, error)
+        failure = MasterKeyUnavailableError(
+            f"File descriptor {fd} can't be read ({error.strerror}).",
+            hint="Open it for the process, like: apex-creds ... 3< FILE",
+        )
         wipe(data)
     else:
         line = data[:length]  # a copy: shrinking could leave the old bytes behind
@@ -284,17 +284,6 @@ def _fill(fd: int, data: bytearray) -> int:
                 data[filled] = 0
                 return filled
     return len(data)
-
-
-def _echoes(fd: int) -> bool:
-    return os.isatty(fd)
-
-
-def _unreadable(fd: int, error: OSError) -> MasterKeyUnavailableError:
-    return MasterKeyUnavailableError(
-        f"File descriptor {fd} can't be read ({error.strerror}).",
-        hint="Open it for the process, like: apex-creds ... 3< FILE",
-    )
 
 
 def _accepted(data: bytearray) -> SecretBytes:

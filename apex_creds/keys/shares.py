@@ -14,14 +14,11 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import InvalidInputError, NotInstalledError, SecretMisuseError
 from apex_creds.keys.provider import MASTER_KEY_BYTES
-
-if TYPE_CHECKING:
-    from shamir_mnemonic.share import Share as Slip39
 
 __all__ = ["MAX_SHARES", "WORDS", "Share", "combine", "parse_share", "split"]
 
@@ -101,7 +98,14 @@ def parse_share(text: str) -> Share:
         )
     if found.group_count != 1 or len(found.value) != MASTER_KEY_BYTES:
         raise InvalidInputError("The share is not one of a master key of apex-creds.")
-    return Share(_set_of(found), found.index, found.member_threshold, mnemonic)
+    set_id = (
+        found.identifier,
+        int(found.extendable),
+        found.iteration_exponent,
+        found.member_threshold,
+        found.group_threshold,
+    )
+    return Share(set_id, found.index, found.member_threshold, mnemonic)
 
 
 def combine(shares: Sequence[Share]) -> SecretBytes:
@@ -154,16 +158,6 @@ def _combined(mnemonics: list[str]) -> SecretBytes:
 def _disagree() -> InvalidInputError:
     return InvalidInputError(
         "The shares don't belong together.", hint="They are of different sets."
-    )
-
-
-def _set_of(share: Slip39) -> tuple[int, ...]:
-    return (
-        share.identifier,
-        int(share.extendable),
-        share.iteration_exponent,
-        share.member_threshold,
-        share.group_threshold,
     )
 
 

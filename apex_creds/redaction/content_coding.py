@@ -62,7 +62,13 @@ class _Inflated:
                 if len(data) < _HEADER:
                     self._head = data
                     return
-                stream = self._stream = zlib.decompressobj(wbits=self._bits(data))
+                if self._gzip:
+                    bits = _GZIP_BITS
+                elif data[0] & 15 == zlib.DEFLATED and not (data[0] << 8 | data[1]) % 31:
+                    bits = zlib.MAX_WBITS
+                else:  # without a header
+                    bits = -zlib.MAX_WBITS
+                stream = self._stream = zlib.decompressobj(wbits=bits)
             try:
                 window = stream.decompress(data, WINDOW)
                 # It may have more than what found room, also when it has read all.
@@ -74,12 +80,6 @@ class _Inflated:
             if not stream.eof:
                 return
             data, self._stream, self._ended = stream.unused_data, None, True
-
-    def _bits(self, data: bytes) -> int:
-        if self._gzip:
-            return _GZIP_BITS
-        zlib_header = data[0] & 15 == zlib.DEFLATED and not (data[0] << 8 | data[1]) % 31
-        return zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS
 
     @property
     def finished(self) -> bool:

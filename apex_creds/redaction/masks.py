@@ -182,7 +182,10 @@ def _runs(views: list[memoryview]) -> Iterator[_Run]:
     shared = _shared(views) if sum(map(len, views)) <= _MUCH else []
     left = dict(enumerate(views))
     while shared:
-        gains = [_gain(run, owners.keys() & left.keys(), views) for owners, run in shared]
+        gains = [  # a search takes the longer, the shorter what is searched for
+            sum(1 / len(views[at]) for at in owners.keys() & left.keys()) - 1 / len(run)
+            for owners, run in shared
+        ]
         gain = max(gains)
         if gain <= 0:
             break
@@ -190,11 +193,6 @@ def _runs(views: list[memoryview]) -> Iterator[_Run]:
         yield _Run(run, [(left.pop(at), offset) for at, offset in owners.items() if at in left])
     for view in left.values():
         yield _Run(view[:], [(view, 0)])
-
-
-def _gain(run: memoryview, owners: Iterable[int], views: list[memoryview]) -> float:
-    """What is saved by a search for the run: a search takes the longer, the shorter what is."""
-    return sum(1 / len(views[at]) for at in owners) - 1 / len(run)
 
 
 def _shared(views: list[memoryview]) -> list[tuple[dict[int, int], memoryview]]:
@@ -255,7 +253,10 @@ def _around(data: bytes, run: _Run) -> Iterator[Span]:
     while at >= 0:
         if missed == _TRIES:
             for view, offset in run.members:
-                yield from _each(data, view, max(at - offset, 0))
+                start = max(at - offset, 0)
+                while (start := data.find(view, start)) >= 0:
+                    yield start, start + len(view)
+                    start += 1
             return
         missed += 1
         for view, offset in run.members:
@@ -264,12 +265,6 @@ def _around(data: bytes, run: _Run) -> Iterator[Span]:
                 yield start, start + len(view)
                 missed = 0
         at = data.find(run.run, at + 1)
-
-
-def _each(data: bytes, view: memoryview, at: int) -> Iterator[Span]:
-    while (at := data.find(view, at)) >= 0:
-        yield at, at + len(view)
-        at += 1
 
 
 def cover(data: bytes, spans: Iterable[Span]) -> bytes:

@@ -195,9 +195,19 @@ class Redactor:
         if self._needles is None:
             self._needles = Needles()
         for key in self._source.names():
-            if key not in self._known:
-                self._add(self._needles, key)
-                self._known.add(key)
+            if key in self._known:
+                continue
+            opened = self._source.open(key)
+            if opened is not None:
+                made: list[SecretBytes] = []  # the spellings, which the needles own
+                with opened:
+                    for part in set(opened.names) - PUBLIC_PARTS:
+                        with opened.view(part) as view:
+                            made += self._needles.add(key[0], view)
+                if self._closed or self._marking:
+                    salt = self._source.salt
+                    self._marks[key] = frozenset(mark_of(each.view(), salt) for each in made)
+            self._known.add(key)
         return self._needles
 
     @contextlib.contextmanager
@@ -229,19 +239,6 @@ class Redactor:
             self._known.clear()
         if needles is not None:
             needles.close()
-
-    def _add(self, needles: Needles, key: Key) -> None:
-        opened = self._source.open(key)
-        if opened is None:
-            return
-        made: list[SecretBytes] = []  # the spellings, which the needles own
-        with opened:
-            for part in set(opened.names) - PUBLIC_PARTS:
-                with opened.view(part) as view:
-                    made += needles.add(key[0], view)
-        if self._closed or self._marking:
-            salt = self._source.salt
-            self._marks[key] = frozenset(mark_of(spelling.view(), salt) for spelling in made)
 
     def _suspected(self, data: bytes) -> bool:
         """Whether a secret may be in ``data``: one that has no marks yet, or by them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import errno
 import fcntl
@@ -321,7 +322,7 @@ async def test_a_reader_of_the_shredded_file_reads_the_new_one(path, monkeypatch
     def slow(where, fd):
         monkeypatch.setattr(key_file, "_read_all", real)
         key_file.read_keys(where)
-        FileProvider(where)._discard(1)  # between this reader's open and its read
+        asyncio.run(discard(where, 1))  # between this reader's open and its read
         return real(where, fd)
 
     monkeypatch.setattr(key_file, "_read_all", slow)
