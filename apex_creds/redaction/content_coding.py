@@ -62,12 +62,9 @@ class _Inflated:
                 if len(data) < _HEADER:
                     self._head = data
                     return
-                if self._gzip:
-                    bits = _GZIP_BITS
-                elif data[0] & 15 == zlib.DEFLATED and not (data[0] << 8 | data[1]) % 31:
-                    bits = zlib.MAX_WBITS
-                else:  # without a header
-                    bits = -zlib.MAX_WBITS
+                headed = data[0] & 15 == zlib.DEFLATED and not (data[0] << 8 | data[1]) % 31
+                deflate = zlib.MAX_WBITS if headed else -zlib.MAX_WBITS
+                bits = _GZIP_BITS if self._gzip else deflate
                 stream = self._stream = zlib.decompressobj(wbits=bits)
             try:
                 window = stream.decompress(data, WINDOW)
