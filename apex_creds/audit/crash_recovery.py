@@ -280,28 +280,25 @@ class _Finder:
                     continue  # sealed and compressed by another process meanwhile
                 raise log_files.missing(path.with_name(file_name(number + 1))) from None
             try:
-                content = self._read(segment, trusted)
+                try:
+                    segment.lock()
+                    data = log_files.read_between(segment.fd, 0, segment.size())
+                    content = parse(
+                        data, number=number, vault_id=self._vault_id, trusted=trusted
+                    )
+                    if content.sealed:
+                        edge = content.edge_at(content.last)
+                        add_segment(segment, edge, vault_id=self._vault_id)
+                except OSError as error:
+                    raise unavailable("read", error) from None
+                finally:
+                    segment.unlock()
             except BaseException:
                 segment.close()
                 raise
             if not content.sealed:
                 return segment, content
             segment.close()
-
-    def _read(self, segment: Segment, trusted: int) -> Content:
-        try:
-            segment.lock()
-            data = log_files.read_between(segment.fd, 0, segment.size())
-            number = segment.number
-            content = parse(data, number=number, vault_id=self._vault_id, trusted=trusted)
-            if content.sealed:
-                edge = content.edge_at(content.last)
-                add_segment(segment, edge, vault_id=self._vault_id)
-        except OSError as error:
-            raise unavailable("read", error) from None
-        finally:
-            segment.unlock()
-        return content
 
     def _compared(
         self,

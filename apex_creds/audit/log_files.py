@@ -39,7 +39,11 @@ except ImportError:  # pragma: no cover - Windows
 
     def flock(fd: int, operation: int) -> None:  # noqa: ARG001 - the shape of fcntl's
         """Warns once."""
-        _warn_unlocked()
+        if not _warned:
+            _warned.append(True)
+            _log.warning(
+                "No file locks on this system: let one process use the vault at a time."
+            )
 else:
     flock = fcntl.flock  # type: ignore[assignment]
     TRY_LOCK = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -202,12 +206,6 @@ def status_of(fd: int) -> os.stat_result:
 
 
 _warned: list[bool] = []
-
-
-def _warn_unlocked() -> None:  # pragma: no cover - Windows
-    if not _warned:
-        _warned.append(True)
-        _log.warning("No file locks on this system: let one process use the vault at a time.")
 
 
 # -- opening -----------------------------------------------------------------------------

@@ -141,7 +141,12 @@ class Upkeep:
         try:
             self.absorb()
             if self._writer.end >= self._cadence.segment_bytes:
-                self._rotate()
+                # Most of the segment is made durable before anyone has to wait for it.
+                self._writer.sync()
+                with self._lock:
+                    sealed = self._writer.seal(self.absorb)
+                if sealed is not None:
+                    self._pack([sealed])
             if self._checkpoint_in() == 0.0:
                 self.sign()
             if self._notify_in() == 0.0:
@@ -209,14 +214,6 @@ class Upkeep:
         except BaseException:
             self.notify_soon()  # to be tried again
             raise
-
-    def _rotate(self) -> None:
-        # Most of the segment is made durable before anyone has to wait for it.
-        self._writer.sync()
-        with self._lock:
-            sealed = self._writer.seal(self.absorb)
-        if sealed is not None:
-            self._pack([sealed])
 
     def _pack(self, sealed: Sequence[Path]) -> None:
         """Compresses segments and makes what is beside them, in a thread: it takes long."""

@@ -165,8 +165,20 @@ class Subtrees:
 
     def _perfect(self, start: int, end: int) -> bytes:
         if end - start < SPAN:
+            leaves: list[bytes] = []
+            while start < end:  # what the lines of the events say
+                number, _ = self._find(start)
+                before = start
+                for text in self._lines(number, start + 1):
+                    if number_of(text) != start + 1 or start == end:
+                        break
+                    with suppress(ValueError):
+                        leaves.append(leaf_of(text))
+                        start += 1
+                if start == before:
+                    raise _absent(end)
             edge = Frontier()
-            edge.extend(self._leaves(start, end))
+            edge.extend(leaves)
             return edge.root()
         number, first = self._find(end - 1)
         height = (end - start).bit_length() - 1 - _HEIGHT
@@ -179,20 +191,6 @@ class Subtrees:
                 return found
             del self._nodes[number]
         raise _absent(end)
-
-    def _leaves(self, start: int, end: int) -> Iterator[bytes]:
-        """The leaves that the lines of some events say they are."""
-        while start < end:
-            number, _ = self._find(start)
-            before = start
-            for text in self._lines(number, start + 1):
-                if number_of(text) != start + 1 or start == end:
-                    break
-                with suppress(ValueError):
-                    yield leaf_of(text)
-                    start += 1
-            if start == before:
-                raise _absent(end)
 
     def _find(self, leaf: int) -> tuple[int, int]:
         """The segment that has a leaf, and the number of its first."""

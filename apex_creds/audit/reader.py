@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -60,7 +61,10 @@ class EventCounts:
             AuditUnavailableError: The log can't be read.
         """
         with self._lock:
-            mark = self._newest()
+            mark: _Mark | None = None  # name and length of the newest segment
+            paths = list(segments(self._directory).values())
+            with suppress(FileNotFoundError):  # compressed meanwhile
+                mark = (paths[-1].name, paths[-1].stat().st_size) if paths else None
             if self._counts and mark == self._mark:
                 return
             counts = Counter(self._counts or dict.fromkeys(EXPECTED, 0))
@@ -89,11 +93,3 @@ class EventCounts:
     def read(self) -> dict[What, int]:
         """The counts as they were after the last update; empty before."""
         return self._counts
-
-    def _newest(self) -> _Mark | None:
-        """Name and length of the newest segment; None where there is nothing to read."""
-        paths = list(segments(self._directory).values())
-        try:
-            return (paths[-1].name, paths[-1].stat().st_size) if paths else None
-        except FileNotFoundError:  # compressed meanwhile
-            return None

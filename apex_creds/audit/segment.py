@@ -294,13 +294,13 @@ class SegmentReader:
 
     def lines(self, start: int = 0) -> Iterator[bytes]:
         """Yields the lines from an offset on; as ``log_files.lines``."""
-        return split_lines(self._chunks(start))
 
-    def _chunks(self, start: int) -> Iterator[bytes]:
-        count = _NEAR
-        while start < self.size:
-            yield self.read(start, start + count)
-            start, count = start + count, min(2 * count, _LARGE)
+        def chunks(start: int, count: int) -> Iterator[bytes]:
+            while start < self.size:
+                yield self.read(start, start + count)
+                start, count = start + count, min(2 * count, _LARGE)
+
+        return split_lines(chunks(start, _NEAR))
 
     def lines_backwards(self) -> Iterator[bytes]:
         """Yields the lines, the last first; one that is too long ends it, cut."""

@@ -107,16 +107,11 @@ def prepared(password: Buffer) -> Buffer:
     )
     result = unicodedata.ucd_3_2_0.normalize("NFKC", mapped)
     odd = any(check(one) for one in result for check in _BANNED)
-    odd = odd or any(map(stringprep.in_table_a1, result)) or not _one_direction(result)
+    right = [stringprep.in_table_d1(one) for one in result]
+    if any(right):  # RFC 3454, section 6
+        odd |= not (right[0] and right[-1]) or any(map(stringprep.in_table_d2, result))
+    odd |= any(map(stringprep.in_table_a1, result))
     return password if odd or not result else result.encode()
-
-
-def _one_direction(text: str) -> bool:
-    """RFC 3454, section 6."""
-    right = [stringprep.in_table_d1(one) for one in text]
-    if not any(right):
-        return True
-    return right[0] and right[-1] and not any(map(stringprep.in_table_d2, text))
 
 
 def _decoded(text: bytes) -> bytes:

@@ -53,7 +53,7 @@ def sign(pem: memoryview, data: bytes, *, flags: int) -> Signed:
     Raises:
         InvalidInputError: The key is none, or the data is neither.
     """
-    if not (_is_file(data) or _is_login(data)):
+    if not (data.startswith(b"SSHSIG") or _is_login(data)):  # PROTOCOL.sshsig
         raise InvalidInputError("An SSH key signs logins and files (ssh-keygen -Y) only.")
     key = _loaded(pem)
     if isinstance(key, ed25519.Ed25519PrivateKey):
@@ -65,7 +65,10 @@ def sign(pem: memoryview, data: bytes, *, flags: int) -> Signed:
         made = key.sign(data, padding.PKCS1v15(), digest)
     else:
         kind, hashed = _CURVES[key.curve.name]
-        made = b"".join(map(_mpint, decode_dss_signature(key.sign(data, ec.ECDSA(hashed)))))
+        made = b"".join(
+            string(number.to_bytes(number.bit_length() // 8 + 1, "big"))
+            for number in decode_dss_signature(key.sign(data, ec.ECDSA(hashed)))
+        )
     return Signed(_blob(key), string(kind) + string(made))
 
 
@@ -108,15 +111,6 @@ def _blob(key: _Key) -> bytes:
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
     return b64decode(line.split(b" ")[1])
-
-
-def _mpint(number: int) -> bytes:
-    return string(number.to_bytes(number.bit_length() // 8 + 1, "big"))
-
-
-def _is_file(data: bytes) -> bool:
-    """Whether it is a SSHSIG (PROTOCOL.sshsig)."""
-    return data.startswith(b"SSHSIG")
 
 
 def _is_login(data: bytes) -> bool:

@@ -120,7 +120,12 @@ def check(
             hint="Look who put it there, and move it away.",
         )
     if sys.platform == "win32":
-        _warn_unprotected()
+        global _warned
+        if not _warned:
+            _warned = True
+            _log.warning(
+                "This platform has no POSIX permissions: owners and modes go unchecked."
+            )
         return
     if status.st_uid != os.geteuid():
         raise UnsafePathError(
@@ -204,7 +209,8 @@ class Folder:
         path = self.path / name
         if not _RELATIVE:
             check(path, os.lstat(path))  # no O_NOFOLLOW here: look before opening
-        fd = self._open(name, flags)
+        at = self._fd if _RELATIVE else None
+        fd = os.open(name if _RELATIVE else path, flags | OPEN_FLAGS, dir_fd=at)
         try:
             check(path, os.fstat(fd))
         except BaseException:
@@ -217,10 +223,6 @@ class Folder:
         if _RELATIVE:
             return create_file(name, at=self._fd)
         return create_file(self.path / name)
-
-    def _open(self, name: str, flags: int) -> int:
-        at = self._fd if _RELATIVE else None
-        return os.open(name if _RELATIVE else self.path / name, flags | OPEN_FLAGS, dir_fd=at)
 
     def status(self, name: str) -> os.stat_result:
         """``lstat`` of an entry."""
@@ -444,13 +446,6 @@ def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
             done += os.write(fd, rest[done:])
 
 
-def _warn_unprotected() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        _log.warning("This platform has no POSIX permissions: owners and modes go unchecked.")
-
-
 _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "xfs"})
 _CHUNK: Final = bytes(1 << 20)
 
@@ -466,19 +461,15 @@ def overwrite(fd: int) -> Literal["overwritten", "unverifiable"]:
         status = os.fstat(fd)
         if status.st_nlink != 0:
             return "unverifiable"
-        _zero(fd, status.st_size)
+        os.lseek(fd, 0, os.SEEK_SET)
+        left = status.st_size
+        while left:
+            left -= os.write(fd, memoryview(_CHUNK)[: min(left, len(_CHUNK))])
         sync_file(fd)
         sure = _is_zero(fd, status.st_size) and overwrites_in_place(status.st_dev)
     except OSError:
         return "unverifiable"
     return "overwritten" if sure else "unverifiable"
-
-
-def _zero(fd: int, size: int) -> None:
-    os.lseek(fd, 0, os.SEEK_SET)
-    left = size
-    while left:
-        left -= os.write(fd, memoryview(_CHUNK)[: min(left, len(_CHUNK))])
 
 
 def _is_zero(fd: int, size: int) -> bool:
@@ -506,14 +497,12 @@ def overwrites_in_place(device: int, *, mounts: Path = Path("/proc/self/mountinf
         return False
     number = f"{os.major(device)}:{os.minor(device)}"
     found = [line for line in lines if line.split(" ", 3)[2:3] == [number]]
-    return bool(found) and all(_in_place(line) for line in found)
-
-
-def _in_place(line: str) -> bool:
-    tail = line.partition(" - ")[2].split(" ")  # proc(5): fs type, source, super options
-    if len(tail) < 3 or tail[0] not in _IN_PLACE:
-        return False
-    return "data=journal" not in tail[2].split(",")
+    # proc(5): file system type, source, options of the super block
+    tails = [line.partition(" - ")[2].split(" ") for line in found]
+    return bool(tails) and all(
+        len(tail) >= 3 and tail[0] in _IN_PLACE and "data=journal" not in tail[2].split(",")
+        for tail in tails
+    )
 
 
 Pieces: TypeAlias = "Iterable[bytes | bytearray | memoryview]"

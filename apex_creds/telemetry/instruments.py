@@ -317,12 +317,7 @@ def _observe(meter: Meter) -> None:
         }
     )
     gauge(semconv.LEASE_AGE, oldest, unit="s", description="Age of the oldest lease.")
-    _observe_keys(meter)
-    _observe_workers(meter)
-
-
-def _observe_keys(meter: Meter) -> None:
-    gauge, kind = meter.create_observable_gauge, (semconv.KEY_LEVEL, semconv.KEY_STATE)
+    kind = semconv.KEY_LEVEL, semconv.KEY_STATE
     ages = _observed(
         lambda: _merged(
             (
@@ -346,16 +341,12 @@ def _observe_keys(meter: Meter) -> None:
         lambda: {(): sum(source.records_left() for source in list(_keys.values()))}
     )
     gauge(semconv.RECORDS_LEFT, left, description="Credentials left to re-encrypt.")
-
-
-def _observe_workers(meter: Meter) -> None:
-    gauge = meter.create_observable_gauge
     events = _observed(
         lambda: _merged(each for source in list(_sources) for each in source.log_events()),
         semconv.AUDIT_KIND,
         semconv.REASON,
     )
-    meter.create_observable_counter(
+    count(
         semconv.AUDIT_EVENTS, events, description="Events in the audit log, whoever wrote them."
     )
     intact = _observed(lambda: _of_checks(lambda found: int(all(one.intact for one in found))))
