@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sdk.vendor import Vendor, vendor
+from tests.support.vendor import Vendor, vendor
 from tests.support.worlds import World, world_in
 
 

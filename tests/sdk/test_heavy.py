@@ -24,8 +24,8 @@ import pytest
 
 from apex_creds import sdk
 from tests.sdk.test_vendors import ASKED, completion, message
-from tests.sdk.vendor import SECRET, has_secret
 from tests.support.snippets import blocks
+from tests.support.vendor import SECRET, has_secret
 
 pytestmark = [
     pytest.mark.anyio,

@@ -11,7 +11,7 @@ from apex_creds import sdk
 from apex_creds.errors import AccessDeniedError, RequestNotAllowedError
 from apex_creds.model import ApiKey
 from tests.sdk.libraries import LIBRARIES, Client
-from tests.sdk.vendor import SECRET, has_secret
+from tests.support.vendor import SECRET, has_secret
 from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio

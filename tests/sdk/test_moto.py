@@ -26,7 +26,7 @@ from botocore.exceptions import ClientError
 
 from apex_creds.model import AwsKey
 from apex_creds.sdk import boto3 as sdk
-from tests.sdk.vendor import has_secret
+from tests.support.vendor import has_secret
 from tests.support.worlds import World, world_in
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow")]

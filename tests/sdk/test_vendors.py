@@ -14,7 +14,7 @@ import pytest
 
 from apex_creds import sdk
 from apex_creds.model import ApiKey
-from tests.sdk.vendor import SECRET, has_secret
+from tests.support.vendor import SECRET, has_secret
 
 pytestmark = pytest.mark.anyio
 NEED = ({"name": "web"},)
