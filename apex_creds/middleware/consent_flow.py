@@ -103,6 +103,21 @@ class ConsentFlow:
             for need, known in zip(manifest.needs, states, strict=True)
         )
 
+    async def questions(self, manifest: Manifest, action: str) -> list[ConsentRequest]:
+        """What a person would be asked now; nobody is."""
+        if self._provider is None:
+            return []
+        wanted, found = RequestedAccess(manifest, action), []
+        states = await self._broker.states(manifest.needs)
+        for need, known in zip(manifest.needs, states, strict=True):
+            session = self._session.get((manifest.plugin, need.name))
+            session = _still(session, wanted, need, known.grants)
+            decision = self._decide(wanted, need, known, session)
+            asks = decision.outcome is Outcome.ASK
+            if asks and decision.reason is not Reason.SECOND_FACTOR_NEEDED:
+                found.append(request_for(wanted, need, known, decision))
+        return found
+
     async def ask(
         self, manifest: Manifest, action: str, states: list[Facts]
     ) -> tuple[list[Facts], Authorizations]:

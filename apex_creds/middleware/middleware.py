@@ -63,7 +63,7 @@ from apex_creds.plain import (
     plain_text,
     text_or_none,
 )
-from apex_creds.policy.consent import DEADLINE, ConsentProvider
+from apex_creds.policy.consent import DEADLINE, ConsentProvider, ConsentRequest
 from apex_creds.policy.manifest import Manifest
 from apex_creds.redaction.redactor import PLAIN, is_large
 from apex_creds.telemetry import tracing
@@ -420,6 +420,13 @@ class CredentialMiddleware:
             known, asked = await self._decided(manifest, action)
         call = self._begin(manifest, action, known, asked)
         return await self._run(call, shape, passes, function, args, given)
+
+    async def questions(self, manifest: Manifest, action: str) -> list[ConsentRequest]:
+        """What a person would be asked if ``action`` were invoked now, for runtimes that ask.
+
+        Nobody is asked by it. Empty where there is no ``consent``.
+        """
+        return await self._consent.questions(manifest, action)
 
     def invoke_sync(
         self,
