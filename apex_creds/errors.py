@@ -57,6 +57,8 @@ __all__ = [
     "RequestNotAllowedError",
     "RetiredKeyError",
     "RollbackDetectedError",
+    "RotatorError",
+    "RotatorRefusedError",
     "SecondFactorError",
     "SecretLeakError",
     "SecretMisuseError",
@@ -473,6 +475,16 @@ class OAuthUnreachableError(OAuthError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (*super().__reduce__(), {"sent": self.sent})
+
+
+class RotatorError(ApexCredsError):
+    """A secret could not be replaced at its provider now; it is tried again."""
+
+    exit_code = 13
+
+
+class RotatorRefusedError(RotatorError):
+    """The provider refused, and would again: somebody has to look at it."""
 
 
 class SecretLeakError(ApexCredsError):

@@ -1,4 +1,4 @@
-"""Storages, master key providers and audit sinks of other packages, by entry point.
+"""Storages, master key providers, audit sinks and rotators of other packages, by entry point.
 
 Guarantee: only a package that is installed, and whose scheme a URI names, is loaded; what
 this package has itself is never replaced. An entry point is a function of the whole URI.
@@ -13,11 +13,12 @@ from typing import Final
 
 from apex_creds.errors import ApexCredsError, InvalidInputError, NotInstalledError
 
-__all__ = ["PROVIDERS", "SINKS", "STORAGES", "make"]
+__all__ = ["PROVIDERS", "ROTATORS", "SINKS", "STORAGES", "make"]
 
 STORAGES: Final = "apex_creds.storages"
 PROVIDERS: Final = "apex_creds.providers"
 SINKS: Final = "apex_creds.sinks"
+ROTATORS: Final = "apex_creds.rotators"
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]{1,31}", re.ASCII)
 
 

@@ -466,6 +466,85 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     by: str = ""
 
 
+class RotationStage(StrEnum):
+    """The next step of a rotation at the provider; it may have been taken already."""
+
+    IDLE = "idle"
+    CREATE = "create"
+    SET = "set"
+    TEST = "test"
+    FINISH = "finish"
+    UNDO = "undo"
+    NEEDS_PERSON = "needs_person"
+
+
+class Rotation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """How a secret is replaced at its provider, and how far that is; no secret.
+
+    A value is known by the version of the credential with which it was stored.
+
+    Attributes:
+        rotator: Its URI: which rotator, where the provider is, and what else it needs.
+        interval: Seconds from one rotation to the next; None: no interval.
+        cron: Five fields, UTC; empty: none.
+        grace: Seconds that the replaced value stays valid, where the provider can have two.
+        stage: Recorded before the step is taken.
+        attempt: Names the rotation that is under way: 32 hexadecimal digits.
+        begun: Unix seconds of its beginning.
+        since: The current value.
+        pending: The next one; 0: there is none.
+        previous: The replaced one; 0: there is none, or it is not valid any more.
+        retires: Unix seconds at which it is made invalid.
+        asked: Values up to this one are to be replaced.
+        lost: Values up to this one may be in wrong hands: they get no grace.
+        refusals: In a row; the provider is not asked again after some of them.
+        changed: Unix seconds from which on the current value was the current one.
+        expires: Unix seconds at which the next one ends; None: not by itself.
+        attempted: Unix seconds of the last step.
+        outcome: Of the last step: empty, ``ok``, ``refused``, ``unreachable`` or ``failed``.
+    """
+
+    rotator: str
+    interval: float | None = None
+    cron: str = ""
+    grace: float = 3600.0
+    stage: RotationStage = RotationStage.IDLE
+    attempt: str = ""
+    begun: float = 0.0
+    since: int = 1
+    pending: int = 0
+    previous: int = 0
+    retires: float = 0.0
+    asked: int = 0
+    lost: int = 0
+    refusals: int = 0
+    changed: float = 0.0
+    expires: float | None = None
+    attempted: float = 0.0
+    outcome: str = ""
+
+    def with_new_value(self, version: int, now: float) -> Rotation:
+        """As it is after somebody stored another value by hand: nothing is under way."""
+        return Rotation(
+            rotator=self.rotator,
+            interval=self.interval,
+            cron=self.cron,
+            grace=self.grace,
+            since=version,
+            changed=now,
+        )
+
+
+PENDING: Final = "pending_"
+PREVIOUS: Final = "previous_"
+"""What parts of the next and of the replaced value begin with, while there are such."""
+
+
+def is_of_another_value(part: str) -> bool:
+    """Whether a part is not of a credential's current value."""
+    return part.startswith((PENDING, PREVIOUS))
+
+
 class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What may be known of a credential without opening it.
 
@@ -478,6 +557,7 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         challenge: Whether each use takes a nonce that a registered client has signed.
         connection: How it is renewed, of an OAuth token that is; such a one does not end
             with ``expires``.
+        rotation: How it is replaced at its provider, where it is.
     """
 
     id: str
@@ -495,6 +575,7 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     sensitivity: Sensitivity = Sensitivity.SENSITIVE
     challenge: bool = False
     connection: Connection | None = None
+    rotation: Rotation | None = None
 
     @property
     def ends(self) -> float | None:

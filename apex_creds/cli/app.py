@@ -44,6 +44,7 @@ EXIT_CODES: Final[dict[int, str]] = {
     10: "Audit: the log can't be written, or does not verify.",
     11: "Something optional is needed that is not installed.",
     12: "OAuth: the provider refused, did not answer, or its answer can't be used.",
+    13: "Rotation at a provider: it refused, did not answer, or is not set up as needed.",
     70: "An error that should not happen; please report it.",
     74: "Standard output could not be written (a full disk); what was done is done.",
     130: "Interrupted.",

@@ -24,6 +24,7 @@ from apex_creds.cli.command import (
     Settings,
     command,
     parse_time,
+    span,
     with_vault,
 )
 from apex_creds.cli.console import Cell, Fields, Json, Note, Report, Rows, done
@@ -32,8 +33,14 @@ from apex_creds.cli.standard_streams import ReaderGoneError
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.fs.private_files import write_all
-from apex_creds.model import ConnectionState, CredentialInfo, CredentialKind, Sensitivity
-from apex_creds.policy.display import show_time
+from apex_creds.model import (
+    ConnectionState,
+    CredentialInfo,
+    CredentialKind,
+    RotationStage,
+    Sensitivity,
+)
+from apex_creds.policy.display import show_span, show_time
 from apex_creds.vault import Vault
 
 ChallengeOption = Annotated[
@@ -127,6 +134,8 @@ async def list_credentials(vault: Vault) -> Report:
         elif info.connection is not None:
             lost = info.connection.state is ConnectionState.NEEDS_RECONNECT
             expires = Cell("needs reconnect", "red") if lost else f"{expires} (renewed)"
+        elif info.rotation is not None:
+            expires = _rotation_cell(info, expires)
         origins = ", ".join(map(str, info.origins)) or "nowhere"
         delivered = (info.name, info.kind, info.service, info.delivery, origins)
         rows.append((*delivered, _level(info), info.version, expires))
@@ -134,6 +143,15 @@ async def list_credentials(vault: Vault) -> Report:
         [as_json(info, now) for info in found],
         Rows(columns, rows, empty="No credentials yet. Store one with: apex-creds set NAME"),
     )
+
+
+def _rotation_cell(info: CredentialInfo, expires: object) -> object:
+    """What a list says of a credential that is replaced at its provider."""
+    from apex_creds.rotators.rotation import is_wrong
+
+    if info.rotation is not None and info.rotation.stage is RotationStage.NEEDS_PERSON:
+        return Cell("needs a person", "red")
+    return Cell("not rotated", "red") if is_wrong(info) else f"{expires} (rotated)"
 
 
 def _level(info: CredentialInfo) -> str:
@@ -167,8 +185,33 @@ def as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
             "outcome": connection.outcome,
             "by": connection.by,
         },
+        "rotation": rotation_as_json(info),
         "id": info.id,
     }
+
+
+def rotation_as_json(info: CredentialInfo) -> dict[str, Json] | None:
+    """How a credential is replaced at its provider, and how far that is."""
+    state = info.rotation
+    if state is None:
+        return None
+    return {
+        "rotator": state.rotator,
+        "every": None if state.interval is None else show_span(state.interval),
+        "cron": state.cron,
+        "grace": show_span(state.grace),
+        "stage": state.stage.value,
+        "changed": _moment(state.changed),
+        "attempted": _moment(state.attempted),
+        "outcome": state.outcome,
+        "refusals": state.refusals,
+        "previous_until": _moment(state.retires),
+        "asked": state.asked >= state.since,
+    }
+
+
+def _moment(at: float) -> str | None:
+    return show_time(at) if at else None
 
 
 @command()
@@ -176,7 +219,10 @@ async def show(vault: Vault, name: NameArgument) -> Report:
     """Show what is known of a credential, without its value."""
     facts = as_json(await vault.get(name), time.time())
     lines = [(key.replace("_", " "), _plain(v)) for key, v in facts.items()]
-    return Report(facts, Fields(line for line in lines if line != ("connection", "-")))
+    return Report(facts, Fields(line for line in lines if line not in _UNSAID))
+
+
+_UNSAID = (("connection", "-"), ("rotation", "-"))
 
 
 def _plain(value: Json) -> str:
@@ -208,34 +254,78 @@ def edit(
         float | None,
         option("WHEN", "2030-12-31, 12h, 30d, 1y; never: without end.", parser=_parse_end),
     ] = None,
+    rotator: Annotated[
+        str | None,
+        option("URI", "What replaces it at its provider (docs/ROTATION.md); none: nothing."),
+    ] = None,
+    rotate_every: Annotated[
+        str | None, option("SPAN", "How often: 30d, 12h; never: by hand and on events.")
+    ] = None,
+    rotate_cron: Annotated[
+        str | None, option("FIELDS", "When: five fields, UTC; empty: none.")
+    ] = None,
+    rotate_grace: Annotated[
+        str | None, option("SPAN", "How long the replaced value stays valid; 1h by default.")
+    ] = None,
 ) -> Report:
     """Change where and how a credential is sent and what a use takes; its value stays.
 
     Origins that are given replace those that it has.
     """
-    if all(it is None for it in (challenge, sensitivity, origin, delivery, expires)):
+    facts = (challenge, sensitivity, origin, delivery, expires)
+    rotation = (rotator, rotate_every, rotate_cron, rotate_grace)
+    if all(it is None for it in (*facts, *rotation)):
         raise InvalidInputError(
             "There is nothing to change.",
-            hint="Say --origin, --delivery, --expires, --sensitivity, --challenge or "
-            "--no-challenge.",
+            hint="Say --origin, --delivery, --expires, --sensitivity, --challenge, "
+            "--no-challenge, --rotator, --rotate-every, --rotate-cron or --rotate-grace.",
         )
-    info = with_vault(
-        chosen,
-        lambda vault: vault.edit(
+
+    async def work(vault: Vault) -> CredentialInfo:
+        if any(it is not None for it in rotation):
+            await _edit_rotation(vault, name, *rotation)
+        if all(it is None for it in facts):
+            return await vault.get(name)
+        return await vault.edit(
             name,
             challenge=challenge,
             sensitivity=sensitivity,
             origins=origin,
             delivery=delivery,
             expires=expires,
-        ),
-    )
+        )
+
+    info = with_vault(chosen, work)
     places = ", ".join(map(str, info.origins)) or "nowhere"
     return done(
         as_json(info, time.time()),
         f"{info.name} is {_level(info)} from now on.",
         f"It may be sent to {places}, as {info.delivery}.",
         notes=about_origins(info),
+    )
+
+
+async def _edit_rotation(
+    vault: Vault,
+    name: str,
+    uri: str | None,
+    every: str | None,
+    cron: str | None,
+    grace: str | None,
+) -> None:
+    from apex_creds.rotators import configure
+    from apex_creds.scheduler.worker import next_fire
+
+    if cron:
+        next_fire(cron, 0.0)
+    never = every == "never"
+    await configure(
+        vault,
+        name,
+        uri="" if uri == "none" else uri,
+        interval=None if every is None else 0.0 if never else span(every),
+        cron=cron,
+        grace=None if grace is None else span(grace),
     )
 
 

@@ -105,7 +105,8 @@ PANELS: Final[Mapping[str, Mapping[str, Entry]]] = {
     },
     "Keys": {
         "rotate": Entry(
-            "rotation_commands:rotate", "Renew keys now: DEKs, the KEK, or the master key."
+            "rotation_commands:rotate",
+            "Renew keys now (DEKs, the KEK, the master key), or a credential at its provider.",
         ),
         "rotation": Entry(
             "rotation_commands:rotation", "How the keys are, and when they rotate.", group=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Final
 
 import anyio
@@ -21,10 +22,15 @@ from apex_creds.cli.console import (
     Report,
     Rows,
     done,
+    safe,
 )
+from apex_creds.cli.credential_commands import rotation_as_json
 from apex_creds.cli.program import HELP, argument, flag, option
 from apex_creds.errors import ConflictError, InvalidInputError
+from apex_creds.model import CredentialInfo, RotationStage
 from apex_creds.policy.display import show_span, show_time
+from apex_creds.rotators.plan import MOST_REFUSALS
+from apex_creds.rotators.rotation import Rotations, is_wrong
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.rotation_state import (
     DEFAULT_TABLE,
@@ -61,10 +67,25 @@ LevelArgument = Annotated[
 ]
 
 
+class What(StrEnum):
+    """What ``rotate`` renews: the keys of a level, or a secret at its provider."""
+
+    MASTER = "master"
+    KEK = "kek"
+    DEK = "dek"
+    CREDENTIAL = "credential"
+
+
 @command()
 def rotate(
     chosen: Settings,
-    level: LevelArgument,
+    what: Annotated[
+        What,
+        typer.Argument(
+            metavar="WHAT", help="dek, kek, master or credential.", show_default=False
+        ),
+    ],
+    name: Annotated[str, argument("[NAME]", "Of the credential.")] = "",
     service: Annotated[
         str,
         option("NAME", "DEK: of this service alone."),
@@ -77,7 +98,7 @@ def rotate(
         bool,
         flag(
             "It may be in wrong hands: re-encrypt at once, destroy without grace, "
-            "and everything below it, too.",
+            "and everything below it, too. A credential: end the old value at once.",
             "--compromised",
         ),
     ] = False,
@@ -86,7 +107,14 @@ def rotate(
         flag("Wait while another process rotates, or fail (code 6).", "--wait/--no-wait"),
     ] = True,
 ) -> Report:
-    """Renew keys now: DEKs, the KEK, or the master key."""
+    """Renew keys now (DEKs, the KEK, the master key), or a credential at its provider."""
+    if what is What.CREDENTIAL:
+        if not name or service or version:
+            raise InvalidInputError("Say rotate credential NAME, and nothing of keys.")
+        return _rotate_credential(chosen, name, compromised=compromised, wait=wait)
+    if name:
+        raise InvalidInputError("Only a credential has a name.", hint="Did you mean --service?")
+    level = Level(what)
     if version and not compromised:
         raise InvalidInputError(
             "Only the primary version is renewed.", hint="Did you mean --compromised?"
@@ -126,6 +154,31 @@ def rotate(
         "version": version,
     }
     return done(data, f"The {level.value} rotation is done.")
+
+
+def _rotate_credential(chosen: Settings, name: str, *, compromised: bool, wait: bool) -> Report:
+    async def work(vault: Vault) -> tuple[CredentialInfo, CredentialInfo]:
+        rotations = Rotations(vault)
+        before = await rotations.ask(name, lost=compromised, by_hand=True)
+        return before, await rotations.advance(name, wait=wait)
+
+    before, info = with_vault(chosen, work)
+    state = info.rotation
+    assert state is not None
+    if before.rotation is None or state.since <= before.rotation.since:
+        raise ConflictError(
+            f"The value before is still valid, until {show_time(state.retires)}.",
+            hint="It is replaced then, or now: --compromised.",
+        )
+    waits = state.stage is RotationStage.FINISH
+    until = f"is valid until {show_time(state.retires)}" if waits else "is not valid any more"
+    data: dict[str, Json] = {
+        "credential": name,
+        "compromised": compromised,
+        "version": info.version,
+        "previous_until": show_time(state.retires) if waits else None,
+    }
+    return done(data, f"{name} has a new value; the old one {until}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +230,7 @@ async def _finish(
 async def status(vault: Vault) -> Report:
     """Levels, versions and states; what each version still protects; what is next."""
     found = await rotation_status(RotationWorker(vault).engine, destroyed=False)
+    rotated = [info for info in await vault.list() if info.rotation is not None]
     data: dict[str, Json] = {
         "versions": [_as_json(line) for line in found.lines],
         "next_due": {level.value: show_time(at) for level, at in found.due.items()},
@@ -192,6 +246,7 @@ async def status(vault: Vault) -> Report:
         ],
         "by_hand": sorted(level.value for level in found.by_hand),
         "waiting_events": [kind_of(item.event) for item in found.state.queue],
+        "credentials": [{"name": each.name, **_rotation_of(each)} for each in rotated],
     }
     columns = ("level", "key", "version", "state", "protects", "encryptions", "since")
     rows = [
@@ -214,7 +269,28 @@ async def status(vault: Vault) -> Report:
         about = f" {step.label}" if step.label else ""
         text = f"due now: {step.action.value} {step.level.value}{about} ({step.reason})"
         parts.append(Note(text))
+    parts += [_shown(each) for each in rotated]
     return Report(data, *parts)
+
+
+def _rotation_of(info: CredentialInfo) -> dict[str, Json]:
+    return rotation_as_json(info) or {}
+
+
+def _shown(info: CredentialInfo) -> Part:
+    """A line about a credential that is replaced at its provider."""
+    state = info.rotation
+    assert state is not None
+    text = f"{safe(info.name)}: replaced by {safe(state.rotator.partition(':')[0])}"
+    if state.stage is RotationStage.NEEDS_PERSON:
+        return Note(f"{text}; it needs a person: apex-creds rotate credential NAME")
+    if is_wrong(info):
+        again = state.refusals < MOST_REFUSALS or state.stage is not RotationStage.IDLE
+        then = "it is tried again" if again else "rotate it by hand"
+        return Note(f"{text}; the step {state.stage.value} failed ({state.outcome}), {then}")
+    if state.stage is RotationStage.FINISH:
+        return f"{text}; the value before is valid until {show_time(state.retires)}"
+    return f"{text}; its value is of {show_time(state.changed)}"
 
 
 @rotation.command("history")

@@ -26,7 +26,7 @@ from apex_creds.leases.lease import (
     current_invocation,
     ended_error,
 )
-from apex_creds.model import CredentialInfo
+from apex_creds.model import CredentialInfo, is_of_another_value
 from apex_creds.plain import plain_count, plain_seconds, plain_text, plain_texts, text_or_none
 from apex_creds.vault import Opened
 
@@ -415,6 +415,12 @@ class Reveal:
             raise RequestNotAllowedError(
                 "A refresh token is for apex-creds alone, which renews the token with it.",
                 hint="Use the access token: reveal() without a part.",
+            )
+        if is_of_another_value(self._part):
+            opened.close()
+            raise RequestNotAllowedError(
+                "That value of the credential is for its rotation alone.",
+                hint="Use the current one: reveal() without a part.",
             )
         secret = opened.take(self._part)
         secret.on_expose(_Exposure(self._lease_id))

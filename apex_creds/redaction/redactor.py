@@ -23,6 +23,7 @@ import msgspec
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import SecretLeakError
+from apex_creds.model import PENDING, PREVIOUS
 from apex_creds.redaction.containers import Walk, clear_frames
 from apex_creds.redaction.matcher import LONG, SHORTEST, Needles, mark_of, marks
 
@@ -34,7 +35,9 @@ _NO_TEXT: Final = (
     *(type(threading.Lock()), type(threading.RLock())),
 )
 """The classes of what holds no text, or none that a plugin would choose."""
-PUBLIC_PARTS: Final = frozenset({"user", "session"})
+PUBLIC_PARTS: Final = frozenset(
+    before + part for before in ("", PENDING, PREVIOUS) for part in ("user", "session")
+)
 """Of a credential; not searched for. A session of AWS stands in each URL that is signed."""
 _RAISED: Final = "exception"
 _PASSED_ON: Final = frozenset({"result", "chunk"})

@@ -50,6 +50,7 @@ from apex_creds.scheduler.rotation_state import (
     PluginRemoved,
     Reaction,
     RotationState,
+    concerned,
     fingerprint,
     kind_of,
     labels_of,
@@ -88,6 +89,16 @@ class Reactor(Protocol):
         """The services whose keys an event without a level is about."""
 
 
+class Credentials(Protocol):
+    """What is done about secrets at their providers."""
+
+    async def concerned(self, event: Event) -> dict[str, int]:
+        """The values that there are of what an event is about."""
+
+    async def replace(self, concerns: Numbers, *, lost: bool) -> None:
+        """Has them replaced; what can't be done now is on record."""
+
+
 class EventQueue:
     """The events of one vault.
 
@@ -95,6 +106,7 @@ class EventQueue:
         store: The vault's documents.
         document: Its document ``rotation``.
         reactor: Does what is not about keys.
+        credentials: Replaces secrets at their providers, before keys are renewed.
     """
 
     def __init__(
@@ -103,7 +115,9 @@ class EventQueue:
         document: Document[RotationState],
         *,
         reactor: Reactor,
+        credentials: Credentials | None = None,
     ) -> None:
+        self._credentials = credentials
         self._store = store
         self._document = document
         self._reactor = reactor
@@ -163,6 +177,9 @@ class EventQueue:
         """The key versions that there are, where an event is about keys that are here."""
         if not {Reaction.ROTATE, Reaction.ROTATE_AND_DESTROY} & set(reactions):
             return {}
+        found: dict[str, int] = {}
+        if self._credentials is not None:
+            found = await self._credentials.concerned(event)
         level, services = _level_of(event), [getattr(event, "service", "")]
         try:
             if not isinstance(event, OperatorRequest | CompromiseSuspected):
@@ -170,8 +187,8 @@ class EventQueue:
             keystore = await self._store.keystore()
             labels = [label for name in services for label in labels_of(keystore, name)]
         except CredentialNotFoundError:
-            return {}
-        return newest_below(keystore, level, labels)
+            return found
+        return found | newest_below(keystore, level, labels)
 
     async def refresh(self) -> None:
         """Delivers what other processes accepted since the last refresh.
@@ -229,6 +246,9 @@ class EventQueue:
                 concerns = item.concerns
                 if concerns is None:  # accepted by an earlier program
                     concerns = await self._concerns(item.event, [reaction])
+                if self._credentials is not None:
+                    lost = reaction is Reaction.ROTATE_AND_DESTROY
+                    await self._credentials.replace(concerns, lost=lost)
                 orders = await self._renew(item.event, reaction, concerns)
             else:
                 await {
@@ -432,7 +452,7 @@ class VaultReactor:
     async def revoke_leases(self, event: Event) -> None:
         """See ``Reactor``. Grants stay."""
         self.end_leases(event)
-        plugin, credential = _concerned(event)
+        plugin, credential = concerned(event)
         await self._vault.store.commit_keystore(
             lambda body: replace(
                 body,
@@ -444,11 +464,11 @@ class VaultReactor:
 
     def end_leases(self, event: Event) -> None:
         """Ends the leases of this process that an event concerns."""
-        self._vault.notify_revoked(*_concerned(event))
+        self._vault.notify_revoked(*concerned(event))
 
     async def revoke_grants(self, event: Event) -> None:
         """See ``Reactor``. What the plugin was denied for good stays denied."""
-        plugin, _ = _concerned(event)
+        plugin, _ = concerned(event)
         if plugin is not None:
             await self._vault.revoke(plugin=plugin, keep_denials=True)
 
@@ -461,7 +481,7 @@ class VaultReactor:
 
     async def notify(self, event: Event) -> None:
         """See ``Reactor``. That its log was altered may not be in the log."""
-        plugin, credential = _concerned(event)
+        plugin, credential = concerned(event)
         try:
             self._vault.record(
                 EventKind.ROTATION,
@@ -479,7 +499,7 @@ class VaultReactor:
 
     async def services(self, event: Event) -> Collection[str]:
         """See ``Reactor``: of the credential, else of what the plugin has grants for."""
-        plugin, credential = _concerned(event)
+        plugin, credential = concerned(event)
         if credential is not None:
             return await self._services({credential})
         if plugin is None:
@@ -492,9 +512,3 @@ class VaultReactor:
         if not found:
             raise CredentialNotFoundError("The event concerns no credential that is here.")
         return sorted(found)
-
-
-def _concerned(event: Event) -> tuple[str | None, str | None]:
-    """The plugin and the credential of an event; None for all."""
-    plugin = getattr(event, "plugin", "") or None
-    return plugin, getattr(event, "credential", "") or None

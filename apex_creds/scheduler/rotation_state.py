@@ -272,6 +272,12 @@ _LEAST: Final[Mapping[str, dict[str, object]]] = {
 """With these fields, any event is one."""
 
 
+def concerned(event: Event) -> tuple[str | None, str | None]:
+    """The plugin and the credential of an event; None for all."""
+    plugin = getattr(event, "plugin", "") or None
+    return plugin, getattr(event, "credential", "") or None
+
+
 DOCUMENT: Final = "rotation"
 
 

@@ -44,11 +44,13 @@ from apex_creds.errors import (
     InvalidInputError,
     LockedDownError,
     NeedsReconnectError,
+    RotatorError,
 )
 from apex_creds.fs.private_files import replace_file
 from apex_creds.model import SECTION_NAMES, new_id
 from apex_creds.oauth.refresh import Refresher
 from apex_creds.plain import check_can, check_is
+from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.engine import Engine, Outcome
 from apex_creds.scheduler.event_queue import EventQueue, Notify, VaultReactor
 from apex_creds.scheduler.plan import Step
@@ -68,7 +70,7 @@ from apex_creds.vault import Vault
 Hook = Callable[[], object | Awaitable[object]]
 
 _log: Final = logging.getLogger(__name__)
-_ALONGSIDE: Final = frozenset({"verify", "count", "due", "refresh"})
+_ALONGSIDE: Final = frozenset({"verify", "count", "due", "refresh", "credentials"})
 """Jobs that touch no key, and wait for no other."""
 _LONGEST: Final = 10 * 366 * 86_400
 _STALLED: Final = 300.0
@@ -92,6 +94,7 @@ class Rhythm:
     count: float = 10.0
     due: float = 60.0
     refresh: float = 30.0
+    credentials: float = 30.0
 
     def __post_init__(self) -> None:
         for job in fields(self):
@@ -181,6 +184,7 @@ class RotationWorker:
             "checkpoint": checkpoint,
             "sweep": sweep,
             "refresh": self._refresh,
+            "credentials": self._rotate_credentials,
         }
         self._refresher = Refresher(vault)
         self._health_file = health_file
@@ -197,7 +201,10 @@ class RotationWorker:
         )
         self._document = document
         self._reactor = VaultReactor(vault, notify=notify)
-        self.bus = EventQueue(vault.store, document, reactor=self._reactor)
+        self._credentials = CredentialRotation(vault, next_fire=next_fire)
+        self.bus = EventQueue(
+            vault.store, document, reactor=self._reactor, credentials=self._credentials
+        )
         self._periodic: dict[str, Periodic] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._place: Place | None = None
@@ -362,6 +369,16 @@ class RotationWorker:
             raise NeedsReconnectError(
                 f"{lost} OAuth connections need a person.",
                 hint="See: apex-creds list; then: apex-creds connect PROVIDER --name NAME",
+            )
+
+    async def _rotate_credentials(self) -> None:
+        """Replaces secrets at their providers when they are due."""
+        await self._vault.check_not_locked_down()
+        wrong = await self._credentials.run()
+        if wrong:
+            raise RotatorError(
+                f"{wrong} credentials could not be replaced at their providers.",
+                hint="See: apex-creds list; then: apex-creds rotate credential NAME",
             )
 
     def _end_leases(self, state: RotationState) -> None:

@@ -49,9 +49,11 @@ from apex_creds.model import (
     Delivery,
     OAuthToken,
     Origin,
+    Rotation,
     Sensitivity,
     check_name,
     check_time,
+    is_of_another_value,
 )
 from apex_creds.vault.lookup import (
     Deletion,
@@ -96,6 +98,8 @@ async def check(store: DocumentStore, batch: Sequence[PutItem]) -> dict[str, lis
             check_name(item.name)
             check_name(item.name if item.service is None else item.service, what="service")
             check_time(item.expires, what="end of the credential")
+            if item.rotation is None and any(map(is_of_another_value, item.secret.parts)):
+                raise InvalidInputError("No part's name begins with pending_ or previous_.")
             if isinstance(item.secret, OAuthToken):
                 check_time(item.secret.expires_at, what="end of the token")
 
@@ -144,6 +148,7 @@ async def put(
             if item.replaces is not None:
                 old = replaced.get(item.name)
                 _check_version(item.name, old.info if old else None, item.replaces)
+                _check_rotation(item.name, old.info if old else None, item.rotates)
             info = next_info(item, replaced.get(item.name), clock.time())
             keyset = keystore.by_label.get(dek_label(info))
             if keyset is None:  # another process deleted it meanwhile, and its service with it
@@ -181,7 +186,10 @@ class Edit:
     ``expires`` is infinite for a credential without end.
 
     Attributes:
+        rotation: How it is replaced at its provider from now on, or how far that is.
+        no_rotation: It is not any more.
         replaces: The version that it is a change of; None: any.
+        rotates: Of a step of a rotation: the state that it is a step from.
     """
 
     challenge: bool | None = None
@@ -190,7 +198,10 @@ class Edit:
     delivery: Delivery | None = None
     expires: float | None = None
     connection: Connection | None = None
+    rotation: Rotation | None = None
+    no_rotation: bool = False
     replaces: int | None = None
+    rotates: Rotation | None = None
 
     def __str__(self) -> str:
         """For the log."""
@@ -205,6 +216,10 @@ class Edit:
             said.append("without end" if self.expires == math.inf else "with another end")
         if self.connection is not None:
             said.append(f"{self.connection.provider}: {self.connection.state}")
+        if self.rotation is not None:
+            said.append(f"replaced by {self.rotation.rotator.partition(':')[0]}")
+        if self.no_rotation:
+            said.append("not replaced at its provider")
         return "; ".join(said)
 
 
@@ -226,6 +241,8 @@ async def edit(
             raise CredentialNotFoundError("There is no credential of that name any more.")
         info = old.info
         _check_version(name, info, changes.replaces)
+        _check_rotation(name, info, changes.rotates)
+        rotation = changes.rotation or info.rotation
         made = msgspec.structs.replace(
             info,
             challenge=marked(changes.challenge, info),
@@ -234,6 +251,7 @@ async def edit(
             delivery=changes.delivery or info.delivery,
             expires=info.expires if changes.expires is None else end,
             connection=changes.connection or info.connection,
+            rotation=None if changes.no_rotation else rotation,
             updated=clock.time(),
         )
         return {name: Record(made, old.sealed)}
@@ -284,6 +302,15 @@ def _check_version(name: str, info: CredentialInfo | None, version: int | None) 
     if version is not None and (info is None or info.version != version):
         raise CredentialChangedError(
             f"{name!r} was changed meanwhile.", hint="Read it again, then decide."
+        )
+
+
+def _check_rotation(name: str, info: CredentialInfo | None, state: Rotation | None) -> None:
+    """The same for a step of a rotation, which changes what is not a version, too."""
+    if state is not None and (info is None or info.rotation != state):
+        raise CredentialChangedError(
+            f"The rotation of {name!r} was changed meanwhile.",
+            hint="Read it again, then decide.",
         )
 
 

@@ -27,6 +27,7 @@ from apex_creds.model import (
     DeliveryStyle,
     OAuthToken,
     Origin,
+    Rotation,
     Secret,
     Sensitivity,
     new_id,
@@ -73,6 +74,8 @@ class PutItem:
             finds must not be lost.
         connection: How the token is renewed; one that is put without it is not.
         replaces: The version that it takes the place of; None: any.
+        rotation: Of a step of a rotation: the state after it.
+        rotates: The state that it is a step from.
     """
 
     name: str
@@ -86,6 +89,8 @@ class PutItem:
     as_is: bool = False
     connection: Connection | None = None
     replaces: int | None = None
+    rotation: Rotation | None = None
+    rotates: Rotation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,12 +196,16 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
         _check_sendable(item, delivery)
     oauth = item.secret if isinstance(item.secret, OAuthToken) else None
     expires = oauth.expires_at if oauth and item.expires is None else item.expires
+    version = before.version + 1 if before else 1
+    rotation = item.rotation
+    if rotation is None and before is not None and before.rotation is not None:
+        rotation = before.rotation.with_new_value(version, now)
     return CredentialInfo(
         id=before.id if before else new_id(),
         name=item.name,
         service=service_of(item, old),
         kind=kind,
-        version=before.version + 1 if before else 1,
+        version=version,
         delivery=delivery,
         origins=origins,
         created=before.created if before else now,
@@ -207,6 +216,7 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
         sensitivity=item.sensitivity or (before.sensitivity if before else _DEFAULT_LEVEL),
         challenge=marked(item.challenge, before),
         connection=item.connection,
+        rotation=rotation,
     )
 
 

@@ -173,7 +173,14 @@ def test_what_is_not_understood_changes_nothing(vault, error):
 
 def test_status_says_what_each_version_protects_and_what_is_next(vault):
     found = vault("rotation", "status", "--json").json()
-    assert set(found) == {"versions", "next_due", "due_now", "waiting_events", "by_hand"}
+    assert set(found) == {
+        "versions",
+        "next_due",
+        "due_now",
+        "waiting_events",
+        "by_hand",
+        "credentials",
+    }
     assert (found["due_now"], found["waiting_events"], found["by_hand"]) == ([], [], [])
     assert set(found["next_due"]) == {"master", "kek", "dek"}
     mail = next(line for line in found["versions"] if line["key"] == SERVICE)

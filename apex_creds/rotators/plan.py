@@ -1,0 +1,153 @@
+"""The states of a rotation at the provider, and what leads from one to the next. Pure.
+
+Guarantee: from every state that a crash can leave there is a next step, or it says that a
+person is needed. A value is replaced if it was asked for by its number, so that asking twice
+is asking once, and a value that was made before a compromise counts as compromised, too.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from apex_creds.model import Rotation, RotationStage
+
+MOST_REFUSALS: Final = 3
+"""In a row; then the provider is asked again only when a person says so."""
+
+
+def next_step(state: Rotation, now: float) -> RotationStage | None:
+    """The step that can be taken now; ``IDLE``: a rotation is begun."""
+    if state.stage is RotationStage.NEEDS_PERSON:
+        return None
+    if state.stage is RotationStage.IDLE:
+        due = state.asked >= state.since and state.refusals < MOST_REFUSALS
+        return RotationStage.IDLE if due else None
+    if state.stage is RotationStage.FINISH and not _is_over(state, now):
+        return None
+    return state.stage
+
+
+def _is_over(state: Rotation, now: float) -> bool:
+    """Whether the replaced value has had its grace; a clock that was ahead gives no more."""
+    lost = state.lost >= min(state.previous, state.since)
+    return lost or not now < state.retires <= now + state.grace
+
+
+def asked(state: Rotation, *, upto: int, lost: bool = False, by_hand: bool = False) -> Rotation:
+    """Has values up to that one replaced; by hand, also after refusals."""
+    stage, refusals = state.stage, state.refusals
+    if by_hand:
+        refusals = 0
+        if stage is RotationStage.NEEDS_PERSON:
+            stage = RotationStage.IDLE
+    return replace(
+        state,
+        stage=stage,
+        refusals=refusals,
+        asked=max(state.asked, upto),
+        lost=max(state.lost, upto) if lost else state.lost,
+    )
+
+
+def begun(state: Rotation, *, attempt: str, now: float) -> Rotation:
+    """A rotation is under way; nothing has happened at the provider yet."""
+    return replace(
+        state, stage=RotationStage.CREATE, attempt=attempt, begun=now, attempted=now, pending=0
+    )
+
+
+def created(state: Rotation, *, version: int, expires: float | None, now: float) -> Rotation:
+    """The next value is stored with that version; ``set`` comes next."""
+    return replace(
+        state,
+        stage=RotationStage.SET,
+        pending=version,
+        expires=expires,
+        attempted=now,
+        outcome="ok",
+    )
+
+
+def was_set(state: Rotation, *, now: float) -> Rotation:
+    """The provider takes it beside the old one; it is tested next."""
+    return replace(state, stage=RotationStage.TEST, attempted=now, outcome="ok")
+
+
+def promoted(
+    state: Rotation, stage: RotationStage, *, now: float, longest_grace: float | None
+) -> Rotation:
+    """The next value is the current one, and the current one the replaced one."""
+    grace = state.grace if longest_grace is None else min(state.grace, longest_grace)
+    if state.since <= state.lost:
+        grace = 0.0
+    return replace(
+        state,
+        stage=stage,
+        since=state.pending,
+        previous=state.since,
+        pending=0,
+        expires=None,
+        retires=now + grace,
+        changed=now,
+        attempted=now,
+        outcome="ok",
+    )
+
+
+def tested(state: Rotation, *, now: float) -> Rotation:
+    """Of a swap: the new value is valid, the replaced one can be forgotten."""
+    return replace(state, stage=RotationStage.FINISH, retires=now, attempted=now, outcome="ok")
+
+
+def finished(state: Rotation, *, now: float) -> Rotation:
+    """Nothing is under way; there is one value."""
+    return replace(
+        state,
+        stage=RotationStage.IDLE,
+        attempt="",
+        previous=0,
+        retires=0.0,
+        refusals=0,
+        attempted=now,
+        outcome="ok",
+    )
+
+
+def undone(state: Rotation, *, now: float) -> Rotation:
+    """The value of before is the current one, and the only one."""
+    back = state.previous if state.stage is RotationStage.UNDO and not state.pending else 0
+    return replace(
+        state,
+        stage=RotationStage.IDLE,
+        attempt="",
+        since=back or state.since,
+        pending=0,
+        previous=0,
+        retires=0.0,
+        expires=None,
+        attempted=now,
+    )
+
+
+def refused(state: Rotation, *, now: float) -> Rotation:
+    """The provider refused the step that was next."""
+    after = {
+        RotationStage.CREATE: RotationStage.IDLE,
+        RotationStage.SET: RotationStage.UNDO,
+        RotationStage.TEST: RotationStage.UNDO,
+        RotationStage.UNDO: RotationStage.NEEDS_PERSON,
+    }
+    return replace(
+        state,
+        stage=after.get(state.stage, state.stage),
+        refusals=state.refusals + 1,
+        attempted=now,
+        outcome="refused",
+    )
+
+
+def failed(state: Rotation, outcome: str, *, now: float) -> Rotation:
+    """The step did not come to an end; it is taken again."""
+    return replace(state, attempted=now, outcome=outcome)

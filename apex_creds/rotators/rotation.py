@@ -1,0 +1,489 @@
+"""Replaces secrets at their providers, one step and one commit at a time.
+
+Guarantee: the vault has on record which step is next before it is taken, and each commit
+holds only if credential and state are as they were read (compare-and-set). A crash anywhere
+leaves a state from which another process goes on: the step is taken again. What plugins get is
+a value that the provider takes: of two at a time the new one after its test, of one at a time
+the new one as soon as it is set; and where its test is refused, the old one is set again. A
+replaced value is stored until it is made invalid, and nowhere after. A failure is an event, a
+metric and in the credential's state, never silent, and no secret is in one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+
+from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.concurrency import SingleFlight, run_to_completion
+from apex_creds.documents.records import Record
+from apex_creds.errors import (
+    ApexCredsError,
+    ConflictError,
+    CredentialChangedError,
+    CredentialNotFoundError,
+    InvalidInputError,
+    RotatorError,
+    RotatorRefusedError,
+)
+from apex_creds.model import (
+    PENDING,
+    PREVIOUS,
+    SECTIONS,
+    CredentialInfo,
+    Rotation,
+    RotationStage,
+    Secret,
+    is_of_another_value,
+    new_id,
+)
+from apex_creds.rotators import plan
+from apex_creds.rotators.protocol import Mode, Rotator, Task
+from apex_creds.rotators.registry import rotator_from_uri
+from apex_creds.storage.base import Leads
+from apex_creds.telemetry import instruments
+from apex_creds.vault import Vault, credential_writes
+from apex_creds.vault.lookup import PutItem
+
+_STEP_SECONDS: Final = 60.0
+_PATIENCE: Final = 60.0
+_POLL: Final = 0.05
+_PAUSE: Final = 5.0
+_LONGEST_PAUSE: Final = 3600.0
+_WRONG: Final = frozenset({"refused", "unreachable", "failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """What a record has: at most three values of one credential."""
+
+    current: Secret
+    pending: Secret | None
+    previous: Secret | None
+
+    @classmethod
+    def of(cls, record: Record, parts: Mapping[str, bytes]) -> _Values:
+        kind = record.info.kind
+
+        def value(prefix: str) -> Secret | None:
+            chosen = [name for name in parts if name.startswith(prefix)]
+            found = {name.removeprefix(prefix): parts[name] for name in chosen}
+            return Secret(kind, found) if found else None
+
+        now = {name: data for name, data in parts.items() if not is_of_another_value(name)}
+        return cls(Secret(kind, now), value(PENDING), value(PREVIOUS))
+
+    @property
+    def others(self) -> tuple[Secret, ...]:
+        return tuple(each for each in (self.pending, self.previous) if each is not None)
+
+
+def _stored(
+    current: Secret, *, pending: Secret | None = None, previous: Secret | None = None
+) -> Secret:
+    parts = dict(current.parts)
+    for prefix, value in ((PENDING, pending), (PREVIOUS, previous)):
+        if value is not None:
+            parts |= {prefix + name: data for name, data in value.parts.items()}
+    return Secret(current.kind, parts)
+
+
+class Rotations:
+    """Rotates the credentials of a vault that have a rotator.
+
+    Args:
+        vault: Unsealed.
+        find: Makes a rotator of its URI.
+    """
+
+    def __init__(
+        self, vault: Vault, *, find: Callable[[str], Rotator] = rotator_from_uri
+    ) -> None:
+        self._vault = vault
+        self._find = find
+        self._flights: SingleFlight[str, CredentialInfo] = SingleFlight()
+        self._pauses: dict[str, tuple[float, float]] = {}
+
+    async def ask(
+        self, name: str, *, upto: int | None = None, lost: bool = False, by_hand: bool = False
+    ) -> CredentialInfo:
+        """Has a credential replaced; durable on return, and done by ``advance``.
+
+        Args:
+            name: The credential's.
+            upto: Values of this version and before; by default the current one, or, where
+                they are lost, all that there are.
+            lost: They may be in wrong hands: they are made invalid without grace.
+            by_hand: A person asks: also what was refused is tried again.
+
+        Raises:
+            CredentialNotFoundError: There is none of that name.
+            InvalidInputError: Nothing replaces it at its provider.
+        """
+        while True:
+            info = await self._vault.get(name)
+            state = _state_of(info)
+            if upto is None:
+                upto = info.version if lost else state.since
+            made = plan.asked(state, upto=upto, lost=lost, by_hand=by_hand)
+            if by_hand:
+                self._pauses.pop(name, None)
+            if made == state:
+                return info
+            with contextlib.suppress(CredentialChangedError):
+                return await self._note(info, made)
+            await self._vault.refresh()
+
+    async def advance(self, name: str, *, wait: bool = True) -> CredentialInfo:
+        """Takes every step that can be taken now.
+
+        Args:
+            name: The credential's.
+            wait: Where another process rotates it, until that has done so; else it is left
+                to that one.
+
+        Raises:
+            RotatorError: A step failed; it is on record, and will be tried again.
+            ConflictError: Another process rotates it.
+            CredentialNotFoundError: There is none of that name.
+            InvalidInputError: Nothing replaces it at its provider.
+        """
+        found, failed = None, None
+        while found is None:
+            try:
+                found = await self._flights.shared(name, lambda: self._in_turn(name, wait=wait))
+            except Exception as error:  # noqa: BLE001 - raised below, without the frames
+                # They hold secrets, and a third party's error may.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
+                failed = error
+            if failed is not None:
+                raise failed
+        return found
+
+    async def run_due(self) -> int:
+        """Takes the steps of all credentials; what fails waits for the next time.
+
+        Returns:
+            How many credentials could not be rotated.
+        """
+        for info in await self._vault.list():
+            if info.rotation is None or self._next(info) is None or self._pauses_now(info.name):
+                continue
+            with contextlib.suppress(ApexCredsError):
+                await self.advance(info.name, wait=False)
+        return sum(is_wrong(info) for info in await self._vault.list())
+
+    # -- whose turn it is ----------------------------------------------------------
+
+    async def _in_turn(self, name: str, *, wait: bool) -> CredentialInfo:
+        clock = self._vault.clock
+        deadline = clock.monotonic() + _PATIENCE
+        while True:
+            info = await self._vault.get(name)
+            _state_of(info)
+            if self._next(info) is None:
+                return info
+            async with self._leads(info) as lead:
+                if lead:
+                    await self._vault.refresh()
+                    return await self._all_steps(name)
+            if not wait or clock.monotonic() > deadline:
+                raise ConflictError(
+                    f"Another process is replacing {name!r} at its provider.",
+                    hint="It stays asked for. See: apex-creds show NAME",
+                )
+            await anyio.sleep(_POLL)
+            await self._vault.refresh()
+
+    @contextlib.asynccontextmanager
+    async def _leads(self, info: CredentialInfo) -> AsyncIterator[bool]:
+        storage = self._vault.store.storage
+        if not isinstance(storage, Leads):
+            yield True
+            return
+        async with storage.leader(f"rotate_{info.id}") as lead:
+            yield bool(lead)
+
+    async def _all_steps(self, name: str) -> CredentialInfo:
+        failed: RotatorError | None = None
+        while True:
+            record = (await self._vault.facts(name)).record
+            if record is None:
+                raise CredentialNotFoundError(f"There is no credential {name!r} any more.")
+            step = self._next(record.info)
+            if failed is not None and step is not RotationStage.UNDO:
+                raise failed
+            if step is None:
+                return record.info
+            await self._vault.check_not_locked_down()
+            try:
+                # Cancelled between an answer and its commit, it would lose what was answered.
+                await run_to_completion(self._take(record, step))
+            except RotatorRefusedError as error:
+                failed = failed or error  # and what was done is undone at once
+
+    def _next(self, info: CredentialInfo) -> RotationStage | None:
+        return plan.next_step(_state_of(info), self._vault.ends.now())
+
+    # -- one step ------------------------------------------------------------------
+
+    async def _take(self, record: Record, step: RotationStage) -> None:
+        info, state = record.info, _state_of(record.info)
+        started, failure = time.perf_counter(), None
+        try:
+            if step is RotationStage.IDLE:
+                made = plan.begun(state, attempt=new_id(), now=self._now)
+                await self._note(info, made)
+            else:
+                rotator = self._find(state.rotator)
+                await self._step(record, rotator, step)
+                if step is RotationStage.FINISH:
+                    seconds = time.perf_counter() - started
+                    instruments.rotated(seconds, "", level="credential")
+            self._pauses.pop(info.name, None)
+        except (CredentialChangedError, CredentialNotFoundError):
+            pass  # by a person, who was first; it is read anew
+        except Exception as error:  # noqa: BLE001 - whatever a package of others does
+            instruments.rotated(
+                time.perf_counter() - started, type(error).__name__, level="credential"
+            )
+            failure = await self._failed(info, step, error)
+        if failure is not None:
+            raise failure
+
+    @property
+    def _now(self) -> float:
+        return self._vault.ends.now()
+
+    async def _step(self, record: Record, rotator: Rotator, step: RotationStage) -> None:
+        values = self._opened(record, step)
+        task = await self._task(record.info, rotator, values)
+        take = {
+            RotationStage.CREATE: self._create,
+            RotationStage.SET: self._set,
+            RotationStage.TEST: self._test,
+            RotationStage.FINISH: self._finish,
+            RotationStage.UNDO: self._undo,
+        }[step]
+        async with asyncio.timeout(_STEP_SECONDS):
+            await take(record.info, rotator, task, values)
+
+    async def _create(
+        self, info: CredentialInfo, rotator: Rotator, task: Task, values: _Values
+    ) -> None:
+        made = await rotator.create(task)
+        if made.secret.kind is not info.kind:
+            raise RotatorError("The rotator made no value of the credential's kind.")
+        state = plan.created(
+            _state_of(info), version=info.version + 1, expires=made.expires, now=self._now
+        )
+        stored = _stored(values.current, pending=made.secret, previous=values.previous)
+        await self._store(info, stored, state, expires=info.expires)
+
+    async def _set(
+        self, info: CredentialInfo, rotator: Rotator, task: Task, values: _Values
+    ) -> None:
+        new = _there(values.pending)
+        await rotator.set(task, new)
+        if rotator.mode is Mode.DUAL:
+            await self._note(info, plan.was_set(_state_of(info), now=self._now))
+        else:
+            await self._promote(info, rotator, values, RotationStage.TEST)
+
+    async def _test(
+        self, info: CredentialInfo, rotator: Rotator, task: Task, values: _Values
+    ) -> None:
+        if rotator.mode is Mode.DUAL:
+            await rotator.test(task, _there(values.pending))
+            await self._promote(info, rotator, values, RotationStage.FINISH)
+        else:
+            await rotator.test(task, values.current)
+            await self._note(info, plan.tested(_state_of(info), now=self._now))
+
+    async def _promote(
+        self, info: CredentialInfo, rotator: Rotator, values: _Values, stage: RotationStage
+    ) -> None:
+        before = _state_of(info)
+        state = plan.promoted(before, stage, now=self._now, longest_grace=rotator.longest_grace)
+        stored = _stored(_there(values.pending), previous=values.current)
+        await self._store(info, stored, state, expires=before.expires)
+
+    async def _finish(
+        self, info: CredentialInfo, rotator: Rotator, task: Task, values: _Values
+    ) -> None:
+        if values.previous is not None:
+            await rotator.finish(task, values.previous)
+        state = plan.finished(_state_of(info), now=self._now)
+        await self._store(info, values.current, state, expires=info.expires)
+
+    async def _undo(
+        self, info: CredentialInfo, rotator: Rotator, task: Task, values: _Values
+    ) -> None:
+        good = values.current
+        if rotator.mode is Mode.DUAL:
+            if values.pending is not None:
+                await rotator.finish(task, values.pending)
+        else:
+            if values.pending is None and values.previous is not None:
+                good = values.previous
+            try:
+                await rotator.test(task, good)
+            except RotatorRefusedError:
+                await rotator.set(task, good)
+                await rotator.test(task, good)
+        state = plan.undone(_state_of(info), now=self._now)
+        await self._store(info, good, state, expires=info.expires)
+
+    # -- secrets ---------------------------------------------------------------------
+
+    def _opened(self, record: Record, step: RotationStage) -> _Values:
+        return _Values.of(record, self._parts(record, f"{step.value} credential"))
+
+    async def _task(self, info: CredentialInfo, rotator: Rotator, values: _Values) -> Task:
+        state, admin = _state_of(info), None
+        if rotator.admin:
+            admin = await self._admin(rotator)
+        else:
+            _check_origin(info, rotator)
+        return Task(
+            credential=info.name,
+            attempt=state.attempt,
+            begun=state.begun,
+            current=values.current,
+            others=values.others,
+            admin=admin,
+            lost=state.lost >= (state.previous or state.since),
+        )
+
+    async def _admin(self, rotator: Rotator) -> Secret:
+        record = (await self._vault.facts(rotator.admin)).record
+        if record is None:
+            raise RotatorRefusedError(
+                f"There is no credential {rotator.admin!r}, which the rotator logs in with.",
+                hint="Store it, or change ?admin= in the rotator's URI.",
+            )
+        self._vault.check_not_marked(record.info, action="rotate")
+        _check_origin(record.info, rotator)
+        return _Values.of(record, self._parts(record, "rotate with")).current
+
+    def _parts(self, record: Record, action: str) -> dict[str, bytes]:
+        """What a record has, for its provider; audited before."""
+        key_id, version = record.key
+        event = AuditEvent(
+            time=self._vault.clock.time(),
+            kind=EventKind.ROTATION,
+            action=action,
+            credential=record.info.name,
+            decision="allow",
+            key_id=key_id.hex(),
+            key_version=version,
+        )
+        with self._vault.release(record, self._vault.audit.encode(event)) as opened:
+            return {name: bytes(opened.view(name)) for name in opened.names}
+
+    # -- records ---------------------------------------------------------------------
+
+    async def _note(self, before: CredentialInfo, state: Rotation) -> CredentialInfo:
+        changes = credential_writes.Edit(
+            rotation=state, replaces=before.version, rotates=before.rotation
+        )
+        return await credential_writes.edit(
+            self._vault.store,
+            SECTIONS[before.kind],
+            before.name,
+            changes,
+            clock=self._vault.clock,
+        )
+
+    async def _store(
+        self,
+        before: CredentialInfo,
+        secret: Secret,
+        state: Rotation,
+        *,
+        expires: float | None,
+    ) -> None:
+        item = PutItem(
+            name=before.name,
+            secret=secret,
+            expires=expires,
+            replaces=before.version,
+            rotation=state,
+            rotates=before.rotation,
+        )
+        await self._vault.put_many([item])
+
+    async def _failed(
+        self, info: CredentialInfo, step: RotationStage, error: Exception
+    ) -> ApexCredsError:
+        """Puts a failure on record; returns what is raised for it."""
+        state = _state_of(info)
+        if isinstance(error, RotatorRefusedError):
+            code, state = "refused", plan.refused(state, now=self._now)
+        else:
+            code = "unreachable" if isinstance(error, RotatorError | TimeoutError) else "failed"
+            state = plan.failed(state, code, now=self._now)
+        _, last = self._pauses.get(info.name, (0.0, 0.0))
+        pause = min(_LONGEST_PAUSE, last * 2 or _PAUSE)
+        self._pauses[info.name] = self._vault.clock.monotonic() + pause, pause
+        with contextlib.suppress(CredentialChangedError, CredentialNotFoundError):
+            await self._note(info, state)
+        action = f"{step.value} credential"
+        self._vault.record(
+            EventKind.ROTATION,
+            action=action,
+            credential=info.name,
+            decision="deny",
+            reason=code,
+        )
+        if isinstance(error, ApexCredsError):
+            return error
+        if isinstance(error, TimeoutError):
+            return RotatorError(
+                "The provider did not answer within a minute.",
+                hint="Check the network; it is tried again.",
+            )
+        return RotatorError(
+            f"The rotator failed in its step {step.value} ({type(error).__name__}).",
+            hint="That is a mistake in the rotator; it is tried again.",
+        )
+
+    def _pauses_now(self, name: str) -> bool:
+        until, _ = self._pauses.get(name, (0.0, 0.0))
+        return self._vault.clock.monotonic() < until
+
+
+def is_wrong(info: CredentialInfo) -> bool:
+    """Whether the last step of a rotation failed."""
+    return info.rotation is not None and info.rotation.outcome in _WRONG
+
+
+def _state_of(info: CredentialInfo) -> Rotation:
+    if info.rotation is None:
+        raise InvalidInputError(
+            f"Nothing replaces {info.name!r} at its provider.",
+            hint="Choose a rotator: apex-creds edit NAME --rotator URI",
+        )
+    return info.rotation
+
+
+def _check_origin(info: CredentialInfo, rotator: Rotator) -> None:
+    if rotator.origin not in info.origins:
+        raise RotatorRefusedError(
+            f"{info.name!r} may not be sent to {rotator.origin}.",
+            hint=f"Allow it: apex-creds edit NAME --origin {rotator.origin}",
+        )
+
+
+def _there(value: Secret | None) -> Secret:
+    if value is None:
+        raise RotatorRefusedError(
+            "The value that was to be set is not stored.", hint="Rotate it again."
+        )
+    return value

@@ -1,0 +1,255 @@
+"""The state machine over a vault: steps, failures, undoing, grace, what a person does."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+
+import pytest
+
+from apex_creds.errors import InvalidInputError, RotatorError, RotatorRefusedError
+from apex_creds.model import ApiKey, RotationStage
+from apex_creds.rotators import Mode, Rotations, configure, registry
+from apex_creds.rotators.plan import MOST_REFUSALS
+from tests.support.fake_rotator import (
+    ORIGIN,
+    URI,
+    FakeRotator,
+    Provider,
+    refuses,
+    unreachable,
+)
+from tests.support.rotators import parts_of
+from tests.support.vaults import FakeClock, create
+
+pytestmark = pytest.mark.anyio
+FIRST = "first-value-of-the-key"
+MODES = pytest.mark.parametrize("mode", list(Mode))
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def vault(tmp_path, clock):
+    async with await create(tmp_path, clock=clock) as made:
+        yield made
+
+
+@pytest.fixture
+def provider():
+    return Provider(valid={FIRST.encode()})
+
+
+@pytest.fixture
+def begin(vault, provider, monkeypatch):
+    async def begin(mode, *, grace=0.0):
+        def find(uri):
+            return FakeRotator(provider, mode)
+
+        monkeypatch.setattr(registry, "rotator_from_uri", find)
+        await vault.put("key", ApiKey(FIRST), origins=[ORIGIN])
+        await configure(vault, "key", uri=URI, grace=grace)
+        return Rotations(vault, find=find)
+
+    return begin
+
+
+async def value(vault):
+    return (await parts_of(vault, "key"))["value"].encode()
+
+
+@MODES
+async def test_the_new_value_is_the_only_one(vault, provider, begin, mode):
+    rotations = await begin(mode)
+    await rotations.ask("key")
+    info = await rotations.advance("key")
+    assert info.rotation.stage is RotationStage.IDLE
+    assert set(await parts_of(vault, "key")) == {"value"}
+    assert provider.valid == {await value(vault)}
+    assert provider.steps == ["create", "set", "test", "finish"]
+
+
+async def test_the_old_value_has_its_grace_and_no_more(vault, provider, begin, clock):
+    rotations = await begin(Mode.DUAL, grace=100.0)
+    await rotations.ask("key")
+    await rotations.advance("key")
+    assert provider.valid == {await value(vault), FIRST.encode()}
+    clock.now += 99.0
+    await rotations.run_due()
+    assert provider.takes(FIRST.encode())
+    clock.now += 1.0
+    assert await rotations.run_due() == 0
+    assert provider.valid == {await value(vault)}
+
+
+@MODES
+@pytest.mark.parametrize("step", ["create", "set", "after set", "test", "finish"])
+async def test_a_provider_that_does_not_answer_is_asked_again(
+    vault, provider, begin, mode, step
+):
+    rotations = await begin(mode)
+    await rotations.ask("key")
+    provider.around = unreachable(step)
+    with pytest.raises(RotatorError):
+        await rotations.advance("key")
+    info = await vault.get("key")
+    assert info.rotation.outcome == "unreachable"
+    assert await rotations.run_due() == 1  # it waits before it asks again
+    provider.around = Provider().around
+    assert await Rotations(vault, find=rotations._find).run_due() == 0
+    assert provider.valid == {await value(vault)}
+    assert await value(vault) != FIRST.encode()
+
+
+@MODES
+@pytest.mark.parametrize("step", ["create", "set", "test"])
+async def test_what_is_refused_is_undone(vault, provider, begin, mode, step):
+    rotations = await begin(mode)
+    await rotations.ask("key")
+    tries = 0
+
+    async def once(name):
+        nonlocal tries
+        if name == step and not tries:
+            tries += 1
+            raise RotatorRefusedError("Not you.")
+
+    provider.around = once
+    with pytest.raises(RotatorRefusedError):
+        await rotations.advance("key")
+    info = await vault.get("key")
+    assert (info.rotation.stage, info.rotation.refusals) == (RotationStage.IDLE, 1)
+    assert await parts_of(vault, "key") == {"value": FIRST}
+    assert provider.valid == {FIRST.encode()}
+
+
+@MODES
+async def test_a_provider_that_refuses_is_asked_three_times_and_then_by_hand(
+    vault, provider, begin, mode
+):
+    rotations = await begin(mode)
+    provider.around = refuses("create")
+    await rotations.ask("key")
+    for _ in range(MOST_REFUSALS + 2):
+        await Rotations(vault, find=rotations._find).run_due()
+    assert provider.steps == ["create"] * MOST_REFUSALS
+    provider.around = Provider().around
+    await rotations.ask("key", by_hand=True)
+    await rotations.advance("key")
+    assert provider.valid == {await value(vault)}
+
+
+async def test_a_swap_that_can_not_be_undone_needs_a_person(vault, provider, begin):
+    rotations = await begin(Mode.SWAP)
+    await rotations.ask("key")
+    provider.around = refuses("test")
+    with pytest.raises(RotatorRefusedError):
+        await rotations.advance("key")
+    info = await vault.get("key")
+    assert info.rotation.stage is RotationStage.NEEDS_PERSON
+    steps = list(provider.steps)
+    await rotations.ask("key")
+    assert await rotations.run_due() == 1  # and it is not asked any more
+    assert provider.steps == steps
+    provider.around = Provider().around
+    await rotations.ask("key", by_hand=True)
+    await rotations.advance("key")
+    assert provider.valid == {await value(vault)}
+
+
+async def test_a_value_that_was_made_before_a_compromise_is_replaced_too(
+    vault, provider, begin
+):
+    rotations = await begin(Mode.DUAL, grace=1e6)
+    await rotations.ask("key")
+    provider.around = unreachable("test")
+    with pytest.raises(RotatorError):
+        await rotations.advance("key")
+    pending = (await parts_of(vault, "key"))["pending_value"].encode()
+    await rotations.ask("key", lost=True)
+    provider.around = Provider().around
+    await rotations.advance("key")
+    assert provider.valid == {await value(vault)}
+    assert {FIRST.encode(), pending} <= provider.ended
+    assert provider.steps.count("create") == 2
+
+
+async def test_asking_twice_for_the_same_values_is_asking_once(vault, provider, begin):
+    rotations = await begin(Mode.DUAL)
+    upto = (await vault.get("key")).version
+    for _ in range(2):
+        await rotations.ask("key", upto=upto, lost=True)
+        await rotations.advance("key")
+    assert provider.steps.count("create") == 1
+
+
+@MODES
+async def test_a_value_that_a_person_stores_meanwhile_stays(vault, provider, begin, mode):
+    rotations = await begin(mode)
+    await rotations.ask("key")
+
+    async def store(step):
+        if step == "after set":
+            provider.around = Provider().around
+            await vault.put("key", ApiKey("a person's value"))
+
+    provider.around = store
+    info = await rotations.advance("key")
+    assert info.rotation.stage is RotationStage.IDLE
+    assert await parts_of(vault, "key") == {"value": "a person's value"}
+
+
+async def test_many_tasks_are_one_rotation(vault, provider, begin):
+    rotations = await begin(Mode.DUAL)
+    await rotations.ask("key")
+    await asyncio.gather(*(rotations.advance("key") for _ in range(8)))
+    assert provider.steps == ["create", "set", "test", "finish"]
+
+
+async def test_a_rotator_that_fails_is_passed_over_and_its_words_are_not_repeated(
+    vault, provider, begin, caplog
+):
+    rotations = await begin(Mode.DUAL)
+    await rotations.ask("key")
+
+    async def around(step):
+        raise ValueError(f"I was sent {FIRST}")
+
+    provider.around = around
+    with pytest.raises(RotatorError) as caught:
+        await rotations.advance("key")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert FIRST not in shown + caught.value.hint + caplog.text
+    assert (await vault.get("key")).rotation.outcome == "failed"
+
+
+async def test_a_failure_is_in_the_log(vault, provider, begin):
+    rotations = await begin(Mode.DUAL)
+    await rotations.ask("key")
+    provider.around = refuses("set")
+    with pytest.raises(RotatorRefusedError):
+        await rotations.advance("key")
+    vault.audit.sync()
+    log = (vault.home / "security/audit").glob("*.jsonl")
+    text = "".join(path.read_text() for path in log)
+    assert '"action":"set credential"' in text
+    assert '"reason":"refused"' in text
+    assert FIRST not in text
+
+
+async def test_how_it_rotates_is_not_changed_in_the_middle(vault, provider, begin):
+    rotations = await begin(Mode.DUAL, grace=100.0)
+    await rotations.ask("key")
+    await rotations.advance("key")
+    with pytest.raises(InvalidInputError, match="under way"):
+        await configure(vault, "key", grace=5.0)
+
+
+async def test_a_part_of_another_value_is_not_put_by_hand(vault):
+    from apex_creds.model import CredentialKind, Secret
+
+    with pytest.raises(InvalidInputError, match="pending_"):
+        await vault.put("x", Secret(CredentialKind.GENERIC, {"pending_value": b"x"}))
