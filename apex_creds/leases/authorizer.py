@@ -43,6 +43,7 @@ from apex_creds.leases.lease import (
 from apex_creds.model import CredentialInfo
 from apex_creds.policy.decide import REFUSALS, Decision, Permission, Reason, decide
 from apex_creds.policy.decision_cache import DecisionCache, Pins
+from apex_creds.policy.display import shown
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
 from apex_creds.policy.policy_file import Change, PolicySource
@@ -65,6 +66,8 @@ DEADLINE: Final = 10.0
 MAX_WINDOWS: Final = 5_000
 """The document is written whole for each use that is counted."""
 _MANY: Final = 10_000
+_LONGEST_METHOD: Final = 32
+_LONGEST_PATH: Final = 256
 _LOCKED_DOWN: Final = Decision(reason=Reason.LOCKED_DOWN)
 _log = logging.getLogger(__name__)
 instruments.expect_denials(reason.value for reason in REFUSALS)
@@ -232,8 +235,8 @@ class Authorizer:
                 decision="deny",
                 reason=reason.value,
                 origin=str(request.origin) if request and request.origin else "",
-                method=request.method if request else "",
-                path=request.path if request else "",
+                method=shown(request.method, longest=_LONGEST_METHOD) if request else "",
+                path=_shown_path(request, invocation),
                 detail=detail,
             )
         )
@@ -521,3 +524,11 @@ class SharedLimits:
                 "The count of a limit could not be written in time.", hint="Try again."
             ) from None
         return found[0]
+
+
+def _shown_path(request: AccessRequest | None, invocation: Invocation | None) -> str:
+    """A path that a plugin wrote, as it may be logged: without a query, and without secrets."""
+    path = request.path.partition("?")[0] if request else ""
+    if path and invocation is not None:
+        path = invocation.shown(path)
+    return shown(path, longest=_LONGEST_PATH)

@@ -496,16 +496,14 @@ class LeaseBroker:
             self._refuse_signing(invocation, lease.need.name, request)
         known = origin in info.origins  # they may have been changed since the lease began
         sends = signs or permission.inject
+        path = info.delivery.shown_path(request.path)
         if (
             sends
             and known
-            and permission.allows_request(
-                origin=origin,
-                method=request.method,
-                path=info.delivery.shown_path(request.path),
-            )
+            and permission.allows_request(origin=origin, method=request.method, path=path)
         ):
             return
+        request = request._replace(path=path)
         self._log_denial(
             invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED, request=request
         )

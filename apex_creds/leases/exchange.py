@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
 
 import httpx
 
@@ -47,8 +46,6 @@ from apex_creds.leases.lease import AccessRequest, Lease, caller
 from apex_creds.leases.messages import Answered, Request, Say
 from apex_creds.leases.request_signing import Outgoing, inject, snapshot
 from apex_creds.model import Origin
-
-_HANDLE: Final = b"<CredentialHandle "
 
 
 async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:
@@ -187,9 +184,6 @@ def checked(
         taken = snapshot(
             request.method, request.url, request.headers, request.body, request.timeout
         )
-        for _, _, value in taken.headers:
-            if _HANDLE in value:
-                raise _handle_as_text()
     except RequestNotAllowedError:
         for lease in leases:
             broker.log_refused_request(lease, seen(request))
@@ -214,15 +208,6 @@ def seen(request: Request) -> AccessRequest:
     except (httpx.InvalidURL, ApexCredsError):
         return AccessRequest(method)
     return AccessRequest(method, origin, url.raw_path.decode("ascii").partition("?")[0])
-
-
-def _handle_as_text() -> RequestNotAllowedError:
-    return RequestNotAllowedError(
-        "A header has the text of a handle in it, where a key should be: a handle is no key.",
-        hint='Give the SDK api_key=sdk.placeholder("sk-") and a client of apex_creds.sdk, as '
-        'http_client=httpx.AsyncClient(transport=sdk.httpx.async_transport("NAME")). By hand: '
-        "handle.client(), which adds the credential itself.",
-    )
 
 
 def _injected(

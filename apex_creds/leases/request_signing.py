@@ -35,6 +35,14 @@ _PLACEHOLDER: Final = PLACEHOLDER.encode()
 _BASIC: Final = b"basic "
 _SIGNED: Final = ALGORITHM.encode()
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}", re.ASCII)
+_HANDLE: Final = b"CredentialHandle"
+_HANDLE_TEXT: Final = rb"(?:<|%(?:25)*3c|\\u003c|&lt;)CredentialHandle(?:\s|\+|%(?:25)*20)"
+_ANYWHERE: Final = re.compile(_HANDLE_TEXT, re.IGNORECASE)
+_AS_VALUE: Final = re.compile(
+    rb"""(?:^|[="'>:,/]|(?:basic|bearer|token|key)(?:\s|\+|%20))\s*""" + _HANDLE_TEXT,
+    re.IGNORECASE,
+)
+"""Where a value begins: a body may have words about handles."""
 _SHOWING_METHODS: Final = frozenset({"TRACE", "CONNECT"})
 """TRACE has the server send the request back; CONNECT makes a tunnel of the connection."""
 _BODY: Final = frozenset({"POST", "PUT", "PATCH"})
@@ -125,6 +133,9 @@ def snapshot(
     takes_body = odd or method in _BODY
     headers = _checked_headers(raw, method, host, takes_body=takes_body)
     stream = body if takes_body else None
+    whole = b"".join(body) if type(body) is httpx.ByteStream else body
+    if isinstance(whole, bytes) and _HANDLE in whole and _AS_VALUE.search(whole):
+        raise _handle_as_text("The body")
     return Snapshot(method, own, origin, path, headers, stream, _timeout(timeout), odd)
 
 
@@ -175,6 +186,8 @@ def _checked_url(url: httpx.URL, host: bytes) -> tuple[Origin, str]:
             "The URL's host is not written in its canonical form.",
             hint=f"Write it as {origin.host[:80]!r}.",
         )
+    if _HANDLE in target and _ANYWHERE.search(target):
+        raise _handle_as_text("The URL")
     path, _, query = target.decode("ascii").partition("?")
     for parameter in query.replace(";", "&").split("&") if query else ():
         name = unquote_plus(parameter.partition("=")[0]).lower().replace("_", "-")
@@ -205,8 +218,8 @@ def _checked_headers(
         if lower == b"host":
             hosts.append(value)
         canonical = lower if lower in _KNOWN else _checked_name(name, lower)
-        if not _VALUE.fullmatch(value):
-            raise _bad_header()
+        if _HANDLE in value or not _VALUE.fullmatch(value):
+            _check_value(value)
         if lower in _FRAMING:
             framing.append((lower, value.strip().lower()))
         if canonical not in _HOP_BY_HOP and not (
@@ -236,9 +249,12 @@ def _has_placeholder(value: bytes) -> bool:
     if value[:6].lower() != _BASIC:
         return False
     try:
-        return _PLACEHOLDER in a2b_base64(value[6:])
+        pair = a2b_base64(value[6:])
     except Base64Error:
         return False
+    if _HANDLE in pair:
+        raise _handle_as_text("A header")
+    return _PLACEHOLDER in pair
 
 
 def _check_framing(framing: RawHeaders, method: str, *, takes_body: bool) -> None:
@@ -268,10 +284,26 @@ def _checked_name(name: bytes, lower: bytes) -> bytes:
     return canonical
 
 
+def _check_value(value: bytes) -> None:
+    if not _VALUE.fullmatch(value):
+        raise _bad_header()
+    if _ANYWHERE.search(value):
+        raise _handle_as_text("A header")
+
+
 def _bad_header() -> RequestNotAllowedError:
     return RequestNotAllowedError(
         "A header has a character that headers don't have.",
         hint="Names are tokens and values printable ASCII (RFC 9110).",
+    )
+
+
+def _handle_as_text(where: str) -> RequestNotAllowedError:
+    return RequestNotAllowedError(
+        f"{where} has the text of a handle in it, where a key should be: a handle is no key.",
+        hint='Give the SDK api_key=sdk.placeholder("sk-") and a client of apex_creds.sdk, as '
+        'http_client=httpx.AsyncClient(transport=sdk.httpx.async_transport("NAME")). By hand: '
+        "handle.client(), which adds the credential itself.",
     )
 
 

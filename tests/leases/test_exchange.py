@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64encode
+from urllib.parse import quote, quote_plus, urlencode
+
 import httpx
 import pytest
 
-from apex_creds.errors import ApexCredsError, InvalidInputError, StorageError
+from apex_creds.errors import (
+    ApexCredsError,
+    InvalidInputError,
+    RequestNotAllowedError,
+    StorageError,
+)
 from apex_creds.leases.exchange import exchange, exchange_blocking
 from apex_creds.leases.messages import Request, SendFailure
 from apex_creds.model import ApiKey
@@ -185,6 +194,11 @@ async def test_the_same_in_a_thread(world: World) -> None:
         ({"url": "http://u:p@127.0.0.1:1/a?b"}, ("GET", "http://127.0.0.1:1", "/a")),
         ({"method": "TRACE"}, ("TRACE", None, "/v1")),
         ({"url": "not a url"}, ("GET", "", "")),
+        ({"method": "GET\n\x1b[2J"}, ("GET\\n\\x1b[2J", None, "/v1")),
+        (
+            {"url": "https://evil.test/a%0Ab\u202ec/" + "x" * 400},
+            ("GET", "https://evil.test", "/a%0Ab%E2%80%AEc/" + "x" * 239 + "…"),
+        ),
     ],
 )
 async def test_a_denied_request_is_in_the_log_with_where_it_went(
@@ -198,3 +212,48 @@ async def test_a_denied_request_is_in_the_log_with_where_it_went(
         expected = (shown[0], here.origin if shown[1] is None else shown[1], shown[2])
         assert (event.method, event.origin, event.path) == expected
         assert here.connections == 0
+
+
+HANDLE_TEXT = "<CredentialHandle 'a'>"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"headers": [(b"X-Key", HANDLE_TEXT.encode())]},
+        {"headers": [(b"Authorization", b"Bot " + HANDLE_TEXT.encode())]},
+        {"headers": [(b"Authorization", b"Basic " + b64encode(f"{HANDLE_TEXT}:".encode()))]},
+        {"headers": [(b"Cookie", b"key=" + HANDLE_TEXT.encode())]},
+        {"url": "{}/v1?" + str(httpx.QueryParams({"key": HANDLE_TEXT}))},
+        {"url": "{}/v1?key=" + quote_plus(HANDLE_TEXT)},
+        {"url": "{}/bot" + quote(HANDLE_TEXT) + "/send"},
+        {"url": "{}/" + quote(quote(HANDLE_TEXT)) + "/send"},
+        {"method": "POST", "body": json.dumps({"key": HANDLE_TEXT}).encode()},
+        {"method": "POST", "body": json.dumps({"a": [f"Bearer {HANDLE_TEXT}"]}).encode()},
+        {"method": "POST", "body": b'{"key": "\\u003CCredentialHandle \'a\'\\u003E"}'},
+        {"method": "POST", "body": urlencode({"b": 1, "key": HANDLE_TEXT}).encode()},
+        {"method": "POST", "body": httpx.ByteStream(f"key={HANDLE_TEXT}".encode())},
+        {"method": "POST", "body": HANDLE_TEXT.encode()},
+    ],
+)
+async def test_the_text_of_a_handle_is_no_key_anywhere(
+    world: World, changes: dict[str, object]
+) -> None:
+    async with server() as here:
+        await stored(world, here, a="bearer")
+        url = str(changes.get("url", "{}/v1"))
+        with pytest.raises(RequestNotAllowedError, match="a handle is no key") as caught:
+            await sent(world, asked(here, **changes | {"url": url.format(here.origin)}), "a")
+        assert "sdk.placeholder" in caught.value.hint
+        assert world.reasons() == [("a", "request_not_allowed")]
+        assert here.connections == 0
+
+
+async def test_words_about_a_handle_are_sent(world: World) -> None:
+    words = f"why is {HANDLE_TEXT} printed? class CredentialHandle"
+    body = json.dumps({"prompt": words}).encode()
+    async with server() as here:
+        await stored(world, here, a="bearer")
+        headers = [(b"Content-Length", str(len(body)).encode())]
+        await sent(world, asked(here, method="POST", body=body, headers=headers), "a")
+        assert here.connections == 1
