@@ -674,6 +674,7 @@ ONE_LOOP = {
     "cli/demo/scenario.py": "the demo's",
     "cli/service_commands.py": "the command's: it ends with its signals",
     "dashboard/live_feed.py": "the server's",
+    "dashboard/watcher.py": "the server's",
     "auth/challenge_client.py": "that of a connection, which a pool has for one loop",
     "leases/connection_pool.py": "each pool is of one loop",
     "leases/bodies.py": "that of a request",

@@ -15,7 +15,7 @@ from typing import Final
 from apex_creds.dashboard.windows import MAX_TEXT
 from apex_creds.errors import InvalidInputError
 
-_WORDS: Final = {
+WORDS: Final = {
     "init": "vault made",
     "unseal": "unsealed",
     "put": "stored",
@@ -27,9 +27,11 @@ _WORDS: Final = {
     "denial": "denied",
     "factor": "second factor",
 }
+"""What the page calls a kind, where that is another word."""
+OPERATOR: Final = "operator"
 _BAD: Final = frozenset({"leak", "rollback"})
-_REFUSED: Final = frozenset({"denial", "leak", "rollback", "dropped", "recovered"})
-_USE: Final = frozenset({"invocation", "lease", "redeem", "expose", "denial", "leak"})
+REFUSED: Final = frozenset({"denial", "leak", "rollback", "dropped", "recovered"})
+USE: Final = frozenset({"invocation", "lease", "redeem", "expose", "denial", "leak"})
 _USUAL: Final = frozenset({"lease", "redeem"})
 
 
@@ -48,7 +50,7 @@ Shown = Mapping[str, object]
 def with_words(event: Shown) -> dict[str, object]:
     """The event and, for its line: ``word``, ``says``, ``tone``, ``groups``."""
     kind = event.get("kind")
-    word = "altered" if "fault" in event else _WORDS.get(str(kind), kind)
+    word = "altered" if "fault" in event else WORDS.get(str(kind), kind)
     groups = [group.value for group in _groups(event)]
     says = _says(event)
     return {**event, "word": word, "says": says, "tone": _tone(event, groups), "groups": groups}
@@ -56,8 +58,8 @@ def with_words(event: Shown) -> dict[str, object]:
 
 def _groups(event: Shown) -> list[Group]:
     kind, fault = event.get("kind"), "fault" in event
-    refused = fault or kind in _REFUSED or event.get("decision") == "deny"
-    return [Group.REFUSED] * refused + [Group.USE if kind in _USE else Group.CHANGES]
+    refused = fault or kind in REFUSED or event.get("decision") == "deny"
+    return [Group.REFUSED] * refused + [Group.USE if kind in USE else Group.CHANGES]
 
 
 def _tone(event: Shown, groups: list[str]) -> str:
@@ -139,7 +141,7 @@ class Filter:
 
 def _line(event: Shown) -> str:
     """What is read in the event's line, but for the time, which is the browser's."""
-    who = () if "fault" in event else (event.get("plugin") or "operator", event.get("action"))
+    who = () if "fault" in event else (event.get("plugin") or OPERATOR, event.get("action"))
     parts = (event["seq"], event["word"], *who, event.get("credential"), event["says"])
     return " ".join(str(part) for part in parts if part)
 

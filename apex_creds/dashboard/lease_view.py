@@ -78,6 +78,14 @@ class Names:
         """A credential's name, as it is in the log."""
         return text(self._known.get(name, name))
 
+    def stored(self, part: str) -> list[str] | None:
+        """What the log calls names that are shown instead and have ``part`` in them.
+
+        None: more than somebody can mean.
+        """
+        found = [of for of, name in self._known.items() if part in text(name).lower()]
+        return found if len(found) <= _MANY else None
+
     def as_logged(self, name: str) -> str:
         """What the log calls a credential of the vault."""
         return name if self._pseudonym is None else self._pseudonym(name)

@@ -1,28 +1,22 @@
-"""The log as the page shows it: whether it verifies, what plugins did, one invocation's trace.
+"""Whether the log verifies, and what plugins did as it says.
 
 Guarantee: ``ok`` is only said of what was checked against the vault's signed checkpoints;
-what an incremental check does not read again, the next full one does. Each event of a trace
-is checked. What plugins did is bounded, however many names there are. What reads
-the log blocks: call it in a thread.
+what an incremental check does not read again, the next full one does. What plugins did is
+bounded, however many names there are. A check blocks: call it in a thread.
 """
 
 from __future__ import annotations
 
-import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from apex_creds.audit import line as lines
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
 from apex_creds.audit.events import EventKind, Recorded
-from apex_creds.audit.segment import SegmentReader, find_segment, read_segment, segments
 from apex_creds.audit.verify import Progress, Report, check_now
-from apex_creds.errors import ApexCredsError, AuditTamperedError, InvalidInputError
+from apex_creds.errors import ApexCredsError, AuditTamperedError
 
 # -- verification ---------------------------------------------------------------------------
 
@@ -164,184 +158,3 @@ class Activity:
                 self.pairs.pop(next(iter(self.pairs)))
             found = self.pairs[key] = Use()
         return found
-
-
-# -- traces ---------------------------------------------------------------------------------
-
-
-MAX_EVENTS: Final = 1000
-_ROUNDS: Final = 6
-_ID: Final = re.compile(r"[0-9a-f]{32}")
-_NUMBER: Final = re.compile(rb'\{"v":\d{1,9},"seq":(\d{1,18}),')
-
-
-def trace(directory: Path, *, vault_id: str, invocation: str) -> tuple[list[Recorded], bool]:
-    """The events of an invocation and its kin, oldest first; and whether that is all.
-
-    Raises:
-        InvalidInputError: That is no id, or the log has no such invocation.
-        AuditTamperedError: One of these lines is not what was written.
-        AuditUnavailableError: The log can't be read.
-    """
-    if _ID.fullmatch(invocation) is None:
-        raise InvalidInputError("That is not the id of an invocation or lease.")
-    ids, found, whole = {invocation}, dict[int, Recorded](), False
-    for _ in range(_ROUNDS):
-        found = _mentioning(directory, vault_id, ids)
-        kin = {i for event in found.values() for i in (event.invocation, event.lease) if i}
-        whole = kin <= ids and len(found) <= MAX_EVENTS
-        if kin <= ids or len(found) > MAX_EVENTS:
-            break
-        ids |= kin
-    if not found:
-        raise InvalidInputError("The audit log has no such invocation.")
-    return [found[seq] for seq in sorted(found)][:MAX_EVENTS], whole
-
-
-def _mentioning(directory: Path, vault_id: str, ids: set[str]) -> dict[int, Recorded]:
-    wanted = re.compile(b"|".join(sorted(i.encode() for i in ids)))
-    found: dict[int, Recorded] = {}
-    for number, path in segments(directory).items():
-        data = read_segment(path)
-        head = data[: data.find(b"\n") + 1]
-        if lines.parse_header(head, segment=number, vault_id=vault_id) is None:
-            raise _altered(path.name)
-        for text in _lines_with(wanted, data, len(head)):
-            if not number_of(text):
-                raise _altered(path.name)
-            event = lines.decode(text)
-            if ids & {event.invocation, event.lease, event.parent}:
-                found[event.seq] = event
-        if len(found) > MAX_EVENTS:
-            break
-    return found
-
-
-def _lines_with(wanted: re.Pattern[bytes], data: bytes, start: int) -> Iterator[bytes]:
-    """The lines in which something is found, each once; nothing else is read."""
-    while match := wanted.search(data, start):
-        begin = data.rfind(b"\n", 0, match.start()) + 1
-        start = data.find(b"\n", match.end()) + 1
-        if not start:
-            return  # its end is being written
-        yield data[begin:start]
-
-
-def number_of(text: bytes) -> int:
-    """The number that a line gives itself, where that is what was written; else 0."""
-    found = _NUMBER.match(text)
-    number = int(found[1]) if found else 0
-    return 0 if not number or lines.fault(number, text) else number
-
-
-def placed(expected: int, text: bytes) -> tuple[int, str]:
-    """The number of a line (0: it is no event that was written), and what is wrong with it."""
-    wrong = lines.fault(expected, text)
-    return number_of(text) if wrong else expected, wrong
-
-
-def _altered(segment: str) -> AuditTamperedError:
-    return AuditTamperedError(
-        f"A line of {segment} is not what was written.", hint="Run: apex-creds audit verify"
-    )
-
-
-Shown = dict[str, object]
-PAGE: Final = 200
-"""How many earlier events are given at once."""
-LOOKED_AT: Final = 20_000
-"""In how many a search looks at once."""
-
-
-class Earlier(msgspec.Struct, frozen=True):
-    """A step back in the log.
-
-    Attributes:
-        events: Oldest first.
-        reached: From which number on that is all.
-        faults: How many lines are not what was written; the step went on behind them.
-    """
-
-    events: list[Shown]
-    reached: int
-    faults: int
-
-
-def earlier(
-    directory: Path,
-    *,
-    vault_id: str,
-    before: int,
-    shown: Callable[[Recorded], Shown],
-    fault: Callable[[int, str], Shown],
-    wanted: Callable[[Shown], bool] | None = None,
-) -> Earlier:
-    """The events before a number.
-
-    Args:
-        directory: The log's.
-        vault_id: Whose.
-        before: Where to begin.
-        shown: How the page gets an event.
-        fault: How it gets a line that is not what was written.
-        wanted: Of those, which; None: all.
-
-    Raises:
-        AuditTamperedError: A segment is missing.
-        AuditUnavailableError: The log can't be read.
-    """
-    first = max(1, before - (PAGE if wanted is None else LOOKED_AT))
-    found: deque[tuple[int, Shown]] = deque(maxlen=PAGE + 1)
-    faults = 0
-    for seq, text, wrong in _readable(directory, vault_id, first):
-        if seq >= before:
-            break
-        faults += bool(wrong)
-        event = fault(seq, wrong) if wrong else shown(lines.decode(text))
-        if wanted is None or wanted(event):
-            found.append((seq, event))
-    if len(found) > PAGE:
-        first = found[0][0] + 1
-    return Earlier([event for seq, event in found if seq >= first], first, faults)
-
-
-def _readable(directory: Path, vault_id: str, first: int) -> Iterator[tuple[int, bytes, str]]:
-    """Number and line of each event from ``first`` on, and what is wrong with it."""
-    paths = segments(directory)
-    try:
-        number = find_segment(paths, vault_id=vault_id, after=first - 1, known={})[0]
-    except AuditTamperedError:
-        number = 1
-    last = first - 1
-    for each in range(number, len(paths) + 1):
-        try:
-            with SegmentReader(paths[each]) as segment:
-                for found in _lines_of(segment, each, vault_id, first, last + 1):
-                    last = found[0]
-                    if last >= first:
-                        yield found
-        except AuditTamperedError as error:  # the file as a whole
-            yield last + 1, b"", error.message
-
-
-def _lines_of(
-    segment: SegmentReader, number: int, vault_id: str, first: int, seq: int
-) -> Iterator[tuple[int, bytes, str]]:
-    start = segment.offset_of(first)
-    for place, text in enumerate(segment.lines(start)):
-        if place == 0:
-            edge = lines.parse_header(text, segment=number, vault_id=vault_id)
-            seq = lines.number_of(text) or seq if edge is None else edge.size + 1
-            if edge is not None:
-                continue
-            if not start:
-                yield seq, b"", "is not in a segment of this vault"
-                continue
-        if not text.endswith(b"\n") or text == lines.seal(segment=number, last=seq - 1):
-            return
-        stated, wrong = placed(seq, text)
-        if wrong:
-            yield seq, b"", wrong
-        if stated:
-            yield stated, text, ""
-        seq = (stated or seq) + 1

@@ -25,9 +25,11 @@ from starlette.types import ASGIApp
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.dashboard.event_words import Filter
 from apex_creds.dashboard.lease_view import Answer, Names, answer
-from apex_creds.dashboard.live_feed import MAX_READERS, LiveFeed, Watcher
-from apex_creds.dashboard.log_status import earlier, trace
+from apex_creds.dashboard.live_feed import MAX_READERS, LiveFeed
+from apex_creds.dashboard.log_search import earlier, trace
+from apex_creds.dashboard.log_sieve import sieve_of
 from apex_creds.dashboard.sessions import WITH_SESSION, Session, SessionGate
+from apex_creds.dashboard.watcher import Watcher
 from apex_creds.dashboard.web_security import (
     Guard,
     Nothing,
@@ -256,6 +258,7 @@ class Dashboard:
             shown=self._watcher.shown,
             fault=self._watcher.fault,
             wanted=wanted.matches if wanted else None,
+            sieve=sieve_of(wanted, named=self._names.stored),
         )
         return reply(await anyio.to_thread.run_sync(read))
 

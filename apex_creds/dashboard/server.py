@@ -25,9 +25,10 @@ import uvicorn
 from apex_creds.crypto.memory import harden_process
 from apex_creds.dashboard.connections import BACKLOG, Connection
 from apex_creds.dashboard.lease_view import names_of
-from apex_creds.dashboard.live_feed import LiveFeed, Watcher
+from apex_creds.dashboard.live_feed import LiveFeed
 from apex_creds.dashboard.routes import Dashboard, Site
 from apex_creds.dashboard.sessions import SessionGate
+from apex_creds.dashboard.watcher import Watcher
 from apex_creds.errors import InvalidInputError
 from apex_creds.vault import Vault
 

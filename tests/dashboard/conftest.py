@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from apex_creds.dashboard.lease_view import names_of
-from apex_creds.dashboard.live_feed import LiveFeed, Watcher
+from apex_creds.dashboard.live_feed import LiveFeed
 from apex_creds.dashboard.routes import KEY_HEADER, Dashboard, Site
 from apex_creds.dashboard.sessions import SessionGate
+from apex_creds.dashboard.watcher import Watcher
 from apex_creds.dashboard.web_security import encode
 from tests.dashboard.town import Town, town_in
 from tests.support.loops import WITHIN

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
-from apex_creds.dashboard import log_status
+from apex_creds.dashboard import log_search
 from apex_creds.dashboard.event_words import Filter, Group, with_words
 from apex_creds.dashboard.lease_view import Names
-from apex_creds.dashboard.live_feed import Watcher
+from apex_creds.dashboard.watcher import Watcher
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import SystemClock
 
@@ -106,11 +106,11 @@ def test_step_by_step_a_search_finds_everything_once(
 
     at = before
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log_status, "PAGE", page)
-        patch.setattr(log_status, "LOOKED_AT", looked_at)
+        patch.setattr(log_search, "PAGE", page)
+        patch.setattr(log_search, "LOOKED_AT", looked_at)
         while at > 1:
             read = 0
-            step = log_status.earlier(
+            step = log_search.earlier(
                 directory,
                 vault_id=VAULT,
                 before=at,
@@ -125,7 +125,7 @@ def test_step_by_step_a_search_finds_everything_once(
             assert 1 <= reached < at
             seen = [int(str(event["seq"])) for event in found] + seen
             at = reached
-    every = log_status.earlier(
+    every = log_search.earlier(
         directory, vault_id=VAULT, before=before, shown=shown, fault=Watcher.fault
     )
     assert seen == [event["seq"] for event in every.events if wanted.matches(event)]

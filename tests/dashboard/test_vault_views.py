@@ -12,7 +12,8 @@ from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.audit.verify import read
 from apex_creds.dashboard.lease_view import Names, text
 from apex_creds.dashboard.live_feed import KEPT, LiveFeed
-from apex_creds.dashboard.log_status import Verifier, trace
+from apex_creds.dashboard.log_search import trace
+from apex_creds.dashboard.log_status import Verifier
 from apex_creds.dashboard.vault_views import hierarchy
 from apex_creds.errors import AuditTamperedError
 from apex_creds.fs.home import audit_directory
