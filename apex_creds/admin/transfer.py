@@ -286,7 +286,7 @@ class _Copying:
                 try:
                     packed = parse(each.data, section=name, vault_id=keystore.header.vault_id)
                     keys = keystore.document_keys(packed.header)
-                    parts[name] = open_shard(packed, each.token, keys)
+                    parts[name] = open_shard(packed, each.token, keys, shared={})
                 except IntegrityError:  # of a copy under keys that the source has left since
                     parts[name] = _nothing(name, each.token)
             return parts

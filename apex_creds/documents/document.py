@@ -8,7 +8,9 @@ The format is specified in docs/FORMAT.md, "Document v2"; version 1 is still rea
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
+import sys
 from itertools import chain
 from typing import Annotated, Final
 
@@ -196,6 +198,16 @@ def _room(size: int) -> memoryview:
     with contextlib.suppress(OSError):
         made.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(made)
+
+
+def give_back() -> None:
+    """Has the C library return memory that was freed between what was made of documents.
+
+    glibc returns by itself only what is free at the end: it kept a fifth on top of the records.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def without_body(data: bytes) -> bytes:

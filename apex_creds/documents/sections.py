@@ -584,7 +584,7 @@ class SectionSet:
         shards = {each: known[each] for each in names if each in known}
         tokens = zip(names, self._store.change_tokens(names), strict=True)
         moved = [n for n, token in tokens if n not in shards or token != shards[n].token]
-        loaded = await self._store.load(moved, open_shard)
+        loaded = await self._store.load(moved, partial(open_shard, shared={}))
         exists = self._store.shared is None and len(names) > 1  # as the key store says
         if loaded or shards or exists:
             for each in moved:

@@ -24,9 +24,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
+from anyio import to_thread
 
 from apex_creds.concurrency import Lock, SingleFlight, off_loop, until_committed
 from apex_creds.crypto import kdf
@@ -36,6 +37,7 @@ from apex_creds.documents.document import (
     Header,
     Packed,
     RootHeader,
+    give_back,
     mac_of,
     parse,
 )
@@ -91,6 +93,9 @@ from apex_creds.storage.base import (
 from apex_creds.storage.portal import StoragePortal
 
 T = TypeVar("T")
+
+_AT_ONCE: Final = 8
+"""Files that are read before the first is opened: a file is as large as what it becomes."""
 ChangeKeystore = Callable[[KeystoreBody], KeystoreBody]
 
 
@@ -267,16 +272,24 @@ class DocumentStore(SealState):
         Raises:
             IntegrityError: What is stored is not what this vault wrote.
         """
-        while True:
-            before = self.change_tokens([*names, KEYSTORE])
+        loaded: dict[str, T] = {}
+        left, step = list(names), _AT_ONCE if self.shared is None else len(names)
+        while left:
+            some = left[:step]
+            before = self.change_tokens([*some, KEYSTORE])
             try:
-                return await self._load_once(names, open_one)
+                loaded |= await self._load_once(some, open_one)
             except SecretWipedError:  # while it was used, in another thread
                 continue
             except UnknownKeyError:  # its key was destroyed after it had moved away from it
                 await self.refresh_strict()
-                if self.change_tokens([*names, KEYSTORE]) == before:
+                if self.change_tokens([*some, KEYSTORE]) == before:
                     raise
+                continue
+            del left[:step]
+        if len(loaded) > step:
+            await to_thread.run_sync(give_back)
+        return loaded
 
     async def computed(
         self,

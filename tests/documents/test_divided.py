@@ -27,7 +27,7 @@ from apex_creds.errors import (
     UnsafePathError,
 )
 from apex_creds.keys import provider_from_uri
-from apex_creds.model import ApiKey
+from apex_creds.model import ApiKey, Delivery, Origin
 from apex_creds.scheduler.reencryption import left, reencrypt
 from apex_creds.storage import FileStorage, MemoryStorage, file_storage, journal
 from apex_creds.storage.base import Stored, Write, WriteResult
@@ -592,3 +592,55 @@ async def test_a_commit_of_several_flushes_each_file_and_folder_once_before_it_i
         [Write(write.name, b"2", at) for write, at in zip(pair, tokens, strict=True)]
     )
     assert counted["fsync"] == 5
+
+
+# -- what it takes of memory -------------------------------------------------------------
+
+
+async def test_what_records_have_in_common_is_there_once(tmp_path: Path, small: None) -> None:
+    async with await create(tmp_path) as vault:
+        for start in (0, 9):
+            alike = [
+                PutItem(
+                    name=f"c{n}",
+                    secret=ApiKey("v"),
+                    service="svc",
+                    delivery=Delivery.parse("header:X-Key"),
+                    origins=(Origin.parse("https://a.example"),),
+                )
+                for n in range(start, start + 9)
+            ]
+            await vault.put_many(alike)
+        await vault.put("other", ApiKey("v"), service="t", origins=["https://b.example"])
+    async with await unseal(tmp_path) as vault:
+        found = [(await vault.find(f"c{n}")).info for n in range(18)]
+        assert len({id(info.service) for info in found}) == 1
+        assert len({id(info.delivery) for info in found}) == 1
+        assert len({id(info.origins) for info in found}) == 1
+        assert len({id(info.created) for info in found}) == len({i.created for i in found})
+        other = (await vault.find("other")).info
+        assert (other.service, [str(o) for o in other.origins]) == ("t", ["https://b.example"])
+        assert {(i.service, *map(str, i.origins)) for i in found} == {
+            ("svc", "https://a.example")
+        }
+
+
+async def test_few_files_are_read_before_the_first_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sections, "LARGE", 6)
+    async with await create(tmp_path) as vault:
+        await vault.put_many(items(9))
+    asked: list[int] = []
+    read_many = FileStorage.read_many
+
+    async def counting_names(storage: FileStorage, names: Any) -> dict[str, Stored]:
+        names = list(names)
+        asked.append(len(names))
+        return await read_many(storage, names)
+
+    monkeypatch.setattr(FileStorage, "read_many", counting_names)
+    async with await unseal(tmp_path) as vault:
+        assert len(await values(vault)) == 9
+    assert sum(asked) >= file_storage.DIVISION
+    assert max(asked) < file_storage.DIVISION / 4
