@@ -28,6 +28,7 @@ from apex_creds.errors import (
 from apex_creds.model import (
     MAX_SECRET_BYTES,
     ApiKey,
+    AwsKey,
     BasicAuth,
     CredentialKind,
     GenericSecret,
@@ -388,19 +389,25 @@ def confirmed(question: str, *, about: str) -> bool:
     return typer.confirm(question, err=True)
 
 
-def read_secret(kind: CredentialKind) -> Secret:
+def read_secret(kind: CredentialKind, *, aws: bool = False) -> Secret:
     """Asks for the parts of a secret, or reads them from standard input.
 
     Standard input is the value itself (one line feed at its end is taken off, except for
-    ``generic``). For ``basic`` it is two lines: user, password. For ``oauth_token`` up to
-    three: access token, refresh token, scope.
+    ``generic``). For ``basic`` it is two lines: user, password. For a key of AWS two or three:
+    its id, the key, the session token of temporary ones. For ``oauth_token`` up to three:
+    access token, refresh token, scope.
 
     Raises:
         InvalidInputError: Empty, not text, or without the parts of its kind.
         ValueTooLargeError: Larger than 64 KiB.
     """
     if not sys.stdin.isatty():
-        return _secret_of(kind, read_input(MAX_SECRET_BYTES))
+        return _secret_of(kind, read_input(MAX_SECRET_BYTES), aws=aws)
+    if aws:
+        key_id = typer.prompt("Access key id", err=True)
+        key = getpass.getpass("Secret access key" + _HIDDEN)
+        token = getpass.getpass("Session token (not shown; Enter for none): ")
+        return AwsKey(_trimmed(key_id), _trimmed(key), _trimmed(token))
     if kind is CredentialKind.BASIC:
         user = typer.prompt("User", err=True)
         return BasicAuth(user, getpass.getpass("Password" + _HIDDEN))
@@ -415,7 +422,7 @@ def read_secret(kind: CredentialKind) -> Secret:
     return ApiKey(_trimmed(value))
 
 
-def _secret_of(kind: CredentialKind, data: bytes) -> Secret:
+def _secret_of(kind: CredentialKind, data: bytes, *, aws: bool) -> Secret:
     if kind is CredentialKind.GENERIC:
         return GenericSecret(data)
     text = data.decode(errors="replace")
@@ -427,6 +434,13 @@ def _secret_of(kind: CredentialKind, data: bytes) -> Secret:
     if kind is CredentialKind.API_KEY:
         return ApiKey(_trimmed(text))
     lines = text.split("\n")
+    if aws:
+        if len(lines) not in (2, 3) or not all(lines[:2]):
+            raise InvalidInputError(
+                "Standard input must be two or three lines: access key id, secret access key, "
+                "session token."
+            )
+        return AwsKey(*map(_trimmed, lines))
     if kind is CredentialKind.BASIC:
         if len(lines) != 2:
             raise InvalidInputError("Standard input must be two lines: user, password.")

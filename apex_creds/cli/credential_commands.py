@@ -9,6 +9,7 @@ Python copy, where the stream has a file descriptor.
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
 import shlex
 import sys
@@ -37,6 +38,7 @@ from apex_creds.model import (
     ConnectionState,
     CredentialInfo,
     CredentialKind,
+    DeliveryStyle,
     RotationStage,
     Sensitivity,
 )
@@ -82,16 +84,18 @@ async def set_credential(
 ) -> Report:
     """Store a credential, or a new version of it.
 
-    The value is asked for without echo, or read from standard input; never an argument.
+    The value is asked for without echo, or read from standard input; never an argument. A key
+    of AWS (--delivery aws4) is two lines there, or three with its session token.
     """
-    if kind is None:
-        try:
-            kind = (await vault.get(name)).kind
-        except CredentialNotFoundError:
-            kind = CredentialKind.API_KEY
+    sent = delivery
+    with contextlib.suppress(CredentialNotFoundError):
+        stored = await vault.get(name)
+        kind, sent = kind or stored.kind, delivery or stored.delivery
+    aws = sent is not None and sent.style is DeliveryStyle.AWS4
+    kind = kind or (CredentialKind.BASIC if aws else CredentialKind.API_KEY)
     info = await vault.put(
         name,
-        console.read_secret(kind),
+        console.read_secret(kind, aws=aws and kind is CredentialKind.BASIC),
         service=service,
         delivery=delivery,
         origins=origin,

@@ -55,6 +55,25 @@ def test_a_new_value_is_a_new_version_of_the_same_kind(cli):
     assert reveal(cli, "box", "--part", "user") == "user"
 
 
+def test_a_key_of_aws_with_its_session_token(cli):
+    cli("set", "aws", "--delivery", "aws4:eu-west-1/s3", stdin=b"AKID\nkey/+=\ntoken==\n")
+    assert cli("show", "aws", "--json").json()["kind"] == "basic"
+    parts = {
+        part: reveal(cli, "aws", "--part", part) for part in ("user", "password", "session")
+    }
+    assert parts == {"user": "AKID", "password": "key/+=", "session": "token=="}
+    cli("set", "aws", stdin=b"AKID2\nkey2\n")  # it is one still, now a lasting one
+    assert reveal(cli, "aws", "--part", "user") == "AKID2"
+    assert cli("get", "aws", "--reveal", "--force", "--part", "session").code != 0
+
+
+@pytest.mark.parametrize("given", [b"AKID\n", b"AKID\n\n", b"a\nb\nc\nd\n"])
+def test_half_a_key_of_aws_is_refused(cli, given):
+    refused = cli("set", "aws", "--delivery", "aws4", stdin=given)
+    assert refused.code != 0
+    assert "two or three lines" in refused.err
+
+
 def test_parts_of_a_token(cli):
     cli("set", "gh", "--kind", "oauth_token", stdin=b"acc\nref\nrepo user\n")
     assert reveal(cli, "gh") == "acc"
