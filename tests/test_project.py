@@ -103,7 +103,7 @@ for found in pkgutil.walk_packages(apex_creds.__path__, "apex_creds."):
     if not (found.name.endswith(programs) or ".testing." in found.name):
         try:
             importlib.import_module(found.name)
-        except ModuleNotFoundError as error:  # an agent runtime, of which one is installed at most
+        except ModuleNotFoundError as error:  # a runtime: one of them at most is here
             if not found.name.startswith("apex_creds.integrations.") or error.name in missing:
                 raise
 print("imported")
