@@ -60,7 +60,7 @@ def grant(
     ] = False,
 ) -> Report:
     """Permit a plugin the use of a credential; replaces an earlier grant of the two."""
-    manifest = None if folder is None else _manifest_in(folder, plugin)
+    manifest = None if folder is None else manifest_in(folder, plugin)
 
     async def work(vault: Vault) -> tuple[Grant, CredentialInfo | None]:
         known = next((info for info in await vault.list() if info.name == name), None)
@@ -94,7 +94,12 @@ def grant(
     return done(_as_json(made), said, notes=notes)
 
 
-def _manifest_in(folder: Path, plugin: str) -> Manifest:
+def manifest_in(folder: Path, plugin: str) -> Manifest:
+    """What the plugin in a folder declares, with the checksum that it states.
+
+    Raises:
+        InvalidInputError: It is another plugin.
+    """
     from apex_creds.integrations.plugin_metadata import load_metadata, verified
     from apex_creds.policy.decide import UNVERIFIED
 

@@ -93,6 +93,10 @@ PANELS: Final[Mapping[str, Mapping[str, Entry]]] = {
             "access_commands:recovery_codes",
             "Make ten recovery codes, each good once; earlier ones are void. Asks for a code.",
         ),
+        "run": Entry(
+            "run_command:run",
+            "Run a program behind a wall: placeholders for keys, a gateway for network.",
+        ),
         "client": Entry(
             "access_commands:client",
             "Enrol, list and revoke programs that answer challenges; make their keys.",

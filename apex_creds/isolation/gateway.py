@@ -24,7 +24,14 @@ import httpx
 import msgspec
 
 from apex_creds.concurrency import soon
-from apex_creds.errors import AccessDeniedError, ApexCredsError, SecretLeakError
+from apex_creds.errors import (
+    AccessDeniedError,
+    ApexCredsError,
+    RequestNotAllowedError,
+    SecretLeakError,
+)
+from apex_creds.isolation.certificates import Certificates
+from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.placeholders import MisplacedError, Placeholders, Sent
 from apex_creds.isolation.request_heads import (
     END,
@@ -34,8 +41,10 @@ from apex_creds.isolation.request_heads import (
     check_lines,
     place_of,
     read_head,
+    tunnel_of,
 )
 from apex_creds.leases.broker import find_open, keep_open
+from apex_creds.leases.connection_pool import NETWORK
 from apex_creds.leases.handle import CredentialMap
 from apex_creds.leases.lease import AccessRequest, Invocation
 from apex_creds.leases.messages import Answered, RawHeaders, Request, SendFailure
@@ -76,6 +85,8 @@ class Gateway:
     Args:
         invocation_of: Who runs there now; None: nobody.
         placeholders: Those in its environment.
+        certificates: With which it is a proxy for https; None: it is none.
+        dialer: Connects to servers.
         limits: What it takes.
 
     Attributes:
@@ -87,10 +98,14 @@ class Gateway:
         invocation_of: Callable[[], Invocation | None],
         *,
         placeholders: Placeholders,
+        certificates: Certificates | None = None,
+        dialer: Dialer | None = None,
         limits: Limits | None = None,
     ) -> None:
         self.invocation_of = invocation_of
         self.placeholders = placeholders
+        self.certificates = certificates
+        self.dialer = dialer or Dialer()
         self.limits = limits or Limits()
         self.authority = ""
         self._server: asyncio.Server | None = None
@@ -174,6 +189,7 @@ class Connection:
     async def run(self) -> None:
         """Serves requests, one after another."""
         call = self._gateway.invocation_of()
+        NETWORK.set(self._gateway.dialer)
         with _cancelled_at_end(call):
             while await self._one(call):
                 pass
@@ -188,6 +204,8 @@ class Connection:
             if call is None or call.ended or self._gateway.invocation_of() is not call:
                 raise _nobody_there()
             assert isinstance(call, WrappedCall)
+            if head.method == "CONNECT":
+                return await self._tunnelled(exchange, head, call)
             with Inside(call):
                 place = place_of(head, self._gateway.authority, self._within)
                 await self._answer(exchange, head, place, call)
@@ -201,6 +219,30 @@ class Connection:
             self._rest = exchange.trailing_data[0]
             done = exchange.our_state is exchange.their_state is h11.DONE
             return done and not (head.closes or call.ended)
+        return False
+
+    async def _tunnelled(self, exchange: h11.Connection, head: Head, call: WrappedCall) -> bool:
+        """Serves what comes by a tunnel, as the host that it leads to; then it is over.
+
+        Raises:
+            ApexCredsError: It may not lead there.
+            BadRequestError: It is not clear where.
+        """
+        certificates = self._gateway.certificates
+        host, port = tunnel_of(head)
+        if certificates is None or self._within is not None:
+            raise BadRequestError(405, "There is no tunnel here.")
+        with Inside(call):
+            origin = _leads_to(call, host, port)
+        self._writer.write(exchange.send(h11.Response(status_code=200, headers=[])) or b"")
+        if exchange.trailing_data[0]:
+            raise EOFError  # it did not wait: what it says is for nobody
+        if origin.scheme == "https":
+            context = certificates.context(host)
+            await self._writer.start_tls(context, ssl_handshake_timeout=self._limits.reading)
+        inner = Connection(self._gateway, self._reader, self._writer, origin)
+        while await inner._one(call):
+            pass
         return False
 
     # -- what the client says ----------------------------------------------------------
@@ -428,6 +470,31 @@ async def _sent(call: WrappedCall, origin: Origin) -> dict[str, Sent]:
                 there = origin in lease.permission.origins
                 found[name] = Sent(state.record.info.delivery, there)
     return found
+
+
+def _leads_to(call: WrappedCall, host: str, port: int) -> Origin:
+    """Where a tunnel leads, which is checked before the name is looked up.
+
+    Raises:
+        RequestNotAllowedError: No credential may be sent there; audited.
+    """
+    handles = call.credentials
+    assert isinstance(handles, CredentialMap)
+    leases = []
+    for handle in handles.values():
+        with contextlib.suppress(ApexCredsError):  # it has ended
+            leases.append(find_open(handle.id))
+    for scheme in ("https", "http"):
+        origin = Origin(scheme, host, port)
+        if any(origin in lease.permission.origins for lease, _ in leases):
+            return origin
+    for lease, broker in leases[:1]:
+        asked = AccessRequest("CONNECT", Origin("https", host, port))
+        broker.log_refused_request(lease, asked)
+    raise RequestNotAllowedError(
+        f"Nothing may be sent to {Origin('https', host, port)}.",
+        hint="A credential's owner says where it may go: apex-creds edit NAME --origin URL",
+    )
 
 
 def _leaked(

@@ -30,6 +30,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from contextvars import ContextVar
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import anyio
@@ -61,10 +62,21 @@ P = TypeVar("P", bound="_Pool")
 
 
 class Key(NamedTuple):
-    """What a pool belongs to: the plugin that sends, and the credential's id."""
+    """What a pool belongs to: the plugin that sends, and the credential's id.
+
+    Attributes:
+        network: What dials; None: httpcore does.
+    """
 
     plugin: str
     credential: str
+    network: httpcore.AsyncNetworkBackend | None = None
+
+
+NETWORK: Final[ContextVar[httpcore.AsyncNetworkBackend | None]] = ContextVar(
+    "apex_creds_network", default=None
+)
+"""What dials for the requests of a task; a pool has connections of one only."""
 
 
 class Answer(NamedTuple):
@@ -315,9 +327,12 @@ class ConnectionPools:
         mine = self._loops.get(loop)
         if mine is None:
             mine = await self._new_loop(loop)
+        network = NETWORK.get()
+        if network is not None:
+            key = key._replace(network=network)
         pool = mine.find(key)
         if pool is None:
-            pool = AsyncPool(AsyncConnections(self._ssl()), queues=True)
+            pool = AsyncPool(AsyncConnections(self._ssl(), network), queues=True)
             mine.add(key, pool)
         return pool
 
@@ -384,11 +399,15 @@ class AsyncConnections(httpx.AsyncBaseTransport):
 
     Args:
         context: Shared by all pools: to load certificates takes milliseconds.
+        network: What dials; None: httpcore does.
     """
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, network: httpcore.AsyncNetworkBackend | None = None
+    ) -> None:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=context,
+            network_backend=network,
             max_connections=None,
             max_keepalive_connections=_KEPT_ALIVE,
             keepalive_expiry=_EXPIRY,

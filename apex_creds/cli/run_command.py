@@ -1,0 +1,143 @@
+"""``run``: any program as a plugin, behind the wall, where it never holds a secret."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from apex_creds.cli.command import Settings, command, span, with_vault
+from apex_creds.cli.grant_commands import manifest_in
+from apex_creds.cli.program import argument, option
+from apex_creds.errors import NotFoundError
+from apex_creds.policy.grants import GrantDecision
+from apex_creds.policy.manifest import Access, Manifest, Need
+from apex_creds.vault import Vault
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from apex_creds.isolation.sandbox import Wall, Walled
+
+_SIGNALLED: Final = 128
+_LIFE: Final = 24 * 3600.0
+
+
+@command()
+def run(
+    chosen: Settings,
+    program: Annotated[list[str], argument("COMMAND...", "What to run, after --.")],
+    plugin: Annotated[str, option("ID", "The plugin that it is.", "--plugin")],
+    folder: Annotated[
+        Path | None,
+        option("DIR", "Where its metadata is; it sees that folder.", "--plugin-dir"),
+    ] = None,
+    read: Annotated[
+        list[Path] | None, option("DIR", "It may read this folder; repeat.", "--read")
+    ] = None,
+    write: Annotated[
+        list[Path] | None, option("DIR", "It may change this folder; repeat.", "--write")
+    ] = None,
+    internal: Annotated[
+        list[str] | None,
+        option("HOST", "This host may have an address that is not public; repeat."),
+    ] = None,
+    life: Annotated[
+        float | None,
+        option(
+            "SPAN",
+            "How long it has credentials at most; a day by default.",
+            "--for",
+            parser=span,
+        ),
+    ] = None,
+) -> None:
+    """Run a program behind a wall: placeholders for keys, a gateway for network.
+
+    It sees the system's programs and the folders that are named, and connects to nothing but
+    the gateway, which sends its requests with the credentials that the plugin was granted:
+    each is checked and audited as any other use. Its exit code is the program's.
+    """
+    from apex_creds.isolation.sandbox import Limits, MiB, Wall
+
+    readable, writable = [*(read or ()), *([folder] if folder else ())], write or ()
+    wall = Wall(
+        command=program,
+        folders=[path.absolute() for path in readable],
+        writable=[path.absolute() for path in writable],
+        directory=_directory([*readable, *writable]),
+        limits=Limits(memory=None, data=4096 * MiB, processes=1024, files=4096),
+        terminal=sys.stdin.isatty(),
+    )
+
+    async def work(vault: Vault) -> int:
+        manifest = await _manifest(vault, plugin, folder)
+        return await _run(vault, manifest, wall, internal=internal or (), life=life or _LIFE)
+
+    status = with_vault(chosen, work)
+    raise typer.Exit(status if status >= 0 else _SIGNALLED - status)
+
+
+async def _run(
+    vault: Vault, manifest: Manifest, wall: Wall, *, internal: Collection[str], life: float
+) -> int:
+    from apex_creds.isolation.dialing import Dialer
+    from apex_creds.isolation.programs import run_program
+    from apex_creds.middleware import CredentialMiddleware
+
+    loop = asyncio.get_running_loop()
+
+    def began(walled: Walled) -> None:
+        loop.add_signal_handler(signal.SIGTERM, walled.process.terminate)
+        if wall.terminal:  # Ctrl-C is for the program, which the terminal sends it to as well
+            loop.add_signal_handler(signal.SIGINT, _nothing)
+
+    try:
+        async with CredentialMiddleware(vault, ttl=life) as middleware:
+            dialer = Dialer(internal=internal)
+            return await run_program(middleware, manifest, wall, dialer=dialer, began=began)
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+async def _manifest(vault: Vault, plugin: str, folder: Path | None) -> Manifest:
+    """What the plugin's metadata declares; without that, all that it was granted.
+
+    Raises:
+        NotFoundError: It was granted nothing.
+    """
+    if folder is not None:
+        return manifest_in(folder, plugin)
+    needs = tuple(
+        Need(
+            name=each.credential,
+            scopes=each.scopes,
+            access=Access.SIGN if each.sign else Access.INJECT,
+            required=False,
+        )
+        for each in await vault.grants()
+        if each.plugin == plugin and each.decision is not GrantDecision.DENY
+    )
+    if not needs:
+        raise NotFoundError(
+            "That plugin was granted nothing.", hint="Grant it: apex-creds grant PLUGIN NAME"
+        )
+    return Manifest(plugin=plugin, needs=needs)
+
+
+def _directory(folders: Sequence[Path]) -> str:
+    """Where the program begins: here, if it sees that; else in a folder of its own."""
+    from apex_creds.isolation.sandbox import HOME
+
+    here = Path.cwd()
+    seen = any(here.is_relative_to(folder.resolve()) for folder in folders)
+    return str(here) if seen else HOME
+
+
+def _nothing() -> None:
+    """Does nothing: a signal is for somebody else."""

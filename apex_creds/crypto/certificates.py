@@ -1,0 +1,141 @@
+"""A certificate authority for one run: X.509 certificates for a few named hosts (RFC 5280).
+
+Guarantee: its key, and theirs, are in this process's memory only; its certificate says itself
+that it is for those hosts alone (name constraints), so that it is good for nothing else even
+where somebody trusts it for longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address, ip_network
+from typing import Final, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+_EARLIER: Final = timedelta(days=1)
+_LIFE: Final = timedelta(days=30)
+
+
+class Leaf(NamedTuple):
+    """A host's certificate and key, PEM."""
+
+    chain: bytes
+    key: bytes
+
+
+class CertificateAuthority:
+    """Signs for the hosts that it was made for.
+
+    Args:
+        hosts: Names and addresses.
+        now: Unix seconds.
+    """
+
+    def __init__(self, hosts: Collection[str], *, now: float) -> None:
+        self._hosts = frozenset(hosts)
+        self._now = datetime.fromtimestamp(now, UTC)
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "apex-creds, one run")])
+        built = (
+            self._builder(self._name, self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(signs=True), critical=True)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()),
+                critical=False,
+            )
+        )
+        if hosts:
+            permitted = [_subtree(host) for host in sorted(hosts)]
+            limits = x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None)
+            built = built.add_extension(limits, critical=True)
+        self._certificate = built.sign(self._key, hashes.SHA256())
+
+    @property
+    def pem(self) -> str:
+        """Its certificate."""
+        return self._certificate.public_bytes(Encoding.PEM).decode()
+
+    def leaf(self, host: str) -> Leaf:
+        """A certificate for one of its hosts.
+
+        Raises:
+            KeyError: It is none of them.
+        """
+        if host not in self._hosts:
+            raise KeyError(host)
+        key = ec.generate_private_key(ec.SECP256R1())
+        common = host if len(host) <= _LONGEST_COMMON else "host"
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+        made = (
+            self._builder(name, key.public_key())
+            .add_extension(x509.SubjectAlternativeName([_general_name(host)]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs=False), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
+            .sign(self._key, hashes.SHA256())
+        )
+        return Leaf(
+            made.public_bytes(Encoding.PEM),
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        )
+
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey
+    ) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(self._now - _EARLIER)
+            .not_valid_after(self._now + _LIFE)
+        )
+
+
+_LONGEST_COMMON: Final = 64
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _subtree(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_network(host))
+    except ValueError:
+        return x509.DNSName(host)

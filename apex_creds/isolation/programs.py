@@ -1,0 +1,124 @@
+"""Any program behind the wall, as one invocation of a plugin: its requests go by the gateway.
+
+Guarantee: the program has placeholders where its keys would be; what it sends is an ordinary
+redeem of the invocation, which ends when the program does. Nothing of it is left then: no
+process, connection or lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import IO, Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from apex_creds.clocks import SystemClock
+from apex_creds.errors import InvalidInputError, IsolationError
+from apex_creds.isolation.certificates import Certificates
+from apex_creds.isolation.dialing import Dialer
+from apex_creds.isolation.environment import Held, held_by, surroundings
+from apex_creds.isolation.gateway import Gateway
+from apex_creds.isolation.sandbox import Wall, Walled
+from apex_creds.leases.lease import current_invocation
+from apex_creds.middleware import CredentialMiddleware
+from apex_creds.policy.manifest import Manifest
+
+PORT: Final = "8080"
+"""Of the gateway, in a network that has nothing else."""
+_ACTION: Final = "run"
+
+
+async def run_program(
+    middleware: CredentialMiddleware,
+    manifest: Manifest,
+    wall: Wall,
+    *,
+    dialer: Dialer | None = None,
+    began: Callable[[Walled], object] | None = None,
+    stdout: int | IO[bytes] | None = None,
+) -> int:
+    """Runs a program until it ends.
+
+    Args:
+        middleware: Whose leases it works with.
+        manifest: Of the plugin that it is.
+        wall: The program, and what else it sees.
+        dialer: Connects to servers.
+        began: Called when it runs.
+        stdout: Where it writes to; None: where this process does.
+
+    Returns:
+        Its exit status; negative: the number of a signal.
+
+    Raises:
+        AccessDeniedError: A required credential is refused.
+        IsolationError: It could not be started.
+    """
+
+    async def invocation() -> int:
+        call = current_invocation()
+        assert call is not None
+        held = await held_by(call)
+        authority = f"127.0.0.1:{PORT}"
+        certificates = Certificates(_hosts(held), now=SystemClock().time())
+        found = surroundings(held, authority, certificates=certificates.pem)
+        gateway = Gateway(
+            lambda: call,
+            placeholders=found.placeholders,
+            certificates=certificates,
+            dialer=dialer,
+        )
+        walled = await msgspec.structs.replace(
+            wall,
+            environment={**found.variables, **wall.environment},
+            files={**found.files, **wall.files},
+            listen=[PORT],
+        ).start(stdin=None, stdout=stdout)
+        try:
+            await gateway.start(walled.listeners[0])
+            if began is not None:
+                began(walled)
+            return await _ended(walled)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await gateway.close()
+                await anyio.to_thread.run_sync(walled.close)
+
+    if not manifest.needs:
+        raise InvalidInputError(
+            f"The plugin {manifest.plugin!r} declares no credential.",
+            hint="What needs none needs no gateway, and has no network here.",
+        )
+    status = await middleware.invoke_action(manifest, _ACTION, invocation)
+    if not isinstance(status, int):
+        raise IsolationError("The program did not say how it ended.", hint="Run it again.")
+    return status
+
+
+async def _ended(walled: Walled) -> int:
+    """Waits for its end without a thread, which a cancellation could not end."""
+    fd = os.pidfd_open(walled.process.pid)
+    loop = asyncio.get_running_loop()
+    over = loop.create_future()
+    try:
+        loop.add_reader(fd, partial(_set, over))
+        await over
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+    return walled.process.wait()
+
+
+def _set(over: asyncio.Future[None]) -> None:
+    if not over.done():
+        over.set_result(None)
+
+
+def _hosts(held: Collection[Held]) -> set[str]:
+    """Those that the gateway may speak for."""
+    return {origin.host for each in held for origin in each.origins if origin.scheme == "https"}
