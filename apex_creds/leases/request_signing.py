@@ -19,6 +19,7 @@ from urllib.parse import unquote_plus
 
 import httpx
 
+from apex_creds.crypto.sigv4 import ALGORITHM
 from apex_creds.errors import RequestNotAllowedError
 from apex_creds.leases.deliveries import (
     Draft,
@@ -27,7 +28,6 @@ from apex_creds.leases.deliveries import (
     canonical_name,
 )
 from apex_creds.leases.messages import RawHeaders
-from apex_creds.leases.sigv4 import ALGORITHM
 from apex_creds.model import PLACEHOLDER, DeliveryStyle, Origin
 from apex_creds.plain import plain_bytes, plain_seconds, plain_text
 

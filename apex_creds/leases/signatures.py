@@ -15,10 +15,9 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from apex_creds.crypto import jwt
+from apex_creds.crypto import jwt, sigv4
 from apex_creds.documents.records import Record
 from apex_creds.errors import InvalidInputError
-from apex_creds.leases import sigv4
 from apex_creds.leases.broker import LeaseBroker, find_open
 from apex_creds.leases.lease import AccessRequest
 from apex_creds.leases.request_signing import snapshot

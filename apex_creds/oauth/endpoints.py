@@ -8,19 +8,16 @@ sent.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 from urllib.parse import quote_plus, urlencode, urlsplit
 
-from apex_creds.errors import InvalidInputError, OAuthUnreachableError
+from apex_creds import outbound
+from apex_creds.errors import InvalidInputError, OAuthError, OAuthUnreachableError
 from apex_creds.oauth.messages import Form, is_secure, not_understood
-
-_SECONDS: Final = 20.0
-_WHOLE: Final = 60.0
-_LARGEST: Final = 1 << 18
+from apex_creds.outbound import Answer as Answer  # noqa: PLC0414 - known under this name, too
+from apex_creds.outbound import NoAnswerError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +41,6 @@ class Client:
         if self.auth == "post":
             form["client_secret"] = self.secret
         return {}
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A status, and at most 256 KiB."""
-
-    status: int
-    body: bytes = field(repr=False)
 
 
 async def post(url: str, form: Mapping[str, str], client: Client) -> Answer:
@@ -78,38 +67,22 @@ async def get(url: str) -> Answer:
 
 
 async def _ask(method: str, url: str, headers: dict[str, str], body: bytes) -> Answer:
-    import httpx  # long to import
-
     check_address(url)
     host = urlsplit(url).netloc
-    headers |= {"accept": "application/json", "accept-encoding": "identity"}
-    failed: OAuthUnreachableError | None = None
+    failed: OAuthError | None = None
     try:
-        async with (
-            asyncio.timeout(_WHOLE),  # httpx's begin anew with each byte
-            httpx.AsyncClient(
-                trust_env=False, follow_redirects=False, timeout=_SECONDS
-            ) as client,
-            client.stream(method, url, content=body, headers=headers) as response,
-        ):
-            packed = response.headers.get("content-encoding", "identity") != "identity"
-            if packed and response.status_code < 500:
-                raise not_understood("it is compressed, which was not asked for")
-            found = bytearray()
-            async for chunk in response.aiter_raw():
-                found += chunk
-                if len(found) > _LARGEST:
-                    raise not_understood("it is larger than 256 KiB")
-            return Answer(response.status_code, bytes(found))
-    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-        failed = OAuthUnreachableError(
-            f"{host} did not answer ({type(error).__name__}).",
-            hint="Check the network, and that address.",
-            sent=not isinstance(
-                error, httpx.ConnectError | httpx.ConnectTimeout | httpx.InvalidURL
-            ),
+        return await outbound.ask(method, url, headers=headers, body=body)
+    except NoAnswerError as error:
+        failed = (
+            OAuthUnreachableError(
+                f"{host} did not answer ({error.why}).",
+                hint="Check the network, and that address.",
+                sent=error.sent,
+            )
+            if error.understood
+            else not_understood(error.why)
         )
-    raise failed  # out of the handler: the frames of httpx hold what was sent
+    raise failed
 
 
 def check_address(url: str) -> str:

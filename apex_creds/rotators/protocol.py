@@ -38,18 +38,22 @@ class Task:
         credential: Its name.
         attempt: Names this rotation: the same for each step, and each time that it is taken.
         begun: Unix seconds, by the vault's clock, from before the first step.
+        now: Unix seconds, by the vault's clock.
         current: The value that plugins get now.
         others: The other values that may be valid: the next one, or the replaced one.
         admin: What the rotator logs in with; None: with the credential itself.
+        resumed: The step may have been taken before, by somebody who did not live to say so.
         lost: What is replaced may be in wrong hands: what is open with it is ended, too.
     """
 
     credential: str
     attempt: str
     begun: float
+    now: float
     current: Secret
     others: tuple[Secret, ...] = ()
     admin: Secret | None = None
+    resumed: bool = True
     lost: bool = False
 
 

@@ -17,7 +17,11 @@ from apex_creds.rotators.protocol import Rotator
 from apex_creds.vault import Vault, credential_writes
 
 BUILT_IN: Final = {
+    "aws-access-key": "apex_creds.rotators.aws_access_key",
+    "github-app": "apex_creds.rotators.github_app",
+    "openbao-approle": "apex_creds.rotators.openbao_approle",
     "postgres-role": "apex_creds.rotators.postgres_role",
+    "redis-acl": "apex_creds.rotators.redis_acl",
 }
 
 

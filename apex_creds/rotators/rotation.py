@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -109,6 +108,7 @@ class Rotations:
         self._find = find
         self._flights: SingleFlight[str, CredentialInfo] = SingleFlight()
         self._pauses: dict[str, tuple[float, float]] = {}
+        self._begun: set[str] = set()
 
     async def ask(
         self, name: str, *, upto: int | None = None, lost: bool = False, by_hand: bool = False
@@ -235,23 +235,26 @@ class Rotations:
 
     async def _take(self, record: Record, step: RotationStage) -> None:
         info, state = record.info, _state_of(record.info)
-        started, failure = time.perf_counter(), None
+        started, failure = self._vault.clock.monotonic(), None
         try:
             if step is RotationStage.IDLE:
                 made = plan.begun(state, attempt=new_id(), now=self._now)
                 await self._note(info, made)
+                self._begun.add(made.attempt)
             else:
                 rotator = self._find(state.rotator)
                 await self._step(record, rotator, step)
                 if step is RotationStage.FINISH:
-                    seconds = time.perf_counter() - started
+                    seconds = self._vault.clock.monotonic() - started
                     instruments.rotated(seconds, "", level="credential")
             self._pauses.pop(info.name, None)
         except (CredentialChangedError, CredentialNotFoundError):
             pass  # by a person, who was first; it is read anew
         except Exception as error:  # noqa: BLE001 - whatever a package of others does
             instruments.rotated(
-                time.perf_counter() - started, type(error).__name__, level="credential"
+                self._vault.clock.monotonic() - started,
+                type(error).__name__,
+                level="credential",
             )
             failure = await self._failed(info, step, error)
         if failure is not None:
@@ -347,6 +350,8 @@ class Rotations:
 
     async def _task(self, info: CredentialInfo, rotator: Rotator, values: _Values) -> Task:
         state, admin = _state_of(info), None
+        resumed = state.attempt not in self._begun
+        self._begun.discard(state.attempt)
         if rotator.admin:
             admin = await self._admin(rotator)
         else:
@@ -355,9 +360,11 @@ class Rotations:
             credential=info.name,
             attempt=state.attempt,
             begun=state.begun,
+            now=self._vault.clock.time(),
             current=values.current,
             others=values.others,
             admin=admin,
+            resumed=resumed,
             lost=state.lost >= (state.previous or state.since),
         )
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from apex_creds import outbound
 from apex_creds.errors import OAuthError, OAuthUnreachableError
 from apex_creds.oauth import endpoints
 from apex_creds.oauth.endpoints import Client
@@ -63,7 +64,7 @@ async def test_a_body_without_end_is_not_read() -> None:
 async def test_an_answer_that_never_comes_to_its_end_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(endpoints, "_WHOLE", 0.5)
+    monkeypatch.setattr(outbound, "_WHOLE", 0.5)
     async with asyncio.timeout(60), saying(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n") as url:
         with pytest.raises(OAuthUnreachableError, match="TimeoutError") as caught:
             await endpoints.post(url, {}, ROBOT)

@@ -1,17 +1,16 @@
-"""A PostgreSQL server with roles that rotate, and a vault that knows them."""
+"""Providers whose secrets rotate, and a vault that knows them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
 
 from apex_creds.model import BasicAuth
-from apex_creds.rotators import configure
+from apex_creds.rotators import Rotations, configure
 from apex_creds.vault import Vault
 from tests.support.postgres import Postgres, postgres
 
@@ -85,5 +84,9 @@ async def parts_of(vault: Vault, name: str) -> dict[str, str]:
         return {part: bytes(opened.view(part)).decode() for part in opened.names}
 
 
-async def unsealed(home: Path) -> Vault:
-    return await Vault.unseal(home)
+async def rotate(vault: Vault, name: str, *, lost: bool = False) -> dict[str, str]:
+    """Has a credential replaced by hand; what is stored of it then."""
+    rotations = Rotations(vault)
+    await rotations.ask(name, lost=lost, by_hand=True)
+    await rotations.advance(name)
+    return await parts_of(vault, name)

@@ -16,12 +16,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import InvalidInputError, RequestNotAllowedError
-from apex_creds.vault import Opened
 
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
 UNSIGNED: Final = "UNSIGNED-PAYLOAD"
@@ -49,6 +48,17 @@ _IN_QUERY: Final = frozenset(
     | {"X-Amz-SignedHeaders", "X-Amz-Security-Token"}
 )
 TIME: Final = "%Y%m%dT%H%M%SZ"
+
+
+class Parts(Protocol):
+    """A credential's parts in locked memory."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parts."""
+
+    def view(self, part: str = "") -> memoryview:
+        """A part where it lies."""
 
 
 class Key(NamedTuple):
@@ -333,7 +343,7 @@ def presigned(key: Key, scope: Scope, *, method: str, target: str, host: str, li
 
 
 @contextmanager
-def key_of(opened: Opened) -> Iterator[Key]:
+def key_of(opened: Parts) -> Iterator[Key]:
     """The access key that a credential is: a user, a password, and a session perhaps.
 
     Raises:

@@ -1,0 +1,207 @@
+"""Installation tokens of a GitHub App, from a server that verifies the JWT as GitHub does."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from apex_creds.errors import InvalidInputError, RotatorError, RotatorRefusedError
+from apex_creds.model import ApiKey, GenericSecret
+from apex_creds.rotators import configure, rotator_from_uri
+from apex_creds.scheduler.credential_rotation import CredentialRotation
+from apex_creds.scheduler.worker import next_fire
+from tests.support.rotators import parts_of, rotate
+from tests.support.vaults import FakeClock, create
+
+pytestmark = pytest.mark.anyio
+KEY = rsa.generate_private_key(65537, 2048)
+PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+
+
+class GitHub:
+    """What docs.github.com says of installation tokens; ``now`` is its clock."""
+
+    def __init__(self, clock):
+        self.clock, self.tokens, self.made, self.answer = clock, {}, 0, None
+        self.seen = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def respond(self):
+                length = int(self.headers.get("content-length", 0))
+                body = self.rfile.read(length)
+                outer.seen.append((self.command, self.path))
+                status, data = outer.serve(self.command, self.path, self.headers, body)
+                self.send_response(status)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_DELETE = respond
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.origin = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def close(self):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+    def lets_in(self, token):
+        return self.clock.now < self.tokens.get(token, 0)
+
+    def serve(self, method, path, headers, body):
+        bearer = headers.get("authorization", "").removeprefix("Bearer ")
+        if (method, path) == ("POST", "/app/installations/7/access_tokens"):
+            if self.answer is not None:
+                return self.answer
+            if not self.verified(bearer):
+                return 401, b'{"message":"A JSON web token could not be decoded"}'
+            self.made += 1
+            token, ends = f"ghs_{self.made:036}", int(self.clock.now) + 3600
+            self.tokens[token] = ends
+            at = datetime.fromtimestamp(ends, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            return 201, json.dumps({"token": token, "expires_at": at}).encode()
+        if not self.lets_in(bearer):
+            return 401, b'{"message":"Bad credentials"}'
+        if (method, path) == ("DELETE", "/installation/token"):
+            del self.tokens[bearer]
+            return 204, b""
+        return 200, b'{"total_count":0,"repositories":[]}'
+
+    def verified(self, token):
+        def decode(text):
+            return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+        head, claims, signature = token.split(".")
+        assert json.loads(decode(head)) == {"alg": "RS256", "typ": "JWT"}
+        KEY.public_key().verify(
+            decode(signature), f"{head}.{claims}".encode(), padding.PKCS1v15(), SHA256()
+        )
+        found = json.loads(decode(claims))
+        lives = found["exp"] - found["iat"] <= 600 and found["iat"] <= self.clock.now
+        return found["iss"] == "42" and lives and self.clock.now < found["exp"]
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def github(clock):
+    made = GitHub(clock)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def vault(tmp_path, clock, github):
+    async with await create(tmp_path, clock=clock) as made:
+        await made.put("gh-app", GenericSecret(PEM), origins=[github.origin])
+        await made.put("gh", ApiKey("nothing yet"), origins=[github.origin])
+        uri = f"github-app:{github.origin}/app/installations/7?app=42&admin=gh-app"
+        await configure(made, "gh", uri=uri, grace=1e6)
+        yield made
+
+
+async def test_a_token_of_an_hour_is_replaced_before_it_ends(vault, github, clock):
+    github.tokens["nothing yet"] = clock.now + 10
+    first = (await rotate(vault, "gh"))["value"]
+    info = await vault.get("gh")
+    assert github.lets_in(first)
+    assert info.expires == clock.now + 3600
+    assert info.rotation.retires <= clock.now + 3600  # no grace is longer than the token
+    rotation = CredentialRotation(vault, next_fire=next_fire)
+    for _ in range(12):
+        clock.now += 600
+        assert await rotation.run() == 0
+        assert github.lets_in((await parts_of(vault, "gh"))["value"])
+    assert github.made <= 4
+
+
+async def test_a_lost_token_is_revoked(vault, github, clock):
+    github.tokens["nothing yet"] = clock.now + 10
+    first = (await rotate(vault, "gh"))["value"]
+    second = (await rotate(vault, "gh", lost=True))["value"]
+    assert not github.lets_in(first)
+    assert github.lets_in(second)
+    assert first != second
+
+
+async def test_another_key_is_refused(vault, github):
+    other = rsa.generate_private_key(65537, 2048).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    github.verified = lambda token: False
+    await vault.put("gh-app", GenericSecret(other))
+    with pytest.raises(RotatorRefusedError, match="401"):
+        await rotate(vault, "gh")
+    assert await parts_of(vault, "gh") == {"value": "nothing yet"}
+
+
+async def test_what_is_no_key_is_refused_and_not_repeated(vault, github):
+    await vault.put("gh-app", GenericSecret(b"hunter2 is no key"))
+    with pytest.raises(InvalidInputError) as caught:
+        await rotate(vault, "gh")
+    assert "hunter2" not in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (201, b""),
+        (201, b"[]"),
+        (201, b'{"token":7,"expires_at":"2030-01-01T00:00:00Z"}'),
+        (201, b'{"token":"canary-token","expires_at":"never"}'),
+        (201, b'{"token":"canary-token","expires_at":"9999-12-31T23:59:59Z"}'),
+        (201, b'{"token":"canary-token","expires_at":"2001-01-01T00:00:00Z"}'),
+        (201, b'{"token":"canary-token\\r\\nX: y","expires_at":"2023-11-14T23:00:00Z"}'),
+        (201, b'{"token":"","expires_at":"2023-11-14T23:00:00Z"}'),
+        (201, b" " * (1 << 19)),
+        (500, b"canary-token"),
+        (302, b"canary-token"),
+        (429, b""),
+    ],
+)
+async def test_a_hostile_answer_stores_nothing(vault, github, answer, caplog):
+    github.answer = answer
+    with pytest.raises(RotatorError) as caught:
+        await rotate(vault, "gh")
+    assert not isinstance(caught.value, RotatorRefusedError)
+    assert "canary" not in f"{caught.value} {caught.value.hint} {caplog.text}"
+    assert await parts_of(vault, "gh") == {"value": "nothing yet"}
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "github-app:https://api.github.com?app=1&admin=x",
+        "github-app:https://api.github.com/app/installations/x?app=1&admin=x",
+        "github-app:https://api.github.com/app/installations/1?admin=x",
+        "github-app:https://api.github.com/app/installations/1?app=1",
+        "github-app:http://api.github.com/app/installations/1?app=1&admin=x",
+    ],
+)
+def test_a_uri_that_is_not_understood(uri):
+    with pytest.raises(InvalidInputError):
+        rotator_from_uri(uri)
