@@ -31,7 +31,6 @@ def cloud(tmp_path_factory):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("moto") / "log"
-    env = {**os.environ, "AWS_DEFAULT_REGION": "us-east-1"}
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with (
         log.open("wb") as output,
