@@ -381,10 +381,14 @@ class Reveal:
 
     __slots__ = ("_lease_id", "_part", "_request", "_secret")
 
-    def __init__(self, lease_id: str, part: str, scope: str | None) -> None:
+    def __init__(
+        self, lease_id: str, part: str, scope: str | None, *, logged: str = ""
+    ) -> None:
         self._lease_id = lease_id
         self._part = part
-        self._request = _READ if scope is None else AccessRequest(REVEAL, scope=scope)
+        self._request = _READ
+        if scope is not None or logged:
+            self._request = AccessRequest(REVEAL, scope=scope, logged=logged)
         self._secret: SecretBytes | None = None
 
     async def __aenter__(self) -> SecretBytes:

@@ -52,6 +52,12 @@ from apex_creds.middleware.callables import (
     shape_of,
 )
 from apex_creds.middleware.consent_flow import Authorizations, ConsentFlow
+from apex_creds.middleware.plugin_runner import (
+    ELSEWHERE,
+    Isolates,
+    PluginRunner,
+    elsewhere,
+)
 from apex_creds.middleware.streams import guard_async, guard_sync
 from apex_creds.middleware.unscoped_output import mark_before_sealing
 from apex_creds.migration import Fallback
@@ -110,6 +116,9 @@ class CredentialMiddleware:
         consent_deadline: Seconds that a question waits for its answer.
         responder: Signs challenges where no ``answering`` names another client; by default
             nobody, so that credentials which take a challenge are denied.
+        isolation: Runs plugins in processes of their own, as ``Isolation.BUBBLEWRAP``; see
+            docs/ISOLATION.md. By default they run in this one, and those that require it are
+            refused.
         harden: Whether to call ``harden_process()``: no core files, and no debugger or
             profiler that is attached by another process. See docs/OPERATIONS.md.
 
@@ -131,6 +140,7 @@ class CredentialMiddleware:
         second_factor: Ask | None = None,
         consent_deadline: float = DEADLINE,
         responder: Responder | None = None,
+        isolation: Isolates | None = None,
         harden: bool = True,
     ) -> None:
         check_is(vault, Vault, what="vault")
@@ -140,6 +150,7 @@ class CredentialMiddleware:
             (responder, ("client", "answer"), "responder"),
             (transport, ("handle_async_request", "aclose"), "transport"),
             (sync_transport, ("handle_request", "close"), "sync_transport"),
+            (isolation, ("runner",), "isolation"),
         ):
             if asked is not None:
                 check_can(asked, *methods, what=what, hint=_ASKED.get(what, ""))
@@ -160,6 +171,7 @@ class CredentialMiddleware:
         self._on_leak = _one_of(OnLeak, on_leak, what="on_leak")
         self._on_opaque = _one_of(OnOpaque, on_opaque, what="on_opaque")
         self._threads = Semaphore(plain_count(max_threads, what="max_threads"))
+        self._runner = None if isolation is None else isolation.runner()
         self._legacy: Fallback | None = None
         self._closed = False
         log_filter.install(self._broker)
@@ -200,6 +212,8 @@ class CredentialMiddleware:
         self._vault.unwatch_revocations(self._answers.revoked)
         with anyio.CancelScope(shield=True):
             await self._consent.close()
+            if self._runner is not None:
+                await self._runner.close()
             await self._broker.close()
         self._answers.wipe()
 
@@ -394,9 +408,15 @@ class CredentialMiddleware:
         """
         if type(action) is not str:
             action = plain_text(action, what="action")
-        shape, given = shape_of(function), kwargs or {}
-        passes = shape if shape_from is None else shape_of(shape_from)
-        if not (manifest.needs or passes.takes_credentials) and current_invocation() is None:
+        given, runner = kwargs or {}, self.runner_of(manifest)
+        if runner is not None:
+            function = functools.partial(_called, runner, manifest, function)
+            shape = passes = ELSEWHERE
+        else:
+            shape = shape_of(function)
+            passes = shape if shape_from is None else shape_of(shape_from)
+        bare = not (manifest.needs or passes.takes_credentials or runner)
+        if bare and current_invocation() is None:
             named = enter_bare(manifest.plugin)  # it has nothing to do with credentials
             try:
                 if shape.in_thread:
@@ -445,8 +465,14 @@ class CredentialMiddleware:
         Nobody is asked: what a person has not decided yet is denied.
         """
         action = plain_text(action, what="action")
-        passes, given = shape_of(shape_from or function), kwargs or {}
-        if not (manifest.needs or passes.takes_credentials) and current_invocation() is None:
+        given, runner = kwargs or {}, self.runner_of(manifest)
+        if runner is not None:
+            function = functools.partial(_called_in_turn, runner, manifest, function)
+            passes = ELSEWHERE
+        else:
+            passes = shape_of(shape_from or function)
+        bare = not (manifest.needs or passes.takes_credentials or runner)
+        if bare and current_invocation() is None:
             named = enter_bare(manifest.plugin)
             try:
                 return function(*args, **given)
@@ -456,6 +482,18 @@ class CredentialMiddleware:
             return self._run_sync(manifest, action, function, args, given, passes)
         with _invocation_span(manifest, action) as step:
             return self._run_sync(manifest, action, function, args, given, passes, step)
+
+    def runner_of(self, manifest: Manifest) -> PluginRunner | None:
+        """What runs a plugin; None: it runs in this process.
+
+        Raises:
+            IsolationUnavailableError: It is to run isolated, and is not run otherwise.
+        """
+        policy = self._broker.authorizer.policy_at(self._broker.clock.monotonic())
+        required = manifest.isolated or policy.isolates(manifest.plugin)
+        if self._runner is None and not required:
+            return None
+        return elsewhere(self._runner, manifest, required=required)
 
     # -- inside ------------------------------------------------------------------
 
@@ -553,6 +591,26 @@ class CredentialMiddleware:
         if isinstance(result, _Raised):
             raise result.error
         return result
+
+
+async def _called(
+    runner: PluginRunner,
+    manifest: Manifest,
+    function: Callable[..., object],
+    *args: object,
+    **kwargs: object,
+) -> object:
+    return await runner.call(manifest, function, args, kwargs)
+
+
+def _called_in_turn(
+    runner: PluginRunner,
+    manifest: Manifest,
+    function: Callable[..., object],
+    *args: object,
+    **kwargs: object,
+) -> object:
+    return runner.call_in_turn(manifest, function, args, kwargs)
 
 
 def _finish(call: WrappedCall, result: object) -> object:

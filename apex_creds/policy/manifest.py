@@ -22,6 +22,8 @@ MAX_NEEDS: Final = 100
 MAX_ITEMS: Final = 64
 MAX_REASON: Final = 1000
 
+REQUIRED: Final = "required"
+"""What metadata says with ``isolation``, if it says something."""
 LOGIN: Final = "LOGIN"
 """The method of what is not HTTP: the credential logs in to a server, and is not sent again."""
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", LOGIN})
@@ -70,12 +72,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         checksum: Of its code, ``ALGORITHM:DIGEST``, where the metadata states one and it
             is right; ``unverified:…`` where it is wrong; empty where there is none.
+        isolated: It is to run in a process of its own, and is not run otherwise.
     """
 
     plugin: str
     version: str = ""
     needs: tuple[Need, ...] = ()
     checksum: str = ""
+    isolated: bool = False
 
     def need(self, name: str) -> Need | None:
         """The declaration for ``name``, or None: undeclared."""
@@ -88,6 +92,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         for need in needs:
             if need["echoes"] == Echoes.COVERED:  # as it was before there was the field
                 del need["echoes"]
+        if self.isolated:  # a version that does not ask for it any more asks again
+            needs = [*needs, {"isolation": REQUIRED}]
         return hashlib.sha256(msgspec.json.encode(needs, order="sorted")).hexdigest()
 
 
@@ -104,13 +110,13 @@ class _RawNeed(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def parse_manifest(metadata: Mapping[str, object]) -> Manifest:
-    """Reads ``id``, ``version`` and ``credentials`` of a plugin's metadata.
+    """Reads ``id``, ``version``, ``credentials`` and ``isolation`` of a plugin's metadata.
 
     Args:
         metadata: The decoded plugin.json or metadata.json; other fields are the runtime's.
 
     Raises:
-        InvalidManifestError: Anything about those three fields is not as specified.
+        InvalidManifestError: Anything about those four fields is not as specified.
     """
     if not isinstance(metadata, Mapping):
         raise _invalid("it must be an object")
@@ -134,7 +140,14 @@ def parse_manifest(metadata: Mapping[str, object]) -> Manifest:
         raise _invalid(f"more than {MAX_NEEDS} credentials")
     if len({need.name for need in needs}) != len(needs):
         raise _invalid("a credential is declared twice")
-    return Manifest(plugin=plugin, version=version, needs=needs)
+    isolated = _isolated(metadata.get("isolation"))
+    return Manifest(plugin=plugin, version=version, needs=needs, isolated=isolated)
+
+
+def _isolated(said: object) -> bool:
+    if said is not None and text_or_none(said) != REQUIRED:
+        raise _invalid(f'isolation is "{REQUIRED}", or left out')
+    return said is not None
 
 
 def _need(raw: _RawNeed) -> Need:

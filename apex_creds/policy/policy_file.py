@@ -130,10 +130,15 @@ class _RawGrants(_Strict):
     new_version: Literal["keep", "ask"] = "keep"
 
 
+class _RawIsolation(_Strict):
+    required: Patterns
+
+
 class _RawPolicy(_Strict):
     version: Literal[1]
     levels: _RawLevels = msgspec.field(default_factory=_RawLevels)
     grants: _RawGrants = msgspec.field(default_factory=_RawGrants)
+    isolation: _RawIsolation | None = None
     rules: Annotated[list[_RawRule], msgspec.Meta(max_length=MAX_RULES)] = []
     limits: Annotated[list[_RawLimit], msgspec.Meta(max_length=MAX_LIMITS)] = []
 
@@ -227,6 +232,9 @@ class _Compiler:
             levels=levels,
             limits=[self._limit(number, limit) for number, limit in enumerate(raw.limits)],
             keep_grants=raw.grants.new_version == "keep",
+            isolated=None
+            if raw.isolation is None
+            else self._names(("isolation", "required"), raw.isolation.required),
         )
 
     def _rule(self, number: int, raw: _RawRule) -> Rule:

@@ -177,12 +177,15 @@ class Policy:
         limits: The limits of rates.
         keep_grants: Whether a new version of a plugin that asks for nothing new keeps its
             grants.
+        isolated: The plugins that run isolated, or not at all; empty: all; None: none is
+            named.
     """
 
     __slots__ = (
         "_action",
         "_clockwork",
         "_credential",
+        "_isolated",
         "_known",
         "_origin",
         "_plugin",
@@ -200,12 +203,14 @@ class Policy:
         levels: dict[Sensitivity, Level] | None = None,
         limits: Iterable[LimitRule] = (),
         keep_grants: bool = True,
+        isolated: tuple[Pattern, ...] | None = None,
     ) -> None:
         ordered = sorted(rules, key=lambda rule: rule.weight, reverse=True)
         self.rules = tuple(ordered)
         self.levels = {**DEFAULT_LEVELS, **(levels or {})}
         self.limits = tuple(limits)
         self.keep_grants = keep_grants
+        self._isolated = None if isolated is None else Matcher([isolated])
         self._plugin = Matcher([rule.plugin for rule in ordered])
         self._action = Matcher([rule.action for rule in ordered])
         self._credential = Matcher([rule.credential for rule in ordered])
@@ -213,6 +218,10 @@ class Policy:
         self._origin = Matcher([rule.origin for rule in ordered])
         self._clockwork = _clockwork(ordered)
         self._known: BoundedCache[tuple[object, ...], Ruling] = BoundedCache(_MANY)
+
+    def isolates(self, plugin: str) -> bool:
+        """Whether a plugin is to run isolated, and is not run otherwise."""
+        return self._isolated is not None and self._isolated.name(plugin) != 0
 
     def rule_on(
         self,

@@ -1,0 +1,378 @@
+"""What goes over the socket between the host and a worker: frames, and the values in them.
+
+Guarantee: nothing here runs code that the other side names. A frame is at most ``LARGEST``
+bytes and one of a few shapes; a value is plain data, rebuilt as such; an error is one of
+Python's own or of this package's, made from a text, or a ``PluginRaisedError``. What is not of
+these is a ``ProtocolError``, after which the other side is not listened to any more.
+"""
+
+from __future__ import annotations
+
+import builtins
+import datetime
+import decimal
+import keyword
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any, Final
+
+import msgspec
+
+from apex_creds import errors
+from apex_creds.errors import (
+    ApexCredsError,
+    InvalidInputError,
+    IsolationError,
+    PluginRaisedError,
+)
+
+LARGEST: Final = 32 << 20
+"""Bytes of one frame."""
+MOST_NOTES: Final = 32
+LONGEST_TEXT: Final = 64 << 10
+"""Characters of an error's text, or of a note."""
+_LONGEST_NAME: Final = 200
+_DEEPEST_CAUSE: Final = 4
+
+
+class ProtocolError(IsolationError):
+    """The other side does not keep to the frames."""
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """An exception.
+
+    Attributes:
+        name: Its class's qualified name, with its module where that is not ``builtins``.
+        bases: The names of Python's own exceptions that it is, the nearest first.
+        ours: The name of the class of ``apex_creds.errors`` that it is; empty: of none.
+        hint: Of such a one.
+    """
+
+    name: str
+    text: str
+    bases: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    ours: str = ""
+    hint: str = ""
+    cause: Failure | None = None
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Asks the other side for something, which it does beside what else was asked."""
+
+    id: int
+    what: str
+    value: Any = None
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The end of what was asked: its value."""
+
+    id: int
+    value: Any = None
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The end of what was asked: an exception."""
+
+    id: int
+    failure: Failure
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """What was asked for goes on: it is a stream, or is to be awaited; ``Step`` runs it."""
+
+    id: int
+    kind: str
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """One step of what is open: the other side does no more than it was asked for."""
+
+    id: int
+    how: str
+    value: Any = None
+
+
+class Item(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """What a step brought."""
+
+    id: int
+    value: Any = None
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """What was asked, or its step, is to end now; it answers all the same."""
+
+    id: int
+
+
+class Say(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Something to know; there is no answer."""
+
+    what: str
+    value: Any = None
+
+
+Frame = Ask | Answer | Failed | Opened | Step | Item | Cancel | Say
+
+# -- values --------------------------------------------------------------------------------
+
+_TUPLE, _SET, _FROZEN, _BYTEARRAY, _INTEGER, _TEXT, _PAIRS, _PLACE = range(1, 9)
+_TEXTS: Final[dict[str, tuple[type, Callable[[str], object]]]] = {
+    "datetime": (datetime.datetime, datetime.datetime.fromisoformat),
+    "date": (datetime.date, datetime.date.fromisoformat),
+    "time": (datetime.time, datetime.time.fromisoformat),
+    "decimal": (decimal.Decimal, decimal.Decimal),
+    "uuid": (uuid.UUID, uuid.UUID),
+}
+_WHOLE: Final = range(-(2**63), 2**64)
+_LONGEST_INTEGER: Final = 4000
+"""Digits: what Python reads without being told that it may."""
+
+_BASES: Final[tuple[Callable[[Any], object], ...]] = (
+    *(int, float, str, bytes, dict, list, tuple, set, frozenset),
+)
+"""What a value of a subclass is sent as."""
+
+_LISTS: Final[dict[int, Callable[[list[Any]], object]]] = {
+    _TUPLE: tuple,
+    _SET: set,
+    _FROZEN: frozenset,
+    _PAIRS: dict,
+    _TEXT: lambda pair: _TEXTS[pair[0]][1](pair[1]),
+}
+
+Places = Callable[[object], object | None]
+"""What stands for a thing that does not cross; None: it is none of those."""
+
+
+class Codec:
+    """Frames as bytes.
+
+    Args:
+        leave: Says what stands for a thing that can't cross: a callback, a handle.
+        arrive: Makes something of what stands for a thing of the other side's.
+    """
+
+    def __init__(
+        self,
+        leave: Places = lambda _: None,
+        arrive: Callable[[object], object] | None = None,
+    ) -> None:
+        self._leave = leave
+        self._arrive = arrive
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(Frame, ext_hook=self._ext)
+        self._values = msgspec.msgpack.Decoder(ext_hook=self._ext)
+
+    def plain(self, value: object) -> object:
+        """``value`` as it can be sent.
+
+        Raises:
+            InvalidInputError: It, or something in it, is not plain data.
+        """
+        try:
+            return self._plain(value)
+        except RecursionError:
+            raise InvalidInputError("A value that is nested so deeply can't cross.") from None
+
+    def encode(self, frame: Frame) -> bytes:
+        """A frame whose value is plain already.
+
+        Raises:
+            InvalidInputError: It is too large.
+        """
+        try:
+            data = self._encoder.encode(frame)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            raise InvalidInputError("The value can't be written as plain data.") from None
+        if len(data) > LARGEST:
+            raise InvalidInputError(
+                f"A value of {len(data)} bytes can't cross: {LARGEST} are the most.",
+                hint="Return a stream, in pieces.",
+            )
+        return data
+
+    def decode(self, data: bytes) -> Frame:
+        """A frame of the other side's.
+
+        Raises:
+            ProtocolError: It is none.
+        """
+        try:
+            return self._decoder.decode(data)
+        except (
+            msgspec.DecodeError,
+            ValueError,
+            TypeError,
+            LookupError,
+            ArithmeticError,
+            RecursionError,
+        ):
+            raise ProtocolError("The other side sent what is no frame.") from None
+
+    def _plain(self, value: object) -> object:
+        kind = type(value)
+        if value is None or kind in (bool, float, bytes):
+            return value
+        if kind in (str, msgspec.msgpack.Ext):  # the latter was made plain already
+            return value
+        if kind is int:
+            return value if value in _WHOLE else self._ext_of(_INTEGER, format(value, "d"))
+        if kind is list:
+            return [self._plain(each) for each in value]  # type: ignore[attr-defined]
+        if kind is dict:
+            return self._dict(value)  # type: ignore[arg-type]
+        for number, sequence in ((_TUPLE, tuple), (_SET, set), (_FROZEN, frozenset)):
+            if kind is sequence:
+                return self._ext_of(number, [self._plain(each) for each in value])  # type: ignore[attr-defined]
+        stands = self._leave(value)
+        if stands is not None:
+            return self._ext_of(_PLACE, self._plain(stands))
+        return self._converted(value)
+
+    def _dict(self, value: dict[object, object]) -> object:
+        if all(type(key) is str for key in value):
+            return {key: self._plain(each) for key, each in value.items()}
+        pairs = [[self._plain(key), self._plain(each)] for key, each in value.items()]
+        return self._ext_of(_PAIRS, pairs)
+
+    def _converted(self, value: object) -> object:
+        """What is plain data under another class."""
+        if isinstance(value, bytearray | memoryview):
+            return self._ext_of(_BYTEARRAY, bytes(value))
+        for name, (kind, _) in _TEXTS.items():
+            if type(value) is kind:
+                text = value.isoformat() if hasattr(value, "isoformat") else str(value)
+                return self._ext_of(_TEXT, [name, text])
+        for base in _BASES:
+            if isinstance(value, base):  # type: ignore[arg-type]
+                return self._plain(base(value))
+        if isinstance(value, PurePath | Mapping):
+            return str(value) if isinstance(value, PurePath) else self._plain(dict(value))
+        dump = getattr(value, "model_dump", None)
+        try:
+            return self._plain(dump() if callable(dump) else msgspec.to_builtins(value))
+        except (TypeError, ValueError):
+            pass
+        raise InvalidInputError(
+            f"A {type(value).__name__[:80]} can't cross the wall: only plain data does.",
+            hint="Pass and return numbers, texts, bytes, lists, dicts, or dataclasses of them.",
+        )
+
+    def _ext_of(self, number: int, value: object) -> msgspec.msgpack.Ext:
+        return msgspec.msgpack.Ext(number, self._encoder.encode(value))
+
+    def _ext(self, number: int, data: memoryview) -> object:
+        value = self._values.decode(data)
+        if number == _PLACE and self._arrive is not None:
+            return self._arrive(value)
+        if number == _BYTEARRAY and isinstance(value, bytes):
+            return bytearray(value)
+        if number == _INTEGER and isinstance(value, str) and len(value) < _LONGEST_INTEGER:
+            return int(value)
+        made = _LISTS.get(number)
+        if made is not None and isinstance(value, list):
+            return made(value)
+        raise ProtocolError("The other side sent what is no value.")
+
+
+# -- exceptions ----------------------------------------------------------------------------
+
+_OURS: Final = {
+    name: found
+    for name in errors.__all__
+    if isinstance(found := getattr(errors, name), type) and issubclass(found, ApexCredsError)
+}
+_PYTHON: Final = {
+    name: found
+    for name, found in vars(builtins).items()
+    if isinstance(found, type)
+    and issubclass(found, Exception)
+    # A coroutine or generator can't let these through; groups are more than a text.
+    and not issubclass(found, StopIteration | StopAsyncIteration | ExceptionGroup)
+}
+
+
+def failure_of(error: BaseException, *, depth: int = 0) -> Failure:
+    """An exception, as it can be sent."""
+    kind = type(error)
+    name = kind.__qualname__
+    if kind.__module__ != "builtins":
+        name = f"{kind.__module__}.{name}"
+    ours = next((each.__name__ for each in kind.__mro__ if _is_ours(each)), "")
+    cause = error.__cause__
+    return Failure(
+        name=name[:_LONGEST_NAME],
+        text=_text_of(error),
+        bases=tuple(each.__name__ for each in kind.__mro__ if each.__module__ == "builtins"),
+        notes=_notes_of(error),
+        ours=ours,
+        hint=error.hint[:LONGEST_TEXT] if isinstance(error, ApexCredsError) else "",
+        cause=None
+        if cause is None or depth >= _DEEPEST_CAUSE
+        else failure_of(cause, depth=depth + 1),
+    )
+
+
+def error_of(failure: Failure, *, depth: int = 0) -> Exception:
+    """The exception that a failure stands for; made of its texts alone."""
+    error = _made(failure)
+    for note in failure.notes[:MOST_NOTES]:
+        error.add_note(note[:LONGEST_TEXT])
+    if failure.cause is not None and depth < _DEEPEST_CAUSE:
+        error.__cause__ = error_of(failure.cause, depth=depth + 1)
+    return error
+
+
+def _made(failure: Failure) -> Exception:
+    text = failure.text[:LONGEST_TEXT]
+    ours = _OURS.get(failure.ours)
+    if ours is not None:
+        try:
+            return ours(text, hint=failure.hint[:LONGEST_TEXT])
+        except TypeError:  # it takes more than a text
+            return IsolationError(text, hint=failure.hint[:LONGEST_TEXT])
+    same = _PYTHON.get(failure.name)
+    if same is not None:
+        try:
+            return same(text)
+        except TypeError:  # as UnicodeDecodeError, which takes five arguments
+            pass
+    base = next((_PYTHON[name] for name in failure.bases if name in _PYTHON), Exception)
+    name = failure.name.rpartition(".")[2]
+    if not name.isidentifier() or keyword.iskeyword(name):
+        name = PluginRaisedError.__name__
+    # Its class has the name and is what Python's own is; nothing of the plugin's is in it.
+    for bases in ((PluginRaisedError, base), (PluginRaisedError,)):
+        try:
+            made: Exception = type(name, bases, {"__module__": __name__})(text)
+        except TypeError:
+            continue
+        return made
+    return PluginRaisedError(text)
+
+
+def _is_ours(kind: type) -> bool:
+    return _OURS.get(kind.__name__) is kind
+
+
+def _text_of(error: BaseException) -> str:
+    if isinstance(error, ApexCredsError):
+        return error.message[:LONGEST_TEXT]
+    try:
+        # A KeyError's text is its argument's representation: made again, it would be twice.
+        shown = error.args[0] if isinstance(error, KeyError) and error.args else error
+        return str(shown)[:LONGEST_TEXT]
+    except Exception:  # noqa: BLE001 - of a plugin's class
+        return "(its text can't be shown)"
+
+
+def _notes_of(error: BaseException) -> tuple[str, ...]:
+    notes = getattr(error, "__notes__", ())
+    if not isinstance(notes, list):
+        return ()
+    return tuple(str(note)[:LONGEST_TEXT] for note in notes[:MOST_NOTES] if type(note) is str)

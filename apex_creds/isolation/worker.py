@@ -1,0 +1,582 @@
+"""The plugin's own process: imports its code, runs its actions, has no secret.
+
+Guarantee: the plugin's code is imported here and nowhere else. The main thread has its event
+loop; another thread has the socket, so that a plugin which blocks its loop can still ask the
+host, and be asked to stop. What a plugin prints and logs goes to the host's log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import importlib
+import importlib.util
+import inspect
+import logging
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from types import ModuleType
+from typing import Any, Final, TypeVar, cast
+
+import msgspec
+
+from apex_creds.errors import InvalidInputError
+from apex_creds.isolation import remote_handles
+from apex_creds.isolation.channel import Channel, Ended, Open, opened
+from apex_creds.isolation.frames import Codec, Failure, error_of
+from apex_creds.isolation.remote_handles import Call, CurrentMap, RemoteMap, Upload
+
+T = TypeVar("T")
+AWAITABLE: Final = "awaitable"
+ASYNC_STREAM: Final = "async"
+SYNC_STREAM: Final = "sync"
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Which function of which file.
+
+    Attributes:
+        root: Where its module is imported from.
+        module: Its dotted name, from there.
+        name: The function's qualified name; of a plugin of a runtime, the class's.
+        method: Of an instance of that class; empty: ``name`` is called.
+        made_with: What the instance is made with, as far as the class takes it.
+        dispatched: The method's name is given to the plugin's own ``execute_action``.
+    """
+
+    root: str
+    module: str
+    name: str
+    method: str = ""
+    made_with: dict[str, Any] = {}
+    dispatched: bool = False
+
+
+class Calling(msgspec.Struct, frozen=True):
+    """One call.
+
+    Attributes:
+        handles: What names the leases, as ``RemoteHandle`` takes it.
+        in_turn: The caller can't wait: what is to be awaited comes back as such.
+    """
+
+    id: str
+    plugin: str
+    target: Target
+    args: list[Any]
+    kwargs: dict[str, Any]
+    handles: list[list[Any]]
+    in_turn: bool = False
+    log_level: int = logging.WARNING
+
+
+def warm_up() -> None:
+    """Imports what workers need, once for all of them."""
+    import httpx  # noqa: F401
+
+    remote_handles.stand_in()
+    from apex_creds.leases import http_client  # noqa: F401
+
+
+def main(connection: int) -> None:
+    """Serves the host until it hangs up."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    worker = Worker(loop)
+    sockets = threading.Thread(
+        target=worker.serve_socket, args=(socket.socket(fileno=connection),), daemon=True
+    )
+    sockets.start()
+    loop.run_forever()
+
+
+class Worker:
+    """Does what the host asks for.
+
+    Args:
+        loop: The plugin's.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._plugins = loop
+        self._sockets: asyncio.AbstractEventLoop | None = None
+        self._channel: Channel | None = None
+        self._uploads: dict[int, Upload] = {}
+        self._modules: dict[tuple[str, str], ModuleType] = {}
+        self._instances: dict[bytes, object] = {}
+        self._loading = threading.Lock()
+
+    # -- the socket's thread -----------------------------------------------------------
+
+    def serve_socket(self, connection: socket.socket) -> None:
+        """The whole life of that thread, and of the process."""
+        try:
+            asyncio.run(self._serve(connection))
+        finally:
+            os._exit(0)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        self._sockets = asyncio.get_running_loop()
+        codec = Codec(self._leaves, self._arrives)
+        self._channel = await Channel.over(connection, self, codec)
+        sys.stdout = _Lines(self, "stdout")
+        sys.stderr = _Lines(self, "stderr")
+        logging.getLogger().addHandler(_Records(self))
+        await self._channel.ended
+
+    def _leaves(self, value: object) -> object | None:
+        if isinstance(value, Upload):
+            self._uploads[id(value)] = value
+            return ["upload", id(value)]
+        return None
+
+    def _arrives(self, value: object) -> object:
+        match value:
+            case ["callback", int(number), bool(waits)]:
+                return Callback(self, number, waits=waits)
+            case ["handle", list(told)]:
+                return remote_handles.known(remote_handles.RemoteHandle(told))
+        raise InvalidInputError("This can't be used here.")
+
+    def context(self, _: object) -> None:
+        """Any: a call has one of its own, in the plugin's loop."""
+
+    def heard(self, what: str, value: object) -> None:
+        """The host says nothing yet."""
+
+    def serve(self, what: str, value: object) -> Awaitable[object]:
+        """What the host asks for."""
+        if what == "call":
+            return self._called(msgspec.convert(value, Calling))
+        if what == "upload":
+            return self._uploaded(cast("int", value))
+        raise InvalidInputError("There is nothing of that name here.")
+
+    async def _uploaded(self, number: int) -> object:
+        return opened(self._uploads.pop(number).steps())
+
+    def say(self, what: str, value: object) -> None:
+        """Tells the host, from any thread."""
+        sockets, channel = self._sockets, self._channel
+        if sockets is not None and channel is not None:
+            call = remote_handles.current.get()
+            told = [call.id if call is not None else "", value]
+            with suppress(RuntimeError):
+                sockets.call_soon_threadsafe(channel.say, what, told)
+
+    # -- asking the host, for handles ----------------------------------------------------
+
+    def _begin(self, work: Callable[[], Awaitable[T]]) -> Future[T]:
+        assert self._sockets is not None
+
+        async def does() -> T:
+            return await work()
+
+        return asyncio.run_coroutine_threadsafe(does(), self._sockets)
+
+    async def over(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Does something in the socket's loop."""
+        return await asyncio.wrap_future(self._begin(work))
+
+    def over_blocking(self, work: Callable[[], Awaitable[T]]) -> T:
+        """As ``over``, in any thread but that one."""
+        return self._begin(work).result()
+
+    async def ask(self, what: str, value: object) -> object:
+        """Has the host do something."""
+        assert self._channel is not None
+        return await self.over(functools.partial(self._channel.ask, what, value))
+
+    def ask_blocking(self, what: str, value: object) -> object:
+        """As ``ask``, in any thread."""
+        assert self._channel is not None
+        return self.over_blocking(functools.partial(self._channel.ask, what, value))
+
+    # -- calls ---------------------------------------------------------------------------
+
+    async def _called(self, calling: Calling) -> object:
+        """Runs a call in the plugin's loop; its streams stay there, too."""
+        handles = [
+            remote_handles.known(remote_handles.RemoteHandle(each)) for each in calling.handles
+        ]
+        credentials = RemoteMap({each.name: each for each in handles})
+        call = Call(calling.id, calling.plugin, credentials, self)
+        context = contextvars.Context()
+        context.run(remote_handles.current.set, call)
+        running = _Running(self._plugins, context, end=lambda: remote_handles.forget(handles))
+        return await running.first(functools.partial(self._run, calling))
+
+    async def _run(self, calling: Calling) -> object:
+        logging.getLogger().setLevel(calling.log_level)
+        function = await _in_thread(self._function, calling.target)
+        kwargs = calling.kwargs
+        if calling.target.dispatched:
+            dispatcher = cast("Any", getattr(function, "__self__", None)).execute_action
+            parameters = inspect.signature(dispatcher).parameters
+            kinds = {each.kind for each in parameters.values()}
+            if inspect.Parameter.VAR_KEYWORD not in kinds and "params" in parameters:
+                kwargs = {"params": kwargs}
+            function = functools.partial(dispatcher, calling.target.method)
+        elif _takes_credentials(function):
+            kwargs = {**kwargs, "credentials": _CURRENT}
+        return await _invoked(function, calling.args, kwargs, calling.in_turn)
+
+    def _function(self, target: Target) -> Callable[..., object]:
+        """What is to be called; imports it first."""
+        with self._loading:
+            found: Any = self._module(target)
+            for name in target.name.split("."):
+                if target.method or not inspect.isclass(found):
+                    found = getattr(found, name)
+                else:  # a method that was named by its class
+                    found = getattr(self._instance(target, found), name)
+            if not target.method:
+                return cast("Callable[..., object]", found)
+            instance = self._instance(target, found)
+        return cast("Callable[..., object]", getattr(instance, target.method))
+
+    def _module(self, target: Target) -> ModuleType:
+        key = (target.root, target.module)
+        if key in self._modules:
+            return self._modules[key]
+        if target.root not in sys.path:
+            sys.path.insert(0, target.root)
+        importlib.invalidate_caches()
+        file = os.path.join(target.root, f"{target.module}.py")
+        if "." in target.module or not os.path.isfile(file):
+            module = importlib.import_module(target.module)
+        else:  # whatever else has that name
+            name = target.module
+            if name in sys.modules and getattr(sys.modules[name], "__file__", "") != file:
+                name = f"plugin_{name}"
+            spec = importlib.util.spec_from_file_location(name, file)
+            assert spec is not None
+            assert spec.loader is not None
+            module = sys.modules[name] = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
+        return self._modules.setdefault(key, module)
+
+    def _instance(self, target: Target, kind: type) -> object:
+        """The plugin's object: one as long as this process lives."""
+        key = msgspec.msgpack.encode([target.root, target.module, kind.__qualname__])
+        if key not in self._instances:
+            made = self._instances[key] = kind(**_taken(kind, target.made_with))
+            for name in dir(kind):  # as the hook does it in the host
+                if not name.startswith("__") and _takes_credentials(getattr(made, name, None)):
+                    bound = functools.partial(getattr(made, name), credentials=_CURRENT)
+                    setattr(made, name, _named(bound, made))
+        return self._instances[key]
+
+
+_CURRENT: Final = CurrentMap()
+
+
+class _Bound(functools.partial[Any]):
+    """A method with its handles."""
+
+
+def _named(bound: functools.partial[Any], instance: object) -> functools.partial[Any]:
+    made = _Bound(bound.func, *bound.args, **bound.keywords)
+    made.__self__ = instance  # type: ignore[attr-defined]
+    return made
+
+
+def _taken(kind: type, given: Mapping[str, object]) -> dict[str, object]:
+    """What its constructor takes of what there is."""
+    try:
+        parameters = inspect.signature(kind).parameters
+    except (TypeError, ValueError):
+        return {}
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return dict(given)
+    return {name: value for name, value in given.items() if name in parameters}
+
+
+def _takes_credentials(function: object) -> bool:
+    if not callable(function) or isinstance(function, _Bound):
+        return False
+    from apex_creds.middleware.callables import takes_credentials
+
+    return takes_credentials(function)
+
+
+async def _invoked(
+    function: Callable[..., object], args: list[Any], kwargs: Mapping[str, Any], in_turn: bool
+) -> object:
+    """Calls it as the middleware does in the host: what is synchronous, in a thread."""
+    from apex_creds.middleware.callables import is_async_stream, is_stream, shape_of
+
+    if shape_of(function).in_thread:
+        result = await _in_thread(function, *args, **kwargs)
+    else:
+        result = function(*args, **kwargs)
+    if inspect.isawaitable(result):
+        if in_turn:
+            return Open(AWAITABLE, functools.partial(_awaited, result), _nothing)
+        result = await result
+    if isinstance(result, AsyncIterator) or is_async_stream(result):
+        return _async_stream(aiter(cast("Any", result)))
+    if isinstance(result, Iterator) or is_stream(result):
+        return _sync_stream(iter(result))
+    return result
+
+
+async def _in_thread(function: Callable[..., T], *args: object, **kwargs: object) -> T:
+    """Calls it in a thread, which can't be stopped: a cancellation comes after its end."""
+    work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    cancelled = False
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return future.result()
+
+
+async def _nothing() -> None:
+    """There is nothing to close."""
+
+
+async def _awaited(result: Awaitable[object], how: str, _: object) -> object:
+    if how != "next":
+        close = getattr(result, "close", None)
+        if close is not None:
+            close()
+        raise Ended(None)
+
+    async def whole() -> object:
+        return await result
+
+    brought = await _invoked(whole, [], {}, in_turn=False)
+    raise Ended(brought)
+
+
+def _async_stream(stream: AsyncIterator[object]) -> Open:
+    plain = opened(stream, ASYNC_STREAM)
+
+    async def step(how: str, value: object) -> object:
+        if how == "throw":
+            value = error_of(msgspec.convert(value, Failure))
+        if how != "close" and not inspect.isasyncgen(stream):
+            if how == "throw":
+                raise cast("Exception", value)
+            how = "next"
+        return await plain.step(how, value)
+
+    return Open(ASYNC_STREAM, step, plain.close)
+
+
+def _sync_stream(stream: Iterator[object]) -> Open:
+    async def step(how: str, value: object) -> object:
+        result = await _in_thread(_stepped, stream, how, value)
+        if isinstance(result, _Returned):
+            raise Ended(result.value)
+        return result
+
+    async def closed() -> None:
+        await _in_thread(_stepped, stream, "close", None)
+
+    return Open(SYNC_STREAM, step, closed)
+
+
+def _stepped(stream: Iterator[object], how: str, value: object) -> object:
+    """One step of an iterator, in a thread."""
+    steps = cast("Any", stream)
+    generator = inspect.isgenerator(stream)
+    try:
+        if how == "close":
+            if hasattr(stream, "close"):
+                steps.close()
+            return _Returned(None)
+        if how == "throw":
+            error = error_of(msgspec.convert(value, Failure))
+            if generator:
+                return steps.throw(error)
+            raise error
+        return steps.send(value) if generator and how == "send" else next(steps)
+    except StopIteration as end:
+        return _Returned(end.value)
+
+
+class _Returned:
+    """The end of a generator (a thread can't raise StopIteration)."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+class _Running:
+    """A call, whose every step is run in the plugin's loop and in its own context."""
+
+    __slots__ = ("_context", "_end", "_loop")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context,
+        *,
+        end: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._context = context
+        self._end = end
+
+    async def first(self, work: Callable[[], Awaitable[object]]) -> object:
+        """The call itself: its value, or what goes on."""
+        goes_on = False
+        try:
+            result = self._wrapped(await self._there(work))
+            goes_on = isinstance(result, Open)
+            return result
+        finally:
+            if not goes_on:
+                self._end()
+
+    def _wrapped(self, result: object) -> object:
+        """What goes on there, as it is stepped from here."""
+        if not isinstance(result, Open):
+            return result
+        inner = result
+
+        async def step(how: str, value: object) -> object:
+            try:
+                return await self._there(lambda: inner.step(how, value))
+            except Ended as end:
+                further = self._wrapped(end.args[0])
+                if not isinstance(further, Open):
+                    self._end()
+                raise Ended(further) from None
+            except BaseException:
+                self._end()
+                raise
+
+        async def close() -> None:
+            try:
+                await self._there(inner.close)
+            finally:
+                self._end()
+
+        return Open(inner.kind, step, close)
+
+    async def _there(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Does it in the plugin's loop; a cancellation is passed on, and waited for."""
+        here = asyncio.get_running_loop()
+        done: asyncio.Future[asyncio.Task[T | _Stopped]] = here.create_future()
+        tasks: list[asyncio.Task[T | _Stopped]] = []
+
+        async def does() -> T | _Stopped:
+            try:
+                return await work()
+            except (SystemExit, KeyboardInterrupt) as error:  # it would stop the loop
+                return _Stopped(error)
+
+        def begin() -> None:
+            task = self._loop.create_task(does(), context=self._context)
+            tasks.append(task)
+            task.add_done_callback(
+                lambda task: here.call_soon_threadsafe(done.set_result, task)
+            )
+
+        def cancel() -> None:
+            tasks[0].cancel()
+
+        self._loop.call_soon_threadsafe(begin)
+        while True:
+            try:
+                task = await asyncio.shield(done)
+            except asyncio.CancelledError:
+                self._loop.call_soon_threadsafe(cancel)
+                continue
+            result = task.result()
+            if isinstance(result, _Stopped):
+                raise result.error
+            return result
+
+
+class _Stopped:
+    """What would have ended the process."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Callback:
+    """A function of the host's that was passed to the plugin: called there, in its loop."""
+
+    def __init__(self, worker: Worker, number: int, *, waits: bool) -> None:
+        self._worker = worker
+        self._number = number
+        self._waits = waits
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Has the host call it."""
+        call = remote_handles.current.get()
+        value = [call.id if call is not None else "", self._number, args, kwargs]
+        if self._waits:
+            return self._worker.ask("callback", value)
+        return self._worker.ask_blocking("callback", value)
+
+
+class _Lines:
+    """Standard output, line by line."""
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def __init__(self, worker: Worker, name: str) -> None:
+        self._worker = worker
+        self._name = name
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        """Sends what is a whole line."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._worker.say("print", [self._name, line[:8192]])
+        if len(self._begun) > 8192:
+            self._worker.say("print", [self._name, self._begun[:8192]])
+            self._begun = ""
+        return len(text)
+
+    def flush(self) -> None:
+        """Lines are whole."""
+
+    def isatty(self) -> bool:
+        """It is none."""
+        return False
+
+
+class _Records(logging.Handler):
+    """Log records, as texts."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Sends it."""
+        try:
+            text = record.getMessage()
+            if record.exc_info:
+                text += "\n" + "".join(traceback.format_exception(*record.exc_info))
+            self._worker.say("log", [record.name, record.levelno, text[:65536]])
+        except Exception:  # noqa: BLE001 - as logging has it
+            self.handleError(record)
