@@ -43,6 +43,7 @@ from apex_creds.isolation.request_heads import (
     read_head,
     tunnel_of,
 )
+from apex_creds.isolation.websockets import WebSocket
 from apex_creds.leases.broker import find_open, keep_open
 from apex_creds.leases.connection_pool import NETWORK
 from apex_creds.leases.handle import CredentialMap
@@ -51,6 +52,7 @@ from apex_creds.leases.messages import Answered, RawHeaders, Request, SendFailur
 from apex_creds.middleware.call import Inside, WrappedCall
 from apex_creds.model import Origin
 from apex_creds.sdk.current import Binding, refused
+from apex_creds.sdk.websocket_handshakes import AGREED
 
 _log: Final = logging.getLogger(__name__)
 _CHUNK: Final = 64 * 1024
@@ -64,6 +66,7 @@ _ONE_HOP: Final = frozenset(
     {b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
     | {b"proxy-authenticate", b"proxy-authentication-info", b"proxy-connection", b"alt-svc"}
 )
+_WEBSOCKET: Final = "websocket"
 _TIMEOUT: Final = {"connect": 15.0, "read": 900.0, "write": 60.0, "pool": 60.0}
 
 
@@ -328,6 +331,9 @@ class Connection:
         placeholders, sent = self._gateway.placeholders, await _sent(call, place.origin)
         try:
             used = placeholders.used(place.target, head.headers, sent)
+            if head.upgrade == _WEBSOCKET:
+                await self._upgraded(exchange, head, WebSocket(used, place.url, head.headers))
+                return
             body: object = await self._body(exchange, head)
             if isinstance(body, bytes):
                 used |= placeholders.used_in(body, head.headers, sent)
@@ -337,7 +343,7 @@ class Connection:
                 body = None
             request = Request(
                 head.method,
-                f"{place.origin}{place.target}",
+                place.url,
                 placeholders.without_cookies(_with_length(head, body)),
                 body,
                 _TIMEOUT,
@@ -348,6 +354,32 @@ class Connection:
         except MisplacedError as error:
             raise _leaked(error, call, head, place) from None
         await self._pass_on(exchange, answered, place)
+
+    async def _upgraded(
+        self, exchange: h11.Connection, head: Head, websocket: WebSocket
+    ) -> None:
+        """Opens a WebSocket, and passes its messages on.
+
+        Raises:
+            ApexCredsError: It may not be opened.
+            BadRequestError: It is asked for in a wrong way.
+            MisplacedError: A message has a placeholder in it.
+        """
+        _next(exchange)
+        if head.method != "GET" or head.length != 0 or exchange.trailing_data[0]:
+            raise BadRequestError(400, "A WebSocket is opened by a GET without a body.")
+        try:
+            status, pairs = await websocket.open(self._gateway.dialer)
+            if status != AGREED:
+                said = h11.Response(status_code=status, headers=pairs)
+                data = exchange.send(said) or b""
+                await self._say(data + (exchange.send(h11.EndOfMessage()) or b""))
+                return
+            agreed = h11.InformationalResponse(status_code=status, headers=pairs)
+            await self._say(exchange.send(agreed) or b"")
+            await websocket.pass_on(self._reader, self._writer, self._gateway.placeholders)
+        finally:
+            websocket.close()
 
     def _watch(self, exchange: h11.Connection) -> None:
         """Has this end when the client goes away, once it has said all."""
@@ -396,7 +428,7 @@ class Connection:
 
     def _behind(self, location: bytes, place: Place) -> bytes:
         """Where a client goes on that came by a base URL."""
-        url = urljoin(f"{place.origin}{place.target}", location.decode("latin-1"))
+        url = urljoin(place.url, location.decode("latin-1"))
         scheme, mark, rest = url.partition("://")
         if not mark or scheme not in ("http", "https"):
             return location

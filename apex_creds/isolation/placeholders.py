@@ -26,6 +26,7 @@ _TAG: Final = 16
 """Hexadecimal digits that say which one it is."""
 _MARK: Final = PLACEHOLDER.encode()
 _FOUND: Final = re.compile(rb"%b([0-9a-f]{%d})?" % (_MARK, _TAG))
+LONGEST: Final = len(_MARK) + _TAG
 _BASIC: Final = b"basic "
 _AUTHORIZATION: Final = frozenset(
     {DeliveryStyle.BEARER, DeliveryStyle.BASIC, DeliveryStyle.SCHEME, DeliveryStyle.AWS4}
@@ -234,7 +235,7 @@ def _from_base64(text: bytes) -> bytes:
 
 def _begins(window: bytes) -> int:
     """Where its end begins that could be the beginning of a placeholder."""
-    at = window.find(_MARK[:1], max(0, len(window) - len(_MARK) - _TAG + 1))
+    at = window.find(_MARK[:1], max(0, len(window) - LONGEST + 1))
     while at >= 0:
         end = window[at:]
         if _MARK.startswith(end) or end.startswith(_MARK):

@@ -58,6 +58,11 @@ class Place(NamedTuple):
     target: str
     base: str = ""
 
+    @property
+    def url(self) -> str:
+        """Of it there."""
+        return f"{self.origin}{self.target}"
+
 
 class Head(msgspec.Struct, frozen=True, eq=False):
     """A request's head.

@@ -11,10 +11,8 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Generator
 from functools import partial
-from http import HTTPStatus
 from typing import Any, Final
 
-import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidState
 
@@ -26,9 +24,17 @@ from apex_creds.leases.handshake import Head, injected_head
 from apex_creds.leases.logins import tls_context
 from apex_creds.leases.messages import Request
 from apex_creds.sdk.current import Binding, refused
+from apex_creds.sdk.websocket_handshakes import (
+    AGREED,
+    LONGEST_HEAD,
+    first_of,
+    pairs_of,
+    pass_on,
+    refusal_of,
+    shake,
+    written,
+)
 
-_LONGEST_HEAD: Final = 64 * 1024
-_CHUNK: Final = 64 * 1024
 _OURS: Final = frozenset(
     {"create_connection", "host", "port", "proxy", "server_hostname", "sock", "ssl", "unix"}
 )
@@ -138,20 +144,23 @@ class _Relay:
 
     async def run(self, sock: socket.socket) -> None:
         """Shakes hands with the server, then passes on what comes, until the lease ends."""
-        reader, writer = await asyncio.open_connection(sock=sock, limit=_LONGEST_HEAD)
+        reader, writer = await asyncio.open_connection(sock=sock, limit=LONGEST_HEAD)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             try:
                 sent = await self._injected(head)
                 upstream, server = await self._connected(sent)
             except ApexCredsError as error:
-                writer.write(_refusal(error))
+                writer.write(refusal_of(refused(error)))
                 return
             try:
-                agreed = await self._shake(sent, upstream, server, writer)
+                status, pairs = await shake(sent, upstream, server)
                 del sent  # it has the secret
-                if agreed:
-                    await _both_ways((reader, server), (upstream, writer))
+                writer.write(written(status, pairs))
+                if status == AGREED:
+                    await first_of(pass_on(reader, server), pass_on(upstream, writer))
+            except ApexCredsError as error:
+                writer.write(refusal_of(refused(error)))
             finally:
                 server.close()
         except (OSError, EOFError, asyncio.LimitOverrunError):
@@ -160,9 +169,7 @@ class _Relay:
             writer.close()
 
     async def _injected(self, head: bytes) -> Head:
-        lines = head[:-4].split(b"\r\n")[1:]
-        pairs = [(name.strip(), value.strip()) for name, _, value in map(_split, lines)]
-        kept = [pair for pair in pairs if pair[0].lower() not in _DROPPED]
+        kept = [pair for pair in pairs_of(head) if pair[0].lower() not in _DROPPED]
         request = Request("GET", self._url, kept, None, {}, _unsaid)
         found = await injected_head(self._binding.leases(request), request)
         self.guard.lease_ids = frozenset(lease.id for lease in found.leases)
@@ -184,98 +191,13 @@ class _Relay:
                 url.host,
                 url.port or (443 if secure else 80),
                 ssl=tls_context() if secure else None,
-                limit=_LONGEST_HEAD,
+                limit=LONGEST_HEAD,
             )
         except OSError as error:
             raise RequestNotAllowedError(
                 f"The server {url.host} can't be reached ({type(error).__name__})."
             ) from None
 
-    async def _shake(
-        self,
-        head: Head,
-        upstream: asyncio.StreamReader,
-        server: asyncio.StreamWriter,
-        writer: asyncio.StreamWriter,
-    ) -> bool:
-        """Whether the server agreed; its head is passed on without the secret."""
-        server.write(_written(head))
-        answer = await upstream.readuntil(b"\r\n\r\n")
-        first, *lines = answer[:-4].split(b"\r\n")
-        status = int(first.split(b" ")[1])
-        pairs = [(name.strip(), value.strip()) for name, _, value in map(_split, lines)]
-        agreed = status == HTTPStatus.SWITCHING_PROTOCOLS
-        try:
-            pairs = _clean(head, status, pairs)
-        except ApexCredsError as error:
-            writer.write(_refusal(error))
-            return False
-        if not agreed:  # no body, and nowhere else to go
-            pairs = [p for p in pairs if p[0].lower() not in _FRAMING]
-            pairs.append((b"Content-Length", b"0"))
-        lines = [b"HTTP/1.1 %d %b" % (status, _phrase(status))]
-        lines += [name + b": " + value for name, value in pairs]
-        writer.write(b"\r\n".join(lines) + b"\r\n\r\n")
-        return agreed
-
-
-_FRAMING: Final = frozenset(
-    {b"content-length", b"content-encoding", b"transfer-encoding"} | {b"location"}
-)
-
-
-def _split(line: bytes) -> tuple[bytes, bytes, bytes]:
-    return line.partition(b":")
-
-
-def _phrase(status: int) -> bytes:
-    return HTTPStatus(status).phrase.encode() if status in set(HTTPStatus) else b""
-
-
-def _written(head: Head) -> bytes:
-    outgoing = head.outgoing
-    lines = [b"GET " + outgoing.url.raw_path + b" HTTP/1.1", b"Host: " + outgoing.url.netloc]
-    lines += [name + b": " + value for name, value in outgoing.headers]
-    lines += [b"Connection: Upgrade", b"Upgrade: websocket"]
-    return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-def _clean(
-    head: Head, status: int, pairs: list[tuple[bytes, bytes]]
-) -> list[tuple[bytes, bytes]]:
-    if head.search is None:
-        return pairs
-    found = head.search.begin(head.leases, head.records, "GET", status, pairs)
-    if found is None:
-        return pairs
-    found.close()
-    return list(found.headers)
-
-
-def _refusal(error: ApexCredsError) -> bytes:
-    answer = refused(error)
-    lines = [b"HTTP/1.1 403 Forbidden"]
-    lines += [name + b": " + value for name, value in answer.headers]
-    body = answer.body
-    assert isinstance(body, httpx.ByteStream)
-    return b"\r\n".join(lines) + b"\r\n\r\n" + b"".join(body)
-
 
 def _unsaid(*_: object) -> BaseException:
     return OSError("the connection failed")
-
-
-async def _both_ways(*ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
-    tasks = [asyncio.ensure_future(_one_way(*way)) for way in ways]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _one_way(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while chunk := await reader.read(_CHUNK):
-        writer.write(chunk)
-        await writer.drain()

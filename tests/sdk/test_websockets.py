@@ -28,6 +28,7 @@ async def server(tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     """Insists on the key, and says whatever it is sent; ``key`` says the key."""
 
     def check(connection: ServerConnection, request):
+        assert len(request.headers.get_all("Host")) == 1
         if request.headers.get("Authorization") != f"Bearer {SECRET}":
             answer = connection.respond(401, "no")
             answer.headers["X-Seen"] = str(request.headers.get("Authorization"))
