@@ -21,10 +21,10 @@ from apex_creds.clocks import SystemClock
 from apex_creds.errors import InvalidInputError, IsolationError
 from apex_creds.isolation.certificates import Certificates
 from apex_creds.isolation.dialing import Dialer
-from apex_creds.isolation.environment import Held, held_by, surroundings
+from apex_creds.isolation.environment import Held, Surroundings, held_by, surroundings
 from apex_creds.isolation.gateway import Gateway
 from apex_creds.isolation.sandbox import Wall, Walled
-from apex_creds.leases.lease import current_invocation
+from apex_creds.leases.lease import Invocation, current_invocation
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.policy.manifest import Manifest
 
@@ -63,16 +63,7 @@ async def run_program(
     async def invocation() -> int:
         call = current_invocation()
         assert call is not None
-        held = await held_by(call)
-        authority = f"127.0.0.1:{PORT}"
-        certificates = Certificates(_hosts(held), now=SystemClock().time())
-        found = surroundings(held, authority, certificates=certificates.pem)
-        gateway = Gateway(
-            lambda: call,
-            placeholders=found.placeholders,
-            certificates=certificates,
-            dialer=dialer,
-        )
+        gateway, found = way_out(await held_by(call), lambda: call, dialer=dialer)
         walled = await msgspec.structs.replace(
             wall,
             environment={**found.variables, **wall.environment},
@@ -98,6 +89,30 @@ async def run_program(
     if not isinstance(status, int):
         raise IsolationError("The program did not say how it ended.", hint="Run it again.")
     return status
+
+
+def way_out(
+    held: list[Held],
+    invocation_of: Callable[[], Invocation | None],
+    *,
+    dialer: Dialer | None = None,
+) -> tuple[Gateway, Surroundings]:
+    """A gateway for what runs behind a wall that listens at ``PORT``, and what it finds there.
+
+    Args:
+        held: The credentials that may be sent.
+        invocation_of: Who runs there now; None: nobody.
+        dialer: Connects to servers.
+    """
+    certificates = Certificates(_hosts(held), now=SystemClock().time())
+    found = surroundings(held, f"127.0.0.1:{PORT}", certificates=certificates.pem)
+    gateway = Gateway(
+        invocation_of,
+        placeholders=found.placeholders,
+        certificates=certificates,
+        dialer=dialer,
+    )
+    return gateway, found
 
 
 async def _ended(walled: Walled) -> int:

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import suppress
@@ -39,7 +40,12 @@ from apex_creds.errors import (
 from apex_creds.isolation import fork_server, redeeming
 from apex_creds.isolation.channel import Channel, Ended, Remote
 from apex_creds.isolation.code import Code, code_of
+from apex_creds.isolation.dialing import Dialer
+from apex_creds.isolation.environment import Held, Surroundings, held_by
 from apex_creds.isolation.frames import Codec, failure_of
+from apex_creds.isolation.gateway import Gateway
+from apex_creds.isolation.placeholders import Placeholders
+from apex_creds.isolation.programs import PORT, way_out
 from apex_creds.isolation.sandbox import Limits, Wall, Walled
 from apex_creds.isolation.worker import AWAITABLE, SYNC_STREAM, Calling
 from apex_creds.leases.handle import CredentialHandle, current_credentials
@@ -79,7 +85,9 @@ class IsolatedRunner:
         max_calls: After so many a worker is replaced.
         timeout: Seconds that a call may take; None: no limit but its lease's.
         processes: Whether plugins may start processes.
-        reentrant: Ids of plugins that run several calls at once in their worker.
+        reentrant: Ids of plugins that run several calls at once in their worker. Whose the
+            request of an SDK is can't be known then, so theirs are sent by handles alone.
+        dialer: Connects to servers, for what SDKs send.
 
     Raises:
         InvalidInputError: An argument is not what it should be.
@@ -94,6 +102,7 @@ class IsolatedRunner:
         timeout: float | None = None,
         processes: bool = False,
         reentrant: frozenset[str] = frozenset(),
+        dialer: Dialer | None = None,
     ) -> None:
         self.every = every
         self.limits = limits or Limits()
@@ -101,6 +110,7 @@ class IsolatedRunner:
         self.timeout = None if timeout is None else plain_seconds(timeout, what="timeout")
         self.processes = processes
         self.reentrant = reentrant
+        self.dialer = dialer
         self.thread = LoopThread("apex-creds-isolation")
         self._plugins: dict[tuple[str, Path], _Plugin] = {}
         self._closed = False
@@ -237,7 +247,13 @@ class _Call:
         self._turn = turn
         result: object = None
         try:
-            worker = self.worker = await self._plugin.ready(self._code.stamp())
+            held = [] if self.invocation is None else await held_by(self.invocation)
+            stamp = (*self._code.stamp(), *map(_what, held))
+            # Nothing of this call's invocation is in what outlives it.
+            starts = asyncio.get_running_loop().create_task(
+                self._plugin.ready(stamp, held), context=contextvars.Context()
+            )
+            worker = self.worker = await starts
             worker.calls[self.id] = self
             try:
                 async with asyncio.timeout(self._plugin.runner.timeout):
@@ -308,6 +324,11 @@ class _Call:
         if inspect.iscoroutinefunction(function):
             return await work()
         return await anyio.to_thread.run_sync(partial(function, *args, **kwargs))
+
+
+def _what(held: Held) -> tuple[object, ...]:
+    """What the surroundings of a worker are made from."""
+    return held.info.name, held.info.delivery, held.origins
 
 
 class _Stream:
@@ -412,12 +433,17 @@ class _Plugin:
         self._sandbox: _Sandbox | None = None
         self._worker: _Worker | None = None
 
-    async def ready(self, stamp: tuple[object, ...]) -> _Worker:
-        """The worker, replaced where its code has changed, it has ended, or did enough."""
+    async def ready(self, stamp: tuple[object, ...], held: list[Held]) -> _Worker:
+        """The worker, replaced where its code has changed, it has ended, or did enough.
+
+        Args:
+            stamp: Another one where its code is, or what it holds.
+            held: The credentials that it may send.
+        """
         async with self._starting.held():
             if stamp != self._stamp or self._sandbox is None or self._sandbox.ended:
-                await self.end("its code has changed")
-                self._sandbox = await _Sandbox.start(self.runner, self._folder)
+                await self.end("its code has changed, or what it may send")
+                self._sandbox = await self._started(held)
                 self._stamp = stamp
             worker = self._worker
             enough = worker is not None and worker.count >= self.runner.max_calls
@@ -427,6 +453,17 @@ class _Plugin:
                 worker = self._worker = await self._sandbox.fork(self.id)
             worker.count += 1
             return worker
+
+    async def _started(self, held: list[Held]) -> _Sandbox:
+        gateway, found = None, Surroundings({}, {}, Placeholders({}))
+        if held:
+            gateway, found = way_out(held, self._running, dialer=self.runner.dialer)
+        return await _Sandbox.start(self.runner, self._folder, gateway, found)
+
+    def _running(self) -> Invocation | None:
+        """The invocation that runs in the worker, if it is one."""
+        calls = [] if self._worker is None else [*self._worker.calls.values()]
+        return calls[0].invocation if len(calls) == 1 else None
 
     async def end(self, why: str) -> None:
         """Ends all of it."""
@@ -441,16 +478,27 @@ class _Plugin:
 class _Sandbox:
     """A wall with a fork server behind it."""
 
-    def __init__(self, walled: Walled, control: socket.socket) -> None:
+    def __init__(self, walled: Walled, control: socket.socket, gateway: Gateway | None) -> None:
         self._walled = walled
         self._control = control
+        self._gateway = gateway
         self._forking: asyncio.Future[tuple[int, int]] | None = None
         self._workers: dict[int, _Worker] = {}
         self.ended = False
         asyncio.get_running_loop().add_reader(control, self._readable)
 
     @classmethod
-    async def start(cls, runner: IsolatedRunner, folder: Path) -> _Sandbox:
+    async def start(
+        cls, runner: IsolatedRunner, folder: Path, gateway: Gateway | None, found: Surroundings
+    ) -> _Sandbox:
+        """Starts it.
+
+        Args:
+            runner: Whose limits it has.
+            folder: The plugin's.
+            gateway: Answers what its SDKs send; None: nobody does.
+            found: What it finds there.
+        """
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         script = (
             f"import sys; sys.path.append({_HERE!r}); "
@@ -464,13 +512,17 @@ class _Sandbox:
                     folders=[folder],
                     descriptors=[theirs.fileno()],
                     limits=runner.limits,
-                    environment={"MALLOC_ARENA_MAX": "2", "PYTHONDONTWRITEBYTECODE": "1"},
+                    environment={**_VARIABLES, **found.variables},
+                    files=found.files,
+                    listen=[] if gateway is None else [PORT],
                 ).start(stdout=_DEVNULL, stderr=_DEVNULL)
         except BaseException:
             control.close()
             raise
         control.setblocking(False)
-        return cls(walled, control)
+        if gateway is not None:
+            await gateway.start(walled.listeners[0])
+        return cls(walled, control, gateway)
 
     async def fork(self, plugin: str) -> _Worker:
         """A new worker."""
@@ -527,10 +579,13 @@ class _Sandbox:
         """Ends everything behind the wall."""
         self._hung_up()
         self._control.close()
+        if self._gateway is not None:
+            await self._gateway.close()
         await anyio.to_thread.run_sync(self._walled.close)
 
 
-_DEVNULL: Final = -3  # subprocess's
+_VARIABLES: Final = {"MALLOC_ARENA_MAX": "2", "PYTHONDONTWRITEBYTECODE": "1"}
+_DEVNULL: Final = subprocess.DEVNULL
 
 
 class _Worker:

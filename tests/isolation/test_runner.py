@@ -28,7 +28,7 @@ from apex_creds.isolation.redeeming import LEFT
 from apex_creds.isolation.runner import IsolatedRunner, Isolation
 from apex_creds.policy.manifest import parse_manifest
 from apex_creds.policy.policy_file import parse_policy
-from tests.isolation.behind import PLUGINS, everyday, world
+from tests.isolation.everyday_plugin import PLUGINS, everyday, world
 from tests.isolation.in_host import in_host
 from tests.support.worlds import KEY, World, manifest_for
 

@@ -266,3 +266,16 @@ class Plugin:
     def next(self):
         self.count += 1
         return self.count
+
+
+async def get_gone(credentials):
+    async with credentials["gone"].client() as http:
+        return (await http.get("http://127.0.0.1:9/")).status_code
+
+
+async def unmodified():
+    import openai
+
+    client = openai.AsyncOpenAI()
+    found = await client.models.list()
+    return os.environ["OPENAI_API_KEY"], [each.id for each in found.data]
