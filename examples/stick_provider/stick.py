@@ -66,7 +66,7 @@ class Stick:
         *,
         vault_id: str,
         version: int,
-        params: Mapping[str, str],  # noqa: ARG002 - it needs none
+        params: Mapping[str, str],
     ) -> SecretBytes:
         try:
             text = await self._do(_read, self._path(vault_id, version))
