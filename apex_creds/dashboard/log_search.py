@@ -119,6 +119,8 @@ LOOKED_AT: Final = 20_000
 """How many lines a step takes apart."""
 READ: Final = 50_000
 """How many lines a step reads."""
+_NEAR: Final = 2_500
+"""After so many lines a step is over that has found something: what is near comes soon."""
 _WINDOW: Final = 20_000
 
 _Item = tuple[int, bytes, str]
@@ -168,9 +170,12 @@ def earlier(
     reached = before = log.clip(before)
     found: list[tuple[int, Shown]] = []  # newest first
     least = max(1, before - (PAGE if wanted is None else READ))
-    looked = faults = 0
+    size, looked, faults = _NEAR, 0, 0
     while reached > least and len(found) <= PAGE and looked < LOOKED_AT:
-        first, items = log.window(max(least, reached - _WINDOW), reached)
+        if found and before - reached >= _NEAR:
+            break
+        first, items = log.window(max(least, reached - size), reached)
+        size = min(2 * size, _WINDOW)
         for seq, text, wrong in items:
             if len(found) > PAGE or (looked >= LOOKED_AT and seq < reached):
                 break

@@ -9,6 +9,7 @@ import { clock, count, moment, plural, utc } from "./words.js";
 const FIRST = 100; // rows that are shown unasked
 const STEP = 200;
 const MOST = 3000;
+const FOUND = 50; // what a search looks for; each is shown as soon as it is found
 const LISTED = 1000; // rows that were asked for; the newest of them give way to more
 const events = new Map(); // the newest, by number
 const kept = new Map(); // what somebody asked to see besides, for this filter
@@ -134,8 +135,7 @@ async function earlier() {
   for (const event of [...shown, ...more]) kept.set(event.seq, event);
   try {
     let added = more.length;
-    // A search goes on until it has found something or all was looked at.
-    while (added < (filtered() ? 1 : STEP) && reached() > 1) {
+    while (added < (filtered() ? FOUND : STEP) && reached() > 1) {
       const { events: found, reached: at, faults: bad } = await get(`/api/log?${new URLSearchParams({ before: reached(), ...filter() })}`);
       if (JSON.stringify(filter()) !== chosen) return;
       if (filtered() || !found.length || searched !== null) searched = at;
