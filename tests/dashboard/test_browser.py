@@ -241,6 +241,27 @@ async def goes_on_live(town, page: Page) -> None:
     await expect(page.locator("#alarm")).to_have_text("Locked down")
 
 
+# Parts of names that stand on more than one line.
+_BROKEN = r"""() => {
+  const lines = (text) => {
+    const range = document.createRange();
+    range.selectNodeContents(text);
+    return new Set([...range.getClientRects()].map((at) => at.top)).size;
+  };
+  return [...document.querySelectorAll('.word')]
+    .filter((node) => node.checkVisibility())
+    .flatMap((node) => [...node.childNodes])
+    .filter((node) => node.nodeType === 3 && !/\s/.test(node.data) && lines(node) > 1)
+    .map((node) => node.data);
+}"""
+_ONE_LINE = """() => {
+  const box = (node) => node.getBoundingClientRect();
+  const [brand, pills] = ['.brand', '.status'].map((s) => box(document.querySelector(s)));
+  const tiles = [...document.querySelectorAll('#tiles li')].map((node) => box(node).top);
+  return pills.top < brand.bottom && new Set(tiles).size === 1;
+}"""
+
+
 async def tab_to(page: Page, selector: str, *, key: str = "Tab") -> None:
     """Presses Tab until something that is meant has the focus."""
     for _ in range(60):
@@ -274,10 +295,14 @@ async def test_any_light_any_width_and_only_looking(tmp_path: Path) -> None:
                 for scheme in ("light", "dark"):
                     await page.emulate_media(color_scheme=scheme)
                     assert await page.evaluate(CONTRAST) == [], scheme
-                for width in (390, 320, 834, 1920):
+                for width in (390, 320, 360, 768, 834, 1920):
                     await page.set_viewport_size({"width": width, "height": 844})
                     await expect(page.locator("#keys-picture svg")).to_be_visible()
                     await seen.fits()
+                    if width >= 360:
+                        assert await page.evaluate(_BROKEN) == [], width
+                    if width >= 768:
+                        assert await page.evaluate(_ONE_LINE), width
                 await page.locator("#filter-kind").select_option("refused")
                 rows = page.locator("#audit-list li")
                 await expect(rows.filter(has_text="leak")).not_to_have_count(0)

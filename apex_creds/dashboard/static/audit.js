@@ -4,7 +4,7 @@ import { get, post } from "./api.js";
 import { $, h, reconcile, say, word } from "./dom.js";
 import { openStory } from "./detail.js";
 import { oneStop } from "./windows.js";
-import { clock, count, moment, plural, utc } from "./words.js";
+import { count, moment, plural, utc } from "./words.js";
 
 const FIRST = 100; // rows that are shown unasked
 const STEP = 200;
@@ -29,7 +29,7 @@ function row(event) {
   const link = event.invocation ? h("button", { type: "button", class: "link", data: { stop: event.seq }, onclick: () => openStory(event.invocation), "aria-label": `Story of the invocation of event ${event.seq}` }, "story") : "";
   return h("li", { data: { seq: event.seq, tone: event.tone } },
     h("span", { class: "seq mono muted" }, String(event.seq)),
-    h("time", event.time ? { datetime: utc(event.time), title: utc(event.time), class: "mono muted" } : {}, event.time ? clock(event.time) : ""),
+    h("time", event.time ? { datetime: utc(event.time), title: utc(event.time), class: "mono muted" } : {}, event.time ? moment(event.time) : ""),
     h("span", { class: "kind" }, event.word),
     h("span", { class: "who" }, who), h("span", { class: "rest" }, word(event.says)), link);
 }

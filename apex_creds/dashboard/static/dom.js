@@ -21,7 +21,12 @@ export const s = (tag, props, ...children) =>
   fill(document.createElementNS(SVG, tag), props, children);
 
 /** Text of somebody else's: kept apart from what is around it, whatever its direction. */
-export const word = (text, kind = "") => h("bdi", { class: `word ${kind}`.trim() }, text);
+export const word = (text, kind = "") => h("bdi", { class: `word ${kind}`.trim() }, parts(text));
+
+/** A long name may break after what joins its parts, rather than within one. */
+function parts(text) {
+  return String(text ?? "").split(/(?<=[./_@:-])(?=[^./_@:-])/).flatMap((part, n) => (n ? [h("wbr"), part] : [part]));
+}
 
 /** Makes the children of a list those of `items`; a node lives as long as its key. */
 export function reconcile(parent, items, key, make, update) {

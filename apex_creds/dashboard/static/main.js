@@ -57,9 +57,9 @@ let alerted = "";
 function alerts() {
   const found = [];
   if (facts.lockdown) {
-    const why = facts.lockdown.reason ? h("span", {}, " “", word(facts.lockdown.reason), "”") : "";
+    const why = facts.lockdown.reason ? [", “", word(facts.lockdown.reason), "”"] : "";
     const then = facts.lockdown.sealed ? " No key is in memory; what is shown of keys is from before." : "";
-    found.push(["Locked down", h("p", {}, `since ${moment(facts.lockdown.since)}: nothing is released until `, h("code", {}, "apex-creds unlock"), ".", why, then)]);
+    found.push(["Locked down", h("p", {}, `since ${moment(facts.lockdown.since)}`, why, ": nothing is released until ", h("code", {}, "apex-creds unlock"), ".", then)]);
   }
   if (facts.verified?.state === "bad") {
     found.push(["The audit log does not verify", h("p", {}, word(facts.verified.what))]);
