@@ -6,7 +6,12 @@ TYPE_CHECKING = False  # typing's own would be an import
 if TYPE_CHECKING:
     from apex_creds.crypto.memory import SecretBytes, harden_process
     from apex_creds.errors import AccessDeniedError, ApexCredsError
-    from apex_creds.leases import CredentialHandle, CredentialMap, current_credentials
+    from apex_creds.leases import (
+        CredentialHandle,
+        CredentialMap,
+        acting_for,
+        current_credentials,
+    )
     from apex_creds.middleware import CredentialMiddleware, OnLeak, OnOpaque
     from apex_creds.model import (
         ApiKey,
@@ -43,6 +48,7 @@ __all__ = [
     "OnOpaque",
     "SecretBytes",
     "Vault",
+    "acting_for",
     "current_credentials",
     "harden_process",
     "parse_manifest",
@@ -69,7 +75,9 @@ if not TYPE_CHECKING:
     _HOMES = {
         "apex_creds.crypto.memory": ("SecretBytes", "harden_process"),
         "apex_creds.errors": ("AccessDeniedError", "ApexCredsError"),
-        "apex_creds.leases": ("CredentialHandle", "CredentialMap", "current_credentials"),
+        "apex_creds.leases": (
+            *("CredentialHandle", "CredentialMap", "acting_for", "current_credentials"),
+        ),
         "apex_creds.middleware": ("CredentialMiddleware", "OnLeak", "OnOpaque"),
         "apex_creds.model": (
             *("ApiKey", "AwsKey", "BasicAuth", "CredentialInfo", "CredentialKind"),

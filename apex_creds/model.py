@@ -174,6 +174,32 @@ def check_time(moment: float | None, *, what: str) -> float | None:
     return moment
 
 
+_OF: Final = "\x1f"
+
+
+def key_of(name: str, principal: str = "") -> str:
+    """What identifies the credential of that name: a principal's, or the shared one.
+
+    Raises:
+        InvalidNameError: The principal is no name, or the name is none that could be given.
+    """
+    if _OF in name:
+        raise InvalidNameError("The name has control characters.", hint="See: apex-creds list")
+    return f"{name}{_OF}{check_name(principal, what='principal')}" if principal else name
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """The name of a credential, and the principal that it belongs to; empty: it is shared."""
+    name, _, principal = key.partition(_OF)
+    return name, principal
+
+
+def shown_key(key: str) -> str:
+    """A credential in words."""
+    name, principal = split_key(key)
+    return f"{name} (of {principal})" if principal else name
+
+
 _BAD_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
 
 
@@ -558,6 +584,7 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         connection: How it is renewed, of an OAuth token that is; such a one does not end
             with ``expires``.
         rotation: How it is replaced at its provider, where it is.
+        principal: Who it belongs to; empty: it is shared.
     """
 
     id: str
@@ -576,6 +603,12 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     challenge: bool = False
     connection: Connection | None = None
     rotation: Rotation | None = None
+    principal: str = ""
+
+    @property
+    def key(self) -> str:
+        """What identifies it in the vault: its name, with whose it is."""
+        return f"{self.name}{_OF}{self.principal}" if self.principal else self.name
 
     @property
     def ends(self) -> float | None:

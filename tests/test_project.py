@@ -40,6 +40,7 @@ PUBLIC: list[str] = [
     "OnOpaque",
     "SecretBytes",
     "Vault",
+    "acting_for",
     "current_credentials",
     "harden_process",
     "parse_manifest",

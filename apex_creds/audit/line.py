@@ -29,7 +29,7 @@ from apex_creds.audit.events import SCHEMA_VERSION, AuditEvent, EventKind, Recor
 from apex_creds.audit.tree import Frontier
 from apex_creds.concurrency import BoundedCache
 from apex_creds.errors import InvalidInputError
-from apex_creds.model import MAX_NAME_BYTES
+from apex_creds.model import MAX_NAME_BYTES, split_key
 
 __all__ = [
     "MAX_LINE",
@@ -308,16 +308,25 @@ class Actor:
         plugin: Its id.
         version: Its version; may be empty.
         action: The action's name.
+        principal: Who it acts for; may be empty.
         shown: Gives a credential's name as the log shows it.
     """
 
-    __slots__ = ("_credentials", "_end", "_lease", "_redeem", "_shown", "_uses")
+    __slots__ = ("_acts", "_credentials", "_end", "_lease", "_redeem", "_shown", "_uses")
 
     def __init__(
-        self, plugin: str, version: str, action: str, *, shown: Callable[[str], str] = str
+        self,
+        plugin: str,
+        version: str,
+        action: str,
+        principal: str = "",
+        *,
+        shown: Callable[[str], str] = str,
     ) -> None:
         self._shown = shown
-        who = _fields(plugin=plugin, plugin_version=version, action=action)
+        self._acts = bool(principal)
+        whom = shown(principal)
+        who = _fields(plugin=plugin, plugin_version=version, action=action, principal=whom)
         self._lease = f',"kind":"lease"{who},"decision":"allow","reason":"granted"'
         self._redeem = f',"kind":"redeem"{who},"decision":"allow","reason":"granted"'
         self._end = f',"kind":"invocation"{who}'
@@ -374,7 +383,9 @@ class Actor:
         ).encode()
 
     def _name(self, credential: str) -> str:
-        text = _fields(credential=self._shown(credential))
+        name, owner = split_key(credential) if self._acts else (credential, "")
+        detail = SHARED if self._acts and not owner else ""
+        text = _fields(credential=self._shown(name), detail=detail)
         return self._credentials.remember(credential, text)
 
 
@@ -391,6 +402,8 @@ def _fields(**values: str) -> str:
     return encode(event)[_EMPTY:-1].decode()
 
 
+SHARED: Final = "shared"
+"""What the log says of a use of the shared credential for a principal."""
 _OK: Final = _fields(outcome="ok")
 
 

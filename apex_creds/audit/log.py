@@ -31,7 +31,7 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.maintenance import DEFAULT_CADENCE, Cadence, Upkeep
 from apex_creds.audit.writer import Writer
 from apex_creds.errors import AuditUnavailableError
-from apex_creds.model import Clock
+from apex_creds.model import Clock, split_key
 
 __all__ = ["AuditLog", "Observer"]
 
@@ -171,6 +171,11 @@ class AuditLog:
         Raises:
             InvalidInputError: A field of the event has the wrong type.
         """
+        name, owner = split_key(event.credential)
+        if owner:
+            event = msgspec.structs.replace(
+                event, credential=name, principal=event.principal or owner
+            )
         if self._pseudonym is not None and (event.credential or event.principal):
             event = msgspec.structs.replace(
                 event,

@@ -310,7 +310,8 @@ def _print(events: Sequence[Recorded], *, json: bool) -> None:
         result = " ".join(filter(None, outcome)) or event.detail
         red = event.decision == "deny" or event.kind in ("leak", "denial")
         kind = Cell(event.kind, "red" if red else "")
-        names = (event.plugin or "-", event.credential or "-")
+        whom = f" (for {event.principal})" if event.principal and event.plugin else ""
+        names = (event.plugin or "-", f"{event.credential or '-'}{whom}")
         rows.append((event.seq, show_time(event.time), kind, *names, what, result))
     console.table(_COLUMNS, rows)
 
@@ -366,6 +367,7 @@ def _naming(chosen: Settings, names: bool) -> Naming:
     async def work(vault: Vault) -> dict[str, str]:
         infos = await vault.list()
         names = {info.name for info in infos} | {info.service for info in infos}
+        names |= {info.principal for info in infos if info.principal}
         names |= {grant.credential for grant in await vault.grants()}
         names |= {factor.principal for factor in await Factors(vault).listed()}
         pseudonym = Pseudonyms(root_key(vault.store.unsealed()))

@@ -118,6 +118,15 @@ NameArgument = Annotated[
     str,
     argument("NAME", "The credential's name.", parser=name_of("name")),
 ]
+ForOption = Annotated[
+    str | None,
+    option(
+        "WHO",
+        "The principal that it belongs to, as a user's id; nobody by default: it is shared.",
+        "--for",
+        parser=name_of("principal"),
+    ),
+]
 PluginArgument = Annotated[str, argument("PLUGIN", "The plugin's id.")]
 
 

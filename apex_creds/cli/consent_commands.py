@@ -22,7 +22,8 @@ from apex_creds.cli.program import argument, flag, option
 from apex_creds.clocks import Moment, SystemClock
 from apex_creds.errors import InvalidInputError
 from apex_creds.integrations.plugin_metadata import DEFAULT, tree_digest
-from apex_creds.policy.consent import Choice, ConsentAnswer, lines
+from apex_creds.model import key_of, shown_key
+from apex_creds.policy.consent import Choice, ConsentAnswer, ConsentRequest, lines
 from apex_creds.policy.display import show_time
 from apex_creds.vault import Vault
 
@@ -48,6 +49,8 @@ async def list_requests(vault: Vault) -> Report:
             "version": item.request.version,
             "action": item.request.action,
             "credential": item.request.credential,
+            "owner": item.request.owner or None,
+            "principal": item.request.principal or None,
             "level": item.request.level,
             "access": item.request.access.value,
             "scopes": list(item.request.scopes),
@@ -95,7 +98,8 @@ def approve(
         for line in lines(request):
             console.note(line, style="")
         if request.second_factor:
-            subject = Subject(plugin=request.plugin, credential=request.credential)
+            key = key_of(request.credential, request.owner)
+            subject = Subject(plugin=request.plugin, credential=key)
             await ask_for_one(Factors(vault), subject=subject)
         return await requests.answer(found.id, answer)
 
@@ -103,8 +107,12 @@ def approve(
     how = f" until {show_time(until)}" if until is not None else f" ({choice.value})"
     request = answered.request
     return done(
-        _answered(answered, answer), f"{request.plugin} may use {request.credential}{how}."
+        _answered(answered, answer), f"{request.plugin} may use {_called(request)}{how}."
     )
+
+
+def _called(request: ConsentRequest) -> str:
+    return shown_key(key_of(request.credential, request.owner))
 
 
 def _answered(item: PendingRequest, answer: ConsentAnswer) -> dict[str, Json]:
@@ -131,7 +139,7 @@ async def deny(
     again = ", and is not asked about again" if never else ""
     return done(
         _answered(answered, answer),
-        f"{request.plugin} may not use {request.credential}{again}.",
+        f"{request.plugin} may not use {_called(request)}{again}.",
     )
 
 

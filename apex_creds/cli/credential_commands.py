@@ -19,11 +19,13 @@ from typing import Annotated, TextIO
 from apex_creds.cli import console
 from apex_creds.cli.command import (
     DeliveryOption,
+    ForOption,
     JsonOption,
     NameArgument,
     OriginOption,
     Settings,
     command,
+    name_of,
     parse_time,
     span,
     with_vault,
@@ -41,6 +43,8 @@ from apex_creds.model import (
     DeliveryStyle,
     RotationStage,
     Sensitivity,
+    key_of,
+    shown_key,
 )
 from apex_creds.policy.display import show_span, show_time
 from apex_creds.vault import Vault
@@ -81,6 +85,7 @@ async def set_credential(
         option("LEVEL", "normal, sensitive or critical; as it was, or sensitive by default."),
     ] = None,
     challenge: ChallengeOption = None,
+    whose: ForOption = None,
 ) -> Report:
     """Store a credential, or a new version of it.
 
@@ -89,7 +94,7 @@ async def set_credential(
     """
     sent = delivery
     with contextlib.suppress(CredentialNotFoundError):
-        stored = await vault.get(name)
+        stored = await vault.get(name, principal=whose or "")
         kind, sent = kind or stored.kind, delivery or stored.delivery
     aws = sent is not None and sent.style is DeliveryStyle.AWS4
     kind = kind or (CredentialKind.BASIC if aws else CredentialKind.API_KEY)
@@ -102,17 +107,19 @@ async def set_credential(
         expires=expires,
         sensitivity=sensitivity,
         challenge=challenge,
+        principal=whose or "",
     )
     return done(
         as_json(info, time.time()),
-        f"Stored {info.name} ({info.kind}), version {info.version}.",
+        f"Stored {shown_key(info.key)} ({info.kind}), version {info.version}.",
         notes=about_origins(info),
     )
 
 
 def about_origins(info: CredentialInfo) -> list[Note]:
     """What to do about a credential that has no origin, or is sent in clear."""
-    advice = f"apex-creds edit {shlex.quote(info.name)} --origin URL"
+    whose = f" --for {shlex.quote(info.principal)}" if info.principal else ""
+    advice = f"apex-creds edit {shlex.quote(info.name)}{whose} --origin URL"
     if not info.origins:
         return [Note(f"It may be sent nowhere yet: {advice}")]
     clear = [one for one in info.origins if one.scheme in ("http", "redis") and not one.here]
@@ -126,10 +133,25 @@ def about_origins(info: CredentialInfo) -> list[Note]:
 
 
 @command()
-async def list_credentials(vault: Vault) -> Report:
+async def list_credentials(
+    vault: Vault,
+    whose: Annotated[
+        str | None,
+        option(
+            "WHO",
+            "Only those of this principal; all by default.",
+            "--for",
+            parser=name_of("principal"),
+        ),
+    ] = None,
+) -> Report:
     """List the credentials, without their values."""
-    found, now = await vault.list(), time.time()
-    columns = ("name", "kind", "service", "sent as", "origins", "level", "version", "expires")
+    found, now = await vault.list(principal=whose), time.time()
+    several = any(info.principal for info in found)
+    columns = (
+        *(("name", "of") if several else ("name",)),
+        *("kind", "service", "sent as", "origins", "level", "version", "expires"),
+    )
     rows: list[tuple[object, ...]] = []
     for info in found:
         expires: object = show_time(info.expires) or "never"
@@ -141,7 +163,8 @@ async def list_credentials(vault: Vault) -> Report:
         elif info.rotation is not None:
             expires = _rotation_cell(info, expires)
         origins = ", ".join(map(str, info.origins)) or "nowhere"
-        delivered = (info.name, info.kind, info.service, info.delivery, origins)
+        named = (info.name, info.principal or "-") if several else (info.name,)
+        delivered = (*named, info.kind, info.service, info.delivery, origins)
         rows.append((*delivered, _level(info), info.version, expires))
     return Report(
         [as_json(info, now) for info in found],
@@ -167,6 +190,7 @@ def as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
     connection = info.connection
     return {
         "name": info.name,
+        "principal": info.principal or None,
         "kind": info.kind.value,
         "service": info.service,
         "delivery": str(info.delivery),
@@ -219,14 +243,14 @@ def _moment(at: float) -> str | None:
 
 
 @command()
-async def show(vault: Vault, name: NameArgument) -> Report:
+async def show(vault: Vault, name: NameArgument, whose: ForOption = None) -> Report:
     """Show what is known of a credential, without its value."""
-    facts = as_json(await vault.get(name), time.time())
+    facts = as_json(await vault.get(name, principal=whose or ""), time.time())
     lines = [(key.replace("_", " "), _plain(v)) for key, v in facts.items()]
     return Report(facts, Fields(line for line in lines if line not in _UNSAID))
 
 
-_UNSAID = (("connection", "-"), ("rotation", "-"))
+_UNSAID = (("connection", "-"), ("rotation", "-"), ("principal", "-"))
 
 
 def _plain(value: Json) -> str:
@@ -271,6 +295,7 @@ def edit(
     rotate_grace: Annotated[
         str | None, option("SPAN", "How long the replaced value stays valid; 1h by default.")
     ] = None,
+    whose: ForOption = None,
 ) -> Report:
     """Change where and how a credential is sent and what a use takes; its value stays.
 
@@ -287,9 +312,11 @@ def edit(
 
     async def work(vault: Vault) -> CredentialInfo:
         if any(it is not None for it in rotation):
+            if whose:
+                raise InvalidInputError("Shared credentials only rotate at their provider.")
             await _edit_rotation(vault, name, *rotation)
         if all(it is None for it in facts):
-            return await vault.get(name)
+            return await vault.get(name, principal=whose or "")
         return await vault.edit(
             name,
             challenge=challenge,
@@ -297,13 +324,14 @@ def edit(
             origins=origin,
             delivery=delivery,
             expires=expires,
+            principal=whose or "",
         )
 
     info = with_vault(chosen, work)
     places = ", ".join(map(str, info.origins)) or "nowhere"
     return done(
         as_json(info, time.time()),
-        f"{info.name} is {_level(info)} from now on.",
+        f"{shown_key(info.key)} is {_level(info)} from now on.",
         f"It may be sent to {places}, as {info.delivery}.",
         notes=about_origins(info),
     )
@@ -338,12 +366,13 @@ def remove(
     chosen: Settings,
     name: NameArgument,
     yes: Annotated[bool, flag("Do not ask.", "--yes", "-y")] = False,
+    whose: ForOption = None,
 ) -> Report:
     """Delete a credential for good: its key is destroyed, its file overwritten."""
-    question = f"Delete {console.safe(name)} for good?"
+    question = f"Delete {console.safe(shown_key(key_of(name, whose or '')))} for good?"
     if not yes and not console.confirmed(question, about="whether to delete it"):
         return Report({"deleted": None}, notes=[Note("Nothing was deleted.")], code=1)
-    gone = with_vault(chosen, lambda vault: vault.delete(name))
+    gone = with_vault(chosen, lambda vault: vault.delete(name, principal=whose or ""))
     overwritten = {
         "overwritten": "verified: zeros were read back in its place",
         "unverifiable": "tried, but this file system can't prove it (copies may remain)",
@@ -352,7 +381,7 @@ def remove(
     shredded = "verified: the key is destroyed" if gone.shredded else "NOT verified"
     return done(
         {"deleted": gone.name, "shredded": gone.shredded, "overwritten": gone.overwritten},
-        f"Deleted {gone.name}.",
+        f"Deleted {shown_key(key_of(name, whose or ''))}.",
         f"  shredding    {shredded}",
         f"  overwriting  {overwritten}",
     )
@@ -374,6 +403,7 @@ def get(
         bool,
         flag("Also where standard output is not a terminal.", "--force"),
     ] = False,
+    whose: ForOption = None,
     json: JsonOption = False,
 ) -> None:
     """Print a secret; audited as an exposure."""
@@ -387,7 +417,7 @@ def get(
     check_exit(sys.stdout, force=force)
 
     async def work(vault: Vault) -> None:
-        async with vault.open(name, action="get") as opened:
+        async with vault.open(name, action="get", principal=whose or "") as opened:
             with opened.part(part) as secret:
                 if not json:
                     return _write(sys.stdout, secret)

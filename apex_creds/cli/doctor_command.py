@@ -204,7 +204,7 @@ async def _opened(home: Path, provider: MasterKeyProvider) -> list[Check]:
     async with await Vault.unseal(home, master=provider) as vault:
         listed = await vault.list()
         found = await undone(RotationWorker(vault).engine)  # which reads the others
-        used = {(await vault.find(info.name)).key for info in listed}
+        used = {(await vault.find(info.name, principal=info.principal)).key for info in listed}
         # The store below the vault: nothing above it lists keysets, and nobody else needs to.
         keystore = await vault._store.keystore()
     # A retired key is on its way out: a rotation left it, and it is destroyed after its grace.

@@ -10,6 +10,7 @@ import msgspec
 
 from apex_creds.cli import console
 from apex_creds.cli.command import (
+    ForOption,
     PluginArgument,
     Settings,
     UntilOption,
@@ -21,7 +22,7 @@ from apex_creds.cli.console import Cell, Json, Line, Note, Report, Rows, done
 from apex_creds.cli.credential_commands import about_origins
 from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
-from apex_creds.model import CredentialInfo
+from apex_creds.model import CredentialInfo, shown_key
 from apex_creds.policy.display import show_time
 from apex_creds.policy.grants import Grant, GrantDecision
 from apex_creds.policy.manifest import Manifest, parse_manifest
@@ -58,12 +59,14 @@ def grant(
     ahead: Annotated[
         bool, flag("Grant it before there is such a credential.", "--ahead")
     ] = False,
+    whose: ForOption = None,
 ) -> Report:
     """Permit a plugin the use of a credential; replaces an earlier grant of the two."""
     manifest = None if folder is None else manifest_in(folder, plugin)
 
     async def work(vault: Vault) -> tuple[Grant, CredentialInfo | None]:
-        known = next((info for info in await vault.list() if info.name == name), None)
+        listed = await vault.list(principal=whose or "")
+        known = next((info for info in listed if info.name == name), None)
         if known is None and not ahead:
             raise CredentialNotFoundError(
                 "There is no credential of that name; nothing was granted.",
@@ -79,6 +82,7 @@ def grant(
             until=until,
             manifest=manifest,
             created_by="apex-creds",
+            principal=whose or "",
         )
         return made, known
 
@@ -90,7 +94,7 @@ def grant(
     access += " (answers are not searched)" if made.echoes else ""
     scopes = f" ({', '.join(made.scopes)})" if made.scopes else ""
     ends = f" until {show_time(made.until)}" if made.until else ""
-    said = f"{made.plugin} may {access} {made.credential}{scopes}{ends}."
+    said = f"{made.plugin} may {access} {shown_key(made.key)}{scopes}{ends}."
     return done(_as_json(made), said, notes=notes)
 
 
@@ -117,7 +121,7 @@ def manifest_in(folder: Path, plugin: str) -> Manifest:
 @command()
 async def list_grants(vault: Vault) -> Report:
     """List the grants."""
-    made = sorted(await vault.grants(), key=lambda g: (g.plugin, g.credential))
+    made = sorted(await vault.grants(), key=lambda g: (g.plugin, g.key))
     return Report(
         [_as_json(item) for item in made],
         Rows(
@@ -125,7 +129,7 @@ async def list_grants(vault: Vault) -> Report:
             [
                 (
                     item.plugin,
-                    item.credential,
+                    shown_key(item.key),
                     Cell("denied", "red")
                     if item.decision is GrantDecision.DENY
                     else access_of(item),
@@ -156,6 +160,7 @@ def _as_json(made: Grant) -> dict[str, Json]:
     return {
         "plugin": made.plugin,
         "credential": made.credential,
+        "principal": made.principal or None,
         "reveal": made.reveal,
         "echoes": made.echoes,
         "sign": made.sign,
@@ -181,6 +186,7 @@ def revoke(
         str | None,
         option("NAME", "The grants of all plugins on it."),
     ] = None,
+    whose: ForOption = None,
 ) -> Report:
     """Take grants back: those of a plugin, of a credential, or of the two."""
     if plugin is None and credential is None:
@@ -190,12 +196,15 @@ def revoke(
     if name is not None and credential is not None:
         raise InvalidInputError("Name the credential once.")
     removed = with_vault(
-        chosen, lambda vault: vault.revoke(plugin=plugin, credential=name or credential)
+        chosen,
+        lambda vault: vault.revoke(
+            plugin=plugin, credential=name or credential, principal=whose or ""
+        ),
     )
     if not removed:
         raise CredentialNotFoundError(
             "There is no such grant. What was allowed for a session is taken back.",
             hint="See: apex-creds grants",
         )
-    said = (f"{item.plugin} may no longer use {item.credential}." for item in removed)
+    said = (f"{item.plugin} may no longer use {shown_key(item.key)}." for item in removed)
     return Report([_as_json(item) for item in removed], *(Line(text, "green") for text in said))

@@ -183,7 +183,7 @@ async def store(
     Returns:
         The names that were stored.
     """
-    known = {info.name: info.kind for info in await vault.list()}
+    known = {info.name: info.kind for info in await vault.list(principal="")}
     chosen = []
     for name, item in plan.items.items():
         if name not in known or (replace and known[name] is CredentialKind.API_KEY):

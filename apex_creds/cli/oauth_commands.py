@@ -12,6 +12,7 @@ from typing import Annotated
 
 from apex_creds.cli import console
 from apex_creds.cli.command import (
+    ForOption,
     NameArgument,
     OriginOption,
     Settings,
@@ -22,6 +23,7 @@ from apex_creds.cli.console import Note, Report, done, note
 from apex_creds.cli.credential_commands import about_origins, as_json
 from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
+from apex_creds.model import key_of, shown_key
 from apex_creds.oauth import Way, providers
 from apex_creds.oauth import connect as connect_to
 from apex_creds.oauth import disconnect as disconnect_from
@@ -64,6 +66,7 @@ async def connect(
         int, option("PORT", "Of the redirect to this machine; any by default.")
     ] = 0,
     browser: Annotated[bool, flag("Open a browser.", "--browser/--no-browser")] = True,
+    whose: ForOption = None,
 ) -> Report:
     """Get an OAuth token from a provider, and keep it valid from then on.
 
@@ -75,7 +78,7 @@ async def connect(
     found = await providers.find(provider)
     chosen = name or found.name
     try:
-        before = (await vault.get(chosen)).connection
+        before = (await vault.get(chosen, principal=whose or "")).connection
     except CredentialNotFoundError:
         before = None
     if client_id is None and before is None:
@@ -104,13 +107,14 @@ async def connect(
         origins=origin,
         show=show,
         port=port,
+        principal=whose or "",
     )
     until = show_time(made.info.expires) or "further notice"
     renewed = "renewed before that" if made.renewable else "not renewed: no refresh token came"
     return done(
         as_json(made.info, vault.clock.time()),
-        f"Connected {made.info.name} to {found.name}; the token is good until {until}, "
-        f"and {renewed}.",
+        f"Connected {shown_key(made.info.key)} to {found.name}; the token is good until "
+        f"{until}, and {renewed}.",
         notes=[
             *about_origins(made.info),
             *(() if made.info.expires is None or made.renewable else (_ASK_OFFLINE,)),
@@ -126,14 +130,18 @@ def disconnect(
     chosen: Settings,
     name: NameArgument,
     yes: Annotated[bool, flag("Do not ask.", "--yes", "-y")] = False,
+    whose: ForOption = None,
 ) -> Report:
     """Revoke a connection's tokens at its provider, and delete the credential."""
-    question = f"Revoke and delete {console.safe(name)} for good?"
+    called = shown_key(key_of(name, whose or ""))
+    question = f"Revoke and delete {console.safe(called)} for good?"
     if not yes and not console.confirmed(question, about="whether to disconnect it"):
         return Report({"disconnected": None}, notes=[Note("Nothing was changed.")], code=1)
-    revoked = with_vault(chosen, lambda vault: disconnect_from(vault, name))
+    revoked = with_vault(
+        chosen, lambda vault: disconnect_from(vault, name, principal=whose or "")
+    )
     where = "Its tokens are revoked at the provider." if revoked else _NO_REVOCATION
-    return done({"disconnected": name, "revoked": revoked}, f"Deleted {name}. {where}")
+    return done({"disconnected": name, "revoked": revoked}, f"Deleted {called}. {where}")
 
 
 _NO_REVOCATION = "The provider has no way to revoke tokens: end it on its own page, too."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -118,6 +119,15 @@ def explain(
         float | None,
         option("TIME", "2030-12-31T18:00Z; now by default.", parser=_moment),
     ] = None,
+    whom: Annotated[
+        str | None,
+        option(
+            "WHO",
+            "The principal that the call is for; nobody by default.",
+            "--for",
+            parser=name_of("principal"),
+        ),
+    ] = None,
 ) -> Report:
     """Say whether a plugin that declares a credential gets it, and which rule decides."""
     if action:
@@ -128,22 +138,23 @@ def explain(
 
     async def work(vault: Vault) -> tuple[CredentialInfo | None, Grants]:
         grants = await vault.grants()
-        try:
-            return await vault.get(credential), grants
-        except CredentialNotFoundError:
-            return None, grants
+        for principal in dict.fromkeys((whom or "", "")):
+            with suppress(CredentialNotFoundError):
+                return await vault.get(credential, principal=principal), grants
+        return None, grants
 
     info, grants = with_vault(chosen, work)
     decision = Decision(reason=Reason.LOCKED_DOWN)
     if grants.lockdown is None:
         decision = decide(
             need=Need(name=credential, scopes=scopes, origins=origins, access=Access.REVEAL),
-            grant=grants.find(plugin, credential),
+            grant=grants.find(plugin, info.key if info else credential),
             info=info,
             now=now,
             policy=found,
             plugin=plugin,
             action=action,
+            principal=whom or "",
         )
     matching = found.matching(
         plugin=plugin,
@@ -152,6 +163,7 @@ def explain(
         scopes=scopes,
         origins=origins or (info.origins if info else ()),
         now=now,
+        principal=whom or "",
     )
     others = [rule for rule in matching if rule.id != decision.rule][:_OTHERS]
     challenged = info is not None and info.challenge

@@ -108,7 +108,7 @@ class EnhancedApiKeyManager(ApiKeyManager):
 
         async def work() -> None:
             check_plugin(plugin_id)
-            infos = await self._vault.list()
+            infos = await self._vault.list(principal="")
             wanted = {name for service in services for name in _names(infos, service)}
             grants = [
                 grant for grant in await self._vault.grants() if grant.plugin == plugin_id
@@ -132,7 +132,9 @@ class EnhancedApiKeyManager(ApiKeyManager):
         """The services that a plugin is permitted."""
 
         async def work() -> list[str]:
-            services = {info.name: info.service for info in await self._vault.list()}
+            services = {
+                info.name: info.service for info in await self._vault.list(principal="")
+            }
             grants = [grant for grant in await self._vault.grants() if _permits(grant)]
             names = [grant.credential for grant in grants if grant.plugin == plugin_id]
             return sorted({services.get(name, name) for name in names})
@@ -225,7 +227,7 @@ class EnhancedApiKeyManager(ApiKeyManager):
         secret = entry.secret
 
         async def work() -> str:
-            infos, kind = await self._vault.list(), CredentialKind.API_KEY
+            infos, kind = await self._vault.list(principal=""), CredentialKind.API_KEY
             if find_info(infos, service, kind) is None:
                 stored_as = free_name(infos, service, kind)
             else:
@@ -241,7 +243,7 @@ class EnhancedApiKeyManager(ApiKeyManager):
         service, kind = _checked(provider), CredentialKind.API_KEY
 
         async def work() -> bool:
-            if find_info(await self._vault.list(), service, kind) is not None:
+            if find_info(await self._vault.list(principal=""), service, kind) is not None:
                 return True
             legacy = await self._fallback.entries() if self._fallback else ()
             names = names_for(service, kind)
@@ -258,7 +260,11 @@ class EnhancedApiKeyManager(ApiKeyManager):
 
         async def work() -> list[dict[str, object]]:
             titles = (await migration_document(self._vault.store).read()).titles
-            infos = [i for i in await self._vault.list() if i.kind is CredentialKind.API_KEY]
+            infos = [
+                i
+                for i in await self._vault.list(principal="")
+                if i.kind is CredentialKind.API_KEY
+            ]
             return [
                 {
                     "id": info.id,
@@ -276,7 +282,7 @@ class EnhancedApiKeyManager(ApiKeyManager):
         """Deletes an API key by its id; whether there was one."""
 
         async def work() -> bool:
-            for info in await self._vault.list():
+            for info in await self._vault.list(principal=""):
                 if info.id == key_id and info.kind is CredentialKind.API_KEY:
                     with suppress(CredentialNotFoundError):
                         await self._vault.delete(info.name)
@@ -338,7 +344,7 @@ class EnhancedApiKeyManager(ApiKeyManager):
         await migration_document(self._vault.store).change(change)
 
     async def _may_any(self, plugin: str, service: str) -> bool:
-        infos = await self._vault.list()
+        infos = await self._vault.list(principal="")
         found = [info for kind in _KINDS if (info := find_info(infos, service, kind))]
         if found:
             return any([not await self._refusal(plugin, info) for info in found])
@@ -380,7 +386,7 @@ class EnhancedApiKeyManager(ApiKeyManager):
         action: str,
         use: Callable[[Opened, CredentialInfo | None], T],
     ) -> T | None:
-        info = find_info(await self._vault.list(), service, kind)
+        info = find_info(await self._vault.list(principal=""), service, kind)
         if info is None:
             if not await self._may_any(plugin, service):
                 self._log(EventKind.DENIAL, plugin, service, action, reason="not_granted")

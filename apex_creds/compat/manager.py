@@ -273,7 +273,7 @@ class ApiKeyManager:
 
         async def delete(kind: CredentialKind) -> bool:
             forgotten = await self._forget(service, kind)
-            info = find_info(await self._vault.list(), service, kind)
+            info = find_info(await self._vault.list(principal=""), service, kind)
             if info is not None:
                 with suppress(CredentialNotFoundError):
                     await self._vault.delete(info.name)
@@ -288,7 +288,7 @@ class ApiKeyManager:
 
         async def work() -> dict[str, list[str]]:
             found: dict[CredentialKind, set[str]] = {kind: set() for kind in _KINDS["all"]}
-            for info in await self._vault.list():
+            for info in await self._vault.list(principal=""):
                 if info.kind in found:
                     found[info.kind].add(info.service)
             legacy = await self._fallback.entries() if self._fallback else ()
@@ -312,7 +312,7 @@ class ApiKeyManager:
 
     def _read(self, service: str, kind: CredentialKind, action: str, use: Use[T]) -> T | None:
         async def work() -> T | None:
-            info = find_info(await self._vault.list(), service, kind)
+            info = find_info(await self._vault.list(principal=""), service, kind)
             async with AsyncExitStack() as stack:
                 if info is not None:
                     with suppress(CredentialNotFoundError):  # deleted in this very moment
@@ -340,7 +340,7 @@ class ApiKeyManager:
     async def _store(self, service: str, secret: Secret) -> None:
         await self._forget(service, secret.kind)
         for attempt in range(_ROUNDS):
-            infos = await self._vault.list()
+            infos = await self._vault.list(principal="")
             known = named_info(infos, service, secret.kind)
             name = known.name if known else free_name(infos, service, secret.kind)
             try:

@@ -18,12 +18,13 @@ import msgspec
 from msgspec import Meta
 
 from apex_creds.audit.events import EventKind, Recorded
-from apex_creds.audit.line import shown_label
+from apex_creds.audit.line import SHARED, shown_label
 from apex_creds.auth.access_document import PendingRequest
 from apex_creds.auth.consent_queue import Requests
 from apex_creds.auth.enrolment import Factors
 from apex_creds.auth.second_factor import Subject
 from apex_creds.errors import SecondFactorError
+from apex_creds.model import key_of, split_key
 from apex_creds.policy.consent import UNKNOWN, Choice, ConsentAnswer
 from apex_creds.policy.display import shown as escaped
 from apex_creds.policy.manifest import Access
@@ -66,13 +67,15 @@ class Names:
     def learn(self, names: Iterable[str]) -> None:
         """Remembers which names pseudonyms stand for, where they are to be shown."""
         if self._pseudonym is not None and self._named:
-            self._known = {self._pseudonym(name): name for name in names}
+            parts = {part for name in names for part in split_key(name) if part}
+            self._known = {self._pseudonym(part): part for part in parts}
 
-    def credential(self, name: str) -> str:
-        """A credential's or service's name, as it is in the vault."""
+    def credential(self, key: str) -> str:
+        """A credential's or service's name, as it is in the vault, and whose it is."""
+        name, principal = split_key(key)
         if name and self._pseudonym is not None and not self._named:
-            return self._pseudonym(name)
-        return text(name)
+            name, principal = self._pseudonym(name), principal and self._pseudonym(principal)
+        return text(f"{name} (of {principal})" if principal else name)
 
     def logged(self, name: str) -> str:
         """A credential's name, as it is in the log."""
@@ -86,9 +89,12 @@ class Names:
         found = [of for of, name in self._known.items() if part in text(name).lower()]
         return found if len(found) <= _MANY else None
 
-    def as_logged(self, name: str) -> str:
-        """What the log calls a credential of the vault."""
-        return name if self._pseudonym is None else self._pseudonym(name)
+    def as_logged(self, key: str) -> tuple[str, str]:
+        """What the log calls a credential of the vault, and whose it is."""
+        name, principal = split_key(key)
+        if self._pseudonym is None:
+            return name, principal
+        return self._pseudonym(name), principal and self._pseudonym(principal)
 
     def label(self, label: str) -> str:
         """A keyset's label, ``section/service``."""
@@ -102,8 +108,9 @@ class Names:
                 continue
             plain = name in _PLAIN or not isinstance(value, str)
             found[name] = value if plain else text(value)
-        if event.credential:
-            found["credential"] = self.logged(event.credential)
+        for name in ("credential", "principal"):
+            if name in found:
+                found[name] = self.logged(getattr(event, name))
         if event.kind is EventKind.ROTATION and event.detail:
             found["detail"] = text(shown_label(event.detail, self.logged))
         return found
@@ -132,6 +139,8 @@ class OpenLease(msgspec.Struct):
         parent: The lease that it was attenuated from.
         uses: Redeems since then.
         revoked: When what it rests on was taken back; 0: it was not.
+        principal: Who the plugin acts for.
+        shared: Whether it is on the shared credential all the same.
     """
 
     lease: str
@@ -141,6 +150,8 @@ class OpenLease(msgspec.Struct):
     action: str = ""
     version: str = ""
     parent: str = ""
+    principal: str = ""
+    shared: bool = False
     since: float = 0.0
     uses: int = 0
     last: float = 0.0
@@ -193,6 +204,8 @@ class OpenLeases:
             invocation=event.invocation,
             plugin=event.plugin,
             credential=event.credential,
+            principal=event.principal,
+            shared=event.detail == SHARED,
             action=event.action,
             version=event.plugin_version,
             parent=event.parent,
@@ -222,7 +235,9 @@ class OpenLeases:
     def _revoke(self, event: Recorded) -> None:
         for lease in self._open.values():
             plugin = event.plugin in ("", lease.plugin)
-            if plugin and event.credential in ("", lease.credential):
+            whose = "" if lease.shared else lease.principal
+            meant = (event.credential, event.principal) == (lease.credential, whose)
+            if plugin and (meant or not event.credential):
                 lease.revoked = lease.revoked or event.time
 
     def _forget(self, lease: str) -> None:
@@ -266,7 +281,8 @@ def question(item: PendingRequest, *, names: Names) -> dict[str, object]:
         "plugin": text(request.plugin),
         "version": text(request.version),
         "action": text(request.action),
-        "credential": names.credential(request.credential),
+        "credential": names.credential(key_of(request.credential, request.owner)),
+        "principal": names.credential(request.principal),
         "level": text(request.level),
         "reveal": request.access is Access.REVEAL,
         "scopes": _listed(request.scopes),
@@ -308,7 +324,8 @@ async def _verify_factor(vault: Vault, found: PendingRequest, code: str) -> None
     factors = Factors(vault)
     if not code and await factors.enrolled():
         raise SecondFactorError("A code of the second factor is needed.")
-    subject = Subject(plugin=found.request.plugin, credential=found.request.credential)
+    key = key_of(found.request.credential, found.request.owner)
+    subject = Subject(plugin=found.request.plugin, credential=key)
     await factors.verify(code, subject=subject)
 
 

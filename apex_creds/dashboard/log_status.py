@@ -15,6 +15,7 @@ import msgspec
 
 from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
 from apex_creds.audit.events import EventKind, Recorded
+from apex_creds.audit.line import SHARED
 from apex_creds.audit.verify import Progress, Report, check_now
 from apex_creds.errors import ApexCredsError, AuditTamperedError
 
@@ -132,7 +133,7 @@ class Activity:
     """Takes events in their order; knows what was done."""
 
     def __init__(self) -> None:
-        self.pairs: dict[tuple[str, str], Use] = {}
+        self.pairs: dict[tuple[str, str, str], Use] = {}
         self.changes = 0
 
     def take(self, event: Recorded) -> None:
@@ -151,7 +152,8 @@ class Activity:
 
     def _pair(self, event: Recorded) -> Use:
         self.changes += 1
-        key = (event.plugin, event.credential)
+        whose = "" if event.detail == SHARED else event.principal
+        key = (event.plugin, event.credential, whose)
         found = self.pairs.get(key)
         if found is None:
             if len(self.pairs) >= MAX_PAIRS:

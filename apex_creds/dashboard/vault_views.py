@@ -325,21 +325,25 @@ class Permissions:
         self,
         infos: Iterable[CredentialInfo],
         grants: Grants,
-        uses: Mapping[tuple[str, str], Use],
+        uses: Mapping[tuple[str, str, str], Use],
         policy: Policy | None,
         *,
         names: Names,
         now: float,
     ) -> None:
-        self._known = known = {info.name: info for info in infos}
-        logged = {names.as_logged(name): name for name in known}
-        self._used = {(p, logged[c]): use for (p, c), use in uses.items() if c in logged}
-        self._granted = {(grant.plugin, grant.credential): grant for grant in grants}
+        self._known = known = {info.key: info for info in infos}
+        logged = {names.as_logged(key): key for key in known}
+        self._used = {
+            (p, logged[c]): use
+            for (p, *whose), use in uses.items()
+            if (c := tuple(whose)) in logged
+        }
+        self._granted = {(grant.plugin, grant.key): grant for grant in grants}
         self._policy, self._names, self._now = policy, names, now
         busy = {c for _, c in (*self._granted, *self._used)}
         ordered = sorted(known.keys() | busy, key=lambda name: (name not in busy, name))
         self._credentials = [(names.credential(name), name) for name in ordered]
-        plugins = sorted({p for p, _ in (*self._granted, *uses)})
+        plugins = sorted({each[0] for each in (*self._granted, *uses)})
         self._plugins = [(text(plugin), plugin) for plugin in plugins]
 
     def summary(self) -> dict[str, object]:
@@ -421,6 +425,7 @@ def _verdict(
         level=info.sensitivity,
         origins=info.origins,
         now=now,
+        principal=info.principal,
     )
     by_level = ruling.rule == f"levels.{Sensitivity(info.sensitivity).value}"
     return ("", "") if by_level else (Verdict(ruling.decision).value, ruling.rule)

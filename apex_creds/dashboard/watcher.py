@@ -191,7 +191,8 @@ class Watcher:
         found: dict[str, object] = msgspec.to_builtins(item)
         for name in ("plugin", "action", "version", "method", "origin"):
             found[name] = text(str(found[name]))
-        found["credential"] = self._names.logged(str(found["credential"]))
+        for name in ("credential", "principal"):
+            found[name] = self._names.logged(str(found[name]))
         return found
 
     # -- the vault -------------------------------------------------------------------
@@ -231,7 +232,7 @@ class Watcher:
         if _same(seen, self._permissions_seen):
             return
         stored = [name for section in sections for name in section.records]
-        self._names.learn([*stored, *(grant.credential for grant in grants)])
+        self._names.learn([*stored, *(grant.key for grant in grants)])
         made = partial(self._read_all, sections, grants, policy, now)
         self._permissions = await anyio.to_thread.run_sync(made)
         self._publish("matrix", self._permissions.summary())
@@ -322,7 +323,7 @@ def _verification(found: Verified) -> dict[str, object]:
 
 
 def _lease_words(lease: dict[str, object]) -> str:
-    fields = ("plugin", "credential", "action", "method", "origin")
+    fields = ("plugin", "credential", "principal", "action", "method", "origin")
     return " ".join(str(lease[name]) for name in fields)
 
 

@@ -31,6 +31,8 @@ from apex_creds.storage.base import Data
 
 FORMAT: Final = "apex-creds/document"
 VERSION: Final = 2
+OWNED_VERSION: Final = 3
+"""As 2, with records that belong to principals: a program that knows none refuses it."""
 KEK_VERSION: Final = 1
 """The version whose keys are derived from a KEK, not from a key of the key store."""
 
@@ -115,7 +117,11 @@ class _UnderKek(_Document, frozen=True, kw_only=True, forbid_unknown_fields=True
     key_version: Count = msgspec.field(name="kek_version")
 
 
-_SHAPES: Final[dict[int, type[_Document]]] = {KEK_VERSION: _UnderKek, VERSION: _Document}
+_SHAPES: Final[dict[int, type[_Document]]] = {
+    KEK_VERSION: _UnderKek,
+    VERSION: _Document,
+    OWNED_VERSION: _Document,
+}
 
 
 class _Probe(msgspec.Struct):
@@ -324,7 +330,7 @@ def _shape(data: bytes, section: str) -> type[_Document]:
     if probe.version not in _SHAPES:
         raise UnsupportedFormatError(
             f"The document for {section!r} has format version {probe.version}.",
-            hint=f"This program reads versions up to {VERSION}: upgrade apex-creds.",
+            hint=f"This program reads versions up to {max(_SHAPES)}: upgrade apex-creds.",
         )
     return _SHAPES[probe.version]
 

@@ -10,6 +10,7 @@ event loop, until it returns. Values are immutable. No I/O. Specified in docs/FO
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from collections import Counter
@@ -157,7 +158,7 @@ def reseal_records(
             try:
                 sealed = resealer.reseal(
                     record.sealed,
-                    record_id=bytes.fromhex(info.id),
+                    record_id=_record_id(info),
                     record_version=info.version,
                 )
             except (DecryptionError, CorruptDocumentError):
@@ -226,7 +227,8 @@ def open_shard(
         for piece in pieces:
             for record in piece:
                 _share(record.info, shared)
-                records[record.info.name] = record
+                info = record.info
+                records[info.key if info.principal else info.name] = record
     except (msgspec.DecodeError, UnicodeDecodeError, IntegrityError):
         raise CorruptDocumentError(
             f"The body of {header.section!r} is malformed.",
@@ -279,9 +281,18 @@ def _context(info: CredentialInfo, vault_id: bytes) -> Context:
     return Context(
         vault_id=vault_id,
         section=SECTIONS[info.kind],
-        record_id=bytes.fromhex(info.id),
+        record_id=_record_id(info),
         record_version=info.version,
     )
+
+
+def _record_id(info: CredentialInfo) -> bytes:
+    """The record id that the ciphertext is bound to, and to whom it belongs with it."""
+    own = bytes.fromhex(info.id)
+    if not info.principal:
+        return own
+    whose = own + info.principal.encode()
+    return hashlib.blake2b(whose, digest_size=16, person=b"apex-principal").digest()
 
 
 Counts = tuple[tuple[str, int, int], ...]

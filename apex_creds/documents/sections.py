@@ -46,7 +46,7 @@ from apex_creds.concurrency import (
 )
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.document import KeyName, Packed, mac_of
+from apex_creds.documents.document import OWNED_VERSION, KeyName, Packed, mac_of
 from apex_creds.documents.keystore import Keystore, KeystoreBody, root_key, shard_names
 from apex_creds.documents.records import (
     Record,
@@ -716,6 +716,8 @@ def seal_shard(
     header = keystore.next_header(
         before.name, after=before.generation, written=now, keys_used=used
     )
+    if any(record.info.principal for record in records.values()):
+        header = msgspec.structs.replace(header, version=OWNED_VERSION)
     keys = keystore.document_keys(header)
     uses = count_uses(before, records, used)
     data = seal_shard_body(header, records.values(), keys, uses=uses)

@@ -41,7 +41,7 @@ from apex_creds.integrations.plugin_metadata import (
     verified,
 )
 from apex_creds.integrations.plugin_removal import REMOVING, UNLOADING, Removals
-from apex_creds.leases.lease import current_invocation
+from apex_creds.leases.lease import PRINCIPAL, current_invocation
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.middleware.callables import shape_of
 from apex_creds.policy.manifest import Manifest
@@ -63,12 +63,20 @@ _lock = threading.RLock()
 _installed: weakref.WeakValueDictionary[int, Installation] = weakref.WeakValueDictionary()
 
 
-def install(plugin_manager: object, middleware: CredentialMiddleware) -> Installation:
+def install(
+    plugin_manager: object,
+    middleware: CredentialMiddleware,
+    *,
+    principal: Callable[[], str] | None = None,
+) -> Installation:
     """Hooks an ApexAgent plugin manager.
 
     Args:
         plugin_manager: An instance, of any build.
         middleware: Open for as long as the hook is installed.
+        principal: Says who a call is for, as a user's id, from what the runtime knows itself
+            and never from a call's arguments, which a model chose; empty: nobody. By default
+            as ``acting_for`` says. It is not asked for what a plugin calls.
 
     Returns:
         What to ``uninstall``. Installing the same middleware again returns the same.
@@ -79,7 +87,7 @@ def install(plugin_manager: object, middleware: CredentialMiddleware) -> Install
     with _lock:
         found = _installed.get(id(plugin_manager))
         if found is None:
-            installation = Installation(plugin_manager, middleware)
+            installation = Installation(plugin_manager, middleware, principal)
             _installed[id(plugin_manager)] = installation
             return installation
     if found.middleware is not middleware:
@@ -116,10 +124,16 @@ class _Target(NamedTuple):
 class Installation:
     """A hooked manager; a context manager that uninstalls."""
 
-    def __init__(self, plugin_manager: object, middleware: CredentialMiddleware) -> None:
+    def __init__(
+        self,
+        plugin_manager: object,
+        middleware: CredentialMiddleware,
+        principal: Callable[[], str] | None = None,
+    ) -> None:
         """Use ``install``."""
         self.manager = plugin_manager
         self.middleware = middleware
+        self._principal = PRINCIPAL.get if principal is None else principal
         self.active = True
         self._manifests = Manifests()
         self._bindings = Bindings()
@@ -176,7 +190,8 @@ class Installation:
         found = managers.record_of(self.manager, target.plugin_id, can_wait=True)
         record = await _awaited(found)
         manifest = self._manifest(target, record)
-        if not manifest.needs and current_invocation() is None:
+        whom = self._principal() if current_invocation() is None else ""
+        if not (manifest.needs or whom) and current_invocation() is None:
             return await _awaited(hook.original(*args, **kwargs))
         if manifest.needs:
             await self._removals.finish(target.plugin_id)
@@ -184,7 +199,13 @@ class Installation:
             manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)
         return await self.middleware.invoke_action(
-            manifest, target.name, hook.original, args, kwargs, shape_from=shape
+            manifest,
+            target.name,
+            hook.original,
+            args,
+            kwargs,
+            shape_from=shape,
+            principal=whom,
         )
 
     def invoke_sync(
@@ -196,7 +217,8 @@ class Installation:
             return hook.original(*args, **kwargs)
         record = _at_once(managers.record_of(self.manager, target.plugin_id, can_wait=False))
         manifest = self._manifest(target, record)
-        if not manifest.needs and current_invocation() is None:
+        whom = self._principal() if current_invocation() is None else ""
+        if not (manifest.needs or whom) and current_invocation() is None:
             return hook.original(*args, **kwargs)
         if manifest.needs:
             self._removals.refuse_unfinished(target.plugin_id)
@@ -204,7 +226,13 @@ class Installation:
             manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)
         return self.middleware.invoke_sync(
-            manifest, target.name, hook.original, args, kwargs, shape_from=shape
+            manifest,
+            target.name,
+            hook.original,
+            args,
+            kwargs,
+            shape_from=shape,
+            principal=whom,
         )
 
     # -- removing ----------------------------------------------------------------

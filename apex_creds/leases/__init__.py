@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.handle import CredentialHandle, CredentialMap, current_credentials
-from apex_creds.leases.lease import Invocation, current_invocation
+from apex_creds.leases.lease import Invocation, acting_for, current_invocation
 
 __all__ = [
     "CredentialHandle",
     "CredentialMap",
     "Invocation",
     "LeaseBroker",
+    "acting_for",
     "current_credentials",
     "current_invocation",
 ]

@@ -40,7 +40,7 @@ from apex_creds.leases.lease import (
     caller,
     effective_grant,
 )
-from apex_creds.model import CredentialInfo
+from apex_creds.model import CredentialInfo, split_key
 from apex_creds.policy.decide import REFUSALS, Decision, Permission, Reason, decide
 from apex_creds.policy.decision_cache import DecisionCache, Pins
 from apex_creds.policy.display import shown
@@ -86,6 +86,10 @@ class AccessSubject(Protocol):
     @property
     def action(self) -> str:
         """What it is about to do."""
+
+    @property
+    def principal(self) -> str:
+        """Who it is for; empty: nobody."""
 
 
 class Authorizer:
@@ -177,6 +181,7 @@ class Authorizer:
             grants=grants,
             policy=self.policy,
             action=subject.action,
+            principal=subject.principal,
         )
 
     def decide(
@@ -193,7 +198,8 @@ class Authorizer:
             return _LOCKED_DOWN
         manifest, grant, factor = subject.manifest, None, None
         if need is not None:
-            grant, factor = effective_grant(grants, manifest.plugin, need.name, authorization)
+            key = need.name if info is None else info.key
+            grant, factor = effective_grant(grants, manifest.plugin, key, authorization)
         keep = self.policy.keep_grants
         grant, identity = self._pins.bind(manifest, grant, grants, keep=keep)
         return decide(
@@ -206,6 +212,7 @@ class Authorizer:
             action=subject.action,
             factor=factor,
             identity=identity,
+            principal=subject.principal,
         )
 
     # -- audit -------------------------------------------------------------------
@@ -229,6 +236,7 @@ class Authorizer:
                 plugin=invocation.manifest.plugin if invocation else caller(),
                 plugin_version=invocation.manifest.version if invocation else "",
                 action=invocation.action if invocation else "",
+                principal=invocation.principal if invocation else "",
                 invocation=invocation.id if invocation else "",
                 lease=lease.id if lease else "",
                 credential=credential,
@@ -250,9 +258,10 @@ class Authorizer:
                 plugin=invocation.manifest.plugin,
                 plugin_version=invocation.manifest.version,
                 action=invocation.action,
+                principal=invocation.principal,
                 invocation=invocation.id,
                 lease=lease.id,
-                credential=lease.need.name,
+                credential=lease.key,
                 decision="allow",
                 method="expose",
             )
@@ -282,9 +291,11 @@ class Authorizer:
             limits, windows = self._limits, self._windows
             if limits is None or windows is None:
                 return
-            breach = limits.admit(windows, plugins_of(lease, invocation), lease.need.name)
+            breach = limits.admit(
+                windows, plugins_of(lease, invocation), lease.key, invocation.principal
+            )
         if breach is not None:
-            self._refuse(invocation, lease.need.name, breach)
+            self._refuse(invocation, lease.key, breach)
 
     async def admit_across_processes(self, lease: Lease, invocation: Invocation) -> None:
         """Counts a redeem in the vault, where there is a limit that is kept there.
@@ -300,9 +311,9 @@ class Authorizer:
         shared = self.shared
         if shared is None:
             return
-        breach = shared.admit(plugins_of(lease, invocation), lease.need.name)
+        breach = shared.admit(plugins_of(lease, invocation), lease.key, invocation.principal)
         if breach is not None:
-            self._refuse(invocation, lease.need.name, breach)
+            self._refuse(invocation, lease.key, breach)
 
     def count_denial(self, invocation: Invocation | None, credential: str) -> None:
         """Counts a denial that was audited, of the plugin that tried.
@@ -311,16 +322,17 @@ class Authorizer:
             RateLimitedError: There were too many.
         """
         plugin = invocation.manifest.plugin if invocation else caller()
+        principal = invocation.principal if invocation else ""
         full: list[tuple[LimitRule, Breach]] = []
         with self._lock:
             if not self.limited:
                 self._limit(self.policy)
             if self._limits is not None and self._windows is not None:
-                full += self._limits.deny(self._windows, [plugin], credential)
+                full += self._limits.deny(self._windows, [plugin], credential, principal)
             shared = self.shared
         if shared is not None:
             try:
-                full += shared.deny((plugin,), credential)
+                full += shared.deny((plugin,), credential, principal)
             except ApexCredsError as error:  # it is refused, and in the log, all the same
                 _log.error("A denial could not be counted: %s", error.message)
         if not full:
@@ -374,7 +386,7 @@ class Authorizer:
         """
         self.log_denial(invocation, credential, Reason.RATE_LIMITED, detail=breach.rule)
         error = RateLimitedError(
-            f"The use of credential {credential[:256]!r} was refused: too often.",
+            f"The use of credential {split_key(credential)[0][:256]!r} was refused: too often.",
             hint=f"Try again in {breach.retry_after:.1f} seconds.",
         )
         error.retry_after = breach.retry_after
@@ -418,7 +430,7 @@ class Authorizer:
             plugin_version=invocation.manifest.version,
             action=invocation.action,
             invocation=invocation.id,
-            credential=lease.need.name,
+            credential=lease.key,
             scopes=lease.scopes if request.scope is None else (request.scope,),
         )
         if self._gate is None:
@@ -483,17 +495,23 @@ class SharedLimits:
         self._thread = LoopThread("apex-creds-limits")
         self._state: Persistence | None = None
 
-    def admit(self, plugins: tuple[str, ...], credential: str) -> Breach | None:
+    def admit(self, plugins: tuple[str, ...], credential: str, principal: str) -> Breach | None:
         """See ``RateLimits.admit``; durable on return.
 
         Raises:
             StorageError: It could not be counted.
         """
-        return self._count(lambda windows: self._limits.admit(windows, plugins, credential))
+        return self._count(
+            lambda windows: self._limits.admit(windows, plugins, credential, principal)
+        )
 
-    def deny(self, plugins: tuple[str, ...], credential: str) -> list[tuple[LimitRule, Breach]]:
+    def deny(
+        self, plugins: tuple[str, ...], credential: str, principal: str
+    ) -> list[tuple[LimitRule, Breach]]:
         """See ``RateLimits.deny``; durable on return."""
-        return self._count(lambda windows: self._limits.deny(windows, plugins, credential))
+        return self._count(
+            lambda windows: self._limits.deny(windows, plugins, credential, principal)
+        )
 
     def close(self) -> None:
         """Stops the thread; idempotent."""

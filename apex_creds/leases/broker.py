@@ -45,7 +45,7 @@ from apex_creds.leases.lease import (
     current_invocation,
     ended_error,
 )
-from apex_creds.model import Clock, CredentialInfo, DeliveryStyle
+from apex_creds.model import Clock, CredentialInfo, DeliveryStyle, key_of, split_key
 from apex_creds.oauth.refresh import Refresher, has_expired
 from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
@@ -119,7 +119,9 @@ class LeaseBroker:
         self._audit = vault.audit
         self.clock: Clock = vault.clock
         self._lock = threading.RLock()
-        self._actors: BoundedCache[tuple[str, str, str], Actor] = BoundedCache(_MANY_ACTORS)
+        self._actors: BoundedCache[tuple[str, str, str, str], Actor] = BoundedCache(
+            _MANY_ACTORS
+        )
         self.connections = ConnectionPools(transport, sync_transport)
         self.timer = ExpiryTimer(self.clock)
         self.recent = RecentRedeems()
@@ -132,32 +134,53 @@ class LeaseBroker:
 
     # -- leases ------------------------------------------------------------------
 
-    def states_now(self, needs: tuple[Need, ...]) -> list[Facts] | None:
-        """What decides on leases for ``needs``; None where memory is not current."""
+    def states_now(self, needs: tuple[Need, ...], principal: str = "") -> list[Facts] | None:
+        """What decides on leases for ``needs``; None where memory is not current.
+
+        That is a principal's credential of the name, else the shared one; where there is
+        neither, the one that the principal would have.
+        """
         found = []
         for need in needs:
-            state = self._vault.facts_now(need.name)
+            name = need.name
+            state = self._vault.facts_now(key_of(name, principal) if principal else name)
+            if principal and state is not None and state.record is None:
+                shared = self._vault.facts_now(name)
+                if shared is None or shared.record is not None:
+                    state = shared
             if state is None:
                 return None
             found.append(state)
         return found
 
-    async def states(self, needs: tuple[Need, ...]) -> list[Facts]:
+    async def states(self, needs: tuple[Need, ...], principal: str = "") -> list[Facts]:
         """As ``states_now``, waiting for what has to be read."""
-        return [await self._vault.facts(need.name) for need in needs]
+        found = []
+        for need in needs:
+            state = await self._vault.facts(key_of(need.name, principal))
+            if principal and state.record is None:
+                shared = await self._vault.facts(need.name)
+                state = state if shared.record is None else shared
+            found.append(state)
+        return found
 
-    def states_blocking(self, needs: tuple[Need, ...]) -> list[Facts]:
+    def states_blocking(self, needs: tuple[Need, ...], principal: str = "") -> list[Facts]:
         """As ``states``, from code that can't wait."""
         if self.shared:
             self._vault.store.refresh_blocking()
-        found = self.states_now(needs)
+        found = self.states_now(needs, principal)
         if found is None:
-            found = BACKGROUND.call(partial(self.states, needs))
+            found = BACKGROUND.call(partial(self.states, needs, principal))
         return found
 
-    def actor(self, manifest: Manifest, action: str) -> Actor:
+    def _facts_blocking(self, key: str) -> Facts:
+        if self.shared:
+            self._vault.store.refresh_blocking()
+        return self._vault.facts_now(key) or BACKGROUND.call(partial(self._vault.facts, key))
+
+    def actor(self, manifest: Manifest, action: str, principal: str = "") -> Actor:
         """The beginning of the audit events of a plugin's action; remembered."""
-        key = (manifest.plugin, manifest.version, action)
+        key = (manifest.plugin, manifest.version, action, principal)
         found = self._actors.get(key)
         if found is None:
             found = self._actors.remember(key, Actor(*key, shown=self._audit.shown))
@@ -202,6 +225,7 @@ class LeaseBroker:
             on_end=_ended,
             invocation=invocation,
             need=need,
+            key=state.key,
             record_id=record.info.id,
             permission=permission,
             grants=state.grants,
@@ -228,13 +252,14 @@ class LeaseBroker:
             lease.check_alive(began)
             chosen = lease.scopes if scopes is None else scopes
             if not set(chosen) <= set(lease.scopes):
-                self._deny(invocation, lease.need.name, Reason.SCOPE_NOT_GRANTED)
+                self._deny(invocation, lease.key, Reason.SCOPE_NOT_GRANTED)
             expires = lease.expires if ttl is None else min(lease.expires, began + ttl)
             child = Lease(
                 timer=self.timer,
                 on_end=_ended,
                 invocation=invocation,
                 need=lease.need,
+                key=lease.key,
                 record_id=lease.record_id,
                 permission=lease.permission,
                 grants=lease.grants,
@@ -261,7 +286,7 @@ class LeaseBroker:
             invocation=invocation.id,
             lease=lease.id,
             parent=lease.parent.id if lease.parent else "",
-            credential=lease.need.name,
+            credential=lease.key,
         )
         try:
             self._audit.append_encoded(body, flush=False)
@@ -274,7 +299,7 @@ class LeaseBroker:
             _OPEN.pop(lease.id, None)
         if tracing.on():
             if record is None:
-                state = self._vault.facts_now(lease.need.name)
+                state = self._vault.facts_now(lease.key)
                 record = state.record if state is not None else None
             tracing.lease_made(
                 lease=lease.id,
@@ -301,7 +326,7 @@ class LeaseBroker:
             for lease, broker in list(_OPEN.values())
             if broker is self
             and plugin in (None, lease.invocation.manifest.plugin)
-            and credential in (None, lease.need.name)
+            and credential in (None, lease.key)
         ]
         for lease in concerned:
             lease.end()
@@ -324,33 +349,33 @@ class LeaseBroker:
         """
         if self.shared:
             await self._vault.store.refresh()
-        state = self._vault.facts_now(lease.need.name)
+        state = self._vault.facts_now(lease.key)
         if state is None:
-            state = await self._vault.facts(lease.need.name)
+            state = await self._vault.facts(lease.key)
         signed, record = False, state.record
         if record is not None and record.info.connection is not None:
             state = await self._with_valid_token(lease, request, state)
         if record is not None and record.info.challenge:
             await self._require_signature(lease, request, state)
-            signed, state = True, await self._vault.facts(lease.need.name)
+            signed, state = True, await self._vault.facts(lease.key)
         if self.authorizer.shared is not None:
             caller = self._permitted_now(lease, request, state, signed=signed)
             await self.authorizer.admit_across_processes(lease, caller)
-            state = await self._vault.facts(lease.need.name)
+            state = await self._vault.facts(lease.key)
         return self._redeem(lease, request, state, signed=signed)
 
     def redeem_blocking(self, lease: Lease, request: AccessRequest) -> tuple[Record, Opened]:
         """As ``redeem``, from code that can't wait."""
-        state = self.states_blocking((lease.need,))[0]
+        state = self._facts_blocking(lease.key)
         record = state.record
         if record is not None and has_expired(record.info, self._vault.ends.now()):
             caller = self._permitted_now(lease, request, state)
-            BACKGROUND.call(partial(self._refreshed, caller, lease.need.name))
-            state = self.states_blocking((lease.need,))[0]
+            BACKGROUND.call(partial(self._refreshed, caller, record.info))
+            state = self._facts_blocking(lease.key)
         if self.authorizer.shared is not None:
             caller = self._permitted_now(lease, request, state)
             self.authorizer.admit_across_processes_blocking(lease, caller)
-            state = self.states_blocking((lease.need,))[0]
+            state = self._facts_blocking(lease.key)
         return self._redeem(lease, request, state)
 
     async def _with_valid_token(
@@ -361,17 +386,17 @@ class LeaseBroker:
         if record is None or not has_expired(record.info, self._vault.ends.now()):
             return state
         caller = self._permitted_now(lease, request, state, signed=True)
-        await self._refreshed(caller, lease.need.name)
-        return await self._vault.facts(lease.need.name)
+        await self._refreshed(caller, record.info)
+        return await self._vault.facts(lease.key)
 
-    async def _refreshed(self, caller: Invocation, name: str) -> None:
+    async def _refreshed(self, caller: Invocation, info: CredentialInfo) -> None:
         try:
-            await self.refresher.ensure(name)
+            await self.refresher.ensure(info.name, principal=info.principal)
         except NeedsReconnectError:
-            self._log_denial(caller, name, Reason.NEEDS_RECONNECT)
+            self._log_denial(caller, info.key, Reason.NEEDS_RECONNECT)
             raise
         except TokenError:
-            self._log_denial(caller, name, Reason.NOT_REFRESHED)
+            self._log_denial(caller, info.key, Reason.NOT_REFRESHED)
             raise
 
     async def _require_signature(
@@ -382,7 +407,7 @@ class LeaseBroker:
         try:
             await self.authorizer.require_signature(lease, caller, request)
         except (ChallengeError, InvalidInputError):
-            self._log_denial(caller, lease.need.name, Reason.CHALLENGE_NEEDED, request=request)
+            self._log_denial(caller, lease.key, Reason.CHALLENGE_NEEDED, request=request)
             raise
 
     def _redeem(
@@ -426,7 +451,7 @@ class LeaseBroker:
                 invocation=invocation.id,
                 lease=lease.id,
                 parent=lease.parent.id if lease.parent else "",
-                credential=lease.need.name,
+                credential=lease.key,
                 key=record.key,
                 method=request.logged or request.method,
                 origin="" if request.origin is None else str(request.origin),
@@ -435,7 +460,7 @@ class LeaseBroker:
             opened = self._vault.release(record, event)
             if lease.uses_left is not None or lease.parent is not None:
                 lease.count_use()
-            key = (record.info.name, record.info.version)
+            key = (lease.key, record.info.version)
             self.recent.register(key, record, invocation)
         invocation.redeemed[key] = record
         lease.invocation.redeemed[key] = record
@@ -462,8 +487,8 @@ class LeaseBroker:
         signed: bool,
     ) -> Record:
         """The record, if policy as stored now still permits this use of it."""
-        name = lease.need.name
-        grants, record = state
+        name = lease.key
+        grants, record, _ = state
         if record is None or record.info.id != lease.record_id:
             lease.end()
             raise ended_error(HandleRevokedError)
@@ -493,7 +518,7 @@ class LeaseBroker:
         assert origin is not None
         signs = info.delivery.style is DeliveryStyle.AWS4
         if signs and not permission.sign:
-            self._refuse_signing(invocation, lease.need.name, request)
+            self._refuse_signing(invocation, lease.key, request)
         known = origin in info.origins  # they may have been changed since the lease began
         sends = signs or permission.inject
         path = info.delivery.shown_path(request.path)
@@ -504,15 +529,13 @@ class LeaseBroker:
         ):
             return
         request = request._replace(path=path)
-        self._log_denial(
-            invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED, request=request
-        )
+        self._log_denial(invocation, lease.key, Reason.REQUEST_NOT_ALLOWED, request=request)
         raise RequestNotAllowedError(
             "This request is outside what the credential may be sent with.",
             hint="Check origin, method and path against the plugin's manifest."
             if known
             else f"The credential may not be sent to {origin}. If it should, its owner runs: "
-            f"apex-creds edit {shlex.quote(lease.need.name)} --origin {origin}",
+            f"{edit_command(lease)} --origin {origin}",
         )
 
     def _refuse_signing(
@@ -520,7 +543,7 @@ class LeaseBroker:
     ) -> NoReturn:
         self._log_denial(invocation, name, Reason.SIGN_NOT_GRANTED, request=request)
         raise RequestNotAllowedError(
-            f"No signature is made with credential {name[:LONGEST_NAME]!r} here.",
+            f"No signature is made with credential {_plain(name)!r} here.",
             hint='The manifest must say "access": "sign", and the owner: '
             "apex-creds grant PLUGIN NAME --sign",
         )
@@ -536,7 +559,7 @@ class LeaseBroker:
         )
         if decision.permission is None:
             lease.end()
-            self._log_denial(lease.invocation, lease.need.name, decision.reason)
+            self._log_denial(lease.invocation, lease.key, decision.reason)
             raise ended_error(HandleRevokedError)
         lease.permission = decision.permission
         lease.grants, lease.policy = grants, policy
@@ -557,7 +580,10 @@ class LeaseBroker:
         Raises:
             AccessDeniedError: Always.
         """
-        grants, record = state or self._vault.facts_now(name) or Facts(Grants(), None)
+        if state is None:
+            key = key_of(split_key(name)[0], invocation.principal)
+            state = self._vault.facts_now(key) or Facts(Grants(), None, key)
+        grants, record, key = state
         decision = self.authorizer.decide(
             invocation,
             invocation.manifest.need(name),
@@ -565,7 +591,7 @@ class LeaseBroker:
             record.info if record else None,
             authorization=authorization,
         )
-        self._log_denial(invocation, name, decision.reason, counted=counted)
+        self._log_denial(invocation, key, decision.reason, counted=counted)
         raise denied(name)
 
     def log_exposure(self, lease: Lease) -> None:
@@ -575,9 +601,7 @@ class LeaseBroker:
     def log_refused_request(self, lease: Lease, request: AccessRequest | None = None) -> None:
         """Audits, and counts, a request that is sent with no credential at all."""
         invocation = self._check_caller(lease, request)
-        self._log_denial(
-            invocation, lease.need.name, Reason.REQUEST_NOT_ALLOWED, request=request
-        )
+        self._log_denial(invocation, lease.key, Reason.REQUEST_NOT_ALLOWED, request=request)
 
     def reopen(self, record: Record) -> Opened:
         """What an invocation redeemed before, for the redaction of its output only."""
@@ -627,7 +651,7 @@ class LeaseBroker:
         if invocation is not None and passed_on and invocation.is_live_within(owner):
             return invocation
         self._log_denial(
-            invocation, lease.need.name, Reason.FOREIGN_HANDLE, lease=lease, request=request
+            invocation, lease.key, Reason.FOREIGN_HANDLE, lease=lease, request=request
         )
         raise HandleForeignError(
             "This credential handle belongs to another invocation.",
@@ -675,9 +699,20 @@ def _ended(lease: Lease) -> None:
 def denied(name: str) -> AccessDeniedError:
     """The one refusal: the same whether a credential is unknown, undeclared or ungranted."""
     return AccessDeniedError(
-        f"The use of credential {name[:LONGEST_NAME]!r} was refused.",
+        f"The use of credential {_plain(name)!r} was refused.",
         hint="The operator can see why in the audit log.",
     )
+
+
+def edit_command(lease: Lease) -> str:
+    """How its owner changes the credential of a lease."""
+    _, principal = split_key(lease.key)
+    whose = f" --for {shlex.quote(principal)}" if principal else ""
+    return f"apex-creds edit {shlex.quote(lease.need.name)}{whose}"
+
+
+def _plain(key: str) -> str:
+    return split_key(key)[0][:LONGEST_NAME]
 
 
 _known_keys: Final[BoundedCache[bytes, tuple[str, int]]] = BoundedCache(_MANY_KEYS)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
@@ -25,7 +25,8 @@ from apex_creds.errors import (
     HandleRevokedError,
     LeaseEndedError,
 )
-from apex_creds.model import Clock, Origin, new_id
+from apex_creds.model import Clock, Origin, check_name, new_id
+from apex_creds.plain import plain_text
 from apex_creds.policy.decide import Permission
 from apex_creds.policy.grants import Grant, GrantDecision, Grants
 from apex_creds.policy.manifest import Manifest, Need
@@ -48,6 +49,8 @@ current_invocation: Final = _current.get
 """The invocation that the calling code runs in, or None."""
 enter: Final = _current.set
 leave: Final = _current.reset
+PRINCIPAL: Final[ContextVar[str]] = ContextVar("apex_creds_principal", default="")
+"""Named by the runtime, for the invocations that begin outside of any other."""
 enter_bare: Final = _bare.set
 leave_bare: Final = _bare.reset
 
@@ -107,6 +110,7 @@ class Invocation:
         action: What it does.
         actor: Begins the audit events of this plugin and action.
         refuse: Refuses a credential to an invocation; of the broker whose leases it has.
+        principal: Who it is called for; empty: nobody.
 
     Attributes:
         id: 32 hexadecimal digits.
@@ -127,6 +131,7 @@ class Invocation:
         "leases",
         "manifest",
         "parent",
+        "principal",
         "redeemed",
         "refuse",
         "responder",
@@ -139,6 +144,7 @@ class Invocation:
         *,
         actor: Actor,
         refuse: Callable[[Invocation, str], NoReturn],
+        principal: str = "",
     ) -> None:
         parent = current_invocation()
         self.id = new_id()
@@ -146,6 +152,7 @@ class Invocation:
         self.action = action
         self.actor = actor
         self.parent = parent
+        self.principal = principal
         self.refuse = refuse
         self.leases: set[Lease] = set()
         self.redeemed: dict[Key, Record] = {}
@@ -173,6 +180,34 @@ def caller() -> str:
     return _bare.get() if invocation is None else invocation.manifest.plugin
 
 
+@contextmanager
+def acting_for(principal: str) -> Iterator[None]:
+    """The invocations that begin within it are for ``principal``, as a user's id.
+
+    In this task and those it starts; within an invocation it counts for nothing.
+
+    Raises:
+        InvalidNameError: It is no name.
+    """
+    token = PRINCIPAL.set(check_name(plain_text(principal, what="principal"), what="principal"))
+    try:
+        yield
+    finally:
+        PRINCIPAL.reset(token)
+
+
+def is_for_another(principal: str) -> bool:
+    """Whether what runs here may not begin an invocation for that principal.
+
+    It is for the same as the invocation that it begins in; a plugin's code begins none for
+    somebody if it is not called for them itself.
+    """
+    invocation = current_invocation()
+    if invocation is None:
+        return bool(_bare.get()) or PRINCIPAL.get() not in ("", principal)
+    return invocation.principal != principal
+
+
 class Lease:
     """The state behind a handle: one time-bounded use of a grant.
 
@@ -181,6 +216,7 @@ class Lease:
         on_end: Called once, before what is open under it is closed.
 
     Attributes:
+        key: The credential's, ``model.key_of``.
         expires: On the monotonic clock, seconds; ``until`` is the same on the wall clock as it
             was when the lease began.
         uses_left: None: without limit.
@@ -203,6 +239,7 @@ class Lease:
         "grants",
         "id",
         "invocation",
+        "key",
         "need",
         "parent",
         "permission",
@@ -220,6 +257,7 @@ class Lease:
         on_end: Callable[[Lease], object],
         invocation: Invocation,
         need: Need,
+        key: str,
         record_id: str,
         permission: Permission,
         grants: Grants,
@@ -236,6 +274,7 @@ class Lease:
         self._on_end = on_end
         self.invocation = invocation
         self.need = need
+        self.key = key
         self.record_id = record_id
         self.permission = permission
         self.grants = grants

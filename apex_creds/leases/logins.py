@@ -7,13 +7,12 @@ event. What a server says is not passed on where it has the secret in it.
 from __future__ import annotations
 
 import os
-import shlex
 import ssl
 from collections.abc import Collection
 from functools import lru_cache
 
 from apex_creds.errors import AccessDeniedError, InvalidInputError, RequestNotAllowedError
-from apex_creds.leases.broker import find_open
+from apex_creds.leases.broker import edit_command, find_open
 from apex_creds.leases.handle import current_credentials
 from apex_creds.leases.lease import AccessRequest, current_invocation
 from apex_creds.model import Origin
@@ -58,8 +57,7 @@ def login_origin(lease_id: str, schemes: Collection[str], given: Origin | None) 
     place = given or f"{min(schemes)}://HOST"
     raise RequestNotAllowedError(
         f"The credential may not be sent to {place}.",
-        hint="If it should, its owner runs: "
-        f"apex-creds edit {shlex.quote(lease.need.name)} --origin {place}",
+        hint=f"If it should, its owner runs: {edit_command(lease)} --origin {place}",
     )
 
 

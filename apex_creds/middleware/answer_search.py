@@ -139,9 +139,9 @@ class AnswerSearch:
         with opened:
             parts = [opened.view(part) for part in opened.names if part not in PUBLIC_PARTS]
             if record.info.delivery.style is not DeliveryStyle.BASIC:
-                return Mask(record.info.name, parts)
+                return Mask(record.info.key, parts)
             with _as_basic(opened) as sent, sent.view() as view:
-                return Mask(record.info.name, [*parts, view])
+                return Mask(record.info.key, [*parts, view])
 
 
 def _as_basic(opened: Opened) -> SecretBytes:

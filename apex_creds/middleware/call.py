@@ -73,6 +73,7 @@ class WrappedCall(Invocation):
         action: What it does.
         on_leak: What becomes of a leak.
         on_opaque: What becomes of output that can't be searched.
+        principal: Who it is called for; empty: nobody.
 
     Attributes:
         step: Its span and metrics; None while telemetry is off.
@@ -99,9 +100,12 @@ class WrappedCall(Invocation):
         *,
         on_leak: OnLeak,
         on_opaque: OnOpaque,
+        principal: str = "",
     ) -> None:
-        actor = broker.actor(manifest, action)
-        super().__init__(manifest, action, actor=actor, refuse=broker.refuse)
+        actor = broker.actor(manifest, action, principal)
+        super().__init__(
+            manifest, action, actor=actor, refuse=broker.refuse, principal=principal
+        )
         self._broker = broker
         self._on_leak = on_leak
         self._on_opaque = on_opaque

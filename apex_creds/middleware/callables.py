@@ -67,12 +67,17 @@ def shape_of(function: Callable[..., object]) -> Shape:
 
 
 def takes_credentials(function: Callable[..., object]) -> bool:
-    """Whether ``credentials=…`` can be passed and is meant; ``**kwargs`` does not count."""
+    """Whether ``credentials=…`` can be passed and is meant."""
+    return takes(function, CREDENTIALS)
+
+
+def takes(function: Callable[..., object], keyword: str) -> bool:
+    """Whether a keyword can be passed and is meant; ``**kwargs`` does not count."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False
-    parameter = parameters.get(CREDENTIALS)
+    parameter = parameters.get(keyword)
     return parameter is not None and parameter.kind in (
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         inspect.Parameter.KEYWORD_ONLY,

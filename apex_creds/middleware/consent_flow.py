@@ -26,7 +26,14 @@ from apex_creds.concurrency import SingleFlight
 from apex_creds.errors import AccessDeniedError, GrantVoidError, StorageReadOnlyError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.lease import Authorization, effective_grant
-from apex_creds.model import CredentialInfo, CredentialKind, Delivery, DeliveryStyle, new_id
+from apex_creds.model import (
+    CredentialInfo,
+    CredentialKind,
+    Delivery,
+    DeliveryStyle,
+    new_id,
+    split_key,
+)
 from apex_creds.policy.consent import (
     DENIED,
     Choice,
@@ -84,34 +91,39 @@ class ConsentFlow:
 
     # -- before an invocation ------------------------------------------------------
 
-    def has_consent(self, manifest: Manifest, action: str, states: list[Facts]) -> bool:
+    def has_consent(
+        self, manifest: Manifest, action: str, states: list[Facts], principal: str = ""
+    ) -> bool:
         """Whether there is nothing to ask or to remember.
 
         Where nobody can be asked: two look-ups, whatever the number of credentials.
         """
         known = self._pinned.get(manifest.plugin) if states else None
         pinned = known is not None and known[0] is manifest and known[1] is states[0].grants
+        pinned = pinned and not principal
         if not pinned and not self._is_pinned(manifest, states):
             return False
         if not self._asks:
             return True
         authorizer, clock = self._broker.authorizer, self._broker.clock
         authorizer.policy_at(clock.monotonic())
-        wanted, now = RequestedAccess(manifest, action), clock.time()
+        wanted, now = RequestedAccess(manifest, action, principal), clock.time()
         return all(
             authorizer.permission(wanted, need, known.grants, info_of(need, known), now)
             for need, known in zip(manifest.needs, states, strict=True)
         )
 
-    async def questions(self, manifest: Manifest, action: str) -> list[ConsentRequest]:
+    async def questions(
+        self, manifest: Manifest, action: str, principal: str = ""
+    ) -> list[ConsentRequest]:
         """What a person would be asked now; nobody is."""
         if self._provider is None:
             return []
-        wanted, found = RequestedAccess(manifest, action), []
-        states = await self._broker.states(manifest.needs)
+        wanted, found = RequestedAccess(manifest, action, principal), []
+        states = await self._broker.states(manifest.needs, principal)
         for need, known in zip(manifest.needs, states, strict=True):
-            session = self._session.get((manifest.plugin, need.name))
-            session = _still(session, wanted, need, known.grants)
+            session = self._session.get((manifest.plugin, known.key))
+            session = _still(session, wanted, known)
             decision = self._decide(wanted, need, known, session)
             asks = decision.outcome is Outcome.ASK
             if asks and decision.reason is not Reason.SECOND_FACTOR_NEEDED:
@@ -119,7 +131,7 @@ class ConsentFlow:
         return found
 
     async def ask(
-        self, manifest: Manifest, action: str, states: list[Facts]
+        self, manifest: Manifest, action: str, states: list[Facts], principal: str = ""
     ) -> tuple[list[Facts], Authorizations]:
         """Asks for what is not decided yet.
 
@@ -137,20 +149,25 @@ class ConsentFlow:
                 except StorageReadOnlyError:
                     _log.warning("Grants can't be bound to a plugin: the vault is read-only.")
                     self._pinned[manifest.plugin] = (manifest, states[0].grants)
-            states = await self._broker.states(manifest.needs)
+            states = await self._broker.states(manifest.needs, principal)
         authorizations: Authorizations = {}
         if self._asks:
-            wanted = RequestedAccess(manifest, action)
+            wanted = RequestedAccess(manifest, action, principal)
             for need in manifest.needs:
                 authorization = await self._authorization(wanted, need)
                 if authorization is not None:
                     authorizations[need.name] = authorization
-            states = await self._broker.states(manifest.needs)
+            states = await self._broker.states(manifest.needs, principal)
         return states, authorizations
 
-    def known(self, manifest: Manifest, action: str, states: list[Facts]) -> Authorizations:
+    def known(
+        self, manifest: Manifest, action: str, states: list[Facts], principal: str = ""
+    ) -> Authorizations:
         """As ``ask``, from code that can't wait: what is known already, no questions."""
-        wanted, authorizations = RequestedAccess(manifest, action), Authorizations()
+        wanted, authorizations = (
+            RequestedAccess(manifest, action, principal),
+            Authorizations(),
+        )
         for need, known in zip(manifest.needs, states, strict=True):
             authorization = (
                 self._known_authorization(wanted, need, known) if self._asks else None
@@ -172,7 +189,7 @@ class ConsentFlow:
         grants = states[0].grants
         if grants.lockdown is not None:
             return True  # none has any force, and none can be changed
-        found = [grants.find(manifest.plugin, need.name) for need in manifest.needs]
+        found = [grants.find(manifest.plugin, state.key) for state in states]
         if any(grant is not None and not grant.manifest for grant in found):
             return False
         self._pinned[manifest.plugin] = (manifest, grants)
@@ -196,15 +213,19 @@ class ConsentFlow:
         """What a lease on one credential may rest on besides what is stored."""
         began = self._broker.clock.time()
         authorization: Authorization | None = None
-        session = self._session.get((wanted.manifest.plugin, need.name))
+        session: Authorization | None = None
+        key = ""
         for _ in range(_ROUNDS):
-            known = (await self._broker.states((need,)))[0]
-            authorization = _still(authorization, wanted, need, known.grants)
+            known = (await self._broker.states((need,), wanted.principal))[0]
+            if known.key != key:  # somebody has a credential of the name meanwhile, or none
+                key, authorization = known.key, None
+                session = self._session.get((wanted.manifest.plugin, key))
+            authorization = _still(authorization, wanted, known)
             decision = self._decide(wanted, need, known, authorization)
             if decision.outcome is not Outcome.ASK:
                 return authorization
             if decision.reason is Reason.SECOND_FACTOR_NEEDED:
-                shown = await self._factor(wanted, need, decision.second_factor, began)
+                shown = await self._factor(wanted, need, key, decision.second_factor, began)
                 if shown is None:
                     return authorization
                 authorization = _with_factor(authorization, shown, known)
@@ -221,11 +242,11 @@ class ConsentFlow:
     def _known_authorization(
         self, wanted: RequestedAccess, need: Need, known: Facts
     ) -> Authorization | None:
-        session = self._session.get((wanted.manifest.plugin, need.name))
-        for authorization in (None, _still(session, wanted, need, known.grants)):
+        session = self._session.get((wanted.manifest.plugin, known.key))
+        for authorization in (None, _still(session, wanted, known)):
             decision = self._decide(wanted, need, known, authorization)
             if decision.reason is Reason.SECOND_FACTOR_NEEDED:
-                window, subject = decision.second_factor, _subject(wanted, need)
+                window, subject = decision.second_factor, _subject(wanted, need, known.key)
                 state = self._known_factors().access.now() if window > EACH_LEASE else None
                 passed = () if state is None else state.passed
                 at = max((each.at for each in passed if _is_for(each, subject)), default=None)
@@ -250,17 +271,19 @@ class ConsentFlow:
         mark = known.grants.mark
         key = (request, wanted.manifest.digest, wanted.manifest.checksum, mark)
         with asking(wanted.manifest.plugin, "person"):
-            work = partial(self._question, wanted, need, request, mark)
+            work = partial(self._question, wanted, need, known.key, request, mark)
             answer = await self._questions.shared(key, work)
         if answer is None or not answer.choice.allows:
             return None
         if answer.choice in (Choice.UNTIL, Choice.ALWAYS):
             return Authorization(mark=mark)  # it is stored
         manifest = wanted.manifest
+        name, whose = split_key(known.key)
         grant = Grant(  # an answer that is not stored, as ``decide`` wants it
             id=new_id(),
             plugin=manifest.plugin,
-            credential=need.name,
+            credential=name,
+            principal=whose,
             scopes=need.scopes,
             reveal=need.access is Access.REVEAL,
             sign=need.access is Access.SIGN,
@@ -271,17 +294,17 @@ class ConsentFlow:
         )
         authorization = Authorization(grant, None, mark)
         if answer.choice is Choice.SESSION:
-            self._session[manifest.plugin, need.name] = authorization
+            self._session[manifest.plugin, known.key] = authorization
         return authorization
 
     async def _question(
-        self, wanted: RequestedAccess, need: Need, request: ConsentRequest, mark: int
+        self, wanted: RequestedAccess, need: Need, key: str, request: ConsentRequest, mark: int
     ) -> ConsentAnswer:
         """Asks, and stores what is to be stored, even if nobody waits any more."""
         answer = await self._answer_to(request)
         grants = await self._vault.grants()
         manifest = wanted.manifest
-        void = grants.lockdown or grants.revoked_since(mark, manifest.plugin, need.name)
+        void = grants.lockdown or grants.revoked_since(mark, manifest.plugin, key)
         if void and answer.choice.allows:
             answer = DENIED
         allows = answer.choice.allows
@@ -292,7 +315,8 @@ class ConsentFlow:
                 plugin=manifest.plugin,
                 plugin_version=manifest.version,
                 action=wanted.action,
-                credential=need.name,
+                principal=wanted.principal,
+                credential=key,
                 decision="allow" if allows else "deny",
                 reason=f"consent_{answer.choice.value}",
                 detail=answer.by,
@@ -302,10 +326,12 @@ class ConsentFlow:
         if answer.choice not in (Choice.UNTIL, Choice.ALWAYS, Choice.NEVER):
             return answer
         try:
+            name, whose = split_key(key)
             with anyio.CancelScope(shield=True):
                 await self._vault.grant(
                     manifest.plugin,
-                    need.name,
+                    name,
+                    principal=whose,
                     scopes=need.scopes,
                     reveal=allows and need.access is Access.REVEAL,
                     sign=allows and need.access is Access.SIGN,
@@ -335,10 +361,10 @@ class ConsentFlow:
     # -- a second factor ---------------------------------------------------------------
 
     async def _factor(
-        self, wanted: RequestedAccess, need: Need, window: float, began: float
+        self, wanted: RequestedAccess, need: Need, key: str, window: float, began: float
     ) -> float | None:
         """When a second factor was shown for this; None: it was not. The log says why."""
-        subject = _subject(wanted, need)
+        subject = _subject(wanted, need, key)
         gate = self._gates.get(window)
         if gate is None:
             gate = self._gates[window] = SecondFactorGate(
@@ -366,11 +392,11 @@ class ConsentFlow:
 
 
 def _still(
-    authorization: Authorization | None, wanted: RequestedAccess, need: Need, grants: Grants
+    authorization: Authorization | None, wanted: RequestedAccess, known: Facts
 ) -> Authorization | None:
     """The authorization, if nothing was revoked since."""
-    if authorization is None or grants.revoked_since(
-        authorization.mark, wanted.manifest.plugin, need.name
+    if authorization is None or known.grants.revoked_since(
+        authorization.mark, wanted.manifest.plugin, known.key
     ):
         return None
     return authorization
@@ -387,10 +413,10 @@ def _is_for(passed: Passed, subject: Subject) -> bool:
     return wanted == (passed.principal, passed.plugin, passed.credential)
 
 
-def _subject(wanted: RequestedAccess, need: Need) -> Subject:
+def _subject(wanted: RequestedAccess, need: Need, key: str) -> Subject:
     return Subject(
         plugin=wanted.manifest.plugin,
-        credential=need.name,
+        credential=key,
         plugin_version=wanted.manifest.version,
         action=wanted.action,
         scopes=need.scopes,
@@ -408,6 +434,7 @@ class RequestedAccess(NamedTuple):
 
     manifest: Manifest
     action: str
+    principal: str = ""
 
 
 def info_of(need: Need, known: Facts) -> CredentialInfo:
@@ -421,6 +448,7 @@ def info_of(need: Need, known: Facts) -> CredentialInfo:
     return CredentialInfo(
         id="",
         name=need.name,
+        principal=split_key(known.key)[1],
         service=need.name,
         kind=CredentialKind.API_KEY,
         version=0,
@@ -438,7 +466,7 @@ def request_for(
     grants, info = known.grants, info_of(need, known)
     exists = known.record is not None
     manifest = wanted.manifest
-    before, _ = effective_grant(grants, manifest.plugin, need.name, None)
+    before, _ = effective_grant(grants, manifest.plugin, known.key, None)
     in_words = ""
     if before is not None:
         signs = "to sign with it" if before.sign else "to use it"
@@ -450,6 +478,8 @@ def request_for(
         version=manifest.version,
         action=wanted.action,
         credential=need.name,
+        owner=info.principal,
+        principal=wanted.principal,
         level=info.sensitivity.value if exists else "",
         scopes=need.scopes,
         origins=tuple(map(str, need.origins or info.origins)),

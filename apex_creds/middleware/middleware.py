@@ -30,9 +30,15 @@ from apex_creds import migration
 from apex_creds.auth.step_up import Ask, Responder
 from apex_creds.concurrency import BACKGROUND, Semaphore, running_loop
 from apex_creds.crypto.memory import harden_process
-from apex_creds.errors import ApexCredsError, InvalidInputError
+from apex_creds.errors import AccessDeniedError, ApexCredsError, InvalidInputError
 from apex_creds.leases.broker import LeaseBroker
-from apex_creds.leases.lease import current_invocation, enter_bare, leave_bare
+from apex_creds.leases.lease import (
+    PRINCIPAL,
+    current_invocation,
+    enter_bare,
+    is_for_another,
+    leave_bare,
+)
 from apex_creds.middleware import log_filter
 from apex_creds.middleware.answer_search import AnswerSearch
 from apex_creds.middleware.call import (
@@ -50,6 +56,7 @@ from apex_creds.middleware.callables import (
     is_async_stream,
     is_stream,
     shape_of,
+    takes,
 )
 from apex_creds.middleware.consent_flow import Authorizations, ConsentFlow
 from apex_creds.middleware.plugin_runner import (
@@ -61,6 +68,7 @@ from apex_creds.middleware.plugin_runner import (
 from apex_creds.middleware.streams import guard_async, guard_sync
 from apex_creds.middleware.unscoped_output import mark_before_sealing
 from apex_creds.migration import Fallback
+from apex_creds.model import check_name
 from apex_creds.plain import (
     check_can,
     check_is,
@@ -70,6 +78,7 @@ from apex_creds.plain import (
     text_or_none,
 )
 from apex_creds.policy.consent import DEADLINE, ConsentProvider, ConsentRequest
+from apex_creds.policy.decide import Reason
 from apex_creds.policy.manifest import Manifest
 from apex_creds.redaction.redactor import PLAIN, is_large
 from apex_creds.telemetry import tracing
@@ -234,6 +243,50 @@ class CredentialMiddleware:
     async def invoke(
         self,
         manifest: Manifest,
+        function: Callable[..., Coroutine[object, object, T]],
+        /,
+        *args: object,
+        principal: str,
+        **kwargs: object,
+    ) -> T: ...
+
+    @overload
+    async def invoke(
+        self,
+        manifest: Manifest,
+        function: Callable[..., AsyncIterator[T]],
+        /,
+        *args: object,
+        principal: str,
+        **kwargs: object,
+    ) -> AsyncGenerator[T, None]: ...
+
+    @overload
+    async def invoke(
+        self,
+        manifest: Manifest,
+        function: Callable[..., Iterator[T]],
+        /,
+        *args: object,
+        principal: str,
+        **kwargs: object,
+    ) -> Generator[T, None, None]: ...
+
+    @overload
+    async def invoke(  # type: ignore[overload-overlap]
+        self,
+        manifest: Manifest,
+        function: Callable[..., T],
+        /,
+        *args: object,
+        principal: str,
+        **kwargs: object,
+    ) -> T: ...
+
+    @overload
+    async def invoke(
+        self,
+        manifest: Manifest,
         function: Callable[P, Coroutine[object, object, T]],
         /,
         *args: P.args,
@@ -315,6 +368,11 @@ class CredentialMiddleware:
     ) -> object:
         """Calls a plugin's function, of any kind, with its handles.
 
+        The keyword ``principal`` says who it is called for, as a user's id; by default
+        nobody, or as ``acting_for`` says. A function that has a parameter of that name is
+        given it, too. Arguments that a model chose go through ``invoke_action`` rather, where
+        none of them is taken for the principal.
+
         The function gets them as the keyword ``credentials`` if its signature names it, and
         from ``current_credentials()`` in any case. A synchronous function runs in a worker
         thread. The name of the action in the log is the function's; see ``invoke_action``.
@@ -329,9 +387,13 @@ class CredentialMiddleware:
             AccessDeniedError: A required credential is refused.
             AuditUnavailableError: The log can't be written.
         """
-        action = getattr(function, "__name__", "")
+        action, principal = getattr(function, "__name__", ""), ""
+        if "principal" in kwargs:
+            principal = plain_text(kwargs["principal"], what="principal")
+            if not takes(function, "principal"):
+                del kwargs["principal"]
         return await self.invoke_action(
-            manifest, text_or_none(action) or "", function, args, kwargs
+            manifest, text_or_none(action) or "", function, args, kwargs, principal=principal
         )
 
     @overload
@@ -394,6 +456,7 @@ class CredentialMiddleware:
         kwargs: dict[str, object] | None = None,
         *,
         shape_from: Callable[..., object] | None = None,
+        principal: str = "",
     ) -> object:
         """As ``invoke``, for runtimes: names the action.
 
@@ -405,6 +468,7 @@ class CredentialMiddleware:
             kwargs: Its keyword arguments.
             shape_from: The function whose signature decides on ``credentials``, where
                 ``function`` only passes keywords on to it.
+            principal: Who it is called for; see ``invoke``.
         """
         if type(action) is not str:
             action = plain_text(action, what="action")
@@ -416,29 +480,24 @@ class CredentialMiddleware:
             shape = shape_of(function)
             passes = shape if shape_from is None else shape_of(shape_from)
         bare = not (manifest.needs or passes.takes_credentials or runner)
-        if bare and current_invocation() is None:
-            named = enter_bare(manifest.plugin)  # it has nothing to do with credentials
-            try:
-                if shape.in_thread:
-                    result = await self._in_thread(function, args, given)
-                else:
-                    result = function(*args, **given)
-                return await result if inspect.isawaitable(result) else result
-            finally:
-                leave_bare(named)
+        within = current_invocation()
+        if principal or (PRINCIPAL.get() if within is None else within.principal):
+            principal = self._called_for(principal)
+        elif bare and within is None:
+            return await self._run_bare(manifest, shape, function, args, given)
         if self._legacy is not None:
             await self._legacy.adopt(need.name for need in manifest.needs)
         if tracing.on():
             with _invocation_span(manifest, action) as step:
-                states, asked = await self._decided(manifest, action)
-                call = self._begin(manifest, action, states, asked, step)
+                states, asked = await self._decided(manifest, action, principal)
+                call = self._begin(manifest, action, states, asked, step, principal)
                 return await self._run(call, shape, passes, function, args, given)
         if self._broker.shared:
             await self._vault.store.refresh()
-        known, asked = self._broker.states_now(manifest.needs), None
-        if known is None or not self._consent.has_consent(manifest, action, known):
-            known, asked = await self._decided(manifest, action)
-        call = self._begin(manifest, action, known, asked)
+        known, asked = self._broker.states_now(manifest.needs, principal), None
+        if known is None or not self._consent.has_consent(manifest, action, known, principal):
+            known, asked = await self._decided(manifest, action, principal)
+        call = self._begin(manifest, action, known, asked, None, principal)
         return await self._run(call, shape, passes, function, args, given)
 
     async def questions(self, manifest: Manifest, action: str) -> list[ConsentRequest]:
@@ -446,7 +505,7 @@ class CredentialMiddleware:
 
         Nobody is asked by it. Empty where there is no ``consent``.
         """
-        return await self._consent.questions(manifest, action)
+        return await self._consent.questions(manifest, action, PRINCIPAL.get())
 
     def invoke_sync(
         self,
@@ -457,6 +516,7 @@ class CredentialMiddleware:
         kwargs: dict[str, object] | None = None,
         *,
         shape_from: Callable[..., object] | None = None,
+        principal: str = "",
     ) -> object:
         """As ``invoke_action``, for runtimes whose own call is synchronous.
 
@@ -472,16 +532,23 @@ class CredentialMiddleware:
         else:
             passes = shape_of(shape_from or function)
         bare = not (manifest.needs or passes.takes_credentials or runner)
-        if bare and current_invocation() is None:
+        within = current_invocation()
+        if principal or (PRINCIPAL.get() if within is None else within.principal):
+            principal = self._called_for(principal)
+        elif bare and within is None:
             named = enter_bare(manifest.plugin)
             try:
                 return function(*args, **given)
             finally:
                 leave_bare(named)
         if not tracing.on():
-            return self._run_sync(manifest, action, function, args, given, passes)
+            return self._run_sync(
+                manifest, action, function, args, given, passes, principal=principal
+            )
         with _invocation_span(manifest, action) as step:
-            return self._run_sync(manifest, action, function, args, given, passes, step)
+            return self._run_sync(
+                manifest, action, function, args, given, passes, step, principal=principal
+            )
 
     def runner_of(self, manifest: Manifest) -> PluginRunner | None:
         """What runs a plugin; None: it runs in this process.
@@ -497,14 +564,51 @@ class CredentialMiddleware:
 
     # -- inside ------------------------------------------------------------------
 
+    async def _run_bare(
+        self,
+        manifest: Manifest,
+        shape: Shape,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> object:
+        """Calls what has nothing to do with credentials."""
+        named = enter_bare(manifest.plugin)
+        try:
+            if shape.in_thread:
+                result = await self._in_thread(function, args, kwargs)
+            else:
+                result = function(*args, **kwargs)
+            return await result if inspect.isawaitable(result) else result
+        finally:
+            leave_bare(named)
+
+    def _called_for(self, principal: str) -> str:
+        """Who an invocation that begins here is for.
+
+        Raises:
+            AccessDeniedError: It begins within one that is for another.
+        """
+        within = current_invocation()
+        if not principal:
+            principal = PRINCIPAL.get() if within is None else within.principal
+        principal = check_name(plain_text(principal, what="principal"), what="principal")
+        if is_for_another(principal):
+            self._broker.authorizer.log_denial(within, "", Reason.FOREIGN_PRINCIPAL)
+            raise AccessDeniedError(
+                "What is called within an invocation is for the same principal.",
+                hint="Leave the principal out, or begin it outside.",
+            )
+        return principal
+
     async def _decided(
-        self, manifest: Manifest, action: str
+        self, manifest: Manifest, action: str, principal: str
     ) -> tuple[list[Facts], Authorizations | None]:
         """What decides on leases, after everybody was asked who is to be."""
-        states = await self._broker.states(manifest.needs)
-        if self._consent.has_consent(manifest, action, states):
+        states = await self._broker.states(manifest.needs, principal)
+        if self._consent.has_consent(manifest, action, states, principal):
             return states, None
-        return await self._consent.ask(manifest, action, states)
+        return await self._consent.ask(manifest, action, states, principal)
 
     def _begin(
         self,
@@ -513,9 +617,15 @@ class CredentialMiddleware:
         states: list[Facts],
         asked: Authorizations | None = None,
         step: InvokeStep | None = None,
+        principal: str = "",
     ) -> WrappedCall:
         call = WrappedCall(
-            self._broker, manifest, action, on_leak=self._on_leak, on_opaque=self._on_opaque
+            self._broker,
+            manifest,
+            action,
+            on_leak=self._on_leak,
+            on_opaque=self._on_opaque,
+            principal=principal,
         )
         call.step = step
         call.make_leases(states, ttl=self._ttl, authorizations=asked or NO_AUTHORIZATIONS)
@@ -557,14 +667,16 @@ class CredentialMiddleware:
         kwargs: dict[str, object],
         passes: Shape,
         step: InvokeStep | None = None,
+        *,
+        principal: str,
     ) -> object:
         if self._legacy is not None:
             adopt = functools.partial(self._legacy.adopt, [n.name for n in manifest.needs])
             BACKGROUND.call(adopt)
-        states, asked = self._broker.states_blocking(manifest.needs), None
-        if not self._consent.has_consent(manifest, action, states):
-            asked = self._consent.known(manifest, action, states)
-        call = self._begin(manifest, action, states, asked, step)
+        states, asked = self._broker.states_blocking(manifest.needs, principal), None
+        if not self._consent.has_consent(manifest, action, states, principal):
+            asked = self._consent.known(manifest, action, states, principal)
+        call = self._begin(manifest, action, states, asked, step, principal)
         if passes.takes_credentials:
             kwargs = {**kwargs, CREDENTIALS: call.credentials}
         try:

@@ -158,7 +158,7 @@ class Copying:
 
     async def targets(self, entries: Sequence[Entry]) -> list[Target]:
         """A target for each entry that has a secret."""
-        infos = {info.name: info for info in await self._vault.list()}
+        infos = {info.name: info for info in await self._vault.list(principal="")}
         return assign(entries, infos, self._before.written if self._before else ())
 
     async def copy(
@@ -183,7 +183,7 @@ class Copying:
     async def _copy(
         self, batch: Sequence[Target]
     ) -> tuple[dict[str, EntryReport], list[Written]]:
-        infos = {info.name: info for info in await self._vault.list()}
+        infos = {info.name: info for info in await self._vault.list(principal="")}
         decisions = [await self._decide(target, infos) for target in batch]
         chosen = [decision for decision in decisions if decision.puts]
         if chosen and not self._dry_run:

@@ -134,7 +134,7 @@ class Fallback:
         paths = self._paths(state)
         if not paths:
             return ()
-        infos = {info.name: info for info in await self._vault.list()}
+        infos = {info.name: info for info in await self._vault.list(principal="")}
         found: list[Found] = []
         for path in paths:
             known = state.source(path)

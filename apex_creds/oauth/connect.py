@@ -57,6 +57,7 @@ async def connect(
     origins: Iterable[Origin] | None = None,
     show: Show,
     port: int = 0,
+    principal: str = "",
 ) -> Connected:
     """Gets a token and stores it, with how it is renewed.
 
@@ -71,13 +72,14 @@ async def connect(
         origins: Where it may be sent; as before, or the provider's, by default.
         show: Is given what a person has to open.
         port: Of the redirect; see ``flows.authorize_in_browser``.
+        principal: Who it is for, as a user's id; empty: it is shared.
 
     Raises:
         OAuthError: No token was had; nothing was stored.
         CredentialExistsError: The name is another credential's.
         CredentialNotFoundError: There is no credential ``client_secret``.
     """
-    before = await _connected_before(vault, name, provider)
+    before = await _connected_before(vault, name, provider, principal=principal)
     secret = await _client_secret(vault, client_secret, action="connect")
     client = Client(
         id=client_id, auth=provider.auth if client_secret else "none", secret=secret
@@ -108,11 +110,13 @@ async def connect(
     token = tokens.secret(at=now, scope=connection.scope)
     if origins is None and (before is None or not before.origins):
         origins = map(Origin.parse, provider.origins)
-    info = await vault.put(name, token, origins=origins, connection=connection)
+    info = await vault.put(
+        name, token, origins=origins, connection=connection, principal=principal
+    )
     return Connected(info=info, renewable=way is Way.CLIENT or bool(tokens.refresh))
 
 
-async def disconnect(vault: Vault, name: str) -> bool:
+async def disconnect(vault: Vault, name: str, *, principal: str = "") -> bool:
     """Revokes a connection's tokens at the provider, then deletes the credential.
 
     Returns:
@@ -123,7 +127,7 @@ async def disconnect(vault: Vault, name: str) -> bool:
         InvalidInputError: It is not connected.
         OAuthError: The provider did not revoke them; nothing was deleted.
     """
-    info = await vault.get(name)
+    info = await vault.get(name, principal=principal)
     connection = info.connection
     if connection is None:
         raise InvalidInputError(
@@ -134,7 +138,7 @@ async def disconnect(vault: Vault, name: str) -> bool:
     if connection.revocation_endpoint:
         secret = await _client_secret(vault, connection.client_secret, action="disconnect")
         client = Client(id=connection.client_id, auth=connection.client_auth, secret=secret)
-        async with vault.open(name, action="disconnect") as opened:
+        async with vault.open(name, action="disconnect", principal=principal) as opened:
             tokens = {part: bytes(opened.view(part)).decode() for part in opened.names}
         for part in ("refresh", "access"):  # that of the first ends, as a rule, the others, too
             if tokens.get(part):
@@ -142,16 +146,16 @@ async def disconnect(vault: Vault, name: str) -> bool:
                     connection.revocation_endpoint, tokens[part], client, hint=f"{part}_token"
                 )
         revoked = True
-    await vault.delete(name)
+    await vault.delete(name, principal=principal)
     return revoked
 
 
 async def _connected_before(
-    vault: Vault, name: str, provider: Provider
+    vault: Vault, name: str, provider: Provider, *, principal: str
 ) -> CredentialInfo | None:
     """The credential that is connected again, if the name is one's."""
     try:
-        found = await vault.get(name)
+        found = await vault.get(name, principal=principal)
     except CredentialNotFoundError:
         return None
     if found.connection is None or found.connection.token_endpoint != provider.token_endpoint:

@@ -17,6 +17,7 @@ import contextlib
 import shlex
 import zlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import anyio
@@ -33,7 +34,7 @@ from apex_creds.errors import (
     OAuthUnreachableError,
     TokenError,
 )
-from apex_creds.model import Connection, ConnectionState, CredentialInfo
+from apex_creds.model import Connection, ConnectionState, CredentialInfo, key_of
 from apex_creds.oauth import endpoints
 from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form, Tokens, is_final, parse_tokens
@@ -107,7 +108,9 @@ class Refresher:
         self._flights: SingleFlight[str, CredentialInfo] = SingleFlight()
         self._pauses: dict[str, tuple[float, float]] = {}
 
-    async def ensure(self, name: str, *, early: bool = False) -> CredentialInfo:
+    async def ensure(
+        self, name: str, *, early: bool = False, principal: str = ""
+    ) -> CredentialInfo:
         """A token that is valid now; it is renewed first if it is not.
 
         All that want the same one wait for one refresh.
@@ -115,20 +118,21 @@ class Refresher:
         Args:
             name: The credential's.
             early: Renew it in good time before it expires, as the worker does.
+            principal: Whose it is; empty: the shared one.
 
         Raises:
             NeedsReconnectError: Its provider does not renew it any more.
             TokenError: It could not be renewed now.
             CredentialNotFoundError: There is none of that name.
         """
-        needed = is_due if early else has_expired
+        needed, key = is_due if early else has_expired, key_of(name, principal)
         while True:
-            info = await self._vault.get(name)
+            info = await self._vault.get(name, principal=principal)
             if not needed(info, self._vault.ends.now()):
                 return info
             found, failed = None, None
             try:
-                found = await self._flights.shared(name, lambda: self._in_turn(name, needed))
+                found = await self._flights.shared(key, partial(self._in_turn, info, needed))
             except Exception as error:  # noqa: BLE001 - raised below, to plugins as well
                 # The frames hold the refresh token and the client's secret.
                 error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -147,18 +151,18 @@ class Refresher:
         for info in await self._vault.list():
             if is_due(info, self._vault.ends.now()):
                 with contextlib.suppress(TokenError, CredentialChangedError, NotFoundError):
-                    await self.ensure(info.name, early=True)
+                    await self.ensure(info.name, early=True, principal=info.principal)
         found = [info.connection for info in await self._vault.list() if info.connection]
         return sum(each.state is ConnectionState.NEEDS_RECONNECT for each in found)
 
     async def _in_turn(
-        self, name: str, needed: Callable[[CredentialInfo, float], bool]
+        self, info: CredentialInfo, needed: Callable[[CredentialInfo, float], bool]
     ) -> CredentialInfo:
         """As the only one of all processes, or after another has done it."""
         storage, clock = self._vault.store.storage, self._vault.clock
         deadline = clock.monotonic() + _PATIENCE
         while True:
-            info = await self._vault.get(name)
+            info = await self._again(info)
             if not needed(info, self._vault.ends.now()):
                 return info
             if not isinstance(storage, Leads):
@@ -166,7 +170,7 @@ class Refresher:
             async with storage.leader(f"refresh_{info.id}") as lead:
                 if lead:
                     await self._vault.refresh()
-                    info = await self._vault.get(name)
+                    info = await self._again(info)
                     if not needed(info, self._vault.ends.now()):
                         return info
                     # Cancelled between answer and commit, it would lose the new token.
@@ -179,14 +183,17 @@ class Refresher:
             await anyio.sleep(_POLL)
             await self._vault.refresh()
 
+    async def _again(self, info: CredentialInfo) -> CredentialInfo:
+        return await self._vault.get(info.name, principal=info.principal)
+
     async def _renewed(self, info: CredentialInfo) -> CredentialInfo:
         before = info.connection
         assert before is not None
         if before.state is ConnectionState.NEEDS_RECONNECT:
-            raise needs_reconnect(info.name)
+            raise needs_reconnect(info)
         if before.grant == "refresh_token" and before.attempts >= _MOST_ATTEMPTS:
             raise await self._given_up(info, "answer_lost")
-        self._check_pause(info.name)
+        self._check_pause(info.key)
         secret = await self._client_secret(before)
         client = Client(id=before.client_id, auth=before.client_auth, secret=secret)
         info = await self._noted(
@@ -215,13 +222,13 @@ class Refresher:
         """Puts on record what came instead of a token."""
         if is_final(error) or error.code in ("not_understood", "refused"):
             return await self._given_up(info, error.code)
-        _, last = self._pauses.get(info.name, (0.0, 0.0))
+        _, last = self._pauses.get(info.key, (0.0, 0.0))
         pause = min(_LONGEST_PAUSE, last * 2 or _PAUSE)
-        self._pauses[info.name] = self._vault.clock.monotonic() + pause, pause
+        self._pauses[info.key] = self._vault.clock.monotonic() + pause, pause
         code = error.code or "unreachable"
         if not (isinstance(error, OAuthUnreachableError) and error.sent):
             await self._noted(info, state=ConnectionState.CONNECTED, attempts=0, outcome=code)
-        self._log(info.name, code)
+        self._log(info.key, code)
         return TokenError(
             f"The token has expired and could not be renewed: {error.message}",
             hint="Try again; see: apex-creds list",
@@ -240,7 +247,7 @@ class Refresher:
             refreshed=at,
             outcome="ok",
         )
-        self._pauses.pop(info.name, None)
+        self._pauses.pop(info.key, None)
         return await self._vault.renew(info, renewed, connection=made)
 
     async def _client_secret(self, connection: Connection) -> str:
@@ -251,7 +258,7 @@ class Refresher:
             return bytes(opened.view()).decode()
 
     async def _refresh_token(self, info: CredentialInfo) -> str:
-        record = await self._vault.find(info.name)
+        record = await self._vault.find(info.name, principal=info.principal)
         with self._released(record) as opened:
             has_one = "refresh" in opened.names
             return bytes(opened.view("refresh")).decode() if has_one else ""
@@ -263,7 +270,7 @@ class Refresher:
             time=self._vault.clock.time(),
             kind=EventKind.ROTATION,
             action="refresh",
-            credential=record.info.name,
+            credential=record.info.key,
             decision="allow",
             key_id=key_id.hex(),
             key_version=version,
@@ -278,8 +285,8 @@ class Refresher:
     async def _given_up(self, info: CredentialInfo, code: str) -> NeedsReconnectError:
         """Puts on record that a person has to connect again."""
         await self._noted(info, state=ConnectionState.NEEDS_RECONNECT, outcome=code)
-        self._log(info.name, code)
-        return needs_reconnect(info.name)
+        self._log(info.key, code)
+        return needs_reconnect(info)
 
     def _log(self, name: str, code: str) -> None:
         self._vault.record(
@@ -295,9 +302,11 @@ class Refresher:
             )
 
 
-def needs_reconnect(name: str) -> NeedsReconnectError:
+def needs_reconnect(info: CredentialInfo) -> NeedsReconnectError:
     """What is said where a person has to connect again."""
+    whose = f" --for {shlex.quote(info.principal)}" if info.principal else ""
     return NeedsReconnectError(
-        f"The provider does not renew {name!r} any more.",
-        hint=f"Its owner runs: apex-creds connect PROVIDER --name {shlex.quote(name)}",
+        f"The provider does not renew {info.name!r} any more.",
+        hint="Its owner runs: apex-creds connect PROVIDER --name "
+        f"{shlex.quote(info.name)}{whose}",
     )

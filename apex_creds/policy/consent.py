@@ -79,6 +79,8 @@ class ConsentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         changes: What it asks for now beyond what was decided on, in words.
         unverified: Whether its code is not what its metadata says.
         second_factor: Whether a second factor is asked for besides.
+        owner: Whose credential it is; empty: it is shared.
+        principal: Who the plugin is called for; empty: nobody.
     """
 
     plugin: str
@@ -97,6 +99,8 @@ class ConsentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     changes: tuple[str, ...] = ()
     unverified: bool = False
     second_factor: bool = False
+    owner: str = ""
+    principal: str = ""
 
 
 class ConsentProvider(Protocol):
@@ -136,7 +140,8 @@ def lines(request: ConsentRequest) -> list[str]:
     version = f" (version {named(request.version)})" if request.version else ""
     verb = _VERBS[request.access]
     level = f" [{shown(request.level)}]" if request.level else ""
-    credential = f"{named(request.credential)}{level}"
+    whose = f" of {named(request.owner)}" if request.owner else ""
+    credential = f"{named(request.credential)}{whose}{level}"
     found = [f"Plugin {named(request.plugin)}{version} wants to {verb} {credential}."]
     if not request.plugin.isascii():
         found.append(f"  NOTE: its id has letters beyond ASCII: {request.plugin!a}")
@@ -149,6 +154,9 @@ def lines(request: ConsentRequest) -> list[str]:
         if values:
             more = f" and {len(values) - _MANY} more" if len(values) > _MANY else ""
             found.append(f"  {name}: {', '.join(map(named, values[:_MANY]))}{more}")
+    if request.principal:
+        shared = "" if request.owner else ", who has none of that name: it is the shared one"
+        found.append(f"  for: {named(request.principal)}{shared}")
     if request.action:
         found.append(f"  action: {named(request.action)}")
     found.append(f"  it says: {quoted(request.reason)}" if request.reason else "  no reason")

@@ -47,12 +47,14 @@ class Reason(StrEnum):
     CREDENTIAL_EXPIRED = "credential_expired"
     NEEDS_RECONNECT = "needs_reconnect"
     NOT_REFRESHED = "not_refreshed"
+    SHARED_NOT_ALLOWED = "shared_not_allowed"
     SCOPE_NOT_GRANTED = "scope_not_granted"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
     REVEAL_NOT_GRANTED = "reveal_not_granted"
     SIGN_NOT_GRANTED = "sign_not_granted"
     REQUEST_NOT_ALLOWED = "request_not_allowed"
     FOREIGN_HANDLE = "foreign_handle"
+    FOREIGN_PRINCIPAL = "foreign_principal"
 
 
 REFUSALS: Final = frozenset(Reason) - {Reason.GRANTED, Reason.POLICY_ALLOWED}
@@ -140,7 +142,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _DENIED: Final = {
-    reason: Decision(reason=reason) for reason in (Reason.UNDECLARED, Reason.UNKNOWN_CREDENTIAL)
+    reason: Decision(reason=reason)
+    for reason in (Reason.UNDECLARED, Reason.UNKNOWN_CREDENTIAL, Reason.FOREIGN_PRINCIPAL)
 }
 
 
@@ -155,8 +158,12 @@ def decide(
     action: str = "",
     factor: float | None = None,
     identity: Identity | None = None,
+    principal: str = "",
 ) -> Decision:
     """Decides on a lease.
+
+    What belongs to a principal is for calls for that one; the shared credential is for calls
+    for nobody, and where a rule says so for those who have none of that name.
 
     Args:
         need: What the manifest declares; None when it does not.
@@ -169,11 +176,14 @@ def decide(
         factor: When a second factor was last shown for this plugin and credential, Unix
             seconds. Where one is needed for each lease: only if it was for this one.
         identity: What the plugin is now; a grant that is bound to another is none.
+        principal: Who the plugin is called for; empty: nobody.
     """
     if need is None:
         return _DENIED[Reason.UNDECLARED]
     if info is None:
         return _DENIED[Reason.UNKNOWN_CREDENTIAL]
+    if info.principal and info.principal != principal:
+        return _DENIED[Reason.FOREIGN_PRINCIPAL]
     ruling = policy.rule_on(
         plugin=plugin,
         action=action,
@@ -182,7 +192,10 @@ def decide(
         scopes=need.scopes,
         origins=need.origins or info.origins,
         now=now,
+        principal=principal,
     )
+    if principal and not (info.principal or ruling.shared):
+        return _decision(Reason.SHARED_NOT_ALLOWED, Outcome.DENY, ruling)
     refused = _refused(need, grant, info, ruling, now)
     if refused is not None:
         return _decision(refused, Outcome.DENY, ruling)

@@ -60,6 +60,7 @@ class DecisionCache:
         grants: Grants,
         policy: Policy = NO_POLICY,
         action: str = "",
+        principal: str = "",
     ) -> Permission | None:
         """What is permitted at ``now`` (Unix seconds); None: nothing (or to be asked)."""
         memory = self._memory
@@ -67,13 +68,15 @@ class DecisionCache:
             memory = self._memory = (policy, BoundedCache(_MANY))
         key: tuple[object, ...] = (id(need), id(info), id(manifest))
         if policy.rules:
-            key += (action,)
+            key += (action, principal)
+        elif principal:
+            key += (principal,)
         known = memory[1].get(key)
         if known is not None and not known.since <= now < known.ends:
             known = None
         if known is not None and known.grants is grants:
             return known.permission
-        grant = grants.find(manifest.plugin, need.name)
+        grant = grants.find(manifest.plugin, info.key if info.principal else info.name)
         if known is not None and known.grant is grant:
             memory[1][key] = known._replace(grants=grants)
             return known.permission
@@ -87,6 +90,7 @@ class DecisionCache:
             plugin=manifest.plugin,
             action=action,
             identity=identity,
+            principal=principal,
         )
         permission = decision.permission
         if permission is not None:

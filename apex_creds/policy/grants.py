@@ -13,6 +13,7 @@ from typing import Final, Self
 
 import msgspec
 
+from apex_creds.model import key_of
 from apex_creds.policy.manifest import Need
 
 MAX_REVOCATIONS: Final = 64
@@ -41,6 +42,7 @@ class Grant(
         manifest: Digest of the manifest that the person saw; empty: not bound to one.
         checksum: Of the plugin's code, likewise.
         created_by: Who decided, in words.
+        principal: Whose credential it is; empty: the shared one.
     """
 
     id: str
@@ -56,6 +58,12 @@ class Grant(
     checksum: str = ""
     created_by: str = ""
     sign: bool = False
+    principal: str = ""
+
+    @property
+    def key(self) -> str:
+        """What identifies the credential."""
+        return key_of(self.credential, self.principal)
 
 
 class SeenManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +78,7 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes:
         seq: Grows with every revocation.
-        plugin: Empty: of all plugins. So is ``credential``.
+        plugin: Empty: of all plugins. So is ``credential``, the key of one.
     """
 
     seq: int
@@ -106,7 +114,7 @@ class Grants:
         revocations: tuple[Revocation, ...] = (),
         manifests: Iterable[SeenManifest] = (),
     ) -> None:
-        self._by_pair = {(grant.plugin, grant.credential): grant for grant in grants}
+        self._by_pair = {_pair(grant): grant for grant in grants}
         self._revocations = revocations
         self._manifests = {seen.digest: seen.needs for seen in manifests}
         self.lockdown = lockdown
@@ -177,4 +185,4 @@ def with_revocation(
 
 
 def _pair(grant: Grant) -> tuple[str, str]:
-    return (grant.plugin, grant.credential)
+    return (grant.plugin, grant.key if grant.principal else grant.credential)

@@ -112,17 +112,20 @@ class _RawRule(_Strict):
     reveal: bool = False
     echoes: bool = False
     sign: bool = False
+    principal: Patterns | None = None
+    shared: bool = False
     second_factor: SecondFactor | None = None
     reason: Annotated[str, msgspec.Meta(max_length=1000)] = ""
 
 
 class _RawLimit(_Strict):
-    per: Literal["plugin", "credential", "pair"]
+    per: Literal["plugin", "credential", "pair", "principal"]
     of: Literal["redeems", "denials"]
     limit: str
     id: str = ""
     plugin: Patterns | None = None
     credential: Patterns | None = None
+    principal: Patterns | None = None
     persist: bool = False
 
 
@@ -242,6 +245,8 @@ class _Compiler:
         for key in ("reveal", "echoes", "sign"):
             if getattr(raw, key) and raw.decision is not Verdict.ALLOW:
                 raise self._wrong((*at, key), f"only a rule that allows can say {key}")
+        if raw.shared and raw.decision is Verdict.DENY:
+            raise self._wrong((*at, "shared"), "a rule that denies can't say shared")
         return Rule(
             id=self._id(at, raw.id),
             decision=raw.decision,
@@ -255,6 +260,8 @@ class _Compiler:
             reveal=raw.reveal,
             echoes=raw.echoes,
             sign=raw.sign,
+            principal=self._names((*at, "principal"), raw.principal),
+            shared=raw.shared,
             second_factor=_seconds(raw.second_factor),
         )
 
@@ -277,6 +284,7 @@ class _Compiler:
             line=line_for(self._lines, at),
             plugin=self._names((*at, "plugin"), raw.plugin),
             credential=self._names((*at, "credential"), raw.credential),
+            principal=self._names((*at, "principal"), raw.principal),
             persist=raw.persist,
         )
 

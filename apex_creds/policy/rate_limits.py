@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
+from apex_creds.model import key_of, split_key
 from apex_creds.policy.patterns import Matcher
 from apex_creds.policy.rules import LimitRule
 
@@ -42,7 +43,7 @@ class DenialsExceeded(NamedTuple):
 
     Attributes:
         rule: The limit's id.
-        per: ``plugin``, ``credential`` or ``pair``.
+        per: ``plugin``, ``credential``, ``pair`` or ``principal``.
         plugin: Which one was refused last.
         credential: What it had asked for last.
         amount: The limit, in ``seconds``.
@@ -101,19 +102,22 @@ def with_default(limits: Iterable[LimitRule]) -> tuple[LimitRule, ...]:
 class RateLimits:
     """Some limits of a policy, those that are persisted or those that are not."""
 
-    __slots__ = ("_credential", "_plugin", "rules")
+    __slots__ = ("_credential", "_plugin", "_principal", "rules")
 
     def __init__(self, rules: Iterable[LimitRule]) -> None:
         self.rules = tuple(rules)
         self._plugin = Matcher([rule.plugin for rule in self.rules])
         self._credential = Matcher([rule.credential for rule in self.rules])
+        self._principal = Matcher([rule.principal for rule in self.rules])
 
-    def admit(self, windows: Windows, plugins: Iterable[str], credential: str) -> Breach | None:
+    def admit(
+        self, windows: Windows, plugins: Iterable[str], credential: str, principal: str = ""
+    ) -> Breach | None:
         """Counts a use if no limit is reached; else nothing, and says which one is.
 
         A limit on the denials of a plugin or pair that is reached refuses its uses too.
         """
-        asked = list(self._windows(plugins, credential))
+        asked = list(self._windows(plugins, credential, principal))
         counted = [window for window in asked if window.rule.of == REDEEMS]
         blocking = [w for w in asked if w.rule.of == DENIALS and w.rule.per != "credential"]
         reached = [
@@ -128,24 +132,36 @@ class RateLimits:
         return None
 
     def deny(
-        self, windows: Windows, plugins: Iterable[str], credential: str
+        self, windows: Windows, plugins: Iterable[str], credential: str, principal: str = ""
     ) -> list[tuple[LimitRule, Breach]]:
         """Counts a denial; the limits that have no room for it."""
         return [
             (rule, Breach(rule.id, windows.wait(*window.limit) or 0.0, *window[1:]))
-            for window in self._windows(plugins, credential)
+            for window in self._windows(plugins, credential, principal)
             if (rule := window.rule).of == DENIALS and not windows.add(*window.limit)
         ]
 
-    def _windows(self, plugins: Iterable[str], credential: str) -> Iterator[_Window]:
-        """The windows that an event of these plugins on that credential falls into."""
-        by_credential = self._credential.name(credential)
+    def _windows(
+        self, plugins: Iterable[str], credential: str, principal: str
+    ) -> Iterator[_Window]:
+        """The windows that an event of these plugins on that credential falls into.
+
+        A principal's is counted apart from the others of that name. What counts for each
+        principal has the principal in the place of the plugin, in a form that no id has.
+        """
+        by_credential = self._credential.name(split_key(credential)[0])
+        by_credential &= self._principal.name(principal)
         seen: set[tuple[str, str, str]] = set()
         for plugin in plugins:
             found = self._plugin.name(plugin) & by_credential
             for number, rule in enumerate(self.rules):
-                whose = "" if rule.per == "credential" else plugin
-                which = "" if rule.per == "plugin" else credential
+                if rule.per == "principal":
+                    whose, which = key_of("", principal), ""
+                    if not principal:
+                        continue
+                else:
+                    whose = "" if rule.per == "credential" else plugin
+                    which = "" if rule.per == "plugin" else credential
                 if found >> number & 1 and (rule.id, whose, which) not in seen:
                     seen.add((rule.id, whose, which))
                     yield _Window(rule, whose, which)

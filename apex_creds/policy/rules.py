@@ -55,6 +55,9 @@ class Rule:
         second_factor: Seconds for which one is good, ``EACH_LEASE`` or ``NEVER``; None: as
             the level says.
         sign: Whether it may make signatures, likewise; ``reveal`` includes that.
+        principal: Who is called for; nobody has no name that a pattern would match.
+        shared: Whether a call for a principal who has no credential of that name may use the
+            shared one.
     """
 
     id: str
@@ -70,11 +73,20 @@ class Rule:
     echoes: bool = False
     second_factor: float | None = None
     sign: bool = False
+    principal: tuple[Pattern, ...] = ()
+    shared: bool = False
 
     @property
     def weight(self) -> tuple[Specificity, bool, int]:
         """What the rules are ordered by; the greatest wins."""
-        dimensions = (self.plugin, self.action, self.credential, self.scope, self.origin)
+        dimensions = (
+            self.plugin,
+            self.action,
+            self.credential,
+            self.scope,
+            self.origin,
+            self.principal,
+        )
         # Of several patterns the least specific one counts.
         narrowness = (
             min((pattern.specificity for pattern in alternatives), default=ANYTHING)
@@ -105,7 +117,7 @@ class LimitRule:
     """One limit of the file; see ``policy.rate_limits``.
 
     Attributes:
-        per: ``plugin``, ``credential`` or ``pair``.
+        per: ``plugin``, ``credential``, ``pair`` or ``principal``.
         of: ``redeems`` or ``denials``.
         amount: How many in ``seconds``.
         persist: Whether the count is kept in the vault, for all processes and restarts.
@@ -120,6 +132,7 @@ class LimitRule:
     plugin: tuple[Pattern, ...] = ()
     credential: tuple[Pattern, ...] = ()
     persist: bool = False
+    principal: tuple[Pattern, ...] = ()
 
 
 class Ruling(NamedTuple):
@@ -140,6 +153,7 @@ class Ruling(NamedTuple):
     echoes: bool
     timed: bool
     sign: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +203,7 @@ class Policy:
         "_known",
         "_origin",
         "_plugin",
+        "_principal",
         "_scope",
         "keep_grants",
         "levels",
@@ -216,6 +231,7 @@ class Policy:
         self._credential = Matcher([rule.credential for rule in ordered])
         self._scope = Matcher([rule.scope for rule in ordered])
         self._origin = Matcher([rule.origin for rule in ordered])
+        self._principal = Matcher([rule.principal for rule in ordered])
         self._clockwork = _clockwork(ordered)
         self._known: BoundedCache[tuple[object, ...], Ruling] = BoundedCache(_MANY)
 
@@ -233,6 +249,7 @@ class Policy:
         scopes: Collection[str] = (),
         origins: Collection[Origin] = (),
         now: float,
+        principal: str = "",
     ) -> Ruling:
         """What policy says on a use.
 
@@ -244,15 +261,17 @@ class Policy:
             scopes: All that are asked for; none: a use without scope.
             origins: All that the secret may be sent to.
             now: Unix seconds.
+            principal: Who is called for; empty: nobody.
         """
         if not self.rules:
             return self._by_level(level, timed=False)
         # The level's plain text: an enumeration's hash is computed in Python.
         places = () if self._origin.trivial else tuple(origins)
-        key = (plugin, action, credential, level._value_, tuple(scopes), places)
+        whom = "" if self._principal.trivial else principal
+        key = (plugin, action, credential, level._value_, tuple(scopes), places, whom)
         found = self._known.get(key)
         if found is None:
-            among = self._among(plugin, action, credential)
+            among = self._among(plugin, action, credential, whom)
             asleep = self._clockwork.asleep(now)
             found = reduce(
                 _stricter,
@@ -265,9 +284,10 @@ class Policy:
                 self._known.remember(key, found)
         return found
 
-    def _among(self, plugin: str, action: str, credential: str) -> int:
+    def _among(self, plugin: str, action: str, credential: str, principal: str) -> int:
         return (
-            self._plugin.name(plugin)
+            self._principal.name(principal)
+            & self._plugin.name(plugin)
             & self._action.name(action)
             & self._credential.name(credential)
         )
@@ -281,9 +301,10 @@ class Policy:
         scopes: Iterable[str] = (),
         origins: Iterable[Origin] = (),
         now: float,
+        principal: str = "",
     ) -> list[Rule]:
         """Every rule that has a say in ``rule_on``, the one that wins first."""
-        among = self._among(plugin, action, credential)
+        among = self._among(plugin, action, credential, principal)
         found = reduce(int.__or__, self._cells(among, scopes, origins), 0)
         found &= ~self._clockwork.asleep(now)
         return [rule for number, rule in enumerate(self.rules) if found >> number & 1]
@@ -317,6 +338,7 @@ class Policy:
             rule.echoes,
             timed,
             rule.sign,
+            rule.shared,
         )
 
     def _by_level(self, level: Sensitivity, *, timed: bool) -> Ruling:
@@ -336,6 +358,7 @@ def _stricter(one: Ruling, other: Ruling) -> Ruling:
         echoes=one.echoes and other.echoes,
         timed=one.timed or other.timed,
         sign=(one.sign or one.reveal) and (other.sign or other.reveal),
+        shared=one.shared and other.shared,
     )
 
 

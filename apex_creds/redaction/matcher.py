@@ -18,6 +18,7 @@ from itertools import chain
 from typing import Final
 
 from apex_creds.crypto.memory import SecretBytes
+from apex_creds.model import shown_key
 from apex_creds.redaction.secret_parts import contents
 from apex_creds.redaction.spellings import spellings
 
@@ -98,7 +99,7 @@ class Needles:
         for needle in self._possible(data):
             view = needle.secret.view()
             if data.find(view) >= 0:
-                data = data.replace(view, f"[redacted:{needle.name}]".encode())
+                data = data.replace(view, f"[redacted:{shown_key(needle.name)}]".encode())
                 found.add(needle.name)
         return data
 

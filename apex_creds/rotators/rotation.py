@@ -172,12 +172,12 @@ class Rotations:
         Returns:
             How many credentials could not be rotated.
         """
-        for info in await self._vault.list():
+        for info in await self._vault.list(principal=""):
             if info.rotation is None or self._next(info) is None or self._pauses_now(info.name):
                 continue
             with contextlib.suppress(ApexCredsError):
                 await self.advance(info.name, wait=False)
-        return sum(is_wrong(info) for info in await self._vault.list())
+        return sum(is_wrong(info) for info in await self._vault.list(principal=""))
 
     # -- whose turn it is ----------------------------------------------------------
 

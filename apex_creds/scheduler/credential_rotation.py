@@ -54,7 +54,7 @@ class CredentialRotation:
             How many credentials could not be rotated.
         """
         now = self._vault.clock.time()
-        for info in await self._vault.list():
+        for info in await self._vault.list(principal=""):
             if self.is_due(info, now):
                 with suppress(NotFoundError):
                     await self.rotations.ask(info.name)
@@ -79,7 +79,7 @@ class CredentialRotation:
         chosen = await self._chosen(event)
         return {
             PREFIX + info.name: info.version
-            for info in await self._vault.list()
+            for info in await self._vault.list(principal="")
             if info.rotation is not None and chosen(info)
         }
 

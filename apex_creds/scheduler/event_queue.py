@@ -505,10 +505,10 @@ class VaultReactor:
         if plugin is None:
             return [""]
         grants = await self._vault.grants()
-        return await self._services({g.credential for g in grants if g.plugin == plugin})
+        return await self._services({g.key for g in grants if g.plugin == plugin})
 
     async def _services(self, names: Collection[str]) -> Collection[str]:
-        found = {info.service for info in await self._vault.list() if info.name in names}
+        found = {info.service for info in await self._vault.list() if info.key in names}
         if not found:
             raise CredentialNotFoundError("The event concerns no credential that is here.")
         return sorted(found)

@@ -379,7 +379,7 @@ async def _commit(run: Run, pairs: Sequence[Resealed]) -> int:
             for head, (key_id, version) in ((head, new.key) for head, new in heads.items())
             if (keyset := keystore.by_id.get(key_id)) and keyset.primary.version == version
         }
-        made = {pair.old.info.name: pair for pair in pairs if pair.new.head in primaries}
+        made = {pair.old.info.key: pair for pair in pairs if pair.new.head in primaries}
         changes: dict[str, Record] = {}
         for shard in before.shards.values():
             for name in made.keys() & shard.records.keys():

@@ -92,7 +92,7 @@ async def check(store: DocumentStore, batch: Sequence[PutItem]) -> dict[str, lis
     """
 
     def refuse() -> None:
-        if len({item.name for item in batch}) != len(batch):
+        if len({item.key for item in batch}) != len(batch):
             raise InvalidInputError("A name is there twice.", hint="Put one after the other.")
         for item in batch:
             check_name(item.name)
@@ -108,7 +108,7 @@ async def check(store: DocumentStore, batch: Sequence[PutItem]) -> dict[str, lis
     async for item in in_turns(batch):
         found.setdefault(SECTIONS[item.secret.kind], []).append(item)
     for section, items in found.items():
-        await _refuse_taken(store, section, [item.name for item in items])
+        await _refuse_taken(store, section, [item.key for item in items])
     return found
 
 
@@ -132,7 +132,7 @@ async def put(
     """Seals and commits items of one section.
 
     Returns:
-        The metadata of what was written, by name.
+        The metadata of what was written, by key.
 
     Raises:
         CredentialExistsError: Another writer gave a name to another kind meanwhile.
@@ -145,17 +145,18 @@ async def put(
         nonlocal replaced
         replaced = before.records
         for item in items:
+            key = item.key
             if item.replaces is not None:
-                old = replaced.get(item.name)
+                old = replaced.get(key)
                 _check_version(item.name, old.info if old else None, item.replaces)
                 _check_rotation(item.name, old.info if old else None, item.rotates)
-            info = next_info(item, replaced.get(item.name), clock.time())
+            info = next_info(item, replaced.get(key), clock.time())
             keyset = keystore.by_label.get(dek_label(info))
             if keyset is None:  # another process deleted it meanwhile, and its service with it
                 raise ConflictError(
                     "Other writers keep changing that credential.", hint="Try again."
                 )
-            written[item.name] = seal_record(
+            written[key] = seal_record(
                 info,
                 item.secret,
                 vault_id=bytes.fromhex(keystore.header.vault_id),
@@ -167,7 +168,7 @@ async def put(
     known = (await store.sections.read(section)).records
     labels = await off_loop(
         len(items),
-        lambda: {label_of(section, service_of(item, known.get(item.name))) for item in items},
+        lambda: {label_of(section, service_of(item, known.get(item.key))) for item in items},
     )
     await key_versions.ensure(store, labels, now=clock.time())
     await store.sections.commit(section, change, size=len(items))
@@ -224,7 +225,7 @@ class Edit:
 
 
 async def edit(
-    store: DocumentStore, section: str, name: str, changes: Edit, *, clock: Clock
+    store: DocumentStore, section: str, key: str, changes: Edit, *, clock: Clock
 ) -> CredentialInfo:
     """Commits a change of a credential's metadata.
 
@@ -236,12 +237,12 @@ async def edit(
 
     def change(before: Section, _: Keystore) -> Changes:
         nonlocal made
-        old = before.records.get(name)
+        old = before.records.get(key)
         if old is None:
             raise CredentialNotFoundError("There is no credential of that name any more.")
         info = old.info
-        _check_version(name, info, changes.replaces)
-        _check_rotation(name, info, changes.rotates)
+        _check_version(info.name, info, changes.replaces)
+        _check_rotation(info.name, info, changes.rotates)
         rotation = changes.rotation or info.rotation
         made = msgspec.structs.replace(
             info,
@@ -254,7 +255,7 @@ async def edit(
             rotation=None if changes.no_rotation else rotation,
             updated=clock.time(),
         )
-        return {name: Record(made, old.sealed)}
+        return {key: Record(made, old.sealed)}
 
     await store.sections.commit(section, change, size=1)
     assert made is not None
@@ -263,22 +264,22 @@ async def edit(
 
 @_retried
 async def remove(
-    store: DocumentStore, section: str, name: str, *, clock: Clock
+    store: DocumentStore, section: str, key: str, *, clock: Clock
 ) -> Deletion | None:
     """Removes a credential and shreds it; None where there is none of that name.
 
     Raises:
         ConflictError: Other writers were first, again and again.
     """
-    record = (await store.sections.read(section)).records.get(name)
+    record = (await store.sections.read(section)).records.get(key)
     if record is None:
         return None
     label, now = dek_label(record.info), clock.time()
     with observe.triggered("deletion"):
         await key_versions.renew(store, label, now=now)
-    overwritten = await key_versions.move_records(store, section, label, without=name)
+    overwritten = await key_versions.move_records(store, section, label, without=key)
     destroyed = await key_versions.destroy_unused(store, section, label, now=now)
-    return Deletion(name=name, shredded=destroyed, overwritten=overwritten)
+    return Deletion(name=record.info.name, shredded=destroyed, overwritten=overwritten)
 
 
 async def finish_removals(store: DocumentStore, *, clock: Clock) -> bool | None:

@@ -65,7 +65,7 @@ class GrantStore:
         self, made: Grant, *, manifest: Manifest | None, since_mark: int | None
     ) -> None:
         """Stores a grant in place of the pair's earlier one; see ``Vault.grant``."""
-        plugin, credential = made.plugin, made.credential
+        plugin, credential = made.plugin, made.key
         allows = made.decision is GrantDecision.ALLOW
         self._record(
             EventKind.GRANT,
@@ -83,7 +83,7 @@ class GrantStore:
                 marks = Grants(revocations=body.revocations)
                 if body.lockdown or marks.revoked_since(since_mark, plugin, credential):
                     raise GrantVoidError("What was to be granted was revoked meanwhile.")
-            others = (grant for grant in before.grants if grant.credential != credential)
+            others = (grant for grant in before.grants if grant.key != credential)
             return {plugin: _with(before, [*others, made], manifest)}, body
 
         try:
@@ -137,7 +137,7 @@ class GrantStore:
 
         def is_kept(grant: Grant) -> bool:
             denied = keep_denials and grant.decision is GrantDecision.DENY
-            meant = plugin in (None, grant.plugin) and credential in (None, grant.credential)
+            meant = plugin in (None, grant.plugin) and credential in (None, grant.key)
             return denied or not meant
 
         def change(plugins: Plugins, keystore: Keystore) -> tuple[Plugins, KeystoreBody]:

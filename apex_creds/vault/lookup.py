@@ -30,6 +30,7 @@ from apex_creds.model import (
     Rotation,
     Secret,
     Sensitivity,
+    key_of,
     new_id,
 )
 from apex_creds.policy.grants import Grants
@@ -76,6 +77,7 @@ class PutItem:
         replaces: The version that it takes the place of; None: any.
         rotation: Of a step of a rotation: the state after it.
         rotates: The state that it is a step from.
+        principal: Whose it is; empty: it is shared.
     """
 
     name: str
@@ -91,6 +93,12 @@ class PutItem:
     replaces: int | None = None
     rotation: Rotation | None = None
     rotates: Rotation | None = None
+    principal: str = ""
+
+    @property
+    def key(self) -> str:
+        """What identifies the credential."""
+        return key_of(self.name, self.principal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +116,11 @@ class Deletion:
 
 
 class Facts(NamedTuple):
-    """What decides on a credential, as of one moment."""
+    """What decides on a credential, as of one moment; ``key`` is the credential's."""
 
     grants: Grants
     record: Record | None
+    key: str = ""
 
 
 class Opened:
@@ -217,6 +226,7 @@ def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
         challenge=marked(item.challenge, before),
         connection=item.connection,
         rotation=rotation,
+        principal=item.principal,
     )
 
 
@@ -308,13 +318,13 @@ class Lookup:
         self._stamped = store.storage if isinstance(store.storage, Stamped) else None
         self._known: dict[str, _Known] = {}
 
-    def now(self, name: str) -> Facts | None:
+    def now(self, key: str) -> Facts | None:
         """The facts, without waiting; None where memory is not current.
 
         Raises:
             VaultSealedError: The vault is sealed.
         """
-        storage, known = self._stamped, self._known.get(name)
+        storage, known = self._stamped, self._known.get(key)
         if (
             storage is not None
             and known is not None
@@ -325,21 +335,21 @@ class Lookup:
         keystore = self._store.keystore_now()
         if keystore is None:
             return None
-        found, grants = self._store.sections.find_now(name), self._store.grants.now(keystore)
+        found, grants = self._store.sections.find_now(key), self._store.grants.now(keystore)
         if found is None or grants is None:
             return None
-        facts = Facts(grants, found.get(name))
+        facts = Facts(grants, found.get(key), key)
         if storage is not None and facts.record is not None and not keystore.hierarchy.closed:
             # Every document that the facts are from.
-            documents = (KEYSTORE, GRANTS, self._store.sections.document_of(name))
+            documents = (KEYSTORE, GRANTS, self._store.sections.document_of(key))
             stamp = storage.stamp([each for each in documents if each is not None])
             if stamp is not None:
                 if len(self._known) >= _MANY:
                     self._known.clear()
-                self._known[name] = _Known(facts, keystore, stamp)
+                self._known[key] = _Known(facts, keystore, stamp)
         return facts
 
-    async def fresh(self, name: str) -> Facts:
+    async def fresh(self, key: str) -> Facts:
         """The facts as of some moment after the call.
 
         Raises:
@@ -349,6 +359,6 @@ class Lookup:
         async def attempt() -> Facts | None:
             await self._store.sections.read_all()
             await self._store.grants.read()
-            return self.now(name)
+            return self.now(key)
 
         return await until_committed("keystore", attempt)

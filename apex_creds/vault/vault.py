@@ -32,6 +32,7 @@ from apex_creds.errors import (
     ChallengeError,
     ConflictError,
     CredentialNotFoundError,
+    InvalidInputError,
     SecretWipedError,
     UnknownKeyError,
     VaultExistsError,
@@ -53,6 +54,7 @@ from apex_creds.model import (
     SystemClock,
     check_name,
     check_time,
+    key_of,
     new_id,
 )
 from apex_creds.policy.decide import Reason
@@ -83,7 +85,7 @@ class Vault:
         self._store = store
         self._lookup = Lookup(store)
         self.facts_now = self._lookup.now
-        """The grants and the record of a name, as stored now; None: ``refresh`` first."""
+        """The grants and the record of a key, as stored now; None: ``refresh`` first."""
         self._logged = logged
         self._audit = logged.log
         self._clock = clock
@@ -370,11 +372,12 @@ class Vault:
         sensitivity: str | Sensitivity | None = None,
         challenge: bool | None = None,
         connection: Connection | None = None,
+        principal: str = "",
     ) -> CredentialInfo:
         """Stores a credential, or a new version of it; durable on return.
 
         Args:
-            name: 1 to 256 bytes, unique in the vault.
+            name: 1 to 256 bytes, unique in the vault, or among the principal's.
             secret: What to keep.
             service: Chooses the DEK keyset; ``name`` by default.
             delivery: ``bearer``, ``header:NAME``, ``query:NAME`` or ``basic``.
@@ -383,6 +386,7 @@ class Vault:
             sensitivity: ``normal``, ``sensitive`` (the default) or ``critical``.
             challenge: Whether each use takes a nonce that a client has signed.
             connection: How the token is renewed, as ``apex_creds.oauth`` made it.
+            principal: Whose it is, as a user's id; nobody else's calls use it. Empty: shared.
 
         Raises:
             InvalidInputError: A name, origin, delivery or level is not acceptable.
@@ -398,6 +402,7 @@ class Vault:
             sensitivity=None if sensitivity is None else parse_level(sensitivity),
             challenge=challenge,
             connection=connection,
+            principal=principal,
         )
         return (await self.put_many([item]))[0]
 
@@ -412,11 +417,11 @@ class Vault:
         written: dict[str, CredentialInfo] = {}
         for section, chosen in checked.items():
             async for item in credential_writes.in_turns(chosen):
-                self.record(EventKind.PUT, credential=item.name)
+                self.record(EventKind.PUT, credential=item.key)
             written |= await credential_writes.put(
                 self._store, section, chosen, clock=self._clock
             )
-        return await off_loop(len(batch), lambda: [written[item.name] for item in batch])
+        return await off_loop(len(batch), lambda: [written[item.key] for item in batch])
 
     async def edit(
         self,
@@ -427,6 +432,7 @@ class Vault:
         origins: Iterable[str | Origin] | None = None,
         delivery: str | Delivery | None = None,
         expires: float | None = None,
+        principal: str = "",
     ) -> CredentialInfo:
         """Changes what is known of a credential, not its value; None leaves it as it is.
 
@@ -440,6 +446,7 @@ class Vault:
             origins: Where it may be sent from now on, ``https://host[:port]``.
             delivery: ``bearer``, ``header:NAME``, ``query:NAME`` or ``basic``.
             expires: Until when it is good, in Unix seconds; infinite: without end.
+            principal: Whose it is; empty: the shared one.
 
         Raises:
             CredentialNotFoundError: There is none of that name.
@@ -447,7 +454,8 @@ class Vault:
         """
         if expires != math.inf:
             check_time(expires, what="end of the credential")
-        section = SECTIONS[(await self.get(name)).kind]
+        key = key_of(name, principal)
+        section = SECTIONS[(await self._find(key)).info.kind]
         changes = credential_writes.Edit(
             challenge=challenge,
             sensitivity=None if sensitivity is None else parse_level(sensitivity),
@@ -455,9 +463,9 @@ class Vault:
             delivery=Delivery.parse(delivery) if isinstance(delivery, str) else delivery,
             expires=expires,
         )
-        self.record(EventKind.PUT, credential=name, detail=str(changes))
+        self.record(EventKind.PUT, credential=key, detail=str(changes))
         return await credential_writes.edit(
-            self._store, section, name, changes, clock=self._clock
+            self._store, section, key, changes, clock=self._clock
         )
 
     async def renew(
@@ -473,6 +481,7 @@ class Vault:
             secret=token,
             connection=connection,
             replaces=before.version,
+            principal=before.principal,
         )
         return (await self.put_many([item]))[0]
 
@@ -486,24 +495,29 @@ class Vault:
         """
         changes = credential_writes.Edit(connection=connection, replaces=before.version)
         return await credential_writes.edit(
-            self._store, SECTIONS[before.kind], before.name, changes, clock=self._clock
+            self._store, SECTIONS[before.kind], before.key, changes, clock=self._clock
         )
 
-    async def get(self, name: str) -> CredentialInfo:
-        """A credential's metadata.
+    async def get(self, name: str, *, principal: str = "") -> CredentialInfo:
+        """A credential's metadata; a principal's, or the shared one of that name.
 
         Raises:
             CredentialNotFoundError: There is none of that name.
         """
-        return (await self.find(name)).info
+        return (await self.find(name, principal=principal)).info
 
-    async def list(self) -> list[CredentialInfo]:
-        """The metadata of all credentials, sorted by name."""
+    async def list(self, *, principal: str | None = None) -> list[CredentialInfo]:
+        """The metadata of credentials, sorted by name.
+
+        Args:
+            principal: Whose; empty: the shared ones; None: all.
+        """
         sections = await self._store.sections.read_all(SECTION_NAMES)
-        found = (record.info for section in sections for record in section.records.values())
-        return sorted(found, key=lambda info: info.name)
+        every = (record.info for section in sections for record in section.records.values())
+        found = every if principal is None else (i for i in every if i.principal == principal)
+        return sorted(found, key=lambda info: (info.name, info.principal))
 
-    async def delete(self, name: str) -> Deletion:
+    async def delete(self, name: str, *, principal: str = "") -> Deletion:
         """Deletes a credential by crypto-shredding, and overwrites what it can.
 
         Every other credential of the same service is re-encrypted under a new DEK
@@ -513,23 +527,29 @@ class Vault:
         Raises:
             CredentialNotFoundError: There is none of that name, and nothing was left.
         """
+        key = key_of(name, principal)
         try:
-            section = SECTIONS[(await self.find(name)).info.kind]
+            section = SECTIONS[(await self._find(key)).info.kind]
         except CredentialNotFoundError:
             finished = await credential_writes.finish_removals(self._store, clock=self._clock)
             if finished is None:
                 raise
-            self.record(EventKind.DELETE, credential=name, detail="finished")
+            self.record(EventKind.DELETE, credential=key, detail="finished")
             return Deletion(name=name, shredded=finished, overwritten="unverifiable")
-        self.record(EventKind.DELETE, credential=name)
-        deletion = await credential_writes.remove(self._store, section, name, clock=self._clock)
+        self.record(EventKind.DELETE, credential=key)
+        deletion = await credential_writes.remove(self._store, section, key, clock=self._clock)
         if deletion is None:
             raise _not_found()
         return deletion
 
     @asynccontextmanager
     async def open(
-        self, name: str, *, action: str = "open", for_program: bool = False
+        self,
+        name: str,
+        *,
+        action: str = "open",
+        for_program: bool = False,
+        principal: str = "",
     ) -> AsyncIterator[Opened]:
         """The secret itself, for the operator; audited, wiped on exit.
 
@@ -543,7 +563,7 @@ class Vault:
         """
         await self.check_not_locked_down()
         # By way of the facts: the key store in memory is sure to have the record's key.
-        record = (await self.facts(name)).record
+        record = (await self.facts(key_of(name, principal))).record
         if record is None:
             raise _not_found()
         if for_program:
@@ -553,7 +573,7 @@ class Vault:
             time=self._clock.time(),
             kind=EventKind.EXPOSE,
             action=action,
-            credential=name,
+            credential=record.info.key,
             decision="allow",
             reason="operator",
             key_id=key_id.hex(),
@@ -582,6 +602,7 @@ class Vault:
         manifest: Manifest | None = None,
         created_by: str = "",
         since_mark: int | None = None,
+        principal: str = "",
     ) -> Grant:
         """Permits a plugin the use of a credential; replaces the pair's earlier grant.
 
@@ -600,6 +621,7 @@ class Vault:
             created_by: Who decided.
             since_mark: ``Grants.mark`` of when they were asked; what was revoked since,
                 by any process, or locked down, is not granted.
+            principal: Whose credential; empty: the shared one.
 
         Raises:
             GrantVoidError: A revocation after ``since_mark``, or a lockdown, was first;
@@ -621,6 +643,7 @@ class Vault:
             manifest=manifest.digest if manifest else "",
             checksum=manifest.checksum if manifest else "",
             created_by=created_by,
+            principal=principal and check_name(principal, what="principal"),
         )
         await self._grants.add(made, manifest=manifest, since_mark=since_mark)
         return made
@@ -635,6 +658,7 @@ class Vault:
         plugin: str | None = None,
         credential: str | None = None,
         keep_denials: bool = False,
+        principal: str = "",
     ) -> tuple[Grant, ...]:
         """Takes back what was allowed to a plugin, on a credential, or to the pair.
 
@@ -645,6 +669,7 @@ class Vault:
             plugin: Its id.
             credential: Its name.
             keep_denials: What was denied, and not to be asked again, stays so.
+            principal: Whose that credential is; empty: it is the shared one.
 
         Returns:
             The grants that were removed.
@@ -653,8 +678,13 @@ class Vault:
             InvalidInputError: Neither is given.
             MasterKeyError: A lockdown wiped the keys, and they can't be had again.
         """
+        if principal and credential is None:
+            raise InvalidInputError(
+                "A principal's grants are taken back one by one.", hint="Name the credential."
+            )
+        key = None if credential is None else key_of(credential, principal)
         return await self._grants.revoke(
-            plugin=plugin, credential=credential, keep_denials=keep_denials
+            plugin=plugin, credential=key, keep_denials=keep_denials
         )
 
     def watch_revocations(self, notify: Revoked) -> None:
@@ -678,7 +708,7 @@ class Vault:
             EventKind.DENIAL,
             plugin=plugin,
             action=action,
-            credential=info.name,
+            credential=info.key,
             decision="deny",
             reason=Reason.CHALLENGE_NEEDED.value,
         )
@@ -732,14 +762,17 @@ class Vault:
 
     # -- for the layers above ----------------------------------------------------
 
-    async def find(self, name: str) -> Record:
-        """The record of that name, as stored now.
+    async def find(self, name: str, *, principal: str = "") -> Record:
+        """The record of that name, a principal's or the shared one, as stored now.
 
         Raises:
             CredentialNotFoundError: There is none.
         """
+        return await self._find(key_of(name, principal))
+
+    async def _find(self, key: str) -> Record:
         for section in SECTION_NAMES:
-            found = (await self._store.sections.read(section)).records.get(name)
+            found = (await self._store.sections.read(section)).records.get(key)
             if found is not None:
                 return found
         raise _not_found()
@@ -749,9 +782,9 @@ class Vault:
         await self._store.keystore()
         await self._store.sections.read_all(SECTION_NAMES)
 
-    async def facts(self, name: str) -> Facts:
+    async def facts(self, key: str) -> Facts:
         """As ``facts_now``, as of some moment after the call."""
-        return await self._lookup.fresh(name)
+        return await self._lookup.fresh(key)
 
     def release(self, record: Record, event: bytes) -> Opened:
         """The only exit of plaintext: writes ``event``, then decrypts into locked memory.
@@ -790,8 +823,8 @@ class Vault:
                 whole = open_record(record, vault_id=self._id_bytes, find_key=keystore.dek)
                 return Opened(whole, record.info.kind)
             except (UnknownKeyError, SecretWipedError) as error:
-                name = record.info.name
-                facts = self.facts_now(name) or BACKGROUND.call(partial(self.facts, name))
+                key = record.info.key
+                facts = self.facts_now(key) or BACKGROUND.call(partial(self.facts, key))
                 present = facts.record
                 if present is None or present.info != record.info:  # deleted, or replaced
                     raise

@@ -201,3 +201,26 @@ def test_where_it_may_be_sent_is_changed_without_the_value(cli, error):
         error(7, "edit", "openai", *wrong)
     told = [event.get("detail", "") for event in cli("audit", "tail", "--json").json()]
     assert "may be sent to https://a.example; sent as header:X-Key" in told
+
+
+def test_a_credential_is_somebodys(cli):
+    put(cli, "key")
+    put(cli, "key", "--for", "alice", value="alices-own-value")
+    listed = cli("list", "--json").json()
+    assert [(each["name"], each["principal"]) for each in listed] == [
+        ("key", None),
+        ("key", "alice"),
+    ]
+    assert len(cli("list", "--for", "alice", "--json").json()) == 1
+    assert cli("show", "key", "--for", "alice", "--json").json()["principal"] == "alice"
+    shown = cli("get", "key", "--for", "alice", "--reveal", "--force")
+    assert shown.out.strip() == "alices-own-value"
+    assert cli("show", "key", "--for", "bob").code != 0
+    assert cli("show", "key", "--for", "").code != 0  # an empty variable is not the shared one
+    assert (
+        cli("grant", "demo", "key", "--for", "alice", "--json").json()["principal"] == "alice"
+    )
+    assert cli("revoke", "demo", "key").code != 0
+    assert cli("revoke", "demo", "key", "--for", "alice").code == 0
+    assert cli("rm", "key", "--for", "alice", "--yes").code == 0
+    assert [each["principal"] for each in cli("list", "--json").json()] == [None]

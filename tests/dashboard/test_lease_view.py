@@ -109,7 +109,7 @@ def test_activity_is_by_pair_and_bounded() -> None:
     made.take(event(EventKind.GRANT, 7.0, reason="consent_once", **pair))
     made.take(event(EventKind.GRANT, 8.0, detail="by command", **pair))
     made.take(event(EventKind.REDEEM, 9.0, plugin="p"))
-    use = made.pairs["p", "c"]
+    use = made.pairs["p", "c", ""]
     assert (use.redeems, use.used, use.denials, use.why) == (1, 5.0, 1, "not_granted")
     assert (use.answer, use.answered) == ("once", 7.0)
     for n in range(MAX_PAIRS + 5):

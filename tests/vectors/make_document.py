@@ -81,7 +81,7 @@ def _refused() -> list[dict[str, str]]:
         ("white space", good.replace(b',"mac":', b', "mac":'), corrupt),
         ("another format", document(format="apex-creds/other"), corrupt),
         ("version 0", document(version=0), newer),
-        ("version 3", document(version=3), newer),
+        ("version 4", document(version=4), newer),
         ("the fields of version 1", document(**older), corrupt),
         ("version 1 with the fields of version 2", document(version=1), corrupt),
         ("an unknown field", document(more=1), corrupt),

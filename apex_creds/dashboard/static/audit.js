@@ -25,7 +25,7 @@ function row(event) {
   const who = event.fault !== undefined ? [] : [
     event.plugin ? word(event.plugin, "strong") : h("span", { class: "muted" }, "operator"),
     event.action ? h("span", { class: "muted" }, " ", word(event.action)) : "",
-    event.credential ? h("span", {}, " ", word(event.credential, "mono")) : ""];
+    event.credential ? h("span", {}, " ", word(event.credential, "mono"), event.principal ? h("span", {}, " for ", word(event.principal)) : "") : ""];
   const link = event.invocation ? h("button", { type: "button", class: "link", data: { stop: event.seq }, onclick: () => openStory(event.invocation), "aria-label": `Story of the invocation of event ${event.seq}` }, "story") : "";
   return h("li", { data: { seq: event.seq, tone: event.tone } },
     h("span", { class: "seq mono muted" }, String(event.seq)),
@@ -42,7 +42,7 @@ const filtered = () => Object.values(filter()).some(Boolean);
 /** What is read in the event's row, but for the time; event_words.py says the same. */
 function line(event) {
   const who = event.fault !== undefined ? [] : [event.plugin || "operator", event.action];
-  return [event.seq, event.word, ...who, event.credential, event.says].filter(Boolean).join(" ").toLowerCase();
+  return [event.seq, event.word, ...who, event.credential, event.principal, event.says].filter(Boolean).join(" ").toLowerCase();
 }
 
 function loaded() {

@@ -28,7 +28,7 @@ function update(node, lease) {
 
 function make(lease) {
   return h("li", {},
-    h("p", { class: "lease-who" }, word(lease.plugin, "strong"), h("span", { class: "muted" }, " uses "), word(lease.credential, "strong mono"),
+    h("p", { class: "lease-who" }, word(lease.plugin, "strong"), h("span", { class: "muted" }, " uses "), word(lease.credential, "strong mono"), lease.principal ? h("span", {}, " for ", word(lease.principal)) : "",
       lease.parent ? h("span", { class: "muted" }, " (passed on)") : ""),
     h("p", { class: "lease-use muted" }),
     h("p", { class: "lease-age" }, h("span", { class: "pill" }), h("time", { datetime: utc(begun(lease)) }),

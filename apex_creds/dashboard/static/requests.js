@@ -52,7 +52,7 @@ function warnings(item) {
 
 function title(item, id) {
   return h("h3", { id }, word(item.plugin), item.version ? h("span", { class: "muted" }, " ", word(item.version)) : "",
-    h("span", { class: "light" }, item.reveal ? " wants to read " : " wants to use "), word(item.credential, "mono"),
+    h("span", { class: "light" }, item.reveal ? " wants to read " : " wants to use "), word(item.credential, "mono"), item.principal ? h("span", {}, " for ", word(item.principal)) : "",
     item.level ? h("span", { class: "level", data: { level: item.level } }, item.level) : "");
 }
 
