@@ -2,7 +2,7 @@
 
 Guarantee: at each call the invocation that makes it is found; the secret goes in as the core's
 own call credentials, below every interceptor, for the server that the core names, by TLS only.
-Streams end with the lease. What a server answers is not searched: see docs/SDKS.md.
+Streams end with the lease. What a server answers is searched for the secret: ``grpc_answers``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from apex_creds.leases.logins import lease_here, trusted_certificates
 from apex_creds.leases.messages import Request
 from apex_creds.model import Origin
 from apex_creds.sdk.current import Binding
+from apex_creds.sdk.grpc_answers import Answer, Ending, Failed, Sent, aio_answer
 
 _REDIRECTING: Final = (
     "authority",
@@ -113,16 +114,18 @@ class _Details(NamedTuple):
 class _Secret(grpc.AuthMetadataPlugin):
     """Called by the core, in the context of the invocation that it was made in."""
 
-    def __init__(self, binding: Binding) -> None:
-        self._binding = binding
+    def __init__(self, binding: Binding, call: Sent) -> None:
+        self._binding, self._call = binding, call
 
     def __call__(self, context: Any, callback: Callable[..., None]) -> None:
         url = f"{context.service_url}/{context.method_name}"
         try:
             request = Request("POST", url, [], None, {}, _unsaid)
-            sent = injected_head_blocking(self._binding.leases(request), request).outgoing
+            head = injected_head_blocking(self._binding.leases(request), request)
+            sent = head.outgoing
             if str(sent.url) != url:
                 raise RequestNotAllowedError("A gRPC call has its credential in a header only.")
+            self._call.add(head.search, head.leases, head.records)
             found = [(name.decode().lower(), value.decode()) for name, value in sent.headers]
         except ApexCredsError as error:
             callback((), RuntimeError(f"{error.message} {error.hint}".strip()))
@@ -136,14 +139,14 @@ class _Ours:
     def __init__(self, binding: Binding, names: tuple[str, ...], origin: Origin | None) -> None:
         self._binding, self._names, self._origin = binding, names, origin
 
-    def _prepared(self, details: Any) -> tuple[_Details, list[str]]:
+    def _prepared(self, details: Any, call: Sent) -> tuple[_Details, list[str]]:
         """The details with call credentials, and the leases that they are of.
 
         Raises:
             ApexCredsError: The call is refused.
         """
         leases = self._leases(details.method)
-        ours = grpc.metadata_call_credentials(_Secret(self._binding))
+        ours = grpc.metadata_call_credentials(_Secret(self._binding, call))
         given = details.credentials
         return _Details(
             details.method,
@@ -171,19 +174,6 @@ class _Ours:
         return found
 
 
-class _Refused(grpc.RpcError):  # type: ignore[misc, unused-ignore]
-    """A refusal, as a call's own error."""
-
-    def __init__(self, error: ApexCredsError) -> None:
-        super().__init__(f"{error.message} {error.hint}".strip())
-
-    def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.PERMISSION_DENIED
-
-    def details(self) -> str:
-        return str(self)
-
-
 class _Interceptor(
     _Ours,
     grpc.UnaryUnaryClientInterceptor,
@@ -194,14 +184,16 @@ class _Interceptor(
     """Of blocking channels."""
 
     def _call(self, continuation: Any, details: Any, request: Any) -> Any:
+        sent = Sent()
         try:
-            prepared, leases = self._prepared(details)
+            prepared, leases = self._prepared(details, sent)
             call = continuation(prepared, request)
             for lease in leases:
                 _end_with(lease, call, call.cancel)
         except ApexCredsError as error:
-            raise _Refused(error) from None
-        return call
+            words = f"{error.message} {error.hint}".strip()
+            raise Failed(Ending(grpc.StatusCode.PERMISSION_DENIED, words)) from None
+        return Answer(call, sent)
 
     intercept_unary_unary = _call
     intercept_unary_stream = _call
@@ -211,8 +203,9 @@ class _Interceptor(
 
 class _AioOurs(_Ours):
     async def _call(self, continuation: Any, details: Any, request: Any) -> Any:
+        sent = Sent()
         try:
-            prepared, leases = self._prepared(details)
+            prepared, leases = self._prepared(details, sent)
             call = await continuation(prepared, request)
             loop = asyncio.get_running_loop()
             for lease in leases:
@@ -223,7 +216,7 @@ class _AioOurs(_Ours):
             raise grpc.aio.AioRpcError(
                 grpc.StatusCode.PERMISSION_DENIED, nothing, nothing, words
             ) from None
-        return call
+        return aio_answer(call, sent)
 
 
 class _AioUnaryUnary(_AioOurs, grpc.aio.UnaryUnaryClientInterceptor):

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import ApiKey, Delivery
@@ -38,12 +39,29 @@ class Orders(grpc.GenericRpcHandler):
             if not known:
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
 
+        def said_back(request, context) -> None:
+            if request in (b"echo", b"abort"):
+                context.set_trailing_metadata((("x-seen-bin", b"\xff" + SECRET.encode()),))
+            if request == b"abort":
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"you sent {SECRET}")
+
+        def first(request, context) -> None:
+            if request in (b"echo", b"abort"):
+                context.send_initial_metadata((("x-seen", SECRET), (SECRET.lower(), "1")))
+
         def one(request, context):
             check(context)
-            return request
+            first(request, context)
+            said_back(request, context)
+            if request == b"proto":
+                return StringValue(value=f"ü you sent {SECRET}").SerializeToString()
+            return SECRET.encode() if request == b"echo" else request
 
         def many(request, context):
             check(context)
+            first(request, context)
+            yield from [SECRET.encode()] * 2 if request in (b"echo", b"abort") else []
+            said_back(request, context)
             if request == b"forever":
                 while context.is_active():
                     yield request
@@ -230,3 +248,123 @@ def test_an_option_that_says_another_server_is_refused(option: str) -> None:
         sdk.channel("api.example.com:443", options=[(option, "x")])
     with pytest.raises(InvalidInputError):
         sdk.aio_channel("https://api.example.com")
+
+
+STARS = "*" * len(SECRET)
+COVERED = STARS.encode()
+
+
+def clean(call: object, first: object, last: object, *more: object) -> None:
+    """Nothing of a call that is over has the secret, and what it says is as long as it was."""
+    assert dict(first) == {"x-seen": STARS, STARS: "1"}
+    assert dict(last) == {"x-seen-bin": b"\xff" + COVERED}
+    assert holders(SECRET, call, first, last, *more) == []
+
+
+def leaks(world: World) -> list[tuple[str, str]]:
+    return [(event.credential, event.detail) for event in world.events("leak")]
+
+
+async def test_what_a_server_says_back_is_covered_everywhere(world: World, target: str) -> None:
+    with sdk.channel(target, "rpc") as channel:
+        one, many = channel.unary_unary(ONE), channel.unary_stream(MANY)
+
+        def work() -> None:
+            answer, call = one.with_call(b"echo", timeout=30)
+            assert answer == COVERED
+            clean(call, call.initial_metadata(), call.trailing_metadata(), answer)
+            later = one.future(b"echo", timeout=30)
+            assert later.result() == COVERED
+            clean(later, later.initial_metadata(), later.trailing_metadata())
+            stream = many(b"echo", timeout=30)
+            assert list(stream) == [COVERED, COVERED, *[b"echo"] * 3]
+            clean(stream, stream.initial_metadata(), stream.trailing_metadata())
+
+        await world.call(work, needs=NEED)
+        assert set(leaks(world)) == {("rpc", "response")}
+
+
+async def test_an_error_has_no_secret_either(world: World, target: str) -> None:
+    with sdk.channel(target, "rpc") as channel:
+        one, many = channel.unary_unary(ONE), channel.unary_stream(MANY)
+
+        def check(error: grpc.RpcError, *more: object) -> None:
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert error.details() == f"you sent {STARS}"
+            assert error.__context__ is error.__cause__ is None
+            assert SECRET not in f"{error!r} {error} {error.debug_error_string()}"
+            clean(error, error.initial_metadata(), error.trailing_metadata(), *more)
+
+        def work() -> None:
+            with pytest.raises(grpc.RpcError) as unary:
+                one(b"abort", timeout=30)
+            check(unary.value)
+            later = one.future(b"abort", timeout=30)
+            check(later.exception(), later)
+            stream, got = many(b"abort", timeout=30), []
+            with pytest.raises(grpc.RpcError) as streamed:
+                got.extend(each for each in stream)
+            check(streamed.value, stream)
+
+        await world.call(work, needs=NEED)
+
+
+async def test_the_same_of_an_asynchronous_channel(world: World, target: str) -> None:
+    async with sdk.aio_channel(target, "rpc") as channel:
+        one, many = channel.unary_unary(ONE), channel.unary_stream(MANY)
+
+        async def plugin() -> None:
+            call = one(b"echo", timeout=30)
+            assert await call == COVERED
+            # Not of the call: its task has the context, which leads to the invocation.
+            clean(None, await call.initial_metadata(), await call.trailing_metadata())
+            stream = many(b"echo", timeout=30)
+            assert [each async for each in stream] == [COVERED, COVERED, *[b"echo"] * 3]
+            clean(None, await stream.initial_metadata(), await stream.trailing_metadata())
+            read = many(b"echo", timeout=30)
+            assert [await read.read(), await read.read()] == [COVERED, COVERED]
+            for method in (one, many):
+                failing = method(b"abort", timeout=30)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await failing if method is one else [each async for each in failing]
+                error = caught.value
+                assert error.details() == f"you sent {STARS}"
+                assert SECRET not in f"{error!r} {error}"
+                clean(error, error.initial_metadata(), error.trailing_metadata())
+                assert await failing.details() == f"you sent {STARS}"
+
+        await world.call(plugin, needs=NEED)
+        assert set(leaks(world)) == {("rpc", "response")}
+
+
+async def test_a_message_is_covered_and_what_can_not_be_searched_withheld(
+    world: World, target: str
+) -> None:
+    with sdk.channel(target, "rpc") as channel:
+        proto = channel.unary_unary(ONE, response_deserializer=StringValue.FromString)
+        pair = channel.unary_unary(ONE, response_deserializer=lambda data: (data, 1))
+
+        def work() -> None:
+            assert proto(b"proto", timeout=30).value == f"ü you sent {STARS}"
+            with pytest.raises(grpc.RpcError) as caught:
+                pair(b"echo", timeout=30)
+            assert caught.value.code() is grpc.StatusCode.INTERNAL
+            assert "can't be searched" in caught.value.details()
+            assert holders(SECRET, caught.value) == []
+
+        await world.call(work, needs=NEED)
+
+
+async def test_where_echoes_are_allowed_they_come(world: World, target: str) -> None:
+    await world.vault.grant("demo", "rpc", echoes=True)
+    with sdk.channel(target, "rpc") as channel:
+        pair = channel.unary_unary(ONE, response_deserializer=lambda data: (data, 1))
+
+        async def plugin() -> object:
+            return await asyncio.to_thread(pair, b"hello", timeout=30)
+
+        assert await world.call(plugin, needs=({"name": "rpc", "echoes": "allowed"},)) == (
+            b"hello",
+            1,
+        )
+        assert leaks(world) == []
