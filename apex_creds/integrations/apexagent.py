@@ -38,6 +38,7 @@ from apex_creds.integrations.plugin_metadata import (
     Manifests,
     is_stated,
     load_metadata,
+    metadata_in,
     verified,
 )
 from apex_creds.integrations.plugin_removal import REMOVING, UNLOADING, Removals
@@ -55,7 +56,8 @@ INVALID_MANIFEST: Final = "invalid_manifest"
 """The reason of the denial that a malformed manifest is audited as."""
 
 _EXECUTE: Final = "execute_action"
-_DIRECT: Final = frozenset({_EXECUTE, "execute_plugin_action"})
+_SYSTEM: Final = "execute_plugin_action"
+_DIRECT: Final = frozenset({_EXECUTE, _SYSTEM})
 """The methods that call the plugin's method themselves, and no dispatcher of the plugin's."""
 _MISSING: Final = object()
 
@@ -191,6 +193,12 @@ class Installation:
         record = await _awaited(found)
         manifest = self._manifest(target, record)
         whom = self._principal() if current_invocation() is None else ""
+        if self.middleware.runner_of(manifest) is not None:
+            await self._removals.finish(target.plugin_id)
+            code, rest, given = self._behind_the_wall(hook, target, record, args, kwargs)
+            return await self.middleware.invoke_action(
+                manifest, target.name, code, rest, given, principal=whom
+            )
         if not (manifest.needs or whom) and current_invocation() is None:
             return await _awaited(hook.original(*args, **kwargs))
         if manifest.needs:
@@ -218,6 +226,12 @@ class Installation:
         record = _at_once(managers.record_of(self.manager, target.plugin_id, can_wait=False))
         manifest = self._manifest(target, record)
         whom = self._principal() if current_invocation() is None else ""
+        if self.middleware.runner_of(manifest) is not None:
+            self._removals.refuse_unfinished(target.plugin_id)
+            code, rest, given = self._behind_the_wall(hook, target, record, args, kwargs)
+            return self.middleware.invoke_sync(
+                manifest, target.name, code, rest, given, principal=whom
+            )
         if not (manifest.needs or whom) and current_invocation() is None:
             return hook.original(*args, **kwargs)
         if manifest.needs:
@@ -305,6 +319,28 @@ class Installation:
             broker.log(denial, flush=True)
             raise
 
+    def _behind_the_wall(
+        self,
+        hook: _Hook,
+        target: _Target,
+        record: object,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
+        """What a worker calls in place of the manager, which would import the plugin here."""
+        from apex_creds.integrations.isolated_plugins import plugin_code
+
+        folder = managers.folder_of(self.manager, target.plugin_id, record)
+        metadata = metadata_in(record, target.plugin_id)
+        code = plugin_code(
+            folder,
+            metadata,
+            target.methods[0],
+            dispatched=hook.name not in _DIRECT,
+            initialized=hook.name == _SYSTEM,
+        )
+        return code, *hook.without_target(args, kwargs)
+
     def _sure(self, manifest: Manifest, target: _Target, record: object) -> Manifest:
         """The manifest with its checksum, which may take the plugin to be loaded."""
         if target.plugin_id not in self._manifests.unsure:
@@ -384,6 +420,13 @@ class _Hook:
             delattr(self._manager, self.name)
         else:
             setattr(self._manager, self.name, self._before)
+
+    def without_target(
+        self, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        """The arguments that are the plugin's."""
+        given = {name: value for name, value in kwargs.items() if name not in self._names}
+        return args[len(self._names) :], given
 
     def target(self, args: tuple[object, ...], kwargs: dict[str, object]) -> _Target | None:
         """What is invoked; None if that can't be said, so that it is the manager's to fail."""

@@ -266,7 +266,7 @@ def _code(folder: Path) -> Iterator[tuple[bytes, Path]]:
 
 MAX_METADATA_BYTES: Final = 256 * 1024
 
-_FIELDS: Final = ("id", "version", "credentials", "checksum")
+_FIELDS: Final = ("id", "version", "credentials", "isolation", "checksum")
 _FLAGS: Final = (
     os.O_RDONLY
     | getattr(os, "O_CLOEXEC", 0)
@@ -369,9 +369,10 @@ class Manifests:
             InvalidManifestError: It declares credentials, but not as specified, or under
                 another plugin's id.
         """
-        metadata = _metadata_in(record, plugin_id)
+        metadata = metadata_in(record, plugin_id)
         declared = metadata.get("credentials", _NOTHING)
-        if declared is _NOTHING or declared == []:
+        nothing = declared is _NOTHING or declared == []
+        if nothing and metadata.get("isolation") is None:
             return Manifest(plugin=plugin_id)
         content = _content(metadata)
         known = self._known.get(plugin_id)
@@ -397,7 +398,8 @@ class Manifests:
 _NOTHING: Final = object()
 
 
-def _metadata_in(record: object, plugin_id: str) -> Mapping[str, object]:
+def metadata_in(record: object, plugin_id: str) -> Mapping[str, object]:
+    """The metadata in what a runtime has on a plugin; empty: there is none."""
     if not isinstance(record, Mapping):
         return {}
     inner = record.get("metadata")

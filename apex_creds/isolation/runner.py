@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import partial
@@ -87,6 +87,8 @@ class IsolatedRunner:
         processes: Whether plugins may start processes.
         reentrant: Ids of plugins that run several calls at once in their worker. Whose the
             request of an SDK is can't be known then, so theirs are sent by handles alone.
+        folders: What plugins import besides their own code and installed packages, as a
+            runtime's base classes; seen by all of them.
         dialer: Connects to servers, for what SDKs send.
 
     Raises:
@@ -102,6 +104,7 @@ class IsolatedRunner:
         timeout: float | None = None,
         processes: bool = False,
         reentrant: frozenset[str] = frozenset(),
+        folders: Sequence[Path] = (),
         dialer: Dialer | None = None,
     ) -> None:
         self.every = every
@@ -110,6 +113,7 @@ class IsolatedRunner:
         self.timeout = None if timeout is None else plain_seconds(timeout, what="timeout")
         self.processes = processes
         self.reentrant = reentrant
+        self.folders = tuple(Path(os.path.realpath(each)) for each in folders)
         self.dialer = dialer
         self.thread = LoopThread("apex-creds-isolation")
         self._plugins: dict[tuple[str, Path], _Plugin] = {}
@@ -500,8 +504,9 @@ class _Sandbox:
             found: What it finds there.
         """
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        places = [_HERE, *map(str, runner.folders)]
         script = (
-            f"import sys; sys.path.append({_HERE!r}); "
+            f"import sys; sys.path += {places!r}; "
             "from apex_creds.isolation.fork_server import main; "
             f"main({theirs.fileno()}, processes={runner.processes})"
         )
@@ -509,7 +514,7 @@ class _Sandbox:
             with theirs:
                 walled = await Wall(
                     command=[sys.executable, "-I", "-c", script],
-                    folders=[folder],
+                    folders=[folder, *runner.folders],
                     descriptors=[theirs.fileno()],
                     limits=runner.limits,
                     environment={**_VARIABLES, **found.variables},

@@ -49,6 +49,7 @@ class Target(msgspec.Struct, frozen=True):
         method: Of an instance of that class; empty: ``name`` is called.
         made_with: What the instance is made with, as far as the class takes it.
         dispatched: The method's name is given to the plugin's own ``execute_action``.
+        initialized: The instance's ``initialize`` is called once.
     """
 
     root: str
@@ -57,6 +58,7 @@ class Target(msgspec.Struct, frozen=True):
     method: str = ""
     made_with: dict[str, Any] = {}
     dispatched: bool = False
+    initialized: bool = False
 
 
 class Calling(msgspec.Struct, frozen=True):
@@ -217,8 +219,8 @@ class Worker:
         logging.getLogger().setLevel(calling.log_level)
         function = await _in_thread(self._function, calling.target)
         kwargs = calling.kwargs
-        if calling.target.dispatched:
-            dispatcher = cast("Any", getattr(function, "__self__", None)).execute_action
+        dispatcher = getattr(getattr(function, "__self__", None), "execute_action", None)
+        if calling.target.dispatched and callable(dispatcher):
             parameters = inspect.signature(dispatcher).parameters
             kinds = {each.kind for each in parameters.values()}
             if inspect.Parameter.VAR_KEYWORD not in kinds and "params" in parameters:
@@ -276,6 +278,8 @@ class Worker:
                 if not name.startswith("__") and _takes_credentials(getattr(made, name, None)):
                     bound = functools.partial(getattr(made, name), credentials=_CURRENT)
                     setattr(made, name, _named(bound, made))
+            if target.initialized:
+                cast("Any", made).initialize()
         return self._instances[key]
 
 

@@ -10,6 +10,7 @@ from apex_creds import AccessDeniedError, CredentialMiddleware
 from apex_creds.errors import RequestNotAllowedError
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.runner import IsolatedRunner
+from apex_creds.model import ApiKey
 from tests.isolation.everyday_plugin import everyday, world
 from tests.support.vendor import SECRET, Vendor, vendor
 from tests.support.worlds import World
@@ -61,7 +62,7 @@ async def test_another_origin_is_refused_before_a_byte_leaves(
 async def test_a_server_that_is_not_there_is_the_library_s_own_error(
     world: World, service: Vendor
 ) -> None:
-    await world.vault.put("gone", b"x" * 20, origins=["http://127.0.0.1:9"], delivery="bearer")
+    await world.vault.put("gone", ApiKey("x" * 20), origins=["http://127.0.0.1:9"])
     await world.vault.grant("demo", "gone")
     with pytest.raises(Exception, match="ConnectError"):
         await world.call(everyday("get_gone"), needs=({"name": "gone"},))
