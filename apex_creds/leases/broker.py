@@ -12,6 +12,7 @@ from __future__ import annotations
 import shlex
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
@@ -24,6 +25,7 @@ from apex_creds.errors import (
     AccessDeniedError,
     AuditUnavailableError,
     ChallengeError,
+    CredentialNotFoundError,
     HandleExpiredError,
     HandleForeignError,
     HandleRevokedError,
@@ -46,7 +48,7 @@ from apex_creds.leases.lease import (
     ended_error,
 )
 from apex_creds.model import Clock, CredentialInfo, DeliveryStyle, key_of, split_key
-from apex_creds.oauth.refresh import Refresher, has_expired
+from apex_creds.oauth.refresh import has_expired, refresher_of
 from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
@@ -127,7 +129,7 @@ class LeaseBroker:
         self.recent = RecentRedeems()
         self.search: AnswerSearch | None = None
         self.authorizer = Authorizer(vault)
-        self.refresher = Refresher(vault)
+        self.refresher = refresher_of(vault)
         self.shared = vault.store.shared is not None
         vault.watch_revocations(self._on_revoked)
         vault.obey_lockdown()
@@ -353,11 +355,11 @@ class LeaseBroker:
         if state is None:
             state = await self._vault.facts(lease.key)
         signed, record = False, state.record
-        if record is not None and record.info.connection is not None:
-            state = await self._with_valid_token(lease, request, state)
         if record is not None and record.info.challenge:
             await self._require_signature(lease, request, state)
             signed, state = True, await self._vault.facts(lease.key)
+        if record is not None and record.info.connection is not None:
+            state = await self._with_valid_token(lease, request, state, signed=signed)
         if self.authorizer.shared is not None:
             caller = self._permitted_now(lease, request, state, signed=signed)
             await self.authorizer.admit_across_processes(lease, caller)
@@ -379,19 +381,20 @@ class LeaseBroker:
         return self._redeem(lease, request, state)
 
     async def _with_valid_token(
-        self, lease: Lease, request: AccessRequest, state: Facts
+        self, lease: Lease, request: AccessRequest, state: Facts, *, signed: bool
     ) -> Facts:
         """The state after an expired token was renewed, for a use that all else permits."""
         record = state.record
         if record is None or not has_expired(record.info, self._vault.ends.now()):
             return state
-        caller = self._permitted_now(lease, request, state, signed=True)
+        caller = self._permitted_now(lease, request, state, signed=signed)
         await self._refreshed(caller, record.info)
         return await self._vault.facts(lease.key)
 
     async def _refreshed(self, caller: Invocation, info: CredentialInfo) -> None:
         try:
-            await self.refresher.ensure(info.name, principal=info.principal)
+            with suppress(CredentialNotFoundError):  # deleted: then the lease is over
+                await self.refresher.ensure(info.name, principal=info.principal)
         except NeedsReconnectError:
             self._log_denial(caller, info.key, Reason.NEEDS_RECONNECT)
             raise

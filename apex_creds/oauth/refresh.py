@@ -4,8 +4,10 @@ Guarantee: before a request with a refresh token is sent, it is on record that i
 answer replaces exactly the version that it was made with (compare-and-set). What a crash leaves
 on record is a request whose answer is not known: it is made again, and the server's answer says
 whether it had used the token up. Then, or if no answer is known five times in a row, a person
-has to connect again. An access token that has expired is never given out in hope. No token is
-in a log, an event or an error, nor in the frames of one.
+has to connect again. What a person stores meanwhile wins, and a lockdown does not lose what was
+obtained already; what can't be stored is revoked at the provider, where it does that. An access
+token that has expired is never given out in hope. No token is in a log, an event or an error,
+nor in the frames of one.
 
 Why single flight: servers that rotate refresh tokens take a second use of one for theft, and
 revoke all tokens of that connection (RFC 9700, section 4.14.2).
@@ -27,7 +29,11 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.concurrency import SingleFlight, run_to_completion
 from apex_creds.documents.records import Record
 from apex_creds.errors import (
+    ApexCredsError,
+    AuditUnavailableError,
     CredentialChangedError,
+    LockedDownError,
+    MasterKeyError,
     NeedsReconnectError,
     NotFoundError,
     OAuthError,
@@ -51,6 +57,12 @@ _PART: Final = 0.1
 """Of a token's life: neither of both is longer."""
 _PATIENCE: Final = 60.0
 _POLL: Final = 0.05
+_NOT_STORED: Final = (
+    CredentialChangedError,
+    LockedDownError,
+    MasterKeyError,
+    AuditUnavailableError,
+)
 _MOST_ATTEMPTS: Final = 5
 _PAUSE: Final = 5.0
 _LONGEST_PAUSE: Final = 300.0
@@ -87,15 +99,26 @@ def is_due(info: CredentialInfo, now: float) -> bool:
     together are not renewed together.
     """
     found = info.connection
-    if found is None or info.expires is None or found.state is ConnectionState.NEEDS_RECONNECT:
+    if found is None or info.expires is None or needs_person(info):
         return False
     spread = 1 + zlib.crc32(info.id.encode()) / (1 << 32)
     early = min(_MARGIN, life_of(info) * _PART) * spread
     return info.expires - early <= now or _is_of_another_time(info, now)
 
 
+def needs_person(info: CredentialInfo) -> bool:
+    """Whether somebody has to connect it again."""
+    found = info.connection
+    return found is not None and found.state is ConnectionState.NEEDS_RECONNECT
+
+
+def refresher_of(vault: Vault) -> Refresher:
+    """The one that renews the tokens of a vault, for all in this process."""
+    return vault.one_of(Refresher, Refresher)
+
+
 class Refresher:
-    """Renews the tokens of a vault.
+    """Renews the tokens of a vault; see ``refresher_of``.
 
     Args:
         vault: Unsealed.
@@ -148,12 +171,17 @@ class Refresher:
         Returns:
             How many credentials need a person.
         """
+        lost = 0
         for info in await self._vault.list():
-            if is_due(info, self._vault.ends.now()):
-                with contextlib.suppress(TokenError, CredentialChangedError, NotFoundError):
+            try:
+                if is_due(info, self._vault.ends.now()):
                     await self.ensure(info.name, early=True, principal=info.principal)
-        found = [info.connection for info in await self._vault.list() if info.connection]
-        return sum(each.state is ConnectionState.NEEDS_RECONNECT for each in found)
+                lost += needs_person(info)
+            except NeedsReconnectError:
+                lost += 1
+            except (TokenError, CredentialChangedError, NotFoundError):
+                continue
+        return lost
 
     async def _in_turn(
         self, info: CredentialInfo, needed: Callable[[CredentialInfo, float], bool]
@@ -189,7 +217,7 @@ class Refresher:
     async def _renewed(self, info: CredentialInfo) -> CredentialInfo:
         before = info.connection
         assert before is not None
-        if before.state is ConnectionState.NEEDS_RECONNECT:
+        if needs_person(info):
             raise needs_reconnect(info)
         if before.grant == "refresh_token" and before.attempts >= _MOST_ATTEMPTS:
             raise await self._given_up(info, "answer_lost")
@@ -216,7 +244,13 @@ class Refresher:
             tokens = parse_tokens(answer.status, answer.body)
         except OAuthError as error:
             raise await self._refused(info, error) from None
-        return await self._stored(info, tokens, old=old, at=sent)
+        try:
+            return await self._stored(info, tokens, old=old, at=sent)
+        except _NOT_STORED as error:
+            await self._withdraw(info, tokens, client)
+            if not isinstance(error, CredentialChangedError):
+                raise
+            return await self._again(info)  # somebody stored another: that one is used
 
     async def _refused(self, info: CredentialInfo, error: OAuthError) -> TokenError:
         """Puts on record what came instead of a token."""
@@ -248,7 +282,25 @@ class Refresher:
             outcome="ok",
         )
         self._pauses.pop(info.key, None)
-        return await self._vault.renew(info, renewed, connection=made)
+        # A lockdown forbids the use, not the saving of what was obtained already.
+        async with self._vault.store.holding():
+            return await self._vault.renew(info, renewed, connection=made)
+
+    async def _withdraw(self, info: CredentialInfo, tokens: Tokens, client: Client) -> None:
+        """Revokes at its provider what came and was not stored; best effort."""
+        before = info.connection
+        assert before is not None
+        with contextlib.suppress(ApexCredsError):
+            present = (await self._again(info)).connection
+            if present is not None and present.client_id == before.client_id:
+                return  # connected again: a server may end that with it (RFC 7009, 2.1)
+        if before.revocation_endpoint:
+            token, part = (
+                (tokens.refresh, "refresh") if tokens.refresh else (tokens.access, "access")
+            )
+            form: Form = {"token": token, "token_type_hint": f"{part}_token"}
+            with contextlib.suppress(OAuthError):
+                await self._post(before.revocation_endpoint, form, client)
 
     async def _client_secret(self, connection: Connection) -> str:
         if not connection.client_secret:

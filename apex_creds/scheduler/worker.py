@@ -48,7 +48,7 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.private_files import replace_file
 from apex_creds.model import SECTION_NAMES, new_id
-from apex_creds.oauth.refresh import Refresher
+from apex_creds.oauth.refresh import refresher_of
 from apex_creds.plain import check_can, check_is
 from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.engine import Engine, Outcome
@@ -186,7 +186,7 @@ class RotationWorker:
             "refresh": self._refresh,
             "credentials": self._rotate_credentials,
         }
-        self._refresher = Refresher(vault)
+        self._refresher = refresher_of(vault)
         self._health_file = health_file
         self._help = help_others or vault.store.shared is not None
         document = rotation_document(vault.store)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import anyio
 
@@ -72,6 +72,8 @@ from apex_creds.vault.key_gauges import KeyGauges
 from apex_creds.vault.lockdown import LockdownControl
 from apex_creds.vault.lookup import Deletion, Facts, Lookup, Opened, PutItem, parse_level
 
+T = TypeVar("T")
+
 
 class Vault:
     """An unsealed vault, an async context manager. Made by ``create`` or ``unseal``.
@@ -93,6 +95,7 @@ class Vault:
         """The time by which what ends is judged: it is not set back."""
         self._home = home
         self._closing = Lock()
+        self._ones: dict[type, object] = {}
         self.access = AccessStore(store, ends=self.ends, record=self.record)
         """The document of second factors, clients and open challenges."""
         self._id = store.unsealed().header.vault_id
@@ -776,6 +779,14 @@ class Vault:
             if found is not None:
                 return found
         raise _not_found()
+
+    def one_of(self, kind: type[T], make: Callable[[Self], T]) -> T:
+        """What a layer above has one of for each vault, made when it is first asked for."""
+        found = self._ones.get(kind)
+        if found is None:
+            found = self._ones.setdefault(kind, make(self))
+        assert isinstance(found, kind)
+        return found
 
     async def refresh(self) -> None:
         """Brings the key store and every section in memory up to date."""

@@ -11,7 +11,7 @@ import pytest
 
 from apex_creds.errors import (
     AccessDeniedError,
-    CredentialChangedError,
+    ChallengeError,
     NeedsReconnectError,
     OAuthUnreachableError,
     RequestNotAllowedError,
@@ -23,10 +23,11 @@ from apex_creds.oauth import Provider, Refresher, connect
 from apex_creds.oauth import refresh as refresh_module
 from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form
+from apex_creds.oauth.refresh import refresher_of
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from tests.oauth.test_connect import SCOPE, somebody
 from tests.support.oidc import Server
-from tests.support.worlds import World
+from tests.support.worlds import World, _templates
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 NEED = {"name": "calendar", "access": "reveal"}
@@ -288,14 +289,135 @@ async def test_an_answer_that_can_not_be_used_is_not_stored(
 async def test_a_token_that_was_set_meanwhile_is_not_lost(
     world: World, connected: CredentialInfo
 ) -> None:
+    sent: list[tuple[str, Form]] = []
+
     async def post(url: str, form: Form, client: Client) -> Answer:
+        sent.append((url, form))
         await world.vault.put("calendar", OAuthToken("by hand"))
+        return Answer(200, msgspec.json.encode({"access_token": "late", "refresh_token": "r"}))
+
+    world.clock.now += 600
+    refresher(world, post)
+    assert await used(world) == ["by hand"]
+    # What came is nobody's: it is revoked.
+    assert connected.connection is not None
+    url, form = sent[1]
+    assert url == connected.connection.revocation_endpoint
+    assert form == {"token": "r", "token_type_hint": "refresh_token"}
+
+
+async def test_what_came_late_is_not_revoked_beside_a_new_connection(
+    world: World, connected: CredentialInfo
+) -> None:
+    """A server may end the whole authorization with one token (RFC 7009, section 2.1)."""
+    sent: list[str] = []
+
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        sent.append(url)
+        again = OAuthToken("again", expires_at=world.clock.time() + 600)
+        await world.vault.put("calendar", again, connection=connected.connection)
         return Answer(200, msgspec.json.encode({"access_token": "late"}))
 
     world.clock.now += 600
-    with pytest.raises(CredentialChangedError):
-        await refresher(world, post).ensure("calendar")
-    assert await token_of(world) == "by hand"
+    refresher(world, post)
+    assert await used(world) == ["again"]
+    assert len(sent) == 1
+
+
+async def test_a_token_that_comes_in_a_lockdown_is_kept_and_not_used(
+    world: World, connected: CredentialInfo
+) -> None:
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        await world.vault.lockdown(reason="while it is on its way", keep_grants=True)
+        return await refresh_module.endpoints.post(url, form, client)
+
+    before = await token_of(world)
+    world.clock.now += 600
+    refresher(world, post)
+    with pytest.raises(AccessDeniedError):
+        await used(world)
+    assert await world.vault.unlock()
+    assert await state_of(world) == ("connected", "ok", 0)
+    assert await used(world) == [await token_of(world)] != [before]
+    assert (await world.vault.get("calendar")).version == connected.version + 1
+
+
+async def test_a_token_that_can_not_be_kept_in_a_lockdown_is_revoked(
+    world: World, connected: CredentialInfo, server: Server
+) -> None:
+    key = _templates[0] / "master" / "key"
+
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        if form.get("grant_type"):
+            await world.vault.lockdown(reason="while it is on its way", keep_grants=True)
+            answer = await refresh_module.endpoints.post(url, form, client)
+            key.rename(key.with_name("away"))
+            return answer
+        revoked.append(form)
+        return await refresh_module.endpoints.post(url, form, client)
+
+    revoked: list[Form] = []
+    world.clock.now += 600
+    refresher(world, post)
+    with pytest.raises(AccessDeniedError):
+        await used(world)
+    assert [form["token_type_hint"] for form in revoked] == ["refresh_token"]
+    key.with_name("away").rename(key)
+    assert await world.vault.unlock()
+    with pytest.raises(NeedsReconnectError):
+        await used(world)
+    assert (await state_of(world))[:2] == ("needs_reconnect", "invalid_grant")
+
+
+async def test_nothing_is_renewed_before_it_is_signed_for(
+    world: World, connected: CredentialInfo
+) -> None:
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        pytest.fail("nobody has signed for it")
+
+    await world.vault.edit("calendar", challenge=True)
+    world.clock.now += 600
+    refresher(world, post)
+    with pytest.raises(ChallengeError):
+        await used(world)
+    assert await state_of(world) == ("connected", "ok", 0)
+
+
+async def test_a_credential_that_is_deleted_meanwhile_ends_the_lease(
+    world: World, connected: CredentialInfo
+) -> None:
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        if form.get("grant_type"):
+            await world.vault.delete("calendar")
+        return Answer(200, msgspec.json.encode({"access_token": "late"}))
+
+    world.clock.now += 600
+    refresher(world, post)
+    with pytest.raises(AccessDeniedError):
+        await used(world)
+
+
+async def test_a_vault_has_one_that_renews(world: World) -> None:
+    async with RotationWorker(world.vault, harden=False) as worker:
+        assert (
+            worker._refresher is world.middleware.broker.refresher is refresher_of(world.vault)
+        )
+
+
+async def test_looking_for_what_is_due_lists_once(
+    world: World, connected: CredentialInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = 0
+    real = world.vault.list
+
+    async def counted() -> list[CredentialInfo]:
+        nonlocal listed
+        listed += 1
+        return await real()
+
+    monkeypatch.setattr(world.vault, "list", counted)
+    assert await Refresher(world.vault).renew_due() == 0
+    assert listed == 1
 
 
 async def test_who_is_cancelled_leaves_the_refresh_to_its_end(
