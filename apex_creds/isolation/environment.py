@@ -8,8 +8,9 @@ placeholder, and the gateway as the base URL. Proxy and trust variables are for 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
@@ -78,13 +79,37 @@ VENDORS: Final = (
     Vendor(("api.telegram.org",), ("TELEGRAM_BOT_TOKEN",), "1234567890:"),
 )
 _ACCESS_KEY: Final = "AKIA"
+_POSTGRES: Final = "postgresql"
+_POSTGRES_PORT: Final = 5432
+_SOCKETS: Final = "/run"
+_USER: Final = "apex-creds"
+"""What a driver logs in as; the server is sent the role."""
 
 
 class Held(NamedTuple):
-    """A credential of an invocation, and where it may be sent by HTTP."""
+    """A credential of an invocation.
+
+    Attributes:
+        origins: Where it may be sent by HTTP.
+        database: Of PostgreSQL, that it may log in to; None: it is for no such server.
+    """
 
     info: CredentialInfo
     origins: tuple[Origin, ...]
+    database: str | None = None
+
+
+class Login(NamedTuple):
+    """A Unix socket behind the wall on which a database is logged in to already.
+
+    Attributes:
+        name: The credential's.
+        database: The one that it leads to; empty: the role's own.
+    """
+
+    path: str
+    name: str
+    database: str
 
 
 class Surroundings(msgspec.Struct, frozen=True, eq=False):
@@ -93,11 +118,13 @@ class Surroundings(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         variables: Its environment.
         files: Their texts, by path.
+        logins: The sockets that there are to be.
     """
 
     variables: Mapping[str, str]
     files: Mapping[str, str]
     placeholders: Placeholders
+    logins: tuple[Login, ...] = ()
 
 
 async def held_by(call: Invocation) -> list[Held]:
@@ -112,8 +139,11 @@ async def held_by(call: Invocation) -> list[Held]:
             continue
         state = (broker.states_now((lease.need,)) or await broker.states((lease.need,)))[0]
         if state.record is not None:
-            origins = sorted(each for each in lease.permission.origins if each.scheme in HTTP)
-            found.append(Held(state.record.info, tuple(origins)))
+            permission = lease.permission
+            origins = sorted(each for each in permission.origins if each.scheme in HTTP)
+            serves = any(each.scheme == _POSTGRES for each in permission.origins)
+            database = _database(permission.paths) if serves else None
+            found.append(Held(state.record.info, tuple(origins), database))
     return found
 
 
@@ -128,17 +158,26 @@ def surroundings(held: list[Held], authority: str, *, certificates: str = "") ->
     vendors = {each.info.name: _vendor(each) for each in held}
     placeholders = Placeholders({name: vendor.prefix for name, vendor in vendors.items()})
     variables: dict[str, str] = {}
+    logins: list[Login] = []
     for each in held:
         name = each.info.name
+        if each.database is not None:
+            port = _POSTGRES_PORT + len(logins)
+            login = Login(f"{_SOCKETS}/.s.PGSQL.{port}", name, each.database)
+            logins.append(login)
+            for variable, value in _database_variables(login, port):
+                variables.setdefault(variable, value)
+            continue
         for variable, value in _variables(each, vendors[name], placeholders.of(name)):
             variables.setdefault(variable, value.format(gateway=f"http://{authority}"))
     if not certificates:
-        return Surroundings(variables, {}, placeholders)
+        return Surroundings(variables, {}, placeholders, tuple(logins))
     variables |= dict.fromkeys(_PROXY, f"http://{authority}")
     variables |= dict.fromkeys(_DIRECT, f"{authority},127.0.0.1")
     variables |= dict.fromkeys(_TRUST, CERTIFICATES)
     variables |= {"NODE_USE_ENV_PROXY": "1"}
-    return Surroundings(variables, {CERTIFICATES: certificates}, placeholders)
+    files = {CERTIFICATES: certificates}
+    return Surroundings(variables, files, placeholders, tuple(logins))
 
 
 def _variables(held: Held, vendor: Vendor, key: str) -> Iterator[tuple[str, str]]:
@@ -153,12 +192,27 @@ def _variables(held: Held, vendor: Vendor, key: str) -> Iterator[tuple[str, str]
             yield "AWS_ENDPOINT_URL", _behind(held.origins[0])
         return
     if info.delivery.style is DeliveryStyle.BASIC:
-        yield from ((f"{stem}_USERNAME", "apex-creds"), (f"{stem}_PASSWORD", key))
+        yield from ((f"{stem}_USERNAME", _USER), (f"{stem}_PASSWORD", key))
     for variable in vendor.keys:
         yield variable, key
     yield (info.name if _VARIABLE.fullmatch(info.name) else f"{stem}_API_KEY"), key
     if held.origins:
         yield vendor.base or f"{stem}_BASE_URL", _behind(held.origins[0]) + vendor.path
+
+
+def _database(paths: Collection[str]) -> str:
+    """The one that a grant is limited to; empty: the role's own."""
+    named = [path[1:] for path in paths if not path.endswith("*") and "/" not in path[1:]]
+    return named[0] if len(named) == len(paths) == 1 else ""
+
+
+def _database_variables(login: Login, port: int) -> Iterator[tuple[str, str]]:
+    database = login.database or _USER
+    url = f"postgresql://{_USER}@/{quote(database, safe='')}?host={_SOCKETS}&port={port}"
+    yield from (("PGHOST", _SOCKETS), ("PGPORT", str(port)), ("PGUSER", _USER))
+    yield from (("PGDATABASE", database), ("DATABASE_URL", url))
+    stem = _stem(login.name)
+    yield (login.name if _VARIABLE.fullmatch(login.name) else f"{stem}_URL"), url
 
 
 def _behind(origin: Origin) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection
+import socket
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import IO, Final
 
@@ -68,10 +69,11 @@ async def run_program(
             wall,
             environment={**found.variables, **wall.environment},
             files={**found.files, **wall.files},
-            listen=[PORT],
+            listen=sockets_of(found),
+            unix_sockets=bool(found.logins) or wall.unix_sockets,
         ).start(stdin=None, stdout=stdout)
         try:
-            await gateway.start(walled.listeners[0])
+            await serve(gateway, found, walled.listeners)
             if began is not None:
                 began(walled)
             return await _ended(walled)
@@ -113,6 +115,21 @@ def way_out(
         dialer=dialer,
     )
     return gateway, found
+
+
+def sockets_of(found: Surroundings) -> list[str]:
+    """Where what is behind a wall connects to: the gateway, and databases."""
+    return [PORT, *(login.path for login in found.logins)]
+
+
+async def serve(
+    gateway: Gateway, found: Surroundings, listeners: Sequence[socket.socket]
+) -> None:
+    """Has a gateway serve those sockets, in their order."""
+    http, *sockets = listeners
+    await gateway.start(http)
+    for login, listener in zip(found.logins, sockets, strict=True):
+        await gateway.start_login(listener, login)
 
 
 async def _ended(walled: Walled) -> int:

@@ -45,7 +45,7 @@ from apex_creds.isolation.environment import Held, Surroundings, held_by
 from apex_creds.isolation.frames import Codec, failure_of
 from apex_creds.isolation.gateway import Gateway
 from apex_creds.isolation.placeholders import Placeholders
-from apex_creds.isolation.programs import PORT, way_out
+from apex_creds.isolation.programs import serve, sockets_of, way_out
 from apex_creds.isolation.sandbox import Limits, Wall, Walled
 from apex_creds.isolation.worker import AWAITABLE, SYNC_STREAM, Calling
 from apex_creds.leases.handle import CredentialHandle, current_credentials
@@ -519,14 +519,15 @@ class _Sandbox:
                     limits=runner.limits,
                     environment={**_VARIABLES, **found.variables},
                     files=found.files,
-                    listen=[] if gateway is None else [PORT],
+                    listen=[] if gateway is None else sockets_of(found),
+                    unix_sockets=bool(found.logins),
                 ).start(stdout=_DEVNULL, stderr=_DEVNULL)
         except BaseException:
             control.close()
             raise
         control.setblocking(False)
         if gateway is not None:
-            await gateway.start(walled.listeners[0])
+            await serve(gateway, found, walled.listeners)
         return cls(walled, control, gateway)
 
     async def fork(self, plugin: str) -> _Worker:

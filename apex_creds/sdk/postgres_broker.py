@@ -109,8 +109,8 @@ _SEATS: Final[dict[str, Seat]] = {}
 _BY_LEASE: Final[dict[tuple[Account, str], Seat]] = {}
 _SERVING: Final[set[asyncio.Task[None]]] = set()
 """A loop holds tasks that wait for a stream by a weak reference only."""
-_KEYS: Final[dict[bytes, tuple[Origin, bool]]] = {}
-"""Where the open sessions are, by what their queries are cancelled by."""
+_KEYS: Final[dict[bytes, tuple[wire.Target, str]]] = {}
+"""Where the open sessions are, and of which lease, by what their queries are cancelled by."""
 
 
 def ticket_here(account: Account) -> str:
@@ -233,21 +233,58 @@ def _is_own(peer: socket.socket) -> bool:
     return pid == os.getpid()
 
 
-async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def serve_lease(
+    account: Account,
+    lease_id: str,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    *,
+    dial: wire.Dial | None = None,
+) -> None:
+    """Serves one connection of whoever has no other way, in the invocation of the caller.
+
+    It is for one lease, whatever user the driver names, and has no end of its own: the caller
+    ends it with the lease.
+
+    Args:
+        account: What to log in to.
+        lease_id: With which the credential is redeemed.
+        reader: What the driver says.
+        writer: What it is answered.
+        dial: Connects to the server; None: asyncio does.
+    """
+    parameters = await _startup(reader, writer, lease_id)
+    if parameters is not None:
+        await _run(account, lease_id, parameters, (reader, writer), dial=dial)
+
+
+async def _startup(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lease_id: str
+) -> dict[bytes, bytes] | None:
+    """What a driver asks for; None: nothing more.
+
+    Only what runs under ``lease_id`` is cancelled; empty: whatever has that key.
+    """
     while True:
         length, code = struct.unpack("!II", await reader.readexactly(8))
         if not 8 <= length <= _LONGEST_STARTUP:
-            return
+            return None
         body = await reader.readexactly(length - 8)
         if code not in (wire.SSL_REQUEST, wire.GSS_REQUEST):
             break
         writer.write(b"N")  # nobody is between the two ends of a Unix socket
     if code == wire.CANCEL_REQUEST:
-        await _cancel(body)
-        return
+        await _cancel(body, lease_id)
+        return None
     if code > wire.PROTOCOL:
         writer.write(wire.message(b"v", struct.pack("!II", wire.PROTOCOL, 0)))
-    parameters = wire.read_pairs(body)
+    return wire.read_pairs(body)
+
+
+async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    parameters = await _startup(reader, writer, "")
+    if parameters is None:
+        return
     seat = _SEATS.get(parameters.get(b"user", b"").decode("ascii", "replace"))
     if seat is None:
         writer.write(
@@ -264,7 +301,8 @@ async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             return
     # In the context of the invocation, which the redeem looks for.
     session = asyncio.get_running_loop().create_task(
-        _run(seat, parameters, reader, writer, early), context=seat.context
+        _run(seat.account, seat.lease_id, parameters, (reader, writer), early),
+        context=seat.context,
     )
     seat.sessions.add(session)
     session.add_done_callback(seat.sessions.discard)
@@ -289,22 +327,31 @@ async def _first_words(
 
 
 async def _run(
-    seat: Seat,
+    account: Account,
+    lease_id: str,
     parameters: dict[bytes, bytes],
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    early: bytes,
+    driver: wire.Streams,
+    early: bytes = b"",
+    dial: wire.Dial | None = None,
 ) -> None:
-    account = seat.account
+    reader, writer = driver
     try:
-        origin = login_origin(seat.lease_id, _SCHEMES, account.origin)
-        tls = checked_tls(origin, account.tls)
-        session = await _log_in(seat, origin, tls, parameters)
+        origin = login_origin(lease_id, _SCHEMES, account.origin)
+        tls = checked_tls(origin, account.tls)  # before anything is redeemed
+        named = account.database or account.user
+        opened = await redeem_login(lease_id, origin, path=f"/{named}" if named else "")
+        try:
+            role = user_of(opened, account.user)
+            database = account.database or role
+            target = wire.Target(origin, role, database, tls, account.allow, dial)
+            session = await wire.log_in(target, parameters, opened)
+        finally:
+            opened.close()
     except ApexCredsError as error:
         code = error.code if isinstance(error, wire.ServerRefusal) else "28000"
         writer.write(wire.refusal(error.message, error.hint, code))
         return
-    _KEYS[session.key] = origin, tls
+    _KEYS[session.key] = target, lease_id
     try:
         greeting = session.greeting
         # A driver that was let in before must not see a second end of the startup.
@@ -313,28 +360,11 @@ async def _run(
         await _relay((reader, session.writer), (session.reader, writer))
     except asyncio.CancelledError:  # the lease has ended: what runs on the server ends, too
         with contextlib.suppress(ApexCredsError):
-            await wire.cancel(origin, session.key, tls=tls)
+            await wire.cancel(target, session.key)
         raise
     finally:
         _KEYS.pop(session.key, None)
         session.writer.close()
-
-
-async def _log_in(
-    seat: Seat,
-    origin: Origin,
-    tls: bool,
-    parameters: dict[bytes, bytes],
-) -> wire.Session:
-    account = seat.account
-    named = account.database or account.user
-    opened = await redeem_login(seat.lease_id, origin, path=f"/{named}" if named else "")
-    try:
-        role = user_of(opened, account.user)
-        target = wire.Target(origin, role, account.database or role, tls, account.allow)
-        return await wire.log_in(target, parameters, opened)
-    finally:
-        opened.close()
 
 
 async def _relay(*ways: wire.Streams) -> None:
@@ -355,8 +385,8 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
             await writer.drain()
 
 
-async def _cancel(key: bytes) -> None:
-    found = _KEYS.get(key)
-    if found is not None:
+async def _cancel(key: bytes, lease_id: str) -> None:
+    target, of = _KEYS.get(key, (None, ""))
+    if target is not None and lease_id in ("", of):
         with contextlib.suppress(ApexCredsError):
-            await wire.cancel(found[0], key, tls=found[1])
+            await wire.cancel(target, key)

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, NamedTuple
 
 from apex_creds.concurrency import run_to_completion
@@ -31,6 +31,8 @@ _LARGEST: Final = 256 * 1024
 _FORCED: Final = frozenset({b"user", b"database", b"replication"})
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Dial = Callable[[str, int], Awaitable[Streams]]
+"""Connects to a host and port; raises OSError."""
 
 
 class Target(NamedTuple):
@@ -39,6 +41,7 @@ class Target(NamedTuple):
     Attributes:
         tls: Whether the connection is encrypted, and the server's certificate verified.
         allowed: ``cleartext`` and ``md5``, where those are.
+        dial: Connects; None: asyncio does.
     """
 
     origin: Origin
@@ -46,6 +49,7 @@ class Target(NamedTuple):
     database: str
     tls: bool
     allowed: Collection[str]
+    dial: Dial | None = None
 
 
 class Session(NamedTuple):
@@ -68,18 +72,20 @@ class ServerRefusal(LoginError):  # noqa: N818 - it is one of the server's, pass
     code: str = "28000"
 
 
-async def connect(origin: Origin, *, tls: bool) -> Streams:
+async def connect(target: Target) -> Streams:
     """A connection to the server.
 
     Raises:
         LoginError: It can't be reached, or not by TLS.
     """
+    origin = target.origin
     try:
         if origin.host.startswith("/"):
             path = f"{origin.host}/.s.PGSQL.{origin.port}"
             return await asyncio.open_unix_connection(path)
-        reader, writer = await asyncio.open_connection(origin.host, origin.port)
-        if tls:
+        dial = target.dial or asyncio.open_connection
+        reader, writer = await dial(origin.host, origin.port)
+        if target.tls:
             writer.write(struct.pack("!II", 8, SSL_REQUEST))
             if await reader.readexactly(1) != b"S":
                 writer.close()
@@ -103,7 +109,7 @@ async def log_in(target: Target, parameters: dict[bytes, bytes], opened: Opened)
     Raises:
         LoginError: The server can't be reached, refuses, or is none.
     """
-    reader, writer = await connect(target.origin, tls=target.tls)
+    reader, writer = await connect(target)
     try:
         writer.write(_startup(target, parameters))
         await _authenticate(reader, writer, target, opened)
@@ -138,13 +144,13 @@ def read_pairs(body: bytes) -> dict[bytes, bytes]:
     return dict(zip(parts[::2], parts[1::2], strict=False)) if len(parts) > 1 else {}
 
 
-async def cancel(origin: Origin, key: bytes, *, tls: bool) -> None:
+async def cancel(target: Target, key: bytes) -> None:
     """Asks the server to end the query that runs in the session of ``key``.
 
     Raises:
         LoginError: It can't be reached.
     """
-    reader, writer = await connect(origin, tls=tls)
+    reader, writer = await connect(target)
     try:
         writer.write(struct.pack("!II", 8 + len(key), CANCEL_REQUEST) + key)
         await reader.read()  # it closes when it has done so

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from apex_creds.model import ApiKey, BasicAuth
-from tests.isolation.behind import Behind, behind, client
+from tests.isolation.gateways import Behind, behind, client
 from tests.support.vendor import SECRET, Vendor
 from tests.support.worlds import World
 

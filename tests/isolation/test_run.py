@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,15 +13,15 @@ import pytest
 
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.programs import run_program
-from apex_creds.isolation.sandbox import Limits, MiB, Wall
+from apex_creds.isolation.sandbox import Wall
 from apex_creds.model import ApiKey
+from tests.isolation.programs import output_of
 from tests.isolation.tls import Loopback, loopback
 from tests.support.commands import PROGRAM
 from tests.support.vendor import SECRET
 from tests.support.worlds import World, manifest_for
 
 NEED = ({"name": "OPENAI_API_KEY"},)
-LIMITS = Limits(memory=None, data=4096 * MiB, processes=1024)
 
 
 @pytest.fixture
@@ -36,34 +35,8 @@ async def allow(world: World, fake: Loopback, name: str = "OPENAI_API_KEY", **ho
     await world.vault.grant("demo", name)
 
 
-async def run(
-    world: World,
-    fake: Loopback,
-    *command: str,
-    needs: tuple[object, ...] = NEED,
-    **wall: object,
-) -> str:
-    """What a program prints behind the wall."""
-    reading, writing = os.pipe()
-    with open(reading) as output:
-        try:
-            made = Wall(command=command, limits=LIMITS, **wall)  # type: ignore[arg-type]
-            task = asyncio.create_task(
-                run_program(
-                    world.middleware,
-                    manifest_for(*needs),  # type: ignore[arg-type]
-                    made,
-                    dialer=fake.dialer,
-                    stdout=writing,
-                )
-            )
-            said = asyncio.create_task(asyncio.to_thread(output.read))
-            status = await task
-        finally:
-            os.close(writing)
-        text = await said
-    assert status == 0, text
-    return text
+async def run(world: World, fake: Loopback, *command: str) -> str:
+    return await output_of(world, *command, needs=NEED, dialer=fake.dialer)
 
 
 async def test_a_program_has_placeholders_and_sends_with_the_key(

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from apex_creds.isolation.websockets import frames
 from apex_creds.model import ApiKey
-from tests.isolation.behind import Behind, behind
+from tests.isolation.gateways import Behind, behind
 from tests.support.worlds import World
 
 SECRET = "ws-canary-77ab.Zq7Wk0r3"
