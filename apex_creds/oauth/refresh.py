@@ -248,9 +248,13 @@ class Refresher:
             return await self._stored(info, tokens, old=old, at=sent)
         except _NOT_STORED as error:
             await self._withdraw(info, tokens, client)
-            if not isinstance(error, CredentialChangedError):
-                raise
-            return await self._again(info)  # somebody stored another: that one is used
+            if isinstance(error, CredentialChangedError):
+                return await self._again(info)  # somebody stored another: that one is used
+            why = error.message
+        raise TokenError(
+            f"The token was renewed and could not be stored: {why}",
+            hint="It was given back. Try again when that is mended; see: apex-creds list",
+        )
 
     async def _refused(self, info: CredentialInfo, error: OAuthError) -> TokenError:
         """Puts on record what came instead of a token."""
@@ -291,8 +295,9 @@ class Refresher:
         before = info.connection
         assert before is not None
         with contextlib.suppress(ApexCredsError):
-            present = (await self._again(info)).connection
-            if present is not None and present.client_id == before.client_id:
+            present = await self._again(info)
+            again = present.connection if present.version != info.version else None
+            if again is not None and again.client_id == before.client_id:
                 return  # connected again: a server may end that with it (RFC 7009, 2.1)
         if before.revocation_endpoint:
             token, part = (
