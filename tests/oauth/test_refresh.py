@@ -364,6 +364,7 @@ async def test_a_token_that_can_not_be_kept_in_a_lockdown_is_revoked(
     assert [form["token_type_hint"] for form in revoked] == ["refresh_token"]
     key.with_name("away").rename(key)
     assert await world.vault.unlock()
+    refresher(world, refresh_module.endpoints.post)
     with pytest.raises(NeedsReconnectError):
         await used(world)
     assert (await state_of(world))[:2] == ("needs_reconnect", "invalid_grant")
