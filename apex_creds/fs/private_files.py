@@ -26,6 +26,9 @@ import shlex
 import shutil
 import stat
 import sys
+import threading
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
@@ -40,13 +43,14 @@ from apex_creds.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = [
     "OPEN_FLAGS",
     "Folder",
     "NotDurableError",
     "Pieces",
+    "at_once",
     "check",
     "closing_hint",
     "create_exclusive",
@@ -427,15 +431,48 @@ def sync_file(fd: int) -> None:
         os.fsync(fd)
 
 
+_FLUSHERS: Final = 16
+"""Flushes that are waited for at the same time."""
+
+
 def sync_files(fds: Iterable[int]) -> None:
-    """As ``sync_file``, for several: all are on their way when the first is waited for."""
-    every = list(fds)
-    if len(every) > 1 and hasattr(os, "posix_fadvise"):
-        for fd in every:  # begins to write, and so that one flush of the disk is of all
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    for fd in every:
-        sync_file(fd)
+    """As ``sync_file``, for several at once."""
+    at_once([partial(sync_file, fd) for fd in fds])
+
+
+def at_once(flushes: Sequence[Callable[[], object]]) -> None:
+    """Waits for several flushes at the same time, which a file system does in one.
+
+    One after another, each costs as much as all of them. (That writing has begun already is
+    no help: each still has the journal of the file system, and the drive, to wait for.)
+
+    Raises:
+        OSError: One failed; the others were waited for.
+    """
+    failures: list[OSError] = []
+
+    def flush(some: Iterable[Callable[[], object]]) -> None:
+        for each in some:
+            try:
+                each()
+            except OSError as error:
+                failures.append(error)
+
+    parts = [flushes[start::_FLUSHERS] for start in range(min(_FLUSHERS, len(flushes)))]
+    threads: list[threading.Thread] = []
+    for part in parts[1:]:
+        thread = threading.Thread(target=flush, args=(part,), name="apex-creds flush")
+        try:
+            thread.start()
+        except RuntimeError:  # no thread can be had, as while the interpreter ends
+            flush(part)
+        else:
+            threads.append(thread)
+    flush(chain.from_iterable(parts[:1]))
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:

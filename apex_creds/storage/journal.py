@@ -26,7 +26,14 @@ import msgspec
 
 from apex_creds.errors import CorruptDocumentError
 from apex_creds.fs.home import SECURITY
-from apex_creds.fs.private_files import Folder, durable_name, sync_files, translated, write_all
+from apex_creds.fs.private_files import (
+    Folder,
+    at_once,
+    durable_name,
+    sync_files,
+    translated,
+    write_all,
+)
 
 JOURNAL: Final = ".commit"
 FORMAT: Final = "apex-creds/commit"
@@ -163,8 +170,7 @@ def _usual(steps: Sequence[Step]) -> bool:
 def _sync(folders: Folders, steps: Sequence[Step]) -> None:
     """Makes the names of the new versions, and of the journal, durable."""
     with durable_name():
-        for name in sorted({SECURITY, *(step.folder for step in steps)}):
-            folders[name].sync()
+        at_once([folders[name].sync for name in {SECURITY, *(step.folder for step in steps)}])
 
 
 def _untaken(folders: Folders, steps: Sequence[Step]) -> list[Step]:
@@ -177,8 +183,7 @@ def _untaken(folders: Folders, steps: Sequence[Step]) -> list[Step]:
 
 def _end(folders: Folders, steps: Sequence[Step], *, left: Sequence[Step]) -> None:
     give_up(folders, left)
-    for name in {step.folder for step in steps}:
-        folders[name].sync()
+    at_once([folders[name].sync for name in {step.folder for step in steps}])
     folders[SECURITY].unlink(JOURNAL)
 
 

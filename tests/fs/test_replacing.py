@@ -9,7 +9,9 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import pytest
 from apex_creds.fs import private_files
 from apex_creds.fs.private_files import (
     NotDurableError,
+    at_once,
     create_exclusive,
     erase,
     remove_file,
@@ -24,6 +27,7 @@ from apex_creds.fs.private_files import (
     replace_file,
     sweep,
 )
+from tests.support.loops import WITHIN
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX's calls")
 ROOT = Path(__file__).parents[2]
@@ -152,6 +156,7 @@ def test_it_is_private_and_readable_under_any_umask(tmp_path: Path, umask: int) 
 
 KILLED = """
 import os, signal, sys
+from functools import partial
 from pathlib import Path
 from apex_creds.fs import private_files
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
@@ -160,6 +165,7 @@ private_files.replace_file(Path(sys.argv[1]), [b"canary"])
 """
 WAITING = """
 import os, sys
+from functools import partial
 from pathlib import Path
 from apex_creds.fs import private_files
 real = os.replace
@@ -291,3 +297,33 @@ class TestRemoveTree:
         monkeypatch.setattr(os, "rmdir", refused)
         remove_tree(tree)
         assert str(tree) in caplog.text
+
+
+def test_flushes_are_waited_for_at_the_same_time() -> None:
+    met = threading.Barrier(3, timeout=WITHIN)
+    at_once([met.wait, met.wait, met.wait])  # one after another, the first would wait in vain
+
+
+def test_every_flush_is_done_also_beside_one_that_fails() -> None:
+    done: list[int] = []
+
+    def fails() -> None:
+        raise OSError(errno.EIO, "injected")
+
+    flushes = [partial(done.append, n) for n in range(40)]
+    with pytest.raises(OSError, match="injected"):
+        at_once([*flushes[:20], fails, *flushes[20:]])
+    assert sorted(done) == list(range(40))
+    at_once([])
+
+
+def test_without_threads_flushes_are_done_one_after_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done: list[int] = []
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    at_once([partial(done.append, n) for n in range(3)])
+    assert sorted(done) == [0, 1, 2]
