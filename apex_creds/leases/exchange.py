@@ -172,17 +172,25 @@ def checked(
     leases: list[Lease] = []
     credentials = ""
     broker: LeaseBroker | None = None
+    bodies: Sequence[str] = ()
     for lease_id in lease_ids:
         lease, its_broker = find_open(lease_id)
         if broker not in (None, its_broker):
             raise InvalidInputError("Credentials of two vaults can't go in one request.")
         broker = its_broker
+        may = lease.permission.bodies
+        bodies = [each for each in bodies if each in may] if leases else may
         leases.append(lease)
         credentials += lease.record_id
     assert broker is not None
     try:
         taken = snapshot(
-            request.method, request.url, request.headers, request.body, request.timeout
+            request.method,
+            request.url,
+            request.headers,
+            request.body,
+            request.timeout,
+            bodies,
         )
     except RequestNotAllowedError:
         for lease in leases:

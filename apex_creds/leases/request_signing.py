@@ -13,7 +13,7 @@ import math
 import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_plus
 
@@ -114,8 +114,9 @@ def snapshot(
     raw: Iterable[tuple[bytes, bytes]],
     body: object,
     timeout: Mapping[str, float | None],
+    bodies: Collection[str] = (),
 ) -> Snapshot:
-    """Reads a request once.
+    """Reads a request once; with a method of ``bodies`` it may have a body as well.
 
     Raises:
         RequestNotAllowedError: It is not one that a credential is sent with.
@@ -129,14 +130,15 @@ def snapshot(
     origin, path = _checked_url(own, host)
     if not _METHOD.fullmatch(method) or method in _SHOWING_METHODS:
         raise RequestNotAllowedError("A credential is not sent with this method.")
-    odd = method in _ODD_BODY
+    odd = method in _ODD_BODY or method in bodies
     takes_body = odd or method in _BODY
     headers = _checked_headers(raw, method, host, takes_body=takes_body)
     stream = body if takes_body else None
     whole = b"".join(body) if type(body) is httpx.ByteStream else body
     if isinstance(whole, bytes) and _HANDLE in whole and _AS_VALUE.search(whole):
         raise _handle_as_text("The body")
-    return Snapshot(method, own, origin, path, headers, stream, _timeout(timeout), odd)
+    closes = odd and (method in _ODD_BODY or any(each[0] in _FRAMING for each in headers))
+    return Snapshot(method, own, origin, path, headers, stream, _timeout(timeout), closes)
 
 
 def _own_url(url: object) -> httpx.URL:
@@ -265,7 +267,8 @@ def _check_framing(framing: RawHeaders, method: str, *, takes_body: bool) -> Non
     if (name, value) != (b"content-length", b"0") and not takes_body:
         raise RequestNotAllowedError(
             f"A {method} request has no body: some servers take one for the next request.",
-            hint="Use parameters, or POST, PUT or PATCH.",
+            hint='Use parameters, or POST, PUT or PATCH. A manifest may say "bodies": '
+            f'["{method}"] of the credential.',
         )
 
 

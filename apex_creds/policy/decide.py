@@ -80,6 +80,7 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
     """What a lease may do. Empty ``methods`` or ``paths``: all; empty ``origins``: none.
 
     Attributes:
+        bodies: Methods whose requests may have a body, though most of them have none.
         echoes: Whether services may send the secret back to the plugin.
         until: Unix seconds when grant or credential ends; None: neither does.
         recheck: Unix seconds from when on it must be decided again, since a rule's hours or
@@ -92,6 +93,7 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
     origins: frozenset[Origin] = frozenset()
     methods: frozenset[str] = frozenset()
     paths: tuple[str, ...] = ()
+    bodies: tuple[str, ...] = ()
     reveal: bool = False
     echoes: bool = False
     until: float | None = None
@@ -297,6 +299,7 @@ def _permission(
         origins=frozenset(need.origins or info.origins),
         methods=frozenset(need.methods),
         paths=need.paths,
+        bodies=need.bodies,
         reveal=need.access is Access.REVEAL and more,
         sign=need.access is not Access.INJECT and more,
         inject=need.access is not Access.SIGN,

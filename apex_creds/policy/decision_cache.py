@@ -185,6 +185,7 @@ def added(before: tuple[Need, ...], after: tuple[Need, ...]) -> tuple[str, ...]:
             ("path", list(old.paths), list(need.paths)),
         ):
             found += [f"{name}: {kind} {item}" for item in _wider(was, now)]
+        found += [f"{name}: a body with {m}" for m in need.bodies if m not in old.bodies]
         if need.access is Access.REVEAL and old.access is not Access.REVEAL:
             found.append(f"{name}: to read the secret itself")
         elif need.access is not old.access and old.access is not Access.REVEAL:

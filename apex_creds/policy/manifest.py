@@ -26,6 +26,7 @@ REQUIRED: Final = "required"
 """What metadata says with ``isolation``, if it says something."""
 LOGIN: Final = "LOGIN"
 """The method of what is not HTTP: the credential logs in to a server, and is not sent again."""
+_BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", LOGIN})
 
 
@@ -52,7 +53,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     """One declared credential.
 
     Empty ``origins``, ``methods`` or ``paths`` ask for no narrowing beyond what the
-    credential itself allows.
+    credential itself allows. Requests with a method of ``bodies`` may have a body as well.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     origins: tuple[Origin, ...] = ()
     methods: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    bodies: tuple[str, ...] = ()
     access: Access = Access.INJECT
     echoes: Echoes = Echoes.COVERED
     reason: str = ""
@@ -92,6 +94,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         for need in needs:
             if need["echoes"] == Echoes.COVERED:  # as it was before there was the field
                 del need["echoes"]
+            if not need["bodies"]:
+                del need["bodies"]
         if self.isolated:  # a version that does not ask for it any more asks again
             needs = [*needs, {"isolation": REQUIRED}]
         return hashlib.sha256(msgspec.json.encode(needs, order="sorted")).hexdigest()
@@ -103,6 +107,7 @@ class _RawNeed(msgspec.Struct, forbid_unknown_fields=True):
     origins: list[str] = []
     methods: list[str] = []
     paths: list[str] = []
+    bodies: list[str] = []
     access: Access = Access.INJECT
     echoes: Echoes = Echoes.COVERED
     reason: str = ""
@@ -152,7 +157,7 @@ def _isolated(said: object) -> bool:
 
 def _need(raw: _RawNeed) -> Need:
     # Texts of the exact type: metadata that a plugin's code made may have others.
-    for field in ("scopes", "origins", "methods", "paths"):
+    for field in ("scopes", "origins", "methods", "paths", "bodies"):
         setattr(raw, field, list(plain_texts(getattr(raw, field), what=field)))
     raw.name, raw.reason = (plain_text(t, what="name") for t in (raw.name, raw.reason))
     if max(map(len, (raw.scopes, raw.origins, raw.methods, raw.paths))) > MAX_ITEMS:
@@ -163,6 +168,9 @@ def _need(raw: _RawNeed) -> Need:
     methods = tuple(method.upper() for method in raw.methods)
     if not set(methods) <= _METHODS:
         raise _invalid(f"methods must be among {', '.join(sorted(_METHODS))}")
+    bodies = tuple(method.upper() for method in raw.bodies)
+    if len(bodies) > len(_BODILESS) or not set(bodies) <= _BODILESS:
+        raise _invalid(f"bodies must be among {', '.join(sorted(_BODILESS))}")
     if not all(path.startswith("/") and "*" not in path[:-1] for path in raw.paths):
         raise _invalid("paths start with / and have at most one *, at the end")
     return Need(
@@ -171,6 +179,7 @@ def _need(raw: _RawNeed) -> Need:
         origins=tuple(Origin.parse(origin) for origin in raw.origins),
         methods=methods,
         paths=tuple(check_name(path, what="path") for path in raw.paths),
+        bodies=bodies,
         access=raw.access,
         echoes=raw.echoes,
         reason=raw.reason,

@@ -51,7 +51,7 @@ async def stored(world: World, here: Server, **deliveries: str) -> None:
         await world.vault.grant("demo", name)
 
 
-async def sent(world: World, request: Request, *names: str) -> bytes:
+async def sent(world: World, request: Request, *names: str, **need: object) -> bytes:
     async def plugin(credentials):
         answered = await exchange([credentials[name].id for name in names], request)
         try:
@@ -59,7 +59,7 @@ async def sent(world: World, request: Request, *names: str) -> bytes:
         finally:
             await answered.body.aclose()
 
-    return await world.call(plugin, needs=tuple({"name": name} for name in names))
+    return await world.call(plugin, needs=tuple({"name": name, **need} for name in names))
 
 
 async def test_several_credentials_go_in_each_in_its_way(world: World) -> None:
@@ -257,3 +257,41 @@ async def test_words_about_a_handle_are_sent(world: World) -> None:
         headers = [(b"Content-Length", str(len(body)).encode())]
         await sent(world, asked(here, method="POST", body=body, headers=headers), "a")
         assert here.connections == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS"])
+async def test_a_body_with_a_method_that_has_none_takes_the_manifest(
+    world: World, method: str
+) -> None:
+    async with server() as here:
+        await stored(world, here, a="bearer", b="header:X-B")
+        headers = [(b"Content-Length", b"5")]
+        request = asked(here, method=method, body=b"hello", headers=headers)
+        other = [each for each in ("GET", "DELETE") if each != method]
+        for bodies in ([], other):
+            await world.vault.grant("demo", "a")  # of a manifest that asks for more
+            with pytest.raises(RequestNotAllowedError, match="has no body") as caught:
+                await sent(world, request, "a", bodies=bodies)
+            assert "bodies" in caught.value.hint
+        assert here.connections == 0
+        await world.vault.grant("demo", "a")
+        await sent(world, request, "a", bodies=[method])
+        assert here.header("content-length") == ["5"]
+        assert here.header("connection") == ["close"]
+        await sent(world, asked(here, method=method), "a", bodies=[method])
+        assert here.header("connection") == []
+
+
+async def test_a_body_takes_the_manifest_for_each_credential(world: World) -> None:
+    async with server() as here:
+        await stored(world, here, a="bearer", b="header:X-B")
+        headers = [(b"Content-Length", b"5")]
+        request = asked(here, method="DELETE", body=b"hello", headers=headers)
+
+        async def plugin(credentials):
+            ids = [credentials[name].id for name in ("a", "b")]
+            with pytest.raises(RequestNotAllowedError, match="has no body"):
+                await exchange(ids, request)
+
+        await world.call(plugin, needs=({"name": "a", "bodies": ["DELETE"]}, {"name": "b"}))
+        assert here.connections == 0

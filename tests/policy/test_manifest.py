@@ -89,6 +89,8 @@ BAD_NEEDS: list[object] = [
     {**GOOD, "methods": ["CONNECT"]},
     {**GOOD, "methods": ["*"]},
     {**GOOD, "methods": [""]},
+    {**GOOD, "bodies": ["POST"]},
+    {**GOOD, "bodies": ["GET"] * 5},
     {**GOOD, "paths": ["v1"]},
     {**GOOD, "paths": ["/a*b"]},
     {**GOOD, "paths": ["/**"]},
@@ -187,6 +189,8 @@ def test_the_digest_of_a_manifest_of_before_is_what_it_was() -> None:
     assert parse_manifest(metadata(GOOD)).digest == known
     assert parse_manifest(metadata({**GOOD, "echoes": "covered"})).digest == known
     assert parse_manifest(metadata({**GOOD, "echoes": "allowed"})).digest != known
+    assert parse_manifest(metadata({**GOOD, "bodies": []})).digest == known
+    assert parse_manifest(metadata({**GOOD, "bodies": ["get"]})).digest != known
 
 
 def test_the_digest_is_of_what_is_declared() -> None:

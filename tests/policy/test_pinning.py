@@ -37,6 +37,7 @@ def needs(**changed: object) -> tuple[Need, ...]:
         ({"paths": ["/*"]}, "k: path /*"),
         ({"access": "reveal"}, "k: to read the secret itself"),
         ({"echoes": "allowed"}, "k: to get the secret back from services"),
+        ({"bodies": ["DELETE"]}, "k: a body with DELETE"),
         ({"access": "sign"}, "k: to sign with it"),
         ({"name": "other"}, "credential other"),
     ],
