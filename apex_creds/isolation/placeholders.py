@@ -151,17 +151,18 @@ class Placeholders:
         held = b""
         async for chunk in body:
             window = held + chunk
-            at = _begins(window)
-            self._check_none(window[:at])
+            at = _begins(window)  # it may be in the middle of one that is there as a whole
+            self._check_none((self.names_in(window) - {""}) or self.names_in(window[:at]))
             held = window[at:]
             if at:
                 yield window[:at]
-        self._check_none(held)
+        self._check_none(self.names_in(held))
         if held:
             yield held
 
-    def _check_none(self, text: bytes) -> None:
-        for name in self.names_in(text):
+    @staticmethod
+    def _check_none(names: Collection[str]) -> None:
+        for name in names:
             raise MisplacedError(name, str(Spot("body")))
 
     def _checked(

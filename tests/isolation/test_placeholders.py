@@ -6,13 +6,15 @@ import itertools
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apex_creds.isolation.placeholders import MisplacedError, Placeholders
 from apex_creds.model import PLACEHOLDER
 
 MADE = Placeholders({"web": "sk-"})
+while not MADE.of("web").endswith("a"):  # as the beginning of another would
+    MADE = Placeholders({"web": "sk-"})
 KEY = MADE.of("web").encode()
 
 
@@ -40,6 +42,7 @@ def cut(data: bytes, at: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(places)]
 
 
+@settings(deadline=None)
 @given(st.lists(texts, max_size=5), st.lists(st.integers(0, 500), max_size=12))
 def test_a_body_without_one_goes_on_as_it_is(parts: list[bytes], at: list[int]) -> None:
     data = b"".join(parts)
@@ -47,6 +50,7 @@ def test_a_body_without_one_goes_on_as_it_is(parts: list[bytes], at: list[int]) 
         assert _run(searched(cut(data, at))) == (data, None)
 
 
+@settings(deadline=None)
 @given(texts, texts, st.lists(st.integers(0, 500), max_size=12))
 def test_one_is_found_however_it_is_cut(before: bytes, after: bytes, at: list[int]) -> None:
     out, name = _run(searched(cut(before + KEY + after, at)))

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
@@ -128,6 +128,7 @@ async def test_it_ends_with_its_invocation(world: World) -> None:
         await asyncio.wait_for(kept[0].wait_closed(), 300)
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 70_000),
     st.sampled_from([1, 2]),
