@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Iterator
 from functools import partial
 from typing import Any, Final
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidState
+from websockets.frames import Close, Frame, Opcode
+from websockets.protocol import Event
+from websockets.sync import client as sync_client
 
-from apex_creds.concurrency import soon
+from apex_creds.concurrency import LoopThread, soon
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
 from apex_creds.leases import current_credentials
 from apex_creds.leases.answer_search import MessageFilter
@@ -39,7 +43,9 @@ _OURS: Final = frozenset(
     {"create_connection", "host", "port", "proxy", "server_hostname", "sock", "ssl", "unix"}
 )
 _DROPPED: Final = frozenset({b"host", b"connection", b"upgrade"})
-_relays: Final[set[asyncio.Task[None]]] = set()
+_relays: Final[set[object]] = set()
+"""Their loops keep no reference."""
+_thread: Final = LoopThread("apex-creds-websockets")
 
 
 def dial(url: str, *names: str, scope: str | None = None, **options: Any) -> Dialled:
@@ -55,6 +61,37 @@ def dial(url: str, *names: str, scope: str | None = None, **options: Any) -> Dia
     Raises:
         InvalidInputError: An argument is not as described.
     """
+    return Dialled(Binding(names, scope), _checked(url, options), options)
+
+
+def sync_dial(
+    url: str, *names: str, scope: str | None = None, **options: Any
+) -> sync_client.ClientConnection:
+    """As ``dial``, for threads: an open connection of ``websockets.sync``; use it as ``with``.
+
+    Args:
+        url: ``wss://…``.
+        names: Of credentials.
+        scope: One that the leases must have.
+        options: As for ``websockets.sync.client.connect``.
+    """
+    checked = _checked(url, options)
+    ours, theirs = socket.socketpair()
+    relay = _Relay(Binding(names, scope), checked)
+    future = _thread.start(partial(relay.run, ours))  # in the context of who dials
+    _relays.add(future)
+    future.add_done_callback(_relays.discard)
+    return sync_client.connect(
+        _local(checked),
+        sock=theirs,
+        proxy=None,
+        create_connection=partial(_SyncConnection, relay.guard),
+        **options,
+    )
+
+
+def _checked(url: str, options: dict[str, Any]) -> str:
+    """What is connected to, as a URL of HTTP."""
     refused_options = sorted(_OURS & set(options))
     if refused_options:
         raise InvalidInputError(
@@ -64,8 +101,12 @@ def dial(url: str, *names: str, scope: str | None = None, **options: Any) -> Dia
     scheme, mark, rest = url.partition("://")
     if not mark or scheme.lower() not in ("ws", "wss"):
         raise InvalidInputError(f"{url[:80]!r} is no WebSocket.", hint="Write wss://HOST/PATH.")
-    secure = scheme.lower() == "wss"
-    return Dialled(Binding(names, scope), f"http{'s' if secure else ''}://{rest}", options)
+    return f"http{'s' if scheme.lower() == 'wss' else ''}://{rest}"
+
+
+def _local(url: str) -> str:
+    """What the client is told: there is no TLS on the way to the other end of the pair."""
+    return f"ws://{url.partition('://')[2]}"
 
 
 class Dialled:
@@ -93,10 +134,9 @@ class Dialled:
         task = asyncio.create_task(relay.run(ours))
         _relays.add(task)
         task.add_done_callback(_relays.discard)
-        local = f"ws://{self._url.partition('://')[2]}"
         made = partial(_Connection, relay.guard)
         return await connect(
-            local, sock=theirs, proxy=None, create_connection=made, **self._options
+            _local(self._url), sock=theirs, proxy=None, create_connection=made, **self._options
         )
 
 
@@ -111,16 +151,22 @@ class _Guard:
         if not self.lease_ids <= {handle.id for handle in current_credentials().values()}:
             raise InvalidState("The connection belongs to another invocation. Dial again.")
 
-    def clean(self, message: str | bytes) -> str | bytes:
+    def clean(self, message: Any) -> Any:
         return message if self.search is None else self.search.whole(message)
+
+    def clean_end(self, protocol: ClientProtocol, event: Event) -> None:
+        """A server's reason to close is text of its own as well."""
+        end = protocol.close_rcvd
+        if isinstance(event, Frame) and event.opcode is Opcode.CLOSE and end is not None:
+            protocol.close_rcvd = Close(end.code, self.clean(end.reason))
 
 
 class _Connection(ClientConnection):
     """Searches what it receives; of one invocation."""
 
     def __init__(self, guard: _Guard, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
         self._guard = guard
+        super().__init__(*args, **options)
 
     async def recv(self, decode: bool | None = None) -> Any:
         self._guard.check()
@@ -132,6 +178,33 @@ class _Connection(ClientConnection):
     async def send(self, *args: Any, **options: Any) -> None:
         self._guard.check()
         await super().send(*args, **options)
+
+    def process_event(self, event: Event) -> None:
+        self._guard.clean_end(self.protocol, event)
+        super().process_event(event)
+
+
+class _SyncConnection(sync_client.ClientConnection):
+    """As ``_Connection``, for threads."""
+
+    def __init__(self, guard: _Guard, *args: Any, **options: Any) -> None:
+        self._guard = guard  # its threads begin within
+        super().__init__(*args, **options)
+
+    def recv(self, timeout: float | None = None, decode: bool | None = None) -> Any:
+        self._guard.check()
+        return self._guard.clean(super().recv(timeout, decode))
+
+    def recv_streaming(self, decode: bool | None = None) -> Iterator[Any]:
+        yield self.recv(decode=decode)
+
+    def send(self, *args: Any, **options: Any) -> None:
+        self._guard.check()
+        super().send(*args, **options)
+
+    def process_event(self, event: Event) -> None:
+        self._guard.clean_end(self.protocol, event)
+        super().process_event(event)
 
 
 class _Relay:

@@ -42,6 +42,9 @@ async def server(tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
 
     async def talk(connection: ServerConnection) -> None:
         async for message in connection:
+            if message == "bye":
+                await connection.close(4000, f"you sent {SECRET}")
+                return
             key = SECRET if isinstance(message, str) else SECRET.encode()
             await connection.send(key if message in ("key", b"key") else message)
 
@@ -94,6 +97,67 @@ async def test_a_connection_without_a_trace_of_the_secret(
     assert [(event.method, event.origin) for event in redeems] == [
         ("GET", f"http://127.0.0.1:{port}")
     ] * 2
+
+
+async def test_the_same_in_a_thread(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    async with server() as port:
+        await allow(world, f"ws://127.0.0.1:{port}")
+        url = f"ws://127.0.0.1:{port}/live"
+        kept = []
+
+        def plugin() -> list[object]:
+            with sdk.sync_dial(url, "stream") as ws:
+                assert holders(SECRET, ws.request, ws.response) == []
+                for message in ("hello", b"\0bytes", "key", b"key"):
+                    ws.send(message)
+                found = [ws.recv(), *ws.recv_streaming(), ws.recv(timeout=30), ws.recv()]
+                kept.append(sdk.sync_dial(url, "stream"))
+                return found
+
+        for name in ("demo", "inner"):
+            found = await world.call(plugin, needs=NEED, plugin=name)
+            stars = "*" * len(SECRET)
+            assert found == ["hello", b"\0bytes", stars, stars.encode()]
+        assert SECRET not in caplog.text
+        assert {event.detail for event in world.events("leak")} >= {"response"}
+
+        def after() -> None:
+            with pytest.raises((ConnectionClosed, InvalidState)):
+                kept[0].send("x")
+
+        await asyncio.to_thread(after)
+        with pytest.raises(InvalidStatus) as outside:
+            await asyncio.to_thread(sdk.sync_dial, url, "stream")
+        assert outside.value.response.status_code == 403
+
+
+async def test_a_reason_to_close_does_not_say_the_secret(world: World) -> None:
+    async with server() as port:
+        await allow(world, f"ws://127.0.0.1:{port}")
+        url = f"ws://127.0.0.1:{port}/"
+
+        def check(caught, ws) -> None:
+            reason = "you sent " + "*" * len(SECRET)
+            assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (4000, reason)
+            assert (ws.close_code, ws.close_reason) == (4000, reason)
+
+        async def plugin() -> None:
+            async with sdk.dial(url, "stream") as ws:
+                await ws.send("bye")
+                with pytest.raises(ConnectionClosed) as caught:
+                    await ws.recv()
+                check(caught, ws)
+
+        def blocking() -> None:
+            with sdk.sync_dial(url, "stream") as ws:
+                ws.send("bye")
+                with pytest.raises(ConnectionClosed) as caught:
+                    ws.recv()
+                check(caught, ws)
+
+        await world.call(plugin, needs=NEED)
+        await world.call(blocking, needs=NEED)
 
 
 async def test_by_tls_with_a_certificate_that_is_trusted_only(
