@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-usual=(langchain)
+usual=(langchain fastmcp mcp openai_agents pydantic_ai agent_framework)
 uv=.venv/bin/uv
 always=
 [ "${1:-}" != --always ] || { always=yes; shift; }

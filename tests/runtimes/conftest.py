@@ -20,7 +20,14 @@ from tests.support.loopback import server as listening
 from tests.support.vaults import create
 from tests.support.worlds import World
 
-MODULES = {"langchain": "langchain"}
+MODULES = {
+    "agent_framework": "agent_framework",
+    "fastmcp": "fastmcp",
+    "langchain": "langchain",
+    "mcp": "mcp",
+    "openai_agents": "agents",
+    "pydantic_ai": "pydantic_ai",
+}
 """Of the runtimes, by the names of their tests."""
 
 collect_ignore = [

@@ -14,7 +14,7 @@ from langgraph.types import Command
 
 from apex_creds.integrations.langchain import CredentialsMiddleware
 from apex_creds.middleware import CredentialMiddleware
-from tests.runtimes.contract import ConsentContract, RuntimeContract, Seen, Tool
+from tests.runtimes.contract import ConsentContract, RuntimeContract, Seen, SyncContract, Tool
 
 pytestmark = pytest.mark.anyio
 ASK = {"messages": [("user", "How is it?")]}
@@ -43,7 +43,7 @@ def seen(result: dict[str, Any]) -> Seen:
     return Seen(f"{message.content} {message.artifact}", message.status == "error")
 
 
-class TestLangChain(RuntimeContract, ConsentContract):
+class TestLangChain(RuntimeContract, SyncContract, ConsentContract):
     async def call(
         self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
     ) -> Seen:
@@ -52,7 +52,7 @@ class TestLangChain(RuntimeContract, ConsentContract):
     def call_sync(self, creds: CredentialMiddleware, function: Tool) -> Seen:
         return seen(agent(creds, function).invoke(ASK))
 
-    def schema(self, function: Tool) -> str:
+    async def schema(self, function: Tool) -> str:
         return str(tool(function).args)
 
     async def asked(

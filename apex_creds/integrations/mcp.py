@@ -1,0 +1,56 @@
+"""The official MCP SDK: ``install(server, creds)`` on an ``MCPServer``.
+
+Guarantee: see ``tools``. A tool's declaration may stand in its ``meta`` under ``apex_creds``. A
+refusal is a result with ``isError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mcp.types import CallToolResult, TextContent
+
+from apex_creds.errors import ApexCredsError
+from apex_creds.integrations.tools import ToolGuard, explain
+from apex_creds.middleware import CredentialMiddleware
+
+if TYPE_CHECKING:
+    from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+    from mcp.server.mcpserver import MCPServer
+
+__all__ = ["install"]
+
+
+def install(
+    server: MCPServer[Any],
+    middleware: CredentialMiddleware,
+    *,
+    manifests: Mapping[str, Mapping[str, object]] | None = None,
+) -> None:
+    """Gives the tools of a server handles for what they declare with ``needs``.
+
+    Args:
+        server: Before it runs.
+        middleware: Open for as long as it runs.
+        manifests: See ``ToolGuard``.
+    """
+    guard = ToolGuard(middleware, manifests=manifests)
+
+    async def guarded(
+        ctx: ServerRequestContext[Any, Any], call_next: CallNext
+    ) -> HandlerResult:
+        name = (ctx.params or {}).get("name")
+        if ctx.method != "tools/call" or not isinstance(name, str):
+            return await call_next(ctx)
+        tool = server._tool_manager.get_tool(name)  # there is no public way
+        try:
+            manifest = guard.manifest(name, tool, getattr(tool, "meta", None))
+            if manifest is None:
+                return await call_next(ctx)
+            return await guard.call(manifest, name, call_next, ctx)
+        except ApexCredsError as error:
+            text = TextContent(type="text", text=explain(error))
+        return CallToolResult(content=[text], is_error=True)
+
+    server.middleware.append(guarded)

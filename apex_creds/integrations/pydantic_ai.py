@@ -1,0 +1,68 @@
+"""Pydantic AI: ``Agent(model, toolsets=[CredentialsToolset(toolset, creds)])``.
+
+Guarantee: see ``tools``. A tool's declaration may stand in its ``metadata`` under
+``apex_creds``. A refusal is a ``ToolFailed``. With ``RuntimeConsent`` as the middleware's
+consent, a credential that a person has to allow makes the call one that needs approval
+(``DeferredToolRequests``, with the questions as its metadata): approved, it is allowed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic_ai.exceptions import ApprovalRequired, ToolFailed
+from pydantic_ai.toolsets import WrapperToolset
+
+from apex_creds.errors import ApexCredsError
+from apex_creds.integrations.tools import Answered, ToolGuard, answer_of, explain, question_of
+from apex_creds.middleware import CredentialMiddleware
+
+if TYPE_CHECKING:
+    from pydantic_ai import RunContext
+    from pydantic_ai.toolsets import ToolsetTool
+
+__all__ = ["CredentialsToolset"]
+
+
+@dataclass
+class CredentialsToolset(WrapperToolset[Any]):
+    """Gives the tools of a toolset handles for what they declare with ``needs``.
+
+    Args:
+        wrapped: The toolset.
+        middleware: Open for as long as the agent runs.
+        manifests: See ``ToolGuard``.
+    """
+
+    middleware: CredentialMiddleware
+    manifests: Mapping[str, Mapping[str, object]] | None = None
+
+    def __post_init__(self) -> None:
+        self._guard = ToolGuard(self.middleware, manifests=self.manifests)
+
+    async def call_tool(
+        self,
+        name: str,
+        tool_args: dict[str, Any],
+        ctx: RunContext[Any],
+        tool: ToolsetTool[Any],
+    ) -> Any:
+        """See ``WrapperToolset``."""
+        found = getattr(tool.toolset, "tools", {}).get(name)
+        try:
+            manifest = self._guard.manifest(name, found, tool.tool_def.metadata)
+            if manifest is None:
+                return await super().call_tool(name, tool_args, ctx, tool)
+            asked = await self.middleware.questions(manifest, name)
+            if asked and not ctx.tool_call_approved:
+                raise ApprovalRequired({"questions": [question_of(each) for each in asked]})
+            yes = answer_of(True, by="pydantic_ai")
+            with Answered({each.credential: yes for each in asked}):
+                return await self._guard.call(
+                    manifest, name, super().call_tool, name, tool_args, ctx, tool
+                )
+        except ApexCredsError as error:
+            refusal = explain(error)
+        raise ToolFailed(refusal)

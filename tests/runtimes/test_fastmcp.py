@@ -1,0 +1,50 @@
+"""FastMCP: a server's middleware, called by a client of the protocol."""
+
+from __future__ import annotations
+
+import pytest
+from fastmcp import Client, FastMCP
+
+from apex_creds.integrations.fastmcp import CredentialsMiddleware
+from apex_creds.integrations.tools import METADATA
+from apex_creds.middleware import CredentialMiddleware
+from tests.runtimes.contract import RuntimeContract, Seen, Tool
+from tests.support.worlds import World
+
+pytestmark = pytest.mark.anyio
+
+
+def server_with(creds: CredentialMiddleware, function: Tool, **options: object) -> FastMCP:
+    server = FastMCP("test")
+    server.add_middleware(CredentialsMiddleware(creds))
+    server.tool(function, **options)
+    return server
+
+
+class TestFastMCP(RuntimeContract):
+    async def call(
+        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+    ) -> Seen:
+        async with Client(server_with(creds, function)) as client:
+            result = await client.call_tool(
+                function.__name__, {"city": city}, raise_on_error=False
+            )
+        text = f"{result.content} {result.structured_content} {result.meta} {result.data}"
+        return Seen(text, result.is_error)
+
+    async def schema(self, function: Tool) -> str:
+        server = FastMCP("test")
+        server.tool(function)
+        (tool,) = await server.list_tools()
+        return str(tool.parameters)
+
+    async def test_a_declaration_in_the_meta_of_a_tool(self, world: World) -> None:
+        async def stranger(city: str) -> str:
+            """Has no decorator."""
+            raise AssertionError("it is not granted")
+
+        meta = {METADATA: {"credentials": [{"name": "weather"}]}}
+        async with Client(server_with(world.middleware, stranger, meta=meta)) as client:
+            result = await client.call_tool("stranger", {"city": "x"}, raise_on_error=False)
+        assert result.is_error
+        assert world.reasons() == [("weather", "not_granted")]

@@ -1,0 +1,90 @@
+"""OpenAI Agents SDK: function tools in guarded copies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from agents import Agent, ModelResponse, RunConfig, Runner, Usage, function_tool
+from agents.models.interface import Model
+from openai.types.responses import (
+    ResponseFunctionToolCall,
+    ResponseOutputMessage,
+    ResponseOutputText,
+)
+
+from apex_creds.integrations.openai_agents import guarded
+from apex_creds.middleware import CredentialMiddleware
+from tests.runtimes.contract import ConsentContract, RuntimeContract, Seen, SyncContract, Tool
+
+pytestmark = pytest.mark.anyio
+
+
+class OneCall(Model):
+    """Calls one tool, and is done."""
+
+    def __init__(self, name: str, city: str) -> None:
+        self._call = ResponseFunctionToolCall(
+            type="function_call", call_id="1", name=name, arguments=json.dumps({"city": city})
+        )
+
+    async def get_response(self, **options: Any) -> Any:
+        given = options["input"]
+        called = isinstance(given, list) and any("call_id" in each for each in given)
+        done = ResponseOutputMessage(
+            id="m",
+            type="message",
+            role="assistant",
+            status="completed",
+            content=[ResponseOutputText(type="output_text", text="done", annotations=[])],
+        )
+        return ModelResponse(
+            output=[done if called else self._call], usage=Usage(), response_id=None
+        )
+
+    def stream_response(self, *args: Any, **options: Any) -> Any:
+        raise NotImplementedError
+
+
+QUIET = RunConfig(tracing_disabled=True)
+
+
+def agent(creds: CredentialMiddleware, function: Tool, city: str = "Oslo") -> Agent[Any]:
+    tools = guarded([function_tool(function)], creds)
+    return Agent(name="a", model=OneCall(function.__name__, city), tools=tools)
+
+
+def seen(result: Any) -> Seen:
+    outputs = [item for item in result.new_items if item.type == "tool_call_output_item"]
+    text = f"{outputs[-1].output} {outputs[-1].raw_item}"
+    return Seen(text, "The tool did not run" in text or "not approved" in text)
+
+
+class TestOpenAIAgents(RuntimeContract, SyncContract, ConsentContract):
+    async def call(
+        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+    ) -> Seen:
+        made = agent(creds, function, city)
+        return seen(await Runner.run(made, "How is it?", run_config=QUIET))
+
+    def call_sync(self, creds: CredentialMiddleware, function: Tool) -> Seen:
+        return seen(Runner.run_sync(agent(creds, function), "How is it?", run_config=QUIET))
+
+    async def schema(self, function: Tool) -> str:
+        return str(function_tool(function).params_json_schema)
+
+    async def asked(
+        self, creds: CredentialMiddleware, function: Tool, answer: str | None
+    ) -> tuple[list[dict[str, object]], Seen]:
+        made = agent(creds, function)
+        stopped = await Runner.run(made, "How is it?", run_config=QUIET)
+        (item,) = stopped.interruptions
+        assert item.raw_item.name == function.__name__
+        state = stopped.to_state()
+        if answer == "once":
+            state.approve(item)
+        else:
+            state.reject(item)
+        ended = await Runner.run(made, state, run_config=QUIET)
+        return [{"credential": "weather", "question": function.__name__}], seen(ended)
