@@ -193,26 +193,22 @@ def copy_log(source: Path, target: Path) -> None:
     for name in (CHECKPOINTS, COSIGNED, VKEYS):
         if log_files.exists(source / name):
             put_file(target / name, _lines(source / name))
-    _copy_segments(source, target)
-    for path in sorted(source.iterdir()):
-        if _OTHERS.fullmatch(path.name):
-            put_file(target / path.name, _whole(path))
-
-
-def _copy_segments(source: Path, target: Path) -> None:
     done: set[int] = set()
     for _ in range(_ATTEMPTS):
         try:
             for number, path in segments(source).items():
-                if number in done:
-                    continue
-                read = _whole(path) if path.suffix == ".gz" else _lines(path)
-                put_file(target / path.name, read)
-                done.add(number)
+                if number not in done:
+                    read = _whole(path) if path.suffix == ".gz" else _lines(path)
+                    put_file(target / path.name, read)
+                    done.add(number)
+            break
         except AuditTamperedError:
             continue  # compressed meanwhile, under another name
-        return
-    raise ConflictError("The audit log keeps changing.", hint="Try again.")
+    else:
+        raise ConflictError("The audit log keeps changing.", hint="Try again.")
+    for path in sorted(source.iterdir()):
+        if _OTHERS.fullmatch(path.name):
+            put_file(target / path.name, _whole(path))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

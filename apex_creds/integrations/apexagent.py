@@ -281,18 +281,17 @@ class Installation:
         self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> str | None:
         """Which plugin a removal is of; None if the manager will refuse the call itself."""
+
+        def is_known(plugin_id: str) -> bool:
+            return managers.is_known(self.manager, plugin_id) or plugin_id in self._manifests
+
         try:
-            found = plugin_meant(
-                signature_of(hook.original), args, kwargs, is_known=self._is_known
-            )
+            found = plugin_meant(signature_of(hook.original), args, kwargs, is_known=is_known)
         except NotBoundError:
             return None
         if found is None:
             self._removals.unidentified(hook.name)
         return found
-
-    def _is_known(self, plugin_id: str) -> bool:
-        return managers.is_known(self.manager, plugin_id) or plugin_id in self._manifests
 
     # -- inside ------------------------------------------------------------------
 

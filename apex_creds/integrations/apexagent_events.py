@@ -111,7 +111,13 @@ class Maker:
         ]
         found = (each for each in makers if _takes_the_fields(each))
         self._make: Callable[..., object] = make_event or next(found, SecurityEvent)
-        self._priorities = _priorities_of(self._make)
+        # The enumeration that it wants: of its default, else of its annotation.
+        default: object = None
+        with suppress(TypeError, ValueError, KeyError):
+            default = inspect.signature(self._make).parameters["priority"].default
+        wanted = (type(default), _hints(self._make).get("priority"))
+        enumerations = (it for it in wanted if isinstance(it, type) and issubclass(it, Enum))
+        self._priorities: type[Enum] = next(enumerations, Priority)
 
     def __call__(self, kind: str, data: Mapping[str, object]) -> object:
         """The event of a kind, as this package calls it."""
@@ -130,19 +136,6 @@ def _takes_the_fields(make: object) -> typing.TypeGuard[Callable[..., object]]:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _priorities_of(make: Callable[..., object]) -> type[Enum]:
-    """The enumeration that ``make`` wants: of its default, else of its annotation."""
-    try:
-        default = inspect.signature(make).parameters["priority"].default
-    except (TypeError, ValueError, KeyError):
-        default = None
-    annotated = _hints(make).get("priority")
-    for found in (type(default), annotated):
-        if isinstance(found, type) and issubclass(found, Enum):
-            return found
-    return Priority
 
 
 def _hints(thing: object) -> dict[str, object]:
@@ -220,7 +213,9 @@ class Connection:
         types = [PREFIX + kind for kind in DEFAULT_TABLE]
 
         async def incoming(event: object) -> None:  # some managers ask what kind it is
-            await self._accept(event)
+            read = _read(event) if self._outgoing.active else None
+            if read is not None:
+                await self._bus.accept(read, heard_by=self._outgoing)
 
         self._registered = await self._manager.register_callback(incoming, types) or incoming
         with suppress(ApexCredsError):  # sealed: the worker reads as soon as it can
@@ -231,8 +226,16 @@ class Connection:
         if not self._outgoing.active:
             return
         self._outgoing.cancel()
+        methods = (getattr(self._manager, name, None) for name in _UNREGISTER)
+        unregister = next(filter(callable, methods), None)
+
+        async def end() -> None:
+            result = unregister and unregister(self._registered)
+            if inspect.isawaitable(result):
+                await result
+
         # Not waited for: where a subscriber calls this, the manager waits for it.
-        self._ending = asyncio.get_running_loop().create_task(self._unregister())
+        self._ending = asyncio.get_running_loop().create_task(end())
         await asyncio.sleep(0)
 
     async def __aenter__(self) -> Self:
@@ -240,20 +243,6 @@ class Connection:
 
     async def __aexit__(self, *_: object) -> None:
         await self.disconnect()
-
-    async def _unregister(self) -> None:
-        for name in _UNREGISTER:
-            method = getattr(self._manager, name, None)
-            if callable(method):
-                result = method(self._registered)
-                if inspect.isawaitable(result):
-                    await result
-                return
-
-    async def _accept(self, event: object) -> None:
-        read = _read(event) if self._outgoing.active else None
-        if read is not None:
-            await self._bus.accept(read, heard_by=self._outgoing)
 
     async def _emit(self, event: Event) -> None:
         fields = cast("dict[str, object]", msgspec.to_builtins(event))

@@ -31,7 +31,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 import msgspec
 
@@ -305,28 +305,20 @@ def load_metadata(folder: str | os.PathLike[str]) -> dict[str, object]:
         ) from None
     if len(data) > MAX_METADATA_BYTES:
         raise _invalid(found, f"is larger than {MAX_METADATA_BYTES // 1024} KiB")
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a field is there twice")
+        return dict(pairs)
+
     try:
-        decoded = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_no_constant,
-        )
+        # What is no number of JSON's (NaN, Infinity) is none of Python's integers either.
+        decoded = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=int)
     except (ValueError, RecursionError):
         raise _invalid(path, "is not strict JSON (UTF-8, no field twice)") from None
     if not isinstance(decoded, dict):
         raise _invalid(path, "is not a JSON object")
     return decoded
-
-
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a field is there twice")
-    return found
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
 
 
 def _invalid(path: Path, what: str) -> InvalidManifestError:

@@ -372,7 +372,14 @@ def lines_of(text: str) -> dict[Place, int]:
             if key is not None:
                 found.setdefault((*table, *_parts(key[1])), number)
             continue
-        table = _resolve(_parts(header[2]), counts, new=header[1] == "[[")
+        # The header's path, with the index of each array of tables that it goes through.
+        table, parts = (), _parts(header[2])
+        for position, part in enumerate(parts, 1):
+            table = (*table, part)
+            if header[1] == "[[" and position == len(parts):
+                counts[table] = counts.get(table, -1) + 1
+            if table in counts:
+                table = (*table, counts[table])
         found.setdefault(table, number)
     return found
 
@@ -406,18 +413,6 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 
 def _parts(dotted: str) -> Place:
     return tuple(part.strip().strip("\"'") for part in dotted.split("."))
-
-
-def _resolve(parts: Place, counts: dict[Place, int], *, new: bool) -> Place:
-    """A header's path with the index of each array of tables that it goes through."""
-    at: Place = ()
-    for position, part in enumerate(parts):
-        at = (*at, part)
-        if new and position == len(parts) - 1:
-            counts[at] = counts.get(at, -1) + 1
-        if at in counts:
-            at = (*at, counts[at])
-    return at
 
 
 PERIOD: Final = 0.1

@@ -218,7 +218,11 @@ async def open_log(
         signer.close()
         pseudonyms.close()
         raise
-    shipper = _shipper(store, key.vault_id, directory)
+    shipper = (
+        Shipper(store.shared, keystore, node=key.vault_id, directory=directory)
+        if isinstance(store.shared, StoragePortal)
+        else None
+    )
     opened = VaultLog(log, anchor, signer, pseudonyms, signed_before, shipper)
     opened.noted = "" if made else noted
     opened.follow(store)
@@ -237,12 +241,6 @@ async def open_log(
     if shipper is not None:
         shipper.start(log)
     return opened
-
-
-def _shipper(store: DocumentStore, node: str, directory: Path) -> Shipper | None:
-    if not isinstance(store.shared, StoragePortal):
-        return None
-    return Shipper(store.shared, store.unsealed(), node=node, directory=directory)
 
 
 _NO_ANCHOR: Final = (

@@ -156,29 +156,24 @@ async def is_unfinished(
 
 
 async def _noted(begun: Begun, provider: MasterKeyProvider, *, hashed_names: bool) -> BegunNote:
-    """The vault to make: that of the note, if its key is to be in the same place."""
+    """The vault to make: that of the note, if its key is to be in the same place.
+
+    A master key that an interrupted init made in another place is removed, if it answers.
+    """
     note = begun.read()
     if note is not None and note.uri == provider.uri:
         return msgspec.structs.replace(note, hashed_names=hashed_names)
     if note is not None:
-        await _take_back(note)
+        with contextlib.suppress(MasterKeyError, InvalidInputError):
+            other = provider_from_uri(note.uri)
+            key = await _made_key(other, note) if isinstance(other, MasterKeyPlacer) else None
+            if isinstance(other, MasterKeyPlacer) and key is not None:
+                with key:  # placed again, so that the provider knows that it made it
+                    await other.place(vault_id=note.vault_id, version=FIRST, key=key)
+                await other.discard(vault_id=note.vault_id, version=FIRST)
         begun.clear()
     fresh = os.urandom(16).hex()
     return BegunNote(vault_id=fresh, uri=provider.uri, check="", hashed_names=hashed_names)
-
-
-async def _take_back(note: BegunNote) -> None:
-    """Removes the master key that an interrupted init made in another place, if it answers."""
-    with contextlib.suppress(MasterKeyError, InvalidInputError):
-        provider = provider_from_uri(note.uri)
-        if not isinstance(provider, MasterKeyPlacer):
-            return
-        key = await _made_key(provider, note)
-        if key is None:
-            return
-        with key:  # placed again, so that the provider knows that it made it
-            await provider.place(vault_id=note.vault_id, version=FIRST, key=key)
-        await provider.discard(vault_id=note.vault_id, version=FIRST)
 
 
 async def _made_key(provider: MasterKeyPlacer, note: BegunNote) -> SecretBytes | None:

@@ -143,7 +143,18 @@ class Shipper:
             await asyncio.sleep(_PERIOD)
 
     async def _ship(self, log: AuditLog | None) -> None:
-        source = self._source or await self._resumed()
+        source = self._source
+        if source is None:  # the log's files, from where the stream ends
+            self._count = await self._stream.count()
+            last: dict[bool, Piece] = {}
+            upto = self._count
+            while upto and len(last) < 2:
+                first = max(0, upto - _BATCH)
+                for piece in await self._stream.read(first, limit=upto - first):
+                    last[piece.segment == 0] = piece
+                upto = first
+            source = Source(self._directory)
+            await asyncio.to_thread(source.resume, list(last.values()))
         pieces = await asyncio.to_thread(lambda: list(source.pieces()))
         if not pieces:
             return
@@ -160,20 +171,6 @@ class Shipper:
             for piece in batch:
                 source.sent(piece)
         self._source = source
-
-    async def _resumed(self) -> Source:
-        """The log's files, from where the stream ends."""
-        self._count = await self._stream.count()
-        last: dict[bool, Piece] = {}
-        upto = self._count
-        while upto and len(last) < 2:
-            first = max(0, upto - _BATCH)
-            for piece in await self._stream.read(first, limit=upto - first):
-                last[piece.segment == 0] = piece
-            upto = first
-        source = Source(self._directory)
-        await asyncio.to_thread(source.resume, list(last.values()))
-        return source
 
     def _say(self, error: ApexCredsError) -> None:
         name = type(error).__name__

@@ -279,7 +279,13 @@ class Vault:
             masters = MasterKeySource(provider, first=first_key, home=path)
             store = await open_documents(path, place, clock=clock, masters=masters)
             try:
-                keystore = await _unsealed(store, path)
+                try:
+                    keystore = await store.unseal()
+                except VaultNotFoundError:
+                    if store.shared is not None:
+                        raise
+                    raise unfinished.not_found(path) from None
+                unfinished.clear(path)  # what interrupted work left beside it
                 create.map_names(place, keystore)
                 logged = await open_log(
                     path,
@@ -874,18 +880,6 @@ class Vault:
                 detail=detail,
             )
         )
-
-
-async def _unsealed(store: DocumentStore, home: Path) -> Keystore:
-    """The key store of a home; what interrupted work left beside it is cleared away."""
-    try:
-        keystore = await store.unseal()
-    except VaultNotFoundError:
-        if store.shared is not None:
-            raise
-        raise unfinished.not_found(home) from None
-    unfinished.clear(home)
-    return keystore
 
 
 def _not_found() -> CredentialNotFoundError:
