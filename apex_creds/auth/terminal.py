@@ -163,24 +163,21 @@ class TerminalConsent(TerminalAsk):
             fd = self._open()
             try:
                 write_all(fd, "\n".join(["", *lines(request), ""]).encode())
-                return await self._answer(fd)
+                for _ in range(_TRIES):
+                    _forget_typed(fd)
+                    write_all(fd, _QUESTION.encode())
+                    typed = await read_line(fd)
+                    if typed is None:
+                        break
+                    try:
+                        return parse_answer(typed, now=self._clock.time)
+                    except InvalidInputError as error:
+                        write_all(fd, f"{error.message} {error.hint}\n".encode())
+                write_all(fd, b"Denied.\n")
+                return DENIED
             finally:
                 _forget_typed(fd)
                 os.close(fd)
-
-    async def _answer(self, fd: int) -> ConsentAnswer:
-        for _ in range(_TRIES):
-            _forget_typed(fd)
-            write_all(fd, _QUESTION.encode())
-            typed = await read_line(fd)
-            if typed is None:
-                break
-            try:
-                return parse_answer(typed, now=self._clock.time)
-            except InvalidInputError as error:
-                write_all(fd, f"{error.message} {error.hint}\n".encode())
-        write_all(fd, b"Denied.\n")
-        return DENIED
 
 
 def parse_answer(typed: str, *, now: Callable[[], float]) -> ConsentAnswer:

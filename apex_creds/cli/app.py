@@ -156,7 +156,20 @@ def _usage(error: Exception) -> tuple[str, str]:
 def tree(only: str | None = None) -> typer.Typer:
     """The program, with all its commands; or with one, where there is one of that name."""
     app = program.empty()
-    app.callback(help=program.SUMMARY)(_root)
+
+    @app.callback(help=program.SUMMARY)
+    def root(
+        ctx: typer.Context,
+        home: HomeOption = None,
+        master: MasterOption = None,
+        version: VersionOption = False,
+    ) -> None:
+        ctx.obj = command.settings(ctx, home, master)
+        if version:
+            typer.echo(f"apex-creds {__version__}")
+            raise typer.Exit
+        command.help_without_command(ctx)
+
     for panel, commands in program.PANELS.items():
         for name in commands:
             if only in program.COMMANDS and name != only:
@@ -181,16 +194,3 @@ def named(arguments: Sequence[str]) -> str | None:
         elif not word.startswith("-"):
             return word
     return None
-
-
-def _root(
-    ctx: typer.Context,
-    home: HomeOption = None,
-    master: MasterOption = None,
-    version: VersionOption = False,
-) -> None:
-    ctx.obj = command.settings(ctx, home, master)
-    if version:
-        typer.echo(f"apex-creds {__version__}")
-        raise typer.Exit
-    command.help_without_command(ctx)

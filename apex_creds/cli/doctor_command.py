@@ -96,7 +96,26 @@ def doctor(chosen: Settings) -> Report:
 
     Ends with 1 if anything is a failure; warnings alone end with 0.
     """
-    found = list(_examine(chosen))
+    home, found = chosen.folder, list[Check]()
+    header, latest = None, 0.0
+    try:
+        header = read_header(chosen)
+    except ApexCredsError as error:
+        found.append(_failed("vault", error))
+    if header is not None or home.exists():
+        found += [*_permissions(home), _copies(home)]
+    uri = chosen.master or (root_header(header).master.uri if header else "keyring:")
+    found.append(anyio.run(functools.partial(_keyring, needed=uri.startswith("keyring:"))))
+    if header is not None:
+        try:
+            provider = find_provider(master_uri(chosen, header))
+            found += anyio.run(_opened, home, provider)
+        except ApexCredsError as error:
+            found.append(_failed("vault", error))
+        chain, latest = _audit_chain(home, header.vault_id)
+        found.append(chain)
+        latest = max(latest, header.written)
+    found += _machine(latest)
     rows = [(one.name, Cell(one.state, _STYLE[one.state]), one.detail) for one in found]
     return Report(
         [{**asdict(one), "state": one.state.value} for one in found],
@@ -104,30 +123,6 @@ def doctor(chosen: Settings) -> Report:
         *(Line(f"{one.name}: {one.fix}", _STYLE[one.state]) for one in found if one.fix),
         code=int(any(one.state is State.FAILURE for one in found)),
     )
-
-
-def _examine(chosen: Settings) -> Iterator[Check]:
-    home = chosen.folder
-    header, latest = None, 0.0
-    try:
-        header = read_header(chosen)
-    except ApexCredsError as error:
-        yield _failed("vault", error)
-    if header is not None or home.exists():
-        yield from _permissions(home)
-        yield _copies(home)
-    uri = chosen.master or (root_header(header).master.uri if header else "keyring:")
-    yield anyio.run(functools.partial(_keyring, needed=uri.startswith("keyring:")))
-    if header is not None:
-        try:
-            provider = find_provider(master_uri(chosen, header))
-            yield from anyio.run(_opened, home, provider)
-        except ApexCredsError as error:
-            yield _failed("vault", error)
-        chain, latest = _audit_chain(home, header.vault_id)
-        yield chain
-        latest = max(latest, header.written)
-    yield from _machine(latest)
 
 
 # -- files ---------------------------------------------------------------------------------

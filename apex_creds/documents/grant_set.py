@@ -251,7 +251,9 @@ class GrantSet:
         suspect: tuple[Token | None, str] | None = None
         while True:
             first = (await self._store.load([GRANTS], _open)).get(GRANTS, _NOTHING)
-            listed = _listed(first.first)
+            reached = first.first.shards
+            names = shard_names(GRANTS, len(reached)) if reached else ()
+            listed = {name: at for name, at in zip(names, reached, strict=True) if at}
             known = {
                 name: each
                 for name, each in self._state.shards.items()
@@ -417,14 +419,6 @@ def of_plugin(
     digests = dict.fromkeys(grant.manifest for grant in kept)
     manifests = tuple(seen[digest] for digest in digests if digest in seen)
     return PluginGrants(plugin=plugin, grants=kept, manifests=manifests)
-
-
-def _listed(first: _First) -> dict[str, int]:
-    """The shards that exist, and their generations."""
-    if not first.shards:
-        return {}
-    names = zip(shard_names(GRANTS, len(first.shards)), first.shards, strict=True)
-    return {name: generation for name, generation in names if generation}
 
 
 def _misfit(name: str, generation: int, found: _Document | None) -> IntegrityError:

@@ -210,7 +210,9 @@ class KeyringProvider:
     def _keeps(self, entry: str, key: SecretBytes) -> bool:
         """Stores ``key`` unless there is one; whether it is this one that is there now."""
         backends = self._backends()
-        with self._exclusive():
+        # One creator at a time: keyrings have no compare-and-set.
+        alone = _process_lock() if self._given is None else contextlib.nullcontext()
+        with _create_lock, alone:
             found = _find(backends, entry)
             if found is None:
                 _keep(backends[0], entry, key)
@@ -236,14 +238,6 @@ class KeyringProvider:
             f"The keyring backend {names} does not encrypt or does not store at all.",
             hint=_ALTERNATIVES,
         )
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One creator at a time: keyrings have no compare-and-set."""
-        with _create_lock, contextlib.ExitStack() as stack:
-            if self._given is None:
-                stack.enter_context(_process_lock())
-            yield
 
 
 @contextlib.contextmanager

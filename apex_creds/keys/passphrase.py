@@ -11,7 +11,6 @@ libsodium's ``MODERATE`` and not so large that a forged document could exhaust t
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import getpass
 import os
@@ -152,8 +151,16 @@ class PassphraseProvider:
     def _derive(self, params: Mapping[str, str], confirm: bool) -> SecretBytes:
         salt, opslimit, memlimit = _checked(params)
         with self._ask(confirm) as passphrase:
-            if confirm:
-                _refuse_weak(passphrase)
+            with passphrase.view() as view:
+                weak = len(view) < MIN_PASSPHRASE_BYTES or len(set(view)) < _DIFFERENT
+            if confirm and weak:
+                # Who has the files can try them for as long as they like: short ones fall.
+                raise InvalidInputError(
+                    "The passphrase is too easy to guess: it has less than "
+                    f"{MIN_PASSPHRASE_BYTES} characters, or less than {_DIFFERENT} different "
+                    "ones.",
+                    hint="Take five words or more, chosen by dice or a password manager.",
+                )
             return argon2id(passphrase, salt=salt, opslimit=opslimit, memlimit=memlimit)
 
     def _ask(self, confirm: bool) -> SecretBytes:
@@ -171,42 +178,24 @@ class PassphraseProvider:
         raise InvalidInputError("The two passphrases differ.", hint="Type the same one twice.")
 
 
-def _refuse_weak(passphrase: SecretBytes) -> None:
-    """Who has the files can try passphrases for as long as they like: short ones fall."""
-    with passphrase.view() as view:
-        weak = len(view) < MIN_PASSPHRASE_BYTES or len(set(view)) < _DIFFERENT
-    if weak:
-        raise InvalidInputError(
-            f"The passphrase is too easy to guess: it has less than {MIN_PASSPHRASE_BYTES} "
-            f"characters, or less than {_DIFFERENT} different ones.",
-            hint="Take five words or more, chosen by dice or a password manager.",
-        )
-
-
 def _checked(params: Mapping[str, str]) -> tuple[bytes, int, int]:
     if not params:  # as for every other provider
         raise MasterKeyUnavailableError(
             "The key store says that its master key comes from no passphrase.",
             hint="Name where it is, or nothing: the key store knows it.",
         )
-    salt = _salt(params.get("salt", ""))
+    text, salt = params.get("salt", ""), b""
+    with contextlib.suppress(ValueError):
+        salt = base64.b64decode(text, validate=True)
+    canonical = base64.b64encode(salt).decode() == text and len(salt) == _SALT_BYTES
     opslimit = _bounded(params.get("opslimit", ""), *_OPSLIMIT)
     memlimit = _bounded(params.get("memlimit", ""), *_MEMLIMIT)
-    if set(params) == _FIELDS and salt and opslimit and memlimit:
+    if set(params) == _FIELDS and canonical and opslimit and memlimit:
         return salt, opslimit, memlimit
     raise CorruptDocumentError(
         "The passphrase parameters of the key store are malformed or out of bounds.",
         hint="Restore the key store from its backup.",
     )
-
-
-def _salt(text: str) -> bytes:
-    try:
-        salt = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return b""
-    canonical = base64.b64encode(salt).decode() == text
-    return salt if canonical and len(salt) == _SALT_BYTES else b""
 
 
 def _bounded(text: str, low: int, high: int) -> int:

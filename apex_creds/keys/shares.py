@@ -130,10 +130,7 @@ def combine(shares: Sequence[Share]) -> SecretBytes:
             f"{len(by_index)} of {needed} shares: that is too few.",
             hint=f"{needed} different shares are needed.",
         )
-    return _agreed([by_index[index] for index in sorted(by_index)], needed)
-
-
-def _agreed(mnemonics: list[str], needed: int) -> SecretBytes:
+    mnemonics = [by_index[index] for index in sorted(by_index)]
     last = len(mnemonics) - needed
     key = _combined(mnemonics[:needed])
     for start in (*range(needed, last, needed), *([last] if last else [])):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 
-from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.records import Record
 from apex_creds.errors import AnswerWithheldError, ApexCredsError
 from apex_creds.leases.broker import LeaseBroker
@@ -30,7 +29,6 @@ from apex_creds.redaction.masks import Mask
 from apex_creds.redaction.recent_masks import RecentMasks, SharedMask
 from apex_creds.redaction.redactor import PUBLIC_PARTS
 from apex_creds.redaction.spellings import collect, encoded
-from apex_creds.vault import Opened
 
 
 class _Answer(SearchedAnswer):
@@ -140,15 +138,14 @@ class AnswerSearch:
             parts = [opened.view(part) for part in opened.names if part not in PUBLIC_PARTS]
             if record.info.delivery.style is not DeliveryStyle.BASIC:
                 return Mask(record.info.key, parts)
-            with _as_basic(opened) as sent, sent.view() as view:
+            user = chain(opened.view("user"), b":") if "user" in opened.names else ()
+            with (  # user and password as they are sent (RFC 7617)
+                collect(chain(user, opened.view())) as pair,
+                pair.view() as plain,
+                encoded(plain) as sent,
+                sent.view() as view,
+            ):
                 return Mask(record.info.key, [*parts, view])
-
-
-def _as_basic(opened: Opened) -> SecretBytes:
-    """User and password as they are sent (RFC 7617)."""
-    user = chain(opened.view("user"), b":") if "user" in opened.names else ()
-    with collect(chain(user, opened.view())) as pair, pair.view() as view:
-        return encoded(view)
 
 
 def _report(invocation: Invocation, name: str) -> None:

@@ -15,7 +15,6 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.documents.records import Record
 from apex_creds.errors import CorruptDocumentError, CredentialExistsError, InvalidInputError
 from apex_creds.migration.entries import (
     FIELDS,
@@ -226,20 +225,15 @@ class Copying:
             return _Decision(target, Fate.CONFLICT, f"{twice}, with two values")
         info = infos.get(target.name)
         if info is None:
-            return self._decide_absent(target)
+            if target.written is None or self._on_conflict is OnConflict.REPLACE:
+                return _Decision(target, Fate.MIGRATED)
+            if self._unchanged or self._on_conflict is OnConflict.KEEP:
+                return _Decision(target, Fate.REMOVED)
+            why = "it was deleted in the vault, and the source changed since"
+            return _Decision(target, Fate.CONFLICT, why)
         if info.kind is not target.entry.kind:
             return _Decision(target, Fate.CONFLICT, f"its name belongs to a {info.kind} now")
         return await self._decide_against(target, info)
-
-    def _decide_absent(self, target: Target) -> _Decision:
-        """Of what is not in the vault: whether it was deleted there, or is new."""
-        if target.written is None or self._on_conflict is OnConflict.REPLACE:
-            return _Decision(target, Fate.MIGRATED)
-        if self._unchanged or self._on_conflict is OnConflict.KEEP:
-            return _Decision(target, Fate.REMOVED)
-        return _Decision(
-            target, Fate.CONFLICT, "it was deleted in the vault, and the source changed since"
-        )
 
     async def _decide_against(self, target: Target, info: CredentialInfo) -> _Decision:
         secret, known = target.entry.secret, target.written
@@ -276,25 +270,24 @@ class Copying:
                 raise _lost()
             await store.keystore()  # a key is made before a record is moved to it
             for target in chosen:
-                if SECTIONS[target.entry.kind] == section:
-                    self._compare(target, found.records.get(target.name), infos[target.name])
-
-    def _compare(self, target: Target, record: Record | None, info: CredentialInfo) -> None:
-        if record is None or record.info.version > info.version:
-            return  # deleted or changed by another writer meanwhile
-        secret = target.entry.secret
-        assert secret is not None
-        event = AuditEvent(
-            time=self._vault.clock.time(),
-            kind=EventKind.EXPOSE,
-            action=ACTION,
-            credential=target.name,
-            decision="allow",
-            reason="read back",
-        )
-        with self._vault.release(record, self._vault.audit.encode(event)) as opened:
-            if record.info.version != info.version or not same(opened, secret):
-                raise _lost()
+                secret, record = target.entry.secret, found.records.get(target.name)
+                version = infos[target.name].version
+                if record is None or SECTIONS[target.entry.kind] != section:
+                    continue  # of another section; or deleted meanwhile
+                if record.info.version > version:
+                    continue  # changed by another writer meanwhile
+                assert secret is not None
+                event = AuditEvent(
+                    time=self._vault.clock.time(),
+                    kind=EventKind.EXPOSE,
+                    action=ACTION,
+                    credential=target.name,
+                    decision="allow",
+                    reason="read back",
+                )
+                with self._vault.release(record, self._vault.audit.encode(event)) as opened:
+                    if record.info.version != version or not same(opened, secret):
+                        raise _lost()
 
 
 def same(opened: Opened, secret: Secret, *, but: str = "") -> bool:

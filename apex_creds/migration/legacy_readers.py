@@ -276,23 +276,8 @@ def _is_token(value: Mapping[str, object]) -> bool:
 
 
 def _listed(items: list[object], kind: CredentialKind, deks: Deks) -> Iterator[Entry]:
-    first = _handed_out(items, deks)
-    for number, item in enumerate(items, 1):
-        if not isinstance(item, dict):
-            yield not_understood(f"entry {number}", kind, "is not an entry")
-            continue
-        service = _service(item)
-        is_first = not service or first.get(service, number) == number
-        label = "" if is_first else _first_text(item.get("id"), _name(item))
-        yield _item(item, kind, deks, service or f"(entry {number})", label)
-
-
-def _handed_out(items: Iterable[object], deks: Deks) -> dict[str, int]:
-    """By service, the number of the item that the old manager handed out.
-
-    That is the first one that opens under its newest key. If it opened none, the first that
-    any key opens.
-    """
+    # By service, the number of the item that the old manager handed out: the first one that
+    # opens under its newest key. If it opened none, the first that any key opens.
     current: dict[str, int] = {}
     opened: dict[str, int] = {}
     for number, item in enumerate(items, 1):
@@ -304,7 +289,15 @@ def _handed_out(items: Iterable[object], deks: Deks) -> dict[str, int]:
             current[service] = number
         elif service not in opened and deks.opened(box) is not None:
             opened[service] = number
-    return opened | current
+    first = opened | current
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, dict):
+            yield not_understood(f"entry {number}", kind, "is not an entry")
+            continue
+        service = _service(item)
+        is_first = not service or first.get(service, number) == number
+        label = "" if is_first else _first_text(item.get("id"), _name(item))
+        yield _item(item, kind, deks, service or f"(entry {number})", label)
 
 
 def _item(
@@ -521,7 +514,8 @@ def _deks(keystore: Mapping[str, object], section: str) -> Iterator[bytes]:
     for group in sorted(groups, key=lambda name: name != section):
         named = groups[group]
         if isinstance(named, dict):
-            for name in sorted(named, key=_number, reverse=True):
+            numbered = [(int(at[1]) if (at := _DIGITS.search(n)) else -1, n) for n in named]
+            for _, name in sorted(numbered, reverse=True):
                 key = decoded(named[name])
                 if key is not None and len(key) == _KEY_BYTES:
                     yield key
@@ -532,11 +526,6 @@ def _current(keystore: Mapping[str, object], section: str) -> bytes | None:
     groups = keystore["data_encryption_keys"]
     named = groups.get(section) if isinstance(groups, dict) else None
     return decoded(named[max(named)]) if isinstance(named, dict) and named else None
-
-
-def _number(name: str) -> tuple[int, str]:
-    digits = _DIGITS.search(name)
-    return (int(digits[1]) if digits else -1, name)
 
 
 def _section(

@@ -228,22 +228,19 @@ def clean_headers(headers: RawHeaders, masks: Sequence[Mask], found: set[str]) -
     whole = b"".join((*names, b"\n", *values))
     escaped = b"%" in whole or b"+" in whole
     twice = whole + whole.lower()
-    for mask in masks:
-        if mask.spans(twice):
-            clean = (_each(texts, masks, found) for texts in (names, values))
-            headers = list(zip(*clean, strict=True))
-            break
+
+    def cleaned(texts: list[bytes]) -> list[bytes]:
+        clean = _in_any_case(b"".join(texts), masks, found)
+        if clean is None:
+            return texts
+        ends = list(accumulate(map(len, texts)))
+        return [clean[end - len(text) : end] for text, end in zip(texts, ends, strict=True)]
+
+    if any(mask.spans(twice) for mask in masks):
+        headers = list(zip(cleaned(names), cleaned(values), strict=True))
     if not escaped:
         return headers
     return [(name, _unescaped(value, masks, found)) for name, value in headers]
-
-
-def _each(texts: list[bytes], masks: Sequence[Mask], found: set[str]) -> list[bytes]:
-    clean = _in_any_case(b"".join(texts), masks, found)
-    if clean is None:
-        return texts
-    ends = list(accumulate(map(len, texts)))
-    return [clean[end - len(text) : end] for text, end in zip(texts, ends, strict=True)]
 
 
 def _in_any_case(text: bytes, masks: Sequence[Mask], found: set[str]) -> bytes | None:

@@ -302,7 +302,14 @@ class Redactor:
         for name, held in list(vars(error).items()):
             vars(error)[name] = self._walk(held, _RAISED, seen)
         clean = True
-        for name in _slots(type(error)):
+        slots = (  # what is in none of its dictionaries
+            name
+            for base in type(error).__mro__
+            for name, found in vars(base).items()
+            if isinstance(found, MemberDescriptorType | GetSetDescriptorType)
+            and not (name.startswith("__") or name == "args")
+        )
+        for name in slots:
             held = getattr(error, name, None)
             found = self._walk(held, _RAISED, seen)
             if found is not held:
@@ -352,15 +359,6 @@ def withheld(error: BaseException, why: str, *, kind: str = "an exception") -> B
         error.args = ()
     vars(error).clear()
     return error
-
-
-def _slots(cls: type) -> Iterator[str]:
-    """The attributes of an exception that are in none of its dictionaries."""
-    for base in cls.__mro__:
-        for name, found in vars(base).items():
-            slot = isinstance(found, MemberDescriptorType | GetSetDescriptorType)
-            if slot and not name.startswith("__") and name != "args":
-                yield name
 
 
 def is_large(value: object) -> bool:

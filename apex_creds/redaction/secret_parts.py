@@ -218,21 +218,18 @@ def _fields(line: memoryview) -> Iterator[Part]:
     pieces = [line, *_split(line, _BETWEEN)]
     for piece in pieces:
         if (field := _field(piece)) is not None and _is_secret(*field):
-            yield _copy(field[1])
-            yield from _without_comment(field[1])
+            value = field[1]
+            yield _copy(value)
+            # What is quoted, or before a blank and ``#``.
+            if value[0] in _QUOTES:
+                end = _find(value, bytes(value[:1]), 1)
+                if end > SHORTEST_PART:
+                    yield _copy(value[1:end])
+            elif (end := _find(value, b" #")) >= SHORTEST_PART:
+                yield _copy(value[:end])
     for name, value in pairwise(pieces[1:]):  # as .netrc has it
         if bytes(name[:9]) == b"password" and len(value) >= SHORTEST_PART:
             yield _copy(value)
-
-
-def _without_comment(value: memoryview) -> Iterator[Part]:
-    """What is quoted, or before a blank and ``#``."""
-    if value[0] in _QUOTES:
-        end = _find(value, bytes(value[:1]), 1)
-        if end > SHORTEST_PART:
-            yield _copy(value[1:end])
-    elif (end := _find(value, b" #")) >= SHORTEST_PART:
-        yield _copy(value[:end])
 
 
 def _in_url(line: memoryview, place: int) -> Iterator[Part]:

@@ -195,6 +195,9 @@ class Call:
         requests: How many requests the service must have served for it.
         denied: It must be refused.
         leaks: It must have been redacted.
+        sends: It is told the service's address.
+        about: An argument, whose value is its name and the call's number.
+        answer: What must come out, with ``#`` for that number.
     """
 
     plugin: str
@@ -202,15 +205,22 @@ class Call:
     requests: int = 0
     denied: bool = False
     leaks: bool = False
+    sends: bool = True
+    about: str = ""
+    answer: str = ""
 
 
-FORECAST: Final = Call("demo.weather", "forecast", requests=1)
-STORY_CALL: Final = Call("demo.narrator", "story", requests=1)
+_SKY: Final = repr({"city": "city-#", "sky": "clear"})
+_TOLD: Final = "".join(STORY).format(topic="topic-#")
+_DRIPPED: Final = f"my token is {REDACTED}, believe me"
+
+FORECAST: Final = Call("demo.weather", "forecast", requests=1, about="city", answer=_SKY)
+STORY_CALL: Final = Call("demo.narrator", "story", requests=1, about="topic", answer=_TOLD)
 SEND: Final = Call("demo.chatter", "send", requests=1, leaks=True)
 CRASH: Final = Call("demo.chatter", "crash", requests=1, leaks=True)
-DRIP: Final = Call("demo.chatter", "drip", leaks=True)
+DRIP: Final = Call("demo.chatter", "drip", leaks=True, sends=False, answer=_DRIPPED)
 STRAY: Final = Call("demo.weather", "stray", denied=True)
-SNOOP: Final = Call("demo.weather", "snoop", denied=True)
+SNOOP: Final = Call("demo.weather", "snoop", denied=True, sends=False)
 
 _ROUND: Final = (*[FORECAST] * 5, *[STORY_CALL] * 4, SEND, SEND, CRASH, DRIP, STRAY, SNOOP)
 
@@ -261,7 +271,9 @@ async def make(
 async def _one(
     manager: PluginManager, call: Call, number: int, base: str, tally: Tally
 ) -> bool:
-    arguments = _arguments(call, number, base)
+    arguments = {"base": base} if call.sends else {}
+    if call.about:
+        arguments[call.about] = f"{call.about}-{number}"
     try:
         result = await manager.invoke_plugin_action(call.plugin, call.action, **arguments)
         if isinstance(result, AsyncIterator):
@@ -277,25 +289,9 @@ async def _one(
         tally.searched.append(text)
         return call is CRASH and isinstance(error, RuntimeError) and REDACTED in str(error)
     tally.searched.append(text)
-    return not call.denied and _is_right(call, number, text)
-
-
-def _arguments(call: Call, number: int, base: str) -> dict[str, object]:
-    if call is FORECAST:
-        return {"base": base, "city": f"city-{number}"}
-    if call is STORY_CALL:
-        return {"base": base, "topic": f"topic-{number}"}
-    return {} if call in (SNOOP, DRIP) else {"base": base}
-
-
-def _is_right(call: Call, number: int, text: str) -> bool:
-    if call is FORECAST:
-        return text == repr({"city": f"city-{number}", "sky": "clear"})
-    if call is STORY_CALL:
-        return text == "".join(STORY).format(topic=f"topic-{number}")
-    if call is DRIP:
-        return text == f"my token is {REDACTED}, believe me"
-    return call is SEND and text.count(REDACTED) == 2
+    if call is SEND:
+        return text.count(REDACTED) == 2
+    return call.answer != "" and text == call.answer.replace("#", str(number))
 
 
 async def overhead(manager: PluginManager, *, rounds: int = 1000) -> float:

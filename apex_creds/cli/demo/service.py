@@ -54,7 +54,7 @@ class DemoService:
     async def running(self) -> AsyncIterator[str]:
         """Listens on a free port of 127.0.0.1; yields the origin."""
         server = await asyncio.start_server(
-            self._accept, "127.0.0.1", 0, backlog=1024, limit=_MAX_HEAD
+            self._serve, "127.0.0.1", 0, backlog=1024, limit=_MAX_HEAD
         )
         host, port = server.sockets[0].getsockname()[:2]
         try:
@@ -64,12 +64,10 @@ class DemoService:
             if self._serving:
                 await asyncio.wait(self._serving, timeout=_GRACE)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -77,6 +75,7 @@ class DemoService:
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
             pass
         finally:
+            self._serving.discard(task)
             writer.close()
 
     async def _answer(self, head: bytes, writer: asyncio.StreamWriter) -> None:
@@ -92,7 +91,16 @@ class DemoService:
             return
         self.right += 1
         if url.path == "/v1/story":
-            await _stream(writer, query.get("topic", ""))
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n"
+            )
+            for piece in STORY:
+                data = piece.format(topic=query.get("topic", "")).encode()
+                writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+                await writer.drain()
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
         elif url.path == "/v1/echo":
             await _send(writer, 200, json.dumps({"you_sent": headers}).encode())
         else:
@@ -107,18 +115,6 @@ async def _send(writer: asyncio.StreamWriter, status: int, body: bytes) -> None:
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     writer.write(head.encode() + body)
-    await writer.drain()
-
-
-async def _stream(writer: asyncio.StreamWriter, topic: str) -> None:
-    writer.write(
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
-    for piece in STORY:
-        data = piece.format(topic=topic).encode()
-        writer.write(b"%x\r\n%b\r\n" % (len(data), data))
-        await writer.drain()
-    writer.write(b"0\r\n\r\n")
     await writer.drain()
 
 
@@ -148,7 +144,15 @@ class PluginManager:
         for path in sorted(folder.glob("*/plugin.json")):
             metadata = json.loads(path.read_bytes())
             self._metadata[metadata["id"]] = metadata
-            self.plugins[metadata["id"]] = _instance(path.parent, metadata)
+            main = path.parent / metadata["main_file"]
+            spec = importlib.util.spec_from_file_location(f"_demo_{path.parent.name}", main)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"no plugin in {main}")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            made = getattr(module, metadata["main_class"])()
+            assert isinstance(made, BasePlugin)
+            self.plugins[metadata["id"]] = made
 
     def get_plugin_metadata(self, plugin_id: str) -> dict[str, object] | None:
         """A plugin's record; its ``metadata`` is the content of plugin.json."""
@@ -165,18 +169,6 @@ class PluginManager:
         """Ends all plugins."""
         for plugin in self.plugins.values():
             await plugin.shutdown()
-
-
-def _instance(folder: Path, metadata: dict[str, str]) -> BasePlugin:
-    path = folder / metadata["main_file"]
-    spec = importlib.util.spec_from_file_location(f"_demo_{folder.name}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"no plugin in {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = getattr(module, metadata["main_class"])()
-    assert isinstance(made, BasePlugin)
-    return made
 
 
 # -- the keyring ---------------------------------------------------------------------------
