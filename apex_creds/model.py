@@ -17,7 +17,7 @@ from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from os.path import normpath
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Self
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -84,6 +84,22 @@ def new_id() -> str:
     except AttributeError:
         ids = _ids.pool = _Ids()
     return ids.take()
+
+
+class Closes:
+    """What is closed by ``with``."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Gives back what it holds; again, it does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _forget_ids() -> None:

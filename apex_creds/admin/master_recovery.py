@@ -20,7 +20,7 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents import observe
 from apex_creds.documents.cached import Document
 from apex_creds.documents.document import Header, MasterRecord, RootHeader, parse
-from apex_creds.documents.keystore import Keystore, open_keystore, root_header
+from apex_creds.documents.keystore import Keystore, load_master, open_keystore, root_header
 from apex_creds.documents.store import DocumentStore, Rekeyed
 from apex_creds.errors import (
     DecryptionError,
@@ -300,9 +300,7 @@ async def has_key(provider: MasterKeyProvider, header: Header) -> bool:
     if current.params.keys() - {ADOPTED}:
         return False
     try:
-        with await provider.load(
-            vault_id=header.vault_id, version=current.version, params=current.params
-        ) as key:
+        with await load_master(provider, header) as key:
             check_key(key, header)
     except MasterKeyError:
         return False

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from apex_creds.audit import log_files
 from apex_creds.audit.line import MAX_LINE, first_in, parse_header
@@ -39,6 +39,7 @@ from apex_creds.audit.log_files import (
 )
 from apex_creds.audit.tree import Frontier
 from apex_creds.errors import AuditTamperedError
+from apex_creds.model import Closes
 
 __all__ = [
     "MAX_SEGMENT",
@@ -236,7 +237,7 @@ def segments(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-class SegmentReader:
+class SegmentReader(Closes):
     """A segment's bytes, read where they are asked for; a compressed one is read whole.
 
     Args:
@@ -321,12 +322,6 @@ class SegmentReader:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

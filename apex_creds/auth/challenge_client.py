@@ -45,14 +45,14 @@ from apex_creds.fs.private_files import (
     sweep,
 )
 from apex_creds.keys.provider import decode_key, encode_key, wipe
-from apex_creds.model import Clock, SystemClock
+from apex_creds.model import Clock, Closes, SystemClock
 
 _HEADER: Final = b"apex-creds-client-key-v1 "
 _SEED_TEXT: Final = 44
 _FILE_BYTES: Final = len(_HEADER) + _SEED_TEXT + 1
 
 
-class ClientKey:
+class ClientKey(Closes):
     """A client's key. A context manager that wipes it.
 
     Args:
@@ -123,12 +123,6 @@ class ClientKey:
     def close(self) -> None:
         """Wipes the key; idempotent."""
         self._key.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"ClientKey(id={self.id!r})"

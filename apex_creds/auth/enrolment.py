@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 
@@ -39,14 +39,14 @@ from apex_creds.errors import (
     SecondFactorError,
     UnknownKeyError,
 )
-from apex_creds.model import check_name, new_id
+from apex_creds.model import Closes, check_name, new_id
 
 MAX_FACTORS: Final = 16
 _MAX_ANSWER: Final = 64 * 1024
 _ENROL: Final = "Enrol one: apex-creds factor enrol"
 
 
-class Enrolment:
+class Enrolment(Closes):
     """A TOTP factor that is not stored yet: its owner has still to show a code.
 
     ``uri`` and ``base32`` hold the seed, and are for the owner's eyes only. A context
@@ -78,12 +78,6 @@ class Enrolment:
     def close(self) -> None:
         """Wipes the seed; idempotent."""
         self._seed.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Factors:

@@ -23,7 +23,7 @@ import typer
 from apex_creds.cli.console import Report, Text, bars, note, safe
 from apex_creds.cli.program import HELP, HomeOption, MasterOption, argument, flag, option
 from apex_creds.documents.document import Header, parse
-from apex_creds.documents.keystore import refuse_own_directory, root_header
+from apex_creds.documents.keystore import load_master, refuse_own_directory, root_header
 from apex_creds.errors import VaultNotFoundError
 from apex_creds.fs.home import resolve_home
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
@@ -347,13 +347,10 @@ def with_master_key(
     """
     header, _ = anyio.run(read_root, storage_for(chosen.folder))
     provider = find_provider(master_uri(chosen, read_header(chosen)))
-    current = root_header(header).master
 
     async def body() -> T:
-        with await provider.load(
-            vault_id=header.vault_id, version=current.version, params=current.params
-        ) as key:
-            held = hold(provider, version=current.version, key=key)
+        with await load_master(provider, header) as key:
+            held = hold(provider, version=root_header(header).master.version, key=key)
             async with await Vault.unseal(chosen.folder, master=held) as vault:
                 await migrate_first(vault)
                 return await work(vault, held)

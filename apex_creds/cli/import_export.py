@@ -8,9 +8,7 @@ is skipped.
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterable
@@ -26,12 +24,11 @@ from apex_creds.cli.console import Json, Line, Note, Report
 from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import ApexCredsError, InvalidInputError, VaultExistsError
 from apex_creds.fs.private_files import open_small, translated
+from apex_creds.migration.sources import settings
 from apex_creds.model import ApiKey, CredentialKind, Origin, check_name
 from apex_creds.vault import PutItem, Vault
 
 MAX_FILE_BYTES: Final = 1024 * 1024
-
-_REFERENCE: Final = re.compile(r"\$\{[^}]*\}")
 
 
 # -- import --------------------------------------------------------------------------------
@@ -82,8 +79,8 @@ async def import_file(
     ] = None,
 ) -> Report:
     """Store the secrets of a .env file, each as an API key of its name."""
-    text, exposed = read_file(file)
-    plan = read_plan(text)
+    data, exposed = read_file(file)
+    plan = read_plan(data)
     unknown = {one.name for one in origin or ()} - {"", *plan.items}
     if unknown:
         raise InvalidInputError(
@@ -109,11 +106,11 @@ async def import_file(
     )
 
 
-def read_file(path: Path) -> tuple[str, bool]:
-    """A file's text (``-``: standard input), and whether others can read it.
+def read_file(path: Path) -> tuple[bytes, bool]:
+    """A file's bytes (``-``: standard input), and whether others can read it.
 
     Raises:
-        InvalidInputError: It is too large or not UTF-8.
+        InvalidInputError: It is too large.
         StorageError: It can't be read, or is no file.
     """
     mode = 0
@@ -127,27 +124,27 @@ def read_file(path: Path) -> tuple[str, bool]:
                 data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise InvalidInputError(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB.")
-    text = data.decode("utf-8-sig", errors="replace")
-    if text.encode() != data.removeprefix(b"\xef\xbb\xbf"):
+    return data, os.name == "posix" and bool(stat.S_IMODE(mode) & 0o077)
+
+
+def read_plan(data: bytes) -> Plan:
+    """Reads a .env file; the last of several values for a name counts.
+
+    Raises:
+        InvalidInputError: It is not UTF-8.
+    """
+    found = settings(data)
+    if found is None:
         raise InvalidInputError("The file is not UTF-8 text.")
-    return text, os.name == "posix" and bool(stat.S_IMODE(mode) & 0o077)
-
-
-def read_plan(text: str) -> Plan:
-    """Reads a .env file's text; the last of several values for a name counts."""
-    from dotenv.parser import parse_stream
-
     plan = Plan()
-    for binding in parse_stream(io.StringIO(text)):
-        name, value = binding.key, binding.value
-        if binding.error:
-            plan.skipped.append((f"line {binding.original.line}", "not understood"))
-            continue
+    for number, name, value, _, wrong in found:
         if name is None:
+            if wrong:
+                plan.skipped.append((f"line {number}", wrong))
             continue
         if plan.items.pop(name, None):
             plan.skipped.append((name, "an earlier value: a later line replaces it"))
-        why = _objection(name, value)
+        why = wrong or _objection(name, value)
         if why or value is None:
             plan.skipped.append((name, why))
         else:
@@ -158,8 +155,6 @@ def read_plan(text: str) -> Plan:
 def _objection(name: str, value: str | None) -> str:
     if not value:
         return "no value"
-    if _REFERENCE.search(value):
-        return "refers to another variable: set it yourself"
     try:
         check_name(name)
         ApiKey(value)

@@ -31,8 +31,7 @@ from apex_creds.cli.recovery_commands import (
     recovery_state,
     reminder,
 )
-from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.keystore import root_header
+from apex_creds.documents.keystore import load_master, root_header
 from apex_creds.errors import InvalidInputError, VaultExistsError, VaultNotFoundError
 from apex_creds.keys import MasterKeyProvider
 from apex_creds.keys.provider import hold
@@ -102,13 +101,11 @@ def restore(
         provider = find_provider(master_uri(chosen, header))
         current = root_header(header).master
         recovered = shares or sealed is not None
-
-        async def load() -> SecretBytes:
-            return await provider.load(
-                vault_id=header.vault_id, version=current.version, params=current.params
-            )
-
-        with read_key(header, sealed, private_key) if recovered else anyio.run(load) as key:
+        with (
+            read_key(header, sealed, private_key)
+            if recovered
+            else anyio.run(load_master, provider, header)
+        ) as key:
             held = hold(provider, version=current.version, key=key)
 
             async def check_copy() -> backing.Manifest:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from apex_creds.compat.modes import name_of
 from apex_creds.compat.vault_session import (
@@ -42,7 +42,7 @@ from apex_creds.migration.entries import (
     token_fields,
     token_secret,
 )
-from apex_creds.model import ApiKey, CredentialInfo, CredentialKind, Secret
+from apex_creds.model import ApiKey, Closes, CredentialInfo, CredentialKind, Secret
 from apex_creds.vault import Opened, PutItem, Vault
 
 # -- from a service to a credential ---------------------------------------------------------
@@ -134,7 +134,7 @@ _warned: set[str] = set()
 _warning = threading.Lock()
 
 
-class ApiKeyManager:
+class ApiKeyManager(Closes):
     """API keys and OAuth tokens by service.
 
     Args:
@@ -185,12 +185,6 @@ class ApiKeyManager:
     def close(self) -> None:
         """Seals the vault; idempotent. It happens at the interpreter's end, too."""
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     if not TYPE_CHECKING:
 

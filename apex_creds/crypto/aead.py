@@ -8,10 +8,11 @@ constant time. The bytes are specified in docs/FORMAT.md, "AEAD with key commitm
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from apex_creds.crypto import sodium
 from apex_creds.errors import CommitmentError, DecryptionError, InvalidInputError
+from apex_creds.model import Closes
 
 if TYPE_CHECKING:
     from apex_creds.crypto.memory import Buffer, SecretBytes
@@ -122,7 +123,7 @@ def open_in_place(key: SecretBytes, sealed: memoryview, *, aad: bytes) -> memory
     return opened
 
 
-class Resealer:
+class Resealer(Closes):
     """Opens messages under one key and seals them under another, many in a row.
 
     A context manager that wipes what passed through; not for several threads at once.
@@ -161,12 +162,6 @@ class Resealer:
     def close(self) -> None:
         """Wipes what passed through; idempotent."""
         self._inner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _failure(*, committed: bool) -> DecryptionError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
@@ -20,6 +20,7 @@ from apex_creds.errors import (
     UnknownKeyError,
     UnsupportedFormatError,
 )
+from apex_creds.model import Closes
 
 if TYPE_CHECKING:
     from apex_creds.crypto.memory import Buffer, SecretBytes
@@ -160,7 +161,7 @@ def head(key_id: bytes, key_version: int) -> bytes:
     return _HEADER.pack(MAGIC, FORMAT, SUITE, key_id, key_version)
 
 
-class Resealer:
+class Resealer(Closes):
     """Envelopes of one section moved from one key version to another, many in a row.
 
     A context manager that wipes what passed through; not for several threads at once.
@@ -218,12 +219,6 @@ class Resealer:
     def close(self) -> None:
         """Wipes what passed through; idempotent."""
         self._inner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def header(envelope: Buffer) -> tuple[bytes, int]:

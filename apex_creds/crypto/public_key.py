@@ -24,6 +24,7 @@ from apex_creds.errors import (
     InvalidInputError,
     SecretMisuseError,
 )
+from apex_creds.model import Closes
 
 if TYPE_CHECKING:
     from apex_creds.crypto.memory import SecretBytes
@@ -48,7 +49,7 @@ SIGNATURE_BYTES: Final = 64
 
 
 @final
-class SigningKey:
+class SigningKey(Closes):
     """Signs; ``close`` wipes the secret key, and so does ``with``."""
 
     __slots__ = ("_public", "_secret")
@@ -83,12 +84,6 @@ class SigningKey:
     def close(self) -> None:
         """Wipes the secret key; idempotent."""
         self._secret.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return "SigningKey(***)"

@@ -236,6 +236,18 @@ def allows_less(before: Iterable[Grant], after: Iterable[Grant]) -> bool:
     return bool(old - new) or any(g.decision is GrantDecision.DENY for g in new - old)
 
 
+async def load_master(provider: MasterKeyProvider, header: Header) -> SecretBytes:
+    """The master key that a key store names, from a provider; the caller closes it.
+
+    Raises:
+        MasterKeyError: It can't be had.
+    """
+    current = root_header(header).master
+    return await provider.load(
+        vault_id=header.vault_id, version=current.version, params=current.params
+    )
+
+
 def _spent(keyset: Keyset) -> list[int]:
     return [
         version.version

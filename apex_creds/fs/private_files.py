@@ -30,7 +30,7 @@ import threading
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from apex_creds.errors import (
     InvalidInputError,
@@ -41,6 +41,7 @@ from apex_creds.errors import (
     UnsafePathError,
     UnsafePermissionsError,
 )
+from apex_creds.model import Closes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -163,7 +164,7 @@ def _read_only(path: str | Path) -> bool:
         return False
 
 
-class Folder:
+class Folder(Closes):
     """A checked directory, held open; names in it are resolved relative to it.
 
     A context manager that closes it. Where the platform can't resolve relative to a
@@ -282,12 +283,6 @@ class Folder:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 # -- single files ------------------------------------------------------------------------

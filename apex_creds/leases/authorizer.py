@@ -25,7 +25,7 @@ import anyio.to_thread
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.auth.second_factor import Subject
 from apex_creds.auth.step_up import ChallengeGate, Responder, no_responder
-from apex_creds.concurrency import LoopThread
+from apex_creds.concurrency import BoundedCache, LoopThread
 from apex_creds.errors import (
     ApexCredsError,
     ChallengeError,
@@ -118,7 +118,7 @@ class Authorizer:
         self._lock = threading.RLock()
         self._limits: RateLimits | None = None
         self._windows: Windows | None = None
-        self._reported: dict[tuple[str, str, str], float] = {}
+        self._reported: BoundedCache[tuple[str, str, str], float] = BoundedCache(_MANY)
         self._gate: ChallengeGate | None = None
         self.on_denials: OnDenials | None = None
         self.responder: Responder | None = None
@@ -403,9 +403,7 @@ class Authorizer:
         with self._lock:
             if now - self._reported.get(key, float("-inf")) < rule.seconds:
                 return
-            if len(self._reported) >= _MANY:
-                self._reported.clear()
-            self._reported[key] = now
+            self._reported.remember(key, now)
         event = DenialsExceeded(
             rule.id, rule.per, plugin, credential, rule.amount, rule.seconds, wall
         )

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import anyio.to_thread
 
@@ -199,45 +199,72 @@ _REFERENCE: Final = re.compile(r"\$\{[^}]*\}")
 _WORD: Final = re.compile(r"(?=\S*[0-9])(?=\S*[A-Za-z])[^\s=:,;'\"`<>()]{12,}")
 
 
+class Setting(NamedTuple):
+    """A line of a .env file.
+
+    Attributes:
+        line: Its number.
+        name: None where it sets nothing.
+        value: None where it has none.
+        comment: What follows the value.
+        wrong: Why its value is not taken; empty: it may be.
+    """
+
+    line: int
+    name: str | None
+    value: str | None
+    comment: str
+    wrong: str
+
+
+def settings(data: bytes) -> list[Setting] | None:
+    """The lines of a .env file, in python-dotenv's grammar; None: it is not UTF-8 text."""
+    from dotenv.parser import parse_stream
+
+    text, found = data.decode("utf-8-sig", errors="replace"), list[Setting]()
+    if text.encode() != data.removeprefix(b"\xef\xbb\xbf"):
+        return None
+    for binding in parse_stream(io.StringIO(text)):
+        line, value, wrong = binding.original, binding.value, ""
+        if binding.error:
+            wrong = "not understood"
+        elif value and _REFERENCE.search(value):
+            wrong = "refers to another variable: set it yourself"
+        comment = line.string.rpartition(value or "#")[2]
+        name = None if binding.error else binding.key
+        found.append(Setting(line.line, name, value, comment, wrong))
+    return found
+
+
 def read_dotenv(data: bytes) -> Reading:
     """Everything in the file, each as an API key of its name.
 
     Raises:
         CorruptDocumentError: It is not UTF-8 text.
     """
-    from dotenv.parser import parse_stream
-
-    entries: dict[str, Entry] = {}
-    text = data.decode("utf-8-sig", errors="replace")
-    if text.encode() != data.removeprefix(b"\xef\xbb\xbf"):
+    found = settings(data)
+    if found is None:
         raise CorruptDocumentError(
             "The file is not UTF-8 text.", hint="Convert it, and try again."
         )
-    for binding in parse_stream(io.StringIO(text)):
-        name, value = binding.key, binding.value
-        if binding.error:
-            line = f"(line {binding.original.line})"
-            entries[line] = _skipped(line, "is not understood")
-        elif name is not None:
-            made = api_key_entry(name, value)
-            if value and _REFERENCE.search(value):
-                made = _skipped(name, "refers to another variable: set it yourself")
+    entries: dict[str, Entry] = {}
+    for number, name, value, comment, wrong in found:
+        if name is not None:
+            made = _skipped(name, wrong) if wrong else api_key_entry(name, value)
             earlier = entries.pop(name, made)
             parts = None if made.secret is None else made.secret.parts
             if earlier.secret is not None and earlier.secret.parts != parts:
-                line = f"(before line {binding.original.line})"
+                line = f"(before line {number})"
                 entries[line] = _skipped(line, f"{name} had another value")
             entries[name] = made
-        if _hides_a_secret(binding.original.string.rpartition(binding.value or "#")[2]):
-            line = f"(in line {binding.original.line})"
+        elif wrong:
+            line = f"(line {number})"
+            entries[line] = _skipped(line, f"is {wrong}")
+        # A word that no language has, and that is no plain URL.
+        if any(not word.startswith("//") or "@" in word for word in _WORD.findall(comment)):
+            line = f"(in line {number})"
             entries[line] = _skipped(line, "is a comment that may have a secret in it")
     return Reading(entries=tuple(entries.values()))
-
-
-def _hides_a_secret(comment: str) -> bool:
-    """Whether a comment has a word that no language has, and that is no plain URL."""
-    words = _WORD.findall(comment)
-    return any(not word.startswith("//") or "@" in word for word in words)
 
 
 def _skipped(name: str, detail: str) -> Entry:

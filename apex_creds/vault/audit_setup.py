@@ -23,7 +23,7 @@ from apex_creds.audit.checkpoint import CheckpointFile, LogKey
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.sinks import Destination, Destinations, open_destinations
-from apex_creds.concurrency import off_loop
+from apex_creds.concurrency import BoundedCache, off_loop
 from apex_creds.crypto import kdf
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.crypto.public_key import SigningKey
@@ -67,17 +67,15 @@ class Pseudonyms:
 
     def __init__(self, root: SecretBytes) -> None:
         self._key = kdf.derive(root, kdf.Purpose.AUDIT_PSEUDONYM)
-        self._known: dict[str, str] = {}
+        self._known: BoundedCache[str, str] = BoundedCache(_MANY)
 
     def __call__(self, name: str) -> str:
         """The pseudonym of ``name``."""
         found = self._known.get(name)
         if found is None:
-            if len(self._known) >= _MANY:
-                self._known.clear()
             encoded = name.encode(errors="backslashreplace")
             digest = kdf.hmac_sha256(self._key, encoded).hex()
-            found = self._known[name] = _MARK + digest[:_DIGITS]
+            found = self._known.remember(name, _MARK + digest[:_DIGITS])
         return found
 
     def close(self) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
-from apex_creds.concurrency import until_committed
+from apex_creds.concurrency import BoundedCache, until_committed
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.records import Record, parts_layout
@@ -20,6 +20,7 @@ from apex_creds.errors import InvalidInputError
 from apex_creds.model import (
     SECTIONS,
     AwsKey,
+    Closes,
     Connection,
     CredentialInfo,
     CredentialKind,
@@ -123,7 +124,7 @@ class Facts(NamedTuple):
     key: str = ""
 
 
-class Opened:
+class Opened(Closes):
     """A credential's parts in locked memory, wiped by ``close``."""
 
     __slots__ = ("_layout", "_whole", "kind")
@@ -181,12 +182,6 @@ class Opened:
     def close(self) -> None:
         """Wipes the parts; idempotent."""
         self._whole.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def next_info(item: PutItem, old: Record | None, now: float) -> CredentialInfo:
@@ -316,7 +311,7 @@ class Lookup:
     def __init__(self, store: DocumentStore) -> None:
         self._store = store
         self._stamped = store.storage if isinstance(store.storage, Stamped) else None
-        self._known: dict[str, _Known] = {}
+        self._known: BoundedCache[str, _Known] = BoundedCache(_MANY)
 
     def now(self, key: str) -> Facts | None:
         """The facts, without waiting; None where memory is not current.
@@ -344,9 +339,7 @@ class Lookup:
             documents = (KEYSTORE, GRANTS, self._store.sections.document_of(key))
             stamp = storage.stamp([each for each in documents if each is not None])
             if stamp is not None:
-                if len(self._known) >= _MANY:
-                    self._known.clear()
-                self._known[key] = _Known(facts, keystore, stamp)
+                self._known.remember(key, _Known(facts, keystore, stamp))
         return facts
 
     async def fresh(self, key: str) -> Facts:

@@ -23,7 +23,7 @@ TWICE=second-value-6
 
 
 def test_the_grammar():
-    plan = read_plan(FILE)
+    plan = read_plan(FILE.encode())
     values = {name: item.secret.parts["value"].decode() for name, item in plan.items.items()}
     assert values == {
         "PLAIN": "plain-value-1",

@@ -149,9 +149,9 @@ async def _vault(home: Path, provider: MasterKeyProvider, say: Say) -> AsyncIter
 
 async def _fill(vault: Vault, env: Path, base: str, say: Say) -> None:
     """Imports the .env file, and grants each plugin its own credential."""
-    text, _ = import_export.read_file(env)
+    data, _ = import_export.read_file(env)
     await anyio.to_thread.run_sync(env.unlink)
-    read_plan = import_export.read_plan(text)
+    read_plan = import_export.read_plan(data)
     origins = [import_export.Where.parse(base)]
     names = await import_export.store(vault, read_plan, replace=False, origins=origins)
     skipped = ", ".join(f"{name} ({why})" for name, why in read_plan.skipped)
