@@ -775,7 +775,7 @@ def split(whole: Shard, names: Iterable[str], place: Callable[[str], str]) -> li
     parts: dict[str, dict[str, Record]] = {name: {} for name in names}
     for credential, record in whole.records.items():
         parts[place(credential)][credential] = record
-    counted = {name: _counted(records.values()) for name, records in parts.items()}
+    counted = {name: records_by_key(records.values()) for name, records in parts.items()}
     surplus = dict(whole.uses)
     for counts in counted.values():
         for key, count in counts.items():
@@ -787,7 +787,7 @@ def split(whole: Shard, names: Iterable[str], place: Callable[[str], str]) -> li
     return shards
 
 
-def _counted(records: Iterable[Record]) -> dict[tuple[str, int], int]:
+def records_by_key(records: Iterable[Record]) -> dict[tuple[str, int], int]:
     """How many records are under each DEK version."""
     chosen = list(records)
     counts, examples = Counter(r.head for r in chosen), {r.head: r for r in chosen}

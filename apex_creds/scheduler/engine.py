@@ -24,7 +24,7 @@ from apex_creds.concurrency import off_loop
 from apex_creds.documents import key_versions, observe
 from apex_creds.documents.cached import Document, recommit
 from apex_creds.documents.keystore import BRANCH, DOCUMENTS_LABEL, Keystore
-from apex_creds.documents.sections import Section
+from apex_creds.documents.sections import Section, records_by_key
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, ConflictError
 from apex_creds.keys.keyset import Keyset, KeyState
@@ -143,9 +143,15 @@ class Engine:
             used |= section.keys_used
             uses.update(section.uses)
         uses.update(self._document_uses(state, use))
+        stored: Counter[str] = Counter()
+        most = state.policies.dek.max_encryptions
+        if most is not None and any(count >= most for count in uses.values()):
+            for section in sections:
+                for (key_id, _), count in records_by_key(section.records.values()).items():
+                    stored[key_id] += count
         keys = [_kek_view(keystore, use)]
         keys += [
-            self._dek_view(keyset, used, uses)
+            self._dek_view(keyset, used, uses, stored[keyset.id])
             for keyset in keystore.body.deks
             if keyset.label in {*self._movers, DOCUMENTS_LABEL}
             or keyset.label.partition("/")[0] in SECTION_NAMES
@@ -183,6 +189,7 @@ class Engine:
         keyset: Keyset,
         used: set[tuple[str, int]],
         uses: Mapping[tuple[str, int], int],
+        stored: int,
     ) -> KeyView:
         numbers = [v.version for v in keyset.versions if v.state is not KeyState.DESTROYED]
         outside = keyset.label in self._movers  # only its mover knows, so it is asked
@@ -192,6 +199,7 @@ class Engine:
             label=keyset.label,
             in_use=frozenset(n for n in numbers if outside or (keyset.id, n) in used),
             encryptions={n: uses.get((keyset.id, n), 0) for n in numbers},
+            stored=stored,
         )
 
     # -- doing -------------------------------------------------------------------

@@ -99,6 +99,7 @@ class KeyView:
         keyset: As stored.
         in_use: The versions that something refers to, or may refer to.
         encryptions: Messages under each version.
+        stored: How many messages a new version begins with: all that is stored moves to it.
         label: The DEK keyset's; empty for the KEK.
     """
 
@@ -106,6 +107,7 @@ class KeyView:
     keyset: Keyset
     in_use: frozenset[int]
     encryptions: Mapping[int, int] = field(default_factory=dict)
+    stored: int = 0
     label: str = ""
 
 
@@ -268,9 +270,13 @@ def _due(
     if is_due(policy, created=primary.created, now=now, salt=_salt(key), next_fire=next_fire):
         return Reason.TIME
     most = policy.max_encryptions
-    if most is not None and key.encryptions.get(primary.version, 0) >= most:
-        return Reason.ENCRYPTIONS
-    return None
+    if most is None:
+        return None
+    # Where more is stored than the limit, no version can keep it: one is due, then, when as
+    # many messages came after those that it began with. Else each would be due at once.
+    begun = key.stored if key.stored >= most else 0
+    due = key.encryptions.get(primary.version, 0) >= begun + most
+    return Reason.ENCRYPTIONS if due else None
 
 
 def _step(key: KeyView, action: Action, version: KeyVersion, reason: Reason) -> Step:

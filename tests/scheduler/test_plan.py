@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,17 @@ def test_a_dek_is_due_after_so_many_encryptions() -> None:
     assert steps(dek(keyset(), 1, uses=4), policies=policies) == ()
     (found,) = steps(dek(keyset(), 1, uses=5), policies=policies)
     assert found.reason is Reason.ENCRYPTIONS
+
+
+@pytest.mark.parametrize("stored", [0, 4, 5, 6, 100])
+def test_no_dek_is_due_for_what_its_own_rotation_moved_to_it(stored: int) -> None:
+    policies = Policies(dek=LevelPolicy(max_encryptions=5))
+    rotated = replace(dek(keyset(), 1, uses=stored), stored=stored)
+    assert steps(rotated, policies=policies) == ()
+    used = stored + 5 if stored >= 5 else 5
+    written = replace(rotated, encryptions={1: used - 1})
+    assert steps(written, policies=policies) == ()
+    assert kinds(steps(replace(written, encryptions={1: used}), policies=policies))
 
 
 def test_a_whole_life() -> None:

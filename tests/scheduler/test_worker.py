@@ -194,6 +194,28 @@ async def test_the_operator_asks_for_one_service(vault: Vault) -> None:
     assert (await worker.engine.document.read()).renew == {}
 
 
+async def test_a_service_with_more_than_the_limit_is_renewed_once_in_so_many_messages(
+    vault: Vault,
+) -> None:
+    """Each version begins with all that is stored: more than the limit, and was due at once."""
+    for name in ("c", "d", "e", "f"):
+        await vault.put(name, ApiKey(f"value {name}"), service="one")
+    worker = RotationWorker(vault)
+    policies = Policies(dek=LevelPolicy(interval=None, max_encryptions=3, grace=0.0))
+    await worker.engine.document.change(lambda state: replace(state, policies=policies))
+    for number in range(3):  # five are stored
+        await vault.put("a", ApiKey(f"again {number}"))
+    await worker.run_once()
+    assert await states(vault, "api_keys/one") == ["destroyed", "primary"]
+    await worker.run_once()
+    for number in range(3):
+        assert await states(vault, "api_keys/one") == ["destroyed", "primary"]
+        await vault.put("a", ApiKey(f"once more {number}"))
+        await worker.run_once()
+    assert await states(vault, "api_keys/one") == ["destroyed", "destroyed", "primary"]
+    assert (await values(vault))["a"] == b"once more 2"
+
+
 async def test_a_removed_plugin_rotates_what_it_had_grants_for(vault: Vault) -> None:
     await vault.grant("weather", "a")
     vault.clock.now += 5
