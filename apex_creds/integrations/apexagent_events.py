@@ -213,9 +213,7 @@ class Connection:
         types = [PREFIX + kind for kind in DEFAULT_TABLE]
 
         async def incoming(event: object) -> None:  # some managers ask what kind it is
-            read = _read(event) if self._outgoing.active else None
-            if read is not None:
-                await self._bus.accept(read, heard_by=self._outgoing)
+            await self._accept(event)
 
         self._registered = await self._manager.register_callback(incoming, types) or incoming
         with suppress(ApexCredsError):  # sealed: the worker reads as soon as it can
@@ -237,6 +235,11 @@ class Connection:
         # Not waited for: where a subscriber calls this, the manager waits for it.
         self._ending = asyncio.get_running_loop().create_task(end())
         await asyncio.sleep(0)
+
+    async def _accept(self, event: object) -> None:
+        read = _read(event) if self._outgoing.active else None
+        if read is not None:
+            await self._bus.accept(read, heard_by=self._outgoing)
 
     async def __aenter__(self) -> Self:
         return self
