@@ -254,8 +254,11 @@ class Origin(msgspec.Struct, frozen=True, order=True, gc=False):
         scheme, (address, folder, name, digits) = parts[1].lower(), parts.groups()[1:]
         scheme = _SAME_SCHEME.get(scheme, scheme)
         port = int(digits) if digits else _DEFAULT_PORTS[scheme]
-        if folder:
-            host = _socket_folder(folder) if scheme == "postgresql" else ""
+        if folder:  # of a socket, in libpq's way to write it, which has one form
+            host = unquote(folder) if folder.isascii() and scheme == "postgresql" else ""
+            plain = host.isascii() and host.isprintable() and "%" not in host
+            if not plain or normpath(host) != host or host[1:2] == "/":
+                raise _bad_origin(text)
         else:
             host = _host_name(name) if name else _ipv6(address)
         if not host or not 1 <= port <= 65535:
@@ -299,13 +302,6 @@ def canonical_host(host: str) -> str:
         return _ipv6(host) or host
     host = host.removesuffix(".")
     return (_ipv4(host) if _is_numeric(host) else "") or host
-
-
-def _socket_folder(escaped: str) -> str:
-    """The path of a folder, from libpq's way to write it; empty if it is not in one form."""
-    folder = unquote(escaped) if escaped.isascii() else ""
-    plain = folder.isascii() and folder.isprintable() and "%" not in folder
-    return folder if plain and normpath(folder) == folder and folder[1:2] != "/" else ""
 
 
 def _host_name(name: str) -> str:

@@ -235,10 +235,10 @@ class _Copying:
         for at in range(0, len(wanted), _TOGETHER):
             some: dict[str, Mapping[str, Record]] = dict(wanted[at : at + _TOGETHER])
             await self._copy_parts(some)
-            await self._check_parts(some)
         self._done.credentials += len(section.records)
 
     async def _copy_parts(self, wanted: Mapping[str, Mapping[str, Record]]) -> None:
+        """Writes what is not there yet, reads it back, and opens every record of it."""
         found = await self._parts(wanted)
         now, keystore = self._vault.clock.time(), self._keystore
         stale = {
@@ -259,22 +259,19 @@ class _Copying:
 
         size = sum(len(records) for records in stale.values())
         await self._write(await off_loop(size, sealed))
-
-    async def _check_parts(self, wanted: Mapping[str, Mapping[str, Record]]) -> None:
-        """Reads back what was written, and opens every record of it."""
-        found = await self._parts(wanted)
-        vault_id = bytes.fromhex(self._keystore.header.vault_id)
+        back = await self._parts(wanted)
+        vault_id = bytes.fromhex(keystore.header.vault_id)
 
         def compare() -> None:
             for name, records in wanted.items():
-                part = found.get(name)
+                part = back.get(name)
                 if part is None or part.header is None or dict(part.records) != dict(records):
                     raise _not_given_back(name)
                 for record in part.records.values():
-                    open_record(record, vault_id=vault_id, find_key=self._keystore.dek).close()
+                    open_record(record, vault_id=vault_id, find_key=keystore.dek).close()
 
         await off_loop(sum(len(records) for records in wanted.values()), compare)
-        self._there.update({name: found[name].generation for name in wanted})
+        self._there.update({name: back[name].generation for name in wanted})
 
     async def _parts(self, names: Iterable[str]) -> dict[str, Shard]:
         """The documents in the target; empty where this vault's keys don't open one."""

@@ -170,7 +170,7 @@ class Summaries:
         path = self._paths.get(number)
         if self._key is None or path is None or number + 1 not in self._paths:
             return None
-        with suppress(ApexCredsError):
+        with suppress(ApexCredsError, ValueError):  # ValueError: it is no summary
             kept = note_of(path)
             if not kept:
                 return None
@@ -179,23 +179,16 @@ class Summaries:
             )
             note = notes.parse(kept)
             note.check(self._key)
-            found = _parse(note.text)
-            if found is not None and (found.last, note.text) == (
+            _, _, last, _, times, *counts, _ = note.text.split("\n")
+            earliest, latest = times.split(" ")
+            counted: dict[What, int] = {}
+            for each in counts:
+                count, kind, *reason = each.split(" ", 2)
+                counted[What(kind, *reason)] = int(count)
+            found = Summary(int(last), float(earliest), float(latest), counted)
+            if (found.last, note.text) == (
                 after.size,
                 found.text(self._key.name, number, after.root()),
             ):
                 return found
-        return None
-
-
-def _parse(text: str) -> Summary | None:
-    try:
-        _, _, last, _, times, *counts, _ = text.split("\n")
-        earliest, latest = times.split(" ")
-        found: dict[What, int] = {}
-        for each in counts:
-            count, kind, *reason = each.split(" ", 2)
-            found[What(kind, *reason)] = int(count)
-        return Summary(int(last), float(earliest), float(latest), found)
-    except ValueError:
         return None

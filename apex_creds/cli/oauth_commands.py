@@ -24,9 +24,10 @@ from apex_creds.cli.credential_commands import about_origins, as_json
 from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.model import key_of, shown_key
-from apex_creds.oauth import Way, providers
+from apex_creds.oauth import Way
 from apex_creds.oauth import connect as connect_to
 from apex_creds.oauth import disconnect as disconnect_from
+from apex_creds.oauth import provider_presets as providers
 from apex_creds.policy.display import show_time
 from apex_creds.vault import Vault
 

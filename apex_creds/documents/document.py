@@ -302,22 +302,17 @@ def unpack(packed: Packed, keys: DocumentKeys) -> Data:
     context = _context(header)
     if packed.encoded is None:
         return envelope.decrypt_bytes(lambda *_: keys.body, packed.body, context=context)
-    sealed = _decoded(packed.encoded, header.section)
-    return envelope.decrypt_in_place(lambda *_: keys.body, sealed, context=context)
-
-
-def _decoded(text: memoryview, section: str) -> memoryview:
-    """What base64 says, in memory of its own."""
-    out, filled = _room(len(text) // 4 * 3), 0
+    text = packed.encoded
+    sealed, filled = _room(len(text) // 4 * 3), 0
     decode = msgspec.json.Decoder(bytes).decode
     try:
         for at in range(0, len(text), _PIECE):
             piece = decode(b"".join((b'"', text[at : at + _PIECE], b'"')))
-            out[filled : filled + len(piece)] = piece
+            sealed[filled : filled + len(piece)] = piece
             filled += len(piece)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise _corrupt(section, "has a body that is no base64") from None
-    return out[:filled]
+        raise _corrupt(header.section, "has a body that is no base64") from None
+    return envelope.decrypt_in_place(lambda *_: keys.body, sealed[:filled], context=context)
 
 
 def _shape(data: bytes, section: str) -> type[_Document]:

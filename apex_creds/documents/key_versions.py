@@ -119,11 +119,16 @@ async def move_records(
 
     def change(before: Section, keystore: Keystore) -> Changes:
         records = before.records
-        _refuse_unshreddable(records.get(without), keystore, label)
         changes: dict[str, Record | None] = {without: None} if without in records else {}
         keyset = keystore.by_label.get(label)
         if keyset is None:
             return changes
+        if without in records:
+            key_id, version = records[without].key
+            if key_id.hex() != keyset.id or version == keyset.primary.version:
+                raise ConflictError(
+                    "Other writers keep moving that credential.", hint="Try again."
+                )
         key = keystore.hierarchy.unwrap(keyset, keyset.primary.version)
         vault_id = bytes.fromhex(keystore.header.vault_id)
         current = (bytes.fromhex(keyset.id), keyset.primary.version)
@@ -257,15 +262,6 @@ def destroy(keyset: Keyset, spent: Collection[int], *, before: float, now: float
         if version.state is KeyState.RETIRED and due:
             keyset = keyset.destroy(number, now=now)
     return keyset
-
-
-def _refuse_unshreddable(record: Record | None, keystore: Keystore, label: str) -> None:
-    keyset = keystore.by_label.get(label)
-    if record is None or keyset is None:
-        return
-    key_id, version = record.key
-    if key_id.hex() != keyset.id or version == keyset.primary.version:
-        raise ConflictError("Other writers keep moving that credential.", hint="Try again.")
 
 
 def _add(keystore: Keystore, keyset: Keyset, now: float) -> Keyset:

@@ -76,23 +76,23 @@ class Resealed(msgspec.Struct, frozen=True, gc=False):
 
 def narrows(shards: Iterable[Shard], changes: Mapping[str, Record | None]) -> bool:
     """Whether less is allowed of a credential than was, so that it must not come back."""
+    levels = list(Sensitivity)
     for shard in shards:
         for name in changes.keys() & shard.records.keys():
-            old, new = shard.records[name].info, changes[name]
-            if new and new.info is not old and _narrows(old, new.info):
+            old, changed = shard.records[name].info, changes[name]
+            new = old if changed is None else changed.info
+            if new is not old and (
+                not set(old.origins) <= set(new.origins)
+                or (old.delivery, old.service) != (new.delivery, new.service)
+                or levels.index(old.sensitivity) < levels.index(new.sensitivity)
+                or (new.challenge and not old.challenge)
+                or (
+                    new.expires is not None
+                    and (old.expires is None or new.expires < old.expires)
+                )
+            ):
                 return True
     return False
-
-
-def _narrows(old: CredentialInfo, new: CredentialInfo) -> bool:
-    levels = list(Sensitivity)
-    return (
-        not set(old.origins) <= set(new.origins)
-        or (old.delivery, old.service) != (new.delivery, new.service)
-        or levels.index(old.sensitivity) < levels.index(new.sensitivity)
-        or (new.challenge and not old.challenge)
-        or (new.expires is not None and (old.expires is None or new.expires < old.expires))
-    )
 
 
 def seal_record(
@@ -410,7 +410,9 @@ def encode_parts(parts: Mapping[str, bytes]) -> SecretBytes:
     """
     if not 0 < len(parts) <= MAX_PARTS:
         raise InvalidInputError("A credential has 1 to 255 parts.")
-    ordered = sorted((_encoded_part_name(name), value) for name, value in parts.items())
+    ordered = sorted((name.encode("utf-8", "replace"), value) for name, value in parts.items())
+    if not all(_PART_NAME.fullmatch(name) for name, _ in ordered):
+        raise InvalidInputError("A part's name is 1 to 64 of a-z, 0-9 and _.")
     table = bytes([len(ordered)]) + b"".join(
         bytes([len(name)]) + name + _PART_SIZE.pack(len(value)) for name, value in ordered
     )
@@ -463,13 +465,6 @@ def _part_table(view: memoryview) -> tuple[list[tuple[str, int]], int]:
     if not table or at + promised != total:
         raise _malformed()
     return table, total
-
-
-def _encoded_part_name(name: str) -> bytes:
-    encoded = name.encode("utf-8", "replace")
-    if not _PART_NAME.fullmatch(encoded):
-        raise InvalidInputError("A part's name is 1 to 64 of a-z, 0-9 and _.")
-    return encoded
 
 
 def _malformed() -> CorruptDocumentError:

@@ -506,7 +506,12 @@ def exclusive(path: Path, *, seconds: float | None = None) -> Iterator[None]:
     )
     lock: filelock.BaseFileLock | None = None
     try:
-        _check_writable(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such directory")
+        # A file that its owner closed to writing is not replaced behind the owner's back.
+        info = path.lstat() if os.path.lexists(path) and os.name == "posix" else None
+        if info and (info.st_uid != os.geteuid() or not info.st_mode & stat.S_IWUSR):
+            raise PermissionError(errno.EACCES, "read-only")
         lock = lock_at(beside)
         lock.acquire(timeout=_LOCK_SECONDS if seconds is None else seconds)
     except filelock.Timeout:
@@ -519,16 +524,6 @@ def exclusive(path: Path, *, seconds: float | None = None) -> Iterator[None]:
         yield
     finally:
         release(lock)
-
-
-def _check_writable(path: Path) -> None:
-    """A file that its owner closed to writing is not replaced behind the owner's back."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such directory")
-    if os.path.lexists(path) and os.name == "posix":
-        info = path.lstat()
-        if info.st_uid != os.geteuid() or not info.st_mode & stat.S_IWUSR:
-            raise PermissionError(errno.EACCES, "read-only")
 
 
 def _cannot_write(path: Path, error: OSError) -> ApexCredsError:

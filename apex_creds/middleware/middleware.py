@@ -40,7 +40,7 @@ from apex_creds.leases.lease import (
     leave_bare,
 )
 from apex_creds.middleware import log_filter
-from apex_creds.middleware.answer_search import AnswerSearch
+from apex_creds.middleware.answer_masking import AnswerSearch
 from apex_creds.middleware.call import (
     NO_AUTHORIZATIONS,
     Inside,

@@ -7,7 +7,7 @@ a crash leaves is known afterwards.
 from __future__ import annotations
 
 from apex_creds.oauth.connect import Connected, Way, connect, disconnect
-from apex_creds.oauth.providers import Provider
+from apex_creds.oauth.provider_presets import Provider
 from apex_creds.oauth.refresh import Refresher
 
 __all__ = ["Connected", "Provider", "Refresher", "Way", "connect", "disconnect"]

@@ -21,7 +21,7 @@ from apex_creds.model import Connection, CredentialInfo, Origin
 from apex_creds.oauth import flows
 from apex_creds.oauth.endpoints import Client
 from apex_creds.oauth.flows import Show
-from apex_creds.oauth.providers import Provider
+from apex_creds.oauth.provider_presets import Provider
 from apex_creds.vault import Vault
 
 

@@ -22,7 +22,7 @@ from apex_creds.errors import InvalidInputError, OAuthError, OAuthUnreachableErr
 from apex_creds.oauth import endpoints, messages
 from apex_creds.oauth.endpoints import Client
 from apex_creds.oauth.messages import Pkce, Tokens
-from apex_creds.oauth.providers import Provider
+from apex_creds.oauth.provider_presets import Provider
 
 Show = Callable[[str], None]
 """Shows an address (or an address and a code) to a person."""

@@ -200,21 +200,16 @@ async def _placed_key(
         params = await provider.place(vault_id=wanted.vault_id, version=FIRST, key=key)
     except BaseException as error:
         key.close()
-        if isinstance(error, ApexCredsError):
-            await _forget(provider, begun)
+        if isinstance(error, ApexCredsError):  # the note of a key that was not made is cleared
+            with contextlib.suppress(ApexCredsError):
+                note = begun.read()
+                made = None if note is None else await _made_key(provider, note)
+                if made is None:
+                    begun.clear()
+                else:
+                    made.close()
         raise
     return key, params
-
-
-async def _forget(provider: MasterKeyPlacer, begun: Begun) -> None:
-    """Clears the note of a key that was not made."""
-    with contextlib.suppress(ApexCredsError):
-        note = begun.read()
-        key = None if note is None else await _made_key(provider, note)
-        if key is None:
-            begun.clear()
-        else:
-            key.close()
 
 
 async def _adopted_key(

@@ -218,22 +218,22 @@ class PeerRevocations:
     # -- in the storage's loop -----------------------------------------------------
 
     def _moved(self) -> None:
+        async def follow() -> None:
+            while self._again:
+                self._again = False
+                with suppress(ApexCredsError):
+                    found = (await self._store.keystore()).body.revocations
+                    for item in [each for each in found if each.seq > self._passed_on]:
+                        self._passed_on = item.seq
+                        if item.seq not in self._own:
+                            self._notify(item.plugin or None, item.credential or None)
+                    with self._lock:
+                        self._own = {seq for seq in self._own if seq > self._passed_on}
+
         with suppress(ApexCredsError):
             token = self._store.unsealed().token
             if self._storage.change_token(KEYSTORE) == token:
                 return
             self._again = True
             if self._task is None or self._task.done():
-                self._task = asyncio.ensure_future(self._follow())
-
-    async def _follow(self) -> None:
-        while self._again:
-            self._again = False
-            with suppress(ApexCredsError):
-                found = (await self._store.keystore()).body.revocations
-                for item in [each for each in found if each.seq > self._passed_on]:
-                    self._passed_on = item.seq
-                    if item.seq not in self._own:
-                        self._notify(item.plugin or None, item.credential or None)
-                with self._lock:
-                    self._own = {seq for seq in self._own if seq > self._passed_on}
+                self._task = asyncio.ensure_future(follow())

@@ -13,7 +13,8 @@ import pytest
 
 from apex_creds.errors import NeedsReconnectError
 from apex_creds.model import CredentialInfo, OAuthToken
-from apex_creds.oauth import Provider, Refresher, connect, flows, providers
+from apex_creds.oauth import Provider, Refresher, connect, flows
+from apex_creds.oauth import provider_presets as providers
 from apex_creds.oauth.endpoints import Client
 from apex_creds.vault import Vault
 from apex_creds.vault.config import AuditConfig, Config, write_config

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.oauth import providers
-from apex_creds.oauth.providers import Provider
+from apex_creds.oauth import provider_presets as providers
+from apex_creds.oauth.provider_presets import Provider
 from tests.support.oidc import Server, authorization_server
 from tests.support.worlds import World, world_in
 

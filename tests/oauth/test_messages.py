@@ -20,7 +20,8 @@ from apex_creds.model import (
     CredentialKind,
     Delivery,
 )
-from apex_creds.oauth import messages, providers
+from apex_creds.oauth import messages
+from apex_creds.oauth import provider_presets as providers
 from apex_creds.oauth.messages import Pkce, is_final, is_secure, parse_redirect, parse_tokens
 from apex_creds.oauth.refresh import has_expired, is_due
 

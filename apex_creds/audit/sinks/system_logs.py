@@ -101,7 +101,14 @@ class SyslogSink(_SocketSink):
         """
         self.close()
         if isinstance(self._address, str):
-            self._socket = _unix(self._address)
+            if sys.platform == "win32":  # pragma: no cover
+                raise OSError("There are no such sockets on this system.")
+            try:
+                self._socket = _connected(socket.AF_UNIX, socket.SOCK_DGRAM, self._address)
+            except OSError as error:
+                if not isinstance(error, ConnectionError) and error.errno != _WRONG_TYPE:
+                    raise
+                self._socket = _connected(socket.AF_UNIX, socket.SOCK_STREAM, self._address)
         elif self._transport == "udp":
             found = socket.getaddrinfo(*self._address, type=socket.SOCK_DGRAM)[0]
             self._socket = _connected(found[0], socket.SOCK_DGRAM, found[4])
@@ -152,17 +159,6 @@ def format_message(line: Line, *, host: str, process: int) -> bytes:
     )
     mark = b"" if line.data.isascii() else _BOM
     return header.encode() + mark + line.data
-
-
-def _unix(path: str) -> socket.socket:
-    if sys.platform == "win32":  # pragma: no cover
-        raise OSError("There are no such sockets on this system.")
-    try:
-        return _connected(socket.AF_UNIX, socket.SOCK_DGRAM, path)
-    except OSError as error:
-        if not isinstance(error, ConnectionError) and error.errno != _WRONG_TYPE:
-            raise
-        return _connected(socket.AF_UNIX, socket.SOCK_STREAM, path)
 
 
 def _connected(family: int, kind: int, address: object) -> socket.socket:
@@ -220,9 +216,21 @@ class JournalSink(_SocketSink):
         try:
             self._socket.send(entry)
         except OSError as error:
-            if error.errno not in _TOO_LARGE or not hasattr(os, "memfd_create"):
+            there = sys.platform == "linux" and hasattr(os, "memfd_create")
+            if error.errno not in _TOO_LARGE or not there:
                 raise
-            _send_file(self._socket, entry)
+            import fcntl
+
+            fd = os.memfd_create("apex-creds-entry", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+            try:
+                rest = memoryview(entry)
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
+                fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
+                self._socket.sendmsg([b""], [rights])
+            finally:
+                os.close(fd)
 
 
 def format_entry(line: Line) -> bytes:
@@ -245,20 +253,3 @@ def format_entry(line: Line) -> bytes:
         else:
             entry += b"%b=%b\n" % (name.encode(), value)
     return entry
-
-
-def _send_file(connected: socket.socket, entry: bytes) -> None:
-    if sys.platform != "linux":  # pragma: no cover
-        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-    import fcntl
-
-    fd = os.memfd_create("apex-creds-entry", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-    try:
-        rest = memoryview(entry)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-        fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
-        connected.sendmsg([b""], [rights])
-    finally:
-        os.close(fd)
