@@ -30,24 +30,8 @@ def make(group: str, uri: str) -> object:
         NotInstalledError: The package can't be loaded.
     """
     scheme = uri.partition(":")[0]
-    function = _find(group, scheme)
-    if function is None:
-        return None
-    try:
-        return function(uri)
-    except ApexCredsError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a package of others does
-        raise InvalidInputError(
-            f"The package that has {scheme}: can't use this URI ({type(error).__name__}).",
-            hint="Look in its documentation how it is to be written.",
-        ) from None
-
-
-def _find(group: str, scheme: str) -> Callable[[str], object] | None:
-    if _SCHEME.fullmatch(scheme) is None:
-        return None
-    found = list(entry_points(group=group, name=scheme))
+    known = _SCHEME.fullmatch(scheme) is not None
+    found = list(entry_points(group=group, name=scheme)) if known else []
     if not found:
         return None
     if len({point.value for point in found}) > 1:
@@ -63,4 +47,12 @@ def _find(group: str, scheme: str) -> Callable[[str], object] | None:
             f"({type(error).__name__}).",
             hint="Install that package again, with what it needs.",
         ) from None
-    return function
+    try:
+        return function(uri)
+    except ApexCredsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a package of others does
+        raise InvalidInputError(
+            f"The package that has {scheme}: can't use this URI ({type(error).__name__}).",
+            hint="Look in its documentation how it is to be written.",
+        ) from None

@@ -172,7 +172,20 @@ async def _copy(vault: Vault, where: Path) -> bytes:
     async with closing(FileStorage(where)) as copy:
         await copy.prepare()
         create.map_names(copy, keystore)
-        found = await _documents(vault.store)
+        storage = vault.store.storage
+        # All documents as of one instant: none moved while they were read.
+        for attempt in range(_OPTIMISTIC + 1):
+            with contextlib.ExitStack() as alone:
+                # Writers may be quicker than we are: they wait for the last read.
+                if attempt == _OPTIMISTIC and isinstance(storage, FileStorage):
+                    await anyio.to_thread.run_sync(alone.enter_context, storage.exclusive())
+                names = _names(storage, await vault.store.keystore())
+                before = _tokens(storage, names)
+                found = await _read_all(storage, names)
+                if before == _tokens(storage, names):
+                    break
+        else:
+            raise ConflictError("The vault keeps changing.", hint="Try again.")
         held = found.pop(KEYSTORE)
         for name, data in found.items():
             await copy.write(name, data, expected=None)
@@ -193,27 +206,6 @@ def copy_policy(home: Path, where: Path) -> None:
             fd = folder.open(POLICY)
         with open(fd, "rb") as file:
             put_file(where / SECURITY / POLICY, iter(lambda: file.read(_CHUNK), b""))
-
-
-async def _documents(store: DocumentStore) -> dict[str, bytes]:
-    """All documents as of one instant: none moved while they were read."""
-    storage = store.storage
-    for _ in range(_OPTIMISTIC):
-        names = _names(storage, await store.keystore())
-        before = _tokens(storage, names)
-        found = await _read_all(storage, names)
-        if before == _tokens(storage, names):
-            return found
-    # Writers are quicker than we are: they wait for this one read.
-    with contextlib.ExitStack() as held:
-        if isinstance(storage, FileStorage):
-            await anyio.to_thread.run_sync(held.enter_context, storage.exclusive())
-        names = _names(storage, await store.keystore())
-        before = _tokens(storage, names)
-        found = await _read_all(storage, names)
-        if before != _tokens(storage, names):
-            raise ConflictError("The vault keeps changing.", hint="Try again.")
-    return found
 
 
 def _names(storage: Storage, keystore: Keystore) -> list[str]:

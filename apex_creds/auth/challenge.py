@@ -8,6 +8,7 @@ signs only what it expects. The bytes are specified in docs/CHALLENGE.md.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 from collections.abc import Callable, Iterable
@@ -80,31 +81,25 @@ class Challenge(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ChallengeError: It is not in the canonical form.
         """
-        try:
-            made = cls._decode(message)
-        except (InvalidInputError, ValueError, struct.error):
-            made = None
-        if made is None or made.encode() != message:
+        made = None
+        with contextlib.suppress(InvalidInputError, ValueError, struct.error):
+            domain, vault, client, nonce, credential, plugin, scopes, expires = _split(
+                message[: MAX_MESSAGE + 1]
+            )
+            sizes = (len(vault), len(client), len(nonce))
+            if domain == DOMAIN and sizes == (16, 16, NONCE_BYTES):
+                made = cls(
+                    vault_id=vault.hex(),
+                    client=client.hex(),
+                    nonce=nonce,
+                    credential=check_name(credential.decode()),
+                    plugin=check_name(plugin.decode()),
+                    scopes=canonical_scopes(tuple(s.decode() for s in _split(scopes))),
+                    expires=_MILLIS.unpack(expires)[0],
+                )
+        if made is None or len(message) > MAX_MESSAGE or made.encode() != message:
             raise ChallengeError("The challenge is malformed.", hint="Ask for another one.")
         return made
-
-    @classmethod
-    def _decode(cls, message: bytes) -> Self:
-        if len(message) > MAX_MESSAGE:
-            raise ValueError
-        domain, vault, client, nonce, credential, plugin, scopes, expires = _split(message)
-        if domain != DOMAIN or len(nonce) != NONCE_BYTES or not len(vault) == len(client) == 16:
-            raise ValueError
-        found = tuple(scope.decode() for scope in _split(scopes))
-        return cls(
-            vault_id=vault.hex(),
-            client=client.hex(),
-            nonce=nonce,
-            credential=check_name(credential.decode()),
-            plugin=check_name(plugin.decode()),
-            scopes=canonical_scopes(found),
-            expires=_MILLIS.unpack(expires)[0],
-        )
 
 
 class Reason(StrEnum):

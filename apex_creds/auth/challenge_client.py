@@ -91,7 +91,34 @@ class ClientKey(Closes):
             StorageError: There is no such file, or it can't be trusted.
             CorruptDocumentError: It is not a client's key.
         """
-        with _read(Path(path)) as seed:
+        path, buffer, filled = Path(path), bytearray(_FILE_BYTES + 1), 0
+        failure: ApexCredsError | None = None
+        with contextlib.suppress(OSError):
+            sweep(path)  # a key in clear, of a writer that was killed
+        try:
+            if not hasattr(os, "O_NOFOLLOW"):
+                check(path, os.lstat(path))
+            fd = os.open(path, os.O_RDONLY | OPEN_FLAGS)
+            with open(fd, "rb", 0) as raw, memoryview(buffer) as view:
+                check(path, os.fstat(fd))
+                while count := raw.readinto(view[filled:]):
+                    filled += count
+        except OSError as error:
+            failure = _cannot(path, error)
+        seed, end = None, len(_HEADER) + _SEED_TEXT
+        whole = failure is None and filled == _FILE_BYTES
+        if whole and buffer.startswith(_HEADER) and buffer[end:filled] == b"\n":
+            with memoryview(buffer) as view:
+                seed = decode_key(view[len(_HEADER) : end])
+        wipe(buffer)
+        if failure is not None:
+            raise failure
+        if seed is None:
+            raise CorruptDocumentError(
+                f"{path} is not a client's key.",
+                hint="Make one: apex-creds client keygen FILE",
+            )
+        with seed:
             return cls(public_key.SigningKey.from_seed(seed), clock=clock)
 
     @property
@@ -129,37 +156,6 @@ class ClientKey(Closes):
 
     def __reduce__(self) -> NoReturn:
         raise SecretMisuseError("A client's key can't be pickled or copied.")
-
-
-def _read(path: Path) -> SecretBytes:
-    buffer = bytearray(_FILE_BYTES + 1)
-    failure: ApexCredsError | None = None
-    filled = 0
-    with contextlib.suppress(OSError):
-        sweep(path)  # a key in clear, of a writer that was killed
-    try:
-        if not hasattr(os, "O_NOFOLLOW"):
-            check(path, os.lstat(path))
-        fd = os.open(path, os.O_RDONLY | OPEN_FLAGS)
-        with open(fd, "rb", 0) as raw, memoryview(buffer) as view:
-            check(path, os.fstat(fd))
-            while count := raw.readinto(view[filled:]):
-                filled += count
-    except OSError as error:
-        failure = _cannot(path, error)
-    seed, end = None, len(_HEADER) + _SEED_TEXT
-    whole = failure is None and filled == _FILE_BYTES
-    if whole and buffer.startswith(_HEADER) and buffer[end:filled] == b"\n":
-        with memoryview(buffer) as view:
-            seed = decode_key(view[len(_HEADER) : end])
-    wipe(buffer)
-    if failure is not None:
-        raise failure
-    if seed is None:
-        raise CorruptDocumentError(
-            f"{path} is not a client's key.", hint="Make one: apex-creds client keygen FILE"
-        )
-    return seed
 
 
 def _cannot(path: Path, error: OSError) -> ApexCredsError:

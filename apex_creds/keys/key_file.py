@@ -363,11 +363,24 @@ def read_keys(path: Path) -> Keys:
     """
     for _ in range(_REREADS):
         text = _read_once(path)
-        if text is not None:
-            try:
-                return _parse(path, text)
-            finally:
-                wipe(text)
+        if text is None:
+            continue
+        body = text.removesuffix(b"\n")
+        lines = body.split(b"\n") if len(text) <= _MAX_BYTES else [bytearray()]
+        keys: Keys = {}
+        try:
+            bad = next((n for n, each in enumerate(lines, 1) if not _parse_line(each, keys)), 0)
+        finally:
+            for secret in (text, body, *lines):
+                wipe(secret)
+        if not bad:
+            return keys
+        close_keys(keys)
+        raise WrongMasterKeyError(
+            f"Line {bad} of {path} is not a master key; the file was left as it is.",
+            hint="Each line is 'v<N> <base64 of 32 bytes>', in rising order; restore the "
+            "backup.",
+        )
     raise MasterKeyUnavailableError(f"{path} keeps changing.", hint="Try again.")
 
 
@@ -453,22 +466,6 @@ def _read_all(path: Path, fd: int) -> bytearray:
         wipe(buffer)
         return text
     raise failure
-
-
-def _parse(path: Path, text: bytearray) -> Keys:
-    body = text.removesuffix(b"\n")
-    lines = body.split(b"\n") if len(text) <= _MAX_BYTES else [bytearray()]
-    keys: Keys = {}
-    bad = next((n for n, line in enumerate(lines, 1) if not _parse_line(line, keys)), 0)
-    for secret in (body, *lines):
-        wipe(secret)
-    if not bad:
-        return keys
-    close_keys(keys)
-    raise WrongMasterKeyError(
-        f"Line {bad} of {path} is not a master key; the file was left as it is.",
-        hint="Each line is 'v<N> <base64 of 32 bytes>', in rising order; restore the backup.",
-    )
 
 
 def _parse_line(line: bytearray, keys: Keys) -> bool:

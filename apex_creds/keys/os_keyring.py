@@ -214,11 +214,22 @@ class KeyringProvider:
         alone = _process_lock() if self._given is None else contextlib.nullcontext()
         with _create_lock, alone:
             found = _find(backends, entry)
-            if found is None:
-                _keep(backends[0], entry, key)
-                return True
-        with found:
-            return found.equals(key)
+            new = found is None
+            if new:
+                text = encode_key(key)
+                try:
+                    _call(partial(_set, backends[0], entry, text))
+                finally:
+                    wipe(text)
+                found = _find(backends[:1], entry)
+        with found or SecretBytes(0) as there:
+            same = there.equals(key)
+        if new and not same:
+            raise MasterKeyUnavailableError(
+                f"The keyring backend {_name(type(backends[0]))} did not keep the master key.",
+                hint=_ALTERNATIVES,
+            )
+        return same
 
     def _add(self, entry: str, key: SecretBytes) -> None:
         if not self._keeps(entry, key):
@@ -275,21 +286,6 @@ def _find(backends: list[KeyringBackend], entry: str) -> SecretBytes | None:
                 hint="It was left as it is. Restore it from a backup of the keyring.",
             )
     return None
-
-
-def _keep(backend: KeyringBackend, entry: str, key: SecretBytes) -> None:
-    text = encode_key(key)
-    try:
-        _call(partial(_set, backend, entry, text))
-    finally:
-        wipe(text)
-    with _find([backend], entry) or SecretBytes.random(1) as back:
-        if back.equals(key):
-            return
-    raise MasterKeyUnavailableError(
-        f"The keyring backend {_name(type(backend))} did not keep the master key.",
-        hint=_ALTERNATIVES,
-    )
 
 
 def _call(function: Callable[[], _T]) -> _T:

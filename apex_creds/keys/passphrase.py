@@ -149,7 +149,22 @@ class PassphraseProvider:
         state_pin(home).delete_or_refuse()
 
     def _derive(self, params: Mapping[str, str], confirm: bool) -> SecretBytes:
-        salt, opslimit, memlimit = _checked(params)
+        if not params:  # as for every other provider
+            raise MasterKeyUnavailableError(
+                "The key store says that its master key comes from no passphrase.",
+                hint="Name where it is, or nothing: the key store knows it.",
+            )
+        text, salt = params.get("salt", ""), b""
+        with contextlib.suppress(ValueError):
+            salt = base64.b64decode(text, validate=True)
+        canonical = base64.b64encode(salt).decode() == text and len(salt) == _SALT_BYTES
+        opslimit = _bounded(params.get("opslimit", ""), *_OPSLIMIT)
+        memlimit = _bounded(params.get("memlimit", ""), *_MEMLIMIT)
+        if not (set(params) == _FIELDS and canonical and opslimit and memlimit):
+            raise CorruptDocumentError(
+                "The passphrase parameters of the key store are malformed or out of bounds.",
+                hint="Restore the key store from its backup.",
+            )
         with self._ask(confirm) as passphrase:
             with passphrase.view() as view:
                 weak = len(view) < MIN_PASSPHRASE_BYTES or len(set(view)) < _DIFFERENT
@@ -176,26 +191,6 @@ class PassphraseProvider:
                     closing.pop_all()
                     return first
         raise InvalidInputError("The two passphrases differ.", hint="Type the same one twice.")
-
-
-def _checked(params: Mapping[str, str]) -> tuple[bytes, int, int]:
-    if not params:  # as for every other provider
-        raise MasterKeyUnavailableError(
-            "The key store says that its master key comes from no passphrase.",
-            hint="Name where it is, or nothing: the key store knows it.",
-        )
-    text, salt = params.get("salt", ""), b""
-    with contextlib.suppress(ValueError):
-        salt = base64.b64decode(text, validate=True)
-    canonical = base64.b64encode(salt).decode() == text and len(salt) == _SALT_BYTES
-    opslimit = _bounded(params.get("opslimit", ""), *_OPSLIMIT)
-    memlimit = _bounded(params.get("memlimit", ""), *_MEMLIMIT)
-    if set(params) == _FIELDS and canonical and opslimit and memlimit:
-        return salt, opslimit, memlimit
-    raise CorruptDocumentError(
-        "The passphrase parameters of the key store are malformed or out of bounds.",
-        hint="Restore the key store from its backup.",
-    )
 
 
 def _bounded(text: str, low: int, high: int) -> int:

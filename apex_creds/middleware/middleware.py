@@ -696,10 +696,19 @@ class CredentialMiddleware:
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> object:
-        work = functools.partial(_caught, function, args, kwargs)
+        def caught() -> object:
+            try:
+                return function(*args, **kwargs)
+            except Exception:
+                raise
+            # An event loop would throw a ``GeneratorExit`` into the outermost coroutine that
+            # waits for the thread, past the one that redacts: it comes back as a value.
+            except BaseException as error:
+                return _Raised(error)
+
         async with self._threads.held():
             one = anyio.CapacityLimiter(1)  # not the host's own forty, either
-            result = await anyio.to_thread.run_sync(work, limiter=one)
+            result = await anyio.to_thread.run_sync(caught, limiter=one)
         if isinstance(result, _Raised):
             raise result.error
         return result
@@ -799,22 +808,6 @@ class _Raised(NamedTuple):
     """What ended a worker thread's function."""
 
     error: BaseException
-
-
-def _caught(
-    function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
-) -> object:
-    """Calls it; what is no ``Exception`` comes back as a value.
-
-    An event loop would throw a ``GeneratorExit`` into the outermost coroutine that waits
-    for the thread, past the one that redacts.
-    """
-    try:
-        return function(*args, **kwargs)
-    except Exception:
-        raise
-    except BaseException as error:
-        return _Raised(error)
 
 
 def report_denials(middleware: CredentialMiddleware, worker: RotationWorker) -> None:

@@ -111,8 +111,22 @@ def configure(environment: Mapping[str, str] = os.environ) -> Exporters:
         readers_to = () if metered else _wanted(environment, _METRICS)
         spans_to = [_span_exporter(name, environment) for name in to]
         readers = [_metric_reader(name, environment, stop) for name in readers_to]
-        traces = _trace_provider(spans_to) if spans_to else None
-        metrics = _meter_provider(readers) if readers else None
+        traces, metrics = None, None
+        if spans_to:
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+            traces = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+            for exporter in spans_to:
+                traces.add_span_processor(BatchSpanProcessor(exporter))
+            trace.set_tracer_provider(traces)
+        if readers:
+            from opentelemetry.metrics import set_meter_provider
+            from opentelemetry.sdk.metrics import MeterProvider
+
+            metrics = MeterProvider(readers, resource=_resource(), shutdown_on_exit=False)
+            set_meter_provider(metrics)
+            instruments.metering_on()
     except BaseException:
         for each in stop:
             each()
@@ -155,28 +169,6 @@ def _resource() -> Resource:
     if str(given.attributes[SERVICE_NAME]).startswith("unknown_service"):
         return given.merge(Resource({SERVICE_NAME: _SERVICE}))
     return given
-
-
-def _trace_provider(exporters: list[SpanExporter]) -> TracerProvider:
-    from opentelemetry import trace
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
-    for exporter in exporters:
-        provider.add_span_processor(BatchSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
-    return provider
-
-
-def _meter_provider(readers: list[MetricReader]) -> MeterProvider:
-    from opentelemetry.metrics import set_meter_provider
-    from opentelemetry.sdk.metrics import MeterProvider
-
-    provider = MeterProvider(readers, resource=_resource(), shutdown_on_exit=False)
-    set_meter_provider(provider)
-    instruments.metering_on()
-    return provider
 
 
 def _span_exporter(name: str, environment: Mapping[str, str]) -> SpanExporter:

@@ -119,8 +119,14 @@ class SharedStorageContract(StorageContract):
     async def test_a_refresh_that_is_cancelled_disturbs_nobody(self, tmp_path: Path) -> None:
         async with self.two(tmp_path) as (one, other):
             token = (await one.write("a", b"1", expected=None)).token
+
+            async def cancelled() -> None:
+                with anyio.CancelScope() as scope:
+                    scope.cancel()
+                    await other.refresh()
+
             async with anyio.create_task_group() as group:
-                group.start_soon(_cancelled_refresh, other)
+                group.start_soon(cancelled)
                 group.start_soon(other.refresh)
             assert other.change_token("a") == token
 
@@ -226,9 +232,3 @@ class SharedStorageContract(StorageContract):
             assert await one.read_lines("node_1", first=1, limit=1) == [b"\0second"]
             assert await one.read_lines("node_9", limit=1) == []
             assert await one.streams() == {"node_1": 3, "node_2": 1}
-
-
-async def _cancelled_refresh(storage: SharedStorage) -> None:
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        await storage.refresh()

@@ -202,9 +202,15 @@ class StorageContract:
     async def test_one_creator_wins(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as storage:
             won: list[int] = []
+
+            async def create(number: int) -> None:
+                with contextlib.suppress(ConflictError):
+                    await storage.write("a", b"%d" % number, expected=None)
+                    won.append(number)
+
             async with anyio.create_task_group() as group:
                 for number in range(6):
-                    group.start_soon(_create, storage, number, won)
+                    group.start_soon(create, number)
             stored = await storage.read("a")
             assert stored is not None
             assert [stored.data] == [b"%d" % number for number in won]
@@ -324,9 +330,22 @@ class StorageContract:
         async with self.opened(tmp_path) as storage:
             await storage.write("keystore", b"0", expected=None)
             await storage.write("a", b"0", expected=None)
+
+            async def follow(last: int) -> None:
+                """Appends the key store's number to "a", tied to it, until it is ``last``."""
+                number = -1
+                while number < last:
+                    keystore = (await storage.read_many(["keystore"]))["keystore"]
+                    before = (await storage.read_many(["a"]))["a"]
+                    data = before.data + b"," + keystore.data
+                    tie = Write("keystore", None, keystore.token)
+                    with contextlib.suppress(ConflictError):
+                        await storage.write_many([Write("a", data, before.token), tie])
+                        number = int(keystore.data)
+
             async with anyio.create_task_group() as group:
                 for _ in range(3):
-                    group.start_soon(_follow, storage, 12)
+                    group.start_soon(follow, 12)
                 for _ in range(12):
                     await _count_up(storage, 1, name="keystore")
             stored = await storage.read("a")
@@ -416,23 +435,3 @@ async def _count_up(storage: Storage, times: int, name: str = "a") -> None:
         with contextlib.suppress(ConflictError):
             await storage.write(name, b"%d" % (int(stored.data) + 1), expected=stored.token)
             times -= 1
-
-
-async def _follow(storage: Storage, last: int) -> None:
-    """Appends the number in the key store to "a", tied to it, until it is ``last``."""
-    number = -1
-    while number < last:
-        keystore = (await storage.read_many(["keystore"]))["keystore"]
-        before = (await storage.read_many(["a"]))["a"]
-        data = before.data + b"," + keystore.data
-        with contextlib.suppress(ConflictError):
-            await storage.write_many(
-                [Write("a", data, before.token), Write("keystore", None, keystore.token)]
-            )
-            number = int(keystore.data)
-
-
-async def _create(storage: Storage, number: int, won: list[int]) -> None:
-    with contextlib.suppress(ConflictError):
-        await storage.write("a", b"%d" % number, expected=None)
-        won.append(number)
