@@ -14,7 +14,11 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Callable
+from itertools import islice
 from typing import Annotated, TextIO
+
+import anyio.to_thread
 
 from apex_creds.cli import console
 from apex_creds.cli.command import (
@@ -37,7 +41,6 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.fs.private_files import write_all
 from apex_creds.model import (
-    ConnectionState,
     CredentialInfo,
     CredentialKind,
     DeliveryStyle,
@@ -46,6 +49,7 @@ from apex_creds.model import (
     key_of,
     shown_key,
 )
+from apex_creds.oauth.refresh import needs_person, renews_at
 from apex_creds.policy.display import show_span, show_time
 from apex_creds.vault import Vault
 
@@ -147,6 +151,7 @@ async def list_credentials(
 ) -> Report:
     """List the credentials, without their values."""
     found, now = await vault.list(principal=whose), time.time()
+    use = await _uses(vault)
     several = any(info.principal for info in found)
     columns = (
         *(("name", "of") if several else ("name",)),
@@ -158,7 +163,7 @@ async def list_credentials(
         if info.ends is not None and info.ends <= now:
             expires = Cell(f"{expires} (expired)", "red")
         elif info.connection is not None:
-            lost = info.connection.state is ConnectionState.NEEDS_RECONNECT
+            lost = needs_person(info)
             expires = Cell("needs reconnect", "red") if lost else f"{expires} (renewed)"
         elif info.rotation is not None:
             expires = _rotation_cell(info, expires)
@@ -167,7 +172,7 @@ async def list_credentials(
         delivered = (*named, info.kind, info.service, info.delivery, origins)
         rows.append((*delivered, _level(info), info.version, expires))
     return Report(
-        [as_json(info, now) for info in found],
+        [as_json(info, now) | use(info) for info in found],
         Rows(columns, rows, empty="No credentials yet. Store one with: apex-creds set NAME"),
     )
 
@@ -210,7 +215,9 @@ def as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
             "provider": connection.provider,
             "state": connection.state.value,
             "refreshed": show_time(connection.refreshed),
+            "attempted": show_time(connection.attempted),
             "outcome": connection.outcome,
+            "renews": show_time(renews_at(info)) or None,
             "by": connection.by,
         },
         "rotation": rotation_as_json(info),
@@ -245,11 +252,41 @@ def _moment(at: float) -> str | None:
 @command()
 async def show(vault: Vault, name: NameArgument, whose: ForOption = None) -> Report:
     """Show what is known of a credential, without its value."""
-    facts = as_json(await vault.get(name, principal=whose or ""), time.time())
+    info = await vault.get(name, principal=whose or "")
+    facts = as_json(info, time.time())
+    facts |= (await _uses(vault))(info)
     lines = [(key.replace("_", " "), _plain(v)) for key, v in facts.items()]
     return Report(facts, Fields(line for line in lines if line not in _UNSAID))
 
 
+async def _uses(vault: Vault) -> Callable[[CredentialInfo], dict[str, Json]]:
+    """Says when a credential was released last, as far as the newest events of the log go."""
+    found = await anyio.to_thread.run_sync(_last_uses, vault)
+    shown = vault.audit.shown
+
+    def use(info: CredentialInfo) -> dict[str, Json]:
+        at = found.get((shown(info.name), shown(info.principal)))
+        return {"last_used": show_time(at) or None}
+
+    return use
+
+
+def _last_uses(vault: Vault) -> dict[tuple[str, str], float]:
+    from apex_creds.audit.line import SHARED
+    from apex_creds.audit.verify import latest
+    from apex_creds.fs.home import audit_directory
+
+    found: dict[tuple[str, str], float] = {}
+    vault.audit.flush()
+    log = latest(audit_directory(vault.home), vault_id=vault.audit.vault_id)
+    for event in islice(log, _NEWEST):
+        if event.kind in ("redeem", "expose"):
+            whose = "" if event.detail == SHARED else event.principal
+            found.setdefault((event.credential, whose), event.time)
+    return found
+
+
+_NEWEST = 5_000
 _UNSAID = (("connection", "-"), ("rotation", "-"), ("principal", "-"))
 
 

@@ -22,7 +22,8 @@ from apex_creds.cli.console import Fields, Json, Report, done
 from apex_creds.cli.program import flag, option
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import VaultExistsError
-from apex_creds.model import CredentialKind
+from apex_creds.model import CredentialKind, shown_key
+from apex_creds.oauth.refresh import needs_person
 from apex_creds.policy.display import show_time
 from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault
@@ -115,7 +116,7 @@ def status(chosen: Settings) -> Report:
     async def work(vault: Vault) -> dict[str, Json]:
         listed, now = await vault.list(), time.time()
         kinds = Counter(info.kind for info in listed)
-        ends = [info.expires for info in listed if info.expires is not None]
+        ends = [info.ends for info in listed if info.ends is not None]
         granted = await vault.grants()
         keys = await undone(RotationWorker(vault).engine)
         return {
@@ -123,6 +124,7 @@ def status(chosen: Settings) -> Report:
             "credentials": len(listed),
             "kinds": {kind.value: kinds[kind] for kind in CredentialKind if kinds[kind]},
             "expired": sum(end <= now for end in ends),
+            "needs_reconnect": [shown_key(i.key) for i in listed if needs_person(i)],
             "next_expiry": show_time(min((end for end in ends if end > now), default=None)),
             "grants": len(granted),
             "rotation": rotation_check(keys).detail,
@@ -149,6 +151,8 @@ def status(chosen: Settings) -> Report:
         text = str(value)
         if isinstance(value, bool):
             text = "runs" if value else "none runs"
+        elif isinstance(value, list):
+            text = ", ".join(map(str, value))
         elif isinstance(value, dict):
             text = ", ".join(f"{count} {kind}" for kind, count in value.items())
         if name not in left_out:

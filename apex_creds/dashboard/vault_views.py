@@ -266,6 +266,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         kind: Empty: there is none of that name (any more).
         rule: What its level decides where no rule matches: ``allow``, ``ask``, ``deny``.
         factor: Whether its level takes a second factor: ``each``, ``window`` or empty.
+        connection: Of a token that is renewed: its state, and ``renewed``, ``outcome``, ``by``.
     """
 
     name: str
@@ -275,6 +276,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     origins: tuple[str, ...] = ()
     rule: str = ""
     factor: str = ""
+    connection: str = ""
+    renewed: float = 0.0
+    outcome: str = ""
+    by: str = ""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -386,11 +391,16 @@ def _row(name: str, info: CredentialInfo | None, policy: Policy | None, names: N
         return Row(name=names.credential(name))
     level = None if policy is None else policy.levels[info.sensitivity]
     factor = NEVER if level is None else level.second_factor
+    found = info.connection
     return Row(
         name=names.credential(name),
         kind=info.kind.value,
         level=info.sensitivity.value,
-        expires=info.expires,
+        expires=info.ends,
+        connection="" if found is None else found.state.value,
+        renewed=0.0 if found is None else found.refreshed,
+        outcome="" if found is None else text(found.outcome),
+        by="" if found is None else text(found.by),
         origins=() if names.hidden else tuple(map(str, info.origins[:_MANY])),
         rule="" if level is None else level.decision.value,
         factor="" if factor == NEVER else "each" if factor == EACH_LEASE else "window",

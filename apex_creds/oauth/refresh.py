@@ -98,12 +98,17 @@ def is_due(info: CredentialInfo, now: float) -> bool:
     The moment differs between credentials (jitter), so that those that were connected
     together are not renewed together.
     """
-    found = info.connection
-    if found is None or info.expires is None or needs_person(info):
-        return False
+    at = renews_at(info)
+    return at is not None and (at <= now or _is_of_another_time(info, now))
+
+
+def renews_at(info: CredentialInfo) -> float | None:
+    """When it is renewed in the background, Unix seconds; None: it is not."""
+    if info.connection is None or info.expires is None or needs_person(info):
+        return None
     spread = 1 + zlib.crc32(info.id.encode()) / (1 << 32)
     early = min(_MARGIN, life_of(info) * _PART) * spread
-    return info.expires - early <= now or _is_of_another_time(info, now)
+    return info.expires - early
 
 
 def needs_person(info: CredentialInfo) -> bool:

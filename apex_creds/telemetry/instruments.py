@@ -63,6 +63,9 @@ class KeySource(Protocol):
     def records_left(self) -> int:
         """How many credentials in memory are not under their primary key version."""
 
+    def connections(self) -> Mapping[tuple[str], int]:
+        """How many OAuth connections in memory are in each state."""
+
 
 class _Outlet(Protocol):
     @property
@@ -341,6 +344,13 @@ def _observe(meter: Meter) -> None:
         lambda: {(): sum(source.records_left() for source in list(_keys.values()))}
     )
     gauge(semconv.RECORDS_LEFT, left, description="Credentials left to re-encrypt.")
+    connected = _observed(
+        lambda: _merged(
+            each for source in list(_keys.values()) for each in source.connections().items()
+        ),
+        semconv.CONNECTION_STATE,
+    )
+    gauge(semconv.CONNECTIONS, connected, description="OAuth connections.")
     events = _observed(
         lambda: _merged(each for source in list(_sources) for each in source.log_events()),
         semconv.AUDIT_KIND,

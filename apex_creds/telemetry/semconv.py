@@ -59,6 +59,8 @@ AUDIT_SIZE: Final = "apex_creds.audit.size"
 AUDIT_ROOT: Final = "apex_creds.audit.root"
 AUDIT_KIND: Final = "apex_creds.audit.kind"
 
+CONNECTION_STATE: Final = "apex_creds.connection.state"
+
 ERROR_TYPE: Final = "error.type"
 GEN_AI_OPERATION: Final = "gen_ai.operation.name"
 GEN_AI_TOOL: Final = "gen_ai.tool.name"
@@ -77,6 +79,7 @@ INVOKE_DURATION: Final = "apex_creds.invoke.duration"
 ROTATION_DURATION: Final = "apex_creds.rotation.duration"
 KEY_AGE: Final = "apex_creds.key.age"
 RECORDS_LEFT: Final = "apex_creds.records.left"
+CONNECTIONS: Final = "apex_creds.connections"
 AUDIT_QUEUE: Final = "apex_creds.audit.queue"
 AUDIT_DROPS: Final = "apex_creds.audit.drops"
 AUDIT_EVENTS: Final = "apex_creds.audit.events"
@@ -98,6 +101,7 @@ METRICS: Final = (
     ROTATION_DURATION,
     KEY_AGE,
     RECORDS_LEFT,
+    CONNECTIONS,
     AUDIT_QUEUE,
     AUDIT_DROPS,
     AUDIT_EVENTS,

@@ -9,21 +9,26 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from typing import Final
 
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.sections import Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import VaultSealedError
 from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.model import SECTIONS, ConnectionState, CredentialKind
 from apex_creds.telemetry.instruments import KeyAge
+
+_NONE: Final = {(state.value,): 0 for state in ConnectionState}
 
 
 class KeyGauges:
-    """Ages of keys, and records left to re-encrypt, of one vault."""
+    """Ages of keys, records left to re-encrypt, and OAuth connections, of one vault."""
 
     def __init__(self, store: DocumentStore) -> None:
         self._store = weakref.ref(store)  # metrics keep no vault alive
         self._counted: dict[str, tuple[Section, Keystore, int]] = {}
+        self._connected: tuple[Section | None, Counter[tuple[str]]] = None, Counter(_NONE)
 
     def key_ages(self) -> Iterator[KeyAge]:
         """The oldest version of each level and state."""
@@ -68,6 +73,18 @@ class KeyGauges:
                 known = self._counted[section.name] = (section, keystore, count)
             left += known[2]
         return left
+
+    def connections(self) -> Counter[tuple[str]]:
+        """How many OAuth connections in memory are in each state."""
+        store, _ = self._now()
+        tokens = SECTIONS[CredentialKind.OAUTH_TOKEN]
+        for section in () if store is None else store.sections.in_memory():
+            if section.name == tokens and section is not self._connected[0]:
+                states = (r.info.connection for r in section.records.values())
+                counts = Counter((each.state.value,) for each in states if each)
+                counts.update(_NONE)  # so that an alert sees the first one that is lost
+                self._connected = section, counts
+        return self._connected[1]
 
     def _now(self) -> tuple[DocumentStore | None, Keystore | None]:
         """The documents, and the key store in memory; None where there is none."""

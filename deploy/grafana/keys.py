@@ -97,6 +97,15 @@ def keys() -> Dashboard:
                     "Rises with a new primary version, and must come down to zero.",
                     (f"max by (job) (apex_creds_records_left{{{JOB}}})", "{{job}}"),
                 ),
+                lines(
+                    "OAuth connections",
+                    "By state. What needs to be connected again is refused until it is.",
+                    (
+                        f"""max by (apex_creds_connection_state)
+                        (apex_creds_connections{{{JOB}}})""",
+                        "{{apex_creds_connection_state}}",
+                    ),
+                ),
             ),
             "Rotations": (
                 lines(

@@ -25,8 +25,10 @@ from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form
 from apex_creds.oauth.refresh import refresher_of
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
+from apex_creds.telemetry import semconv
 from tests.oauth.test_connect import SCOPE, somebody
 from tests.support.oidc import Server
+from tests.support.recording import recording
 from tests.support.worlds import World, _templates
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
@@ -530,3 +532,23 @@ async def test_the_error_that_a_plugin_gets_has_no_frame_with_a_token(
     assert len(caught) == 3
     for shown in caught:
         assert not [each for each in canaries if each in shown]
+
+
+# -- what is shown ---------------------------------------------------------------------
+
+
+async def test_states_of_connections_are_a_metric(
+    world: World, connected: CredentialInfo
+) -> None:
+    with recording() as seen:
+        assert dict(seen.values(semconv.CONNECTIONS))
+        assert connected.connection is not None
+        lost = msgspec.structs.replace(
+            connected.connection, state=ConnectionState.NEEDS_RECONNECT
+        )
+        await world.vault.note_connection(connected, lost)
+        counts = {
+            dict(key)[semconv.CONNECTION_STATE]: value
+            for key, value in seen.values(semconv.CONNECTIONS).items()
+        }
+    assert counts == {"connected": 0, "refreshing": 0, "needs_reconnect": 1}

@@ -25,6 +25,7 @@ function about(cell, plugin, credential) {
   const add = (name, ...value) => rows.push(h("dt", {}, name), h("dd", {}, ...value));
   if (credential.kind) add("level", credential.level, credential.factor ? `, with a second factor ${credential.factor === "each" ? "for each lease" : "now and then"}` : "");
   else add("credential", "there is none of that name");
+  if (credential.connection) add("connection", credential.connection.replaceAll("_", " "), `, last refresh ${moment(credential.renewed)}: `, word(credential.outcome), credential.by ? [", connected by ", word(credential.by)] : "");
   if (credential.origins.length) add("sent to", credential.origins.flatMap((o, at) => [at ? ", " : "", word(o)]));
   if (cell.grant) {
     add("grant", GRANTS[cell.grant], cell.created ? ` since ${moment(cell.created)}` : "", cell.by ? [" by ", word(cell.by)] : "");
@@ -57,6 +58,7 @@ function head({ credential, over }) {
   return h("th", { scope: "row" }, word(credential.name, "mono"),
     h("span", { class: "level", data: { level: credential.level } }, credential.kind ? credential.level : "not there"),
     credential.factor ? h("span", { class: "level", title: "takes a second factor", data: { level: "factor" } }, "2nd factor") : "",
+    credential.connection === "needs_reconnect" ? h("span", { class: "level", data: { level: "critical" } }, "needs reconnect") : "",
     over ? h("span", { class: "level", data: { level: "critical" } }, "expired") : "");
 }
 
