@@ -47,6 +47,8 @@ def adapter(
 
 
 class _Adapter(HTTPAdapter):
+    __attrs__ = (*HTTPAdapter.__attrs__, "_binding")  # of a copy: names, and no secret
+
     def __init__(self, binding: Binding, **options: Any) -> None:
         self._binding = binding
         super().__init__(**options)

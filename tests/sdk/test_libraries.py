@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import json
+import os
+import pickle
+import socket
 import threading
 
+import httpx
+import httpx2
 import pytest
 
 from apex_creds import sdk
@@ -277,3 +284,55 @@ async def test_a_stream_that_is_left_early_gives_its_place_back(
             lines.close()
 
     await ran(world, library, in_coroutine if library.asynchronous else in_thread)
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize(
+    "made", [sdk.requests.session, sdk.httpx.transport, sdk.httpx2.transport]
+)
+async def test_a_copy_has_names_and_no_secret(world, service, made, copied) -> None:
+    await service.allow(world)
+    clients = {sdk.httpx.transport: httpx.Client, sdk.httpx2.transport: httpx2.Client}
+
+    def use(thing) -> int:
+        client = thing if made is sdk.requests.session else clients[made](transport=thing)
+        return client.get(f"{service.origin}/").status_code
+
+    original = made("web")
+    assert await world.call(lambda: use(original), needs=NEED) == 200
+    again = copied(original)
+    assert not has_secret(again)
+    assert SECRET.encode() not in pickle.dumps(original)
+    assert await asyncio.to_thread(use, again) == 403
+    assert await world.call(lambda: use(again), needs=NEED) == 200
+
+
+async def test_a_process_that_is_forked_has_no_rights(world, service) -> None:
+    client = sdk.requests.session("web")
+    await service.allow(world)
+
+    def action() -> str:
+        assert client.get(f"{service.origin}/").status_code == 200
+        ours, theirs = socket.socketpair()
+        child = os.fork()
+        if child == 0:
+            try:
+                theirs.sendall(client.get(f"{service.origin}/").text.encode())
+            finally:
+                os._exit(0)
+        theirs.close()
+        with ours, ours.makefile() as answer:
+            said = answer.read()
+        os.waitpid(child, 0)
+        return said
+
+    said = json.loads(await world.call(action, needs=NEED))
+    assert said["error"]["type"] == "permission_error"
+    assert len(service.requests) == 1
