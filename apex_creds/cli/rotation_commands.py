@@ -29,7 +29,9 @@ from apex_creds.cli.program import HELP, argument, flag, option
 from apex_creds.errors import ConflictError, InvalidInputError
 from apex_creds.model import CredentialInfo, RotationStage
 from apex_creds.policy.display import show_span, show_time
+from apex_creds.rotators.dynamic import logins_document
 from apex_creds.rotators.plan import MOST_REFUSALS
+from apex_creds.rotators.registry import is_dynamic
 from apex_creds.rotators.rotation import Rotations, is_wrong
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.rotation_state import (
@@ -230,7 +232,8 @@ async def _finish(
 async def status(vault: Vault) -> Report:
     """Levels, versions and states; what each version still protects; what is next."""
     found = await rotation_status(RotationWorker(vault).engine, destroyed=False)
-    rotated = [info for info in await vault.list() if info.rotation is not None]
+    rotated = [info for info in await vault.list(principal="") if info.rotation is not None]
+    logins = (await logins_document(vault.store).read()).open.values()
     data: dict[str, Json] = {
         "versions": [_as_json(line) for line in found.lines],
         "next_due": {level.value: show_time(at) for level, at in found.due.items()},
@@ -247,6 +250,15 @@ async def status(vault: Vault) -> Report:
         "by_hand": sorted(level.value for level in found.by_hand),
         "waiting_events": [kind_of(item.event) for item in found.state.queue],
         "credentials": [{"name": each.name, **_rotation_of(each)} for each in rotated],
+        "logins": [
+            {
+                "credential": each.credential,
+                "until": show_time(each.until),
+                "ending": each.ending,
+                "failures": each.failures,
+            }
+            for each in logins
+        ],
     }
     columns = ("level", "key", "version", "state", "protects", "encryptions", "since")
     rows = [
@@ -270,6 +282,17 @@ async def status(vault: Vault) -> Report:
         text = f"due now: {step.action.value} {step.level.value}{about} ({step.reason})"
         parts.append(Note(text))
     parts += [_shown(each) for each in rotated]
+    for login in logins:
+        until = show_time(login.until)
+        if login.ending:
+            parts.append(
+                Note(
+                    f"{safe(login.credential)}: a login that has ended was not revoked "
+                    f"({login.failures} tries); it ends by itself at {until}"
+                )
+            )
+        else:
+            parts.append(f"{safe(login.credential)}: a login is in use, until {until}")
     return Report(data, *parts)
 
 
@@ -281,6 +304,8 @@ def _shown(info: CredentialInfo) -> Part:
     """A line about a credential that is replaced at its provider."""
     state = info.rotation
     assert state is not None
+    if is_dynamic(info):
+        return f"{safe(info.name)}: made anew for each lease"
     text = f"{safe(info.name)}: replaced by {safe(state.rotator.partition(':')[0])}"
     if state.stage is RotationStage.NEEDS_PERSON:
         return Note(f"{text}; it needs a person: apex-creds rotate credential NAME")

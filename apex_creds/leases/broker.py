@@ -52,6 +52,8 @@ from apex_creds.oauth.refresh import has_expired, refresher_of
 from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
+from apex_creds.rotators.dynamic import DynamicCredentials
+from apex_creds.rotators.registry import is_dynamic
 from apex_creds.telemetry import semconv, tracing
 from apex_creds.telemetry.tracing import Step
 from apex_creds.vault import Facts, Opened, Vault
@@ -130,6 +132,7 @@ class LeaseBroker:
         self.search: AnswerSearch | None = None
         self.authorizer = Authorizer(vault)
         self.refresher = refresher_of(vault)
+        self.dynamic = DynamicCredentials(vault)
         self.shared = vault.store.shared is not None
         vault.watch_revocations(self._on_revoked)
         vault.obey_lockdown()
@@ -364,6 +367,9 @@ class LeaseBroker:
             caller = self._permitted_now(lease, request, state, signed=signed)
             await self.authorizer.admit_across_processes(lease, caller)
             state = await self._vault.facts(lease.key)
+        record = state.record
+        if record is not None and record.info.rotation is not None and is_dynamic(record.info):
+            state = await self._with_login(lease, request, state, signed=signed)
         return self._redeem(lease, request, state, signed=signed)
 
     def redeem_blocking(self, lease: Lease, request: AccessRequest) -> tuple[Record, Opened]:
@@ -378,7 +384,23 @@ class LeaseBroker:
             caller = self._permitted_now(lease, request, state)
             self.authorizer.admit_across_processes_blocking(lease, caller)
             state = self._facts_blocking(lease.key)
+        record = state.record
+        if record is not None and record.info.rotation is not None and is_dynamic(record.info):
+            state = BACKGROUND.call(partial(self._with_login, lease, request, state))
         return self._redeem(lease, request, state)
+
+    async def _with_login(
+        self, lease: Lease, request: AccessRequest, state: Facts, *, signed: bool = False
+    ) -> Facts:
+        """The state with a login of this lease's own, for a use that all else permits."""
+        assert state.record is not None
+        caller = self._permitted_now(lease, request, state, signed=signed)
+        try:
+            made = await self.dynamic.record_for(lease, state.record)
+        except TokenError:
+            self._log_denial(caller, state.record.info.key, Reason.NOT_REFRESHED)
+            raise
+        return state._replace(record=made)
 
     async def _with_valid_token(
         self, lease: Lease, request: AccessRequest, state: Facts, *, signed: bool
@@ -639,6 +661,7 @@ class LeaseBroker:
         self.timer.close()
         self.authorizer.close()
         await self.connections.close()
+        await self.dynamic.close()
 
     # -- inside ------------------------------------------------------------------
 

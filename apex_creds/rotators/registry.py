@@ -6,13 +6,15 @@ repeated in an error. A credential gets a rotator only if that can rotate its ki
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib import import_module
 from typing import Final, Protocol
 
 from apex_creds import extensions
 from apex_creds.audit.events import EventKind
 from apex_creds.errors import InvalidInputError
-from apex_creds.model import SECTIONS, CredentialInfo, Rotation, RotationStage
+from apex_creds.model import SECTIONS, CredentialInfo, CredentialKind, Rotation, RotationStage
+from apex_creds.rotators import openbao_database
 from apex_creds.rotators.protocol import Rotator
 from apex_creds.vault import Vault, credential_writes
 
@@ -23,6 +25,9 @@ BUILT_IN: Final = {
     "postgres-role": "apex_creds.rotators.postgres_role",
     "redis-acl": "apex_creds.rotators.redis_acl",
 }
+
+
+DYNAMIC: Final = "openbao-database"
 
 
 class FromUri(Protocol):
@@ -47,10 +52,15 @@ def rotator_from_uri(uri: str) -> Rotator:
     if not isinstance(made, Rotator):
         raise InvalidInputError(
             "There is no such rotator.",
-            hint=f"Use {', '.join(BUILT_IN)}, or install the package that has it "
+            hint=f"Use {', '.join([*BUILT_IN, DYNAMIC])}, or install the package that has it "
             "(docs/EXTENDING.md).",
         )
     return made
+
+
+def is_dynamic(info: CredentialInfo) -> bool:
+    """Whether a credential's value is made for each lease; see ``dynamic``."""
+    return info.rotation is not None and info.rotation.rotator.startswith(f"{DYNAMIC}:")
 
 
 async def configure(
@@ -104,11 +114,15 @@ async def configure(
             since=before.since if before else info.version,
             changed=before.changed if before else info.updated,
         )
-        rotator = rotator_from_uri(made.rotator)
-        if info.kind not in rotator.kinds or info.connection is not None:
+        if made.rotator.startswith(f"{DYNAMIC}:"):
+            openbao_database.from_uri(made.rotator)
+            kinds: Collection[CredentialKind] = (CredentialKind.BASIC,)
+        else:
+            kinds = rotator_from_uri(made.rotator).kinds
+        if info.kind not in kinds or info.connection is not None:
             raise InvalidInputError(
                 f"This rotator can't replace a credential of kind {info.kind}.",
-                hint=f"It is for {', '.join(sorted(rotator.kinds))}.",
+                hint=f"It is for {', '.join(sorted(kinds))}.",
             )
         changes = credential_writes.Edit(rotation=made, replaces=info.version, rotates=before)
     vault.record(EventKind.PUT, credential=name, detail=str(changes))

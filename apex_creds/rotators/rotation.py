@@ -44,8 +44,8 @@ from apex_creds.model import (
 )
 from apex_creds.rotators import plan
 from apex_creds.rotators.protocol import Mode, Rotator, Task
-from apex_creds.rotators.registry import rotator_from_uri
-from apex_creds.storage.base import Leads
+from apex_creds.rotators.registry import is_dynamic, rotator_from_uri
+from apex_creds.storage.base import Leadership, Leads
 from apex_creds.telemetry import instruments
 from apex_creds.vault import Vault, credential_writes
 from apex_creds.vault.lookup import PutItem
@@ -173,7 +173,9 @@ class Rotations:
             How many credentials could not be rotated.
         """
         for info in await self._vault.list(principal=""):
-            if info.rotation is None or self._next(info) is None or self._pauses_now(info.name):
+            if info.rotation is None or is_dynamic(info):
+                continue
+            if self._next(info) is None or self._pauses_now(info.name):
                 continue
             with contextlib.suppress(ApexCredsError):
                 await self.advance(info.name, wait=False)
@@ -192,7 +194,7 @@ class Rotations:
             async with self._leads(info) as lead:
                 if lead:
                     await self._vault.refresh()
-                    return await self._all_steps(name)
+                    return await self._all_steps(name, lead)
             if not wait or clock.monotonic() > deadline:
                 raise ConflictError(
                     f"Another process is replacing {name!r} at its provider.",
@@ -202,15 +204,15 @@ class Rotations:
             await self._vault.refresh()
 
     @contextlib.asynccontextmanager
-    async def _leads(self, info: CredentialInfo) -> AsyncIterator[bool]:
+    async def _leads(self, info: CredentialInfo) -> AsyncIterator[Leadership]:
         storage = self._vault.store.storage
         if not isinstance(storage, Leads):
-            yield True
+            yield Leadership(held=True)
             return
         async with storage.leader(f"rotate_{info.id}") as lead:
-            yield bool(lead)
+            yield lead
 
-    async def _all_steps(self, name: str) -> CredentialInfo:
+    async def _all_steps(self, name: str, lead: Leadership) -> CredentialInfo:
         failed: RotatorError | None = None
         while True:
             record = (await self._vault.facts(name)).record
@@ -222,6 +224,8 @@ class Rotations:
             if step is None:
                 return record.info
             await self._vault.check_not_locked_down()
+            if not lead:  # lost with a connection: another process may be at it by now
+                raise ConflictError(f"The rotation of {name!r} goes on elsewhere.")
             try:
                 # Cancelled between an answer and its commit, it would lose what was answered.
                 await run_to_completion(self._take(record, step))
@@ -476,6 +480,10 @@ def _state_of(info: CredentialInfo) -> Rotation:
         raise InvalidInputError(
             f"Nothing replaces {info.name!r} at its provider.",
             hint="Choose a rotator: apex-creds edit NAME --rotator URI",
+        )
+    if is_dynamic(info):
+        raise InvalidInputError(
+            f"{info.name!r} is made anew for each lease.", hint="There is nothing to rotate."
         )
     return info.rotation
 

@@ -15,6 +15,8 @@ from typing import Final
 
 from apex_creds.errors import ApexCredsError, InvalidInputError, NotFoundError
 from apex_creds.model import CredentialInfo
+from apex_creds.rotators.dynamic import DynamicCredentials
+from apex_creds.rotators.registry import is_dynamic
 from apex_creds.rotators.rotation import Rotations
 from apex_creds.scheduler.rotation_state import (
     CompromiseSuspected,
@@ -46,6 +48,7 @@ class CredentialRotation:
         self._vault = vault
         self._next_fire = next_fire
         self.rotations = rotations or Rotations(vault)
+        self._dynamic = DynamicCredentials(vault)
 
     async def run(self) -> int:
         """Does what is due.
@@ -60,10 +63,18 @@ class CredentialRotation:
                     await self.rotations.ask(info.name)
         return await self.rotations.run_due()
 
+    async def revoke_left(self) -> int:
+        """Revokes logins that were made on demand and whose leases have ended.
+
+        Returns:
+            How many could not be revoked.
+        """
+        return await self._dynamic.revoke_left()
+
     def is_due(self, info: CredentialInfo, now: float) -> bool:
         """Whether a credential is to be replaced by the clock."""
         state = info.rotation
-        if state is None or state.asked >= state.since:
+        if state is None or is_dynamic(info) or state.asked >= state.since:
             return False
         if info.expires is not None:
             life = max(0.0, info.expires - state.changed)
@@ -80,7 +91,7 @@ class CredentialRotation:
         return {
             PREFIX + info.name: info.version
             for info in await self._vault.list(principal="")
-            if info.rotation is not None and chosen(info)
+            if info.rotation is not None and not is_dynamic(info) and chosen(info)
         }
 
     async def _chosen(self, event: Event) -> Callable[[CredentialInfo], bool]:

@@ -375,6 +375,12 @@ class RotationWorker:
         """Replaces secrets at their providers when they are due."""
         await self._vault.check_not_locked_down()
         wrong = await self._credentials.run()
+        left = await self._credentials.revoke_left()
+        if left:
+            raise RotatorError(
+                f"{left} logins that have ended could not be revoked at their provider.",
+                hint="See: apex-creds rotation status",
+            )
         if wrong:
             raise RotatorError(
                 f"{wrong} credentials could not be replaced at their providers.",

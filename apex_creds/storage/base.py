@@ -34,6 +34,7 @@ GRANTS: Final = "grants"
 STATE_DOCUMENTS: Final = (
     "access",
     "audit_state",
+    "dynamic",
     GRANTS,
     "limits",
     "migration",

@@ -180,6 +180,7 @@ def test_status_says_what_each_version_protects_and_what_is_next(vault):
         "waiting_events",
         "by_hand",
         "credentials",
+        "logins",
     }
     assert (found["due_now"], found["waiting_events"], found["by_hand"]) == ([], [], [])
     assert set(found["next_due"]) == {"master", "kek", "dek"}

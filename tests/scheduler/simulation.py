@@ -15,22 +15,42 @@ import os
 import random
 import selectors
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
 from msgspec.structs import replace
 
+from apex_creds.clocks import Ends
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.keystore import Keystore, MasterKeySource
-from apex_creds.documents.records import open_record
+from apex_creds.documents.records import Record, open_record
 from apex_creds.documents.store import DocumentStore
-from apex_creds.errors import ConflictError, MasterKeyNotFoundError
+from apex_creds.errors import ConflictError, MasterKeyNotFoundError, RotatorError
 from apex_creds.keys.keyset import KeyState
-from apex_creds.model import SECTIONS, ApiKey, GenericSecret, Secret
+from apex_creds.model import (
+    SECTIONS,
+    ApiKey,
+    CredentialInfo,
+    GenericSecret,
+    Rotation,
+    RotationStage,
+    Secret,
+)
+from apex_creds.policy.grants import Grants
+from apex_creds.rotators import Mode, Rotations, Task
 from apex_creds.scheduler.compromise import declare
+from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.event_queue import EventQueue
 from apex_creds.scheduler.reencryption import Pace
@@ -47,12 +67,15 @@ from apex_creds.scheduler.rotation_state import (
     rotation_document,
 )
 from apex_creds.scheduler.schedule import DAY, Level, LevelPolicy, Policies
-from apex_creds.storage.base import Write
+from apex_creds.storage.base import Leadership, Write
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import create, credential_writes
-from apex_creds.vault.lookup import Opened, PutItem
+from apex_creds.vault.lookup import Facts, Opened, PutItem
+from tests.support.fake_rotator import FakeRotator, Provider
 from tests.support.vaults import FakeClock, NoNote
 
+_FIRST = b"the first value"
+_PENDING = "pending_value"
 NAMES = [f"name{number}" for number in range(4)]
 SERVICES = ["one", "one", "two"]
 
@@ -93,6 +116,7 @@ class Chaos:
         self.calls = 0
         self.crashes = 0
         self.armed = True
+        self.leaders: dict[str, Mortal] = {}
 
     async def around(self, owner: Mortal, call: Callable[[], Awaitable[Any]]) -> Any:
         """One call of a storage or a provider."""
@@ -165,6 +189,23 @@ class ChaoticStorage:
     async def close(self) -> None:
         pass
 
+    @asynccontextmanager
+    async def leader(self, what: str) -> AsyncIterator[Leadership]:
+        """Of who replaces a secret there is one at a time; keys are renewed by any."""
+        if not what.startswith("rotate_"):
+            yield Leadership(held=True)
+            return
+        holder = self._chaos.leaders.get(what)
+        if holder is not None and not holder.dead:
+            yield Leadership(held=False)
+            return
+        self._chaos.leaders[what] = self._owner
+        try:
+            yield Leadership(held=True)
+        finally:
+            if self._chaos.leaders.get(what) is self._owner:
+                del self._chaos.leaders[what]
+
 
 class Keyring:
     """The master keys that all workers share."""
@@ -204,6 +245,80 @@ class ChaoticProvider:
         await self._call(lambda: self._ring.keys.pop(version, None))
 
 
+class ChaoticRotator(FakeRotator):
+    """One worker's way to a provider that all share."""
+
+    def __init__(self, world: World, mode: Mode, life: Mortal) -> None:
+        super().__init__(world.providers[mode], mode)
+        self._chaos, self._life = world.chaos, life
+
+    async def _call(self, step: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        if self._life.dead:
+            raise Crash
+        return await self._chaos.around(self._life, lambda: step(*args))
+
+    async def create(self, task: Task) -> Any:
+        return await self._call(super().create, task)
+
+    async def set(self, task: Task, new: Secret) -> None:
+        await self._call(super().set, task, new)
+
+    async def test(self, task: Task, new: Secret) -> None:
+        await self._call(super().test, task, new)
+
+    async def finish(self, task: Task, old: Secret) -> None:
+        await self._call(super().finish, task, old)
+
+
+class Facade:
+    """What rotations ask of a vault, over a worker's documents."""
+
+    def __init__(self, store: DocumentStore, clock: FakeClock) -> None:
+        self.store, self.clock, self.ends = store, clock, Ends(clock)
+        self.audit = self
+
+    def encode(self, event: object) -> bytes:
+        return b""
+
+    def record(self, *args: object, **fields: object) -> None:
+        pass
+
+    async def check_not_locked_down(self) -> None:
+        pass
+
+    async def grants(self) -> list[object]:
+        return []
+
+    async def refresh(self) -> None:
+        await self.store.keystore()
+
+    async def list(self, *, principal: str) -> list[CredentialInfo]:
+        found = (await self.store.sections.read("api_keys")).records
+        return [record.info for record in found.values()]
+
+    async def get(self, name: str) -> CredentialInfo:
+        record = (await self.facts(name)).record
+        assert record is not None, name
+        return record.info
+
+    async def facts(self, name: str) -> Facts:
+        while True:
+            record = (await self.store.sections.read("api_keys")).records.get(name)
+            await self.store.keystore()
+            now = self.store.sections.now("api_keys")
+            if now is not None and now.records.get(name) is record:
+                return Facts(Grants(), record)
+
+    def release(self, record: Record, event: bytes) -> Opened:
+        keystore = self.store.unsealed()
+        vault_id = bytes.fromhex(keystore.header.vault_id)
+        whole = open_record(record, vault_id=vault_id, find_key=keystore.dek)
+        return Opened(whole, record.info.kind)
+
+    async def put_many(self, items: Iterable[PutItem]) -> None:
+        await credential_writes.put(self.store, "api_keys", list(items), clock=self.clock)
+
+
 @dataclass
 class World:
     """What outlives every crash, and what was told to whom."""
@@ -218,6 +333,10 @@ class World:
     readers: list[tuple[str, set[str | None]]] = field(default_factory=list)
     writers: dict[str, list[Worker]] = field(default_factory=dict)
     cut_off: dict[str, bool] = field(default_factory=dict)
+    providers: dict[Mode, Provider] = field(
+        default_factory=lambda: {mode: Provider(valid={_FIRST}) for mode in Mode}
+    )
+    replaced: int = 0
     events: list[Event] = field(default_factory=list)
     suspected: set[tuple[str, int]] = field(default_factory=set)
     latest: float = 0.0
@@ -266,14 +385,23 @@ class Worker:
             next_fire=lambda *_: None,
             pace=Pace(slice_records=2),
         )
-        self.bus = EventQueue(self.store, self.document, reactor=Reactor())
+        facade: Any = Facade(self.store, world.clock)
+        self.rotations = Rotations(
+            facade, find=lambda uri: ChaoticRotator(world, Mode(uri), self.life)
+        )
+        self.credentials = CredentialRotation(
+            facade, next_fire=lambda *_: None, rotations=self.rotations
+        )
+        self.bus = EventQueue(
+            self.store, self.document, reactor=Reactor(), credentials=self.credentials
+        )
 
     async def act(self) -> None:
         """One random thing."""
         roll = self.world.chaos.random
         actions = [self.put] * 6 + [self.redeem] * 6 + [self.delete] * 2
         actions += [self.rotate] * 6 + [self.compromise] * 2 + [self.request] * 2
-        actions += [self.emit] * 3
+        actions += [self.emit] * 3 + [self.replace] * 4
         await roll.choice(actions)()
 
     async def put(self) -> None:
@@ -335,6 +463,30 @@ class Worker:
     async def rotate(self) -> None:
         await self.bus.act()
         await self.engine.run(lease=self.world.chaos.random.random() < 0.7)
+
+    async def replace(self) -> None:
+        """A secret at its provider: asked for, or what is under way goes on."""
+        world, roll = self.world, self.world.chaos.random
+        mode = roll.choice(list(Mode))
+        if roll.random() < 0.6:
+            await self.rotations.ask(mode.value, lost=roll.random() < 0.3)
+        with suppress(ConflictError, RotatorError):  # no answer within a minute
+            await self.rotations.advance(mode.value, wait=False)
+            world.replaced += 1
+        await self.check_value(mode)
+
+    async def check_value(self, mode: Mode) -> None:
+        """What plugins get is valid; of one value at a time, but for the gap."""
+        provider = self.world.providers[mode]
+        before, steps = set(provider.valid), len(provider.steps)
+        found = await self.rotations._vault.facts(mode.value)
+        if len(provider.steps) != steps:  # another worker was at it meanwhile
+            return
+        with self.rotations._vault.release(found.record, b"") as opened:
+            value = bytes(opened.view())
+            pending = bytes(opened.view("pending_value")) if _PENDING in opened.names else b""
+        assert before <= {*provider.valid, value, pending} or mode is Mode.DUAL
+        assert value in before or (mode is Mode.SWAP and pending in before), mode
 
     async def emit(self) -> None:
         """An event; once it was accepted, it is acted on, whoever crashes."""
@@ -415,6 +567,22 @@ async def life_of(world: World, number: int, actions: int) -> None:
             worker = None
 
 
+async def _at_providers(worker: Worker) -> None:
+    """Each rotation ends, and then the provider takes the one value that is stored."""
+    world = worker.world
+    for _ in range(3):
+        world.clock.now += 8 * DAY
+        assert await worker.credentials.run() == 0
+    for mode, provider in world.providers.items():
+        info = await worker.rotations._vault.get(mode.value)
+        assert info.rotation is not None
+        assert info.rotation.stage is RotationStage.IDLE
+        assert info.rotation.asked < info.rotation.since
+        value = await read(worker.store, "api_keys", mode.value)
+        assert value is not None
+        assert provider.valid == {value.encode()}, mode
+
+
 async def check(world: World) -> None:
     """The rules of DESIGN section 6, and that rotation ends, as a new process sees them."""
     world.chaos.armed = False
@@ -426,6 +594,7 @@ async def check(world: World) -> None:
     await worker.bus.act()
     assert not (await worker.document.read()).queue
     await worker.engine.run(lease=False)
+    await _at_providers(worker)
     await _acted_on(worker)
     quiet = LevelPolicy(interval=None)
     calm = Policies(master=quiet, kek=quiet, dek=quiet)
@@ -507,6 +676,22 @@ async def run(world: World) -> World:
     await setup.store.unseal()
     await setup.document.change(lambda _: RotationState(policies=policies))
     world.latest = world.clock.now
+    for mode in Mode:
+        state = Rotation(rotator=mode.value, grace=5 * DAY)
+        await credential_writes.put(
+            setup.store,
+            "api_keys",
+            [
+                PutItem(
+                    name=mode.value,
+                    secret=ApiKey(_FIRST.decode()),
+                    service="one",
+                    origins=(FakeRotator.origin,),
+                    rotation=state,
+                )
+            ],
+            clock=world.clock,
+        )
     count = world.chaos.random.choice([1, 2, 3, 4])
     actions = world.chaos.random.choice([4, 8, 14])
     await asyncio.gather(*(life_of(world, n, actions) for n in range(count)))

@@ -49,10 +49,17 @@ class FakeRotator:
     async def set(self, task: Task, new: Secret) -> None:
         await self._before("set")
         value = new.parts["value"]
-        if self.mode is Mode.SWAP:
-            self._provider.valid.clear()
-        elif not self._provider.valid & {value} and len(self._provider.valid) == 2:
+        if (
+            self.mode is Mode.DUAL
+            and not self._provider.valid & {value}
+            and len(self._provider.valid) == 2
+        ):
             raise RotatorRefusedError("There are two keys already.")
+        if self.mode is Mode.DUAL:
+            assert value not in self._provider.ended
+        else:
+            self._provider.ended |= self._provider.valid - {value}
+            self._provider.valid.clear()
         self._provider.valid.add(value)
         await self._provider.around("after set")
 
