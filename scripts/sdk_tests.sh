@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 venv=.venv-sdk
 passed=$venv/.passed
-key=$(find apex_creds/sdk apex_creds/leases apex_creds/redaction apex_creds/rotators tests/sdk tests/rotators pyproject.toml scripts/sdk_tests.sh \
+key=$(find apex_creds/sdk apex_creds/leases apex_creds/redaction apex_creds/rotators apex_creds/isolation tests/sdk tests/rotators tests/isolation pyproject.toml scripts/sdk_tests.sh \
     -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1)
 
 if [ "${1:-}" != --always ] && [ "$(cat "$passed" 2>/dev/null)" = "$key" ]; then
@@ -20,5 +20,6 @@ fi
 [ -x "$venv/bin/python" ] || .venv/bin/python -m venv "$venv"
 .venv/bin/uv pip install --quiet --python "$venv/bin/python" --group test --group sdk-all \
     --editable '.[sql]'
-"$venv/bin/python" -m pytest -n auto -q tests/sdk tests/rotators/test_aws_access_key.py
+"$venv/bin/python" -m pytest -n auto -q tests/sdk tests/rotators/test_aws_access_key.py \
+    tests/isolation/test_sdks_behind_the_wall.py
 echo "$key" >"$passed"

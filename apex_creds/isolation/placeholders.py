@@ -28,9 +28,14 @@ _MARK: Final = PLACEHOLDER.encode()
 _FOUND: Final = re.compile(rb"%b([0-9a-f]{%d})?" % (_MARK, _TAG))
 LONGEST: Final = len(_MARK) + _TAG
 _BASIC: Final = b"basic "
-_AUTHORIZATION: Final = frozenset(
-    {DeliveryStyle.BEARER, DeliveryStyle.BASIC, DeliveryStyle.SCHEME, DeliveryStyle.AWS4}
+_IN_HEADERS: Final = frozenset(
+    {DeliveryStyle.BEARER, DeliveryStyle.BASIC, DeliveryStyle.SCHEME, DeliveryStyle.HEADER}
+    | {DeliveryStyle.AWS4}
 )
+_USUAL: Final = frozenset(
+    {"authorization", "api-key", "x-api-key", "x-goog-api-key", "x-auth-token", "private-token"}
+)
+"""Headers for keys, which versions of one SDK choose differently; the owner's is sent."""
 _JSON: Final = b"application/json"
 _FORM: Final = b"application/x-www-form-urlencoded"
 
@@ -66,7 +71,7 @@ class Spot(NamedTuple):
     def is_of(self, delivery: Delivery) -> bool:
         """Whether a credential that is delivered so is sent there."""
         style, field = delivery.style, delivery.field
-        if style in _AUTHORIZATION and self == ("header", "authorization"):
+        if style in _IN_HEADERS and self.part == "header" and self.field in _USUAL:
             return True
         if style is DeliveryStyle.AWS4:
             return self == ("query", "X-Amz-Credential")

@@ -125,6 +125,8 @@ def read_head(request: h11.Request) -> Head:
     for name, value in pairs:
         found.setdefault(name, []).append(value)
     hosts = found.get(b"host", [])
+    if not hosts and (request.method, request.http_version) == (b"CONNECT", b"1.0"):
+        hosts = [request.target]  # as Python before 3.12 writes it
     if len(hosts) != 1 or not _AUTHORITY.fullmatch(host := hosts[0].decode("latin-1")):
         raise BadRequestError(400, "The request has not exactly one Host.")
     length = _length(found, request.http_version)

