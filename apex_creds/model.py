@@ -468,6 +468,27 @@ class ConnectionState(StrEnum):
     NEEDS_RECONNECT = "needs_reconnect"
 
 
+class Assertion(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a token is issued for, other than a refresh token; no secret.
+
+    Attributes:
+        credential: The name of the key that signs, or of the token that is exchanged.
+        principal: Whose that is; empty: it is shared.
+        issuer: Who signs, as the authorization server knows him; so is ``subject`` for whom.
+        audience: Who the signature is for (the token endpoint by default), or the new token.
+        key_id: Of the key; empty: it is not said.
+        algorithm: ``RS256``, ``ES256`` or ``EdDSA``.
+    """
+
+    credential: str
+    principal: str = ""
+    issuer: str = ""
+    subject: str = ""
+    audience: str = ""
+    key_id: str = ""
+    algorithm: str = "RS256"
+
+
 class Connection(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How an OAuth token is renewed, and what became of the last attempt; no secret.
 
@@ -478,7 +499,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         client_id: Of the client that the token was issued to.
         client_secret: The name of the credential that holds its secret; empty: it has none.
         client_auth: How the client says who it is: ``basic``, ``post`` or ``none``.
-        grant: ``refresh_token`` or ``client_credentials``: what is asked for anew.
+        grant: What is asked for anew: ``refresh_token``, ``client_credentials``, or one of the
+            two that take an ``assertion``.
         scope: What is asked for; empty: as before.
         state: ``refreshing`` from before the request is sent until its answer is stored.
         attempts: Requests whose answer is not known, in a row.
@@ -486,6 +508,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         attempted: Unix seconds at which the last request was recorded.
         outcome: Of that request: ``ok``, an error of RFC 6749, or ``unreachable``.
         by: Who connected it.
+        assertion: What the token is issued for.
     """
 
     provider: str
@@ -502,6 +525,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempted: float = 0.0
     outcome: str = ""
     by: str = ""
+    assertion: Assertion | None = None
 
 
 class RotationStage(StrEnum):

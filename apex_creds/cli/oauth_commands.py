@@ -7,6 +7,7 @@ issued is not stored.
 from __future__ import annotations
 
 import webbrowser
+from contextlib import suppress
 from threading import Thread
 from typing import Annotated
 
@@ -23,11 +24,12 @@ from apex_creds.cli.console import Note, Report, done, note
 from apex_creds.cli.credential_commands import about_origins, as_json
 from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
-from apex_creds.model import key_of, shown_key
+from apex_creds.model import Assertion, key_of, shown_key
 from apex_creds.oauth import Way
 from apex_creds.oauth import connect as connect_to
 from apex_creds.oauth import disconnect as disconnect_from
 from apex_creds.oauth import provider_presets as providers
+from apex_creds.oauth.connect import way_of
 from apex_creds.policy.display import show_time
 from apex_creds.vault import Vault
 
@@ -63,6 +65,24 @@ async def connect(
     client: Annotated[
         bool, flag("A token for the client itself; nobody is asked.", "--client")
     ] = False,
+    jwt_key: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "The credential whose private key signs (RFC 7523); nobody is asked.",
+        ),
+    ] = None,
+    exchange: Annotated[
+        str | None,
+        option("NAME", "The credential whose token is exchanged (RFC 8693); nobody is asked."),
+    ] = None,
+    issuer: Annotated[str, option("TEXT", "With --jwt-key: who signs.")] = "",
+    subject: Annotated[str, option("TEXT", "With --jwt-key: for whom.")] = "",
+    audience: Annotated[
+        str, option("TEXT", "Who the signature, or the new token, is for.")
+    ] = "",
+    key_id: Annotated[str, option("TEXT", "With --jwt-key: the key's id there.")] = "",
+    algorithm: Annotated[str, option("NAME", "RS256, ES256 or EdDSA.")] = "RS256",
     port: Annotated[
         int, option("PORT", "Of the redirect to this machine; any by default.")
     ] = 0,
@@ -74,21 +94,37 @@ async def connect(
     Register a client there first: as a native or desktop application, with the redirect
     http://127.0.0.1/callback.
     """
-    if device and client:
-        raise InvalidInputError("--device and --client exclude each other.")
+    if sum((device, client, jwt_key is not None, exchange is not None)) > 1:
+        raise InvalidInputError("--device, --client, --jwt-key and --exchange exclude another.")
     found = await providers.find(provider)
     chosen = name or found.name
     try:
         before = (await vault.get(chosen, principal=whose or "")).connection
     except CredentialNotFoundError:
         before = None
-    if client_id is None and before is None:
+    assertion = before.assertion if before is not None else None
+    if source := jwt_key or exchange:
+        assertion = Assertion(
+            credential=source,
+            principal=await _owner_of(vault, source, whose or ""),
+            issuer=issuer,
+            subject=subject,
+            audience=audience,
+            key_id=key_id,
+            algorithm=algorithm,
+        )
+    if client_id is None and before is None and jwt_key is None:
         raise InvalidInputError(
             "The provider has to know who asks.",
             hint="Register a client there, and say --client-id ID.",
         )
-    again = before is not None and before.grant == "client_credentials"
-    way = Way.DEVICE if device else Way.CLIENT if client or again else Way.BROWSER
+    ways = (
+        (device, Way.DEVICE),
+        (client, Way.CLIENT),
+        (jwt_key, Way.JWT),
+        (exchange, Way.EXCHANGE),
+    )
+    way = next((each for asked, each in ways if asked), way_of(before))
 
     def show(address: str) -> None:
         note(f"Open this, and allow it: {address}")
@@ -109,6 +145,7 @@ async def connect(
         show=show,
         port=port,
         principal=whose or "",
+        assertion=assertion,
     )
     until = show_time(made.info.expires) or "further notice"
     renewed = "renewed before that" if made.renewable else "not renewed: no refresh token came"
@@ -121,6 +158,13 @@ async def connect(
             *(() if made.info.expires is None or made.renewable else (_ASK_OFFLINE,)),
         ],
     )
+
+
+async def _owner_of(vault: Vault, name: str, principal: str) -> str:
+    """Whose the credential of that name is: the principal's own, else the shared one."""
+    with suppress(CredentialNotFoundError):
+        return (await vault.get(name, principal=principal)).principal
+    return ""
 
 
 _ASK_OFFLINE = Note("Most providers give a refresh token for the scope offline_access.")

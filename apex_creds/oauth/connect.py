@@ -11,17 +11,21 @@ import getpass
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
+
+import msgspec
 
 from apex_creds.errors import (
     CredentialExistsError,
     CredentialNotFoundError,
     InvalidInputError,
 )
-from apex_creds.model import Connection, CredentialInfo, Origin
-from apex_creds.oauth import flows
+from apex_creds.model import Assertion, Connection, CredentialInfo, Origin
+from apex_creds.oauth import assertions, flows
 from apex_creds.oauth.endpoints import Client
 from apex_creds.oauth.flows import Show
 from apex_creds.oauth.provider_presets import Provider
+from apex_creds.oauth.refresh import refresher_of
 from apex_creds.vault import Vault
 
 
@@ -31,6 +35,21 @@ class Way(StrEnum):
     BROWSER = "browser"
     DEVICE = "device"
     CLIENT = "client"
+    JWT = "jwt"
+    EXCHANGE = "exchange"
+
+
+_GRANTS: Final = {
+    Way.CLIENT: "client_credentials",
+    Way.JWT: assertions.JWT_BEARER,
+    Way.EXCHANGE: assertions.EXCHANGE,
+}
+
+
+def way_of(connection: Connection | None) -> Way:
+    """How a connection is made again: as it was, or in a browser."""
+    grant = "" if connection is None else connection.grant
+    return next((way for way, each in _GRANTS.items() if each == grant), Way.BROWSER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +77,7 @@ async def connect(
     show: Show,
     port: int = 0,
     principal: str = "",
+    assertion: Assertion | None = None,
 ) -> Connected:
     """Gets a token and stores it, with how it is renewed.
 
@@ -73,6 +93,7 @@ async def connect(
         show: Is given what a person has to open.
         port: Of the redirect; see ``flows.authorize_in_browser``.
         principal: Who it is for, as a user's id; empty: it is shared.
+        assertion: For ``Way.JWT`` and ``Way.EXCHANGE``: what the token is issued for.
 
     Raises:
         OAuthError: No token was had; nothing was stored.
@@ -84,14 +105,6 @@ async def connect(
     client = Client(
         id=client_id, auth=provider.auth if client_secret else "none", secret=secret
     )
-    if way is Way.BROWSER:
-        tokens = await flows.authorize_in_browser(
-            provider, client, scope=scope, show=show, port=port
-        )
-    elif way is Way.DEVICE:
-        tokens = await flows.authorize_device(provider, client, scope=scope, show=show)
-    else:
-        tokens = await flows.for_client(provider, client, scope=scope)
     now = vault.clock.time()
     connection = Connection(
         provider=provider.name,
@@ -100,20 +113,36 @@ async def connect(
         client_id=client_id,
         client_secret=client_secret,
         client_auth=client.auth,
-        grant="client_credentials" if way is Way.CLIENT else "refresh_token",
+        grant=_GRANTS.get(way, "refresh_token"),
         scope=scope or provider.scope,
-        refreshed=now,
-        attempted=now,
-        outcome="ok",
         by=_user(),
+        assertion=assertion if way in (Way.JWT, Way.EXCHANGE) else None,
     )
+    if connection.assertion is not None:
+        _check(connection.assertion, way, name=name, principal=principal)
+        form = await refresher_of(vault).asserted(
+            connection.grant, connection, action="connect"
+        )
+        tokens = await flows.with_form(provider, client, form)
+    elif way in (Way.JWT, Way.EXCHANGE):
+        raise InvalidInputError("Nothing says what the token is to be issued for.")
+    elif way is Way.BROWSER:
+        tokens = await flows.authorize_in_browser(
+            provider, client, scope=scope, show=show, port=port
+        )
+    elif way is Way.DEVICE:
+        tokens = await flows.authorize_device(provider, client, scope=scope, show=show)
+    else:
+        tokens = await flows.for_client(provider, client, scope=scope)
+    now = vault.clock.time()
+    connection = msgspec.structs.replace(connection, refreshed=now, attempted=now, outcome="ok")
     token = tokens.secret(at=now, scope=connection.scope)
     if origins is None and (before is None or not before.origins):
         origins = map(Origin.parse, provider.origins)
     info = await vault.put(
         name, token, origins=origins, connection=connection, principal=principal
     )
-    return Connected(info=info, renewable=way is Way.CLIENT or bool(tokens.refresh))
+    return Connected(info=info, renewable=way in _GRANTS or bool(tokens.refresh))
 
 
 async def disconnect(vault: Vault, name: str, *, principal: str = "") -> bool:
@@ -172,6 +201,21 @@ async def _client_secret(vault: Vault, name: str, *, action: str) -> str:
         return ""
     async with vault.open(name, action=action) as opened:
         return bytes(opened.view()).decode()
+
+
+def _check(assertion: Assertion, way: Way, *, name: str, principal: str) -> None:
+    if assertion.principal not in ("", principal):
+        raise InvalidInputError(
+            "The credential that it is issued for belongs to somebody else.",
+            hint="Use a shared one, or the principal's own.",
+        )
+    if (assertion.credential, assertion.principal) == (name, principal):
+        raise InvalidInputError("A token is not issued for itself.", hint="Name another.")
+    if way is Way.JWT and not (assertion.issuer and assertion.subject):
+        raise InvalidInputError(
+            "A signature says who signs and for whom (RFC 7523).",
+            hint="Say --issuer and --subject.",
+        )
 
 
 def _user() -> str:

@@ -37,7 +37,8 @@ class Client:
         if self.auth == "basic":
             pair = f"{quote_plus(self.id)}:{quote_plus(self.secret)}".encode()
             return {"authorization": f"Basic {base64.b64encode(pair).decode()}"}
-        form["client_id"] = self.id
+        if self.id:
+            form["client_id"] = self.id
         if self.auth == "post":
             form["client_secret"] = self.secret
         return {}

@@ -216,6 +216,15 @@ async def for_client(provider: Provider, client: Client, *, scope: str = "") -> 
     form = {"grant_type": "client_credentials"}
     if scope or provider.scope:
         form["scope"] = scope or provider.scope
+    return await with_form(provider, client, form)
+
+
+async def with_form(provider: Provider, client: Client, form: messages.Form) -> Tokens:
+    """What the token endpoint issues for a form.
+
+    Raises:
+        OAuthError: It was refused.
+    """
     answer = await endpoints.post(provider.token_endpoint, form, client)
     return messages.parse_tokens(answer.status, answer.body)
 

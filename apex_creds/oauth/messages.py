@@ -33,6 +33,12 @@ _TOKEN: Final = re.compile(r"[\x21-\x7e]+(?: [\x21-\x7e]+)*", re.ASCII)
 _ADDRESS: Final = re.compile(r"[\x21-\x5b\x5d-\x7e]{1,2048}", re.ASCII)
 _LONGEST_LIFE: Final = 10 * 366 * 86_400
 _LONGEST_WAIT: Final = 60
+_USABLE: Final = frozenset(
+    {
+        "urn:ietf:params:oauth:token-type:access_token",
+        "urn:ietf:params:oauth:token-type:jwt",
+    }
+)
 _LATER: Final = (408, 425, 429)
 """Statuses of a server, or of what stands before it, that asks for patience."""
 _FINAL: Final = frozenset(
@@ -153,6 +159,9 @@ def parse_tokens(status: int, body: bytes) -> Tokens:
     access = _token(answer, "access_token")
     if not access:
         raise not_understood("it has no access token")
+    issued = _text(answer, "issued_token_type", most=256)
+    if issued and issued not in _USABLE:  # RFC 8693, section 2.2.1
+        raise not_understood("what it issued is no access token")
     kind = _text(answer, "token_type", most=64) or "Bearer"
     if kind.lower() not in ("bearer", "user", "bot"):
         raise not_understood("its token is of a type that can't be sent")

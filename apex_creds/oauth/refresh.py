@@ -32,6 +32,7 @@ from apex_creds.errors import (
     ApexCredsError,
     AuditUnavailableError,
     CredentialChangedError,
+    InvalidInputError,
     LockedDownError,
     MasterKeyError,
     NeedsReconnectError,
@@ -41,7 +42,7 @@ from apex_creds.errors import (
     TokenError,
 )
 from apex_creds.model import Connection, ConnectionState, CredentialInfo, key_of
-from apex_creds.oauth import endpoints
+from apex_creds.oauth import assertions, endpoints
 from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form, Tokens, is_final, parse_tokens
 from apex_creds.storage.base import Leads
@@ -235,14 +236,7 @@ class Refresher:
             attempts=before.attempts + 1,
             attempted=self._vault.clock.time(),
         )
-        form: Form = {"grant_type": before.grant}
-        old = ""
-        if before.grant == "refresh_token":
-            old = form["refresh_token"] = await self._refresh_token(info)
-            if not old:
-                raise await self._given_up(info, "no_refresh_token")
-        elif before.scope:
-            form["scope"] = before.scope
+        form, old = await self._asked(info, before)
         sent = self._vault.ends.now()
         try:
             answer = await self._post(before.token_endpoint, form, client)
@@ -260,6 +254,58 @@ class Refresher:
             f"The token was renewed and could not be stored: {why}",
             hint="It was given back. Try again when that is mended; see: apex-creds list",
         )
+
+    async def _asked(self, info: CredentialInfo, before: Connection) -> tuple[Form, str]:
+        """What is sent, and the refresh token in it; may have a person called for."""
+        form: Form = {"grant_type": before.grant}
+        if before.grant == "refresh_token":
+            old = form["refresh_token"] = await self._refresh_token(info)
+            if not old:
+                raise await self._given_up(info, "no_refresh_token")
+            return form, old
+        if before.assertion is None:
+            if before.scope:
+                form["scope"] = before.scope
+            return form, ""
+        failed = "no_assertion"
+        try:
+            return await self.asserted(before.grant, before, action="refresh"), ""
+        except TokenError:
+            raise  # the token that is exchanged could not be renewed now
+        except (NotFoundError, InvalidInputError) as error:
+            failed = type(error).__name__
+        self._log(info.key, failed)
+        raise await self._given_up(info, "no_assertion")
+
+    async def asserted(self, grant: str, asked: Connection, *, action: str) -> Form:
+        """The form of a grant with an assertion, whose credential is valid.
+
+        Raises:
+            CredentialNotFoundError: There is no such credential.
+            InvalidInputError: It is none that this can be asserted with.
+            TokenError: It is a token that has expired, and could not be renewed.
+        """
+        given = asked.assertion
+        assert given is not None
+        found = await self._vault.get(given.credential, principal=given.principal)
+        if found.connection is not None and found.connection.assertion is not None:
+            raise InvalidInputError(
+                "That token is itself issued for another credential.", hint="Name that one."
+            )
+        if found.connection is not None:
+            await self.ensure(given.credential, principal=given.principal)
+        record = await self._vault.find(given.credential, principal=given.principal)
+        if (end := record.info.ends) is not None and end <= self._vault.ends.now():
+            raise InvalidInputError("The credential that it is issued for has expired.")
+        with self._released(record, action) as opened:
+            return assertions.form_of(
+                grant,
+                given,
+                opened,
+                endpoint=asked.token_endpoint,
+                scope=asked.scope,
+                now=self._vault.clock.time(),
+            )
 
     async def _refused(self, info: CredentialInfo, error: OAuthError) -> TokenError:
         """Puts on record what came instead of a token."""
@@ -325,13 +371,13 @@ class Refresher:
             has_one = "refresh" in opened.names
             return bytes(opened.view("refresh")).decode() if has_one else ""
 
-    def _released(self, record: Record) -> Opened:
+    def _released(self, record: Record, action: str = "refresh") -> Opened:
         """The secret, for a request to the authorization server; audited before."""
         key_id, version = record.key
         event = AuditEvent(
             time=self._vault.clock.time(),
             kind=EventKind.ROTATION,
-            action="refresh",
+            action=action,
             credential=record.info.key,
             decision="allow",
             key_id=key_id.hex(),
