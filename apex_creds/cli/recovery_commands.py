@@ -12,6 +12,7 @@ import base64
 import getpass
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -319,7 +320,16 @@ def read_key(header: Header, sealed: Path | None, private_key: Path | None) -> S
     if sealed is None or private_key is None:
         return _ask_for_shares()
     with _read_private(private_key) as private:
-        return recovering.open_package(private, _read_sealed(sealed), header=header)
+        package = None
+        with suppress(OSError, ValueError, StorageError):
+            text = read_small(sealed, limit=_LIMIT, follow=True).decode("ascii").strip()
+            if text.startswith(_ARMOUR):
+                package = base64.b64decode(text.removeprefix(_ARMOUR), validate=True)
+        if package is None:
+            raise InvalidInputError(
+                f"{sealed} is nothing that recovery export --to wrote.", hint="Check its name."
+            )
+        return recovering.open_package(private, package, header=header)
 
 
 def _ask_for_shares() -> SecretBytes:
@@ -347,18 +357,6 @@ def _ask_for_shares() -> SecretBytes:
         found[share.index] = share
         console.note(f"{len(found)} of {share.threshold} shares")
     return combine(list(found.values()))
-
-
-def _read_sealed(file: Path) -> bytes:
-    try:
-        found = read_small(file, limit=_LIMIT, follow=True).decode("ascii").strip()
-        if found.startswith(_ARMOUR):
-            return base64.b64decode(found.removeprefix(_ARMOUR), validate=True)
-    except (OSError, ValueError, StorageError):
-        pass
-    raise InvalidInputError(
-        f"{file} is nothing that recovery export --to wrote.", hint="Check its name."
-    )
 
 
 def _read_private(file: Path) -> SecretBytes:

@@ -149,19 +149,15 @@ def check(
 def closing_hint(path: str | Path, status: os.stat_result, *, mode: str) -> str:
     """How to close ``path`` to others, where it lies: not every file can be changed."""
     name = shlex.quote(str(path))
-    if status.st_uid == os.geteuid() and not _read_only(path):
+    read_only = False
+    with contextlib.suppress(OSError, AttributeError):
+        read_only = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    if status.st_uid == os.geteuid() and not read_only:
         return f"Run: chmod {mode} {name}"
     return (
         "It can't be changed from here. Copy it to a directory that only you can enter (in "
         f"memory, say): install -m 600 {name} DIR/, and name the copy."
     )
-
-
-def _read_only(path: str | Path) -> bool:
-    try:
-        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-    except (OSError, AttributeError):
-        return False
 
 
 class Folder(Closes):
@@ -498,21 +494,16 @@ def overwrite(fd: int) -> Literal["overwritten", "unverifiable"]:
         while left:
             left -= os.write(fd, memoryview(_CHUNK)[: min(left, len(_CHUNK))])
         sync_file(fd)
-        sure = _is_zero(fd, status.st_size) and overwrites_in_place(status.st_dev)
+        os.lseek(fd, 0, os.SEEK_SET)
+        left, zero = status.st_size, True
+        while left and zero:
+            chunk = os.read(fd, min(left, len(_CHUNK)))
+            zero = bool(chunk) and not chunk.strip(b"\0")
+            left -= len(chunk)
+        sure = zero and overwrites_in_place(status.st_dev)
     except OSError:
         return "unverifiable"
     return "overwritten" if sure else "unverifiable"
-
-
-def _is_zero(fd: int, size: int) -> bool:
-    os.lseek(fd, 0, os.SEEK_SET)
-    left = size
-    while left:
-        chunk = os.read(fd, min(left, len(_CHUNK)))
-        if not chunk or chunk.strip(b"\0"):
-            return False
-        left -= len(chunk)
-    return True
 
 
 def overwrites_in_place(device: int, *, mounts: Path = Path("/proc/self/mountinfo")) -> bool:

@@ -243,7 +243,13 @@ class Copying:
                 return _Decision(target, Fate.PRESENT)
             differs = "another value"
             if same(opened, secret, but=FIELDS):
-                if not _has_more(secret, opened):
+                # What could be a secret of the fields beside it, and the vault has not.
+                here = json.loads(secret.parts.get(FIELDS) or b"{}")
+                there = json.loads(bytes(opened.view(FIELDS))) if FIELDS in opened.names else {}
+                others = {
+                    n: v for n, v in here.items() if n not in _OF_A_TOKEN and there.get(n) != v
+                }
+                if only_describe(others):
                     return _Decision(target, Fate.PRESENT, "other descriptions differ")
                 differs = "other fields beside the secret"
         set_by_hand = known is not None and known.version == 0
@@ -301,14 +307,6 @@ def same(opened: Opened, secret: Secret, *, but: str = "") -> bool:
     wanted = {name: part for name, part in secret.parts.items() if part and name != but}
     names = {name for name in opened.names if len(opened.view(name)) and name != but}
     return names == set(wanted) and all(opened.view(name) == wanted[name] for name in names)
-
-
-def _has_more(secret: Secret, opened: Opened) -> bool:
-    """Whether the fields beside a secret have what could be one, and the vault does not."""
-    here = json.loads(secret.parts.get(FIELDS) or b"{}")
-    there = json.loads(bytes(opened.view(FIELDS))) if FIELDS in opened.names else {}
-    others = {n: v for n, v in here.items() if n not in _OF_A_TOKEN and there.get(n) != v}
-    return not only_describe(others)
 
 
 def batches(targets: Sequence[_T], size: int = BATCH) -> Iterator[Sequence[_T]]:

@@ -391,8 +391,21 @@ def load_object(plaintext: bytes, *, what: str) -> dict[str, object]:
     Raises:
         CorruptDocumentError: It is none.
     """
+
+    def whole(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        """Nothing is lost: the last of a name counts; what it would hide gets another name."""
+        kept: dict[str, object] = {}
+        for name, value in pairs:
+            hidden, number = kept.pop(name, value), 1
+            if hidden != value:
+                while (another := f"{name} (hidden {number})") in kept:
+                    number += 1
+                kept[another] = hidden
+            kept[name] = value
+        return kept
+
     try:
-        found = json.loads(plaintext, object_pairs_hook=_object)
+        found = json.loads(plaintext, object_pairs_hook=whole)
     except (ValueError, RecursionError):
         found = None
     if isinstance(found, dict):
@@ -401,22 +414,6 @@ def load_object(plaintext: bytes, *, what: str) -> dict[str, object]:
         f"{what} opens, and holds something else than the old program wrote.",
         hint="It was left as it is. Look at it with that program.",
     )
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object of which nothing is lost: the last of a name counts, as for Python.
-
-    What it would have hidden gets a name that is its own.
-    """
-    found: dict[str, object] = {}
-    for name, value in pairs:
-        hidden, number = found.pop(name, value), 1
-        if hidden != value:
-            while (another := f"{name} (hidden {number})") in found:
-                number += 1
-            found[another] = hidden
-        found[name] = value
-    return found
 
 
 def open_token(token: bytes, keys: Iterable[bytes]) -> bytes:

@@ -303,7 +303,10 @@ def read_config(
     permissions: Permissions = {}
     intervals: dict[str, int] = {}
     for name, value in (*_walk(metadata), *_walk(document)):
-        if name in LEVELS and (days := _days(value)) is not None:
+        days = value
+        if isinstance(value, dict):
+            days = next((value[unit] for unit in _DAYS if unit in value), None)
+        if name in LEVELS and type(days) is int and 1 <= days <= MAX_DAYS:
             intervals[name] = days
         if name in _PERMISSIONS and isinstance(value, dict):
             permissions |= {
@@ -320,11 +323,3 @@ def _walk(value: object, depth: int = 0) -> Iterator[tuple[str, object]]:
     for name, inner in value.items():
         yield name, inner
         yield from _walk(inner, depth + 1)
-
-
-def _days(value: object) -> int | None:
-    if isinstance(value, dict):
-        value = next((value[name] for name in _DAYS if name in value), None)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 1 <= value <= MAX_DAYS else None
