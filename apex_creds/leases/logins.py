@@ -6,10 +6,14 @@ event. What a server says is not passed on where it has the secret in it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import ssl
+import struct
 from collections.abc import Collection
 from functools import lru_cache
+from typing import Final
 
 from apex_creds.errors import AccessDeniedError, InvalidInputError, RequestNotAllowedError
 from apex_creds.leases.broker import edit_command, find_open
@@ -18,6 +22,8 @@ from apex_creds.leases.lease import AccessRequest, current_invocation
 from apex_creds.model import Origin
 from apex_creds.policy.manifest import LOGIN
 from apex_creds.vault import Opened
+
+_PEER: Final = struct.Struct("3i")
 
 __all__ = ["LOGIN", "lease_here", "login_origin", "redeem_login", "redeem_login_blocking"]
 
@@ -110,6 +116,22 @@ def checked_tls(origin: Origin, wanted: bool | None) -> bool:
             hint="Leave out tls=False.",
         )
     return (not origin.here) if wanted is None else wanted
+
+
+def shut(sock: socket.socket) -> None:
+    """Ends a connection, whoever reads from it; idempotent."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def peer_of(sock: socket.socket) -> tuple[int, int] | None:
+    """Process and user at the other end of a Unix socket; None: this system does not say."""
+    credentials = getattr(socket, "SO_PEERCRED", None)
+    if credentials is None:
+        return None
+    found = sock.getsockopt(socket.SOL_SOCKET, credentials, _PEER.size)
+    process, user, _ = _PEER.unpack(found)
+    return process, user
 
 
 def tls_context() -> ssl.SSLContext:

@@ -14,7 +14,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import struct
 import tempfile
 from contextvars import Context, copy_context
@@ -30,6 +29,7 @@ from apex_creds.leases.logins import (
     checked_tls,
     lease_here,
     login_origin,
+    peer_of,
     redeem_login,
     user_of,
 )
@@ -216,21 +216,13 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     _SERVING.add(task)
     task.add_done_callback(_SERVING.discard)
     try:
-        if _is_own(writer.get_extra_info("socket")):
+        peer = peer_of(writer.get_extra_info("socket"))
+        if peer is None or peer[0] == os.getpid():  # a leaked ticket is of no use elsewhere
             await _greet(reader, writer)
     except (OSError, asyncio.IncompleteReadError, struct.error, asyncio.CancelledError):
         return
     finally:
         writer.close()
-
-
-def _is_own(peer: socket.socket) -> bool:
-    """Whether the other end is this process: a ticket that leaks is of no use elsewhere."""
-    credentials = getattr(socket, "SO_PEERCRED", None)
-    if credentials is None:
-        return True  # the folder is private all the same
-    pid: int = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, credentials, 12))[0]
-    return pid == os.getpid()
 
 
 async def serve_lease(

@@ -9,7 +9,6 @@ opened anew.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -27,6 +26,7 @@ from apex_creds.leases.logins import (
     login_origin,
     redeem_login,
     redeem_login_blocking,
+    shut,
     tls_context,
     user_of,
 )
@@ -170,7 +170,7 @@ class _Bound(_Ours, redis.Connection):
                     raise _said(error, opened) from None
         except ApexCredsError as error:
             raise _refused(error) from None
-        self._begin(lease_id, partial(_shut, sock))
+        self._begin(lease_id, partial(shut, sock))
         super().on_connect_check_health(check_health)
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
@@ -256,8 +256,3 @@ def _refused(error: ApexCredsError) -> NoPermissionError:
 
 def _anothers() -> NoPermissionError:
     return NoPermissionError("The connection belongs to another invocation. Take a new one.")
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)

@@ -7,9 +7,7 @@ ends with that lease, and sends nothing of another invocation.
 
 from __future__ import annotations
 
-import contextlib
 import smtplib
-import socket
 from base64 import b64encode
 from functools import partial
 from typing import Any, Final
@@ -20,6 +18,7 @@ from apex_creds.leases.logins import (
     lease_here,
     login_origin,
     redeem_login_blocking,
+    shut,
     tls_context,
     user_of,
 )
@@ -85,7 +84,7 @@ class _Ours:
     def bind(self: Any, name: str, lease_id: str) -> None:
         """It ends with the lease."""
         self._name, self._lease_id = name, lease_id
-        find_open(lease_id)[0].close_at_end(partial(_shut, self.sock))
+        find_open(lease_id)[0].close_at_end(partial(shut, self.sock))
 
     def send(self: Any, s: Any) -> None:
         """See ``smtplib.SMTP.send``."""
@@ -164,8 +163,3 @@ def _repeats(words: bytes, opened: Opened) -> bool:
 def _refused(error: ApexCredsError) -> smtplib.SMTPAuthenticationError:
     words = f"{error.message} {error.hint}".strip()
     return smtplib.SMTPAuthenticationError(_REFUSED, words.encode())
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from apex_creds.crypto import ssh_keys
 from apex_creds.errors import ApexCredsError
 from apex_creds.leases.broker import find_open, keep_open
 from apex_creds.leases.lease import AccessRequest
-from apex_creds.leases.logins import lease_here
+from apex_creds.leases.logins import lease_here, peer_of
 
 _FAILURE: Final = b"\x05"
 _LIST: Final = 11
@@ -88,22 +87,14 @@ class _Agent:
         self._talks.add(task)
         try:
             # One that was accepted just before the end begins after it.
-            if not self._closed and _is_own(writer.get_extra_info("socket")):
+            peer = peer_of(writer.get_extra_info("socket"))
+            if not self._closed and (peer is None or peer[1] == os.getuid()):
                 await _talk(reader, writer, self._leases)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             return
         finally:
             self._talks.discard(task)
             writer.close()
-
-
-def _is_own(peer: socket.socket) -> bool:
-    """Whether the other end is of this user; the folder is private all the same."""
-    credentials = getattr(socket, "SO_PEERCRED", None)
-    if credentials is None:
-        return True
-    found = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, credentials, 12))
-    return bool(found[1] == os.getuid())
 
 
 async def _talk(
