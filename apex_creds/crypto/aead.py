@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Final
 
 from apex_creds.crypto import sodium
 from apex_creds.errors import CommitmentError, DecryptionError, InvalidInputError
-from apex_creds.model import Closes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from apex_creds.crypto.memory import Buffer, SecretBytes
 
 __all__ = [
     "KEY_BYTES",
     "OVERHEAD",
     "PLAIN_AT",
-    "Resealer",
     "open_bytes",
     "open_in_place",
     "open_into",
+    "reseal",
     "seal",
     "seal_in_place",
 ]
@@ -123,45 +124,38 @@ def open_in_place(key: SecretBytes, sealed: memoryview, *, aad: bytes) -> memory
     return opened
 
 
-class Resealer(Closes):
-    """Opens messages under one key and seals them under another, many in a row.
-
-    A context manager that wipes what passed through; not for several threads at once.
+def reseal(
+    messages: Sequence[tuple[bytes, bytes, bytes]],
+    old: SecretBytes,
+    new: SecretBytes,
+    *,
+    start: int,
+    head: bytes,
+) -> list[bytes | None]:
+    """The same plaintexts under another key and fresh nonces.
 
     Args:
+        messages: Each with its additional data under the old key, and under the new one.
         old: 32 bytes.
         new: 32 bytes.
+        start: Where each begins in its bytes.
+        head: Put before each that is made.
+
+    Returns:
+        Of each what was made, or None: it does not open.
 
     Raises:
-        InvalidInputError: A key is not 32 bytes.
+        InvalidInputError: A key is not 32 bytes, or additional data is empty.
+        SecretWipedError: A key is closed.
     """
-
-    def __init__(self, old: SecretBytes, new: SecretBytes) -> None:
-        self._inner = sodium.Resealer(old, new, personal=_PERSONAL)
-        self._nonces, self._at = b"", 0
-
-    def reseal(self, sealed: bytes, *, old_aad: bytes, new_aad: bytes) -> bytes:
-        """The same plaintext under the new key and a fresh nonce.
-
-        Raises:
-            CommitmentError: See ``open_into``, as for the others.
-            DecryptionError: The message does not open.
-            SecretWipedError: A key is closed.
-        """
-        at = self._at
-        nonce = self._nonces[at : at + NONCE_BYTES]
-        if len(nonce) < NONCE_BYTES:
-            self._nonces, at = os.urandom(NONCE_BYTES * 128), 0
-            nonce = self._nonces[:NONCE_BYTES]
-        self._at = at + NONCE_BYTES
-        made = self._inner.reseal(sealed, old_aad=old_aad, new_aad=new_aad, nonce=nonce)
-        if isinstance(made, bool):
-            raise _failure(committed=made)
-        return made
-
-    def close(self) -> None:
-        """Wipes what passed through; idempotent."""
-        self._inner.close()
+    for _, old_aad, new_aad in messages[:1]:
+        _require_aad(old_aad)
+        _require_aad(new_aad)
+    return sodium.reseal_committed(
+        messages, old, new,
+        start=start, head=head, nonces=os.urandom(NONCE_BYTES * len(messages)),
+        personal=_PERSONAL,
+    )  # fmt: skip
 
 
 def _failure(*, committed: bool) -> DecryptionError:

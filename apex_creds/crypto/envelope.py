@@ -8,7 +8,7 @@ specified in docs/FORMAT.md, "Envelope v1" and "AAD"; tests/vectors has examples
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
@@ -20,7 +20,6 @@ from apex_creds.errors import (
     UnknownKeyError,
     UnsupportedFormatError,
 )
-from apex_creds.model import Closes
 
 if TYPE_CHECKING:
     from apex_creds.crypto.memory import Buffer, SecretBytes
@@ -34,7 +33,6 @@ __all__ = [
     "SUITE",
     "Context",
     "FindKey",
-    "Resealer",
     "canonical_aad",
     "decrypt",
     "decrypt_bytes",
@@ -43,6 +41,7 @@ __all__ = [
     "encrypt_in_place",
     "head",
     "header",
+    "reseal",
 ]
 
 MAGIC: Final = b"APXC"
@@ -161,12 +160,20 @@ def head(key_id: bytes, key_version: int) -> bytes:
     return _HEADER.pack(MAGIC, FORMAT, SUITE, key_id, key_version)
 
 
-class Resealer(Closes):
-    """Envelopes of one section moved from one key version to another, many in a row.
-
-    A context manager that wipes what passed through; not for several threads at once.
+def reseal(
+    envelopes: Iterable[tuple[bytes, bytes, int]],
+    old: SecretBytes,
+    new: SecretBytes,
+    *,
+    vault_id: bytes,
+    section: str,
+    key_id: bytes,
+    versions: tuple[int, int],
+) -> list[bytes | None]:
+    """The same plaintexts in the same places, under another version of their key.
 
     Args:
+        envelopes: Each with its record's id (16 bytes) and version; all of one section.
         old: The key that opens them; 32 bytes.
         new: The key that they are sealed under; 32 bytes.
         vault_id: 16 bytes.
@@ -174,51 +181,26 @@ class Resealer(Closes):
         key_id: Of both keys; 16 bytes.
         versions: Of the old and of the new key.
 
+    Returns:
+        Of each what was made, or None: it does not open.
+
     Raises:
         InvalidInputError: A length or a number is out of bounds.
+        UnknownKeyError: One is not under the old key.
+        SecretWipedError: A key is closed.
     """
-
-    def __init__(
-        self,
-        old: SecretBytes,
-        new: SecretBytes,
-        *,
-        vault_id: bytes,
-        section: str,
-        key_id: bytes,
-        versions: tuple[int, int],
-    ) -> None:
-        place = Context(vault_id, section, bytes(ID_BYTES), 1)
-        aads = [canonical_aad(place, key_id=key_id, key_version=v) for v in versions]
-        self._front = aads[0][: -_TAIL.size]
-        self._ends = [aad[-_TAIL.size + _RECORD.size :] for aad in aads]
-        self._heads = [head(key_id, version) for version in versions]
-        self._inner = aead.Resealer(old, new)
-
-    def reseal(self, envelope: bytes, *, record_id: bytes, record_version: int) -> bytes:
-        """The same plaintext in the same place, under the new key.
-
-        Raises:
-            UnknownKeyError: The envelope is not under the old key.
-            CorruptDocumentError: It is truncated.
-            DecryptionError: It does not open; a subclass says how.
-            SecretWipedError: A key is closed.
-        """
-        if not envelope.startswith(self._heads[0]):
+    place = Context(vault_id, section, bytes(ID_BYTES), 1)
+    aads = [canonical_aad(place, key_id=key_id, key_version=v) for v in versions]
+    front = aads[0][: -_TAIL.size]
+    old_end, new_end = (aad[-_TAIL.size + _RECORD.size :] for aad in aads)
+    heads, pack = [head(key_id, version) for version in versions], _RECORD.pack
+    messages: list[tuple[bytes, bytes, bytes]] = []
+    for envelope, record_id, record_version in envelopes:
+        if not envelope.startswith(heads[0]):
             raise UnknownKeyError("The envelope is under another key.")
-        if len(envelope) < MIN_BYTES:
-            raise _corrupt("is truncated")
-        place = self._front + _RECORD.pack(ID_BYTES, record_id, 8, record_version)
-        sealed = self._inner.reseal(
-            envelope[HEADER_BYTES:],
-            old_aad=place + self._ends[0],
-            new_aad=place + self._ends[1],
-        )
-        return self._heads[1] + sealed
-
-    def close(self) -> None:
-        """Wipes what passed through; idempotent."""
-        self._inner.close()
+        record = front + pack(ID_BYTES, record_id, 8, record_version)
+        messages.append((envelope, record + old_end, record + new_end))
+    return aead.reseal(messages, old, new, start=HEADER_BYTES, head=heads[1])
 
 
 def header(envelope: Buffer) -> tuple[bytes, int]:

@@ -26,7 +26,6 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.document import Header, Packed, pack, unpack
 from apex_creds.errors import (
     CorruptDocumentError,
-    DecryptionError,
     IntegrityError,
     InvalidInputError,
 )
@@ -139,32 +138,26 @@ def reseal_records(
         UnknownKeyError: Their key is not to be had.
         SecretWipedError: A key was destroyed meanwhile.
     """
-    done: list[Resealed] = []
-    failed: list[Record] = []
     chosen = list(records)
     if not chosen:
-        return done, failed
+        return [], []
     key_id, version = chosen[0].key
-    with envelope.Resealer(
+    sealed = envelope.reseal(
+        [(each.sealed, _record_id(each.info), each.info.version) for each in chosen],
         find_key(key_id, version),
         key,
         vault_id=vault_id,
         section=section,
         key_id=key_id,
         versions=(version, keyset.primary.version),
-    ) as resealer:
-        for record in chosen:
-            info = record.info
-            try:
-                sealed = resealer.reseal(
-                    record.sealed,
-                    record_id=_record_id(info),
-                    record_version=info.version,
-                )
-            except (DecryptionError, CorruptDocumentError):
-                failed.append(record)
-            else:
-                done.append(Resealed(record, Record(info, sealed)))
+    )
+    done: list[Resealed] = []
+    failed: list[Record] = []
+    for record, made in zip(chosen, sealed, strict=True):
+        if made is None:
+            failed.append(record)
+        else:
+            done.append(Resealed(record, Record(record.info, made)))
     return done, failed
 
 

@@ -740,15 +740,18 @@ def changed_shards(section: Section, changes: Changes, place: Callable[[str], st
         changes: The records that are to be others.
         place: The document of a credential.
     """
-    left, parts = set(changes), dict[str, list[str]]()
+    parts: dict[str, list[str]] = {}
+    found: list[str] = []
     for document, shard in section.shards.items():
-        there = shard.records.keys() & changes.keys()
-        left -= there
+        there = list(shard.records.keys() & changes.keys())
+        found += there
         if any(changes[name] is not shard.records[name] for name in there):
-            parts[document] = list(there)
-    for name, record in changes.items() if left else ():
-        if name in left and record is not None:
-            parts.setdefault(place(name), []).append(name)
+            parts[document] = there
+    if len(found) < len(changes):  # none is in two
+        known = set(found)
+        for name, record in changes.items():
+            if record is not None and name not in known:
+                parts.setdefault(place(name), []).append(name)
     changed = {}
     for document, names in parts.items():
         after = changed[document] = dict(_shard(section, document).records)

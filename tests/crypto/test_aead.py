@@ -176,3 +176,80 @@ def test_a_key_closed_by_another_thread_never_seals_under_a_wiped_key() -> None:
                 aead.open_into(keep, sealed, aad=AAD).close()
     finally:
         sys.setswitchinterval(before)
+
+
+# -- many at once, under another key -----------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=5000), max_size=6), st.binary(max_size=30))
+def test_many_move_to_another_key(plaintexts: list[bytes], head: bytes) -> None:
+    old, new = SecretBytes.from_bytes(KEY), SecretBytes.from_bytes(KEY[::-1])
+    messages = [
+        (b"front" + aead.seal(old, text, aad=b"a%d" % n), b"a%d" % n, b"b%d" % n)
+        for n, text in enumerate(plaintexts)
+    ]
+    made = aead.reseal(messages, old, new, start=5, head=head)
+    for n, (text, whole) in enumerate(zip(plaintexts, made, strict=True)):
+        assert whole is not None
+        assert whole.startswith(head)
+        sealed = whole[len(head) :]
+        assert _reference_open(KEY[::-1], sealed, b"b%d" % n) == text
+    nonces = {whole[len(head) : len(head) + 24] for whole in made if whole}
+    assert len(nonces) == len(plaintexts)
+
+
+def test_what_does_not_open_is_not_moved_and_the_others_are(key: SecretBytes) -> None:
+    other = SecretBytes.from_bytes(KEY[::-1])
+    good = aead.seal(key, b"attack at dawn", aad=AAD)
+    flipped = good[:-1] + bytes([good[-1] ^ 1])
+    foreign = aead.seal(other, b"attack at dawn", aad=AAD)
+    messages = [
+        (good, AAD, AAD),
+        (flipped, AAD, AAD),
+        (good, b"elsewhere", AAD),
+        (foreign, AAD, AAD),
+        (good[:71], AAD, AAD),
+        (b"", AAD, AAD),
+        (good, AAD, AAD),
+    ]
+    made = aead.reseal(messages, key, other, start=0, head=b"")
+    assert [each is None for each in made] == [False, True, True, True, True, True, False]
+    assert made[0] is not None
+    assert _reference_open(KEY[::-1], made[0], AAD) == b"attack at dawn"
+
+
+def test_keys_and_additional_data_are_checked_for_many(key: SecretBytes) -> None:
+    other = SecretBytes.from_bytes(KEY[::-1])
+    good = aead.seal(key, b"attack at dawn", aad=AAD)
+    for pair in (
+        (SecretBytes.from_bytes(b"short"), other),
+        (key, SecretBytes.from_bytes(b"s")),
+    ):
+        with pytest.raises(InvalidInputError):
+            aead.reseal([(good, AAD, AAD)], *pair, start=0, head=b"")
+    for aads in ((b"", AAD), (AAD, b"")):
+        with pytest.raises(InvalidInputError):
+            aead.reseal([(good, *aads)], key, other, start=0, head=b"")
+    slots = open_slots()
+    assert aead.reseal([], key, other, start=0, head=b"") == []
+    aead.reseal([(good, AAD, AAD)], key, other, start=0, head=b"")
+    assert open_slots() == slots  # what passed through is wiped
+    for closed in (key, other):
+        closed.close()
+        with pytest.raises(SecretWipedError):
+            aead.reseal([(good, AAD, AAD)], key, other, start=0, head=b"")
+
+
+def test_nothing_is_returned_that_was_made_while_a_key_was_closed(
+    key: SecretBytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, encrypt = SecretBytes.from_bytes(KEY[::-1]), sodium._encrypt
+
+    def closes(*args: object) -> object:
+        other.close()
+        return encrypt(*args)
+
+    sealed = aead.seal(key, b"attack at dawn", aad=AAD)
+    monkeypatch.setattr(sodium, "_encrypt", closes)
+    with pytest.raises(SecretWipedError):
+        aead.reseal([(sealed, AAD, AAD)] * 2, key, other, start=0, head=b"")
