@@ -27,9 +27,10 @@ from apex_creds.cli.console import Cell, Line, Report, Rows
 from apex_creds.crypto.memory import SecretBytes, arena
 from apex_creds.crypto.versions import versions
 from apex_creds.documents.keystore import root_header
-from apex_creds.errors import ApexCredsError, StorageError
+from apex_creds.errors import ApexCredsError, IsolationUnavailableError, StorageError
 from apex_creds.fs import private_files
 from apex_creds.fs.home import AUDIT, CREDENTIALS, SECURITY, audit_directory
+from apex_creds.isolation import sandbox
 from apex_creds.keys import KeyState, MasterKeyProvider
 from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.model import SECTION_NAMES
@@ -319,6 +320,8 @@ def _machine(latest: float) -> Iterator[Check]:
             "Set ulimit -c 0 where the runtime is started.",
         )
 
+    yield _wall()
+
     libraries = ", ".join(f"{library} {number}" for library, number in versions().items())
     yield _ok("cryptography", libraries)  # SECURITY.md says when to update them
 
@@ -330,3 +333,13 @@ def _machine(latest: float) -> Iterator[Check]:
         yield _failure(name, f"it is {latest - now:.0f} s behind the vault's last event", fix)
     else:
         yield _ok(name, f"{show_time(now)}, not before anything that the vault has seen")
+
+
+def _wall() -> Check:
+    """Whether plugins can run isolated here; there is one wall, and no weaker one."""
+    name = "isolation"
+    try:
+        program = sandbox.bubblewrap()
+    except IsolationUnavailableError as error:
+        return _warning(name, f"none: {error.message}", error.hint)
+    return _ok(name, f"{program} with namespaces and a filter of system calls works")

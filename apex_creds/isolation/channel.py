@@ -15,6 +15,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Final, Protocol
 
 from apex_creds.errors import InvalidInputError, WorkerEndedError
@@ -212,6 +213,8 @@ class Channel:
             self.close()
         except ProtocolError as error:
             self.close(error.message)
+        except Exception as error:  # noqa: BLE001 - or those that wait would wait for ever
+            self.close(f"its frames could not be handled: {type(error).__name__}")
 
     def close(self, why: str = "") -> None:
         """Ends it: all that waits fails, all that is served is cancelled. Idempotent."""
@@ -253,7 +256,7 @@ class Channel:
             raise ProtocolError("The other side asks for too much at once.")
         served = self._served[frame.id] = _Served(self, frame.id)
         served.context = self._serving.context(frame.value)
-        served.start(self._serving.serve(frame.what, frame.value))
+        served.start(partial(self._serving.serve, frame.what, frame.value))
 
     async def reply(self, make: Callable[[Codec], Frame], number: int) -> None:
         """Sends what ended or went on; in its place why that can't be sent."""
@@ -284,7 +287,7 @@ class _Served:
         self._task: asyncio.Task[None] | None = None
         self.context: contextvars.Context | None = None
 
-    def start(self, work: Awaitable[object]) -> None:
+    def start(self, work: Callable[[], Awaitable[object]]) -> None:
         self._run(self._first(work))
 
     def run_step(self, step: Step) -> bool:
@@ -322,10 +325,10 @@ class _Served:
             _closing.add(closing)
             closing.add_done_callback(_closing.discard)
 
-    async def _first(self, work: Awaitable[object]) -> None:
+    async def _first(self, work: Callable[[], Awaitable[object]]) -> None:
         value: object = None
         try:
-            value = await work
+            value = await work()
         except BaseException as error:  # noqa: BLE001 - it is for the other side
             await self._failed(error)
             return

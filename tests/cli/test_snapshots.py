@@ -81,8 +81,11 @@ CHANGING = [
     ),
     (r"\((overwritten|copies may remain)\)", "(<overwritten or tried>)"),
     (r"\b\d+\.\d+\.\d+\b", "<version>"),
-    (r"(?m)^ (memory locking|core dumps)( +)\w+ .*|^(memory locking|core dumps): .*\n", r" \1"),
-    (r'("name": "(?:memory locking|core dumps)"),(\n.*){3}', r"\1"),
+    (
+        r"(?m)^ (memory locking|core dumps|isolation)( +)\w+ .*|^(memory \w+|core \w+): .*\n",
+        r" \1",
+    ),
+    (r'("name": "(?:memory locking|core dumps|isolation)"),(\n.*){3}', r"\1"),
 ]
 ROWS = [(r"(?m)^ ?─+$", "─"), (r"(?m)(?<=\S) {2,}", "  ")]
 """Columns are as wide as what is in them."""

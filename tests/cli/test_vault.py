@@ -103,8 +103,20 @@ def test_doctor_without_a_vault(bare):
     assert done.code == 1
     assert ("vault", "failure") in states(done)
     assert {name for name, _ in states(done)} >= {
-        *("keyring", "memory locking", "cryptography", "clock")
+        *("keyring", "memory locking", "isolation", "cryptography", "clock")
     }
+
+
+def test_doctor_says_that_there_is_no_wall_and_what_to_do(bare, monkeypatch):
+    from apex_creds.isolation import sandbox
+
+    sandbox.bubblewrap.cache_clear()
+    assert ("isolation", "ok") in states(bare("doctor", "--json"))
+    sandbox.bubblewrap.cache_clear()
+    monkeypatch.setattr(sandbox.shutil, "which", lambda *_, **__: None)
+    done = bare("doctor", "--json")
+    assert ("isolation", "warning") in states(done)
+    assert "apt-get install bubblewrap" in done.out
 
 
 def test_doctor_finds_a_wrong_key(cli, tmp_path):
