@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import typing
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, Literal, NamedTuple, TypeVar, final
@@ -22,7 +23,15 @@ from apex_creds.plain import text_or_none
 from apex_creds.policy.consent import DENIED, Choice, ConsentAnswer, ConsentRequest, lines
 from apex_creds.policy.manifest import Manifest, parse_manifest
 
-__all__ = ["RuntimeConsent", "ToolGuard", "answer_of", "explain", "needs", "question_of"]
+__all__ = [
+    "RuntimeConsent",
+    "ToolGuard",
+    "ToolRefusedError",
+    "answer_of",
+    "explain",
+    "needs",
+    "question_of",
+]
 
 F = TypeVar("F")
 
@@ -109,6 +118,10 @@ def needs(
     return mark
 
 
+class ToolRefusedError(Exception):
+    """A tool's call was refused; its text is for the model. For runtimes that show errors."""
+
+
 @final
 class ToolGuard:
     """Guards the calls of a runtime's tools.
@@ -180,6 +193,49 @@ class ToolGuard:
     ) -> object:
         """As ``call``, in the calling thread."""
         return self.middleware.invoke_sync(manifest, action, function, args, kwargs)
+
+    def function(
+        self,
+        function: Callable[..., object],
+        *,
+        name: str = "",
+        tool: object = None,
+        refused: Callable[[str], object] | None = None,
+    ) -> Callable[..., object]:
+        """A tool's function, guarded; itself where nothing is declared.
+
+        Args:
+            function: Of either kind; one that is synchronous is called in the caller's thread.
+            name: Of the tool; the function's by default.
+            tool: Where the declaration stands, if it is not the function.
+            refused: Makes of a refusal's words what the function returns then; by default a
+                ``ToolRefusedError`` is raised.
+        """
+        name = name or getattr(function, "__name__", "")
+        manifest = self.manifest(name, tool or function)
+        if manifest is None:
+            return function
+
+        def answer(error: ApexCredsError) -> object:
+            if refused is None:
+                raise ToolRefusedError(explain(error)) from None
+            return refused(explain(error))
+
+        @functools.wraps(function)
+        async def waits(*args: object, **kwargs: object) -> object:
+            try:
+                return await self.call(manifest, name, function, *args, **kwargs)
+            except ApexCredsError as error:
+                return answer(error)
+
+        @functools.wraps(function)
+        def calls(*args: object, **kwargs: object) -> object:
+            try:
+                return self.call_sync(manifest, name, function, *args, **kwargs)
+            except ApexCredsError as error:
+                return answer(error)
+
+        return waits if inspect.iscoroutinefunction(function) else calls
 
     def _parsed(self, name: str, declared: Declared) -> Manifest:
         key = (name, repr(declared))
@@ -313,5 +369,9 @@ def _without_credentials(function: F) -> F:
     signature = inspect.signature(call)
     shown = [each for each in signature.parameters.values() if each.name != CREDENTIALS]
     hidden.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-    hidden.__annotations__ = {k: v for k, v in call.__annotations__.items() if k != CREDENTIALS}
+    try:  # some runtimes look for the names of types where the wrapper is
+        hints = typing.get_type_hints(call, include_extras=True)
+    except (NameError, TypeError, AttributeError):  # of one that is imported for types only
+        hints = call.__annotations__
+    hidden.__annotations__ = {k: v for k, v in hints.items() if k != CREDENTIALS}
     return hidden  # type: ignore[return-value]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -162,9 +163,9 @@ class RuntimeContract:
     async def test_a_cancelled_call_has_no_lease(
         self, world: World, server: Server, tools: dict[str, Tool]
     ) -> None:
-        server.hang = asyncio.Event()
+        server.hang = threading.Event()
         running = asyncio.ensure_future(self.call(world.middleware, tools["fetch"]))
-        await server.hang.wait()
+        await asyncio.to_thread(server.hang.wait)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
