@@ -111,6 +111,30 @@ async def test_an_answer_that_streams_is_seen_as_it_comes(world, service, librar
     assert await ran(world, library, work) == ["data: 1", "data: 2", "data: 3"]
 
 
+async def test_an_open_stream_leads_to_no_secret(world, service, library) -> None:
+    """Not even by the frames of its generators, as the garbage collector sees them."""
+    client = library.make("web")
+    await service.allow(world)
+    service.answer = lambda *_: ["data: 1", "data: 2"]
+    service.gate = threading.Event()
+
+    async def in_coroutine():
+        lines = library.lines(client, f"{service.origin}/events")
+        assert await anext(lines) == "data: 1"
+        assert not has_secret(client, lines)
+        service.gate.set()
+        await lines.aclose()
+
+    def in_thread():
+        lines = library.lines(client, f"{service.origin}/events")
+        assert next(lines) == "data: 1"
+        assert not has_secret(client, lines)
+        service.gate.set()
+        lines.close()
+
+    await ran(world, library, in_coroutine if library.asynchronous else in_thread)
+
+
 async def refused(world, library, client, url, **more):
     status, said, headers = await called(world, library, client, "GET", url, **more)
     assert status == 403
