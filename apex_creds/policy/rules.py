@@ -205,6 +205,7 @@ class Policy:
         "_plugin",
         "_principal",
         "_scope",
+        "isolating",
         "keep_grants",
         "levels",
         "limits",
@@ -226,6 +227,7 @@ class Policy:
         self.limits = tuple(limits)
         self.keep_grants = keep_grants
         self._isolated = None if isolated is None else Matcher([isolated])
+        self.isolating = isolated is not None
         self._plugin = Matcher([rule.plugin for rule in ordered])
         self._action = Matcher([rule.action for rule in ordered])
         self._credential = Matcher([rule.credential for rule in ordered])
