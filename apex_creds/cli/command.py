@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -213,6 +214,8 @@ def command(*, asks_again: bool = False, keyless: bool = False) -> Callable[[Wor
             parameters=parameters, return_annotation=None
         )
         run.__annotations__ = {each.name: each.annotation for each in parameters}
+        # Help is folded to the terminal's width, not where the source is.
+        run.__doc__ = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(work.__doc__ or ""))
         return run
 
     return decorate

@@ -184,8 +184,9 @@ def done(data: Json, text: str, *parts: Part, notes: Iterable[Note] = ()) -> Rep
 
 
 def safe(text: object) -> str:
-    """``text`` with every character that is not plainly seen as a Python escape."""
-    return escaped(str(text))
+    """``text`` with every character that is not plainly seen, or not written here, escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return escaped(str(text)).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def terminal(stream: TextIO | None = None) -> Console:
@@ -264,7 +265,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints a table; its cells are a ``Cell``, or anything with a ``str``.
 
     On a terminal that is too narrow for it without breaking words, each row is a list of
-    names and values.
+    names and the values that there are.
     """
     from rich import box
     from rich.table import Table
@@ -279,7 +280,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         for number, row in enumerate(cells):
             if number:
                 say("")
-            fields(zip(columns, row, strict=True))
+            pairs = zip(columns, row, strict=True)
+            fields((name, cell) for name, cell in pairs if str(cell.text) not in ("", "-"))
         return
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for name in columns:

@@ -14,8 +14,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import compress, islice
 from typing import Annotated, TextIO
 
 import anyio.to_thread
@@ -365,13 +365,21 @@ def edit(
         )
 
     info = with_vault(chosen, work)
+    groups = ((challenge, sensitivity), (origin, delivery), (expires,), rotation)
+    changed = [any(it is not None for it in group) for group in groups]
+    said = compress(_told(info), changed)
+    return done(as_json(info, time.time()), *said, notes=about_origins(info))
+
+
+def _told(info: CredentialInfo) -> Iterator[str]:
+    """What ``edit`` says: of its level, of where it is sent, of its end, of its rotation."""
+    name = shown_key(info.key)
     places = ", ".join(map(str, info.origins)) or "nowhere"
-    return done(
-        as_json(info, time.time()),
-        f"{shown_key(info.key)} is {_level(info)} from now on.",
-        f"It may be sent to {places}, as {info.delivery}.",
-        notes=about_origins(info),
-    )
+    end = "never expires" if info.expires is None else f"expires at {show_time(info.expires)}"
+    yield f"{name} is {_level(info)} from now on."
+    yield f"{name} may be sent to {places}, as {info.delivery}."
+    yield f"{name} {end}."
+    yield f"{name} is replaced by {info.rotation.rotator if info.rotation else 'nothing'}."
 
 
 async def _edit_rotation(

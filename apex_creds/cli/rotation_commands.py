@@ -12,7 +12,7 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from apex_creds.cli import console
-from apex_creds.cli.command import Settings, command, span, with_vault
+from apex_creds.cli.command import Settings, command, group, span, with_vault
 from apex_creds.cli.console import (
     Cell,
     Fields,
@@ -25,7 +25,7 @@ from apex_creds.cli.console import (
     safe,
 )
 from apex_creds.cli.credential_commands import rotation_as_json
-from apex_creds.cli.program import HELP, argument, flag, option
+from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import ConflictError, InvalidInputError
 from apex_creds.model import CredentialInfo, RotationStage
 from apex_creds.policy.display import show_span, show_time
@@ -61,8 +61,8 @@ _BY_HAND: Final = (
     "it. Run apex-creds rotate master (or kek). DEKs rotate by themselves."
 )
 
-rotation = typer.Typer(context_settings=HELP, help="How the keys are, and when they rotate.")
-events = typer.Typer(context_settings=HELP, help="Security events.")
+rotation = group("How the keys are, and when they rotate.")
+events = group("Security events.")
 
 LevelArgument = Annotated[
     Level, typer.Argument(metavar="LEVEL", help="dek, kek or master.", show_default=False)
@@ -124,7 +124,12 @@ def rotate(
     if service and level is not Level.DEK:
         raise InvalidInputError("Only DEKs are of a service.")
 
-    async def work(vault: Vault) -> None:
+    async def work(vault: Vault) -> dict[str, int]:
+        await renew(vault)
+        keystore = await vault.store.keystore()
+        return {} if level is Level.DEK else newest(keystore, level)
+
+    async def renew(vault: Vault) -> None:
         with console.bars() as bar:
             worker = RotationWorker(
                 vault, on_progress=lambda moved: bar(moved.section, moved.done, moved.total)
@@ -148,12 +153,13 @@ def rotate(
             lost = Lost(level=level, version=version or 0, upto=upto)
             await _finish(worker, lost=lost, wait=wait)
 
-    with_vault(chosen, work, asks_again=True)
+    made = with_vault(chosen, work, asks_again=True)
     data: dict[str, Json] = {
         "level": level.value,
         "service": service or None,
         "compromised": compromised,
         "version": version,
+        "primary": next(iter(made.values()), None),
     }
     return done(data, f"The {level.value} rotation is done.")
 

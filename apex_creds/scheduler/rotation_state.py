@@ -201,7 +201,7 @@ def parse_event(kind: str, fields: dict[str, object]) -> Event:
     try:
         made: Event = msgspec.convert({**fields, "event": kind}, Event, strict=False)
     except msgspec.ValidationError as error:
-        problem = str(error)
+        problem = str(error) if kind in DEFAULT_TABLE else "there is none of that name."
     else:
         if not isinstance(made, PluginRemoved | DenialsExceeded) or made.plugin:
             return made

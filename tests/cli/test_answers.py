@@ -37,6 +37,7 @@ def test_what_changes_the_vault_says_so_to_a_program(cli):
     granted = cli("grant", "weather", "openai", "--json").json()
     assert (granted["plugin"], granted["decision"]) == ("weather", "allow")
     assert cli("rotate", "dek", "--json").json()["level"] == "dek"
+    assert cli("rotate", "kek", "--json").json()["primary"] == 2
     assert [one["plugin"] for one in cli("revoke", "weather", "--json").json()] == ["weather"]
     assert cli("lockdown", "--json").json()["grants_kept"] is False
     assert cli("unlock", "--json").json() == {"unlocked": True, "grants": 0}

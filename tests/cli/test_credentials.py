@@ -224,3 +224,17 @@ def test_a_credential_is_somebodys(cli):
     assert cli("revoke", "demo", "key", "--for", "alice").code == 0
     assert cli("rm", "key", "--for", "alice", "--yes").code == 0
     assert [each["principal"] for each in cli("list", "--json").json()] == [None]
+
+
+def test_edit_says_what_it_changed_and_nothing_else(cli):
+    cli("set", "openai", "--origin", "https://a.example", stdin=b"sk-1234567890")
+    ends = cli("edit", "openai", "--expires", "2199-01-01").out
+    assert ends == "openai expires at 2199-01-01T00:00:00Z.\n"
+    assert cli("edit", "openai", "--expires", "never").out == "openai never expires.\n"
+    sent = cli("edit", "openai", "--delivery", "header:X-Key").out
+    assert sent == "openai may be sent to https://a.example, as header:X-Key.\n"
+    both = cli("edit", "openai", "--sensitivity", "critical", "--origin", "https://b.example")
+    assert both.out.splitlines() == [
+        "openai is critical from now on.",
+        "openai may be sent to https://b.example, as header:X-Key.",
+    ]

@@ -62,3 +62,19 @@ def test_a_command_that_there_is_not_is_looked_for_among_all() -> None:
 def test_there_are_commands_of_commands() -> None:
     assert ("migrate",) in ALL
     assert max(map(len, ALL)) == 2
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if path], ids=" ".join)
+def test_help_is_folded_by_the_terminal_alone(path: tuple[str, ...]) -> None:
+    command = typer.main.get_command(tree())
+    for name in path:
+        command = command.commands[name]
+    for paragraph in (command.help or "").split("\n\n"):
+        assert "\n" not in paragraph.strip(), paragraph
+
+
+@pytest.mark.parametrize("name", sorted({path[0] for path in ALL if len(path) == 2}))
+def test_a_group_that_is_named_alone_shows_its_commands(name: str) -> None:
+    shown = CliRunner().invoke(tree(name), [name])
+    assert "Commands" in shown.output
+    assert "Missing" not in shown.output

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -43,6 +45,17 @@ def test_long_lines_are_not_cut_where_no_terminal_is(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any("x" * 500 in line and "y" * 500 in line for line in lines)
     assert "z" * 500 in lines
+
+
+def test_columns_stand_below_each_other_in_an_encoding_that_has_less(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    console.table(["name", "kind"], [["schl\u00fcssel/\u65e5\u672c", "one"], ["plain", "two"]])
+    stream.flush()
+    lines = stream.buffer.getvalue().decode("ascii").splitlines()
+    places = {line.index(w) for line in lines for w in ("kind", "one", "two") if w in line}
+    assert len(places) == 1
+    assert any("schl\\xfcssel/\\u65e5\\u672c" in line for line in lines)
 
 
 def test_json_is_ascii(capsys):

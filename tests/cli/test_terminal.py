@@ -110,3 +110,14 @@ def test_a_list_breaks_no_word(cli, width, tabular):
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.screen)
     (named,) = (line for line in plain.splitlines() if line.strip().startswith("name"))
     assert ("kind" in named) is tabular
+
+
+def test_a_narrow_list_leaves_out_what_there_is_not(cli):
+    cli("set", "openai", stdin=b"sk-1234567890")
+    shown = under_terminal(
+        "--home", str(cli.home), "audit", "tail", env={**os.environ, "COLUMNS": "30"}
+    )
+    assert shown.end() == 0
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.screen)
+    assert re.search(r"(?m)^credential +openai\r?$", plain)
+    assert not re.search(r"(?m)^[a-z]+ +-?\r?$", plain)
