@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,6 +52,7 @@ from apex_creds.vault.lookup import PutItem
 
 _STEP_SECONDS: Final = 60.0
 _PATIENCE: Final = 60.0
+_SHORTEST: Final = 4
 _POLL: Final = 0.05
 _PAUSE: Final = 5.0
 _LONGEST_PAUSE: Final = 3600.0
@@ -278,8 +279,16 @@ class Rotations:
             RotationStage.FINISH: self._finish,
             RotationStage.UNDO: self._undo,
         }[step]
-        async with asyncio.timeout(_STEP_SECONDS):
-            await take(record.info, rotator, task, values)
+        said: type[ApexCredsError] | None = None
+        try:
+            async with asyncio.timeout(_STEP_SECONDS):
+                await take(record.info, rotator, task, values)
+        except ApexCredsError as error:
+            if not _has_secret(error, (values.current, *values.others, task.admin)):
+                raise
+            said = type(error)
+        if said is not None:
+            raise said("What the rotator says of its failure has a secret in it.")
 
     async def _create(
         self, info: CredentialInfo, rotator: Rotator, task: Task, values: _Values
@@ -468,6 +477,18 @@ class Rotations:
     def _pauses_now(self, name: str) -> bool:
         until, _ = self._pauses.get(name, (0.0, 0.0))
         return self._vault.clock.monotonic() < until
+
+
+def _has_secret(error: ApexCredsError, values: Iterable[Secret | None]) -> bool:
+    """Whether an error, which a package of others may have made, repeats a value."""
+    text = f"{error.message} {error.hint}".encode()
+    return any(
+        len(data) >= _SHORTEST and data in text
+        for value in values
+        if value is not None
+        for name, data in value.parts.items()
+        if name != "user"
+    )
 
 
 def is_wrong(info: CredentialInfo) -> bool:

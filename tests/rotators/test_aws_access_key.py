@@ -5,78 +5,40 @@ That an inactive key is refused is not asserted: moto takes it.
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 
 import pytest
 
 from apex_creds.errors import InvalidInputError, RotatorError, RotatorRefusedError
 from apex_creds.model import AwsKey, RotationStage
 from apex_creds.rotators import Rotations, configure, rotator_from_uri
-from tests.support.rotators import parts_of, rotate
+from tests.support.rotators import cloud, parts_of, rotate
 
 pytest.importorskip("moto.server")
-
-import boto3
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow")]
 
 
 @pytest.fixture(scope="module")
-def cloud(tmp_path_factory):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("moto") / "log"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, "AWS_DEFAULT_REGION": "us-east-1"},
-        ) as process,
-    ):
-        try:
-            where = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 240
-            while True:
-                try:
-                    urllib.request.urlopen(f"{where}/moto-api/").close()
-                    break
-                except OSError:
-                    assert time.monotonic() < deadline, log.read_text()
-                    assert process.poll() is None, log.read_text()
-                    time.sleep(0.05)
-            yield where
-        finally:
-            process.terminate()
+def running():
+    with cloud() as made:
+        yield made
 
 
 @pytest.fixture
-def iam(cloud):
-    client = boto3.client(
-        "iam",
-        endpoint_url=cloud,
-        region_name="us-east-1",
-        aws_access_key_id="root",
-        aws_secret_access_key="root",
-    )
-    yield client
-    client.close()
+def iam(running):
+    return running.iam
 
 
 @pytest.fixture
-async def first(vault, cloud, iam):
+async def first(vault, running, iam):
     user = f"robot-{time.monotonic_ns()}"
     iam.create_user(UserName=user)
     key = iam.create_access_key(UserName=user)["AccessKey"]
-    await vault.put("aws", AwsKey(key["AccessKeyId"], key["SecretAccessKey"]), origins=[cloud])
-    await configure(vault, "aws", uri=f"aws-access-key:{cloud}/{user}", grace=3600.0)
+    await vault.put(
+        "aws", AwsKey(key["AccessKeyId"], key["SecretAccessKey"]), origins=[running.origin]
+    )
+    await configure(vault, "aws", uri=f"aws-access-key:{running.origin}/{user}", grace=3600.0)
     return user, key["AccessKeyId"]
 
 
@@ -124,8 +86,8 @@ async def test_a_second_key_of_somebody_else_stays(vault, iam, first):
     assert keys(iam, user) == {old, other}
 
 
-async def test_a_user_that_is_not_there_is_refused(vault, cloud, first):
-    await configure(vault, "aws", uri=f"aws-access-key:{cloud}/nobody")
+async def test_a_user_that_is_not_there_is_refused(vault, running, first):
+    await configure(vault, "aws", uri=f"aws-access-key:{running.origin}/nobody")
     with pytest.raises(RotatorRefusedError, match="NoSuchEntity"):
         await rotate(vault, "aws")
 

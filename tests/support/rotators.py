@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -13,6 +18,7 @@ from apex_creds.model import BasicAuth
 from apex_creds.rotators import Rotations, configure
 from apex_creds.vault import Vault
 from tests.support.postgres import Postgres, postgres
+from tests.support.realparts import _answers, _free_port, _wait
 
 FIRST = "first-password-of-the-role"
 ADMIN = "password-of-the-admin"
@@ -90,3 +96,46 @@ async def rotate(vault: Vault, name: str, *, lost: bool = False) -> dict[str, st
     await rotations.ask(name, lost=lost, by_hand=True)
     await rotations.advance(name)
     return await parts_of(vault, name)
+
+
+@dataclass
+class Cloud:
+    """moto's server."""
+
+    origin: str
+    iam: Any
+
+    def keys(self, user: str) -> set[str]:
+        """The ids of a user's access keys."""
+        found = self.iam.list_access_keys(UserName=user)["AccessKeyMetadata"]
+        return {each["AccessKeyId"] for each in found}
+
+
+@contextlib.contextmanager
+def cloud() -> Iterator[Cloud]:
+    """A running server of AWS's API, in memory."""
+    import boto3
+
+    port = _free_port()
+    where = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "AWS_DEFAULT_REGION": "us-east-1"},
+        )
+        try:
+            _wait(lambda: _answers(f"{where}/moto-api/"), "moto")
+            iam = boto3.client(
+                "iam",
+                endpoint_url=where,
+                region_name="us-east-1",
+                aws_access_key_id="root",
+                aws_secret_access_key="root",
+            )
+            yield Cloud(where, iam)
+            iam.close()
+        finally:
+            process.terminate()
+            process.wait(30)
