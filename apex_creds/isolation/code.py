@@ -20,7 +20,7 @@ from apex_creds.isolation.worker import Target
 _MOST_FILES: Final = 5000
 _HINT: Final = (
     "Give a function or method that its module has by name, or "
-    "apex_creds.isolation.code.plugin_function(folder, 'module:function')."
+    "apex_creds.isolation.plugin_function(folder, 'module:function')."
 )
 
 

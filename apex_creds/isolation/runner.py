@@ -46,7 +46,7 @@ from apex_creds.isolation.frames import Codec, failure_of
 from apex_creds.isolation.gateway import Gateway
 from apex_creds.isolation.placeholders import Placeholders
 from apex_creds.isolation.programs import serve, sockets_of, way_out
-from apex_creds.isolation.sandbox import Limits, Wall, Walled
+from apex_creds.isolation.sandbox import Limits, Wall, Walled, packages
 from apex_creds.isolation.worker import AWAITABLE, SYNC_STREAM, Calling
 from apex_creds.leases.handle import CredentialHandle, current_credentials
 from apex_creds.leases.lease import Invocation, current_invocation
@@ -194,26 +194,9 @@ class IsolatedRunner:
         if not isinstance(result, Remote):
             return result
         if result.kind == AWAITABLE:
-            return _await(self, call, result)
+            return _Awaited(self, call, result)
         kind = _Steps if result.kind == SYNC_STREAM else _AsyncSteps
         return kind(self.thread, call, result)
-
-
-async def _await(runner: IsolatedRunner, call: _Call, remote: Remote) -> object:
-    async def step() -> object:
-        try:
-            await remote.step()
-        except Ended as end:
-            return end.args[0]
-        except BaseException as error:
-            await call.failed(error)
-            raise
-        raise IsolationError("The worker answered with what is no result.")
-
-    result = await runner.thread.run(step)
-    if not isinstance(result, Remote):
-        await runner.thread.run(call.end)
-    return runner._received(call, result)
 
 
 # -- one call ------------------------------------------------------------------------------
@@ -385,6 +368,41 @@ def _thrown(error: object) -> object:
     return msgspec.to_builtins(failure_of(error))
 
 
+class _Awaited(_Stream):
+    """What is to be awaited; once it is not, it ends there, too."""
+
+    def __init__(self, runner: IsolatedRunner, call: _Call, remote: Remote) -> None:
+        super().__init__(runner.thread, call, remote)
+        self._runner = runner
+
+    def __await__(self) -> Generator[Any, Any, object]:
+        return self._result().__await__()
+
+    def close(self) -> None:
+        """It is not awaited."""
+        if self._dropped.detach() is not None:
+            _close_later(self._thread, self._call, self._remote)
+
+    async def _result(self) -> object:
+        self._dropped.detach()
+        result = await self._thread.run(self._whole)
+        return self._runner._received(self._call, result)
+
+    async def _whole(self) -> object:
+        try:
+            await self._remote.step()
+        except Ended as end:
+            result: object = end.args[0]
+        except BaseException as error:
+            await self._call.failed(error)
+            raise
+        else:
+            raise IsolationError("The worker answered with what is no result.")
+        if not isinstance(result, Remote):
+            await self._call.end()
+        return result
+
+
 class _AsyncSteps(_Stream, AsyncGenerator[object, object]):
     async def asend(self, value: object) -> object:
         how = "next" if value is None else "send"
@@ -504,9 +522,9 @@ class _Sandbox:
             found: What it finds there.
         """
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        places = [_HERE, *map(str, runner.folders)]
+        places = [*packages(), _HERE, *map(str, runner.folders)]
         script = (
-            f"import sys; sys.path += {places!r}; "
+            f"import sys; sys.path += [each for each in {places!r} if each not in sys.path]; "
             "from apex_creds.isolation.fork_server import main; "
             f"main({theirs.fileno()}, processes={runner.processes})"
         )

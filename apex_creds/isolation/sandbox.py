@@ -283,17 +283,18 @@ def _python() -> str:
     return os.path.realpath(sys.executable)
 
 
+def packages() -> list[str]:
+    """Where this interpreter finds what is installed."""
+    names = ("site-packages", "dist-packages")
+    return [each for each in sys.path if os.path.basename(each) in names]
+
+
 def _own_folders() -> Iterator[Path]:
     """Python, its packages, and this one."""
-    places = [sys.base_prefix, sys.prefix, *sys.path, os.path.dirname(apex_creds.__file__)]
     seen: list[str] = []
-    for place in (sys.base_prefix, sys.prefix):
-        if not _within(place, (*_SYSTEM, *seen)):
-            seen.append(place)
-            yield Path(place)
-    for place in places[2:]:
-        installed = os.path.basename(place) in ("site-packages", "dist-packages", "apex_creds")
-        if installed and os.path.isdir(place) and not _within(place, (*_SYSTEM, *seen)):
+    own = os.path.dirname(os.path.abspath(apex_creds.__file__))
+    for place in (sys.base_prefix, sys.prefix, *packages(), own):
+        if os.path.isdir(place) and not _within(place, (*_SYSTEM, *seen)):
             seen.append(place)
             yield Path(place)
 

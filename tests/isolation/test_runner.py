@@ -362,6 +362,16 @@ class TestInTurn:
         assert await asyncio.to_thread(call, "same", 1) == 1
         assert list(await asyncio.to_thread(call, "steps", 2)) == [0, 1]
 
+    async def test_what_is_never_awaited_holds_nothing(self, world: World) -> None:
+        function = everyday("coroutine")
+        made = await asyncio.to_thread(
+            world.middleware.invoke_sync, manifest_for("key"), "x", function, ("x",)
+        )
+        made.close()
+        assert world.middleware.broker.open_leases == 0
+        # One call at a time: it would wait for ever.
+        assert await world.call(everyday("same"), 1) == 1
+
 
 def test_the_plugins_are_there() -> None:
     assert (PLUGINS / "everyday.py").is_file()

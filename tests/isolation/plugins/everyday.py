@@ -279,3 +279,15 @@ async def unmodified():
     client = openai.AsyncOpenAI()
     found = await client.models.list()
     return os.environ["OPENAI_API_KEY"], [each.id for each in found.data]
+
+
+def fork_bomb():
+    started = 0
+    try:
+        for _ in range(10_000):
+            if os.fork() == 0:
+                time.sleep(3600)
+            started += 1
+    except OSError as error:
+        return started, type(error).__name__
+    return started, "no end"
