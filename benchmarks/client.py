@@ -12,17 +12,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import socketserver
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Final
 
 from apex_creds import CredentialMap, CredentialMiddleware
-from benchmarks.harness import Budget, Operation, Run, Subject, as_json, measure, show
+from benchmarks.harness import (
+    Budget,
+    Operation,
+    Run,
+    Subject,
+    as_json,
+    measure,
+    serving,
+    show,
+)
 from benchmarks.invoke import PLAIN_HTTP, WITH_CLIENT, manifest_for, vault_for
 
 _MIB: Final = 1 << 20
@@ -39,38 +46,10 @@ BODIES: Final[dict[str, tuple[str, list[bytes], float]]] = {
 """What they are, their chunks, and the budget for the search, over none."""
 
 
-class _Answering(socketserver.StreamRequestHandler):
-    """Answers each request, which has no body, with the chunks that its path names."""
-
-    def handle(self) -> None:
-        path = ""
-        for line in self.rfile:
-            if line.startswith(b"GET "):
-                path = line.split()[1].decode()
-            if line != b"\r\n":
-                continue
-            chunks = BODIES[path.strip("/")][1]
-            head = f"HTTP/1.1 200 OK\r\nContent-Length: {sum(map(len, chunks))}\r\n\r\n"
-            self.wfile.write(head.encode())
-            for chunk in chunks:
-                self.wfile.write(chunk)
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Answering) as server:
-        server.daemon_threads, server.block_on_close = True, False
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-
-
 @asynccontextmanager
 async def reading(name: str, *, searched: bool) -> AsyncIterator[Operation]:
     """An invocation that reads one of the bodies, as its lines where it is of events."""
-    with _server() as origin:
+    with serving({each: body[1] for each, body in BODIES.items()}) as origin:
         manifest, url = manifest_for(origin, access="inject"), f"{origin}/{name}"
 
         async def action(credentials: CredentialMap) -> int:

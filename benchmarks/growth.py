@@ -6,7 +6,8 @@ Vaults in files, of each size: one put, a KEK and a master rotation with that ma
 credentials; one grant with that many grants; `audit tail -n 10`, `audit prove` and `status`
 with that many events, each as a command of its own. Bytes are what the process passed to and
 from the kernel (/proc/self/io), so they are exact to some kilobytes and no other work on the
-machine moves them; seconds are medians. It prints how much more the largest costs than the
+machine moves them; seconds are medians of rounds in which the sizes take turns, and a ratio is
+the median of the paired ones. It prints how much more the largest costs than the
 smallest, beside the budgets of DESIGN section 9; ``--plot`` draws both.
 """
 
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,7 @@ from rich.table import Table
 
 from apex_creds import ApiKey, Vault
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.schedule import Level
 from benchmarks.harness import Budget, UnavailableError, duration
 from benchmarks.rotation import engine_of, put_items, request, values
@@ -61,13 +64,24 @@ main()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """What one operation cost in a vault of one size."""
+    """What one operation cost in a vault of one size: medians, and each round's seconds."""
 
     what: str
     size: int
     seconds: float
     read: int
     written: int
+    rounds: tuple[float, ...] = ()
+
+    def longer_than(self, other: Figure) -> float:
+        """How many times as long it takes, paired by round where there are any."""
+        if not self.rounds or len(self.rounds) != len(other.rounds):
+            return self.seconds / other.seconds
+        return median(a / b for a, b in zip(self.rounds, other.rounds, strict=True))
+
+
+Cost = tuple[float, int, int]
+"""Seconds, bytes read, bytes written."""
 
 
 def moved(text: str) -> tuple[int, int]:
@@ -92,94 +106,132 @@ async def measured(
     what: str, size: int, work: Callable[[int], Awaitable[object]], *, times: int = TIMES
 ) -> Figure:
     """Medians of some runs of ``work``, which is given the number of each."""
-    found: list[tuple[float, int, int]] = []
+    [figure] = await in_turns([(what, size, partial(_counted, work))], times=times)
+    return figure
+
+
+async def in_turns(
+    works: Sequence[tuple[str, int, Callable[[int], Awaitable[Cost]]]], *, times: int = TIMES
+) -> list[Figure]:
+    """Medians of what, by size, costs; a slow moment of the machine falls on all of them."""
+    costs: list[list[Cost]] = [[] for _ in works]
     for number in range(times):
-        before, began = so_far(), time.perf_counter()
-        await work(number)
-        seconds, after = time.perf_counter() - began, so_far()
-        found.append((seconds, after[0] - before[0], after[1] - before[1]))
-    seconds, read, written = (median(column) for column in zip(*found, strict=True))
-    return Figure(what=what, size=size, seconds=seconds, read=int(read), written=int(written))
-
-
-async def with_credentials(size: int, where: Path) -> list[Figure]:
-    """A put, and whole rotations with no grace, of so many credentials of one service."""
-    async with await Vault.create(where / "vault", master=f"file:{where}/key") as vault:
-        await vault.put_many(put_items(values(size), services=1))
-        engine = engine_of(vault)
-
-        async def put(number: int) -> None:
-            await vault.put("credential 0", ApiKey(f"changed {number}"), service="service 0")
-
-        async def rotated(level: Level, _: int) -> None:
-            await request(engine, level)
-            assert not (await engine.run(lease=False)).failed
-
-        return [
-            await measured("put", size, put),
-            await measured("KEK rotation", size, partial(rotated, Level.KEK)),
-            await measured("master rotation", size, partial(rotated, Level.MASTER)),
-        ]
-
-
-async def with_grants(size: int, where: Path) -> list[Figure]:
-    """A grant beside so many others, each of another plugin."""
-    async with await Vault.create(where / "vault", master=f"file:{where}/key") as vault:
-        await vault.put("openai", ApiKey("x" * 32))
-        for number in range(size):
-            await vault.grant(f"plugin{number}", "openai")
-
-        async def grant(number: int) -> None:
-            await vault.grant(f"another{number}", "openai")
-
-        return [await measured("grant", size, grant)]
-
-
-async def with_events(size: int, where: Path) -> list[Figure]:
-    """Commands that read a log of so many events."""
-    home, master = where / "vault", f"file:{where}/key"
-    async with await Vault.create(home, master=master) as vault:
-        now = vault.clock.time()
-        for _ in range(size):
-            vault.audit.append(AuditEvent(now, EventKind.LEASE, plugin="p", credential="c"))
+        for (_, _, work), found in zip(works, costs, strict=True):
+            found.append(await work(number))
     figures = []
-    for what, arguments in COMMANDS.items():
-        found = [_command(where, [*arguments, "--home", str(home)], master) for _ in range(3)]
-        seconds, read, written = (median(column) for column in zip(*found, strict=True))
+    for (what, size, _), found in zip(works, costs, strict=True):
+        rounds, read, written = zip(*found, strict=True)
+        moved = {"read": int(median(read)), "written": int(median(written))}
         figures.append(
-            Figure(what=what, size=size, seconds=seconds, read=int(read), written=int(written))
+            Figure(what=what, size=size, seconds=median(rounds), rounds=rounds, **moved)
         )
     return figures
 
 
-def _command(where: Path, arguments: Sequence[str], master: str) -> tuple[float, int, int]:
-    counted = where / "io"
+async def _counted(work: Callable[[int], Awaitable[object]], number: int) -> Cost:
+    before, began = so_far(), time.perf_counter()
+    await work(number)
+    seconds, after = time.perf_counter() - began, so_far()
+    return seconds, after[0] - before[0], after[1] - before[1]
+
+
+async def with_credentials(sizes: Sequence[int], where: Path) -> list[Figure]:
+    """A put, and whole rotations with no grace, of so many credentials of one service."""
+
+    async def put(vault: Vault, number: int) -> None:
+        await vault.put("credential 0", ApiKey(f"changed {number}"), service="service 0")
+
+    async def rotated(engine: Engine, level: Level, _: int) -> None:
+        await request(engine, level)
+        assert not (await engine.run(lease=False)).failed
+
+    works: dict[str, list[tuple[str, int, Callable[[int], Awaitable[Cost]]]]] = {}
+    async with _vaults(sizes, where) as vaults:
+        for size, vault in vaults.items():
+            await vault.put_many(put_items(values(size), services=1))
+            engine = engine_of(vault)
+            for what, work in (
+                ("put", partial(put, vault)),
+                ("KEK rotation", partial(rotated, engine, Level.KEK)),
+                ("master rotation", partial(rotated, engine, Level.MASTER)),
+            ):
+                works.setdefault(what, []).append((what, size, partial(_counted, work)))
+        return [each for some in works.values() for each in await in_turns(some)]
+
+
+async def with_grants(sizes: Sequence[int], where: Path) -> list[Figure]:
+    """A grant beside so many others, each of another plugin."""
+
+    async def grant(vault: Vault, number: int) -> None:
+        await vault.grant(f"another{number}", "openai")
+
+    async with _vaults(sizes, where) as vaults:
+        for size, vault in vaults.items():
+            await vault.put("openai", ApiKey("x" * 32))
+            for number in range(size):
+                await vault.grant(f"plugin{number}", "openai")
+        return await in_turns(
+            [
+                ("grant", size, partial(_counted, partial(grant, vault)))
+                for size, vault in vaults.items()
+            ],
+            times=3 * TIMES,
+        )
+
+
+@asynccontextmanager
+async def _vaults(sizes: Sequence[int], where: Path) -> AsyncIterator[dict[int, Vault]]:
+    async with AsyncExitStack() as stack:
+        made = {}
+        for size in sizes:
+            vault = await Vault.create(where / str(size), master=f"file:{where}/{size}.key")
+            made[size] = await stack.enter_async_context(vault)
+        yield made
+
+
+async def with_events(sizes: Sequence[int], where: Path) -> list[Figure]:
+    """Commands that read a log of so many events."""
+    async with _vaults(sizes, where) as vaults:
+        for size, vault in vaults.items():
+            now = vault.clock.time()
+            for _ in range(size):
+                vault.audit.append(AuditEvent(now, EventKind.LEASE, plugin="p", credential="c"))
+    figures: list[Figure] = []
+    for what, line in COMMANDS.items():
+        works = [(what, size, partial(_command, where, size, line)) for size in sizes]
+        figures += await in_turns(works)
+    return figures
+
+
+async def _command(where: Path, size: int, line: Sequence[str], _: int) -> Cost:
+    counted, master = where / "io", f"file:{where}/{size}.key"
+    arguments = [*line, "--home", str(where / str(size)), "--master", master]
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN, str(counted), *arguments, "--master", master],
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", _RUN, str(counted), *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
     seconds = time.perf_counter() - began
     if done.returncode:
-        raise UnavailableError(f"{arguments[0]}: {done.stderr.strip()}")
+        raise UnavailableError(f"{line[0]}: {done.stderr.strip()}")
     return seconds, *moved(counted.read_text(encoding="ascii"))
 
 
 async def run(
     credentials: Sequence[int], grants: Sequence[int], events: Sequence[int]
 ) -> list[Figure]:
-    """Makes a vault of each size, and measures in it."""
+    """Makes a vault of each size, and measures in all of them by turns."""
     figures: list[Figure] = []
     for measure, sizes in (
         (with_credentials, credentials),
         (with_grants, grants),
         (with_events, events),
     ):
-        for size in sizes:
-            with tempfile.TemporaryDirectory() as where:
-                figures += await measure(size, Path(where))
+        with tempfile.TemporaryDirectory() as where:
+            figures += await measure(sizes, Path(where))
     return figures
 
 
@@ -195,7 +247,7 @@ def budgets(figures: Sequence[Figure]) -> list[Budget]:
         about, limit = f"{what}, {big.size:,} over {least:,}", LIMITS.get(what, _OF_A_COMMAND)
         more = (big.read + big.written) / max(small.read + small.written, 1)
         found.append(Budget(f"{about}: bytes", more, limit, "×"))
-        found.append(Budget(f"{about}: time", big.seconds / small.seconds, limit, "×"))
+        found.append(Budget(f"{about}: time", big.longer_than(small), limit, "×"))
     return found
 
 

@@ -15,9 +15,16 @@ import io
 import json
 import platform
 import pstats
+import socketserver
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Final
@@ -188,6 +195,40 @@ async def _async_batch(operation: Operation, batch: int, clock: Clock) -> float:
     for _ in turns:
         await operation()  # type: ignore[misc]
     return (clock() - began) / batch
+
+
+@contextmanager
+def serving(bodies: Mapping[str, Sequence[bytes]] | None = None) -> Iterator[str]:
+    """An HTTP server on the loopback, in threads; yields its origin.
+
+    Args:
+        bodies: The chunks of an answer, by the path that asks for it; any other is ``hello``.
+    """
+
+    class Answering(socketserver.StreamRequestHandler):
+        """Answers each request of a connection, which has no body."""
+
+        def handle(self) -> None:
+            path = ""
+            for line in self.rfile:
+                if line.startswith(b"GET "):
+                    path = line.split()[1].decode().strip("/")
+                if line != b"\r\n":
+                    continue
+                first, *others = (bodies or {}).get(path, [b"hello"])
+                length = len(first) + sum(map(len, others))
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"
+                self.wfile.write(head.encode() + first)
+                for chunk in others:
+                    self.wfile.write(chunk)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answering) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 async def profile(subject: Subject, *, times: int = 5000) -> str:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import socketserver
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Final
@@ -48,6 +46,7 @@ from benchmarks.harness import (
     as_json,
     measure,
     profile,
+    serving,
     show,
 )
 from benchmarks.peers import PEERS, SECRET
@@ -64,7 +63,6 @@ def manifest_for(origin: str, *, access: str) -> Manifest:
 
 
 MANIFEST: Final = manifest_for(_ORIGIN, access="reveal")
-_ANSWER: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 _SPANS: Final = InMemorySpanExporter()
 _PROVIDER: Final = TracerProvider()
 _PROVIDER.add_span_processor(SimpleSpanProcessor(_SPANS))
@@ -118,7 +116,7 @@ async def declared() -> AsyncIterator[Operation]:
 @asynccontextmanager
 async def with_client() -> AsyncIterator[Operation]:
     """The action sends one request with the credential, over a connection that is kept."""
-    with _server() as origin:
+    with serving() as origin:
         async with _requesting(origin) as call:
             yield call
 
@@ -154,7 +152,7 @@ async def _requesting(
 @asynccontextmanager
 async def plain_http() -> AsyncIterator[Operation]:
     """The same request by httpx, with the secret in its headers and connections kept."""
-    with _server() as origin:
+    with serving() as origin:
         async with httpx.AsyncHTTPTransport() as pool:
             yield _plain(origin, _Shared(pool))
 
@@ -191,27 +189,6 @@ class _Shared(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         return await self._pool.handle_async_request(request)
-
-
-class _Answering(socketserver.StreamRequestHandler):
-    """Answers each request of a connection, which has no body."""
-
-    def handle(self) -> None:
-        for line in self.rfile:
-            if line == b"\r\n":
-                self.wfile.write(_ANSWER)
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    """An HTTP server on the loopback, in threads; yields its origin."""
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Answering) as server:
-        server.daemon_threads, server.block_on_close = True, False
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
 
 
 @asynccontextmanager

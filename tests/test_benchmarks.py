@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from rich.console import Console
@@ -140,6 +141,20 @@ def test_growth_is_judged_by_bytes_and_by_time() -> None:
         ("status, 1,000 over 10: bytes", 1.0, True),
         ("status, 1,000 over 10: time", 2.0, False),
     ]
+
+
+async def test_growth_is_paired_by_round() -> None:
+    """A slow moment of the machine is in the figures of all sizes."""
+    slow, calls = (1.0, 10.0, 2.0), list[tuple[int, int]]()
+
+    async def cost(size: int, number: int) -> growth.Cost:
+        calls.append((size, number))
+        return slow[number] * size, 0, size
+
+    works = [("put", size, partial(cost, size)) for size in (1_000, 3_000)]
+    small, large = await growth.in_turns(works, times=3)
+    assert calls == [(size, number) for number in range(3) for size in (1_000, 3_000)]
+    assert (large.longer_than(small), large.seconds, large.written) == (3.0, 6_000.0, 3_000)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts bytes in /proc")
