@@ -79,6 +79,7 @@ VENDORS: Final = (
     Vendor(("api.telegram.org",), ("TELEGRAM_BOT_TOKEN",), "1234567890:"),
 )
 _ACCESS_KEY: Final = "AKIA"
+_GATEWAY: Final = "{gateway}"
 _POSTGRES: Final = "postgresql"
 _POSTGRES_PORT: Final = 5432
 _SOCKETS: Final = "/run"
@@ -169,7 +170,7 @@ def surroundings(held: list[Held], authority: str, *, certificates: str = "") ->
                 variables.setdefault(variable, value)
             continue
         for variable, value in _variables(each, vendors[name], placeholders.of(name)):
-            variables.setdefault(variable, value.format(gateway=f"http://{authority}"))
+            variables.setdefault(variable, value.replace(_GATEWAY, f"http://{authority}"))
     if not certificates:
         return Surroundings(variables, {}, placeholders, tuple(logins))
     variables |= dict.fromkeys(_PROXY, f"http://{authority}")
@@ -216,7 +217,7 @@ def _database_variables(login: Login, port: int) -> Iterator[tuple[str, str]]:
 
 
 def _behind(origin: Origin) -> str:
-    return "{gateway}/" + str(origin).replace("://", "/")
+    return f"{_GATEWAY}/" + str(origin).replace("://", "/")
 
 
 def _vendor(held: Held) -> Vendor:

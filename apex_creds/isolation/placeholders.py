@@ -177,6 +177,8 @@ class Placeholders:
         for text, spot in texts:
             for name in self.names_in(text):
                 known = sent.get(name)
+                if not name:
+                    raise MisplacedError(name, f"{spot}, and is of another run")
                 if known is None or not known.there:
                     raise MisplacedError(name, f"{spot} of a request to another host")
                 if not spot.is_of(known.delivery):

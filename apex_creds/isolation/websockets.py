@@ -20,7 +20,7 @@ from apex_creds.leases.answer_search import MessageFilter
 from apex_creds.leases.handshake import Head, injected_head
 from apex_creds.leases.logins import tls_context
 from apex_creds.leases.messages import RawHeaders, Request, SendFailure
-from apex_creds.sdk.current import Binding
+from apex_creds.sdk.current import COOKIES, Binding
 from apex_creds.sdk.websocket_handshakes import LONGEST_HEAD, first_of, pass_on, shake
 
 _DROPPED: Final = frozenset({b"sec-websocket-extensions"})
@@ -167,7 +167,9 @@ class WebSocket:
             lease.close_at_end(partial(soon, loop, task.cancel))
         self._upstream, self._server = await _connected(head, dialer)
         try:
-            return await shake(head, self._upstream, self._server)
+            status, pairs = await shake(head, self._upstream, self._server)
+            # As for requests: a session is not for who comes after this invocation.
+            return status, [pair for pair in pairs if pair[0].lower() not in COOKIES]
         except (OSError, EOFError, asyncio.LimitOverrunError):
             raise RequestNotAllowedError("The server ended the handshake.") from None
 

@@ -35,7 +35,8 @@ T = TypeVar("T")
 Refusal = Literal["answer", "raise"]
 """What a refused request is for the SDK: an answer of 403, or our exception."""
 _WORD_END: Final = re.compile(r"(?<!^)(?=[A-Z])")
-_COOKIES: Final = frozenset({b"set-cookie", b"set-cookie2"})
+COOKIES: Final = frozenset({b"set-cookie", b"set-cookie2"})
+"""Headers of answers that are not passed on."""
 _NO_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -156,7 +157,7 @@ def _framed(request: Request) -> list[tuple[bytes, bytes]]:
 
 def _without_cookies(answered: Answered) -> Answered:
     """A session that a credential has begun is not for who else uses the client."""
-    kept = [each for each in answered.headers if each[0].lower() not in _COOKIES]
+    kept = [each for each in answered.headers if each[0].lower() not in COOKIES]
     if len(kept) == len(answered.headers):
         return answered
     return msgspec.structs.replace(answered, headers=kept, given=None)

@@ -495,3 +495,27 @@ async def test_a_client_that_goes_away_ends_what_it_asked_for(
 
             await made.run(plugin)
     assert len(upstream.requests) == 1
+
+
+async def test_two_at_once_have_nothing_of_each_other(world: World, service: Vendor) -> None:
+    await service.allow(world)
+    await service.allow(world, plugin="inner")
+    async with behind(world) as one, behind(world) as two:
+        go = asyncio.Event()
+
+        async def first() -> int:
+            async with client(headers=bearer(one)) as http:
+                await go.wait()
+                return (await http.get(one.url(service.origin))).status_code
+
+        async def second() -> list[object]:
+            async with client(headers=bearer(one)) as http:
+                stolen = await http.get(two.url(service.origin))
+            async with client(headers=bearer(two)) as http:
+                own = await http.get(two.url(service.origin))
+            go.set()
+            return [stolen.status_code, stolen.json()["error"]["code"], own.status_code]
+
+        found = await asyncio.gather(one.run(first), two.run(second))
+    assert found == [200, [403, "secret_leak", 200]]
+    assert len(service.requests) == 2

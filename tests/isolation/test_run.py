@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,9 +14,10 @@ import pytest
 
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.programs import run_program
-from apex_creds.isolation.sandbox import Wall
+from apex_creds.isolation.sandbox import Wall, Walled
 from apex_creds.model import ApiKey
 from tests.isolation.programs import output_of
+from tests.isolation.test_red_team import below, holds
 from tests.isolation.tls import Loopback, loopback
 from tests.support.commands import PROGRAM
 from tests.support.vendor import SECRET
@@ -167,3 +169,44 @@ async def test_the_command_runs_what_it_is_given(
     )
     assert nobody.returncode == 8
     assert "granted nothing" in nobody.stderr
+
+
+async def test_the_key_is_not_in_the_program_s_memory(world: World, fake: Loopback) -> None:
+    """Though the service sends it back, in header and body; the search finds what is there."""
+    await allow(world, fake)
+    fake.answer = lambda *_: {"echo": SECRET, "text": "is-in-the-answer"}
+    script = """
+import os, signal, urllib.request
+request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/echo")
+request.add_header("Authorization", "Bearer " + os.environ["OPENAI_API_KEY"])
+answer = urllib.request.urlopen(request).read()
+print("ready", flush=True)
+signal.pause()
+"""
+    reading, writing = os.pipe()
+    found: dict[str, list[int]] = {}
+
+    def search(walled: Walled) -> None:
+        with open(reading, "rb") as said:
+            assert said.readline() == b"ready\n"
+        for text in (SECRET, "is-in-the-answer", "PlaceholderNotASecret"):
+            pids = [pid for pid in below(walled.process.pid) if holds(pid, text.encode())]
+            found[text] = pids
+        walled.process.kill()
+
+    searching: list[asyncio.Future[None]] = []
+    loop = asyncio.get_running_loop()
+    await run_program(
+        world.middleware,
+        manifest_for(*NEED),
+        Wall(command=[sys.executable, "-c", script]),
+        dialer=fake.dialer,
+        began=lambda walled: searching.append(loop.run_in_executor(None, search, walled)),
+        stdout=writing,
+    )
+    await searching[0]
+    os.close(writing)
+    assert found["is-in-the-answer"]
+    assert found["PlaceholderNotASecret"]
+    assert found[SECRET] == []
+    assert [event.detail for event in world.events("leak")] == ["response"]
