@@ -23,9 +23,11 @@ import sys
 from collections import UserList, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView
 from types import FrameType, MemberDescriptorType, ModuleType, SimpleNamespace
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import msgspec
+
+T = TypeVar("T")
 
 _DEPTH: Final = 60
 _POINTER: Final = struct.calcsize("P")
@@ -97,10 +99,18 @@ class Walk:
         if self._rebuilding and rebuild is _attributes and (twin := _twin(value)) is not None:
             self._known[key] = (value, twin)  # what refers back to it gets its copy
             rebuild = functools.partial(_attributes, twin=twin)
-        cleaned = rebuild(value, lambda item: self._walk(item, depth - 1))
+        cleaned = self._rebuilt(value, rebuild, lambda item: self._walk(item, depth - 1))
         self._inside.discard(key)
         self._known[key] = (value, cleaned)
         return cleaned
+
+    def _rebuilt(
+        self, value: object, rebuild: Callable[[object, Clean], object], clean: Clean
+    ) -> object:
+        try:
+            return rebuild(value, clean)
+        except _NoItemsError:  # as of urllib3's pools: it is an object like others then
+            return _attributes(value, clean) if _shows_all(type(value)) else self._leaf(value)
 
 
 def _rebuilder(value: object) -> Callable[[object, Clean], object] | None:
@@ -138,9 +148,20 @@ def slots(cls: type) -> Iterator[tuple[str, MemberDescriptorType]]:
                 yield name, found
 
 
+class _NoItemsError(Exception):
+    """A container does not say what is in it."""
+
+
+def _listed(items: Callable[[], Iterable[T]]) -> list[T]:
+    try:
+        return list(items())
+    except Exception:
+        raise _NoItemsError from None
+
+
 def _mapping(value: object, clean: Clean) -> object:
     assert isinstance(value, Mapping)
-    before = list(value.items())
+    before = _listed(value.items)
     pairs = [(clean(key), clean(item)) for key, item in before]
     if all(a is c and b is d for (a, b), (c, d) in zip(pairs, before, strict=True)):
         return value
@@ -160,7 +181,7 @@ def _collection(value: object, clean: Clean) -> object:
 
     Of a dictionary's view, or of what wraps a list: a list of its items.
     """
-    before: list[object] = list(cast("Iterable[object]", value))
+    before = _listed(lambda: cast("Iterable[object]", value))
     items = [clean(item) for item in before]
     if all(a is b for a, b in zip(items, before, strict=True)):
         return value

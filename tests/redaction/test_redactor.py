@@ -11,7 +11,7 @@ import re
 import threading
 import types
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -881,6 +881,32 @@ async def test_what_can_not_be_searched_is_withheld(
         assert clean(everything_in(caught.value))
         del caught
         monkeypatch.undo()
+
+
+class Shy(Mapping):
+    """As urllib3's container of pools: it says how many, and not which."""
+
+    def __init__(self, held: dict[str, object]) -> None:
+        self.held = held
+
+    def __getitem__(self, key: str) -> object:
+        return self.held[key]
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __iter__(self):
+        raise NotImplementedError("Iteration over this class is unlikely to be threadsafe.")
+
+
+async def test_a_container_that_can_not_be_iterated_is_an_object(world: World) -> None:
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            return [Shy({"a": 1}), Shy({"b": secret.expose_str()})]
+
+    untouched, covered = await world.call(plugin)
+    assert untouched["a"] == 1
+    assert clean(covered["b"])
 
 
 async def test_needles_are_wiped(world: World) -> None:
