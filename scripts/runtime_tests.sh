@@ -24,7 +24,7 @@ fi
 
 run() {
     local name=$1 venv=.venv-runtimes/$1 lock=tests/runtimes/locks/$1.txt key
-    key=$(find apex_creds "$lock" tests/runtimes pyproject.toml scripts/runtime_tests.sh -type f \
+    key=$(find apex_creds "$lock" tests/runtimes docs/RUNTIMES.md pyproject.toml scripts/runtime_tests.sh -type f \
         ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1)
     if [ -z "$always" ] && [ "$(cat "$venv/.passed" 2>/dev/null)" = "$key" ]; then
         echo "$name: skipped, nothing it depends on has changed since it passed (${key:0:12})"
@@ -33,7 +33,7 @@ run() {
     [ -x "$venv/bin/python" ] || .venv/bin/python -m venv "$venv"
     $uv pip sync --quiet --python "$venv/bin/python" "$lock"
     $uv pip install --quiet --no-deps --python "$venv/bin/python" --editable .
-    "$venv/bin/python" -m pytest -q -p no:cacheprovider "tests/runtimes/test_$name.py"
+    TESTED_RUNTIME=$name "$venv/bin/python" -m pytest -q -p no:cacheprovider "tests/runtimes/test_$name.py" tests/runtimes/test_page.py
     echo "$key" >"$venv/.passed"
 }
 
