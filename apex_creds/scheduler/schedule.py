@@ -99,7 +99,10 @@ def due_at(
     fires = next_fire(policy.cron, created) if policy.cron else None
     if fires is not None:
         times.append(fires)
-    return min(times) + policy.jitter * _fraction(salt) if times else None
+    if not times:
+        return None
+    digest = hashlib.blake2b(salt.encode(), digest_size=6).digest()
+    return min(times) + policy.jitter * int.from_bytes(digest) / 2**48
 
 
 def is_due(
@@ -117,8 +120,3 @@ def is_due(
         return False
     from_now = due_at(policy, created=now, salt=salt, next_fire=next_fire)
     return from_now is not None and created > from_now
-
-
-def _fraction(salt: str) -> float:
-    digest = hashlib.blake2b(salt.encode(), digest_size=6).digest()
-    return int.from_bytes(digest) / 2**48

@@ -97,13 +97,18 @@ class ChangeCounter:
         Returns:
             From where to where it moves; None where there is no counter.
         """
-        fd = self._held()
-        if fd is None:
+        with self._lock:  # a descriptor of the writer alone: a reader may detach this one
+            fd = os.dup(self._fd) if self._fd >= 0 and self._writable else -1
+        if fd < 0:
             yield None
             return
         try:
-            before = _read(fd)
-            if before is None:  # cut or copied over: no value that anybody may have seen
+            data = b""
+            with contextlib.suppress(OSError):
+                data = os.pread(fd, _SIZE + 1, 0)
+            if len(data) == _SIZE:
+                before = int.from_bytes(data, sys.byteorder)
+            else:  # cut or copied over: no value that anybody may have seen
                 before = secrets.randbits(62) << 1
             begun = (before | 1) + 2 * (before & 1)
             _write(fd, begun)
@@ -121,11 +126,6 @@ class ChangeCounter:
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)
-
-    def _held(self) -> int | None:
-        """A descriptor of the writer alone: a reader may detach this one meanwhile."""
-        with self._lock:
-            return os.dup(self._fd) if self._fd >= 0 and self._writable else None
 
     def _open(self, security: Folder, *, write: bool) -> None:
         fd = security.open(COUNTER_NAME, os.O_RDWR if write else os.O_RDONLY)
@@ -146,14 +146,6 @@ class ChangeCounter:
             self._writable = write
             if old >= 0:
                 os.close(old)
-
-
-def _read(fd: int) -> int | None:
-    try:
-        data = os.pread(fd, _SIZE + 1, 0)
-    except OSError:
-        return None
-    return int.from_bytes(data, sys.byteorder) if len(data) == _SIZE else None
 
 
 def _write(fd: int, value: int) -> None:

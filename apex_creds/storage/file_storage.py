@@ -698,21 +698,17 @@ def _token_at(place: _Place) -> Token | None:
 @contextlib.contextmanager
 def _opened(folder: Folder, place: _Place, *, for_shred: bool) -> Iterator[int | None]:
     """The version that is there, checked; writable if it is to be overwritten later."""
-    fd = _open_current(folder, place.file, for_shred=for_shred)
+    fd: int | None = None
+    with contextlib.suppress(FileNotFoundError):
+        if for_shred:
+            with contextlib.suppress(PermissionError):  # 0400: replaced, but not overwritten
+                fd = folder.open(place.file, os.O_RDWR)
+        fd = folder.open(place.file) if fd is None else fd
     try:
         yield fd
     finally:
         if fd is not None:
             os.close(fd)
-
-
-def _open_current(folder: Folder, file: str, *, for_shred: bool) -> int | None:
-    with contextlib.suppress(FileNotFoundError):
-        if for_shred:
-            with contextlib.suppress(PermissionError):  # 0400: replaced, but not overwritten
-                return folder.open(file, os.O_RDWR)
-        return folder.open(file)
-    return None
 
 
 def _modified(fd: int | None) -> int:
