@@ -470,15 +470,16 @@ class CredentialMiddleware:
                 ``function`` only passes keywords on to it.
             principal: Who it is called for; see ``invoke``.
         """
-        if type(action) is not str:
-            action = plain_text(action, what="action")
-        given, runner = kwargs or {}, self.runner_of(manifest)
+        action = action if type(action) is str else plain_text(action, what="action")
+        given, runner = kwargs or {}, None
+        # Where leases are made, policy is looked at again; see ``_begin``.
+        names = self._broker.authorizer.policy.isolated is not None
+        if names or manifest.isolated or self._runner is not None or not manifest.needs:
+            runner = self.runner_of(manifest)
         if runner is not None:
             function = functools.partial(_called, runner, manifest, function)
-            shape = passes = ELSEWHERE
-        else:
-            shape = shape_of(function)
-            passes = shape if shape_from is None else shape_of(shape_from)
+        shape = ELSEWHERE if runner is not None else shape_of(function)
+        passes = shape if shape_from is None or runner is not None else shape_of(shape_from)
         bare = not (manifest.needs or passes.takes_credentials or runner)
         within = current_invocation()
         if principal or (PRINCIPAL.get() if within is None else within.principal):
@@ -631,7 +632,17 @@ class CredentialMiddleware:
         )
         call.step = step
         call.make_leases(states, ttl=self._ttl, authorizations=asked or NO_AUTHORIZATIONS)
+        if self._runner is None and self._broker.authorizer.policy.isolated is not None:
+            self._still_here(call)
         return call
+
+    def _still_here(self, call: WrappedCall) -> None:
+        """Refuses what policy, as it was read for its leases, has run isolated."""
+        try:
+            self.runner_of(call.manifest)
+        except ApexCredsError as error:
+            call.finish(type(error).__name__)
+            raise
 
     async def _run(
         self,

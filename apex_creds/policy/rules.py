@@ -199,12 +199,12 @@ class Policy:
         "_action",
         "_clockwork",
         "_credential",
-        "_isolated",
         "_known",
         "_origin",
         "_plugin",
         "_principal",
         "_scope",
+        "isolated",
         "isolating",
         "keep_grants",
         "levels",
@@ -226,7 +226,7 @@ class Policy:
         self.levels = {**DEFAULT_LEVELS, **(levels or {})}
         self.limits = tuple(limits)
         self.keep_grants = keep_grants
-        self._isolated = None if isolated is None else Matcher([isolated])
+        self.isolated = None if isolated is None else Matcher([isolated])
         self.isolating = isolated is not None
         self._plugin = Matcher([rule.plugin for rule in ordered])
         self._action = Matcher([rule.action for rule in ordered])
@@ -239,7 +239,7 @@ class Policy:
 
     def isolates(self, plugin: str) -> bool:
         """Whether a plugin is to run isolated, and is not run otherwise."""
-        return self._isolated is not None and self._isolated.name(plugin) != 0
+        return self.isolated is not None and self.isolated.name(plugin) != 0
 
     def rule_on(
         self,

@@ -327,6 +327,19 @@ class TestWhereItIsRequired:
             assert await middleware.invoke(asks, in_host, 1) != (1, os.getpid())
         assert other.digest != asks.digest
 
+    async def test_policy_that_begins_to_require_it_is_seen_by_the_next_call(
+        self, world: World
+    ) -> None:
+        policy = world.where / "home" / "security" / "policy.toml"
+        async with CredentialMiddleware(world.vault) as middleware:
+            assert await middleware.invoke(manifest_for("key"), in_host, 1) == (1, os.getpid())
+            policy.write_text('version = 1\n[isolation]\nrequired = "demo"\n')
+            policy.chmod(0o600)
+            world.clock.now += 3600
+            with pytest.raises(IsolationUnavailableError):
+                await middleware.invoke(manifest_for("key"), in_host, 1)
+            assert middleware.broker.open_leases == 0
+
     async def test_policy_requires_it_too(self, world: World) -> None:
         policy = world.where / "home" / "security" / "policy.toml"
         policy.write_text('version = 1\n[isolation]\nrequired = ["demo*"]\n')
