@@ -75,8 +75,8 @@ class CertificateAuthority:
         if host not in self._hosts:
             raise KeyError(host)
         key = ec.generate_private_key(ec.SECP256R1())
-        common = host if len(host) <= _LONGEST_COMMON else "host"
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+        # Not its name: of an address, OpenSSL would hold that against the names it may have.
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a host of one run")])
         made = (
             self._builder(name, key.public_key())
             .add_extension(x509.SubjectAlternativeName([_general_name(host)]), critical=False)
@@ -108,9 +108,6 @@ class CertificateAuthority:
             .not_valid_before(self._now - _EARLIER)
             .not_valid_after(self._now + _LIFE)
         )
-
-
-_LONGEST_COMMON: Final = 64
 
 
 def _usage(*, signs: bool) -> x509.KeyUsage:
