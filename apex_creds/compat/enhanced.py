@@ -111,7 +111,9 @@ class EnhancedApiKeyManager(ApiKeyManager):
             infos = await self._vault.list(principal="")
             wanted = {name for service in services for name in _names(infos, service)}
             grants = [
-                grant for grant in await self._vault.grants() if grant.plugin == plugin_id
+                grant
+                for grant in await self._vault.grants()
+                if grant.plugin == plugin_id and not grant.principal
             ]
             for grant in grants:
                 if grant.credential not in wanted:
@@ -136,7 +138,8 @@ class EnhancedApiKeyManager(ApiKeyManager):
                 info.name: info.service for info in await self._vault.list(principal="")
             }
             grants = [grant for grant in await self._vault.grants() if _permits(grant)]
-            names = [grant.credential for grant in grants if grant.plugin == plugin_id]
+            mine = [g for g in grants if g.plugin == plugin_id and not g.principal]
+            names = [grant.credential for grant in mine]
             return sorted({services.get(name, name) for name in names})
 
         return self._call(work)

@@ -192,7 +192,10 @@ class ConsentFlow:
         found = [grants.find(manifest.plugin, state.key) for state in states]
         if any(grant is not None and not grant.manifest for grant in found):
             return False
-        self._pinned[manifest.plugin] = (manifest, grants)
+        if all(
+            state.key == need.name for need, state in zip(manifest.needs, states, strict=True)
+        ):
+            self._pinned[manifest.plugin] = (manifest, grants)
         return True
 
     # -- deciding ----------------------------------------------------------------------

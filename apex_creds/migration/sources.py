@@ -296,7 +296,8 @@ async def read_vault(
                 "That is this vault itself.", hint="Name another one with --from."
             )
         entries = []
-        for info in await vault.list():
+        every = await vault.list()
+        for info in [info for info in every if not info.principal]:
             async with vault.open(info.name, action="migrate") as opened:
                 parts = {name: bytes(opened.view(name)) for name in opened.names}
                 secret = Secret(info.kind, parts)
@@ -318,5 +319,9 @@ async def read_vault(
                     )
                 )
         granted = len(await vault.grants())
-    notes = (f"Its {granted} grants are not taken: grant again what you want.",)
-    return Reading(entries=tuple(entries), notes=notes if granted else ())
+    notes = []
+    if granted:
+        notes.append(f"Its {granted} grants are not taken: grant again what you want.")
+    if left := len(every) - len(entries):
+        notes.append(f"{left} credentials that belong to a principal are not taken.")
+    return Reading(entries=tuple(entries), notes=tuple(notes))

@@ -279,6 +279,16 @@ async def test_revoking_the_one_leaves_the_others(two: World):
     assert await two.call(read, principal="bob") == "bob"
 
 
+async def test_a_use_for_somebody_does_not_stand_for_one_of_the_shared(two: World):
+    """A grant is bound to what used it first, each for itself."""
+    for _ in range(2):
+        assert await two.call(read, principal="alice") == "alice"
+    assert await two.call(read) == "shared"
+    found = [g for g in await two.vault.grants() if g.plugin == "demo"]
+    bound = {g.principal: bool(g.manifest) for g in found if g.credential == "key"}
+    assert bound == {"": True, "alice": True, "bob": True}
+
+
 async def test_secrets_of_all_principals_are_covered_in_logs(two: World, caplog):
     """Both are version 1 of a credential of one name."""
     with caplog.at_level(logging.INFO):

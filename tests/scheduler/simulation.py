@@ -71,6 +71,7 @@ from apex_creds.storage.base import Leadership, Write
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import create, credential_writes
 from apex_creds.vault.lookup import Facts, Opened, PutItem
+from tests.scheduler.simulated_tokens import Server, Tokens
 from tests.support.fake_rotator import FakeRotator, Provider
 from tests.support.vaults import FakeClock, NoNote
 
@@ -192,7 +193,7 @@ class ChaoticStorage:
     @asynccontextmanager
     async def leader(self, what: str) -> AsyncIterator[Leadership]:
         """Of who replaces a secret there is one at a time; keys are renewed by any."""
-        if not what.startswith("rotate_"):
+        if not what.startswith(("rotate_", "refresh_")):
             yield Leadership(held=True)
             return
         holder = self._chaos.leaders.get(what)
@@ -337,6 +338,7 @@ class World:
         default_factory=lambda: {mode: Provider(valid={_FIRST}) for mode in Mode}
     )
     replaced: int = 0
+    server: Server = field(default_factory=Server)
     events: list[Event] = field(default_factory=list)
     suspected: set[tuple[str, int]] = field(default_factory=set)
     latest: float = 0.0
@@ -392,6 +394,7 @@ class Worker:
         self.credentials = CredentialRotation(
             facade, next_fire=lambda *_: None, rotations=self.rotations
         )
+        self.tokens = Tokens(world, self.store, self.life)
         self.bus = EventQueue(
             self.store, self.document, reactor=Reactor(), credentials=self.credentials
         )
@@ -402,6 +405,7 @@ class Worker:
         actions = [self.put] * 6 + [self.redeem] * 6 + [self.delete] * 2
         actions += [self.rotate] * 6 + [self.compromise] * 2 + [self.request] * 2
         actions += [self.emit] * 3 + [self.replace] * 4
+        actions += [self.tokens.use] * 6 + [self.tokens.reconnect]
         await roll.choice(actions)()
 
     async def put(self) -> None:
@@ -595,6 +599,7 @@ async def check(world: World) -> None:
     assert not (await worker.document.read()).queue
     await worker.engine.run(lease=False)
     await _at_providers(worker)
+    await worker.tokens.settle()
     await _acted_on(worker)
     quiet = LevelPolicy(interval=None)
     calm = Policies(master=quiet, kek=quiet, dek=quiet)
@@ -692,6 +697,7 @@ async def run(world: World) -> World:
             ],
             clock=world.clock,
         )
+    await setup.tokens.connect()
     count = world.chaos.random.choice([1, 2, 3, 4])
     actions = world.chaos.random.choice([4, 8, 14])
     await asyncio.gather(*(life_of(world, n, actions) for n in range(count)))

@@ -35,6 +35,7 @@ def test_schedules(seed: int) -> None:
     assert sum(world.chaos.crashes for world in worlds) > PER_TEST / 2
     assert sum(world.reads for world in worlds) > PER_TEST
     assert sum(len(world.events) for world in worlds) > PER_TEST
+    assert sum(world.server.refreshes for world in worlds) > PER_TEST / 2
 
 
 def test_a_seed_replays_the_same_schedule() -> None:
