@@ -8,10 +8,12 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from apex_creds import Vault
 from benchmarks import client, growth, harness, invoke
 
 pytestmark = pytest.mark.anyio
@@ -189,3 +191,21 @@ def test_the_search_is_judged_by_its_budgets() -> None:
         run.results[name] = harness.Result(name, "", (seconds,), 1)
     (budget,) = client.budgets(run)
     assert (budget.measured, budget.limit, budget.kept) == (1.2, 1.15, False)
+
+
+def test_what_a_page_of_a_large_vault_costs_is_a_ratio_to_a_small_one() -> None:
+    page = pytest.importorskip("benchmarks.dashboard")
+    found = {what: page.Pair(small=0.5, large=0.75) for what in page.LIMITS}
+    assert [each.measured for each in page.budgets(found)] == [1.5] * len(page.LIMITS)
+    assert all(each.kept for each in page.budgets(found))
+    found["first content"] = page.Pair(small=0.5, large=1.5)
+    assert [each.kept for each in page.budgets(found)].count(False) == 1
+
+
+async def test_the_vault_of_a_page_has_the_size_that_was_asked_for(tmp_path: Path) -> None:
+    page = pytest.importorskip("benchmarks.dashboard")
+    home = await page.build(tmp_path, page.Size(plugins=2, credentials=3, events=7))
+    assert await page.build(tmp_path, page.SMALL) == home, "what is there is taken"
+    async with await Vault.unseal(home, master=f"file:{tmp_path}/key") as vault:
+        assert len(await vault.list()) == 3
+        assert len(await vault.grants()) == 2

@@ -134,7 +134,8 @@ class Filter:
 
     def matches(self, event: Shown) -> bool:
         """Whether it is an event (with its words) that is asked for."""
-        if self.group is not None and self.group.value not in _list(event["groups"]):
+        groups = event["groups"]
+        if self.group and not (isinstance(groups, list) and self.group.value in groups):
             return False
         return not self.text or self.text in _line(event).lower()
 
@@ -144,7 +145,3 @@ def _line(event: Shown) -> str:
     who = () if "fault" in event else (event.get("plugin") or OPERATOR, event.get("action"))
     parts = (event["seq"], event["word"], *who, event.get("credential"), event["says"])
     return " ".join(str(part) for part in parts if part)
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []

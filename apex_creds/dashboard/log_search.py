@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -226,7 +227,7 @@ class _Log:
             return begins, [(begins, b"", error.message)]
         if body is None:
             window = self._from(number, first)
-            items = sorted(takewhile(lambda item: item[0] < before, window), key=_number)
+            items = sorted(takewhile(lambda item: item[0] < before, window), key=itemgetter(0))
         elif self._sieve is not None:
             items = [(lines.number_of(text), text, "") for text in self._sieve.lines(body)]
         else:
@@ -303,10 +304,6 @@ def _place(segment: SegmentReader, seq: int) -> int:
             return place if number == seq else -1
         place += len(text)
     return -1
-
-
-def _number(item: _Item) -> int:
-    return item[0]
 
 
 def _lines_of(

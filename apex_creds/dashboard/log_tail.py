@@ -76,7 +76,10 @@ class LogTail:
             self._number = max(1, len(segments(self._directory)) - self._newest + 1)
         batch = Batch()
         self._read_one(batch)
-        while self._sealed and self._exists(self._number + 1):
+        while self._sealed:
+            following = self._directory / file_name(self._number + 1)
+            if not (following.exists() or is_compressed(following)):
+                break
             self._number, self._offset, self._sealed = self._number + 1, 0, False
             self._read_one(batch)
         batch.first = self._first
@@ -105,10 +108,6 @@ class LogTail:
                     hint="Keep a copy, and run: apex-creds audit verify",
                 )
             return segment.read(self._offset, segment.size)
-
-    def _exists(self, number: int) -> bool:
-        plain = self._directory / file_name(number)
-        return plain.exists() or is_compressed(plain)
 
     def _begin(self, head: bytes) -> None:
         edge = lines.parse_header(head, segment=self._number, vault_id=self._vault_id)
