@@ -97,6 +97,9 @@ PANELS: Final[Mapping[str, Mapping[str, Entry]]] = {
             "run_command:run",
             "Run a program behind a wall: placeholders for keys, a gateway for network.",
         ),
+        "mcp": Entry(
+            "mcp_command:mcp", "Stand in front of an MCP server, on standard input and output."
+        ),
         "client": Entry(
             "access_commands:client",
             "Enrol, list and revoke programs that answer challenges; make their keys.",

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from apex_creds.isolation.sandbox import Wall, Walled
 
-_SIGNALLED: Final = 128
-_LIFE: Final = 24 * 3600.0
+SIGNALLED: Final = 128
+LIFE: Final = 24 * 3600.0
 
 
 @command()
@@ -69,17 +69,17 @@ def run(
         command=program,
         folders=[path.absolute() for path in readable],
         writable=[path.absolute() for path in writable],
-        directory=_directory([*readable, *writable]),
+        directory=directory_in([*readable, *writable]),
         limits=Limits(memory=None, data=4096 * MiB, processes=1024, files=4096),
         terminal=sys.stdin.isatty(),
     )
 
     async def work(vault: Vault) -> int:
-        manifest = await _manifest(vault, plugin, folder)
-        return await _run(vault, manifest, wall, internal=internal or (), life=life or _LIFE)
+        manifest = await manifest_of(vault, plugin, folder)
+        return await _run(vault, manifest, wall, internal=internal or (), life=life or LIFE)
 
     status = with_vault(chosen, work)
-    raise typer.Exit(status if status >= 0 else _SIGNALLED - status)
+    raise typer.Exit(status if status >= 0 else SIGNALLED - status)
 
 
 async def _run(
@@ -105,7 +105,7 @@ async def _run(
         loop.remove_signal_handler(signal.SIGINT)
 
 
-async def _manifest(vault: Vault, plugin: str, folder: Path | None) -> Manifest:
+async def manifest_of(vault: Vault, plugin: str, folder: Path | None) -> Manifest:
     """What the plugin's metadata declares; without that, all that it was granted.
 
     Raises:
@@ -130,7 +130,7 @@ async def _manifest(vault: Vault, plugin: str, folder: Path | None) -> Manifest:
     return Manifest(plugin=plugin, needs=needs)
 
 
-def _directory(folders: Sequence[Path]) -> str:
+def directory_in(folders: Sequence[Path]) -> str:
     """Where the program begins: here, if it sees that; else in a folder of its own."""
     from apex_creds.isolation.sandbox import HOME
 
