@@ -61,6 +61,19 @@ async def divided(where: Path, **options: object) -> Vault:
     return vault
 
 
+async def test_who_saw_a_section_empty_sees_it_filled_and_divided_by_another(
+    small: None, tmp_path: Path
+) -> None:
+    async with await create(tmp_path) as vault, await unseal(tmp_path) as other:
+        store = other.store
+        assert (await store.sections.read("api_keys")).records == {}
+        await vault.put_many(items(9))
+        assert "api_keys" not in files_of(tmp_path)
+        assert store.sections.now("api_keys") is None
+        assert len((await store.sections.read("api_keys")).records) == 9
+        assert await other.delete("c1")
+
+
 # -- what it costs -----------------------------------------------------------------------
 
 

@@ -712,7 +712,7 @@ def simulate(seed: int, world: Callable[[int, Chaos], World] = World) -> World:
         with mock.patch("os.urandom", entropy), asyncio.Runner(loop_factory=Loop) as runner:
             return runner.run(run(world(seed, Chaos(seed))))
     except BaseException as error:
-        error.add_note(f"replay with: python -m tests.scheduler.simulation 1 {seed}")
+        error.add_note(f"replay with: python -m {getattr(world, '__module__', '')} 1 {seed}")
         raise
 
 
