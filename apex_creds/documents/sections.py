@@ -222,6 +222,9 @@ class Documents(Protocol):
     def change_tokens(self, names: Iterable[str]) -> list[Token | None]:
         """What the storage says of each document."""
 
+    def keystore_now(self) -> Keystore | None:
+        """The key store, if the one in memory is current."""
+
     async def stored_keystore(self) -> Keystore:
         """The key store out of the storage, not out of memory."""
 
