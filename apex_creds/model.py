@@ -540,6 +540,14 @@ class RotationStage(StrEnum):
     NEEDS_PERSON = "needs_person"
 
 
+class RotationHealth(StrEnum):
+    """Whether a secret can be replaced at its provider, as far as the last step says."""
+
+    WORKS = "works"
+    FAILED = "failed"
+    NEEDS_PERSON = "needs_person"
+
+
 class Rotation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How a secret is replaced at its provider, and how far that is; no secret.
 
@@ -584,6 +592,14 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     expires: float | None = None
     attempted: float = 0.0
     outcome: str = ""
+
+    @property
+    def health(self) -> RotationHealth:
+        """Whether its last step failed, and whether a person is needed."""
+        if self.stage is RotationStage.NEEDS_PERSON:
+            return RotationHealth.NEEDS_PERSON
+        works = self.outcome in ("", "ok")
+        return RotationHealth.WORKS if works else RotationHealth.FAILED
 
     def with_new_value(self, version: int, now: float) -> Rotation:
         """As it is after somebody stored another value by hand: nothing is under way."""

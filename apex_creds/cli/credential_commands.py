@@ -44,7 +44,7 @@ from apex_creds.model import (
     CredentialInfo,
     CredentialKind,
     DeliveryStyle,
-    RotationStage,
+    RotationHealth,
     Sensitivity,
     key_of,
     shown_key,
@@ -179,11 +179,11 @@ async def list_credentials(
 
 def _rotation_cell(info: CredentialInfo, expires: object) -> object:
     """What a list says of a credential that is replaced at its provider."""
-    from apex_creds.rotators.rotation import is_wrong
-
-    if info.rotation is not None and info.rotation.stage is RotationStage.NEEDS_PERSON:
+    health = None if info.rotation is None else info.rotation.health
+    if health is RotationHealth.NEEDS_PERSON:
         return Cell("needs a person", "red")
-    return Cell("not rotated", "red") if is_wrong(info) else f"{expires} (rotated)"
+    failed = health is RotationHealth.FAILED
+    return Cell("not rotated", "red") if failed else f"{expires} (rotated)"
 
 
 def _level(info: CredentialInfo) -> str:

@@ -267,6 +267,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         rule: What its level decides where no rule matches: ``allow``, ``ask``, ``deny``.
         factor: Whether its level takes a second factor: ``each``, ``window`` or empty.
         connection: Of a token that is renewed: its state, and ``renewed``, ``outcome``, ``by``.
+        rotation: Of a secret that is replaced at its provider: ``works``, ``failed`` or
+            ``needs_person``; then ``stage``, its next step, ``step_outcome``, of its last one,
+            and ``replaced``, when the current value became the current one.
     """
 
     name: str
@@ -280,6 +283,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     renewed: float = 0.0
     outcome: str = ""
     by: str = ""
+    rotation: str = ""
+    stage: str = ""
+    step_outcome: str = ""
+    replaced: float = 0.0
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -391,7 +398,7 @@ def _row(name: str, info: CredentialInfo | None, policy: Policy | None, names: N
         return Row(name=names.credential(name))
     level = None if policy is None else policy.levels[info.sensitivity]
     factor = NEVER if level is None else level.second_factor
-    found = info.connection
+    found, turned = info.connection, info.rotation
     return Row(
         name=names.credential(name),
         kind=info.kind.value,
@@ -401,6 +408,10 @@ def _row(name: str, info: CredentialInfo | None, policy: Policy | None, names: N
         renewed=0.0 if found is None else found.refreshed,
         outcome="" if found is None else text(found.outcome),
         by="" if found is None else text(found.by),
+        rotation="" if turned is None else turned.health.value,
+        stage="" if turned is None else turned.stage.value,
+        step_outcome="" if turned is None else text(turned.outcome),
+        replaced=0.0 if turned is None else turned.changed,
         origins=() if names.hidden else tuple(map(str, info.origins[:_MANY])),
         rule="" if level is None else level.decision.value,
         factor="" if factor == NEVER else "each" if factor == EACH_LEASE else "window",

@@ -37,6 +37,7 @@ from apex_creds.model import (
     SECTIONS,
     CredentialInfo,
     Rotation,
+    RotationHealth,
     RotationStage,
     Secret,
     is_of_another_value,
@@ -56,7 +57,6 @@ _SHORTEST: Final = 4
 _POLL: Final = 0.05
 _PAUSE: Final = 5.0
 _LONGEST_PAUSE: Final = 3600.0
-_WRONG: Final = frozenset({"refused", "unreachable", "failed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,7 +493,7 @@ def _has_secret(error: ApexCredsError, values: Iterable[Secret | None]) -> bool:
 
 def is_wrong(info: CredentialInfo) -> bool:
     """Whether the last step of a rotation failed."""
-    return info.rotation is not None and info.rotation.outcome in _WRONG
+    return info.rotation is not None and info.rotation.health is not RotationHealth.WORKS
 
 
 def _state_of(info: CredentialInfo) -> Rotation:

@@ -66,6 +66,9 @@ class KeySource(Protocol):
     def connections(self) -> Mapping[tuple[str], int]:
         """How many OAuth connections in memory are in each state."""
 
+    def rotations(self) -> Mapping[tuple[str], int]:
+        """How many credentials in memory that have a rotator are how."""
+
 
 class _Outlet(Protocol):
     @property
@@ -351,6 +354,13 @@ def _observe(meter: Meter) -> None:
         semconv.CONNECTION_STATE,
     )
     gauge(semconv.CONNECTIONS, connected, description="OAuth connections.")
+    rotated = _observed(
+        lambda: _merged(
+            each for source in list(_keys.values()) for each in source.rotations().items()
+        ),
+        semconv.ROTATION_STATE,
+    )
+    gauge(semconv.ROTATIONS, rotated, description="Credentials replaced at their provider.")
     events = _observed(
         lambda: _merged(each for source in list(_sources) for each in source.log_events()),
         semconv.AUDIT_KIND,

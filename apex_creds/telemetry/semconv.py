@@ -60,6 +60,7 @@ AUDIT_ROOT: Final = "apex_creds.audit.root"
 AUDIT_KIND: Final = "apex_creds.audit.kind"
 
 CONNECTION_STATE: Final = "apex_creds.connection.state"
+ROTATION_STATE: Final = "apex_creds.rotation.state"
 
 ERROR_TYPE: Final = "error.type"
 GEN_AI_OPERATION: Final = "gen_ai.operation.name"
@@ -80,6 +81,7 @@ ROTATION_DURATION: Final = "apex_creds.rotation.duration"
 KEY_AGE: Final = "apex_creds.key.age"
 RECORDS_LEFT: Final = "apex_creds.records.left"
 CONNECTIONS: Final = "apex_creds.connections"
+ROTATIONS: Final = "apex_creds.rotations"
 AUDIT_QUEUE: Final = "apex_creds.audit.queue"
 AUDIT_DROPS: Final = "apex_creds.audit.drops"
 AUDIT_EVENTS: Final = "apex_creds.audit.events"
@@ -102,6 +104,7 @@ METRICS: Final = (
     KEY_AGE,
     RECORDS_LEFT,
     CONNECTIONS,
+    ROTATIONS,
     AUDIT_QUEUE,
     AUDIT_DROPS,
     AUDIT_EVENTS,

@@ -16,19 +16,21 @@ from apex_creds.documents.sections import Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import VaultSealedError
 from apex_creds.keys.keyset import Keyset, KeyState
-from apex_creds.model import SECTIONS, ConnectionState, CredentialKind
+from apex_creds.model import SECTIONS, ConnectionState, CredentialKind, RotationHealth
 from apex_creds.telemetry.instruments import KeyAge
 
 _NONE: Final = {(state.value,): 0 for state in ConnectionState}
+_NO_ROTATION: Final = {(health.value,): 0 for health in RotationHealth}
 
 
 class KeyGauges:
-    """Ages of keys, records left to re-encrypt, and OAuth connections, of one vault."""
+    """Ages of keys, records left to re-encrypt, connections and rotations, of one vault."""
 
     def __init__(self, store: DocumentStore) -> None:
         self._store = weakref.ref(store)  # metrics keep no vault alive
         self._counted: dict[str, tuple[Section, Keystore, int]] = {}
         self._connected: tuple[Section | None, Counter[tuple[str]]] = None, Counter(_NONE)
+        self._rotated: dict[str, tuple[Section, Counter[tuple[str]]]] = {}
 
     def key_ages(self) -> Iterator[KeyAge]:
         """The oldest version of each level and state."""
@@ -85,6 +87,20 @@ class KeyGauges:
                 counts.update(_NONE)  # so that an alert sees the first one that is lost
                 self._connected = section, counts
         return self._connected[1]
+
+    def rotations(self) -> Counter[tuple[str]]:
+        """How many credentials in memory that have a rotator are how."""
+        store, _ = self._now()
+        for section in () if store is None else store.sections.in_memory():
+            known = self._rotated.get(section.name)
+            if known is None or known[0] is not section:
+                found = (r.info.rotation for r in section.records.values())
+                counts = Counter((each.health.value,) for each in found if each)
+                self._rotated[section.name] = section, counts
+        total = Counter(_NO_ROTATION)  # so that an alert sees the first one that fails
+        for _, counts in self._rotated.values():
+            total.update(counts)
+        return total
 
     def _now(self) -> tuple[DocumentStore | None, Keystore | None]:
         """The documents, and the key store in memory; None where there is none."""

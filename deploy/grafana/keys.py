@@ -106,6 +106,15 @@ def keys() -> Dashboard:
                         "{{apex_creds_connection_state}}",
                     ),
                 ),
+                lines(
+                    "Rotations at providers",
+                    "Credentials with a rotator, by how their last step went.",
+                    (
+                        f"""max by (apex_creds_rotation_state)
+                        (apex_creds_rotations{{{JOB}}})""",
+                        "{{apex_creds_rotation_state}}",
+                    ),
+                ),
             ),
             "Rotations": (
                 lines(

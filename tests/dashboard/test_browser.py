@@ -12,6 +12,8 @@ import pytest
 from playwright.async_api import Page, Route, expect
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.model import Rotation, RotationStage
+from apex_creds.vault import credential_writes
 from apex_creds.vault.lookup import PutItem
 from tests.dashboard.browsing import CONTRAST, barriers, browser, tab
 from tests.dashboard.running import running
@@ -429,6 +431,30 @@ async def test_opened_in_a_lockdown_it_shows_keys_and_grants(tmp_path: Path) -> 
                 await town.vault.unlock()
                 await expect(page.locator("#alarm")).to_be_hidden()
                 await expect(page.locator("#keys-note")).not_to_contain_text("sealed")
+                await seen.innocent()
+
+
+async def test_a_rotation_that_needs_a_person_is_in_list_and_detail(tmp_path: Path) -> None:
+    lost = Rotation(
+        rotator="fake:https://x.test", stage=RotationStage.NEEDS_PERSON, outcome="refused"
+    )
+    async with town_in(tmp_path, many=3) as town:
+        await credential_writes.edit(
+            town.vault.store,
+            "api_keys",
+            "weather/openweather",
+            credential_writes.Edit(rotation=lost),
+            clock=town.vault.clock,
+        )
+        with running(tmp_path / "home") as made:
+            async with browser() as chrome:
+                seen = await tab(chrome, made.origin)
+                page = seen.page
+                await page.goto(made.link)
+                row = page.locator("#permissions-table tbody tr", has_text="needs a person")
+                await expect(row).to_contain_text("weather/openweather")
+                await row.locator("button.cell").first.click()
+                await expect(page.locator("#detail")).to_contain_text("last step: refused")
                 await seen.innocent()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from msgspec import structs
 
 from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.audit.verify import read
@@ -18,8 +19,11 @@ from apex_creds.dashboard.vault_views import hierarchy
 from apex_creds.errors import AuditTamperedError
 from apex_creds.fs.home import audit_directory
 from apex_creds.keys.keyset import KeyState
+from apex_creds.model import Rotation, RotationStage
+from apex_creds.rotators import plan
 from apex_creds.scheduler.status import rotation_status
 from apex_creds.scheduler.worker import RotationWorker
+from apex_creds.vault import credential_writes
 from tests.dashboard.conftest import Served, serve
 from tests.dashboard.town import WEATHER, Town, manifest, need, town_in, turn_kek
 
@@ -120,6 +124,40 @@ async def test_the_matrix_says_grants_rules_and_use(served: Served) -> None:
     assert rows[place["payments/stripe"]]["factor"] == "each"
     assert rows[place["weather/openweather"]]["rule"] == "allow"
     assert served.told("matrix")["rules"] == 1
+
+
+async def test_a_rotation_at_the_provider_that_failed_is_seen(served: Served) -> None:
+    vault = served.town.vault
+    name = "weather/openweather"
+
+    def row() -> tuple[object, ...]:
+        found = served.window("permissions", text=name)["credentials"]["items"]
+        return next(
+            (row["rotation"], row["stage"], row["step_outcome"], row["replaced"])
+            for row in found
+            if row["name"] == name
+        )
+
+    await served.look()
+    assert row() == ("", "", "", 0.0)
+    works = Rotation(rotator="fake:https://api.example.com", changed=5.0)
+    for state, shown in (
+        (works, ("works", "idle", "", 5.0)),
+        (plan.failed(works, "unreachable", now=6.0), ("failed", "idle", "unreachable", 5.0)),
+        (
+            plan.refused(structs.replace(works, stage=RotationStage.UNDO), now=6.0),
+            ("needs_person", "needs_person", "refused", 5.0),
+        ),
+    ):
+        await credential_writes.edit(
+            vault.store,
+            "api_keys",
+            name,
+            credential_writes.Edit(rotation=state),
+            clock=vault.clock,
+        )
+        await served.look()
+        assert row() == shown
 
 
 async def test_a_revocation_is_seen(served: Served) -> None:

@@ -11,6 +11,7 @@ from apex_creds.errors import InvalidInputError, RotatorError, RotatorRefusedErr
 from apex_creds.model import ApiKey, RotationStage
 from apex_creds.rotators import Mode, Rotations, configure, registry
 from apex_creds.rotators.plan import MOST_REFUSALS
+from apex_creds.telemetry import semconv
 from tests.support.fake_rotator import (
     ORIGIN,
     URI,
@@ -19,6 +20,7 @@ from tests.support.fake_rotator import (
     refuses,
     unreachable,
 )
+from tests.support.recording import recording
 from tests.support.rotators import parts_of
 from tests.support.vaults import FakeClock, create
 
@@ -102,6 +104,37 @@ async def test_a_provider_that_does_not_answer_is_asked_again(
     assert await Rotations(vault, find=rotations._find).run_due() == 0
     assert provider.valid == {await value(vault)}
     assert await value(vault) != FIRST.encode()
+
+
+async def test_the_metric_says_what_failed_and_what_needs_a_person(vault, provider, begin):
+    def counted():
+        return {
+            dict(key)[semconv.ROTATION_STATE]: value
+            for key, value in seen.values(semconv.ROTATIONS).items()
+        }
+
+    rotations = await begin(Mode.SWAP)
+    with recording() as seen:
+        assert counted() == {"works": 1, "failed": 0, "needs_person": 0}
+        provider.around = unreachable("create")
+        await rotations.ask("key")
+        with pytest.raises(RotatorError):
+            await rotations.advance("key")
+        assert counted() == {"works": 0, "failed": 1, "needs_person": 0}
+
+        async def dead(step):
+            if step in ("test", "set") and "create" in provider.steps:
+                provider.valid.clear()
+                raise RotatorRefusedError("Not you.")
+
+        provider.around = dead
+        with pytest.raises(RotatorRefusedError):
+            await rotations.advance("key")
+        assert counted() == {"works": 0, "failed": 0, "needs_person": 1}
+        provider.around = Provider().around
+        await rotations.ask("key", by_hand=True)
+        await rotations.advance("key")
+        assert counted() == {"works": 1, "failed": 0, "needs_person": 0}
 
 
 @MODES

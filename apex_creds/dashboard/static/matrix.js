@@ -8,6 +8,7 @@ import { count, moment, plural } from "./words.js";
 const MARKS = { allow: "✓", deny: "✕", over: "◷", ask: "?" };
 const GRANTS = { allow: "granted", deny: "refused for good", over: "its grant is over" };
 const VERDICTS = { allow: "allowed", deny: "denied", ask: "a person is asked" };
+const ROTATIONS = { works: "rotated", failed: "its rotation failed", needs_person: "its rotation needs a person: apex-creds rotate credential NAME" };
 
 /** What holds for a pair: a word, and how it looks. */
 function stand(cell, credential) {
@@ -26,6 +27,7 @@ function about(cell, plugin, credential) {
   if (credential.kind) add("level", credential.level, credential.factor ? `, with a second factor ${credential.factor === "each" ? "for each lease" : "now and then"}` : "");
   else add("credential", "there is none of that name");
   if (credential.connection) add("connection", credential.connection.replaceAll("_", " "), `, last refresh ${moment(credential.renewed)}: `, word(credential.outcome), credential.by ? [", connected by ", word(credential.by)] : "");
+  if (credential.rotation) add("at its provider", ROTATIONS[credential.rotation], credential.replaced ? `, replaced ${moment(credential.replaced)}` : "", credential.stage === "idle" || credential.rotation === "needs_person" ? "" : `, next step ${credential.stage}`, credential.step_outcome ? [", last step: ", word(credential.step_outcome)] : "");
   if (credential.origins.length) add("sent to", credential.origins.flatMap((o, at) => [at ? ", " : "", word(o)]));
   if (cell.grant) {
     add("grant", GRANTS[cell.grant], cell.created ? ` since ${moment(cell.created)}` : "", cell.by ? [" by ", word(cell.by)] : "");
@@ -59,6 +61,7 @@ function head({ credential, over }) {
     h("span", { class: "level", data: { level: credential.level } }, credential.kind ? credential.level : "not there"),
     credential.factor ? h("span", { class: "level", title: "takes a second factor", data: { level: "factor" } }, "2nd factor") : "",
     credential.connection === "needs_reconnect" ? h("span", { class: "level", data: { level: "critical" } }, "needs reconnect") : "",
+    ["failed", "needs_person"].includes(credential.rotation) ? h("span", { class: "level", title: ROTATIONS[credential.rotation], data: { level: "critical" } }, credential.rotation === "failed" ? "not rotated" : "needs a person") : "",
     over ? h("span", { class: "level", data: { level: "critical" } }, "expired") : "");
 }
 
