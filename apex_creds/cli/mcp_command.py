@@ -88,13 +88,13 @@ def mcp(
 
 
 async def _lines() -> AsyncIterator[bytes]:
-    from apex_creds.integrations.mcp_proxy import LONGEST
+    from apex_creds.integrations.mcp_proxy import LONGEST, lines
 
     reader = asyncio.StreamReader(limit=LONGEST)
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
     )
-    while line := await reader.readline():
+    async for line in lines(reader):
         yield line
 
 

@@ -15,6 +15,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
+import re
 import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -38,12 +40,13 @@ from apex_creds.middleware.call import WrappedCall
 from apex_creds.policy.manifest import Manifest
 from apex_creds.sdk.httpx import async_transport
 
-__all__ = ["LONGEST", "CommandProxy", "HttpProxy"]
+__all__ = ["LONGEST", "CommandProxy", "HttpProxy", "lines"]
 
 LONGEST: Final = 16 * 1024 * 1024
 """Bytes of a message; a longer one ends the connection."""
 _INTERNAL_ERROR: Final = -32603  # JSON-RPC 2.0, section 5.1
 _REMEMBERED: Final = 64
+_VERSION: Final = re.compile(r"[0-9A-Za-z.-]{1,32}")
 _GRACE: Final = 5.0
 """Seconds that a server has to end, once its client has gone."""
 _log: Final = logging.getLogger(__name__)
@@ -91,10 +94,13 @@ class _Proxy:
                     answer = await self._middleware.invoke_action(
                         self._manifest, _action(message), ask, (message,)
                     )
-            except (httpx.HTTPError, IsolationError, ValueError) as error:
-                answer = _failed(message, f"The server gave no answer: {type(error).__name__}.")
             except ApexCredsError as error:
-                answer = _refused(message, explain(error))
+                if isinstance(error, IsolationError):
+                    answer = _unanswered(message, error)
+                else:
+                    answer = _refused(message, explain(error))
+            except Exception as error:  # whatever a server answers, the next call is served
+                answer = _unanswered(message, error)
             finally:
                 del self._running[key]
         if isinstance(answer, dict):
@@ -107,7 +113,7 @@ class _Proxy:
         return call
 
     def _cancel(self, message: Message) -> None:
-        scope = self._running.get(json.dumps((message.get("params") or {}).get("requestId")))
+        scope = self._running.get(_cancelled(message))
         if scope is not None:
             scope.cancel()
 
@@ -116,13 +122,16 @@ class _Proxy:
         try:
             for call in list(self._recent):
                 message = call.clean(message, where="chunk")  # type: ignore[assignment]
-        except ApexCredsError as error:
-            _log.error("A message of the server was withheld: %s", error.message)
-            return
+        except Exception as error:
+            _log.error("A message of the server was withheld: %s.", type(error).__name__)
+            if "method" in message:
+                return
+            message = _failed(message, "The server's answer was withheld.")
         await self._send(message)
 
     async def _send(self, message: Message) -> None:
-        await self._out(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        with contextlib.suppress(OSError):  # a client that has gone also ends its input
+            await self._out(_line(message))
 
     _out: Send
 
@@ -132,7 +141,8 @@ class CommandProxy(_Proxy):
 
     While it starts, until it has answered ``initialize``, it may use its credentials as the
     action ``start``; from then on only in tool calls. Those are handed to it one at a time, so
-    that each of its requests is known to be one call's.
+    that each of its requests is known to be one call's. Its answers are passed on once, to what was
+    asked; an answer under another spelling of an id would leave the call open.
 
     Args:
         middleware: Whose leases it works with.
@@ -156,6 +166,8 @@ class CommandProxy(_Proxy):
         self._current: list[WrappedCall] = []
         self._waiting: dict[str, asyncio.Future[Message]] = {}
         self._initialize = ""
+        self._asked: set[str] = set()
+        self._walled: Walled | None = None
         self._ended = False
         self._initialized = asyncio.Event()
 
@@ -175,7 +187,6 @@ class CommandProxy(_Proxy):
         """
         self._out = out
         started: asyncio.Future[Walled] = asyncio.get_running_loop().create_future()
-        walled: Walled | None = None
         start = asyncio.ensure_future(
             self._middleware.invoke_action(self._manifest, "start", self._start, (started,))
         )
@@ -192,14 +203,19 @@ class CommandProxy(_Proxy):
                 reading.start_soon(self._from_client, incoming, walled, calls)
                 await self._from_server(walled)
                 reading.cancel_scope.cancel()
+            with anyio.move_on_after(_GRACE):  # it may have closed its output, and stay
+                await anyio.to_thread.run_sync(walled.process.wait, abandon_on_cancel=True)
+            walled.process.kill()
             return await anyio.to_thread.run_sync(walled.process.wait)
         finally:
             self._initialized.set()
+            if not started.done():
+                start.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.gather(start, return_exceptions=True)
-                if walled is not None:
+                if self._walled is not None:
                     await self._gateway.close()
-                    await anyio.to_thread.run_sync(walled.close)
+                    await anyio.to_thread.run_sync(self._walled.close)
 
     async def _start(self, started: asyncio.Future[Walled]) -> None:
         call = self._entered()
@@ -208,7 +224,7 @@ class CommandProxy(_Proxy):
             self._gateway, found = way_out(
                 await held_by(call), self._invocation, dialer=self._dialer
             )
-            walled = await msgspec.structs.replace(
+            self._walled = walled = await msgspec.structs.replace(
                 self._wall,
                 environment={**found.variables, **self._wall.environment},
                 files={**found.files, **self._wall.files},
@@ -233,15 +249,22 @@ class CommandProxy(_Proxy):
             message = _parsed(line)
             if message is None:
                 continue
-            method = message.get("method")
-            if method == "tools/call" and "id" in message:
+            method, is_request = message.get("method"), "method" in message and "id" in message
+            if method == "tools/call" and is_request:
                 self._begin(message, self._ask, calls)
                 continue
+            if is_request:
+                self._asked.add(_key(message))
             if method == "initialize":
                 self._initialize = _key(message)
             if method == "notifications/cancelled":
                 self._cancel(message)
-            await self._tell(message)
+                self._asked.discard(_cancelled(message))
+            try:
+                await self._tell(message)
+            except IsolationError as error:
+                if is_request:
+                    await self._send(_unanswered(message, error))
         self._server.close()
         await anyio.sleep(_GRACE)
         walled.process.terminate()
@@ -260,7 +283,7 @@ class CommandProxy(_Proxy):
             del self._waiting[key]
 
     async def _tell(self, message: Message) -> None:
-        self._server.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        self._server.write(_line(message))
         try:
             await self._server.drain()
         except ConnectionError:
@@ -272,19 +295,23 @@ class CommandProxy(_Proxy):
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), walled.process.stdout
         )
-        async for line in _lines(reader):
+        async for line in lines(reader):
             message = _parsed(line)
             if message is None:
                 continue
-            key = "" if "method" in message else _key(message)
-            waiting = self._waiting.get(key)
-            if waiting is not None:
-                if not waiting.done():
-                    waiting.set_result(message)
-                continue
-            await self._pass_on(message)
-            if key and key == self._initialize:
-                self._initialized.set()
+            key = _key(message)
+            if "method" in message:
+                await self._pass_on(message)
+            elif key in self._waiting:
+                if not self._waiting[key].done():
+                    self._waiting[key].set_result(message)
+            elif key in self._asked:
+                self._asked.discard(key)
+                await self._pass_on(message)
+                if key == self._initialize:
+                    self._initialized.set()
+            else:
+                _log.warning("An answer to nothing that was asked was left out.")
         self._ended = True
         for waiting in self._waiting.values():
             if not waiting.done():
@@ -330,22 +357,29 @@ class HttpProxy(_Proxy):
                     continue
                 if message.get("method") == "notifications/cancelled":
                     self._cancel(message)
-                if "id" in message:
+                if "method" not in message:  # an answer: its id is of the server's numbers
+                    tasks.start_soon(self._notify, message)
+                elif "id" in message:
                     self._begin(message, self._post, tasks)
                 else:  # in order: the server is to know of it before what comes next
-                    await self._invoke({**message, "id": None}, self._notify)
+                    await self._notify(message)
+            tasks.cancel_scope.deadline = anyio.current_time() + _GRACE
         return 0
 
     async def _notify(self, message: Message) -> None:
-        del message["id"]
-        await self._post(message)
+        """Sends what has no answer, not even an error."""
+        try:
+            await self._middleware.invoke_action(
+                self._manifest, _action(message) or "answer", self._post, (message,)
+            )
+        except Exception as error:
+            _log.warning("A message did not reach the server: %s.", type(error).__name__)
 
     async def _post(self, message: Message) -> Message | None:
         self._entered()
         headers = {**self._headers, "content-type": "application/json"}
-        content = json.dumps(message).encode()
         request = self._client.build_request(
-            "POST", self._url, content=content, headers=headers
+            "POST", self._url, content=_line(message), headers=headers
         )
         answer = await self._client.send(request, stream=True)
         try:
@@ -353,34 +387,40 @@ class HttpProxy(_Proxy):
             session = answer.headers.get("mcp-session-id")
             if session is not None:
                 self._headers["mcp-session-id"] = session
+            if "method" not in message or "id" not in message:
+                return None
             kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind == "text/event-stream":
                 found = await self._streamed(answer, message)
             else:
-                found = _parsed(await answer.aread())
+                found = _parsed(b"\n".join([line async for line in _lines_of(answer)]))
         finally:
             await answer.aclose()
-        if found is not None and message.get("method") == "initialize":
-            version = (found.get("result") or {}).get("protocolVersion")
-            if isinstance(version, str):
+        if found is None or _key(found) != _key(message):
+            raise ValueError("no answer")
+        if message.get("method") == "initialize":
+            result = found.get("result")
+            version = result.get("protocolVersion") if isinstance(result, dict) else None
+            if isinstance(version, str) and _VERSION.fullmatch(version):
                 self._headers["mcp-protocol-version"] = version
         return found
 
     async def _streamed(self, answer: httpx.Response, asked: Message) -> Message | None:
         """The answer among the events of a stream (WHATWG HTML, server-sent events)."""
-        data: list[str] = []
-        async for line in answer.aiter_lines():
-            if line.startswith("data:"):
-                data.append(line[5:].removeprefix(" "))
+        data: list[bytes] = []
+        async for line in _lines_of(answer):
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))
                 continue
             if line or not data:
                 continue
-            found, data = _parsed("\n".join(data).encode()), []
+            found, data = _parsed(b"\n".join(data)), []
             if found is None:
                 continue
-            if "method" not in found and _key(found) == _key(asked):
+            if "method" in found:
+                await self._pass_on(found)
+            elif _key(found) == _key(asked):
                 return found
-            await self._pass_on(found)
         return None
 
 
@@ -392,13 +432,32 @@ def _parsed(line: bytes) -> Message | None:
     if not line.strip():
         return None
     try:
-        found = json.loads(line)
-    except ValueError:
+        found = json.loads(line, parse_float=_number, parse_constant=_number)
+    except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict):
+    # Both at once would be a request to one reader and an answer to another.
+    if not isinstance(found, dict) or ("method" in found and {"result", "error"} & {*found}):
         _log.warning("A line that is no message of JSON-RPC was left out.")
         return None
     return found
+
+
+def _number(text: str) -> float:
+    """A number of JSON: no infinity, nor what is written as none of its constants."""
+    found = float(text)
+    if not math.isfinite(found):
+        raise ValueError(text)
+    return found
+
+
+def _line(message: Message) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def _cancelled(message: Message) -> str:
+    """The key of the request that a notification cancels."""
+    params = message.get("params")
+    return json.dumps(params.get("requestId")) if isinstance(params, dict) else ""
 
 
 def _key(message: Message) -> str:
@@ -424,7 +483,36 @@ def _failed(message: Message, words: str) -> Message:
     return {"jsonrpc": "2.0", "id": message.get("id"), "error": error}
 
 
-async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+def _unanswered(message: Message, error: Exception) -> Message:
+    return _failed(message, f"The server gave no answer: {type(error).__name__}.")
+
+
+async def _lines_of(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of a body; of a stream, an event's data is as little endless as a line.
+
+    Raises:
+        ValueError: A message is longer than it may be.
+    """
+    held, size = bytearray(), 0
+    async for chunk in answer.aiter_bytes():
+        held += chunk
+        size += len(chunk)
+        if size > LONGEST:
+            raise ValueError("too long")
+        if b"\n" not in chunk:
+            continue
+        *whole, last = bytes(held).split(b"\n")
+        held = bytearray(last)
+        for line in whole:
+            line = line.removesuffix(b"\r")
+            if not line:  # the end of an event
+                size = len(held)
+            yield line
+    yield bytes(held)
+
+
+async def lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The lines that arrive, until the end or one that is too long."""
     while True:
         try:
             line = await reader.readline()
