@@ -99,7 +99,7 @@ class _Proxy:
                     answer = _unanswered(message, error)
                 else:
                     answer = _refused(message, explain(error))
-            except Exception as error:  # whatever a server answers, the next call is served
+            except Exception as error:  # noqa: BLE001 - the next call is served in any case
                 answer = _unanswered(message, error)
             finally:
                 del self._running[key]
@@ -122,7 +122,7 @@ class _Proxy:
         try:
             for call in list(self._recent):
                 message = call.clean(message, where="chunk")  # type: ignore[assignment]
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - what can't be searched is withheld
             _log.error("A message of the server was withheld: %s.", type(error).__name__)
             if "method" in message:
                 return
@@ -141,8 +141,8 @@ class CommandProxy(_Proxy):
 
     While it starts, until it has answered ``initialize``, it may use its credentials as the
     action ``start``; from then on only in tool calls. Those are handed to it one at a time, so
-    that each of its requests is known to be one call's. Its answers are passed on once, to what was
-    asked; an answer under another spelling of an id would leave the call open.
+    that each of its requests is known to be one call's. Its answers are passed on once, and to
+    what was asked: an id in another spelling (``1.0``) would answer a call and leave it open.
 
     Args:
         middleware: Whose leases it works with.
@@ -299,23 +299,26 @@ class CommandProxy(_Proxy):
             message = _parsed(line)
             if message is None:
                 continue
-            key = _key(message)
-            if "method" in message:
-                await self._pass_on(message)
-            elif key in self._waiting:
-                if not self._waiting[key].done():
-                    self._waiting[key].set_result(message)
-            elif key in self._asked:
-                self._asked.discard(key)
-                await self._pass_on(message)
-                if key == self._initialize:
-                    self._initialized.set()
-            else:
-                _log.warning("An answer to nothing that was asked was left out.")
+            await self._received(message)
         self._ended = True
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(IsolationError("The server has ended."))
+
+    async def _received(self, message: Message) -> None:
+        key = _key(message)
+        if "method" in message:
+            await self._pass_on(message)
+        elif key in self._waiting:
+            if not self._waiting[key].done():
+                self._waiting[key].set_result(message)
+        elif key in self._asked:
+            self._asked.discard(key)
+            await self._pass_on(message)
+            if key == self._initialize:
+                self._initialized.set()
+        else:
+            _log.warning("An answer to nothing that was asked was left out.")
 
 
 class HttpProxy(_Proxy):
@@ -372,7 +375,7 @@ class HttpProxy(_Proxy):
             await self._middleware.invoke_action(
                 self._manifest, _action(message) or "answer", self._post, (message,)
             )
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - nobody waits for an answer
             _log.warning("A message did not reach the server: %s.", type(error).__name__)
 
     async def _post(self, message: Message) -> Message | None:
@@ -503,8 +506,7 @@ async def _lines_of(answer: httpx.Response) -> AsyncIterator[bytes]:
             continue
         *whole, last = bytes(held).split(b"\n")
         held = bytearray(last)
-        for line in whole:
-            line = line.removesuffix(b"\r")
+        for line in (each.removesuffix(b"\r") for each in whole):
             if not line:  # the end of an event
                 size = len(held)
             yield line
