@@ -26,6 +26,8 @@ class CredentialsMiddleware(FunctionMiddleware):
     Args:
         middleware: Open for as long as the agent runs.
         manifests: See ``ToolGuard``.
+        principal: Who a call is for, as a user's id, of its context, such as
+            ``context.kwargs``; see ``ToolGuard``.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class CredentialsMiddleware(FunctionMiddleware):
         middleware: CredentialMiddleware,
         *,
         manifests: Mapping[str, Mapping[str, object]] | None = None,
+        principal: Callable[[FunctionInvocationContext], str | None] | None = None,
     ) -> None:
-        self._guard = ToolGuard(middleware, manifests=manifests)
+        self._guard = ToolGuard(middleware, manifests=manifests, principal=principal)
 
     async def process(
         self, context: FunctionInvocationContext, call_next: Callable[[], Awaitable[None]]
@@ -52,6 +55,9 @@ class CredentialsMiddleware(FunctionMiddleware):
             if manifest is None:
                 await call_next()
             else:
-                context.result = await self._guard.call(manifest, name, call)
+                whom = self._guard.principal(context)
+                context.result = await self._guard.middleware.invoke_action(
+                    manifest, name, call, principal=whom
+                )
         except ApexCredsError as error:
             context.result = explain(error)

@@ -6,7 +6,7 @@ Guarantee: see ``tools``. A refusal is a result with ``is_error``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from claude_agent_sdk import SdkMcpTool
@@ -22,6 +22,7 @@ def guarded(
     middleware: CredentialMiddleware,
     *,
     manifests: Mapping[str, Mapping[str, object]] | None = None,
+    principal: Callable[[], str | None] | None = None,
 ) -> list[SdkMcpTool[Any]]:
     """The tools, those that declare credentials with ``needs`` in a guarded copy.
 
@@ -29,8 +30,9 @@ def guarded(
         tools: As the SDK's ``@tool`` makes them.
         middleware: Open for as long as the server is.
         manifests: See ``ToolGuard``.
+        principal: Who a call is for, as a user's id; see ``ToolGuard``.
     """
-    guard = ToolGuard(middleware, manifests=manifests)
+    guard = ToolGuard(middleware, manifests=manifests, principal=principal)
     return [
         dataclasses.replace(
             tool, handler=guard.function(tool.handler, name=tool.name, refused=_refused)

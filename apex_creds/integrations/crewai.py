@@ -5,7 +5,7 @@ Guarantee: see ``tools``. A refusal is what the tool returns, in words for the m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from apex_creds.integrations.tools import ToolGuard
@@ -19,6 +19,7 @@ def guarded(
     middleware: CredentialMiddleware,
     *,
     manifests: Mapping[str, Mapping[str, object]] | None = None,
+    principal: Callable[[], str | None] | None = None,
 ) -> list[Any]:
     """The tools, those that declare credentials with ``needs`` in a guarded copy.
 
@@ -26,8 +27,9 @@ def guarded(
         tools: As CrewAI's ``@tool`` makes them; others are passed on as they are.
         middleware: Open for as long as the crew works.
         manifests: See ``ToolGuard``.
+        principal: Who a call is for, as a user's id; see ``ToolGuard``.
     """
-    guard = ToolGuard(middleware, manifests=manifests)
+    guard = ToolGuard(middleware, manifests=manifests, principal=principal)
     return [
         # The name is the function's, not the one that a model is shown.
         tool.model_copy(update={"func": guard.function(tool.func, refused=str)})

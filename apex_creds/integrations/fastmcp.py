@@ -7,10 +7,11 @@ structured content and ``meta`` of a result are cleaned alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from fastmcp.exceptions import ToolError
+from fastmcp.server.dependencies import get_access_token
 from fastmcp.server.middleware import Middleware
 
 from apex_creds.errors import ApexCredsError
@@ -18,6 +19,7 @@ from apex_creds.integrations.tools import ToolGuard, explain
 from apex_creds.middleware import CredentialMiddleware
 
 if TYPE_CHECKING:
+    from fastmcp.server.auth import AccessToken
     from fastmcp.server.middleware import CallNext, MiddlewareContext
     from fastmcp.tools.base import ToolResult
     from mcp.types import CallToolRequestParams
@@ -31,6 +33,8 @@ class CredentialsMiddleware(Middleware):
     Args:
         middleware: Open for as long as the server runs.
         manifests: See ``ToolGuard``.
+        principal: Who a call is for, as a user's id, of the request's access token;
+            without one it is for nobody; see ``ToolGuard``.
     """
 
     def __init__(
@@ -38,8 +42,9 @@ class CredentialsMiddleware(Middleware):
         middleware: CredentialMiddleware,
         *,
         manifests: Mapping[str, Mapping[str, object]] | None = None,
+        principal: Callable[[AccessToken], str | None] | None = None,
     ) -> None:
-        self._guard = ToolGuard(middleware, manifests=manifests)
+        self._guard = ToolGuard(middleware, manifests=manifests, principal=principal)
 
     async def on_call_tool(
         self,
@@ -53,7 +58,11 @@ class CredentialsMiddleware(Middleware):
             manifest = self._guard.manifest(name, tool, getattr(tool, "meta", None))
             if manifest is None:
                 return await call_next(context)
-            return await self._guard.call(manifest, name, call_next, context)
+            token = get_access_token()
+            whom = "" if token is None else self._guard.principal(token)
+            return await self._guard.middleware.invoke_action(
+                manifest, name, call_next, (context,), principal=whom
+            )
         except ApexCredsError as error:
             refusal = explain(error)
         raise ToolError(refusal)

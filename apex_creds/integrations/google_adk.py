@@ -5,7 +5,7 @@ Guarantee: see ``tools``. A refusal is a response with ``error``, in words for t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from google.adk.plugins import BasePlugin
@@ -26,6 +26,8 @@ class CredentialsPlugin(BasePlugin):
     Args:
         middleware: Open for as long as the runner is.
         manifests: See ``ToolGuard``.
+        principal: Who a call is for, as a user's id, of the tool's context, such as
+            ``context.user_id``; see ``ToolGuard``.
     """
 
     def __init__(
@@ -33,9 +35,10 @@ class CredentialsPlugin(BasePlugin):
         middleware: CredentialMiddleware,
         *,
         manifests: Mapping[str, Mapping[str, object]] | None = None,
+        principal: Callable[[ToolContext], str | None] | None = None,
     ) -> None:
         super().__init__(name="apex_creds")
-        self._guard = ToolGuard(middleware, manifests=manifests)
+        self._guard = ToolGuard(middleware, manifests=manifests, principal=principal)
 
     async def before_tool_callback(
         self, *, tool: BaseTool, tool_args: dict[str, Any], tool_context: ToolContext
@@ -45,8 +48,13 @@ class CredentialsPlugin(BasePlugin):
             manifest = self._guard.manifest(tool.name, tool)
             if manifest is None:
                 return None
-            result = await self._guard.call(
-                manifest, tool.name, tool.run_async, args=tool_args, tool_context=tool_context
+            given: dict[str, object] = {"args": tool_args, "tool_context": tool_context}
+            result = await self._guard.middleware.invoke_action(
+                manifest,
+                tool.name,
+                tool.run_async,
+                kwargs=given,
+                principal=self._guard.principal(tool_context),
             )
         except ApexCredsError as error:
             return {"error": explain(error)}

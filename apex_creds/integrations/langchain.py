@@ -28,6 +28,7 @@ from apex_creds.policy.manifest import Manifest
 
 if TYPE_CHECKING:
     from langchain.agents.middleware import ToolCallRequest
+    from langgraph.prebuilt import ToolRuntime
     from langgraph.types import Command
 
 __all__ = ["CredentialsMiddleware"]
@@ -42,6 +43,8 @@ class CredentialsMiddleware(AgentMiddleware[Any, Any]):
     Args:
         middleware: Open for as long as the agent runs.
         manifests: See ``ToolGuard``.
+        principal: Who a call is for, as a user's id, of the run, such as
+            ``runtime.context``; see ``ToolGuard``.
     """
 
     def __init__(
@@ -49,9 +52,10 @@ class CredentialsMiddleware(AgentMiddleware[Any, Any]):
         middleware: CredentialMiddleware,
         *,
         manifests: Mapping[str, Mapping[str, object]] | None = None,
+        principal: Callable[[ToolRuntime[Any, Any]], str | None] | None = None,
     ) -> None:
         super().__init__()
-        self._guard = ToolGuard(middleware, manifests=manifests)
+        self._guard = ToolGuard(middleware, manifests=manifests, principal=principal)
 
     async def awrap_tool_call(
         self,
@@ -64,9 +68,12 @@ class CredentialsMiddleware(AgentMiddleware[Any, Any]):
             manifest = self._manifest(request)
             if manifest is None:
                 return await handler(request)
-            asked = await self._guard.middleware.questions(manifest, name)
+            creds, whom = self._guard.middleware, self._guard.principal(request.runtime)
+            asked = await creds.questions(manifest, name, principal=whom)
             with Answered(self._answers(asked)):
-                return await self._guard.call(manifest, name, handler, request)
+                return await creds.invoke_action(
+                    manifest, name, handler, (request,), principal=whom
+                )
         except ApexCredsError as error:
             return _refused(request, error)
 
@@ -81,7 +88,13 @@ class CredentialsMiddleware(AgentMiddleware[Any, Any]):
             if manifest is None:
                 return handler(request)
             name = request.tool_call["name"]
-            return self._guard.call_sync(manifest, name, handler, request)
+            return self._guard.middleware.invoke_sync(
+                manifest,
+                name,
+                handler,
+                (request,),
+                principal=self._guard.principal(request.runtime),
+            )
         except ApexCredsError as error:
             return _refused(request, error)
 

@@ -7,7 +7,7 @@ gives its model.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llama_index.core.tools import FunctionTool
@@ -23,6 +23,7 @@ def guarded(
     middleware: CredentialMiddleware,
     *,
     manifests: Mapping[str, Mapping[str, object]] | None = None,
+    principal: Callable[[], str | None] | None = None,
 ) -> list[Any]:
     """The tools, those that declare credentials with ``needs`` in a guarded copy.
 
@@ -30,8 +31,9 @@ def guarded(
         tools: ``FunctionTool``s, or functions that become such; others are passed on.
         middleware: Open for as long as the agent runs.
         manifests: See ``ToolGuard``.
+        principal: Who a call is for, as a user's id; see ``ToolGuard``.
     """
-    guard = ToolGuard(middleware, manifests=manifests)
+    guard = ToolGuard(middleware, manifests=manifests, principal=principal)
     return [_guarded(tool, guard) for tool in tools]
 
 

@@ -6,9 +6,10 @@ refusal is a result with ``isError``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.types import CallToolResult, TextContent
 
 from apex_creds.errors import ApexCredsError
@@ -16,6 +17,7 @@ from apex_creds.integrations.tools import ToolGuard, explain
 from apex_creds.middleware import CredentialMiddleware
 
 if TYPE_CHECKING:
+    from mcp.server.auth.provider import AccessToken
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
     from mcp.server.mcpserver import MCPServer
 
@@ -27,6 +29,7 @@ def install(
     middleware: CredentialMiddleware,
     *,
     manifests: Mapping[str, Mapping[str, object]] | None = None,
+    principal: Callable[[AccessToken], str | None] | None = None,
 ) -> None:
     """Gives the tools of a server handles for what they declare with ``needs``.
 
@@ -34,8 +37,10 @@ def install(
         server: Before it runs.
         middleware: Open for as long as it runs.
         manifests: See ``ToolGuard``.
+        principal: Who a call is for, as a user's id, of the request's access token;
+            without one it is for nobody; see ``ToolGuard``.
     """
-    guard = ToolGuard(middleware, manifests=manifests)
+    guard = ToolGuard(middleware, manifests=manifests, principal=principal)
 
     async def guarded(
         ctx: ServerRequestContext[Any, Any], call_next: CallNext
@@ -48,7 +53,11 @@ def install(
             manifest = guard.manifest(name, tool, getattr(tool, "meta", None))
             if manifest is None:
                 return await call_next(ctx)
-            return await guard.call(manifest, name, call_next, ctx)
+            token = get_access_token()
+            whom = "" if token is None else guard.principal(token)
+            return await middleware.invoke_action(
+                manifest, name, call_next, (ctx,), principal=whom
+            )
         except ApexCredsError as error:
             text = TextContent(type="text", text=explain(error))
         return CallToolResult(content=[text], is_error=True)

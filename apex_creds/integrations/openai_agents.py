@@ -8,7 +8,7 @@ the call one that needs approval (an interruption of the run): approved, it is a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agents import FunctionTool
@@ -16,6 +16,7 @@ from agents import FunctionTool
 from apex_creds.errors import ApexCredsError
 from apex_creds.integrations.tools import Answered, ToolGuard, answer_of, explain
 from apex_creds.middleware import CredentialMiddleware
+from apex_creds.policy.consent import ConsentRequest
 from apex_creds.policy.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def guarded(
     middleware: CredentialMiddleware,
     *,
     manifests: Mapping[str, Mapping[str, object]] | None = None,
+    principal: Callable[[RunContextWrapper[Any]], str | None] | None = None,
 ) -> list[Tool]:
     """The tools, those that declare credentials with ``needs`` in a guarded copy.
 
@@ -37,8 +39,10 @@ def guarded(
         tools: Of ``function_tool``; others are passed on as they are.
         middleware: Open for as long as the agent runs.
         manifests: See ``ToolGuard``.
+        principal: Who a call is for, as a user's id, of the run, such as
+            ``run.context``; see ``ToolGuard``.
     """
-    guard = ToolGuard(middleware, manifests=manifests)
+    guard = ToolGuard(middleware, manifests=manifests, principal=principal)
     made: list[Tool] = []
     for tool in tools:
         function = getattr(tool, "__wrapped__", None)
@@ -49,13 +53,22 @@ def guarded(
 
 
 def _guarded(tool: FunctionTool, guard: ToolGuard, manifest: Manifest) -> FunctionTool:
+    async def questions(whom: str) -> list[ConsentRequest]:
+        return await guard.middleware.questions(manifest, tool.name, principal=whom)
+
     async def invoke(context: ToolContext[Any], arguments: str) -> Any:
-        asked = await guard.middleware.questions(manifest, tool.name)
-        yes = answer_of(True, by="openai_agents")  # it runs only once it was approved
         try:
+            whom = guard.principal(context)
+            approved = context.is_tool_approved(tool.name, context.tool_call_id)
+            asked = await questions(whom) if approved else []
+            yes = answer_of(True, by="openai_agents")
             with Answered({each.credential: yes for each in asked}):
-                return await guard.call(
-                    manifest, tool.name, tool.on_invoke_tool, context, arguments
+                return await guard.middleware.invoke_action(
+                    manifest,
+                    tool.name,
+                    tool.on_invoke_tool,
+                    (context, arguments),
+                    principal=whom,
                 )
         except ApexCredsError as error:
             return explain(error)
@@ -63,7 +76,7 @@ def _guarded(tool: FunctionTool, guard: ToolGuard, manifest: Manifest) -> Functi
     async def approval(
         context: RunContextWrapper[Any], parameters: dict[str, Any], call_id: str
     ) -> bool:
-        if await guard.middleware.questions(manifest, tool.name):
+        if await questions(guard.principal(context)):
             return True
         asks = tool.needs_approval
         return asks if isinstance(asks, bool) else await asks(context, parameters, call_id)

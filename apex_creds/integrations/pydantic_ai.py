@@ -8,7 +8,7 @@ consent, a credential that a person has to allow makes the call one that needs a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +34,18 @@ class CredentialsToolset(WrapperToolset[Any]):
         wrapped: The toolset.
         middleware: Open for as long as the agent runs.
         manifests: See ``ToolGuard``.
+        principal: Who a call is for, as a user's id, of the run, such as ``ctx.deps``;
+            see ``ToolGuard``.
     """
 
     middleware: CredentialMiddleware
     manifests: Mapping[str, Mapping[str, object]] | None = None
+    principal: Callable[[RunContext[Any]], str | None] | None = None
 
     def __post_init__(self) -> None:
-        self._guard = ToolGuard(self.middleware, manifests=self.manifests)
+        self._guard = ToolGuard(
+            self.middleware, manifests=self.manifests, principal=self.principal
+        )
 
     async def call_tool(
         self,
@@ -55,13 +60,18 @@ class CredentialsToolset(WrapperToolset[Any]):
             manifest = self._guard.manifest(name, found, tool.tool_def.metadata)
             if manifest is None:
                 return await super().call_tool(name, tool_args, ctx, tool)
-            asked = await self.middleware.questions(manifest, name)
+            whom = self._guard.principal(ctx)
+            asked = await self.middleware.questions(manifest, name, principal=whom)
             if asked and not ctx.tool_call_approved:
                 raise ApprovalRequired({"questions": [question_of(each) for each in asked]})
             yes = answer_of(True, by="pydantic_ai")
             with Answered({each.credential: yes for each in asked}):
-                return await self._guard.call(
-                    manifest, name, super().call_tool, name, tool_args, ctx, tool
+                return await self.middleware.invoke_action(
+                    manifest,
+                    name,
+                    super().call_tool,
+                    (name, tool_args, ctx, tool),
+                    principal=whom,
                 )
         except ApexCredsError as error:
             refusal = explain(error)

@@ -19,7 +19,7 @@ from apex_creds.errors import ApexCredsError, InvalidInputError, RateLimitedErro
 from apex_creds.leases.handle import current_credentials
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.middleware.callables import CREDENTIALS, takes_credentials
-from apex_creds.plain import text_or_none
+from apex_creds.plain import plain_text, text_or_none
 from apex_creds.policy.consent import DENIED, Choice, ConsentAnswer, ConsentRequest, lines
 from apex_creds.policy.manifest import Manifest, parse_manifest
 
@@ -130,6 +130,8 @@ class ToolGuard:
         middleware: Open for as long as tools are called.
         manifests: Of tools that don't declare what they need themselves, by the tool's name:
             as in a plugin's metadata; ``id`` is the tool's name where there is none.
+        principal: Says who a call is for, as a user's id, from what the runtime knows of a
+            run; None or empty: nobody. Never from arguments: a model chose them.
     """
 
     def __init__(
@@ -137,8 +139,10 @@ class ToolGuard:
         middleware: CredentialMiddleware,
         *,
         manifests: Mapping[str, Mapping[str, object]] | None = None,
+        principal: Callable[..., str | None] | None = None,
     ) -> None:
         self.middleware = middleware
+        self._principal = principal
         self._manifests = {
             name: parse_manifest({"id": name, **given})
             for name, given in (manifests or {}).items()
@@ -168,31 +172,17 @@ class ToolGuard:
                 return self._parsed(name, declared)
         return None
 
-    async def call(
-        self,
-        manifest: Manifest,
-        action: str,
-        function: Callable[..., object],
-        *args: object,
-        **kwargs: object,
-    ) -> object:
-        """Calls what calls the tool, as an invocation.
+    def principal(self, *context: object) -> str:
+        """Who a call is for; empty: nobody.
+
+        Args:
+            context: What the runtime knows of the run, as the hook's page says.
 
         Raises:
-            ApexCredsError: It was refused; ``explain`` says so to a model.
+            InvalidInputError: It is no text.
         """
-        return await self.middleware.invoke_action(manifest, action, function, args, kwargs)
-
-    def call_sync(
-        self,
-        manifest: Manifest,
-        action: str,
-        function: Callable[..., object],
-        *args: object,
-        **kwargs: object,
-    ) -> object:
-        """As ``call``, in the calling thread."""
-        return self.middleware.invoke_sync(manifest, action, function, args, kwargs)
+        said = None if self._principal is None else self._principal(*context)
+        return "" if said is None else plain_text(said, what="principal")
 
     def function(
         self,
@@ -224,14 +214,18 @@ class ToolGuard:
         @functools.wraps(function)
         async def waits(*args: object, **kwargs: object) -> object:
             try:
-                return await self.call(manifest, name, function, *args, **kwargs)
+                return await self.middleware.invoke_action(
+                    manifest, name, function, args, kwargs, principal=self.principal()
+                )
             except ApexCredsError as error:
                 return answer(error)
 
         @functools.wraps(function)
         def calls(*args: object, **kwargs: object) -> object:
             try:
-                return self.call_sync(manifest, name, function, *args, **kwargs)
+                return self.middleware.invoke_sync(
+                    manifest, name, function, args, kwargs, principal=self.principal()
+                )
             except ApexCredsError as error:
                 return answer(error)
 

@@ -501,12 +501,20 @@ class CredentialMiddleware:
         call = self._begin(manifest, action, known, asked, None, principal)
         return await self._run(call, shape, passes, function, args, given)
 
-    async def questions(self, manifest: Manifest, action: str) -> list[ConsentRequest]:
+    async def questions(
+        self, manifest: Manifest, action: str, *, principal: str = ""
+    ) -> list[ConsentRequest]:
         """What a person would be asked if ``action`` were invoked now, for runtimes that ask.
 
         Nobody is asked by it. Empty where there is no ``consent``.
+
+        Raises:
+            AccessDeniedError: It is called within an invocation for another principal.
         """
-        return await self._consent.questions(manifest, action, PRINCIPAL.get())
+        within = current_invocation()
+        if principal or (PRINCIPAL.get() if within is None else within.principal):
+            principal = self._called_for(principal)
+        return await self._consent.questions(manifest, action, principal)
 
     def invoke_sync(
         self,

@@ -18,6 +18,7 @@ import pytest
 from apex_creds import current_credentials
 from apex_creds.integrations.tools import RuntimeConsent, needs
 from apex_creds.middleware import CredentialMiddleware
+from apex_creds.model import ApiKey
 from apex_creds.sdk.httpx import async_transport
 from tests.support.loopback import Server
 from tests.support.worlds import World
@@ -52,9 +53,17 @@ class RuntimeContract:
     """The tests. Subclasses say how the runtime calls a tool, as its model would."""
 
     async def call(
-        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+        self,
+        creds: CredentialMiddleware,
+        function: Tool,
+        *others: Tool,
+        city: str = "Oslo",
+        user: str = "",
     ) -> Seen:
-        """Makes a tool of ``function`` (and of others that it may call), and calls it."""
+        """Makes a tool of ``function`` (and of others that it may call), and calls it.
+
+        The hook has a ``principal`` that says ``user`` by what the runtime knows of a run.
+        """
         raise NotImplementedError
 
     async def schema(self, function: Tool) -> str:
@@ -118,6 +127,33 @@ class RuntimeContract:
             assert f"city-{n}" in seen.text
             assert SECRET not in seen.text
         assert len(server.requests) == 200
+
+    async def test_each_user_has_a_token_of_their_own(
+        self, world: World, server: Server, tools: dict[str, Tool]
+    ) -> None:
+        users = ("alice", "bob")
+        for user in users:
+            await world.vault.put(
+                "weather", ApiKey(token_of(user)), origins=[server.origin], principal=user
+            )
+            await world.vault.grant("fetch", "weather", principal=user)
+        calls = [(user, f"{user}-{n}") for n in range(10) for user in users]
+        seen = await asyncio.gather(
+            *(
+                self.call(world.middleware, tools["fetch"], city=city, user=user)
+                for user, city in calls
+            )
+        )
+        assert all(city in each.text for (_, city), each in zip(calls, seen, strict=True))
+        for request in server.requests:
+            user = next(user for user in users if f"city={user}" in request)
+            assert f"Bearer {token_of(user)}" in request
+        assert not any(token_of(user) in each.text for user in users for each in seen)
+
+        server.requests.clear()
+        stranger = await self.call(world.middleware, tools["fetch"], user="carol")
+        assert stranger.error, "a credential of others, and one that she may not share"
+        assert not server.requests
 
     # -- what is refused -----------------------------------------------------------------
 
@@ -221,6 +257,10 @@ class ConsentContract:
             assert bool(server.requests) is allowed
             assert creds.broker.open_leases == 0
         assert SECRET not in seen.text + str(questions)
+
+
+def token_of(user: str) -> str:
+    return f"sk-own-token-of-{user}-0123456789"
 
 
 # -- the tools -----------------------------------------------------------------------------

@@ -43,14 +43,19 @@ class OneCall(FunctionInvocationLayer, BaseChatClient):
 
 class TestAgentFramework(RuntimeContract):
     async def call(
-        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+        self,
+        creds: CredentialMiddleware,
+        function: Tool,
+        *others: Tool,
+        city: str = "Oslo",
+        user: str = "",
     ) -> Seen:
         agent = Agent(
             OneCall(function.__name__, city),
             tools=[tool(function)],
-            middleware=[CredentialsMiddleware(creds)],
+            middleware=[CredentialsMiddleware(creds, principal=lambda run: run.kwargs["user"])],
         )
-        result = await agent.run("How is it?")
+        result = await agent.run("How is it?", function_invocation_kwargs={"user": user})
         contents = [each for message in result.messages for each in message.contents]
         (found,) = (each for each in contents if each.type == "function_result")
         text = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import pytest
 from autogen_core.tools import FunctionTool, StaticWorkbench
 
@@ -10,13 +12,20 @@ from apex_creds.middleware import CredentialMiddleware
 from tests.runtimes.contract import RuntimeContract, Seen, Tool
 
 pytestmark = pytest.mark.anyio
+USER = ContextVar("user", default="")  # as an application has it
 
 
 class TestAutoGen(RuntimeContract):
     async def call(
-        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+        self,
+        creds: CredentialMiddleware,
+        function: Tool,
+        *others: Tool,
+        city: str = "Oslo",
+        user: str = "",
     ) -> Seen:
-        workbench = StaticWorkbench(guarded([function], creds))
+        USER.set(user)
+        workbench = StaticWorkbench(guarded([function], creds, principal=USER.get))
         result = await workbench.call_tool(function.__name__, {"city": city})
         return Seen(f"{result.result} {result.to_text()}", result.is_error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from apex_creds.middleware import CredentialMiddleware
 from tests.runtimes.contract import RuntimeContract, Seen, Tool
 
 pytestmark = pytest.mark.anyio
+USER = ContextVar("user", default="")  # as an application has it
 
 
 def handler_of(function: Tool) -> Callable[[dict[str, Any]], Any]:
@@ -35,12 +37,18 @@ def handler_of(function: Tool) -> Callable[[dict[str, Any]], Any]:
 
 class TestClaudeAgent(RuntimeContract):
     async def call(
-        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+        self,
+        creds: CredentialMiddleware,
+        function: Tool,
+        *others: Tool,
+        city: str = "Oslo",
+        user: str = "",
     ) -> Seen:
+        USER.set(user)
         made = tool(function.__name__, function.__doc__ or "", {"city": str})(
             handler_of(function)
         )
-        (safe,) = guarded([made], creds)
+        (safe,) = guarded([made], creds, principal=USER.get)
         result = await safe.handler({"city": city})
         return Seen(str(result["content"]), bool(result.get("is_error")))
 

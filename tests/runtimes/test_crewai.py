@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from contextvars import ContextVar
 
 import pytest
 
@@ -16,6 +17,7 @@ from apex_creds.middleware import CredentialMiddleware
 from tests.runtimes.contract import RuntimeContract, Seen, SyncContract, Tool
 
 pytestmark = pytest.mark.anyio
+USER = ContextVar("user", default="")  # as an application has it
 
 
 def seen(output: object) -> Seen:
@@ -24,15 +26,21 @@ def seen(output: object) -> Seen:
 
 class TestCrewAI(RuntimeContract, SyncContract):
     async def call(
-        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+        self,
+        creds: CredentialMiddleware,
+        function: Tool,
+        *others: Tool,
+        city: str = "Oslo",
+        user: str = "",
     ) -> Seen:
-        (made,) = guarded([tool(function)], creds)
+        USER.set(user)
+        (made,) = guarded([tool(function)], creds, principal=USER.get)
         if inspect.iscoroutinefunction(function):
             return seen(await made.arun(city=city))
         return seen(made.run(city=city))
 
     def call_sync(self, creds: CredentialMiddleware, function: Tool) -> Seen:
-        (made,) = guarded([tool(function)], creds)
+        (made,) = guarded([tool(function)], creds, principal=USER.get)
         return seen(made.run(city="Oslo"))
 
     async def schema(self, function: Tool) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 from fastmcp import Client, FastMCP
+from fastmcp.server.auth import AccessToken
+from mcp.server.auth.middleware.auth_context import auth_context_var
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 
 from apex_creds.integrations.fastmcp import CredentialsMiddleware
 from apex_creds.integrations.tools import METADATA
@@ -14,17 +17,29 @@ from tests.support.worlds import World
 pytestmark = pytest.mark.anyio
 
 
+def sign_in(user: str) -> None:
+    """As the server's middleware does it for a request with a token."""
+    token = AccessToken(token="t", client_id="c", scopes=[], subject=user)
+    auth_context_var.set(AuthenticatedUser(token) if user else None)
+
+
 def server_with(creds: CredentialMiddleware, function: Tool, **options: object) -> FastMCP:
     server = FastMCP("test")
-    server.add_middleware(CredentialsMiddleware(creds))
+    server.add_middleware(CredentialsMiddleware(creds, principal=lambda token: token.subject))
     server.tool(function, **options)
     return server
 
 
 class TestFastMCP(RuntimeContract):
     async def call(
-        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+        self,
+        creds: CredentialMiddleware,
+        function: Tool,
+        *others: Tool,
+        city: str = "Oslo",
+        user: str = "",
     ) -> Seen:
+        sign_in(user)
         async with Client(server_with(creds, function)) as client:
             result = await client.call_tool(
                 function.__name__, {"city": city}, raise_on_error=False

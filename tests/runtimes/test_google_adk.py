@@ -37,19 +37,33 @@ class OneCall(BaseLlm):
         yield LlmResponse(content=types.Content(role="model", parts=[part]))
 
 
+NOBODY = "u"
+
+
+def user_of(context: Any) -> str:
+    return "" if context.user_id == NOBODY else context.user_id
+
+
 class TestGoogleADK(RuntimeContract):
     async def call(
-        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+        self,
+        creds: CredentialMiddleware,
+        function: Tool,
+        *others: Tool,
+        city: str = "Oslo",
+        user: str = "",
     ) -> Seen:
         model = OneCall(model="fake", name=function.__name__, city=city)
         agent = LlmAgent(name="a", model=model, tools=[FunctionTool(function)])
-        app = App(name="t", root_agent=agent, plugins=[CredentialsPlugin(creds)])
+        app = App(
+            name="t", root_agent=agent, plugins=[CredentialsPlugin(creds, principal=user_of)]
+        )
         runner = InMemoryRunner(app=app)
-        session = await runner.session_service.create_session(app_name="t", user_id="u")
+        session = await runner.session_service.create_session(app_name="t", user_id=user)
         asked = types.Content(role="user", parts=[types.Part(text="How is it?")])
         found: list[Any] = []
         async for event in runner.run_async(
-            user_id="u", session_id=session.id, new_message=asked
+            user_id=user, session_id=session.id, new_message=asked
         ):
             found += [response.response for response in event.get_function_responses()]
         return Seen(str(found), "error" in found[0])

@@ -33,7 +33,8 @@ def agent(creds: CredentialMiddleware, function: Tool, *, city: str = "Oslo", **
     return create_agent(
         Model(messages=says),
         tools=[tool(function)],
-        middleware=[CredentialsMiddleware(creds)],
+        middleware=[CredentialsMiddleware(creds, principal=lambda run: run.context)],
+        context_schema=str,
         **options,
     )
 
@@ -45,9 +46,14 @@ def seen(result: dict[str, Any]) -> Seen:
 
 class TestLangChain(RuntimeContract, SyncContract, ConsentContract):
     async def call(
-        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+        self,
+        creds: CredentialMiddleware,
+        function: Tool,
+        *others: Tool,
+        city: str = "Oslo",
+        user: str = "",
     ) -> Seen:
-        return seen(await agent(creds, function, city=city).ainvoke(ASK))
+        return seen(await agent(creds, function, city=city).ainvoke(ASK, context=user))
 
     def call_sync(self, creds: CredentialMiddleware, function: Tool) -> Seen:
         return seen(agent(creds, function).invoke(ASK))

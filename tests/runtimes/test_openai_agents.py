@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from agents import Agent, ModelResponse, RunConfig, Runner, Usage, function_tool
 from agents.models.interface import Model
+from agents.tool_context import ToolContext
 from openai.types.responses import (
     ResponseFunctionToolCall,
     ResponseOutputMessage,
@@ -15,8 +16,18 @@ from openai.types.responses import (
 )
 
 from apex_creds.integrations.openai_agents import guarded
+from apex_creds.integrations.tools import RuntimeConsent
 from apex_creds.middleware import CredentialMiddleware
-from tests.runtimes.contract import ConsentContract, RuntimeContract, Seen, SyncContract, Tool
+from tests.runtimes.contract import (
+    ConsentContract,
+    RuntimeContract,
+    Seen,
+    SyncContract,
+    Tool,
+    fetch_as,
+)
+from tests.support.loopback import Server
+from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +62,7 @@ QUIET = RunConfig(tracing_disabled=True)
 
 
 def agent(creds: CredentialMiddleware, function: Tool, city: str = "Oslo") -> Agent[Any]:
-    tools = guarded([function_tool(function)], creds)
+    tools = guarded([function_tool(function)], creds, principal=lambda run: run.context)
     return Agent(name="a", model=OneCall(function.__name__, city), tools=tools)
 
 
@@ -63,10 +74,15 @@ def seen(result: Any) -> Seen:
 
 class TestOpenAIAgents(RuntimeContract, SyncContract, ConsentContract):
     async def call(
-        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+        self,
+        creds: CredentialMiddleware,
+        function: Tool,
+        *others: Tool,
+        city: str = "Oslo",
+        user: str = "",
     ) -> Seen:
         made = agent(creds, function, city)
-        return seen(await Runner.run(made, "How is it?", run_config=QUIET))
+        return seen(await Runner.run(made, "How is it?", run_config=QUIET, context=user))
 
     def call_sync(self, creds: CredentialMiddleware, function: Tool) -> Seen:
         return seen(Runner.run_sync(agent(creds, function), "How is it?", run_config=QUIET))
@@ -88,3 +104,18 @@ class TestOpenAIAgents(RuntimeContract, SyncContract, ConsentContract):
             state.reject(item)
         ended = await Runner.run(made, state, run_config=QUIET)
         return [{"credential": "weather", "question": function.__name__}], seen(ended)
+
+    async def test_only_an_approval_of_the_run_is_an_answer(
+        self, world: World, server: Server
+    ) -> None:
+        """Not that a tool is called, by whatever calls it without having asked."""
+        async with CredentialMiddleware(
+            world.vault, consent=RuntimeConsent(), harden=False
+        ) as creds:
+            (tool,) = agent(creds, fetch_as("stranger", server)).tools
+            arguments = json.dumps({"city": "Oslo"})
+            context = ToolContext(
+                "", tool_name="stranger", tool_call_id="1", tool_arguments=arguments
+            )
+            assert "The tool did not run" in await tool.on_invoke_tool(context, arguments)
+        assert not server.requests

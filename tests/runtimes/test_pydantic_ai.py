@@ -22,7 +22,9 @@ def agent(creds: CredentialMiddleware, function: Tool, city: str = "Oslo") -> Ag
             return ModelResponse([TextPart("done")])
         return ModelResponse([ToolCallPart(function.__name__, {"city": city})])
 
-    toolset = CredentialsToolset(FunctionToolset([function]), creds)
+    toolset = CredentialsToolset(
+        FunctionToolset([function]), creds, principal=lambda run: run.deps
+    )
     return Agent(
         FunctionModel(model), toolsets=[toolset], output_type=[str, DeferredToolRequests]
     )
@@ -36,9 +38,14 @@ def seen(result: Any) -> Seen:
 
 class TestPydanticAI(RuntimeContract, SyncContract, ConsentContract):
     async def call(
-        self, creds: CredentialMiddleware, function: Tool, *others: Tool, city: str = "Oslo"
+        self,
+        creds: CredentialMiddleware,
+        function: Tool,
+        *others: Tool,
+        city: str = "Oslo",
+        user: str = "",
     ) -> Seen:
-        return seen(await agent(creds, function, city).run("How is it?"))
+        return seen(await agent(creds, function, city).run("How is it?", deps=user))
 
     def call_sync(self, creds: CredentialMiddleware, function: Tool) -> Seen:
         return seen(agent(creds, function).run_sync("How is it?"))
