@@ -9,10 +9,12 @@ each credential ``once``, ``session``, ``always``, ``deny`` or ``never``.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import ToolMessage
+from langgraph.config import get_config
 from langgraph.types import interrupt
 
 from apex_creds.errors import ApexCredsError
@@ -24,6 +26,7 @@ from apex_creds.integrations.tools import (
     question_of,
 )
 from apex_creds.middleware import CredentialMiddleware
+from apex_creds.policy.consent import DENIED, ConsentAnswer, ConsentRequest
 from apex_creds.policy.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -70,7 +73,7 @@ class CredentialsMiddleware(AgentMiddleware[Any, Any]):
                 return await handler(request)
             creds, whom = self._guard.middleware, self._guard.principal(request.runtime)
             asked = await creds.questions(manifest, name, principal=whom)
-            with Answered(self._answers(asked)):
+            with Answered(_answers(manifest, asked)):
                 return await creds.invoke_action(
                     manifest, name, handler, (request,), principal=whom
                 )
@@ -102,18 +105,40 @@ class CredentialsMiddleware(AgentMiddleware[Any, Any]):
         metadata = getattr(request.tool, "metadata", None)
         return self._guard.manifest(request.tool_call["name"], request.tool, metadata)
 
-    def _answers(self, asked: list[Any]) -> dict[str, Any]:
-        """What a person says, who is asked by an interrupt of the graph."""
-        if not asked:
-            return {}
-        said = interrupt(
-            {"type": INTERRUPT, "questions": [question_of(each) for each in asked]}
-        )
-        given = said if isinstance(said, Mapping) else {}
-        return {
-            each.credential: answer_of(given.get(each.credential, said), by="langgraph")
-            for each in asked
-        }
+
+def _answers(manifest: Manifest, asked: list[ConsentRequest]) -> dict[str, ConsentAnswer]:
+    """What a person says, who is asked by an interrupt of the graph.
+
+    A graph tells the interrupts of a call by their order only, and runs it from its start
+    again for each answer: what was said to a question that is none any more is taken from the
+    order, too, or the tool's own ``interrupt`` would be given it. And what is not about these
+    credentials was said to the tool.
+    """
+    names = {need.name for need in manifest.needs}
+    if not (asked or _is_ours(_said_first(), names)):
+        return {}
+    said = interrupt({"type": INTERRUPT, "questions": [question_of(each) for each in asked]})
+    if not _is_ours(said, names):
+        return {}
+    return {
+        each.credential: answer_of(said.get(each.credential), by="langgraph") for each in asked
+    }
+
+
+def _is_ours(said: object, names: AbstractSet[str]) -> bool:
+    """Whether an interrupt was resumed with an answer for one of these credentials."""
+    return isinstance(said, Mapping) and any(
+        said[name] == DENIED.choice or answer_of(said[name]) != DENIED
+        for name in names & said.keys()
+    )
+
+
+def _said_first() -> object:
+    """What the first interrupt of this call would be given; None: it would interrupt."""
+    run = get_config().get("configurable", {}).get("__pregel_scratchpad")  # no public way
+    if run is None:
+        return None
+    return run.resume[0] if run.resume else run.get_null_resume(False)
 
 
 def _refused(request: ToolCallRequest, error: ApexCredsError) -> ToolMessage:

@@ -44,6 +44,8 @@ _INSIDE: Final = (
 )
 """Where runtimes keep the function of a tool."""
 _DEPTH: Final = 6
+_SHELLS: Final = (classmethod, staticmethod, functools.partial)
+"""What goes around a function that is decorated: a mark on them would be lost or shared."""
 
 
 class Declared(NamedTuple):
@@ -104,7 +106,7 @@ def needs(
     )
 
     def mark(tool: F) -> F:
-        if not inspect.isroutine(tool) and not any(
+        if isinstance(tool, _SHELLS) or not any(
             inspect.isroutine(found) for found in _functions(tool)
         ):
             raise InvalidInputError(
@@ -330,6 +332,8 @@ def vars_of(thing: object) -> Mapping[str, object]:
     held: dict[str, object] = dict(getattr(thing, "__dict__", {}))
     if inspect.ismethod(thing):
         held["__func__"] = thing.__func__
+    if isinstance(thing, functools.partial):
+        held["func"] = thing.func
     private = getattr(thing, "__pydantic_private__", None)
     return {**held, **private} if isinstance(private, dict) else held
 

@@ -10,11 +10,14 @@ from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command
+from langgraph.types import Command, interrupt
 
 from apex_creds.integrations.langchain import CredentialsMiddleware
+from apex_creds.integrations.tools import RuntimeConsent, needs
 from apex_creds.middleware import CredentialMiddleware
 from tests.runtimes.contract import ConsentContract, RuntimeContract, Seen, SyncContract, Tool
+from tests.support.loopback import Server
+from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio
 ASK = {"messages": [("user", "How is it?")]}
@@ -60,6 +63,52 @@ class TestLangChain(RuntimeContract, SyncContract, ConsentContract):
 
     async def schema(self, function: Tool) -> str:
         return str(tool(function).args)
+
+    @pytest.mark.parametrize("answer", ["once", "session", "always"])
+    async def test_a_tool_that_interrupts_itself_gets_its_own_answer(
+        self, world: World, server: Server, answer: str
+    ) -> None:
+        got: list[object] = []
+
+        @needs("weather", origins=[server.origin])
+        async def stranger(city: str) -> str:
+            """Asks before it does what it does."""
+            got.append(interrupt("really?"))
+            return city
+
+        async with CredentialMiddleware(
+            world.vault, consent=RuntimeConsent(), harden=False
+        ) as creds:
+            made = agent(creds, stranger, checkpointer=InMemorySaver())
+            thread = {"configurable": {"thread_id": "1"}}
+            await made.ainvoke(ASK, thread)
+            stopped = await made.ainvoke(Command(resume={"weather": answer}), thread)
+            assert [each.value for each in stopped["__interrupt__"]] == ["really?"]
+            await made.ainvoke(Command(resume="no"), thread)
+        assert got == ["no"]
+
+    async def test_what_is_said_to_a_tool_allows_no_credential(
+        self, world: World, server: Server
+    ) -> None:
+        ran: list[object] = []
+
+        @needs("weather", origins=[server.origin])
+        async def fetch(city: str) -> str:
+            """Asks before it does what it does."""
+            ran.append(interrupt("really?"))
+            return city
+
+        async with CredentialMiddleware(
+            world.vault, consent=RuntimeConsent(), harden=False
+        ) as creds:
+            made = agent(creds, fetch, checkpointer=InMemorySaver())
+            thread = {"configurable": {"thread_id": "1"}}
+            stopped = await made.ainvoke(ASK, thread)
+            assert [each.value for each in stopped["__interrupt__"]] == ["really?"]
+            await world.vault.revoke(plugin="fetch")
+            ended = await made.ainvoke(Command(resume=True), thread)
+        assert seen(ended).error
+        assert not ran
 
     async def asked(
         self, creds: CredentialMiddleware, function: Tool, answer: str | None
