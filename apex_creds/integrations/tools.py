@@ -113,6 +113,13 @@ def needs(
                 "What needs() decorates is no function.",
                 hint="Put @needs(…) below the decorator that makes the tool.",
             )
+        if not inspect.isroutine(tool) and any(
+            inspect.isroutine(found) and takes_credentials(found) for found in _functions(tool)
+        ):
+            raise InvalidInputError(
+                "A model would be asked for the parameter 'credentials' of this tool.",
+                hint="Put @needs(…) below the decorator that makes the tool.",
+            )
         hidden = _without_credentials(tool)
         setattr(hidden if inspect.isroutine(hidden) else _functions(tool)[-1], _MARK, declared)
         return hidden

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,6 +24,15 @@ async def plain(city: str) -> str:
 def test_a_declaration_that_would_be_lost_is_refused(shell: Callable[..., object]) -> None:
     with pytest.raises(InvalidInputError):
         needs("weather")(shell(plain))
+
+
+def test_above_what_makes_a_tool_no_parameter_can_be_hidden_any_more() -> None:
+    async def tool(city: str, credentials: object) -> str:
+        return city
+
+    with pytest.raises(InvalidInputError, match="model"):
+        needs("weather")(SimpleNamespace(coroutine=tool))  # as LangChain's keeps it
+    assert needs("weather")(SimpleNamespace(coroutine=plain))
 
 
 async def test_a_declaration_is_found_in_a_partial(world: World) -> None:
