@@ -245,29 +245,34 @@ class CommandProxy(_Proxy):
     ) -> None:
         assert walled.process.stdin is not None
         self._server = await _writer(walled.process.stdin)
-        async for line in incoming:
-            message = _parsed(line)
-            if message is None:
-                continue
-            method, is_request = message.get("method"), "method" in message and "id" in message
-            if method == "tools/call" and is_request:
-                self._begin(message, self._ask, calls)
-                continue
+        try:
+            async for line in incoming:
+                message = _parsed(line)
+                if message is not None:
+                    await self._asked_for(message, calls)
+            self._server.close()
+            await anyio.sleep(_GRACE)
+            walled.process.terminate()
+        finally:
+            self._server.close()
+
+    async def _asked_for(self, message: Message, calls: anyio.abc.TaskGroup) -> None:
+        method, is_request = message.get("method"), "method" in message and "id" in message
+        if method == "tools/call" and is_request:
+            self._begin(message, self._ask, calls)
+            return
+        if is_request:
+            self._asked.add(_key(message))
+        if method == "initialize":
+            self._initialize = _key(message)
+        if method == "notifications/cancelled":
+            self._cancel(message)
+            self._asked.discard(_cancelled(message))
+        try:
+            await self._tell(message)
+        except IsolationError as error:
             if is_request:
-                self._asked.add(_key(message))
-            if method == "initialize":
-                self._initialize = _key(message)
-            if method == "notifications/cancelled":
-                self._cancel(message)
-                self._asked.discard(_cancelled(message))
-            try:
-                await self._tell(message)
-            except IsolationError as error:
-                if is_request:
-                    await self._send(_unanswered(message, error))
-        self._server.close()
-        await anyio.sleep(_GRACE)
-        walled.process.terminate()
+                await self._send(_unanswered(message, error))
 
     async def _ask(self, message: Message) -> Message:
         call, key = self._entered(), _key(message)
@@ -292,14 +297,16 @@ class CommandProxy(_Proxy):
     async def _from_server(self, walled: Walled) -> None:
         assert walled.process.stdout is not None
         reader = asyncio.StreamReader(limit=LONGEST)
-        await asyncio.get_running_loop().connect_read_pipe(
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), walled.process.stdout
         )
-        async for line in lines(reader):
-            message = _parsed(line)
-            if message is None:
-                continue
-            await self._received(message)
+        try:
+            async for line in lines(reader):
+                message = _parsed(line)
+                if message is not None:
+                    await self._received(message)
+        finally:
+            transport.close()
         self._ended = True
         for waiting in self._waiting.values():
             if not waiting.done():

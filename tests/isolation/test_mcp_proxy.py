@@ -21,6 +21,7 @@ from tests.support.worlds import World, manifest_for
 
 pytestmark = pytest.mark.anyio
 SERVER = Path(__file__).with_name("mcp_server.py")
+HOSTILE = Path(__file__).with_name("mcp_hostile.py")
 NEED = {"name": "OPENAI_API_KEY"}
 
 
@@ -67,9 +68,9 @@ class Client:
 class Session:
     """A proxy that runs, and its client."""
 
-    def __init__(self, world: World, fake: Loopback) -> None:
+    def __init__(self, world: World, fake: Loopback, server: Path = SERVER) -> None:
         wall = Wall(
-            command=[sys.executable, str(SERVER)], folders=[SERVER.parent], limits=LIMITS
+            command=[sys.executable, str(server)], folders=[server.parent], limits=LIMITS
         )
         manifest = manifest_for(NEED)
         self.client = Client()
@@ -158,3 +159,47 @@ async def test_a_server_that_ends_answers_what_is_open_with_errors(
     assert all("has ended" in str(each) or "no answer" in str(each) for each in found)
     assert await session.running == 3
     assert world.middleware.broker.open_leases == 0
+
+
+@pytest.mark.parametrize("tool", ["lines", "ids", "twice"])
+async def test_a_request_has_one_answer_which_is_its_own(
+    world: World, fake: Loopback, tool: str
+) -> None:
+    await allow(world, fake)
+    async with Session(world, fake, HOSTILE) as client:
+        assert await client.tool(1, tool) == ("real", False)
+        assert world.middleware.broker.open_leases == 0, "start and call have ended"
+        assert await client.ask("tools/list", 2)
+        assert await client.tool(3, "twice") == ("real", False)
+        assert client.got.empty()
+    for line in client.all.splitlines():
+        assert json.loads(line, parse_constant=pytest.fail)["id"] in range(4)
+
+
+async def test_a_message_without_end_ends_the_server(
+    world: World, fake: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apex_creds.integrations.mcp_proxy._GRACE", 0.1)
+    await allow(world, fake)
+    session = Session(world, fake, HOSTILE)
+    client = await session.__aenter__()
+    assert "no answer" in str(await client.ask("tools/call", 1, name="huge", arguments={}))
+    assert await session.running != 0
+    assert world.middleware.broker.open_leases == 0
+
+
+async def test_what_a_client_says_wrongly_stops_nothing(world: World, fake: Loopback) -> None:
+    await allow(world, fake)
+    async with Session(world, fake) as client:
+        for line in (
+            b"{", b"[" * 200_000, b"\xff", b"", b"[]", b'{"method":["tools/call"],"id":[]}',
+            b'{"method":"notifications/cancelled","params":[100]}',
+            b'{"method":"notifications/cancelled","params":{"requestId":{}}}',
+            b'{"method":"notifications/cancelled"}', b'{"method":"tools/call"}',
+        ):  # fmt: skip
+            client.to.put_nowait(line + b"\n")
+        for number, name in enumerate(("", "a\nb", "x" * 100_000, "\ud800", 7, None), start=1):
+            found = await client.ask("tools/call", number, name=name, arguments={})
+            assert ("result" in found) or ("error" in found)
+        client.say("tools/call", None, name="key")
+        assert await client.tool(100, "short") == ("s", False)
