@@ -10,6 +10,7 @@ weaker wall to fall back to.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import os
@@ -116,6 +117,12 @@ class Walled(NamedTuple):
                 pipe.close()
 
 
+def _unwanted(spawning: asyncio.Future[subprocess.Popen[bytes]]) -> None:
+    """Ends what was started for somebody who has been cancelled meanwhile."""
+    if not spawning.cancelled() and spawning.exception() is None:
+        Walled(spawning.result(), ()).close()
+
+
 class Wall(msgspec.Struct, frozen=True, kw_only=True):
     """What to start, and what it sees.
 
@@ -170,12 +177,17 @@ class Wall(msgspec.Struct, frozen=True, kw_only=True):
         control, theirs = socket.socketpair()
 
         async def spawn() -> subprocess.Popen[bytes]:
-            return self._spawn(program, theirs.fileno(), (stdin, stdout, stderr))
+            with closing(theirs):  # by the thread that uses its number
+                return self._spawn(program, theirs.fileno(), (stdin, stdout, stderr))
 
         with closing(control):
-            with closing(theirs):
-                # The kernel ends it with the *thread* that started it: one that stays.
-                process = await BACKGROUND.run(spawn)
+            # The kernel ends it with the *thread* that started it: one that stays.
+            spawning = asyncio.ensure_future(BACKGROUND.run(spawn))
+            try:
+                process = await asyncio.shield(spawning)
+            except asyncio.CancelledError:
+                spawning.add_done_callback(_unwanted)
+                raise
             try:
                 listeners = await anyio.to_thread.run_sync(
                     _arrived, control, self._asked(), len(self.listen)

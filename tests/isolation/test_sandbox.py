@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import anyio
 import pytest
 
 from apex_creds.errors import IsolationError, IsolationUnavailableError
@@ -212,3 +215,28 @@ def fresh_probe():
     sandbox.bubblewrap.cache_clear()
     yield
     sandbox.bubblewrap.cache_clear()
+
+
+async def test_who_is_cancelled_while_it_starts_leaves_no_process_and_no_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A descriptor that is inherited by its number stays open until it has been."""
+    begun, gate, made = threading.Event(), threading.Event(), []
+    spawn = Wall._spawn
+
+    def late(wall: Wall, program: str, control: int, streams: tuple) -> subprocess.Popen[bytes]:
+        begun.set()
+        gate.wait()
+        os.fstat(control)
+        made.append(spawn(wall, program, control, streams))
+        return made[0]
+
+    monkeypatch.setattr(Wall, "_spawn", late)
+    starting = asyncio.ensure_future(Wall(command=["sleep", "1000"]).start())
+    await anyio.to_thread.run_sync(begun.wait)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    gate.set()
+    while not made or made[0].returncode is None:
+        await asyncio.sleep(0)
+    assert made[0].returncode == -9
