@@ -280,6 +280,7 @@ class Rotations:
             RotationStage.UNDO: self._undo,
         }[step]
         said: type[ApexCredsError] | None = None
+        cancelled = False
         try:
             async with asyncio.timeout(_STEP_SECONDS):
                 await take(record.info, rotator, task, values)
@@ -287,6 +288,15 @@ class Rotations:
             if not _has_secret(error, (values.current, *values.others, task.admin)):
                 raise
             said = type(error)
+        except asyncio.CancelledError:
+            running = asyncio.current_task()
+            if running is None or running.cancelling():
+                raise
+            cancelled = (
+                True  # by the rotator itself; passed on, it would be tried forever
+            )
+        if cancelled:
+            raise RotatorError("The rotator cancelled its own step.", hint="It is tried again.")
         if said is not None:
             raise said("What the rotator says of its failure has a secret in it.")
 

@@ -103,7 +103,8 @@ class CredentialRotation:
         plugin, credential = concerned(event)
         names = set() if credential is None else {credential}
         if credential is None and plugin is not None:
-            names = {g.credential for g in await self._vault.grants() if g.plugin == plugin}
+            granted = [g for g in await self._vault.grants() if g.plugin == plugin]
+            names = {g.credential for g in granted if not g.principal}  # alice's is another
         return lambda info: info.name in names
 
     async def replace(self, concerns: Numbers, *, lost: bool) -> None:

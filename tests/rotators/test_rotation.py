@@ -11,6 +11,8 @@ from apex_creds.errors import InvalidInputError, RotatorError, RotatorRefusedErr
 from apex_creds.model import ApiKey, RotationStage
 from apex_creds.rotators import Mode, Rotations, configure, registry
 from apex_creds.rotators.plan import MOST_REFUSALS
+from apex_creds.scheduler.credential_rotation import CredentialRotation
+from apex_creds.scheduler.rotation_state import PluginRemoved
 from apex_creds.telemetry import semconv
 from tests.support.fake_rotator import (
     ORIGIN,
@@ -104,6 +106,36 @@ async def test_a_provider_that_does_not_answer_is_asked_again(
     assert await Rotations(vault, find=rotations._find).run_due() == 0
     assert provider.valid == {await value(vault)}
     assert await value(vault) != FIRST.encode()
+
+
+@MODES
+@pytest.mark.parametrize("step", ["create", "set", "test", "finish"])
+async def test_a_rotator_that_cancels_itself_has_failed(vault, provider, begin, mode, step):
+    rotations = await begin(mode)
+
+    async def cancelled(name):
+        if name == step:
+            raise asyncio.CancelledError
+
+    provider.around = cancelled
+    await rotations.ask("key")
+    assert await rotations.run_due() == 1
+    assert (await vault.get("key")).rotation.outcome == "unreachable"
+    provider.around = Provider().around
+    assert await Rotations(vault, find=rotations._find).run_due() == 0
+    assert provider.valid == {await value(vault)}
+
+
+async def test_a_plugin_with_a_principal_s_grant_concerns_no_shared_credential(
+    vault, provider, begin
+):
+    rotations = await begin(Mode.DUAL)
+    await vault.put("key", ApiKey("alices-own-secret-value"), principal="alice")
+    await vault.grant("org.p", "key", principal="alice")
+    by_clock = CredentialRotation(vault, next_fire=lambda *_: None, rotations=rotations)
+    assert await by_clock.concerned(PluginRemoved(plugin="org.p")) == {}
+    await vault.grant("org.p", "key")
+    assert len(await by_clock.concerned(PluginRemoved(plugin="org.p"))) == 1
 
 
 async def test_the_metric_says_what_failed_and_what_needs_a_person(vault, provider, begin):
