@@ -292,9 +292,7 @@ class Rotations:
             running = asyncio.current_task()
             if running is None or running.cancelling():
                 raise
-            cancelled = (
-                True  # by the rotator itself; passed on, it would be tried forever
-            )
+            cancelled = True  # by the rotator; passed on, it would be tried forever
         if cancelled:
             raise RotatorError("The rotator cancelled its own step.", hint="It is tried again.")
         if said is not None:
