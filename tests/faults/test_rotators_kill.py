@@ -22,7 +22,7 @@ from apex_creds.vault import Vault
 from apex_creds.vault.config import AuditConfig, Config, write_config
 from tests.faults.anchored import copies
 from tests.support.killer import Scenario
-from tests.support.redis import RedisServer, redis_server
+from tests.support.redis import ONCE, RedisServer, redis_server
 from tests.support.rotators import ADMIN, FIRST, Cloud, Roles, cloud, parts_of, roles
 from tests.support.vaults import home_in, master_in
 
@@ -87,7 +87,7 @@ class RedisPlace(Place):
 
     def takes(self, user: str, password: str) -> bool:
         with contextlib.closing(
-            redis.Redis(port=self.server.port, username=user, password=password)
+            redis.Redis(port=self.server.port, username=user, password=password, retry=ONCE)
         ) as client:
             try:
                 return bool(client.ping())

@@ -13,7 +13,7 @@ from apex_creds.rotators import Mode, rotator_from_uri
 from apex_creds.testing.rotators import Place, RotatorContract
 from tests.support.fake_rotator import FakeRotator, Provider
 from tests.support.realparts import openbao, openbao_binary
-from tests.support.redis import redis_server
+from tests.support.redis import ONCE, redis_server
 from tests.support.rotators import ADMIN, FIRST
 
 pytestmark = pytest.mark.e2e
@@ -66,7 +66,10 @@ class TestRedisAcl(RotatorContract):
         async def takes(value):
             with contextlib.closing(
                 redis.Redis(
-                    port=running.port, username="app", password=value.parts["password"].decode()
+                    port=running.port,
+                    username="app",
+                    password=value.parts["password"].decode(),
+                    retry=ONCE,
                 )
             ) as client:
                 try:

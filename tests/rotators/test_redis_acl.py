@@ -11,7 +11,7 @@ import redis
 from apex_creds.errors import InvalidInputError, RotatorError, RotatorRefusedError
 from apex_creds.model import BasicAuth
 from apex_creds.rotators import Rotations, configure, rotator_from_uri
-from tests.support.redis import RedisServer, redis_server
+from tests.support.redis import ONCE, RedisServer, redis_server
 from tests.support.rotators import parts_of, rotate
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
@@ -33,7 +33,7 @@ def server(running: RedisServer) -> RedisServer:
 
 def lets_in(server: RedisServer, password: str) -> bool:
     with contextlib.closing(
-        redis.Redis(port=server.port, username="app", password=password)
+        redis.Redis(port=server.port, username="app", password=password, retry=ONCE)
     ) as client:
         try:
             return bool(client.ping())

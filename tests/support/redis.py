@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.support.realparts import PartMissingError, _free_port
 
 _PROGRAM = "redis-check-rdb"  # the same file as redis-server, which goes by its name
 _READY_SECONDS = 120.0
+ONCE = Retry(NoBackoff(), 0)
+"""For a client of a test: a password that is refused is not tried again for seconds."""
 
 
 @dataclass
