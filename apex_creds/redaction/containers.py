@@ -4,7 +4,9 @@ Guarantee: a value in which nothing changes comes back as the same object; the o
 never altered; cycles and shared parts are walked once. What is nested too deeply to be
 searched is withheld. Of an object all is walked that its dictionary and its slots hold, without
 calling code of its class: models of pydantic and attrs, data classes and plain classes alike.
-An object with a state of its own in C is no container: it comes to the leaf.
+An object with a state of its own in C is no container, and neither is one that does something
+when it is collected, as a transport does that closes its socket: a copy of it would, too. They
+come to the leaf.
 
 Of a traceback only frames that are over are cleared. One of a coroutine or generator that is
 suspended belongs to what will resume it (clearing it would close it): the traceback is cut
@@ -36,6 +38,7 @@ _NO_COPY: Final = "[redacted: an object that had a secret in it, and can't be co
 _MOST: Final = 20_000
 """Objects that are walked in one value; those beyond come to the leaf."""
 _COPIED: Final = (msgspec.Struct, SimpleNamespace)
+_MODELS: Final = ("__dataclass_fields__", "__pydantic_fields__", "__attrs_attrs__")
 _NOTHING: Final = object()
 _CYCLE: Final = "[redacted: refers to what it is in]"
 _CAN_BE_SUSPENDED: Final = (
@@ -53,12 +56,14 @@ class Walk:
 
     Args:
         leaf: Cleans what is no container; returns the same object if it has nothing to.
+        plain: Whether objects of plain classes are walked, too, and not only models.
     """
 
-    __slots__ = ("_cyclic", "_inside", "_known", "_leaf", "_objects", "_rebuilding")
+    __slots__ = ("_cyclic", "_inside", "_known", "_leaf", "_objects", "_plain", "_rebuilding")
 
-    def __init__(self, leaf: Clean) -> None:
+    def __init__(self, leaf: Clean, *, plain: bool) -> None:
         self._leaf = leaf
+        self._plain = plain
         self._reset(rebuilding=False)
 
     def clean(self, value: object) -> object:
@@ -80,7 +85,7 @@ class Walk:
         self._known: dict[int, tuple[object, object]] = {}
 
     def _walk(self, value: object, depth: int) -> object:
-        rebuild = _rebuilder(value)
+        rebuild = _rebuilder(value, plain=self._plain)
         if rebuild is None:
             return self._leaf(value)
         key = id(value)
@@ -113,7 +118,7 @@ class Walk:
             return _attributes(value, clean) if _shows_all(type(value)) else self._leaf(value)
 
 
-def _rebuilder(value: object) -> Callable[[object, Clean], object] | None:
+def _rebuilder(value: object, *, plain: bool) -> Callable[[object, Clean], object] | None:
     """How to copy a container with each item cleaned; None for what is no container."""
     if isinstance(value, str | bytes):
         return None
@@ -125,9 +130,11 @@ def _rebuilder(value: object) -> Callable[[object, Clean], object] | None:
         return _tuple
     if isinstance(value, type | BaseException | ModuleType):
         return None
-    if isinstance(value, msgspec.Struct | SimpleNamespace) or _shows_all(type(value)):
+    if isinstance(value, msgspec.Struct | SimpleNamespace):
         return _attributes
-    return None
+    cls = type(value)
+    is_model = plain or any(hasattr(cls, mark) for mark in _MODELS)
+    return _attributes if is_model and _shows_all(cls) else None
 
 
 def _shows_all(cls: type) -> bool:
@@ -137,7 +144,8 @@ def _shows_all(cls: type) -> bool:
     """
     offsets = (cls.__weakrefoffset__, cls.__dictoffset__)
     shown = sum(offset > 0 for offset in offsets) + sum(1 for _ in slots(cls))
-    return cls.__basicsize__ == object.__basicsize__ + shown * _POINTER and not cls.__itemsize__
+    size = object.__basicsize__ + shown * _POINTER
+    return cls.__basicsize__ == size and not cls.__itemsize__ and not hasattr(cls, "__del__")
 
 
 def slots(cls: type) -> Iterator[tuple[str, MemberDescriptorType]]:

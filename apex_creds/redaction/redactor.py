@@ -252,7 +252,8 @@ class Redactor:
         return any(not found.isdisjoint(known[key]) for key in keys)
 
     def _walk(self, value: object, where: str, seen: set[int]) -> object:
-        return Walk(lambda leaf: self._leaf(leaf, where, seen)).clean(value)
+        plain = where in _PASSED_ON  # what is logged or raised is searched by its texts
+        return Walk(lambda leaf: self._leaf(leaf, where, seen), plain=plain).clean(value)
 
     def _leaf(self, value: object, where: str, seen: set[int]) -> object:
         """What is no container, without secrets."""

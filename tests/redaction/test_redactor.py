@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import abc
 import collections
+import contextlib
 import dataclasses
+import gc
 import itertools
+import logging
 import random
 import re
 import threading
@@ -299,6 +302,38 @@ async def test_an_object_with_a_secret_that_can_not_be_copied_is_left_out(world:
     Stubborn.__abstractmethods__ = frozenset({"anything"})
     result = await pass_through(world, lambda secret: [made])
     assert result == ["[redacted: an object that had a secret in it, and can't be copied]"]
+
+
+@pytest.mark.parametrize("where", ["result", "log", "exception"])
+async def test_what_does_something_when_it_is_collected_is_not_copied(
+    world: World, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = []
+
+    class Transport:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def __del__(self) -> None:
+            ended.append(self)
+
+    made: list[Transport] = []
+
+    async def plugin(credentials):
+        async with credentials["key"].reveal() as secret:
+            made.append(Transport(secret.expose_str()))
+        made[0].peer = made  # refers back to itself
+        if where == "log":
+            logging.getLogger("plugin").error("%r", made)
+        elif where == "exception":
+            raise ValueError(made)
+        return made
+
+    with contextlib.suppress(ValueError):
+        await world.call(plugin)
+    gc.collect()
+    assert ended == []
+    made[0].peer = None
 
 
 async def test_objects_that_refer_to_each_other_are_copied_once(world: World) -> None:
