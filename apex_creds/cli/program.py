@@ -93,13 +93,6 @@ PANELS: Final[Mapping[str, Mapping[str, Entry]]] = {
             "access_commands:recovery_codes",
             "Make ten recovery codes, each good once; earlier ones are void. Asks for a code.",
         ),
-        "run": Entry(
-            "run_command:run",
-            "Run a program behind a wall: placeholders for keys, a gateway for network.",
-        ),
-        "mcp": Entry(
-            "mcp_command:mcp", "Stand in front of an MCP server, on standard input and output."
-        ),
         "client": Entry(
             "access_commands:client",
             "Enrol, list and revoke programs that answer challenges; make their keys.",
@@ -108,6 +101,15 @@ PANELS: Final[Mapping[str, Mapping[str, Entry]]] = {
         "checksum": Entry(
             "consent_commands:checksum",
             "Print the checksum of a plugin's code, as its metadata should state it.",
+        ),
+    },
+    "Programs and servers": {
+        "run": Entry(
+            "run_command:run",
+            "Run a program behind a wall: placeholders for keys, a gateway for network.",
+        ),
+        "mcp": Entry(
+            "mcp_command:mcp", "Stand in front of an MCP server, on standard input and output."
         ),
     },
     "Keys": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -31,7 +32,8 @@ async def kills(runner: IsolatedRunner, chance: random.Random, over: asyncio.Eve
         alive = [each for each in workers if each._process >= 0]
         if not alive:
             return 0
-        signal.pidfd_send_signal(chance.choice(alive)._process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            signal.pidfd_send_signal(chance.choice(alive)._process, signal.SIGKILL)
         return 1
 
     while not over.is_set():

@@ -32,7 +32,7 @@ def parts() -> list[ParameterSet]:
 def test_schedules(seed: int) -> None:
     print(f"seeds {seed} to {seed + PER_TEST - 1}")
     worlds = [simulate(number) for number in range(seed, seed + PER_TEST)]
-    assert sum(world.chaos.crashes for world in worlds) > PER_TEST / 2
+    assert sum(world.chaos.crashes for world in worlds) > PER_TEST / 3
     assert sum(world.reads for world in worlds) > PER_TEST
     assert sum(len(world.events) for world in worlds) > PER_TEST
     assert sum(world.server.refreshes for world in worlds) > PER_TEST / 2
