@@ -288,9 +288,9 @@ class Rotations:
             if not _has_secret(error, (values.current, *values.others, task.admin)):
                 raise
             said = type(error)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, BaseExceptionGroup) as error:
             running = asyncio.current_task()
-            if running is None or running.cancelling():
+            if running is None or running.cancelling() or not _is_cancelled(error):
                 raise
             cancelled = True  # by the rotator; passed on, it would be tried forever
         if cancelled:
@@ -485,6 +485,13 @@ class Rotations:
     def _pauses_now(self, name: str) -> bool:
         until, _ = self._pauses.get(name, (0.0, 0.0))
         return self._vault.clock.monotonic() < until
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether it is a cancellation, or several that came together."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancelled, error.exceptions))
+    return isinstance(error, asyncio.CancelledError)
 
 
 def _has_secret(error: ApexCredsError, values: Iterable[Secret | None]) -> bool:

@@ -110,12 +110,16 @@ async def test_a_provider_that_does_not_answer_is_asked_again(
 
 @MODES
 @pytest.mark.parametrize("step", ["create", "set", "test", "finish"])
-async def test_a_rotator_that_cancels_itself_has_failed(vault, provider, begin, mode, step):
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_rotator_that_cancels_itself_has_failed(
+    vault, provider, begin, mode, step, together
+):
     rotations = await begin(mode)
 
     async def cancelled(name):
         if name == step:
-            raise asyncio.CancelledError
+            one = asyncio.CancelledError()
+            raise BaseExceptionGroup("all", [one, one]) if together else one
 
     provider.around = cancelled
     await rotations.ask("key")
