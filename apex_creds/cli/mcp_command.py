@@ -6,14 +6,22 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from apex_creds.cli.command import Settings, command, span, with_vault
 from apex_creds.cli.program import argument, option
-from apex_creds.cli.run_command import LIFE, SIGNALLED, directory_in, manifest_of
+from apex_creds.cli.run_command import (
+    LIFE,
+    SIGNALLED,
+    Folder,
+    Internal,
+    Read,
+    Write,
+    manifest_of,
+    wall_around,
+)
 from apex_creds.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -30,20 +38,10 @@ def mcp(
     url: Annotated[
         str | None, option("URL", "Where the server is, in place of a program.")
     ] = None,
-    folder: Annotated[
-        Path | None,
-        option("DIR", "Where its metadata is; it sees that folder.", "--plugin-dir"),
-    ] = None,
-    read: Annotated[
-        list[Path] | None, option("DIR", "It may read this folder; repeat.", "--read")
-    ] = None,
-    write: Annotated[
-        list[Path] | None, option("DIR", "It may change this folder; repeat.", "--write")
-    ] = None,
-    internal: Annotated[
-        list[str] | None,
-        option("HOST", "This host may have an address that is not public; repeat."),
-    ] = None,
+    folder: Folder = None,
+    read: Read = None,
+    write: Write = None,
+    internal: Internal = None,
     life: Annotated[
         float | None,
         option("SPAN", "How long a call may take; a day by default.", "--for", parser=span),
@@ -62,7 +60,6 @@ def mcp(
     async def work(vault: Vault) -> int:
         from apex_creds.integrations.mcp_proxy import CommandProxy, HttpProxy
         from apex_creds.isolation.dialing import Dialer
-        from apex_creds.isolation.sandbox import Limits, MiB, Wall
         from apex_creds.middleware import CredentialMiddleware
 
         manifest = await manifest_of(vault, plugin, folder)
@@ -71,14 +68,7 @@ def mcp(
             if url is not None:
                 proxy = HttpProxy(middleware, manifest, url)
             else:
-                readable, writable = [*(read or ()), *([folder] if folder else ())], write or ()
-                wall = Wall(
-                    command=program or (),
-                    folders=[path.absolute() for path in readable],
-                    writable=[path.absolute() for path in writable],
-                    directory=directory_in([*readable, *writable]),
-                    limits=Limits(memory=None, data=4096 * MiB, processes=1024, files=4096),
-                )
+                wall = wall_around(program or (), folder, read, write)
                 dialer = Dialer(internal=internal or ())
                 proxy = CommandProxy(middleware, manifest, wall, dialer=dialer)
             return await proxy.run(_lines(), _write)

@@ -27,25 +27,29 @@ SIGNALLED: Final = 128
 LIFE: Final = 24 * 3600.0
 
 
+# What is seen behind the wall: options of `run` and `mcp`.
+Folder = Annotated[
+    Path | None, option("DIR", "Where its metadata is; it sees that folder.", "--plugin-dir")
+]
+Read = Annotated[list[Path] | None, option("DIR", "It may read this folder; repeat.", "--read")]
+Write = Annotated[
+    list[Path] | None, option("DIR", "It may change this folder; repeat.", "--write")
+]
+Internal = Annotated[
+    list[str] | None,
+    option("HOST", "This host may have an address that is not public; repeat."),
+]
+
+
 @command()
 def run(
     chosen: Settings,
     program: Annotated[list[str], argument("COMMAND...", "What to run, after --.")],
     plugin: Annotated[str, option("ID", "The plugin that it is.", "--plugin")],
-    folder: Annotated[
-        Path | None,
-        option("DIR", "Where its metadata is; it sees that folder.", "--plugin-dir"),
-    ] = None,
-    read: Annotated[
-        list[Path] | None, option("DIR", "It may read this folder; repeat.", "--read")
-    ] = None,
-    write: Annotated[
-        list[Path] | None, option("DIR", "It may change this folder; repeat.", "--write")
-    ] = None,
-    internal: Annotated[
-        list[str] | None,
-        option("HOST", "This host may have an address that is not public; repeat."),
-    ] = None,
+    folder: Folder = None,
+    read: Read = None,
+    write: Write = None,
+    internal: Internal = None,
     life: Annotated[
         float | None,
         option(
@@ -62,17 +66,7 @@ def run(
     the gateway, which sends its requests with the credentials that the plugin was granted:
     each is checked and audited as any other use. Its exit code is the program's.
     """
-    from apex_creds.isolation.sandbox import Limits, MiB, Wall
-
-    readable, writable = [*(read or ()), *([folder] if folder else ())], write or ()
-    wall = Wall(
-        command=program,
-        folders=[path.absolute() for path in readable],
-        writable=[path.absolute() for path in writable],
-        directory=directory_in([*readable, *writable]),
-        limits=Limits(memory=None, data=4096 * MiB, processes=1024, files=4096),
-        terminal=sys.stdin.isatty(),
-    )
+    wall = wall_around(program, folder, read, write, terminal=sys.stdin.isatty())
 
     async def work(vault: Vault) -> int:
         manifest = await manifest_of(vault, plugin, folder)
@@ -130,7 +124,29 @@ async def manifest_of(vault: Vault, plugin: str, folder: Path | None) -> Manifes
     return Manifest(plugin=plugin, needs=needs)
 
 
-def directory_in(folders: Sequence[Path]) -> str:
+def wall_around(
+    program: Sequence[str],
+    folder: Path | None,
+    read: Sequence[Path] | None,
+    write: Sequence[Path] | None,
+    *,
+    terminal: bool = False,
+) -> Wall:
+    """A program, and the folders that it sees."""
+    from apex_creds.isolation.sandbox import Limits, MiB, Wall
+
+    readable, writable = [*(read or ()), *([folder] if folder else ())], write or ()
+    return Wall(
+        command=program,
+        folders=[path.absolute() for path in readable],
+        writable=[path.absolute() for path in writable],
+        directory=_directory([*readable, *writable]),
+        limits=Limits(memory=None, data=4096 * MiB, processes=1024, files=4096),
+        terminal=terminal,
+    )
+
+
+def _directory(folders: Sequence[Path]) -> str:
     """Where the program begins: here, if it sees that; else in a folder of its own."""
     from apex_creds.isolation.sandbox import HOME
 

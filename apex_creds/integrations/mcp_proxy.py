@@ -26,13 +26,12 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 import httpx
-import msgspec
 
 from apex_creds.errors import ApexCredsError, InvalidInputError, IsolationError
 from apex_creds.integrations.tools import explain
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.environment import held_by
-from apex_creds.isolation.programs import serve, sockets_of, way_out
+from apex_creds.isolation.programs import serve, way_out, with_surroundings
 from apex_creds.isolation.sandbox import Wall, Walled
 from apex_creds.leases.lease import Invocation, current_invocation
 from apex_creds.middleware import CredentialMiddleware
@@ -224,13 +223,9 @@ class CommandProxy(_Proxy):
             self._gateway, found = way_out(
                 await held_by(call), self._invocation, dialer=self._dialer
             )
-            self._walled = walled = await msgspec.structs.replace(
-                self._wall,
-                environment={**found.variables, **self._wall.environment},
-                files={**found.files, **self._wall.files},
-                listen=sockets_of(found),
-                unix_sockets=bool(found.logins) or self._wall.unix_sockets,
-            ).start(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._walled = walled = await with_surroundings(self._wall, found).start(
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
             await serve(self._gateway, found, walled.listeners)
             started.set_result(walled)
             await self._initialized.wait()

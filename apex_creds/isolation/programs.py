@@ -65,13 +65,7 @@ async def run_program(
         call = current_invocation()
         assert call is not None
         gateway, found = way_out(await held_by(call), lambda: call, dialer=dialer)
-        walled = await msgspec.structs.replace(
-            wall,
-            environment={**found.variables, **wall.environment},
-            files={**found.files, **wall.files},
-            listen=sockets_of(found),
-            unix_sockets=bool(found.logins) or wall.unix_sockets,
-        ).start(stdin=None, stdout=stdout)
+        walled = await with_surroundings(wall, found).start(stdin=None, stdout=stdout)
         try:
             await serve(gateway, found, walled.listeners)
             if began is not None:
@@ -115,6 +109,17 @@ def way_out(
         dialer=dialer,
     )
     return gateway, found
+
+
+def with_surroundings(wall: Wall, found: Surroundings) -> Wall:
+    """The wall with what a program behind it finds, and where it connects to."""
+    return msgspec.structs.replace(
+        wall,
+        environment={**found.variables, **wall.environment},
+        files={**found.files, **wall.files},
+        listen=sockets_of(found),
+        unix_sockets=bool(found.logins) or wall.unix_sockets,
+    )
 
 
 def sockets_of(found: Surroundings) -> list[str]:
