@@ -30,6 +30,7 @@ _done = itertools.count(1)
 _OWN = ("APEX_CREDS_", "XDG_", "PYTHON_KEYRING_")
 _HOMES = ("HOME", "USERPROFILE")
 _in_its_place = pytest.StashKey[Path]()
+_told_at_the_end = pytest.StashKey[str]()
 _seen: set[str] = set()
 _real_home: Path
 
@@ -74,8 +75,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     shutil.rmtree(home, ignore_errors=True)
     _log_of(home).unlink(missing_ok=True)
     if left:
-        print(f"\nLEFT IN THE USER'S HOME: {', '.join(left[:9])}. Seen first after:\n{seen}")
+        session.config.stash[_told_at_the_end] = f"{', '.join(left[:9])}. Seen first after:\n{seen}"
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """After all that pytest writes: who reads the end of a log alone sees why it failed."""
+    if found := config.stash.get(_told_at_the_end, None):
+        print(f"\nLEFT IN THE USER'S HOME: {found}", flush=True)
 
 
 def _left(home: Path) -> list[str]:
