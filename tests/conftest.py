@@ -75,7 +75,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     shutil.rmtree(home, ignore_errors=True)
     _log_of(home).unlink(missing_ok=True)
     if left:
-        session.config.stash[_told_at_the_end] = f"{', '.join(left[:9])}. Seen first after:\n{seen}"
+        told = f"{', '.join(left[:9])}. Seen first after:\n{seen}"
+        session.config.stash[_told_at_the_end] = told
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
