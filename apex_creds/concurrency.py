@@ -536,6 +536,19 @@ async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+async def first_ended(*ways: Coroutine[Any, Any, None]) -> None:
+    """Runs all of them until one ends, or fails; the others are cancelled."""
+    tasks = [asyncio.ensure_future(way) for way in ways]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
 @contextmanager
 def _standing_still() -> Iterator[None]:
     thread = threading.get_ident()

@@ -12,16 +12,16 @@ from collections.abc import AsyncIterator, Collection
 from functools import partial
 from typing import Final, NamedTuple
 
-from apex_creds.concurrency import soon
+from apex_creds.concurrency import first_ended, soon
 from apex_creds.errors import RequestNotAllowedError
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.placeholders import LONGEST, MisplacedError, Placeholders
 from apex_creds.leases.answer_search import MessageFilter
-from apex_creds.leases.handshake import Head, injected_head
+from apex_creds.leases.exchange import Head, injected_head
 from apex_creds.leases.logins import tls_context
 from apex_creds.leases.messages import RawHeaders, Request, SendFailure
 from apex_creds.sdk.current import COOKIES, Binding
-from apex_creds.sdk.websocket_handshakes import LONGEST_HEAD, first_of, pass_on, shake
+from apex_creds.sdk.websocket_handshakes import LONGEST_HEAD, pass_on, shake
 
 _DROPPED: Final = frozenset({b"sec-websocket-extensions"})
 _PIECE: Final = 64 * 1024
@@ -185,7 +185,7 @@ class WebSocket:
             MisplacedError: The client said a placeholder.
         """
         upstream, server, search = self._upstream, self._server, self._search
-        await first_of(
+        await first_ended(
             _checked(reader, server, placeholders),
             pass_on(upstream, writer)
             if search is None

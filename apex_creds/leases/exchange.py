@@ -8,13 +8,15 @@ credentials; each lease is redeemed (checked, audited, decrypted into locked mem
 secrets are put in, each in its own way; it is sent; the answer is searched for them.
 
 An adapter hands in neutral values and gets neutral values: it knows its library, and nothing of
-leases; nothing here knows a library.
+leases; nothing here knows a library. What is sent elsewhere (a WebSocket, gRPC) gets its head
+with the secrets in it, checked, audited and made as every request is, and keeps none of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import httpx
 
@@ -299,3 +301,38 @@ def _answered(
                 headers, given = found.headers, None
     version = sent.extensions.get("http_version")  # not the reason: it may repeat the secret
     return Answered(sent.status, headers, body, version, given)
+
+
+class Head(NamedTuple):
+    """A head, and what it was made with.
+
+    Attributes:
+        search: Finds in answers what was sent; None: nothing is searched for.
+    """
+
+    outgoing: Outgoing
+    leases: list[Lease]
+    records: list[Record]
+    search: AnswerSearch | None
+
+
+async def injected_head(lease_ids: Sequence[str], request: Request) -> Head:
+    """Redeems the leases for a request without a body.
+
+    Raises:
+        ApexCredsError: It may not be sent.
+    """
+    leases, broker, taken, asked, _, _ = checked(lease_ids, request)
+    outgoing, records = await redeemed(broker, leases, asked, taken, NOTHING)
+    if isinstance(outgoing, BaseException):
+        raise outgoing
+    return Head(outgoing, leases, records, broker.search)
+
+
+def injected_head_blocking(lease_ids: Sequence[str], request: Request) -> Head:
+    """As ``injected_head``, for threads."""
+    leases, broker, taken, asked, _, _ = checked(lease_ids, request)
+    outgoing, records = redeemed_blocking(broker, leases, asked, taken, NOTHING)
+    if isinstance(outgoing, BaseException):
+        raise outgoing
+    return Head(outgoing, leases, records, broker.search)

@@ -2,7 +2,7 @@
 
 What aiohttp writes to a connection is read as a request, sent by the sending step, and the
 answer fed back: below everything that aiohttp keeps or shows (``request_info`` as well). Each
-request has a connection of its own, made in the task that sends it, so in its invocation.
+request has its own connection, made in the task that sends it, so in its invocation.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ class _Wire(asyncio.Transport):
             elif isinstance(event, h11.Data):
                 self._add(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
-                self._end()
+                if self._whole is not None:
+                    self._start(b"".join(self._whole) or None)
+                else:
+                    self._parts.put_nowait(None)
             else:
                 return
 
@@ -104,12 +107,6 @@ class _Wire(asyncio.Transport):
         if self._parts.qsize() > _WAITING and not self._paused:
             self._paused = True
             self._protocol.pause_writing()
-
-    def _end(self) -> None:
-        if self._whole is not None:
-            self._start(b"".join(self._whole) or None)
-        else:
-            self._parts.put_nowait(None)
 
     async def _streamed(self) -> AsyncIterator[bytes]:
         while (part := await self._parts.get()) is not None:

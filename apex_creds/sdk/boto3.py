@@ -81,7 +81,7 @@ class _Sender:
             )
         except ApexCredsError as error:
             # Of botocore's exceptions the one that is not tried again.
-            said = {"Code": "AccessDenied", "Message": f"{error.message} {error.hint}".strip()}
+            said = {"Code": "AccessDenied", "Message": str(error)}
             status = {"HTTPStatusCode": 403}
             operation = event_name.rpartition(".")[2]
             raise exceptions.ClientError(
@@ -99,7 +99,7 @@ class _Sender:
 
 
 def _keep_context(class_attributes: dict[str, Any], **_: object) -> None:
-    """Has the threads of a transfer send with the rights of whoever began it."""
+    """Has the threads of a transfer send with the rights of its caller."""
     for name in _TRANSFERS:
         if name in class_attributes:
             class_attributes[name] = _in_context(class_attributes[name])
@@ -126,7 +126,7 @@ class _Client:
             return found
 
         def called(*args: object, **options: object) -> object:
-            # Of its own: a context runs in one thread at a time.
+            # A copy for each: a context runs in one thread at a time.
             return self._context.copy().run(found, *args, **options)
 
         return called

@@ -166,7 +166,7 @@ def _without_cookies(answered: Answered) -> Answered:
 def refused(error: ApexCredsError) -> Answered:
     """A refusal, as the answer that an SDK understands."""
     code = _WORD_END.sub("_", type(error).__name__.removesuffix("Error")).lower()
-    message = f"{error.message} {error.hint}".strip()
+    message = str(error)
     said = {
         "error": {"type": "permission_error", "code": code, "message": message},
         # Where other SDKs look: those of GitHub and Twilio, and by RFC 9457.

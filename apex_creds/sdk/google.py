@@ -42,7 +42,7 @@ def session(
 
 
 class ServiceAccount(Credentials):
-    """Signs for whoever's invocation sends a request; keeps no key, and no token.
+    """Signs with the invocation that sends a request; keeps no key, and no token.
 
     Args:
         name: Of the credential: the account's ``private_key``, in PEM.
@@ -80,6 +80,5 @@ class ServiceAccount(Credentials):
             handle = current_credentials()[self._name]
             token = handle.sync_jwt(claims, key_id=self._key_id)
         except ApexCredsError as error:
-            said = f"{error.message} {error.hint}".strip()
-            raise RefreshError(said, retryable=False) from None
+            raise RefreshError(str(error), retryable=False) from None
         headers["Authorization"] = f"Bearer {token}"

@@ -20,7 +20,7 @@ import grpc.aio
 from apex_creds.concurrency import soon
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
 from apex_creds.leases.broker import find_open, keep_open
-from apex_creds.leases.handshake import injected_head_blocking
+from apex_creds.leases.exchange import injected_head_blocking
 from apex_creds.leases.lease import AccessRequest
 from apex_creds.leases.logins import lease_here, trusted_certificates
 from apex_creds.leases.messages import Request
@@ -65,8 +65,8 @@ def aio_channel(target: str, *names: str, options: _Options = ()) -> grpc.aio.Ch
 def interceptors(*names: str) -> list[Any]:
     """For ``grpc.intercept_channel`` of a channel that something else makes, by TLS.
 
-    The secret goes to the server that the core says the channel leads to; whoever makes the
-    channel answers for how it checks that (its certificates, its authority).
+    The secret goes to the server that the core says the channel leads to. How that is checked
+    (by certificates, by an authority) is up to the code that makes the channel.
     """
     return [_Interceptor(Binding(names), names, None)]
 
@@ -128,7 +128,7 @@ class _Secret(grpc.AuthMetadataPlugin):
             self._call.add(head.search, head.leases, head.records)
             found = [(name.decode().lower(), value.decode()) for name, value in sent.headers]
         except ApexCredsError as error:
-            callback((), RuntimeError(f"{error.message} {error.hint}".strip()))
+            callback((), RuntimeError(str(error)))
         else:
             callback(tuple(found), None)
 
@@ -191,8 +191,7 @@ class _Interceptor(
             for lease in leases:
                 _end_with(lease, call, call.cancel)
         except ApexCredsError as error:
-            words = f"{error.message} {error.hint}".strip()
-            raise Failed(Ending(grpc.StatusCode.PERMISSION_DENIED, words)) from None
+            raise Failed(Ending(grpc.StatusCode.PERMISSION_DENIED, str(error))) from None
         return Answer(call, sent)
 
     intercept_unary_unary = _call
@@ -212,9 +211,8 @@ class _AioOurs(_Ours):
                 _end_with(lease, call, partial(soon, loop, call.cancel))
         except ApexCredsError as error:
             nothing = grpc.aio.Metadata()
-            words = f"{error.message} {error.hint}".strip()
             raise grpc.aio.AioRpcError(
-                grpc.StatusCode.PERMISSION_DENIED, nothing, nothing, words
+                grpc.StatusCode.PERMISSION_DENIED, nothing, nothing, str(error)
             ) from None
         return aio_answer(call, sent)
 

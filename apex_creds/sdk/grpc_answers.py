@@ -114,7 +114,7 @@ class Sent:
             initial, trailing = self.metadata(initial), self.metadata(trailing)
             return Ending(code, self.text(details), initial, trailing)
         except ApexCredsError as error:
-            return Ending(code, f"{error.message} {error.hint}".strip())
+            return Ending(code, str(error))
         finally:
             self.close()
 
@@ -164,21 +164,35 @@ def _through(name: str) -> Callable[..., Any]:
     return method
 
 
-class Answer(grpc.Call, grpc.Future):  # type: ignore[misc, unused-ignore]
-    """A blocking call, or one in the background; a stream is stepped."""
+class _Kept:
+    """What calls of both kinds do: only this module knows the core's call of one."""
 
     def __init__(self, call: Any, sent: Sent) -> None:
         _CALLS[self] = (call, sent)
         self._ending: Ending | None = None
 
-    is_active = _through("is_active")
     time_remaining = _through("time_remaining")
     cancel = _through("cancel")
     cancelled = _through("cancelled")
-    running = _through("running")
     done = _through("done")
-    add_callback = _through("add_callback")
     code = _through("code")
+
+    def add_done_callback(self, fn: Callable[[Any], Any]) -> None:
+        """See ``grpc.Future.add_done_callback``."""
+        _CALLS[self][0].add_done_callback(lambda _: fn(self))
+
+    def _withheld(self, error: ApexCredsError) -> Ending:
+        """The end of a call whose answer can't be searched."""
+        _CALLS[self][0].cancel()
+        return Ending(grpc.StatusCode.INTERNAL, str(error))
+
+
+class Answer(_Kept, grpc.Call, grpc.Future):  # type: ignore[misc, unused-ignore]
+    """A blocking call, or one in the background; a stream is stepped."""
+
+    is_active = _through("is_active")
+    running = _through("running")
+    add_callback = _through("add_callback")
 
     def result(self, timeout: float | None = None) -> Any:
         """See ``grpc.Future.result``."""
@@ -194,10 +208,6 @@ class Answer(grpc.Call, grpc.Future):  # type: ignore[misc, unused-ignore]
 
     def traceback(self, timeout: float | None = None) -> None:
         """None: its frames lead to what came."""
-
-    def add_done_callback(self, fn: Callable[[Any], Any]) -> None:
-        """See ``grpc.Future.add_done_callback``."""
-        _CALLS[self][0].add_done_callback(lambda _: fn(self))
 
     def initial_metadata(self) -> Any:
         """See ``grpc.Call.initial_metadata``."""
@@ -228,9 +238,7 @@ class Answer(grpc.Call, grpc.Future):  # type: ignore[misc, unused-ignore]
         except grpc.RpcError:
             failure: Exception = Failed(self._ended())
         except ApexCredsError as error:
-            call.cancel()
-            words = f"{error.message} {error.hint}".strip()
-            failure = Failed(Ending(grpc.StatusCode.INTERNAL, words))
+            failure = Failed(self._withheld(error))
         else:
             if call.done():
                 self._ended()
@@ -246,18 +254,9 @@ class Answer(grpc.Call, grpc.Future):  # type: ignore[misc, unused-ignore]
         return self._ending
 
 
-class _AioAnswer:
+class _AioAnswer(_Kept):
     """What calls of ``grpc.aio`` of all kinds do."""
 
-    def __init__(self, call: Any, sent: Sent) -> None:
-        _CALLS[self] = (call, sent)
-        self._ending: Ending | None = None
-
-    cancelled = _through("cancelled")
-    done = _through("done")
-    time_remaining = _through("time_remaining")
-    cancel = _through("cancel")
-    code = _through("code")
     wait_for_connection = _through("wait_for_connection")
     write = _through("write")
     done_writing = _through("done_writing")
@@ -265,9 +264,6 @@ class _AioAnswer:
     @property
     def _done_writing_flag(self) -> Any:  # of all such calls, grpc itself asks for it
         return _CALLS[self][0]._done_writing_flag
-
-    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
-        _CALLS[self][0].add_done_callback(lambda _: callback(self))
 
     async def initial_metadata(self) -> Any:
         call, sent = _CALLS[self]
@@ -282,7 +278,10 @@ class _AioAnswer:
         return (await self._ended()).details
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return self._got(_awaited).__await__()
+        async def whole(call: Any) -> Any:
+            return await call
+
+        return self._got(whole).__await__()
 
     async def read(self) -> Any:
         got = await self._got(lambda call: call.read())
@@ -302,8 +301,7 @@ class _AioAnswer:
         except grpc.aio.AioRpcError:
             pass
         except ApexCredsError as error:
-            call.cancel()
-            ending = Ending(grpc.StatusCode.INTERNAL, f"{error.message} {error.hint}".strip())
+            ending = self._withheld(error)
         else:
             if isinstance(self, _UnaryUnary | _StreamUnary):
                 await self._ended()
@@ -320,10 +318,6 @@ class _AioAnswer:
             said = await call.initial_metadata(), await call.trailing_metadata()
             self._ending = sent.ending(*end, *said)
         return self._ending
-
-
-async def _awaited(call: Any) -> Any:
-    return await call
 
 
 class _UnaryUnary(_AioAnswer, grpc.aio.UnaryUnaryCall): ...

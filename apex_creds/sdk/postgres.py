@@ -71,7 +71,7 @@ def login(
 
 
 class Login:
-    """What ``login`` returns: how each driver is told to connect."""
+    """What ``login`` returns: the settings with which each driver connects."""
 
     __slots__ = ("_account",)
 
@@ -170,8 +170,7 @@ def _check_use(account: Account, ticket: str) -> None:
     try:
         check_seat(ticket, account)
     except AccessDeniedError as error:
-        words = f"{error.message} {error.hint}"
-        raise psycopg.errors.InvalidAuthorizationSpecification(words) from None
+        raise psycopg.errors.InvalidAuthorizationSpecification(str(error)) from None
 
 
 @lru_cache(maxsize=64)

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from apex_creds.concurrency import LoopThread, soon
+from apex_creds.concurrency import LoopThread, first_ended, soon
 from apex_creds.errors import AccessDeniedError, ApexCredsError, LeaseEndedError
 from apex_creds.leases import current_credentials
 from apex_creds.leases.broker import find_open, keep_open
@@ -35,6 +35,7 @@ from apex_creds.leases.logins import (
 )
 from apex_creds.model import Origin
 from apex_creds.sdk import postgres_session as wire
+from apex_creds.sdk.websocket_handshakes import pass_on
 
 PORT: Final = 5432
 _NAME: Final = f".s.PGSQL.{PORT}"
@@ -177,9 +178,13 @@ class Broker:
         if self._folder is None or self._pid != os.getpid():  # a fork has its own
             _SEATS.clear()
             _BY_LEASE.clear()
-            self._folder, self._pid = _private_folder(), os.getpid()
+            places = [tempfile.gettempdir(), "/tmp"]  # noqa: S108 - made with 0700
+            short = [place for place in places if len(place) < _LONGEST_PATH - 40]
+            folder = Path(tempfile.mkdtemp(prefix="apex-creds-", dir=short[0]))
+            self._folder, self._pid = folder, os.getpid()
+            atexit.register(_remove, folder, self._pid)
             # In no invocation's context: its connections would be under that.
-            Context().run(self._thread.call, partial(self._listen, self._folder))
+            Context().run(self._thread.call, partial(self._listen, folder))
         return str(self._folder)
 
     def soon(self, call: object) -> None:
@@ -194,14 +199,6 @@ class Broker:
 
 
 BROKER: Final = Broker()
-
-
-def _private_folder() -> Path:
-    places = [tempfile.gettempdir(), "/tmp"]  # noqa: S108 - made with 0700
-    short = [place for place in places if len(place) < _LONGEST_PATH - 40]
-    folder = Path(tempfile.mkdtemp(prefix="apex-creds-", dir=short[0]))
-    atexit.register(_remove, folder, os.getpid())
-    return folder
 
 
 def _remove(folder: Path, pid: int) -> None:
@@ -233,10 +230,9 @@ async def serve_lease(
     *,
     dial: wire.Dial | None = None,
 ) -> None:
-    """Serves one connection of whoever has no other way, in the invocation of the caller.
+    """Serves one connection of a driver elsewhere, in the invocation of the caller.
 
-    It is for one lease, whatever user the driver names, and has no end of its own: the caller
-    ends it with the lease.
+    It is for one lease, whatever user the driver names; the caller ends it with the lease.
 
     Args:
         account: What to log in to.
@@ -266,7 +262,10 @@ async def _startup(
             break
         writer.write(b"N")  # nobody is between the two ends of a Unix socket
     if code == wire.CANCEL_REQUEST:
-        await _cancel(body, lease_id)
+        target, its_lease = _KEYS.get(body, (None, ""))
+        if target is not None and lease_id in ("", its_lease):
+            with contextlib.suppress(ApexCredsError):
+                await wire.cancel(target, body)
         return None
     if code > wire.PROTOCOL:
         writer.write(wire.message(b"v", struct.pack("!II", wire.PROTOCOL, 0)))
@@ -349,7 +348,8 @@ async def _run(
         # A driver that was let in before must not see a second end of the startup.
         writer.write(greeting[len(wire.LOGGED_IN) : -len(wire.READY)] if early else greeting)
         session.writer.write(early)
-        await _relay((reader, session.writer), (session.reader, writer))
+        with contextlib.suppress(OSError):
+            await first_ended(pass_on(reader, session.writer), pass_on(session.reader, writer))
     except asyncio.CancelledError:  # the lease has ended: what runs on the server ends, too
         with contextlib.suppress(ApexCredsError):
             await wire.cancel(target, session.key)
@@ -357,28 +357,3 @@ async def _run(
     finally:
         _KEYS.pop(session.key, None)
         session.writer.close()
-
-
-async def _relay(*ways: wire.Streams) -> None:
-    """Passes on what comes, both ways, until one of them ends."""
-    tasks = [asyncio.ensure_future(_pass_on(*way)) for way in ways]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while chunk := await reader.read(_CHUNK):
-            writer.write(chunk)
-            await writer.drain()
-
-
-async def _cancel(key: bytes, lease_id: str) -> None:
-    target, of = _KEYS.get(key, (None, ""))
-    if target is not None and lease_id in ("", of):
-        with contextlib.suppress(ApexCredsError):
-            await wire.cancel(target, key)

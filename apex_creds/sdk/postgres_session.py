@@ -111,10 +111,19 @@ async def log_in(target: Target, parameters: dict[bytes, bytes], opened: Opened)
     """
     reader, writer = await connect(target)
     try:
-        writer.write(_startup(target, parameters))
+        kept = {key: value for key, value in parameters.items() if key and key not in _FORCED}
+        kept[b"user"], kept[b"database"] = target.role.encode(), target.database.encode()
+        pairs = b"".join(name + b"\0" + value + b"\0" for name, value in kept.items())
+        body = struct.pack("!I", PROTOCOL) + pairs + b"\0"
+        writer.write(struct.pack("!I", len(body) + 4) + body)
         await _authenticate(reader, writer, target, opened)
-        greeting, key = await _greeting(reader, opened)
-        return Session(reader, writer, LOGGED_IN + greeting, key)
+        greeting, key, kind = LOGGED_IN, b"", b""
+        while kind != b"Z":
+            kind, body = await _read(reader, opened)
+            greeting += message(kind, body)
+            if kind == b"K":
+                key = body
+        return Session(reader, writer, greeting, key)
     except (OSError, asyncio.IncompleteReadError, struct.error) as error:
         writer.close()
         raise LoginError(
@@ -160,14 +169,6 @@ async def cancel(target: Target, key: bytes) -> None:
         writer.close()
 
 
-def _startup(target: Target, parameters: dict[bytes, bytes]) -> bytes:
-    kept = {key: value for key, value in parameters.items() if key and key not in _FORCED}
-    kept[b"user"], kept[b"database"] = target.role.encode(), target.database.encode()
-    pairs = b"".join(key + b"\0" + value + b"\0" for key, value in kept.items())
-    body = struct.pack("!I", PROTOCOL) + pairs + b"\0"
-    return struct.pack("!I", len(body) + 4) + body
-
-
 async def _read(reader: asyncio.StreamReader, opened: Opened) -> tuple[bytes, bytes]:
     """The server's next message, which is no error.
 
@@ -179,18 +180,14 @@ async def _read(reader: asyncio.StreamReader, opened: Opened) -> tuple[bytes, by
         raise LoginError("The server does not speak PostgreSQL's protocol.")
     body = await reader.readexactly(length - 4)
     if kind == b"E":
-        raise _passed_on(body, opened)
+        fields = {part[:1]: part[1:].decode("utf-8", "replace") for part in body.split(b"\0")}
+        with opened.view() as secret:
+            shown = len(secret) > 0 and body.find(secret) < 0
+        words = fields.get(b"M", "") if shown else "The server refused the login."
+        error = ServerRefusal(words[:500])
+        error.code = fields.get(b"C", "28000")[:5]
+        raise error
     return kind, body
-
-
-def _passed_on(body: bytes, opened: Opened) -> ServerRefusal:
-    fields = {part[:1]: part[1:].decode("utf-8", "replace") for part in body.split(b"\0")}
-    with opened.view() as secret:
-        shown = len(secret) > 0 and body.find(secret) < 0
-    words = fields.get(b"M", "") if shown else "The server refused the login."
-    error = ServerRefusal(words[:500])
-    error.code = fields.get(b"C", "28000")[:5]
-    return error
 
 
 async def _authenticate(
@@ -242,15 +239,3 @@ def _old_way(asked: int, salt: bytes, target: Target, opened: Opened) -> bytes:
         inner = hashlib.md5(b"".join((password, target.role.encode())), usedforsecurity=False)
         outer = hashlib.md5(inner.hexdigest().encode() + salt, usedforsecurity=False)
         return message(b"p", b"md5" + outer.hexdigest().encode() + b"\0")
-
-
-async def _greeting(reader: asyncio.StreamReader, opened: Opened) -> tuple[bytes, bytes]:
-    """What the server says until it is ready, and the key for cancelling."""
-    told, key = [], b""
-    while True:
-        kind, body = await _read(reader, opened)
-        told.append(message(kind, body))
-        if kind == b"K":
-            key = body
-        if kind == b"Z":
-            return b"".join(told), key

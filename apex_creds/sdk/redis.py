@@ -251,7 +251,7 @@ def _said(error: RedisError, opened: Opened) -> RedisError:
 
 
 def _refused(error: ApexCredsError) -> NoPermissionError:
-    return NoPermissionError(f"{error.message} {error.hint}".strip())
+    return NoPermissionError(str(error))
 
 
 def _anothers() -> NoPermissionError:

@@ -89,19 +89,16 @@ class _Ours:
     def send(self: Any, s: Any) -> None:
         """See ``smtplib.SMTP.send``."""
         if self._lease_id:
-            self._check_use()
+            try:
+                mine = lease_here(self._name) == self._lease_id
+            except ApexCredsError:
+                mine = False
+            if not mine:
+                self.close()
+                raise smtplib.SMTPServerDisconnected(
+                    "The connection belongs to another invocation. Connect again."
+                )
         super().send(s)  # type: ignore[misc]
-
-    def _check_use(self: Any) -> None:
-        try:
-            mine = lease_here(self._name) == self._lease_id
-        except ApexCredsError:
-            mine = False
-        if not mine:
-            self.close()
-            raise smtplib.SMTPServerDisconnected(
-                "The connection belongs to another invocation. Connect again."
-            )
 
 
 class _Client(_Ours, smtplib.SMTP):
@@ -161,5 +158,4 @@ def _repeats(words: bytes, opened: Opened) -> bool:
 
 
 def _refused(error: ApexCredsError) -> smtplib.SMTPAuthenticationError:
-    words = f"{error.message} {error.hint}".strip()
-    return smtplib.SMTPAuthenticationError(_REFUSED, words.encode())
+    return smtplib.SMTPAuthenticationError(_REFUSED, str(error).encode())

@@ -115,9 +115,14 @@ async def _talk(
 
 async def _answer(asked: bytes, leases: list[tuple[str, str]]) -> bytes:
     if asked[0] == _LIST:
-        found = [(await _public(lease_id), name.encode()) for name, lease_id in leases]
-        keys = b"".join(ssh_keys.string(blob) + ssh_keys.string(name) for blob, name in found)
-        return _LISTED + struct.pack("!I", len(found)) + keys
+        keys = b""
+        for name, lease_id in leases:
+            lease, broker = find_open(lease_id)
+            _, opened = await broker.redeem(lease, _ASKED)
+            with opened, opened.view() as key:
+                keys += ssh_keys.string(ssh_keys.public_blob(key))
+            keys += ssh_keys.string(name.encode())
+        return _LISTED + struct.pack("!I", len(leases)) + keys
     if asked[0] != _SIGN:
         return _FAILURE
     blob, at = ssh_keys.read_string(asked, 1)
@@ -131,10 +136,3 @@ async def _answer(asked: bytes, leases: list[tuple[str, str]]) -> bytes:
                 signed = ssh_keys.sign(key, data, flags=flags)
                 return _SIGNED + ssh_keys.string(signed.signature)
     return _FAILURE
-
-
-async def _public(lease_id: str) -> bytes:
-    lease, broker = find_open(lease_id)
-    _, opened = await broker.redeem(lease, _ASKED)
-    with opened, opened.view() as key:
-        return ssh_keys.public_blob(key)

@@ -6,7 +6,7 @@ Retries, redirects, decoding and time-outs stay urllib3's own.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -65,13 +65,21 @@ class _Pool(urllib3.HTTPConnectionPool):
         chunks: object = body_to_chunks(body, method, _BLOCK).chunks
         if isinstance(chunks, tuple | list):
             chunks = b"".join(chunks)
+        raw = [
+            (
+                name.encode("latin-1"),
+                value.encode("latin-1") if isinstance(value, str) else value,
+            )
+            for name, value in (headers or {}).items()
+            if value != SKIP_HEADER
+        ]
         host = f"[{self.host}]" if ":" in self.host else self.host
         path = url if url.startswith("/") else httpx.URL(url).raw_path.decode("ascii")
         answered = self._binding.send_blocking(
             Request(
                 method,
                 f"{self.scheme}://{host}{f':{self.port}' if self.port else ''}{path}",
-                _raw(headers or {}),
+                raw,
                 chunks,
                 _seconds(timeout),
                 partial(self._error, conn, url),
@@ -80,7 +88,10 @@ class _Pool(urllib3.HTTPConnectionPool):
         assert isinstance(answered.body, httpx.SyncByteStream)
         return _Response(
             _Stream(answered.body),
-            headers=urllib3.HTTPHeaderDict(_texts(answered.headers)),
+            headers=urllib3.HTTPHeaderDict(
+                (name.decode("latin-1"), value.decode("latin-1"))
+                for name, value in answered.headers
+            ),
             status=answered.status,
             version=11,
             preload_content=options.get("preload_content", True),
@@ -148,19 +159,6 @@ class _Stream(io.RawIOBase):
     def close(self) -> None:
         self._body.close()
         super().close()
-
-
-def _raw(headers: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
-    raw: list[tuple[bytes, bytes]] = []
-    for name, value in headers.items():
-        if value != SKIP_HEADER:
-            text = value.encode("latin-1") if isinstance(value, str) else value
-            raw.append((name.encode("latin-1"), text))
-    return raw
-
-
-def _texts(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
 def _seconds(timeout: Any) -> dict[str, float | None]:

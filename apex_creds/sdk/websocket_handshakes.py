@@ -7,14 +7,13 @@ else; a protocol that a client did not ask for is not agreed to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Final
 
 import httpx
 
 from apex_creds.errors import RequestNotAllowedError
-from apex_creds.leases.handshake import Head
+from apex_creds.leases.exchange import Head
 from apex_creds.leases.messages import Answered, RawHeaders
 
 AGREED: Final = HTTPStatus.SWITCHING_PROTOCOLS
@@ -49,7 +48,12 @@ async def shake(
     server.write(b"\r\n".join([*lines, b"Connection: Upgrade", b"Upgrade: websocket"]) + _END)
     answer = await upstream.readuntil(_END)
     status = int(answer.split(b" ", 2)[1])
-    pairs = _clean(head, status, pairs_of(answer))
+    pairs = pairs_of(answer)
+    if head.search is not None:
+        found = head.search.begin(head.leases, head.records, "GET", status, pairs)
+        if found is not None:
+            pairs = list(found.headers)
+            found.close()
     agreed = status == AGREED
     asked = any(name.lower() == _EXTENSIONS for name, _ in outgoing.headers)
     if agreed and not asked and any(name.lower() == _EXTENSIONS for name, _ in pairs):
@@ -72,29 +76,6 @@ def written(status: int, pairs: RawHeaders) -> bytes:
     phrase = HTTPStatus(status).phrase.encode() if status in set(HTTPStatus) else b""
     lines = [b"HTTP/1.1 %d %b" % (status, phrase)]
     return b"\r\n".join([*lines, *(name + b": " + value for name, value in pairs)]) + _END
-
-
-def _clean(head: Head, status: int, pairs: RawHeaders) -> RawHeaders:
-    if head.search is None:
-        return pairs
-    found = head.search.begin(head.leases, head.records, "GET", status, pairs)
-    if found is None:
-        return pairs
-    found.close()
-    return list(found.headers)
-
-
-async def first_of(*ways: Coroutine[object, object, None]) -> None:
-    """Runs all of them until one ends, or fails; the others are ended."""
-    tasks = [asyncio.ensure_future(way) for way in ways]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
 
 
 async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

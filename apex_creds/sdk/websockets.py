@@ -20,18 +20,17 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Event
 from websockets.sync import client as sync_client
 
-from apex_creds.concurrency import LoopThread, soon
+from apex_creds.concurrency import LoopThread, first_ended, soon
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
 from apex_creds.leases import current_credentials
 from apex_creds.leases.answer_search import MessageFilter
-from apex_creds.leases.handshake import Head, injected_head
+from apex_creds.leases.exchange import Head, injected_head
 from apex_creds.leases.logins import tls_context
 from apex_creds.leases.messages import Request
 from apex_creds.sdk.current import Binding, refused
 from apex_creds.sdk.websocket_handshakes import (
     AGREED,
     LONGEST_HEAD,
-    first_of,
     pairs_of,
     pass_on,
     refusal_of,
@@ -105,7 +104,7 @@ def _checked(url: str, options: dict[str, Any]) -> str:
 
 
 def _local(url: str) -> str:
-    """What the client is told: there is no TLS on the way to the other end of the pair."""
+    """The client's URL: there is no TLS on the way to the other end of the pair."""
     return f"ws://{url.partition('://')[2]}"
 
 
@@ -155,7 +154,7 @@ class _Guard:
         return message if self.search is None else self.search.whole(message)
 
     def clean_end(self, protocol: ClientProtocol, event: Event) -> None:
-        """A server's reason to close is text of its own as well."""
+        """A server's reason to close is searched as well."""
         end = protocol.close_rcvd
         if isinstance(event, Frame) and event.opcode is Opcode.CLOSE and end is not None:
             protocol.close_rcvd = Close(end.code, self.clean(end.reason))
@@ -231,7 +230,7 @@ class _Relay:
                 del sent  # it has the secret
                 writer.write(written(status, pairs))
                 if status == AGREED:
-                    await first_of(pass_on(reader, server), pass_on(upstream, writer))
+                    await first_ended(pass_on(reader, server), pass_on(upstream, writer))
             except ApexCredsError as error:
                 writer.write(refusal_of(refused(error)))
             finally:
@@ -243,7 +242,9 @@ class _Relay:
 
     async def _injected(self, head: bytes) -> Head:
         kept = [pair for pair in pairs_of(head) if pair[0].lower() not in _DROPPED]
-        request = Request("GET", self._url, kept, None, {}, _unsaid)
+        request = Request(
+            "GET", self._url, kept, None, {}, lambda _: OSError("the connection failed")
+        )
         found = await injected_head(self._binding.leases(request), request)
         self.guard.lease_ids = frozenset(lease.id for lease in found.leases)
         if found.search is not None:
@@ -270,7 +271,3 @@ class _Relay:
             raise RequestNotAllowedError(
                 f"The server {url.host} can't be reached ({type(error).__name__})."
             ) from None
-
-
-def _unsaid(*_: object) -> BaseException:
-    return OSError("the connection failed")
