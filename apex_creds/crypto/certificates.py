@@ -1,12 +1,15 @@
 """A certificate authority for one run: X.509 certificates for a few named hosts (RFC 5280).
 
-Guarantee: its key, and theirs, are in this process's memory only; its certificate says itself
-that it is for those hosts alone (name constraints), so that it is good for nothing else even
-where somebody trusts it for longer.
+Guarantee: its key, and theirs, are in this process's memory only (``ssl`` reads them from a
+file without a name, closed at once); its certificate says itself that it is for those hosts
+alone (name constraints), so that it is good for nothing else even where somebody trusts it for
+longer. A client that asks for another host than it came for gets no certificate.
 """
 
 from __future__ import annotations
 
+import os
+import ssl
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -43,6 +46,7 @@ class CertificateAuthority:
 
     def __init__(self, hosts: Collection[str], *, now: float) -> None:
         self._hosts = frozenset(hosts)
+        self._contexts: dict[str, ssl.SSLContext] = {}
         self._now = datetime.fromtimestamp(now, UTC)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "apex-creds, one run")])
@@ -95,6 +99,32 @@ class CertificateAuthority:
             made.public_bytes(Encoding.PEM),
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
         )
+
+    def server_context(self, host: str) -> ssl.SSLContext:
+        """Serves TLS as one of its hosts; made when it is first asked for.
+
+        Raises:
+            KeyError: It is none of them.
+        """
+        if host not in self._contexts:
+            leaf = self.leaf(host)
+            made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            made.minimum_version = ssl.TLSVersion.TLSv1_2
+            made.set_alpn_protocols(["http/1.1"])
+            fd = os.memfd_create("apex-creds-leaf", os.MFD_CLOEXEC)
+            try:
+                os.write(fd, leaf.key + leaf.chain)
+                made.load_cert_chain(f"/proc/self/fd/{fd}")
+            finally:
+                os.close(fd)
+
+            def check_name(_: object, name: str | None, __: object) -> int | None:
+                known = name in (None, host)
+                return None if known else ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+
+            made.sni_callback = check_name
+            self._contexts[host] = made
+        return self._contexts[host]
 
     def _builder(
         self, subject: x509.Name, key: ec.EllipticCurvePublicKey

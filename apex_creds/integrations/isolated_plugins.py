@@ -15,7 +15,7 @@ from typing import Final
 
 from apex_creds.errors import IsolationError
 from apex_creds.isolation.code import Code, PluginFunction
-from apex_creds.isolation.worker import Target
+from apex_creds.isolation.frames import Target
 from apex_creds.plain import text_or_none
 
 _FILES: Final = ("main_file", "main_module")

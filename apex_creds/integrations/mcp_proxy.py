@@ -30,7 +30,7 @@ import httpx
 from apex_creds.errors import ApexCredsError, InvalidInputError, IsolationError
 from apex_creds.integrations.tools import explain
 from apex_creds.isolation.dialing import Dialer
-from apex_creds.isolation.environment import held_by
+from apex_creds.isolation.invocations import held_by
 from apex_creds.isolation.programs import serve, way_out, with_surroundings
 from apex_creds.isolation.sandbox import Wall, Walled
 from apex_creds.leases.lease import Invocation, current_invocation

@@ -236,10 +236,14 @@ class Channel:
     def _received(self, frame: Frame) -> None:
         match frame:
             case Ask():
-                self._begin(frame)
+                if frame.id in self._served or len(self._served) >= MOST_OPEN:
+                    raise ProtocolError("The other side asks for too much at once.")
+                served = self._served[frame.id] = _Served(self, frame.id)
+                served.context = self._serving.context(frame.value)
+                served.start(partial(self._serving.serve, frame.what, frame.value))
             case Step():
-                served = self._served.get(frame.id)
-                if served is None or not served.run_step(frame):
+                stepped = self._served.get(frame.id)
+                if stepped is None or not stepped.run_step(frame):
                     raise ProtocolError("The other side stepped what is not open.")
             case Cancel():
                 if frame.id in self._served:
@@ -250,13 +254,6 @@ class Channel:
                 future = self._waiting.get(frame.id)
                 if future is not None and not future.done():
                     future.set_result(frame)
-
-    def _begin(self, frame: Ask) -> None:
-        if frame.id in self._served or len(self._served) >= MOST_OPEN:
-            raise ProtocolError("The other side asks for too much at once.")
-        served = self._served[frame.id] = _Served(self, frame.id)
-        served.context = self._serving.context(frame.value)
-        served.start(partial(self._serving.serve, frame.what, frame.value))
 
     async def reply(self, make: Callable[[Codec], Frame], number: int) -> None:
         """Sends what ended or went on; in its place why that can't be sent."""

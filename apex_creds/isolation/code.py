@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from apex_creds.errors import IsolationError
-from apex_creds.isolation.worker import Target
+from apex_creds.isolation.frames import Target
 
 _MOST_FILES: Final = 5000
 _HINT: Final = (
@@ -41,7 +41,23 @@ class Code(NamedTuple):
 
     def stamp(self) -> tuple[object, ...]:
         """Another one as soon as a file of it is changed, added or taken away."""
-        return tuple(_stamps(str(self.folder)))
+        found: list[object] = []
+        for place, folders, files in os.walk(self.folder):
+            folders[:] = sorted(each for each in folders if each != "__pycache__")
+            for name in sorted(files):
+                path = os.path.join(place, name)
+                try:
+                    status = os.lstat(path)
+                except OSError:
+                    continue
+                found.append((path, status.st_mtime_ns, status.st_size, status.st_ino))
+                if len(found) > _MOST_FILES:
+                    raise IsolationError(
+                        f"{self.folder} has more than {_MOST_FILES} files: "
+                        "it is not a plugin's folder.",
+                        hint="Give the plugin a folder to itself.",
+                    )
+        return tuple(found)
 
 
 class PluginFunction:
@@ -116,22 +132,3 @@ def _place(file: str) -> tuple[Path, Path, str]:
         folder = folder.parent
     shown = folder / names[0] if len(names) > 1 else path.parent
     return shown, folder, ".".join(names)
-
-
-def _stamps(folder: str) -> list[object]:
-    found: list[object] = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(each for each in folders if each != "__pycache__")
-        for name in sorted(files):
-            path = os.path.join(place, name)
-            try:
-                status = os.lstat(path)
-            except OSError:
-                continue
-            found.append((path, status.st_mtime_ns, status.st_size, status.st_ino))
-            if len(found) > _MOST_FILES:
-                raise IsolationError(
-                    f"{folder} has more than {_MOST_FILES} files: it is not a plugin's folder.",
-                    hint="Give the plugin a folder to itself.",
-                )
-    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from http.client import responses
 from typing import Final
 from urllib.parse import urljoin
@@ -19,15 +19,18 @@ import h11
 import httpx
 import msgspec
 
-from apex_creds.concurrency import soon
+from apex_creds.crypto.certificates import CertificateAuthority
 from apex_creds.errors import (
-    AccessDeniedError,
     ApexCredsError,
-    RequestNotAllowedError,
-    SecretLeakError,
 )
-from apex_creds.isolation.certificates import Certificates
 from apex_creds.isolation.dialing import Dialer
+from apex_creds.isolation.invocations import (
+    cancelled_at_end,
+    check_tunnel,
+    held_by,
+    nobody_there,
+    report_leak,
+)
 from apex_creds.isolation.placeholders import MisplacedError, Placeholders, Sent
 from apex_creds.isolation.request_heads import (
     END,
@@ -39,14 +42,12 @@ from apex_creds.isolation.request_heads import (
     read_head,
     tunnel_of,
 )
-from apex_creds.isolation.websockets import WebSocket
-from apex_creds.leases.broker import find_open, keep_open
+from apex_creds.isolation.websocket_frames import WebSocket
 from apex_creds.leases.connection_pool import NETWORK
-from apex_creds.leases.handle import CredentialMap
-from apex_creds.leases.lease import AccessRequest, Invocation
+from apex_creds.leases.lease import Invocation
 from apex_creds.leases.messages import Answered, RawHeaders, Request, SendFailure
 from apex_creds.middleware.call import Inside, WrappedCall
-from apex_creds.model import Origin
+from apex_creds.model import HTTP, Origin
 from apex_creds.sdk.current import Binding, refused
 from apex_creds.sdk.websocket_handshakes import AGREED
 
@@ -90,7 +91,7 @@ class Setting(msgspec.Struct, eq=False):
 
     invocation_of: Callable[[], Invocation | None]
     placeholders: Placeholders
-    certificates: Certificates | None
+    certificates: CertificateAuthority | None
     dialer: Dialer
     limits: Limits
     authority: str = ""
@@ -180,12 +181,12 @@ class Connection:
         if certificates is None or self._within is not None:
             raise BadRequestError(405, "There is no tunnel here.")
         with Inside(call):
-            origin = _leads_to(call, host, port)
+            origin = check_tunnel(call, host, port)
         self._writer.write(exchange.send(h11.Response(status_code=200, headers=[])) or b"")
         if exchange.trailing_data[0]:
             raise EOFError  # it did not wait: what it says is for nobody
         if origin.scheme == "https":
-            context = certificates.context(host)
+            context = certificates.server_context(host)
             await self._writer.start_tls(context, ssl_handshake_timeout=self._limits.reading)
         inner = Connection(self._setting, self._reader, self._writer, origin)
         while await inner._one(call):
@@ -240,7 +241,7 @@ class Connection:
         async for chunk in chunks:
             whole += chunk
             if len(whole) > _WHOLE:
-                return _again(whole, chunks)
+                return _joined(whole, chunks)
         return whole
 
     async def _chunks(self, exchange: h11.Connection) -> AsyncIterator[bytes]:
@@ -272,23 +273,30 @@ class Connection:
             ApexCredsError: It may not be sent, or its answer not be passed on.
             BadRequestError: The body is not what its head says.
         """
-        placeholders, sent = self._setting.placeholders, await _sent(call, place.origin)
+        placeholders = self._setting.placeholders
+        sent = {
+            each.info.name: Sent(each.info.delivery, place.origin in each.origins)
+            for each in await held_by(call)
+        }
+        headers = head.headers
         try:
-            used = placeholders.used(place.target, head.headers, sent)
+            used = placeholders.used(place.target, headers, sent)
             if head.upgrade == _WEBSOCKET:
-                await self._upgraded(exchange, head, WebSocket(used, place.url, head.headers))
+                await self._upgraded(exchange, head, WebSocket(used, place.url, headers))
                 return
             body: object = await self._body(exchange, head)
             if isinstance(body, bytes):
-                used |= placeholders.used_in(body, head.headers, sent)
+                used |= placeholders.used_in(body, headers, sent)
             else:
                 body = placeholders.search(body)  # type: ignore[arg-type]
+                if head.length is not None:  # it goes on with the length that it came with
+                    headers = [*headers, (b"Content-Length", str(head.length).encode())]
             if body == b"" and head.method not in _HAS_BODY:
                 body = None
             request = Request(
                 head.method,
                 place.url,
-                placeholders.without_cookies(_with_length(head, body)),
+                placeholders.without_cookies(headers),
                 body,
                 _TIMEOUT,
                 _UpstreamError,
@@ -296,7 +304,7 @@ class Connection:
             self._watch(exchange)
             answered = await Binding(tuple(used)).send(request)
         except MisplacedError as error:
-            raise _leaked(error, call, head, place) from None
+            raise report_leak(error, call, head, place) from None
         await self._pass_on(exchange, answered, place)
 
     async def _upgraded(
@@ -360,23 +368,22 @@ class Connection:
                 await self._writer.drain()
 
     def _headers(self, answered: Answered, place: Place) -> RawHeaders:
+        """Those that go on; who came by a base URL is redirected behind it."""
         named = b",".join(v for n, v in answered.headers if n.lower() == b"connection")
         dropped = _ONE_HOP | {token.strip().lower() for token in named.split(b",")}
         kept = []
         for name, value in answered.headers:
             if name.lower() == b"location" and place.base:
-                kept.append((name, self._behind(value, place)))
+                url = urljoin(place.url, value.decode("latin-1"))
+                scheme, mark, rest = url.partition("://")
+                if mark and scheme in HTTP:
+                    behind = f"http://{self._setting.authority}/{scheme}/{rest}"
+                    kept.append((name, behind.encode("latin-1")))
+                else:
+                    kept.append((name, value))
             elif name.lower() not in dropped:
                 kept.append((name, value))
         return kept
-
-    def _behind(self, location: bytes, place: Place) -> bytes:
-        """Where a client goes on that came by a base URL."""
-        url = urljoin(place.url, location.decode("latin-1"))
-        scheme, mark, rest = url.partition("://")
-        if not mark or scheme not in ("http", "https"):
-            return location
-        return f"http://{self._setting.authority}/{scheme}/{rest}".encode("latin-1")
 
     async def _refuse(self, exchange: h11.Connection, answered: Answered) -> None:
         """Says why it is not served, where nothing was said; the connection ends.
@@ -413,94 +420,6 @@ class _UpstreamError(Exception):
         self.status = 504 if failure.kind.endswith("_timeout") else 502
 
 
-@contextlib.contextmanager
-def cancelled_at_end(call: Invocation | None) -> Iterator[None]:
-    """Has the current task cancelled when an invocation ends."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
-
-    def end() -> None:
-        if call is not None and call.ended:
-            soon(loop, task.cancel)
-
-    leases = [] if call is None else list(call.leases)
-    for lease in leases:
-        lease.close_at_end(end)
-    try:
-        yield
-    finally:
-        for lease in leases:
-            keep_open(lease.id, end)
-
-
-async def _sent(call: WrappedCall, origin: Origin) -> dict[str, Sent]:
-    """How the credentials of an invocation are sent, and whether to an origin."""
-    found: dict[str, Sent] = {}
-    handles = call.credentials
-    assert isinstance(handles, CredentialMap)
-    for name in handles:
-        with contextlib.suppress(ApexCredsError):  # it has ended
-            lease, broker = find_open(handles[name].id)
-            state = (broker.states_now((lease.need,)) or await broker.states((lease.need,)))[0]
-            if state.record is not None:
-                there = origin in lease.permission.origins
-                found[name] = Sent(state.record.info.delivery, there)
-    return found
-
-
-def _leads_to(call: WrappedCall, host: str, port: int) -> Origin:
-    """Where a tunnel leads, which is checked before the name is looked up.
-
-    Raises:
-        RequestNotAllowedError: No credential may be sent there; audited.
-    """
-    handles = call.credentials
-    assert isinstance(handles, CredentialMap)
-    leases = []
-    for handle in handles.values():
-        with contextlib.suppress(ApexCredsError):  # it has ended
-            leases.append(find_open(handle.id))
-    for scheme in ("https", "http"):
-        origin = Origin(scheme, host, port)
-        if any(origin in lease.permission.origins for lease, _ in leases):
-            return origin
-    for lease, broker in leases[:1]:
-        asked = AccessRequest("CONNECT", Origin("https", host, port))
-        broker.log_refused_request(lease, asked)
-    raise RequestNotAllowedError(
-        f"Nothing may be sent to {Origin('https', host, port)}.",
-        hint="A credential's owner says where it may go: apex-creds edit NAME --origin URL",
-    )
-
-
-def _leaked(
-    error: MisplacedError, call: WrappedCall, head: Head, place: Place
-) -> ApexCredsError:
-    """Audits that a placeholder was where none may be, and what it is refused with."""
-    call.report_leak(error.name, where="request")
-    handles = call.credentials
-    assert isinstance(handles, CredentialMap)
-    handle = handles.get(error.name)
-    if handle is not None:
-        lease, broker = find_open(handle.id)
-        path = place.target.partition("?")[0]
-        broker.log_refused_request(lease, AccessRequest(head.method, place.origin, path))
-    name = f" {error.name!r}" if error.name else ""
-    return SecretLeakError(
-        f"The key{name} stands in {error.where}, where it is not sent.",
-        hint="It is a placeholder, and the request was not sent. If its service wants it "
-        "there, its owner says so: apex-creds edit NAME --delivery HOW",
-    )
-
-
-def nobody_there() -> AccessDeniedError:
-    """The refusal outside of an invocation, and after it."""
-    return AccessDeniedError(
-        "No invocation of the plugin runs that this connection belongs to.",
-        hint="Send requests while the plugin is called, and connect anew in each call.",
-    )
-
-
 def _next(exchange: h11.Connection) -> object:
     try:
         return exchange.next_event()
@@ -508,17 +427,10 @@ def _next(exchange: h11.Connection) -> object:
         raise BadRequestError(error.error_status_hint, "The request is no HTTP/1.1.") from None
 
 
-async def _again(begun: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _joined(begun: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield begun
     async for chunk in rest:
         yield chunk
-
-
-def _with_length(head: Head, body: object) -> RawHeaders:
-    """A body that streams goes on with the length that it came with."""
-    if body is None or isinstance(body, bytes) or head.length is None:
-        return head.headers
-    return [*head.headers, (b"Content-Length", str(head.length).encode())]
 
 
 def _said(status: int, text: str) -> Answered:

@@ -8,18 +8,15 @@ placeholder, and the gateway as the base URL. Proxy and trust variables are for 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
 import msgspec
 
-from apex_creds.errors import ApexCredsError
+from apex_creds.isolation.invocations import Held
 from apex_creds.isolation.placeholders import Placeholders
-from apex_creds.leases.broker import find_open
-from apex_creds.leases.handle import CredentialMap
-from apex_creds.leases.lease import Invocation
-from apex_creds.model import HTTP, PLACEHOLDER, CredentialInfo, DeliveryStyle, Origin
+from apex_creds.model import PLACEHOLDER, DeliveryStyle, Origin
 
 CERTIFICATES: Final = "/run/apex-creds-ca.pem"
 """Where the certificates are that it trusts."""
@@ -80,24 +77,10 @@ VENDORS: Final = (
 )
 _ACCESS_KEY: Final = "AKIA"
 _GATEWAY: Final = "{gateway}"
-_POSTGRES: Final = "postgresql"
 _POSTGRES_PORT: Final = 5432
 _SOCKETS: Final = "/run"
 _USER: Final = "apex-creds"
 """What a driver logs in as; the server is sent the role."""
-
-
-class Held(NamedTuple):
-    """A credential of an invocation.
-
-    Attributes:
-        origins: Where it may be sent by HTTP.
-        database: Of PostgreSQL, that it may log in to; None: it is for no such server.
-    """
-
-    info: CredentialInfo
-    origins: tuple[Origin, ...]
-    database: str | None = None
 
 
 class Login(NamedTuple):
@@ -126,26 +109,6 @@ class Surroundings(msgspec.Struct, frozen=True, eq=False):
     files: Mapping[str, str]
     placeholders: Placeholders
     logins: tuple[Login, ...] = ()
-
-
-async def held_by(call: Invocation) -> list[Held]:
-    """The credentials that an invocation has leases on."""
-    found: list[Held] = []
-    handles = call.credentials
-    assert isinstance(handles, CredentialMap)
-    for handle in handles.values():
-        try:
-            lease, broker = find_open(handle.id)
-        except ApexCredsError:
-            continue
-        state = (broker.states_now((lease.need,)) or await broker.states((lease.need,)))[0]
-        if state.record is not None:
-            permission = lease.permission
-            origins = sorted(each for each in permission.origins if each.scheme in HTTP)
-            serves = any(each.scheme == _POSTGRES for each in permission.origins)
-            database = _database(permission.paths) if serves else None
-            found.append(Held(state.record.info, tuple(origins), database))
-    return found
 
 
 def surroundings(held: list[Held], authority: str, *, certificates: str = "") -> Surroundings:
@@ -199,12 +162,6 @@ def _variables(held: Held, vendor: Vendor, key: str) -> Iterator[tuple[str, str]
     yield (info.name if _VARIABLE.fullmatch(info.name) else f"{stem}_API_KEY"), key
     if held.origins:
         yield vendor.base or f"{stem}_BASE_URL", _behind(held.origins[0]) + vendor.path
-
-
-def _database(paths: Collection[str]) -> str:
-    """The one that a grant is limited to; empty: the role's own."""
-    named = [path[1:] for path in paths if not path.endswith("*") and "/" not in path[1:]]
-    return named[0] if len(named) == len(paths) == 1 else ""
 
 
 def _database_variables(login: Login, port: int) -> Iterator[tuple[str, str]]:

@@ -38,9 +38,9 @@ def main(control: int, *, processes: bool) -> None:
         processes: Whether workers may start processes.
     """
     _without_a_vault()
-    from apex_creds.isolation import worker  # the warm part
+    from apex_creds.isolation import worker_process  # the warm part
 
-    worker.warm_up()
+    worker_process.warm_up()
     _dumpable(value=False)
     woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -60,7 +60,11 @@ def main(control: int, *, processes: bool) -> None:
                         ready.close()
                         _begin(host, (woken, wakes), connection, processes=processes)
                     os.close(connection)
-                    _hand_out(host, pid)
+                    process = os.pidfd_open(pid)  # whatever number it has in the host
+                    try:
+                        socket.send_fds(host, [f"forked {pid}".encode()], [process])
+                    finally:
+                        os.close(process)
                 else:
                     with suppress(BlockingIOError):
                         os.read(woken, 4096)
@@ -94,15 +98,6 @@ class _Absent:
         raise IsolationError(f"There is no {type(self).__name__} behind the wall.")
 
 
-def _hand_out(host: socket.socket, pid: int) -> None:
-    """Gives the host what it can end the worker with, whatever number that has there."""
-    process = os.pidfd_open(pid)
-    try:
-        socket.send_fds(host, [f"forked {pid}".encode()], [process])
-    finally:
-        os.close(process)
-
-
 def _reap(host: socket.socket) -> None:
     while True:
         try:
@@ -118,7 +113,7 @@ def _begin(
     host: socket.socket, pipe: tuple[int, int], connection: int, *, processes: bool
 ) -> None:
     """Becomes a worker."""
-    from apex_creds.isolation import worker
+    from apex_creds.isolation import worker_process
 
     status = 1
     try:
@@ -130,7 +125,7 @@ def _begin(
         _dumpable(value=True)  # or it could not read its own entries in /proc
         if not processes:
             _forbid_processes()
-        worker.main(connection)
+        worker_process.main(connection)
         status = 0
     finally:
         os._exit(status)

@@ -12,6 +12,7 @@ import builtins
 import datetime
 import decimal
 import keyword
+import logging
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
@@ -117,6 +118,52 @@ class Say(msgspec.Struct, frozen=True, array_like=True, tag=8):
 
 
 Frame = Ask | Answer | Failed | Opened | Step | Item | Cancel | Say
+
+AWAITABLE: Final = "awaitable"
+ASYNC_STREAM: Final = "async"
+SYNC_STREAM: Final = "sync"
+"""What goes on is of one of these kinds."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Which function of which file.
+
+    Attributes:
+        root: Where its module is imported from.
+        module: Its dotted name, from there.
+        name: The function's qualified name; of a plugin of a runtime, the class's.
+        method: Of an instance of that class; empty: ``name`` is called.
+        made_with: What the instance is made with, as far as the class takes it.
+        dispatched: The method's name is given to the plugin's own ``execute_action``.
+        initialized: The instance's ``initialize`` is called once.
+    """
+
+    root: str
+    module: str
+    name: str
+    method: str = ""
+    made_with: dict[str, Any] = {}
+    dispatched: bool = False
+    initialized: bool = False
+
+
+class Calling(msgspec.Struct, frozen=True):
+    """One call.
+
+    Attributes:
+        handles: What names the leases, as ``RemoteHandle`` takes it.
+        in_turn: The caller can't wait: what is to be awaited comes back as such.
+    """
+
+    id: str
+    plugin: str
+    target: Target
+    args: list[Any]
+    kwargs: dict[str, Any]
+    handles: list[list[Any]]
+    in_turn: bool = False
+    log_level: int = logging.WARNING
+
 
 # -- values --------------------------------------------------------------------------------
 
@@ -303,7 +350,9 @@ def failure_of(error: BaseException, *, depth: int = 0) -> Failure:
     name = kind.__qualname__
     if kind.__module__ != "builtins":
         name = f"{kind.__module__}.{name}"
-    ours = next((each.__name__ for each in kind.__mro__ if _is_ours(each)), "")
+    ours = next(
+        (each.__name__ for each in kind.__mro__ if _OURS.get(each.__name__) is each), ""
+    )
     cause = error.__cause__
     return Failure(
         name=name[:_LONGEST_NAME],
@@ -354,10 +403,6 @@ def _made(failure: Failure) -> Exception:
             continue
         return made
     return PluginRaisedError(text)
-
-
-def _is_ours(kind: type) -> bool:
-    return _OURS.get(kind.__name__) is kind
 
 
 def _text_of(error: BaseException) -> str:

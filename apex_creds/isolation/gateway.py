@@ -2,8 +2,9 @@
 
 Guarantee: each request is an ordinary redeem of the invocation that runs behind the listening
 socket: checked, audited before anything is decrypted, and its answer searched. Outside of an
-invocation, and on a connection of one that has ended, nothing is sent. When the gateway ends,
-what is behind it has no network at all.
+invocation, and on a connection of one that has ended, nothing is sent. A database is sent the
+role of the credential, and the database that the grant names, whatever the driver asks for.
+When the gateway ends, what is behind it has no network at all.
 """
 
 from __future__ import annotations
@@ -11,19 +12,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Final
 
 import h11
 
-from apex_creds.isolation.certificates import Certificates
+from apex_creds.concurrency import soon
+from apex_creds.crypto.certificates import CertificateAuthority
+from apex_creds.errors import ApexCredsError
 from apex_creds.isolation.connection import CHUNK, Connection, Limits, Protocol, Setting
-from apex_creds.isolation.databases import serve_login
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.environment import Login
+from apex_creds.isolation.invocations import nobody_there
 from apex_creds.isolation.placeholders import Placeholders
+from apex_creds.leases.broker import find_open, keep_open
+from apex_creds.leases.handle import current_credentials
 from apex_creds.leases.lease import Invocation
+from apex_creds.middleware.call import Inside, WrappedCall
+from apex_creds.sdk.postgres_broker import Account, serve_lease
+from apex_creds.sdk.postgres_session import refusal
 
 __all__ = ["Gateway", "Limits"]
 
@@ -47,7 +56,7 @@ class Gateway:
         invocation_of: Callable[[], Invocation | None],
         *,
         placeholders: Placeholders,
-        certificates: Certificates | None = None,
+        certificates: CertificateAuthority | None = None,
         dialer: Dialer | None = None,
         limits: Limits | None = None,
     ) -> None:
@@ -64,7 +73,7 @@ class Gateway:
 
     async def start_login(self, listener: socket.socket, login: Login) -> None:
         """Logs in to a database for who connects to a Unix socket, from now on."""
-        await self._listen(listener, partial(serve_login, self.setting, login))
+        await self._listen(listener, partial(self._serve_login, login))
 
     @property
     def authority(self) -> str:
@@ -92,6 +101,31 @@ class Gateway:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         await Connection(self.setting, reader, writer).run()
+
+    async def _serve_login(
+        self, login: Login, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """One connection of a driver, until it or its lease ends, with a query that runs."""
+        call, task = self.setting.invocation_of(), asyncio.current_task()
+        assert task is not None
+        end = partial(soon, asyncio.get_running_loop(), task.cancel)
+        account = Account(login.name, None, login.database, "", None, frozenset())
+        dial = partial(self.setting.dialer.open, tls=None, limit=CHUNK)
+        try:
+            if call is None or call.ended:
+                raise nobody_there()
+            assert isinstance(call, WrappedCall)
+            with Inside(call):
+                lease_id = current_credentials()[login.name].id
+                find_open(lease_id)[0].close_at_end(end)
+                try:
+                    await serve_lease(account, lease_id, reader, writer, dial=dial)
+                finally:
+                    keep_open(lease_id, end)
+        except ApexCredsError as error:
+            writer.write(refusal(error.message, error.hint))
+        except struct.error:
+            raise EOFError from None
 
     async def _serve(
         self, serve: Serve, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

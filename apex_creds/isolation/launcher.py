@@ -22,6 +22,8 @@ FAILED = b"failed: "
 
 def main() -> None:
     """Does what the host asked for, and becomes the command."""
+    import resource  # where there is no such module this is imported, but never run
+
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
         with control.makefile("rb") as said:
@@ -31,7 +33,10 @@ def main() -> None:
                 file.write(text)
         listeners = [_listening(where) for where in asked["listen"]]
         for name, most in asked["limits"].items():
-            _limit(name, most)
+            which = getattr(resource, name)
+            hard = resource.getrlimit(which)[1]  # never above what it is limited to already
+            least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(which, (least, least))
         socket.send_fds(control, [READY], [each.fileno() for each in listeners])
         for each in listeners:
             each.close()
@@ -60,17 +65,6 @@ def _listening(where: str) -> socket.socket:
     tcp.bind(("127.0.0.1", int(where)))
     tcp.listen(128)
     return tcp
-
-
-def _limit(name: str, most: int) -> None:
-    """Never above what it is already limited to."""
-    import resource  # where there is no such module this is imported, but never run
-
-    which = getattr(resource, name)
-    hard = resource.getrlimit(which)[1]
-    if hard != resource.RLIM_INFINITY:
-        most = min(most, hard)
-    resource.setrlimit(which, (most, most))
 
 
 if __name__ == "__main__":

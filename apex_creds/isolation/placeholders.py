@@ -13,6 +13,7 @@ import re
 import secrets
 from base64 import b64decode
 from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import Final, NamedTuple
 from urllib.parse import unquote, unquote_plus
 
@@ -204,7 +205,8 @@ def _of_head(
         else:
             yield value, Spot("header", canonical)
             if value[:6].lower() == _BASIC:
-                yield _from_base64(value[6:]), Spot("header", canonical)
+                with suppress(ValueError):
+                    yield b64decode(value[6:]), Spot("header", canonical)
 
 
 def _of_items(text: str, part: str) -> Iterator[tuple[bytes, Spot]]:
@@ -232,13 +234,6 @@ def _of_body(body: bytes, kind: bytes) -> Iterator[tuple[bytes, Spot]]:
             yield rest, Spot("body")
     else:
         yield body, Spot("body")
-
-
-def _from_base64(text: bytes) -> bytes:
-    try:
-        return b64decode(text)
-    except ValueError:
-        return b""
 
 
 def _begins(window: bytes) -> int:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import IO, Final
 
 import anyio
@@ -19,11 +18,12 @@ import anyio.to_thread
 import msgspec
 
 from apex_creds.clocks import SystemClock
+from apex_creds.crypto.certificates import CertificateAuthority
 from apex_creds.errors import InvalidInputError, IsolationError
-from apex_creds.isolation.certificates import Certificates
 from apex_creds.isolation.dialing import Dialer
-from apex_creds.isolation.environment import Held, Surroundings, held_by, surroundings
+from apex_creds.isolation.environment import Surroundings, surroundings
 from apex_creds.isolation.gateway import Gateway
+from apex_creds.isolation.invocations import Held, held_by
 from apex_creds.isolation.sandbox import Wall, Walled
 from apex_creds.leases.lease import Invocation, current_invocation
 from apex_creds.middleware import CredentialMiddleware
@@ -100,7 +100,9 @@ def way_out(
         invocation_of: Who runs there now; None: nobody.
         dialer: Connects to servers.
     """
-    certificates = Certificates(_hosts(held), now=SystemClock().time())
+    origins = {origin for each in held for origin in each.origins}
+    hosts = {origin.host for origin in origins if origin.scheme == "https"}
+    certificates = CertificateAuthority(hosts, now=SystemClock().time())
     found = surroundings(held, f"127.0.0.1:{PORT}", certificates=certificates.pem)
     gateway = Gateway(
         invocation_of,
@@ -141,21 +143,11 @@ async def _ended(walled: Walled) -> int:
     """Waits for its end without a thread, which a cancellation could not end."""
     fd = os.pidfd_open(walled.process.pid)
     loop = asyncio.get_running_loop()
-    over = loop.create_future()
+    over = asyncio.Event()
     try:
-        loop.add_reader(fd, partial(_set, over))
-        await over
+        loop.add_reader(fd, over.set)
+        await over.wait()
     finally:
         loop.remove_reader(fd)
         os.close(fd)
     return walled.process.wait()
-
-
-def _set(over: asyncio.Future[None]) -> None:
-    if not over.done():
-        over.set_result(None)
-
-
-def _hosts(held: Collection[Held]) -> set[str]:
-    """Those that the gateway may speak for."""
-    return {origin.host for each in held for origin in each.origins if origin.scheme == "https"}

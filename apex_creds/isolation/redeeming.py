@@ -7,6 +7,7 @@ audited, and only then decrypted. What a worker sends is data of known types, or
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Final, cast
 
 import httpx
@@ -64,19 +65,10 @@ async def _active(value: list[Any]) -> bool:
     return _handle(lease_id).active
 
 
-async def _sign(value: list[Any]) -> bytes:
+async def _made(how: str, value: list[Any]) -> object:
+    """What a method of the handle makes with the secret."""
     lease_id, args, options = msgspec.convert(value, tuple[str, list[Any], dict[str, Any]])
-    return await _handle(lease_id).sign(*args, **options)
-
-
-async def _jwt(value: list[Any]) -> str:
-    lease_id, args, options = msgspec.convert(value, tuple[str, list[Any], dict[str, Any]])
-    return await _handle(lease_id).jwt(*args, **options)
-
-
-async def _presign(value: list[Any]) -> str:
-    lease_id, args, options = msgspec.convert(value, tuple[str, list[Any], dict[str, Any]])
-    return await _handle(lease_id).presign(*args, **options)
+    return await getattr(_handle(lease_id), how)(*args, **options)
 
 
 async def _attenuate(value: list[Any]) -> list[object]:
@@ -141,9 +133,7 @@ def _handle(lease_id: str) -> CredentialHandle:
 _DONE: Final[dict[str, Callable[[list[Any]], Awaitable[object]]]] = {
     "reveal": _reveal,
     "active": _active,
-    "sign": _sign,
-    "jwt": _jwt,
-    "presign": _presign,
+    **{how: partial(_made, how) for how in ("sign", "jwt", "presign")},
     "attenuate": _attenuate,
     "refuse": _refuse,
     "send": _send,

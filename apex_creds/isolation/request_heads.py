@@ -129,8 +129,12 @@ def read_head(request: h11.Request) -> Head:
         hosts = [request.target]  # as Python before 3.12 writes it
     if len(hosts) != 1 or not _AUTHORITY.fullmatch(host := hosts[0].decode("latin-1")):
         raise BadRequestError(400, "The request has not exactly one Host.")
-    length = _length(found, request.http_version)
-    options = _tokens(found.get(b"connection", []))
+    codings = found.get(b"transfer-encoding", [])
+    length = None if codings else int(found.get(b"content-length", [b"0"])[0])
+    if codings and (codings[0].lower() != b"chunked" or request.http_version != b"1.1"):
+        raise BadRequestError(501, "Of Transfer-Encoding, chunked is understood.")
+    tokens = b",".join(found.get(b"connection", [])).split(b",")
+    options = {token.strip().lower() for token in tokens}
     expected = b",".join(found.get(b"expect", [])).lower()
     if expected not in (b"", b"100-continue"):
         raise BadRequestError(417, "Of Expect, 100-continue is understood.")
@@ -152,18 +156,6 @@ def read_head(request: h11.Request) -> Head:
         upgrade=upgrade if b"upgrade" in options else "",
         closes=b"close" in options or request.http_version != b"1.1",
     )
-
-
-def _length(found: dict[bytes, list[bytes]], version: bytes) -> int | None:
-    for coding in found.get(b"transfer-encoding", ()):
-        if coding.lower() != b"chunked" or version != b"1.1":
-            raise BadRequestError(501, "Of Transfer-Encoding, chunked is understood.")
-        return None
-    return int(found.get(b"content-length", [b"0"])[0])
-
-
-def _tokens(values: list[bytes]) -> frozenset[bytes]:
-    return frozenset(token.strip().lower() for token in b",".join(values).split(b","))
 
 
 def place_of(head: Head, authority: str, within: Origin | None) -> Place:

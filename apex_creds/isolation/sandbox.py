@@ -202,7 +202,8 @@ class Wall(msgspec.Struct, frozen=True, kw_only=True):
     ) -> subprocess.Popen[bytes]:
         with ExitStack() as stack:
             words, inherited = self._words(stack, program)
-            words += ["--", _python(), "-I", "-S", launcher.__file__, str(control)]
+            python = os.path.realpath(sys.executable)  # needs no environment to be found
+            words += ["--", python, "-I", "-S", launcher.__file__, str(control)]
             try:
                 return subprocess.Popen(
                     words,
@@ -290,11 +291,6 @@ def _system() -> Iterator[str]:
         yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
 
 
-def _python() -> str:
-    """The interpreter itself, which needs no environment to be found."""
-    return os.path.realpath(sys.executable)
-
-
 def packages() -> list[str]:
     """Where this interpreter finds what is installed."""
     names = ("site-packages", "dist-packages")
@@ -306,13 +302,10 @@ def _own_folders() -> Iterator[Path]:
     seen: list[str] = []
     own = os.path.dirname(os.path.abspath(apex_creds.__file__))
     for place in (sys.base_prefix, sys.prefix, *packages(), own):
-        if os.path.isdir(place) and not _within(place, (*_SYSTEM, *seen)):
+        shown = any(Path(place).is_relative_to(folder) for folder in (*_SYSTEM, *seen))
+        if os.path.isdir(place) and not shown:
             seen.append(place)
             yield Path(place)
-
-
-def _within(place: str, folders: Sequence[str]) -> bool:
-    return any(place == folder or place.startswith(f"{folder}{os.sep}") for folder in folders)
 
 
 def _resolved(folder: Path) -> str:

@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from apex_creds.isolation.websockets import frames
+from apex_creds.isolation.websocket_frames import frames
 from apex_creds.model import ApiKey
 from tests.isolation.gateways import Behind, behind
 from tests.support.worlds import World

@@ -146,7 +146,7 @@ class WebSocket:
     def __init__(self, names: Collection[str], url: str, headers: RawHeaders) -> None:
         kept = [pair for pair in headers if pair[0].lower() not in _DROPPED]
         self._names = tuple(names)
-        self._request = Request("GET", url, kept, None, {}, _unsaid)
+        self._request = Request("GET", url, kept, None, {}, _lost)
         self._search: MessageFilter | None = None
 
     async def open(self, dialer: Dialer) -> tuple[int, RawHeaders]:
@@ -214,5 +214,5 @@ async def _connected(
         ) from None
 
 
-def _unsaid(failure: SendFailure) -> BaseException:
+def _lost(failure: SendFailure) -> BaseException:
     return ConnectionError(failure.text)

@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from types import ModuleType
@@ -29,54 +29,12 @@ import msgspec
 
 from apex_creds.errors import InvalidInputError
 from apex_creds.isolation import remote_handles
-from apex_creds.isolation.channel import Channel, Ended, Open, opened
-from apex_creds.isolation.frames import Codec, Failure, error_of
+from apex_creds.isolation.channel import Channel, opened
+from apex_creds.isolation.frames import Calling, Codec, Target
 from apex_creds.isolation.remote_handles import Call, CurrentMap, RemoteMap, Upload
+from apex_creds.isolation.worker_calls import Running, in_thread, invoked
 
 T = TypeVar("T")
-AWAITABLE: Final = "awaitable"
-ASYNC_STREAM: Final = "async"
-SYNC_STREAM: Final = "sync"
-
-
-class Target(msgspec.Struct, frozen=True):
-    """Which function of which file.
-
-    Attributes:
-        root: Where its module is imported from.
-        module: Its dotted name, from there.
-        name: The function's qualified name; of a plugin of a runtime, the class's.
-        method: Of an instance of that class; empty: ``name`` is called.
-        made_with: What the instance is made with, as far as the class takes it.
-        dispatched: The method's name is given to the plugin's own ``execute_action``.
-        initialized: The instance's ``initialize`` is called once.
-    """
-
-    root: str
-    module: str
-    name: str
-    method: str = ""
-    made_with: dict[str, Any] = {}
-    dispatched: bool = False
-    initialized: bool = False
-
-
-class Calling(msgspec.Struct, frozen=True):
-    """One call.
-
-    Attributes:
-        handles: What names the leases, as ``RemoteHandle`` takes it.
-        in_turn: The caller can't wait: what is to be awaited comes back as such.
-    """
-
-    id: str
-    plugin: str
-    target: Target
-    args: list[Any]
-    kwargs: dict[str, Any]
-    handles: list[list[Any]]
-    in_turn: bool = False
-    log_level: int = logging.WARNING
 
 
 def warm_up() -> None:
@@ -212,12 +170,12 @@ class Worker:
         call = Call(calling.id, calling.plugin, credentials, self)
         context = contextvars.Context()
         context.run(remote_handles.current.set, call)
-        running = _Running(self._plugins, context, end=lambda: remote_handles.forget(handles))
+        running = Running(self._plugins, context, end=lambda: remote_handles.forget(handles))
         return await running.first(functools.partial(self._run, calling))
 
     async def _run(self, calling: Calling) -> object:
         logging.getLogger().setLevel(calling.log_level)
-        function = await _in_thread(self._function, calling.target)
+        function = await in_thread(self._function, calling.target)
         kwargs = calling.kwargs
         dispatcher = getattr(getattr(function, "__self__", None), "execute_action", None)
         if calling.target.dispatched and callable(dispatcher):
@@ -228,7 +186,7 @@ class Worker:
             function = functools.partial(dispatcher, calling.target.method)
         elif _takes_credentials(function):
             kwargs = {**kwargs, "credentials": _CURRENT}
-        return await _invoked(function, calling.args, kwargs, calling.in_turn)
+        return await invoked(function, calling.args, kwargs, calling.in_turn)
 
     def _function(self, target: Target) -> Callable[..., object]:
         """What is to be called; imports it first."""
@@ -276,8 +234,9 @@ class Worker:
             made = self._instances[key] = kind(**_taken(kind, target.made_with))
             for name in dir(kind):  # as the hook does it in the host
                 if not name.startswith("__") and _takes_credentials(getattr(made, name, None)):
-                    bound = functools.partial(getattr(made, name), credentials=_CURRENT)
-                    setattr(made, name, _named(bound, made))
+                    bound = _Bound(getattr(made, name), credentials=_CURRENT)
+                    setattr(made, name, bound)
+                    bound.__self__ = made  # type: ignore[attr-defined]
             if target.initialized:
                 cast("Any", made).initialize()
         return self._instances[key]
@@ -288,12 +247,6 @@ _CURRENT: Final = CurrentMap()
 
 class _Bound(functools.partial[Any]):
     """A method with its handles."""
-
-
-def _named(bound: functools.partial[Any], instance: object) -> functools.partial[Any]:
-    made = _Bound(bound.func, *bound.args, **bound.keywords)
-    made.__self__ = instance  # type: ignore[attr-defined]
-    return made
 
 
 def _taken(kind: type, given: Mapping[str, object]) -> dict[str, object]:
@@ -313,213 +266,6 @@ def _takes_credentials(function: object) -> bool:
     from apex_creds.middleware.callables import takes_credentials
 
     return takes_credentials(function)
-
-
-async def _invoked(
-    function: Callable[..., object], args: list[Any], kwargs: Mapping[str, Any], in_turn: bool
-) -> object:
-    """Calls it as the middleware does in the host: what is synchronous, in a thread."""
-    from apex_creds.middleware.callables import is_async_stream, is_stream, shape_of
-
-    if shape_of(function).in_thread:
-        result = await _in_thread(function, *args, **kwargs)
-    else:
-        result = function(*args, **kwargs)
-    if inspect.isawaitable(result):
-        if in_turn:
-            return Open(AWAITABLE, functools.partial(_awaited, result), _nothing)
-        result = await result
-    if isinstance(result, AsyncIterator) or is_async_stream(result):
-        return _async_stream(aiter(cast("Any", result)))
-    if isinstance(result, Iterator) or is_stream(result):
-        return _sync_stream(iter(result))
-    return result
-
-
-async def _in_thread(function: Callable[..., T], *args: object, **kwargs: object) -> T:
-    """Calls it in a thread, which can't be stopped: a cancellation comes after its end."""
-    work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
-    future = asyncio.get_running_loop().run_in_executor(None, work)
-    cancelled = False
-    while not future.done():
-        try:
-            await asyncio.wait({future})
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    return future.result()
-
-
-async def _nothing() -> None:
-    """There is nothing to close."""
-
-
-async def _awaited(result: Awaitable[object], how: str, _: object) -> object:
-    if how != "next":
-        close = getattr(result, "close", None)
-        if close is not None:
-            close()
-        raise Ended(None)
-
-    async def whole() -> object:
-        return await result
-
-    brought = await _invoked(whole, [], {}, in_turn=False)
-    raise Ended(brought)
-
-
-def _async_stream(stream: AsyncIterator[object]) -> Open:
-    plain = opened(stream, ASYNC_STREAM)
-
-    async def step(how: str, value: object) -> object:
-        if how == "throw":
-            value = error_of(msgspec.convert(value, Failure))
-        if how != "close" and not inspect.isasyncgen(stream):
-            if how == "throw":
-                raise cast("Exception", value)
-            how = "next"
-        return await plain.step(how, value)
-
-    return Open(ASYNC_STREAM, step, plain.close)
-
-
-def _sync_stream(stream: Iterator[object]) -> Open:
-    async def step(how: str, value: object) -> object:
-        result = await _in_thread(_stepped, stream, how, value)
-        if isinstance(result, _Returned):
-            raise Ended(result.value)
-        return result
-
-    async def closed() -> None:
-        await _in_thread(_stepped, stream, "close", None)
-
-    return Open(SYNC_STREAM, step, closed)
-
-
-def _stepped(stream: Iterator[object], how: str, value: object) -> object:
-    """One step of an iterator, in a thread."""
-    steps = cast("Any", stream)
-    generator = inspect.isgenerator(stream)
-    try:
-        if how == "close":
-            if hasattr(stream, "close"):
-                steps.close()
-            return _Returned(None)
-        if how == "throw":
-            error = error_of(msgspec.convert(value, Failure))
-            if generator:
-                return steps.throw(error)
-            raise error
-        return steps.send(value) if generator and how == "send" else next(steps)
-    except StopIteration as end:
-        return _Returned(end.value)
-
-
-class _Returned:
-    """The end of a generator (a thread can't raise StopIteration)."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-
-class _Running:
-    """A call, whose every step is run in the plugin's loop and in its own context."""
-
-    __slots__ = ("_context", "_end", "_loop")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        context: contextvars.Context,
-        *,
-        end: Callable[[], None],
-    ) -> None:
-        self._loop = loop
-        self._context = context
-        self._end = end
-
-    async def first(self, work: Callable[[], Awaitable[object]]) -> object:
-        """The call itself: its value, or what goes on."""
-        goes_on = False
-        try:
-            result = self._wrapped(await self._there(work))
-            goes_on = isinstance(result, Open)
-            return result
-        finally:
-            if not goes_on:
-                self._end()
-
-    def _wrapped(self, result: object) -> object:
-        """What goes on there, as it is stepped from here."""
-        if not isinstance(result, Open):
-            return result
-        inner = result
-
-        async def step(how: str, value: object) -> object:
-            try:
-                return await self._there(lambda: inner.step(how, value))
-            except Ended as end:
-                further = self._wrapped(end.args[0])
-                if not isinstance(further, Open):
-                    self._end()
-                raise Ended(further) from None
-            except BaseException:
-                self._end()
-                raise
-
-        async def close() -> None:
-            try:
-                await self._there(inner.close)
-            finally:
-                self._end()
-
-        return Open(inner.kind, step, close)
-
-    async def _there(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Does it in the plugin's loop; a cancellation is passed on, and waited for."""
-        here = asyncio.get_running_loop()
-        done: asyncio.Future[asyncio.Task[T | _Stopped]] = here.create_future()
-        tasks: list[asyncio.Task[T | _Stopped]] = []
-
-        async def does() -> T | _Stopped:
-            try:
-                return await work()
-            except (SystemExit, KeyboardInterrupt) as error:  # it would stop the loop
-                return _Stopped(error)
-
-        def begin() -> None:
-            task = self._loop.create_task(does(), context=self._context)
-            tasks.append(task)
-            task.add_done_callback(
-                lambda task: here.call_soon_threadsafe(done.set_result, task)
-            )
-
-        def cancel() -> None:
-            tasks[0].cancel()
-
-        self._loop.call_soon_threadsafe(begin)
-        while True:
-            try:
-                task = await asyncio.shield(done)
-            except asyncio.CancelledError:
-                self._loop.call_soon_threadsafe(cancel)
-                continue
-            result = task.result()
-            if isinstance(result, _Stopped):
-                raise result.error
-            return result
-
-
-class _Stopped:
-    """What would have ended the process."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
 
 
 class Callback:
