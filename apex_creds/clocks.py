@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import time as _time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol, Self
 from uuid import uuid4
 from weakref import WeakKeyDictionary
@@ -77,8 +78,14 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @classmethod
     def now(cls, clock: Clock) -> Self:
-        """This moment."""
-        return cls(wall=clock.time(), boot=_boot_of(clock), ticks=clock.monotonic())
+        """This moment; another clock's ticks can be compared with its own only."""
+        boot = ""
+        if isinstance(clock, SystemClock):
+            boot = boot_id()
+        else:
+            with suppress(TypeError):  # it can't be hashed, or not be referred to weakly
+                boot = _others.setdefault(clock, uuid4().hex)
+        return cls(wall=clock.time(), boot=boot, ticks=clock.monotonic())
 
     @classmethod
     def of(cls, now: float | Moment) -> Moment:
@@ -124,13 +131,3 @@ class Ends:
 
 
 _others: Final[WeakKeyDictionary[Clock, str]] = WeakKeyDictionary()
-
-
-def _boot_of(clock: Clock) -> str:
-    """Another clock's monotonic readings can be compared with its own only."""
-    if isinstance(clock, SystemClock):
-        return boot_id()
-    try:
-        return _others.setdefault(clock, uuid4().hex)
-    except TypeError:  # it can't be hashed, or not be referred to weakly
-        return ""

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -60,7 +60,7 @@ class CertificateAuthority:
             )
         )
         if hosts:
-            permitted = [_subtree(host) for host in sorted(hosts)]
+            permitted = [_name_of(host, ip_network) for host in sorted(hosts)]
             limits = x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None)
             built = built.add_extension(limits, critical=True)
         self._certificate = built.sign(self._key, hashes.SHA256())
@@ -83,7 +83,9 @@ class CertificateAuthority:
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a host of one run")])
         made = (
             self._builder(name, key.public_key())
-            .add_extension(x509.SubjectAlternativeName([_general_name(host)]), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([_name_of(host, ip_address)]), critical=False
+            )
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs=False), critical=True)
             .add_extension(
@@ -154,15 +156,8 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
     )
 
 
-def _general_name(host: str) -> x509.GeneralName:
+def _name_of(host: str, parse: Callable[[str], Any]) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
-
-
-def _subtree(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ip_network(host))
+        return x509.IPAddress(parse(host))
     except ValueError:
         return x509.DNSName(host)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
@@ -181,20 +181,16 @@ def _asked_in_headers(headers: Headers, only: str, stamp: str) -> tuple[Asked, H
     said = {name.lower(): value for name, value in headers}
     value = said.get("authorization", "")
     if value.startswith(ALGORITHM):
-        return asked_in_header(value, said.get("x-amz-date") or _stamp_of(said)), headers
+        date = said.get("x-amz-date", "")
+        if not date:
+            with suppress(ValueError):
+                date = parsedate_to_datetime(said.get("date", "")).strftime(TIME)
+        return asked_in_header(value, date), headers
     if not only:
         raise _not_signed("It has no signature that says for which region and service it is.")
     region, _, service = only.partition("/")
     dated = [each for each in headers if each[0].lower() != "x-amz-date"]
     return Asked(Scope(stamp, region, service)), [*dated, ("X-Amz-Date", stamp)]
-
-
-def _stamp_of(said: dict[str, str]) -> str:
-    """The date of an SDK that has it in ``Date``."""
-    try:
-        return parsedate_to_datetime(said.get("date", "")).strftime(TIME)
-    except ValueError:
-        return ""
 
 
 def _payload(headers: Headers, body: bytes | None, scope: Scope, *, in_query: bool) -> str:
@@ -383,11 +379,7 @@ def _signing_key(secret: memoryview, scope: Scope) -> bytes:
 def _canonical_path(path: str, service: str) -> str:
     if service in _UNTOUCHED:
         return path or "/"  # keys are what they are, and escaped once
-    return quote(_normal(path), safe="/~")
-
-
-def _normal(path: str) -> str:
-    """Without segments that move (RFC 3986, section 5.2.4), and without empty ones."""
+    # Without segments that move (RFC 3986, section 5.2.4), and without empty ones.
     kept: list[str] = []
     for segment in path.split("/"):
         if segment == "..":
@@ -395,7 +387,7 @@ def _normal(path: str) -> str:
         elif segment not in ("", "."):
             kept.append(segment)
     end = "/" if path.endswith("/") and kept else ""
-    return "/" + "/".join(kept) + end
+    return quote("/" + "/".join(kept) + end, safe="/~")
 
 
 def _canonical_headers(headers: Headers, signed: tuple[str, ...]) -> str:

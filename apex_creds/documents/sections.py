@@ -281,12 +281,9 @@ class ShardNames:
             return section
         number = self._known.get(credential)
         if number is None:
-            number = self._known.remember(credential, self._number(self._key, credential))
+            tag = kdf.hmac_sha256(self._key, _DOMAIN + credential.encode())
+            number = self._known.remember(credential, int.from_bytes(tag[:8], "big"))
         return shard_names(section, count)[number % count]
-
-    def _number(self, key: SecretBytes, credential: str) -> int:
-        tag = kdf.hmac_sha256(key, _DOMAIN + credential.encode())
-        return int.from_bytes(tag[:8], "big")
 
     def close(self) -> None:
         """Wipes the key."""

@@ -267,10 +267,9 @@ class _OfLoop(_Kept[AsyncPool]):
         """Has them closed by their loop, when it runs next; a closed one is left alone."""
         with contextlib.suppress(RuntimeError):  # closed meanwhile
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._start_closing)
-
-    def _start_closing(self) -> None:
-        self._keep(self._loop.create_task(self.close()))
+                self._loop.call_soon_threadsafe(
+                    lambda: self._keep(self._loop.create_task(self.close()))
+                )
 
     def _close_soon(self, pools: list[AsyncPool]) -> None:
         if pools:
@@ -362,7 +361,7 @@ class ConnectionPools:
         with self._lock:
             loops, self._loops = list(self._loops.items()), {}
             threads = self._threads.take_all()
-        here = _running_loop()
+        here = asyncio._get_running_loop()
         for loop, pools in loops:
             if loop is here:
                 await pools.close()
@@ -385,13 +384,6 @@ class ConnectionPools:
                 if self._context is None:
                     self._context = httpx.create_ssl_context()
         return self._context
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 class AsyncConnections(httpx.AsyncBaseTransport):

@@ -333,12 +333,10 @@ def inject(
     """
     draft = Draft(taken, body)
     if len(uses) > 1:  # a signature is of all else
-        uses = sorted(uses, key=_signs)
+        uses = sorted(
+            uses, key=lambda use: use.record.info.delivery.style is DeliveryStyle.AWS4
+        )
     for use in uses:
         draft.put(use)
     draft.check_placeholders()
     return Outgoing(taken.method, draft.url, draft.raw_headers(), draft.body, taken.timeout)
-
-
-def _signs(use: Use) -> bool:
-    return use.record.info.delivery.style is DeliveryStyle.AWS4

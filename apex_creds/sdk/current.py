@@ -109,7 +109,20 @@ class Binding:
             return refused(error)
 
     def _prepared(self, request: Request) -> Request:
-        return msgspec.structs.replace(request, headers=_framed(request), scope=self._scope)
+        """Of this scope, with a header that says where the body ends."""
+        headers, body = list(request.headers), request.body
+        # httpx says it itself, and where it says nothing there is no body.
+        if not (
+            body is None
+            or isinstance(body, httpx.ByteStream)
+            or any(name.lower() in _NO_FRAMING for name, _ in headers)
+        ):
+            headers.append(
+                (b"Content-Length", str(len(body)).encode())
+                if isinstance(body, bytes)
+                else (b"Transfer-Encoding", b"chunked")
+            )
+        return msgspec.structs.replace(request, headers=headers, scope=self._scope)
 
     def leases(self, request: Request) -> list[str]:
         """The leases of the current invocation that go into a request.
@@ -138,21 +151,6 @@ class Binding:
                 hint="Declare it in the plugin's manifest, and have it granted.",
             )
         return found[:1]  # which is refused, with where it went
-
-
-def _framed(request: Request) -> list[tuple[bytes, bytes]]:
-    """The headers, with one that says where the body ends."""
-    headers, body = list(request.headers), request.body
-    # httpx says it itself, and where it says nothing there is no body.
-    if (
-        body is None
-        or isinstance(body, httpx.ByteStream)
-        or any(name.lower() in _NO_FRAMING for name, _ in headers)
-    ):
-        return headers
-    if isinstance(body, bytes):
-        return [*headers, (b"Content-Length", str(len(body)).encode())]
-    return [*headers, (b"Transfer-Encoding", b"chunked")]
 
 
 def _without_cookies(answered: Answered) -> Answered:

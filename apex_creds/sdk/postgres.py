@@ -107,7 +107,11 @@ class Login:
 
         It opens a connection when one is acquired, and closes it when it is released.
         """
-        return {"connect": self._asyncpg_connect, "reset": _close, "min_size": 0}
+        return {
+            "connect": self._asyncpg_connect,
+            "reset": lambda connection: connection.close(),
+            "min_size": 0,
+        }
 
     def sqlalchemy(self, engine: Engine | AsyncEngine) -> None:
         """Has an engine log in here; once, where it is made.
@@ -150,10 +154,6 @@ class Login:
 
 def _not_yours() -> AccessDeniedError:
     return AccessDeniedError("The connection belongs to another invocation.")
-
-
-async def _close(connection: AsyncpgConnection) -> None:
-    await connection.close()
 
 
 def _place(account: Account) -> dict[str, Any]:
