@@ -137,7 +137,7 @@ class _Program(ctypes.Structure):
 
 def _forbid_processes() -> None:
     """A second filter: the first one let the fork server fork."""
-    steps = seccomp.program(processes=False)
+    steps = seccomp.program(processes=False, unix_sockets=True)  # as the first one says
     buffer = ctypes.create_string_buffer(steps, len(steps))
     program = _Program(len(steps) // 8, ctypes.addressof(buffer))
     _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program))

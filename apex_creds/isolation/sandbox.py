@@ -234,7 +234,11 @@ class Wall(msgspec.Struct, frozen=True, kw_only=True):
         Returns:
             The words, and the descriptors that it inherits for them.
         """
-        filtered = seccomp.program(processes=self.processes, unix_sockets=self.unix_sockets)
+        filtered = seccomp.program(
+            processes=self.processes,
+            unix_sockets=self.unix_sockets,
+            own_group=not self.terminal,
+        )
         words = [*self._arguments(stack)]
         words += ["--seccomp", str(stack.enter_context(_in_memory(filtered)).fileno())]
         inherited = [int(word) for at, word in enumerate(words) if words[at - 1] in _BY_FD]
@@ -265,10 +269,20 @@ class Wall(msgspec.Struct, frozen=True, kw_only=True):
             yield from ("--ro-bind", folder, folder)
         for folder in map(_resolved, self.writable):
             yield from ("--bind", folder, folder)
-        yield from ("--remount-ro", "/dev", "--remount-ro", "/")
+        for place in _HIDDEN:
+            if os.path.exists(place):
+                yield from ("--ro-bind", os.devnull, place)
+        # The kernel's settings are root's, also of a root without any right: to write to.
+        for place in ("/proc", "/dev", "/"):
+            yield from ("--remount-ro", place)
         yield from ("--chdir", self.directory)
 
 
+_LARGE: Final = ("/boot", "/dev", "/etc", "/run", "/tmp", "/var", "/var/tmp")  # noqa: S108
+"""Of the whole machine: with sockets, devices, and files of others."""
+_KERNEL: Final = ("/proc", "/sys")
+_HIDDEN: Final = ("/proc/keys", "/proc/key-users")
+"""Names of keys in the kernel."""
 _BY_FD: Final = frozenset({"--ro-bind-data", "--seccomp"})
 _PATH: Final = ("/usr/local/bin", "/usr/bin", "/bin")
 
@@ -318,7 +332,8 @@ def _resolved(folder: Path) -> str:
     if not os.path.isdir(place):
         raise IsolationError(f"There is no folder {place}.", hint="Name the plugin's folder.")
     home = os.path.realpath(os.path.expanduser("~"))
-    if place in (os.sep, home, os.path.dirname(home)) or place.startswith(("/proc", "/sys")):
+    shared = place in _LARGE or any(Path(place).is_relative_to(each) for each in _KERNEL)
+    if shared or Path(home).is_relative_to(place):
         raise IsolationError(
             f"The folder {place} is not put behind the wall: it is more than a plugin's.",
             hint="Give the plugin a folder to itself.",

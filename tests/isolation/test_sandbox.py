@@ -137,11 +137,82 @@ for port in (8080, {port}):
         "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
         "socket.socket(38)",  # AF_ALG
         "socket.socket(40)",  # AF_VSOCK, to the hypervisor
+        "socket.socket(proto=262)",  # MPTCP
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136)",  # UDP-Lite
+        "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",  # it can send to others
+        "socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)",  # the same, by another name
+        "call(206, 1, 0)",  # io_setup
+        "call(467, 0, 0, 0, 0, 0)",  # open_tree_attr
+        "os.chmod('/tmp', 0o4755)",
+        "os.chmod('/tmp', 0o2755)",
+        "os.fchmod(os.open('/tmp', 0), 0o4755)",
+        "call(452, -100, b'/tmp', 0o4755, 0)",  # fchmodat2
+        "os.open('/tmp/x', os.O_CREAT | os.O_WRONLY, 0o4755)",
+        "call(2, b'/tmp/x', os.O_CREAT, 0o2755)",  # open
+        "call(85, b'/tmp/x', 0o4755)",  # creat
+        "os.open('/tmp', os.O_TMPFILE | os.O_WRONLY, 0o4755)",
+        "os.mknod('/tmp/x', 0o104755)",
+        "os.kill(0, 0)",  # the group has processes of the host
     ],
 )
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are of x86-64")
 async def test_a_system_call_that_is_forbidden(forbidden: str) -> None:
-    assert await tried(forbidden) == "PermissionError"
+    assert await tried(forbidden, terminal=True) == "PermissionError"
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        "os.memfd_create('x')",
+        "call(29, 0, 4096, 0o1600)",  # shmget
+        "call(68, 0, 0o1600)",  # msgget
+        "call(253)",  # inotify_init
+    ],
+)
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are of x86-64")
+async def test_what_no_limit_counts_is_not_for_one_process_alone(forbidden: str) -> None:
+    assert await tried(forbidden, processes=False) == "PermissionError"
+
+
+async def test_what_the_filter_lets_through() -> None:
+    for allowed in (
+        "os.chmod('/tmp', 0o1777)",
+        "os.fchmod(os.open('/tmp/x', os.O_CREAT), 0o755)",
+        "os.open('/dev/null', os.O_RDONLY, 0o4755)",  # nothing is made, so that there is no mode
+        "subprocess.run('true', stdin=subprocess.DEVNULL)",
+        "socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)",
+        "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_UDP)",
+        "os.kill(0, 0)",
+        "os.memfd_create('x')",
+    ):
+        assert await tried(allowed) == "done", allowed
+    assert await tried("socket.socket(socket.AF_UNIX)", unix_sockets=True) == "done"
+
+
+async def test_no_setting_and_no_key_of_the_kernel() -> None:
+    """Settings belong to root, also to one that has no right: the runtime may be run so."""
+    script = """
+import os
+for base, folders, files in os.walk("/proc/sys"):
+    for name in files:
+        try:
+            os.close(os.open(os.path.join(base, name), os.O_WRONLY))
+            print(base, name)
+        except OSError:
+            pass
+for path in ("/proc/keys", "/proc/key-users"):
+    try:
+        print(open(path).read())
+    except OSError:
+        pass
+for path in ("/proc/sysrq-trigger", "/proc/self/oom_score_adj", "/proc/pressure/memory"):
+    try:
+        open(path, "r+b")
+        print(path)
+    except OSError:
+        pass
+"""
+    assert await said(script) == ""
 
 
 class TestProcesses:
@@ -175,9 +246,24 @@ class TestLimits:
 
 class TestRefusals:
     async def test_no_folder_that_is_more_than_a_plugin_s(self) -> None:
-        for folder in ("/", "/proc/self", str(Path.home()), str(Path.home() / "no-such")):
+        for folder in (
+            *("/", "/proc/self", "/dev", "/run", "/etc", "/tmp", "/var"),
+            *(str(Path.home()), str(Path.home() / "no-such")),
+        ):
             with pytest.raises(IsolationError):
                 await Wall(command=["true"], folders=[Path(folder)]).start()
+
+    async def test_no_folder_that_the_home_is_somewhere_in(
+        self, monkeypatch, tmp_path: Path
+    ) -> None:
+        home = tmp_path / "people" / "of" / "here" / "me"
+        home.mkdir(parents=True)
+        monkeypatch.setenv("HOME", str(home))
+        for folder in (home, *home.parents[:3]):
+            with pytest.raises(IsolationError, match="more than a plugin's"):
+                await Wall(command=["true"], folders=[folder]).start()
+            with pytest.raises(IsolationError, match="more than a plugin's"):
+                await Wall(command=["true"], writable=[folder]).start()
 
     def test_no_bubblewrap(self, monkeypatch, fresh_probe) -> None:
         monkeypatch.setattr(sandbox.shutil, "which", lambda *_, **__: None)
