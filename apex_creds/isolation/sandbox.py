@@ -269,9 +269,8 @@ class Wall(msgspec.Struct, frozen=True, kw_only=True):
             yield from ("--ro-bind", folder, folder)
         for folder in map(_resolved, self.writable):
             yield from ("--bind", folder, folder)
-        for place in _HIDDEN:
-            if os.path.exists(place):
-                yield from ("--ro-bind", os.devnull, place)
+        for place in filter(os.path.exists, _HIDDEN):
+            yield from ("--ro-bind", os.devnull, place)
         # The kernel's settings are root's, also of a root without any right: to write to.
         for place in ("/proc", "/dev", "/"):
             yield from ("--remount-ro", place)

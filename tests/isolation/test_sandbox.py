@@ -178,7 +178,7 @@ async def test_what_the_filter_lets_through() -> None:
     for allowed in (
         "os.chmod('/tmp', 0o1777)",
         "os.fchmod(os.open('/tmp/x', os.O_CREAT), 0o755)",
-        "os.open('/dev/null', os.O_RDONLY, 0o4755)",  # nothing is made, so that there is no mode
+        "os.open('/dev/null', os.O_RDONLY, 0o4755)",  # it makes none: that is no mode
         "subprocess.run('true', stdin=subprocess.DEVNULL)",
         "socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)",
         "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_UDP)",
