@@ -36,6 +36,7 @@ from apex_creds.isolation.sandbox import Wall, Walled
 from apex_creds.leases.lease import Invocation, current_invocation
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.middleware.call import WrappedCall
+from apex_creds.middleware.plugin_runner import BehindWall
 from apex_creds.policy.manifest import Manifest
 from apex_creds.sdk.httpx import async_transport
 
@@ -91,7 +92,7 @@ class _Proxy:
             try:
                 async with self._turn:
                     answer = await self._middleware.invoke_action(
-                        self._manifest, _action(message), ask, (message,)
+                        self._manifest, _action(message), BehindWall(ask), (message,)
                     )
             except ApexCredsError as error:
                 if isinstance(error, IsolationError):
@@ -187,7 +188,9 @@ class CommandProxy(_Proxy):
         self._out = out
         started: asyncio.Future[Walled] = asyncio.get_running_loop().create_future()
         start = asyncio.ensure_future(
-            self._middleware.invoke_action(self._manifest, "start", self._start, (started,))
+            self._middleware.invoke_action(
+                self._manifest, "start", BehindWall(self._start), (started,)
+            )
         )
         try:
             await asyncio.wait((start, started), return_when=asyncio.FIRST_COMPLETED)
@@ -374,8 +377,9 @@ class HttpProxy(_Proxy):
     async def _notify(self, message: Message) -> None:
         """Sends what has no answer, not even an error."""
         try:
+            action = _action(message) or "answer"
             await self._middleware.invoke_action(
-                self._manifest, _action(message) or "answer", self._post, (message,)
+                self._manifest, action, BehindWall(self._post), (message,)
             )
         except Exception as error:  # noqa: BLE001 - nobody waits for an answer
             _log.warning("A message did not reach the server: %s.", type(error).__name__)

@@ -27,6 +27,7 @@ from apex_creds.isolation.invocations import Held, held_by
 from apex_creds.isolation.sandbox import Wall, Walled
 from apex_creds.leases.lease import Invocation, current_invocation
 from apex_creds.middleware import CredentialMiddleware
+from apex_creds.middleware.plugin_runner import BehindWall
 from apex_creds.policy.manifest import Manifest
 
 PORT: Final = "8080"
@@ -81,7 +82,7 @@ async def run_program(
             f"The plugin {manifest.plugin!r} declares no credential.",
             hint="What needs none needs no gateway, and has no network here.",
         )
-    status = await middleware.invoke_action(manifest, _ACTION, invocation)
+    status = await middleware.invoke_action(manifest, _ACTION, BehindWall(invocation))
     if not isinstance(status, int):
         raise IsolationError("The program did not say how it ended.", hint="Run it again.")
     return status

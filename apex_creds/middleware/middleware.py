@@ -61,6 +61,7 @@ from apex_creds.middleware.callables import (
 from apex_creds.middleware.consent_flow import Authorizations, ConsentFlow
 from apex_creds.middleware.plugin_runner import (
     ELSEWHERE,
+    BehindWall,
     Isolates,
     PluginRunner,
     elsewhere,
@@ -475,7 +476,7 @@ class CredentialMiddleware:
         # Where leases are made, policy is looked at again; see ``_begin``.
         names = self._broker.authorizer.policy.isolated is not None
         if names or manifest.isolated or self._runner is not None or not manifest.needs:
-            runner = self.runner_of(manifest)
+            runner = None if type(function) is BehindWall else self.runner_of(manifest)
         if runner is not None:
             function = functools.partial(_called, runner, manifest, function)
         shape = ELSEWHERE if runner is not None else shape_of(function)
@@ -491,14 +492,14 @@ class CredentialMiddleware:
         if tracing.on():
             with _invocation_span(manifest, action) as step:
                 states, asked = await self._decided(manifest, action, principal)
-                call = self._begin(manifest, action, states, asked, step, principal)
+                call = self._begin(manifest, action, states, asked, step, principal, function)
                 return await self._run(call, shape, passes, function, args, given)
         if self._broker.shared:
             await self._vault.store.refresh()
         known, asked = self._broker.states_now(manifest.needs, principal), None
         if known is None or not self._consent.has_consent(manifest, action, known, principal):
             known, asked = await self._decided(manifest, action, principal)
-        call = self._begin(manifest, action, known, asked, None, principal)
+        call = self._begin(manifest, action, known, asked, None, principal, function)
         return await self._run(call, shape, passes, function, args, given)
 
     async def questions(
@@ -629,6 +630,7 @@ class CredentialMiddleware:
         asked: Authorizations | None = None,
         step: InvokeStep | None = None,
         principal: str = "",
+        function: Callable[..., object] | None = None,
     ) -> WrappedCall:
         call = WrappedCall(
             self._broker,
@@ -641,16 +643,13 @@ class CredentialMiddleware:
         call.step = step
         call.make_leases(states, ttl=self._ttl, authorizations=asked or NO_AUTHORIZATIONS)
         if self._runner is None and self._broker.authorizer.policy.isolated is not None:
-            self._still_here(call)
+            try:  # with policy as it was read for these leases
+                if type(function) is not BehindWall:
+                    self.runner_of(call.manifest)
+            except ApexCredsError as error:
+                call.finish(type(error).__name__)
+                raise
         return call
-
-    def _still_here(self, call: WrappedCall) -> None:
-        """Refuses what policy, as it was read for its leases, has run isolated."""
-        try:
-            self.runner_of(call.manifest)
-        except ApexCredsError as error:
-            call.finish(type(error).__name__)
-            raise
 
     async def _run(
         self,

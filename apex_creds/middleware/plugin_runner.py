@@ -6,7 +6,7 @@ them, whatever the plugin runs in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from apex_creds.errors import IsolationUnavailableError
@@ -44,6 +44,25 @@ class PluginRunner(Protocol):
 
     async def close(self) -> None:
         """Ends its processes; idempotent."""
+
+
+class BehindWall:
+    """A function of the host's that itself runs the plugin behind a wall, as a program.
+
+    It is called in this process, also for a plugin that is to run isolated: it does.
+
+    Args:
+        function: That function.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Awaitable[object]]) -> None:
+        self._function = function
+
+    async def __call__(self, *args: object) -> object:
+        """What the function returns."""
+        return await self._function(*args)
 
 
 class Isolates(Protocol):

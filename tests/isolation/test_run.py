@@ -10,8 +10,11 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from apex_creds import CredentialMiddleware
+from apex_creds.isolation import Isolation
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.programs import run_program
 from apex_creds.isolation.sandbox import Wall, Walled
@@ -116,6 +119,24 @@ async def test_the_exit_status_is_the_program_s(world: World, fake: Loopback) ->
     assert await run_program(world.middleware, manifest_for(*NEED), wall) == 7
     wall = Wall(command=["/bin/sh", "-c", "kill -9 $$"])
     assert await run_program(world.middleware, manifest_for(*NEED), wall) in (-9, 137)
+
+
+@pytest.mark.parametrize("says", ["metadata", "policy"])
+@pytest.mark.parametrize("isolation", [None, Isolation.BUBBLEWRAP])
+async def test_a_program_satisfies_what_requires_isolation(
+    world: World, fake: Loopback, says: str, isolation: Isolation | None
+) -> None:
+    await allow(world, fake)
+    manifest = manifest_for(*NEED)
+    if says == "metadata":
+        manifest = msgspec.structs.replace(manifest, isolated=True)
+    else:
+        policy = world.where / "home" / "security" / "policy.toml"
+        policy.write_text('version = 1\n[isolation]\nrequired = "demo"\n')
+        policy.chmod(0o600)
+    async with CredentialMiddleware(world.vault, isolation=isolation) as middleware:
+        wall = Wall(command=["/bin/sh", "-c", "exit 3"])
+        assert await run_program(middleware, manifest, wall) == 3
 
 
 async def test_a_cancelled_run_leaves_nothing(world: World, fake: Loopback) -> None:
