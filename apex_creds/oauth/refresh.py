@@ -19,6 +19,7 @@ import contextlib
 import shlex
 import zlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -199,16 +200,17 @@ class Refresher:
             info = await self._again(info)
             if not needed(info, self._vault.ends.now()):
                 return info
-            if not isinstance(storage, Leads):
-                return await run_to_completion(self._renewed(info))
-            async with storage.leader(f"refresh_{info.id}") as lead:
-                if lead:
-                    await self._vault.refresh()
-                    info = await self._again(info)
-                    if not needed(info, self._vault.ends.now()):
-                        return info
-                    # Cancelled between answer and commit, it would lose the new token.
+            with suppress(CredentialChangedError):  # by a person: that one is used
+                if not isinstance(storage, Leads):
                     return await run_to_completion(self._renewed(info))
+                async with storage.leader(f"refresh_{info.id}") as lead:
+                    if lead:
+                        await self._vault.refresh()
+                        info = await self._again(info)
+                        if not needed(info, self._vault.ends.now()):
+                            return info
+                        # Cancelled between answer and commit, it would lose the new token.
+                        return await run_to_completion(self._renewed(info))
             if clock.monotonic() > deadline:
                 raise TokenError(
                     "Another process has been renewing the token for a minute.",
@@ -248,7 +250,7 @@ class Refresher:
         except _NOT_STORED as error:
             await self._withdraw(info, tokens, client)
             if isinstance(error, CredentialChangedError):
-                return await self._again(info)  # somebody stored another: that one is used
+                raise
             why = error.message
         raise TokenError(
             f"The token was renewed and could not be stored: {why}",
@@ -367,6 +369,9 @@ class Refresher:
 
     async def _refresh_token(self, info: CredentialInfo) -> str:
         record = await self._vault.find(info.name, principal=info.principal)
+        if record.info.version != info.version:
+            # Of another token, whose answer could not be stored in the place of this one.
+            raise CredentialChangedError(f"{info.name!r} was changed meanwhile.")
         with self._released(record) as opened:
             has_one = "refresh" in opened.names
             return bytes(opened.view("refresh")).decode() if has_one else ""

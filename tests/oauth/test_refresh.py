@@ -18,7 +18,7 @@ from apex_creds.errors import (
     TokenError,
 )
 from apex_creds.middleware import CredentialMiddleware
-from apex_creds.model import ApiKey, ConnectionState, CredentialInfo, OAuthToken
+from apex_creds.model import ApiKey, Connection, ConnectionState, CredentialInfo, OAuthToken
 from apex_creds.oauth import Provider, Refresher, connect
 from apex_creds.oauth import refresh as refresh_module
 from apex_creds.oauth.endpoints import Answer, Client
@@ -306,6 +306,31 @@ async def test_a_token_that_was_set_meanwhile_is_not_lost(
     url, form = sent[1]
     assert url == connected.connection.revocation_endpoint
     assert form == {"token": "r", "token_type_hint": "refresh_token"}
+
+
+async def test_a_person_who_connects_before_the_request_keeps_the_new_refresh_token(
+    world: World, connected: CredentialInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider that rotates them takes a second use for theft: only its own answer is stored."""
+    sent: list[Form] = []
+    noted = world.vault.note_connection
+
+    async def post(url: str, form: Form, client: Client) -> Answer:
+        sent.append(form)
+        return Answer(200, b'{"access_token": "late"}')
+
+    async def meanwhile(before: CredentialInfo, connection: Connection) -> CredentialInfo:
+        made = await noted(before, connection)
+        monkeypatch.undo()
+        again = OAuthToken("again", refresh_token="r2", expires_at=world.clock.time() + 600)
+        await world.vault.put("calendar", again, connection=connected.connection)
+        return made
+
+    world.clock.now += 600
+    refresher(world, post)
+    monkeypatch.setattr(world.vault, "note_connection", meanwhile)
+    assert await used(world) == ["again"]
+    assert sent == []
 
 
 async def test_what_came_late_is_not_revoked_beside_a_new_connection(
