@@ -311,7 +311,7 @@ async def test_a_token_that_was_set_meanwhile_is_not_lost(
 async def test_a_person_who_connects_before_the_request_keeps_the_new_refresh_token(
     world: World, connected: CredentialInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A provider that rotates them takes a second use for theft: only its own answer is stored."""
+    """Its own answer alone could be stored: sent for another, it would be spent."""
     sent: list[Form] = []
     noted = world.vault.note_connection
 
