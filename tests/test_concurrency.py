@@ -682,7 +682,7 @@ ONE_LOOP = {
     "middleware/middleware.py": "that of a call: made for it and dropped after it",
     "sdk/aiohttp.py": "that of the session, as all of aiohttp's",
     "scheduler/worker.py": "the worker's; it is set through its loop",
-    "storage/postgres.py": "the storage's own",
+    "storage/postgresql.py": "the storage's own",
     "storage/sql_retry.py": "that of a database's connections",
     "storage/sql_storage.py": "the storage's own; another loop is refused",
     "storage/sqlite.py": "the storage's own",

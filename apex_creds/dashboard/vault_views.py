@@ -26,8 +26,8 @@ from apex_creds.policy.rules import EACH_LEASE, NEVER, Policy, Verdict
 from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.kek_rotation import KeyScan
-from apex_creds.scheduler.plan import MasterView, Step, View, next_due, plan
 from apex_creds.scheduler.reencryption import worker_runs
+from apex_creds.scheduler.rotation_plan import MasterView, Step, View, next_due, plan
 from apex_creds.scheduler.rotation_state import kind_of
 from apex_creds.scheduler.schedule import Level
 

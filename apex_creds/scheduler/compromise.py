@@ -8,16 +8,17 @@ opened, so the levels below are marked with it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from msgspec.structs import replace
 
 from apex_creds.documents.cached import Document
+from apex_creds.documents.key_versions import map_deks
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError, UnknownKeyError
-from apex_creds.keys.keyset import Keyset
-from apex_creds.scheduler import dek_rotation, kek_rotation
+from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.rotation_state import (
     Numbers,
     RotationState,
@@ -60,9 +61,7 @@ async def declare(
         labels = labels_of(keystore, service) if level is Level.DEK else ()
         upto = newest_below(keystore, level, labels)
     if level is Level.DEK:
-        await dek_rotation.mark_compromised(
-            store, _deks(keystore, upto, version=version), now=now
-        )
+        await mark_deks_compromised(store, _deks(keystore, upto, version=version), now=now)
         return
     keks = keystore.root_header.keks
     if level is Level.KEK:
@@ -79,7 +78,22 @@ async def declare(
         most = state.compromised_master
         chosen = frozenset(v.version for v in keks.versions if v.parent <= most)
     await kek_rotation.mark_keks_compromised(store, chosen, now=now)
-    await dek_rotation.mark_compromised(store, _deks(keystore, upto, under=chosen), now=now)
+    await mark_deks_compromised(store, _deks(keystore, upto, under=chosen), now=now)
+
+
+async def mark_deks_compromised(
+    store: DocumentStore, which: Mapping[str, Collection[int]], *, now: float
+) -> None:
+    """Flags versions by label; those that do not exist, or are destroyed, are passed over."""
+
+    def mark(keyset: Keyset) -> Keyset:
+        for version in keyset.versions:
+            chosen = version.version in which[keyset.label]
+            if chosen and version.state is not KeyState.DESTROYED:
+                keyset = keyset.mark_compromised(version.version, now=now)
+        return keyset
+
+    await store.commit_keystore(lambda body: map_deks(body, frozenset(which), mark))
 
 
 def _deks(

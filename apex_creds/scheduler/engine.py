@@ -30,10 +30,10 @@ from apex_creds.errors import ApexCredsError, ConflictError
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.keys.passphrase import PassphraseProvider
 from apex_creds.model import SECTION_NAMES
-from apex_creds.scheduler import dek_rotation, kek_rotation, master_rotation
+from apex_creds.scheduler import kek_rotation, master_rotation
 from apex_creds.scheduler.kek_rotation import KeyScan
-from apex_creds.scheduler.plan import Action, KeyView, MasterView, Step, View, plan
 from apex_creds.scheduler.reencryption import ROTATION, Leader, Pace, Progress, reencrypt
+from apex_creds.scheduler.rotation_plan import Action, KeyView, MasterView, Step, View, plan
 from apex_creds.scheduler.rotation_state import (
     RotationState,
     adopt,
@@ -149,17 +149,25 @@ class Engine:
             for section in sections:
                 for (key_id, _), count in records_by_key(section.records.values()).items():
                     stored[key_id] += count
-        keys = [_kek_view(keystore, use)]
+        keks = keystore.root_header.keks
+        # While something is not under the primary, every older version counts as in use. What
+        # was scanned may be older than the key store; then the next round sees it.
+        current = use.only and use.keks.primary.version == keks.primary.version
+        numbers = [v.version for v in keks.versions if v.state is not KeyState.DESTROYED]
+        in_use = frozenset([keks.primary.version] if current else numbers)
+        keys = [KeyView(level=Level.KEK, keyset=keks, in_use=in_use)]
         keys += [
             self._dek_view(keyset, used, uses, stored[keyset.id])
             for keyset in keystore.body.deks
             if keyset.label in {*self._movers, DOCUMENTS_LABEL}
             or keyset.label.partition("/")[0] in SECTION_NAMES
         ]
+        orders = {**by_time(keystore, state.requested), **state.renew}
+        every = [(Level.MASTER, ""), *((key.level, key.label) for key in keys)]
         return View(
             master=_master_view(keystore, state),
             keys=tuple(keys),
-            requested=_requested(keystore, state, keys),
+            requested={k: orders[name] for k in every if (name := request_key(*k)) in orders},
         )
 
     def _document_uses(
@@ -274,28 +282,23 @@ class Engine:
     async def _take(self, group: Sequence[Step]) -> None:
         for step in group:
             self._on_step(step)
-        match group[0].level:
-            case Level.MASTER:
-                await self._take_master(group)
-            case Level.KEK:
-                await self._take_kek(group)
-            case Level.DEK:
-                await self._take_dek(group)
+        now, first = self.store.clock.time(), group[0]
+        match first.level, first.action:
+            case Level.MASTER, Action.ROTATE:
+                await master_rotation.rotate_master(self.store, replaces=first.version, now=now)
+            case Level.MASTER, _:
+                for step in group:
+                    await master_rotation.discard_master(self.store, step.version)
+                    await self.document.change(partial(_discarded, step.version, now))
+            case Level.KEK, Action.ROTATE:
+                await kek_rotation.rotate_kek(self.store, replaces=first.version, now=now)
+            case Level.KEK, _:
+                await self._take_kek(first.action, now)
+            case Level.DEK, _:
+                await self._take_dek(group, now)
 
-    async def _take_master(self, group: Sequence[Step]) -> None:
-        now = self.store.clock.time()
-        for step in group:
-            if step.action is Action.ROTATE:
-                await master_rotation.rotate_master(self.store, replaces=step.version, now=now)
-            else:
-                await master_rotation.discard_master(self.store, step.version)
-                await self.document.change(partial(_discarded, step.version, now))
-
-    async def _take_kek(self, group: Sequence[Step]) -> None:
-        now, action = self.store.clock.time(), group[0].action
-        if action is Action.ROTATE:
-            await kek_rotation.rotate_kek(self.store, replaces=group[0].version, now=now)
-        elif action is Action.MOVE:
+    async def _take_kek(self, action: Action, now: float) -> None:
+        if action is Action.MOVE:
             await self._recommit_stale()
         elif action is Action.RETIRE:
             await kek_rotation.retire_keks(self.store, now=now)
@@ -303,8 +306,7 @@ class Engine:
             grace = (await self.document.read()).policies.kek.grace
             await kek_rotation.destroy_keks(self.store, before=now - grace, now=now)
 
-    async def _take_dek(self, group: Sequence[Step]) -> None:
-        now = self.store.clock.time()
+    async def _take_dek(self, group: Sequence[Step], now: float) -> None:
         outside = {s.label for s in group if s.label in self._movers}
         for label in sorted(outside):
             await self._movers[label]()
@@ -352,13 +354,12 @@ class Engine:
                     self._on_progress(progress)
                     if self.stopped:
                         return
-        elif action is Action.RETIRE:
-            await dek_rotation.retire_unused(self.store, section, labels, now=now)
-        else:
-            grace = (await self.document.read()).policies.dek.grace
-            await dek_rotation.destroy_retired(
-                self.store, section, labels, before=now - grace, now=now
-            )
+            return
+        step = partial(key_versions.retire, now=now)
+        if action is Action.DESTROY:  # after another scan
+            before = now - (await self.document.read()).policies.dek.grace
+            step = partial(key_versions.destroy, before=before, now=now)
+        await key_versions.step_unused(self.store, section, labels, step)
 
     async def _forget_orders(self) -> None:
         """Drops the orders that are done."""
@@ -379,16 +380,6 @@ class Engine:
 
 
 # -- what the state machine sees -------------------------------------------------------
-
-
-def _kek_view(keystore: Keystore, use: KeyScan) -> KeyView:
-    """While something is not under the primary, every older version counts as in use."""
-    keks = keystore.root_header.keks
-    # What was scanned may be older than the key store; then the next round sees it.
-    current = use.only and use.keks.primary.version == keks.primary.version
-    numbers = frozenset(v.version for v in keks.versions if v.state is not KeyState.DESTROYED)
-    used = frozenset({keks.primary.version}) if current else numbers
-    return KeyView(level=Level.KEK, keyset=keks, in_use=used)
 
 
 def _master_view(keystore: Keystore, state: RotationState) -> MasterView:
@@ -414,18 +405,6 @@ def _master_view(keystore: Keystore, state: RotationState) -> MasterView:
 def _left(began: Mapping[int, float], version: int) -> float:
     """When a version was left for the one that came after it; numbers may be passed over."""
     return began[min(number for number in began if number > version)]
-
-
-def _requested(
-    keystore: Keystore, state: RotationState, keys: Iterable[KeyView]
-) -> dict[tuple[Level, str], int]:
-    """The orders, by key."""
-    numbers = {**by_time(keystore, state.requested), **state.renew}
-    every = [(Level.MASTER, ""), *((k.level, k.label) for k in keys)]
-    return {key: numbers[name] for key in every if (name := request_key(*key)) in numbers}
-
-
-# -- small things ----------------------------------------------------------------------
 
 
 def _discarded(version: int, now: float, state: RotationState) -> RotationState:

@@ -27,8 +27,8 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTION_NAMES
 from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.engine import BY_HAND, Engine
-from apex_creds.scheduler.plan import Action, Reason, Step, View, next_due, plan
 from apex_creds.scheduler.reencryption import worker_runs
+from apex_creds.scheduler.rotation_plan import Action, Reason, Step, View, next_due, plan
 from apex_creds.scheduler.rotation_state import RotationState
 from apex_creds.scheduler.schedule import Level
 from apex_creds.telemetry.instruments import LogCheck, metering_on, watch_worker
@@ -225,25 +225,21 @@ class Watch:
             AuditTamperedError: It does not verify; says where.
             AuditUnavailableError: It can't be read.
         """
+        vault_id = self._vault.audit.vault_id
         try:
-            await self._verify()
+            keys = (self._log_key(), *read_keys(self._directory)[1:])
+            work = partial(check, self._directory, vault_id=vault_id, keys=keys)
+            found = await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+            waits = self._waits(found)
+            report = judged(self._directory, found, vault_id=vault_id, waits=waits)
+            if not report.ok:
+                raise AuditTamperedError(
+                    report.wrong, hint="See: apex-creds audit verify. Keep a copy of the log."
+                )
         except ApexCredsError:
             self._checked = False, self._vault.clock.monotonic()
             raise
         self._checked = True, self._vault.clock.monotonic()
-
-    async def _verify(self) -> None:
-        keys = (self._log_key(), *read_keys(self._directory)[1:])
-        vault_id = self._vault.audit.vault_id
-        work = partial(check, self._directory, vault_id=vault_id, keys=keys)
-        found = await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
-        waits = self._waits(found)
-        report = judged(self._directory, found, vault_id=vault_id, waits=waits)
-        if not report.ok:
-            raise AuditTamperedError(
-                report.wrong,
-                hint="See: apex-creds audit verify. Keep a copy of the log.",
-            )
 
     def _log_key(self) -> VerifierKey:
         with open_signing_key(self._vault.store.unsealed()) as signer:

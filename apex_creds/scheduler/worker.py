@@ -53,8 +53,8 @@ from apex_creds.plain import check_can, check_is
 from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.engine import Engine, Outcome
 from apex_creds.scheduler.event_queue import EventQueue, Notify, VaultReactor
-from apex_creds.scheduler.plan import Step
 from apex_creds.scheduler.reencryption import WORKER, Leader, Pace, Progress, reencrypt
+from apex_creds.scheduler.rotation_plan import Step
 from apex_creds.scheduler.rotation_state import (
     AuditTampered,
     Event,
@@ -291,7 +291,11 @@ class RotationWorker:
         ``beat`` is when that was, on the boot-time clock that ``boot`` names: a file of it
         is as old as that clock says. The other times are for people.
         """
-        problems = self._problems | self._stalled()
+        problems, now = dict(self._problems), boot_time()
+        for name, since in self._since.items():
+            idle = now - max(since, self._moved)
+            if idle > max(_STALLED, 5 * self._periodic[name].seconds):
+                problems[f"{name} stalled"] = f"no progress for {idle:.0f} seconds"
         if self._place is not None and not self._place.runs:
             problems["loop"] = "the event loop that the worker was begun in has ended"
         return {
@@ -305,14 +309,6 @@ class RotationWorker:
             "boot": boot_id(),
             "beat": round(boot_time(), 3),
         }
-
-    def _stalled(self) -> dict[str, str]:
-        now, found = boot_time(), dict[str, str]()
-        for name, since in self._since.items():
-            idle = now - max(since, self._moved)
-            if idle > max(_STALLED, 5 * self._periodic[name].seconds):
-                found[f"{name} stalled"] = f"no progress for {idle:.0f} seconds"
-        return found
 
     # -- jobs --------------------------------------------------------------------
 

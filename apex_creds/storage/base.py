@@ -127,7 +127,7 @@ class Storage(Protocol):
     the previous version. A cancelled write either happens or not, never half.
 
     A vault calls it from whatever event loops and threads it is used in, at the same time;
-    a ``SharedStorage`` from one loop, in a thread of its own.
+    a ``SharedStorage`` from one loop, in a separate thread.
     """
 
     def change_token(self, name: str) -> Token | None:

@@ -76,7 +76,13 @@ class ChangeCounter:
             self.detach()
             if not write:
                 return
-            status = _create(security)
+            with contextlib.suppress(FileExistsError):
+                fd = security.create(COUNTER_NAME)
+                try:
+                    write_all(fd, bytes(_SIZE))
+                finally:
+                    os.close(fd)
+            status = security.status(COUNTER_NAME)
         # What is no file at all gets its error from ``open``.
         if stat.S_ISREG(status.st_mode) and not _may_be_ours(status):
             self.detach()
@@ -154,13 +160,3 @@ def _write(fd: int, value: int) -> None:
 
 def _may_be_ours(status: os.stat_result) -> bool:
     return status.st_nlink <= 1 and status.st_size in (0, _SIZE)
-
-
-def _create(security: Folder) -> os.stat_result:
-    with contextlib.suppress(FileExistsError):
-        fd = security.create(COUNTER_NAME)
-        try:
-            write_all(fd, bytes(_SIZE))
-        finally:
-            os.close(fd)
-    return security.status(COUNTER_NAME)

@@ -82,9 +82,13 @@ def parse_target(url: str) -> Target:
         InvalidInputError: It is malformed, of another database, or holds a password.
         UnsafePathError, UnsafePermissionsError: The password file is not only ours.
     """
+    found = _URL.fullmatch(url)
+    if found is None:
+        raise _bad("is malformed")
+    scheme, netloc, path, text = (part or "" for part in found.groups())
+    parts = SplitResult(scheme, netloc, path, text, "")
     try:
-        parts = _split(url)
-        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        query = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
     except ValueError:
         raise _bad("is malformed") from None
     kind = _SCHEMES.get(parts.scheme.lower())
@@ -101,14 +105,6 @@ def parse_target(url: str) -> Target:
 def is_storage_url(text: str) -> bool:
     """Whether a text means a database rather than a directory."""
     return "://" in text
-
-
-def _split(url: str) -> SplitResult:
-    found = _URL.fullmatch(url)
-    if found is None:
-        raise ValueError
-    scheme, netloc, path, query = (part or "" for part in found.groups())
-    return SplitResult(scheme, netloc, path, query, "")
 
 
 def _checked(query: list[tuple[str, str]]) -> dict[str, str]:
@@ -151,12 +147,16 @@ def _postgresql(
         **_tls(options, local=local),
         **_limits(options, local=local),
     }
+    service, _, login = options.get("keyring", "").partition("/")
+    if "keyring" in options and not (service and login):
+        raise _bad("says keyring= with something else than SERVICE/USER")
+    rest = urlencode([pair for pair in query if pair[0] != "space"], safe="/:@,")
     return Target(
         kind="postgresql",
-        text=_without_space(parts, query),
+        text=f"postgresql+psycopg://{parts.netloc}{parts.path}{'?' if rest else ''}{rest}",
         space=options.get("space"),
         connect=connect,
-        keyring=_keyring(options.get("keyring")),
+        keyring=(service, login) if service else None,
         pool=_number(options.get("pool", "8"), "pool", most=100),
     )
 
@@ -178,7 +178,10 @@ def _where(
     if "service" in options:
         found["service"] = options["service"]
     if "passfile" in options:
-        found["passfile"] = _private(options["passfile"])
+        file = expanded(options["passfile"])
+        with translated(file):
+            check(file, os.stat(file))
+        found["passfile"] = str(file)
     found["application_name"] = options.get("application_name", "apex-creds")
     return found
 
@@ -210,24 +213,21 @@ def _tls(options: dict[str, str], *, local: bool) -> dict[str, str]:
     wanted = options.get("tls")
     if wanted is not None and wanted not in _TLS:
         raise _bad("says tls= with something else than verify-full, verify-ca or off")
-    found = {"sslmode": _TLS[wanted] if wanted else _unasked_mode(local=local)}
-    if found["sslmode"] == "prefer":
-        return found
+    if wanted is not None:
+        mode = _TLS[wanted]
+    elif not local:
+        mode = "verify-full"
+    elif (mode := os.environ.get("PGSSLMODE", "")) not in _STRONGER:
+        return {"sslmode": "prefer"}
+    found = {"sslmode": mode}
     for option, name in (("tls_ca", "rootcert"), ("tls_cert", "cert"), ("tls_key", "key")):
         if option in options:
             found[f"ssl{name}"] = str(expanded(options[option]))
-    if found["sslmode"] == "disable" and not local:
+    if mode == "disable" and not local:
         found["require_auth"] = "!password,!md5"  # nothing that can be read on the way
-    if found["sslmode"] == "verify-full" and not _has_root(options):
+    if mode == "verify-full" and not _has_root(options):
         found["sslrootcert"] = "system"
     return found
-
-
-def _unasked_mode(*, local: bool) -> str:
-    asked = os.environ.get("PGSSLMODE", "")
-    if not local:
-        return "verify-full"
-    return asked if asked in _STRONGER else "prefer"
 
 
 def _has_root(options: dict[str, str]) -> bool:
@@ -256,31 +256,10 @@ def _limits(options: dict[str, str], *, local: bool) -> dict[str, str]:
     return found
 
 
-def _keyring(text: str | None) -> tuple[str, str] | None:
-    if text is None:
-        return None
-    service, _, user = text.partition("/")
-    if not service or not user:
-        raise _bad("says keyring= with something else than SERVICE/USER")
-    return service, user
-
-
-def _private(text: str) -> str:
-    path = expanded(text)
-    with translated(path):
-        check(path, os.stat(path))
-    return str(path)
-
-
 def _number(text: str, name: str, *, most: int = 3_600_000) -> int:
     if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= most:
         raise _bad(f"says {name}= with something else than 1 to {most}")
     return int(text)
-
-
-def _without_space(parts: SplitResult, query: list[tuple[str, str]]) -> str:
-    rest = urlencode([pair for pair in query if pair[0] != "space"], safe="/:@,")
-    return f"postgresql+psycopg://{parts.netloc}{parts.path}{'?' if rest else ''}{rest}"
 
 
 def _bad(what: str) -> InvalidInputError:

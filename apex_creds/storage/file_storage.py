@@ -74,6 +74,7 @@ _FIXED: Final = {
     **{name: (SECURITY, f"{name}.enc") for name in STATE_DOCUMENTS},
 }
 _SUFFIX: Final = ".enc"
+_SECTION: Final = re.compile(r"([a-z0-9_]{1,64})\.enc", re.ASCII)
 _GRANT_SHARD: Final = re.compile(rf"{GRANTS}_[0-9a-f]{{2,}}", re.ASCII)
 """A plugin's grants are beside the key store."""
 _TEMPORARY: Final = re.compile(r"\.[a-z0-9_]{1,64}\.(?:enc|json)\.[0-9a-f]{16}\.tmp", re.ASCII)
@@ -281,7 +282,7 @@ class FileStorage:
                 before = os.fstat(file.fileno())
                 _check_size(place.path, before.st_size)
                 data = await file.read(before.st_size + 1)
-                return Stored(data, self._settle(place, file.fileno(), before, len(data)))
+                return Stored(data, self._pinned(place, file.fileno(), before, len(data)))
         except FileNotFoundError:
             return None
 
@@ -297,14 +298,14 @@ class FileStorage:
                     before = os.fstat(fd)
                     _check_size(place.path, before.st_size)
                     data = file.read(before.st_size + 1)
-                    return Stored(data, self._settle(place, fd, before, len(data)))
+                    return Stored(data, self._pinned(place, fd, before, len(data)))
         raise StorageError(f"{place.path} is replaced all the time.", hint="Retry.")
 
     def _open_for_reading(self, place: _Place, _path: str, _flags: int) -> int:
         with self._folder(place.folder) as folder:
             return folder.open(place.file)
 
-    def _settle(self, place: _Place, fd: int, before: os.stat_result, length: int) -> Token:
+    def _pinned(self, place: _Place, fd: int, before: os.stat_result, length: int) -> Token:
         """The token of what was read; a file that lost its name may have been shredded."""
         after = os.fstat(fd)
         token = _token(before)
@@ -559,7 +560,8 @@ class FileStorage:
             contextlib.suppress(FileNotFoundError),
             self._folder(CREDENTIALS) as folder,
         ):
-            found += [name for entry in folder.entries() if (name := _section(entry))]
+            stems = (m[1] for entry in folder.entries() if (m := _SECTION.fullmatch(entry)))
+            found += [stem for stem in stems if stem not in _FIXED]
         return sorted(found)
 
     @contextlib.contextmanager
@@ -602,19 +604,18 @@ class FileStorage:
 
     def _place(self, name: str) -> _Place:
         place = self._places.get(name)
-        if place is None:
-            place = self._places[name] = self._locate(check_document_name(name))
-        return place
-
-    def _locate(self, name: str) -> _Place:
-        if _GRANT_SHARD.fullmatch(name):
+        if place is not None:
+            return place
+        if _GRANT_SHARD.fullmatch(check_document_name(name)):
             folder, file = SECURITY, name + _SUFFIX
         elif name in _FIXED:
             folder, file = _FIXED[name]
         else:
             stem = name if self._stem is None else check_document_name(self._stem(name))
             folder, file = CREDENTIALS, stem + _SUFFIX
-        return _Place(name, folder, file, str(self.root / folder / file))
+        place = _Place(name, folder, file, str(self.root / folder / file))
+        self._places[name] = place
+        return place
 
 
 class InodePins:
@@ -673,12 +674,6 @@ def _token(status: os.stat_result) -> Token:
 
 def _folder(place: _Place) -> Literal["security", "credentials"]:
     return "security" if place.folder == SECURITY else "credentials"
-
-
-def _section(entry: str) -> str | None:
-    stem = entry.removesuffix(_SUFFIX)
-    usable = stem != entry and stem not in _FIXED and re.fullmatch(r"[a-z0-9_]{1,64}", stem)
-    return stem if usable else None
 
 
 def _check_size(path: str, size: int) -> None:

@@ -1,7 +1,7 @@
 """Several files replaced as one: the steps are written down before the first is taken.
 
-Guarantee: of a commit that was cut off anywhere, either every step is taken, by whoever
-holds the write lock next, or none is. Before the first is taken, the journal and all new
+Guarantee: of a commit that was cut off anywhere, either every step is taken, by the next
+holder of the write lock, or none is. Before the first is taken, the journal and all new
 versions that it names are durable, each with the version that it replaces. Where a file is
 neither of the two, another program has written it meanwhile, and no further step is taken.
 Where a new version is in neither place, none is: the machine stopped before all was durable, or

@@ -213,7 +213,7 @@ async def retried(work: Callable[[], Coroutine[object, object, T]], *, patience:
             raise failure.error from failure
     try:
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception(_is_retryable),
+            retry=retry_if_exception(lambda e: isinstance(e, StatementError) and e.retryable),
             stop=stop_after_delay(patience),
             wait=_WAIT,
             reraise=True,
@@ -223,10 +223,6 @@ async def retried(work: Callable[[], Coroutine[object, object, T]], *, patience:
     except StatementError as failure:
         raise failure.error from failure
     raise AssertionError("it ends by returning or raising")
-
-
-def _is_retryable(error: BaseException) -> bool:
-    return isinstance(error, StatementError) and error.retryable
 
 
 async def acquire_in_time(turns: asyncio.Semaphore, *, seconds: float) -> None:

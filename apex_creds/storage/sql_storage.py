@@ -49,7 +49,6 @@ if TYPE_CHECKING:
         Collection,
         Coroutine,
         Iterable,
-        Mapping,
         Sequence,
     )
 
@@ -221,7 +220,13 @@ class SqlStorage:
         await self._apply(changes, [write.name for write in writes])
         tokens = [(c.name, _token(c.new)) for c in changes if c.new is not None]
         self._note_own(tokens)
-        return [_result(change, shred=shred) for change in changes]
+        return [
+            WriteResult(
+                _token(change.new or change.old or 0),  # one that is only held stays
+                "unverifiable" if shred and change.new and change.old is not None else "no",
+            )
+            for change in changes
+        ]
 
     # -- what others did -------------------------------------------------------------
 
@@ -438,9 +443,13 @@ class SqlStorage:
         written = [change for change in changes if change.new is not None]
         if outcome.unknown and written:
             # One transaction: of rows that others may have written since, one tells of all.
-            if any(_is_done(change, found) for change in written):
+            rows_now = [(change, found.get(change.name, (0, False))) for change in written]
+            if any(now == (change.new, change.data is not None) for change, now in rows_now):
                 return
-            if not any(_is_at_old(change, found) for change in written):
+            if not any(
+                version == change.old if exists else change.old is None
+                for change, (version, exists) in rows_now
+            ):
                 raise StorageUncertainError(
                     f"The write of {names[0]!r} was cut off, may have happened, and others "
                     "have written since.",
@@ -448,8 +457,8 @@ class SqlStorage:
                 )
         before = self._versions.changes
         for change in changes:
-            version, there = found.get(change.name, (0, False))
-            self._versions.put(change.name, _token(version) if there else None)
+            version, exists = found.get(change.name, (0, False))
+            self._versions.put(change.name, _token(version) if exists else None)
         self._versions.notify(since=before)
         raise ConflictError(
             f"The document {names[0]!r} was changed meanwhile.",
@@ -460,13 +469,6 @@ class SqlStorage:
         self, work: Callable[[], Coroutine[object, object, T]], *, patient: bool = True
     ) -> T:
         return await retried(work, patience=self._patience if patient else 0.0)
-
-
-def _result(change: RowWrite, *, shred: bool) -> WriteResult:
-    if change.new is None:  # only held
-        return WriteResult(_token(change.old or 0))
-    replaced = shred and change.old is not None
-    return WriteResult(_token(change.new), "unverifiable" if replaced else "no")
 
 
 class _Names:
@@ -513,21 +515,12 @@ class _Names:
         return sorted(name for name in known if self.stem(name) in there)
 
 
-def _is_done(change: RowWrite, found: Mapping[str, tuple[int, bool]]) -> bool:
-    return found.get(change.name, (0, False)) == (change.new, change.data is not None)
-
-
-def _is_at_old(change: RowWrite, found: Mapping[str, tuple[int, bool]]) -> bool:
-    version, there = found.get(change.name, (0, False))
-    return version == change.old if there else change.old is None
-
-
 def _dialect_of(target: Target) -> Dialect:
     if target.path is not None:
         from apex_creds.storage.sqlite import SqliteDialect
 
         return SqliteDialect(target.path)
-    from apex_creds.storage.postgres import PostgresDialect
+    from apex_creds.storage.postgresql import PostgresDialect
 
     return PostgresDialect(target)
 

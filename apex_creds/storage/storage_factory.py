@@ -34,7 +34,7 @@ _NEEDED: Final = frozenset({"psycopg", "tenacity"})
 
 
 class StoragePlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Where the documents of a vault are that has no files of its own.
+    """Where the documents of a vault are that is not in its home's files.
 
     Attributes:
         url: The database, or another package's storage; there is no password in it.
@@ -62,10 +62,26 @@ def configured(home: Path) -> StoragePlace | None:
         StorageError: It can't be read safely.
     """
     path = Path(home) / SECURITY / CONFIG_FILE
-    if _said(_read(path)) is None:
-        return None
-    raw = _said(_read_safely(path))  # it counts: it must be only ours
-    return None if raw is None else _decoded(raw)
+    with translated(path):
+        try:  # not checked yet: a file of an older program says nothing of a storage
+            found = _said(read_small(path, limit=_LARGEST, follow=True))
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if found is None:
+            return None
+        with (
+            Folder(path.parent.parent, outer=True) as root,
+            Folder(path.parent, within=root) as security,
+            os.fdopen(security.open(CONFIG_FILE), "rb") as file,
+        ):
+            found = _said(file.read(_LARGEST))  # it counts: it must be only ours
+    try:
+        return None if found is None else msgspec.json.decode(found, type=StoragePlace)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptDocumentError(
+            f"What security/config.json says of the storage is not understood: {error}.",
+            hint="Mend it as docs/SQL.md describes.",
+        ) from None
 
 
 def storage_for(home: Path, *, url: str | None = None) -> Storage:
@@ -135,7 +151,15 @@ async def remember(home: Path, config: StoragePlace) -> None:
     try:
         await files.prepare()
         stored = await files.read(CONFIG)
-        data = _joined(b"{}" if stored is None else stored.data, config)
+        before = b"{}" if stored is None else stored.data
+        try:
+            keys = msgspec.json.decode(before, type=dict[str, msgspec.Raw])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise CorruptDocumentError(
+                "security/config.json is not understood.", hint="Mend or remove it."
+            ) from None
+        keys["storage"] = msgspec.Raw(msgspec.json.encode(config))
+        data = msgspec.json.format(msgspec.json.encode(keys), indent=2) + b"\n"
         await files.write(CONFIG, data, expected=stored.token if stored else None)
     finally:
         await files.close()
@@ -174,49 +198,9 @@ async def has_vault(home: Path) -> bool:
         return await storage.read(KEYSTORE) is not None
 
 
-def _read(path: Path) -> bytes:
-    """What is there, whoever owns it: an older program's says nothing of a storage."""
-    with translated(path):
-        try:
-            return read_small(path, limit=_LARGEST, follow=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return b""
-
-
-def _read_safely(path: Path) -> bytes:
-    with (
-        translated(path),
-        Folder(path.parent.parent, outer=True) as root,
-        Folder(path.parent, within=root) as security,
-        os.fdopen(security.open(CONFIG_FILE), "rb") as file,
-    ):
-        return file.read(_LARGEST)
-
-
 def _said(data: bytes) -> msgspec.Raw | None:
     """The object under ``storage``; an older program may have had something else there."""
     with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raw = msgspec.json.decode(data, type=_Part).storage
         return raw if bytes(raw).lstrip().startswith(b"{") else None
     return None
-
-
-def _decoded(raw: msgspec.Raw) -> StoragePlace:
-    try:
-        return msgspec.json.decode(raw, type=StoragePlace)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptDocumentError(
-            f"What security/config.json says of the storage is not understood: {error}.",
-            hint="Mend it as docs/SQL.md describes.",
-        ) from None
-
-
-def _joined(data: bytes, config: StoragePlace) -> bytes:
-    try:
-        there = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise CorruptDocumentError(
-            "security/config.json is not understood.", hint="Mend or remove it."
-        ) from None
-    joined = {**there, "storage": msgspec.Raw(msgspec.json.encode(config))}
-    return msgspec.json.format(msgspec.json.encode(joined), indent=2) + b"\n"

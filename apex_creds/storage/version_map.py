@@ -126,7 +126,9 @@ class Refresher:
     async def refresh(self, *, staleness: float) -> None:
         """See ``SharedStorage.refresh``."""
         if self._failure is None or self._monotonic() - self._failed_at >= RETRY_SECONDS:
-            await asyncio.shield(self._next_flight())
+            if self._next is None:  # one that has not begun yet answers this question, too
+                self._next = asyncio.ensure_future(self._fly(after=self._running))
+            await asyncio.shield(self._next)
         failure = self._failure
         if failure is None:
             return
@@ -144,12 +146,6 @@ class Refresher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _next_flight(self) -> asyncio.Task[None]:
-        """The one that has not begun; made if there is none."""
-        if self._next is None:
-            self._next = asyncio.ensure_future(self._fly(after=self._running))
-        return self._next
 
     async def _fly(self, *, after: asyncio.Task[None] | None) -> None:
         if after is not None and not after.done():

@@ -22,7 +22,7 @@ from apex_creds.errors import ConflictError
 from apex_creds.keys import provider_from_uri
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
-from apex_creds.scheduler import dek_rotation, kek_rotation
+from apex_creds.scheduler import compromise, kek_rotation
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.rotation_state import rotation_document
 from apex_creds.storage.base import STATE_DOCUMENTS, Storage, Write, WriteResult
@@ -150,7 +150,7 @@ async def test_a_shard_is_never_left_under_a_key_that_was_destroyed(pair: Pair) 
             next_fire=lambda *_: None,
         )
         lost = {DOCUMENTS_LABEL: [1]}
-        await dek_rotation.mark_compromised(pair.quick, lost, now=pair.clock.now)
+        await compromise.mark_deks_compromised(pair.quick, lost, now=pair.clock.now)
         assert not (await engine.run(lease=False)).failed
 
     pair.storage.first = turned

@@ -22,7 +22,7 @@ from apex_creds.errors import (
     StorageUnreachableError,
 )
 from apex_creds.storage.base import Write
-from apex_creds.storage.postgres import connect
+from apex_creds.storage.postgresql import connect
 from apex_creds.storage.sql_storage import SqlStorage
 from tests.support.loops import WITHIN
 from tests.support.pgproxy import proxy
@@ -314,7 +314,7 @@ async def test_no_connection_to_be_had(server: Postgres, space: str) -> None:
 async def test_who_waits_too_long_for_a_connection_is_told(
     server: Postgres, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apex_creds.storage.postgres._POOL_SECONDS", 0.05)
+    monkeypatch.setattr("apex_creds.storage.postgresql._POOL_SECONDS", 0.05)
     async with opened(server.url(space=space, pool="1"), patience=0.0) as storage:
         pool = storage._dialect._pool  # type: ignore[attr-defined]
         async with pool.connection():

@@ -15,7 +15,7 @@ from apex_creds.model import ApiKey, GenericSecret
 from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.plan import Action
+from apex_creds.scheduler.rotation_plan import Action
 from apex_creds.scheduler.rotation_state import (
     DOCUMENT,
     labels_of,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import pytest
 
@@ -15,7 +16,6 @@ from apex_creds.documents import key_versions
 from apex_creds.documents.keystore import MasterKeySource
 from apex_creds.documents.store import DocumentStore
 from apex_creds.model import ApiKey
-from apex_creds.scheduler import dek_rotation
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.reencryption import reencrypt
 from apex_creds.scheduler.rotation_state import (
@@ -212,10 +212,10 @@ async def test_a_slice_whose_new_key_was_replaced_and_destroyed(two: Two) -> Non
     async def quickly() -> None:
         now = two.clock.now
         await key_versions.renew(two.quick, label, now=now)
-        assert await dek_rotation.retire_unused(two.quick, "api_keys", [label], now=now)
-        assert await dek_rotation.destroy_retired(
-            two.quick, "api_keys", [label], before=now, now=now
-        )
+        retire = partial(key_versions.retire, now=now)
+        destroy = partial(key_versions.destroy, before=now, now=now)
+        assert await key_versions.step_unused(two.quick, "api_keys", [label], retire)
+        assert await key_versions.step_unused(two.quick, "api_keys", [label], destroy)
 
     await two.meanwhile("api_keys", slowly, quickly)
     await two.all_of({"a": "value a"})

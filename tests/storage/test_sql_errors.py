@@ -16,7 +16,7 @@ from apex_creds.errors import (
     StorageUnreachableError,
 )
 from apex_creds.storage.base import Write
-from apex_creds.storage.postgres import meaning_of
+from apex_creds.storage.postgresql import meaning_of
 from apex_creds.storage.sql_retry import StatementError
 from apex_creds.storage.sql_schema import RowWrite
 from apex_creds.storage.sql_storage import SqlStorage

@@ -99,7 +99,7 @@ async def test_sqlite_needs_no_driver_of_postgresql(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    monkeypatch.delitem(sys.modules, "apex_creds.storage.postgres", raising=False)
+    monkeypatch.delitem(sys.modules, "apex_creds.storage.postgresql", raising=False)
     tmp_path.chmod(0o700)
     storage = open_sql(StoragePlace(url(tmp_path)))
     await storage.prepare()

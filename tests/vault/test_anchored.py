@@ -34,7 +34,7 @@ from apex_creds.errors import (
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import ApiKey
 from apex_creds.policy.grants import GrantDecision
-from apex_creds.scheduler import compromise, dek_rotation, kek_rotation
+from apex_creds.scheduler import compromise, kek_rotation
 from apex_creds.scheduler.rotation_state import CompromiseSuspected, rotation_document
 from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import RotationWorker
@@ -162,7 +162,7 @@ async def delete(vault: Vault, _: Path) -> None:
 
 
 async def distrust_a_dek(vault: Vault, _: Path) -> None:
-    await dek_rotation.mark_compromised(
+    await compromise.mark_deks_compromised(
         vault.store, {"api_keys/one": [1]}, now=vault.clock.time()
     )
 

@@ -21,7 +21,7 @@ from apex_creds.errors import (
 from apex_creds.keys.hierarchy import is_wrapped, master_check
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.keys.keyset import KeyState
-from apex_creds.scheduler import dek_rotation, kek_rotation, master_rotation
+from apex_creds.scheduler import kek_rotation, master_rotation
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault
 from tests.support.vaults import (
@@ -306,8 +306,10 @@ async def test_the_old_key_of_a_service_without_records_goes_and_no_section_is_w
     label = "api_keys/shared"
     before = (await store.sections.read("api_keys")).generation
     await key_versions.renew(store, label, now=5.0)
-    await dek_rotation.retire_unused(store, "api_keys", [label], now=6.0)
-    await dek_rotation.destroy_retired(store, "api_keys", [label], before=7.0, now=7.0)
+    retire = partial(key_versions.retire, now=6.0)
+    destroy = partial(key_versions.destroy, before=7.0, now=7.0)
+    await key_versions.step_unused(store, "api_keys", [label], retire)
+    await key_versions.step_unused(store, "api_keys", [label], destroy)
     assert (await store.sections.read("api_keys")).generation == before
     keyset = (await store.keystore()).by_label[label]
     live = {v.state for v in keyset.versions} - {KeyState.DESTROYED}

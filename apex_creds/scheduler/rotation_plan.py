@@ -240,23 +240,17 @@ def _key_steps(
     reason = _due(key, view, policy, now, next_fire)
     if reason is not None:
         yield _step(key, Action.ROTATE, key.keyset.primary, reason)
-    for version in key.keyset.versions:
-        yield from _old_version(key, version, policy, now)
-
-
-def _old_version(
-    key: KeyView, version: KeyVersion, policy: LevelPolicy, now: float
-) -> Iterator[Step]:
-    if version.state not in (KeyState.ACTIVE, KeyState.RETIRED):
-        return
-    why = Reason.COMPROMISED if version.compromised else None
-    if version.version in key.in_use:
-        if not key.keyset.primary.compromised:  # else it would have to move again
-            yield _step(key, Action.MOVE, version, why or Reason.REPLACED)
-    elif version.state is KeyState.ACTIVE:
-        yield _step(key, Action.RETIRE, version, why or Reason.UNUSED)
-    elif version.compromised or grace_over(version.changed, before=now - policy.grace, now=now):
-        yield _step(key, Action.DESTROY, version, why or Reason.GRACE_OVER)
+    for old in key.keyset.versions:
+        if old.state not in (KeyState.ACTIVE, KeyState.RETIRED):
+            continue
+        why = Reason.COMPROMISED if old.compromised else None
+        if old.version in key.in_use:
+            if not key.keyset.primary.compromised:  # else it would have to move again
+                yield _step(key, Action.MOVE, old, why or Reason.REPLACED)
+        elif old.state is KeyState.ACTIVE:
+            yield _step(key, Action.RETIRE, old, why or Reason.UNUSED)
+        elif old.compromised or grace_over(old.changed, before=now - policy.grace, now=now):
+            yield _step(key, Action.DESTROY, old, why or Reason.GRACE_OVER)
 
 
 def _due(

@@ -262,7 +262,18 @@ class PostgresDialect:
         """See ``Dialect``."""
         async with self._pool.connection() as connection:
             with postgres_errors():
-                return await _upgrade(connection, fresh_only=fresh_only)
+                async with connection.transaction():
+                    await connection.execute("SET LOCAL lock_timeout = 0")
+                    await connection.execute("SET LOCAL statement_timeout = 0")
+                    lock = "SELECT pg_advisory_xact_lock(%s)"
+                    await connection.execute(lock, (_UPGRADE_LOCK,))
+                    [(there,)] = await (await connection.execute(_HAS_TABLES)).fetchall()
+                    rows = await (await connection.execute(VERSION)).fetchall() if there else []
+                    before = SchemaStatus(str(rows[0][0]) if rows else None)
+                    for statement in before.upgrade(_TYPES, fresh_only=fresh_only):
+                        await connection.execute(statement)
+                    await connection.execute(_MEND)
+                return before.current
 
     async def spaces(self) -> list[str]:
         """See ``Dialect``."""
@@ -287,8 +298,17 @@ class PostgresDialect:
 
     async def apply(self, space: str, writes: Sequence[RowWrite]) -> bool:
         """See ``Dialect``."""
-        if len(writes) == 1 and writes[0].new is not None:
-            return await self._apply_one(space, writes[0])
+        if len(writes) == 1 and (write := writes[0]).new is not None:
+            old = {} if write.old is None else {"old": write.old}
+            done = await self._pool.run(
+                _REPLACE if old else _CREATE,
+                space=space,
+                name=write.name,
+                new=write.new,
+                data=write.data,
+                **old,
+            )
+            return done.rowcount == 1
         try:
             await self._pool.run(
                 _APPLY,
@@ -304,14 +324,6 @@ class PostgresDialect:
                 return False
             raise
         return True
-
-    async def _apply_one(self, space: str, write: RowWrite) -> bool:
-        values = {"space": space, "name": write.name, "new": write.new, "data": write.data}
-        if write.old is None:
-            done = await self._pool.run(_CREATE, **values)
-        else:
-            done = await self._pool.run(_REPLACE, **values, old=write.old)
-        return done.rowcount == 1
 
     async def append(self, space: str, stream: str, lines: Sequence[bytes], first: int) -> bool:
         """See ``Dialect``."""
@@ -400,20 +412,6 @@ class PostgresDialect:
         if refreshing is not None:
             await refreshing.close()
         self._pool.close()
-
-
-async def _upgrade(connection: Connection, *, fresh_only: bool) -> str | None:
-    async with connection.transaction():
-        await connection.execute("SET LOCAL lock_timeout = 0")
-        await connection.execute("SET LOCAL statement_timeout = 0")
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_UPGRADE_LOCK,))
-        [(there,)] = await (await connection.execute(_HAS_TABLES)).fetchall()
-        found = await (await connection.execute(VERSION)).fetchone() if there else None
-        before = SchemaStatus(None if found is None else str(found[0]))
-        for statement in before.upgrade(_TYPES, fresh_only=fresh_only):
-            await connection.execute(statement)
-        await connection.execute(_MEND)
-    return before.current
 
 
 # -- connections -------------------------------------------------------------------------

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from apex_creds.errors import InvalidInputError, KeyStateError
 from apex_creds.keys.keyset import Keyset, KeyState
-from apex_creds.scheduler.plan import Action, KeyView, MasterView, Reason, Step, View, plan
+from apex_creds.scheduler.rotation_plan import (
+    Action,
+    KeyView,
+    MasterView,
+    Reason,
+    Step,
+    View,
+    plan,
+)
 from apex_creds.scheduler.schedule import DAY, Level, LevelPolicy, Policies, is_due
 from apex_creds.scheduler.worker import next_fire
 
