@@ -14,8 +14,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from itertools import compress, islice
+from collections.abc import Callable
+from itertools import islice
 from typing import Annotated, TextIO
 
 import anyio.to_thread
@@ -166,7 +166,8 @@ async def list_credentials(
             lost = needs_person(info)
             expires = Cell("needs reconnect", "red") if lost else f"{expires} (renewed)"
         elif info.rotation is not None:
-            expires = _rotation_cell(info, expires)
+            wrong = _NOT_ROTATED.get(info.rotation.health)
+            expires = Cell(wrong, "red") if wrong else f"{expires} (rotated)"
         origins = ", ".join(map(str, info.origins)) or "nowhere"
         named = (info.name, info.principal or "-") if several else (info.name,)
         delivered = (*named, info.kind, info.service, info.delivery, origins)
@@ -177,13 +178,10 @@ async def list_credentials(
     )
 
 
-def _rotation_cell(info: CredentialInfo, expires: object) -> object:
-    """What a list says of a credential that is replaced at its provider."""
-    health = None if info.rotation is None else info.rotation.health
-    if health is RotationHealth.NEEDS_PERSON:
-        return Cell("needs a person", "red")
-    failed = health is RotationHealth.FAILED
-    return Cell("not rotated", "red") if failed else f"{expires} (rotated)"
+_NOT_ROTATED = {
+    RotationHealth.NEEDS_PERSON: "needs a person",
+    RotationHealth.FAILED: "not rotated",
+}
 
 
 def _level(info: CredentialInfo) -> str:
@@ -261,29 +259,27 @@ async def show(vault: Vault, name: NameArgument, whose: ForOption = None) -> Rep
 
 async def _uses(vault: Vault) -> Callable[[CredentialInfo], dict[str, Json]]:
     """Says when a credential was released last, as far as the newest events of the log go."""
-    found = await anyio.to_thread.run_sync(_last_uses, vault)
-    shown = vault.audit.shown
-
-    def use(info: CredentialInfo) -> dict[str, Json]:
-        at = found.get((shown(info.name), shown(info.principal)))
-        return {"last_used": show_time(at) or None}
-
-    return use
-
-
-def _last_uses(vault: Vault) -> dict[tuple[str, str], float]:
     from apex_creds.audit.line import SHARED
     from apex_creds.audit.verify import latest
     from apex_creds.fs.home import audit_directory
 
     found: dict[tuple[str, str], float] = {}
-    vault.audit.flush()
-    log = latest(audit_directory(vault.home), vault_id=vault.audit.vault_id)
-    for event in islice(log, _NEWEST):
-        if event.kind in ("redeem", "expose"):
-            whose = "" if event.detail == SHARED else event.principal
-            found.setdefault((event.credential, whose), event.time)
-    return found
+    shown = vault.audit.shown
+
+    def read() -> None:
+        vault.audit.flush()
+        log = latest(audit_directory(vault.home), vault_id=vault.audit.vault_id)
+        for event in islice(log, _NEWEST):
+            if event.kind in ("redeem", "expose"):
+                whose = "" if event.detail == SHARED else event.principal
+                found.setdefault((event.credential, whose), event.time)
+
+    def use(info: CredentialInfo) -> dict[str, Json]:
+        at = found.get((shown(info.name), shown(info.principal)))
+        return {"last_used": show_time(at) or None}
+
+    await anyio.to_thread.run_sync(read)
+    return use
 
 
 _NEWEST = 5_000
@@ -365,21 +361,18 @@ def edit(
         )
 
     info = with_vault(chosen, work)
-    groups = ((challenge, sensitivity), (origin, delivery), (expires,), rotation)
-    changed = [any(it is not None for it in group) for group in groups]
-    said = compress(_told(info), changed)
-    return done(as_json(info, time.time()), *said, notes=about_origins(info))
-
-
-def _told(info: CredentialInfo) -> Iterator[str]:
-    """What ``edit`` says: of its level, of where it is sent, of its end, of its rotation."""
-    name = shown_key(info.key)
     places = ", ".join(map(str, info.origins)) or "nowhere"
     end = "never expires" if info.expires is None else f"expires at {show_time(info.expires)}"
-    yield f"{name} is {_level(info)} from now on."
-    yield f"{name} may be sent to {places}, as {info.delivery}."
-    yield f"{name} {end}."
-    yield f"{name} is replaced by {info.rotation.rotator if info.rotation else 'nothing'}."
+    replaced = f"is replaced by {info.rotation.rotator if info.rotation else 'nothing'}"
+    facets = {  # what there is to say, and the options that it is about
+        f"is {_level(info)} from now on": (challenge, sensitivity),
+        f"may be sent to {places}, as {info.delivery}": (origin, delivery),
+        end: (expires,),
+        replaced: rotation,
+    }
+    changed = [said for said, given in facets.items() if any(it is not None for it in given)]
+    lines = [f"{shown_key(info.key)} {said}." for said in changed]
+    return done(as_json(info, time.time()), *lines, notes=about_origins(info))
 
 
 async def _edit_rotation(

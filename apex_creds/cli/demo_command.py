@@ -18,7 +18,7 @@ from apex_creds.cli.console import Cell, Fields, Json, Line, Part, Report, Rows
 from apex_creds.cli.program import option
 
 if TYPE_CHECKING:
-    from apex_creds.cli.demo.checks import Findings
+    from apex_creds.cli.demo.scenario import Findings
 
 _ANNOUNCED: Final = (
     "IN-PROCESS KEYRING, FOR THIS DEMO ONLY: the master key is in memory, unprotected."

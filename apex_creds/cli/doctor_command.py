@@ -320,7 +320,13 @@ def _machine(latest: float) -> Iterator[Check]:
             "Set ulimit -c 0 where the runtime is started.",
         )
 
-    yield _wall()
+    name = "isolation"  # there is one wall, and no weaker one
+    try:
+        program = sandbox.bubblewrap()
+        works = f"{program} with namespaces and a filter of system calls works"
+        yield _ok(name, works)
+    except IsolationUnavailableError as error:
+        yield _warning(name, f"none: {error.message}", error.hint)
 
     libraries = ", ".join(f"{library} {number}" for library, number in versions().items())
     yield _ok("cryptography", libraries)  # SECURITY.md says when to update them
@@ -333,13 +339,3 @@ def _machine(latest: float) -> Iterator[Check]:
         yield _failure(name, f"it is {latest - now:.0f} s behind the vault's last event", fix)
     else:
         yield _ok(name, f"{show_time(now)}, not before anything that the vault has seen")
-
-
-def _wall() -> Check:
-    """Whether plugins can run isolated here; there is one wall, and no weaker one."""
-    name = "isolation"
-    try:
-        program = sandbox.bubblewrap()
-    except IsolationUnavailableError as error:
-        return _warning(name, f"none: {error.message}", error.hint)
-    return _ok(name, f"{program} with namespaces and a filter of system calls works")

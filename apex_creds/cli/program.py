@@ -109,7 +109,7 @@ PANELS: Final[Mapping[str, Mapping[str, Entry]]] = {
             "Run a program behind a wall: placeholders for keys, a gateway for network.",
         ),
         "mcp": Entry(
-            "mcp_command:mcp", "Stand in front of an MCP server, on standard input and output."
+            "run_command:mcp", "Stand in front of an MCP server, on standard input and output."
         ),
     },
     "Keys": {

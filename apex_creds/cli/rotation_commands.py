@@ -255,7 +255,9 @@ async def status(vault: Vault) -> Report:
         ],
         "by_hand": sorted(level.value for level in found.by_hand),
         "waiting_events": [kind_of(item.event) for item in found.state.queue],
-        "credentials": [{"name": each.name, **_rotation_of(each)} for each in rotated],
+        "credentials": [
+            {"name": each.name, **(rotation_as_json(each) or {})} for each in rotated
+        ],
         "logins": [
             {
                 "credential": each.credential,
@@ -300,10 +302,6 @@ async def status(vault: Vault) -> Report:
         else:
             parts.append(f"{safe(login.credential)}: a login is in use, until {until}")
     return Report(data, *parts)
-
-
-def _rotation_of(info: CredentialInfo) -> dict[str, Json]:
-    return rotation_as_json(info) or {}
 
 
 def _shown(info: CredentialInfo) -> Part:

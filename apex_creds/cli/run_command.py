@@ -1,10 +1,14 @@
-"""``run``: any program as a plugin, behind the wall, where it never holds a secret."""
+"""``run``: any program as a plugin, behind the wall; ``mcp``: in front of any MCP server.
+
+Guarantee: neither the program, nor the server, nor its client ever holds a secret.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -13,7 +17,8 @@ import typer
 from apex_creds.cli.command import Settings, command, span, with_vault
 from apex_creds.cli.grant_commands import manifest_in
 from apex_creds.cli.program import argument, option
-from apex_creds.errors import NotFoundError
+from apex_creds.errors import InvalidInputError, NotFoundError
+from apex_creds.fs.private_files import write_all
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.policy.manifest import Access, Manifest, Need
 from apex_creds.vault import Vault
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from apex_creds.isolation.sandbox import Wall, Walled
+    from apex_creds.vault import Vault
+
 
 SIGNALLED: Final = 128
 LIFE: Final = 24 * 3600.0
@@ -88,7 +95,7 @@ async def _run(
     def began(walled: Walled) -> None:
         loop.add_signal_handler(signal.SIGTERM, walled.process.terminate)
         if wall.terminal:  # Ctrl-C is for the program, which the terminal sends it to as well
-            loop.add_signal_handler(signal.SIGINT, _nothing)
+            loop.add_signal_handler(signal.SIGINT, lambda: None)
 
     try:
         async with CredentialMiddleware(vault, ttl=life) as middleware:
@@ -133,27 +140,81 @@ def wall_around(
     terminal: bool = False,
 ) -> Wall:
     """A program, and the folders that it sees."""
-    from apex_creds.isolation.sandbox import Limits, MiB, Wall
+    from apex_creds.isolation.sandbox import HOME, Limits, MiB, Wall
 
     readable, writable = [*(read or ()), *([folder] if folder else ())], write or ()
+    here = Path.cwd()
+    seen = any(here.is_relative_to(each.resolve()) for each in (*readable, *writable))
     return Wall(
         command=program,
         folders=[path.absolute() for path in readable],
         writable=[path.absolute() for path in writable],
-        directory=_directory([*readable, *writable]),
+        directory=str(here) if seen else HOME,  # here, if the program sees that
         limits=Limits(memory=None, data=4096 * MiB, processes=1024, files=4096),
         terminal=terminal,
     )
 
 
-def _directory(folders: Sequence[Path]) -> str:
-    """Where the program begins: here, if it sees that; else in a folder of its own."""
-    from apex_creds.isolation.sandbox import HOME
+@command()
+def mcp(
+    chosen: Settings,
+    plugin: Annotated[str, option("ID", "The plugin that the server is.", "--plugin")],
+    program: Annotated[
+        list[str] | None, argument("[COMMAND...]", "The server's program, after --.")
+    ] = None,
+    url: Annotated[
+        str | None, option("URL", "Where the server is, in place of a program.")
+    ] = None,
+    folder: Folder = None,
+    read: Read = None,
+    write: Write = None,
+    internal: Internal = None,
+    life: Annotated[
+        float | None,
+        option("SPAN", "How long a call may take; a day by default.", "--for", parser=span),
+    ] = None,
+) -> None:
+    """Stand in front of an MCP server, on standard input and output.
 
-    here = Path.cwd()
-    seen = any(here.is_relative_to(folder.resolve()) for folder in folders)
-    return str(here) if seen else HOME
+    The server's program runs behind a wall with placeholders for keys, or is reached by HTTP.
+    Each tool call is checked and audited as an invocation of the tool's name, and sends with
+    the credentials that the plugin was granted; answers are cleaned. Put it where a client's
+    configuration has the server's own command.
+    """
+    if (url is None) is not bool(program):
+        raise InvalidInputError("Give either a COMMAND after --, or --url.")
+
+    async def work(vault: Vault) -> int:
+        from apex_creds.integrations.mcp_proxy import CommandProxy, HttpProxy
+        from apex_creds.isolation.dialing import Dialer
+        from apex_creds.middleware import CredentialMiddleware
+
+        manifest = await manifest_of(vault, plugin, folder)
+        async with CredentialMiddleware(vault, ttl=life or LIFE) as middleware:
+            proxy: CommandProxy | HttpProxy
+            if url is not None:
+                proxy = HttpProxy(middleware, manifest, url)
+            else:
+                wall = wall_around(program or (), folder, read, write)
+                dialer = Dialer(internal=internal or ())
+                proxy = CommandProxy(middleware, manifest, wall, dialer=dialer)
+            return await proxy.run(_lines(), _write)
+
+    status = with_vault(chosen, work)
+    raise typer.Exit(status if status >= 0 else SIGNALLED - status)
 
 
-def _nothing() -> None:
-    """Does nothing: a signal is for somebody else."""
+async def _lines() -> AsyncIterator[bytes]:
+    from apex_creds.integrations.mcp_proxy import LONGEST, lines
+
+    reader = asyncio.StreamReader(limit=LONGEST)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    async for line in lines(reader):
+        yield line
+
+
+async def _write(line: bytes) -> None:
+    """In a thread: a client that reads slowly holds nothing else up."""
+    await asyncio.to_thread(write_all, sys.stdout.fileno(), line)

@@ -1,13 +1,16 @@
-"""An event of the log in the words that the page shows, and what a filter finds by them.
+"""An event of the log in the words that the page shows, and what a search finds by them.
 
 Guarantee: a search matches what a reader sees in the event's line, and nothing else: hidden
 names, identifiers and field names match nothing. The page and the search on the server use
-the same words, since both get them from here.
+the same words, since both get them from here. A sieve finds lines in their bytes: of lines
+that are as the log writes them, it leaves out none that the filter takes when it is shown. It
+may give more: the filter has the last word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -49,17 +52,13 @@ Shown = Mapping[str, object]
 
 def with_words(event: Shown) -> dict[str, object]:
     """The event and, for its line: ``word``, ``says``, ``tone``, ``groups``."""
-    kind = event.get("kind")
-    word = "altered" if "fault" in event else WORDS.get(str(kind), kind)
-    groups = [group.value for group in _groups(event)]
+    kind, fault = event.get("kind"), "fault" in event
+    word = "altered" if fault else WORDS.get(str(kind), kind)
+    groups = [Group.USE.value if kind in USE else Group.CHANGES.value]
+    if fault or kind in REFUSED or event.get("decision") == "deny":
+        groups.insert(0, Group.REFUSED.value)
     says = _says(event)
     return {**event, "word": word, "says": says, "tone": _tone(event, groups), "groups": groups}
-
-
-def _groups(event: Shown) -> list[Group]:
-    kind, fault = event.get("kind"), "fault" in event
-    refused = fault or kind in REFUSED or event.get("decision") == "deny"
-    return [Group.REFUSED] * refused + [Group.USE if kind in USE else Group.CHANGES]
 
 
 def _tone(event: Shown, groups: list[str]) -> str:
@@ -145,3 +144,84 @@ def _line(event: Shown) -> str:
     who = () if "fault" in event else (event.get("plugin") or OPERATOR, event.get("action"))
     parts = (event["seq"], event["word"], *who, event.get("credential"), event["says"])
     return " ".join(str(part) for part in parts if part)
+
+
+# -- which lines may show it ----------------------------------------------------------------
+
+
+# What is shown of an event differs from what is stored: kinds have other words, durations and
+# key versions are written out, some characters are escapes, an origin and a path are one. So a
+# search is cut into pieces that are stored as they are shown; the sieve searches for the
+# longest, and for what can show it otherwise.
+_PIECE: Final = re.compile(r"[!#-.0-\[\]-~]+")
+"""What neither JSON nor the page escapes, and no part of a line ends or begins within."""
+_ODD: Final = re.compile(rb'[^\x20-\x7e\n]|\\|  |"path":"[^/]')
+"""Where what is stored may be shown as something else, or run into what stands before it."""
+_USUAL_PATH: Final = b'"path":"/'
+
+Named = Callable[[str], "list[str] | None"]
+"""Which other texts the log may have for names that have a text in them; None: too many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sieve:
+    """Finds lines.
+
+    Attributes:
+        patterns: A line that is wanted, in lower case, has one of them or is odd.
+    """
+
+    patterns: tuple[re.Pattern[bytes], ...]
+
+    def lines(self, body: bytes) -> list[bytes]:
+        """The lines of ``body`` that may be wanted, in their order; each ends in a newline."""
+        low, places = body.lower(), set[int]()
+        for pattern in (*self.patterns, *([_ODD] if _has_odd(low) else [])):
+            at = 0
+            while match := pattern.search(low, at):  # once in each line
+                places.add(low.rfind(b"\n", 0, match.start()) + 1)
+                at = low.index(b"\n", match.start())
+        return [body[at : body.index(b"\n", at) + 1] for at in sorted(places)]
+
+
+def _has_odd(low: bytes) -> bool:
+    """Whether any line is odd, or almost: quicker than to search for the pattern."""
+    odd = not low.isascii() or b"\\" in low or b"\x7f" in low or b"  " in low
+    return odd or low.count(b'"path":"') != low.count(_USUAL_PATH)
+
+
+def sieve_of(wanted: Filter, *, named: Named = lambda _: []) -> Sieve | None:
+    """The sieve of a search; None: any line may show it.
+
+    Args:
+        wanted: What is searched for.
+        named: Of names that are shown otherwise than they are stored.
+    """
+    pieces = sorted(_PIECE.findall(wanted.text), key=len, reverse=True)
+    for piece in pieces:
+        if (found := _of_piece(piece, named)) is not None:
+            return Sieve(found)
+    return None if wanted.group is None else Sieve(_of_group(wanted.group))
+
+
+def _of_piece(piece: str, named: Named) -> tuple[re.Pattern[bytes], ...] | None:
+    others = named(piece)
+    if piece in OPERATOR or others is None:
+        return None
+    found = [re.escape(text.lower()) for text in (piece, *others)]
+    found += [f'"kind":"{kind}"' for kind, word in WORDS.items() if piece in word]
+    if re.fullmatch(r"v[0-9]+", piece):
+        found.append(f'"key_version":{piece[1:]}')
+    if re.fullmatch(r"[0-9]{4,}", piece):
+        found.append('"duration_us":[0-9]{6}')
+    elif re.fullmatch(r"[0-9.]+", piece) or piece in "ms":
+        found.append('"kind":"invocation"')
+    return tuple(re.compile(text.encode()) for text in found)
+
+
+def _of_group(group: Group) -> tuple[re.Pattern[bytes], ...]:
+    kinds = "|".join(sorted(REFUSED if group is Group.REFUSED else USE))
+    if group is Group.REFUSED:
+        return re.compile(f'"kind":"(?:{kinds})"'.encode()), re.compile(b'"decision":"deny"')
+    other = "!" if group is Group.CHANGES else "="
+    return (re.compile(f'"kind":"(?{other}(?:{kinds})")'.encode()),)

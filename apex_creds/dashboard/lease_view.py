@@ -183,9 +183,15 @@ class OpenLeases:
         if event.kind is EventKind.LEASE:
             self._begin(event, since=event.time)
         elif event.kind in (EventKind.REDEEM, EventKind.EXPOSE) and event.lease:
-            self._use(event)
+            found = self._open.get(event.lease) or self._begin(event, since=0.0)
+            found.uses += event.kind is EventKind.REDEEM
+            found.last, found.method, found.origin = event.time, event.method, event.origin
         elif event.kind is EventKind.INVOCATION:
-            self._end(event.invocation)
+            for lease in self._of.pop(event.invocation, ()):
+                self._open.pop(lease, None)
+            self._ended[event.invocation] = None
+            while len(self._ended) > _MANY_ENDED:
+                self._ended.pop(next(iter(self._ended)))
         elif event.kind is EventKind.REVOKE:
             self._revoke(event)
         else:
@@ -219,18 +225,6 @@ class OpenLeases:
         while len(self._open) > MAX_OPEN:
             self._forget(next(iter(self._open)))
         return made
-
-    def _use(self, event: Recorded) -> None:
-        found = self._open.get(event.lease) or self._begin(event, since=0.0)
-        found.uses += event.kind is EventKind.REDEEM
-        found.last, found.method, found.origin = event.time, event.method, event.origin
-
-    def _end(self, invocation: str) -> None:
-        for lease in self._of.pop(invocation, ()):
-            self._open.pop(lease, None)
-        self._ended[invocation] = None
-        while len(self._ended) > _MANY_ENDED:
-            self._ended.pop(next(iter(self._ended)))
 
     def _revoke(self, event: Recorded) -> None:
         for lease in self._open.values():
@@ -316,17 +310,13 @@ async def answer(vault: Vault, request_id: str, said: Answer) -> PendingRequest:
     if said.choice.allows:
         await vault.check_not_locked_down()
         if found.request.second_factor:
-            await _verify_factor(vault, found, said.code)
+            factors = Factors(vault)
+            if not said.code and await factors.enrolled():
+                raise SecondFactorError("A code of the second factor is needed.")
+            key = key_of(found.request.credential, found.request.owner)
+            subject = Subject(plugin=found.request.plugin, credential=key)
+            await factors.verify(said.code, subject=subject)
     return await requests.answer(found.id, made)
-
-
-async def _verify_factor(vault: Vault, found: PendingRequest, code: str) -> None:
-    factors = Factors(vault)
-    if not code and await factors.enrolled():
-        raise SecondFactorError("A code of the second factor is needed.")
-    key = key_of(found.request.credential, found.request.owner)
-    subject = Subject(plugin=found.request.plugin, credential=key)
-    await factors.verify(code, subject=subject)
 
 
 def _listed(values: tuple[str, ...]) -> list[str]:

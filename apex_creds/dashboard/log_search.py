@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import takewhile
 from operator import itemgetter
 from pathlib import Path
@@ -27,7 +28,7 @@ from apex_creds.audit.segment import (
     segments,
 )
 from apex_creds.audit.tree import Frontier
-from apex_creds.dashboard.log_sieve import Sieve
+from apex_creds.dashboard.event_words import Sieve
 from apex_creds.errors import AuditTamperedError, InvalidInputError
 
 # -- traces ---------------------------------------------------------------------------------
@@ -236,25 +237,15 @@ class _Log:
 
     def _segment_of(self, seq: int) -> tuple[int, int]:
         """The segment of an event, and the number of its first one."""
-        try:
-            number, edge = find_segment(
-                self._paths, vault_id=self._vault_id, after=seq - 1, known=self._edges
-            )
-        except AuditTamperedError:
-            return self._before_damage(seq)
-        return number, edge.size + 1
-
-    def _before_damage(self, seq: int) -> tuple[int, int]:
-        """The last segment that says that it begins before an event."""
-        for number in reversed(self._paths):
-            try:
-                edge = edge_before(
-                    self._paths, number, vault_id=self._vault_id, known=self._edges
-                )
-            except AuditTamperedError:
-                continue
-            if edge.size < seq:
-                return number, edge.size + 1
+        paths, vault_id, known = self._paths, self._vault_id, self._edges
+        with suppress(AuditTamperedError):
+            number, edge = find_segment(paths, vault_id=vault_id, after=seq - 1, known=known)
+            return number, edge.size + 1
+        for number in reversed(paths):  # the last one that says that it begins before it
+            with suppress(AuditTamperedError):
+                edge = edge_before(paths, number, vault_id=vault_id, known=known)
+                if edge.size < seq:
+                    return number, edge.size + 1
         return 1, 1
 
     def _reader(self, number: int) -> SegmentReader:

@@ -23,11 +23,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.dashboard.event_words import Filter
+from apex_creds.dashboard.event_words import Filter, sieve_of
 from apex_creds.dashboard.lease_view import Answer, Names, answer
 from apex_creds.dashboard.live_feed import MAX_READERS, LiveFeed
 from apex_creds.dashboard.log_search import earlier, trace
-from apex_creds.dashboard.log_sieve import sieve_of
 from apex_creds.dashboard.sessions import WITH_SESSION, Session, SessionGate
 from apex_creds.dashboard.watcher import Watcher
 from apex_creds.dashboard.web_security import (
@@ -125,8 +124,8 @@ class Dashboard:
     def app(self) -> ASGIApp:
         """The application, guarded."""
         routes = [
-            Route("/", self._page, methods=["GET"]),
-            Route("/assets/{name}", self._asset, methods=["GET"]),
+            Route("/", self._file, methods=["GET"]),
+            Route("/assets/{name}", self._file, methods=["GET"]),
             Route("/login", self._login, methods=["POST"]),
             self._api("/api/stream", self._stream, "GET"),
             self._api("/api/story/{id}", self._story, "GET"),
@@ -148,23 +147,28 @@ class Dashboard:
 
     # -- for everybody ---------------------------------------------------------------
 
-    async def _page(self, _: Request) -> Response:
-        return self._file("index.html")
-
-    async def _asset(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if name == "index.html" or name not in self._files:
+    async def _file(self, request: Request) -> Response:
+        """One of the page's files; the page itself is at ``/`` alone."""
+        name = request.path_params.get("name")
+        if name == "index.html" or name not in {None, *self._files}:
             return refused(404, "There is nothing here.")
-        return self._file(name)
-
-    def _file(self, name: str) -> Response:
-        data, kind = self._files[name]
+        data, kind = self._files[name or "index.html"]
         return Response(data, headers={"content-type": kind})
 
     async def _login(self, request: Request) -> Response:
+        """Lets somebody in; of those that are refused, only the first ones are audited."""
         said = await body(request, _Login)
         admitted = self._gate.admit(said.token)
-        await self._log_login(good=admitted is not None)
+        self._refused += admitted is None
+        if admitted is not None or self._refused <= _LOGGED_REFUSALS:
+            event = AuditEvent(
+                time=self._vault.clock.time(),
+                kind=EventKind.CLIENT,
+                action="dashboard",
+                decision="allow" if admitted else "deny",
+                reason="login" if admitted else "bad_link",
+            )
+            await anyio.to_thread.run_sync(self._vault.audit.append, event)
         if admitted is None:
             return refused(
                 403,
@@ -181,20 +185,6 @@ class Dashboard:
             samesite="strict",
         )
         return made
-
-    async def _log_login(self, *, good: bool) -> None:
-        """Audits it; of those that are refused, the first ones only."""
-        self._refused += not good
-        if not good and self._refused > _LOGGED_REFUSALS:
-            return
-        event = AuditEvent(
-            time=self._vault.clock.time(),
-            kind=EventKind.CLIENT,
-            action="dashboard",
-            decision="allow" if good else "deny",
-            reason="login" if good else "bad_link",
-        )
-        await anyio.to_thread.run_sync(self._vault.audit.append, event)
 
     # -- with a session --------------------------------------------------------------
 
@@ -216,22 +206,21 @@ class Dashboard:
     async def _stream(self, _: Request, session: Session) -> Response:
         if self._feed.readers >= MAX_READERS:
             return refused(503, "Too many tabs are open.")
-        frames = self._frames(session)
-        return StreamingResponse(frames, media_type="text/event-stream")
 
-    async def _frames(self, session: Session) -> AsyncIterator[bytes]:
-        hello = {
-            "vault": self._vault.vault_id,
-            "decisions": self._site.decisions,
-            "hidden": self._names.hidden,
-            # One of several homes of a vault in a database: each keeps its own log.
-            "shared": self._vault.audit.vault_id != self._vault.vault_id,
-            "now": self._vault.clock.time(),
-        }
-        yield b"event: hello\ndata: " + encode(hello) + b"\n\n"
-        lasts = partial(self._gate.lasts, session)
-        async for frame in self._feed.frames(lasts=lasts):
-            yield frame
+        async def frames() -> AsyncIterator[bytes]:
+            hello = {
+                "vault": self._vault.vault_id,
+                "decisions": self._site.decisions,
+                "hidden": self._names.hidden,
+                # One of several homes of a vault in a database: each keeps its own log.
+                "shared": self._vault.audit.vault_id != self._vault.vault_id,
+                "now": self._vault.clock.time(),
+            }
+            yield b"event: hello\ndata: " + encode(hello) + b"\n\n"
+            async for frame in self._feed.frames(lasts=partial(self._gate.lasts, session)):
+                yield frame
+
+        return StreamingResponse(frames(), media_type="text/event-stream")
 
     async def _story(self, request: Request, _: Session) -> Response:
         read = partial(

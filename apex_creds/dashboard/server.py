@@ -3,6 +3,11 @@
 Guarantee: it listens on 127.0.0.1 unless another address was asked for, and there with TLS
 only; the socket is this process's alone. In a lockdown the vault's keys are wiped before
 anything is served, once what is shown of them was read. When it ends, every session has ended.
+
+Connections on which no session was shown are bounded in number, and a new one is always taken:
+the oldest of them is cut off for it, whatever it waits for (its TLS handshake, the rest of a
+request, a reader of an answer). Those with a session are never cut off by others, so opening
+many connections neither fills the dashboard up nor ends what somebody sees.
 """
 
 from __future__ import annotations
@@ -16,18 +21,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from apex_creds.crypto.memory import harden_process
-from apex_creds.dashboard.connections import BACKLOG, Connection
 from apex_creds.dashboard.lease_view import names_of
 from apex_creds.dashboard.live_feed import LiveFeed
 from apex_creds.dashboard.routes import Dashboard, Site
-from apex_creds.dashboard.sessions import SessionGate
+from apex_creds.dashboard.sessions import WITH_SESSION, SessionGate
 from apex_creds.dashboard.watcher import Watcher
 from apex_creds.errors import InvalidInputError
 from apex_creds.vault import Vault
@@ -231,3 +237,70 @@ def _enter(link: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         loop.remove_reader(sys.stdin)
+
+
+BACKLOG: Final = 128
+MAX_STRANGERS: Final = 2 * BACKLOG
+"""More than are taken at once: a new one is read before others can crowd it out."""
+
+HANDSHAKE_SECONDS: Final = 10.0
+
+_order = count()
+
+
+class Connection(H11Protocol):
+    """A connection of a browser, or of anybody else on this machine.
+
+    Args:
+        args: As uvicorn has them.
+        tls: What it is served with; None: it is not, or the transport does that.
+        more: As ``args``.
+    """
+
+    def __init__(self, *args: Any, tls: ssl.SSLContext | None = None, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.number = next(_order)
+        self._tls = tls
+        self._handshake: asyncio.Task[None] | None = None
+        self._early = b""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Takes it, and cuts off the oldest stranger if there are too many."""
+        super().connection_made(transport)
+        known = [each for each in self.connections if isinstance(each, Connection)]
+        strangers = [each for each in known if each.stranger]
+        if len(strangers) > MAX_STRANGERS:
+            min(strangers, key=lambda each: each.number).transport.abort()
+        if self._tls is not None:
+            self._handshake = self.loop.create_task(self._begin_tls(transport, self._tls))
+
+    async def _begin_tls(self, raw: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        """Here and not by the server, which tells of no connection before its handshake."""
+        try:
+            transport = await self.loop.start_tls(
+                raw, self, tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            )
+        except OSError:  # as what TLS refuses and a time that is over are
+            transport = None
+        if transport is None:  # cut off meanwhile
+            raw.abort()
+            self.connections.discard(self)
+        else:
+            self._tls = None
+            super().connection_made(transport)
+            if self._early:
+                self.data_received(self._early)
+
+    def data_received(self, data: bytes) -> None:
+        """Takes what came; what came with the end of the handshake waits for its transport."""
+        if self._tls is not None:
+            self._early += data
+        else:
+            super().data_received(data)
+
+    @property
+    def stranger(self) -> bool:
+        """Whether it is open, and its last request (there may be none) showed no session."""
+        scope: object = self.scope
+        shown = isinstance(scope, dict) and WITH_SESSION in scope
+        return not shown and not self.transport.is_closing()

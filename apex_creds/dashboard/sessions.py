@@ -76,7 +76,15 @@ class SessionGate:
         self._link = None
         if self._now() >= link[1]:
             return None
-        return self._begin()
+        cookie, key = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+        self._count += 1
+        ends = self._now() + SESSION_SECONDS
+        session = Session(self._count, _digest(cookie), _digest(key), ends)
+        self._sessions = {n: s for n, s in self._sessions.items() if self.lasts(s)}
+        while len(self._sessions) >= MAX_SESSIONS:
+            self._sessions.pop(next(iter(self._sessions)))
+        self._sessions[session.number] = session
+        return Admitted(session, cookie, key)
 
     def find(self, cookie: str, key: str) -> Session | None:
         """The session that both values belong to, while it lasts."""
@@ -96,17 +104,6 @@ class SessionGate:
     def leave(self, session: Session) -> None:
         """Ends a session; again does nothing."""
         self._sessions.pop(session.number, None)
-
-    def _begin(self) -> Admitted:
-        cookie, key = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-        self._count += 1
-        ends = self._now() + SESSION_SECONDS
-        session = Session(self._count, _digest(cookie), _digest(key), ends)
-        self._sessions = {n: s for n, s in self._sessions.items() if self.lasts(s)}
-        while len(self._sessions) >= MAX_SESSIONS:
-            self._sessions.pop(next(iter(self._sessions)))
-        self._sessions[session.number] = session
-        return Admitted(session, cookie, key)
 
 
 def _digest(text: str) -> bytes:

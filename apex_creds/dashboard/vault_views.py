@@ -19,15 +19,14 @@ from apex_creds.dashboard.lease_view import Names, text
 from apex_creds.dashboard.log_status import Use
 from apex_creds.dashboard.windows import Asked, Part, part
 from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
-from apex_creds.keys.keyset import Keyset, KeyState, KeyVersion
+from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.model import SECTION_NAMES, CredentialInfo, Sensitivity
-from apex_creds.policy.grants import Grant, GrantDecision, Grants
+from apex_creds.policy.grants import GrantDecision, Grants
 from apex_creds.policy.rules import EACH_LEASE, NEVER, Policy, Verdict
 from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.engine import Engine
-from apex_creds.scheduler.kek_rotation import KeyScan
 from apex_creds.scheduler.reencryption import worker_runs
-from apex_creds.scheduler.rotation_plan import MasterView, Step, View, next_due, plan
+from apex_creds.scheduler.rotation_plan import MasterView, View, next_due, plan
 from apex_creds.scheduler.rotation_state import kind_of
 from apex_creds.scheduler.schedule import Level
 
@@ -77,7 +76,7 @@ class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         master: Where the master key is kept: the provider's kind alone.
-        keys: The master key, the KEK, then the DEKs, those that need a look first.
+        keys: The master key, the KEK, then the DEKs, those that need attention first.
         due: When the next key of a level is due, Unix seconds.
         steps: What could be done now, in words of the state machine.
         worker: Whether one runs; None where that is not known.
@@ -109,9 +108,11 @@ async def hierarchy(engine: Engine, *, names: Names) -> Hierarchy:
         records = (record for section in sections for record in section.records.values())
         counted = Counter((key.hex(), at) for key, at in (record.key for record in records))
         counted.update(scan.documents.values())
+        keks = keystore.root_header.keks
+        protected = {v.version: scan.protects(v.version) for v in keks.versions}
         keys = (
             _master(view.master),
-            _kek(keystore, scan),
+            _key(Level.KEK, keks, protected),
             *sorted(_deks(keystore, view, counted, names), key=lambda k: (_weight(k), k.label)),
         )
         steps = plan(view, state.policies, now=now, next_fire=engine.next_fire)
@@ -120,7 +121,16 @@ async def hierarchy(engine: Engine, *, names: Names) -> Hierarchy:
             master=keystore.root_header.master.uri.partition(":")[0],
             keys=keys,
             due={level.value: at for level, at in due.items()},
-            steps=tuple(_step(step, names) for step in steps),
+            steps=tuple(
+                {
+                    "action": step.action.value,
+                    "level": step.level.value,
+                    "label": names.label(step.label),
+                    "version": step.version,
+                    "reason": step.reason.value,
+                }
+                for step in steps
+            ),
             worker=worker,
             waiting=tuple(kind_of(item.event) for item in state.queue),
         )
@@ -142,12 +152,6 @@ def _master(master: MasterView) -> Key:
         for version, at in sorted(ages.items())
     )
     return Key(level=Level.MASTER.value, versions=versions)
-
-
-def _kek(keystore: Keystore, scan: KeyScan) -> Key:
-    keks = keystore.root_header.keks
-    counts = {v.version: scan.protects(v.version) for v in keks.versions}
-    return _key(Level.KEK, keks, counts)
 
 
 def _deks(
@@ -179,32 +183,21 @@ def _key(
     return Key(
         level=level.value,
         label=label,
-        versions=tuple(_version(v, counts.get(v.version, 0), uses or {}) for v in live),
+        versions=tuple(
+            VersionOf(
+                version=each.version,
+                state=each.state.value,
+                compromised=each.compromised,
+                parent=each.parent,
+                protects=counts.get(each.version, 0),
+                encryptions=(uses or {}).get(each.version, 0),
+                created=each.created,
+                changed=each.changed,
+            )
+            for each in live
+        ),
         destroyed=len(keyset.versions) - len(live),
     )
-
-
-def _version(version: KeyVersion, protects: int, uses: Mapping[int, int]) -> VersionOf:
-    return VersionOf(
-        version=version.version,
-        state=version.state.value,
-        compromised=version.compromised,
-        parent=version.parent,
-        protects=protects,
-        encryptions=uses.get(version.version, 0),
-        created=version.created,
-        changed=version.changed,
-    )
-
-
-def _step(step: Step, names: Names) -> dict[str, object]:
-    return {
-        "action": step.action.value,
-        "level": step.level.value,
-        "label": names.label(step.label),
-        "version": step.version,
-        "reason": step.reason.value,
-    }
 
 
 _STEPS: Final = 12
@@ -245,7 +238,7 @@ def _moving(key: Key) -> bool:
 
 
 def _weight(key: Key) -> int:
-    """Places what needs a look first, and what is always there last."""
+    """Places what needs attention first, and what is always there last."""
     if any(v.compromised for v in key.versions):
         return 0
     if _moving(key) or any(v.state == KeyState.PENDING.value for v in key.versions):
@@ -390,7 +383,20 @@ class Permissions:
         if grant is None and use is None and not rule:
             return None
         cell = Cell(p=p, c=c, verdict=verdict, rule=text(rule), use=use)
-        return cell if grant is None else _with(cell, grant, self._now)
+        if grant is None:
+            return cell
+        over = grant.until is not None and grant.until <= self._now
+        deny = grant.decision is GrantDecision.DENY
+        return msgspec.structs.replace(
+            cell,
+            grant="over" if over else "deny" if deny else "allow",
+            scopes=tuple(text(scope) for scope in grant.scopes[:_MANY]),
+            reveal=grant.reveal,
+            until=grant.until,
+            created=grant.created,
+            by=text(grant.created_by),
+            bound=bool(grant.manifest or grant.checksum),
+        )
 
 
 def _row(name: str, info: CredentialInfo | None, policy: Policy | None, names: Names) -> Row:
@@ -415,21 +421,6 @@ def _row(name: str, info: CredentialInfo | None, policy: Policy | None, names: N
         origins=() if names.hidden else tuple(map(str, info.origins[:_MANY])),
         rule="" if level is None else level.decision.value,
         factor="" if factor == NEVER else "each" if factor == EACH_LEASE else "window",
-    )
-
-
-def _with(cell: Cell, grant: Grant, now: float) -> Cell:
-    over = grant.until is not None and grant.until <= now
-    deny = grant.decision is GrantDecision.DENY
-    return msgspec.structs.replace(
-        cell,
-        grant="over" if over else "deny" if deny else "allow",
-        scopes=tuple(text(scope) for scope in grant.scopes[:_MANY]),
-        reveal=grant.reveal,
-        until=grant.until,
-        created=grant.created,
-        by=text(grant.created_by),
-        bound=bool(grant.manifest or grant.checksum),
     )
 
 

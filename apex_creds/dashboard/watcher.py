@@ -29,9 +29,8 @@ from apex_creds.dashboard.lease_view import (
     question,
     text,
 )
-from apex_creds.dashboard.live_feed import KEPT, LiveFeed
+from apex_creds.dashboard.live_feed import KEPT, Batch, LiveFeed, LogTail
 from apex_creds.dashboard.log_status import Activity, Verified, Verifier
-from apex_creds.dashboard.log_tail import Batch, LogTail
 from apex_creds.dashboard.vault_views import (
     Hierarchy,
     Permissions,
@@ -50,7 +49,6 @@ from apex_creds.errors import (
 )
 from apex_creds.fs.home import audit_directory
 from apex_creds.model import SECTION_NAMES
-from apex_creds.policy.grants import Grants, Lockdown
 from apex_creds.policy.policy_file import Change, PolicySource
 from apex_creds.policy.rules import Policy
 from apex_creds.scheduler.worker import RotationWorker
@@ -100,7 +98,6 @@ class Watcher:
         self._revision = 0
         self._keys_seen: tuple[object, ...] = ()
         self._permissions_seen: tuple[object, ...] = ()
-        self._numbers: tuple[int, ...] = ()
         self._source: PolicySource | None = None
         self._policy: Policy | None = None
         self._policy_due = float("-inf")
@@ -202,7 +199,11 @@ class Watcher:
         store = self._vault.store
         grants = await store.grants.read()
         sealed = grants.lockdown is not None and store.sealed
-        self._feed.publish("lockdown", _lockdown(grants.lockdown, sealed=sealed))
+        if (found := grants.lockdown) is None:
+            self._feed.publish("lockdown", None)
+        else:
+            shown = {"since": found.since, "reason": text(found.reason), "sealed": sealed}
+            self._feed.publish("lockdown", shown)
         self._waiting = [] if sealed else await self._requests.open()
         ids = [item.id for item in self._waiting]
         self._feed.publish("requests", {"count": len(ids), "ids": ids})
@@ -228,13 +229,18 @@ class Watcher:
         grants = await self._vault.store.grants.read()
         now = self._vault.clock.time()
         # Ends of grants are compared twice a minute.
-        seen = (*sections, grants, policy, self._ticks(self.activity.changes, int(now / 30)))
+        seen = (*sections, grants, policy, self.activity.changes, int(now / 30))
         if _same(seen, self._permissions_seen):
             return
         stored = [name for section in sections for name in section.records]
         self._names.learn([*stored, *(grant.key for grant in grants)])
-        made = partial(self._read_all, sections, grants, policy, now)
-        self._permissions = await anyio.to_thread.run_sync(made)
+
+        def read() -> Permissions:
+            infos = [r.info for section in sections for r in section.records.values()]
+            uses = dict(self.activity.pairs)
+            return Permissions(infos, grants, uses, policy, names=self._names, now=now)
+
+        self._permissions = await anyio.to_thread.run_sync(read)
         self._publish("matrix", self._permissions.summary())
         self._permissions_seen = seen
 
@@ -245,19 +251,6 @@ class Watcher:
 
     async def _sections(self) -> list[Section]:
         return [await self._vault.store.sections.read(name) for name in SECTION_NAMES]
-
-    def _ticks(self, *numbers: int) -> tuple[int, ...]:
-        """The numbers; the same object as before while they are equal to it."""
-        if numbers != self._numbers:
-            self._numbers = numbers
-        return self._numbers
-
-    def _read_all(
-        self, sections: list[Section], grants: Grants, policy: Policy | None, now: float
-    ) -> Permissions:
-        infos = [r.info for section in sections for r in section.records.values()]
-        uses = dict(self.activity.pairs)
-        return Permissions(infos, grants, uses, policy, names=self._names, now=now)
 
     async def _current_policy(self) -> Policy | None:
         """The policy in force, read now and then; None: its file can't be read."""
@@ -327,12 +320,8 @@ def _lease_words(lease: dict[str, object]) -> str:
     return " ".join(str(lease[name]) for name in fields)
 
 
-def _lockdown(found: Lockdown | None, *, sealed: bool) -> dict[str, object] | None:
-    if found is None:
-        return None
-    return {"since": found.since, "reason": text(found.reason), "sealed": sealed}
-
-
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
-    """Whether all values are the same objects: what is stored is never changed in place."""
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+    """Whether nothing changed: what is stored is replaced, never changed in place."""
+    return len(one) == len(other) and all(
+        a == b if isinstance(a, int) else a is b for a, b in zip(one, other, strict=True)
+    )

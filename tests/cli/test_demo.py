@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-from apex_creds.cli.demo import checks, scenario
+from apex_creds.cli.demo import scenario
 from apex_creds.redaction.redactor import Redactor
 
 
@@ -98,7 +98,7 @@ def test_each_row_can_be_wrong():
         "overhead": 1e6,
         "samples": (),
     }
-    assert checks.Findings(**good).ok
+    assert scenario.Findings(**good).ok
     bad = {
         "as_expected": 14,
         "right": 11,
@@ -112,7 +112,7 @@ def test_each_row_can_be_wrong():
         "events": 0,
     }
     for name, value in bad.items():
-        assert not checks.Findings(**{**good, name: value}).ok, name
+        assert not scenario.Findings(**{**good, name: value}).ok, name
 
 
 def test_the_plan_has_every_kind_of_call():

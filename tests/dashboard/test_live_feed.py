@@ -14,9 +14,8 @@ from apex_creds.audit.maintenance import Cadence
 from apex_creds.audit.segment import edge_before, segments
 from apex_creds.dashboard.event_words import Filter, with_words
 from apex_creds.dashboard.lease_view import Names, names_of
-from apex_creds.dashboard.live_feed import LiveFeed
+from apex_creds.dashboard.live_feed import LiveFeed, LogTail
 from apex_creds.dashboard.log_search import Earlier, earlier
-from apex_creds.dashboard.log_tail import LogTail
 from apex_creds.dashboard.watcher import Watcher
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import SystemClock

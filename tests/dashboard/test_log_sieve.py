@@ -14,10 +14,9 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.maintenance import Cadence
 from apex_creds.audit.segment import segments
-from apex_creds.dashboard.event_words import Filter, Group, _line, with_words
+from apex_creds.dashboard.event_words import Filter, Group, _line, sieve_of, with_words
 from apex_creds.dashboard.lease_view import Names
 from apex_creds.dashboard.log_search import Earlier, earlier
-from apex_creds.dashboard.log_sieve import sieve_of
 from apex_creds.dashboard.watcher import Watcher
 from apex_creds.model import SystemClock
 

@@ -17,8 +17,7 @@ import httpx
 import pytest
 
 from apex_creds import Vault
-from apex_creds.dashboard.connections import MAX_STRANGERS
-from apex_creds.dashboard.server import Settings, serve
+from apex_creds.dashboard.server import MAX_STRANGERS, Settings, serve
 from apex_creds.errors import InvalidInputError
 from tests.dashboard.running import running
 from tests.support.loops import WITHIN
