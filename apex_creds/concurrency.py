@@ -104,7 +104,7 @@ class Place:
         return self.loop.is_running() and not self.loop.is_closed()
 
     def goes_on(self, seen_from: Place) -> bool:
-        """Whether a task here can go on while one there waits, as far as can be told."""
+        """Whether a task here can go on while one there waits, as far as is known."""
         if self.loop is seen_from.loop:
             return not self.loop.is_closed()
         if not self.runs or self.thread == seen_from.thread or self.thread in _blocked:

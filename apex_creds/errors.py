@@ -484,7 +484,7 @@ class RotatorError(ApexCredsError):
 
 
 class RotatorRefusedError(RotatorError):
-    """The provider refused, and would again: somebody has to look at it."""
+    """The provider refused, and would again: an operator has to act."""
 
 
 class SecretLeakError(ApexCredsError):

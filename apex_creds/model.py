@@ -454,7 +454,7 @@ def _fits(style: str, named: bool, field: str) -> bool:
     if style == DeliveryStyle.AWS4:
         return not named or _SCOPE.fullmatch(field) is not None
     if style == DeliveryStyle.SCHEME and field.lower() in ("bearer", "basic"):
-        return False  # they have forms of their own
+        return False  # they have their own styles
     if style in _NAMED_BY_TOKEN:
         return bool(field) and set(field) <= _HEADER_TOKEN
     return not named
@@ -474,7 +474,7 @@ class Assertion(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     Attributes:
         credential: The name of the key that signs, or of the token that is exchanged.
         principal: Whose that is; empty: it is shared.
-        issuer: Who signs, as the authorization server knows him; so is ``subject`` for whom.
+        issuer: Who signs, as the authorization server knows it; so is ``subject`` for whom.
         audience: Who the signature is for (the token endpoint by default), or the new token.
         key_id: Of the key; empty: it is not said.
         algorithm: ``RS256``, ``ES256`` or ``EdDSA``.
@@ -761,7 +761,7 @@ class AwsKey(Secret):
 
 
 class GenericSecret(Secret):
-    """Any bytes: a private key, a certificate, a token of a kind of its own."""
+    """Any bytes: a private key, a certificate, a token of any other kind."""
 
     __slots__ = ()
 

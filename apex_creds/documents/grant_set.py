@@ -1,4 +1,4 @@
-"""Grants as stored: documents of their own, by plugin, so that a grant does not rewrite others.
+"""Grants as stored: documents by plugin, so that a grant does not rewrite others.
 
 Guarantee: those of ``store``. The first document, ``grants``, has the grants themselves
 while they are few; when they are many, it has the generation of each shard, and a plugin's

@@ -100,7 +100,7 @@ class KeystoreBody(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True)
         lockdown: Nothing is released while there is one.
         revocations: The last ones, for the processes that have something allowed to them
             that is not stored.
-        manifests: Those that such grants are bound to, so that a difference can be told.
+        manifests: Those that such grants are bound to, so that a difference can be shown.
     """
 
     shards: dict[str, int] = {}
@@ -406,7 +406,7 @@ class MasterKeySource:
 def refuse_own_directory(uri: str, home: Path) -> None:
     """Refuses a key file inside the vault's directory that only the key store names.
 
-    Whoever can replace the directory could bring a vault and a key of their own.
+    An attacker who can replace the directory could bring another vault with its key.
 
     Raises:
         MasterKeyUnavailableError: It is one.
@@ -415,8 +415,8 @@ def refuse_own_directory(uri: str, home: Path) -> None:
     if scheme != "file":
         return
     named = str(expanded(path))
-    looks = (os.path.abspath, os.path.realpath)
-    if any(Path(look(named)).is_relative_to(look(home)) for look in looks):
+    readings = (os.path.abspath, os.path.realpath)
+    if any(Path(read(named)).is_relative_to(read(home)) for read in readings):
         raise MasterKeyUnavailableError(
             "The key store names a master key inside the vault's own directory, which may "
             "have been put there together with it.",
@@ -429,7 +429,7 @@ class SealState:
 
     Attributes:
         for_operator: Whether it keeps its keys in the present lockdown.
-        on_sealed: Told right before it wipes them, from any thread.
+        on_sealed: Called right before it wipes them, from any thread.
     """
 
     def __init__(self) -> None:

@@ -121,7 +121,7 @@ def primaries(header: Header) -> dict[str, int]:
 def refuse_old_keys(header: Header, *, floors: Mapping[str, int]) -> None:
     """Refuses a key store under a key that was replaced.
 
-    Whoever has that key could have made it, with any generation in it.
+    Anybody with that key could have made it, with any generation in it.
 
     Raises:
         RollbackDetectedError: It is.

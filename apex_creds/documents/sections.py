@@ -449,8 +449,8 @@ class SectionSet:
             change: Given the section and the key store, returns the records that are to be
                 others; where none is, nothing is written.
             shred: See ``Storage.write``.
-            size: How many records ``change`` looks at; those of the whole section by default.
-                It runs in a worker thread where they are many.
+            size: How many records ``change`` goes through; by default those of the whole
+                section. It runs in a worker thread where they are many.
 
         Returns:
             The section as written, and what became of the bytes it replaced.

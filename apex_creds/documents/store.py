@@ -2,8 +2,8 @@
 
 Guarantee: one load and one commit for every document there is.
 
-R1 A load takes the key store before the document; a commit takes it again after. Whoever
-   finds a document of generation g has every key version that was made before g.
+R1 A load takes the key store before the document; a commit takes it again after. A
+   reader with generation g of a document has every key version that was made before g.
 R2 A commit is tied: it fails if the key store moved since it was computed. So nothing is
    ever stored under a key version that is not primary at that moment, and a version may be
    destroyed after one scan.

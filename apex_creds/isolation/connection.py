@@ -44,8 +44,8 @@ from apex_creds.isolation.request_heads import (
 )
 from apex_creds.isolation.websocket_frames import WebSocket
 from apex_creds.leases.connection_pool import NETWORK
+from apex_creds.leases.http_messages import Answered, RawHeaders, Request, SendFailure
 from apex_creds.leases.lease import Invocation
-from apex_creds.leases.messages import Answered, RawHeaders, Request, SendFailure
 from apex_creds.middleware.call import Inside, WrappedCall
 from apex_creds.model import HTTP, Origin
 from apex_creds.sdk.current import Binding, refused

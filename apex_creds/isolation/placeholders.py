@@ -20,7 +20,7 @@ from urllib.parse import unquote, unquote_plus
 import msgspec
 
 from apex_creds.leases.deliveries import canonical_name
-from apex_creds.leases.messages import RawHeaders
+from apex_creds.leases.http_messages import RawHeaders
 from apex_creds.model import PLACEHOLDER, Delivery, DeliveryStyle
 
 _TAG: Final = 16

@@ -18,7 +18,7 @@ from apex_creds.isolation.channel import Open, opened
 from apex_creds.leases.broker import find_open
 from apex_creds.leases.exchange import exchange
 from apex_creds.leases.handle import CredentialHandle, Reveal, current_credentials
-from apex_creds.leases.messages import Request, SendFailure
+from apex_creds.leases.http_messages import Request, SendFailure
 
 LEFT: Final = "reveal:worker"
 """In the log: the value has left the host, for a worker."""

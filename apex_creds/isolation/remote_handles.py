@@ -24,7 +24,7 @@ from apex_creds.errors import (
     SecretWipedError,
 )
 from apex_creds.isolation.channel import Ended, Remote
-from apex_creds.leases.messages import Answered, Request, Say, SendFailure
+from apex_creds.leases.http_messages import Answered, Request, Say, SendFailure
 from apex_creds.model import Origin
 
 T = TypeVar("T")

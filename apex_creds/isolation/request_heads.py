@@ -16,7 +16,7 @@ import h11
 import msgspec
 
 from apex_creds.errors import ApexCredsError
-from apex_creds.leases.messages import RawHeaders
+from apex_creds.leases.http_messages import RawHeaders
 from apex_creds.model import HTTP, Origin
 
 END: Final = b"\r\n\r\n"

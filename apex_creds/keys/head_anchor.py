@@ -2,8 +2,8 @@
 
 Guarantee: an anchor is read back as it was written or not at all; a file of one is private,
 replaced whole and durably. What it says is the vault's business: it is signed, not secret.
-As strong as its place: whoever can put back an older anchor with an older copy of the vault
-is not noticed. The keyring's entry is as well kept as the master key; a file is less so.
+As strong as its place: an attacker who can put back an older anchor with an older copy of the
+vault is not noticed. The keyring's entry is kept as well as the master key; a file is less so.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AnchorStore(Protocol):
         """Returns what was written last; None if nothing was.
 
         Raises:
-            MasterKeyUnavailableError: It can't be told.
+            MasterKeyUnavailableError: It can't be read.
         """
 
     def write_anchor(self, *, vault_id: str, text: str) -> None:
@@ -77,7 +77,7 @@ class PinStore(Protocol):
         """Returns what was written last; None if nothing was.
 
         Raises:
-            MasterKeyUnavailableError: It can't be told.
+            MasterKeyUnavailableError: It can't be read.
         """
 
     def write_pin(self, *, home: str, text: str) -> None:
@@ -96,7 +96,7 @@ class PinStore(Protocol):
 
 
 class AnchorFile:
-    """An anchor in a file of its own.
+    """An anchor in a separate file.
 
     Args:
         path: The file; its directory is made, 0700, when absent.

@@ -84,7 +84,7 @@ class MasterKeyProvider(Protocol):
         """Deletes a version that no key store refers to; nothing happens if it is gone.
 
         Never call it for a version that another process may have committed to: after a
-        lost race, look at the key store first.
+        lost race, read the key store first.
 
         Raises:
             MasterKeyReadOnlyError: The provider can't be written.

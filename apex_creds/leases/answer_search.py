@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from apex_creds.documents.records import Record
+from apex_creds.leases.http_messages import RawHeaders
 from apex_creds.leases.lease import Lease
-from apex_creds.leases.messages import RawHeaders
 
 
 class AnswerFilter(Protocol):

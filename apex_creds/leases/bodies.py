@@ -24,8 +24,8 @@ from apex_creds.errors import EventLoopError, InvalidInputError
 from apex_creds.leases.answer_search import AnswerFilter
 from apex_creds.leases.broker import keep_open
 from apex_creds.leases.connection_pool import Permit
+from apex_creds.leases.http_messages import Say, SendFailure
 from apex_creds.leases.lease import Lease
-from apex_creds.leases.messages import Say, SendFailure
 from apex_creds.plain import plain_bytes
 
 T = TypeVar("T")
@@ -57,11 +57,7 @@ def failed(error: BaseException, say: Say) -> BaseException:
     error.__traceback__ = error.__cause__ = error.__context__ = None
     if not isinstance(error, httpx.HTTPError):
         return error
-    words = (
-        str(error)
-        if isinstance(error, _BEFORE)
-        else "while a request with a credential was sent"
-    )
+    words = str(error) if isinstance(error, _BEFORE) else _MEANWHILE
     text = f"{type(error).__name__}: {words}"
     for kind in type(error).__mro__:
         if issubclass(kind, httpx.RequestError) and kind.__module__ == httpx.__name__:

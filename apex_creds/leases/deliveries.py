@@ -22,7 +22,7 @@ from apex_creds.clocks import SystemClock
 from apex_creds.crypto import sigv4
 from apex_creds.documents.records import Record
 from apex_creds.errors import InvalidInputError, RequestNotAllowedError
-from apex_creds.leases.messages import RawHeaders
+from apex_creds.leases.http_messages import RawHeaders
 from apex_creds.model import PLACEHOLDER, Delivery, DeliveryStyle, Origin
 from apex_creds.vault import Opened
 

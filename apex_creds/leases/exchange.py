@@ -44,8 +44,8 @@ from apex_creds.leases.connection_pool import (
     Pool,
 )
 from apex_creds.leases.deliveries import Snapshot, Use
+from apex_creds.leases.http_messages import Answered, Request, Say
 from apex_creds.leases.lease import AccessRequest, Lease, caller
-from apex_creds.leases.messages import Answered, Request, Say
 from apex_creds.leases.request_signing import Outgoing, inject, snapshot
 from apex_creds.model import Origin
 

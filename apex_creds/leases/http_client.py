@@ -14,7 +14,7 @@ import httpx
 from apex_creds.errors import InvalidInputError
 from apex_creds.leases.bodies import OPEN, AsyncBody, SyncBody
 from apex_creds.leases.exchange import exchange, exchange_blocking
-from apex_creds.leases.messages import Answered, Request, SendFailure
+from apex_creds.leases.http_messages import Answered, Request, SendFailure
 
 _OPTIONS: Final = frozenset(
     {

@@ -119,7 +119,7 @@ def checked_tls(origin: Origin, wanted: bool | None) -> bool:
 
 
 def shut(sock: socket.socket) -> None:
-    """Ends a connection, whoever reads from it; idempotent."""
+    """Ends a connection, also for a thread that is reading from it; idempotent."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
 

@@ -27,7 +27,7 @@ from apex_creds.leases.deliveries import (
     Use,
     canonical_name,
 )
-from apex_creds.leases.messages import RawHeaders
+from apex_creds.leases.http_messages import RawHeaders
 from apex_creds.model import PLACEHOLDER, DeliveryStyle, Origin
 from apex_creds.plain import plain_bytes, plain_seconds, plain_text
 

@@ -1,6 +1,6 @@
 """Signs with a credential instead of showing it: ``handle.sign``, ``.jwt`` and ``.presign``.
 
-Guarantee: each is a redeem, checked and audited under a method of its own (``SIGN``, ``JWT``,
+Guarantee: each is a redeem, checked and audited under its method (``SIGN``, ``JWT``,
 ``PRESIGN``) before the secret is open, and needs ``sign`` in manifest and grant. The secret is
 read where it lies in locked memory; what comes back is worth what was signed, and not more. An
 access key of AWS signs requests only, never bytes: a signature of bytes that the plugin

@@ -126,7 +126,7 @@ class CredentialMiddleware:
         consent_deadline: Seconds that a question waits for its answer.
         responder: Signs challenges where no ``answering`` names another client; by default
             nobody, so that credentials which take a challenge are denied.
-        isolation: Runs plugins in processes of their own, as ``Isolation.BUBBLEWRAP``; see
+        isolation: Runs plugins in separate processes, as ``Isolation.BUBBLEWRAP``; see
             docs/ISOLATION.md. By default they run in this one, and those that require it are
             refused.
         harden: Whether to call ``harden_process()``: no core files, and no debugger or
@@ -473,7 +473,7 @@ class CredentialMiddleware:
         """
         action = action if type(action) is str else plain_text(action, what="action")
         given, runner = kwargs or {}, None
-        # Where leases are made, policy is looked at again; see ``_begin``.
+        # Where leases are made, policy is checked again; see ``_begin``.
         names = self._broker.authorizer.policy.isolated is not None
         if names or manifest.isolated or self._runner is not None or not manifest.needs:
             runner = None if type(function) is BehindWall else self.runner_of(manifest)

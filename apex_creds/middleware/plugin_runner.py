@@ -18,7 +18,7 @@ ELSEWHERE: Final = Shape(takes_credentials=False, in_thread=False)
 
 
 class PluginRunner(Protocol):
-    """Calls plugins' functions in processes of their own, in the current invocation."""
+    """Calls plugins' functions in separate processes, in the current invocation."""
 
     @property
     def every(self) -> bool:

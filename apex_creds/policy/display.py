@@ -1,7 +1,7 @@
 """Text from outside and points in time, as a person reads them. Pure.
 
 Guarantee: ``escaped`` leaves no character that can't be seen, moves others or hides in the
-one before; ``shown`` besides no gap that looks like a new line, and what is ``quoted`` can't
+one before; ``shown`` besides no gap that resembles a new line, and what is ``quoted`` can't
 end its quotation. A plugin's id that passes ``check_plugin`` has no invisible characters and
 letters of one script only. Times are UTC, ISO 8601 (RFC 3339); what ``show_time`` prints,
 ``parse_time`` reads.

@@ -74,7 +74,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         checksum: Of its code, ``ALGORITHM:DIGEST``, where the metadata states one and it
             is right; ``unverified:…`` where it is wrong; empty where there is none.
-        isolated: It is to run in a process of its own, and is not run otherwise.
+        isolated: It is to run in a separate process, and is not run otherwise.
     """
 
     plugin: str

@@ -183,7 +183,7 @@ class _Clockwork:
 
 
 class Policy:
-    """A compiled policy; immutable but for what it remembers of its own answers.
+    """A compiled policy; immutable but for a cache of its answers.
 
     Args:
         rules: In the order of the file; ids are unique.

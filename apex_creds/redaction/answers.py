@@ -7,7 +7,7 @@ secret. A compressed body is decoded, in windows of bounded size, and its header
 can't be searched goes no further: ``AnswerWithheldError``. No I/O.
 
 Neither a secret that is shorter than ``SHORTEST`` bytes is searched for, nor one that a service
-cuts into pieces, encrypts, or spells in a way of its own.
+cuts into pieces, encrypts, or spells in a private way.
 """
 
 from __future__ import annotations

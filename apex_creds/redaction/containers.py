@@ -4,7 +4,7 @@ Guarantee: a value in which nothing changes comes back as the same object; the o
 never altered; cycles and shared parts are walked once. What is nested too deeply to be
 searched is withheld. Of an object all is walked that its dictionary and its slots hold, without
 calling code of its class: models of pydantic and attrs, data classes and plain classes alike.
-An object with a state of its own in C is no container, and neither is one that does something
+An object with state in C is no container, and neither is one that does something
 when it is collected, as a transport does that closes its socket: a copy of it would, too. They
 come to the leaf.
 

@@ -25,7 +25,7 @@ _PRIME: Final = (1 << 61) - 1
 _RUN: Final = 8
 """Bytes of a run at least; shorter ones are found everywhere."""
 _MUCH: Final = 16384
-"""Bytes of needles from which on no runs are looked for, which would take milliseconds."""
+"""Bytes of needles from which on no runs are searched for, which would take milliseconds."""
 _RARE: Final = b"\\%\0"
 """Without one of them, which is found out in no time, a text has no escapes, or no UTF-16."""
 _TRIES: Final = 64
@@ -49,7 +49,7 @@ class Mask:
         name: The credential's.
         parts: The secret parts of it, which are copied.
 
-    Whoever searches with one that is closed, perhaps right now by another thread, gets a
+    A search with one that is closed, perhaps right now by another thread, gets a
     ``ValueError``, as of a view that was released; never the text as it was.
 
     Attributes:
@@ -198,7 +198,7 @@ def _runs(views: list[memoryview]) -> Iterator[_Run]:
 def _shared(views: list[memoryview]) -> list[tuple[dict[int, int], memoryview]]:
     """What several needles have in common: in which ones it is, where, and it.
 
-    Runs are told apart by hashes, under a key that nobody keeps.
+    Runs are distinguished by hashes, under a key that nobody keeps.
     """
     factor, mask = secrets.randbits(60) | 1, (1 << 8 * _RUN) - 1
     found: dict[int, dict[int, int]] = {}

@@ -17,7 +17,7 @@ import h11
 import httpx
 from aiohttp.client_proto import ResponseHandler
 
-from apex_creds.leases.messages import Request, SendFailure
+from apex_creds.leases.http_messages import Request, SendFailure
 from apex_creds.sdk.current import Binding, Refusal
 
 _WHOLE: Final = 1 << 20

@@ -25,8 +25,8 @@ from apex_creds.errors import AccessDeniedError, ApexCredsError, InvalidInputErr
 from apex_creds.leases.broker import find_open
 from apex_creds.leases.exchange import exchange, exchange_blocking, seen
 from apex_creds.leases.handle import current_credentials
+from apex_creds.leases.http_messages import Answered, Request
 from apex_creds.leases.lease import current_invocation
-from apex_creds.leases.messages import Answered, Request
 from apex_creds.model import PLACEHOLDER
 from apex_creds.plain import plain_text, plain_texts
 

@@ -21,9 +21,9 @@ from apex_creds.concurrency import soon
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
 from apex_creds.leases.broker import find_open, keep_open
 from apex_creds.leases.exchange import injected_head_blocking
+from apex_creds.leases.http_messages import Request
 from apex_creds.leases.lease import AccessRequest
 from apex_creds.leases.logins import lease_here, trusted_certificates
-from apex_creds.leases.messages import Request
 from apex_creds.model import Origin
 from apex_creds.sdk.current import Binding
 from apex_creds.sdk.grpc_answers import Answer, Ending, Failed, Sent, aio_answer

@@ -11,7 +11,7 @@ from functools import partial
 import httpx
 import httpx2
 
-from apex_creds.leases.messages import Answered, Request, SendFailure
+from apex_creds.leases.http_messages import Answered, Request, SendFailure
 from apex_creds.sdk.current import Binding, Refusal
 
 

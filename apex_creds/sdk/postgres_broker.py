@@ -158,7 +158,7 @@ def check_seat(ticket: str, account: Account) -> None:
 def is_anothers(ticket: str, account: Account) -> bool:
     """Whether the current invocation could not use the connection, for that reason alone.
 
-    One that nobody has used is nobody's: who has no right to it sees so when he uses it.
+    One that nobody has used is nobody's; its first use shows whether there is a right to it.
     """
     seat, mine = _SEATS.get(ticket), current_credentials().get(account.name)
     return seat is None or seat.lease_id not in ("", "" if mine is None else mine.id)

@@ -14,7 +14,7 @@ import httpx
 import urllib3
 from urllib3.util.request import SKIP_HEADER, body_to_chunks
 
-from apex_creds.leases.messages import Request, SendFailure
+from apex_creds.leases.http_messages import Request, SendFailure
 from apex_creds.sdk.current import Binding, Refusal
 
 _BLOCK: Final = 16 * 1024

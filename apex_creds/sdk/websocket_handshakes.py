@@ -14,7 +14,7 @@ import httpx
 
 from apex_creds.errors import RequestNotAllowedError
 from apex_creds.leases.exchange import Head
-from apex_creds.leases.messages import Answered, RawHeaders
+from apex_creds.leases.http_messages import Answered, RawHeaders
 
 AGREED: Final = HTTPStatus.SWITCHING_PROTOCOLS
 LONGEST_HEAD: Final = 64 * 1024

@@ -25,8 +25,8 @@ from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllow
 from apex_creds.leases import current_credentials
 from apex_creds.leases.answer_search import MessageFilter
 from apex_creds.leases.exchange import Head, injected_head
+from apex_creds.leases.http_messages import Request
 from apex_creds.leases.logins import tls_context
-from apex_creds.leases.messages import Request
 from apex_creds.sdk.current import Binding, refused
 from apex_creds.sdk.websocket_handshakes import (
     AGREED,

@@ -47,7 +47,7 @@ class StorageContract:
         return "asyncio"
 
     async def open_storage(self, where: Path) -> Storage:
-        """A storage of its own for each ``where`` (an empty directory)."""
+        """A separate storage for each ``where`` (an empty directory)."""
         raise NotImplementedError
 
     @contextlib.asynccontextmanager
@@ -189,7 +189,7 @@ class StorageContract:
     async def test_writers_in_several_event_loops_lose_nothing(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as storage:
             if shared(storage) is not None:
-                pytest.skip("a vault uses it in one loop of its own")
+                pytest.skip("a vault uses it in one event loop only")
             await storage.write("a", b"0", expected=None)
             async with anyio.create_task_group() as group:
                 for _ in range(3):

@@ -273,7 +273,7 @@ class Anchor:
         except IntegrityError as error:
             raise IntegrityError(
                 "The anchor beside the master key is damaged, or another vault's: whether this "
-                "vault is an older copy can't be told.",
+                "vault is an older copy can't be checked.",
                 hint="Put the anchor back from a copy. If the vault is the newest one: "
                 "apex-creds audit accept-rollback.",
             ) from error

@@ -179,7 +179,7 @@ async def open_log(
     pseudonyms = Pseudonyms(root_key(keystore))
     hub: Destinations | None = None
     try:
-        # Where several homes share the vault, each has a log of its own id.
+        # Where several homes share the vault, each has a log with another id.
         alone = keystore.header.vault_id if store.shared is None else ""
         key = LogKey(alone or await anyio.to_thread.run_sync(make_node, home), signer)
         keeper = provider(keystore.root_header.master.uri)

@@ -16,7 +16,7 @@ from apex_creds.errors import (
     StorageError,
 )
 from apex_creds.leases.exchange import exchange, exchange_blocking
-from apex_creds.leases.messages import Request, SendFailure
+from apex_creds.leases.http_messages import Request, SendFailure
 from apex_creds.model import ApiKey
 from tests.support.loopback import Server, ok, server
 from tests.support.worlds import World
