@@ -33,8 +33,9 @@ from benchmarks.harness import Budget, UnavailableError, duration
 try:
     from playwright.async_api import Browser, Page
 
-    from tests.dashboard.browsing import browser, tab
+    from tests.dashboard.browsing import tab
     from tests.dashboard.running import Running, running
+    from tests.support.chromium import browser
 except ImportError as error:
     raise UnavailableError("needs playwright: make dev") from error
 

@@ -1,29 +1,14 @@
-"""A real Chromium, and what went wrong in it."""
+"""A page in a real Chromium, and what went wrong in it."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import tempfile
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from axe_playwright_python.base import AXE_FILE_PATH
-from playwright.async_api import Browser, Page, async_playwright
-
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+from playwright.async_api import Browser, Page
 
 # Told by the browser itself, whatever the page does; init scripts are not under its CSP.
 _WITNESS = """
@@ -77,13 +62,6 @@ async def barriers(page: Page) -> list[str]:
     return list(await page.evaluate(_AXE))
 
 
-def chromium() -> str:
-    """The path of Debian's Chromium."""
-    found = shutil.which("chromium")
-    assert found, "scripts/bootstrap.sh installs it: apt-get install chromium"
-    return found
-
-
 @dataclass
 class Tab:
     """A page, and what happened in it."""
@@ -111,20 +89,6 @@ class Tab:
             "[document.documentElement.scrollWidth, window.innerWidth]"
         )
         assert wide <= window
-
-
-@contextlib.asynccontextmanager
-async def browser() -> AsyncIterator[Browser]:
-    """Chromium, headless."""
-    with tempfile.TemporaryDirectory(prefix="browser-") as home:
-        async with async_playwright() as playwright:
-            made = await playwright.chromium.launch(
-                executable_path=chromium(), args=[*FLAGS], env={**os.environ, "HOME": home}
-            )
-            try:
-                yield made
-            finally:
-                await made.close()
 
 
 async def tab(made: Browser, origin: str, **options: Any) -> Tab:

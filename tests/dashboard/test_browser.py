@@ -15,7 +15,7 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.model import Rotation, RotationStage
 from apex_creds.vault import credential_writes
 from apex_creds.vault.lookup import PutItem
-from tests.dashboard.browsing import CONTRAST, barriers, browser, tab
+from tests.dashboard.browsing import CONTRAST, barriers, tab
 from tests.dashboard.running import running
 from tests.dashboard.town import (
     BOOKS,
@@ -29,6 +29,7 @@ from tests.dashboard.town import (
     town_in,
     turn_kek,
 )
+from tests.support.chromium import browser
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 

@@ -18,6 +18,7 @@ import pytest
 
 import apex_creds.errors
 from scripts import docs_hooks
+from tests.support import chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs" / "images" / "keys.svg"
@@ -132,11 +133,7 @@ def test_a_browser_asks_nobody_but_the_site_and_finds_all(origin: str, tmp_path:
     asked: list[str] = []
     wrong: list[str] = []
     with sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path="/usr/bin/chromium",
-            args=["--no-sandbox"],
-            env={**os.environ, "HOME": str(tmp_path)},
-        )
+        browser = play.chromium.launch(**chromium.options(tmp_path))
         page = browser.new_page(color_scheme="dark")
         page.on("request", lambda request: asked.append(request.url))
         page.on("response", lambda r: wrong.append(r.url) if r.status >= 400 else None)

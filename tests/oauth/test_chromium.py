@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from collections.abc import AsyncIterator
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page
 
 from apex_creds.errors import OAuthError
 from apex_creds.oauth import Provider, connect
+from tests.support.chromium import browser
 from tests.support.oidc import Server
 from tests.support.worlds import World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 SCOPE = "openid offline_access api"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "chromium"
 
 
 @pytest.fixture
-async def page(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Page]:
-    async with async_playwright() as playwright:
-        context = await playwright.chromium.launch_persistent_context(
-            tmp_path / "profile",
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--no-first-run"],
-        )
-        try:
-            yield await context.new_page()
-        finally:
-            await context.close()
+async def page(anyio_backend: str) -> AsyncIterator[Page]:
+    async with browser() as made:
+        yield await (await made.new_context()).new_page()
 
 
 async def to_the_consent(page: Page, address: str) -> None:
