@@ -8,8 +8,6 @@ import struct
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import anyio
@@ -20,6 +18,7 @@ from apex_creds import Vault
 from apex_creds.dashboard.server import MAX_STRANGERS, Settings, serve
 from apex_creds.errors import InvalidInputError
 from tests.dashboard.running import running
+from tests.support.certificates import certificate
 from tests.support.loops import WITHIN
 
 pytestmark = pytest.mark.e2e
@@ -139,9 +138,9 @@ def test_another_address_takes_a_certificate(home: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is Linux's")
 def test_with_a_certificate_it_serves_tls_and_a_secure_cookie(home: Path) -> None:
-    certificate, key = _certificate(home.parent)
-    trust = ssl.create_default_context(cafile=str(certificate))
-    options = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    trusted, key = certificate(home.parent, host="127.0.0.2")
+    trust = ssl.create_default_context(cafile=str(trusted))
+    options = ("--tls-certificate", str(trusted), "--tls-key", str(key))
     with running(home, "--expose-to-network", "127.0.0.2", *options) as made:
         assert made.origin.startswith("https://127.0.0.2:")
         with made.client(verify=trust) as client:
@@ -155,9 +154,9 @@ def test_with_a_certificate_it_serves_tls_and_a_secure_cookie(home: Path) -> Non
 
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is Linux's")
 def test_handshakes_that_nobody_ends_shut_nobody_out(home: Path) -> None:
-    certificate, key = _certificate(home.parent)
-    trust = ssl.create_default_context(cafile=str(certificate))
-    options = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    trusted, key = certificate(home.parent, host="127.0.0.2")
+    trust = ssl.create_default_context(cafile=str(trusted))
+    options = ("--tls-certificate", str(trusted), "--tls-key", str(key))
     with running(home, "--expose-to-network", "127.0.0.2", *options) as made:
         where = ("127.0.0.2", int(made.origin.rpartition(":")[2]))
         for sent in (b"", b"\x16\x03\x01\x02\x00"):  # half of a first record
@@ -173,36 +172,8 @@ def test_handshakes_that_nobody_ends_shut_nobody_out(home: Path) -> None:
     assert (code, "Traceback" in said) == (0, False), said
 
 
-def _certificate(folder: Path) -> tuple[Path, Path]:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dashboard")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.2"))]), False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    paths = folder / "certificate.pem", folder / "key.pem"
-    paths[0].write_bytes(made.public_bytes(encoding))
-    paths[1].write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
-    return paths
-
-
 def test_an_address_of_all_takes_a_name(home: Path) -> None:
-    files = _certificate(home.parent)
+    files = certificate(home.parent, host="127.0.0.2")
     assert "--host-name" in refused(home, address="0.0.0.0", certificate=files)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
 from apex_creds.model import ApiKey
 from apex_creds.testing.rotators import Place, RotatorContract
+from tests.support.http_servers import serving
 
 FIRST = "acme_first"
 
@@ -17,35 +15,17 @@ class Acme:
     """The API that the example is for."""
 
     def __init__(self):
-        keys = self.keys = {FIRST}
+        self.keys = {FIRST}
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def answer(self):
-                who = self.headers["authorization"].removeprefix("Bearer ")
-                body = self.rfile.read(int(self.headers.get("content-length", 0))).decode()
-                status = 204 if who in keys else 401
-                if status == 204 and self.command == "PUT":
-                    keys.add(body)
-                elif status == 204 and self.command == "DELETE":
-                    status = 204 if body in keys else 404
-                    keys.discard(body)
-                self.send_response(status)
-                self.end_headers()
-
-            do_GET = do_PUT = do_DELETE = answer
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.origin = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def close(self):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+    def respond(self, asked, body):
+        key = body.decode()
+        status = 204 if asked.headers["authorization"][len("Bearer ") :] in self.keys else 401
+        if status == 204 and asked.command == "PUT":
+            self.keys.add(key)
+        elif status == 204 and asked.command == "DELETE":
+            status = 204 if key in self.keys else 404
+            self.keys.discard(key)
+        return status, b"", {}
 
     async def takes(self, value):
         return value.parts["value"].decode() in self.keys
@@ -54,8 +34,9 @@ class Acme:
 @pytest.fixture
 def acme():
     made = Acme()
-    yield made
-    made.close()
+    with serving(made.respond) as server:
+        made.origin = server.origin
+        yield made
 
 
 class TestAcmeKeys(RotatorContract):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from apex_creds.audit.sinks import parse
 from apex_creds.errors import InvalidInputError
+from tests.support.http_servers import serving
 
 
 @pytest.fixture
@@ -17,25 +16,14 @@ def hook():
     """A server that takes every second request, in the order of events, and keeps the rest."""
     got, refused = [], []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            data = self.rfile.read(int(self.headers["content-length"]))
-            take = data in refused
-            (got if take else refused).append(data)
-            self.send_response(204 if take else 503)
-            self.end_headers()
+    def answer(_, data):
+        take = data in refused
+        (got if take else refused).append(data)
+        return 204 if take else 503, b"", {}
 
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.got = got
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(answer) as server:
+        server.got = got
+        yield server
 
 
 def test_a_command_posts_what_it_did(install, hook, tmp_path):

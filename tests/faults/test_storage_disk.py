@@ -20,27 +20,19 @@ from apex_creds.errors import (
 )
 from apex_creds.storage import FileStorage
 from tests.faults.scenarios.storage import NAME
+from tests.support.disks import as_root, mounted
 
 REPOSITORY = Path(__file__).parents[2]
 NOBODY = 65534
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
-as_root = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux"
-)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB and few inodes."""
-    where = tmp_path / "disk"
-    where.mkdir(mode=0o700)
-    options = "size=256k,nr_inodes=32,mode=0700"
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", where], check=False)
-    if made.returncode != 0:
-        pytest.skip("mounting is not allowed here")
-    yield where
-    subprocess.run(["umount", where], check=True)
+    with mounted(tmp_path / "disk", "size=256k", "nr_inodes=32"):
+        yield tmp_path / "disk"
 
 
 @as_root

@@ -38,12 +38,9 @@ from apex_creds.keys import key_file
 from apex_creds.keys.head_anchor import AnchorFile
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.testing.providers import OTHER_VAULT, VAULT, MasterKeyProviderContract
+from tests.support.disks import as_root, mounted
 
 pytestmark = pytest.mark.anyio
-
-as_root = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root to change owners"
-)
 KEY = bytes(range(32))
 TEXT = base64.b64encode(KEY).decode()
 OTHER = base64.b64encode(bytes(32)).decode()
@@ -474,17 +471,8 @@ def test_of_processes_that_race_one_makes_each_version(path):
 @pytest.fixture
 def disk(tmp_path):
     """A small file system of its own; ``disk("ro")`` remounts it."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(*options: str) -> bool:
-        command = ["mount", "-t", "tmpfs", "-o", ",".join(("size=64k,mode=700", *options))]
-        return subprocess.run([*command, "tmpfs", place], capture_output=True).returncode == 0
-
-    if not mount():
-        pytest.skip("tmpfs can't be mounted here")
-    yield place, mount
-    subprocess.run(["umount", place], check=True)
+    with mounted(tmp_path / "disk", "size=64k") as mount:
+        yield tmp_path / "disk", mount
 
 
 @as_root

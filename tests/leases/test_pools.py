@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import http.server
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 
 import anyio
 import httpx
@@ -15,49 +16,34 @@ import pytest
 from apex_creds.leases import connection_pool
 from apex_creds.leases.connection_pool import _IDLE, _MOST, ConnectionPools, Key
 from apex_creds.model import ApiKey, Origin
+from tests.support.http_servers import Reply, serving
 from tests.support.loopback import server
 from tests.support.worlds import World
 
 KEY, OTHER = Key("demo", "1" * 32), Key("inner", "1" * 32)
 
 
-class Answers(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.server.peers.append(self.client_address[1])
-        self.send_response(200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"ok")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Origins(http.server.ThreadingHTTPServer):
+@dataclass
+class Origins:
     """A server that no event loop belongs to, and the ports that it was called from."""
 
-    daemon_threads = True
+    origin: Origin
+    peers: list[int] = field(default_factory=list)
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.peers: list[int] = []
-        self.url = f"http://127.0.0.1:{self.server_port}/"
-        self.origin = Origin("http", "127.0.0.1", self.server_port)
-
-    def handle_error(self, *_: object) -> None:
-        pass
+    @property
+    def url(self) -> str:
+        return f"{self.origin}/"
 
 
 @pytest.fixture
 def origin() -> Iterator[Origins]:
-    with Origins() as made:
-        thread = threading.Thread(target=made.serve_forever)
-        thread.start()
+    def answer(asked: BaseHTTPRequestHandler, _: bytes) -> Reply:
+        made.peers.append(asked.client_address[1])
+        return 200, b"ok", {}
+
+    with serving(answer) as server:
+        made = Origins(Origin("http", "127.0.0.1", server.server_port))
         yield made
-        made.shutdown()
-        thread.join()
 
 
 async def get(pools: ConnectionPools, origin: Origins, key: Key = KEY) -> int:

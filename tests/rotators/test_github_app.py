@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
@@ -22,6 +20,7 @@ from apex_creds.model import ApiKey, GenericSecret
 from apex_creds.rotators import configure, rotator_from_uri
 from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.worker import next_fire
+from tests.support.http_servers import serving
 from tests.support.rotators import parts_of, rotate
 from tests.support.vaults import FakeClock, create
 
@@ -36,40 +35,15 @@ class GitHub:
     def __init__(self, clock):
         self.clock, self.tokens, self.made, self.answer = clock, {}, 0, None
         self.seen = []
-        outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_):
-                pass
-
-            def respond(self):
-                length = int(self.headers.get("content-length", 0))
-                body = self.rfile.read(length)
-                outer.seen.append((self.command, self.path))
-                status, data = outer.serve(self.command, self.path, self.headers, body)
-                self.send_response(status)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_DELETE = respond
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.origin = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def close(self):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+    def respond(self, asked, _):
+        self.seen.append((asked.command, asked.path))
+        return *self.serve(asked.command, asked.path, asked.headers), {}
 
     def lets_in(self, token):
         return self.clock.now < self.tokens.get(token, 0)
 
-    def serve(self, method, path, headers, body):
+    def serve(self, method, path, headers):
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
         if (method, path) == ("POST", "/app/installations/7/access_tokens"):
             if self.answer is not None:
@@ -110,8 +84,9 @@ def clock():
 @pytest.fixture
 def github(clock):
     made = GitHub(clock)
-    yield made
-    made.close()
+    with serving(made.respond) as server:
+        made.origin = server.origin
+        yield made
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
-import threading
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
 import pytest
@@ -26,6 +25,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from apex_creds.model import AwsKey, Origin
 from apex_creds.sdk import boto3 as sdk
+from tests.support.http_servers import Reply, serving
 from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio
@@ -43,11 +43,7 @@ class Cloud:
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     failures: int = 0
-    port: int = 0
-
-    @property
-    def origin(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    origin: str = ""
 
 
 def verified(method: str, url: str, headers, body: bytes) -> bool:
@@ -71,53 +67,33 @@ def verified(method: str, url: str, headers, body: bytes) -> bool:
 def cloud() -> Iterator[Cloud]:
     made = Cloud()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(asked: BaseHTTPRequestHandler, body: bytes) -> Reply:
+        made.requests.append((asked.command, asked.path))
+        parts = urlsplit(asked.path)
+        status, data = 200, b""
+        if not verified(asked.command, made.origin + asked.path, asked.headers, body):
+            status, data = 403, b"<Error><Code>SignatureDoesNotMatch</Code></Error>"
+        elif made.failures:
+            made.failures -= 1
+            status, data = 503, b"<Error><Code>SlowDown</Code></Error>"
+        elif asked.headers.get("X-Amz-Target"):
+            data = b'{"TableNames": ["t"]}'
+        elif asked.command == "PUT":
+            made.objects[asked.path] = body
+        elif asked.command == "POST" and "uploadId" in parts.query:
+            data = b"<CompleteMultipartUploadResult/>"
+        elif asked.command == "POST":
+            data = (
+                b"<InitiateMultipartUploadResult><UploadId>u1</UploadId>"
+                b"</InitiateMultipartUploadResult>"
+            )
+        else:
+            data = made.objects.get(parts.path, b"")
+        return status, data, {"ETag": '"1"'}
 
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            made.requests.append((self.command, self.path))
-            parts = urlsplit(self.path)
-            status, answer, more = 200, b"", {"ETag": '"1"'}
-            if not verified(self.command, made.origin + self.path, self.headers, body):
-                status, answer = 403, b"<Error><Code>SignatureDoesNotMatch</Code></Error>"
-            elif made.failures:
-                made.failures -= 1
-                status, answer = 503, b"<Error><Code>SlowDown</Code></Error>"
-            elif self.headers.get("X-Amz-Target"):
-                answer = b'{"TableNames": ["t"]}'
-            elif self.command == "PUT":
-                made.objects[self.path] = body
-            elif self.command == "POST" and "uploadId" in parts.query:
-                answer = b"<CompleteMultipartUploadResult/>"
-            elif self.command == "POST":
-                answer = (
-                    b"<InitiateMultipartUploadResult><UploadId>u1</UploadId>"
-                    b"</InitiateMultipartUploadResult>"
-                )
-            else:
-                answer = made.objects.get(parts.path, b"")
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(answer)), **more}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(answer)
-
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    made.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(answer) as server:
+        made.origin = server.origin
+        yield made
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -48,6 +47,7 @@ from apex_creds.errors import (
 from apex_creds.keys.key_file import FileProvider
 from apex_creds.model import MAX_SECRET_BYTES, ApiKey, BasicAuth, GenericSecret
 from apex_creds.vault import PutItem, Vault
+from tests.support.disks import as_root, mounted
 from tests.support.vaults import (
     create,
     finish,
@@ -64,9 +64,6 @@ from tests.support.vaults import (
 )
 
 pytestmark = pytest.mark.anyio
-as_root = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -453,14 +450,8 @@ async def test_a_folder_in_place_of_a_file(small: Path, place: str) -> None:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    where = tmp_path / "disk"
-    where.mkdir(mode=0o700)
-    options = "size=256k,mode=0700"
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", where], check=False)
-    if made.returncode != 0:
-        pytest.skip("mounting is not allowed here")
-    yield where
-    subprocess.run(["umount", where], check=True)
+    with mounted(tmp_path / "disk", "size=256k"):
+        yield tmp_path / "disk"
 
 
 @as_root
