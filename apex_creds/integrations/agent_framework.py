@@ -1,43 +1,27 @@
 """Microsoft Agent Framework: ``Agent(…, middleware=[CredentialsMiddleware(creds)])``.
 
-Guarantee: see ``tools``. A refusal is the function's result, in words for the model.
+Guarantee: see ``tools``. A refusal is the function's result, in words for the model. What
+a function leaves in the session's state is cleaned when it ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
-from agent_framework import FunctionMiddleware
+from agent_framework import FunctionInvocationContext, FunctionMiddleware
 
 from apex_creds.errors import ApexCredsError
-from apex_creds.integrations.tools import ToolGuard, explain
-from apex_creds.middleware import CredentialMiddleware
-
-if TYPE_CHECKING:
-    from agent_framework import FunctionInvocationContext
+from apex_creds.integrations.outlets import clean_items
+from apex_creds.integrations.tools import Guarding, explain
 
 __all__ = ["CredentialsMiddleware"]
 
 
-class CredentialsMiddleware(FunctionMiddleware):
+class CredentialsMiddleware(Guarding[FunctionInvocationContext], FunctionMiddleware):
     """Gives the functions of an agent handles for what they declare with ``needs``.
 
-    Args:
-        middleware: Open for as long as the agent runs.
-        manifests: See ``ToolGuard``.
-        principal: Who a call is for, as a user's id, of its context, such as
-            ``context.kwargs``; see ``ToolGuard``.
+    ``principal`` is given the call's context, such as for ``context.kwargs``; see ``Guarding``.
     """
-
-    def __init__(
-        self,
-        middleware: CredentialMiddleware,
-        *,
-        manifests: Mapping[str, Mapping[str, object]] | None = None,
-        principal: Callable[[FunctionInvocationContext], str | None] | None = None,
-    ) -> None:
-        self._guard = ToolGuard(middleware, manifests=manifests, principal=principal)
 
     async def process(
         self, context: FunctionInvocationContext, call_next: Callable[[], Awaitable[None]]
@@ -46,7 +30,11 @@ class CredentialsMiddleware(FunctionMiddleware):
         name = context.function.name
 
         async def call() -> object:
-            await call_next()
+            try:
+                await call_next()
+            finally:
+                if context.session is not None:
+                    clean_items(context.session.state)
             result, context.result = context.result, None
             return result
 

@@ -8,37 +8,18 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from autogen_core.tools import FunctionTool
 
-from apex_creds.integrations.tools import ToolGuard
-from apex_creds.middleware import CredentialMiddleware
+from apex_creds.integrations.tools import ToolGuard, guarded_by
 
 __all__ = ["guarded"]
 
 
-def guarded(
-    tools: Iterable[Any],
-    middleware: CredentialMiddleware,
-    *,
-    manifests: Mapping[str, Mapping[str, object]] | None = None,
-    principal: Callable[[], str | None] | None = None,
-) -> list[Any]:
-    """The tools, those that declare credentials with ``needs`` in a guarded copy.
-
-    Args:
-        tools: ``FunctionTool``s, or functions that become such; others are passed on.
-        middleware: Open for as long as the agent runs.
-        manifests: See ``ToolGuard``.
-        principal: Who a call is for, as a user's id; see ``ToolGuard``.
-    """
-    guard = ToolGuard(middleware, manifests=manifests, principal=principal)
-    return [_guarded(tool, guard) for tool in tools]
-
-
-def _guarded(tool: Any, guard: ToolGuard) -> Any:
+@guarded_by
+def guarded(tool: Any, guard: ToolGuard) -> Any:
+    """Of ``FunctionTool``s, and functions that become such."""
     if inspect.isroutine(tool):
         tool = FunctionTool(tool, description=tool.__doc__ or "")
     if not isinstance(tool, FunctionTool):

@@ -2,24 +2,25 @@
 
 Guarantee: see ``tools``. A tool's declaration may stand in its ``meta`` under ``apex_creds``.
 A refusal is a ``ToolError``, which the client reads as a result with ``isError``. Text,
-structured content and ``meta`` of a result are cleaned alike.
+structured content and ``meta`` of a result are cleaned alike, and so is what a tool sends
+through its session while it runs: progress, log messages, questions to the client or its user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
 from typing import TYPE_CHECKING
 
 from fastmcp.exceptions import ToolError
-from fastmcp.server.dependencies import get_access_token
+from fastmcp.server.auth import AccessToken
+from fastmcp.server.dependencies import fastmcp_request_ctx, get_access_token
 from fastmcp.server.middleware import Middleware
 
 from apex_creds.errors import ApexCredsError
-from apex_creds.integrations.tools import ToolGuard, explain
-from apex_creds.middleware import CredentialMiddleware
+from apex_creds.integrations.outlets import outlet
+from apex_creds.integrations.tools import Guarding, explain
 
 if TYPE_CHECKING:
-    from fastmcp.server.auth import AccessToken
     from fastmcp.server.middleware import CallNext, MiddlewareContext
     from fastmcp.tools.base import ToolResult
     from mcp.types import CallToolRequestParams
@@ -27,24 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["CredentialsMiddleware"]
 
 
-class CredentialsMiddleware(Middleware):
+class CredentialsMiddleware(Guarding[AccessToken], Middleware):
     """Gives the tools of a server handles for what they declare with ``needs``.
 
-    Args:
-        middleware: Open for as long as the server runs.
-        manifests: See ``ToolGuard``.
-        principal: Who a call is for, as a user's id, of the request's access token;
-            without one it is for nobody; see ``ToolGuard``.
+    ``principal`` is given the request's access token; without one it is for nobody. See
+    ``Guarding``.
     """
-
-    def __init__(
-        self,
-        middleware: CredentialMiddleware,
-        *,
-        manifests: Mapping[str, Mapping[str, object]] | None = None,
-        principal: Callable[[AccessToken], str | None] | None = None,
-    ) -> None:
-        self._guard = ToolGuard(middleware, manifests=manifests, principal=principal)
 
     async def on_call_tool(
         self,
@@ -60,8 +49,22 @@ class CredentialsMiddleware(Middleware):
                 return await call_next(context)
             token = get_access_token()
             whom = "" if token is None else self._guard.principal(token)
+
+            async def call() -> ToolResult:
+                request = fastmcp_request_ctx.get()
+                if request is None or request.session is None:
+                    return await call_next(context)
+                session = outlet(request.session)
+                inner = dataclasses.replace(request._srctx, session=session)
+                cleaned = dataclasses.replace(request, session=session, _srctx=inner)
+                before = fastmcp_request_ctx.set(cleaned)
+                try:
+                    return await call_next(context)
+                finally:
+                    fastmcp_request_ctx.reset(before)
+
             return await self._guard.middleware.invoke_action(
-                manifest, name, call_next, (context,), principal=whom
+                manifest, name, call, principal=whom
             )
         except ApexCredsError as error:
             refusal = explain(error)

@@ -1,49 +1,57 @@
 """LlamaIndex: ``FunctionAgent(tools=guarded([tool, …], creds), …)``.
 
 Guarantee: see ``tools``. A refusal is an error of the tool, whose text the agent
-gives its model.
+gives its model. What a tool sends through its ``Context`` (events of the stream and the
+workflow, the store) is cleaned as results are.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from llama_index.core.tools import FunctionTool
+from llama_index.core.workflow import Context
 
-from apex_creds.integrations.tools import ToolGuard
-from apex_creds.middleware import CredentialMiddleware
+from apex_creds.integrations.outlets import outlet
+from apex_creds.integrations.tools import ToolGuard, guarded_by
 
 __all__ = ["guarded"]
 
 
-def guarded(
-    tools: Iterable[Any],
-    middleware: CredentialMiddleware,
-    *,
-    manifests: Mapping[str, Mapping[str, object]] | None = None,
-    principal: Callable[[], str | None] | None = None,
-) -> list[Any]:
-    """The tools, those that declare credentials with ``needs`` in a guarded copy.
-
-    Args:
-        tools: ``FunctionTool``s, or functions that become such; others are passed on.
-        middleware: Open for as long as the agent runs.
-        manifests: See ``ToolGuard``.
-        principal: Who a call is for, as a user's id; see ``ToolGuard``.
-    """
-    guard = ToolGuard(middleware, manifests=manifests, principal=principal)
-    return [_guarded(tool, guard) for tool in tools]
-
-
-def _guarded(tool: Any, guard: ToolGuard) -> Any:
+@guarded_by
+def guarded(tool: Any, guard: ToolGuard) -> Any:
+    """Of ``FunctionTool``s, and functions that become such."""
     if inspect.isroutine(tool):
         tool = FunctionTool.from_defaults(tool)
     if not isinstance(tool, FunctionTool):
         return tool
-    function = guard.function(tool.real_fn, name=tool.metadata.name or "")
-    if function is tool.real_fn:
+    real, name = tool.real_fn, tool.metadata.name or ""
+    if guard.manifest(name, real) is None:
         return tool
-    given = {"async_fn" if inspect.iscoroutinefunction(function) else "fn": function}
-    return FunctionTool(metadata=tool.metadata, **given)
+    function = guard.function(_with_outlets(real), name=name, tool=real)
+    return FunctionTool(
+        metadata=tool.metadata,
+        callback=tool._callback,
+        async_callback=tool._async_callback,
+        partial_params=tool.partial_params,
+        **{"async_fn" if inspect.iscoroutinefunction(function) else "fn": function},
+    )
+
+
+def _with_outlets(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def waits(*args: object, **kwargs: object) -> object:
+        return await function(*map(_seen, args), **{k: _seen(v) for k, v in kwargs.items()})
+
+    @functools.wraps(function)
+    def calls(*args: object, **kwargs: object) -> object:
+        return function(*map(_seen, args), **{k: _seen(v) for k, v in kwargs.items()})
+
+    return waits if inspect.iscoroutinefunction(function) else calls
+
+
+def _seen(value: object) -> object:
+    return outlet(value, "store") if isinstance(value, Context) else value

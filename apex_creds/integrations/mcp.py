@@ -1,11 +1,13 @@
 """The official MCP SDK: ``install(server, creds)`` on an ``MCPServer``.
 
 Guarantee: see ``tools``. A tool's declaration may stand in its ``meta`` under ``apex_creds``. A
-refusal is a result with ``isError``.
+refusal is a result with ``isError``. What a tool sends through its session while it runs
+(progress, log messages, questions to the client or its user) is cleaned as results are.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.types import CallToolResult, TextContent
 
 from apex_creds.errors import ApexCredsError
+from apex_creds.integrations.outlets import outlet
 from apex_creds.integrations.tools import ToolGuard, explain
 from apex_creds.middleware import CredentialMiddleware
 
@@ -55,9 +58,12 @@ def install(
                 return await call_next(ctx)
             token = get_access_token()
             whom = "" if token is None else guard.principal(token)
-            return await middleware.invoke_action(
-                manifest, name, call_next, (ctx,), principal=whom
-            )
+
+            async def call() -> HandlerResult:
+                session = outlet(ctx.session)
+                return await call_next(dataclasses.replace(ctx, session=session))
+
+            return await middleware.invoke_action(manifest, name, call, principal=whom)
         except ApexCredsError as error:
             text = TextContent(type="text", text=explain(error))
         return CallToolResult(content=[text], is_error=True)

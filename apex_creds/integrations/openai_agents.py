@@ -3,19 +3,25 @@
 Guarantee: see ``tools``. A refusal is the tool's output, in words for the model. With
 ``RuntimeConsent`` as the middleware's consent, a credential that a person has to allow makes
 the call one that needs approval (an interruption of the run): approved, it is allowed once.
+What the span of a call says of its failure is cleaned, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from agents import FunctionTool
+from agents import FunctionTool, get_current_span
 
 from apex_creds.errors import ApexCredsError
-from apex_creds.integrations.tools import Answered, ToolGuard, answer_of, explain
-from apex_creds.middleware import CredentialMiddleware
+from apex_creds.integrations.outlets import clean
+from apex_creds.integrations.tools import (
+    Answered,
+    ToolGuard,
+    answer_of,
+    explain,
+    guarded_by,
+)
 from apex_creds.policy.consent import ConsentRequest
 from apex_creds.policy.manifest import Manifest
 
@@ -26,35 +32,26 @@ if TYPE_CHECKING:
 __all__ = ["guarded"]
 
 
-def guarded(
-    tools: Iterable[Tool],
-    middleware: CredentialMiddleware,
-    *,
-    manifests: Mapping[str, Mapping[str, object]] | None = None,
-    principal: Callable[[RunContextWrapper[Any]], str | None] | None = None,
-) -> list[Tool]:
-    """The tools, those that declare credentials with ``needs`` in a guarded copy.
-
-    Args:
-        tools: Of ``function_tool``; others are passed on as they are.
-        middleware: Open for as long as the agent runs.
-        manifests: See ``ToolGuard``.
-        principal: Who a call is for, as a user's id, of the run, such as
-            ``run.context``; see ``ToolGuard``.
-    """
-    guard = ToolGuard(middleware, manifests=manifests, principal=principal)
-    made: list[Tool] = []
-    for tool in tools:
-        function = getattr(tool, "__wrapped__", None)
-        is_one = isinstance(tool, FunctionTool)
-        manifest = guard.manifest(tool.name, function) if is_one else None
-        made.append(tool if manifest is None else _guarded(tool, guard, manifest))
-    return made
+@guarded_by
+def guarded(tool: Tool, guard: ToolGuard) -> Tool:
+    """Of ``function_tool``."""
+    manifest = None
+    if isinstance(tool, FunctionTool):
+        manifest = guard.manifest(tool.name, getattr(tool, "__wrapped__", None))
+    return tool if manifest is None else _guarded(tool, guard, manifest)
 
 
 def _guarded(tool: FunctionTool, guard: ToolGuard, manifest: Manifest) -> FunctionTool:
     async def questions(whom: str) -> list[ConsentRequest]:
         return await guard.middleware.questions(manifest, tool.name, principal=whom)
+
+    async def call(context: ToolContext[Any], arguments: str) -> object:
+        try:
+            return await tool.on_invoke_tool(context, arguments)
+        finally:
+            span = get_current_span()
+            if span is not None and span.error is not None:
+                span.set_error(clean(span.error))
 
     async def invoke(context: ToolContext[Any], arguments: str) -> Any:
         try:
@@ -64,11 +61,7 @@ def _guarded(tool: FunctionTool, guard: ToolGuard, manifest: Manifest) -> Functi
             yes = answer_of(True, by="openai_agents")
             with Answered({each.credential: yes for each in asked}):
                 return await guard.middleware.invoke_action(
-                    manifest,
-                    tool.name,
-                    tool.on_invoke_tool,
-                    (context, arguments),
-                    principal=whom,
+                    manifest, tool.name, call, (context, arguments), principal=whom
                 )
         except ApexCredsError as error:
             return explain(error)

@@ -4,6 +4,7 @@ Guarantee: see ``tools``. A tool's declaration may stand in its ``metadata`` und
 ``apex_creds``. A refusal is a ``ToolFailed``. With ``RuntimeConsent`` as the middleware's
 consent, a credential that a person has to allow makes the call one that needs approval
 (``DeferredToolRequests``, with the questions as its metadata): approved, it is allowed once.
+What a tool emits or enqueues through its context is cleaned as results are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic_ai.exceptions import ApprovalRequired, ToolFailed
 from pydantic_ai.toolsets import WrapperToolset
 
 from apex_creds.errors import ApexCredsError
+from apex_creds.integrations.outlets import outlet
 from apex_creds.integrations.tools import Answered, ToolGuard, answer_of, explain, question_of
 from apex_creds.middleware import CredentialMiddleware
 
@@ -65,14 +67,13 @@ class CredentialsToolset(WrapperToolset[Any]):
             if asked and not ctx.tool_call_approved:
                 raise ApprovalRequired({"questions": [question_of(each) for each in asked]})
             yes = answer_of(True, by="pydantic_ai")
+            inner = super().call_tool
+
+            async def call() -> object:
+                return await inner(name, tool_args, outlet(ctx), tool)
+
             with Answered({each.credential: yes for each in asked}):
-                return await self.middleware.invoke_action(
-                    manifest,
-                    name,
-                    super().call_tool,
-                    (name, tool_args, ctx, tool),
-                    principal=whom,
-                )
+                return await self.middleware.invoke_action(manifest, name, call, principal=whom)
         except ApexCredsError as error:
             refusal = explain(error)
         raise ToolFailed(refusal)

@@ -13,7 +13,7 @@ import inspect
 import typing
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, Literal, NamedTuple, TypeVar, final
+from typing import Any, ClassVar, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, final
 
 from apex_creds.errors import ApexCredsError, InvalidInputError, RateLimitedError
 from apex_creds.leases.handle import current_credentials
@@ -24,16 +24,19 @@ from apex_creds.policy.consent import DENIED, Choice, ConsentAnswer, ConsentRequ
 from apex_creds.policy.manifest import Manifest, parse_manifest
 
 __all__ = [
+    "Guarding",
     "RuntimeConsent",
     "ToolGuard",
     "ToolRefusedError",
     "answer_of",
     "explain",
+    "guarded_by",
     "needs",
     "question_of",
 ]
 
 F = TypeVar("F")
+C_contra = TypeVar("C_contra", contravariant=True)
 
 _MARK: Final = "__apex_creds__"
 METADATA: Final = "apex_creds"
@@ -252,6 +255,68 @@ class ToolGuard:
                 }
             )
         return known
+
+
+class Guarding(Generic[C_contra]):
+    """What a hook that is a class has besides its runtime's base.
+
+    Args:
+        middleware: Open for as long as tools are called.
+        manifests: See ``ToolGuard``.
+        principal: Who a call is for, as a user's id, of what the runtime knows of it, as the
+            hook's page says; see ``ToolGuard``.
+    """
+
+    _base: ClassVar[Mapping[str, str]] = {}
+    """What the runtime's base is made with."""
+
+    def __init__(
+        self,
+        middleware: CredentialMiddleware,
+        *,
+        manifests: Mapping[str, Mapping[str, object]] | None = None,
+        principal: Callable[[C_contra], str | None] | None = None,
+    ) -> None:
+        super().__init__(**self._base)
+        self._guard = ToolGuard(middleware, manifests=manifests, principal=principal)
+
+
+class Guarded(Protocol):
+    """Tools in, guarded tools out."""
+
+    def __call__(
+        self,
+        tools: Iterable[Any],
+        middleware: CredentialMiddleware,
+        *,
+        manifests: Mapping[str, Mapping[str, object]] | None = None,
+        principal: Callable[..., str | None] | None = None,
+    ) -> list[Any]:
+        """The tools, those that declare credentials with ``needs`` in a guarded copy.
+
+        Args:
+            tools: As the runtime has them; what is no such tool is passed on as it is.
+            middleware: Open for as long as they are called.
+            manifests: See ``ToolGuard``.
+            principal: Who a call is for, as a user's id; see ``ToolGuard``.
+        """
+
+
+def guarded_by(wrap: Callable[[Any, ToolGuard], Any]) -> Guarded:
+    """A hook that wraps each tool by itself."""
+
+    def guarded(
+        tools: Iterable[Any],
+        middleware: CredentialMiddleware,
+        *,
+        manifests: Mapping[str, Mapping[str, object]] | None = None,
+        principal: Callable[..., str | None] | None = None,
+    ) -> list[Any]:
+        guard = ToolGuard(middleware, manifests=manifests, principal=principal)
+        return [wrap(tool, guard) for tool in tools]
+
+    guarded.__doc__, guarded.__module__ = Guarded.__call__.__doc__, wrap.__module__
+    return guarded
 
 
 def explain(error: ApexCredsError) -> str:

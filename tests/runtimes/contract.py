@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import httpx
@@ -208,6 +208,23 @@ class RuntimeContract:
         assert world.middleware.broker.open_leases == 0
 
 
+class AsideContract:
+    """For runtimes by whose own means a tool can send something besides its result."""
+
+    async def sent_aside(self, creds: CredentialMiddleware) -> Mapping[str, object]:
+        """Calls a tool ``leaks`` that sends ``said()`` in all ways; what arrived, by way."""
+        raise NotImplementedError
+
+    async def test_what_a_tool_sends_besides_its_result_has_no_secret(
+        self, world: World
+    ) -> None:
+        sent = await self.sent_aside(world.middleware)
+        for way, arrived in sent.items():
+            assert "weather is" in str(arrived), way
+            assert SECRET not in str(arrived), way
+        assert world.events("leak")
+
+
 class SyncContract:
     """For runtimes that call tools from code that is not asynchronous, too."""
 
@@ -257,6 +274,12 @@ class ConsentContract:
             assert bool(server.requests) is allowed
             assert creds.broker.open_leases == 0
         assert SECRET not in seen.text + str(questions)
+
+
+async def said() -> str:
+    """What a tool with the right to see the credential says of it."""
+    async with current_credentials()["weather"].reveal() as secret:
+        return f"the weather is {secret.expose_str()}!"
 
 
 def token_of(user: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,14 +11,16 @@ from agent_framework import (
     BaseChatClient,
     ChatResponse,
     Content,
+    FunctionInvocationContext,
     FunctionInvocationLayer,
     Message,
     tool,
 )
 
 from apex_creds.integrations.agent_framework import CredentialsMiddleware
+from apex_creds.integrations.tools import needs
 from apex_creds.middleware import CredentialMiddleware
-from tests.runtimes.contract import RuntimeContract, Seen, Tool
+from tests.runtimes.contract import AsideContract, RuntimeContract, Seen, Tool, said
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +43,14 @@ class OneCall(FunctionInvocationLayer, BaseChatClient):
         return respond()
 
 
-class TestAgentFramework(RuntimeContract):
+@needs("weather", access="reveal")
+async def leaks(city: str, ctx: FunctionInvocationContext) -> str:
+    """Says it in every way."""
+    ctx.session.state["kept"] = {"of": [await said()]}
+    return city
+
+
+class TestAgentFramework(RuntimeContract, AsideContract):
     async def call(
         self,
         creds: CredentialMiddleware,
@@ -65,3 +74,13 @@ class TestAgentFramework(RuntimeContract):
 
     async def schema(self, function: Tool) -> str:
         return str(tool(function).parameters())
+
+    async def sent_aside(self, creds: CredentialMiddleware) -> Mapping[str, object]:
+        agent = Agent(
+            OneCall("leaks", "Oslo"),
+            tools=[tool(leaks)],
+            middleware=[CredentialsMiddleware(creds)],
+        )
+        session = agent.create_session()
+        await agent.run("How is it?", session=session)
+        return {"session": session.to_dict()}

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 import warnings
 from contextvars import ContextVar
 
 import pytest
 
-with warnings.catch_warnings():
+with (  # when it is imported, it makes a key for logins in the home
+    tempfile.TemporaryDirectory() as home,
+    pytest.MonkeyPatch.context() as patch,
+    warnings.catch_warnings(),
+):
+    patch.setenv("HOME", home)
     warnings.simplefilter("ignore")
     from crewai.tools import tool
 

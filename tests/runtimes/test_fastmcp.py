@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
-from fastmcp import Client, FastMCP
+from fastmcp import Client, Context, FastMCP
 from fastmcp.server.auth import AccessToken
 from mcp.server.auth.middleware.auth_context import auth_context_var
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 
 from apex_creds.integrations.fastmcp import CredentialsMiddleware
-from apex_creds.integrations.tools import METADATA
+from apex_creds.integrations.tools import METADATA, needs
 from apex_creds.middleware import CredentialMiddleware
-from tests.runtimes.contract import RuntimeContract, Seen, Tool
+from tests.runtimes.contract import AsideContract, RuntimeContract, Seen, Tool, said
 from tests.support.worlds import World
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.filterwarnings("ignore:The .* capability is deprecated"),
+]
 
 
 def sign_in(user: str) -> None:
@@ -30,7 +36,18 @@ def server_with(creds: CredentialMiddleware, function: Tool, **options: object) 
     return server
 
 
-class TestFastMCP(RuntimeContract):
+@needs("weather", access="reveal")
+async def leaks(city: str, ctx: Context) -> str:
+    """Says it in every way."""
+    text = await said()
+    await ctx.report_progress(1, 2, text)
+    await ctx.info(text, extra={"of": [text]})
+    await ctx.elicit(text, bool)
+    await ctx.session.send_log_message("error", text, logger="direct")
+    return city
+
+
+class TestFastMCP(RuntimeContract, AsideContract):
     async def call(
         self,
         creds: CredentialMiddleware,
@@ -52,6 +69,30 @@ class TestFastMCP(RuntimeContract):
         server.tool(function)
         (tool,) = await server.list_tools()
         return str(tool.parameters)
+
+    async def sent_aside(self, creds: CredentialMiddleware) -> Mapping[str, object]:
+        sent: dict[str, object] = {}
+
+        async def progress(done: float, total: float | None, message: str | None) -> None:
+            sent["progress"] = message
+
+        async def logged(message: Any) -> None:
+            sent[f"log {message.logger}"] = message.data
+
+        async def elicited(message: str, *_: object) -> dict[str, object]:
+            sent["elicitation"] = message
+            return {"value": True}
+
+        async with Client(
+            server_with(creds, leaks),
+            mode="legacy",
+            progress_handler=progress,
+            log_handler=logged,
+            elicitation_handler=elicited,
+        ) as client:
+            await client.call_tool("leaks", {"city": "Oslo"})
+        assert len(sent) == 4
+        return sent
 
     async def test_a_declaration_in_the_meta_of_a_tool(self, world: World) -> None:
         async def stranger(city: str) -> str:

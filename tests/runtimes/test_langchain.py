@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
+from langchain.tools import ToolRuntime
+from langchain_core.callbacks import AsyncCallbackHandler, adispatch_custom_event
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolMessage
-from langchain_core.tools import tool
+from langchain_core.tools import BaseTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_stream_writer
+from langgraph.graph import START, StateGraph
+from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, interrupt
 
 from apex_creds.integrations.langchain import CredentialsMiddleware
 from apex_creds.integrations.tools import RuntimeConsent, needs
 from apex_creds.middleware import CredentialMiddleware
-from tests.runtimes.contract import ConsentContract, RuntimeContract, Seen, SyncContract, Tool
+from tests.runtimes.contract import (
+    AsideContract,
+    ConsentContract,
+    RuntimeContract,
+    Seen,
+    SyncContract,
+    Tool,
+    said,
+)
 from tests.support.loopback import Server
 from tests.support.worlds import World
 
@@ -31,11 +45,12 @@ class Model(GenericFakeChatModel):
 
 
 def agent(creds: CredentialMiddleware, function: Tool, *, city: str = "Oslo", **options: Any):
-    call = {"name": function.__name__, "args": {"city": city}, "id": "1"}
+    made = function if isinstance(function, BaseTool) else tool(function)
+    call = {"name": made.name, "args": {"city": city}, "id": "1"}
     says = iter([AIMessage("", tool_calls=[call]), AIMessage("done")])
     return create_agent(
-        Model(messages=says),
-        tools=[tool(function)],
+        Model(messages=says, disable_streaming=True),
+        tools=[made],
         middleware=[CredentialsMiddleware(creds, principal=lambda run: run.context)],
         context_schema=str,
         **options,
@@ -47,7 +62,51 @@ def seen(result: dict[str, Any]) -> Seen:
     return Seen(f"{message.content} {message.artifact}", message.status == "error")
 
 
-class TestLangChain(RuntimeContract, SyncContract, ConsentContract):
+WRITERS = ("given", "found", "inner", "tool-output-delta")
+
+
+class Handler(AsyncCallbackHandler):
+    """What callbacks are told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, object]] = []
+
+    async def on_tool_end(self, output: object, **_: object) -> None:
+        self.told.append(("end", output))
+
+    async def on_tool_error(self, error: BaseException, **_: object) -> None:
+        self.told.append(("error", repr(error)))
+
+    async def on_custom_event(self, name: str, data: object, **_: object) -> None:
+        self.told.append((name, data))
+
+
+async def node(state: dict[str, object]) -> dict[str, object]:
+    """Of a graph that the tool runs."""
+    get_stream_writer()({"inner": await said()})
+    return {}
+
+
+@tool(response_format="content_and_artifact")
+@needs("weather", access="reveal")
+async def leaks(city: str, runtime: ToolRuntime) -> tuple[str, object]:
+    """Says it in every way."""
+    text = await said()
+    runtime.stream_writer({"given": text})
+    get_stream_writer()({"found": text})
+    runtime.emit_output_delta(text)
+    runtime.store.put(("notes",), "key", {"of": [text]})
+    await adispatch_custom_event("aside", {"of": text})
+    graph = StateGraph(dict).add_node("node", node).add_edge(START, "node").compile()
+    await graph.ainvoke({})
+    if city == "fails":
+        raise ValueError(text)
+    if city == "asks":
+        interrupt(text)
+    return text, {"artifact": text}
+
+
+class TestLangChain(RuntimeContract, SyncContract, ConsentContract, AsideContract):
     async def call(
         self,
         creds: CredentialMiddleware,
@@ -119,3 +178,28 @@ class TestLangChain(RuntimeContract, SyncContract, ConsentContract):
         (interrupt,) = stopped["__interrupt__"]
         ended = await made.ainvoke(Command(resume={"weather": answer}), thread)
         return interrupt.value["questions"], seen(ended)
+
+    async def sent_aside(self, creds: CredentialMiddleware) -> Mapping[str, object]:
+        sent: dict[str, object] = {}
+        for city in ("Oslo", "asks", "fails"):
+            store, handler, saver = InMemoryStore(), Handler(), InMemorySaver()
+            made = agent(creds, leaks, city=city, store=store, checkpointer=saver)
+            config = {"callbacks": [handler], "configurable": {"thread_id": city}}
+            modes = ["custom", "tools", "updates", "messages"]
+            parts: list[tuple[str, object]] = []
+            try:
+                async for _, mode, content in made.astream(
+                    ASK, config, stream_mode=modes, subgraphs=True
+                ):
+                    parts.append((str(content), mode))
+            except ValueError as error:
+                sent[f"{city}: raised"] = error
+            told = [text for text, _ in parts if "weather is" in text]
+            assert {mode for text, mode in parts if text in told} >= {"custom", "tools"}
+            assert all(any(way in text for text in told) for way in WRITERS)
+            sent[f"{city}: stream"] = told
+            sent[f"{city}: store"] = [each.value for each in store.search(("notes",))]
+            sent |= {f"{city}: callback {event}": text for event, text in handler.told}
+        ways = " ".join(sent)
+        assert all(way in ways for way in ("callback end", "callback error", "callback aside"))
+        return sent

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from agents import Agent, ModelResponse, RunConfig, Runner, Usage, function_tool
+from agents import (
+    Agent,
+    ModelResponse,
+    RunConfig,
+    RunHooks,
+    Runner,
+    TracingProcessor,
+    Usage,
+    function_tool,
+    set_trace_processors,
+)
 from agents.models.interface import Model
 from agents.tool_context import ToolContext
 from openai.types.responses import (
@@ -16,15 +27,17 @@ from openai.types.responses import (
 )
 
 from apex_creds.integrations.openai_agents import guarded
-from apex_creds.integrations.tools import RuntimeConsent
+from apex_creds.integrations.tools import RuntimeConsent, needs
 from apex_creds.middleware import CredentialMiddleware
 from tests.runtimes.contract import (
+    AsideContract,
     ConsentContract,
     RuntimeContract,
     Seen,
     SyncContract,
     Tool,
     fetch_as,
+    said,
 )
 from tests.support.loopback import Server
 from tests.support.worlds import World
@@ -61,8 +74,11 @@ class OneCall(Model):
 QUIET = RunConfig(tracing_disabled=True)
 
 
-def agent(creds: CredentialMiddleware, function: Tool, city: str = "Oslo") -> Agent[Any]:
-    tools = guarded([function_tool(function)], creds, principal=lambda run: run.context)
+def agent(
+    creds: CredentialMiddleware, function: Tool, city: str = "Oslo", **options: Any
+) -> Agent[Any]:
+    made = function_tool(function, **options)
+    tools = guarded([made], creds, principal=lambda run: run.context)
     return Agent(name="a", model=OneCall(function.__name__, city), tools=tools)
 
 
@@ -72,7 +88,38 @@ def seen(result: Any) -> Seen:
     return Seen(text, "The tool did not run" in text or "not approved" in text)
 
 
-class TestOpenAIAgents(RuntimeContract, SyncContract, ConsentContract):
+class Spans(TracingProcessor):
+    """What is traced."""
+
+    def __init__(self) -> None:
+        self.ended: list[dict[str, Any]] = []
+
+    def on_span_end(self, span: Any) -> None:
+        self.ended.append(span.export())
+
+    def _nothing(self, *_: object) -> None:
+        """Is not looked at."""
+
+    on_trace_start = on_trace_end = on_span_start = _nothing
+    shutdown = force_flush = _nothing
+
+
+class Hooks(RunHooks[Any]):
+    """What the hooks of a run are told."""
+
+    async def on_tool_end(self, context: Any, agent: Any, tool: Any, result: object) -> None:
+        self.result = result
+
+
+@needs("weather", access="reveal")
+async def leaks(city: str) -> str:
+    """Says it in every way."""
+    if city == "fails":
+        raise ValueError(await said())
+    return await said()
+
+
+class TestOpenAIAgents(RuntimeContract, SyncContract, ConsentContract, AsideContract):
     async def call(
         self,
         creds: CredentialMiddleware,
@@ -119,3 +166,12 @@ class TestOpenAIAgents(RuntimeContract, SyncContract, ConsentContract):
             )
             assert "The tool did not run" in await tool.on_invoke_tool(context, arguments)
         assert not server.requests
+
+    async def sent_aside(self, creds: CredentialMiddleware) -> Mapping[str, object]:
+        spans, hooks = Spans(), Hooks()
+        set_trace_processors([spans])
+        await Runner.run(agent(creds, leaks), "How is it?", hooks=hooks)
+        fails = agent(creds, leaks, "fails", failure_error_function=lambda _, error: str(error))
+        await Runner.run(fails, "How is it?")
+        fine, failed = (each for each in spans.ended if each["span_data"]["type"] == "function")
+        return {"hook": hooks.result, "span": fine, "failed span": failed["error"]}

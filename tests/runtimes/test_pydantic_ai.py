@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
-from pydantic_ai import Agent, DeferredToolRequests, DeferredToolResults, FunctionToolset
+from pydantic_ai import (
+    Agent,
+    CustomEvent,
+    DeferredToolRequests,
+    DeferredToolResults,
+    FunctionToolset,
+    RunContext,
+)
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
 from apex_creds.integrations.pydantic_ai import CredentialsToolset
+from apex_creds.integrations.tools import needs
 from apex_creds.middleware import CredentialMiddleware
-from tests.runtimes.contract import ConsentContract, RuntimeContract, Seen, SyncContract, Tool
+from tests.runtimes.contract import (
+    AsideContract,
+    ConsentContract,
+    RuntimeContract,
+    Seen,
+    SyncContract,
+    Tool,
+    said,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -22,11 +41,19 @@ def agent(creds: CredentialMiddleware, function: Tool, city: str = "Oslo") -> Ag
             return ModelResponse([TextPart("done")])
         return ModelResponse([ToolCallPart(function.__name__, {"city": city})])
 
+    async def streamed(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[Any]:
+        if any(isinstance(message, ModelResponse) for message in messages):
+            yield "done"
+        else:
+            yield {0: DeltaToolCall(function.__name__, json.dumps({"city": city}))}
+
     toolset = CredentialsToolset(
         FunctionToolset([function]), creds, principal=lambda run: run.deps
     )
     return Agent(
-        FunctionModel(model), toolsets=[toolset], output_type=[str, DeferredToolRequests]
+        FunctionModel(model, stream_function=streamed),
+        toolsets=[toolset],
+        output_type=[str, DeferredToolRequests],
     )
 
 
@@ -36,7 +63,23 @@ def seen(result: Any) -> Seen:
     return Seen(f"{part.content} {part.metadata}", part.outcome == "failed")
 
 
-class TestPydanticAI(RuntimeContract, SyncContract, ConsentContract):
+@dataclasses.dataclass(kw_only=True)
+class Told(CustomEvent):
+    """What a tool emits."""
+
+    text: str
+
+
+@needs("weather", access="reveal")
+async def leaks(ctx: RunContext[Any], city: str) -> str:
+    """Says it in every way."""
+    text = await said()
+    await ctx.emit(Told(text=text))
+    ctx.enqueue(text)
+    return city
+
+
+class TestPydanticAI(RuntimeContract, SyncContract, ConsentContract, AsideContract):
     async def call(
         self,
         creds: CredentialMiddleware,
@@ -68,3 +111,14 @@ class TestPydanticAI(RuntimeContract, SyncContract, ConsentContract):
         parts = [part for message in ended.all_messages() for part in message.parts]
         part = [part for part in parts if part.part_kind == "tool-return"][-1]
         return questions, Seen(str(part.content), part.outcome in ("failed", "denied"))
+
+    async def sent_aside(self, creds: CredentialMiddleware) -> Mapping[str, object]:
+        sent: dict[str, object] = {}
+        async with agent(creds, leaks).run_stream_events("How is it?") as events:
+            async for event in events:
+                if isinstance(event, Told):
+                    sent["event"] = event
+                if event.event_kind == "agent_run_result":
+                    sent["enqueued"] = event.result.all_messages()
+        assert len(sent) == 2
+        return sent
