@@ -833,7 +833,8 @@ class Vault:
         """The plaintext of a record, which may have been read a while ago.
 
         If its key was destroyed since, or is right now by another thread, the same version
-        of the credential under its present key is opened.
+        of the credential under its present key is opened; if its key is newer than the key
+        store in memory, with the present one.
         """
         for _ in range(ATTEMPTS):
             try:
@@ -845,9 +846,11 @@ class Vault:
                 present = facts.record
                 if present is None or present.info != record.info:  # deleted, or replaced
                     raise
-                if present is record and isinstance(error, UnknownKeyError):
+                before, keystore = keystore, self._store.unsealed()
+                same = present is record and keystore is before
+                if same and isinstance(error, UnknownKeyError):
                     raise
-                record, keystore = present, self._store.unsealed()
+                record = present
         raise ConflictError("Other writers keep changing that credential.", hint="Try again.")
 
     def record(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from apex_creds.errors import (
 )
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey, BasicAuth
+from apex_creds.scheduler.reencryption import reencrypt
+from apex_creds.storage.base import Stored
 from apex_creds.vault import Vault
 from tests.support.vaults import (
     create,
@@ -114,6 +117,28 @@ async def test_a_write_of_another_process_is_seen_by_the_next_read(home: Path) -
 
 
 # -- two vault objects in one process: every interleaving that can be chosen -----------
+
+
+async def test_a_record_under_a_key_that_is_newer_than_the_key_store_in_memory_opens(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await Vault.unseal(home) as one, await Vault.unseal(home) as other:
+        await one.put("openai", ApiKey("sk-1"))
+        read_many = one.store.storage.read_many
+
+        async def renewed_before(names: Collection[str]) -> dict[str, Stored]:
+            monkeypatch.undo()
+            await key_versions.renew(other.store, "api_keys/openai", now=1.0)
+            async for _ in reencrypt(other.store, "api_keys"):
+                pass
+            return await read_many(names)
+
+        one.store.sections.forget("api_keys")
+        monkeypatch.setattr(one.store.storage, "read_many", renewed_before)
+        record = await one.find("openai")
+        assert one.store.keystore_now() is None, "the key store in memory is of before"
+        with one.release(record, event()) as opened:
+            assert bytes(opened.view()) == b"sk-1"
 
 
 async def test_a_deletion_that_another_overtakes_still_shreds(home: Path) -> None:
