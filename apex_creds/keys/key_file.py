@@ -431,24 +431,17 @@ def _check(path: Path, info: os.stat_result) -> None:
             f"{path} belongs to another user.",
             hint=f"Check it, then chown {os.geteuid()} {path}",
         )
-    if info.st_mode & 0o077 and not _is_credential(path, info):
+    # A credential of systemd's, which only this service and root can read: it is root's, and
+    # the service may read it by an access list, whose mask shows as the permission of a group
+    # that is root's as well.
+    folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    handed = bool(folder) and path.parent == Path(folder) and not info.st_mode & 0o037
+    if info.st_mode & 0o077 and not (handed and info.st_uid == info.st_gid == 0):
         raise UnsafePermissionsError(
             f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o}).",
             hint=f"{closing_hint(path, info, mode='600')} (If others could log in, rotate the "
             "master key then.)",
         )
-
-
-def _is_credential(path: Path, info: os.stat_result) -> bool:
-    """Whether it is a credential of systemd's, which only this service and root can read.
-
-    It is root's, and the service may read it by an access list, whose mask shows as the
-    permission of a group that is root's as well.
-    """
-    folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
-    if not folder or path.parent != Path(folder) or info.st_mode & 0o037:
-        return False
-    return info.st_uid == 0 and info.st_gid == 0
 
 
 def _read_all(path: Path, fd: int) -> bytearray:

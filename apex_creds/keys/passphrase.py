@@ -243,10 +243,15 @@ def _read_line(fd: int) -> SecretBytes:
             f"File descriptor {fd} is a terminal, which would show the passphrase.",
             hint="Use passphrase: to be asked without echo.",
         )
-    data = bytearray(MAX_PASSPHRASE_BYTES + 1)
+    data, length = bytearray(MAX_PASSPHRASE_BYTES + 1), 0
     try:
         os.set_inheritable(fd, False)
-        length = _fill(fd, data)
+        # Up to a line feed, byte by byte so as to take nothing that follows it.
+        with open(fd, "rb", 0, closefd=False) as raw, memoryview(data) as view:
+            while length < len(data) and raw.readinto(view[length : length + 1]):
+                if data[length] == _NEWLINE:
+                    break
+                length += 1
     except OSError as error:
         failure = MasterKeyUnavailableError(
             f"File descriptor {fd} can't be read ({error.strerror}).",
@@ -258,16 +263,6 @@ def _read_line(fd: int) -> SecretBytes:
         wipe(data)
         return _accepted(line)
     raise failure
-
-
-def _fill(fd: int, data: bytearray) -> int:
-    """Reads up to a line feed, byte by byte so as to take nothing that follows it."""
-    with open(fd, "rb", 0, closefd=False) as raw, memoryview(data) as view:
-        for filled in range(len(data)):
-            if not raw.readinto(view[filled : filled + 1]) or data[filled] == _NEWLINE:
-                data[filled] = 0
-                return filled
-    return len(data)
 
 
 def _accepted(data: bytearray) -> SecretBytes:

@@ -20,7 +20,7 @@ from apex_creds.errors import AccessDeniedError, ApexCredsError
 from apex_creds.leases.handle import current_credentials
 from apex_creds.leases.lease import current_invocation
 from apex_creds.sdk.current import Refusal
-from apex_creds.sdk.requests import adapter
+from apex_creds.sdk.requests import adapter, bound
 
 
 def session(
@@ -34,11 +34,7 @@ def session(
         refusal: ``answer``: a refused request is a 403; ``raise``: it raises our error.
     """
     made = AuthorizedSession(AnonymousCredentials())
-    made.trust_env = False
-    mounted = adapter(*names, scope=scope, refusal=refusal)
-    made.mount("https://", mounted)
-    made.mount("http://", mounted)
-    return made
+    return bound(made, adapter(*names, scope=scope, refusal=refusal))
 
 
 class ServiceAccount(Credentials):

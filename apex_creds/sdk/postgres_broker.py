@@ -17,6 +17,7 @@ import shutil
 import struct
 import tempfile
 from contextvars import Context, copy_context
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -46,10 +47,11 @@ _SCHEMES: Final = ("postgresql",)
 _OUTSIDE: Final = "outside-any-invocation"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Account:
-    """What to log in to, by a credential's name; holds no right to it.
+    """What to log in to, by a credential's name; holds no right to it. Each is another.
 
-    Args:
+    Attributes:
         name: The credential's.
         origin: The server; None: the one that the lease allows.
         database: The role's, by default.
@@ -58,19 +60,12 @@ class Account:
         allow: ``cleartext``, ``md5``.
     """
 
-    __slots__ = ("allow", "database", "name", "origin", "tls", "user")
-
-    def __init__(
-        self,
-        name: str,
-        origin: Origin | None,
-        database: str,
-        user: str,
-        tls: bool | None,
-        allow: frozenset[str],
-    ) -> None:
-        self.name, self.origin, self.database = name, origin, database
-        self.user, self.tls, self.allow = user, tls, allow
+    name: str
+    origin: Origin | None
+    database: str
+    user: str
+    tls: bool | None
+    allow: frozenset[str]
 
 
 class Seat:

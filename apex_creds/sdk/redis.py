@@ -12,7 +12,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import redis
 import redis.asyncio as aredis
@@ -82,13 +82,12 @@ def _options(
     return {**options, "connection_class": kind, "apex_account": account}
 
 
-class _Account:
+class _Account(NamedTuple):
     """What to log in to; holds no right to it."""
 
-    __slots__ = ("name", "origin", "user")
-
-    def __init__(self, name: str, origin: Origin | None, user: str) -> None:
-        self.name, self.origin, self.user = name, origin, user
+    name: str
+    origin: Origin | None
+    user: str
 
 
 class _Ours:

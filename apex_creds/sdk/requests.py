@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 from requests.adapters import DEFAULT_POOLBLOCK, HTTPAdapter
 
 from apex_creds.sdk.current import Binding, Refusal
 from apex_creds.sdk.urllib3 import BoundPools
+
+S = TypeVar("S", bound=requests.Session)
 
 
 def session(
@@ -24,11 +26,14 @@ def session(
         scope: One that the leases must have.
         refusal: ``answer``: a refused request is a 403; ``raise``: it raises our error.
     """
-    made = requests.Session()
+    return bound(requests.Session(), adapter(*names, scope=scope, refusal=refusal))
+
+
+def bound(made: S, adapter: HTTPAdapter) -> S:
+    """A session that sends through an adapter only."""
     made.trust_env = False  # no proxy, and no password of ~/.netrc
-    mounted = adapter(*names, scope=scope, refusal=refusal)
-    made.mount("https://", mounted)
-    made.mount("http://", mounted)
+    made.mount("https://", adapter)
+    made.mount("http://", adapter)
     return made
 
 

@@ -160,12 +160,22 @@ class _Guard:
             protocol.close_rcvd = Close(end.code, self.clean(end.reason))
 
 
-class _Connection(ClientConnection):
-    """Searches what it receives; of one invocation."""
+class _Guarded:
+    """What both kinds of connection do."""
+
+    protocol: ClientProtocol
 
     def __init__(self, guard: _Guard, *args: Any, **options: Any) -> None:
-        self._guard = guard
+        self._guard = guard  # first: the threads of one begin within
         super().__init__(*args, **options)
+
+    def process_event(self, event: Event) -> None:
+        self._guard.clean_end(self.protocol, event)
+        super().process_event(event)  # type: ignore[misc]
+
+
+class _Connection(_Guarded, ClientConnection):
+    """Searches what it receives; of one invocation."""
 
     async def recv(self, decode: bool | None = None) -> Any:
         self._guard.check()
@@ -178,17 +188,9 @@ class _Connection(ClientConnection):
         self._guard.check()
         await super().send(*args, **options)
 
-    def process_event(self, event: Event) -> None:
-        self._guard.clean_end(self.protocol, event)
-        super().process_event(event)
 
-
-class _SyncConnection(sync_client.ClientConnection):
+class _SyncConnection(_Guarded, sync_client.ClientConnection):
     """As ``_Connection``, for threads."""
-
-    def __init__(self, guard: _Guard, *args: Any, **options: Any) -> None:
-        self._guard = guard  # its threads begin within
-        super().__init__(*args, **options)
 
     def recv(self, timeout: float | None = None, decode: bool | None = None) -> Any:
         self._guard.check()
@@ -200,10 +202,6 @@ class _SyncConnection(sync_client.ClientConnection):
     def send(self, *args: Any, **options: Any) -> None:
         self._guard.check()
         super().send(*args, **options)
-
-    def process_event(self, event: Event) -> None:
-        self._guard.clean_end(self.protocol, event)
-        super().process_event(event)
 
 
 class _Relay:

@@ -31,12 +31,9 @@ class SharedStorageContract(StorageContract):
 
     @contextlib.asynccontextmanager
     async def opened(self, where: Path) -> AsyncIterator[SharedStorage]:
-        storage = await self.open_storage(where)
-        try:
-            await storage.prepare()
+        async with super().opened(where) as storage:
+            assert isinstance(storage, SharedStorage)
             yield storage
-        finally:
-            await storage.close()
 
     @contextlib.asynccontextmanager
     async def two(self, where: Path) -> AsyncIterator[tuple[SharedStorage, SharedStorage]]:
