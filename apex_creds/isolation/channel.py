@@ -3,7 +3,8 @@
 Guarantee: a stream's step is run when it is asked for and not before, so whoever consumes it
 sets the pace; what is asked is cancelled when the asker is; the end of the other side is an
 error for all that waits for it, at once. The other side can make this one do no more than
-``MOST_OPEN`` things at a time, and hold no more than one frame of each.
+``MOST_OPEN`` things at a time, hold no more than one frame of each, and ``MOST_HELD`` of what it
+asks for.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from apex_creds.isolation.frames import (
 )
 
 MOST_OPEN: Final = 128
+MOST_HELD: Final = 4 * LARGEST
+"""Bytes."""
 CANCEL_WITHIN: Final = 5.0
 """Seconds that what was cancelled may take to end, before its side is given up."""
 _LENGTH: Final = struct.Struct(">I")
@@ -159,7 +162,7 @@ class Channel:
         self._waiting[number] = future
         try:
             self.send(frame)
-            await self._drain()
+            await self.drain()
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             if not future.done():
@@ -197,7 +200,8 @@ class Channel:
         data = self._codec.encode(frame)
         self._writer.write(_LENGTH.pack(len(data)) + data)
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
+        """Waits until the other side has read what it was sent, or has ended."""
         with suppress(ConnectionError):
             await self._writer.drain()
 
@@ -208,7 +212,8 @@ class Channel:
                 if length > LARGEST:
                     self.close("it sent a frame that is too large")
                     return
-                self._received(self._codec.decode(await self._reader.readexactly(length)))
+                data = await self._reader.readexactly(length)
+                self._received(self._codec.decode(data), length)
         except (asyncio.IncompleteReadError, ConnectionError):
             self.close()
         except ProtocolError as error:
@@ -233,12 +238,14 @@ class Channel:
 
     # -- serving -----------------------------------------------------------------------
 
-    def _received(self, frame: Frame) -> None:
+    def _received(self, frame: Frame, length: int) -> None:
         match frame:
             case Ask():
-                if frame.id in self._served or len(self._served) >= MOST_OPEN:
+                held = length + sum(each.length for each in self._served.values())
+                many = len(self._served) >= MOST_OPEN or held > MOST_HELD
+                if frame.id in self._served or many:
                     raise ProtocolError("The other side asks for too much at once.")
-                served = self._served[frame.id] = _Served(self, frame.id)
+                served = self._served[frame.id] = _Served(self, frame.id, length)
                 served.context = self._serving.context(frame.value)
                 served.start(partial(self._serving.serve, frame.what, frame.value))
             case Step():
@@ -255,7 +262,7 @@ class Channel:
                 if future is not None and not future.done():
                     future.set_result(frame)
 
-    async def reply(self, make: Callable[[Codec], Frame], number: int) -> None:
+    def reply(self, make: Callable[[Codec], Frame], number: int) -> None:
         """Sends what ended or went on; in its place why that can't be sent."""
         try:
             frame = make(self._codec)
@@ -265,7 +272,6 @@ class Channel:
             self.send(Failed(number, failure_of(error)))
             if served is not None:
                 served.cancel()
-        await self._drain()
 
     def forget(self, number: int) -> None:
         """It is not open any more."""
@@ -273,15 +279,21 @@ class Channel:
 
 
 class _Served:
-    """Something that the other side has asked for, until its end."""
+    """Something that the other side has asked for, until its end.
 
-    __slots__ = ("_channel", "_number", "_open", "_task", "context")
+    It has not ended, and takes no further step, before there is room for its answer: who reads
+    none can't have more of them held than there may be open.
+    """
 
-    def __init__(self, channel: Channel, number: int) -> None:
+    __slots__ = ("_channel", "_number", "_open", "_task", "_works", "context", "length")
+
+    def __init__(self, channel: Channel, number: int, length: int) -> None:
         self._channel = channel
         self._number = number
+        self.length = length
         self._open: Open | None = None
         self._task: asyncio.Task[None] | None = None
+        self._works = False
         self.context: contextvars.Context | None = None
 
     def start(self, work: Callable[[], Awaitable[object]]) -> None:
@@ -296,19 +308,19 @@ class _Served:
     def _run(self, steps: Coroutine[object, object, None]) -> None:
         """In a task that answers, also when it is cancelled before it has begun."""
         task = asyncio.get_running_loop().create_task(steps, context=self.context)
-        self._task = task
+        self._task, self._works = task, True
         task.add_done_callback(self._not_begun)
 
     def _not_begun(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             task.exception()
-            return
-        self._channel.forget(self._number)
-        with suppress(WorkerEndedError):
-            self._channel.send(Failed(self._number, failure_of(asyncio.CancelledError())))
+        elif self._channel.ended.done():
+            self._channel.forget(self._number)
+        else:
+            self._run(self._failed(asyncio.CancelledError()))
 
     def cancel_step(self) -> None:
-        if self._task is not None:
+        if self._task is not None and self._works:
             self._task.cancel()
 
     def cancel(self) -> None:
@@ -333,14 +345,17 @@ class _Served:
 
     async def _finished(self, value: object) -> None:
         """Answers; what goes on stays open."""
+        await self._room()
         number = self._number
         if isinstance(value, Open):
             self._open, self._task = value, None
             kind = value.kind
-            await self._reply(lambda _: Opened(number, kind))
+            if self._channel.ended.done():
+                self.cancel()
+            self._reply(lambda _: Opened(number, kind))
             return
         self._channel.forget(number)
-        await self._reply(lambda codec: Answer(number, codec.plain(value)))
+        self._reply(lambda codec: Answer(number, codec.plain(value)))
 
     async def _next(self, opened: Open, step: Step) -> None:
         number, value, ends = self._number, None, False
@@ -354,20 +369,26 @@ class _Served:
         if ends:
             await self._finished(value)
             return
-        # Done before the other side asks for the next one.
+        await self._room()
         self._task = None
-        await self._reply(lambda codec: Item(number, codec.plain(value)))
+        self._reply(lambda codec: Item(number, codec.plain(value)))
 
     async def _failed(self, error: BaseException) -> None:
-        self._open = None
-        self._channel.forget(self._number)
         failure: Failure = failure_of(error)
         del error
-        await self._reply(lambda _: Failed(self._number, failure))
+        self._open = None
+        await self._room()
+        self._channel.forget(self._number)
+        self._reply(lambda _: Failed(self._number, failure))
 
-    async def _reply(self, make: Callable[[Codec], Frame]) -> None:
+    async def _room(self) -> None:
+        """Waits for room for the answer, which comes whatever is cancelled from here on."""
+        self._works = False
+        await self._channel.drain()
+
+    def _reply(self, make: Callable[[Codec], Frame]) -> None:
         with suppress(WorkerEndedError):
-            await self._channel.reply(make, self._number)
+            self._channel.reply(make, self._number)
 
 
 _closing: Final[set[asyncio.Task[None]]] = set()

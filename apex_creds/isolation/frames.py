@@ -3,7 +3,9 @@
 Guarantee: nothing here runs code that the other side names. A frame is at most ``LARGEST``
 bytes and one of a few shapes; a value is plain data, rebuilt as such; an error is one of
 Python's own or of this package's, made from a text, or a ``PluginRaisedError``. What is not of
-these is a ``ProtocolError``, after which the other side is not listened to any more.
+these is a ``ProtocolError``, after which the other side is not listened to any more. A frame
+takes no time or memory out of proportion to its bytes: there are so many containers in it, and
+keys whose hashes are known beforehand, so that all could have one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import decimal
 import keyword
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -27,9 +29,15 @@ from apex_creds.errors import (
     IsolationError,
     PluginRaisedError,
 )
+from apex_creds.isolation.message_pack import containers_in
 
 LARGEST: Final = 32 << 20
 """Bytes of one frame."""
+MOST_KEYS: Final = 4096
+"""Of keys and members of sets in one frame, those that are neither texts nor bytes."""
+_MOST_CONTAINERS: Final = 1 << 20
+_SMALL: Final = 64 << 10
+"""Bytes of a frame that can't hold enough of either to matter."""
 MOST_NOTES: Final = 32
 LONGEST_TEXT: Final = 64 << 10
 """Characters of an error's text, or of a note."""
@@ -192,6 +200,11 @@ _LISTS: Final[dict[int, Callable[[list[Any]], object]]] = {
     _TEXT: lambda pair: _TEXTS[pair[0]][1](pair[1]),
 }
 
+_KEYS: Final[dict[int, Callable[[list[Any]], Iterable[object]]]] = {
+    _SET: tuple,
+    _FROZEN: tuple,
+    _PAIRS: lambda pairs: [pair[0] for pair in pairs],
+}
 Places = Callable[[object], object | None]
 """What stands for a thing that does not cross; None: it is none of those."""
 
@@ -211,6 +224,8 @@ class Codec:
     ) -> None:
         self._leave = leave
         self._arrive = arrive
+        self._keys = self._containers = 0
+        self._large = False
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Frame, ext_hook=self._ext)
         self._values = msgspec.msgpack.Decoder(ext_hook=self._ext)
@@ -221,6 +236,7 @@ class Codec:
         Raises:
             InvalidInputError: It, or something in it, is not plain data.
         """
+        self._keys = 0
         try:
             return self._plain(value)
         except RecursionError:
@@ -249,7 +265,9 @@ class Codec:
         Raises:
             ProtocolError: It is none.
         """
+        self._keys, self._containers, self._large = 0, 0, len(data) > _SMALL
         try:
+            self._check(data)
             return self._decoder.decode(data)
         except (
             msgspec.DecodeError,
@@ -275,15 +293,28 @@ class Codec:
             return self._dict(value)  # type: ignore[arg-type]
         for number, sequence in ((_TUPLE, tuple), (_SET, set), (_FROZEN, frozenset)):
             if kind is sequence:
-                return self._ext_of(number, [self._plain(each) for each in value])  # type: ignore[attr-defined]
+                return self._sequence(number, value)  # type: ignore[arg-type]
         stands = self._leave(value)
         if stands is not None:
             return self._ext_of(_PLACE, self._plain(stands))
         return self._converted(value)
 
+    def _sequence(self, number: int, value: Collection[object]) -> object:
+        if number in _KEYS:
+            self._check_keys(value)
+        return self._ext_of(number, [self._plain(each) for each in value])
+
+    def _check_keys(self, keys: Iterable[object]) -> None:
+        if self._too_many(keys):
+            raise InvalidInputError(
+                f"More than {MOST_KEYS} keys or members of sets that are no texts can't cross.",
+                hint="Pass and return lists.",
+            )
+
     def _dict(self, value: dict[object, object]) -> object:
         if all(type(key) is str for key in value):
             return {key: self._plain(each) for key, each in value.items()}
+        self._check_keys(value)
         pairs = [[self._plain(key), self._plain(each)] for key, each in value.items()]
         return self._ext_of(_PAIRS, pairs)
 
@@ -313,7 +344,20 @@ class Codec:
     def _ext_of(self, number: int, value: object) -> msgspec.msgpack.Ext:
         return msgspec.msgpack.Ext(number, self._encoder.encode(value))
 
+    def _too_many(self, keys: Iterable[object]) -> bool:
+        """Counts those that the other side could have chosen to have one hash."""
+        self._keys += sum(type(each) not in (str, bytes) for each in keys)
+        return self._keys > MOST_KEYS
+
+    def _check(self, data: bytes | memoryview) -> None:
+        """Looks at a large frame, or what is wrapped in it, before anything is made of it."""
+        if self._large:
+            self._containers += containers_in(data)
+            if self._containers > _MOST_CONTAINERS:
+                raise ProtocolError("The other side sent too many containers.")
+
     def _ext(self, number: int, data: memoryview) -> object:
+        self._check(data)
         value = self._values.decode(data)
         if number == _PLACE and self._arrive is not None:
             return self._arrive(value)
@@ -323,6 +367,9 @@ class Codec:
             return int(value)
         made = _LISTS.get(number)
         if made is not None and isinstance(value, list):
+            keys = _KEYS.get(number)
+            if keys is not None and self._too_many(keys(value)):
+                raise ProtocolError("The other side sent too many keys.")
             return made(value)
         raise ProtocolError("The other side sent what is no value.")
 

@@ -393,6 +393,7 @@ class _Awaited(_Stream):
             await self._call.failed(error)
             raise
         else:
+            await self._call.end()
             raise IsolationError("The worker answered with what is no result.")
         if not isinstance(result, Remote):
             await self._call.end()

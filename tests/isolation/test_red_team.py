@@ -24,7 +24,7 @@ from apex_creds.isolation.code import plugin_function
 from apex_creds.isolation.runner import IsolatedRunner
 from tests.isolation.everyday_plugin import PLUGINS, everyday, world
 from tests.support.vendor import SECRET, Vendor, vendor
-from tests.support.worlds import KEY, World
+from tests.support.worlds import KEY, World, manifest_for
 
 pytestmark = pytest.mark.anyio
 __all__ = ["world"]
@@ -138,7 +138,9 @@ class TestTheMachine:
             "RuntimeError",
             "MemoryError",
         }
-        assert await world.call(hostile("fill_the_disk")) == "OSError"
+        # Its threads are still there, and may leave room for none: another worker.
+        fills = world.call(hostile("fill_the_disk"), plugin="other", needs=())
+        assert await fills == "OSError"
         with pytest.raises((MemoryError, WorkerEndedError)):
             await world.call(everyday("hog"))
 
@@ -150,6 +152,15 @@ class TestTheFrames:
             await world.call(hostile(how))
         assert world.middleware.broker.open_leases == 0
         assert await world.call(everyday("same"), 1) == 1
+
+    async def test_what_is_no_result_ends_its_call(self, world: World) -> None:
+        runner, manifest = world.middleware._runner, manifest_for()
+        assert isinstance(runner, IsolatedRunner)
+        await runner.call(manifest, hostile("answer_with_no_result"), (), {})
+        awaited = runner.call_in_turn(manifest, hostile("garbage"), (), {})
+        with pytest.raises(IsolationError, match="no result"):
+            await awaited  # type: ignore[misc]
+        assert await runner.call(manifest, everyday("same"), (1,), {}) == 1, "whose turn it is"
 
     async def test_nothing_is_unpickled(self, world: World) -> None:
         with pytest.raises(InvalidInputError, match="can't cross"):

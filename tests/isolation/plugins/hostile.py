@@ -226,3 +226,13 @@ async def reveal_and_hold(started, credentials):
         kept["copy"] = secret.expose_str()
         await started()
         await asyncio.Event().wait()
+
+
+def answer_with_no_result():
+    """Has what is to be awaited go on for ever, as a stream does."""
+    from apex_creds.isolation import worker_calls
+
+    async def an_item(*_):
+        return "an item"
+
+    worker_calls._awaited = an_item
