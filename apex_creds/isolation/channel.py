@@ -3,8 +3,8 @@
 Guarantee: a stream's step is run when it is asked for and not before, so whoever consumes it
 sets the pace; what is asked is cancelled when the asker is; the end of the other side is an
 error for all that waits for it, at once. The other side can make this one do no more than
-``MOST_OPEN`` things at a time, hold no more than one frame of each, and ``MOST_HELD`` of what it
-asks for.
+``MOST_OPEN`` things at a time, hold no more than one frame of each, and of what it asks for no
+more than ``MOST_HELD``.
 """
 
 from __future__ import annotations
