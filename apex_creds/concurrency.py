@@ -18,7 +18,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
@@ -45,6 +45,11 @@ ATTEMPTS: Final = 100
 """Compare-and-set rounds before a commit gives up; each loses only to a commit that won."""
 INLINE_ITEMS: Final = 256
 """Work on more than these is done in a worker thread, off the event loop."""
+
+_LANES: Final = 16
+"""So many at once: each may have a connection to the database for its lock."""
+_LOOK: Final = 5.0
+"""Seconds after which it is asked again what is due, while some lane takes long."""
 
 _blocked: Final[set[int]] = set()
 """The threads that wait in ``LoopThread.call``, and any loop of theirs with them."""
@@ -577,6 +582,66 @@ def _serve(ready: Future[asyncio.AbstractEventLoop], end: Event, leaf: bool) -> 
             raise
     finally:
         _leaves.discard(threading.get_ident())
+
+
+async def in_lanes(
+    due: Callable[[], Awaitable[Mapping[str, str]]], work: Callable[[str], Awaitable[bool]]
+) -> None:
+    """Does what is due: one thing after the other in each lane, and lanes side by side.
+
+    As long as one of them takes, the others are looked after every few seconds: who does not
+    answer holds up one lane, once.
+
+    Args:
+        due: What is due now, and the lane of each.
+        work: Does one thing; whether its lane goes on. What it raises ends all.
+    """
+    lanes = _Lanes(work)
+    try:
+        while lanes.begin(await due()):
+            await lanes.wait()
+    finally:
+        await lanes.close()
+
+
+class _Lanes:
+    """The lanes of one round: each thing is done once, and none in a lane that was shut."""
+
+    def __init__(self, work: Callable[[str], Awaitable[bool]]) -> None:
+        self._work = work
+        self._done: set[str] = set()
+        self._shut: set[str] = set()
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    def begin(self, due: Mapping[str, str]) -> bool:
+        """Begins the lanes for which there is room; whether any runs."""
+        closed, lanes = self._shut | self._running.keys(), dict[str, list[str]]()
+        for item, lane in due.items():
+            if item not in self._done and lane not in closed:
+                lanes.setdefault(lane, []).append(item)
+        for lane in list(lanes)[: _LANES - len(self._running)]:
+            self._running[lane] = asyncio.create_task(self._serve(lane, lanes[lane]))
+        return bool(self._running)
+
+    async def wait(self) -> None:
+        """Returns when all have ended, or it is time to look what else is due."""
+        over, running = await asyncio.wait(self._running.values(), timeout=_LOOK)
+        self._running = {n: task for n, task in self._running.items() if task in running}
+        for task in over:
+            task.result()
+
+    async def close(self) -> None:
+        """Cancels what is under way."""
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def _serve(self, lane: str, items: list[str]) -> None:
+        for item in items:
+            self._done.add(item)
+            if not await self._work(item):
+                self._shut.add(lane)
+                return
 
 
 async def off_loop(size: int, work: Callable[[], T]) -> T:

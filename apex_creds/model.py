@@ -548,6 +548,10 @@ class RotationHealth(StrEnum):
     NEEDS_PERSON = "needs_person"
 
 
+DYNAMIC: Final = "openbao-database"
+"""The rotator that makes a value for each lease."""
+
+
 class Rotation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How a secret is replaced at its provider, and how far that is; no secret.
 
@@ -594,6 +598,11 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     outcome: str = ""
 
     @property
+    def dynamic(self) -> bool:
+        """Whether a value is made for each lease, so that there is none to replace."""
+        return self.rotator.startswith(f"{DYNAMIC}:")
+
+    @property
     def health(self) -> RotationHealth:
         """Whether its last step failed, and whether a person is needed."""
         if self.stage is RotationStage.NEEDS_PERSON:
@@ -613,6 +622,10 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         )
 
 
+_SKEW: Final = 10.0
+"""Seconds before its end from which on a value is not used any more: it travels, too."""
+_SKEW_PART: Final = 0.1
+"""Of its life: what is issued for seconds is not over from the start."""
 PENDING: Final = "pending_"
 PREVIOUS: Final = "previous_"
 """What parts of the next and of the replaced value begin with, while there are such."""
@@ -633,8 +646,7 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         token_type: Of an OAuth token, as is ``scope``.
         sensitivity: Decides, with policy, whether a person is asked.
         challenge: Whether each use takes a nonce that a registered client has signed.
-        connection: How it is renewed, of an OAuth token that is; such a one does not end
-            with ``expires``.
+        connection: How it is renewed, of an OAuth token that is.
         rotation: How it is replaced at its provider, where it is.
         principal: Who it belongs to; empty: it is shared.
     """
@@ -663,9 +675,44 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return f"{self.name}{_OF}{self.principal}" if self.principal else self.name
 
     @property
+    def dynamic(self) -> bool:
+        """Whether its value is made for each lease."""
+        return self.rotation is not None and self.rotation.dynamic
+
+    @property
+    def issued(self) -> float | None:
+        """When its value came, in Unix seconds; None: no other comes when that ends."""
+        if self.connection is not None:
+            return self.connection.refreshed
+        if self.rotation is not None and not self.rotation.dynamic:
+            return self.rotation.changed
+        return None
+
+    @property
+    def life(self) -> float:
+        """Seconds that its value was issued for; infinite where that does not say."""
+        if self.expires is None or self.issued is None:
+            return math.inf
+        return max(0.0, self.expires - self.issued)
+
+    @property
     def ends(self) -> float | None:
-        """When nothing can be done with it any more, in Unix seconds; None: never."""
-        return self.expires if self.connection is None else None
+        """When nothing can be done with it any more, in Unix seconds; None: never.
+
+        What is renewed does not end with its value.
+        """
+        return self.expires if self.issued is None else None
+
+    def has_expired(self, now: float) -> bool:
+        """Whether its value can't be used any more, and another is waited for."""
+        if self.expires is None or self.issued is None:
+            return False
+        early = min(_SKEW, self.life * _SKEW_PART)
+        return self.expires - early <= now or self.is_of_another_time(now)
+
+    def is_of_another_time(self, now: float) -> bool:
+        """Whether a clock was far ahead when its value came, so that its end says nothing."""
+        return self.issued is not None and now + self.life < self.issued
 
 
 class Secret:

@@ -343,11 +343,14 @@ def edit(
             "--no-challenge, --rotator, --rotate-every, --rotate-cron or --rotate-grace.",
         )
 
+    notes: list[Note] = []
+
     async def work(vault: Vault) -> CredentialInfo:
         if any(it is not None for it in rotation):
-            if whose:
-                raise InvalidInputError("Shared credentials only rotate at their provider.")
-            await _edit_rotation(vault, name, *rotation)
+            before = await vault.get(name, principal=whose or "")
+            after = await _edit_rotation(vault, before, *rotation)
+            if after.version > before.version:
+                notes.append(Note("Other values that its rotation had left were deleted."))
         if all(it is None for it in facts):
             return await vault.get(name, principal=whose or "")
         return await vault.edit(
@@ -372,26 +375,27 @@ def edit(
     }
     changed = [said for said, given in facets.items() if any(it is not None for it in given)]
     lines = [f"{shown_key(info.key)} {said}." for said in changed]
-    return done(as_json(info, time.time()), *lines, notes=about_origins(info))
+    return done(as_json(info, time.time()), *lines, notes=[*notes, *about_origins(info)])
 
 
 async def _edit_rotation(
     vault: Vault,
-    name: str,
+    info: CredentialInfo,
     uri: str | None,
     every: str | None,
     cron: str | None,
     grace: str | None,
-) -> None:
+) -> CredentialInfo:
     from apex_creds.rotators import configure
     from apex_creds.scheduler.worker import next_fire
 
     if cron:
         next_fire(cron, 0.0)
     never = every == "never"
-    await configure(
+    return await configure(
         vault,
-        name,
+        info.name,
+        principal=info.principal,
         uri="" if uri == "none" else uri,
         interval=None if every is None else 0.0 if never else span(every),
         cron=cron,

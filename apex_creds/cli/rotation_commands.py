@@ -12,7 +12,7 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from apex_creds.cli import console
-from apex_creds.cli.command import Settings, command, group, span, with_vault
+from apex_creds.cli.command import ForOption, Settings, command, group, span, with_vault
 from apex_creds.cli.console import (
     Cell,
     Fields,
@@ -27,12 +27,11 @@ from apex_creds.cli.console import (
 from apex_creds.cli.credential_commands import rotation_as_json
 from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import ConflictError, InvalidInputError
-from apex_creds.model import CredentialInfo, RotationStage
+from apex_creds.model import CredentialInfo, RotationStage, key_of, shown_key, split_key
 from apex_creds.policy.display import show_span, show_time
 from apex_creds.rotators.dynamic import logins_document
 from apex_creds.rotators.plan import MOST_REFUSALS
-from apex_creds.rotators.registry import is_dynamic
-from apex_creds.rotators.rotation import Rotations, is_wrong
+from apex_creds.rotators.rotation import is_wrong, rotations_of
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.rotation_state import (
     DEFAULT_TABLE,
@@ -108,13 +107,15 @@ def rotate(
         bool,
         flag("Wait while another process rotates, or fail (code 6).", "--wait/--no-wait"),
     ] = True,
+    whose: ForOption = None,
 ) -> Report:
     """Renew keys now (DEKs, the KEK, the master key), or a credential at its provider."""
     if what is What.CREDENTIAL:
         if not name or service or version:
             raise InvalidInputError("Say rotate credential NAME, and nothing of keys.")
-        return _rotate_credential(chosen, name, compromised=compromised, wait=wait)
-    if name:
+        key = key_of(name, whose or "")
+        return _rotate_credential(chosen, key, compromised=compromised, wait=wait)
+    if name or whose:
         raise InvalidInputError("Only a credential has a name.", hint="Did you mean --service?")
     level = Level(what)
     if version and not compromised:
@@ -164,11 +165,13 @@ def rotate(
     return done(data, f"The {level.value} rotation is done.")
 
 
-def _rotate_credential(chosen: Settings, name: str, *, compromised: bool, wait: bool) -> Report:
+def _rotate_credential(chosen: Settings, key: str, *, compromised: bool, wait: bool) -> Report:
+    name, principal = split_key(key)
+
     async def work(vault: Vault) -> tuple[CredentialInfo, CredentialInfo]:
-        rotations = Rotations(vault)
-        before = await rotations.ask(name, lost=compromised, by_hand=True)
-        return before, await rotations.advance(name, wait=wait)
+        rotations = rotations_of(vault)
+        before = await rotations.ask(name, principal=principal, lost=compromised, by_hand=True)
+        return before, await rotations.advance(name, principal=principal, wait=wait)
 
     before, info = with_vault(chosen, work)
     state = info.rotation
@@ -182,11 +185,12 @@ def _rotate_credential(chosen: Settings, name: str, *, compromised: bool, wait: 
     until = f"is valid until {show_time(state.retires)}" if waits else "is not valid any more"
     data: dict[str, Json] = {
         "credential": name,
+        "principal": principal or None,
         "compromised": compromised,
         "version": info.version,
         "previous_until": show_time(state.retires) if waits else None,
     }
-    return done(data, f"{name} has a new value; the old one {until}.")
+    return done(data, f"{shown_key(key)} has a new value; the old one {until}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +242,7 @@ async def _finish(
 async def status(vault: Vault) -> Report:
     """Levels, versions and states; what each version still protects; what is next."""
     found = await rotation_status(RotationWorker(vault).engine, destroyed=False)
-    rotated = [info for info in await vault.list(principal="") if info.rotation is not None]
+    rotated = [info for info in await vault.list() if info.rotation is not None]
     logins = (await logins_document(vault.store).read()).open.values()
     data: dict[str, Json] = {
         "versions": [_as_json(line) for line in found.lines],
@@ -256,7 +260,12 @@ async def status(vault: Vault) -> Report:
         "by_hand": sorted(level.value for level in found.by_hand),
         "waiting_events": [kind_of(item.event) for item in found.state.queue],
         "credentials": [
-            {"name": each.name, **(rotation_as_json(each) or {})} for each in rotated
+            {
+                "name": each.name,
+                "principal": each.principal or None,
+                **(rotation_as_json(each) or {}),
+            }
+            for each in rotated
         ],
         "logins": [
             {
@@ -308,9 +317,9 @@ def _shown(info: CredentialInfo) -> Part:
     """A line about a credential that is replaced at its provider."""
     state = info.rotation
     assert state is not None
-    if is_dynamic(info):
-        return f"{safe(info.name)}: made anew for each lease"
-    text = f"{safe(info.name)}: replaced by {safe(state.rotator.partition(':')[0])}"
+    if info.dynamic:
+        return f"{safe(shown_key(info.key))}: made anew for each lease"
+    text = f"{safe(shown_key(info.key))}: replaced by {safe(state.rotator.partition(':')[0])}"
     if state.stage is RotationStage.NEEDS_PERSON:
         return Note(f"{text}; it needs a person: apex-creds rotate credential NAME")
     if is_wrong(info):

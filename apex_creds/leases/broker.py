@@ -48,12 +48,12 @@ from apex_creds.leases.lease import (
     ended_error,
 )
 from apex_creds.model import Clock, CredentialInfo, DeliveryStyle, key_of, split_key
-from apex_creds.oauth.refresh import has_expired, refresher_of
+from apex_creds.oauth.refresh import refresher_of
 from apex_creds.policy.decide import Reason
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
 from apex_creds.rotators.dynamic import DynamicCredentials
-from apex_creds.rotators.registry import is_dynamic
+from apex_creds.rotators.rotation import rotations_of
 from apex_creds.telemetry import semconv, tracing
 from apex_creds.telemetry.tracing import Step
 from apex_creds.vault import Facts, Opened, Vault
@@ -131,7 +131,7 @@ class LeaseBroker:
         self.recent = RecentRedeems()
         self.search: AnswerSearch | None = None
         self.authorizer = Authorizer(vault)
-        self.refresher = refresher_of(vault)
+        self.refresher, self.rotations = refresher_of(vault), rotations_of(vault)
         self.dynamic = DynamicCredentials(vault)
         self.shared = vault.store.shared is not None
         vault.watch_revocations(self._on_revoked)
@@ -361,14 +361,14 @@ class LeaseBroker:
         if record is not None and record.info.challenge:
             await self._require_signature(lease, request, state)
             signed, state = True, await self._vault.facts(lease.key)
-        if record is not None and record.info.connection is not None:
+        if record is not None and record.info.expires is not None:
             state = await self._with_valid_token(lease, request, state, signed=signed)
         if self.authorizer.shared is not None:
             caller = self._permitted_now(lease, request, state, signed=signed)
             await self.authorizer.admit_across_processes(lease, caller)
             state = await self._vault.facts(lease.key)
         record = state.record
-        if record is not None and record.info.rotation is not None and is_dynamic(record.info):
+        if record is not None and record.info.dynamic:
             state = await self._with_login(lease, request, state, signed=signed)
         return self._redeem(lease, request, state, signed=signed)
 
@@ -376,7 +376,7 @@ class LeaseBroker:
         """As ``redeem``, from code that can't wait."""
         state = self._facts_blocking(lease.key)
         record = state.record
-        if record is not None and has_expired(record.info, self._vault.ends.now()):
+        if record is not None and record.info.has_expired(self._vault.ends.now()):
             caller = self._permitted_now(lease, request, state)
             BACKGROUND.call(partial(self._refreshed, caller, record.info))
             state = self._facts_blocking(lease.key)
@@ -385,7 +385,7 @@ class LeaseBroker:
             self.authorizer.admit_across_processes_blocking(lease, caller)
             state = self._facts_blocking(lease.key)
         record = state.record
-        if record is not None and record.info.rotation is not None and is_dynamic(record.info):
+        if record is not None and record.info.dynamic:
             state = BACKGROUND.call(partial(self._with_login, lease, request, state))
         return self._redeem(lease, request, state)
 
@@ -405,9 +405,9 @@ class LeaseBroker:
     async def _with_valid_token(
         self, lease: Lease, request: AccessRequest, state: Facts, *, signed: bool
     ) -> Facts:
-        """The state after an expired token was renewed, for a use that all else permits."""
+        """The state after an expired value was renewed, for a use that all else permits."""
         record = state.record
-        if record is None or not has_expired(record.info, self._vault.ends.now()):
+        if record is None or not record.info.has_expired(self._vault.ends.now()):
             return state
         caller = self._permitted_now(lease, request, state, signed=signed)
         await self._refreshed(caller, record.info)
@@ -416,7 +416,8 @@ class LeaseBroker:
     async def _refreshed(self, caller: Invocation, info: CredentialInfo) -> None:
         try:
             with suppress(CredentialNotFoundError):  # deleted: then the lease is over
-                await self.refresher.ensure(info.name, principal=info.principal)
+                renewed = self.refresher if info.rotation is None else self.rotations
+                await renewed.ensure(info.name, principal=info.principal)
         except NeedsReconnectError:
             self._log_denial(caller, info.key, Reason.NEEDS_RECONNECT)
             raise

@@ -22,12 +22,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Final
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.concurrency import SingleFlight, run_to_completion
+from apex_creds.concurrency import SingleFlight, in_lanes, run_to_completion
 from apex_creds.documents.records import Record
 from apex_creds.errors import (
     ApexCredsError,
@@ -42,7 +43,7 @@ from apex_creds.errors import (
     OAuthUnreachableError,
     TokenError,
 )
-from apex_creds.model import Connection, ConnectionState, CredentialInfo, key_of
+from apex_creds.model import Connection, ConnectionState, CredentialInfo, key_of, split_key
 from apex_creds.oauth import assertions, endpoints
 from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form, Tokens, is_final, parse_tokens
@@ -51,8 +52,6 @@ from apex_creds.vault import Opened, Vault
 
 Post = Callable[[str, Form, Client], Awaitable[Answer]]
 
-_SKEW: Final = 10.0
-"""Seconds before its end from which on a token is not used any more: it travels, too."""
 _MARGIN: Final = 300.0
 """Seconds before its end in which the worker renews a token."""
 _PART: Final = 0.1
@@ -70,30 +69,6 @@ _PAUSE: Final = 5.0
 _LONGEST_PAUSE: Final = 300.0
 
 
-def life_of(info: CredentialInfo) -> float:
-    """Seconds that a token was issued for; infinite where it does not say."""
-    if info.expires is None or info.connection is None:
-        return float("inf")
-    return max(0.0, info.expires - info.connection.refreshed)
-
-
-def has_expired(info: CredentialInfo, now: float) -> bool:
-    """Whether a token that is renewed can't be used any more."""
-    return (
-        info.connection is not None
-        and info.expires is not None
-        and (
-            info.expires - min(_SKEW, life_of(info) * _PART) <= now
-            or _is_of_another_time(info, now)
-        )
-    )
-
-
-def _is_of_another_time(info: CredentialInfo, now: float) -> bool:
-    """Whether a clock was far ahead when the token came, so that its end says nothing."""
-    return info.connection is not None and now + life_of(info) < info.connection.refreshed
-
-
 def is_due(info: CredentialInfo, now: float) -> bool:
     """Whether it is time to renew a token in the background.
 
@@ -101,7 +76,7 @@ def is_due(info: CredentialInfo, now: float) -> bool:
     together are not renewed together.
     """
     at = renews_at(info)
-    return at is not None and (at <= now or _is_of_another_time(info, now))
+    return at is not None and (at <= now or info.is_of_another_time(now))
 
 
 def renews_at(info: CredentialInfo) -> float | None:
@@ -109,7 +84,7 @@ def renews_at(info: CredentialInfo) -> float | None:
     if info.connection is None or info.expires is None or needs_person(info):
         return None
     spread = 1 + zlib.crc32(info.id.encode()) / (1 << 32)
-    early = min(_MARGIN, life_of(info) * _PART) * spread
+    early = min(_MARGIN, info.life * _PART) * spread
     return info.expires - early
 
 
@@ -155,7 +130,7 @@ class Refresher:
             TokenError: It could not be renewed now.
             CredentialNotFoundError: There is none of that name.
         """
-        needed, key = is_due if early else has_expired, key_of(name, principal)
+        needed, key = is_due if early else CredentialInfo.has_expired, key_of(name, principal)
         while True:
             info = await self._vault.get(name, principal=principal)
             if not needed(info, self._vault.ends.now()):
@@ -175,20 +150,36 @@ class Refresher:
     async def renew_due(self) -> int:
         """Renews what expires soon; what fails waits for the next time.
 
+        One after the other at each provider, so that one which does not answer holds up
+        nothing at others.
+
         Returns:
             How many credentials need a person.
         """
-        lost = 0
-        for info in await self._vault.list():
+        lost = set[str]()
+
+        async def due() -> dict[str, str]:
+            now, found = self._vault.ends.now(), list[tuple[float, str, str]]()
+            for info in await self._vault.list():
+                if needs_person(info):
+                    lost.add(info.key)
+                elif info.connection and is_due(info, now) and not self._is_paused(info.key):
+                    place = urlsplit(info.connection.token_endpoint).netloc
+                    found.append((info.connection.attempted, info.key, place))
+            return {key: place for _, key, place in sorted(found)}
+
+        async def renew(key: str) -> bool:
+            name, principal = split_key(key)
             try:
-                if is_due(info, self._vault.ends.now()):
-                    await self.ensure(info.name, early=True, principal=info.principal)
-                lost += needs_person(info)
+                await self.ensure(name, early=True, principal=principal)
             except NeedsReconnectError:
-                lost += 1
+                lost.add(key)
             except (TokenError, CredentialChangedError, NotFoundError):
-                continue
-        return lost
+                pass
+            return not self._is_paused(key)
+
+        await in_lanes(due, renew)
+        return len(lost)
 
     async def _in_turn(
         self, info: CredentialInfo, needed: Callable[[CredentialInfo, float], bool]
@@ -229,7 +220,11 @@ class Refresher:
             raise needs_reconnect(info)
         if before.grant == "refresh_token" and before.attempts >= _MOST_ATTEMPTS:
             raise await self._given_up(info, "answer_lost")
-        self._check_pause(info.key)
+        if self._is_paused(info.key):
+            raise TokenError(
+                "The token has expired, and its provider could not be reached a moment ago.",
+                hint="Try again in some seconds.",
+            )
         secret = await self._client_secret(before)
         client = Client(id=before.client_id, auth=before.client_auth, secret=secret)
         info = await self._noted(
@@ -406,13 +401,9 @@ class Refresher:
             EventKind.ROTATION, action="refresh", credential=name, decision="deny", reason=code
         )
 
-    def _check_pause(self, name: str) -> None:
-        until, _ = self._pauses.get(name, (0.0, 0.0))
-        if self._vault.clock.monotonic() < until:
-            raise TokenError(
-                "The token has expired, and its provider could not be reached a moment ago.",
-                hint="Try again in some seconds.",
-            )
+    def _is_paused(self, key: str) -> bool:
+        until, _ = self._pauses.get(key, (0.0, 0.0))
+        return self._vault.clock.monotonic() < until
 
 
 def needs_reconnect(info: CredentialInfo) -> NeedsReconnectError:

@@ -11,8 +11,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from apex_creds.model import Rotation, RotationStage
+from apex_creds.model import CredentialInfo, Rotation, RotationStage
 
+_EARLY: Final = 600.0
+"""Seconds before its end in which a value is replaced; no more than a part of its life."""
+_PART: Final = 0.25
 MOST_REFUSALS: Final = 3
 """In a row; then the provider is asked again only when a person says so."""
 
@@ -35,9 +38,33 @@ def _is_over(state: Rotation, now: float) -> bool:
     return lost or not now < state.retires <= now + state.grace
 
 
-def asked(state: Rotation, *, upto: int, lost: bool = False, by_hand: bool = False) -> Rotation:
-    """Has values up to that one replaced; by hand, also after refusals."""
+def renews_at(info: CredentialInfo) -> float | None:
+    """When a value that ends by itself is replaced, Unix seconds; None: not because of that."""
+    if info.rotation is None or info.dynamic or info.expires is None:
+        return None
+    return info.expires - min(_EARLY, info.life * _PART)
+
+
+def asked(
+    state: Rotation,
+    *,
+    upto: int,
+    lost: bool = False,
+    by_hand: bool = False,
+    retires: float | None = None,
+) -> Rotation:
+    """Has values up to that one replaced; by hand, also after refusals.
+
+    Args:
+        state: As it is.
+        upto: The value.
+        lost: It may be in wrong hands.
+        by_hand: A person asks.
+        retires: When the grace of the one before that is over at the latest.
+    """
     stage, refusals = state.stage, state.refusals
+    if upto < state.since:
+        retires = None
     if by_hand:
         refusals = 0
         if stage is RotationStage.NEEDS_PERSON:
@@ -48,6 +75,7 @@ def asked(state: Rotation, *, upto: int, lost: bool = False, by_hand: bool = Fal
         refusals=refusals,
         asked=max(state.asked, upto),
         lost=max(state.lost, upto) if lost else state.lost,
+        retires=state.retires if retires is None else min(state.retires, retires),
     )
 
 

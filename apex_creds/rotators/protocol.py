@@ -168,6 +168,12 @@ class Address:
         return cls(origin=origin, path=unquote(path).strip("/"), options=found)
 
 
+def place_of(uri: str) -> str:
+    """The provider in a rotator's URI: its host and port; the whole URI where there is none."""
+    _, _, place = uri.partition("://")
+    return place.partition("/")[0].partition("?")[0] or uri
+
+
 def random_text() -> str:
     """A new password: 43 characters of ``A-Z``, ``a-z``, ``0-9``, ``-`` and ``_``."""
     return secrets.token_urlsafe(_RANDOM_BYTES)

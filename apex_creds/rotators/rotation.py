@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import shlex
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import anyio
+from msgspec.structs import replace
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.concurrency import SingleFlight, run_to_completion
+from apex_creds.concurrency import SingleFlight, in_lanes, run_to_completion
 from apex_creds.documents.records import Record
 from apex_creds.errors import (
     ApexCredsError,
@@ -30,6 +33,7 @@ from apex_creds.errors import (
     InvalidInputError,
     RotatorError,
     RotatorRefusedError,
+    TokenError,
 )
 from apex_creds.model import (
     PENDING,
@@ -41,11 +45,14 @@ from apex_creds.model import (
     RotationStage,
     Secret,
     is_of_another_value,
+    key_of,
     new_id,
+    shown_key,
+    split_key,
 )
 from apex_creds.rotators import plan
-from apex_creds.rotators.protocol import Mode, Rotator, Task
-from apex_creds.rotators.registry import is_dynamic, rotator_from_uri
+from apex_creds.rotators.protocol import Mode, Rotator, Task, place_of
+from apex_creds.rotators.registry import rotator_from_uri
 from apex_creds.storage.base import Leadership, Leads
 from apex_creds.telemetry import instruments
 from apex_creds.vault import Vault, credential_writes
@@ -94,8 +101,13 @@ def _stored(
     return Secret(current.kind, parts)
 
 
+def rotations_of(vault: Vault) -> Rotations:
+    """Those that rotate the credentials of a vault, for all in this process."""
+    return vault.one_of(Rotations, Rotations)
+
+
 class Rotations:
-    """Rotates the credentials of a vault that have a rotator.
+    """Rotates the credentials of a vault that have a rotator; see ``rotations_of``.
 
     Args:
         vault: Unsealed.
@@ -107,20 +119,30 @@ class Rotations:
     ) -> None:
         self._vault = vault
         self._find = find
-        self._flights: SingleFlight[str, CredentialInfo] = SingleFlight()
+        self._flights: SingleFlight[tuple[str, bool], CredentialInfo] = SingleFlight()
         self._pauses: dict[str, tuple[float, float]] = {}
         self._begun: set[str] = set()
 
     async def ask(
-        self, name: str, *, upto: int | None = None, lost: bool = False, by_hand: bool = False
+        self,
+        name: str,
+        *,
+        principal: str = "",
+        upto: int | None = None,
+        lost: bool = False,
+        ending: bool = False,
+        by_hand: bool = False,
     ) -> CredentialInfo:
         """Has a credential replaced; durable on return, and done by ``advance``.
 
         Args:
             name: The credential's.
+            principal: Whose it is; empty: the shared one.
             upto: Values of this version and before; by default the current one, or, where
                 they are lost, all that there are.
             lost: They may be in wrong hands: they are made invalid without grace.
+            ending: The current one ends by itself: it does not wait for the grace of the one
+                before it.
             by_hand: A person asks: also what was refused is tried again.
 
         Raises:
@@ -128,24 +150,65 @@ class Rotations:
             InvalidInputError: Nothing replaces it at its provider.
         """
         while True:
-            info = await self._vault.get(name)
+            info = await self._vault.get(name, principal=principal)
             state = _state_of(info)
             if upto is None:
                 upto = info.version if lost else state.since
-            made = plan.asked(state, upto=upto, lost=lost, by_hand=by_hand)
+            made = plan.asked(
+                state,
+                upto=upto,
+                lost=lost,
+                by_hand=by_hand,
+                retires=self._now if ending else None,
+            )
             if by_hand:
-                self._pauses.pop(name, None)
+                self._pauses.pop(info.key, None)
             if made == state:
                 return info
             with contextlib.suppress(CredentialChangedError):
                 return await self._note(info, made)
             await self._vault.refresh()
 
-    async def advance(self, name: str, *, wait: bool = True) -> CredentialInfo:
+    async def ensure(self, name: str, *, principal: str = "") -> CredentialInfo:
+        """A value that is valid now; one that has expired is replaced first.
+
+        All that want the same one wait for one rotation.
+
+        Args:
+            name: The credential's.
+            principal: Whose it is; empty: the shared one.
+
+        Raises:
+            TokenError: It could not be replaced now.
+            CredentialNotFoundError: There is none of that name.
+        """
+        info, why = await self._vault.get(name, principal=principal), ""
+        try:
+            if info.has_expired(self._now):
+                since = _state_of(info).since
+                await self.ask(name, principal=principal, upto=since, ending=True)
+                if self._is_paused(info.key):
+                    why = "its provider could not be asked a moment ago."
+                else:
+                    info = await self.advance(name, principal=principal)
+        except (RotatorError, ConflictError, InvalidInputError) as error:
+            why = error.message
+        if why or info.has_expired(self._now):
+            raise TokenError(
+                f"{name!r} has expired and could not be replaced: "
+                f"{why or 'somebody has to look at it.'}",
+                hint=f"Its owner runs: {_command(info)}",
+            )
+        return info
+
+    async def advance(
+        self, name: str, *, principal: str = "", wait: bool = True
+    ) -> CredentialInfo:
         """Takes every step that can be taken now.
 
         Args:
             name: The credential's.
+            principal: Whose it is; empty: the shared one.
             wait: Where another process rotates it, until that has done so; else it is left
                 to that one.
 
@@ -155,10 +218,12 @@ class Rotations:
             CredentialNotFoundError: There is none of that name.
             InvalidInputError: Nothing replaces it at its provider.
         """
-        found, failed = None, None
+        found, failed, key = None, None, key_of(name, principal)
         while found is None:
             try:
-                found = await self._flights.shared(name, lambda: self._in_turn(name, wait=wait))
+                found = await self._flights.shared(
+                    (key, wait), lambda: self._in_turn(key, wait=wait)
+                )
             except Exception as error:  # noqa: BLE001 - raised below, without the frames
                 # They hold secrets, and a third party's error may.
                 error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -167,38 +232,89 @@ class Rotations:
                 raise failed
         return found
 
+    async def forget_others(self, info: CredentialInfo) -> CredentialInfo:
+        """Deletes the values that a rotation has left beside the current one.
+
+        Raises:
+            CredentialChangedError: The credential was changed meanwhile.
+        """
+        record = await self._vault.find(info.name, principal=info.principal)
+        values = _Values.of(record, self._parts(record, "forget others"))
+        if not values.others or info.rotation is None:
+            return info
+        state = replace(
+            info.rotation,
+            stage=RotationStage.IDLE,
+            since=info.version + 1,
+            pending=0,
+            previous=0,
+            retires=0.0,
+        )
+        await self._store(info, values.current, state, expires=info.expires)
+        return await self._vault.get(info.name, principal=info.principal)
+
     async def run_due(self) -> int:
         """Takes the steps of all credentials; what fails waits for the next time.
+
+        One after the other at each provider, so that one which does not answer holds up
+        nothing at others.
 
         Returns:
             How many credentials could not be rotated.
         """
-        for info in await self._vault.list(principal=""):
-            if info.rotation is None or is_dynamic(info):
+        await in_lanes(self._due, self._advanced)
+        return sum(is_wrong(info) for info in await self._vault.list())
+
+    async def advance_all(self, asked: Mapping[str, str]) -> None:
+        """Takes the steps of these; what fails is on record, and waits for ``run_due``.
+
+        Args:
+            asked: Credentials by their keys, and where they are rotated.
+        """
+
+        async def due() -> Mapping[str, str]:
+            return asked
+
+        await in_lanes(due, self._advanced)
+
+    async def _due(self) -> dict[str, str]:
+        waits = list[tuple[bool, float, str, str]]()
+        for info in await self._vault.list():
+            state = info.rotation
+            if state is None or info.dynamic or self._next(info) is None:
                 continue
-            if self._next(info) is None or self._pauses_now(info.name):
-                continue
-            with contextlib.suppress(ApexCredsError):
-                await self.advance(info.name, wait=False)
-        return sum(is_wrong(info) for info in await self._vault.list(principal=""))
+            if not self._is_paused(info.key):
+                calm, place = state.lost < state.since, place_of(state.rotator)
+                waits.append((calm, state.attempted, info.key, place))
+        return {key: place for *_, key, place in sorted(waits)}
+
+    async def _advanced(self, key: str) -> bool:
+        name, principal = split_key(key)
+        try:
+            await self.advance(name, principal=principal, wait=False)
+        except RotatorError as error:
+            return isinstance(error, RotatorRefusedError)
+        except ApexCredsError:
+            pass
+        return True
 
     # -- whose turn it is ----------------------------------------------------------
 
-    async def _in_turn(self, name: str, *, wait: bool) -> CredentialInfo:
-        clock = self._vault.clock
+    async def _in_turn(self, key: str, *, wait: bool) -> CredentialInfo:
+        clock, (name, principal) = self._vault.clock, split_key(key)
         deadline = clock.monotonic() + _PATIENCE
         while True:
-            info = await self._vault.get(name)
+            info = await self._vault.get(name, principal=principal)
             _state_of(info)
             if self._next(info) is None:
                 return info
             async with self._leads(info) as lead:
                 if lead:
                     await self._vault.refresh()
-                    return await self._all_steps(name, lead)
+                    return await self._all_steps(key, lead)
             if not wait or clock.monotonic() > deadline:
                 raise ConflictError(
-                    f"Another process is replacing {name!r} at its provider.",
+                    f"Another process is replacing {shown_key(key)!r} at its provider.",
                     hint="It stays asked for. See: apex-creds show NAME",
                 )
             await anyio.sleep(_POLL)
@@ -213,12 +329,12 @@ class Rotations:
         async with storage.leader(f"rotate_{info.id}") as lead:
             yield lead
 
-    async def _all_steps(self, name: str, lead: Leadership) -> CredentialInfo:
+    async def _all_steps(self, key: str, lead: Leadership) -> CredentialInfo:
         failed: RotatorError | None = None
         while True:
-            record = (await self._vault.facts(name)).record
+            record = (await self._vault.facts(key)).record
             if record is None:
-                raise CredentialNotFoundError(f"There is no credential {name!r} any more.")
+                raise CredentialNotFoundError("There is no credential of that name any more.")
             step = self._next(record.info)
             if failed is not None and step is not RotationStage.UNDO:
                 raise failed
@@ -226,7 +342,7 @@ class Rotations:
                 return record.info
             await self._vault.check_not_locked_down()
             if not lead:  # lost with a connection: another process may be at it by now
-                raise ConflictError(f"The rotation of {name!r} goes on elsewhere.")
+                raise ConflictError(f"The rotation of {shown_key(key)!r} goes on elsewhere.")
             try:
                 # Cancelled between an answer and its commit, it would lose what was answered.
                 await run_to_completion(self._take(record, step))
@@ -252,7 +368,7 @@ class Rotations:
                 if step is RotationStage.FINISH:
                     seconds = self._vault.clock.monotonic() - started
                     instruments.rotated(seconds, "", level="credential")
-            self._pauses.pop(info.name, None)
+            self._pauses.pop(info.key, None)
         except (CredentialChangedError, CredentialNotFoundError):
             pass  # by a person, who was first; it is read anew
         except Exception as error:  # noqa: BLE001 - whatever a package of others does
@@ -304,6 +420,8 @@ class Rotations:
         made = await rotator.create(task)
         if made.secret.kind is not info.kind:
             raise RotatorError("The rotator made no value of the credential's kind.")
+        if made.expires is not None and not self._now < made.expires < math.inf:
+            raise RotatorError("The rotator made a value that has ended already.")
         state = plan.created(
             _state_of(info), version=info.version + 1, expires=made.expires, now=self._now
         )
@@ -407,7 +525,7 @@ class Rotations:
             time=self._vault.clock.time(),
             kind=EventKind.ROTATION,
             action=action,
-            credential=record.info.name,
+            credential=record.info.key,
             decision="allow",
             key_id=key_id.hex(),
             key_version=version,
@@ -424,7 +542,7 @@ class Rotations:
         return await credential_writes.edit(
             self._vault.store,
             SECTIONS[before.kind],
-            before.name,
+            before.key,
             changes,
             clock=self._vault.clock,
         )
@@ -444,6 +562,7 @@ class Rotations:
             replaces=before.version,
             rotation=state,
             rotates=before.rotation,
+            principal=before.principal,
         )
         await self._vault.put_many([item])
 
@@ -457,16 +576,16 @@ class Rotations:
         else:
             code = "unreachable" if isinstance(error, RotatorError | TimeoutError) else "failed"
             state = plan.failed(state, code, now=self._now)
-        _, last = self._pauses.get(info.name, (0.0, 0.0))
+        _, last = self._pauses.get(info.key, (0.0, 0.0))
         pause = min(_LONGEST_PAUSE, last * 2 or _PAUSE)
-        self._pauses[info.name] = self._vault.clock.monotonic() + pause, pause
+        self._pauses[info.key] = self._vault.clock.monotonic() + pause, pause
         with contextlib.suppress(CredentialChangedError, CredentialNotFoundError):
             await self._note(info, state)
         action = f"{step.value} credential"
         self._vault.record(
             EventKind.ROTATION,
             action=action,
-            credential=info.name,
+            credential=info.key,
             decision="deny",
             reason=code,
         )
@@ -482,8 +601,8 @@ class Rotations:
             hint="That is a mistake in the rotator; it is tried again.",
         )
 
-    def _pauses_now(self, name: str) -> bool:
-        until, _ = self._pauses.get(name, (0.0, 0.0))
+    def _is_paused(self, key: str) -> bool:
+        until, _ = self._pauses.get(key, (0.0, 0.0))
         return self._vault.clock.monotonic() < until
 
 
@@ -506,6 +625,11 @@ def _has_secret(error: ApexCredsError, values: Iterable[Secret | None]) -> bool:
     )
 
 
+def _command(info: CredentialInfo) -> str:
+    whose = f" --for {shlex.quote(info.principal)}" if info.principal else ""
+    return f"apex-creds rotate credential {shlex.quote(info.name)}{whose}"
+
+
 def is_wrong(info: CredentialInfo) -> bool:
     """Whether the last step of a rotation failed."""
     return info.rotation is not None and info.rotation.health is not RotationHealth.WORKS
@@ -517,7 +641,7 @@ def _state_of(info: CredentialInfo) -> Rotation:
             f"Nothing replaces {info.name!r} at its provider.",
             hint="Choose a rotator: apex-creds edit NAME --rotator URI",
         )
-    if is_dynamic(info):
+    if info.dynamic:
         raise InvalidInputError(
             f"{info.name!r} is made anew for each lease.", hint="There is nothing to rotate."
         )

@@ -8,16 +8,16 @@ nothing twice. What can't be replaced now does not keep keys from being renewed.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from apex_creds.errors import ApexCredsError, InvalidInputError, NotFoundError
-from apex_creds.model import CredentialInfo
+from apex_creds.errors import InvalidInputError, NotFoundError
+from apex_creds.model import CredentialInfo, split_key
 from apex_creds.rotators.dynamic import DynamicCredentials
-from apex_creds.rotators.registry import is_dynamic
-from apex_creds.rotators.rotation import Rotations
+from apex_creds.rotators.plan import renews_at
+from apex_creds.rotators.protocol import place_of
+from apex_creds.rotators.rotation import Rotations, rotations_of
 from apex_creds.scheduler.rotation_state import (
     CompromiseSuspected,
     Event,
@@ -29,8 +29,6 @@ from apex_creds.vault import Vault
 
 PREFIX: Final = "credential "
 """Of the names of credentials among what an event concerns."""
-_EARLY: Final = 600.0
-_PART: Final = 0.25
 
 
 class CredentialRotation:
@@ -47,7 +45,7 @@ class CredentialRotation:
     ) -> None:
         self._vault = vault
         self._next_fire = next_fire
-        self.rotations = rotations or Rotations(vault)
+        self.rotations = rotations or rotations_of(vault)
         self._dynamic = DynamicCredentials(vault)
 
     async def run(self) -> int:
@@ -57,10 +55,14 @@ class CredentialRotation:
             How many credentials could not be rotated.
         """
         now = self._vault.clock.time()
-        for info in await self._vault.list(principal=""):
+        for info in await self._vault.list():
             if self.is_due(info, now):
-                with suppress(NotFoundError):
-                    await self.rotations.ask(info.name)
+                with suppress(NotFoundError, InvalidInputError):  # changed meanwhile
+                    await self.rotations.ask(
+                        info.name,
+                        principal=info.principal,
+                        ending=self._ends_soon(info, now),
+                    )
         return await self.rotations.run_due()
 
     async def revoke_left(self) -> int:
@@ -74,38 +76,38 @@ class CredentialRotation:
     def is_due(self, info: CredentialInfo, now: float) -> bool:
         """Whether a credential is to be replaced by the clock."""
         state = info.rotation
-        if state is None or is_dynamic(info) or state.asked >= state.since:
+        if state is None or info.dynamic or state.asked >= state.since:
             return False
-        if info.expires is not None:
-            life = max(0.0, info.expires - state.changed)
-            if info.expires - min(_EARLY, life * _PART) <= now:
-                return True
+        if self._ends_soon(info, now):
+            return True
         policy = LevelPolicy(interval=state.interval, cron=state.cron)
         return is_due(
             policy, created=state.changed, now=now, salt=info.id, next_fire=self._next_fire
         )
 
+    def _ends_soon(self, info: CredentialInfo, now: float) -> bool:
+        """Whether its value ends so soon that it is time for the next one."""
+        at = renews_at(info)
+        return at is not None and (at <= now or info.is_of_another_time(now))
+
     async def concerned(self, event: Event) -> dict[str, int]:
         """The values that there are of what an event has replaced at its provider."""
         chosen = await self._chosen(event)
         return {
-            PREFIX + info.name: info.version
-            for info in await self._vault.list(principal="")
-            if info.rotation is not None and not is_dynamic(info) and chosen(info)
+            PREFIX + info.key: info.version
+            for info in await self._vault.list()
+            if info.rotation is not None and not info.dynamic and chosen(info)
         }
 
     async def _chosen(self, event: Event) -> Callable[[CredentialInfo], bool]:
+        plugin, credential = concerned(event)
+        if credential is not None:
+            return lambda info: info.key == credential
         if isinstance(event, CompromiseSuspected):
-            if event.credential:
-                return lambda info: info.name == event.credential
             every = event.level is not Level.DEK or not event.service
             return lambda info: every or info.service == event.service
-        plugin, credential = concerned(event)
-        names = set() if credential is None else {credential}
-        if credential is None and plugin is not None:
-            granted = [g for g in await self._vault.grants() if g.plugin == plugin]
-            names = {g.credential for g in granted if not g.principal}  # alice's is another
-        return lambda info: info.name in names
+        granted = [g.key for g in await self._vault.grants() if g.plugin == plugin]
+        return lambda info: info.key in granted
 
     async def replace(self, concerns: Numbers, *, lost: bool) -> None:
         """Has values replaced that an event is about, now if the providers let it be done.
@@ -114,16 +116,15 @@ class CredentialRotation:
             concerns: What ``concerned`` returned, perhaps among keys.
             lost: They may be in wrong hands.
         """
-        await asyncio.gather(
-            *(
-                self._replace(key.removeprefix(PREFIX), version, lost=lost)
-                for key, version in concerns.items()
-                if key.startswith(PREFIX)
-            )
-        )
-
-    async def _replace(self, name: str, version: int, *, lost: bool) -> None:
-        with suppress(NotFoundError, InvalidInputError):  # gone, or nothing replaces it
-            await self.rotations.ask(name, upto=version, lost=lost)
-            with suppress(ApexCredsError):  # on record; the worker tries again
-                await self.rotations.advance(name, wait=False)
+        asked: dict[str, str] = {}
+        for concern, version in concerns.items():
+            key = concern.removeprefix(PREFIX)
+            if key == concern:
+                continue
+            name, principal = split_key(key)
+            with suppress(NotFoundError, InvalidInputError):  # gone, or nothing replaces it
+                info = await self.rotations.ask(
+                    name, principal=principal, upto=version, lost=lost
+                )
+                asked[key] = place_of(info.rotation.rotator if info.rotation else "")
+        await self.rotations.advance_all(asked)

@@ -25,7 +25,7 @@ from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import CredentialNotFoundError, InvalidInputError
 from apex_creds.keys.keyset import KeyState
-from apex_creds.model import SECTION_NAMES, check_name
+from apex_creds.model import SECTION_NAMES, check_name, key_of
 from apex_creds.scheduler.schedule import Level, Policies
 
 __all__ = [
@@ -90,20 +90,23 @@ class CompromiseSuspected(_Base, frozen=True, kw_only=True, tag="compromise_susp
         service: For a DEK: the service; empty for every DEK.
         version: The version; 0 for the primary and everything older.
         credential: Leases on it are revoked; empty for all that are concerned.
+        principal: Whose credential that is; empty: the shared one.
     """
 
     level: Level = Level.DEK
     service: str = ""
     version: int = 0
     credential: str = ""
+    principal: str = ""
 
     def __post_init__(self) -> None:
         """Checks the fields.
 
         Raises:
-            InvalidInputError: A version of no particular DEK.
+            InvalidInputError: A version of no particular DEK, or a principal of none.
         """
         super().__post_init__()
+        _check_principal(self)
         if self.version and self.level is Level.DEK and not self.service:
             raise InvalidInputError("A version of which service?", hint="Name the service.")
 
@@ -128,10 +131,31 @@ class DenialsExceeded(_Base, frozen=True, kw_only=True, tag="denials_exceeded"):
 
 
 class LeakDetected(_Base, frozen=True, kw_only=True, tag="leak_detected"):
-    """A secret was seen where it must not be."""
+    """A secret was seen where it must not be.
+
+    Attributes:
+        plugin: Whose leases end; empty for all.
+        credential: The secret's; empty for all.
+        principal: Whose credential that is; empty: the shared one.
+    """
 
     plugin: str = ""
     credential: str = ""
+    principal: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            InvalidInputError: A principal of no credential.
+        """
+        super().__post_init__()
+        _check_principal(self)
+
+
+def _check_principal(event: CompromiseSuspected | LeakDetected) -> None:
+    if event.principal and not event.credential:
+        raise InvalidInputError("Which credential of that principal?", hint="Name it.")
 
 
 class OperatorRequest(_Base, frozen=True, kw_only=True, tag="operator_request"):
@@ -273,9 +297,10 @@ _LEAST: Final[Mapping[str, dict[str, object]]] = {
 
 
 def concerned(event: Event) -> tuple[str | None, str | None]:
-    """The plugin and the credential of an event; None for all."""
-    plugin = getattr(event, "plugin", "") or None
-    return plugin, getattr(event, "credential", "") or None
+    """The plugin of an event, and the key of its credential; None for all."""
+    plugin, credential = getattr(event, "plugin", ""), getattr(event, "credential", "")
+    key = key_of(credential, getattr(event, "principal", "")) if credential else None
+    return plugin or None, key
 
 
 DOCUMENT: Final = "rotation"

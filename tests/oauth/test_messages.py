@@ -23,7 +23,7 @@ from apex_creds.model import (
 from apex_creds.oauth import messages
 from apex_creds.oauth import provider_presets as providers
 from apex_creds.oauth.messages import Pkce, is_final, is_secure, parse_redirect, parse_tokens
-from apex_creds.oauth.refresh import has_expired, is_due
+from apex_creds.oauth.refresh import is_due
 
 CANARY = "canary-4711-token"
 GOOD = {"access_token": CANARY, "token_type": "Bearer", "expires_in": 3600}
@@ -361,12 +361,12 @@ def test_when_a_token_is_renewed() -> None:
     hour = info_with(3600.0)
     assert not is_due(hour, 2990)
     assert is_due(hour, 3300)
-    assert not has_expired(hour, 3589)
-    assert has_expired(hour, 3590)
-    assert not has_expired(info_with(20.0), 17)
-    assert has_expired(info_with(20.0), 18)
+    assert not hour.has_expired(3589)
+    assert hour.has_expired(3590)
+    assert not info_with(20.0).has_expired(17)
+    assert info_with(20.0).has_expired(18)
     assert not is_due(info_with(None), 1e12)
-    assert not has_expired(info_with(None), 1e12)
+    assert not info_with(None).has_expired(1e12)
     assert not is_due(info_with(1.0, "needs_reconnect"), 100)
 
 
@@ -375,6 +375,6 @@ def test_a_token_that_came_while_a_clock_was_far_ahead_is_renewed() -> None:
         info_with(1e7 + 3600),
         connection=msgspec.structs.replace(info_with(None).connection, refreshed=1e7),
     )
-    assert has_expired(ahead, 100)
+    assert ahead.has_expired(100)
     assert is_due(ahead, 100)
-    assert not has_expired(ahead, 1e7 - 3600)  # clocks of machines differ a little
+    assert not ahead.has_expired(1e7 - 3600)  # clocks of machines differ a little

@@ -229,6 +229,55 @@ async def test_a_swap_that_can_not_be_undone_needs_a_person(vault, provider, beg
     assert provider.valid == {await value(vault)}
 
 
+@pytest.fixture
+async def stuck(vault, provider, begin):
+    """It needs a person, and the value before is stored beside the current one."""
+    rotations = await begin(Mode.SWAP)
+    await rotations.ask("key")
+    provider.around = refuses("test")
+    with pytest.raises(RotatorRefusedError):
+        await rotations.advance("key")
+    assert set(await parts_of(vault, "key")) == {"value", "previous_value"}
+    return rotations
+
+
+async def test_a_rotator_that_is_taken_away_leaves_no_other_value(vault, stuck):
+    current = await value(vault)
+    info = await configure(vault, "key", uri="")
+    assert info.rotation is None
+    assert await parts_of(vault, "key") == {"value": current.decode()}
+
+
+async def test_nor_does_one_that_is_taken_away_between_two_tries_by_hand(vault, stuck):
+    await stuck.ask("key", by_hand=True)
+    assert (await vault.get("key")).rotation.stage is RotationStage.IDLE
+    await configure(vault, "key", uri="")
+    assert set(await parts_of(vault, "key")) == {"value"}
+
+
+async def test_who_changes_when_it_is_rotated_does_not_hide_what_was_left(vault, stuck):
+    before = (await vault.get("key")).rotation
+    after = (await configure(vault, "key", interval=60.0)).rotation
+    assert (after.stage, after.previous) == (RotationStage.NEEDS_PERSON, before.previous)
+    await configure(vault, "key", uri=URI)
+    assert (await vault.get("key")).rotation.stage is RotationStage.NEEDS_PERSON
+
+
+async def test_what_was_asked_for_is_not_forgotten_when_the_rotator_is_changed(
+    vault, provider, begin
+):
+    rotations = await begin(Mode.DUAL)
+    await rotations.ask("key", lost=True)
+    await configure(vault, "key", grace=5.0)
+    await rotations.run_due()
+    assert FIRST.encode() in provider.ended
+
+
+async def test_a_value_that_a_person_stores_instead_is_the_only_one(vault, stuck):
+    await vault.put("key", ApiKey("typed-by-a-person"))
+    assert await parts_of(vault, "key") == {"value": "typed-by-a-person"}
+
+
 async def test_a_value_that_was_made_before_a_compromise_is_replaced_too(
     vault, provider, begin
 ):

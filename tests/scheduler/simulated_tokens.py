@@ -26,7 +26,7 @@ from apex_creds.errors import (
 from apex_creds.model import Connection, CredentialInfo, OAuthToken
 from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form
-from apex_creds.oauth.refresh import Refresher, has_expired, needs_person
+from apex_creds.oauth.refresh import Refresher, needs_person
 from apex_creds.vault import credential_writes
 from apex_creds.vault.lookup import Opened, PutItem
 from tests.support.vaults import FakeClock
@@ -189,7 +189,7 @@ class Tokens:
             return
         record = await self.vault.find(NAME)
         now = self.vault.ends.now()
-        if has_expired(record.info, now):
+        if record.info.has_expired(now):
             return  # the clock went on meanwhile: it would be renewed again
         with self.vault.release(record, b"") as opened:
             access = bytes(opened.view()).decode()
@@ -231,7 +231,7 @@ class Tokens:
                 return
             except TokenError:
                 continue
-            assert not has_expired(info, self.vault.ends.now())
+            assert not info.has_expired(self.vault.ends.now())
             record = await self.vault.find(NAME)
             with self.vault.release(record, b"") as opened:
                 access = bytes(opened.view()).decode()

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from apex_creds.errors import ApexCredsError
+from apex_creds.errors import ApexCredsError, InvalidInputError
 from apex_creds.keys.keyset import KeyState
-from apex_creds.model import ApiKey
+from apex_creds.model import ApiKey, key_of
 from apex_creds.rotators import Mode, Rotations, configure, registry
 from apex_creds.scheduler import CompromiseSuspected, RotationWorker
 from apex_creds.scheduler.credential_rotation import CredentialRotation
-from apex_creds.scheduler.rotation_state import OperatorRequest, PluginRemoved
+from apex_creds.scheduler.rotation_state import (
+    LeakDetected,
+    OperatorRequest,
+    PluginRemoved,
+    Reaction,
+    parse_event,
+    read_event,
+)
 from apex_creds.scheduler.schedule import DAY, Level
 from apex_creds.scheduler.worker import next_fire
 from tests.support.fake_rotator import ORIGIN, URI, FakeRotator, Provider, refuses
 from tests.support.rotators import parts_of
-from tests.support.vaults import FakeClock, create
+from tests.support.vaults import FakeClock, create, value_of
 
 pytestmark = pytest.mark.anyio
 FIRST = "first-value-of-the-key"
@@ -156,3 +164,86 @@ async def test_nothing_is_replaced_in_a_lockdown(vault, clock, provider):
     with pytest.raises(ApexCredsError):
         await rotations.ask("key")
     assert provider.steps == []
+
+
+# -- of principals -----------------------------------------------------------------------------
+
+PEOPLE = ("", "alice", "bob")
+
+
+@pytest.fixture
+async def people(vault, monkeypatch):
+    """A credential of each, at a provider of each."""
+    found = {who: Provider(valid={f"{FIRST}-{who}".encode()}) for who in PEOPLE}
+
+    def find(uri):
+        return FakeRotator(found[uri.partition("#")[2]], Mode.DUAL)
+
+    monkeypatch.setattr(registry, "rotator_from_uri", find)
+    monkeypatch.setattr(Rotations.__init__, "__kwdefaults__", {"find": find})
+    for who in PEOPLE:
+        value = ApiKey(f"{FIRST}-{who}")
+        await vault.put("mine", value, service="mail", origins=[ORIGIN], principal=who)
+        await configure(vault, "mine", uri=f"{URI}#{who}", grace=1e6, principal=who)
+    return found
+
+
+def replaced(people):
+    return {who for who, provider in people.items() if provider.ended}
+
+
+async def test_by_interval_each_has_a_turn(vault, clock, people):
+    for who, days in (("alice", 1), ("bob", 40)):
+        await configure(vault, "mine", interval=days * DAY, grace=0.0, principal=who)
+    rotation = CredentialRotation(vault, next_fire=next_fire)
+    clock.now += 30 * DAY
+    assert await rotation.run() == 0
+    assert replaced(people) == {"alice"}
+    assert await value_of(vault, "mine") == f"{FIRST}-".encode()
+
+
+@pytest.mark.parametrize("who", PEOPLE)
+async def test_a_compromise_is_of_whose_credential_it_is(vault, people, who):
+    worker = RotationWorker(vault, harden=False)
+    await worker.emit(CompromiseSuspected(credential="mine", principal=who))
+    await worker.run_once()
+    assert replaced(people) == {who}
+    async with vault.open("mine", principal=who) as opened:
+        assert bytes(opened.view()) in people[who].valid
+
+
+async def test_a_compromise_of_all_is_of_everybody_s(vault, people):
+    worker = RotationWorker(vault, harden=False)
+    await worker.emit(CompromiseSuspected(service="mail"))
+    await worker.run_once()
+    assert replaced(people) == set(PEOPLE)
+
+
+async def test_a_leak_that_rotates_is_of_whose_credential_it_is(vault, people):
+    worker = RotationWorker(vault, harden=False)
+    await worker.engine.document.change(
+        lambda s: replace(s, table={**s.table, "leak_detected": (Reaction.ROTATE_AND_DESTROY,)})
+    )
+    await worker.emit(LeakDetected(credential="mine", principal="alice"))
+    await worker.run_once()
+    assert replaced(people) == {"alice"}
+
+
+@pytest.mark.parametrize("who", ["alice", ""])
+async def test_a_leak_ends_the_leases_on_whose_credential_it_is(vault, people, who):
+    ended = []
+    vault.watch_revocations(lambda plugin, credential: ended.append((plugin, credential)))
+    worker = RotationWorker(vault, harden=False)
+    await worker.emit(LeakDetected(credential="mine", principal=who))
+    await worker.run_once()
+    assert set(ended) == {(None, key_of("mine", who))}
+
+
+@pytest.mark.parametrize("kind", ["compromise_suspected", "leak_detected"])
+async def test_a_principal_alone_is_no_event(kind):
+    with pytest.raises(InvalidInputError, match="Which credential"):
+        parse_event(kind, {"principal": "alice"})
+    made, left_out = read_event(kind, {"principal": "alice"})  # an alarm is heard all the same
+    assert (made.principal, left_out) == ("", ("'principal'",))
+    made, _ = read_event(kind, {"credential_name": "mine", "principal": "alice"})
+    assert (made.credential, made.principal) == ("mine", "alice")

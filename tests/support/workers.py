@@ -146,12 +146,12 @@ async def kinds(home: str, kind: str, names: list[str]) -> list[str]:
     return acknowledged
 
 
-async def use_token(home: str, tasks: int) -> list[str]:
-    """What so many invocations at once came to; each needs the token "calendar"."""
+async def use_token(home: str, tasks: int, name: str = "calendar") -> list[str]:
+    """What so many invocations at once came to; each needs that credential."""
     ends: list[str] = []
 
     async def plugin(credentials: CredentialMap) -> None:
-        async with credentials["calendar"].reveal() as secret:
+        async with credentials[name].reveal() as secret:
             ends.append(hashlib.sha256(secret.expose_str().encode()).hexdigest())
 
     async with await Vault.unseal(home) as vault:
@@ -160,7 +160,7 @@ async def use_token(home: str, tasks: int) -> list[str]:
             {
                 "id": "demo",
                 "version": "1.0.0",
-                "credentials": [{"name": "calendar", "access": "reveal"}],
+                "credentials": [{"name": name, "access": "reveal"}],
             }
         )
 

@@ -1,0 +1,100 @@
+"""How a credential is replaced at its provider: chosen, changed, taken away.
+
+Guarantee: a credential gets a rotator only if that can rotate its kind. Values that a rotation
+has left beside the current one go with the rotator: without it, nobody would ever end them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from msgspec.structs import replace
+
+from apex_creds.audit.events import EventKind
+from apex_creds.errors import InvalidInputError
+from apex_creds.model import (
+    SECTIONS,
+    CredentialInfo,
+    CredentialKind,
+    Rotation,
+    RotationStage,
+)
+from apex_creds.rotators import openbao_database, registry
+from apex_creds.rotators.rotation import rotations_of
+from apex_creds.vault import Vault, credential_writes
+
+_BETWEEN = (RotationStage.IDLE, RotationStage.NEEDS_PERSON)
+
+
+async def configure(
+    vault: Vault,
+    name: str,
+    *,
+    uri: str | None = None,
+    interval: float | None = None,
+    cron: str | None = None,
+    grace: float | None = None,
+    principal: str = "",
+) -> CredentialInfo:
+    """Says how a credential is replaced at its provider; None leaves it as it is.
+
+    Args:
+        vault: Unsealed.
+        name: The credential's.
+        uri: Of the rotator; empty: it is not replaced there any more, and values that a
+            rotation has left are deleted.
+        interval: Seconds from one rotation to the next; 0: no interval.
+        cron: Five fields, UTC; empty: none.
+        grace: Seconds that a replaced value stays valid.
+        principal: Whose it is; empty: the shared one.
+
+    Raises:
+        CredentialNotFoundError: There is none of that name.
+        InvalidInputError: The rotator can't rotate it, or a rotation is under way.
+    """
+    info = await vault.get(name, principal=principal)
+    before = info.rotation
+    if before is not None and before.stage not in _BETWEEN:
+        raise InvalidInputError(
+            "A rotation of this credential is under way.",
+            hint=f"Let it end first: apex-creds rotate credential {name!r}",
+        )
+    made: Rotation | None = None
+    if uri != "":
+        if before is None and uri is None:
+            raise InvalidInputError(
+                "Nothing replaces this credential at its provider.", hint="Say --rotator URI."
+            )
+        old = before or Rotation(rotator="", since=info.version, changed=info.updated)
+        made = replace(
+            old,
+            rotator=uri or old.rotator,
+            interval=old.interval if interval is None else interval or None,
+            cron=old.cron if cron is None else cron,
+            grace=old.grace if grace is None else grace,
+            refusals=0 if uri else old.refusals,
+        )
+        _check_kind(info, made)
+    elif before is not None:
+        info = await rotations_of(vault).forget_others(info)
+        before = info.rotation
+    changes = credential_writes.Edit(
+        rotation=made, no_rotation=made is None, replaces=info.version, rotates=before
+    )
+    vault.record(EventKind.PUT, credential=info.key, detail=str(changes))
+    return await credential_writes.edit(
+        vault.store, SECTIONS[info.kind], info.key, changes, clock=vault.clock
+    )
+
+
+def _check_kind(info: CredentialInfo, made: Rotation) -> None:
+    kinds: Collection[CredentialKind] = (CredentialKind.BASIC,)
+    if made.dynamic:
+        openbao_database.from_uri(made.rotator)
+    else:
+        kinds = registry.rotator_from_uri(made.rotator).kinds
+    if info.kind not in kinds or info.connection is not None:
+        raise InvalidInputError(
+            f"This rotator can't replace a credential of kind {info.kind}.",
+            hint=f"It is for {', '.join(sorted(kinds))}.",
+        )
