@@ -211,33 +211,23 @@ def close_challenge(
     found = [c for c in state.challenges if kdf.constant_time_equal(c.nonce, nonce)]
     if not found:
         return Redeemed(state=state, reason=Reason.UNKNOWN)
-    kept = tuple(c for c in state.challenges if c is not found[0])
+    challenge, now = found[0], Moment.of(now)
+    kept = tuple(c for c in state.challenges if c is not challenge)
     closed = msgspec.structs.replace(state, challenges=kept)
-    client = find_client(state, found[0].client)
-    reason = _judge(found[0], client, signature, subject, Moment.of(now))
-    return Redeemed(state=closed, client=None if reason else client, reason=reason)
-
-
-def _judge(
-    challenge: OpenChallenge,
-    client: Client | None,
-    signature: bytes,
-    subject: Subject,
-    now: Moment,
-) -> Reason | None:
+    client = find_client(state, challenge.client)
     if not _is_open(challenge, now):
-        return Reason.EXPIRED
+        return Redeemed(state=closed, reason=Reason.EXPIRED)
     if client is None or not may_answer(client, subject.credential, now=now.wall):
-        return Reason.CLIENT_NOT_ALLOWED
+        return Redeemed(state=closed, reason=Reason.CLIENT_NOT_ALLOWED)
     signed = Challenge.decode(challenge.message)
     wanted = (subject.credential, subject.plugin, canonical_scopes(subject.scopes))
     if (signed.credential, signed.plugin, signed.scopes) != wanted:
-        return Reason.OTHER_SUBJECT
+        return Redeemed(state=closed, reason=Reason.OTHER_SUBJECT)
     try:
         public_key.verify(client.public, challenge.message, signature)
     except IntegrityError:
-        return Reason.WRONG_SIGNATURE
-    return None
+        return Redeemed(state=closed, reason=Reason.WRONG_SIGNATURE)
+    return Redeemed(state=closed, client=client)
 
 
 def _is_open(challenge: OpenChallenge, now: Moment) -> bool:

@@ -151,7 +151,16 @@ def pack(header: Header, body: Data | list[bytes], keys: DocumentKeys) -> Data:
     A large one is made piece by piece, and in two pieces of memory, since to touch fresh
     memory costs as much as to encrypt it: no call holds the interpreter for long.
     """
-    sealed = _placed(body if isinstance(body, list) else [body])
+    pieces: list[bytes] | list[Data] = body if isinstance(body, list) else [body]
+    sealed = _room(sum(map(len, pieces)) + envelope.MIN_BYTES)
+    at = envelope.PLAIN_AT  # the plaintext, in the place of its ciphertext
+    pieces.reverse()
+    while pieces:  # each is freed by itself: all at once would take milliseconds
+        whole = pieces.pop()
+        for start in range(0, len(whole), _PIECE):
+            part = whole[start : start + _PIECE]
+            sealed[at : at + len(part)] = part
+            at += len(part)
     envelope.encrypt_in_place(
         sealed,
         keys.body,
@@ -174,20 +183,6 @@ def pack(header: Header, body: Data | list[bytes], keys: DocumentKeys) -> Data:
         at += len(piece)
     out[at:] = b"".join((_MAC_FIELD, mac.finalize().hex().encode(), b'"}'))
     return out if len(out) >= _LARGE else bytes(out)
-
-
-def _placed(pieces: list[bytes] | list[Data]) -> memoryview:
-    """Room for an envelope, with its plaintext in the place of the ciphertext."""
-    out = _room(sum(map(len, pieces)) + envelope.MIN_BYTES)
-    at = envelope.PLAIN_AT
-    pieces.reverse()
-    while pieces:  # each is freed by itself: all at once would take milliseconds
-        piece = pieces.pop()
-        for start in range(0, len(piece), _PIECE):
-            part = piece[start : start + _PIECE]
-            out[at : at + len(part)] = part
-            at += len(part)
-    return out
 
 
 def _room(size: int) -> memoryview:
@@ -240,9 +235,19 @@ def parse(data: bytes, *, section: str, vault_id: str | None) -> Packed:
     """
     start, end = _large_body(data)
     text = _cut(data, start, end)
-    shape = _shape(text, section)
     try:
-        document = msgspec.json.decode(text, type=shape)
+        probe = msgspec.json.decode(text, type=_Probe)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _corrupt(section, "is truncated or malformed") from None
+    if probe.format != FORMAT:
+        raise _corrupt(section, "is not a document of apex-creds")
+    if probe.version not in _SHAPES:
+        raise UnsupportedFormatError(
+            f"The document for {section!r} has format version {probe.version}.",
+            hint=f"This program reads versions up to {max(_SHAPES)}: upgrade apex-creds.",
+        )
+    try:
+        document = msgspec.json.decode(text, type=_SHAPES[probe.version])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IntegrityError):
         raise _corrupt(section, "is malformed") from None
     if document.section != section or vault_id not in (None, document.vault_id):
@@ -313,21 +318,6 @@ def unpack(packed: Packed, keys: DocumentKeys) -> Data:
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise _corrupt(header.section, "has a body that is no base64") from None
     return envelope.decrypt_in_place(lambda *_: keys.body, sealed[:filled], context=context)
-
-
-def _shape(data: bytes, section: str) -> type[_Document]:
-    try:
-        probe = msgspec.json.decode(data, type=_Probe)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _corrupt(section, "is truncated or malformed") from None
-    if probe.format != FORMAT:
-        raise _corrupt(section, "is not a document of apex-creds")
-    if probe.version not in _SHAPES:
-        raise UnsupportedFormatError(
-            f"The document for {section!r} has format version {probe.version}.",
-            hint=f"This program reads versions up to {max(_SHAPES)}: upgrade apex-creds.",
-        )
-    return _SHAPES[probe.version]
 
 
 def _context(header: Header) -> Context:

@@ -229,6 +229,9 @@ class Authorizer:
     ) -> None:
         """Audits a refusal, and where a request went; ``invocation`` is who tried, if any."""
         instruments.denied(reason.value)
+        path = request.path.partition("?")[0] if request else ""
+        if path and invocation is not None:  # a plugin wrote it
+            path = invocation.shown(path)
         self._vault.audit.append(
             AuditEvent(
                 time=self._vault.clock.time(),
@@ -244,7 +247,7 @@ class Authorizer:
                 reason=reason.value,
                 origin=str(request.origin) if request and request.origin else "",
                 method=shown(request.method, longest=_LONGEST_METHOD) if request else "",
-                path=_shown_path(request, invocation),
+                path=shown(path, longest=_LONGEST_PATH),
                 detail=detail,
             )
         )
@@ -435,18 +438,14 @@ class Authorizer:
             from apex_creds.auth.challenge_issuer import Challenger
 
             self._gate = ChallengeGate(Challenger(self._vault))
-        await self._gate.require_challenge(subject, self._responder_of(invocation))
-        await self._vault.store.refresh()  # it may have taken a minute
-
-    def _responder_of(self, invocation: Invocation) -> Responder:
-        """The client that the runtime named for this call, or for that which led to it."""
-        first = invocation
+        first = invocation  # the client is that of this call, or of the one that led to it
         while first.parent is not None:
             first = first.parent
-        found = self.responder if first.responder is None else first.responder
-        if found is None or first.ended:
+        responder = self.responder if first.responder is None else first.responder
+        if responder is None or first.ended:
             raise no_responder()
-        return found
+        await self._gate.require_challenge(subject, responder)
+        await self._vault.store.refresh()  # it may have taken a minute
 
 
 def unsigned() -> ChallengeError:
@@ -540,11 +539,3 @@ class SharedLimits:
                 "The count of a limit could not be written in time.", hint="Try again."
             ) from None
         return found[0]
-
-
-def _shown_path(request: AccessRequest | None, invocation: Invocation | None) -> str:
-    """A path that a plugin wrote, as it may be logged: without a query, and without secrets."""
-    path = request.path.partition("?")[0] if request else ""
-    if path and invocation is not None:
-        path = invocation.shown(path)
-    return shown(path, longest=_LONGEST_PATH)

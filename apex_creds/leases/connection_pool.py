@@ -325,7 +325,11 @@ class ConnectionPools:
         loop = running_loop()
         mine = self._loops.get(loop)
         if mine is None:
-            mine = await self._new_loop(loop)
+            with self._lock:
+                for ended in [known for known in self._loops if known.is_closed()]:
+                    del self._loops[ended]
+                mine = self._loops[loop] = _OfLoop(loop)
+            await mine.start()
         network = NETWORK.get()
         if network is not None:
             key = key._replace(network=network)
@@ -369,14 +373,6 @@ class ConnectionPools:
                 pools.close_from_elsewhere()
         for pool in threads:
             pool.transport.close()
-
-    async def _new_loop(self, loop: asyncio.AbstractEventLoop) -> _OfLoop:
-        with self._lock:
-            for ended in [known for known in self._loops if known.is_closed()]:
-                del self._loops[ended]
-            mine = self._loops[loop] = _OfLoop(loop)
-        await mine.start()
-        return mine
 
     def _ssl(self) -> ssl.SSLContext:
         if self._context is None:

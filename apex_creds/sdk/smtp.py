@@ -23,7 +23,6 @@ from apex_creds.leases.logins import (
     user_of,
 )
 from apex_creds.model import Origin, check_name
-from apex_creds.vault import Opened
 
 _SCHEMES: Final = ("smtp", "smtps")
 _REFUSED: Final = 535
@@ -70,8 +69,9 @@ def connect(
     except ApexCredsError as error:
         client.close()
         raise _refused(error) from None
-    except BaseException:
+    except BaseException as error:
         client.close()
+        error.__traceback__ = None  # a frame of it has the password as it was sent
         raise
     return client
 
@@ -142,19 +142,15 @@ def _log_in(client: smtplib.SMTP, lease_id: str, server: Origin, user: str) -> N
                         break
             finally:
                 client.debuglevel = level
-            shown = not _repeats(words, opened)
+            # The server may say the password again, as it is or as it was sent: of that, the
+            # part that the password alone decides begins at any of three places.
+            forms = [b64encode(b"\0" * lead + bytes(password))[4:-4] for lead in range(3)]
+            repeated = any(len(form) > 4 and form in words for form in forms)
+            shown = not repeated and words.find(password) < 0
     if code != 235:
         raise smtplib.SMTPAuthenticationError(
             code, words if shown else b"The server refused the login."
         )
-
-
-def _repeats(words: bytes, opened: Opened) -> bool:
-    """Whether the server says the password again, as it is or as it was sent."""
-    with opened.view() as password:
-        # Of what was sent, the part that the password alone decides begins at any of three.
-        forms = [b64encode(b"\0" * lead + bytes(password))[4:-4] for lead in range(3)]
-        return words.find(password) >= 0 or any(len(f) > 4 and f in words for f in forms)
 
 
 def _refused(error: ApexCredsError) -> smtplib.SMTPAuthenticationError:

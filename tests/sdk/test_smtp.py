@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import smtplib
 import ssl
+import traceback
+from base64 import b64encode
 from collections.abc import Iterator
 from email.message import EmailMessage
 from pathlib import Path
@@ -179,8 +181,13 @@ async def test_a_refusal_is_the_client_s_own_error(world: World) -> None:
         await allow(world, f"smtp://127.0.0.1:{port}", password="not-it")
 
         async def plugin() -> None:
-            with pytest.raises(smtplib.SMTPAuthenticationError, match="credentials invalid"):
+            with pytest.raises(smtplib.SMTPAuthenticationError, match="invalid") as caught:
                 await asyncio.to_thread(sdk.connect, "mail")
+            refused = traceback.TracebackException.from_exception(
+                caught.value, capture_locals=True
+            )
+            sent = b64encode(b"\0alice\0not-it").decode()
+            assert sent not in "".join(refused.format())
             with pytest.raises(smtplib.SMTPAuthenticationError, match="may not be sent to"):
                 sdk.connect("mail", origin="smtp://127.0.0.1:1")
 
