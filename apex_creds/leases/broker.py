@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from apex_creds.leases.answer_search import AnswerSearch
 
 LONGEST_NAME: Final = 256
+MOST_LEASES: Final = 10_000
+"""Open ones of one invocation; only those that a plugin makes can be so many."""
 """Of a name that a plugin asked for, in errors and in the log."""
 MANY_RECENT: Final = 256
 _MANY_ACTORS: Final = 10_000
@@ -255,6 +257,11 @@ class LeaseBroker:
         now, began = self.clock.time(), self.clock.monotonic()
         with self._lock:
             lease.check_alive(began)
+            if len(lease.invocation.leases) >= MOST_LEASES:
+                raise InvalidInputError(
+                    f"An invocation has at most {MOST_LEASES:,} handles.",
+                    hint="Use one of them again.",
+                )
             chosen = lease.scopes if scopes is None else scopes
             if not set(chosen) <= set(lease.scopes):
                 self._deny(invocation, lease.key, Reason.SCOPE_NOT_GRANTED)

@@ -293,10 +293,16 @@ class Lease:
 
     def end(self, why: type[LeaseEndedError] = HandleRevokedError) -> None:
         """Ends the lease and what is open under it; idempotent, from any thread."""
+        ending = [self]
+        while ending:  # a plugin decides how deep they are attenuated
+            ending += ending.pop()._end_alone(why)
+
+    def _end_alone(self, why: type[LeaseEndedError]) -> list[Lease]:
+        """Ends it: those that are open under it."""
         try:
             self._live.pop()
         except IndexError:
-            return
+            return []
         self.ended = why
         self._on_end(self)
         if self._watched:
@@ -307,11 +313,11 @@ class Lease:
                 except KeyError:  # another thread took the last one
                     break
                 close()
-        if self.children:
-            end_each(self.children, why)
+        children = [*_taken(self.children)] if self.children else []
         self.invocation.leases.discard(self)
         if self.parent is not None:
             self.parent.children.discard(self)
+        return children
 
     def close_at_end(self, close: Callable[[], object]) -> None:
         """Has ``close`` called when the lease ends, at its deadline at the latest.
@@ -334,14 +340,15 @@ class Lease:
         Raises:
             LeaseEndedError: One of them is over; if its time is up, it is ended now.
         """
-        if self.ended is None and now >= self.expires:
-            self.end(HandleExpiredError)
-        if self.ended is not None:
-            raise ended_error(self.ended)
-        if self.uses_left is not None and self.uses_left <= 0:
-            raise ended_error(HandleExhaustedError)
-        if self.parent is not None:
-            self.parent.check_alive(now)
+        step: Lease | None = self
+        while step is not None:
+            if step.ended is None and now >= step.expires:
+                step.end(HandleExpiredError)
+            if step.ended is not None:
+                raise ended_error(step.ended)
+            if step.uses_left is not None and step.uses_left <= 0:
+                raise ended_error(HandleExhaustedError)
+            step = step.parent
 
     def count_use(self) -> None:
         """Takes one use from this lease and from those it came from."""
@@ -354,12 +361,18 @@ class Lease:
 
 def end_each(leases: set[Lease], why: type[LeaseEndedError] = HandleRevokedError) -> None:
     """Ends one after the other of a set that other threads take from, too."""
+    for lease in _taken(leases):
+        lease.end(why)
+
+
+def _taken(leases: set[Lease]) -> Iterator[Lease]:
+    """One after the other of a set that other threads take from, too."""
     while leases:
         try:
             lease = leases.pop()
         except KeyError:
             return
-        lease.end(why)
+        yield lease
 
 
 def ended_error(why: type[LeaseEndedError]) -> LeaseEndedError:

@@ -304,3 +304,33 @@ def test_metadata_that_lies_is_what_it_is() -> None:
     texts = [made.plugin, made.version, found.name, *found.scopes, *found.methods, *found.paths]
     assert texts == ["demo", "1.0", "key", "read", "DELETE", "/v1/*"]
     assert {type(text) for text in texts} == {str}
+
+
+async def test_however_deep_it_is_attenuated_all_of_it_ends(world: World) -> None:
+    kept = []
+
+    async def plugin(credentials):
+        kept.append(credentials["key"])
+        for _ in range(2_000):  # deeper than calls can be
+            kept.append(kept[-1].attenuate())
+        async with kept[-1].reveal() as secret:
+            assert secret.expose_str() == KEY
+        return kept[-1].active
+
+    assert await world.call(plugin) is True
+    assert world.middleware.broker.open_leases == 0
+    assert not any(each.active for each in kept)
+    with pytest.raises(AccessDeniedError):
+        async with kept[-1].reveal():
+            pass
+
+
+async def test_an_invocation_has_no_leases_without_end(world: World, monkeypatch) -> None:
+    monkeypatch.setattr("apex_creds.leases.broker.MOST_LEASES", 50)
+
+    async def plugin(credentials):
+        made = [credentials["key"].attenuate() for _ in range(49)]
+        with pytest.raises(InvalidInputError, match="at most 50"):
+            made[0].attenuate()
+
+    await world.call(plugin)
