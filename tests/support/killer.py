@@ -26,15 +26,17 @@ and a test runs it, each time on a directory of its own::
             assert run.killed
             check(home, run.acknowledged)
 
-The scenario's file is imported once, in a process that forks for each run; give
-``isolated=True`` where a module can't live through a fork, for a new interpreter each
-time. ``SIGKILL`` loses nothing that the kernel has: this shows atomicity and order. That
-data is flushed before it is named is shown by ``order()`` over the dry run's boundaries.
+The scenario's file is imported once, in a process that forks for each run, and so is what
+a run to the end imported late; give ``isolated=True`` where a module can't live through a
+fork, for a new interpreter each time. ``SIGKILL`` loses nothing that the kernel has: this
+shows atomicity and order. That data is flushed before it is named is shown by ``order()``
+over the dry run's boundaries.
 """
 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib.util
 import io
 import json
@@ -142,6 +144,7 @@ class Scenario:
         self._isolated = isolated
         self._env = dict(os.environ if env is None else env)
         self._process: subprocess.Popen[str] | None = None
+        self._imports: list[str] = []
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
 
     def run(self, *args: object, at: Point | None = None) -> Run:
@@ -152,7 +155,8 @@ class Scenario:
         """
         process = self._started()
         assert process.stdin is not None
-        job = {"args": [str(arg) for arg in args], "at": at and asdict(at)}
+        imports, self._imports = self._imports, []
+        job = {"args": [str(arg) for arg in args], "at": at and asdict(at), "import": imports}
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
         try:
@@ -160,6 +164,7 @@ class Scenario:
         finally:
             if self._isolated:
                 self._stop()
+                self._imports.clear()
         if run.killed and (at is None or not at.is_in(run.boundaries)):
             raise ScenarioError(f"Killed elsewhere than {at}.")
         return run
@@ -227,6 +232,8 @@ class Scenario:
                 boundaries.append(Boundary(*rest))
             elif kind == "told":
                 told.append(rest[0])
+            elif kind == "imported":
+                self._imports.append(rest[0])
             elif kind == "end":
                 return self._judged(rest[0], tuple(told), tuple(boundaries))
         raise ScenarioError(f"The scenario's process ended:\n{self._stderr()}")
@@ -485,12 +492,14 @@ def _load(file: str, function: str) -> Callable[..., None]:
 
 def _child(scenario: Callable[..., None], job: dict[str, Any], report: int) -> None:
     global _counter
-    status = 1
+    status, known = 1, set(sys.modules)
     try:
         signal.alarm(_SECONDS)  # a scenario that hangs is ended, and fails
         at = Point(**job["at"]) if job["at"] else Point(nth=0)  # never
         _counter = _Counter(report, (job["args"] or ["/"])[0], at)
         scenario(*job["args"])
+        for name in [name for name in list(sys.modules) if name not in known]:
+            _counter.tell("imported", name)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -506,9 +515,13 @@ def _serve(file: str, function: str) -> None:
     _wrap_everything()
     scenario = _load(file, function)
     for line in sys.stdin:
+        job = json.loads(line)
+        for name in job["import"]:
+            with contextlib.suppress(Exception):  # some modules are made by others
+                importlib.import_module(name)
         child = os.fork()
         if child == 0:
-            _child(scenario, json.loads(line), report)
+            _child(scenario, job, report)
         _, status = os.waitpid(child, 0)
         _raw_write(report, json.dumps(["end", status]).encode() + b"\n")
 

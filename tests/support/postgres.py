@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+import psycopg
+
 from tests.support.realparts import PartMissingError, _free_port
 
 USER = "apex"
@@ -114,13 +116,29 @@ class Postgres:
         self.start(**settings)
 
     def sql(self, statement: str, *, user: str = USER, database: str | None = None) -> str:
-        """Executes statements as the owner of the cluster; what psql prints."""
-        done = self._run(
-            "psql",
-            *("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", user),
-            *("-d", database or self.database, "-c", statement),
-        )
-        return done.stdout.decode().strip()
+        """Executes statements as the owner of the cluster; a line for each row of the answers.
+
+        Raises:
+            RuntimeError: The server refused.
+        """
+        where = f"host={self.folder} port={self.port} user={user}"
+        lines = []
+        try:
+            with psycopg.connect(
+                where, dbname=database or self.database, autocommit=True
+            ) as connection:
+                cursor = connection.execute(statement.encode())
+                more: bool | None = True
+                while more:
+                    answer = cursor.pgresult
+                    assert answer is not None
+                    for row in range(answer.ntuples):
+                        values = (answer.get_value(row, at) for at in range(answer.nfields))
+                        lines.append(b"|".join(value or b"" for value in values).decode())
+                    more = cursor.nextset()
+        except psycopg.Error as error:
+            raise RuntimeError(str(error)) from None
+        return "\n".join(lines)
 
     def dump(self, database: str | None = None) -> bytes:
         """What pg_dump writes of a database."""
