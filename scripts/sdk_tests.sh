@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 venv=.venv-sdk
 passed=$venv/.passed
-key=$(find apex_creds/sdk apex_creds/leases apex_creds/redaction apex_creds/rotators apex_creds/isolation tests/sdk tests/rotators tests/isolation pyproject.toml scripts/sdk_tests.sh \
+key=$(find apex_creds/sdk apex_creds/leases apex_creds/redaction apex_creds/rotators apex_creds/isolation tests/sdk tests/rotators tests/isolation tests/faults/test_rotators_kill.py tests/faults/scenarios/rotators.py pyproject.toml scripts/sdk_tests.sh \
     -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1)
 
 if [ "${1:-}" != --always ] && [ "$(cat "$passed" 2>/dev/null)" = "$key" ]; then
@@ -21,5 +21,6 @@ fi
 .venv/bin/uv pip install --quiet --python "$venv/bin/python" --group test --group sdk-all \
     --editable '.[sql]'
 "$venv/bin/python" -m pytest -n auto -q tests/sdk tests/rotators/test_aws_access_key.py \
+    'tests/faults/test_rotators_kill.py::test_a_rotation[aws]' \
     tests/isolation/test_sdks_behind_the_wall.py
 echo "$key" >"$passed"
