@@ -17,7 +17,7 @@ identifier of hexadecimal digits, which needs neither.
 from __future__ import annotations
 
 import re
-from binascii import unhexlify
+from binascii import hexlify, unhexlify
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -114,8 +114,8 @@ def encode(event: AuditEvent) -> bytes:
 def link(seq: int, body: bytes) -> tuple[bytes, bytes]:
     """Returns the line of ``body`` (with newline), and its leaf (32 bytes)."""
     data = _LEAF % seq + body[1:]
-    leaf = sha256(data)
-    return b"".join((data[1:-1], _MARK, leaf.hexdigest().encode(), _END)), leaf.digest()
+    leaf = sha256(data).digest()
+    return b"".join((data[1:-1], _MARK, hexlify(leaf), _END)), leaf
 
 
 def entry_of(line: bytes) -> bytes:
@@ -352,7 +352,7 @@ class Actor:
         lease: str,
         parent: str,
         credential: str,
-        key: tuple[bytes, int],
+        key: tuple[str, int],
         method: str,
         origin: str,
         ids: tuple[str, str],
@@ -367,7 +367,7 @@ class Actor:
             more += f',"trace_id":"{ids[0]}","span_id":"{ids[1]}"'
         return (
             f'{{"time":{time!r}{self._redeem}{name},"invocation":"{invocation}"'
-            f',"lease":"{lease}","key_id":"{key[0].hex()}","key_version":{key[1]}'
+            f',"lease":"{lease}","key_id":"{key[0]}","key_version":{key[1]}'
             f"{use}{more}}}"
         ).encode()
 

@@ -300,14 +300,15 @@ class AuditLog:
             if self._stopped:
                 raise self._refusal()
             self._repair()
-        queued = len(self._queue)
+        queue = self._queue
+        queued = len(queue)
         # By index: destructors may add to the queue meanwhile.
-        bodies = list(map(self._queue.__getitem__, range(queued)))
-        if body is not None:
-            bodies.append(body)
+        bodies = [] if body is None else [body]
+        if queued:
+            bodies[:0] = map(queue.__getitem__, range(queued))
         data = writer.write(bodies)
         for _ in range(queued):
-            self._queue.popleft()
+            queue.popleft()
         self._dirty = True
         if self._idle or self._each:
             self._mark()

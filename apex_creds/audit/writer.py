@@ -26,6 +26,7 @@ __all__ = ["Writer"]
 
 # Bound once: it is on the path of every append.
 _link: Final = line.link
+_unlock: Final = log_files.unlock
 
 
 class Writer:
@@ -86,7 +87,7 @@ class Writer:
         except OSError as error:
             raise unavailable("read", error) from None
         finally:
-            log_files.unlock(self._segment.fd)
+            _unlock(self._segment.fd)
         self._leaves += leaves
         self.seq = seq
         self.end += len(data)

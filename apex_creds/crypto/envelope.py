@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -33,15 +33,18 @@ __all__ = [
     "SUITE",
     "Context",
     "FindKey",
+    "Message",
     "canonical_aad",
     "decrypt",
     "decrypt_bytes",
     "decrypt_in_place",
+    "decrypt_message",
     "encrypt",
     "encrypt_in_place",
     "head",
     "header",
     "reseal",
+    "take_apart",
 ]
 
 MAGIC: Final = b"APXC"
@@ -227,22 +230,42 @@ def header(envelope: Buffer) -> tuple[bytes, int]:
     return key_id, key_version
 
 
-def decrypt(find_key: FindKey, envelope: Buffer, *, context: Context) -> SecretBytes:
-    """Opens an envelope straight into locked memory.
+class Message(NamedTuple):
+    """An envelope that was taken apart, with the place that it is bound to."""
+
+    key_id: bytes
+    key_version: int
+    aad: bytes
+    body: bytes | bytearray | memoryview
+
+
+def take_apart(envelope: Buffer, *, context: Context) -> Message:
+    """What ``decrypt`` and ``decrypt_message`` open: the same each time.
 
     Raises:
         CorruptDocumentError: See ``header``, as for UnsupportedFormatError.
         UnsupportedFormatError: A format or suite that is not known.
+    """
+    key_id, key_version = header(envelope)
+    aad = canonical_aad(context, key_id=key_id, key_version=key_version)
+    return Message(key_id, key_version, aad, _body(envelope))
+
+
+def decrypt(find_key: FindKey, envelope: Buffer, *, context: Context) -> SecretBytes:
+    """Opens an envelope straight into locked memory; raises as the two that it is made of."""
+    return decrypt_message(find_key, take_apart(envelope, context=context))
+
+
+def decrypt_message(find_key: FindKey, message: Message) -> SecretBytes:
+    """Opens what was taken apart straight into locked memory.
+
+    Raises:
         UnknownKeyError: From ``find_key``.
         CommitmentError: It was sealed under another key than the one it names.
         DecryptionError: It was altered, or belongs to another place.
     """
-    key_id, key_version = header(envelope)
-    aad = canonical_aad(context, key_id=key_id, key_version=key_version)
-    key = find_key(key_id, key_version)
-    small = type(envelope) is bytes and len(envelope) <= _COPY_UP_TO
-    body = envelope[HEADER_BYTES:] if small else _body(envelope)
-    return aead.open_into(key, body, aad=aad)
+    key_id, key_version, aad, body = message
+    return aead.open_into(find_key(key_id, key_version), body, aad=aad)
 
 
 def decrypt_bytes(find_key: FindKey, envelope: Buffer, *, context: Context) -> bytes:

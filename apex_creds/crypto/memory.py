@@ -118,6 +118,7 @@ _Export: TypeAlias = "tuple[memoryview, weakref.ref[object]]"
 lib: Any = _sodium.lib
 ffi: Any = _sodium.ffi
 _memzero: Any = _sodium.lib.sodium_memzero
+_memcmp: Any = _sodium.lib.sodium_memcmp
 _memmove: Any = _sodium.ffi.memmove
 _from_buffer: Any = _sodium.ffi.from_buffer
 _buffer: Any = _sodium.ffi.buffer
@@ -407,6 +408,14 @@ class SecretBytes:
         secret._still_open()
         return same
 
+    def begins_with(self, prefix: bytes) -> bool:
+        """Whether its first bytes, of which there are as many, are these; constant time."""
+        if len(prefix) > self._length:
+            return False
+        same: bool = _memcmp(self._pointer(), prefix, len(prefix)) == 0
+        self._still_open()
+        return same
+
     def close(self) -> None:
         """Wipes and gives back the memory. Again, it does nothing."""
         try:
@@ -448,7 +457,8 @@ class SecretBytes:
             InvalidInputError: The part lies outside, or is being read.
         """
         pointer, whole = self._pointer(), self._length
-        if start < 0 or start + length > whole or not _release(self._exports):
+        unread = not self._exports or _release(self._exports)
+        if start < 0 or start + length > whole or not unread:
             raise InvalidInputError("The part lies outside the secret, or is in use.")
         _memmove(pointer, pointer + start, length)
         _memzero(pointer + length, whole - length)

@@ -105,15 +105,17 @@ def open_committed(
         InvalidInputError: The key is not 32 bytes.
         SecretWipedError: The key was closed, perhaps meanwhile.
     """
-    small = type(sealed) is bytes and len(sealed) < _COPY_BELOW
-    size = (len(sealed) if small else _size(sealed)) - 56
+    if type(sealed) is bytes and len(sealed) < _COPY_BELOW:
+        size, nonce, commitment = len(sealed) - 56, sealed[:24], sealed[24:56]
+        source = sealed[56:]
+    else:
+        size, nonce, commitment = _size(sealed) - 56, bytes(sealed[:24]), bytes(sealed[24:56])
+        source = _cut(sealed, 56)
     if size < _TAG:
         return True
-    nonce = bytes(sealed[:24])
-    source = sealed[56:] if small else _cut(sealed, 56)
     pair = _subkey(key, nonce, personal)
     try:
-        if _memcmp(pair.tail, bytes(sealed[24:56]), 32):
+        if _memcmp(pair.tail, commitment, 32):
             return False
         out = SecretBytes(size - _TAG)
         failed = _decrypt(

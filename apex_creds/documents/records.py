@@ -20,8 +20,9 @@ from typing import Any, Final
 
 import msgspec
 
+from apex_creds.concurrency import BoundedCache
 from apex_creds.crypto import envelope
-from apex_creds.crypto.envelope import Context
+from apex_creds.crypto.envelope import Context, Message
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.document import Header, Packed, pack, unpack
 from apex_creds.errors import (
@@ -35,6 +36,17 @@ from apex_creds.model import SECTIONS, CredentialInfo, Secret, Sensitivity
 from apex_creds.storage.base import Data, Token
 
 FindKey = Callable[[bytes, int], SecretBytes]
+_REMEMBERED: Final = (1024, 4096)
+"""Messages at once, and bytes of the longest envelope among them."""
+
+
+class Messages(BoundedCache[int, tuple["Record", Message]]):
+    """Records of one vault that were taken apart, by identity; ciphertext only."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(_REMEMBERED[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +114,28 @@ def seal_record(
         return _seal(info, plaintext, vault_id=vault_id, keyset=keyset, key=key)
 
 
-def open_record(record: Record, *, vault_id: bytes, find_key: FindKey) -> SecretBytes:
+def open_record(
+    record: Record, *, vault_id: bytes, find_key: FindKey, known: Messages | None = None
+) -> SecretBytes:
     """Decrypts a record's parts into locked memory; the caller closes it.
+
+    Args:
+        record: What to open.
+        vault_id: 16 bytes.
+        find_key: Finds its DEK.
+        known: Where records of this vault that were taken apart are remembered.
 
     Raises:
         DecryptionError: It does not open as this record.
         UnknownKeyError: Its key is not to be had.
     """
-    return envelope.decrypt(find_key, record.sealed, context=_context(record.info, vault_id))
+    found = None if known is None else known.get(id(record))
+    if found is not None and found[0] is record:
+        return envelope.decrypt_message(find_key, found[1])
+    message = envelope.take_apart(record.sealed, context=_context(record.info, vault_id))
+    if known is not None and len(record.sealed) <= _REMEMBERED[1]:
+        known.remember(id(record), (record, message))
+    return envelope.decrypt_message(find_key, message)
 
 
 def reseal_record(
@@ -386,11 +412,10 @@ def _length(before: bytes) -> int:
 MAX_PARTS: Final = 255
 _PART_NAME: Final = re.compile(rb"[a-z0-9_]{1,64}")
 _PART_SIZE: Final = struct.Struct(">I")
-# parts_layout() is on the way of every redeem: the commonest credential has a short cut, and
-# the usual names need no check.
-_SINGLE: Final = memoryview(b"\x01\x05value")
-_SINGLE_END: Final = len(_SINGLE)
-_SINGLE_START: Final = _SINGLE_END + _PART_SIZE.size
+# On the way of every redeem: the commonest credential has a short cut, and the usual names
+# need no check.
+_SINGLE: Final = b"\x01\x05value"
+_SINGLE_START: Final = len(_SINGLE) + _PART_SIZE.size
 _USUAL: Final = {n.encode(): n for n in ("value", "access", "refresh", "user", "password")}
 
 
@@ -419,16 +444,20 @@ def encode_parts(parts: Mapping[str, bytes]) -> SecretBytes:
     return secret
 
 
+def layout_of(whole: SecretBytes) -> dict[str, tuple[int, int]]:
+    """As ``parts_layout``, for what lies in locked memory."""
+    size = len(whole) - _SINGLE_START
+    if size >= 0 and whole.begins_with(_SINGLE + _PART_SIZE.pack(size)):
+        return {"value": (_SINGLE_START, size)}
+    return parts_layout(whole._export(readonly=True))
+
+
 def parts_layout(view: memoryview) -> dict[str, tuple[int, int]]:
     """Returns where each part lies: name to (offset, length).
 
     Raises:
         CorruptDocumentError: ``view`` is not in the canonical form.
     """
-    if view[:_SINGLE_END] == _SINGLE and len(view) >= _SINGLE_START:
-        (size,) = _PART_SIZE.unpack_from(view, _SINGLE_END)
-        if _SINGLE_START + size == len(view):
-            return {"value": (_SINGLE_START, size)}
     places: dict[str, tuple[int, int]] = {}
     table, total = _part_table(view)
     at = total - sum(size for _, size in table)

@@ -485,7 +485,7 @@ class LeaseBroker:
                 lease=lease.id,
                 parent=lease.parent.id if lease.parent else "",
                 credential=lease.key,
-                key=record.key,
+                key=_key_of(record),
                 method=request.logged or request.method,
                 origin="" if request.origin is None else str(request.origin),
                 ids=ids,
@@ -781,6 +781,9 @@ class RedeemedRecord(NamedTuple):
     invocation: str
 
 
+_redeemed: Final = partial(tuple.__new__, RedeemedRecord)  # without a call of Python's
+
+
 class RecentRedeems:
     """The last ``MANY_RECENT`` versions of credentials that one broker released.
 
@@ -805,8 +808,8 @@ class RecentRedeems:
         """A redeem happened; the caller holds the broker's lock."""
         found, manifest = self._found, invocation.manifest
         found.pop(key, None)
-        found[key] = RedeemedRecord(
-            record, manifest.plugin, manifest.version, invocation.action, invocation.id
+        found[key] = _redeemed(
+            (record, manifest.plugin, manifest.version, invocation.action, invocation.id)
         )
         if len(found) > MANY_RECENT:
             self.drop(next(iter(found)))

@@ -9,6 +9,7 @@ the block ends, when the lease ends, or at its deadline, whichever is first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from apex_creds.crypto.memory import SecretBytes
@@ -420,14 +421,14 @@ class Reveal:
                 "A refresh token is for apex-creds alone, which renews the token with it.",
                 hint="Use the access token: reveal() without a part.",
             )
-        if is_of_another_value(self._part):
+        if self._part and is_of_another_value(self._part):
             opened.close()
             raise RequestNotAllowedError(
                 "That value of the credential is for its rotation alone.",
                 hint="Use the current one: reveal() without a part.",
             )
         secret = opened.take(self._part)
-        secret.on_expose(_Exposure(self._lease_id))
+        secret.on_expose(partial(_log_exposure, self._lease_id))
         lease.close_at_end(secret.close)
         if lease.ended is not None:  # in another thread
             raise ended_error(lease.ended)
@@ -435,14 +436,7 @@ class Reveal:
         return secret
 
 
-class _Exposure:
+def _log_exposure(lease_id: str) -> None:
     """Called before a revealed secret leaves locked memory; holds no reference to it."""
-
-    __slots__ = ("_lease_id",)
-
-    def __init__(self, lease_id: str) -> None:
-        self._lease_id = lease_id
-
-    def __call__(self) -> None:
-        lease, broker = find_open(self._lease_id)
-        broker.log_exposure(lease)
+    lease, broker = find_open(lease_id)
+    broker.log_exposure(lease)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from apex_creds.concurrency import BoundedCache, until_committed
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.keystore import Keystore
-from apex_creds.documents.records import Record, parts_layout
+from apex_creds.documents.records import Record, layout_of
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import (
@@ -131,7 +131,7 @@ class Opened(Closes):
 
     def __init__(self, whole: SecretBytes, kind: CredentialKind) -> None:
         self._whole = whole
-        self._layout = parts_layout(whole._export(readonly=True))
+        self._layout = layout_of(whole)
         self.kind = kind
 
     @property

@@ -26,7 +26,7 @@ from apex_creds.clocks import Ends
 from apex_creds.concurrency import ATTEMPTS, BACKGROUND, Lock, off_loop, running_loop
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.keystore import Keystore, MasterKeySource
-from apex_creds.documents.records import Record, open_record
+from apex_creds.documents.records import Messages, Record, open_record
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     ChallengeError,
@@ -100,6 +100,7 @@ class Vault:
         """The document of second factors, clients and open challenges."""
         self._id = store.unsealed().header.vault_id
         self._id_bytes = bytes.fromhex(self._id)
+        self._messages = Messages()
         self._lockdown = LockdownControl(
             store, access=self.access, record=self.record, home=home
         )
@@ -838,7 +839,12 @@ class Vault:
         """
         for _ in range(ATTEMPTS):
             try:
-                whole = open_record(record, vault_id=self._id_bytes, find_key=keystore.dek)
+                whole = open_record(
+                    record,
+                    vault_id=self._id_bytes,
+                    find_key=keystore.dek,
+                    known=self._messages,
+                )
                 return Opened(whole, record.info.kind)
             except (UnknownKeyError, SecretWipedError) as error:
                 key = record.info.key

@@ -100,7 +100,7 @@ def test_a_redeem(
     plugin, credential, time, invocation, lease, parent, version, method, origin, span
 ) -> None:
     actor = Actor(plugin, "1.0", "act")
-    key = (bytes.fromhex(lease), version)
+    key = (lease, version)
     for _ in range(2):
         body = actor.redeem(
             time, invocation=invocation, lease=lease, parent=parent, credential=credential,

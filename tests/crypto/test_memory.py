@@ -81,6 +81,14 @@ def test_equals_is_about_content_and_eq_about_identity() -> None:
     assert one != CANARY
 
 
+def test_its_first_bytes_are_compared_where_they_lie() -> None:
+    with SecretBytes.from_bytes(b"abc") as secret:
+        assert all(map(secret.begins_with, (b"", b"a", b"abc")))
+        assert not any(map(secret.begins_with, (b"b", b"abd", b"abcd")))
+    with pytest.raises(SecretWipedError):
+        secret.begins_with(b"a")
+
+
 @pytest.mark.parametrize(
     "show",
     [

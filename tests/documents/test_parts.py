@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds.crypto.memory import SecretBytes
-from apex_creds.documents.records import encode_parts, parts_layout
+from apex_creds.documents.records import encode_parts, layout_of, parts_layout
 from apex_creds.errors import CorruptDocumentError, InvalidInputError
 from tests.support.slots import open_slots
 
@@ -29,6 +29,21 @@ def test_what_goes_in_comes_out_in_any_order(values: dict[str, bytes]) -> None:
     with encode_parts(values) as one, encode_parts(backwards) as two:
         assert _read(one) == values
         assert one.equals(two)
+        assert layout_of(one) == parts_layout(one.view())
+
+
+@given(st.binary(max_size=40))
+def test_locked_memory_is_read_as_strictly(rest: bytes) -> None:
+    """The short cut for one part takes nothing that the whole rule does not."""
+    for data in (b"\x01\x05value" + rest, rest):
+        with SecretBytes.from_bytes(data) as whole:
+            try:
+                expected = parts_layout(memoryview(data))
+            except CorruptDocumentError:
+                with pytest.raises(CorruptDocumentError):
+                    layout_of(whole)
+            else:
+                assert layout_of(whole) == expected
 
 
 def test_the_documented_example() -> None:
