@@ -244,7 +244,7 @@ def leaves_of(body: bytes, first: int, signed: int = 0) -> tuple[list[bytes], st
     """Returns the leaves of all good lines, and what is wrong with the next one, if any.
 
     What makes verification quick: a leaf is returned only for a line that is whole,
-    canonical, of the number that is next, and of its own hash.
+    canonical, of the number that is next, and with the hash that it states.
 
     Up to event ``signed`` the vault's signature says that the lines are of the schema;
     later ones are asked.

@@ -1,8 +1,8 @@
 """How many events of which kind a log has, kept up to date by reading what is new.
 
 Guarantee: counts are those of the log itself, whichever process wrote an event, from the
-first one on: they grow only, also across restarts of who counts, and nothing is said before
-all of it was read. Reasons are counted apart only where reasons are a closed set;
+first one on: they grow only, also across restarts of the process that counts, and nothing is
+said before all of it was read. Reasons are counted apart only where reasons are a closed set;
 everything else in an event is passed over.
 """
 

@@ -364,7 +364,7 @@ def find_segment(
 ) -> tuple[int, Frontier]:
     """Returns the segment of the event after ``after``, and the tree's edge before it.
 
-    Only the first lines of a few segments are read. They are not proven: who reads on finds
+    Only the first lines of a few segments are read. They are not proven: reading on finds
     that the lines do not fit to a wrong one.
 
     Args:

@@ -232,18 +232,8 @@ def verify_inclusion(
     """
     if not 0 <= index < size or any(len(each) != HASH_BYTES for each in proof):
         raise _unproved("event")
-    position, last, head = index, size - 1, leaf
-    for each in proof:
-        if last == 0:
-            raise _unproved("event")
-        if position & 1 or position == last:
-            head = node_hash(each, head)
-            while not position & 1 and position:
-                position, last = position >> 1, last >> 1
-        else:
-            head = node_hash(head, each)
-        position, last = position >> 1, last >> 1
-    if last != 0 or head != root:
+    roots = _climb(index, size - 1, leaf, proof)
+    if roots is None or roots[1] != root:
         raise _unproved("event")
 
 
@@ -262,17 +252,29 @@ def verify_consistency(
             raise _unproved("earlier log")
         return
     path = [old_root, *proof] if old & (old - 1) == 0 else list(proof)
-    if not path or _climb(old, new, path) != (old_root, new_root):
-        raise _unproved("earlier log")
-
-
-def _climb(old: int, new: int, path: Sequence[bytes]) -> tuple[bytes, bytes] | None:
-    """The two roots that a path leads to; None where it has the wrong length."""
     position, last = old - 1, new - 1
     while position & 1:
         position, last = position >> 1, last >> 1
-    first = second = path[0]
-    for each in path[1:]:
+    if not path or _climb(position, last, path[0], path[1:]) != (old_root, new_root):
+        raise _unproved("earlier log")
+
+
+def _climb(
+    position: int, last: int, start: bytes, path: Sequence[bytes]
+) -> tuple[bytes, bytes] | None:
+    """The roots that a path leads to; None where it has the wrong length.
+
+    Args:
+        position: Of the node to start at, among those of its height.
+        last: Of the last node of that height, in the whole tree.
+        start: That node.
+        path: Its siblings, on the way up.
+
+    Returns:
+        The root of the tree that ends with the node, and that of the whole.
+    """
+    first = second = start
+    for each in path:
         if last == 0:
             return None
         if position & 1 or position == last:

@@ -538,7 +538,7 @@ def _segment_of(paths: dict[int, Path], vault_id: str, after: int) -> int:
     try:
         return find_segment(paths, vault_id=vault_id, after=after, known={})[0] if after else 1
     except AuditTamperedError:
-        return 1  # who reads on from there finds what is wrong, and where
+        return 1  # reading on from there finds what is wrong, and where
 
 
 def _found(directory: Path) -> dict[int, Path]:

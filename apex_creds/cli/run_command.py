@@ -24,7 +24,7 @@ from apex_creds.policy.manifest import Access, Manifest, Need
 from apex_creds.vault import Vault
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from apex_creds.isolation.sandbox import Wall, Walled
     from apex_creds.vault import Vault
@@ -76,34 +76,28 @@ def run(
     wall = wall_around(program, folder, read, write, terminal=sys.stdin.isatty())
 
     async def work(vault: Vault) -> int:
+        from apex_creds.isolation.dialing import Dialer
+        from apex_creds.isolation.programs import run_program
+        from apex_creds.middleware import CredentialMiddleware
+
         manifest = await manifest_of(vault, plugin, folder)
-        return await _run(vault, manifest, wall, internal=internal or (), life=life or LIFE)
+        loop = asyncio.get_running_loop()
+
+        def began(walled: Walled) -> None:
+            loop.add_signal_handler(signal.SIGTERM, walled.process.terminate)
+            if wall.terminal:  # the terminal sends Ctrl-C to the program as well
+                loop.add_signal_handler(signal.SIGINT, lambda: None)
+
+        try:
+            async with CredentialMiddleware(vault, ttl=life or LIFE) as middleware:
+                dialer = Dialer(internal=internal or ())
+                return await run_program(middleware, manifest, wall, dialer=dialer, began=began)
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+            loop.remove_signal_handler(signal.SIGINT)
 
     status = with_vault(chosen, work)
     raise typer.Exit(status if status >= 0 else SIGNALLED - status)
-
-
-async def _run(
-    vault: Vault, manifest: Manifest, wall: Wall, *, internal: Collection[str], life: float
-) -> int:
-    from apex_creds.isolation.dialing import Dialer
-    from apex_creds.isolation.programs import run_program
-    from apex_creds.middleware import CredentialMiddleware
-
-    loop = asyncio.get_running_loop()
-
-    def began(walled: Walled) -> None:
-        loop.add_signal_handler(signal.SIGTERM, walled.process.terminate)
-        if wall.terminal:  # Ctrl-C is for the program, which the terminal sends it to as well
-            loop.add_signal_handler(signal.SIGINT, lambda: None)
-
-    try:
-        async with CredentialMiddleware(vault, ttl=life) as middleware:
-            dialer = Dialer(internal=internal)
-            return await run_program(middleware, manifest, wall, dialer=dialer, began=began)
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
-        loop.remove_signal_handler(signal.SIGINT)
 
 
 async def manifest_of(vault: Vault, plugin: str, folder: Path | None) -> Manifest:

@@ -176,18 +176,15 @@ class Sieve:
     def lines(self, body: bytes) -> list[bytes]:
         """The lines of ``body`` that may be wanted, in their order; each ends in a newline."""
         low, places = body.lower(), set[int]()
-        for pattern in (*self.patterns, *([_ODD] if _has_odd(low) else [])):
+        # Whether any line is odd, or almost: quicker than to search for the pattern.
+        odd = not low.isascii() or b"\\" in low or b"\x7f" in low or b"  " in low
+        odd = odd or low.count(b'"path":"') != low.count(_USUAL_PATH)
+        for pattern in (*self.patterns, *([_ODD] if odd else [])):
             at = 0
             while match := pattern.search(low, at):  # once in each line
                 places.add(low.rfind(b"\n", 0, match.start()) + 1)
                 at = low.index(b"\n", match.start())
         return [body[at : body.index(b"\n", at) + 1] for at in sorted(places)]
-
-
-def _has_odd(low: bytes) -> bool:
-    """Whether any line is odd, or almost: quicker than to search for the pattern."""
-    odd = not low.isascii() or b"\\" in low or b"\x7f" in low or b"  " in low
-    return odd or low.count(b'"path":"') != low.count(_USUAL_PATH)
 
 
 def sieve_of(wanted: Filter, *, named: Named = lambda _: []) -> Sieve | None:

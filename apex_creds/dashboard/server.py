@@ -275,7 +275,7 @@ class Connection(H11Protocol):
             self._handshake = self.loop.create_task(self._begin_tls(transport, self._tls))
 
     async def _begin_tls(self, raw: asyncio.Transport, tls: ssl.SSLContext) -> None:
-        """Here and not by the server, which tells of no connection before its handshake."""
+        """Here and not in the server, which shows no connection before its handshake."""
         try:
             transport = await self.loop.start_tls(
                 raw, self, tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_SECONDS

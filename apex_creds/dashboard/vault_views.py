@@ -222,13 +222,13 @@ def summary(found: Hierarchy) -> dict[str, object]:
 def keys_part(found: Hierarchy, asked: Asked) -> Part[Key]:
     """A window of the DEKs."""
     deks = [key for key in found.keys if key.level == Level.DEK.value]
-    return part(deks, asked, _key_words)
 
+    def words(key: Key) -> str:
+        states = (f"{v.state} {'compromised' * v.compromised}" for v in key.versions)
+        name = {_ROOT: "the vault's own"}.get(key.label, key.label)
+        return " ".join((name, *states))
 
-def _key_words(key: Key) -> str:
-    states = (f"{v.state} {'compromised' * v.compromised}" for v in key.versions)
-    name = {_ROOT: "the vault's own"}.get(key.label, key.label)
-    return " ".join((name, *states))
+    return part(deks, asked, words)
 
 
 def _moving(key: Key) -> bool:

@@ -29,7 +29,7 @@ from apex_creds.dashboard.lease_view import (
     question,
     text,
 )
-from apex_creds.dashboard.live_feed import KEPT, Batch, LiveFeed, LogTail
+from apex_creds.dashboard.live_feed import KEPT, LiveFeed, LogTail
 from apex_creds.dashboard.log_status import Activity, Verified, Verifier
 from apex_creds.dashboard.vault_views import (
     Hierarchy,
@@ -55,6 +55,8 @@ from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 
 _POLICY_SECONDS: Final = 2.0
+_IN_A_LEASE: Final = ("plugin", "credential", "principal", "action", "method", "origin")
+"""What a search of the leases finds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +156,14 @@ class Watcher:
     async def read_log(self) -> None:
         """Sends what is new in the log, and which leases are open."""
         batch = await anyio.to_thread.run_sync(self._tail.poll)
-        shown = await anyio.to_thread.run_sync(self._digest, batch)
-        self._feed.log(shown)
+
+        def take_in() -> list[dict[str, object]]:
+            for event in batch.events:
+                self.leases.take(event)
+                self.activity.take(event)
+            return [self.shown(event) for event in batch.events[-KEPT:]]
+
+        self._feed.log(await anyio.to_thread.run_sync(take_in))
         self._feed.log(self.fault(each.seq, each.how) for each in batch.faults)
         self._open = self.leases.open(self._vault.clock.time())
         self._feed.publish(
@@ -167,13 +175,6 @@ class Watcher:
                 "revision": self.leases.changes,
             },
         )
-
-    def _digest(self, batch: Batch) -> list[dict[str, object]]:
-        """Takes events in; returns the last of them as the page gets them."""
-        for event in batch.events:
-            self.leases.take(event)
-            self.activity.take(event)
-        return [self.shown(event) for event in batch.events[-KEPT:]]
 
     def shown(self, event: Recorded) -> dict[str, object]:
         """An event as the page gets it."""
@@ -245,7 +246,7 @@ class Watcher:
         self._permissions_seen = seen
 
     def _publish(self, topic: str, counts: dict[str, object]) -> None:
-        """Says that a list changed: who shows a window of it asks for that again."""
+        """Says that a list changed: a page that shows a window of it asks for that again."""
         self._revision += 1
         self._feed.publish(topic, {**counts, "revision": self._revision})
 
@@ -285,7 +286,8 @@ class Watcher:
             waiting = [question(item, names=self._names) for item in self._waiting]
             return part(waiting, asked, lambda i: f"{i['plugin']} {i['credential']}")
         if name == "leases":
-            return part([self._lease(item) for item in self._open], asked, _lease_words)
+            leases = [self._lease(item) for item in self._open]
+            return part(leases, asked, lambda i: " ".join(str(i[f]) for f in _IN_A_LEASE))
         if name == "keys" and self._keys is not None:
             return keys_part(self._keys, asked)
         if name == "permissions" and self._permissions is not None:
@@ -313,11 +315,6 @@ def _verification(found: Verified) -> dict[str, object]:
     shown: dict[str, object] = {**msgspec.to_builtins(found), "busy": False}
     shown["what"] = text(found.what)
     return shown
-
-
-def _lease_words(lease: dict[str, object]) -> str:
-    fields = ("plugin", "credential", "principal", "action", "method", "origin")
-    return " ".join(str(lease[name]) for name in fields)
 
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:

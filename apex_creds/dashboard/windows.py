@@ -24,7 +24,7 @@ MAX_SIZE: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What of a list somebody asks for.
+    """Which part of a list a page asks for.
 
     Attributes:
         text: In what is shown of an entry, lower case; empty: anything.
@@ -50,14 +50,11 @@ class Asked:
         wanted = query.get(f"{axis}text", "").strip().lower()
         if len(wanted) > MAX_TEXT:
             raise InvalidInputError(f"A search has at most {MAX_TEXT} characters.")
-        at, size = (_number(query.get(f"{axis}{name}", "0")) for name in ("at", "size"))
+        numbers = [query.get(f"{axis}{name}", "0") for name in ("at", "size")]
+        if not all(n.isascii() and n.isdecimal() and len(n) <= 9 for n in numbers):
+            raise InvalidInputError("That is not a place in a list.")
+        at, size = map(int, numbers)
         return cls(wanted, at, min(size or MAX_SIZE, MAX_SIZE))
-
-
-def _number(value: str) -> int:
-    if not (value.isascii() and value.isdecimal() and len(value) <= 9):
-        raise InvalidInputError("That is not a place in a list.")
-    return int(value)
 
 
 class Part(msgspec.Struct, Generic[T], frozen=True):

@@ -254,6 +254,14 @@ def retire(keyset: Keyset, spent: Collection[int], *, now: float) -> Keyset:
     return keyset
 
 
+def mark_compromised(keyset: Keyset, lost: Collection[int], *, now: float) -> Keyset:
+    """Flags versions; those that do not exist, or are destroyed, are passed over."""
+    for version in keyset.versions:
+        if version.version in lost and version.state is not KeyState.DESTROYED:
+            keyset = keyset.mark_compromised(version.version, now=now)
+    return keyset
+
+
 def destroy(keyset: Keyset, spent: Collection[int], *, before: float, now: float) -> Keyset:
     """A step: destroys versions that are retired, and whose grace is over."""
     for number in spent:

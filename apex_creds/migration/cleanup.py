@@ -135,7 +135,7 @@ async def finish(vault: Vault, *, wait: float = 10.0) -> list[Erased]:
 
 
 async def erase_backups(vault: Vault, *, due_only: bool = False) -> list[Erased]:
-    """As ``finish``, for who holds the migration lock.
+    """As ``finish``, for a caller that holds the migration lock.
 
     Args:
         vault: The vault that has what was in them.

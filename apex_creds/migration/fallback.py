@@ -2,7 +2,7 @@
 
 Guarantee: the vault comes first; an old file is read only for a name that the vault does
 not have, and what comes out of it is in the log first, as coming from there. What was
-deleted from the vault on purpose does not come back. No secret is kept between look-ups,
+deleted from the vault on purpose does not come back. No secret is kept between calls,
 and none is released while the vault is locked down.
 """
 

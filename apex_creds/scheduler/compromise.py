@@ -2,8 +2,8 @@
 
 Guarantee: idempotent; with the numbers of the versions that there were at the time of the
 event only those are marked, so that acting on it again after a crash does not rotate what
-was rotated because of it. No clock is asked. Who has a key can have everything that it ever
-opened, so the levels below are marked with it.
+was rotated because of it. No clock is asked. A thief of a key can have everything that it
+ever opened, so the levels below are marked with it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Collection, Mapping
 
 from msgspec.structs import replace
 
+from apex_creds.documents import key_versions
 from apex_creds.documents.cached import Document
-from apex_creds.documents.key_versions import map_deks
 from apex_creds.documents.keystore import Keystore
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError, UnknownKeyError
-from apex_creds.keys.keyset import Keyset, KeyState
+from apex_creds.keys.keyset import Keyset
 from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.rotation_state import (
     Numbers,
@@ -84,16 +84,13 @@ async def declare(
 async def mark_deks_compromised(
     store: DocumentStore, which: Mapping[str, Collection[int]], *, now: float
 ) -> None:
-    """Flags versions by label; those that do not exist, or are destroyed, are passed over."""
+    """Flags versions by label; see ``key_versions.mark_compromised``."""
 
     def mark(keyset: Keyset) -> Keyset:
-        for version in keyset.versions:
-            chosen = version.version in which[keyset.label]
-            if chosen and version.state is not KeyState.DESTROYED:
-                keyset = keyset.mark_compromised(version.version, now=now)
-        return keyset
+        return key_versions.mark_compromised(keyset, which[keyset.label], now=now)
 
-    await store.commit_keystore(lambda body: map_deks(body, frozenset(which), mark))
+    labels = frozenset(which)
+    await store.commit_keystore(lambda body: key_versions.map_deks(body, labels, mark))
 
 
 def _deks(

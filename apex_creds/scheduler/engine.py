@@ -10,7 +10,7 @@ names the version that it is about; that one rotates at a time only saves doing 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -330,16 +330,22 @@ class Engine:
     async def _take_documents(self, action: Action, now: float) -> None:
         if action is Action.MOVE:
             await self._recommit_stale()
-        elif action is Action.RETIRE:
+            return
+        if action is Action.RETIRE:
             use = await kek_rotation.scan(self.store)
             keyset = use.keystore.by_label[DOCUMENTS_LABEL]
             counted = {keyset.primary.version: self._written(use) + 1}  # and this write
             await self.document.change(lambda state: replace(state, documents=counted))
-            await kek_rotation.step_unused(self.store, partial(key_versions.retire, now=now))
-        else:
-            before = now - (await self.document.read()).policies.dek.grace
-            step = partial(key_versions.destroy, before=before, now=now)
-            await kek_rotation.step_unused(self.store, step)
+        await kek_rotation.step_unused(self.store, await self._ending(action, now))
+
+    async def _ending(
+        self, action: Action, now: float
+    ) -> Callable[[Keyset, Collection[int]], Keyset]:
+        """What a step that retires or destroys makes of a DEK keyset and its spent versions."""
+        if action is Action.RETIRE:
+            return partial(key_versions.retire, now=now)
+        before = now - (await self.document.read()).policies.dek.grace
+        return partial(key_versions.destroy, before=before, now=now)
 
     async def _recommit_stale(self) -> None:
         await recommit(self.store, *(await kek_rotation.scan(self.store)).stale)
@@ -355,10 +361,7 @@ class Engine:
                     if self.stopped:
                         return
             return
-        step = partial(key_versions.retire, now=now)
-        if action is Action.DESTROY:  # after another scan
-            before = now - (await self.document.read()).policies.dek.grace
-            step = partial(key_versions.destroy, before=before, now=now)
+        step = await self._ending(action, now)
         await key_versions.step_unused(self.store, section, labels, step)
 
     async def _forget_orders(self) -> None:

@@ -21,7 +21,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Set
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Final, Protocol
 
 from msgspec.structs import replace
@@ -34,6 +34,7 @@ from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
     AuditUnavailableError,
     CredentialNotFoundError,
+    EventLoopError,
     InvalidInputError,
     UnknownKeyError,
 )
@@ -361,7 +362,9 @@ class Subscription:
         self._kinds = None if kinds is None else frozenset(kinds)
         self._queue: deque[Event] = deque()
         self._lock = threading.RLock()
-        self._home = _here()
+        self._home: Place | None = None
+        with suppress(EventLoopError):  # subscribed outside an event loop
+            self._home = Place()
         self._at: Place | None = None
         self._task: asyncio.Task[None] | None = None
         self.active = True
@@ -423,15 +426,6 @@ class Subscription:
             if self._at is at:
                 self._at = None
             return False
-
-
-def _here() -> Place | None:
-    """Where the caller runs; None: in no event loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-    return Place()
 
 
 Notify = Callback

@@ -16,6 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -28,7 +29,7 @@ from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
 from apex_creds.documents.store import DocumentStore, Rekeyed
 from apex_creds.errors import KeyStateError
 from apex_creds.keys.hierarchy import SALT_BYTES, Hierarchy, derive_kek, is_wrapped
-from apex_creds.keys.keyset import Keyset, KeyState, grace_over
+from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.model import SECTION_NAMES
 from apex_creds.storage.base import STATE_DOCUMENTS
 
@@ -147,14 +148,8 @@ async def mark_keks_compromised(
     store: DocumentStore, versions: Collection[int], *, now: float
 ) -> None:
     """Flags KEK versions; those that are destroyed are passed over."""
-
-    def mark(keks: Keyset) -> Keyset:
-        for version in keks.versions:
-            if version.version in versions and version.state is not KeyState.DESTROYED:
-                keks = keks.mark_compromised(version.version, now=now)
-        return keks
-
-    await _change_keks(store, mark)
+    step = partial(key_versions.mark_compromised, now=now)
+    await _change_keks(store, lambda keks: step(keks, versions))
 
 
 async def retire_keks(store: DocumentStore, *, now: float) -> frozenset[int]:
@@ -163,15 +158,8 @@ async def retire_keks(store: DocumentStore, *, now: float) -> frozenset[int]:
     Returns:
         The versions that were retired.
     """
-
-    def retire(keks: Keyset) -> Keyset:
-        for version in keks.versions:
-            if version.state is KeyState.ACTIVE and version.version in idle:
-                keks = keks.retire(version.version, now=now)
-        return keks
-
     idle = await _idle(store)
-    return await _change_keks(store, retire)
+    return await _change_keks(store, lambda keks: key_versions.retire(keks, idle, now=now))
 
 
 async def destroy_keks(store: DocumentStore, *, before: float, now: float) -> frozenset[int]:
@@ -185,16 +173,8 @@ async def destroy_keks(store: DocumentStore, *, before: float, now: float) -> fr
     Returns:
         The versions that were destroyed.
     """
-
-    def destroy(keks: Keyset) -> Keyset:
-        for version in keks.versions:
-            due = version.compromised or grace_over(version.changed, before=before, now=now)
-            if version.state is KeyState.RETIRED and version.version in idle and due:
-                keks = keks.destroy(version.version, now=now)
-        return keks
-
-    idle = await _idle(store)
-    return await _change_keks(store, destroy)
+    idle, step = await _idle(store), partial(key_versions.destroy, before=before, now=now)
+    return await _change_keks(store, lambda keks: step(keks, idle))
 
 
 async def _idle(store: DocumentStore) -> frozenset[int]:

@@ -222,9 +222,14 @@ async def reencrypt(
     """
     chosen = None if labels is None else frozenset(labels)
     run = Run(store, section, pace or Pace(), chosen)
-    steps = _over(run)
-    if store.sections.count(section):
-        steps = over_shards(run, stale=partial(_stale_shards, run), work=_over)
+
+    async def stale() -> list[str]:
+        shards = (await store.sections.read(section)).shards.items()
+        keystore = await store.keystore()
+        return [name for name, shard in shards if _any_stale(shard, keystore, chosen)]
+
+    divided = store.sections.count(section)
+    steps = over_shards(run, stale=stale, work=_over) if divided else _over(run)
     async with aclosing(steps):
         async for progress in steps:
             yield progress
@@ -260,14 +265,6 @@ async def _over(run: Run) -> AsyncGenerator[Progress, None]:
 async def left(store: DocumentStore, section: str) -> int:
     """How many records of a section are not under their primary."""
     return len(await _todo(Run(store, section, Pace(), None)))
-
-
-async def _stale_shards(run: Run) -> list[str]:
-    """The documents of a divided section that have records to do."""
-    section = await run.store.sections.read(run.section)
-    keystore = await run.store.keystore()
-    shards = section.shards.items()
-    return [name for name, shard in shards if _any_stale(shard, keystore, run.labels)]
 
 
 async def _todo(run: Run) -> list[Record]:

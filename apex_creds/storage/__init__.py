@@ -1,7 +1,7 @@
 """Where documents live: named opaque bytes behind compare-and-set.
 
 Guarantee: a backend is not trusted with anything but availability. It holds bytes that
-the layer above has encrypted and authenticated, and it never looks into them.
+the layer above has encrypted and authenticated, and it never reads them.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 Guarantee: while the counter stands at an even value, no cooperating writer has replaced a
 document since it got there. It is odd while a writer replaces one, and stays odd if that
-writer dies, so that readers look at the files themselves until the next write.
+writer dies, so that readers check the files themselves until the next write.
 
-It only says whether to look; what is read is always checked. If the file is missing,
-foreign or unusable, there is no counter, and every read looks. A file that has another
+It only says whether to check again; what is read is always verified. If the file is missing,
+foreign or unusable, there is no counter, and every read checks. A file that has another
 name too (a hard link), or another size, is not the counter: it is never written into.
 It is read by system calls, not mapped: others may cut it or copy over it at any instant.
 """
@@ -50,7 +50,7 @@ class ChangeCounter:
         self._lock = threading.Lock()
 
     def standing(self) -> int | None:
-        """The counter's value if no write is going on; None: look at the files."""
+        """The counter's value if no write is going on; None: check the files."""
         if self._fd < 0:
             return None
         try:

@@ -171,7 +171,7 @@ class FileStorage:
         Args:
             stem_of: Gives a stem of 1 to 64 of a-z, 0-9 and underscore; never the same
                 for two names (a keyed hash).
-            candidates: What ``names()`` looks for, since a hash can't be turned back;
+            candidates: What ``names()`` can find, since a hash can't be turned back;
                 the sections of ``model.SECTIONS`` when not given.
         """
         self._stem = stem_of
@@ -375,7 +375,14 @@ class FileStorage:
         Raises:
             StorageError: The lock file can't be made or locked.
         """
-        lock = await to_thread.run_sync(self._lead, check_document_name(what))
+        name = f".{check_document_name(what)}.lock"
+
+        def lead() -> HeldLock | None:
+            place = self.root / SECURITY / name
+            with translated(place, writing=True), self._folder(SECURITY) as security:
+                return lock_file(security, name)
+
+        lock = await to_thread.run_sync(lead)
         try:
             yield Leadership(held=lock is not None)
         finally:
@@ -388,14 +395,6 @@ class FileStorage:
         self._counter.detach()
 
     # -- in worker threads -------------------------------------------------------
-
-    def _lead(self, what: str) -> HeldLock | None:
-        name = f".{what}.lock"
-        with (
-            translated(self.root / SECURITY / name, writing=True),
-            self._folder(SECURITY) as security,
-        ):
-            return lock_file(security, name)
 
     def _write(
         self, writes: Sequence[Write], *, ties: Sequence[Write], shred: bool
@@ -499,7 +498,7 @@ class FileStorage:
     def _compare(self, place: _Place, current: Token | None, expected: Token | None) -> None:
         if current == expected:
             return
-        self._seen.pop(place.name, None)  # so that who reads again gets this one
+        self._seen.pop(place.name, None)  # so that the next read gets this one
         raise ConflictError(
             f"{place.path} was changed meanwhile.", hint="Read it again and retry."
         )

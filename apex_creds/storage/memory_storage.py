@@ -280,7 +280,7 @@ class MemoryStorage:
     def _check(self, name: str, expected: Token | None) -> None:
         if self._now(name) == expected:
             return
-        self._versions.put(name, self._now(name))  # so that who reads again gets this one
+        self._versions.put(name, self._now(name))  # so that the next read gets this one
         raise ConflictError(
             f"The document {name!r} was changed meanwhile.", hint="Read it again and retry."
         )

@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     )
 
     from apex_creds.storage.base import Leadership
-    from apex_creds.storage.database_url import Target
     from apex_creds.storage.sql_schema import Changes, Dialect
 
 SHARDS: Final = 256
@@ -92,7 +91,15 @@ class SqlStorage:
         self._patience = patience
         self._shards = shards
         self._space = space or self.target.space
-        self._dialect = _dialect_of(self.target)
+        self._dialect: Dialect
+        if self.target.path is not None:
+            from apex_creds.storage.sqlite import SqliteDialect
+
+            self._dialect = SqliteDialect(self.target.path)
+        else:
+            from apex_creds.storage.postgresql import PostgresDialect
+
+            self._dialect = PostgresDialect(self.target)
         self._versions = VersionMap()
         self._refresher = Refresher(self._ask)
         self._names = _Names()
@@ -442,7 +449,7 @@ class SqlStorage:
             ) from error
         written = [change for change in changes if change.new is not None]
         if outcome.unknown and written:
-            # One transaction: of rows that others may have written since, one tells of all.
+            # One transaction: of rows that others may have written since, one speaks for all.
             rows_now = [(change, found.get(change.name, (0, False))) for change in written]
             if any(now == (change.new, change.data is not None) for change, now in rows_now):
                 return
@@ -513,16 +520,6 @@ class _Names:
             return sorted(stems)
         there, known = set(stems), {*self.known, *self._candidates}
         return sorted(name for name in known if self.stem(name) in there)
-
-
-def _dialect_of(target: Target) -> Dialect:
-    if target.path is not None:
-        from apex_creds.storage.sqlite import SqliteDialect
-
-        return SqliteDialect(target.path)
-    from apex_creds.storage.postgresql import PostgresDialect
-
-    return PostgresDialect(target)
 
 
 def _random() -> int:

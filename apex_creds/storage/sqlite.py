@@ -253,8 +253,14 @@ class SqliteDialect:
 
         def writing() -> T:
             with self._connections.held() as (connection, identity):
-                with _transaction(connection):
+                connection.execute("BEGIN IMMEDIATE")
+                try:
                     result = work(connection, *args, **kwargs)
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:  # some failures have ended it
+                        connection.execute("ROLLBACK")
+                    raise
                 if not _is_there(self.path, identity):
                     gone = StorageUnreachableError(
                         f"The SQLite database {self.path} was removed or replaced during a "
@@ -370,18 +376,6 @@ def _upgrade(connection: sqlite3.Connection, fresh_only: bool) -> str | None:
 
 def _marks(names: Sequence[str]) -> str:
     return ", ".join("?" * len(names))
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # some failures have ended it
-            connection.execute("ROLLBACK")
-        raise
 
 
 class _Connections:
@@ -599,15 +593,13 @@ def sqlite_errors() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise _meaning(error).failure(detail=type(error).__name__) from error
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            meaning = GONE if isinstance(error, sqlite3.ProgrammingError) else OTHER
+        elif isinstance(error, sqlite3.OperationalError) and "no such table" in str(error):
+            meaning = NO_TABLES
+        else:
+            meaning = _MEANINGS.get(code & 0xFF, OTHER)
+        raise meaning.failure(detail=type(error).__name__) from error
     except OSError as error:
         raise GONE.failure() from error
-
-
-def _meaning(error: sqlite3.Error) -> Meaning:
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:
-        return GONE if isinstance(error, sqlite3.ProgrammingError) else OTHER
-    if isinstance(error, sqlite3.OperationalError) and "no such table" in str(error):
-        return NO_TABLES
-    return _MEANINGS.get(code & 0xFF, OTHER)

@@ -26,7 +26,7 @@ RETRY_SECONDS: Final = 0.1
 
 
 class VersionMap:
-    """The token of each document by its stored name, and who subscribes to changes."""
+    """The token of each document by its stored name, and the subscribers to changes."""
 
     __slots__ = ("_changes", "_clock", "_learned_at", "_lock", "_tokens", "_watchers")
 
@@ -66,7 +66,7 @@ class VersionMap:
                 del self._tokens[name]
             else:
                 self._tokens[name] = token
-            self._changes += 1  # last: readers take no lock, and look at this first
+            self._changes += 1  # last: readers take no lock, and read this first
 
     def learn(self, name: str, token: Token | None, *, asked: int) -> bool:
         """What an answer says; not believed, and False, where later knowledge is here."""

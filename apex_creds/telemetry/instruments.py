@@ -1,6 +1,6 @@
 """Metrics through the OpenTelemetry API; free while no meter provider is configured.
 
-Guarantee: counting costs a dictionary look-up under a lock, and no count is lost between
+Guarantee: counting costs one read of a dictionary under a lock, and no count is lost between
 threads; what is expected to happen is there from the beginning, as 0. Collecting reads what
 is in memory: no document, and no log. Attributes are reasons, states and names from closed
 sets, and the names of plugins as the log shows them; never a credential's name, an
@@ -52,7 +52,7 @@ class KeyAge(NamedTuple):
 
 
 class KeySource(Protocol):
-    """Who knows keys: a vault."""
+    """A source that knows keys: a vault."""
 
     def key_ages(self) -> Iterable[KeyAge]:
         """The oldest key of each level and state; nothing when sealed."""
@@ -80,7 +80,7 @@ class _Outlet(Protocol):
 
 
 class OutletSource(Protocol):
-    """Who has audit destinations."""
+    """A source that has audit destinations."""
 
     @property
     def outlets(self) -> Iterable[_Outlet]:
@@ -274,7 +274,7 @@ class LogCheck(NamedTuple):
 
 
 class WatchSource(Protocol):
-    """What reads a vault regularly: a worker."""
+    """A source that reads a vault regularly: a worker."""
 
     def log_check(self) -> LogCheck | None:
         """The last check of the audit log; None before the first."""
@@ -297,6 +297,7 @@ def watch_worker(source: WatchSource) -> None:
     _sources.add(source)
 
 
+_S = TypeVar("_S")
 _Numbers = Mapping[tuple[str, ...], float]
 """Numbers by the values of their attributes."""
 _Callback = Callable[[CallbackOptions], Iterator[Observation]]
@@ -324,48 +325,27 @@ def _observe(meter: Meter) -> None:
     )
     gauge(semconv.LEASE_AGE, oldest, unit="s", description="Age of the oldest lease.")
     kind = semconv.KEY_LEVEL, semconv.KEY_STATE
-    ages = _observed(
-        lambda: _merged(
-            (
-                ((level, state), max(seconds, 0.0))
-                for source in list(_keys.values())
-                for level, state, seconds in source.key_ages()
-            ),
-            max,
-        ),
-        *kind,
+    old = _of(
+        _keys.values,
+        lambda source: (((a, b), max(age, 0.0)) for a, b, age in source.key_ages()),
+        max,
     )
+    ages = _observed(old, *kind)
     gauge(semconv.KEY_AGE, ages, unit="s", description="Age of the oldest key version.")
-    versions = _observed(
-        lambda: _merged(
-            each for source in list(_keys.values()) for each in source.key_versions().items()
-        ),
-        *kind,
-    )
+    versions = _observed(_of(_keys.values, lambda each: each.key_versions().items()), *kind)
     gauge(semconv.KEY_VERSIONS, versions, description="Key versions.")
     left = _observed(
         lambda: {(): sum(source.records_left() for source in list(_keys.values()))}
     )
     gauge(semconv.RECORDS_LEFT, left, description="Credentials left to re-encrypt.")
-    connected = _observed(
-        lambda: _merged(
-            each for source in list(_keys.values()) for each in source.connections().items()
-        ),
-        semconv.CONNECTION_STATE,
-    )
+    states = _of(_keys.values, lambda each: each.connections().items())
+    connected = _observed(states, semconv.CONNECTION_STATE)
     gauge(semconv.CONNECTIONS, connected, description="OAuth connections.")
-    rotated = _observed(
-        lambda: _merged(
-            each for source in list(_keys.values()) for each in source.rotations().items()
-        ),
-        semconv.ROTATION_STATE,
-    )
+    states = _of(_keys.values, lambda each: each.rotations().items())
+    rotated = _observed(states, semconv.ROTATION_STATE)
     gauge(semconv.ROTATIONS, rotated, description="Credentials replaced at their provider.")
-    events = _observed(
-        lambda: _merged(each for source in list(_sources) for each in source.log_events()),
-        semconv.AUDIT_KIND,
-        semconv.REASON,
-    )
+    logged = _of(lambda: _sources, lambda each: each.log_events())
+    events = _observed(logged, semconv.AUDIT_KIND, semconv.REASON)
     count(
         semconv.AUDIT_EVENTS, events, description="Events in the audit log, whoever wrote them."
     )
@@ -373,19 +353,14 @@ def _observe(meter: Meter) -> None:
     gauge(semconv.AUDIT_INTACT, intact, description="1: the log verified when last checked.")
     age = _observed(lambda: _of_checks(lambda found: max(one.age for one in found)))
     gauge(semconv.AUDIT_CHECK_AGE, age, unit="s", description="Since the log was checked.")
-    due = _observed(
-        lambda: _merged(
-            (
-                ((level,), seconds)
-                for source in list(_sources)
-                for level, seconds in source.rotations_due().items()
-            ),
-            min,
-        ),
-        semconv.KEY_LEVEL,
+    soonest = _of(
+        lambda: _sources,
+        lambda source: (((level,), at) for level, at in source.rotations_due().items()),
+        min,
     )
+    due = _observed(soonest, semconv.KEY_LEVEL)
     gauge(semconv.ROTATION_DUE, due, unit="s", description="Until the next rotation is due.")
-    problems = _observed(lambda: _merged(((), each.problems()) for each in list(_sources)))
+    problems = _observed(_of(lambda: _sources, lambda each: [((), each.problems())]))
     gauge(semconv.WORKER_PROBLEMS, problems, description="What is wrong with the worker.")
 
 
@@ -409,6 +384,15 @@ def _merged(
     for key, number in pairs:
         found[key] = merge(found[key], number) if key in found else number
     return found
+
+
+def _of(
+    sources: Callable[[], Iterable[_S]],
+    read: Callable[[_S], Iterable[tuple[tuple[str, ...], float]]],
+    merge: Callable[[float, float], float] = operator.add,
+) -> Callable[[], _Numbers]:
+    """What all sources have that there are when it is read, merged."""
+    return lambda: _merged((pair for each in list(sources()) for pair in read(each)), merge)
 
 
 def _by_outlet(number: str) -> _Numbers:

@@ -113,7 +113,15 @@ class SyslogSink(_SocketSink):
             found = socket.getaddrinfo(*self._address, type=socket.SOCK_DGRAM)[0]
             self._socket = _connected(found[0], socket.SOCK_DGRAM, found[4])
         else:
-            self._socket = self._stream(self._address)
+            plain = socket.create_connection(self._address, timeout=_TIMEOUT)
+            if self._transport == "tls":
+                try:
+                    context = self._tls or ssl.create_default_context()
+                    plain = context.wrap_socket(plain, server_hostname=self._address[0])
+                except BaseException:
+                    plain.close()
+                    raise
+            self._socket = plain
 
     def deliver(self, line: Line) -> None:
         """Sends one message.
@@ -128,17 +136,6 @@ class SyslogSink(_SocketSink):
         if connected.type == socket.SOCK_STREAM:
             message = b"%d %b" % (len(message), message)
         connected.sendall(message)
-
-    def _stream(self, address: tuple[str, int]) -> socket.socket:
-        plain = socket.create_connection(address, timeout=_TIMEOUT)
-        if self._transport != "tls":
-            return plain
-        try:
-            context = self._tls or ssl.create_default_context()
-            return context.wrap_socket(plain, server_hostname=address[0])
-        except BaseException:
-            plain.close()
-            raise
 
 
 def format_message(line: Line, *, host: str, process: int) -> bytes:
