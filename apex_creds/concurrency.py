@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping
@@ -70,6 +71,35 @@ def running_loop() -> asyncio.AbstractEventLoop:
             "No asyncio event loop is running here.",
             hint="Run it with asyncio.run(…); it works on asyncio and uvloop, not on trio.",
         ) from None
+
+
+@contextmanager
+def stop_signals(stop: Callable[[], object], *, once: bool = False) -> Iterator[None]:
+    """Has ``stop`` called in the running loop at SIGTERM and SIGINT, where loops get signals.
+
+    Args:
+        stop: What to do.
+        once: At the first one; a second ends the process, as it does without this.
+    """
+    loop, chosen = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+
+    def release() -> None:
+        with suppress(NotImplementedError):  # Windows
+            for number in chosen:
+                loop.remove_signal_handler(number)
+
+    def stopping() -> None:
+        stop()
+        if once:
+            release()
+
+    with suppress(NotImplementedError):
+        for number in chosen:
+            loop.add_signal_handler(number, stopping)
+    try:
+        yield
+    finally:
+        release()
 
 
 class BoundedCache(dict[K, T]):

@@ -7,16 +7,14 @@ everything else works without it.
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
 from apex_creds.cli import console
 from apex_creds.cli.command import Settings, command, with_vault
 from apex_creds.cli.program import flag, option
+from apex_creds.concurrency import stop_signals
 from apex_creds.errors import InvalidInputError, NotInstalledError
 from apex_creds.vault import Vault
 
@@ -60,32 +58,13 @@ async def worker(
         help_others=help_others,
         watching=True,
     )
-    with _signals() as stopped:
+    stopped = asyncio.Event()
+    with stop_signals(stopped.set, once=True):
         async with made:
             notify_systemd(READY="1")
             console.say(f"worker {made.id[:8]} runs; stop it with Ctrl-C")
             await stopped.wait()
             notify_systemd(STOPPING="1")
-
-
-@contextmanager
-def _signals() -> Iterator[asyncio.Event]:
-    """Set by the first signal; a second one ends the process at once, as it always may."""
-    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
-    chosen = (signal.SIGTERM, signal.SIGINT)
-
-    def stop() -> None:
-        stopped.set()
-        for number in chosen:
-            loop.remove_signal_handler(number)
-
-    for number in chosen:
-        loop.add_signal_handler(number, stop)
-    try:
-        yield stopped
-    finally:
-        for number in chosen:
-            loop.remove_signal_handler(number)
 
 
 @command()

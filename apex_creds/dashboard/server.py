@@ -13,12 +13,11 @@ many connections neither fills the dashboard up nor ends what somebody sees.
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -29,6 +28,7 @@ import anyio
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from apex_creds.concurrency import stop_signals
 from apex_creds.crypto.memory import harden_process
 from apex_creds.dashboard.lease_view import names_of
 from apex_creds.dashboard.live_feed import LiveFeed
@@ -104,7 +104,11 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
             where = f"{origins[0]}/#login={gate.new_link()}"
             say(f"Open this once, within ten minutes: {where}")
 
-        with _signals(server, feed), _enter(link):
+        def stop() -> None:  # the streams first, then the server
+            feed.close()
+            server.should_exit = True
+
+        with stop_signals(stop), _enter(link):
             async with anyio.create_task_group() as group:
                 group.start_soon(watcher.run)
                 mode = "takes decisions" if settings.decisions else "only shows"
@@ -196,26 +200,6 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         yield made
     finally:
         made.close()
-
-
-@contextmanager
-def _signals(server: uvicorn.Server, feed: LiveFeed) -> Iterator[None]:
-    """Signals end the streams, then the server."""
-    loop, chosen = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
-
-    def stop() -> None:
-        feed.close()
-        server.should_exit = True
-
-    with suppress(NotImplementedError):  # Windows
-        for number in chosen:
-            loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        with suppress(NotImplementedError):
-            for number in chosen:
-                loop.remove_signal_handler(number)
 
 
 @contextmanager
