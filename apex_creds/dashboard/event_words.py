@@ -198,7 +198,14 @@ def sieve_of(wanted: Filter, *, named: Named = lambda _: []) -> Sieve | None:
     for piece in pieces:
         if (found := _of_piece(piece, named)) is not None:
             return Sieve(found)
-    return None if wanted.group is None else Sieve(_of_group(wanted.group))
+    if wanted.group is None:
+        return None
+    if wanted.group is Group.REFUSED:
+        kinds = "|".join(sorted(REFUSED))
+        found = re.compile(f'"kind":"(?:{kinds})"'.encode()), re.compile(b'"decision":"deny"')
+        return Sieve(found)
+    other, kinds = "!" if wanted.group is Group.CHANGES else "=", "|".join(sorted(USE))
+    return Sieve((re.compile(f'"kind":"(?{other}(?:{kinds})")'.encode()),))
 
 
 def _of_piece(piece: str, named: Named) -> tuple[re.Pattern[bytes], ...] | None:
@@ -214,11 +221,3 @@ def _of_piece(piece: str, named: Named) -> tuple[re.Pattern[bytes], ...] | None:
     elif re.fullmatch(r"[0-9.]+", piece) or piece in "ms":
         found.append('"kind":"invocation"')
     return tuple(re.compile(text.encode()) for text in found)
-
-
-def _of_group(group: Group) -> tuple[re.Pattern[bytes], ...]:
-    kinds = "|".join(sorted(REFUSED if group is Group.REFUSED else USE))
-    if group is Group.REFUSED:
-        return re.compile(f'"kind":"(?:{kinds})"'.encode()), re.compile(b'"decision":"deny"')
-    other = "!" if group is Group.CHANGES else "="
-    return (re.compile(f'"kind":"(?{other}(?:{kinds})")'.encode()),)

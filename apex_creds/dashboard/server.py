@@ -98,7 +98,7 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
         await watcher.begin()
         site = Site(origins=origins, decisions=settings.decisions)
         made = Dashboard(vault, site, names=names, gate=gate, feed=feed, watcher=watcher)
-        server = _Server(_config(made, tls))
+        server = _Server(made, tls)
 
         def link() -> None:
             where = f"{origins[0]}/#login={gate.new_link()}"
@@ -123,28 +123,28 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
 class _Server(uvicorn.Server):
     """Leaves signals to ``serve``."""
 
+    def __init__(self, made: Dashboard, tls: ssl.SSLContext | None) -> None:
+        config = uvicorn.Config(
+            made.app(),
+            http=partial(Connection, tls=tls),  # type: ignore[arg-type]
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            log_level="error",  # not a line for each request that is none
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=2,
+            h11_max_incomplete_event_size=16_384,
+        )
+        super().__init__(config)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _config(made: Dashboard, tls: ssl.SSLContext | None) -> uvicorn.Config:
-    return uvicorn.Config(
-        made.app(),
-        http=partial(Connection, tls=tls),  # type: ignore[arg-type]
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        log_config=None,
-        log_level="error",  # not a line for each request that is none
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=2,
-        h11_max_incomplete_event_size=16_384,
-    )
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -491,19 +491,19 @@ def _answering(connection: Connection, seconds: float) -> Iterator[None]:
 
     Not by cancelling: that would ask the server, and wait for it.
     """
-    timer = asyncio.get_running_loop().call_later(seconds, _cut, connection)
+
+    def cut() -> None:
+        with (
+            contextlib.suppress(OSError, psycopg.Error),
+            socket.socket(fileno=os.dup(connection.fileno())) as line,
+        ):
+            line.shutdown(socket.SHUT_RDWR)
+
+    timer = asyncio.get_running_loop().call_later(seconds, cut)
     try:
         yield
     finally:
         timer.cancel()
-
-
-def _cut(connection: Connection) -> None:
-    with (
-        contextlib.suppress(OSError, psycopg.Error),
-        socket.socket(fileno=os.dup(connection.fileno())) as line,
-    ):
-        line.shutdown(socket.SHUT_RDWR)
 
 
 class _Pool:

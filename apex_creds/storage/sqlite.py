@@ -19,7 +19,7 @@ import sqlite3
 import stat
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from anyio import to_thread
@@ -121,7 +121,6 @@ _MEANINGS: Final = {
 }
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
 
 class SqliteDialect:
@@ -180,7 +179,14 @@ class SqliteDialect:
                 make_home(self.path.parent)
             with contextlib.suppress(FileExistsError):
                 os.close(create_file(self.path))
-        return await self._write(_upgrade, fresh_only)
+
+        def upgrade(connection: sqlite3.Connection) -> str | None:
+            before = SchemaStatus(_schema(connection))
+            for statement in before.upgrade(_TYPES, fresh_only=fresh_only):
+                connection.execute(statement)
+            return before.current
+
+        return await self._write(upgrade)
 
     async def spaces(self) -> list[str]:
         """See ``Dialect``."""
@@ -189,7 +195,7 @@ class SqliteDialect:
     async def add_space(self, space: str) -> None:
         """See ``Dialect``."""
         if space not in await self.spaces():
-            await self._write(sqlite3.Connection.execute, _ADD_SPACE, (space,))
+            await self._write(lambda connection: connection.execute(_ADD_SPACE, (space,)))
 
     async def read(self, space: str, names: Sequence[str]) -> dict[str, Row]:
         """See ``Dialect``."""
@@ -211,15 +217,41 @@ class SqliteDialect:
 
     async def apply(self, space: str, writes: Sequence[RowWrite]) -> bool:
         """See ``Dialect``."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            for write in writes:
+                values = {
+                    "space": space,
+                    "name": write.name,
+                    "old": write.old,
+                    "new": write.new,
+                    "data": write.data,
+                }
+                if write.new is None:
+                    done = connection.execute(_HOLD, values).fetchone() is not None
+                else:
+                    statement = _CREATE if write.old is None else _REPLACE
+                    done = connection.execute(statement, values).rowcount == 1
+                if not done:
+                    raise _MovedError
+
         try:
-            await self._write(_apply, space, writes)
+            await self._write(change)
         except _MovedError:
             return False
         return True
 
     async def append(self, space: str, stream: str, lines: Sequence[bytes], first: int) -> bool:
         """See ``Dialect``."""
-        return await self._write(_append, space, stream, lines, first)
+
+        def append(connection: sqlite3.Connection) -> bool:
+            (count,) = connection.execute(_COUNT, (space, stream)).fetchone()
+            rows = ((space, stream, first + n, line) for n, line in enumerate(lines))
+            if count == first:
+                connection.executemany(_APPEND, rows)
+            return bool(count == first)
+
+        return await self._write(append)
 
     async def lines(self, space: str, stream: str, first: int, limit: int) -> list[bytes]:
         """See ``Dialect``."""
@@ -243,19 +275,14 @@ class SqliteDialect:
 
         return await self._in_thread(reading, self._reading)
 
-    async def _write(
-        self,
-        work: Callable[Concatenate[sqlite3.Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Does ``work`` in a transaction; one at a time, which SQLite would wait for anyway."""
 
         def writing() -> T:
             with self._connections.held() as (connection, identity):
                 connection.execute("BEGIN IMMEDIATE")
                 try:
-                    result = work(connection, *args, **kwargs)
+                    result = work(connection)
                     connection.execute("COMMIT")
                 except BaseException:
                     if connection.in_transaction:  # some failures have ended it
@@ -331,47 +358,11 @@ class _MovedError(Exception):
     """A row is not at the version that was expected."""
 
 
-def _apply(connection: sqlite3.Connection, space: str, writes: Sequence[RowWrite]) -> None:
-    for write in writes:
-        values = {
-            "space": space,
-            "name": write.name,
-            "old": write.old,
-            "new": write.new,
-            "data": write.data,
-        }
-        if write.new is None:
-            done = connection.execute(_HOLD, values).fetchone() is not None
-        else:
-            statement = _CREATE if write.old is None else _REPLACE
-            done = connection.execute(statement, values).rowcount == 1
-        if not done:
-            raise _MovedError
-
-
-def _append(
-    connection: sqlite3.Connection, space: str, stream: str, lines: Sequence[bytes], first: int
-) -> bool:
-    (count,) = connection.execute(_COUNT, (space, stream)).fetchone()
-    if count != first:
-        return False
-    rows = ((space, stream, first + n, line) for n, line in enumerate(lines))
-    connection.executemany(_APPEND, rows)
-    return True
-
-
 def _schema(connection: sqlite3.Connection) -> str | None:
     if connection.execute(_HAS_TABLES).fetchone() is None:
         return None
     found = connection.execute(VERSION).fetchone()
     return None if found is None else str(found[0])
-
-
-def _upgrade(connection: sqlite3.Connection, fresh_only: bool) -> str | None:
-    before = SchemaStatus(_schema(connection))
-    for statement in before.upgrade(_TYPES, fresh_only=fresh_only):
-        connection.execute(statement)
-    return before.current
 
 
 def _marks(names: Sequence[str]) -> str:
