@@ -192,7 +192,11 @@ def mcp(
                 wall = wall_around(program or (), folder, read, write)
                 dialer = Dialer(internal=internal or ())
                 proxy = CommandProxy(middleware, manifest, wall, dialer=dialer)
-            return await proxy.run(_lines(), _write)
+            out = sys.stdout.fileno()
+            # In a thread: a client that reads slowly holds nothing else up.
+            return await proxy.run(
+                _lines(), lambda line: asyncio.to_thread(write_all, out, line)
+            )
 
     status = with_vault(chosen, work)
     raise typer.Exit(status if status >= 0 else SIGNALLED - status)
@@ -207,8 +211,3 @@ async def _lines() -> AsyncIterator[bytes]:
     )
     async for line in lines(reader):
         yield line
-
-
-async def _write(line: bytes) -> None:
-    """In a thread: a client that reads slowly holds nothing else up."""
-    await asyncio.to_thread(write_all, sys.stdout.fileno(), line)

@@ -191,11 +191,18 @@ class LogTail:
             self._offset += len(line)
             if not begun:
                 self._begin(line)
-            elif line == lines.seal(segment=self._number, last=self._next - 1):
+                continue
+            if line == lines.seal(segment=self._number, last=self._next - 1):
                 self._sealed = True
                 return
-            else:
-                self._take(line, batch)
+            number, wrong = placed(self._next, line)
+            if wrong:
+                self._faults += 1
+                if self._faults <= _MANY_FAULTS:
+                    batch.faults.append(Fault(self._next, wrong, name))
+            if number:
+                batch.events.append(lines.decode(line))
+            self._next = (number or self._next) + 1
 
     def _begin(self, head: bytes) -> None:
         edge = lines.parse_header(head, segment=self._number, vault_id=self._vault_id)
@@ -207,13 +214,3 @@ class LogTail:
             )
         self._next = edge.size + 1
         self._first = self._first or self._next
-
-    def _take(self, text: bytes, batch: Batch) -> None:
-        number, wrong = placed(self._next, text)
-        if wrong:
-            self._faults += 1
-            if self._faults <= _MANY_FAULTS:
-                batch.faults.append(Fault(self._next, wrong, file_name(self._number)))
-        if number:
-            batch.events.append(lines.decode(text))
-        self._next = (number or self._next) + 1

@@ -92,7 +92,12 @@ async def serve(vault: Vault, settings: Settings, *, say: Say) -> None:
         )
     tls = _tls(settings)
     with _listening(settings) as bound:
-        origins = _origins(settings, bound.getsockname()[1])
+        port = bound.getsockname()[1]
+        address = f"[{settings.address}]" if ":" in settings.address else settings.address
+        hosts = [host if ":" in host else f"{host}:{port}" for host in settings.hosts]
+        hosts += [] if settings.address in _ANY else [f"{address}:{port}"]
+        scheme = "http" if settings.certificate is None else "https"
+        origins = tuple(f"{scheme}://{host}".lower() for host in hosts)
         feed, gate = LiveFeed(), SessionGate()
         watcher = Watcher(vault, feed, names=names)
         await watcher.begin()
@@ -159,14 +164,6 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
             hint="Name two PEM files: the certificate with its chain, and its key.",
         ) from None
     return made
-
-
-def _origins(settings: Settings, port: int) -> tuple[str, ...]:
-    scheme = "http" if settings.certificate is None else "https"
-    address = f"[{settings.address}]" if ":" in settings.address else settings.address
-    named = [host if ":" in host else f"{host}:{port}" for host in settings.hosts]
-    own = [] if settings.address in _ANY else [f"{address}:{port}"]
-    return tuple(f"{scheme}://{host}".lower() for host in (*named, *own))
 
 
 @contextmanager

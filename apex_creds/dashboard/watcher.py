@@ -258,9 +258,13 @@ class Watcher:
         if time.monotonic() < self._policy_due:
             return self._policy
         self._policy_due = time.monotonic() + _POLICY_SECONDS
+
+        def changed(change: Change) -> None:
+            self._policy_fault = None if change.ok else InvalidPolicyError(change.detail)
+
         try:
             if self._source is None:
-                made = partial(PolicySource, self._vault.home, changed=self._policy_changed)
+                made = partial(PolicySource, self._vault.home, changed=changed)
                 self._source = await anyio.to_thread.run_sync(made)
                 self._policy_fault = None
             self._policy = await anyio.to_thread.run_sync(self._source.reload)
@@ -268,9 +272,6 @@ class Watcher:
             self._policy_fault = error
         self._trouble("policy", self._policy_fault)
         return self._policy
-
-    def _policy_changed(self, change: Change) -> None:
-        self._policy_fault = None if change.ok else InvalidPolicyError(change.detail)
 
     # -- windows ---------------------------------------------------------------------
 

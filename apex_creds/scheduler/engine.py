@@ -40,6 +40,7 @@ from apex_creds.scheduler.rotation_state import (
     by_time,
     request_key,
     undone,
+    with_discarded,
 )
 from apex_creds.scheduler.schedule import Level, NextFire
 
@@ -230,43 +231,38 @@ class Engine:
             IntegrityError: A document is not what this vault wrote.
             StorageError: The backend failed.
         """
+        done: Counter[Step] = Counter()
+        failed: dict[Step, ApexCredsError] = {}
         try:
             await adopt(self.store, self.document)
-            return await self._run(lease=lease, only=only, attended=attended)
+            while not self.stopped and (not lease or await self.hold()):
+                steps = [s for s in await self.plan() if only is None or s.level in only]
+                alone = () if attended else await self.by_hand(steps)
+                left = [s for s in steps if s not in failed and s not in alone]
+                # The first step, and those after it that are done together with it.
+                groups = groupby(left, lambda s: (s.level, s.action, s.urgent))
+                group = list(next(groups, (0, ()))[1])
+                if not group:
+                    await self._forget_orders()
+                    await self.store.sections.note_generations()
+                    return Outcome(done=tuple(done.elements()), failed=failed, by_hand=alone)
+                try:
+                    if any(done[step] >= _REPEATS for step in group):
+                        action, level = group[0].action.value, group[0].level.value
+                        raise ConflictError(
+                            f"The step {action!r} of a {level} key has no effect.",
+                            hint="Other writers may be at work; it will be tried again.",
+                        )
+                    with observe.triggered(group[0].reason.value):
+                        await self._take(group)
+                except ApexCredsError as error:
+                    failed.update(dict.fromkeys(group, error))
+                else:
+                    done.update(group)
+            return Outcome(done=tuple(done.elements()), failed=failed, waiting=True)
         finally:
             with anyio.CancelScope(shield=True):
                 await self.release()
-
-    async def _run(
-        self, *, lease: bool, only: frozenset[Level] | None, attended: bool
-    ) -> Outcome:
-        done: Counter[Step] = Counter()
-        failed: dict[Step, ApexCredsError] = {}
-        while not self.stopped and (not lease or await self.hold()):
-            steps = [s for s in await self.plan() if only is None or s.level in only]
-            alone = () if attended else await self.by_hand(steps)
-            left = [s for s in steps if s not in failed and s not in alone]
-            # The first step, and those after it that are done together with it.
-            groups = groupby(left, lambda s: (s.level, s.action, s.urgent))
-            group = list(next(groups, (0, ()))[1])
-            if not group:
-                await self._forget_orders()
-                await self.store.sections.note_generations()
-                return Outcome(done=tuple(done.elements()), failed=failed, by_hand=alone)
-            try:
-                if any(done[step] >= _REPEATS for step in group):
-                    action, level = group[0].action.value, group[0].level.value
-                    raise ConflictError(
-                        f"The step {action!r} of a {level} key has no effect.",
-                        hint="Other writers may be at work; it will be tried again.",
-                    )
-                with observe.triggered(group[0].reason.value):
-                    await self._take(group)
-            except ApexCredsError as error:
-                failed.update(dict.fromkeys(group, error))
-            else:
-                done.update(group)
-        return Outcome(done=tuple(done.elements()), failed=failed, waiting=True)
 
     async def by_hand(self, steps: Iterable[Step]) -> tuple[Step, ...]:
         """Those of the steps for which somebody must type a passphrase.
@@ -289,7 +285,8 @@ class Engine:
             case Level.MASTER, _:
                 for step in group:
                     await master_rotation.discard_master(self.store, step.version)
-                    await self.document.change(partial(_discarded, step.version, now))
+                    done = partial(with_discarded, version=step.version, now=now)
+                    await self.document.change(done)
             case Level.KEK, Action.ROTATE:
                 await kek_rotation.rotate_kek(self.store, replaces=first.version, now=now)
             case Level.KEK, _:
@@ -408,9 +405,3 @@ def _master_view(keystore: Keystore, state: RotationState) -> MasterView:
 def _left(began: Mapping[int, float], version: int) -> float:
     """When a version was left for the one that came after it; numbers may be passed over."""
     return began[min(number for number in began if number > version)]
-
-
-def _discarded(version: int, now: float, state: RotationState) -> RotationState:
-    if version != state.discarded + 1:
-        return state
-    return replace(state, discarded=version, discarded_at={**state.discarded_at, version: now})

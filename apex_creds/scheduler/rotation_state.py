@@ -451,6 +451,13 @@ def with_orders(state: RotationState, numbers: Numbers) -> RotationState:
     return state if renew == state.renew else replace(state, renew=renew)
 
 
+def with_discarded(state: RotationState, *, version: int, now: float) -> RotationState:
+    """The state when the next master key was deleted at its provider."""
+    if version != state.discarded + 1:
+        return state
+    return replace(state, discarded=version, discarded_at={**state.discarded_at, version: now})
+
+
 def undone(keystore: Keystore, numbers: Numbers) -> list[str]:
     """The keys whose primary is not newer than that; one that is gone needs no renewal."""
     return [name for name, number in numbers.items() if 0 < _primary(keystore, name) <= number]

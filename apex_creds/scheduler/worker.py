@@ -245,20 +245,20 @@ class RotationWorker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+
+        async def end() -> None:
+            for job in self._periodic.values():  # what rotates ends at its next commit
+                job.stop()
+            for name in _ALONGSIDE & self._tasks.keys():  # what only reads is cancelled
+                self._tasks[name].cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
         self.engine.stopped = True
         with anyio.CancelScope(shield=True):
             with suppress(EventLoopError):  # that loop is gone, and its tasks with it
-                await run_at(self._place or Place(), self._end)
+                await run_at(self._place or Place(), end)
             self._periodic, self._tasks, self._since, self._place = {}, {}, {}, None
             await self._quietly("duty", self._duty.release)
-
-    async def _end(self) -> None:
-        """What rotates ends at its next commit, what only reads is cancelled."""
-        for job in self._periodic.values():
-            job.stop()
-        for name in _ALONGSIDE & self._tasks.keys():
-            self._tasks[name].cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     # -- for callers ---------------------------------------------------------------
 

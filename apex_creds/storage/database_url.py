@@ -141,9 +141,11 @@ def _postgresql(
         raise _password()
     hosts = [_host(place) for place in places.split(",")] if places else []
     hosts += [_host(value) for name, value in query if name == "host"]
-    local = _stays_here(hosts, options)
+    elsewhere = not hosts and any(os.environ.get(name) for name in _ELSEWHERE)
+    named = "service" not in options and not elsewhere  # by the URL alone
+    local = named and all(is_local(host) for host, _ in hosts)
     connect = {
-        **_where(user, hosts, unquote(parts.path)[1:], options),
+        **_where(user, hosts, unquote(parts.path)[1:], options, named=named),
         **_tls(options, local=local),
         **_limits(options, local=local),
     }
@@ -162,7 +164,12 @@ def _postgresql(
 
 
 def _where(
-    user: str, hosts: list[tuple[str, str]], database: str, options: dict[str, str]
+    user: str,
+    hosts: list[tuple[str, str]],
+    database: str,
+    options: dict[str, str],
+    *,
+    named: bool,
 ) -> dict[str, str]:
     found = {"target_session_attrs": "read-write"}  # with several hosts: the primary
     if user:
@@ -170,7 +177,7 @@ def _where(
     if hosts:
         found["host"] = ",".join(host for host, _ in hosts)
         found["port"] = ",".join(port for _, port in hosts)
-    if "service" not in options and (hosts or not _named_elsewhere()):
+    if named:
         found.setdefault("host", "")  # libpq's own socket directory
         found["hostaddr"] = ""  # PGHOSTADDR has no say over what the URL names
     if database:
@@ -196,17 +203,6 @@ def _host(place: str) -> tuple[str, str]:
 def is_local(host: str) -> bool:
     """A Unix socket or the loopback interface: nobody in between can read along."""
     return host in _LOCAL or host.startswith(("/", "@"))
-
-
-def _named_elsewhere() -> bool:
-    return any(os.environ.get(name) for name in _ELSEWHERE)
-
-
-def _stays_here(hosts: list[tuple[str, str]], options: dict[str, str]) -> bool:
-    """Whether the server is on this machine, whatever the environment and services say."""
-    if "service" in options or (not hosts and _named_elsewhere()):
-        return False
-    return all(is_local(host) for host, _ in hosts)
 
 
 def _tls(options: dict[str, str], *, local: bool) -> dict[str, str]:

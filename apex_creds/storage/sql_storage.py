@@ -377,14 +377,15 @@ class SqlStorage:
             self._poll()
             return
         self._notified = True
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.ensure_future(self._refresh_after_notify())
 
-    async def _refresh_after_notify(self) -> None:
-        while self._notified:
-            self._notified = False
-            with contextlib.suppress(StorageError):  # those who rely on it get the error
-                await self.refresh()
+        async def refresh() -> None:
+            while self._notified:
+                self._notified = False
+                with contextlib.suppress(StorageError):  # a caller that relies on it gets it
+                    await self.refresh()
+
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.ensure_future(refresh())
 
     # -- inside: the database --------------------------------------------------------
 

@@ -41,16 +41,14 @@ class Outlet:
 
     Args:
         destination: Where they go.
-        on_drops: Called in the outlet's thread when events were lost and can be recorded:
-            with the name, how many, and the numbers of the first and the last.
+        record: Called in the outlet's thread when events were lost and can be recorded, with
+            what is to be said of them.
     """
 
-    def __init__(
-        self, destination: Destination, on_drops: Callable[[str, int, int, int], None]
-    ) -> None:
+    def __init__(self, destination: Destination, record: Callable[[str], None]) -> None:
         self.destination = destination
         self.dropped = 0
-        self._on_drops = on_drops
+        self._record = record
         self._queue: deque[bytes] = deque()
         self._changed = threading.Condition()
         self._lost: tuple[int, bytes, bytes] | None = None
@@ -189,10 +187,9 @@ class Outlet:
                 return
             lost, self._lost = self._lost, None
         if lost is not None:
-            count, first, last = lost
-            self._on_drops(
-                self.destination.name, count, lines.decode(first).seq, lines.decode(last).seq
-            )
+            count, first, last = lost[0], *(lines.decode(each).seq for each in lost[1:])
+            what = "1 event lost" if count == 1 else f"{count} events lost"
+            self._record(f"{self.destination.name}: {what}, of numbers {first} to {last}")
 
 
 _KIND: Final = b'"kind":"'
@@ -224,7 +221,7 @@ class Destinations:
         self._clock = clock
         self._patience = patience
         self._closed = False
-        self.outlets = [Outlet(each, self._record_drops) for each in destinations]
+        self.outlets = [Outlet(each, self._record) for each in destinations]
         self._required = [each for each in self.outlets if each.destination.required]
         self._takers = {  # which outlets take which kind
             kind.value.encode(): [
@@ -279,10 +276,6 @@ class Destinations:
     def _stop(self) -> None:
         for outlet in self.outlets:
             outlet.close(patience=self._patience)
-
-    def _record_drops(self, name: str, count: int, first: int, last: int) -> None:
-        lost = "1 event lost" if count == 1 else f"{count} events lost"
-        self._record(f"{name}: {lost}, of numbers {first} to {last}")
 
     def _record(self, detail: str) -> None:
         if self._log is None:
