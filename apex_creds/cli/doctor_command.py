@@ -5,7 +5,6 @@ Guarantee: every check is made, whatever the others found; nothing is mended.
 
 from __future__ import annotations
 
-import functools
 import os
 import stat
 import sys
@@ -106,7 +105,11 @@ def doctor(chosen: Settings) -> Report:
     if header is not None or home.exists():
         found += [*_permissions(home), _copies(home)]
     uri = chosen.master or (root_header(header).master.uri if header else "keyring:")
-    found.append(anyio.run(functools.partial(_keyring, needed=uri.startswith("keyring:"))))
+    try:
+        found.append(_ok("keyring", anyio.run(KeyringProvider().backend_name)))
+    except ApexCredsError as error:
+        unneeded = _ok("keyring", "none that is safe to use; this vault does not need one")
+        found.append(_failed("keyring", error) if uri.startswith("keyring:") else unneeded)
     if header is not None:
         try:
             provider = find_provider(master_uri(chosen, header))
@@ -182,17 +185,6 @@ def _entries(home: Path) -> Iterator[Path]:
 
 
 # -- the vault -----------------------------------------------------------------------------
-
-
-async def _keyring(*, needed: bool) -> Check:
-    """Which keyring backend there is, and whether it may be trusted with a key."""
-    name = "keyring"
-    try:
-        return _ok(name, await KeyringProvider().backend_name())
-    except ApexCredsError as error:
-        if needed:
-            return _failed(name, error)
-        return _ok(name, "none that is safe to use; this vault does not need one")
 
 
 async def _opened(home: Path, provider: MasterKeyProvider) -> list[Check]:

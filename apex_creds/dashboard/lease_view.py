@@ -193,7 +193,12 @@ class OpenLeases:
             while len(self._ended) > _MANY_ENDED:
                 self._ended.pop(next(iter(self._ended)))
         elif event.kind is EventKind.REVOKE:
-            self._revoke(event)
+            for open_ in self._open.values():
+                plugin = event.plugin in ("", open_.plugin)
+                whose = "" if open_.shared else open_.principal
+                meant = (event.credential, event.principal) == (open_.credential, whose)
+                if plugin and (meant or not event.credential):
+                    open_.revoked = open_.revoked or event.time
         else:
             self.changes = before
 
@@ -225,14 +230,6 @@ class OpenLeases:
         while len(self._open) > MAX_OPEN:
             self._forget(next(iter(self._open)))
         return made
-
-    def _revoke(self, event: Recorded) -> None:
-        for lease in self._open.values():
-            plugin = event.plugin in ("", lease.plugin)
-            whose = "" if lease.shared else lease.principal
-            meant = (event.credential, event.principal) == (lease.credential, whose)
-            if plugin and (meant or not event.credential):
-                lease.revoked = lease.revoked or event.time
 
     def _forget(self, lease: str) -> None:
         gone = self._open.pop(lease, None)

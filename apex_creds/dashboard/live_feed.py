@@ -106,6 +106,9 @@ def frame(topic: str, data: bytes) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (topic.encode(), data)
 
 
+# -- the tail of the log -----------------------------------------------------------------
+
+
 SEGMENTS: Final = 3
 """How many of the newest segments are read at first."""
 _MANY_FAULTS: Final = 20

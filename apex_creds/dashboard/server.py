@@ -220,6 +220,9 @@ def _enter(link: Callable[[], None]) -> Iterator[None]:
         loop.remove_reader(sys.stdin)
 
 
+# -- connections -------------------------------------------------------------------------
+
+
 BACKLOG: Final = 128
 MAX_STRANGERS: Final = 2 * BACKLOG
 """More than are taken at once: a new one is read before others can crowd it out."""

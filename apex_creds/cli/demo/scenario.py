@@ -336,6 +336,9 @@ def captured_logs() -> Iterator[LogLines]:
         root.setLevel(level)
 
 
+# -- what was found: pure; the table and the JSON are made of the same rows --------------
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line: what was checked, what was found, and what had to be found."""
