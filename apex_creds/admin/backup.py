@@ -181,20 +181,18 @@ async def _copy(vault: Vault, where: Path) -> bytes:
                     await anyio.to_thread.run_sync(alone.enter_context, storage.exclusive())
                 names = _names(storage, await vault.store.keystore())
                 before = _tokens(storage, names)
-                found = {name: await storage.read(name) for name in names}
+                found = await _read_all(storage, names)
                 if before == _tokens(storage, names):
                     break
         else:
             raise ConflictError("The vault keeps changing.", hint="Try again.")
-        keystore_document = found.pop(KEYSTORE)
-        assert keystore_document is not None
-        for name, stored in found.items():
-            if stored is not None:
-                await copy.write(name, stored.data, expected=None)
+        held = found.pop(KEYSTORE)
+        for name, data in found.items():
+            await copy.write(name, data, expected=None)
     await anyio.to_thread.run_sync(copy_policy, vault.home, where)
     log = audit_directory(vault.home)
     await anyio.to_thread.run_sync(copy_log, log, audit_directory(where))
-    return keystore_document.data
+    return held
 
 
 def copy_policy(home: Path, where: Path) -> None:
@@ -217,6 +215,11 @@ def _names(storage: Storage, keystore: Keystore) -> list[str]:
 
 def _tokens(storage: Storage, names: list[str]) -> list[object]:
     return [storage.change_token(name) for name in names]
+
+
+async def _read_all(storage: Storage, names: list[str]) -> dict[str, bytes]:
+    found = {name: await storage.read(name) for name in names}
+    return {name: stored.data for name, stored in found.items() if stored is not None}
 
 
 # -- opening the copy --------------------------------------------------------------------

@@ -357,24 +357,27 @@ class AuditLog:
                 # A closing log ends the pause; a failing one is not tried again at once.
                 seconds = max(self._period, 0.001)
                 self._wait(max(seconds, 0.5) if self._writer.fault else seconds)
-                healthy = not self._writer.fault
-                try:
-                    with self._lock:  # the file may be gone; a sealed one may be
-                        if not self._busy:
-                            self._writer.check_in_place()
-                    self.sync()
-                except Exception as error:  # noqa: BLE001 - it holds the promise of durability
-                    kind = type(error).__name__
-                    if healthy:
-                        _logger.warning("The audit log is not durable now: %s", kind)
-                    self._writer.fail(f"not durable for a while: {kind}")
-                    self._dirty = True
-                else:
-                    self._upkeep.work()
+                self._round()
 
     def _wait(self, seconds: float | None) -> None:
         with suppress(Empty):
             self._wake.get(timeout=seconds)
+
+    def _round(self) -> None:
+        """Makes the log durable, and does what is due."""
+        healthy = not self._writer.fault
+        try:
+            with self._lock:  # the file may be gone; a sealed one may be
+                if not self._busy:
+                    self._writer.check_in_place()
+            self.sync()
+        except Exception as error:  # noqa: BLE001 - the thread holds the promise of durability
+            if healthy:
+                _logger.warning("The audit log is not durable now: %s", type(error).__name__)
+            self._writer.fail(f"not durable for a while: {type(error).__name__}")
+            self._dirty = True
+        else:
+            self._upkeep.work()
 
     def _fsync(self) -> None:
         self._dirty = False

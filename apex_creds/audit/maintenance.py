@@ -141,11 +141,7 @@ class Upkeep:
         try:
             self.absorb()
             if self._writer.end >= self._cadence.segment_bytes:
-                # Most of the segment is made durable before anyone has to wait for it.
-                self._writer.sync()
-                with self._lock:
-                    sealed = self._writer.seal(self.absorb)
-                self._pack([] if sealed is None else [sealed])
+                self._rotate()
             if self._checkpoint_in() == 0.0:
                 self.sign()
             if self._notify_in() == 0.0:
@@ -155,6 +151,13 @@ class Upkeep:
             self._failed(error)
         else:
             self._healthy = True
+
+    def _rotate(self) -> None:
+        # Most of the segment is made durable before anyone has to wait for it.
+        self._writer.sync()
+        with self._lock:
+            sealed = self._writer.seal(self.absorb)
+        self._pack([] if sealed is None else [sealed])
 
     def sign(self) -> Checkpoint | None:
         """Signs a checkpoint of all that is in the log, after making it durable.

@@ -94,11 +94,14 @@ def read_file(path: Path) -> SourceFile:
                 raise _too_large(path)
         finally:
             os.close(fd)
-    exposed = sys.platform != "win32" and bool(status.st_mode & 0o077)
-    # It is closed to others where a directory above it is.
-    exposed = exposed and all(os.stat(up).st_mode & 0o011 for up in path.absolute().parents)
+    exposed = sys.platform != "win32" and bool(status.st_mode & 0o077) and _is_reachable(path)
     data = b"".join(chunks)
     return SourceFile(path, data, hashlib.sha256(data).hexdigest(), exposed)
+
+
+def _is_reachable(path: Path) -> bool:
+    """Whether no directory above a file is closed to others."""
+    return all(os.stat(folder).st_mode & 0o011 for folder in path.absolute().parents)
 
 
 def read_head(path: Path, size: int) -> bytes:

@@ -217,26 +217,8 @@ class SqliteDialect:
 
     async def apply(self, space: str, writes: Sequence[RowWrite]) -> bool:
         """See ``Dialect``."""
-
-        def change(connection: sqlite3.Connection) -> None:
-            for write in writes:
-                values = {
-                    "space": space,
-                    "name": write.name,
-                    "old": write.old,
-                    "new": write.new,
-                    "data": write.data,
-                }
-                if write.new is None:
-                    done = connection.execute(_HOLD, values).fetchone() is not None
-                else:
-                    statement = _CREATE if write.old is None else _REPLACE
-                    done = connection.execute(statement, values).rowcount == 1
-                if not done:
-                    raise _MovedError
-
         try:
-            await self._write(change)
+            await self._write(lambda connection: _apply(connection, space, writes))
         except _MovedError:
             return False
         return True
@@ -356,6 +338,24 @@ class SqliteDialect:
 
 class _MovedError(Exception):
     """A row is not at the version that was expected."""
+
+
+def _apply(connection: sqlite3.Connection, space: str, writes: Sequence[RowWrite]) -> None:
+    for write in writes:
+        values = {
+            "space": space,
+            "name": write.name,
+            "old": write.old,
+            "new": write.new,
+            "data": write.data,
+        }
+        if write.new is None:
+            done = connection.execute(_HOLD, values).fetchone() is not None
+        else:
+            statement = _CREATE if write.old is None else _REPLACE
+            done = connection.execute(statement, values).rowcount == 1
+        if not done:
+            raise _MovedError
 
 
 def _schema(connection: sqlite3.Connection) -> str | None:
