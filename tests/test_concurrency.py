@@ -677,6 +677,7 @@ ONE_LOOP = {
     "dashboard/watcher.py": "the server's",
     "auth/challenge_client.py": "that of a connection, which a pool has for one loop",
     "integrations/mcp_proxy.py": "the command's: of one client and one server",
+    "isolation/programs.py": "the command's: of one program",
     "leases/connection_pool.py": "each pool is of one loop",
     "leases/bodies.py": "that of a request",
     "middleware/middleware.py": "that of a call: made for it and dropped after it",
