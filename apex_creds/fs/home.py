@@ -40,6 +40,23 @@ def resolve_home(home: str | os.PathLike[str] | None = None) -> Path:
     return expanded(os.fspath(chosen))
 
 
+_GUARDED: Final[set[Path]] = set()
+
+
+def guard(*places: Path) -> None:
+    """Has this process show these to nothing that it starts behind a wall."""
+    _GUARDED.update(places)
+
+
+def guarded_at(place: Path) -> Path | None:
+    """What is guarded of a folder: it lies in there, or around it; None: nothing."""
+    for each in sorted(_GUARDED):
+        real = Path(os.path.realpath(each))
+        if real.is_relative_to(place) or place.is_relative_to(real):
+            return each
+    return None
+
+
 def audit_directory(home: Path) -> Path:
     """Where the log's segments lie."""
     return home / SECURITY / AUDIT

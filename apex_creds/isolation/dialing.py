@@ -12,7 +12,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 
 import httpcore
@@ -20,6 +20,12 @@ import httpcore
 from apex_creds.model import canonical_host
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
+_NOT_PUBLIC: Final[tuple[IPv4Network | IPv6Network, ...]] = (
+    *map(IPv6Network, ("fec0::/10", "3fff::/20")),  # of one site; for documentation
+    *map(IPv4Network, ("192.0.0.0/24", "192.88.99.0/24")),  # protocols' own; Oracle's metadata
+    IPv4Network("168.63.129.16"),  # Azure's, in every machine there
+)
+"""What Python takes for public, or some versions of it do."""
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _LOW: Final = 0xFFFFFFFF
 
@@ -120,7 +126,8 @@ def is_public(address: str) -> bool:
     if isinstance(parsed, IPv6Address):
         within = parsed.ipv4_mapped or parsed.sixtofour
         parsed = within or (IPv4Address(int(parsed) & _LOW) if parsed in _NAT64 else parsed)
-    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
+    named = any(parsed in network for network in _NOT_PUBLIC)
+    return parsed.is_global and not (named or parsed.is_multicast or parsed.is_reserved)
 
 
 def _is_address(host: str) -> bool:

@@ -18,6 +18,8 @@ from typing import Any
 
 READY = b"ready"
 FAILED = b"failed: "
+_IN_A_MESSAGE = 256
+"""Descriptors, at most."""
 
 
 def main() -> None:
@@ -36,6 +38,8 @@ def main() -> None:
             which = getattr(resource, name)
             hard = resource.getrlimit(which)[1]  # never above what it is limited to already
             least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            if name == "RLIMIT_NOFILE":
+                least = min(least, _leaves_room(resource.getrlimit(which)[0]))
             resource.setrlimit(which, (least, least))
         socket.send_fds(control, [READY], [each.fileno() for each in listeners])
         for each in listeners:
@@ -51,6 +55,14 @@ def main() -> None:
         except OSError:
             sys.stderr.write(f"{text.decode()}\n")
         sys.exit(127)
+
+
+def _leaves_room(files: int) -> int:
+    """Descriptors on their way through sockets are counted for all that a user runs.
+
+    Who had as many on their way as the host may have, would keep it from sending any.
+    """
+    return files - _IN_A_MESSAGE if files > 2 * _IN_A_MESSAGE else files
 
 
 def _listening(where: str) -> socket.socket:

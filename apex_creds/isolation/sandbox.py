@@ -29,6 +29,7 @@ import msgspec
 import apex_creds
 from apex_creds.concurrency import BACKGROUND
 from apex_creds.errors import IsolationError, IsolationUnavailableError
+from apex_creds.fs.home import guarded_at
 from apex_creds.isolation import launcher, seccomp
 
 START_WITHIN: Final = 30.0
@@ -282,6 +283,7 @@ _LARGE: Final = ("/boot", "/dev", "/etc", "/run", "/tmp", "/var", "/var/tmp")  #
 _KERNEL: Final = ("/proc", "/sys")
 _HIDDEN: Final = ("/proc/keys", "/proc/key-users")
 """Names of keys in the kernel."""
+_OWN_FOLDER: Final = "Give the plugin a folder to itself."
 _BY_FD: Final = frozenset({"--ro-bind-data", "--seccomp"})
 _PATH: Final = ("/usr/local/bin", "/usr/bin", "/bin")
 
@@ -335,7 +337,12 @@ def _resolved(folder: Path) -> str:
     if shared or Path(home).is_relative_to(place):
         raise IsolationError(
             f"The folder {place} is not put behind the wall: it is more than a plugin's.",
-            hint="Give the plugin a folder to itself.",
+            hint=_OWN_FOLDER,
+        )
+    if (guarded := guarded_at(Path(place))) is not None:
+        raise IsolationError(
+            f"The folder {place} is not put behind the wall: {guarded} is the vault's.",
+            hint=_OWN_FOLDER,
         )
     return place
 

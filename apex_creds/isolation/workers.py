@@ -103,18 +103,24 @@ class PluginWorkers:
             held: The credentials that it may send.
         """
         async with self._starting.held():
-            if stamp != self._stamp or self._sandbox is None or self._sandbox.ended:
-                await self.end("its code has changed, or what it may send")
-                self._sandbox = await self._started(held)
-                self._stamp = stamp
             worker = self._worker
             enough = worker is not None and worker.count >= self.options.max_calls
             if enough and worker is not None and not worker.calls:
                 worker.kill("it has done enough calls")
+            if stamp != self._stamp or self._sandbox is None or self._unfit(self._sandbox):
+                await self.end("its code has changed, or what it may send")
+                self._sandbox = await self._started(held)
+                self._stamp = stamp
+            worker = self._worker
             if worker is None or worker.channel.ended.done():
                 worker = self._worker = await self._sandbox.fork(self.id)
             worker.count += 1
             return worker
+
+    def _unfit(self, sandbox: _Sandbox) -> bool:
+        """Whether it has ended, or something of a worker may go on in it that has."""
+        left = self._worker is not None and self._worker.channel.ended.done()
+        return sandbox.ended or (self.options.processes and left)
 
     async def _started(self, held: list[Held]) -> _Sandbox:
         gateway, found = None, Surroundings({}, {}, Placeholders({}))

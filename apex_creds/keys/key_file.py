@@ -45,6 +45,7 @@ from apex_creds.errors import (
     UnsafePermissionsError,
     WrongMasterKeyError,
 )
+from apex_creds.fs.home import guard
 from apex_creds.fs.lock import lock_at, release
 from apex_creds.fs.private_files import (
     OPEN_FLAGS,
@@ -93,6 +94,7 @@ class FileProvider:
                 hint="Write file:PATH, like file:/etc/apex-creds/master.key.",
             )
         self._path = expanded(text)
+        guard(self._path)
         self._made: set[int] = set()
 
     @property

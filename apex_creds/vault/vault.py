@@ -38,7 +38,7 @@ from apex_creds.errors import (
     VaultExistsError,
     VaultNotFoundError,
 )
-from apex_creds.fs.home import resolve_home
+from apex_creds.fs.home import CREDENTIALS, SECURITY, guard, resolve_home
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.model import (
     SECTION_NAMES,
@@ -94,6 +94,7 @@ class Vault:
         self.ends = Ends(clock)
         """The time by which what ends is judged: it is not set back."""
         self._home = home
+        guard(home / SECURITY, home / CREDENTIALS)
         self._closing = Lock()
         self._ones: dict[type, object] = {}
         self.access = AccessStore(store, ends=self.ends, record=self.record)

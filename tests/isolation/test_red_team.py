@@ -22,6 +22,7 @@ from apex_creds.errors import (
 )
 from apex_creds.isolation.code import plugin_function
 from apex_creds.isolation.runner import IsolatedRunner
+from apex_creds.middleware import CredentialMiddleware
 from tests.isolation.everyday_plugin import PLUGINS, everyday, world
 from tests.support.vendor import SECRET, Vendor, vendor
 from tests.support.worlds import KEY, World, manifest_for
@@ -142,7 +143,26 @@ class TestTheMachine:
         fills = world.call(hostile("fill_the_disk"), plugin="other", needs=())
         assert await fills == "OSError"
         with pytest.raises((MemoryError, WorkerEndedError)):
-            await world.call(everyday("hog"))
+            await world.call(everyday("hog"), plugin="other", needs=())
+
+    async def test_what_a_worker_leaves_ends_before_the_next_one_begins(
+        self, world: World
+    ) -> None:
+        runner = IsolatedRunner(processes=True, max_calls=2)
+
+        async def left() -> bool:
+            seen = await middleware.invoke(manifest, hostile("command_lines"))
+            return "a-process-that-was-left" in str(seen)
+
+        manifest = manifest_for("key")
+        async with CredentialMiddleware(world.vault, isolation=runner) as middleware:
+            await middleware.invoke(manifest, hostile("leave_a_process"))
+            assert await left(), "of the same worker"
+            assert not await left(), "which did enough calls"
+            await middleware.invoke(manifest, hostile("leave_a_process"))
+            with pytest.raises(WorkerEndedError):
+                await middleware.invoke(manifest, hostile("end"))
+            assert not await left()
 
 
 class TestTheFrames:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import anyio
 import pytest
 
 from apex_creds.errors import IsolationError, IsolationUnavailableError
+from apex_creds.fs.home import _GUARDED
 from apex_creds.isolation import sandbox, seccomp
 from apex_creds.isolation.sandbox import Limits, MiB, Wall
+from tests.support.worlds import world_in
 
 pytestmark = pytest.mark.anyio
 
@@ -234,6 +237,16 @@ class TestLimits:
         limits = Limits(files=64)
         assert await tried("[open('/dev/null') for _ in range(99)]", limits=limits) == "OSError"
 
+    async def test_descriptors_on_their_way_leave_room_for_the_host_s(self) -> None:
+        """They count for a user: who fills that up keeps the host from starting workers."""
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+        try:
+            script = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+            assert int(await said(script, limits=Limits(files=4096))) + 253 < 1024
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
     async def test_what_is_written(self) -> None:
         limits = Limits(scratch=1 * MiB)
         for folder in ("/tmp", "/home/plugin", "/run", "/dev/shm"):
@@ -264,6 +277,21 @@ class TestRefusals:
                 await Wall(command=["true"], folders=[folder]).start()
             with pytest.raises(IsolationError, match="more than a plugin's"):
                 await Wall(command=["true"], writable=[folder]).start()
+
+    async def test_no_folder_that_the_vault_is_in(self, tmp_path: Path) -> None:
+        async with world_in(tmp_path) as world:
+            home, (key,) = world.vault.home, [each for each in _GUARDED if "key" in each.name]
+            assert {home / "security", home / "credentials"} <= _GUARDED
+            for folder in (tmp_path, home, home / "security", home / "security" / "audit"):
+                for seen in ({"folders": [folder]}, {"writable": [folder]}):
+                    with pytest.raises(IsolationError, match="the vault's"):
+                        await Wall(command=["true"], **seen).start()  # type: ignore[arg-type]
+            with pytest.raises(IsolationError, match="the vault's"):
+                await Wall(command=["true"], folders=[key.parent]).start()
+            (home / "plugins" / "one").mkdir(parents=True)
+            started = await Wall(command=["true"], folders=[home / "plugins" / "one"]).start()
+            assert started.process.wait(300) == 0
+            started.close()
 
     def test_no_bubblewrap(self, monkeypatch, fresh_probe) -> None:
         monkeypatch.setattr(sandbox.shutil, "which", lambda *_, **__: None)

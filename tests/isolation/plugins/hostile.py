@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import glob
 import os
@@ -102,6 +103,23 @@ def name_of_open(path):
             return "opened"
     except OSError as error:
         return name(error)
+
+
+def leave_a_process():
+    """One that has left its parent, its group and its session."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for number in range(3, 64):
+                with contextlib.suppress(OSError):
+                    os.close(number)
+            os.execv("/bin/sleep", ["a-process-that-was-left", "1000"])
+        os._exit(0)
+    os.wait()
+
+
+def end():
+    os._exit(3)
 
 
 def kill(pid):
