@@ -50,6 +50,8 @@ from apex_creds.model import (
     shown_key,
     split_key,
 )
+from apex_creds.redaction.matcher import Needles
+from apex_creds.redaction.redactor import PUBLIC_PARTS
 from apex_creds.rotators import plan
 from apex_creds.rotators.protocol import Mode, Rotator, Task, place_of
 from apex_creds.rotators.registry import rotator_from_uri
@@ -60,7 +62,6 @@ from apex_creds.vault.lookup import PutItem
 
 _STEP_SECONDS: Final = 60.0
 _PATIENCE: Final = 60.0
-_SHORTEST: Final = 4
 _POLL: Final = 0.05
 _PAUSE: Final = 5.0
 _LONGEST_PAUSE: Final = 3600.0
@@ -614,15 +615,20 @@ def _is_cancelled(error: BaseException) -> bool:
 
 
 def _has_secret(error: ApexCredsError, values: Iterable[Secret | None]) -> bool:
-    """Whether an error, which a package of others may have made, repeats a value."""
-    text = f"{error.message} {error.hint}".encode()
-    return any(
-        len(data) >= _SHORTEST and data in text
-        for value in values
-        if value is not None
-        for name, data in value.parts.items()
-        if name != "user"
-    )
+    """Whether an error, of a package of others perhaps, repeats a value in any form."""
+    said = (error, error.hint, error.args, vars(error), getattr(error, "__notes__", ()))
+    found, needles = set[str](), Needles()
+    try:
+        for value in filter(None, values):
+            for part in value.parts.keys() - PUBLIC_PARTS:
+                needles.add(part, memoryview(value.parts[part]))
+        text = " ".join(map(str, said)).encode("utf-8", "surrogatepass")
+        needles.replace(text + text.replace(b"\\\\", b"\\"), found)
+    except Exception:  # noqa: BLE001 - it has an object that can't be shown
+        return True
+    finally:
+        needles.close()
+    return bool(found)
 
 
 def _command(info: CredentialInfo) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import traceback
+from urllib.parse import quote
 
 import pytest
 
@@ -371,6 +374,68 @@ async def test_a_part_of_another_value_is_not_put_by_hand(vault):
 
     with pytest.raises(InvalidInputError, match="pending_"):
         await vault.put("x", Secret(CredentialKind.GENERIC, {"pending_value": b"x"}))
+
+
+FORMS = {
+    "as it is": lambda text: text,
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "base64, within more": lambda text: base64.b64encode(f"user:{text}!".encode()).decode(),
+    "base64 for URLs": lambda text: base64.urlsafe_b64encode(text.encode()).decode(),
+    "hexadecimal": lambda text: text.encode().hex(),
+    "in a URL": lambda text: quote(text, safe=""),
+    "in JSON": json.dumps,
+    "in JSON of a browser": lambda text: json.dumps(text).replace("/", "\\/"),
+    "as Python shows it": lambda text: repr(text.encode()),
+}
+ODD = 'a/long+secret="value"&\\so on'
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("where", ["message", "attribute", "hint", "note"])
+async def test_an_error_that_repeats_a_secret_in_any_form_is_not_shown(
+    vault, provider, begin, caplog, form, where
+):
+    rotations = await begin(Mode.DUAL)
+    await vault.put("key", ApiKey(ODD))
+    await rotations.ask("key")
+    shown = FORMS[form](ODD)
+
+    async def around(step):
+        error = RotatorRefusedError(
+            f"sent {shown}" if where == "message" else "no",
+            hint=f"Try {shown}" if where == "hint" else "",
+        )
+        if where == "note":
+            error.add_note(f"It was {shown}.")
+        elif where == "attribute":
+            error.asked = {"body": shown}
+        raise error
+
+    provider.around = around
+    with pytest.raises(RotatorRefusedError, match="has a secret in it") as caught:
+        await rotations.advance("key")
+    said = "".join(traceback.format_exception(caught.value))
+    assert shown not in said + caught.value.hint + caplog.text + repr(vars(caught.value))
+
+
+async def test_an_error_with_an_object_that_can_not_be_shown_is_not_shown(
+    vault, provider, begin
+):
+    class Odd:
+        def __repr__(self):
+            raise ValueError("no")
+
+    rotations = await begin(Mode.DUAL)
+    await rotations.ask("key")
+
+    async def around(step):
+        error = RotatorError("It failed.")
+        error.odd = Odd()
+        raise error
+
+    provider.around = around
+    with pytest.raises(RotatorError, match="has a secret in it"):
+        await rotations.advance("key")
 
 
 @pytest.mark.parametrize("kind", [RotatorError, RotatorRefusedError])
