@@ -166,8 +166,11 @@ async def list_credentials(
             lost = needs_person(info)
             expires = Cell("needs reconnect", "red") if lost else f"{expires} (renewed)"
         elif info.rotation is not None:
-            wrong = _NOT_ROTATED.get(info.rotation.health)
-            expires = Cell(wrong, "red") if wrong else f"{expires} (rotated)"
+            wrong, due = _NOT_ROTATED.get(info.rotation.health), rotation_due(info)
+            if not wrong and due is not None and due <= now:
+                wrong = f"{expires} (rotation overdue)"
+            again = "rotated" if due is None else f"rotated, next {show_time(due)}"
+            expires = Cell(wrong, "red") if wrong else f"{expires} ({again})"
         origins = ", ".join(map(str, info.origins)) or "nowhere"
         named = (info.name, info.principal or "-") if several else (info.name,)
         delivered = (*named, info.kind, info.service, info.delivery, origins)
@@ -218,16 +221,30 @@ def as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
             "renews": show_time(renews_at(info)) or None,
             "by": connection.by,
         },
-        "rotation": rotation_as_json(info),
+        "rotation": rotation_as_json(info, now),
         "id": info.id,
     }
 
 
-def rotation_as_json(info: CredentialInfo) -> dict[str, Json] | None:
+def rotation_due(info: CredentialInfo) -> float | None:
+    """When a credential is replaced at its provider by the clock."""
+    from apex_creds.scheduler.credential_rotation import rotates_at
+
+    return None if info.rotation is None else rotates_at(info, next_fire=_next_fire)
+
+
+def _next_fire(cron: str, after: float) -> float | None:
+    from apex_creds.scheduler.worker import next_fire  # its scheduler is long to import
+
+    return next_fire(cron, after)
+
+
+def rotation_as_json(info: CredentialInfo, now: float) -> dict[str, Json] | None:
     """How a credential is replaced at its provider, and how far that is."""
     state = info.rotation
     if state is None:
         return None
+    due = rotation_due(info)
     return {
         "rotator": state.rotator,
         "every": None if state.interval is None else show_span(state.interval),
@@ -240,6 +257,8 @@ def rotation_as_json(info: CredentialInfo) -> dict[str, Json] | None:
         "refusals": state.refusals,
         "previous_until": _moment(state.retires),
         "asked": state.asked >= state.since,
+        "due": show_time(due) or None,
+        "overdue": due is not None and due <= now,
     }
 
 

@@ -105,8 +105,10 @@ def make_room(home: Path) -> None:
 @command()
 def status(chosen: Settings) -> Report:
     """Unseal the vault and say what is in it."""
+    from apex_creds.cli.credential_commands import rotation_due
     from apex_creds.cli.doctor_command import rotation_check
     from apex_creds.cli.recovery_commands import recovery_state, reminder
+    from apex_creds.rotators.rotation import is_wrong
     from apex_creds.scheduler.status import undone
     from apex_creds.scheduler.worker import RotationWorker
 
@@ -125,6 +127,12 @@ def status(chosen: Settings) -> Report:
             "kinds": {kind.value: kinds[kind] for kind in CredentialKind if kinds[kind]},
             "expired": sum(end <= now for end in ends),
             "needs_reconnect": [shown_key(i.key) for i in listed if needs_person(i)],
+            "not_rotated": [shown_key(i.key) for i in listed if is_wrong(i)],
+            "rotation_overdue": [
+                shown_key(i.key)
+                for i in listed
+                if (due := rotation_due(i)) is not None and due <= now
+            ],
             "next_expiry": show_time(min((end for end in ends if end > now), default=None)),
             "grants": len(granted),
             "rotation": rotation_check(keys).detail,

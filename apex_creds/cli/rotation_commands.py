@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final
@@ -24,7 +25,7 @@ from apex_creds.cli.console import (
     done,
     safe,
 )
-from apex_creds.cli.credential_commands import rotation_as_json
+from apex_creds.cli.credential_commands import rotation_as_json, rotation_due
 from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import ConflictError, InvalidInputError
 from apex_creds.model import CredentialInfo, RotationStage, key_of, shown_key, split_key
@@ -243,6 +244,7 @@ async def status(vault: Vault) -> Report:
     """Levels, versions and states; what each version still protects; what is next."""
     found = await rotation_status(RotationWorker(vault).engine, destroyed=False)
     rotated = [info for info in await vault.list() if info.rotation is not None]
+    now = time.time()
     logins = (await logins_document(vault.store).read()).open.values()
     data: dict[str, Json] = {
         "versions": [_as_json(line) for line in found.lines],
@@ -263,7 +265,7 @@ async def status(vault: Vault) -> Report:
             {
                 "name": each.name,
                 "principal": each.principal or None,
-                **(rotation_as_json(each) or {}),
+                **(rotation_as_json(each, now) or {}),
             }
             for each in rotated
         ],
@@ -298,7 +300,7 @@ async def status(vault: Vault) -> Report:
         about = f" {step.label}" if step.label else ""
         text = f"due now: {step.action.value} {step.level.value}{about} ({step.reason})"
         parts.append(Note(text))
-    parts += [_shown(each) for each in rotated]
+    parts += [_shown(each, now) for each in rotated]
     for login in logins:
         until = show_time(login.until)
         if login.ending:
@@ -313,7 +315,7 @@ async def status(vault: Vault) -> Report:
     return Report(data, *parts)
 
 
-def _shown(info: CredentialInfo) -> Part:
+def _shown(info: CredentialInfo, now: float) -> Part:
     """A line about a credential that is replaced at its provider."""
     state = info.rotation
     assert state is not None
@@ -327,8 +329,13 @@ def _shown(info: CredentialInfo) -> Part:
         then = "it is tried again" if again else "rotate it by hand"
         return Note(f"{text}; the step {state.stage.value} failed ({state.outcome}), {then}")
     if state.stage is RotationStage.FINISH:
-        return f"{text}; the value before is valid until {show_time(state.retires)}"
-    return f"{text}; its value is of {show_time(state.changed)}"
+        text = f"{text}; the value before is valid until {show_time(state.retires)}"
+    else:
+        text = f"{text}; its value is of {show_time(state.changed)}"
+    due = rotation_due(info)
+    if due is not None and due <= now:
+        return Note(f"{text}; it was due at {show_time(due)}: does a worker run?")
+    return text if due is None else f"{text}; next due {show_time(due)}"
 
 
 @rotation.command("history")

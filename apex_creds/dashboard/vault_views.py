@@ -24,11 +24,13 @@ from apex_creds.model import SECTION_NAMES, CredentialInfo, Sensitivity
 from apex_creds.policy.grants import GrantDecision, Grants
 from apex_creds.policy.rules import EACH_LEASE, NEVER, Policy, Verdict
 from apex_creds.scheduler import kek_rotation
+from apex_creds.scheduler.credential_rotation import rotates_at
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.reencryption import worker_runs
 from apex_creds.scheduler.rotation_plan import MasterView, View, next_due, plan
 from apex_creds.scheduler.rotation_state import kind_of
 from apex_creds.scheduler.schedule import Level
+from apex_creds.scheduler.worker import next_fire
 
 # -- keys -----------------------------------------------------------------------------------
 
@@ -262,7 +264,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         connection: Of a token that is renewed: its state, and ``renewed``, ``outcome``, ``by``.
         rotation: Of a secret that is replaced at its provider: ``works``, ``failed`` or
             ``needs_person``; then ``stage``, its next step, ``step_outcome``, of its last one,
-            and ``replaced``, when the current value became the current one.
+            and ``replaced``, when the current value became the current one; ``due``, when the
+            next one does by the clock; None: not by that.
     """
 
     name: str
@@ -280,6 +283,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     stage: str = ""
     step_outcome: str = ""
     replaced: float = 0.0
+    due: float | None = None
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -418,6 +422,7 @@ def _row(name: str, info: CredentialInfo | None, policy: Policy | None, names: N
         stage="" if turned is None else turned.stage.value,
         step_outcome="" if turned is None else text(turned.outcome),
         replaced=0.0 if turned is None else turned.changed,
+        due=rotates_at(info, next_fire=next_fire),
         origins=() if names.hidden else tuple(map(str, info.origins[:_MANY])),
         rule="" if level is None else level.decision.value,
         factor="" if factor == NEVER else "each" if factor == EACH_LEASE else "window",

@@ -24,11 +24,25 @@ from apex_creds.scheduler.rotation_state import (
     Numbers,
     concerned,
 )
-from apex_creds.scheduler.schedule import Level, LevelPolicy, NextFire, is_due
+from apex_creds.scheduler.schedule import Level, LevelPolicy, NextFire, due_at, is_due
 from apex_creds.vault import Vault
 
 PREFIX: Final = "credential "
 """Of the names of credentials among what an event concerns."""
+
+
+def rotates_at(info: CredentialInfo, *, next_fire: NextFire) -> float | None:
+    """When a credential is replaced by the clock, Unix seconds; None: not by that.
+
+    What is in the past is overdue: no worker runs, or it can't be replaced.
+    """
+    state = info.rotation
+    if state is None or info.dynamic:
+        return None
+    times = [renews_at(info)]
+    policy = LevelPolicy(interval=state.interval, cron=state.cron)
+    times.append(due_at(policy, created=state.changed, salt=info.id, next_fire=next_fire))
+    return min((at for at in times if at is not None), default=None)
 
 
 class CredentialRotation:

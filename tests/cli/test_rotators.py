@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -47,6 +48,61 @@ def test_by_hand(cli, server):
     assert [(each["name"], each["stage"]) for each in status["credentials"]] == [("db", "idle")]
     assert cli("edit", "db", "--rotator", "none").code == 0
     assert cli("show", "db", "--json").json()["rotation"] is None
+
+
+def test_when_it_is_due_is_shown(cli, server, monkeypatch):
+    def about_db():
+        (status,) = cli("rotation", "status", "--json").json()["credentials"]
+        (listed,) = (each for each in cli("list", "--json").json() if each["name"] == "db")
+        shown = cli("show", "db", "--json").json()["rotation"]
+        assert listed["rotation"] == shown == {k: status[k] for k in shown}
+        return shown
+
+    cli("edit", "db", "--rotator", server.two)
+    assert (about_db()["due"], about_db()["overdue"]) == (None, False)
+    cli("edit", "db", "--rotate-every", "30d")
+    assert (about_db()["due"] > "2026", about_db()["overdue"]) == (True, False)
+    assert "rotated, next 2" in cli("list").out
+    assert "next due 2" in cli("rotation", "status").out
+    assert cli("status", "--json").json()["rotation_overdue"] == []
+    cli("edit", "db", "--rotate-every", "never", "--rotate-cron", "0 3 * * *")
+    assert about_db()["due"].endswith("T03:00:00Z")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 2 * 86_400)
+    assert about_db()["overdue"] is True
+    assert "rotation overdue" in cli("list").out
+    status = cli("rotation", "status")
+    assert "was due at" in status.out + status.err
+    assert cli("status", "--json").json()["rotation_overdue"] == ["db"]
+
+
+def test_of_a_principal(cli, server):
+    pair = f"app_a\n{FIRST}".encode()
+    options = ("--kind", "basic", "--origin", server.origin, "--for", "alice")
+    assert cli("set", "db", *options, stdin=pair).code == 0
+    assert cli("edit", "db", "--for", "alice", "--rotator", server.two).code == 0
+    assert cli("show", "db", "--json").json()["rotation"] is None
+    assert cli("rotate", "credential", "db").code == 7
+    done = cli("rotate", "credential", "db", "--for", "alice", "--json")
+    assert (done.code, done.json()["principal"], done.json()["version"]) == (0, "alice", 3)
+    assert cli("show", "db", "--json").json()["version"] == 1
+    assert "db (of alice): replaced by" in cli("rotation", "status").out
+
+
+def test_a_rotator_that_is_taken_away_leaves_no_other_value(cli, server):
+    cli("edit", "db", "--rotator", server.one, "--rotate-grace", "1h")
+    server.server.sql("ALTER ROLE app_a NOLOGIN")
+    try:
+        assert cli("rotate", "credential", "db").code == 13
+        stage = cli("show", "db", "--json").json()["rotation"]["stage"]
+        assert stage == "needs_person"
+        assert cli("status", "--json").json()["not_rotated"] == ["db"]
+        done = cli("edit", "db", "--rotator", "none")
+        assert (done.code, "had left were deleted" in done.err) == (0, True)
+        part = ("--part", "previous_password", "--reveal", "--force")
+        assert cli("get", "db", *part).code != 0
+    finally:
+        server.server.sql("ALTER ROLE app_a LOGIN")
 
 
 def test_a_refusal_is_an_error_and_is_shown(cli, server):

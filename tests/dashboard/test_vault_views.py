@@ -133,20 +133,23 @@ async def test_a_rotation_at_the_provider_that_failed_is_seen(served: Served) ->
     def row() -> tuple[object, ...]:
         found = served.window("permissions", text=name)["credentials"]["items"]
         return next(
-            (row["rotation"], row["stage"], row["step_outcome"], row["replaced"])
+            (row["rotation"], row["stage"], row["step_outcome"], row["replaced"], row["due"])
             for row in found
             if row["name"] == name
         )
 
     await served.look()
-    assert row() == ("", "", "", 0.0)
-    works = Rotation(rotator="fake:https://api.example.com", changed=5.0)
+    assert row() == ("", "", "", 0.0, None)
+    works = Rotation(rotator="fake:https://api.example.com", changed=5.0, interval=60.0)
     for state, shown in (
-        (works, ("works", "idle", "", 5.0)),
-        (plan.failed(works, "unreachable", now=6.0), ("failed", "idle", "unreachable", 5.0)),
+        (works, ("works", "idle", "", 5.0, 65.0)),
+        (
+            plan.failed(works, "unreachable", now=6.0),
+            ("failed", "idle", "unreachable", 5.0, 65.0),
+        ),
         (
             plan.refused(structs.replace(works, stage=RotationStage.UNDO), now=6.0),
-            ("needs_person", "needs_person", "refused", 5.0),
+            ("needs_person", "needs_person", "refused", 5.0, 65.0),
         ),
     ):
         await credential_writes.edit(

@@ -27,7 +27,7 @@ function about(cell, plugin, credential) {
   if (credential.kind) add("level", credential.level, credential.factor ? `, with a second factor ${credential.factor === "each" ? "for each lease" : "now and then"}` : "");
   else add("credential", "there is none of that name");
   if (credential.connection) add("connection", credential.connection.replaceAll("_", " "), `, last refresh ${moment(credential.renewed)}: `, word(credential.outcome), credential.by ? [", connected by ", word(credential.by)] : "");
-  if (credential.rotation) add("at its provider", ROTATIONS[credential.rotation], credential.replaced ? `, replaced ${moment(credential.replaced)}` : "", credential.stage === "idle" || credential.rotation === "needs_person" ? "" : `, next step ${credential.stage}`, credential.step_outcome ? [", last step: ", word(credential.step_outcome)] : "");
+  if (credential.rotation) add("at its provider", ROTATIONS[credential.rotation], credential.replaced ? `, replaced ${moment(credential.replaced)}` : "", credential.due ? `, ${isOverdue(credential) ? "was due" : "next"} ${moment(credential.due)}` : "", credential.stage === "idle" || credential.rotation === "needs_person" ? "" : `, next step ${credential.stage}`, credential.step_outcome ? [", last step: ", word(credential.step_outcome)] : "");
   if (credential.origins.length) add("sent to", credential.origins.flatMap((o, at) => [at ? ", " : "", word(o)]));
   if (cell.grant) {
     add("grant", GRANTS[cell.grant], cell.created ? ` since ${moment(cell.created)}` : "", cell.by ? [" by ", word(cell.by)] : "");
@@ -54,6 +54,7 @@ function square({ cell, plugin, credential }) {
     h("span", { "aria-hidden": "true" }, cell ? MARKS[kind] : "·"), h("span", { class: "sr" }, `${text}; more`), used, denied));
 }
 
+const isOverdue = (credential) => Boolean(credential.due && credential.due * 1000 < Date.now());
 const isOver = (credential) => Boolean(credential.expires && credential.expires * 1000 < Date.now());
 
 function head({ credential, over }) {
@@ -62,6 +63,7 @@ function head({ credential, over }) {
     credential.factor ? h("span", { class: "level", title: "takes a second factor", data: { level: "factor" } }, "2nd factor") : "",
     credential.connection === "needs_reconnect" ? h("span", { class: "level", data: { level: "critical" } }, "needs reconnect") : "",
     ["failed", "needs_person"].includes(credential.rotation) ? h("span", { class: "level", title: ROTATIONS[credential.rotation], data: { level: "critical" } }, credential.rotation === "failed" ? "not rotated" : "needs a person") : "",
+    credential.rotation === "works" && isOverdue(credential) ? h("span", { class: "level", title: "no worker has replaced it at its provider", data: { level: "critical" } }, "rotation overdue") : "",
     over ? h("span", { class: "level", data: { level: "critical" } }, "expired") : "");
 }
 
