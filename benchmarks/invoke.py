@@ -38,6 +38,7 @@ from apex_creds import (
     Vault,
     parse_manifest,
 )
+from benchmarks.floor import FLOORS
 from benchmarks.harness import (
     Budget,
     Operation,
@@ -296,6 +297,7 @@ OWN: Final = (
     Subject("traced", "the same, three recorded spans", traced_invocation, _tracing_on),
     Subject("metered", "and with metrics and exemplars", metered_invocation, _metering_on),
     Subject("redeem", "one redeem of an open lease", redeem, _tracing_off),
+    *FLOORS,
 )
 
 

@@ -446,7 +446,7 @@ def encode_parts(parts: Mapping[str, bytes]) -> SecretBytes:
 
 def layout_of(whole: SecretBytes) -> dict[str, tuple[int, int]]:
     """As ``parts_layout``, for what lies in locked memory."""
-    size = len(whole) - _SINGLE_START
+    size = whole._length - _SINGLE_START
     if size >= 0 and whole.begins_with(_SINGLE + _PART_SIZE.pack(size)):
         return {"value": (_SINGLE_START, size)}
     return parts_layout(whole._export(readonly=True))

@@ -16,6 +16,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
+import msgspec
+
 from apex_creds.audit.events import AuditEvent
 from apex_creds.audit.line import Actor
 from apex_creds.concurrency import BACKGROUND, BoundedCache
@@ -375,7 +377,7 @@ class LeaseBroker:
             await self.authorizer.admit_across_processes(lease, caller)
             state = await self._vault.facts(lease.key)
         record = state.record
-        if record is not None and record.info.dynamic:
+        if record is not None and record.info.rotation is not None and record.info.dynamic:
             state = await self._with_login(lease, request, state, signed=signed)
         return self._redeem(lease, request, state, signed=signed)
 
@@ -383,7 +385,11 @@ class LeaseBroker:
         """As ``redeem``, from code that can't wait."""
         state = self._facts_blocking(lease.key)
         record = state.record
-        if record is not None and record.info.has_expired(self._vault.ends.now()):
+        if (
+            record is not None
+            and record.info.expires is not None
+            and record.info.has_expired(self._vault.ends.now())
+        ):
             caller = self._permitted_now(lease, request, state)
             BACKGROUND.call(partial(self._refreshed, caller, record.info))
             state = self._facts_blocking(lease.key)
@@ -392,7 +398,7 @@ class LeaseBroker:
             self.authorizer.admit_across_processes_blocking(lease, caller)
             state = self._facts_blocking(lease.key)
         record = state.record
-        if record is not None and record.info.dynamic:
+        if record is not None and record.info.rotation is not None and record.info.dynamic:
             state = BACKGROUND.call(partial(self._with_login, lease, request, state))
         return self._redeem(lease, request, state)
 
@@ -561,7 +567,7 @@ class LeaseBroker:
             and permission.allows_request(origin=origin, method=request.method, path=path)
         ):
             return
-        request = request._replace(path=path)
+        request = msgspec.structs.replace(request, path=path)
         self._log_denial(invocation, lease.key, Reason.REQUEST_NOT_ALLOWED, request=request)
         raise RequestNotAllowedError(
             "This request is outside what the credential may be sent with.",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import quote, unquote_plus, urlencode
 
 import httpx
@@ -44,7 +44,7 @@ def canonical_name(name: bytes) -> bytes:
     return _PUNCTUATION.sub(b"-", name.lower())
 
 
-class Snapshot(NamedTuple):
+class Snapshot(msgspec.Struct, frozen=True, eq=False):
     """A request as it was when it was handed over; every value of a plain type.
 
     Attributes:

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
+import msgspec
+
 from apex_creds.audit.line import Actor
 from apex_creds.auth.step_up import RESPONDER
 from apex_creds.documents.records import Record
@@ -55,7 +57,7 @@ enter_bare: Final = _bare.set
 leave_bare: Final = _bare.reset
 
 
-class AccessRequest(NamedTuple):
+class AccessRequest(msgspec.Struct, frozen=True):
     """What a lease is used for.
 
     Attributes:
@@ -295,29 +297,33 @@ class Lease:
         """Ends the lease and what is open under it; idempotent, from any thread."""
         ending = [self]
         while ending:  # a plugin decides how deep they are attenuated
-            ending += ending.pop()._end_alone(why)
-
-    def _end_alone(self, why: type[LeaseEndedError]) -> list[Lease]:
-        """Ends it: those that are open under it."""
-        try:
-            self._live.pop()
-        except IndexError:
-            return []
-        self.ended = why
-        self._on_end(self)
-        if self._watched:
-            self._timer.forget(self)
-            while self.closers:
+            lease = ending.pop()
+            try:
+                lease._live.pop()
+            except IndexError:
+                continue
+            lease.ended = why
+            lease._on_end(lease)
+            if lease._watched:
+                lease._close_all()
+            while lease.children:
                 try:
-                    close, _ = self.closers.popitem()
+                    ending.append(lease.children.pop())
                 except KeyError:  # another thread took the last one
                     break
-                close()
-        children = [*_taken(self.children)] if self.children else []
-        self.invocation.leases.discard(self)
-        if self.parent is not None:
-            self.parent.children.discard(self)
-        return children
+            lease.invocation.leases.discard(lease)
+            if lease.parent is not None:
+                lease.parent.children.discard(lease)
+
+    def _close_all(self) -> None:
+        """Closes what is open under it."""
+        self._timer.forget(self)
+        while self.closers:
+            try:
+                close, _ = self.closers.popitem()
+            except KeyError:  # another thread took the last one
+                return
+            close()
 
     def close_at_end(self, close: Callable[[], object]) -> None:
         """Has ``close`` called when the lease ends, at its deadline at the latest.
@@ -361,18 +367,12 @@ class Lease:
 
 def end_each(leases: set[Lease], why: type[LeaseEndedError] = HandleRevokedError) -> None:
     """Ends one after the other of a set that other threads take from, too."""
-    for lease in _taken(leases):
-        lease.end(why)
-
-
-def _taken(leases: set[Lease]) -> Iterator[Lease]:
-    """One after the other of a set that other threads take from, too."""
     while leases:
         try:
             lease = leases.pop()
         except KeyError:
             return
-        yield lease
+        lease.end(why)
 
 
 def ended_error(why: type[LeaseEndedError]) -> LeaseEndedError:

@@ -14,10 +14,11 @@ import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import unquote_plus
 
 import httpx
+import msgspec
 
 from apex_creds.crypto.sigv4 import ALGORITHM
 from apex_creds.errors import RequestNotAllowedError
@@ -84,7 +85,7 @@ _PART_PATH: Final = re.compile(r"(?:/(?!\.)(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9
 _PART_QUERY: Final = re.compile(r"(?:[A-Za-z0-9._~!$&()*+,;=:@/?-]|%[0-9A-F]{2})*")
 
 
-class Outgoing(NamedTuple):
+class Outgoing(msgspec.Struct, frozen=True, eq=False):
     """The request that carries the secrets."""
 
     method: str
