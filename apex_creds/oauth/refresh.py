@@ -292,8 +292,14 @@ class Refresher:
         if found.connection is not None:
             await self.ensure(given.credential, principal=given.principal)
         record = await self._vault.find(given.credential, principal=given.principal)
-        if (end := record.info.ends) is not None and end <= self._vault.ends.now():
+        now = self._vault.ends.now()
+        if (end := record.info.ends) is not None and end <= now:
             raise InvalidInputError("The credential that it is issued for has expired.")
+        if record.info.has_expired(now):
+            raise TokenError(
+                "The credential that it is issued for is being replaced at its provider.",
+                hint="See: apex-creds rotation status",
+            )
         with self._released(record, action) as opened:
             return assertions.form_of(
                 grant,

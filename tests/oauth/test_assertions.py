@@ -13,13 +13,21 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from apex_creds.errors import InvalidInputError, NeedsReconnectError, OAuthError
-from apex_creds.model import ApiKey, Assertion, CredentialInfo, GenericSecret, OAuthToken
+from apex_creds.errors import InvalidInputError, NeedsReconnectError, OAuthError, TokenError
+from apex_creds.model import (
+    ApiKey,
+    Assertion,
+    CredentialInfo,
+    GenericSecret,
+    OAuthToken,
+    Rotation,
+)
 from apex_creds.oauth import Provider, Refresher, Way, connect
 from apex_creds.oauth import refresh as refresh_module
 from apex_creds.oauth.assertions import ACCESS_TOKEN, EXCHANGE, JWT_BEARER
 from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form
+from apex_creds.vault import credential_writes
 from tests.support.worlds import World
 
 pytestmark = pytest.mark.anyio
@@ -257,3 +265,28 @@ async def test_a_principals_token_is_exchanged_for_that_one_only(
     for principal in ("", "bob"):
         with pytest.raises(InvalidInputError, match="somebody else"):
             await connected(world, Way.EXCHANGE, own, principal=principal)
+
+
+async def test_a_subject_that_is_replaced_at_its_provider_is_waited_for(
+    world: World, strict: Strict
+) -> None:
+    """Its value has ended, but another one comes: nobody has to connect again."""
+    vault, now = world.vault, world.clock.time()
+    await vault.put("subject", OAuthToken("subject-token"), expires=now + 60)
+    await connected(world, Way.EXCHANGE, EXCHANGED)
+    info = await vault.get("subject")
+    made = Rotation(rotator="fake:https://api.example.com", since=info.version, changed=now)
+    await credential_writes.edit(
+        vault.store,
+        "oauth_tokens",
+        "subject",
+        credential_writes.Edit(rotation=made),
+        clock=vault.clock,
+    )
+    world.clock.now += 400
+    with pytest.raises(TokenError, match="being replaced") as caught:
+        await Refresher(vault, post=strict.post).ensure("made")
+    assert not isinstance(caught.value, NeedsReconnectError)
+    await vault.edit("subject", expires=world.clock.now + 600)
+    await Refresher(vault, post=strict.post).ensure("made")
+    assert await token_of(world) == "issued-2"
