@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import math
 import shlex
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -364,8 +364,8 @@ class Rotations:
                 await self._note(info, made)
                 self._begun.add(made.attempt)
             else:
-                rotator = self._find(state.rotator)
-                await self._step(record, rotator, step)
+                with _contained():
+                    await self._step(record, self._find(state.rotator), step)
                 if step is RotationStage.FINISH:
                     seconds = self._vault.clock.monotonic() - started
                     instruments.rotated(seconds, "", level="credential")
@@ -397,7 +397,6 @@ class Rotations:
             RotationStage.UNDO: self._undo,
         }[step]
         said: type[ApexCredsError] | None = None
-        cancelled = False
         try:
             async with asyncio.timeout(_STEP_SECONDS):
                 await take(record.info, rotator, task, values)
@@ -405,13 +404,6 @@ class Rotations:
             if not _has_secret(error, (values.current, *values.others, task.admin)):
                 raise
             said = type(error)
-        except (asyncio.CancelledError, BaseExceptionGroup) as error:
-            running = asyncio.current_task()
-            if running is None or running.cancelling() or not _is_cancelled(error):
-                raise
-            cancelled = True  # by the rotator; passed on, it would be tried forever
-        if cancelled:
-            raise RotatorError("The rotator cancelled its own step.", hint="It is tried again.")
         if said is not None:
             raise said("What the rotator says of its failure has a secret in it.")
 
@@ -421,6 +413,8 @@ class Rotations:
         made = await rotator.create(task)
         if made.secret.kind is not info.kind:
             raise RotatorError("The rotator made no value of the credential's kind.")
+        if any(made.secret.parts == each.parts for each in (values.current, *values.others)):
+            raise RotatorError("The rotator made no new value: it gave back one that there is.")
         if made.expires is not None and not self._now < made.expires < math.inf:
             raise RotatorError("The rotator made a value that has ended already.")
         state = plan.created(
@@ -607,11 +601,33 @@ class Rotations:
         return self._vault.clock.monotonic() < until
 
 
-def _is_cancelled(error: BaseException) -> bool:
-    """Whether it is a cancellation, or several that came together."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(map(_is_cancelled, error.exceptions))
-    return isinstance(error, asyncio.CancelledError)
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    """Takes what ends more than a step (a cancellation, an exit) for a failure of the rotator.
+
+    Passed on, it would end a worker, or be tried forever. Not where it comes from outside: the
+    task is cancelled or closed, or somebody pressed Ctrl-C.
+    """
+    task, ended = asyncio.current_task(), ""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if task is None or task.cancelling() or not _runs(task):
+            raise
+        ended = type(error).__name__
+    if ended:
+        raise RotatorError(
+            f"The rotator ended its own step ({ended}).", hint="It is tried again."
+        )
+
+
+def _runs(task: asyncio.Task[object]) -> bool:
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:  # its coroutine is closed, after its loop
+        return False
 
 
 def _has_secret(error: ApexCredsError, values: Iterable[Secret | None]) -> bool:

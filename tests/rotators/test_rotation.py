@@ -14,6 +14,7 @@ from apex_creds.errors import InvalidInputError, RotatorError, RotatorRefusedErr
 from apex_creds.model import ApiKey, RotationStage
 from apex_creds.rotators import Mode, Rotations, configure, registry
 from apex_creds.rotators.plan import MOST_REFUSALS
+from apex_creds.rotators.protocol import Created
 from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.rotation_state import PluginRemoved
 from apex_creds.telemetry import semconv
@@ -113,24 +114,50 @@ async def test_a_provider_that_does_not_answer_is_asked_again(
 
 @MODES
 @pytest.mark.parametrize("step", ["create", "set", "test", "finish"])
-@pytest.mark.parametrize("together", [False, True])
-async def test_a_rotator_that_cancels_itself_has_failed(
-    vault, provider, begin, mode, step, together
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncio.CancelledError(),
+        BaseExceptionGroup("all", [asyncio.CancelledError(), asyncio.CancelledError()]),
+        BaseExceptionGroup("all", [asyncio.CancelledError(), ValueError()]),
+        SystemExit(1),
+        GeneratorExit(),
+        BaseException(),
+    ],
+    ids=repr,
+)
+async def test_a_rotator_that_ends_more_than_its_step_has_failed(
+    vault, provider, begin, mode, step, error
 ):
     rotations = await begin(mode)
 
-    async def cancelled(name):
+    async def ends(name):
         if name == step:
-            one = asyncio.CancelledError()
-            raise BaseExceptionGroup("all", [one, one]) if together else one
+            raise error
 
-    provider.around = cancelled
+    provider.around = ends
     await rotations.ask("key")
     assert await rotations.run_due() == 1
     assert (await vault.get("key")).rotation.outcome == "unreachable"
     provider.around = Provider().around
     assert await Rotations(vault, find=rotations._find).run_due() == 0
     assert provider.valid == {await value(vault)}
+
+
+@MODES
+async def test_a_rotator_that_gives_back_the_old_value_has_failed(
+    vault, provider, begin, mode, monkeypatch
+):
+    async def create(self, task):
+        return Created(secret=task.current)
+
+    monkeypatch.setattr(FakeRotator, "create", create)
+    rotations = await begin(mode)
+    await rotations.ask("key")
+    with pytest.raises(RotatorError, match="no new value"):
+        await rotations.advance("key")
+    assert provider.valid == {FIRST.encode()} == {await value(vault)}
+    assert provider.steps == []
 
 
 async def test_a_plugin_with_a_principal_s_grant_concerns_no_shared_credential(
