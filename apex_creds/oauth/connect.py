@@ -7,26 +7,31 @@ client's secret is a credential of the vault, named and never copied.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
 from apex_creds.errors import (
+    ApexCredsError,
+    CredentialChangedError,
     CredentialExistsError,
     CredentialNotFoundError,
     InvalidInputError,
+    OAuthError,
 )
-from apex_creds.model import Assertion, Connection, CredentialInfo, Origin
+from apex_creds.model import Assertion, Connection, CredentialInfo, Origin, Secret
 from apex_creds.oauth import assertions, flows
 from apex_creds.oauth.endpoints import Client
 from apex_creds.oauth.flows import Show
 from apex_creds.oauth.provider_presets import Provider
 from apex_creds.oauth.refresh import refresher_of
 from apex_creds.vault import Vault
+from apex_creds.vault.lookup import PutItem
 
 
 class Way(StrEnum):
@@ -137,11 +142,20 @@ async def connect(
     now = vault.clock.time()
     connection = msgspec.structs.replace(connection, refreshed=now, attempted=now, outcome="ok")
     token = tokens.secret(at=now, scope=connection.scope)
-    if origins is None and (before is None or not before.origins):
-        origins = map(Origin.parse, provider.origins)
-    info = await vault.put(
-        name, token, origins=origins, connection=connection, principal=principal
+    item = PutItem(
+        name=name,
+        secret=token,
+        origins=None if origins is None else tuple(origins),
+        connection=connection,
+        principal=principal,
     )
+    try:
+        info = await _stored(vault, item, provider)
+    except ApexCredsError:
+        if before is None and provider.revocation_endpoint:  # else that might end it, too
+            with contextlib.suppress(OAuthError):
+                await _revoke(provider.revocation_endpoint, client, token)
+        raise
     return Connected(info=info, renewable=way in _GRANTS or bool(tokens.refresh))
 
 
@@ -154,29 +168,50 @@ async def disconnect(vault: Vault, name: str, *, principal: str = "") -> bool:
     Raises:
         CredentialNotFoundError: There is no credential of that name.
         InvalidInputError: It is not connected.
+        TokenError: Another process has been renewing the token for a minute.
         OAuthError: The provider did not revoke them; nothing was deleted.
     """
     info = await vault.get(name, principal=principal)
-    connection = info.connection
-    if connection is None:
+    if info.connection is None:
         raise InvalidInputError(
             f"{name!r} is not connected to a provider.",
             hint=f"To delete it: apex-creds rm {name}",
         )
-    revoked = False
-    if connection.revocation_endpoint:
-        secret = await _client_secret(vault, connection.client_secret, action="disconnect")
-        client = Client(id=connection.client_id, auth=connection.client_auth, secret=secret)
-        async with vault.open(name, action="disconnect", principal=principal) as opened:
-            tokens = {part: bytes(opened.view(part)).decode() for part in opened.names}
-        for part in ("refresh", "access"):  # that of the first ends, as a rule, the others, too
-            if tokens.get(part):
-                await flows.revoke(
-                    connection.revocation_endpoint, tokens[part], client, hint=f"{part}_token"
-                )
-        revoked = True
-    await vault.delete(name, principal=principal)
-    return revoked
+    # A refresh that is under way would store tokens that nobody had revoked.
+    async with refresher_of(vault).alone(info) as info:
+        connection = info.connection
+        if connection is not None and connection.revocation_endpoint:
+            await _revoke_all(vault, info, connection)
+        await vault.delete(name, principal=principal)
+    return connection is not None and bool(connection.revocation_endpoint)
+
+
+async def _revoke_all(vault: Vault, info: CredentialInfo, connection: Connection) -> None:
+    secret = await _client_secret(vault, connection.client_secret, action="disconnect")
+    client = Client(id=connection.client_id, auth=connection.client_auth, secret=secret)
+    async with vault.open(info.name, action="disconnect", principal=info.principal) as opened:
+        found = Secret(info.kind, {part: bytes(opened.view(part)) for part in opened.names})
+    await _revoke(connection.revocation_endpoint, client, found)
+
+
+async def _revoke(endpoint: str, client: Client, token: Secret) -> None:
+    for part in ("refresh", "access"):  # that of the first ends, as a rule, the others, too
+        if value := token.parts.get(part):
+            await flows.revoke(endpoint, value.decode(), client, hint=f"{part}_token")
+
+
+async def _stored(vault: Vault, item: PutItem, provider: Provider) -> CredentialInfo:
+    """Stores a token, under a name that may be another credential's by now."""
+    while True:
+        before = await _connected_before(vault, item.name, provider, principal=item.principal)
+        origins = item.origins
+        if origins is None and (before is None or not before.origins):
+            origins = tuple(map(Origin.parse, provider.origins))
+        replaces = 0 if before is None else before.version
+        with contextlib.suppress(CredentialChangedError):
+            made = replace(item, origins=origins, replaces=replaces)
+            return (await vault.put_many([made]))[0]
+        await vault.refresh()
 
 
 async def _connected_before(

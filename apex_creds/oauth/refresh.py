@@ -18,8 +18,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import zlib
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
@@ -47,7 +46,7 @@ from apex_creds.model import Connection, ConnectionState, CredentialInfo, key_of
 from apex_creds.oauth import assertions, endpoints
 from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form, Tokens, is_final, parse_tokens
-from apex_creds.storage.base import Leads
+from apex_creds.storage.base import Leadership, Leads
 from apex_creds.vault import Opened, Vault
 
 Post = Callable[[str, Form, Client], Awaitable[Answer]]
@@ -185,16 +184,13 @@ class Refresher:
         self, info: CredentialInfo, needed: Callable[[CredentialInfo, float], bool]
     ) -> CredentialInfo:
         """As the only one of all processes, or after another has done it."""
-        storage, clock = self._vault.store.storage, self._vault.clock
-        deadline = clock.monotonic() + _PATIENCE
+        deadline = self._vault.clock.monotonic() + _PATIENCE
         while True:
             info = await self._again(info)
             if not needed(info, self._vault.ends.now()):
                 return info
-            with suppress(CredentialChangedError):  # by a person: that one is used
-                if not isinstance(storage, Leads):
-                    return await run_to_completion(self._renewed(info))
-                async with storage.leader(f"refresh_{info.id}") as lead:
+            with contextlib.suppress(CredentialChangedError):  # by a person: that one is used
+                async with self._leads(info) as lead:
                     if lead:
                         await self._vault.refresh()
                         info = await self._again(info)
@@ -202,13 +198,42 @@ class Refresher:
                             return info
                         # Cancelled between answer and commit, it would lose the new token.
                         return await run_to_completion(self._renewed(info))
-            if clock.monotonic() > deadline:
-                raise TokenError(
-                    "Another process has been renewing the token for a minute.",
-                    hint="Try again; see: apex-creds list",
-                )
-            await anyio.sleep(_POLL)
-            await self._vault.refresh()
+            await self._wait(deadline)
+
+    @contextlib.asynccontextmanager
+    async def alone(self, info: CredentialInfo) -> AsyncIterator[CredentialInfo]:
+        """A token as it is while nobody renews it, in any process, until the end of the block.
+
+        Raises:
+            TokenError: Another process has been renewing it for a minute.
+            CredentialNotFoundError: There is none of that name any more.
+        """
+        deadline = self._vault.clock.monotonic() + _PATIENCE
+        while True:
+            async with self._leads(info) as lead:
+                if lead:
+                    await self._vault.refresh()
+                    yield await self._again(info)
+                    return
+            await self._wait(deadline)
+
+    @contextlib.asynccontextmanager
+    async def _leads(self, info: CredentialInfo) -> AsyncIterator[Leadership]:
+        storage = self._vault.store.storage
+        if not isinstance(storage, Leads):
+            yield Leadership(held=True)
+            return
+        async with storage.leader(f"refresh_{info.id}") as lead:
+            yield lead
+
+    async def _wait(self, deadline: float) -> None:
+        if self._vault.clock.monotonic() > deadline:
+            raise TokenError(
+                "Another process has been renewing the token for a minute.",
+                hint="Try again; see: apex-creds list",
+            )
+        await anyio.sleep(_POLL)
+        await self._vault.refresh()
 
     async def _again(self, info: CredentialInfo) -> CredentialInfo:
         return await self._vault.get(info.name, principal=info.principal)

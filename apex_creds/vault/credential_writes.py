@@ -299,8 +299,8 @@ async def finish_removals(store: DocumentStore, *, clock: Clock) -> bool | None:
 
 
 def _check_version(name: str, info: CredentialInfo | None, version: int | None) -> None:
-    """Compare-and-set: refuses what another writer has replaced meanwhile."""
-    if version is not None and (info is None or info.version != version):
+    """Compare-and-set: refuses what another writer has replaced meanwhile; 0: has put there."""
+    if version is not None and (0 if info is None else info.version) != version:
         raise CredentialChangedError(
             f"{name!r} was changed meanwhile.", hint="Read it again, then decide."
         )

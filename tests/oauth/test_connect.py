@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 
@@ -9,9 +10,10 @@ import httpx
 import pytest
 
 from apex_creds.errors import CredentialExistsError, InvalidInputError, OAuthError
-from apex_creds.model import ApiKey, ConnectionState, Origin
+from apex_creds.model import ApiKey, ConnectionState, OAuthToken, Origin
 from apex_creds.oauth import Provider, Way, connect, disconnect, flows
 from apex_creds.oauth.endpoints import Client
+from apex_creds.storage.base import Leads
 from tests.support.oidc import Server, person
 from tests.support.worlds import World
 
@@ -28,6 +30,19 @@ def somebody(says: str = "yes") -> Callable[[str], None]:
         threading.Thread(target=person, args=(url,), kwargs={"says": says}, daemon=True).start()
 
     return show
+
+
+@pytest.fixture
+def revoked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tokens that the server was asked to revoke."""
+    tokens, real = list[str](), flows.revoke
+
+    async def revoke(endpoint: str, token: str, client: Client, *, hint: str) -> None:
+        tokens.append(token)
+        await real(endpoint, token, client, hint=hint)
+
+    monkeypatch.setattr(flows, "revoke", revoke)
+    return tokens
 
 
 @pytest.mark.parametrize("way", [Way.BROWSER, Way.DEVICE])
@@ -138,3 +153,61 @@ async def test_tokens_are_revoked_at_the_server(
     form = {"grant_type": "refresh_token", "refresh_token": refresh, "client_id": "desk"}
     answer = httpx.post(f"{server.issuer}/token", data=form, trust_env=False)
     assert answer.json()["error"] == "invalid_grant"
+
+
+async def test_what_is_stored_meanwhile_under_the_name_stays(
+    world: World, provider: Provider, revoked: list[str]
+) -> None:
+    """A person has minutes to say yes; the token that nobody keeps is revoked."""
+    allow, loop = somebody(), asyncio.get_running_loop()
+    put = world.vault.put("mail", ApiKey("somebody-else's"))
+
+    def show(url: str) -> None:
+        def store_then_allow() -> None:
+            asyncio.run_coroutine_threadsafe(put, loop).result()
+            allow(url)
+
+        threading.Thread(target=store_then_allow, daemon=True).start()
+
+    with pytest.raises(CredentialExistsError):
+        await connect(world.vault, "mail", provider, client_id="desk", scope=SCOPE, show=show)
+    async with world.vault.open("mail") as opened:
+        assert bytes(opened.view()) == b"somebody-else's"
+    assert len(revoked) == 2
+
+
+async def test_what_a_refresh_stores_meanwhile_is_revoked(
+    world: World, provider: Provider, revoked: list[str]
+) -> None:
+    made = await connect(
+        world.vault, "mail", provider, client_id="desk", scope=SCOPE, show=somebody()
+    )
+    storage, connection = world.vault.store.storage, made.info.connection
+    assert isinstance(storage, Leads)
+    assert connection is not None
+    async with storage.leader(f"refresh_{made.info.id}") as lead:
+        assert lead
+        ending = asyncio.create_task(disconnect(world.vault, "mail"))
+        await asyncio.sleep(0)
+        new = OAuthToken("new-access", refresh_token="new-refresh")
+        await world.vault.renew(made.info, new, connection=connection)
+    assert await ending
+    assert revoked == ["new-refresh", "new-access"]
+
+
+async def test_nobody_refreshes_what_is_being_revoked(
+    world: World, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await connect(
+        world.vault, "mail", provider, client_id="desk", scope=SCOPE, show=somebody()
+    )
+    storage, seen = world.vault.store.storage, []
+    assert isinstance(storage, Leads)
+
+    async def revoke(*_: object, hint: str) -> None:
+        async with storage.leader(f"refresh_{made.info.id}") as lead:
+            seen.append((hint, bool(lead)))
+
+    monkeypatch.setattr(flows, "revoke", revoke)
+    await disconnect(world.vault, "mail")
+    assert seen == [("refresh_token", False), ("access_token", False)]
