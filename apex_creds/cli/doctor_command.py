@@ -29,7 +29,7 @@ from apex_creds.documents.keystore import root_header
 from apex_creds.errors import ApexCredsError, IsolationUnavailableError, StorageError
 from apex_creds.fs import private_files
 from apex_creds.fs.home import AUDIT, CREDENTIALS, SECURITY, audit_directory
-from apex_creds.isolation import sandbox
+from apex_creds.isolation import control_groups, sandbox
 from apex_creds.keys import KeyState, MasterKeyProvider
 from apex_creds.keys.os_keyring import KeyringProvider
 from apex_creds.model import SECTION_NAMES
@@ -316,7 +316,12 @@ def _machine(latest: float) -> Iterator[Check]:
     try:
         program = sandbox.bubblewrap()
         works = f"{program} with namespaces and a filter of system calls works"
-        yield _ok(name, works)
+        if control_groups.is_needed() and control_groups.parent() is None:
+            works += ", but nothing counts the processes behind it: this is root"
+            fix = "Run as an ordinary user, or give root a control group that it can write."
+            yield _warning(name, works, fix)
+        else:
+            yield _ok(name, works)
     except IsolationUnavailableError as error:
         yield _warning(name, f"none: {error.message}", error.hint)
 

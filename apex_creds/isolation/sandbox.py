@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -30,10 +31,11 @@ import apex_creds
 from apex_creds.concurrency import BACKGROUND
 from apex_creds.errors import IsolationError, IsolationUnavailableError
 from apex_creds.fs.home import guarded_at
-from apex_creds.isolation import launcher, seccomp
+from apex_creds.isolation import control_groups, launcher, seccomp
 
 START_WITHIN: Final = 30.0
 """Seconds for bubblewrap and the launcher; a machine under load takes them."""
+_END_WITHIN: Final = 5.0
 MiB: Final = 1024 * 1024
 HOME: Final = "/home/plugin"
 """Of what runs behind the wall: in memory, private, gone with it."""
@@ -66,7 +68,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
             for them there is ``data``).
         data: Bytes of private memory that can be written; None: no limit.
         processes: Processes and threads at once, of all behind this wall. The kernel does not
-            count those of root: run the runtime as an ordinary user.
+            count those of root: for root it is a control group, where one can be made.
         files: Open descriptors.
         file_size: Bytes of a file.
         cpu: Seconds of processor time; None: no limit.
@@ -102,26 +104,48 @@ class Walled(NamedTuple):
         process: Bubblewrap's; the command is its grandchild, and its exit status its own.
             Killing it ends everything behind the wall.
         listeners: The sockets that listen in there, in the order in which they were asked for.
+        group: That counts its processes; None: the kernel does, or nobody.
     """
 
     process: subprocess.Popen[bytes]
     listeners: tuple[socket.socket, ...]
+    group: Path | None = None
 
     def close(self) -> None:
         """Ends everything behind the wall, and waits for that; idempotent."""
         for listener in self.listeners:
             listener.close()
-        self.process.kill()
-        self.process.wait()
+        _end(self.process)
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
+        if self.group is not None:
+            control_groups.remove(self.group)
 
 
-def _unwanted(spawning: asyncio.Future[subprocess.Popen[bytes]]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends bubblewrap by its child, which it collects.
+
+    The child would wait for ever for one that is killed before it has told it to begin.
+    """
+    pid = process.pid
+    with suppress(OSError, subprocess.TimeoutExpired):
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
+        if children:
+            process.send_signal(signal.SIGCONT)
+            process.wait(_END_WITHIN)
+    process.kill()
+    process.wait()
+
+
+def _unwanted(spawning: asyncio.Future[Walled]) -> None:
     """Ends what was started for somebody who has been cancelled meanwhile."""
     if not spawning.cancelled() and spawning.exception() is None:
-        Walled(spawning.result(), ()).close()
+        spawning.result().close()
 
 
 class Wall(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,7 +201,7 @@ class Wall(msgspec.Struct, frozen=True, kw_only=True):
 
         control, theirs = socket.socketpair()
 
-        async def spawn() -> subprocess.Popen[bytes]:
+        async def spawn() -> Walled:
             with closing(theirs):  # by the thread that uses its number
                 return self._spawn(program, theirs.fileno(), (stdin, stdout, stderr))
 
@@ -185,7 +209,7 @@ class Wall(msgspec.Struct, frozen=True, kw_only=True):
             # The kernel ends it with the *thread* that started it: one that stays.
             spawning = asyncio.ensure_future(BACKGROUND.run(spawn))
             try:
-                process = await asyncio.shield(spawning)
+                walled = await asyncio.shield(spawning)
             except asyncio.CancelledError:
                 spawning.add_done_callback(_unwanted)
                 raise
@@ -194,19 +218,24 @@ class Wall(msgspec.Struct, frozen=True, kw_only=True):
                     _arrived, control, self._asked(), len(self.listen)
                 )
             except BaseException:
-                Walled(process, ()).close()
+                walled.close()
                 raise
-        return Walled(process, listeners)
+        return walled._replace(listeners=listeners)
 
     def _spawn(
         self, program: str, control: int, streams: tuple[int | IO[bytes] | None, ...]
-    ) -> subprocess.Popen[bytes]:
+    ) -> Walled:
+        group = None
+        if control_groups.is_needed():
+            group = control_groups.make(self.limits.processes)
         with ExitStack() as stack:
             words, inherited = self._words(stack, program)
+            if group is not None:
+                words = [*control_groups.JOIN, str(group), *words]
             python = os.path.realpath(sys.executable)  # needs no environment to be found
             words += ["--", python, "-I", "-S", launcher.__file__, str(control)]
             try:
-                return subprocess.Popen(
+                process = subprocess.Popen(
                     words,
                     stdin=streams[0],
                     stdout=streams[1],
@@ -214,7 +243,10 @@ class Wall(msgspec.Struct, frozen=True, kw_only=True):
                     env=self._variables(),
                     pass_fds=[control, *inherited, *self.descriptors],
                 )
+                return Walled(process, (), group)
             except OSError as error:
+                if group is not None:
+                    control_groups.remove(group)
                 raise IsolationUnavailableError(
                     f"Bubblewrap could not be started: {error.strerror}.", hint=_INSTALL
                 ) from None

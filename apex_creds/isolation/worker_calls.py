@@ -10,8 +10,9 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -25,6 +26,8 @@ from apex_creds.isolation.frames import (
 )
 
 T = TypeVar("T")
+USED_UP: Final = 75
+"""Exit status of a worker that can't begin a call any more."""
 
 
 async def invoked(
@@ -51,7 +54,10 @@ async def invoked(
 async def in_thread(function: Callable[..., T], *args: object, **kwargs: object) -> T:
     """Calls it in a thread, which can't be stopped: a cancellation comes after its end."""
     work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
-    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        future = asyncio.get_running_loop().run_in_executor(None, work)
+    except RuntimeError:  # there can be no further thread, because of earlier calls
+        os._exit(USED_UP)
     cancelled = False
     while not future.done():
         try:

@@ -43,6 +43,7 @@ from apex_creds.isolation.invocations import Held
 from apex_creds.isolation.placeholders import Placeholders
 from apex_creds.isolation.programs import serve, sockets_of, way_out
 from apex_creds.isolation.sandbox import Limits, Wall, Walled, packages
+from apex_creds.isolation.worker_calls import USED_UP
 from apex_creds.leases.handle import CredentialHandle
 from apex_creds.leases.lease import Invocation
 
@@ -303,7 +304,10 @@ class Worker:
         if not why:
             with suppress(TimeoutError):
                 status = await asyncio.wait_for(asyncio.shield(self.status), 5.0)
-                why = f"exit status {status}" if status >= 0 else _signal(-status)
+                if status == USED_UP:
+                    why = "earlier calls in it have used up its threads"
+                else:
+                    why = f"exit status {status}" if status >= 0 else _signal(-status)
         raise WorkerEndedError(
             f"The process of plugin {self.plugin} has ended{f': {why}' if why else ''}.",
             hint="Call it again: a new one is started. Its limits are the runner's.",

@@ -108,10 +108,16 @@ def test_doctor_without_a_vault(bare):
 
 
 def test_doctor_says_that_there_is_no_wall_and_what_to_do(bare, monkeypatch):
-    from apex_creds.isolation import sandbox
+    from apex_creds.isolation import control_groups, sandbox
 
     sandbox.bubblewrap.cache_clear()
+    monkeypatch.setattr(control_groups, "parent", lambda: Path("/"))
     assert ("isolation", "ok") in states(bare("doctor", "--json"))
+    monkeypatch.setattr(control_groups, "is_needed", lambda: True)
+    monkeypatch.setattr(control_groups, "parent", lambda: None)
+    done = bare("doctor", "--json")
+    assert ("isolation", "warning") in states(done)
+    assert "control group" in done.out
     sandbox.bubblewrap.cache_clear()
     monkeypatch.setattr(sandbox.shutil, "which", lambda *_, **__: None)
     done = bare("doctor", "--json")

@@ -16,8 +16,8 @@ import pytest
 
 from apex_creds.errors import IsolationError, IsolationUnavailableError
 from apex_creds.fs.home import _GUARDED
-from apex_creds.isolation import sandbox, seccomp
-from apex_creds.isolation.sandbox import Limits, MiB, Wall
+from apex_creds.isolation import control_groups, sandbox, seccomp
+from apex_creds.isolation.sandbox import Limits, MiB, Wall, Walled
 from tests.support.worlds import world_in
 
 pytestmark = pytest.mark.anyio
@@ -256,6 +256,36 @@ class TestLimits:
     async def test_no_core_file(self) -> None:
         assert (await said("import resource; print(resource.getrlimit(4))")).strip() == "(0, 0)"
 
+    async def test_processes_also_of_root(self) -> None:
+        """Wherever a control group can be made; ``doctor`` says where it can't."""
+        bomb = """
+import os, signal
+children = []
+try:
+    while len(children) < 500:
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        children.append(child)
+except OSError as error:
+    print(error.strerror, len(children) < 40)
+"""
+        assert await said(bomb, limits=Limits(processes=40)) == (
+            "Resource temporarily unavailable True\n"
+        )
+
+    async def test_a_group_is_gone_with_its_wall_and_one_that_was_left_with_the_next(
+        self, monkeypatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(control_groups, "parent", lambda: tmp_path)
+        ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout
+        left, other = tmp_path / f"apex-creds-{ended.strip()}-1", tmp_path / "apex-creds-1-1"
+        left.mkdir()
+        other.mkdir()
+        made = control_groups.make(7)
+        assert (made / "pids.max").read_text() == "7"
+        assert (left.exists(), other.exists()) == (False, True)
+
 
 class TestRefusals:
     async def test_no_folder_that_is_more_than_a_plugin_s(self) -> None:
@@ -338,7 +368,7 @@ async def test_who_is_cancelled_while_it_starts_leaves_no_process_and_no_number(
     begun, gate, made = threading.Event(), threading.Event(), []
     spawn = Wall._spawn
 
-    def late(wall: Wall, program: str, control: int, streams: tuple) -> subprocess.Popen[bytes]:
+    def late(wall: Wall, program: str, control: int, streams: tuple) -> Walled:
         begun.set()
         gate.wait()
         os.fstat(control)
@@ -351,6 +381,20 @@ async def test_who_is_cancelled_while_it_starts_leaves_no_process_and_no_number(
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     gate.set()
-    while not made or made[0].returncode is None:
+    while not made or made[0].process.returncode is None:
         await asyncio.sleep(0)
-    assert made[0].returncode == -9
+    assert made[0].process.returncode in (-9, 137)
+
+
+@pytest.mark.parametrize("late", range(0, 40, 2))
+async def test_one_that_is_ended_while_it_begins_leaves_no_child(late: int) -> None:
+    """Bubblewrap's child waits for its parent for ever, also for one that was killed."""
+    wall, (control, theirs) = Wall(command=["sleep", "1000"]), socket.socketpair()
+    control.settimeout(300)
+    with control, theirs:
+        walled = wall._spawn(sandbox.bubblewrap(), theirs.fileno(), (None, None, None))
+        for _ in range(late * 1000):  # at some moment of its start
+            os.getppid()
+        walled.close()
+        theirs.close()
+        assert control.recv(1) == b"", "nobody has the other end any more"
