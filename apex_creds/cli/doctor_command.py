@@ -312,18 +312,7 @@ def _machine(latest: float) -> Iterator[Check]:
             "Set ulimit -c 0 where the runtime is started.",
         )
 
-    name = "isolation"  # there is one wall, and no weaker one
-    try:
-        program = sandbox.bubblewrap()
-        works = f"{program} with namespaces and a filter of system calls works"
-        if control_groups.is_needed() and control_groups.parent() is None:
-            works += ", but nothing counts the processes behind it: this is root"
-            fix = "Run as an ordinary user, or give root a control group that it can write."
-            yield _warning(name, works, fix)
-        else:
-            yield _ok(name, works)
-    except IsolationUnavailableError as error:
-        yield _warning(name, f"none: {error.message}", error.hint)
+    yield _wall()
 
     libraries = ", ".join(f"{library} {number}" for library, number in versions().items())
     yield _ok("cryptography", libraries)  # SECURITY.md says when to update them
@@ -336,3 +325,18 @@ def _machine(latest: float) -> Iterator[Check]:
         yield _failure(name, f"it is {latest - now:.0f} s behind the vault's last event", fix)
     else:
         yield _ok(name, f"{show_time(now)}, not before anything that the vault has seen")
+
+
+def _wall() -> Check:
+    """Whether plugins can run isolated here; there is one wall, and no weaker one."""
+    name = "isolation"
+    try:
+        program = sandbox.bubblewrap()
+    except IsolationUnavailableError as error:
+        return _warning(name, f"none: {error.message}", error.hint)
+    works = f"{program} with namespaces and a filter of system calls works"
+    if control_groups.is_needed() and control_groups.parent() is None:
+        works += ", but nothing counts the processes behind it: this is root"
+        fix = "Run as an ordinary user, or give root a control group that it can write."
+        return _warning(name, works, fix)
+    return _ok(name, works)

@@ -225,11 +225,11 @@ class Wall(msgspec.Struct, frozen=True, kw_only=True):
     def _spawn(
         self, program: str, control: int, streams: tuple[int | IO[bytes] | None, ...]
     ) -> Walled:
-        group = None
-        if control_groups.is_needed():
-            group = control_groups.make(self.limits.processes)
         with ExitStack() as stack:
             words, inherited = self._words(stack, program)
+            group = None
+            if control_groups.is_needed():
+                group = control_groups.make(self.limits.processes)
             if group is not None:
                 words = [*control_groups.JOIN, str(group), *words]
             python = os.path.realpath(sys.executable)  # needs no environment to be found

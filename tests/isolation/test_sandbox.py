@@ -295,6 +295,8 @@ class TestRefusals:
         ):
             with pytest.raises(IsolationError):
                 await Wall(command=["true"], folders=[Path(folder)]).start()
+        groups = control_groups.parent()
+        assert groups is None or not [*groups.glob(f"apex-creds-{os.getpid()}-*")]
 
     async def test_no_folder_that_the_home_is_somewhere_in(
         self, monkeypatch, tmp_path: Path
