@@ -11,14 +11,19 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apex_creds.crypto import sodium
+
+if TYPE_CHECKING:
+    from tests.support.vendor import Vendor
+    from tests.support.worlds import World
 
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("whole", deadline=None)
@@ -160,6 +165,24 @@ def _quick_argon2id(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
             "argon2id",
             lambda words, salt, _passes, _memory: stretch(words, salt, 1, 8192),
         )
+
+
+@pytest.fixture
+async def world(tmp_path: Path, anyio_backend: str) -> AsyncIterator[World]:
+    """A vault, a middleware and plugins to call."""
+    from tests.support.worlds import world_in
+
+    async with world_in(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Vendor]:
+    """A vendor's server that insists on a credential."""
+    from tests.support.vendor import vendor
+
+    async with vendor() as made:
+        yield made
 
 
 @pytest.fixture

@@ -104,22 +104,25 @@ class SecondFactorGate:
             async with self._one_at_a_time.held(one):
                 if self._window and await self._factors.passed(subject, since=self._since()):
                     return
-                if not await self._factors.enrolled(subject.principal):
-                    raise SecondFactorError(
-                        "A second factor is needed, and there is none.",
-                        hint="Enrol one: apex-creds factor enrol",
-                    )
-                # One that another process showed; one that was shown before does not count.
-                take = self._factors.passed if self._window else self._factors.claim
-                while not await take(subject, since=began):
-                    if self._ask is not None:
-                        await self._prompt(subject, self._ask)
-                        return
-                    await anyio.sleep(_PERIOD)
+                await self._show(subject, began)
                 return
         raise SecondFactorError(
             "No second factor was shown in time.", hint="Ask again when somebody is there."
         )
+
+    async def _show(self, subject: Subject, began: float) -> None:
+        if not await self._factors.enrolled(subject.principal):
+            raise SecondFactorError(
+                "A second factor is needed, and there is none.",
+                hint="Enrol one: apex-creds factor enrol",
+            )
+        # One that another process showed; one that was shown before does not count.
+        take = self._factors.passed if self._window else self._factors.claim
+        while not await take(subject, since=began):
+            if self._ask is not None:
+                await self._prompt(subject, self._ask)
+                return
+            await anyio.sleep(_PERIOD)
 
     async def _prompt(self, subject: Subject, ask: Ask) -> None:
         why = ""

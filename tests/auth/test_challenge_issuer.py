@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,24 +20,13 @@ from apex_creds.errors import (
     NotFoundError,
 )
 from apex_creds.vault import Vault
-from tests.support.clocks import TwoClocks
-from tests.support.vaults import FakeClock, create, home_in
+from tests.support.clocks import FakeClock, TwoClocks
+from tests.support.vaults import create, home_in
 
 pytestmark = pytest.mark.anyio
 
 SUBJECT = Subject(plugin="p", credential="c", scopes=("read",), action="run")
 ALLOW = challenge.expecting(credential="c", plugin="p", scopes=["read"])
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-async def vault(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Vault]:
-    async with await create(tmp_path, clock=clock) as vault:
-        yield vault
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gc
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
@@ -35,7 +34,8 @@ from apex_creds.errors import (
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey
 from apex_creds.vault import Vault
-from tests.support.vaults import FakeClock, create, home_in, values
+from tests.support.clocks import FakeClock
+from tests.support.vaults import home_in, values
 
 pytestmark = pytest.mark.anyio
 
@@ -56,17 +56,6 @@ class App:
     def wrong(self) -> str:
         near = {self.code(away) for away in range(-3, 4)}
         return next(c for c in ("918273", "645981", "370516") if c not in near)
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-async def vault(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Vault]:
-    async with await create(tmp_path, clock=clock) as vault:
-        yield vault
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from apex_creds.auth.enrolment import Factors
 from apex_creds.auth.second_factor import Subject
 from apex_creds.auth.totp import code_at
 from apex_creds.errors import ChallengeError, SecondFactorError
-from tests.support.vaults import FakeClock, create, home_in
+from tests.support.clocks import FakeClock
+from tests.support.vaults import create, home_in
 
 pytestmark = pytest.mark.anyio
 

@@ -17,37 +17,11 @@ from apex_creds.auth.step_up import (
     SecondFactorGate,
     answering,
 )
-from apex_creds.auth.totp import code_at
 from apex_creds.errors import ChallengeError, LockedOutError, SecondFactorError
-from tests.support.vaults import FakeClock, create
 
 pytestmark = pytest.mark.anyio
 
 SUBJECT = Subject(plugin="p", credential="c")
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def vault(tmp_path, clock):
-    async with await create(tmp_path, clock=clock) as vault:
-        yield vault
-
-
-@pytest.fixture
-async def factors(vault, clock):
-    made = Factors(vault)
-    with made.begin("phone") as new:
-        await made.confirm(new, code_at(new.seed, settings=new.settings, now=clock.now))
-    return made
-
-
-@pytest.fixture
-async def codes(factors):
-    return await factors.new_recovery_codes()
 
 
 class Person:

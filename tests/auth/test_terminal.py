@@ -11,7 +11,6 @@ from apex_creds.auth.enrolment import Factors
 from apex_creds.auth.second_factor import Subject
 from apex_creds.auth.terminal import TerminalAsk
 from apex_creds.errors import SecondFactorError
-from tests.auth.test_step_up import clock, codes, factors, vault  # noqa: F401 - fixtures
 from tests.support.terminals import Terminal
 from tests.support.vaults import REPOSITORY, home_in
 
@@ -63,7 +62,7 @@ class Gate(Terminal):
         )
 
 
-async def test_a_code_is_typed_without_echo(codes, tmp_path):  # noqa: F811
+async def test_a_code_is_typed_without_echo(codes, tmp_path):
     asked = Gate(home_in(tmp_path)).expect("Code, or Enter to refuse (not shown): ")
     assert "wants to use 'c'" in asked.screen
     assert "\x1b" not in asked.screen
@@ -76,13 +75,13 @@ async def test_a_code_is_typed_without_echo(codes, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("typed", ["\n", "\x04"])
-async def test_enter_is_a_refusal(factors, tmp_path, typed):  # noqa: F811
+async def test_enter_is_a_refusal(factors, tmp_path, typed):
     asked = Gate(home_in(tmp_path)).expect("Code, or Enter").type(typed)
     asked.expect("refused: No second factor was given.").expect("echo is True")
     assert asked.end() == 0
 
 
-async def test_at_the_deadline_the_terminal_is_as_it_was(factors, tmp_path):  # noqa: F811
+async def test_at_the_deadline_the_terminal_is_as_it_was(factors, tmp_path):
     asked = Gate(home_in(tmp_path)).expect("Code, or Enter")
     assert not asked.echoes()
     # A busy kernel may take this in, and echo it, when the terminal is as it was already.
@@ -97,7 +96,7 @@ async def test_without_a_terminal_it_is_a_refusal(path):
         await TerminalAsk(path)(Subject(plugin="p", credential="c"), "")
 
 
-async def test_the_factor_that_was_typed_is_used_up(codes, tmp_path, vault):  # noqa: F811
+async def test_the_factor_that_was_typed_is_used_up(codes, tmp_path, vault):
     asked = Gate(home_in(tmp_path)).expect("Code, or Enter").type(codes[0] + "\n")
     assert asked.expect("let through").end() == 0
     with pytest.raises(SecondFactorError):

@@ -30,7 +30,8 @@ from apex_creds.storage.file_storage import FileStorage
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import create, credential_writes
 from apex_creds.vault.lookup import PutItem
-from tests.support.vaults import FakeClock, NoNote
+from tests.support.clocks import FakeClock
+from tests.support.vaults import NoNote
 
 pytestmark = pytest.mark.anyio
 

@@ -39,7 +39,7 @@ from apex_creds.policy.consent import CallbackConsent, Choice, ConsentAnswer, Co
 from apex_creds.policy.decide import UNVERIFIED
 from apex_creds.policy.manifest import Access, Manifest, Need, parse_manifest
 from apex_creds.vault import Vault
-from tests.support.worlds import FakeClock
+from tests.support.clocks import FakeClock
 
 NAMES = ("a", "b")
 SCOPES = ("read", "write")

@@ -22,8 +22,9 @@ from apex_creds.policy import rate_limits
 from apex_creds.policy.consent import Choice, ConsentAnswer, ConsentRequest
 from apex_creds.scheduler.rotation_state import DenialsExceeded
 from apex_creds.scheduler.worker import RotationWorker
+from tests.support.clocks import FakeClock
 from tests.support.loops import WITHIN, Running, running, threads
-from tests.support.worlds import FakeClock, manifest_for
+from tests.support.worlds import manifest_for
 
 pytestmark = pytest.mark.filterwarnings(
     # A loop that is closed as it is leaves its tasks behind: that is what is tried here.

@@ -230,7 +230,7 @@ async def test_a_hard_link_is_not_overwritten(vault: Vault, place: Path) -> None
 
 
 async def test_after_a_period_that_was_confirmed_it_is_erased(place: Path, master: str) -> None:
-    from tests.support.vaults import FakeClock
+    from tests.support.clocks import FakeClock
 
     clock = FakeClock()
     async with await Vault.create(place / "v", master=master, clock=clock) as vault:

@@ -1,16 +1,14 @@
-"""One authorization server for all tests of the folder; a world for each."""
+"""One authorization server for all tests of the folder."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from apex_creds.oauth import provider_presets as providers
 from apex_creds.oauth.provider_presets import Provider
 from tests.support.oidc import Server, authorization_server
-from tests.support.worlds import World, world_in
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +20,3 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 async def provider(server: Server) -> Provider:
     return await providers.find(server.issuer)
-
-
-@pytest.fixture
-async def world(tmp_path: Path, anyio_backend: str) -> AsyncIterator[World]:
-    async with world_in(tmp_path) as made:
-        yield made

@@ -16,9 +16,10 @@ from apex_creds.rotators.rotation import rotations_of
 from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.worker import next_fire
 from apex_creds.vault import Vault
+from tests.support.clocks import FakeClock
 from tests.support.github import PEM, github_app
 from tests.support.rotators import parts_of, rotate
-from tests.support.vaults import FakeClock, create, home_in, start, together
+from tests.support.vaults import create, home_in, start, together
 from tests.support.worlds import world_in
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]

@@ -18,6 +18,7 @@ from apex_creds.rotators.protocol import Created
 from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.rotation_state import PluginRemoved
 from apex_creds.telemetry import semconv
+from tests.support.clocks import FakeClock
 from tests.support.fake_rotator import (
     ORIGIN,
     URI,
@@ -28,7 +29,7 @@ from tests.support.fake_rotator import (
 )
 from tests.support.recording import recording
 from tests.support.rotators import parts_of
-from tests.support.vaults import FakeClock, create
+from tests.support.vaults import create
 
 pytestmark = pytest.mark.anyio
 FIRST = "first-value-of-the-key"

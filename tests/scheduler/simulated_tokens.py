@@ -29,7 +29,7 @@ from apex_creds.oauth.messages import Form
 from apex_creds.oauth.refresh import Refresher, needs_person
 from apex_creds.vault import credential_writes
 from apex_creds.vault.lookup import Opened, PutItem
-from tests.support.vaults import FakeClock
+from tests.support.clocks import FakeClock
 
 SECTION = "oauth_tokens"
 NAME = "calendar"

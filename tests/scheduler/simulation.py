@@ -72,8 +72,9 @@ from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import create, credential_writes
 from apex_creds.vault.lookup import Facts, Opened, PutItem
 from tests.scheduler.simulated_tokens import Server, Tokens
+from tests.support.clocks import FakeClock
 from tests.support.fake_rotator import FakeRotator, Provider
-from tests.support.vaults import FakeClock, NoNote
+from tests.support.vaults import NoNote
 
 _FIRST = b"the first value"
 _PENDING = "pending_value"

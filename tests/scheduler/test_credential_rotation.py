@@ -21,9 +21,10 @@ from apex_creds.scheduler.rotation_state import (
 )
 from apex_creds.scheduler.schedule import DAY, Level
 from apex_creds.scheduler.worker import next_fire
+from tests.support.clocks import FakeClock
 from tests.support.fake_rotator import ORIGIN, URI, FakeRotator, Provider, refuses
 from tests.support.rotators import parts_of
-from tests.support.vaults import FakeClock, create, value_of
+from tests.support.vaults import create, value_of
 
 pytestmark = pytest.mark.anyio
 FIRST = "first-value-of-the-key"

@@ -26,7 +26,8 @@ from apex_creds.scheduler.rotation_state import (
 from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
 from apex_creds.scheduler.status import rotation_status
 from apex_creds.vault import Vault
-from tests.support.vaults import FakeClock, create, tree, unseal, values, write_version_1
+from tests.support.clocks import FakeClock
+from tests.support.vaults import create, tree, unseal, values, write_version_1
 
 pytestmark = pytest.mark.anyio
 DAY = 86_400.0

@@ -30,8 +30,9 @@ from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import create, credential_writes
 from apex_creds.vault.lookup import PutItem
 from tests.scheduler.simulation import Chaos, ChaoticProvider, Keyring, Mortal, read
+from tests.support.clocks import FakeClock
 from tests.support.loops import WITHIN
-from tests.support.vaults import FakeClock, NoNote
+from tests.support.vaults import NoNote
 
 pytestmark = pytest.mark.anyio
 

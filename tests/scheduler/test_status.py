@@ -15,7 +15,8 @@ from apex_creds.scheduler.schedule import DAY, Level
 from apex_creds.scheduler.status import rotation_status
 from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
-from tests.support.vaults import FakeClock, create, unseal, values
+from tests.support.clocks import FakeClock
+from tests.support.vaults import create, unseal, values
 
 pytestmark = pytest.mark.anyio
 

@@ -22,9 +22,9 @@ from apex_creds.scheduler.status import Watch
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.telemetry import semconv
 from apex_creds.vault import Vault
-from tests.support.clocks import TwoClocks
+from tests.support.clocks import FakeClock, TwoClocks
 from tests.support.recording import Recording, recording
-from tests.support.vaults import FakeClock, create
+from tests.support.vaults import create
 
 pytestmark = pytest.mark.anyio
 HOUR = 3600.0

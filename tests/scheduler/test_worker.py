@@ -40,8 +40,8 @@ from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.vault import Vault
 from apex_creds.vault.config import AuditConfig, Config, write_config
-from tests.support.clocks import TwoClocks
-from tests.support.vaults import FakeClock, create, master_in, unseal, values
+from tests.support.clocks import FakeClock, TwoClocks
+from tests.support.vaults import create, master_in, unseal, values
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,7 @@ from apex_creds.sdk import smtp as sdk
 from tests.support.canaries import holders
 from tests.support.certificates import certificate
 from tests.support.realparts import _free_port
-from tests.support.worlds import World, world_in
+from tests.support.worlds import World
 
 pytestmark = pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
 PASSWORD = "smtp-canary-9c2e/Zq+7"
@@ -77,12 +77,6 @@ def tls(files: tuple[Path, Path]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*files)
     return context
-
-
-@pytest.fixture
-async def world(tmp_path: Path, anyio_backend: str):
-    async with world_in(tmp_path) as made:
-        yield made
 
 
 async def allow(world: World, origin: str, password: str = PASSWORD) -> None:

@@ -17,7 +17,7 @@ from apex_creds.model import ApiKey
 from apex_creds.sdk import websockets as sdk
 from tests.support.canaries import holders
 from tests.support.certificates import certificate
-from tests.support.worlds import World, world_in
+from tests.support.worlds import World
 
 SECRET = "ws-canary-77ab.Zq7Wk0r3"
 NEED = ({"name": "stream"},)
@@ -53,12 +53,6 @@ async def server(tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     )
     async with listening:
         yield listening.sockets[0].getsockname()[1]
-
-
-@pytest.fixture
-async def world(tmp_path: Path, anyio_backend: str) -> AsyncIterator[World]:
-    async with world_in(tmp_path) as made:
-        yield made
 
 
 async def allow(world: World, origin: str, secret: str = SECRET) -> None:

@@ -1,6 +1,19 @@
-"""A clock of two hands: what the wall shows, which anybody may set, and what goes on."""
+"""Clocks that a test moves."""
 
 from __future__ import annotations
+
+
+class FakeClock:
+    """It stands still unless ``now`` is set."""
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self.now = now
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 class TwoClocks:

@@ -22,19 +22,6 @@ from apex_creds.vault.unfinished import Begun, BegunNote
 REPOSITORY = Path(__file__).parents[2]
 
 
-class FakeClock:
-    """A clock that stands still unless it is told to move."""
-
-    def __init__(self, now: float = 1_700_000_000.0) -> None:
-        self.now = now
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 class NoNote(Begun):
     """Of an init without a home, such as that of a storage in memory."""
 

@@ -21,6 +21,7 @@ from apex_creds.middleware import CredentialMiddleware
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken
 from apex_creds.policy.manifest import Manifest, parse_manifest
 from apex_creds.vault import Vault
+from tests.support.clocks import FakeClock
 
 REPOSITORY = Path(__file__).parents[2]
 KEY = "sk-live/Zq7+w0rld==&x"
@@ -28,19 +29,6 @@ TOKEN = "ya29.access-token-canary"
 REFRESH = "1//refresh-token-canary"
 PASSWORD = "pass word:\"'\\\n\u00e9\U0001f511"
 BLOB = bytes(range(256))
-
-
-class FakeClock:
-    """A clock that stands still unless it is told to move."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 def manifest_for(*needs: str | dict[str, object], plugin: str = "demo") -> Manifest:

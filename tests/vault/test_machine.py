@@ -23,8 +23,8 @@ from apex_creds.errors import CredentialExistsError, CredentialNotFoundError
 from apex_creds.model import SECTIONS, CredentialKind
 from apex_creds.storage import FileStorage
 from apex_creds.vault import PutItem, Vault
+from tests.support.clocks import FakeClock
 from tests.support.vaults import (
-    FakeClock,
     home_in,
     master_in,
     secret_for,

@@ -24,8 +24,8 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.scheduler import kek_rotation, master_rotation
 from apex_creds.storage.file_storage import FileStorage
 from apex_creds.vault import Vault
+from tests.support.clocks import FakeClock
 from tests.support.vaults import (
-    FakeClock,
     create,
     home_in,
     secret_for,

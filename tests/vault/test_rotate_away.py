@@ -24,7 +24,8 @@ from apex_creds.scheduler import master_rotation
 from apex_creds.storage.base import Write, WriteResult
 from apex_creds.storage.memory_storage import MemoryStorage
 from apex_creds.vault import create
-from tests.support.vaults import FakeClock, NoNote
+from tests.support.clocks import FakeClock
+from tests.support.vaults import NoNote
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_slot_left")]
 

@@ -22,9 +22,9 @@ from apex_creds.errors import (
 from apex_creds.model import ApiKey, BasicAuth, GenericSecret, OAuthToken, Secret
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.vault import PutItem, Vault
+from tests.support.clocks import FakeClock
 from tests.support.vaults import (
     REPOSITORY,
-    FakeClock,
     create,
     home_in,
     tree,
