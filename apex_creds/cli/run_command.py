@@ -182,7 +182,8 @@ def mcp(
         raise InvalidInputError("Give either a COMMAND after --, or --url.")
 
     async def work(vault: Vault) -> int:
-        from apex_creds.integrations.mcp_proxy import CommandProxy, HttpProxy
+        from apex_creds.integrations.mcp_http_proxy import HttpProxy
+        from apex_creds.integrations.mcp_proxy import CommandProxy
         from apex_creds.isolation.dialing import Dialer
         from apex_creds.middleware import CredentialMiddleware
 
@@ -206,7 +207,7 @@ def mcp(
 
 
 async def _lines() -> AsyncIterator[bytes]:
-    from apex_creds.integrations.mcp_proxy import LONGEST, lines
+    from apex_creds.integrations.mcp_messages import LONGEST, lines
 
     reader = asyncio.StreamReader(limit=LONGEST)
     await asyncio.get_running_loop().connect_read_pipe(

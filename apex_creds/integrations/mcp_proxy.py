@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import math
-import re
 import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,9 +22,21 @@ from typing import Any, Final
 
 import anyio
 import anyio.to_thread
-import httpx
 
 from apex_creds.errors import ApexCredsError, InvalidInputError, IsolationError
+from apex_creds.integrations.mcp_messages import (
+    LONGEST,
+    Message,
+    action_of,
+    cancelled,
+    failed,
+    key_of,
+    line_of,
+    lines,
+    parsed,
+    refused,
+    unanswered,
+)
 from apex_creds.integrations.tools import explain
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.invocations import held_by
@@ -38,24 +47,18 @@ from apex_creds.middleware import CredentialMiddleware
 from apex_creds.middleware.call import WrappedCall
 from apex_creds.middleware.plugin_runner import BehindWall
 from apex_creds.policy.manifest import Manifest
-from apex_creds.sdk.httpx import async_transport
 
-__all__ = ["LONGEST", "CommandProxy", "HttpProxy", "lines"]
+__all__ = ["CommandProxy", "Proxy"]
 
-LONGEST: Final = 16 * 1024 * 1024
-"""Bytes of a message; a longer one ends the connection."""
-_INTERNAL_ERROR: Final = -32603  # JSON-RPC 2.0, section 5.1
 _REMEMBERED: Final = 64
-_VERSION: Final = re.compile(r"[0-9A-Za-z.-]{1,32}")
-_GRACE: Final = 5.0
+GRACE: Final = 5.0
 """Seconds that a server has to end, once its client has gone."""
 _log: Final = logging.getLogger(__name__)
 
-Message = dict[str, Any]
 Send = Callable[[bytes], Awaitable[None]]
 
 
-class _Proxy:
+class Proxy:
     """What both have in common: tool calls as invocations, and messages cleaned whole."""
 
     def __init__(self, middleware: CredentialMiddleware, manifest: Manifest) -> None:
@@ -77,9 +80,9 @@ class _Proxy:
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         """Starts a request, which can be cancelled from now on."""
-        key = _key(message)
+        key = key_of(message)
         if key in self._running:
-            taken = _failed(message, "A request with that id is under way.")
+            taken = failed(message, "A request with that id is under way.")
             tasks.start_soon(self._send, taken)
             return
         self._running[key] = anyio.CancelScope()
@@ -87,20 +90,20 @@ class _Proxy:
 
     async def _invoke(self, message: Message, ask: Callable[[Message], Awaitable[Any]]) -> None:
         """One request as an invocation; its answer goes to the client."""
-        key, answer = _key(message), None
+        key, answer = key_of(message), None
         with self._running.setdefault(key, anyio.CancelScope()):
             try:
                 async with self._turn:
                     answer = await self._middleware.invoke_action(
-                        self._manifest, _action(message), BehindWall(ask), (message,)
+                        self._manifest, action_of(message), BehindWall(ask), (message,)
                     )
             except ApexCredsError as error:
                 if isinstance(error, IsolationError):
-                    answer = _unanswered(message, error)
+                    answer = unanswered(message, error)
                 else:
-                    answer = _refused(message, explain(error))
+                    answer = refused(message, explain(error))
             except Exception as error:  # noqa: BLE001 - the next call is served in any case
-                answer = _unanswered(message, error)
+                answer = unanswered(message, error)
             finally:
                 del self._running[key]
         if isinstance(answer, dict):
@@ -113,7 +116,7 @@ class _Proxy:
         return call
 
     def _cancel(self, message: Message) -> None:
-        scope = self._running.get(_cancelled(message))
+        scope = self._running.get(cancelled(message))
         if scope is not None:
             scope.cancel()
 
@@ -126,17 +129,17 @@ class _Proxy:
             _log.error("A message of the server was withheld: %s.", type(error).__name__)
             if "method" in message:
                 return
-            message = _failed(message, "The server's answer was withheld.")
+            message = failed(message, "The server's answer was withheld.")
         await self._send(message)
 
     async def _send(self, message: Message) -> None:
         with contextlib.suppress(OSError):  # a client that has gone also ends its input
-            await self._out(_line(message))
+            await self._out(line_of(message))
 
     _out: Send
 
 
-class CommandProxy(_Proxy):
+class CommandProxy(Proxy):
     """A server that is a program, behind the wall.
 
     While it starts, until it has answered ``initialize``, it may use its credentials as the
@@ -205,7 +208,7 @@ class CommandProxy(_Proxy):
                 reading.start_soon(self._from_client, incoming, walled, calls)
                 await self._from_server(walled)
                 reading.cancel_scope.cancel()
-            with anyio.move_on_after(_GRACE):  # it may have closed its output, and stay
+            with anyio.move_on_after(GRACE):  # it may have closed its output, and stay
                 await anyio.to_thread.run_sync(walled.process.wait, abandon_on_cancel=True)
             walled.process.kill()
             return await anyio.to_thread.run_sync(walled.process.wait)
@@ -245,11 +248,11 @@ class CommandProxy(_Proxy):
         self._server = await _writer(walled.process.stdin)
         try:
             async for line in incoming:
-                message = _parsed(line)
+                message = parsed(line)
                 if message is not None:
                     await self._asked_for(message, calls)
             self._server.close()
-            await anyio.sleep(_GRACE)
+            await anyio.sleep(GRACE)
             walled.process.terminate()
         finally:
             self._server.close()
@@ -260,20 +263,20 @@ class CommandProxy(_Proxy):
             self._begin(message, self._ask, calls)
             return
         if is_request:
-            self._asked.add(_key(message))
+            self._asked.add(key_of(message))
         if method == "initialize":
-            self._initialize = _key(message)
+            self._initialize = key_of(message)
         if method == "notifications/cancelled":
             self._cancel(message)
-            self._asked.discard(_cancelled(message))
+            self._asked.discard(cancelled(message))
         try:
             await self._tell(message)
         except IsolationError as error:
             if is_request:
-                await self._send(_unanswered(message, error))
+                await self._send(unanswered(message, error))
 
     async def _ask(self, message: Message) -> Message:
-        call, key = self._entered(), _key(message)
+        call, key = self._entered(), key_of(message)
         if self._ended:
             raise IsolationError("The server has ended.", hint="Start it again.")
         self._current.append(call)
@@ -286,7 +289,7 @@ class CommandProxy(_Proxy):
             del self._waiting[key]
 
     async def _tell(self, message: Message) -> None:
-        self._server.write(_line(message))
+        self._server.write(line_of(message))
         try:
             await self._server.drain()
         except ConnectionError:
@@ -300,7 +303,7 @@ class CommandProxy(_Proxy):
         )
         try:
             async for line in lines(reader):
-                message = _parsed(line)
+                message = parsed(line)
                 if message is not None:
                     await self._received(message)
         finally:
@@ -311,7 +314,7 @@ class CommandProxy(_Proxy):
                 waiting.set_exception(IsolationError("The server has ended."))
 
     async def _received(self, message: Message) -> None:
-        key = _key(message)
+        key = key_of(message)
         if "method" in message:
             await self._pass_on(message)
         elif key in self._waiting:
@@ -324,212 +327,6 @@ class CommandProxy(_Proxy):
                 self._initialized.set()
         else:
             _log.warning("An answer to nothing that was asked was left out.")
-
-
-class HttpProxy(_Proxy):
-    """A server that is reached by streamable HTTP; its client speaks stdio, and has no key.
-
-    Every request to it carries the plugin's credentials, so every one is an invocation, of a
-    tool's name, or of the method's. What a server sends outside of answers is not fetched.
-
-    Args:
-        middleware: Whose leases it works with.
-        manifest: Of the plugin that it is.
-        url: Where the server is.
-    """
-
-    def __init__(self, middleware: CredentialMiddleware, manifest: Manifest, url: str) -> None:
-        super().__init__(middleware, manifest)
-        self._url = url
-        self._headers = {"accept": "application/json, text/event-stream"}
-        names = [need.name for need in manifest.needs]
-        self._client = httpx.AsyncClient(
-            transport=async_transport(*names, refusal="raise"), timeout=httpx.Timeout(300)
-        )
-
-    async def run(self, incoming: AsyncIterator[bytes], out: Send) -> int:
-        """Hands messages to and fro until the client ends.
-
-        Args:
-            incoming: The client's lines.
-            out: Sends it a line.
-
-        Returns:
-            0.
-        """
-        self._out = out
-        async with self._client, anyio.create_task_group() as tasks:
-            async for line in incoming:
-                message = _parsed(line)
-                if message is None:
-                    continue
-                if message.get("method") == "notifications/cancelled":
-                    self._cancel(message)
-                if "method" not in message:  # an answer: its id is of the server's numbers
-                    tasks.start_soon(self._notify, message)
-                elif "id" in message:
-                    self._begin(message, self._post, tasks)
-                else:  # in order: the server is to know of it before what comes next
-                    await self._notify(message)
-            tasks.cancel_scope.deadline = anyio.current_time() + _GRACE
-        return 0
-
-    async def _notify(self, message: Message) -> None:
-        """Sends what has no answer, not even an error."""
-        try:
-            action = _action(message) or "answer"
-            await self._middleware.invoke_action(
-                self._manifest, action, BehindWall(self._post), (message,)
-            )
-        except Exception as error:  # noqa: BLE001 - nobody waits for an answer
-            _log.warning("A message did not reach the server: %s.", type(error).__name__)
-
-    async def _post(self, message: Message) -> Message | None:
-        self._entered()
-        headers = {**self._headers, "content-type": "application/json"}
-        request = self._client.build_request(
-            "POST", self._url, content=_line(message), headers=headers
-        )
-        answer = await self._client.send(request, stream=True)
-        try:
-            answer.raise_for_status()
-            session = answer.headers.get("mcp-session-id")
-            if session is not None:
-                self._headers["mcp-session-id"] = session
-            if "method" not in message or "id" not in message:
-                return None
-            kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind == "text/event-stream":
-                found = await self._streamed(answer, message)
-            else:
-                found = _parsed(b"\n".join([line async for line in _lines_of(answer)]))
-        finally:
-            await answer.aclose()
-        if found is None or _key(found) != _key(message):
-            raise ValueError("no answer")
-        if message.get("method") == "initialize":
-            result = found.get("result")
-            version = result.get("protocolVersion") if isinstance(result, dict) else None
-            if isinstance(version, str) and _VERSION.fullmatch(version):
-                self._headers["mcp-protocol-version"] = version
-        return found
-
-    async def _streamed(self, answer: httpx.Response, asked: Message) -> Message | None:
-        """The answer among the events of a stream (WHATWG HTML, server-sent events)."""
-        data: list[bytes] = []
-        async for line in _lines_of(answer):
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-                continue
-            if line or not data:
-                continue
-            found, data = _parsed(b"\n".join(data)), []
-            if found is None:
-                continue
-            if "method" in found:
-                await self._pass_on(found)
-            elif _key(found) == _key(asked):
-                return found
-        return None
-
-
-# -- messages ----------------------------------------------------------------------------------
-
-
-def _parsed(line: bytes) -> Message | None:
-    """A message; None for what is none, which is left out."""
-    if not line.strip():
-        return None
-    try:
-        found = json.loads(line, parse_float=_number, parse_constant=_number)
-    except (ValueError, RecursionError):
-        found = None
-    # Both at once would be a request to one reader and an answer to another.
-    if not isinstance(found, dict) or ("method" in found and {"result", "error"} & {*found}):
-        _log.warning("A line that is no message of JSON-RPC was left out.")
-        return None
-    return found
-
-
-def _number(text: str) -> float:
-    """A number of JSON: no infinity, nor what is written as none of its constants."""
-    found = float(text)
-    if not math.isfinite(found):
-        raise ValueError(text)
-    return found
-
-
-def _line(message: Message) -> bytes:
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
-
-
-def _cancelled(message: Message) -> str:
-    """The key of the request that a notification cancels."""
-    params = message.get("params")
-    return json.dumps(params.get("requestId")) if isinstance(params, dict) else ""
-
-
-def _key(message: Message) -> str:
-    return json.dumps(message.get("id"))
-
-
-def _action(message: Message) -> str:
-    params = message.get("params")
-    name = params.get("name") if isinstance(params, dict) else None
-    is_tool = message.get("method") == "tools/call" and isinstance(name, str)
-    return str(name if is_tool else message.get("method", ""))
-
-
-def _refused(message: Message, words: str) -> Message:
-    result = {"content": [{"type": "text", "text": words}], "isError": True}
-    if message.get("method") != "tools/call":
-        return _failed(message, words)
-    return {"jsonrpc": "2.0", "id": message.get("id"), "result": result}
-
-
-def _failed(message: Message, words: str) -> Message:
-    error = {"code": _INTERNAL_ERROR, "message": words}
-    return {"jsonrpc": "2.0", "id": message.get("id"), "error": error}
-
-
-def _unanswered(message: Message, error: Exception) -> Message:
-    return _failed(message, f"The server gave no answer: {type(error).__name__}.")
-
-
-async def _lines_of(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The lines of a body; of a stream, an event's data is as little endless as a line.
-
-    Raises:
-        ValueError: A message is longer than it may be.
-    """
-    held, size = bytearray(), 0
-    async for chunk in answer.aiter_bytes():
-        held += chunk
-        size += len(chunk)
-        if size > LONGEST:
-            raise ValueError("too long")
-        if b"\n" not in chunk:
-            continue
-        *whole, last = bytes(held).split(b"\n")
-        held = bytearray(last)
-        for line in (each.removesuffix(b"\r") for each in whole):
-            if not line:  # the end of an event
-                size = len(held)
-            yield line
-    yield bytes(held)
-
-
-async def lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """The lines that arrive, until the end or one that is too long."""
-    while True:
-        try:
-            line = await reader.readline()
-        except ValueError:
-            _log.error("A message of more than %d bytes ends the connection.", LONGEST)
-            return
-        if not line:
-            return
-        yield line
 
 
 async def _writer(pipe: Any) -> asyncio.StreamWriter:

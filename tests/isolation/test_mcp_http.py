@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from apex_creds.integrations.mcp_proxy import LONGEST, HttpProxy
+from apex_creds.integrations.mcp_http_proxy import HttpProxy
+from apex_creds.integrations.mcp_messages import LONGEST
 from tests.isolation.test_mcp_proxy import Client
 from tests.support.vendor import SECRET, Vendor
 from tests.support.worlds import World, manifest_for
@@ -168,9 +169,62 @@ async def test_a_request_that_is_cancelled_ends_and_is_not_answered(
 async def test_when_its_client_has_gone_it_waits_for_no_server(
     world: World, service: Vendor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apex_creds.integrations.mcp_proxy._GRACE", 0.0)
+    monkeypatch.setattr("apex_creds.integrations.mcp_http_proxy.GRACE", 0.0)
     service.gate = threading.Event()
     service.answer = lambda method, path, body: [event(method="notifications/progress")]
     async with session(world, service) as client:
         client.say("tools/call", 1, name="fetch", arguments={})
         await client.got.get()
+
+
+async def test_what_a_server_with_sessions_says_by_itself_is_heard(
+    world: World, service: Vendor
+) -> None:
+    def answer(method: str, path: str, body: bytes) -> object:
+        if method == "GET":
+            return [event(method="notifications/message", params={"data": f"say {SECRET}"})]
+        return {"id": json.loads(body).get("id"), "result": {}}
+
+    service.answer = answer
+    service.headers["mcp-session-id"] = "one"
+    async with session(world, service) as client:
+        await client.ask("initialize", 0)
+        client.say("notifications/initialized", None)
+        assert "say " in (await client.got.get())["params"]["data"]
+        assert await client.ask("tools/list", 1)
+    (listened,) = [headers for method, _, headers, _ in service.requests if method == "GET"]
+    assert listened["mcp-session-id"] == "one"
+    assert "listen" in [event.action for event in world.events("redeem")]
+
+
+async def test_requests_of_the_newest_protocol_have_its_headers(
+    world: World, service: Vendor
+) -> None:
+    service.answer = lambda method, path, body: {"id": json.loads(body)["id"], "result": {}}
+    meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}
+    async with session(world, service) as client:
+        await client.ask("tools/call", 1, name="fetch", _meta=meta)
+        await client.ask("tools/call", 2, name="héllo\nx: y", _meta=meta)
+        await client.ask("resources/read", 3, uri="note://one", _meta=meta)
+        await client.ask("tools/list", 4, name="not one", _meta=meta)
+        await client.ask("tools/list", 5, _meta={**meta, next(iter(meta)): "a\r\nb: c"})
+    sent = [headers for _, _, headers, _ in service.requests]
+    names = [each.get("mcp-name") for each in sent]
+    assert names == ["fetch", "=?base64?aMOpbGxvCng6IHk=?=", "note://one", None, None]
+    versions = [each.get("mcp-protocol-version") for each in sent]
+    assert versions == [*["2026-07-28"] * 4, None]
+    methods = [each.get("mcp-method") for each in sent]
+    assert methods == ["tools/call", "tools/call", "resources/read", "tools/list", None]
+
+
+async def test_an_error_of_the_protocol_comes_with_any_status(
+    world: World, service: Vendor
+) -> None:
+    async with session(world, service) as client:
+        service.statuses = [400]
+        service.refusal = {
+            "jsonrpc": "2.0",
+            "id": 1,
+            "error": {"code": -32022, "message": "no"},
+        }
+        assert (await client.ask("server/discover", 1))["error"]["code"] == -32022

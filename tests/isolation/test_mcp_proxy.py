@@ -181,7 +181,7 @@ async def test_a_request_has_one_answer_which_is_its_own(
 async def test_a_message_without_end_ends_the_server(
     world: World, fake: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apex_creds.integrations.mcp_proxy._GRACE", 0.1)
+    monkeypatch.setattr("apex_creds.integrations.mcp_proxy.GRACE", 0.1)
     await allow(world, fake)
     session = Session(world, fake, HOSTILE)
     client = await session.__aenter__()

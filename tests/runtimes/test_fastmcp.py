@@ -14,12 +14,13 @@ from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from apex_creds.integrations.fastmcp import CredentialsMiddleware
 from apex_creds.integrations.tools import METADATA, needs
 from apex_creds.middleware import CredentialMiddleware
+from tests.runtimes.conformance import ConformanceContract
 from tests.runtimes.contract import AsideContract, RuntimeContract, Seen, Tool, said
 from tests.support.worlds import World
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.filterwarnings("ignore:The .* capability is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*2026-07-28"),
 ]
 
 
@@ -104,3 +105,7 @@ class TestFastMCP(RuntimeContract, AsideContract):
             result = await client.call_tool("stranger", {"city": "x"}, raise_on_error=False)
         assert result.is_error
         assert world.reasons() == [("weather", "not_granted")]
+
+
+class TestFastMCPConformance(ConformanceContract):
+    """Through ``apex-creds mcp``."""

@@ -17,11 +17,12 @@ from pydantic import BaseModel
 from apex_creds.integrations.mcp import install
 from apex_creds.integrations.tools import needs
 from apex_creds.middleware import CredentialMiddleware
+from tests.runtimes.conformance import ConformanceContract
 from tests.runtimes.contract import AsideContract, RuntimeContract, Seen, Tool, said
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.filterwarnings("ignore:The .* capability is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*2026-07-28"),
 ]
 
 
@@ -106,3 +107,7 @@ class TestMCP(RuntimeContract, AsideContract):
             await client.call_tool("leaks", {"city": "Oslo"}, progress_callback=progress)
         assert len(sent) == 5
         return sent
+
+
+class TestMCPConformance(ConformanceContract):
+    """Through ``apex-creds mcp``."""

@@ -25,6 +25,8 @@ class Vendor:
         answer: Makes a body (JSON) of the method, path and body; a list is a stream of events.
         gate: A stream stops after its first event until this is set.
         echoes: Whether each answer has the key that came in a header as well.
+        headers: Sent with each answer that is no error.
+        refusal: The body of one that is.
     """
 
     def __init__(self, port: int) -> None:
@@ -38,6 +40,8 @@ class Vendor:
         }
         self.gate: threading.Event | None = None
         self.echoes = False
+        self.headers: dict[str, str] = {}
+        self.refusal: object = {"error": {"message": "later"}}
 
     @property
     def origin(self) -> str:
@@ -66,7 +70,7 @@ async def vendor() -> AsyncIterator[Vendor]:
             if found != [made.prefix + SECRET]:
                 return self.say(401, json.dumps({"error": {"message": "wrong key"}}).encode())
             if status != 200:
-                return self.say(status, json.dumps({"error": {"message": "later"}}).encode())
+                return self.say(status, json.dumps(made.refusal).encode())
             said = made.answer(self.command, self.path, body)
             if isinstance(said, list):
                 return self.stream(said)
@@ -100,6 +104,8 @@ async def vendor() -> AsyncIterator[Vendor]:
         def echo(self) -> None:
             if made.echoes:
                 self.send_header("x-seen", self.headers.get(made.header) or "")
+            for name, value in made.headers.items():
+                self.send_header(name, value)
 
         def stream(self, events: list[str]) -> None:
             self.send_response(200)
