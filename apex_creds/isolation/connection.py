@@ -47,7 +47,8 @@ from apex_creds.leases.connection_pool import NETWORK
 from apex_creds.leases.http_messages import Answered, RawHeaders, Request, SendFailure
 from apex_creds.leases.lease import Invocation
 from apex_creds.middleware.call import Inside, WrappedCall
-from apex_creds.model import HTTP, Origin
+from apex_creds.model import HTTP, DeliveryStyle, Origin
+from apex_creds.redaction.content_coding import UndecodableError
 from apex_creds.sdk.current import Binding, refused
 from apex_creds.sdk.websocket_handshakes import AGREED
 
@@ -284,11 +285,21 @@ class Connection:
             if head.upgrade == _WEBSOCKET:
                 await self._upgraded(exchange, head, WebSocket(used, place.url, headers))
                 return
+            # Of an object in S3 they say how it is stored, and not how it is sent.
+            styles = {each.delivery.style for each in sent.values() if each.there}
+            encodings = (
+                []
+                if DeliveryStyle.AWS4 in styles
+                else [pair for pair in headers if pair[0].lower() == b"content-encoding"]
+            )
             body: object = await self._body(exchange, head)
             if isinstance(body, bytes):
                 used |= placeholders.used_in(body, headers, sent)
+                if encodings:
+                    async for _ in placeholders.search(_joined(body), encodings):
+                        pass
             else:
-                body = placeholders.search(body)  # type: ignore[arg-type]
+                body = placeholders.search(body, encodings)  # type: ignore[arg-type]
                 if head.length is not None:  # it goes on with the length that it came with
                     headers = [*headers, (b"Content-Length", str(head.length).encode())]
             if body == b"" and head.method not in _HAS_BODY:
@@ -305,6 +316,9 @@ class Connection:
             answered = await Binding(tuple(used)).send(request)
         except MisplacedError as error:
             raise report_leak(error, call, head, place) from None
+        except UndecodableError:
+            text = "A compressed body is searched: by gzip or deflate, and as its header says."
+            raise BadRequestError(415, text) from None
         await self._pass_on(exchange, answered, place)
 
     async def _upgraded(
@@ -427,10 +441,13 @@ def _next(exchange: h11.Connection) -> object:
         raise BadRequestError(error.error_status_hint, "The request is no HTTP/1.1.") from None
 
 
-async def _joined(begun: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _joined(
+    begun: bytes, rest: AsyncIterator[bytes] | None = None
+) -> AsyncIterator[bytes]:
     yield begun
-    async for chunk in rest:
-        yield chunk
+    if rest is not None:
+        async for chunk in rest:
+            yield chunk
 
 
 def _said(status: int, text: str) -> Answered:

@@ -4,11 +4,13 @@ Guarantee: a placeholder says which credential is meant, and gives no right to i
 it may stand where that credential is sent, in a request to where it may be sent, and nowhere
 else: one that is found anywhere else (another header, a query, a body, another host) shows that
 the plugin hands its keys on, so that each is a canary, too. Found are its own spelling,
-percent-encoding in a target or form, and Base64 in ``Authorization: Basic``.
+percent-encoding in a target or form, and Base64 in ``Authorization: Basic``, and in a body
+that is compressed by gzip or deflate.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from base64 import b64decode
@@ -22,12 +24,20 @@ import msgspec
 from apex_creds.leases.deliveries import canonical_name
 from apex_creds.leases.http_messages import RawHeaders
 from apex_creds.model import PLACEHOLDER, Delivery, DeliveryStyle
+from apex_creds.redaction.content_coding import (
+    UndecodableError,
+    codings,
+    decoded,
+    decoders,
+)
 
 _TAG: Final = 16
 """Hexadecimal digits that say which one it is."""
 _MARK: Final = PLACEHOLDER.encode()
 _FOUND: Final = re.compile(rb"%b([0-9a-f]{%d})?" % (_MARK, _TAG))
 LONGEST: Final = len(_MARK) + _TAG
+_MOST_DECODED: Final = 1024**3
+"""Bytes that a body may decompress to: it is read for nothing but this."""
 _BASIC: Final = b"basic "
 _IN_HEADERS: Final = frozenset(
     {DeliveryStyle.BEARER, DeliveryStyle.BASIC, DeliveryStyle.SCHEME, DeliveryStyle.HEADER}
@@ -148,28 +158,44 @@ class Placeholders:
             for name, value in headers
         ]
 
-    async def search(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    async def search(
+        self, body: AsyncIterable[bytes], headers: Collection[tuple[bytes, bytes]] = ()
+    ) -> AsyncIterator[bytes]:
         """A body that streams, as it comes, up to what could begin a placeholder.
+
+        Args:
+            body: It.
+            headers: Of the request: what they say is compressed is searched decompressed, too.
 
         Raises:
             MisplacedError: There is one; the chunk that it ends in did not go on.
+            UndecodableError: It is compressed in a way that can't be read, or to much more.
         """
-        held = b""
+        encodings = [value for name, value in headers if name.lower() == b"content-encoding"]
+        layers = decoders(codings(encodings))
+        held, plain, size = b"", b"", 0
         async for chunk in body:
-            window = held + chunk
-            at = _begins(window)  # it may be in the middle of one that is there as a whole
-            self._check_none((self.names_in(window) - {""}) or self.names_in(window[:at]))
-            held = window[at:]
-            if at:
-                yield window[:at]
-        self._check_none(self.names_in(held))
+            for piece in decoded(layers, chunk) if layers else ():
+                _, plain = self._without_any(plain + piece)
+                size += len(piece)
+                if size > _MOST_DECODED:
+                    raise UndecodableError
+                await asyncio.sleep(0)  # a few bytes may be many pieces
+            goes_on, held = self._without_any(held + chunk)
+            if goes_on:
+                yield goes_on
+        for end in (plain, held):
+            for name in self.names_in(end):
+                raise MisplacedError(name, str(Spot("body")))
         if held:
             yield held
 
-    @staticmethod
-    def _check_none(names: Collection[str]) -> None:
-        for name in names:
+    def _without_any(self, window: bytes) -> tuple[bytes, bytes]:
+        """What has no placeholder in it, and the end that could begin one."""
+        at = _begins(window)  # it may be in the middle of one that is there as a whole
+        for name in (self.names_in(window) - {""}) or self.names_in(window[:at]):
             raise MisplacedError(name, str(Spot("body")))
+        return window[:at], window[at:]
 
     def _checked(
         self, texts: Iterator[tuple[bytes, Spot]], sent: Mapping[str, Sent]

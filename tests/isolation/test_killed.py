@@ -147,7 +147,8 @@ async def test_a_program_that_uses_up_a_limit_ends_with_an_error(
 
 async def test_the_command_s_own_limit_of_memory(allowed: World, tmp_path: Path) -> None:
     script = f"{sys.executable} -c 'bytearray(5 << 30)'"
-    command = run_command(allowed.where / "home", tmp_path, script)
+    (tmp_path / "work").mkdir()
+    command = run_command(allowed.where / "home", tmp_path / "work", script)
     done = await asyncio.to_thread(subprocess.run, command, cwd=tmp_path, capture_output=True)
     assert done.returncode == 1
     assert b"MemoryError" in done.stderr

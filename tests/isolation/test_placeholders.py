@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import zlib
 from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apex_creds.isolation import placeholders
 from apex_creds.isolation.placeholders import MisplacedError, Placeholders
 from apex_creds.model import PLACEHOLDER
+from apex_creds.redaction.content_coding import UndecodableError
 
 MADE = Placeholders({"web": "sk-"})
 while not MADE.of("web").endswith("a"):  # as the beginning of another would
@@ -18,7 +22,7 @@ while not MADE.of("web").endswith("a"):  # as the beginning of another would
 KEY = MADE.of("web").encode()
 
 
-async def searched(parts: list[bytes]) -> tuple[bytes, str | None]:
+async def searched(parts: list[bytes], *encodings: str) -> tuple[bytes, str | None]:
     """What went on of a body, and whose placeholder was in it."""
 
     async def body() -> AsyncIterator[bytes]:
@@ -27,7 +31,8 @@ async def searched(parts: list[bytes]) -> tuple[bytes, str | None]:
 
     out = b""
     try:
-        async for chunk in MADE.search(body()):
+        headers = [(b"Content-Encoding", each.encode()) for each in encodings]
+        async for chunk in MADE.search(body(), headers):
             out += chunk
     except MisplacedError as error:
         return out, error.name
@@ -59,6 +64,24 @@ def test_one_is_found_however_it_is_cut(before: bytes, after: bytes, at: list[in
     if PLACEHOLDER.encode() not in before:
         assert name == "web"
         assert (before + KEY).startswith(out)
+
+
+@settings(deadline=None)
+@given(texts, st.lists(st.integers(0, 500), max_size=12), st.sampled_from(["gzip", "deflate"]))
+def test_one_is_found_in_what_is_compressed(before: bytes, at: list[int], coding: str) -> None:
+    pack = gzip.compress if coding == "gzip" else zlib.compress
+    _, name = _run(searched(cut(pack(before + KEY), at), coding))
+    assert name in ("web", "")
+    packed = pack(b"x" + before[:4])
+    assert _run(searched(cut(packed, at), coding)) == (packed, None)
+
+
+def test_what_decompresses_to_very_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placeholders, "_MOST_DECODED", 1 << 20)
+    packed = gzip.compress(bytes(1 << 20))
+    assert _run(searched([packed], "gzip")) == (packed, None)
+    with pytest.raises(UndecodableError):
+        _run(searched([gzip.compress(bytes((1 << 20) + 1))], "gzip"))
 
 
 def _run(work):
