@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from apex_creds.clocks import SystemClock
 from apex_creds.errors import AccessDeniedError, TokenError
 from apex_creds.model import ApiKey, GenericSecret, RotationStage
 from apex_creds.rotators import Rotations, configure
@@ -227,12 +228,7 @@ async def test_a_value_that_has_ended_before_it_came_is_none(world, github, cloc
 async def test_processes_that_need_it_at_once(tmp_path):
     """Six processes, four tasks in each: one rotation, and nobody is refused."""
 
-    class Now:
-        @property
-        def now(self):
-            return time.time()
-
-    with github_app(Now()) as server:
+    with github_app(SystemClock()) as server:
         async with await create(tmp_path) as vault:
             await put(vault, server, expires=time.time() - 1)
             await vault.grant("demo", "gh", reveal=True)
