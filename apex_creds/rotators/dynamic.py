@@ -21,7 +21,7 @@ import msgspec
 from msgspec.structs import replace
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.concurrency import LoopThread, SingleFlight, run_to_completion
+from apex_creds.concurrency import LoopThread, SingleFlight, in_lanes, run_to_completion
 from apex_creds.documents.cached import Document
 from apex_creds.documents.records import Record, seal_record
 from apex_creds.documents.store import DocumentStore
@@ -35,6 +35,7 @@ from apex_creds.errors import (
 from apex_creds.model import CredentialKind, Secret, new_id
 from apex_creds.rotators import openbao_database
 from apex_creds.rotators.openbao_database import Issued, OpenBaoDatabase
+from apex_creds.rotators.protocol import place_of
 from apex_creds.vault import Vault
 from apex_creds.vault.lookup import dek_label
 
@@ -243,10 +244,20 @@ class DynamicCredentials:
             How many could not be revoked.
         """
         now = self._vault.clock.time()
-        for number, login in (await self.logins()).items():
-            if login.ending or now >= login.until:
-                with contextlib.suppress(ApexCredsError):
-                    await self._revoke(number)
+
+        async def due() -> dict[str, str]:
+            found = sorted((await self.logins()).items(), key=lambda each: each[1].failures)
+            over = [each for each in found if each[1].ending or now >= each[1].until]
+            return {number: place_of(login.rotator) for number, login in over}
+
+        async def revoke(number: str) -> bool:
+            try:
+                await self._revoke(number)
+            except ApexCredsError:
+                return False
+            return True
+
+        await in_lanes(due, revoke)
         return sum(login.ending for login in (await self.logins()).values())
 
     async def close(self) -> None:

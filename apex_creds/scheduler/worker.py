@@ -370,8 +370,12 @@ class RotationWorker:
     async def _rotate_credentials(self) -> None:
         """Replaces secrets at their providers when they are due."""
         await self._vault.check_not_locked_down()
-        wrong = await self._credentials.run()
-        left = await self._credentials.revoke_left()
+        wrong, left = await asyncio.gather(
+            self._credentials.run(), self._credentials.revoke_left(), return_exceptions=True
+        )
+        for failure in (wrong, left):
+            if isinstance(failure, BaseException):
+                raise failure
         if left:
             raise RotatorError(
                 f"{left} logins that have ended could not be revoked at their provider.",
