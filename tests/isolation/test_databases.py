@@ -132,3 +132,85 @@ with psycopg.connect() as one:
         await task
     while await asyncio.to_thread(running):
         pass
+
+
+_TRICKS = r"""
+import json, os, socket, struct
+place = f"{os.environ['PGHOST']}/.s.PGSQL.{os.environ['PGPORT']}"
+WHO = "SELECT current_user, session_user, current_database()"
+
+def startup(*pairs, code=196608):
+    body = b"".join(each.encode() + bytes(1) for each in pairs) + bytes(1)
+    return struct.pack("!II", len(body) + 8, code) + body
+
+def answers(there):
+    found = {}
+    while True:
+        head = there.recv(5, socket.MSG_WAITALL)
+        if len(head) < 5:
+            return found
+        length = struct.unpack("!I", head[1:])[0] - 4
+        body = there.recv(length, socket.MSG_WAITALL) if length else b""
+        found.setdefault(head[:1].decode(), body)
+        if head[:1] in b"ZE":
+            return found
+
+def asked(there, sql):
+    body = sql.encode() + bytes(1)
+    there.sendall(b"Q" + struct.pack("!I", len(body) + 4) + body)
+    found = answers(there)
+    if "E" in found:
+        answers(there)
+        return "refused"
+    return found["D"][2:].replace(bytes(3), b" ").decode("latin-1")
+
+def tried(said, *queries):
+    with socket.socket(socket.AF_UNIX) as there:
+        there.connect(place)
+        there.sendall(said)
+        if said[4:8] == struct.pack("!I", 80877103):
+            assert there.recv(2, socket.MSG_WAITALL) == b"NN"
+        found = answers(there)
+        return [asked(there, each) for each in queries] if "Z" in found else "refused"
+
+encryption = struct.pack("!IIII", 8, 80877103, 8, 80877104)
+admin = ("user", "postgres", "database", "postgres")
+print(json.dumps({
+    "as": tried(startup(*admin), WHO),
+    "twice": tried(startup("user", "app", "database", "app", *admin), WHO),
+    "after TLS": tried(encryption + startup(*admin), WHO),
+    "replication": tried(startup(*admin, "replication", "database"), "IDENTIFY_SYSTEM", WHO),
+    "by option": tried(startup(*admin, "options", "-c role=apex")),
+    "by role": tried(startup(*admin, "role", "apex")),
+    "by session": tried(startup(*admin, "session_authorization", "apex")),
+    "too short": tried(struct.pack("!II", 4, 196608)),
+    "too long": tried(struct.pack("!II", 0x7FFFFFFF, 196608)),
+    "older": tried(startup(*admin, code=2 << 16), WHO),
+    "cancel": tried(struct.pack("!IIII", 16, 80877102, 1, 2)),
+    "sql": tried(
+        startup(*admin),
+        "SET ROLE apex",
+        "SET SESSION AUTHORIZATION apex",
+        "COPY (SELECT 1) TO PROGRAM 'id'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SELECT rolpassword FROM pg_authid",
+    ),
+}))
+"""
+
+
+async def test_no_trick_of_the_protocol_is_another_login(
+    world: World, server: Postgres
+) -> None:
+    await allow(world, server)
+    said = await output_of(world, sys.executable, "-c", _TRICKS, needs=(need(paths=["/shop"]),))
+    found = json.loads(said)
+    ways = ("as", "twice", "after TLS", "replication", "older")
+    same = {found[each][-1] for each in ways}
+    assert len(same) == 1
+    assert "shop" in str(same)
+    assert "apex" not in str(same)
+    assert found["replication"][0] == "refused"
+    refused = ("by option", "by role", "by session", "too short", "too long", "cancel")
+    assert [found[each] for each in refused] == ["refused"] * len(refused)
+    assert found["sql"] == ["refused"] * 5

@@ -574,3 +574,75 @@ async def test_two_at_once_have_nothing_of_each_other(world: World, service: Ven
         found = await asyncio.gather(one.run(first), two.run(second))
     assert found == [200, [403, "secret_leak", 200]]
     assert len(service.requests) == 2
+
+
+def other_places(service: Vendor) -> dict[str, str]:
+    host = service.origin.partition("://")[2]
+    port = host.rpartition(":")[2]
+    base = f"/http/{host}"
+    return {
+        **{path: f"{base}{path}" for path in ("/admin", "//admin", "/v1/.", "/v1/..", "?x=1")},
+        "dots": f"{base}/v1/../admin",
+        "escaped dots": f"{base}/v1/%2e%2e/admin",
+        "dots escaped twice": f"{base}/v1/%252e%252e/admin",
+        "an escaped slash": f"{base}/v1/..%2fadmin",
+        "a backslash": f"{base}/v1/..\\admin",
+        "an escaped backslash": f"{base}/v1/..%5cadmin",
+        "a parameter": f"{base}/v1/..;/admin",
+        "dots of another alphabet": f"{base}/v1/%ef%bc%8e%ef%bc%8e/admin",
+        "dots of too many bytes": f"{base}/v1/%c0%ae%c0%ae/admin",
+        "a zero": f"{base}/v1/%00/../../admin",
+        "a space": f"{base}/v1/%09",
+        "the base twice": f"{base}{base}/v1/a",
+        "a user": f"/http/u:p@{host}/v1/a",
+        "an escaped user": f"/http/u%40{host}/v1/a",
+        "another port": "/http/127.0.0.1:1/v1/a",
+        "another name": f"/http/localhost:{port}/v1/a",
+        "another address": f"/http/127.0.0.2:{port}/v1/a",
+        "its number": f"/http/2130706434:{port}/v1/a",
+        "a zone": f"/http/[fe80::1%25eth0]:{port}/v1/a",
+        "another scheme": f"/https/{host}/v1/a",
+        "a scheme in capitals": f"/HTTP/{host}/v1/a",
+        "a proxy's": f"http://{host}/v1/a",
+        "no path": "*",
+    }
+
+
+async def test_no_target_leads_anywhere_but_to_what_was_granted(
+    world: World, service: Vendor
+) -> None:
+    await service.allow(world)
+    async with behind(world) as made:
+
+        async def plugin() -> dict[str, bytes]:
+            found = {}
+            for what, target in other_places(service).items():
+                head = f"GET {target} HTTP/1.1\r\nHost: {made.gateway.authority}\r\n"
+                found[what] = await made.raw(f"{head}Connection: close\r\n\r\n".encode())
+            return found
+
+        answers = await made.run(plugin, ({"name": "web", "paths": ["/v1/*"]},))
+    assert isinstance(answers, dict)
+    assert {what: said[:60] for what, said in answers.items() if b" 40" not in said[:12]} == {}
+    assert service.requests == []
+
+
+async def test_no_header_means_another_place_or_length_to_the_server(
+    world: World, service: Vendor
+) -> None:
+    await service.allow(world)
+    lines = (
+        *("Content_Length: 5", "Transfer_Encoding: chunked", "X-Original-URL: /admin"),
+        *("X-Rewrite-Url: /admin", "X-HTTP-Method-Override: DELETE", "Forwarded: host=x"),
+        *("X_Forwarded_Host: x", "X: \xff\xfe"),
+    )
+    async with behind(world) as made:
+
+        async def plugin() -> list[bytes]:
+            posted = [request(made, service, each, "Connection: close") for each in lines]
+            return [await made.raw(each.replace(b"GET", b"POST", 1)) for each in posted]
+
+        answers = await made.run(plugin)
+    assert isinstance(answers, list)
+    assert {said[:12] for said in answers} == {b"HTTP/1.1 403"}
+    assert service.requests == []
