@@ -575,7 +575,8 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         changed: Unix seconds from which on the current value was the current one.
         expires: Unix seconds at which the next one ends; None: not by itself.
         attempted: Unix seconds of the last step.
-        outcome: Of the last step: empty, ``ok``, ``refused``, ``unreachable`` or ``failed``.
+        outcome: Of the last step: empty, ``ok``, ``refused``, ``unreachable`` or ``failed``;
+            ``restored``: it may have been taken in a later time, which was given up.
     """
 
     rotator: str

@@ -226,7 +226,7 @@ async def _read_all(storage: Storage, names: list[str]) -> dict[str, bytes]:
 
 
 @contextlib.asynccontextmanager
-async def _unsealed(
+async def unsealed(
     storage: FileStorage, provider: MasterKeyProvider, clock: Clock
 ) -> AsyncIterator[tuple[DocumentStore, Keystore]]:
     """The documents of a copy, with its key store; closed at the end of the block."""
@@ -253,7 +253,7 @@ async def examine(
         IntegrityError: A document, key or record is not what the vault wrote.
         AuditTamperedError: The log does not verify.
     """
-    async with _unsealed(storage, provider, clock) as (store, keystore):
+    async with unsealed(storage, provider, clock) as (store, keystore):
         vault_id = keystore.header.vault_id
         create.map_names(storage, keystore)
         await kek_rotation.scan(store)
@@ -351,7 +351,7 @@ async def check_signature(where: Path, *, provider: MasterKeyProvider, clock: Cl
         IntegrityError: It was not.
     """
     _, text, signature = read_manifest(where)
-    async with _unsealed(FileStorage(where), provider, clock) as (_, keystore):
+    async with unsealed(FileStorage(where), provider, clock) as (_, keystore):
         with open_signing_key(keystore) as signer:
             public_key.verify(signer.public, _SIGNED + text, signature)
 
@@ -370,4 +370,4 @@ def _put_in_place(copy: Path, destination: Path, keystore: bytes, made: Manifest
             sync_directory(destination.parent, renamed=True)
 
 
-__all__ += ["Contents", "File", "check_signature", "files_of"]
+__all__ += ["Contents", "File", "check_signature", "files_of", "unsealed"]

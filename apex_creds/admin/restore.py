@@ -28,6 +28,7 @@ from apex_creds.admin.backup import (
     examine,
     files_of,
     read_manifest,
+    unsealed,
 )
 from apex_creds.audit.events import EventKind
 from apex_creds.audit.verify import in_use
@@ -39,11 +40,11 @@ from apex_creds.model import Clock
 from apex_creds.policy.display import show_time
 from apex_creds.storage.change_counter import ChangeCounter
 from apex_creds.storage.file_storage import FileStorage
-from apex_creds.vault import unfinished
+from apex_creds.vault import create, credential_writes, unfinished
 from apex_creds.vault.unfinished import ASIDE, STAGE
 from apex_creds.vault.vault import Vault
 
-__all__ = ["Restored", "check_copy", "install", "record", "staged"]
+__all__ = ["Restored", "check_copy", "doubt_rotations", "install", "record", "staged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,18 @@ async def check_copy(stage: Path, *, provider: MasterKeyProvider, clock: Clock) 
             "The backup holds something else than its manifest says.", hint="Use another one."
         )
     return manifest
+
+
+async def doubt_rotations(stage: Path, *, provider: MasterKeyProvider, clock: Clock) -> None:
+    """Leaves to a person how rotations at providers go on, before a copy is the vault.
+
+    Raises:
+        ApexCredsError: What opening it raises.
+    """
+    storage = FileStorage(stage)
+    async with unsealed(storage, provider, clock) as (store, keystore):
+        create.map_names(storage, keystore)
+        await credential_writes.doubt_rotations(store)
 
 
 def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:

@@ -323,7 +323,8 @@ def _shown(info: CredentialInfo, now: float) -> Part:
         return f"{safe(shown_key(info.key))}: made anew for each lease"
     text = f"{safe(shown_key(info.key))}: replaced by {safe(state.rotator.partition(':')[0])}"
     if state.stage is RotationStage.NEEDS_PERSON:
-        return Note(f"{text}; it needs a person: apex-creds rotate credential NAME")
+        why = " (the vault is of an earlier time)" if state.outcome == "restored" else ""
+        return Note(f"{text}; it needs a person{why}: apex-creds rotate credential NAME")
     if is_wrong(info):
         again = state.refusals < MOST_REFUSALS or state.stage is not RotationStage.IDLE
         then = "it is tried again" if again else "rotate it by hand"

@@ -40,6 +40,7 @@ from apex_creds.keys.keyset import KeyState
 from apex_creds.model import Clock
 from apex_creds.storage.base import GRANTS, KEYSTORE
 from apex_creds.storage.portal import StoragePortal
+from apex_creds.vault import credential_writes
 from apex_creds.vault.anchor import Anchor, Anchored, check_home, open_signing_key
 from apex_creds.vault.config import home_config, make_node
 from apex_creds.vault.log_replication import Shipper
@@ -277,7 +278,7 @@ async def _accept(
     Only those that are authentic: what a forged header claims is neither expected nor
     anchored. Those under a retired key are sealed again, under the primary. Where one is
     behind, all are written again, as a new branch after the generation ``known``: see
-    ``BRANCH``.
+    ``BRANCH``. How rotations at providers go on is left to a person then.
     """
     opened.anchor.replace()
     store.recovering = True
@@ -307,6 +308,7 @@ async def _accept(
         for part in parts.values():
             with suppress(IntegrityError):  # what does not open is an error when it is read
                 await recommit(store, *part)
+        await credential_writes.doubt_rotations(store)
     await opened.keep_anchor()
     store.recovering = False
 

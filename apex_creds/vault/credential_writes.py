@@ -38,6 +38,7 @@ from apex_creds.errors import (
     CredentialChangedError,
     CredentialExistsError,
     CredentialNotFoundError,
+    IntegrityError,
     InvalidInputError,
 )
 from apex_creds.model import (
@@ -50,6 +51,7 @@ from apex_creds.model import (
     OAuthToken,
     Origin,
     Rotation,
+    RotationStage,
     Sensitivity,
     check_name,
     check_time,
@@ -296,6 +298,38 @@ async def finish_removals(store: DocumentStore, *, clock: Clock) -> bool | None:
             )
             done = destroyed and done is not False
     return done
+
+
+async def doubt_rotations(store: DocumentStore) -> None:
+    """Leaves to a person how rotations at providers go on, in a vault of an earlier time.
+
+    What it has may have been replaced there since: a step taken again would make an old
+    secret valid again, unnoticed. Not where a value ends by itself.
+    """
+
+    def doubted(section: Section) -> dict[str, Record]:
+        return {
+            key: Record(made, record.sealed)
+            for key, record in section.records.items()
+            if (made := _doubted(record.info)) is not record.info
+        }
+
+    for name in SECTION_NAMES:
+        with suppress(IntegrityError):  # what does not open is an error when it is read
+            if doubted(section := await store.sections.read(name)):
+                await store.sections.commit(
+                    name, lambda before, _: doubted(before), size=len(section.records)
+                )
+
+
+def _doubted(info: CredentialInfo) -> CredentialInfo:
+    if info.rotation is None or info.dynamic or info.expires is not None:
+        return info
+    state = RotationStage.NEEDS_PERSON
+    if info.rotation.stage is state:
+        return info
+    made = msgspec.structs.replace(info.rotation, stage=state, outcome="restored")
+    return msgspec.structs.replace(info, rotation=made)
 
 
 def _check_version(name: str, info: CredentialInfo | None, version: int | None) -> None:
