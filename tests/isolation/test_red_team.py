@@ -86,6 +86,13 @@ class TestTheMachine:
         assert await world.call(hostile("trace"), 1) == "Operation not permitted"
         assert await world.call(hostile("memory_of"), 2) == "PermissionError"
 
+    async def test_nothing_of_the_process_at_the_other_end_of_its_socket(
+        self, world: World
+    ) -> None:
+        ((*tried,),) = await world.call(hostile("reach_the_host_by_its_socket"))
+        assert "done" not in tried
+        assert await world.call(everyday("same"), 1) == 1, "and the host is there"
+
     async def test_no_variable_of_the_host(self, world: World, monkeypatch) -> None:
         monkeypatch.setenv("APEX_CREDS_CANARY", "canary-of-the-host")
         assert "canary-of-the-host" not in str(await world.call(hostile("environment")))
