@@ -1,8 +1,9 @@
 """The variables of what runs behind the wall: placeholders, and where to send requests.
 
 Guarantee: no secret. A credential's variables are those that its vendor's SDKs read, known by
-the host that it is for or by its name, and ``NAME`` itself where that is a variable's: its
-placeholder, and the gateway as the base URL. Proxy and trust variables are for all else.
+the host that it is for or by its name, ``NAME`` itself where that is a variable's, and those
+that the manifest names: its placeholder, and the gateway as the base URL. Proxy and trust
+variables are for all else.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def surroundings(held: list[Held], authority: str, *, certificates: str = "") ->
     """
     vendors = {each.info.name: _vendor(each) for each in held}
     placeholders = Placeholders({name: vendor.prefix for name, vendor in vendors.items()})
-    variables: dict[str, str] = {}
+    declared: dict[str, str] = {}
+    usual: dict[str, str] = {}
     logins: list[Login] = []
     for each in held:
         name = each.info.name
@@ -129,11 +131,15 @@ def surroundings(held: list[Held], authority: str, *, certificates: str = "") ->
             port = _POSTGRES_PORT + len(logins)
             login = Login(f"{_SOCKETS}/.s.PGSQL.{port}", name, each.database)
             logins.append(login)
-            for variable, value in _database_variables(login, port):
-                variables.setdefault(variable, value)
-            continue
-        for variable, value in _variables(each, vendors[name], placeholders.of(name)):
-            variables.setdefault(variable, value.replace(_GATEWAY, f"http://{authority}"))
+            pairs = dict(_database_variables(login, port))
+            key = pairs["DATABASE_URL"]
+        else:
+            key = placeholders.of(name)
+            pairs = dict(_variables(each, vendors[name], key))
+        for variable, value in pairs.items():
+            usual.setdefault(variable, value.replace(_GATEWAY, f"http://{authority}"))
+        declared |= dict.fromkeys(each.variables, key)
+    variables = {**usual, **declared}
     if not certificates:
         return Surroundings(variables, {}, placeholders, tuple(logins))
     variables |= dict.fromkeys(_PROXY, f"http://{authority}")

@@ -35,11 +35,13 @@ class Held(NamedTuple):
         origins: Where it may be sent by HTTP.
         database: Of PostgreSQL, that it may log in to; empty: the role's own; None: it is for
             no such server.
+        variables: That the manifest wants it in.
     """
 
     info: CredentialInfo
     origins: tuple[Origin, ...]
     database: str | None = None
+    variables: tuple[str, ...] = ()
 
 
 def open_leases(call: Invocation) -> list[tuple[Lease, LeaseBroker]]:
@@ -66,7 +68,7 @@ async def held_by(call: Invocation) -> list[Held]:
             only = len(named) == len(paths) == 1 and "/" not in named[0]
             database = named[0] if only else ""
         http = sorted(each for each in origins if each.scheme in HTTP)
-        found.append(Held(state.record.info, tuple(http), database))
+        found.append(Held(state.record.info, tuple(http), database, lease.need.variables))
     return found
 
 

@@ -7,6 +7,7 @@ Guarantee: strict. An unknown field, a duplicate, a wrong type or an oversized l
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
@@ -27,6 +28,10 @@ REQUIRED: Final = "required"
 LOGIN: Final = "LOGIN"
 """The method of what is not HTTP: the credential logs in to a server, and is not sent again."""
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+_VARIABLE: Final = re.compile(
+    r"(?!(?:LD|DYLD|PYTHON|NODE|BASH|GCONV)_|(?:PATH|HOME|TMPDIR|LANG|PWD|SHELL|IFS|ENV)$)"
+    r"[A-Z][A-Z0-9_]{0,63}"
+)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", LOGIN})
 
 
@@ -54,6 +59,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
 
     Empty ``origins``, ``methods`` or ``paths`` ask for no narrowing beyond what the
     credential itself allows. Requests with a method of ``bodies`` may have a body as well.
+    Behind a wall each of ``variables`` has what stands for the key.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     echoes: Echoes = Echoes.COVERED
     reason: str = ""
     required: bool = True
+    variables: tuple[str, ...] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,8 +101,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         for need in needs:
             if need["echoes"] == Echoes.COVERED:  # as it was before there was the field
                 del need["echoes"]
-            if not need["bodies"]:
-                del need["bodies"]
+            for field in ("bodies", "variables"):
+                if not need[field]:
+                    del need[field]
         if self.isolated:  # a version that does not ask for it any more asks again
             needs = [*needs, {"isolation": REQUIRED}]
         return hashlib.sha256(msgspec.json.encode(needs, order="sorted")).hexdigest()
@@ -112,6 +120,7 @@ class _RawNeed(msgspec.Struct, forbid_unknown_fields=True):
     echoes: Echoes = Echoes.COVERED
     reason: str = ""
     required: bool = True
+    variables: list[str] = []
 
 
 def parse_manifest(metadata: Mapping[str, object]) -> Manifest:
@@ -157,10 +166,13 @@ def _isolated(said: object) -> bool:
 
 def _need(raw: _RawNeed) -> Need:
     # Texts of the exact type: metadata that a plugin's code made may have others.
-    for field in ("scopes", "origins", "methods", "paths", "bodies"):
+    for field in ("scopes", "origins", "methods", "paths", "bodies", "variables"):
         setattr(raw, field, list(plain_texts(getattr(raw, field), what=field)))
     raw.name, raw.reason = (plain_text(t, what="name") for t in (raw.name, raw.reason))
-    if max(map(len, (raw.scopes, raw.origins, raw.methods, raw.paths))) > MAX_ITEMS:
+    if (
+        max(map(len, (raw.scopes, raw.origins, raw.methods, raw.paths, raw.variables)))
+        > MAX_ITEMS
+    ):
         raise _invalid(f"a list has more than {MAX_ITEMS} items")
     if len(raw.reason) > MAX_REASON:
         raise _invalid(f"a reason is longer than {MAX_REASON} characters")
@@ -173,6 +185,8 @@ def _need(raw: _RawNeed) -> Need:
         raise _invalid(f"bodies must be among {', '.join(sorted(_BODILESS))}")
     if not all(path.startswith("/") and "*" not in path[:-1] for path in raw.paths):
         raise _invalid("paths start with / and have at most one *, at the end")
+    if not all(map(_VARIABLE.fullmatch, raw.variables)):
+        raise _invalid("variables are names of capitals, and none that systems use themselves")
     return Need(
         name=check_name(raw.name, what="credential name"),
         scopes=tuple(check_name(scope, what="scope") for scope in raw.scopes),
@@ -184,6 +198,7 @@ def _need(raw: _RawNeed) -> Need:
         echoes=raw.echoes,
         reason=raw.reason,
         required=raw.required,
+        variables=tuple(raw.variables),
     )
 
 

@@ -121,6 +121,21 @@ async def test_the_exit_status_is_the_program_s(world: World, fake: Loopback) ->
     assert await run_program(world.middleware, manifest_for(*NEED), wall) in (-9, 137)
 
 
+async def test_the_manifest_names_variables(world: World, fake: Loopback) -> None:
+    await allow(world, fake)
+    await allow(world, fake, "other")
+    needs = (
+        {"name": "OPENAI_API_KEY", "variables": ["LLM_KEY", "OTHER_API_KEY"]},
+        {"name": "other"},
+    )
+    script = """
+import os
+values = [os.environ[name] for name in ("LLM_KEY", "OTHER_API_KEY", "OPENAI_API_KEY")]
+print(values.count(values[0]), "OTHER_BASE_URL" in os.environ)
+"""
+    assert await output_of(world, sys.executable, "-c", script, needs=needs) == "3 True\n"
+
+
 @pytest.mark.parametrize("says", ["metadata", "policy"])
 @pytest.mark.parametrize("isolation", [None, Isolation.BUBBLEWRAP])
 async def test_a_program_satisfies_what_requires_isolation(

@@ -91,6 +91,11 @@ BAD_NEEDS: list[object] = [
     {**GOOD, "methods": [""]},
     {**GOOD, "bodies": ["POST"]},
     {**GOOD, "bodies": ["GET"] * 5},
+    {**GOOD, "variables": ["lower"]},
+    {**GOOD, "variables": ["LD_PRELOAD"]},
+    {**GOOD, "variables": ["PATH"]},
+    {**GOOD, "variables": ["A=B"]},
+    {**GOOD, "variables": [1]},
     {**GOOD, "paths": ["v1"]},
     {**GOOD, "paths": ["/a*b"]},
     {**GOOD, "paths": ["/**"]},
@@ -191,6 +196,8 @@ def test_the_digest_of_a_manifest_of_before_is_what_it_was() -> None:
     assert parse_manifest(metadata({**GOOD, "echoes": "allowed"})).digest != known
     assert parse_manifest(metadata({**GOOD, "bodies": []})).digest == known
     assert parse_manifest(metadata({**GOOD, "bodies": ["get"]})).digest != known
+    assert parse_manifest(metadata({**GOOD, "variables": []})).digest == known
+    assert parse_manifest(metadata({**GOOD, "variables": ["LLM_KEY"]})).digest != known
 
 
 def test_the_digest_is_of_what_is_declared() -> None:
