@@ -20,7 +20,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Set
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import nullcontext, suppress
 from typing import Final, Protocol
 
@@ -230,7 +230,15 @@ class EventQueue:
         self._relay(state)
         left = [item.id for item in state.queue]
         done = set[str]()
-        while (item := _next(await self._document.read(), left, done)) is not None:
+        while True:
+            waits = [
+                each for each in (await self._document.read()).queue if each.id not in done
+            ]
+            urgent = [each for each in waits if kind_of(each.event) in _URGENT]
+            chosen = [*urgent, *(each for each in waits if each.id in left)]
+            if not chosen:
+                return finished
+            item = chosen[0]
             done.add(item.id)
             locks = Reaction.LOCK_DOWN in item.reactions
             # A lockdown seals the vault when it is written down that all was done.
@@ -238,7 +246,6 @@ class EventQueue:
                 for reaction in item.reactions:
                     await self._react(item, reaction)
             finished += 1
-        return finished
 
     async def _react(self, item: Accepted, reaction: Reaction) -> None:
         orders: Numbers = {}
@@ -287,12 +294,6 @@ def _level_of(event: Event) -> Level:
     if isinstance(event, OperatorRequest | CompromiseSuspected):
         return event.level
     return Level.DEK
-
-
-def _next(state: RotationState, left: Collection[str], done: Set[str]) -> Accepted | None:
-    waits = [item for item in state.queue if item.id not in done]
-    urgent = (item for item in waits if kind_of(item.event) in _URGENT)
-    return next(urgent, next((item for item in waits if item.id in left), None))
 
 
 def _with_event(state: RotationState, made: Accepted, now: Moment) -> RotationState:

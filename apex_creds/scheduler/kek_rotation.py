@@ -220,7 +220,12 @@ def rekeyed(
     kek = derive_kek(master, keks.primary, vault_id=vault_id)
     bridge = before.hierarchy.with_kek(number, kek)
     try:
-        keks = _wrapped_keks(keks, bridge, record.version)
+        # Earlier KEKs that this master key does not determine are wrapped under the new one.
+        for version in keks.versions:
+            foreign = is_wrapped(version) or version.parent != record.version
+            if foreign and version.state is not KeyState.DESTROYED:
+                wrapped = bridge.wrap_kek(version.version, under=number)
+                keks = keks.rewrap(version.version, material=wrapped, parent=version.parent)
         root = _rewrapped(before.body.root, bridge, number)
         deks = tuple(_rewrapped(keyset, bridge, number) for keyset in before.body.deks)
     finally:
@@ -230,17 +235,6 @@ def rekeyed(
     made = Rekeyed(root=RootHeader(master=record, keks=keks), body=body, hierarchy=hierarchy)
     _compare(before, made)
     return made
-
-
-def _wrapped_keks(keks: Keyset, bridge: Hierarchy, master_version: int) -> Keyset:
-    """Earlier KEKs that this master key does not determine, wrapped under the new one."""
-    number = keks.primary.version
-    for version in keks.versions:
-        foreign = is_wrapped(version) or version.parent != master_version
-        if foreign and version.state is not KeyState.DESTROYED:
-            wrapped = bridge.wrap_kek(version.version, under=number)
-            keks = keks.rewrap(version.version, material=wrapped, parent=version.parent)
-    return keks
 
 
 def _rewrapped(keyset: Keyset, bridge: Hierarchy, kek_version: int) -> Keyset:

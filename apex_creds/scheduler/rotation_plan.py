@@ -195,8 +195,14 @@ def next_due(view: View, policies: Policies, *, next_fire: NextFire) -> dict[Lev
 def _master_steps(
     view: View, policy: LevelPolicy, now: float, next_fire: NextFire
 ) -> Iterator[Step]:
-    master = view.master
-    reason = _master_reason(view, policy, now, next_fire)
+    master, reason = view.master, None
+    salt, made = _master_salt(master), master.created
+    if master.version <= master.compromised:
+        reason = Reason.COMPROMISED
+    elif master.version <= view.requested.get((Level.MASTER, ""), 0):
+        reason = Reason.REQUESTED
+    elif is_due(policy, created=made, now=now, salt=salt, next_fire=next_fire):
+        reason = Reason.TIME
     if reason is not None:
         yield Step(
             level=Level.MASTER, action=Action.ROTATE, version=master.version, reason=reason
@@ -208,20 +214,6 @@ def _master_steps(
             return  # in their order, whatever the clock said: how far they went is one number
         why = Reason.COMPROMISED if compromised else Reason.GRACE_OVER
         yield Step(level=Level.MASTER, action=Action.DESTROY, version=version, reason=why)
-
-
-def _master_reason(
-    view: View, policy: LevelPolicy, now: float, next_fire: NextFire
-) -> Reason | None:
-    master = view.master
-    if master.version <= master.compromised:
-        return Reason.COMPROMISED
-    if master.version <= view.requested.get((Level.MASTER, ""), 0):
-        return Reason.REQUESTED
-    salt = _master_salt(master)
-    if is_due(policy, created=master.created, now=now, salt=salt, next_fire=next_fire):
-        return Reason.TIME
-    return None
 
 
 def _master_salt(master: MasterView) -> str:
