@@ -24,7 +24,7 @@ from apex_creds.concurrency import off_loop
 from apex_creds.documents import key_versions, observe
 from apex_creds.documents.cached import Document, recommit
 from apex_creds.documents.keystore import BRANCH, DOCUMENTS_LABEL, Keystore
-from apex_creds.documents.sections import Section, records_by_key
+from apex_creds.documents.sections import records_by_key
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, ConflictError
 from apex_creds.keys.keyset import Keyset, KeyState
@@ -128,48 +128,40 @@ class Engine:
         use = await kek_rotation.scan(self.store)
         sections = [await self.store.sections.read(name) for name in SECTION_NAMES]
         keystore = await self.store.keystore()
-        many = len(keystore.body.deks)
-        return await off_loop(many, lambda: self._seen(state, use, sections, keystore))
 
-    def _seen(
-        self,
-        state: RotationState,
-        use: KeyScan,
-        sections: Sequence[Section],
-        keystore: Keystore,
-    ) -> View:
-        used = set(use.documents.values())
-        uses: dict[tuple[str, int], int] = {}
-        for section in sections:
-            used |= section.keys_used
-            uses.update(section.uses)
-        uses.update(self._document_uses(state, use))
-        stored: Counter[str] = Counter()
-        most = state.policies.dek.max_encryptions
-        if most is not None and any(count >= most for count in uses.values()):
+        def seen() -> View:
+            used = set(use.documents.values())
+            uses: dict[tuple[str, int], int] = {}
             for section in sections:
-                for (key_id, _), count in records_by_key(section.records.values()).items():
-                    stored[key_id] += count
-        keks = keystore.root_header.keks
-        # While something is not under the primary, every older version counts as in use. What
-        # was scanned may be older than the key store; then the next round sees it.
-        current = use.only and use.keks.primary.version == keks.primary.version
-        numbers = [v.version for v in keks.versions if v.state is not KeyState.DESTROYED]
-        in_use = frozenset([keks.primary.version] if current else numbers)
-        keys = [KeyView(level=Level.KEK, keyset=keks, in_use=in_use)]
-        keys += [
-            self._dek_view(keyset, used, uses, stored[keyset.id])
-            for keyset in keystore.body.deks
-            if keyset.label in {*self._movers, DOCUMENTS_LABEL}
-            or keyset.label.partition("/")[0] in SECTION_NAMES
-        ]
-        orders = {**by_time(keystore, state.requested), **state.renew}
-        every = [(Level.MASTER, ""), *((key.level, key.label) for key in keys)]
-        return View(
-            master=_master_view(keystore, state),
-            keys=tuple(keys),
-            requested={k: orders[name] for k in every if (name := request_key(*k)) in orders},
-        )
+                used |= section.keys_used
+                uses.update(section.uses)
+            uses.update(self._document_uses(state, use))
+            stored: Counter[str] = Counter()
+            most = state.policies.dek.max_encryptions
+            if most is not None and any(count >= most for count in uses.values()):
+                for section in sections:
+                    for (key_id, _), count in records_by_key(section.records.values()).items():
+                        stored[key_id] += count
+            keks = keystore.root_header.keks
+            # While something is not under the primary, every older version counts as in use.
+            # What was scanned may be older than the key store; then the next round sees it.
+            current = use.only and use.keks.primary.version == keks.primary.version
+            numbers = [v.version for v in keks.versions if v.state is not KeyState.DESTROYED]
+            in_use = frozenset([keks.primary.version] if current else numbers)
+            keys = [KeyView(level=Level.KEK, keyset=keks, in_use=in_use)]
+            keys += [
+                self._dek_view(keyset, used, uses, stored[keyset.id])
+                for keyset in keystore.body.deks
+                if keyset.label in {*self._movers, DOCUMENTS_LABEL}
+                or keyset.label.partition("/")[0] in SECTION_NAMES
+            ]
+            orders = {**by_time(keystore, state.requested), **state.renew}
+            every = [(Level.MASTER, ""), *((key.level, key.label) for key in keys)]
+            asked = {k: orders[name] for k in every if (name := request_key(*k)) in orders}
+            master = _master_view(keystore, state)
+            return View(master=master, keys=tuple(keys), requested=asked)
+
+        return await off_loop(len(keystore.body.deks), seen)
 
     def _document_uses(
         self, state: RotationState, use: KeyScan

@@ -274,10 +274,24 @@ async def _todo(run: Run) -> list[Record]:
         section = section.only(run.within)
     if not _any_stale(section, keystore, run.labels):
         return []
-    found = await off_loop(
-        len(section.records), lambda: _stale(section, keystore, run.labels, run.failed)
-    )
-    return found[::-1] if run.pace.backwards else found
+
+    def found() -> list[Record]:  # those under compromised versions first
+        verdicts: dict[bytes, bool | None] = {}
+        buckets: dict[bytes, list[Record]] = {}  # by key: set up once for all its records
+        for record in section.records.values():
+            head = record.head
+            if head not in verdicts:
+                key_id, at = record.key
+                stale = _is_stale(keystore, key_id, at, run.labels)
+                lost = stale and keystore.by_id[key_id].get(at).compromised
+                verdicts[head] = lost if stale else None
+            if verdicts[head] is not None and record.sealed not in run.failed:
+                buckets.setdefault(head, []).append(record)
+        first = sorted(buckets, key=lambda head: not verdicts[head])
+        return [record for head in first for record in buckets[head]]
+
+    records = await off_loop(len(section.records), found)
+    return records[::-1] if run.pace.backwards else records
 
 
 def _any_stale(
@@ -296,27 +310,6 @@ def _is_stale(
     if keyset is None or (labels is not None and keyset.label not in labels):
         return False
     return keyset.primary.version != version
-
-
-def _stale(
-    section: Section,
-    keystore: Keystore,
-    labels: frozenset[str] | None,
-    failed: Collection[bytes],
-) -> list[Record]:
-    """The records to do, those under compromised versions first."""
-    verdicts: dict[bytes, bool | None] = {}
-    buckets: dict[bytes, list[Record]] = {}  # by key: each is set up once for all its records
-    for record in section.records.values():
-        head = record.head
-        if head not in verdicts:
-            key_id, version = record.key
-            stale = _is_stale(keystore, key_id, version, labels)
-            verdicts[head] = keystore.by_id[key_id].get(version).compromised if stale else None
-        if verdicts[head] is not None and record.sealed not in failed:
-            buckets.setdefault(head, []).append(record)
-    first = sorted(buckets, key=lambda head: not verdicts[head])
-    return [record for head in first for record in buckets[head]]
 
 
 def _let_go(*lists: list[Resealed] | list[Record]) -> None:

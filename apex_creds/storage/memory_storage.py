@@ -179,7 +179,20 @@ class MemoryStorage:
         with self._place.lock:
             for write in writes:
                 self._check(write.name, write.expected)
-            return [self._replace(write, shred=shred) for write in writes]
+            results = []
+            for write in writes:
+                if write.data is None:
+                    if write.remove:
+                        del self._place.documents[write.name]
+                        self._did(write.name, None)
+                    results.append(tie_result(write))
+                    continue
+                token = Token(("memory", next(self._place.versions)))
+                self._place.documents[write.name] = Stored(bytes(write.data), token)
+                self._did(write.name, token)
+                replaced = shred and write.expected is not None
+                results.append(WriteResult(token, "unverifiable" if replaced else "no"))
+            return results
 
     @contextlib.asynccontextmanager
     async def leader(self, what: str) -> AsyncIterator[Leadership]:
@@ -259,18 +272,6 @@ class MemoryStorage:
     def _now(self, name: str) -> Token | None:
         stored = self._place.documents.get(name)
         return None if stored is None else stored.token
-
-    def _replace(self, write: Write, *, shred: bool) -> WriteResult:
-        if write.data is None:
-            if write.remove:
-                del self._place.documents[write.name]
-                self._did(write.name, None)
-            return tie_result(write)
-        token = Token(("memory", next(self._place.versions)))
-        self._place.documents[write.name] = Stored(bytes(write.data), token)
-        self._did(write.name, token)
-        replaced = shred and write.expected is not None
-        return WriteResult(token, "unverifiable" if replaced else "no")
 
     def _did(self, name: str, token: Token | None) -> None:
         before = self._versions.changes
