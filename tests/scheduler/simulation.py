@@ -294,11 +294,11 @@ class Facade:
     async def refresh(self) -> None:
         await self.store.keystore()
 
-    async def list(self, *, principal: str) -> list[CredentialInfo]:
+    async def list(self, *, principal: str | None = None) -> list[CredentialInfo]:
         found = (await self.store.sections.read("api_keys")).records
         return [record.info for record in found.values()]
 
-    async def get(self, name: str) -> CredentialInfo:
+    async def get(self, name: str, *, principal: str = "") -> CredentialInfo:
         record = (await self.facts(name)).record
         assert record is not None, name
         return record.info

@@ -551,7 +551,8 @@ async def test_events_pass_both_ways_and_do_not_come_back(vault: Vault) -> None:
     await connect(manager, worker.bus)
     await worker.bus.accept(LeakDetected(credential="a", plugin="weather"))
     assert [e.event_type for e in manager.emitted] == ["security.leak_detected"]
-    assert manager.emitted[0].data == {"plugin": "weather", "credential": "a"}
+    whole = {"plugin": "weather", "credential": "a", "principal": ""}
+    assert manager.emitted[0].data == whole
     data = {"plugin": "chatter"}
     await manager.emit(
         SecurityEvent(event_type="security.plugin_removed", source="plugins", data=data)
