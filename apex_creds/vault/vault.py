@@ -144,7 +144,7 @@ class Vault:
         """
         running_loop()
         clock = clock or SystemClock()
-        provider = _provider(master)
+        provider = provider_from_uri(master) if isinstance(master, str) else master
         path = resolve_home(home)
         place = storage_at(path, storage)
         async with unfinished.making(path, elsewhere=storage is not None) as begun:
@@ -207,7 +207,7 @@ class Vault:
             AuditUnavailableError: The log can't be written.
         """
         running_loop()
-        provider = None if master is None else _provider(master)
+        provider = provider_from_uri(master) if isinstance(master, str) else master
         return await cls._unseal(
             resolve_home(home),
             provider,
@@ -896,7 +896,3 @@ def _not_found() -> CredentialNotFoundError:
     return CredentialNotFoundError(
         "There is no credential of that name.", hint="See: apex-creds list"
     )
-
-
-def _provider(master: str | MasterKeyProvider) -> MasterKeyProvider:
-    return provider_from_uri(master) if isinstance(master, str) else master
