@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Final, TypeAlias, get_args
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from apex_creds.auth.access_document import DEK_LABEL
@@ -90,14 +91,14 @@ class CompromiseSuspected(_Base, frozen=True, kw_only=True, tag="compromise_susp
         service: For a DEK: the service; empty for every DEK.
         version: The version; 0 for the primary and everything older.
         credential: Leases on it are revoked; empty for all that are concerned.
-        principal: Whose credential that is; empty: the shared one.
+        principal: Whose credential that is; left out: the shared one.
     """
 
     level: Level = Level.DEK
     service: str = ""
     version: int = 0
     credential: str = ""
-    principal: str = ""
+    principal: str | UnsetType = UNSET  # left out, a program of before reads the event, too
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -136,12 +137,12 @@ class LeakDetected(_Base, frozen=True, kw_only=True, tag="leak_detected"):
     Attributes:
         plugin: Whose leases end; empty for all.
         credential: The secret's; empty for all.
-        principal: Whose credential that is; empty: the shared one.
+        principal: Whose credential that is; left out: the shared one.
     """
 
     plugin: str = ""
     credential: str = ""
-    principal: str = ""
+    principal: str | UnsetType = UNSET  # left out, a program of before reads the event, too
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -299,7 +300,7 @@ _LEAST: Final[Mapping[str, dict[str, object]]] = {
 def concerned(event: Event) -> tuple[str | None, str | None]:
     """The plugin of an event, and the key of its credential; None for all."""
     plugin, credential = getattr(event, "plugin", ""), getattr(event, "credential", "")
-    key = key_of(credential, getattr(event, "principal", "")) if credential else None
+    key = key_of(credential, getattr(event, "principal", "") or "") if credential else None
     return plugin or None, key
 
 

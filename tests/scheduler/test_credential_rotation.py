@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -245,6 +246,11 @@ async def test_a_principal_alone_is_no_event(kind):
     with pytest.raises(InvalidInputError, match="Which credential"):
         parse_event(kind, {"principal": "alice"})
     made, left_out = read_event(kind, {"principal": "alice"})  # an alarm is heard all the same
-    assert (made.principal, left_out) == ("", ("'principal'",))
+    assert (bool(made.principal), left_out) == (False, ("'principal'",))
     made, _ = read_event(kind, {"credential_name": "mine", "principal": "alice"})
     assert (made.credential, made.principal) == ("mine", "alice")
+
+
+async def test_a_program_of_before_reads_events_without_principals():
+    for event in (CompromiseSuspected(credential="x"), LeakDetected(plugin="p")):
+        assert "principal" not in msgspec.to_builtins(event)
