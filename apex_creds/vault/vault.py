@@ -840,12 +840,8 @@ class Vault:
         """
         for _ in range(ATTEMPTS):
             try:
-                whole = open_record(
-                    record,
-                    vault_id=self._id_bytes,
-                    find_key=keystore.dek,
-                    known=self._messages,
-                )
+                find, known = keystore.dek, self._messages
+                whole = open_record(record, vault_id=self._id_bytes, find_key=find, known=known)
                 return Opened(whole, record.info.kind)
             except (UnknownKeyError, SecretWipedError) as error:
                 key = record.info.key
