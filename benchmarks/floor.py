@@ -4,7 +4,8 @@ In a tight loop, with no check, object or error handling around them. Of a redee
 what is in memory current (one read of the counter's file); two clocks; one line of the log,
 hashed, locked, written and unlocked (its fsync is a thread's, later, and in no figure); the
 key derived, the commitment compared, the secret decrypted and wiped by libsodium. Of an
-invocation: three such lines in one write, the counter twice, two random identifiers.
+invocation: three such lines in one write, the counter twice, two random identifiers. And what
+three spans cost by OpenTelemetry's SDK alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from nacl import _sodium
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from benchmarks.harness import Operation, Subject
 
@@ -118,7 +122,28 @@ async def invocation_floor() -> AsyncIterator[Operation]:
         yield once
 
 
+@asynccontextmanager
+async def spans_floor() -> AsyncIterator[Operation]:
+    """Three spans, each within the other, with six attributes, recorded and kept."""
+    kept, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    tracer = provider.get_tracer("floor")
+    what = {f"apex_creds.attribute_{n}": "a" * 16 for n in range(6)}
+
+    def once() -> None:
+        kept.clear()
+        with (
+            tracer.start_as_current_span("invoke", attributes=what),
+            tracer.start_as_current_span("lease", attributes=what),
+            tracer.start_as_current_span("redeem", attributes=what),
+        ):
+            pass
+
+    yield once
+
+
 FLOORS: Final = (
     Subject("redeem-floor", "the compulsory steps of a redeem alone", redeem_floor),
     Subject("invocation-floor", "those of an invocation", invocation_floor),
+    Subject("spans-floor", "three recorded spans alone", spans_floor),
 )

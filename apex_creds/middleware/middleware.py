@@ -617,7 +617,11 @@ class CredentialMiddleware:
         self, manifest: Manifest, action: str, principal: str
     ) -> tuple[list[Facts], Authorizations | None]:
         """What decides on leases, after everybody was asked who is to be."""
-        states = await self._broker.states(manifest.needs, principal)
+        if self._broker.shared:
+            await self._vault.store.refresh()
+        states = self._broker.states_now(manifest.needs, principal)
+        if states is None:
+            states = await self._broker.states(manifest.needs, principal)
         if self._consent.has_consent(manifest, action, states, principal):
             return states, None
         return await self._consent.ask(manifest, action, states, principal)
