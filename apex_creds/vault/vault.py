@@ -424,9 +424,8 @@ class Vault:
             InvalidInputError, CredentialExistsError: As ``put``; then none is stored.
         """
         batch = list(items)
-        checked = await credential_writes.check(self._store, batch)
         written: dict[str, CredentialInfo] = {}
-        for section, chosen in checked.items():
+        for section, chosen in (await credential_writes.check(self._store, batch)).items():
             async for item in credential_writes.in_turns(chosen):
                 self.record(EventKind.PUT, credential=item.key)
             written |= await credential_writes.put(
@@ -525,7 +524,7 @@ class Vault:
         """
         sections = await self._store.sections.read_all(SECTION_NAMES)
         every = (record.info for section in sections for record in section.records.values())
-        found = every if principal is None else (i for i in every if i.principal == principal)
+        found = (info for info in every if principal in (None, info.principal))
         return sorted(found, key=lambda info: (info.name, info.principal))
 
     async def delete(self, name: str, *, principal: str = "") -> Deletion:
@@ -548,10 +547,9 @@ class Vault:
             self.record(EventKind.DELETE, credential=key, detail="finished")
             return Deletion(name=name, shredded=finished, overwritten="unverifiable")
         self.record(EventKind.DELETE, credential=key)
-        deletion = await credential_writes.remove(self._store, section, key, clock=self._clock)
-        if deletion is None:
-            raise _not_found()
-        return deletion
+        if gone := await credential_writes.remove(self._store, section, key, clock=self._clock):
+            return gone
+        raise _not_found()
 
     @asynccontextmanager
     async def open(
