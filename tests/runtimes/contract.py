@@ -291,7 +291,8 @@ def token_of(user: str) -> str:
 
 async def _get(credentials: object, url: str, city: str) -> str:
     async with credentials["weather"].client() as client:  # type: ignore[index]
-        answer = await client.get(url, params={"city": city})
+        # No limit of time: two hundred at once may hold an event loop up for longer.
+        answer = await client.get(url, params={"city": city}, timeout=None)
         answer.raise_for_status()
         return answer.text
 
