@@ -197,10 +197,10 @@ async def authorize_device(
             try:
                 answer = await endpoints.post(provider.token_endpoint, form, client)
                 return messages.parse_tokens(answer.status, answer.body)
-            except OAuthUnreachableError:
-                wait *= 2  # RFC 8628, section 3.5
             except OAuthError as error:
-                if error.code == "slow_down":
+                if isinstance(error, OAuthUnreachableError) or error.code == "server_error":
+                    wait = min(wait * 2, max(wait, messages.LONGEST_WAIT))  # RFC 8628, 3.5
+                elif error.code == "slow_down":
                     wait += 5.0
                 elif error.code != "authorization_pending":
                     raise

@@ -32,7 +32,9 @@ _ERROR: Final = re.compile(r"[a-z_]{1,64}", re.ASCII)
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+(?: [\x21-\x7e]+)*", re.ASCII)
 _ADDRESS: Final = re.compile(r"[\x21-\x5b\x5d-\x7e]{1,2048}", re.ASCII)
 _LONGEST_LIFE: Final = 10 * 366 * 86_400
-_LONGEST_WAIT: Final = 60
+LONGEST_WAIT: Final = 60.0
+"""Seconds between two questions whether a device was allowed."""
+_LONGEST_CODE: Final = 3600.0
 _USABLE: Final = frozenset(
     {
         "urn:ietf:params:oauth:token-type:access_token",
@@ -232,8 +234,8 @@ def parse_device(status: int, body: bytes) -> DeviceCode:
         user_code=shown,
         uri=uri,
         complete_uri=complete,
-        expires_in=life,
-        interval=min(5.0 if wait is None else max(wait, 1.0), _LONGEST_WAIT),
+        expires_in=min(life, _LONGEST_CODE),
+        interval=min(5.0 if wait is None else max(wait, 1.0), LONGEST_WAIT),
     )
 
 
