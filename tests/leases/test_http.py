@@ -354,7 +354,8 @@ async def test_methods(world: World, here: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["TRACE", "trace", "CONNECT", "", 'GET","decision":"deny', "GET\n", "G\u00c9T"]
+    "method",
+    ["TRACE", "trace", "TRACK", "CONNECT", "", 'GET","decision":"deny', "GET\n", "G\u00c9T"],
 )
 async def test_methods_that_are_never_sent(world: World, here: Server, method: str) -> None:
     """Also where all are allowed: TRACE shows the request, and the log is no target."""
