@@ -45,7 +45,7 @@ _AS_VALUE: Final = re.compile(
 )
 """Where a value begins: a body may have words about handles."""
 _SHOWING_METHODS: Final = frozenset({"TRACE", "TRACK", "CONNECT"})
-"""TRACE (in IIS also TRACK) has the server send the request back; CONNECT makes a tunnel of the connection."""
+"""TRACE, and TRACK, have the server send the request back; CONNECT makes a tunnel."""
 _BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _ODD_BODY: Final = frozenset({"PROPFIND", "PROPPATCH", "QUERY", "REPORT", "SEARCH"})
 """They may have one as well, which fewer servers read: their connection is not used again."""

@@ -288,6 +288,8 @@ class TestMemory:
         self, world: World, name: str, *args: object, needs, text: str
     ) -> list[bool]:
         """Whether each of the processes behind the wall has a text while a call goes on."""
+        if os.geteuid() != 0:
+            pytest.skip("The kernel lets root alone look into them from outside.")
         started = asyncio.Event()
 
         async def begun() -> None:
