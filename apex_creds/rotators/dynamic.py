@@ -88,10 +88,6 @@ def _until(until: float, login: Login) -> Login:
     return replace(login, until=until)
 
 
-def _failed(login: Login) -> Login:
-    return replace(login, failures=login.failures + 1)
-
-
 def logins_document(store: DocumentStore) -> Document[Logins]:
     """The document of a vault."""
     return Document(store, name=DOCUMENT, empty=Logins())
@@ -225,7 +221,9 @@ class DynamicCredentials:
                 return
         except ApexCredsError:
             if not over:
-                await self._change(number, _failed)
+                await self._change(
+                    number, lambda login: replace(login, failures=login.failures + 1)
+                )
                 self._log("revoke", login.credential, "refused")
                 raise
         await self._put(number, None)

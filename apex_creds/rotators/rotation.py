@@ -195,10 +195,11 @@ class Rotations:
         except (RotatorError, ConflictError, InvalidInputError) as error:
             why = error.message
         if why or info.has_expired(self._now):
+            whose = f" --for {shlex.quote(principal)}" if principal else ""
             raise TokenError(
                 f"{name!r} has expired and could not be replaced: "
                 f"{why or 'somebody has to look at it.'}",
-                hint=f"Its owner runs: {_command(info)}",
+                hint=f"Its owner runs: apex-creds rotate credential {shlex.quote(name)}{whose}",
             )
         return info
 
@@ -387,7 +388,7 @@ class Rotations:
         return self._vault.ends.now()
 
     async def _step(self, record: Record, rotator: Rotator, step: RotationStage) -> None:
-        values = self._opened(record, step)
+        values = _Values.of(record, self._parts(record, f"{step.value} credential"))
         task = await self._task(record.info, rotator, values)
         take = {
             RotationStage.CREATE: self._create,
@@ -478,9 +479,6 @@ class Rotations:
         await self._store(info, good, state, expires=info.expires)
 
     # -- secrets ---------------------------------------------------------------------
-
-    def _opened(self, record: Record, step: RotationStage) -> _Values:
-        return _Values.of(record, self._parts(record, f"{step.value} credential"))
 
     async def _task(self, info: CredentialInfo, rotator: Rotator, values: _Values) -> Task:
         state, admin = _state_of(info), None
@@ -645,11 +643,6 @@ def _has_secret(error: ApexCredsError, values: Iterable[Secret | None]) -> bool:
     finally:
         needles.close()
     return bool(found)
-
-
-def _command(info: CredentialInfo) -> str:
-    whose = f" --for {shlex.quote(info.principal)}" if info.principal else ""
-    return f"apex-creds rotate credential {shlex.quote(info.name)}{whose}"
 
 
 def is_wrong(info: CredentialInfo) -> bool:
