@@ -46,6 +46,15 @@ class TerminalAsk:
         self._path = path
         self._one_at_a_time = Lock()
 
+    @classmethod
+    def is_there(cls) -> bool:
+        """Whether this process has a terminal to ask on."""
+        try:
+            os.close(cls()._open())
+        except SecondFactorError:
+            return False
+        return True
+
     async def __call__(self, subject: Subject, why: str) -> str | None:
         """See ``Ask``; an empty line is a refusal.
 

@@ -17,7 +17,7 @@ import typer
 from apex_creds.cli.command import Settings, command, span, with_vault
 from apex_creds.cli.grant_commands import manifest_in
 from apex_creds.cli.program import argument, option
-from apex_creds.errors import InvalidInputError, NotFoundError
+from apex_creds.errors import AccessDeniedError, InvalidInputError, NotFoundError
 from apex_creds.fs.private_files import write_all
 from apex_creds.policy.grants import GrantDecision
 from apex_creds.policy.manifest import Access, Manifest, Need
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from apex_creds.vault import Vault
 
 
+_NOBODY: Final = (
+    "See apex-creds audit tail. There is no terminal to ask for consent or a second factor on: "
+    "run it on one, or grant first."
+)
 SIGNALLED: Final = 128
 LIFE: Final = 24 * 3600.0
 
@@ -71,15 +75,19 @@ def run(
 
     It sees the system's programs and the folders that are named, and connects to nothing but
     the gateway, which sends its requests with the credentials that the plugin was granted:
-    each is checked and audited as any other use. Its exit code is the program's.
+    each is checked and audited as any other use. Where a person has to consent, or to show a
+    second factor, that is asked first, on the terminal. Its exit code is the program's.
     """
     wall = wall_around(program, folder, read, write, terminal=sys.stdin.isatty())
 
     async def work(vault: Vault) -> int:
+        from apex_creds.auth.terminal import TerminalConsent
         from apex_creds.isolation.dialing import Dialer
         from apex_creds.isolation.programs import run_program
         from apex_creds.middleware import CredentialMiddleware
 
+        # All that a person is needed for is asked before the program has the terminal.
+        person = TerminalConsent() if TerminalConsent.is_there() else None
         manifest = await manifest_of(vault, plugin, folder)
         loop = asyncio.get_running_loop()
 
@@ -89,9 +97,15 @@ def run(
                 loop.add_signal_handler(signal.SIGINT, lambda: None)
 
         try:
-            async with CredentialMiddleware(vault, ttl=life or LIFE) as middleware:
+            async with CredentialMiddleware(
+                vault, ttl=life or LIFE, consent=person, second_factor=person
+            ) as middleware:
                 dialer = Dialer(internal=internal or ())
                 return await run_program(middleware, manifest, wall, dialer=dialer, began=began)
+        except AccessDeniedError as error:
+            if person is None:
+                raise AccessDeniedError(error.message, hint=_NOBODY) from None
+            raise
         finally:
             loop.remove_signal_handler(signal.SIGTERM)
             loop.remove_signal_handler(signal.SIGINT)

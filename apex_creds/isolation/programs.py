@@ -19,7 +19,7 @@ import msgspec
 
 from apex_creds.clocks import SystemClock
 from apex_creds.crypto.certificates import CertificateAuthority
-from apex_creds.errors import InvalidInputError, IsolationError
+from apex_creds.errors import AccessDeniedError, InvalidInputError, IsolationError
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.environment import Surroundings, surroundings
 from apex_creds.isolation.gateway import Gateway
@@ -65,7 +65,13 @@ async def run_program(
     async def invocation() -> int:
         call = current_invocation()
         assert call is not None
-        gateway, found = way_out(await held_by(call), lambda: call, dialer=dialer)
+        held = await held_by(call)
+        if not held:
+            raise AccessDeniedError(
+                "The plugin may use none of its credentials.",
+                hint="The operator can see why in the audit log.",
+            )
+        gateway, found = way_out(held, lambda: call, dialer=dialer)
         walled = await with_surroundings(wall, found).start(stdin=None, stdout=stdout)
         try:
             await serve(gateway, found, walled.listeners)

@@ -22,7 +22,7 @@ from apex_creds.model import ApiKey
 from tests.isolation.programs import output_of
 from tests.isolation.test_red_team import below, holds
 from tests.isolation.tls import Loopback, loopback
-from tests.support.commands import PROGRAM
+from tests.support.commands import PROGRAM, under_terminal
 from tests.support.vendor import SECRET
 from tests.support.worlds import World, manifest_for
 
@@ -119,6 +119,44 @@ async def test_the_exit_status_is_the_program_s(world: World, fake: Loopback) ->
     assert await run_program(world.middleware, manifest_for(*NEED), wall) == 7
     wall = Wall(command=["/bin/sh", "-c", "kill -9 $$"])
     assert await run_program(world.middleware, manifest_for(*NEED), wall) in (-9, 137)
+
+
+@pytest.mark.parametrize("answer", ["once", "no"])
+async def test_a_person_is_asked_before_the_program_begins(
+    world: World, fake: Loopback, tmp_path: Path, answer: str
+) -> None:
+    await world.vault.put("OPENAI_API_KEY", ApiKey(SECRET), origins=[fake.origin])
+    (tmp_path / "plugin").mkdir()
+    metadata = {"id": "demo", "version": "1.0.0", "credentials": list(NEED)}
+    (tmp_path / "plugin" / "plugin.json").write_text(json.dumps(metadata))
+    command = [
+        *("--home", str(world.where / "home"), "run", "--plugin", "demo"),
+        *("--plugin-dir", str(tmp_path / "plugin"), "--", "/bin/sh", "-c"),
+        'echo "it has $OPENAI_API_KEY"',
+    ]
+
+    def person() -> tuple[int, str]:
+        terminal = under_terminal(*command)
+        terminal.expect("Allow?").type(f"{answer}\n")
+        return terminal.end(), terminal.screen
+
+    code, screen = await asyncio.to_thread(person)
+    assert (code, "it has sk-proj-apexCreds" in screen) == (
+        (0, True) if answer == "once" else (code or 1, False)
+    )
+    if answer == "no":
+        alone = await asyncio.to_thread(
+            subprocess.run,
+            [*PROGRAM, *command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            timeout=480,
+        )
+        assert alone.returncode != 0
+        assert "no terminal" in alone.stderr
+        assert "it has" not in alone.stdout
 
 
 async def test_the_manifest_names_variables(world: World, fake: Loopback) -> None:
