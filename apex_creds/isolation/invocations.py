@@ -135,6 +135,7 @@ def report_leak(
 def nobody_there() -> AccessDeniedError:
     """The refusal outside of an invocation, and after it."""
     return AccessDeniedError(
-        "No invocation of the plugin runs that this connection belongs to.",
-        hint="Send requests while the plugin is called, and connect anew in each call.",
+        "It is not known which invocation of the plugin this connection belongs to, if to any.",
+        hint="Send requests while the plugin is called, and connect anew in each call. In "
+        "several calls at once they are sent by handles: credentials[NAME].client().",
     )

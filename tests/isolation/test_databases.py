@@ -13,6 +13,7 @@ from apex_creds.isolation.programs import run_program
 from apex_creds.isolation.sandbox import Wall
 from apex_creds.model import BasicAuth
 from tests.isolation.programs import output_of
+from tests.isolation.test_sdks_behind_the_wall import check_row
 from tests.support.postgres import Postgres, postgres
 from tests.support.worlds import World, manifest_for
 
@@ -69,6 +70,7 @@ print(json.dumps([found, dict(os.environ)]))
     assert found == [["app", "shop"], [499500], ["app", "shop"], ["app", "shop"]]
     assert PASSWORD not in str(environment)
     assert len(world.events("redeem")) == 3
+    check_row("psycopg, asyncpg", "works, by a Unix socket", "–")
 
 
 async def test_what_the_server_or_the_grant_refuses_is_the_driver_s_own_error(
