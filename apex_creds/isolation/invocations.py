@@ -135,7 +135,7 @@ def report_leak(
 def nobody_there() -> AccessDeniedError:
     """The refusal outside of an invocation, and after it."""
     return AccessDeniedError(
-        "It is not known which invocation of the plugin this connection belongs to, if to any.",
+        "No invocation of the plugin runs that this connection is known to belong to.",
         hint="Send requests while the plugin is called, and connect anew in each call. In "
         "several calls at once they are sent by handles: credentials[NAME].client().",
     )
