@@ -479,9 +479,18 @@ def stand_in() -> None:
     apex_creds.SecretBytes = RemoteSecret  # type: ignore[misc,assignment]
 
 
+def _absent(name: str) -> NoReturn:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    raise ImportError(
+        f"{name} is not there behind the wall: of apex_creds.sdk, what sends HTTP is (httpx, "
+        "requests, urllib3, aiohttp). PostgreSQL is a socket there: PGHOST, DATABASE_URL."
+    )
+
+
 def _module(name: str, **values: object) -> None:
     made = types.ModuleType(f"apex_creds.{name}")
-    vars(made).update(values)
+    vars(made).update(values, __getattr__=_absent)
     sys.modules[made.__name__] = made
     package, _, last = made.__name__.rpartition(".")
     setattr(sys.modules[package], last, made)

@@ -94,6 +94,11 @@ class TestCalls:
     async def test_a_plugin_s_object_lives_as_long_as_its_worker(self, world: World) -> None:
         assert [await world.call(everyday("Plugin.next")) for _ in range(3)] == [1, 2, 3]
 
+    async def test_adapters_that_log_in_say_that_they_are_not_there(self, world: World) -> None:
+        found = await world.call(everyday("adapters"))
+        assert (found.pop("httpx"), found.pop("requests")) == ("there", "there")
+        assert [name for name, said in found.items() if "behind the wall" not in said] == []
+
     async def test_nothing_of_the_vault_is_loaded_there(self, world: World) -> None:
         loaded = await world.call(everyday("modules"))
         forbidden = ("vault.vault", "keys", "storage", "documents", "audit", "crypto")

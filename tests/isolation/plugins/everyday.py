@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import importlib
 import logging
 import os
 import signal
@@ -138,6 +139,17 @@ def talk():
         raise OSError("lost")
     except OSError:
         log.exception("it failed")
+
+
+def adapters():
+    found = {}
+    for name in ("httpx", "requests", "postgres", "redis", "smtp", "websockets", "grpc", "ssh"):
+        try:
+            importlib.import_module(f"apex_creds.sdk.{name}")
+            found[name] = "there"
+        except ImportError as error:
+            found[name] = str(error)
+    return found
 
 
 async def hang(started):
