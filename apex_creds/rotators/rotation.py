@@ -53,6 +53,7 @@ from apex_creds.model import (
 from apex_creds.redaction.matcher import Needles
 from apex_creds.redaction.redactor import PUBLIC_PARTS
 from apex_creds.rotators import plan
+from apex_creds.rotators.masked_logs import masked_logs
 from apex_creds.rotators.protocol import Mode, Rotator, Task, place_of
 from apex_creds.rotators.registry import rotator_from_uri
 from apex_creds.storage.base import Leadership, Leads
@@ -400,7 +401,8 @@ class Rotations:
         said: type[ApexCredsError] | None = None
         try:
             async with asyncio.timeout(_STEP_SECONDS):
-                await take(record.info, rotator, task, values)
+                with masked_logs(record.info.key, (values.current, *values.others, task.admin)):
+                    await take(record.info, rotator, task, values)
         except ApexCredsError as error:
             if not _has_secret(error, (values.current, *values.others, task.admin)):
                 raise

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures
+import io
 import json
+import logging
 import traceback
 from urllib.parse import quote
 
@@ -481,3 +484,71 @@ async def test_an_error_that_repeats_a_secret_is_not_shown(
         await rotations.advance("key")
     shown = "".join(traceback.format_exception(caught.value))
     assert FIRST not in shown + caught.value.hint + caplog.text
+
+
+# -- what rotators log ---------------------------------------------------------------------
+
+
+class Logs(FakeRotator):
+    """Logs all that it is given, as a client of a provider does that shows its requests."""
+
+    async def create(self, task):
+        await self._log(*task.current.parts.values())
+        return await super().create(task)
+
+    async def set(self, task, new):
+        await self._log(*new.parts.values(), *task.current.parts.values())
+        await super().set(task, new)
+
+    async def test(self, task, new):
+        await self._log(*new.parts.values())
+        await super().test(task, new)
+
+    async def finish(self, task, old):
+        await self._log(*old.parts.values())
+        await super().finish(task, old)
+
+    async def _log(self, *values):
+        for value in map(bytes.decode, values):
+            seen.append(value)
+            for show in (str, *FORMS.values()):
+                log.warning("sent %s", show(value), extra={"body": show(value)})
+                await asyncio.to_thread(log.warning, show(value))
+            try:
+                raise ValueError(value)
+            except ValueError:
+                log.exception("it failed")
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                pool.submit(log.error, "sent %r", {"body": value}).result()
+
+
+log = logging.getLogger("a_client_of_a_provider")
+seen: list[str] = []
+
+
+@MODES
+async def test_what_a_rotator_logs_has_no_value_in_any_form(vault, provider, monkeypatch, mode):
+    def find(uri):
+        return Logs(provider, mode)
+
+    monkeypatch.setattr(registry, "rotator_from_uri", find)
+    seen.clear()
+    shown = io.StringIO()
+    handler = logging.StreamHandler(shown)
+    handler.setFormatter(logging.Formatter("%(message)s %(body)s", defaults={"body": ""}))
+    filtered = logging.Filterer.filter
+    monkeypatch.setattr(log, "handlers", [handler])
+    monkeypatch.setattr(log, "propagate", False)
+    provider.valid = {ODD.encode()}
+    await vault.put("key", ApiKey(ODD), origins=[ORIGIN])
+    await configure(vault, "key", uri=URI, grace=0.0)
+    rotations = Rotations(vault, find=find)
+    await rotations.ask("key")
+    await rotations.advance("key")
+    assert {ODD, (await value(vault)).decode()} == set(seen)
+    text = shown.getvalue()
+    assert text.count("[redacted:key]") > len(seen) * len(FORMS)
+    for each in {*seen}:
+        for show in (str, *FORMS.values()):
+            assert show(each) not in text
+    assert logging.Filterer.filter is filtered
