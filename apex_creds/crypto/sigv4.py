@@ -32,8 +32,8 @@ _AUTHORIZATION: Final = re.compile(
     r"AWS4-HMAC-SHA256 Credential=[^/\s,]+/(\d{8})/([a-z0-9-]+)/([A-Za-z0-9._-]+)"
     r"/aws4_request, ?SignedHeaders=([a-z0-9;_.~!#$%&'*+^`|-]+), ?Signature=[0-9a-f]+"
 )
-_CREDENTIAL: Final = re.compile(r"[^/]+/(\d{8})/([a-z0-9-]+)/([A-Za-z0-9._-]+)/aws4_request")
-_STAMP: Final = re.compile(r"\d{8}T\d{6}Z")
+_CREDENTIAL: Final = re.compile(r"[^/]+/([0-9]{8})/([a-z0-9-]+)/([A-Za-z0-9._-]+)/aws4_request")
+_STAMP: Final = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 _UNSIGNED_HEADERS: Final = frozenset(
     {"connection", "content-length", "expect", "transfer-encoding", "user-agent"}
     | {"x-amzn-trace-id", "accept", "accept-encoding"}

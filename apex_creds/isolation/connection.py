@@ -388,7 +388,9 @@ class Connection:
         kept = []
         for name, value in answered.headers:
             if name.lower() == b"location" and place.base:
-                url = urljoin(place.url, value.decode("latin-1"))
+                url = ""
+                with contextlib.suppress(ValueError):  # it goes on as it is: it leads nowhere
+                    url = urljoin(place.url, value.decode("latin-1"))
                 scheme, mark, rest = url.partition("://")
                 if mark and scheme in HTTP:
                     behind = f"http://{self._setting.authority}/{scheme}/{rest}"

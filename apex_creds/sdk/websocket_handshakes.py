@@ -7,6 +7,7 @@ else; a protocol that a client did not ask for is not agreed to.
 from __future__ import annotations
 
 import asyncio
+import re
 from http import HTTPStatus
 from typing import Final
 
@@ -20,6 +21,7 @@ AGREED: Final = HTTPStatus.SWITCHING_PROTOCOLS
 LONGEST_HEAD: Final = 64 * 1024
 _CHUNK: Final = 64 * 1024
 _END: Final = b"\r\n\r\n"
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] (101|[2-5][0-9]{2})[ \r]")
 _FRAMING: Final = frozenset(
     {b"content-length", b"content-encoding", b"transfer-encoding"} | {b"location"}
 )
@@ -47,7 +49,10 @@ async def shake(
     lines += [name + b": " + value for name, value in outgoing.headers]
     server.write(b"\r\n".join([*lines, b"Connection: Upgrade", b"Upgrade: websocket"]) + _END)
     answer = await upstream.readuntil(_END)
-    status = int(answer.split(b" ", 2)[1])
+    found_status = _STATUS.match(answer)
+    if found_status is None:
+        raise RequestNotAllowedError("The server's answer to the handshake is no HTTP/1.1.")
+    status = int(found_status[1])
     pairs = pairs_of(answer)
     if head.search is not None:
         found = head.search.begin(head.leases, head.records, "GET", status, pairs)

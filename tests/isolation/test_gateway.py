@@ -506,6 +506,26 @@ async def test_a_redirect_stays_behind_the_gateway(world: World, service: Vendor
         assert upstream.target == "/next?a=b"
 
 
+async def test_a_location_that_is_no_url_goes_on_as_it_is(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tests.support.loopback import ok, server
+
+    async with server() as upstream:
+        upstream.answer = lambda _: ok(b"", "302 Found", location="http://[bad/")
+        await world.vault.put("web", ApiKey(SECRET), origins=[upstream.origin])
+        await world.vault.grant("demo", "web")
+        async with behind(world) as made:
+
+            async def plugin() -> tuple[int, str]:
+                async with client(headers=bearer(made)) as http:
+                    answer = await http.get(made.url(upstream.origin))
+                    return answer.status_code, answer.headers["location"]
+
+            assert await made.run(plugin) == (302, "http://[bad/")
+    assert "connection of the gateway failed" not in caplog.text
+
+
 async def test_what_fails_upstream_is_a_502(world: World) -> None:
     await world.vault.put("web", ApiKey(SECRET), origins=["http://127.0.0.1:1"])
     await world.vault.grant("demo", "web")

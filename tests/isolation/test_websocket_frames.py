@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from apex_creds.isolation.websocket_frames import frames
 from apex_creds.model import ApiKey
 from tests.isolation.gateways import Behind, behind
+from tests.support import loopback
 from tests.support.worlds import World
 
 SECRET = "ws-canary-77ab.Zq7Wk0r3"
@@ -113,6 +114,25 @@ async def test_who_is_refused_is_answered(world: World) -> None:
             return statuses
 
         assert await made.run(plugin) == [401, 403]
+
+
+@pytest.mark.parametrize(
+    "line", ["HTTP/1.1 abc no", "HTTP/1.1", "hello", "HTTP/1.1 103 no", "HTTP/1.1 -101 no"]
+)
+async def test_what_is_no_answer_to_a_handshake_is_refused(
+    world: World, caplog: pytest.LogCaptureFixture, line: str
+) -> None:
+    async with loopback.server() as upstream, behind(world) as made:
+        upstream.answer = lambda _: f"{line}\r\nX-Key: {SECRET}\r\n\r\n".encode()
+        await allow(world, upstream.origin)
+
+        async def plugin() -> int:
+            with pytest.raises(InvalidStatus) as refused:
+                await dial(made, upstream.origin)
+            return refused.value.response.status_code
+
+        assert await made.run(plugin) == 403
+    assert "connection of the gateway failed" not in caplog.text
 
 
 async def test_it_ends_with_its_invocation(world: World) -> None:
