@@ -16,6 +16,7 @@ from mcp.types import SamplingMessage, TextContent
 from pydantic import BaseModel
 
 warnings.simplefilter("ignore")
+os.environ["FASTMCP_CHECK_FOR_UPDATES"] = "off"  # it asks a registry, and writes into the home
 try:
     from fastmcp import Context
     from fastmcp import FastMCP as Server
