@@ -26,6 +26,7 @@ from apex_creds.fs.home import audit_directory
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import SECTION_NAMES
 from apex_creds.scheduler import kek_rotation
+from apex_creds.scheduler.credential_rotation import rotates_at
 from apex_creds.scheduler.engine import BY_HAND, Engine
 from apex_creds.scheduler.reencryption import worker_runs
 from apex_creds.scheduler.rotation_plan import Action, Reason, Step, View, next_due, plan
@@ -212,7 +213,7 @@ class Watch:
         self._counts = EventCounts(self._directory, vault_id=vault.audit.vault_id)
         self._checked: tuple[bool, float] | None = None
         self._unsigned: tuple[int, float] | None = None
-        self._due: dict[Level, float] = {}
+        self._due: dict[str, float] = {}
         self.wrong: Mapping[str, str] = {}
         watch_worker(self)
 
@@ -269,7 +270,7 @@ class Watch:
             await anyio.to_thread.run_sync(update, abandon_on_cancel=True)
 
     async def due(self) -> None:
-        """Finds out when keys are due next, where metrics are exported.
+        """Finds out when keys and credentials are due next, where metrics are exported.
 
         Raises:
             IntegrityError: A document is not what this vault wrote.
@@ -277,7 +278,13 @@ class Watch:
         if not metering_on():
             return
         view, state = await self._engine.view(), await self._engine.document.read()
-        self._due = next_due(view, state.policies, next_fire=self._engine.next_fire)
+        fire = self._engine.next_fire
+        keys = next_due(view, state.policies, next_fire=fire)
+        due = {level.value: at for level, at in keys.items()}
+        times = [rotates_at(info, next_fire=fire) for info in await self._vault.list()]
+        if known := [at for at in times if at is not None]:
+            due["credential"] = min(known)
+        self._due = due
 
     # -- for metrics -------------------------------------------------------------
 
@@ -295,7 +302,7 @@ class Watch:
     def rotations_due(self) -> Mapping[str, float]:
         """See ``WatchSource``."""
         now = self._vault.clock.time()
-        return {level.value: at - now for level, at in self._due.items()}
+        return {level: at - now for level, at in self._due.items()}
 
     def problems(self) -> int:
         """See ``WatchSource``."""

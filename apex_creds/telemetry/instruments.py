@@ -283,7 +283,7 @@ class WatchSource(Protocol):
         """How many events are in the log, by kind and reason (empty where there is none)."""
 
     def rotations_due(self) -> Mapping[str, float]:
-        """Seconds until the next key of each level is due; negative when it was."""
+        """Seconds until the next key of each level, or credential, is due; negative: it was."""
 
     def problems(self) -> int:
         """How much is wrong now."""

@@ -14,15 +14,16 @@ from apex_creds.audit.verify import MAX_UNSIGNED_SECONDS, Report, check
 from apex_creds.documents import key_versions
 from apex_creds.errors import AuditTamperedError
 from apex_creds.fs.home import audit_directory
-from apex_creds.model import ApiKey
+from apex_creds.model import ApiKey, Rotation, key_of
 from apex_creds.scheduler import status as status_module
 from apex_creds.scheduler.rotation_state import AuditTampered
 from apex_creds.scheduler.schedule import LevelPolicy, Policies
 from apex_creds.scheduler.status import Watch
 from apex_creds.scheduler.worker import Rhythm, RotationWorker
 from apex_creds.telemetry import semconv
-from apex_creds.vault import Vault
+from apex_creds.vault import Vault, credential_writes
 from tests.support.clocks import FakeClock, TwoClocks
+from tests.support.fake_rotator import ORIGIN, URI
 from tests.support.recording import Recording, recording
 from tests.support.vaults import create
 
@@ -152,6 +153,29 @@ async def test_when_rotations_are_due(vault: Vault) -> None:
         due = seen.values(semconv.ROTATION_DUE)
         assert due[((semconv.KEY_LEVEL, "dek"),)] == pytest.approx(-HOUR / 2, abs=60)
         assert due[((semconv.KEY_LEVEL, "kek"),)] == pytest.approx(HOUR / 2, abs=60)
+
+
+async def test_when_credentials_are_due_at_their_provider(vault: Vault) -> None:
+    def due() -> float | None:
+        return seen.values(semconv.ROTATION_DUE).get(((semconv.KEY_LEVEL, "credential"),))
+
+    with recording() as seen:
+        watch = _watch(vault)
+        await watch.due()
+        assert due() is None
+        for hours, who in ((1, "alice"), (3, "")):
+            await vault.put("key", ApiKey("value"), origins=[ORIGIN], principal=who)
+            state = Rotation(rotator=URI, interval=hours * HOUR, changed=vault.clock.now)
+            await credential_writes.edit(
+                vault.store,
+                "api_keys",
+                key_of("key", who),
+                credential_writes.Edit(rotation=state),
+                clock=vault.clock,
+            )
+        await watch.due()
+        vault.clock.now += 2 * HOUR
+        assert due() == pytest.approx(-HOUR, abs=60)
 
 
 async def test_versions_of_each_level_and_state(vault: Vault) -> None:
