@@ -30,6 +30,7 @@ from apex_creds.errors import (
     SecretMisuseError,
     ValueTooLargeError,
 )
+from apex_creds.plain import plain_text
 
 MAX_NAME_BYTES: Final = 256
 MAX_HOST: Final = 253
@@ -198,10 +199,14 @@ def key_of(name: str, principal: str = "") -> str:
 
     Raises:
         InvalidNameError: The principal is no name, or the name is none that could be given.
+        InvalidInputError: The principal is no text.
     """
     if _OF in name:
         raise InvalidNameError("The name has control characters.", hint="See: apex-creds list")
-    return f"{name}{_OF}{check_name(principal, what='principal')}" if principal else name
+    if principal == "":  # and not for what is false in another way: that is nobody's name
+        return name
+    principal = check_name(plain_text(principal, what="principal"), what="principal")
+    return f"{name}{_OF}{principal}"
 
 
 def split_key(key: str) -> tuple[str, str]:

@@ -483,7 +483,7 @@ class CredentialMiddleware:
         passes = shape if shape_from is None or runner is not None else shape_of(shape_from)
         bare = not (manifest.needs or passes.takes_credentials or runner)
         within = current_invocation()
-        if principal or (PRINCIPAL.get() if within is None else within.principal):
+        if principal != "" or (PRINCIPAL.get() if within is None else within.principal):
             principal = self._called_for(principal)
         elif bare and within is None:
             return await self._run_bare(manifest, shape, function, args, given)
@@ -513,7 +513,7 @@ class CredentialMiddleware:
             AccessDeniedError: It is called within an invocation for another principal.
         """
         within = current_invocation()
-        if principal or (PRINCIPAL.get() if within is None else within.principal):
+        if principal != "" or (PRINCIPAL.get() if within is None else within.principal):
             principal = self._called_for(principal)
         return await self._consent.questions(manifest, action, principal)
 
@@ -543,7 +543,7 @@ class CredentialMiddleware:
             passes = shape_of(shape_from or function)
         bare = not (manifest.needs or passes.takes_credentials or runner)
         within = current_invocation()
-        if principal or (PRINCIPAL.get() if within is None else within.principal):
+        if principal != "" or (PRINCIPAL.get() if within is None else within.principal):
             principal = self._called_for(principal)
         elif bare and within is None:
             named = enter_bare(manifest.plugin)
@@ -602,7 +602,7 @@ class CredentialMiddleware:
             AccessDeniedError: It begins within one that is for another.
         """
         within = current_invocation()
-        if not principal:
+        if principal == "":
             principal = PRINCIPAL.get() if within is None else within.principal
         principal = check_name(plain_text(principal, what="principal"), what="principal")
         if is_for_another(principal):

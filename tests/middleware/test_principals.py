@@ -7,6 +7,7 @@ import contextvars
 import itertools
 import logging
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,6 +22,7 @@ from apex_creds.errors import (
     CredentialNotFoundError,
     DecryptionError,
     HandleForeignError,
+    InvalidInputError,
     InvalidNameError,
     LeaseEndedError,
     RateLimitedError,
@@ -49,6 +51,25 @@ async def secret_of(handle) -> str:
 
 async def read(credentials) -> str:
     return await secret_of(credentials["key"])
+
+
+@pytest.mark.parametrize("nobody", [0, False, b"", None, ()])
+async def test_what_is_no_text_is_not_taken_for_nobody(two: World, nobody: object) -> None:
+    """Else a user's id that is 0 would have the shared credentials."""
+    whose: dict[str, Any] = {"principal": nobody}
+    manifest = Manifest(plugin="demo", version="1", needs=(Need(name="key"),))
+    async with CredentialMiddleware(two.vault) as middleware:
+
+        async def call() -> None:
+            raise AssertionError("it was called")
+
+        for wrong in (
+            lambda: middleware.invoke(manifest, call, **whose),
+            lambda: middleware.invoke_action(manifest, "act", call, **whose),
+            lambda: two.vault.get("key", **whose),
+        ):
+            with pytest.raises(InvalidInputError):
+                await wrong()
 
 
 @pytest.fixture
