@@ -46,7 +46,7 @@ from apex_creds.leases.connection_pool import (
 from apex_creds.leases.deliveries import Snapshot, Use
 from apex_creds.leases.http_messages import Answered, Request, Say
 from apex_creds.leases.lease import AccessRequest, Lease, caller
-from apex_creds.leases.request_signing import Outgoing, inject, snapshot
+from apex_creds.leases.request_signing import Outgoing, check_no_source, inject, snapshot
 from apex_creds.model import Origin
 
 
@@ -194,6 +194,8 @@ def checked(
             request.timeout,
             bodies,
         )
+        if any(lease.permission.paths for lease in leases):
+            check_no_source(taken)
     except RequestNotAllowedError:
         for lease in leases:
             broker.log_refused_request(lease, seen(request))

@@ -68,6 +68,8 @@ _OVERRIDING: Final = re.compile(
     rb"|(?:x-)?forwarded(?:-.*)?|(?:x-)?proxy(?:-.*)?|x-override-.*|x-wap-profile"
 )
 """Servers, proxies and frameworks go by them instead of by the request line or Host."""
+_SOURCE: Final = re.compile(rb"x-(?:.*-)?(?:copy-source|copy-from|rename-source)")
+"""A store of objects reads there which other one it copies (S3, Azure, Google, Swift)."""
 _OVERRIDING_PARAMETER: Final = re.compile(
     r"-(?:http-?)?method|(?:x-)?(?:http-?)?method-?override|x-http-method"
 )
@@ -140,6 +142,19 @@ def snapshot(
         raise _handle_as_text("The body")
     closes = odd and (method in _ODD_BODY or any(each[0] in _FRAMING for each in headers))
     return Snapshot(method, own, origin, path, headers, stream, _timeout(timeout), closes)
+
+
+def check_no_source(taken: Snapshot) -> None:
+    """Checks that a request which may go to some paths only reads from no other.
+
+    Raises:
+        RequestNotAllowedError: A header names an object to be copied.
+    """
+    if any(_SOURCE.fullmatch(canonical) for canonical, _, _ in taken.headers):
+        raise RequestNotAllowedError(
+            "A header names an object to be copied, and the credential is for some paths only.",
+            hint="Read the object and write it, or have manifest and grant name no paths.",
+        )
 
 
 def _own_url(url: object) -> httpx.URL:

@@ -526,6 +526,26 @@ async def test_a_location_that_is_no_url_goes_on_as_it_is(
     assert "connection of the gateway failed" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "header", ["X-Amz-Copy-Source", "x_ms_copy_source", "X-Copy-From", "X-Amz-Rename-Source"]
+)
+async def test_what_is_for_some_paths_copies_nothing_from_others(
+    world: World, service: Vendor, header: str
+) -> None:
+    await service.allow(world)
+    async with behind(world) as made:
+
+        async def plugin() -> int:
+            async with client(headers={**bearer(made), header: "/other/key"}) as http:
+                answer = await http.put(made.url(service.origin) + "/mine/key", content=b"")
+                return answer.status_code
+
+        assert await made.run(plugin) == 200
+        assert await made.run(plugin, ({"name": "web", "paths": ["/mine/*"]},)) == 403
+    assert len(service.requests) == 1
+    assert world.reasons() == [("web", "request_not_allowed")]
+
+
 async def test_what_fails_upstream_is_a_502(world: World) -> None:
     await world.vault.put("web", ApiKey(SECRET), origins=["http://127.0.0.1:1"])
     await world.vault.grant("demo", "web")
