@@ -46,6 +46,7 @@ from apex_creds.model import (
     Rotation,
     RotationStage,
     Secret,
+    key_of,
 )
 from apex_creds.policy.grants import Grants
 from apex_creds.rotators import Mode, Rotations, Task
@@ -78,6 +79,8 @@ from tests.support.vaults import NoNote
 
 _FIRST = b"the first value"
 _PENDING = "pending_value"
+ROTATED = [(mode, who) for mode in Mode for who in ("", "alice")]
+"""What is replaced at a provider: the shared one and a principal's of the same name."""
 NAMES = [f"name{number}" for number in range(4)]
 SERVICES = ["one", "one", "two"]
 
@@ -250,8 +253,9 @@ class ChaoticProvider:
 class ChaoticRotator(FakeRotator):
     """One worker's way to a provider that all share."""
 
-    def __init__(self, world: World, mode: Mode, life: Mortal) -> None:
-        super().__init__(world.providers[mode], mode)
+    def __init__(self, world: World, uri: str, life: Mortal) -> None:
+        mode, _, who = uri.partition("#")
+        super().__init__(world.providers[Mode(mode), who], Mode(mode))
         self._chaos, self._life = world.chaos, life
 
     async def _call(self, step: Callable[..., Awaitable[Any]], *args: Any) -> Any:
@@ -299,16 +303,16 @@ class Facade:
         return [record.info for record in found.values()]
 
     async def get(self, name: str, *, principal: str = "") -> CredentialInfo:
-        record = (await self.facts(name)).record
+        record = (await self.facts(key_of(name, principal))).record
         assert record is not None, name
         return record.info
 
-    async def facts(self, name: str) -> Facts:
+    async def facts(self, key: str) -> Facts:
         while True:
-            record = (await self.store.sections.read("api_keys")).records.get(name)
+            record = (await self.store.sections.read("api_keys")).records.get(key)
             await self.store.keystore()
             now = self.store.sections.now("api_keys")
-            if now is not None and now.records.get(name) is record:
+            if now is not None and now.records.get(key) is record:
                 return Facts(Grants(), record)
 
     def release(self, record: Record, event: bytes) -> Opened:
@@ -335,8 +339,8 @@ class World:
     readers: list[tuple[str, set[str | None]]] = field(default_factory=list)
     writers: dict[str, list[Worker]] = field(default_factory=dict)
     cut_off: dict[str, bool] = field(default_factory=dict)
-    providers: dict[Mode, Provider] = field(
-        default_factory=lambda: {mode: Provider(valid={_FIRST}) for mode in Mode}
+    providers: dict[tuple[Mode, str], Provider] = field(
+        default_factory=lambda: {each: Provider(valid={_FIRST}) for each in ROTATED}
     )
     replaced: int = 0
     server: Server = field(default_factory=Server)
@@ -390,7 +394,7 @@ class Worker:
         )
         facade: Any = Facade(self.store, world.clock)
         self.rotations = Rotations(
-            facade, find=lambda uri: ChaoticRotator(world, Mode(uri), self.life)
+            facade, find=lambda uri: ChaoticRotator(world, uri, self.life)
         )
         self.credentials = CredentialRotation(
             facade, next_fire=lambda *_: None, rotations=self.rotations
@@ -472,19 +476,19 @@ class Worker:
     async def replace(self) -> None:
         """A secret at its provider: asked for, or what is under way goes on."""
         world, roll = self.world, self.world.chaos.random
-        mode = roll.choice(list(Mode))
+        mode, who = roll.choice(ROTATED)
         if roll.random() < 0.6:
-            await self.rotations.ask(mode.value, lost=roll.random() < 0.3)
+            await self.rotations.ask(mode.value, principal=who, lost=roll.random() < 0.3)
         with suppress(ConflictError, RotatorError):  # no answer within a minute
-            await self.rotations.advance(mode.value, wait=False)
+            await self.rotations.advance(mode.value, principal=who, wait=False)
             world.replaced += 1
-        await self.check_value(mode)
+        await self.check_value(mode, who)
 
-    async def check_value(self, mode: Mode) -> None:
+    async def check_value(self, mode: Mode, who: str) -> None:
         """What plugins get is valid; of one value at a time, but for the gap."""
-        provider = self.world.providers[mode]
+        provider = self.world.providers[mode, who]
         before, steps = set(provider.valid), len(provider.steps)
-        found = await self.rotations._vault.facts(mode.value)
+        found = await self.rotations._vault.facts(key_of(mode.value, who))
         if len(provider.steps) != steps:  # another worker was at it meanwhile
             return
         with self.rotations._vault.release(found.record, b"") as opened:
@@ -578,14 +582,14 @@ async def _at_providers(worker: Worker) -> None:
     for _ in range(3):
         world.clock.now += 8 * DAY
         assert await worker.credentials.run() == 0
-    for mode, provider in world.providers.items():
-        info = await worker.rotations._vault.get(mode.value)
+    for (mode, who), provider in world.providers.items():
+        info = await worker.rotations._vault.get(mode.value, principal=who)
         assert info.rotation is not None
         assert info.rotation.stage is RotationStage.IDLE
         assert info.rotation.asked < info.rotation.since
-        value = await read(worker.store, "api_keys", mode.value)
+        value = await read(worker.store, "api_keys", info.key)
         assert value is not None
-        assert provider.valid == {value.encode()}, mode
+        assert provider.valid == {value.encode()}, (mode, who)
 
 
 async def check(world: World) -> None:
@@ -682,8 +686,8 @@ async def run(world: World) -> World:
     await setup.store.unseal()
     await setup.document.change(lambda _: RotationState(policies=policies))
     world.latest = world.clock.now
-    for mode in Mode:
-        state = Rotation(rotator=mode.value, grace=5 * DAY)
+    for mode, who in ROTATED:
+        state = Rotation(rotator=f"{mode.value}#{who}", grace=5 * DAY)
         await credential_writes.put(
             setup.store,
             "api_keys",
@@ -694,6 +698,7 @@ async def run(world: World) -> World:
                     service="one",
                     origins=(FakeRotator.origin,),
                     rotation=state,
+                    principal=who,
                 )
             ],
             clock=world.clock,
