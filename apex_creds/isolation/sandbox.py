@@ -10,7 +10,6 @@ weaker wall to fall back to.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import os
@@ -20,6 +19,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import IO, Final, NamedTuple
@@ -28,7 +28,7 @@ import anyio.to_thread
 import msgspec
 
 import apex_creds
-from apex_creds.concurrency import BACKGROUND
+from apex_creds.concurrency import BACKGROUND, Event
 from apex_creds.errors import IsolationError, IsolationUnavailableError
 from apex_creds.fs.home import guarded_at
 from apex_creds.isolation import control_groups, launcher, seccomp
@@ -142,8 +142,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _unwanted(spawning: asyncio.Future[Walled]) -> None:
-    """Ends what was started for somebody who has been cancelled meanwhile."""
+def _unwanted(spawning: Future[Walled]) -> None:
+    """Ends what was started for a caller who is gone, and whose loop may be, too."""
     if not spawning.cancelled() and spawning.exception() is None:
         spawning.result().close()
 
@@ -207,12 +207,14 @@ class Wall(msgspec.Struct, frozen=True, kw_only=True):
 
         with closing(control):
             # The kernel ends it with the *thread* that started it: one that stays.
-            spawning = asyncio.ensure_future(BACKGROUND.run(spawn))
+            spawning, done = BACKGROUND.start(spawn), Event()
+            spawning.add_done_callback(lambda _: done.set())
             try:
-                walled = await asyncio.shield(spawning)
-            except asyncio.CancelledError:
+                await done.wait()
+            except BaseException:
                 spawning.add_done_callback(_unwanted)
                 raise
+            walled = spawning.result()
             try:
                 listeners = await anyio.to_thread.run_sync(
                     _arrived, control, self._asked(), len(self.listen)

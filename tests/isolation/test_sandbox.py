@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -400,3 +401,27 @@ async def test_one_that_is_ended_while_it_begins_leaves_no_child(late: int) -> N
         walled.close()
         theirs.close()
         assert control.recv(1) == b"", "nobody has the other end any more"
+
+
+def test_one_whose_caller_and_loop_are_gone_when_it_is_there_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spawn, entered, go_on, made = Wall._spawn, threading.Event(), threading.Event(), []
+
+    def late(self: Wall, *given: Any) -> Walled:
+        entered.set()
+        go_on.wait()
+        made.append(spawn(self, *given))
+        return made[0]
+
+    async def cancelled() -> None:
+        starting = asyncio.ensure_future(Wall(command=["sleep", "1000"]).start())
+        while not entered.is_set():
+            await asyncio.sleep(0)
+        starting.cancel()
+
+    monkeypatch.setattr(Wall, "_spawn", late)
+    asyncio.run(cancelled())
+    go_on.set()
+    while not made or made[0].process.returncode is None:
+        os.sched_yield()
