@@ -19,9 +19,9 @@ __all__ = ["guarded"]
 @guarded_by
 def guarded(tool: SdkMcpTool[Any], guard: ToolGuard) -> SdkMcpTool[Any]:
     """As the SDK's ``@tool`` makes them."""
-    handler = guard.function(tool.handler, name=tool.name, refused=_refused)
+    handler = guard.function(
+        tool.handler,
+        name=tool.name,
+        refused=lambda words: {"content": [{"type": "text", "text": words}], "is_error": True},
+    )
     return dataclasses.replace(tool, handler=handler)
-
-
-def _refused(words: str) -> dict[str, object]:
-    return {"content": [{"type": "text", "text": words}], "is_error": True}

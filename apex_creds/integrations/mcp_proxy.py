@@ -42,7 +42,7 @@ from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.invocations import held_by
 from apex_creds.isolation.programs import serve, way_out, with_surroundings
 from apex_creds.isolation.sandbox import Wall, Walled
-from apex_creds.leases.lease import Invocation, current_invocation
+from apex_creds.leases.lease import current_invocation
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.middleware.call import WrappedCall
 from apex_creds.middleware.plugin_runner import BehindWall
@@ -116,8 +116,7 @@ class Proxy:
         return call
 
     def _cancel(self, message: Message) -> None:
-        scope = self._running.get(cancelled(message))
-        if scope is not None:
+        if scope := self._running.get(cancelled(message)):
             scope.cancel()
 
     async def _pass_on(self, message: Message) -> None:
@@ -227,7 +226,9 @@ class CommandProxy(Proxy):
         self._current.append(call)
         try:
             self._gateway, found = way_out(
-                await held_by(call), self._invocation, dialer=self._dialer
+                await held_by(call),
+                lambda: self._current[-1] if self._current else None,
+                dialer=self._dialer,
             )
             self._walled = walled = await with_surroundings(self._wall, found).start(
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -237,9 +238,6 @@ class CommandProxy(Proxy):
             await self._initialized.wait()
         finally:
             self._current.remove(call)
-
-    def _invocation(self) -> Invocation | None:
-        return self._current[-1] if self._current else None
 
     async def _from_client(
         self, incoming: AsyncIterator[bytes], walled: Walled, calls: anyio.abc.TaskGroup

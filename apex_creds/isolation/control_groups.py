@@ -46,7 +46,10 @@ def make(most: int) -> Path | None:
         found = _NAME.fullmatch(old.name)
         if found and not os.path.exists(f"/proc/{found[1]}"):
             with suppress(OSError):  # where one has processes yet, it is the one after
-                for pid in (old / "cgroup.procs").read_text().split():
+                left = (old / "cgroup.procs").read_text().split()
+                if "0" in left:  # of another PID namespace, as its host is
+                    continue
+                for pid in left:
                     os.kill(int(pid), signal.SIGKILL)
             with suppress(OSError):
                 old.rmdir()

@@ -84,10 +84,6 @@ class OpenLease(Protocol):
         """Has ``close`` called when it ends."""
 
 
-def _until(until: float, login: Login) -> Login:
-    return replace(login, until=until)
-
-
 def logins_document(store: DocumentStore) -> Document[Logins]:
     """The document of a vault."""
     return Document(store, name=DOCUMENT, empty=Logins())
@@ -193,7 +189,7 @@ class DynamicCredentials:
                 self._log("renew", login.credential, "refused")
                 return
             until = self._vault.clock.time() + seconds
-            await self._change(number, partial(_until, until))
+            await self._change(number, partial(replace, until=until))
 
     def _over(self, lease: str, number: str) -> None:
         if self._records.pop(lease, None) is None:

@@ -27,15 +27,11 @@ def next_step(state: Rotation, now: float) -> RotationStage | None:
     if state.stage is RotationStage.IDLE:
         due = state.asked >= state.since and state.refusals < MOST_REFUSALS
         return RotationStage.IDLE if due else None
-    if state.stage is RotationStage.FINISH and not _is_over(state, now):
-        return None
-    return state.stage
-
-
-def _is_over(state: Rotation, now: float) -> bool:
-    """Whether the replaced value has had its grace; a clock that was ahead gives no more."""
     lost = state.lost >= min(state.previous, state.since)
-    return lost or not now < state.retires <= now + state.grace
+    # A clock that was ahead gives the replaced value no more than its grace.
+    if state.stage is RotationStage.FINISH and not lost:
+        return None if now < state.retires <= now + state.grace else state.stage
+    return state.stage
 
 
 def renews_at(info: CredentialInfo) -> float | None:

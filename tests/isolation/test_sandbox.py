@@ -287,6 +287,20 @@ except OSError as error:
         assert (made / "pids.max").read_text() == "7"
         assert (left.exists(), other.exists()) == (False, True)
 
+    async def test_a_group_of_another_pid_namespace_is_left_alone(
+        self, monkeypatch, tmp_path: Path
+    ) -> None:
+        """The kernel shows its processes as 0, which ``kill`` takes for the caller's group."""
+        monkeypatch.setattr(control_groups, "parent", lambda: tmp_path)
+        killed: list[int] = []
+        monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+        ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout
+        other = tmp_path / f"apex-creds-{ended.strip()}-1"
+        other.mkdir()
+        (other / "cgroup.procs").write_text("0\n0\n")
+        assert control_groups.make(7) is not None
+        assert (killed, other.exists()) == ([], True)
+
 
 class TestRefusals:
     async def test_no_folder_that_is_more_than_a_plugin_s(self) -> None:
