@@ -551,7 +551,7 @@ async def test_events_pass_both_ways_and_do_not_come_back(vault: Vault) -> None:
     await connect(manager, worker.bus)
     await worker.bus.accept(LeakDetected(credential="a", plugin="weather"))
     assert [e.event_type for e in manager.emitted] == ["security.leak_detected"]
-    whole = {"plugin": "weather", "credential": "a", "principal": ""}
+    whole = {"plugin": "weather", "credential": "a"}
     assert manager.emitted[0].data == whole
     data = {"plugin": "chatter"}
     await manager.emit(

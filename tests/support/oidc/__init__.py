@@ -48,6 +48,11 @@ class Server:
             each["event"] == event and each.get("grant") == grant for each in self.grants
         )
 
+    def has_answered(self, grant: str, least: int) -> None:
+        """Waits until it has said that it answered so many requests of a kind."""
+        while self.count(grant) < least:
+            self.next()
+
     def next(self) -> None:
         """Waits until it has said what it did next."""
         assert self._came.get(timeout=120) is not None, "the server ended"
@@ -91,8 +96,10 @@ def _public_keys() -> dict[str, list[dict[str, str]]]:
 
 
 def _read(lines: Iterator[str], server: Server) -> None:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # closed at the end
         for line in lines:
+            if not line.startswith("{"):  # the library's own notices
+                continue
             server.grants.append(json.loads(line))
             server._came.put(server.grants[-1])
     server._came.put(None)
