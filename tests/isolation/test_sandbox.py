@@ -16,7 +16,6 @@ import anyio
 import pytest
 
 from apex_creds.errors import IsolationError, IsolationUnavailableError
-from apex_creds.fs.home import _GUARDED
 from apex_creds.isolation import control_groups, sandbox, seccomp
 from apex_creds.isolation.sandbox import Limits, MiB, Wall, Walled
 from tests.support.worlds import world_in
@@ -325,10 +324,12 @@ class TestRefusals:
             with pytest.raises(IsolationError, match="more than a plugin's"):
                 await Wall(command=["true"], writable=[folder]).start()
 
-    async def test_no_folder_that_the_vault_is_in(self, tmp_path: Path) -> None:
+    async def test_no_folder_that_the_vault_is_in(self, monkeypatch, tmp_path: Path) -> None:
+        guarded: set[Path] = set()  # and not what other tests have opened
+        monkeypatch.setattr("apex_creds.fs.home._GUARDED", guarded)
         async with world_in(tmp_path) as world:
-            home, (key,) = world.vault.home, [each for each in _GUARDED if "key" in each.name]
-            assert {home / "security", home / "credentials"} <= _GUARDED
+            home, (key,) = world.vault.home, [each for each in guarded if "key" in each.name]
+            assert {home / "security", home / "credentials"} <= guarded
             for folder in (tmp_path, home, home / "security", home / "security" / "audit"):
                 for seen in ({"folders": [folder]}, {"writable": [folder]}):
                     with pytest.raises(IsolationError, match="the vault's"):
