@@ -104,7 +104,7 @@ def call(base):
     return client.v1.balance.retrieve().object
 """,
         proxy="CERTIFICATE_VERIFY_FAILED",
-        note="it has certificates of its own: set `stripe.ca_bundle_path` to `$SSL_CERT_FILE`",
+        note="it brings its own certificates: set `stripe.ca_bundle_path` to `$SSL_CERT_FILE`",
     ),
     "slack_sdk": Row(
         "slack_sdk",
