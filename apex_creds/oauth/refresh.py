@@ -46,7 +46,7 @@ from apex_creds.model import Connection, ConnectionState, CredentialInfo, key_of
 from apex_creds.oauth import assertions, endpoints
 from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form, Tokens, is_final, parse_tokens
-from apex_creds.storage.base import Leadership, Leads
+from apex_creds.storage.base import leading
 from apex_creds.vault import Opened, Vault
 
 Post = Callable[[str, Form, Client], Awaitable[Answer]]
@@ -190,7 +190,7 @@ class Refresher:
             if not needed(info, self._vault.ends.now()):
                 return info
             with contextlib.suppress(CredentialChangedError):  # by a person: that one is used
-                async with self._leads(info) as lead:
+                async with leading(self._vault.store.storage, f"refresh_{info.id}") as lead:
                     if lead:
                         await self._vault.refresh()
                         info = await self._again(info)
@@ -210,21 +210,12 @@ class Refresher:
         """
         deadline = self._vault.clock.monotonic() + _PATIENCE
         while True:
-            async with self._leads(info) as lead:
+            async with leading(self._vault.store.storage, f"refresh_{info.id}") as lead:
                 if lead:
                     await self._vault.refresh()
                     yield await self._again(info)
                     return
             await self._wait(deadline)
-
-    @contextlib.asynccontextmanager
-    async def _leads(self, info: CredentialInfo) -> AsyncIterator[Leadership]:
-        storage = self._vault.store.storage
-        if not isinstance(storage, Leads):
-            yield Leadership(held=True)
-            return
-        async with storage.leader(f"refresh_{info.id}") as lead:
-            yield lead
 
     async def _wait(self, deadline: float) -> None:
         if self._vault.clock.monotonic() > deadline:

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import math
 import shlex
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,7 +56,7 @@ from apex_creds.rotators import plan
 from apex_creds.rotators.masked_logs import masked_logs
 from apex_creds.rotators.protocol import Mode, Rotator, Task, place_of
 from apex_creds.rotators.registry import rotator_from_uri
-from apex_creds.storage.base import Leadership, Leads
+from apex_creds.storage.base import Leadership, leading
 from apex_creds.telemetry import instruments
 from apex_creds.vault import Vault, credential_writes
 from apex_creds.vault.lookup import PutItem
@@ -311,7 +311,7 @@ class Rotations:
             _state_of(info)
             if self._next(info) is None:
                 return info
-            async with self._leads(info) as lead:
+            async with leading(self._vault.store.storage, f"rotate_{info.id}") as lead:
                 if lead:
                     await self._vault.refresh()
                     return await self._all_steps(key, lead)
@@ -322,15 +322,6 @@ class Rotations:
                 )
             await anyio.sleep(_POLL)
             await self._vault.refresh()
-
-    @contextlib.asynccontextmanager
-    async def _leads(self, info: CredentialInfo) -> AsyncIterator[Leadership]:
-        storage = self._vault.store.storage
-        if not isinstance(storage, Leads):
-            yield Leadership(held=True)
-            return
-        async with storage.leader(f"rotate_{info.id}") as lead:
-            yield lead
 
     async def _all_steps(self, key: str, lead: Leadership) -> CredentialInfo:
         failed: RotatorError | None = None

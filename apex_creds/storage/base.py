@@ -239,6 +239,16 @@ class Leads(Protocol):
         """
 
 
+@asynccontextmanager
+async def leading(storage: Storage, what: str) -> AsyncIterator[Leadership]:
+    """As ``Leads.leader``; of a storage that elects nobody, each caller leads."""
+    if not isinstance(storage, Leads):
+        yield Leadership(held=True)
+        return
+    async with storage.leader(what) as lead:
+        yield lead
+
+
 @runtime_checkable
 class SharedStorage(Storage, Leads, Protocol):
     """A storage that several processes on several machines share.
