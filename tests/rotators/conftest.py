@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from apex_creds.vault import Vault
+from tests.support.clocks import FakeClock
+from tests.support.github import GitHub, github_app
 from tests.support.rotators import Roles, roles
 from tests.support.vaults import create
 
@@ -22,6 +24,17 @@ def database() -> Iterator[Roles]:
 def server(database: Roles) -> Roles:
     database.reset()
     return database
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def github(clock: FakeClock) -> Iterator[GitHub]:
+    with github_app(clock) as made:
+        yield made
 
 
 @pytest.fixture

@@ -15,23 +15,11 @@ from apex_creds.model import ApiKey, GenericSecret
 from apex_creds.rotators import configure, rotator_from_uri
 from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.worker import next_fire
-from tests.support.clocks import FakeClock
-from tests.support.github import PEM, github_app
+from tests.support.github import PEM
 from tests.support.rotators import parts_of, rotate
 from tests.support.vaults import create
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-def github(clock):
-    with github_app(clock) as made:
-        yield made
 
 
 @pytest.fixture

@@ -14,18 +14,12 @@ from apex_creds.model import ApiKey, Connection, GenericSecret, OAuthToken
 from apex_creds.oauth import Refresher
 from apex_creds.oauth.endpoints import Answer
 from apex_creds.rotators import Rotations, configure
-from tests.support.clocks import FakeClock
 from tests.support.github import PEM, GitHub
 from tests.support.http_servers import serving
 from tests.support.rotators import parts_of
 from tests.support.vaults import create
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
 
 
 @pytest.fixture

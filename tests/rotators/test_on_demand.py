@@ -17,7 +17,6 @@ from apex_creds.rotators.rotation import rotations_of
 from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.worker import next_fire
 from apex_creds.vault import Vault
-from tests.support.clocks import FakeClock
 from tests.support.github import PEM, github_app
 from tests.support.rotators import parts_of, rotate
 from tests.support.vaults import create, home_in, start, together
@@ -25,17 +24,6 @@ from tests.support.worlds import world_in
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 NEED = {"name": "gh", "access": "reveal"}
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-def github(clock):
-    with github_app(clock) as made:
-        yield made
 
 
 async def put(vault, github, *, principal="", **options):

@@ -21,7 +21,6 @@ from apex_creds.rotators.protocol import Created
 from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.rotation_state import PluginRemoved
 from apex_creds.telemetry import semconv
-from tests.support.clocks import FakeClock
 from tests.support.fake_rotator import (
     ORIGIN,
     URI,
@@ -37,11 +36,6 @@ from tests.support.vaults import create
 pytestmark = pytest.mark.anyio
 FIRST = "first-value-of-the-key"
 MODES = pytest.mark.parametrize("mode", list(Mode))
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
 
 
 @pytest.fixture
@@ -245,12 +239,8 @@ async def test_a_provider_that_refuses_is_asked_three_times_and_then_by_hand(
     assert provider.valid == {await value(vault)}
 
 
-async def test_a_swap_that_can_not_be_undone_needs_a_person(vault, provider, begin):
-    rotations = await begin(Mode.SWAP)
-    await rotations.ask("key")
-    provider.around = refuses("test")
-    with pytest.raises(RotatorRefusedError):
-        await rotations.advance("key")
+async def test_a_swap_that_can_not_be_undone_needs_a_person(vault, provider, stuck):
+    rotations = stuck
     info = await vault.get("key")
     assert info.rotation.stage is RotationStage.NEEDS_PERSON
     steps = list(provider.steps)
